@@ -1,0 +1,63 @@
+"""FIBER: one vision-language model for whole pictures and for regions."""
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from fiber import _core
+from fiber._core import DecodeError
+
+if TYPE_CHECKING:
+    from fiber.config import FiberConfig
+    from fiber.models.backbone import FiberBackbone
+    from fiber.models.detector import FiberDetector
+    from fiber.models.image_text import FiberImageText
+    from fiber.predict import MissingHeadError, evaluate, load
+    from fiber.training.loop import train
+
+__version__ = _core.__version__
+
+__all__ = [
+    "DecodeError",
+    "FiberBackbone",
+    "FiberConfig",
+    "FiberDetector",
+    "FiberImageText",
+    "MissingHeadError",
+    "__version__",
+    "evaluate",
+    "load",
+    "train",
+]
+
+# Where each public name lives: `import fiber` stays free of torch until a name is used.
+_HOMES = {
+    "FiberBackbone": "fiber.models.backbone",
+    "FiberConfig": "fiber.config",
+    "FiberDetector": "fiber.models.detector",
+    "FiberImageText": "fiber.models.image_text",
+    "MissingHeadError": "fiber.predict",
+    "evaluate": "fiber.predict",
+    "load": "fiber.predict",
+    "train": "fiber.training.loop",
+}
+_SUBMODULES = {"data", "kernels", "config"}
+
+if _core.build_profile == "debug":
+    warnings.warn(
+        "fiber._core is a debug build and many times slower; rebuild with `maturin develop --release`",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"fiber.{name}")
+    raise AttributeError(f"module 'fiber' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})

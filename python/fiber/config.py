@@ -1,0 +1,426 @@
+"""Configuration of the model: frozen dataclasses, checked when built, and the presets.
+
+Everything that a checkpoint needs to be rebuilt is a `FiberConfig`. The coarse (image-text) and the fine
+(image-text-box) stage share one backbone; they differ in fields of `FusionConfig` and in the heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+#: Heads that a coarse model can carry, in the order in which they are built.
+IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Sizes of the image tower (Swin Transformer)."""
+
+    #: Side of a patch in pixels; also the stride of the first stage.
+    patch_size: int = 4
+    #: Channels of the first stage; every later stage doubles them.
+    embed_dim: int = 128
+    #: Blocks of each of the four stages.
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    #: Attention heads of each stage.
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    #: Side of an attention window in tokens. The published coarse models use image_size / 32.
+    window_size: int = 12
+    #: Width of the MLP as a multiple of the channels.
+    mlp_ratio: float = 4.0
+    #: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.depths) == len(self.num_heads) == 4,
+            f"swin: expected 4 depths and 4 num_heads, got {self.depths} and {self.num_heads}",
+        )
+        for stage, (channels, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
+            _require(
+                channels % heads == 0,
+                f"swin: stage {stage} has {channels} channels, not a multiple of {heads} heads",
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobertaConfig:
+    """Sizes of the text tower (RoBERTa)."""
+
+    #: Tokens in the vocabulary; ids 0, 1, 2 are <s>, <pad>, </s> and the last one is <mask>.
+    vocab_size: int = 50265
+    #: Width of a token.
+    width: int = 768
+    #: Transformer layers.
+    num_layers: int = 12
+    #: Attention heads of each layer.
+    num_heads: int = 12
+    #: Width of the feed-forward layer.
+    ffn_width: int = 3072
+    #: Rows of the position table; two of them (0 and the pad's) never hold a real token.
+    max_positions: int = 514
+    #: Dropout after embeddings, attention and feed-forward, and on attention weights.
+    dropout: float = 0.1
+    #: Epsilon of every LayerNorm.
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % self.num_heads == 0,
+            f"roberta: width {self.width} is not a multiple of num_heads {self.num_heads}",
+        )
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, <s> and </s> included."""
+        return self.max_positions - 2
+
+    @property
+    def mask_id(self) -> int:
+        """Id of <mask>."""
+        return self.vocab_size - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the two towers are joined; all that differs between the stages' backbones."""
+
+    #: Pairs of (image block, text layer) that exchange features; they are the last of both towers.
+    num_fused_layers: int = 6
+    #: LayerNorm before the query of the image-to-text attention (published coarse code and fine v3: yes, v2: no).
+    normalize_query: bool = True
+    #: Apply the output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
+    normalize_last_text: bool = False
+    #: Shift windows also on maps that are not larger than a window (fine: yes, coarse: no).
+    shift_small_maps: bool = False
+    #: Value of every gate of a new model: 0 as published, above 0 for models trained from nothing.
+    gate_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_fused_layers >= 0,
+            f"fusion: num_fused_layers must be 0 or more, got {self.num_fused_layers}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextConfig:
+    """Heads of the coarse model."""
+
+    #: Heads to build, of `IMAGE_TEXT_HEADS`.
+    heads: tuple[str, ...] = ("itc", "itm", "mlm")
+    #: Answers of the VQA classifier.
+    num_answers: int = 3129
+    #: Start of the learned temperature of the contrastive loss.
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        for head in self.heads:
+            _require(
+                head in IMAGE_TEXT_HEADS,
+                f"image_text.heads: {head!r} is not one of {', '.join(IMAGE_TEXT_HEADS)}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Pyramid, dynamic head and anchors of the fine model."""
+
+    #: Channels of the pyramid and of the head.
+    channels: int = 256
+    #: Blocks of the dynamic head.
+    num_blocks: int = 6
+    #: Groups of its GroupNorms.
+    norm_groups: int = 16
+    #: Side of the square anchor as a multiple of the level's stride.
+    anchor_scale: float = 8.0
+    #: Strides of the levels P3 to P7 in pixels.
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    #: Channels of the published model's unused class convolution; its weights are kept to load and save it exactly.
+    num_unused_classes: int = 80
+    #: DropBlock on two pyramid levels while training (published: yes).
+    drop_block: bool = True
+    #: Candidates of each level and box in the ATSS assignment.
+    atss_top_k: int = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiberConfig:
+    """A whole model: towers, fusion and the heads of one stage."""
+
+    #: "coarse" is the image-text model, "fine" the detector.
+    stage: Literal["coarse", "fine"] = "coarse"
+    #: Side of the square training picture of the coarse stage, in pixels.
+    image_size: int = 384
+    #: Order of the colour channels that the first convolution expects (published fine models: bgr).
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    #: Longest text in tokens, <s> and </s> included.
+    max_tokens: int = 40
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    roberta: RobertaConfig = field(default_factory=RobertaConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    image_text: ImageTextConfig = field(default_factory=ImageTextConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.stage in ("coarse", "fine"), f"stage: expected coarse or fine, got {self.stage!r}"
+        )
+        _require(
+            self.channel_order in ("rgb", "bgr"),
+            f"channel_order: expected rgb or bgr, got {self.channel_order!r}",
+        )
+        _require(
+            self.max_tokens <= self.roberta.max_tokens,
+            f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the text tower",
+        )
+        fused, depths, layers = self.fusion.num_fused_layers, self.swin.depths, self.roberta.num_layers
+        _require(
+            fused == 0 or depths[3] <= fused <= min(layers, depths[2] + depths[3]),
+            f"fusion.num_fused_layers is {fused}; expected 0 or {depths[3]} (all of stage 4) to"
+            f" {min(layers, depths[2] + depths[3])}",
+        )
+
+    def with_vocabulary(self, vocab_size: int) -> FiberConfig:
+        """The same model for another tokenizer."""
+        return dataclasses.replace(
+            self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
+        )
+
+    def fine(self, *, version: Literal["v2", "v3"] = "v3", max_tokens: int | None = None) -> FiberConfig:
+        """The detector on this backbone; v3 is the form that the published coarse code matches."""
+        _require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
+        return dataclasses.replace(
+            self,
+            stage="fine",
+            max_tokens=max_tokens or self.max_tokens,
+            fusion=dataclasses.replace(
+                self.fusion,
+                normalize_query=version == "v3",
+                normalize_last_text=True,
+                shift_small_maps=True,
+            ),
+        )
+
+
+#: Sizes by name. `base` is the published model; the others train from nothing on a CPU.
+PRESETS: dict[str, FiberConfig] = {
+    "base": FiberConfig(),
+    "small": FiberConfig(
+        image_size=96,
+        max_tokens=32,
+        swin=SwinConfig(
+            embed_dim=32, depths=(1, 1, 4, 2), num_heads=(1, 2, 4, 8), window_size=6, drop_path=0.0
+        ),
+        roberta=RobertaConfig(
+            vocab_size=512,
+            width=128,
+            num_layers=6,
+            num_heads=4,
+            ffn_width=512,
+            max_positions=130,
+            dropout=0.0,
+        ),
+        fusion=FusionConfig(num_fused_layers=4, gate_start=1.0),
+        image_text=ImageTextConfig(heads=("itc", "itm", "mlm", "vqa"), num_answers=32),
+        detector=DetectorConfig(
+            channels=96, num_blocks=1, norm_groups=8, anchor_scale=3.0, drop_block=False
+        ),
+    ),
+    "micro": FiberConfig(
+        image_size=64,
+        max_tokens=16,
+        swin=SwinConfig(
+            embed_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 2, 2, 4), window_size=2, drop_path=0.0
+        ),
+        roberta=RobertaConfig(
+            vocab_size=320,
+            width=32,
+            num_layers=4,
+            num_heads=2,
+            ffn_width=64,
+            max_positions=66,
+            dropout=0.0,
+        ),
+        fusion=FusionConfig(num_fused_layers=3, gate_start=0.5),
+        image_text=ImageTextConfig(heads=IMAGE_TEXT_HEADS, num_answers=16),
+        detector=DetectorConfig(
+            channels=32, num_blocks=1, norm_groups=4, anchor_scale=3.0, drop_block=False
+        ),
+    ),
+}
+
+
+def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
+    """Look a preset up by name.
+
+    Raises:
+        ValueError: if there is no such preset, with the nearest names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
+    config = PRESETS[name]
+    if stage == "coarse":
+        return config
+    return config.fine(max_tokens=256 if name == "base" else None)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Say which known names look most like `name`, for error messages."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a config dataclass into plain dicts, lists, numbers and strings, ready for JSON."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    return plain(config)
+
+
+def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") -> ConfigT:
+    """Build a config dataclass from `to_dict`'s output; absent fields keep their defaults.
+
+    Raises:
+        ValueError: for an unknown field (with the nearest right names) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"unknown field {where + name!r}: {nearest(name, sorted(known))}")
+        arguments[name] = _convert(hints[name], value, where + name)
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check `value` against a field's type; turn lists into tuples and dicts into dataclasses."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, dict):
+            return from_dict(hint, value, where=where + ".")
+    elif origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return _convert(option, value, where)
+                except ValueError:
+                    continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            if len(arguments) == 2 and arguments[1] is Ellipsis:
+                item_hints = [arguments[0]] * len(value)
+            else:
+                item_hints = list(arguments)
+            if len(item_hints) == len(value):
+                return tuple(
+                    _convert(item_hint, item, f"{where}[{index}]")
+                    for index, (item_hint, item) in enumerate(zip(item_hints, value, strict=True))
+                )
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint):
+        if not (isinstance(value, bool) and hint is int):
+            return value
+    name = getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where}: expected {name}, got {value!r} ({type(value).__name__})")
+
+
+def replace_fields(config: ConfigT, changes: dict[str, Any]) -> ConfigT:
+    """Copy a config with fields changed by dotted name, as `--set train.steps=100` does.
+
+    Values given as strings are read as the field's type ("0.1", "true", "1,2,3").
+
+    Raises:
+        ValueError: for a name that does not exist (with the nearest right ones) or a value that does not fit.
+    """
+    for dotted, value in changes.items():
+        config = _replace_one(config, dotted.split("."), value, dotted)
+    return config
+
+
+def _replace_one(config: Any, path: list[str], value: Any, dotted: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    if path[0] not in hints:
+        prefix = dotted[: len(dotted) - len(".".join(path))]
+        known = [prefix + name for name in field_names(config)]
+        raise ValueError(f"unknown field {dotted!r}: {nearest(dotted, known)}")
+    old = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise ValueError(f"unknown field {dotted!r}: {path[0]!r} has no fields")
+        new = _replace_one(old, path[1:], value, dotted)
+    else:
+        parsed = _parse(hints[path[0]], value) if isinstance(value, str) else value
+        new = _convert(hints[path[0]], parsed, dotted)
+    return dataclasses.replace(config, **{path[0]: new})
+
+
+def field_names(config: Any, prefix: str = "") -> list[str]:
+    """List every field of a config by dotted name, nested ones included."""
+    names = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        names.append(prefix + f.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names += field_names(value, prefix + f.name + ".")
+    return names
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """Read a command-line string as the type of a field; what cannot be read is left for the check."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none" and type(None) in arguments:
+            return None
+        return _parse(next(a for a in arguments if a is not type(None)), text)
+    if origin is tuple:
+        items = [item.strip() for item in text.strip("()[] ").split(",") if item.strip()]
+        return [_parse(arguments[0], item) for item in items]
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        if hint is number:
+            try:
+                return number(text)
+            except ValueError:
+                return text
+    return text

@@ -1,0 +1,111 @@
+"""Records: what a data set holds, before anything is decoded.
+
+A data set is any map-style collection of `Record` (it has `__len__` and `__getitem__`): a list will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Protocol, overload, runtime_checkable
+
+#: A picture as it is stored: the path of a file or the bytes of one.
+StoredImage = str | PathLike[str] | bytes
+#: Half-open range [start, end) of code points in a text.
+CharSpan = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One picture (or two) with a text and what is known about them.
+
+    Only `key`, `images` and `text` are always needed; a task says by name which other field it misses.
+    """
+
+    #: Name of the record in messages and prediction files, unique in its data set.
+    key: str
+    #: One picture; two for NLVR2-like statements (left, right).
+    images: tuple[StoredImage, ...]
+    #: Caption, question, statement or prompt.
+    text: str
+    #: Records with the same image_id show the same picture. Default: the key.
+    image_id: str = ""
+    #: Boxes (x0, y0, x1, y1) in pixels of the stored picture, half-open.
+    boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    #: For each box, the spans of `text` that name it.
+    char_spans: tuple[tuple[CharSpan, ...], ...] = ()
+    #: For each box, the index of its class or phrase; used by metrics only.
+    box_labels: tuple[int, ...] = ()
+    #: Phrases or class names that `box_labels` counts through.
+    labels: tuple[str, ...] = ()
+    #: For each of `labels`, the spans of `text` that name it, whether it has a box or not.
+    label_spans: tuple[tuple[CharSpan, ...], ...] = ()
+    #: Answers with their soft scores in [0, 1] (VQA).
+    answers: Mapping[str, float] | None = None
+    #: Whether the text is true of the pictures (NLVR2), or which text is right (matching).
+    truth: bool | None = None
+    #: Group of the record for metrics: question type, kind of phrase, held-out composition and so on.
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError(f"record {self.key!r} has no picture")
+        if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
+            raise ValueError(
+                f"record {self.key!r} has {len(self.boxes_xyxy)} boxes and {len(self.char_spans)}"
+                " entries of char_spans; expected one entry for each box"
+            )
+        for index, (x0, y0, x1, y1) in enumerate(self.boxes_xyxy):
+            # Written so that a NaN fails too.
+            if not (x0 <= x1 and y0 <= y1):
+                raise ValueError(
+                    f"record {self.key!r}: box {index} is ({x0}, {y0}, {x1}, {y1});"
+                    " expected x0 <= x1 and y0 <= y1 in pixels"
+                )
+        for spans in (*self.char_spans, *self.label_spans):
+            for start, end in spans:
+                if not 0 <= start < end <= len(self.text):
+                    raise ValueError(
+                        f"record {self.key!r}: span [{start}, {end}) is not inside its text of"
+                        f" {len(self.text)} characters"
+                    )
+        if not self.image_id:
+            object.__setattr__(self, "image_id", self.key)
+
+
+@runtime_checkable
+class RecordSet(Protocol):
+    """Any map-style collection of records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+class ConcatRecords(Sequence[Record]):
+    """Several record sets, one after the other."""
+
+    def __init__(self, parts: Sequence[RecordSet]) -> None:
+        self.parts = list(parts)
+        self._starts = [0]
+        for part in self.parts:
+            self._starts.append(self._starts[-1] + len(part))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        part = next(i for i, start in enumerate(self._starts[1:]) if index < start)
+        return self.parts[part][index - self._starts[part]]
