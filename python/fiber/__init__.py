@@ -45,7 +45,8 @@ _SUBMODULES = {"data", "kernels", "config"}
 
 if _core.build_profile == "debug":
     warnings.warn(
-        "fiber._core is a debug build and many times slower; rebuild with `maturin develop --release`",
+        "fiber._core is a debug build and many times slower;"
+        " rebuild with `maturin develop --release`",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,7 +1,8 @@
 """Configuration of the model: frozen dataclasses, checked when built, and the presets.
 
-Everything that a checkpoint needs to be rebuilt is a `FiberConfig`. The coarse (image-text) and the fine
-(image-text-box) stage share one backbone; they differ in fields of `FusionConfig` and in the heads.
+Everything that a checkpoint needs to be rebuilt is a `FiberConfig`. The coarse (image-text) and
+the fine (image-text-box) stage share one backbone; they differ in fields of `FusionConfig` and in
+the heads.
 """
 
 from __future__ import annotations
@@ -104,13 +105,15 @@ class FusionConfig:
 
     #: Pairs of (image block, text layer) that exchange features; they are the last of both towers.
     num_fused_layers: int = 6
-    #: LayerNorm before the query of the image-to-text attention (published coarse code and fine v3: yes, v2: no).
+    #: LayerNorm before the query of the image-to-text attention (published coarse code and fine
+    #: v3: yes, fine v2: no).
     normalize_query: bool = True
     #: Apply the output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
     normalize_last_text: bool = False
     #: Shift windows also on maps that are not larger than a window (fine: yes, coarse: no).
     shift_small_maps: bool = False
-    #: Value of every gate of a new model: 0 as published, above 0 for models trained from nothing.
+    #: Value of every gate of a new model: 0 as published, above 0 for models trained from
+    #: nothing.
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -153,7 +156,8 @@ class DetectorConfig:
     anchor_scale: float = 8.0
     #: Strides of the levels P3 to P7 in pixels.
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    #: Channels of the published model's unused class convolution; its weights are kept to load and save it exactly.
+    #: Channels of the published model's unused class convolution, kept so that its checkpoints
+    #: load and save exactly.
     num_unused_classes: int = 80
     #: DropBlock on two pyramid levels while training (published: yes).
     drop_block: bool = True
@@ -189,9 +193,14 @@ class FiberConfig:
         )
         _require(
             self.max_tokens <= self.roberta.max_tokens,
-            f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the text tower",
+            f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the"
+            " text tower",
         )
-        fused, depths, layers = self.fusion.num_fused_layers, self.swin.depths, self.roberta.num_layers
+        fused, depths, layers = (
+            self.fusion.num_fused_layers,
+            self.swin.depths,
+            self.roberta.num_layers,
+        )
         _require(
             fused == 0 or depths[3] <= fused <= min(layers, depths[2] + depths[3]),
             f"fusion.num_fused_layers is {fused}; expected 0 or {depths[3]} (all of stage 4) to"
@@ -204,7 +213,9 @@ class FiberConfig:
             self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
         )
 
-    def fine(self, *, version: Literal["v2", "v3"] = "v3", max_tokens: int | None = None) -> FiberConfig:
+    def fine(
+        self, *, version: Literal["v2", "v3"] = "v3", max_tokens: int | None = None
+    ) -> FiberConfig:
         """The detector on this backbone; v3 is the form that the published coarse code matches."""
         _require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
         return dataclasses.replace(
@@ -308,7 +319,8 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
     """Build a config dataclass from `to_dict`'s output; absent fields keep their defaults.
 
     Raises:
-        ValueError: for an unknown field (with the nearest right names) or a value of the wrong type.
+        ValueError: for an unknown field (with the nearest right names) or a value of the wrong
+            type.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -340,7 +352,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif origin is Literal:
         if value in arguments:
             return value
-        raise ValueError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+        raise ValueError(
+            f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}"
+        )
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
             if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -354,12 +368,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 )
     elif origin is dict:
         if isinstance(value, dict):
-            return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+            return {
+                key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()
+            }
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    elif isinstance(hint, type) and isinstance(value, hint):
-        if not (isinstance(value, bool) and hint is int):
-            return value
+    # A bool is an int to Python, but "true" is no count.
+    elif (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
+        return value
     name = getattr(hint, "__name__", str(hint))
     raise ValueError(f"{where}: expected {name}, got {value!r} ({type(value).__name__})")
 
@@ -370,7 +390,8 @@ def replace_fields(config: ConfigT, changes: dict[str, Any]) -> ConfigT:
     Values given as strings are read as the field's type ("0.1", "true", "1,2,3").
 
     Raises:
-        ValueError: for a name that does not exist (with the nearest right ones) or a value that does not fit.
+        ValueError: for a name that does not exist (with the nearest right ones) or a value that
+            does not fit.
     """
     for dotted, value in changes.items():
         config = _replace_one(config, dotted.split("."), value, dotted)
@@ -406,7 +427,7 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """Read a command-line string as the type of a field; what cannot be read is left for the check."""
+    """Read a command-line string as the type of a field; what it cannot read, the check refuses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:

@@ -1,6 +1,7 @@
 """Batches: what the loader gives and the model takes. Frozen dataclasses of tensors.
 
-Letters: B pictures, H W pixels after the transform and padding, L tokens, G boxes of the whole batch.
+Letters: B pictures, H W pixels after the transform and padding, L tokens, G boxes of the whole
+batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Records: what a data set holds, before anything is decoded.
 
-A data set is any map-style collection of `Record` (it has `__len__` and `__getitem__`): a list will do.
+A data set is any map-style collection of `Record` (it has `__len__` and `__getitem__`): a list will
+do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CharSpan = tuple[int, int]
 class Record:
     """One picture (or two) with a text and what is known about them.
 
-    Only `key`, `images` and `text` are always needed; a task says by name which other field it misses.
+    Only `key`, `images` and `text` are always needed; a task says by name which other field it
+    misses.
     """
 
     #: Name of the record in messages and prediction files, unique in its data set.
@@ -45,7 +47,7 @@ class Record:
     answers: Mapping[str, float] | None = None
     #: Whether the text is true of the pictures (NLVR2), or which text is right (matching).
     truth: bool | None = None
-    #: Group of the record for metrics: question type, kind of phrase, held-out composition and so on.
+    #: Group of the record for metrics: question type, kind of phrase and so on.
     group: str = ""
 
     def __post_init__(self) -> None:

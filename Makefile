@@ -1,0 +1,57 @@
+# The commands of the project; `.ci/run` and the README use the same ones.
+# Every target sets itself up: a virtual environment in .venv with the package built into it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
+ARGS ?=
+
+.PHONY: demo test quick lint fmt build bench clean
+
+# The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
+demo: $(VENV)/.installed-demo
+	$(BIN)/fiber demo $(ARGS)
+
+# Everything that can be tested here.
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+	cargo test --release
+
+# The tests of a few seconds.
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m mypy.stubtest fiber._core
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --all-targets --features python -- -D warnings
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cargo fmt
+
+# The wheel, in dist/.
+build: $(VENV)/.installed-dev
+	$(BIN)/maturin build --release --out dist
+
+clean:
+	rm -rf $(VENV) target dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# Reinstalled when the Rust code or the metadata changes; Python files are used where they are.
+$(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(RUST_FILES)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(RUST_FILES)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed-demo
