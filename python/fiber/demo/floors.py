@@ -1,0 +1,158 @@
+"""Floors of the demo's metrics: the least value with which a run counts as having learned.
+
+The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
+minus two standard deviations of the three). A metric whose worst seed does not beat the blind
+baseline has no floor: it is printed as "not learned". The seeds' values stand in `floors.json`
+beside this file; `python -m fiber.demo.floors` writes them from finished runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+FLOORS_FILE = Path(__file__).with_name("floors.json")
+
+#: Metrics of which at least one must have a floor, by mode of the demo.
+REQUIRED = {
+    "default": (
+        ("retrieval", "matching"),
+        ("vqa",),
+        ("phrases", "referring", "detection"),
+    ),
+    "fast": (("retrieval", "matching"), ("phrases", "referring", "detection")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric on one split, beside everything it has to be compared with."""
+
+    #: Task and measure, as in "vqa/accuracy"; the first part is what `REQUIRED` names.
+    metric: str
+    #: What a person reads.
+    name: str
+    #: "val" or "novel".
+    split: str
+    model: float
+    #: What guessing without looking or reading reaches; None where it has no meaning.
+    chance: float | None
+    #: The best guess without the picture, counted on the training split.
+    blind: float | None
+    #: The model with its gates set to 0.
+    no_fusion: float | None = None
+    #: The model on permuted pictures.
+    permuted: float | None = None
+    floor: float | None = None
+    #: "ok", "FELL" or "not learned".
+    verdict: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the row in `floors.json`."""
+        return f"{self.metric}/{self.split}"
+
+
+def floor_of(seed_values: Sequence[float], blind: float | None) -> float | None:
+    """Compute a metric's floor from its values on three seeds; None where it was not learned.
+
+    Raises:
+        ValueError: unless there are at least three values.
+    """
+    if len(seed_values) < 3:
+        raise ValueError(f"a floor needs the values of three seeds, got {len(seed_values)}")
+    worst = min(seed_values)
+    if blind is not None and worst <= blind:
+        return None
+    floor = worst - 2 * statistics.stdev(seed_values)
+    return floor if blind is None else max(floor, blind)
+
+
+def judge(rows: Sequence[Row], recorded: dict[str, list[float]]) -> list[Row]:
+    """Give every row its floor and verdict.
+
+    Args:
+        rows: metrics of this run.
+        recorded: values of three seeds by `Row.key`; a row that is not there has no floor.
+    """
+    judged = []
+    for row in rows:
+        values = recorded.get(row.key)
+        floor = floor_of(values, row.blind) if values else None
+        verdict = "not learned" if floor is None else "ok" if row.model >= floor else "FELL"
+        judged.append(replace(row, floor=floor, verdict=verdict))
+    return judged
+
+
+def failures(rows: Sequence[Row], mode: str) -> list[str]:
+    """List what makes the demo fail: floors that fell and groups in which nothing was learned."""
+    problems = [
+        f"{row.name} on {row.split} fell below its floor: {row.model:.3f} < {row.floor:.3f}"
+        for row in rows
+        if row.verdict == "FELL" and row.floor is not None
+    ]
+    for group in REQUIRED[mode]:
+        if not any(row.floor is not None and row.metric.split("/")[0] in group for row in rows):
+            problems.append(f"no metric of {' or '.join(group)} has a floor: nothing was learned")
+    return problems
+
+
+def permuted_survivors(rows: Sequence[Row]) -> list[str]:
+    """List metrics that stay above their floor although the pictures were permuted."""
+    return [
+        f"{row.name} on {row.split}: {row.permuted:.3f} with permuted pictures,"
+        f" not below its floor {row.floor:.3f}"
+        for row in rows
+        if row.floor is not None and row.permuted is not None and row.permuted >= row.floor
+    ]
+
+
+def load_floors(data: str, mode: str) -> dict[str, list[float]]:
+    """Read the seeds' values for a kind of data ("scenes", "stamps") and a mode; {} if none."""
+    if not FLOORS_FILE.is_file():
+        return {}
+    entry = json.loads(FLOORS_FILE.read_text()).get(f"{data}/{mode}", {})
+    return entry.get("values", {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write `floors.json` from the `rows.json` of finished demo runs of different seeds."""
+    parser = argparse.ArgumentParser(prog="python -m fiber.demo.floors", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of demo runs, one per seed")
+    options = parser.parse_args(arguments)
+    runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
+    if len({run["seed"] for run in runs}) < 3:
+        print("expected runs of three different seeds", file=sys.stderr)
+        return 2
+    names = {f"{run['data']}/{run['mode']}" for run in runs}
+    if len(names) != 1:
+        print(f"expected runs of one kind, got {', '.join(sorted(names))}", file=sys.stderr)
+        return 2
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            values.setdefault(f"{row['metric']}/{row['split']}", []).append(round(row["model"], 6))
+    floors = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
+    floors[names.pop()] = {
+        "seeds": [run["seed"] for run in runs],
+        "commit": sorted({run["commit"] for run in runs}),
+        "machine": runs[0]["machine"],
+        "values": values,
+    }
+    FLOORS_FILE.write_text(json.dumps(floors, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {FLOORS_FILE}")
+    return 0
+
+
+def rows_to_json(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Turn rows into plain values for `rows.json`."""
+    return [asdict(row) for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The demo's page: one self-contained HTML file, and the same table for the terminal."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fiber.demo.floors import Row
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child, th.text, td.text { text-align: left; }
+tr.failed td { background: #fdd; } tr.unlearned td { color: #777; } td.model { font-weight: 600; }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; } img { max-width: 100%; }
+figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .9rem; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Speed of one stage."""
+
+    #: What was done.
+    stage: str
+    #: Pictures handled, repeated ones counted each time.
+    pictures: int
+    #: Wall-clock seconds.
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that the page shows."""
+
+    title: str
+    #: One sentence on the outcome.
+    verdict: str
+    rows: Sequence[Row]
+    throughput: Sequence[Throughput]
+    #: Training curves and contact sheets: (caption, PNG file).
+    figures: Sequence[tuple[str, Path]]
+    #: Shell commands that repeat each stage.
+    commands: Sequence[str]
+    #: What the machine and the versions were.
+    machine: dict[str, str]
+    #: Rows of the ablation table; the first one holds the column names.
+    ablations: Sequence[Sequence[str]] = ()
+    #: Where the ablation rows come from.
+    ablations_source: str = ""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Lay the metrics out for a terminal, one line a metric and split."""
+    header = ("metric", "split", "model", "chance", "blind", "no fusion", "permuted", "floor", "")
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = []
+    for line in lines:
+        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(line[2:8], widths[2:8], strict=True)]
+        text.append("  ".join([*left, *right, line[8]]).rstrip())
+    text.insert(1, "-" * max(map(len, text)))
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return (
+        row.name,
+        row.split,
+        number(row.model),
+        number(row.chance),
+        number(row.blind),
+        number(row.no_fusion),
+        number(row.permuted),
+        number(row.floor),
+        row.verdict,
+    )
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page with its pictures embedded, under a temporary name first."""
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        f"<title>{html.escape(report.title)}</title><style>{_STYLE}</style>",
+        f"<h1>{html.escape(report.title)}</h1><p>{html.escape(report.verdict)}</p>",
+        _metrics_section(report.rows),
+    ]
+    for caption, file in report.figures:
+        parts.append(
+            f"<figure><img src='{_data_url(file)}' alt='{html.escape(caption, quote=True)}'>"
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    if report.ablations:
+        parts.append("<h2>Ablations</h2>")
+        parts.append(f"<p class='note'>{html.escape(report.ablations_source)}</p>")
+        parts.append(_table(report.ablations[0], report.ablations[1:]))
+    parts.append("<h2>Throughput</h2>")
+    parts.append(
+        _table(
+            ("stage", "pictures", "seconds", "pictures per second"),
+            [
+                (t.stage, str(t.pictures), f"{t.seconds:.1f}", f"{t.pictures / t.seconds:.0f}")
+                for t in report.throughput
+                if t.seconds > 0
+            ],
+        )
+    )
+    parts.append("<h2>Machine</h2>")
+    parts.append(_table(("what", "value"), sorted(report.machine.items())))
+    parts.append("<h2>Commands that repeat it</h2>")
+    parts.append(f"<pre>{html.escape(chr(10).join(report.commands))}</pre>")
+    parts += [f"<p class='note'>{html.escape(note)}</p>" for note in report.notes]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(parts), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _metrics_section(rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        cells = _cells(row)
+        kind = {"FELL": "failed", "not learned": "unlearned"}.get(row.verdict, "")
+        text = "".join(f"<td class='text'>{html.escape(cell)}</td>" for cell in cells[:2])
+        text += f"<td class='model'>{cells[2]}</td>"
+        text += "".join(f"<td>{cell}</td>" for cell in cells[3:8])
+        body.append(f"<tr class='{kind}'>{text}<td class='text'>{html.escape(cells[8])}</td></tr>")
+    heads = ("model", "chance", "blind", "no fusion", "permuted", "floor")
+    return (
+        "<h2>Results</h2><table><tr><th>metric</th><th class='text'>split</th>"
+        + "".join(f"<th>{name}</th>" for name in heads)
+        + "<th></th></tr>"
+        + "".join(body)
+        + "</table><p class='note'>novel: compositions that training never showed. blind: the best"
+        " guess without the picture, counted on the training split. no fusion: the same model with"
+        " its gates set to 0. permuted: the same model shown other pictures. floor: the least value"
+        " with which the demo passes; a metric without one is printed as not learned.</p>"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th class='text'>{html.escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td class='text'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _data_url(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+
+
+def contact_sheet(tiles: Sequence[tuple[Any, str]], path: Path, *, columns: int = 4) -> None:
+    """Put annotated pictures side by side, each above its text.
+
+    Args:
+        tiles: pairs of (PIL image, text below it).
+        path: PNG to write.
+        columns: pictures in a row.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(13)
+    width = max((image.width for image, _ in tiles), default=1)
+    height = max((image.height for image, _ in tiles), default=1)
+    text_height = 17 * max((text.count("\n") + 1 for _, text in tiles), default=1) + 8
+    gap = 10
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + gap) + gap, max(1, rows * (height + text_height + gap) + gap)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, text) in enumerate(tiles):
+        x = gap + (index % columns) * (width + gap)
+        y = gap + (index // columns) * (height + text_height + gap)
+        sheet.paste(image, (x, y))
+        draw.multiline_text((x, y + height + 3), text, fill="black", font=font, spacing=3)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    path.write_bytes(buffer.getvalue())
