@@ -154,6 +154,10 @@ class DetectorConfig:
     norm_groups: int = 16
     #: Side of the square anchor as a multiple of the level's stride.
     anchor_scale: float = 8.0
+    #: Pictures that a finished model looks at get this shorter side in pixels ...
+    shorter_side: int = 800
+    #: ... as long as their longer side does not exceed this.
+    max_size: int = 1333
     #: Strides of the levels P3 to P7 in pixels.
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     #: Channels of the published model's unused class convolution, kept so that its checkpoints
@@ -252,7 +256,13 @@ PRESETS: dict[str, FiberConfig] = {
         fusion=FusionConfig(num_fused_layers=4, gate_start=1.0),
         image_text=ImageTextConfig(heads=("itc", "itm", "mlm", "vqa"), num_answers=32),
         detector=DetectorConfig(
-            channels=96, num_blocks=1, norm_groups=8, anchor_scale=3.0, drop_block=False
+            channels=96,
+            num_blocks=1,
+            norm_groups=8,
+            anchor_scale=3.0,
+            shorter_side=96,
+            max_size=160,
+            drop_block=False,
         ),
     ),
     "micro": FiberConfig(
@@ -273,7 +283,13 @@ PRESETS: dict[str, FiberConfig] = {
         fusion=FusionConfig(num_fused_layers=3, gate_start=0.5),
         image_text=ImageTextConfig(heads=IMAGE_TEXT_HEADS, num_answers=16),
         detector=DetectorConfig(
-            channels=32, num_blocks=1, norm_groups=4, anchor_scale=3.0, drop_block=False
+            channels=32,
+            num_blocks=1,
+            norm_groups=4,
+            anchor_scale=3.0,
+            shorter_side=64,
+            max_size=96,
+            drop_block=False,
         ),
     ),
 }
