@@ -1,0 +1,327 @@
+"""What one training run is: the model, its data, its tasks, its optimiser and its length.
+
+Nothing here imports torch, so that recipes can be listed and checked in a moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fiber.config import FiberConfig, nearest, to_dict
+
+#: Readers of `fiber.data.sources` that a task may name, by what they hold.
+SOURCES = ("captions", "questions", "reasoning", "phrases", "referring", "detection")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextTask:
+    """Captions: contrastive (ITC), matching (ITM) and masked words (MLM) from shared passes."""
+
+    #: Turns in the rotation of tasks; 0 leaves the task out.
+    share: int = 0
+    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    sources: tuple[str, ...] = ("captions",)
+    #: Weight of each loss; a loss of weight 0 is not computed.
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 1.0
+    #: "both": a negative text and a negative picture for every pair (2B negatives, as published);
+    #: "half": negative texts for the even pairs, negative pictures for the odd ones (B negatives).
+    itm_negatives: Literal["both", "half"] = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionTask:
+    """Questions about pictures (VQA)."""
+
+    #: Turns in the rotation of tasks; 0 leaves the task out.
+    share: int = 0
+    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    sources: tuple[str, ...] = ("questions",)
+    #: Weight of the loss.
+    vqa: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningTask:
+    """Statements about two pictures (NLVR2)."""
+
+    #: Turns in the rotation of tasks; 0 leaves the task out.
+    share: int = 0
+    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    sources: tuple[str, ...] = ("reasoning",)
+    #: Weight of the loss.
+    nlvr2: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTask:
+    """Captions written word by word (maximum likelihood)."""
+
+    #: Turns in the rotation of tasks; 0 leaves the task out.
+    share: int = 0
+    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    sources: tuple[str, ...] = ("captions",)
+    #: Weight of the loss.
+    caption: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingTask:
+    """Boxes for phrases, expressions or class names (the fine stage)."""
+
+    #: Turns in the rotation of tasks; 0 leaves the task out.
+    share: int = 0
+    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    sources: tuple[str, ...] = ("referring", "phrases", "detection")
+    #: Weight of each loss.
+    alignment: float = 1.0
+    box: float = 2.0
+    centerness: float = 1.0
+
+
+TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | GroundingTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """All tasks; every step trains one of those with a share, in a fixed rotation."""
+
+    image_text: ImageTextTask = field(default_factory=ImageTextTask)
+    question: QuestionTask = field(default_factory=QuestionTask)
+    reasoning: ReasoningTask = field(default_factory=ReasoningTask)
+    caption: CaptionTask = field(default_factory=CaptionTask)
+    grounding: GroundingTask = field(default_factory=GroundingTask)
+
+    def __post_init__(self) -> None:
+        for name, task in self._all().items():
+            _require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
+            for source in task.sources:
+                _require(
+                    source in SOURCES,
+                    f"tasks.{name}.sources: {source!r} is no source; {nearest(source, SOURCES)}",
+                )
+        _require(
+            bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
+        )
+
+    def _all(self) -> dict[str, TaskConfig]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def active(self) -> dict[str, TaskConfig]:
+        """The tasks that have a share, by name."""
+        return {name: task for name, task in self._all().items() if task.share > 0}
+
+    def rotation(self) -> tuple[str, ...]:
+        """Names of the tasks in the order of their turns, spread evenly; repeats for ever.
+
+        >>> TasksConfig(
+        ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)
+        ... ).rotation()
+        ('image_text', 'question', 'image_text')
+        """
+        shares = {name: task.share for name, task in self.active().items()}
+        total = sum(shares.values())
+        credit = dict.fromkeys(shares, 0)
+        turns = []
+        for _ in range(total):
+            for name in credit:
+                credit[name] += shares[name]
+            chosen = max(credit, key=lambda name: credit[name])
+            credit[chosen] -= total
+            turns.append(chosen)
+        return tuple(turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """What happens to a training picture before the model sees it."""
+
+    #: "squash": exactly image_size x image_size, aspect ratio not kept (coarse pre-training);
+    #: "crop": a random part of it, resized to image_size x image_size (coarse fine-tuning);
+    #: "shorter_side": aspect ratio kept, padded to the largest picture of the batch (fine).
+    kind: Literal["squash", "crop", "shorter_side"] = "squash"
+    #: Probability of a mirrored picture ("crop" and "shorter_side"); texts stay as they are.
+    flip_probability: float = 0.0
+    #: Smallest and largest share of the picture's area that "crop" keeps.
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    #: Lengths in pixels of which "shorter_side" draws one for each picture.
+    shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
+    #: Largest longer side in pixels that "shorter_side" allows.
+    max_size: int = 1333
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How the loader reads the records."""
+
+    #: Split of the data folder that is trained on.
+    split: str = "train"
+    #: Samples of one optimiser step, over all processes and all accumulated passes.
+    batch_size: int = 64
+    #: Probability that a token is picked for the masked-word loss.
+    mlm_probability: float = 0.15
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    #: What a broken record does: "raise" stops the run, "skip" counts it and takes the next one.
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, its parameter groups and the learning rate over time."""
+
+    #: Peak learning rate of the towers.
+    lr: float = 1e-5
+    #: Decoupled weight decay.
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    #: Factors on the learning rate. A parameter's factors multiply: cross-attention of the text
+    #: tower has `cross_modal` times `text`, its biases `bias` on top.
+    head_lr_multiplier: float = 5.0
+    cross_modal_lr_multiplier: float = 5.0
+    text_lr_multiplier: float = 1.0
+    bias_lr_multiplier: float = 1.0
+    gate_lr_multiplier: float = 1.0
+    #: Decay norm weights, gates and other vectors too; biases and bias tables never are.
+    decay_vectors: bool = False
+    #: Part of the steps in which the learning rate rises linearly, in [0, 1).
+    warmup_fraction: float = 0.1
+    #: Learning rate of the first step as a part of the peak.
+    warmup_start: float = 0.0
+    #: "linear" falls to 0 at the last step; "multistep" is multiplied by 0.1 at each milestone.
+    schedule: Literal["linear", "multistep"] = "linear"
+    #: Parts of the run at which "multistep" falls.
+    milestones: tuple[float, ...] = (0.67, 0.89)
+    #: Largest L2 norm of the whole gradient; 0 does not clip.
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.warmup_fraction < 1,
+            f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+        )
+        _require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, precision and bookkeeping of a run."""
+
+    #: Optimiser steps.
+    steps: int = 1000
+    #: Passes whose gradients are averaged into one step.
+    accumulation: int = 1
+    #: Arithmetic of the passes; weights, losses and optimiser stay float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    #: Recompute the blocks in the backward pass instead of keeping their activations.
+    gradient_checkpointing: bool = False
+    #: Decay of the moving average of the weights, which then becomes the finished model; 0 is off.
+    ema_decay: float = 0.0
+    #: Steps from one line of metrics to the next; checkpoints write one too.
+    log_every: int = 20
+    #: Steps from one checkpoint to the next; 0 writes none but the finished model.
+    checkpoint_every: int = 500
+    #: How many of the newest checkpoints are kept.
+    keep_checkpoints: int = 2
+    #: Seed of the new weights, the order of the data and every random draw.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "log_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} must be 1 or more, got {value}")
+        _require(
+            self.checkpoint_every >= 0,
+            f"train.checkpoint_every must be 0 or more, got {self.checkpoint_every}",
+        )
+        _require(
+            0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: what a recipe returns and what `config.json` of a run's folder holds."""
+
+    tasks: TasksConfig
+    model: FiberConfig = field(default_factory=FiberConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        stage = self.model.stage
+        for name in self.tasks.active():
+            _require(
+                (name == "grounding") == (stage == "fine"),
+                f"tasks.{name} cannot train a {stage} model; grounding needs stage fine,"
+                " every other task stage coarse",
+            )
+        missing = [head for head in self.needed_heads() if head not in self.model.image_text.heads]
+        _require(
+            stage == "fine" or not missing,
+            f"model.image_text.heads lacks {', '.join(missing)}, which the tasks train;"
+            f" it has {', '.join(self.model.image_text.heads)}",
+        )
+        _require(
+            self.data.batch_size % self.train.accumulation == 0,
+            f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation"
+            f" {self.train.accumulation}",
+        )
+
+    def needed_heads(self) -> tuple[str, ...]:
+        """Heads of the coarse model that the active tasks train."""
+        active = self.tasks.active()
+        heads = []
+        if "image_text" in active:
+            task = self.tasks.image_text
+            # Hard negatives are drawn by contrastive similarity, so matching needs that head too.
+            heads += ["itc"] if task.itc > 0 or task.itm > 0 else []
+            heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
+        heads += ["vqa"] if "question" in active else []
+        heads += ["nlvr2"] if "reasoning" in active else []
+        heads += ["caption"] if "caption" in active else []
+        return tuple(heads)
+
+
+def load_recipe(name: str) -> RunConfig:
+    """Get a recipe's configuration by the name of its module in `fiber.recipes`.
+
+    Raises:
+        ValueError: if there is no such recipe, with the nearest names.
+    """
+    # By name, because recipes import this package and not the other way round.
+    recipes = importlib.import_module("fiber.recipes")
+    known = recipes.names()
+    if name not in known:
+        raise ValueError(f"recipe {name!r} does not exist; {nearest(name, known)}")
+    return importlib.import_module(f"fiber.recipes.{name}").recipe()
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """List the fields in which two configurations differ, one readable line each."""
+    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
+    return [
+        f"{name}: {flat_old.get(name)!r} -> {flat_new.get(name)!r}"
+        for name in {**flat_old, **flat_new}
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
