@@ -1,0 +1,189 @@
+"""The order in which parts may import one another, read from the source itself.
+
+Every import counts, wherever it stands: at the top, in a function, under TYPE_CHECKING, or a call
+of importlib with a written name.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "fiber"
+KERNELS = ROOT / "triton_kernels"
+
+# A file may import from its own part and from those to its left.
+ORDER = (
+    "_core config ops kernels data models losses postprocess metrics training recipes predict"
+    " demo benchmarks doctor cli"
+).split()
+# What `fiber/__init__.py` hands on under a shorter name.
+PUBLIC = {"DecodeError": "_core", "__version__": "_core"}
+# A recipe is looked up by its module's name when it is asked for: the one import to the right.
+BY_NAME = {("training", "recipes")}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: where it stands and the dotted module that it names."""
+
+    file: Path
+    line: int
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def module_name(path: Path, package: Path = PACKAGE) -> str:
+    """`python/fiber/ops/boxes.py` -> `fiber.ops.boxes`."""
+    parts = list(path.relative_to(package).with_suffix("").parts)
+    return ".".join(["fiber", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+def imports_of(source: str, module: str, is_package: bool, file: Path) -> list[Import]:
+    """List what a source file imports, relative names resolved."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                keep = len(parts) - node.level + (1 if is_package else 0)
+                base = ".".join([*parts[:keep], *([node.module] if node.module else [])])
+            # `from fiber import data` names the module fiber.data, `from fiber.data import Record`
+            # may name a module or something in one: the longer name settles the part either way.
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+            and node.args
+        ):
+            target = node.args[0]
+            if isinstance(target, ast.JoinedStr) and target.values:
+                target = target.values[0]
+            if isinstance(target, ast.Constant) and isinstance(target.value, str):
+                names = [target.value.rstrip(".")]
+        found += [Import(file, getattr(node, "lineno", 0), name) for name in names]
+    return found
+
+
+def part_of(module: str) -> str:
+    """`fiber.ops.boxes` -> `ops`; a name of the public face -> the part where it lives."""
+    name = module.split(".")[1]
+    return PUBLIC.get(name, name)
+
+
+def wrong_imports(imports: list[Import], module: str) -> list[Import]:
+    """Pick the imports that go against the order."""
+    own = ORDER.index(part_of(module))
+    wrong = []
+    for one in imports:
+        if not one.module.startswith("fiber."):
+            continue
+        part = part_of(one.module)
+        if part not in ORDER or (
+            ORDER.index(part) > own and (part_of(module), part) not in BY_NAME
+        ):
+            wrong.append(one)
+    return wrong
+
+
+def package_files() -> list[Path]:
+    """Every module of the package but its face; the kernels' link leads to their own folder."""
+    return sorted(
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "__init__.py" and "kernels" not in path.relative_to(PACKAGE).parts
+    )
+
+
+def read(path: Path) -> list[Import]:
+    return imports_of(path.read_text(), module_name(path), path.name == "__init__.py", path)
+
+
+def test_every_part_has_its_place():
+    parts = {part_of(module_name(path)) for path in package_files()}
+    assert parts <= set(ORDER), f"give {parts - set(ORDER)} a place in house.md's order and here"
+    assert len(parts) > 5
+
+
+def test_no_file_imports_to_its_right():
+    wrong = [
+        str(one) for path in package_files() for one in wrong_imports(read(path), module_name(path))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_stand_alone():
+    files = sorted(KERNELS.rglob("*.py"))
+    assert files
+    wrong = []
+    for path in files:
+        module = module_name(path, KERNELS).replace("fiber", "fiber.kernels", 1)
+        for one in imports_of(path.read_text(), module, path.name == "__init__.py", path):
+            ours = one.module.split(".")[0] in ("fiber", "triton_kernels")
+            if ours and not one.module.startswith("fiber.kernels"):
+                wrong.append(str(one))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_the_kernels_under_another_name():
+    folders = [PACKAGE, ROOT / "tests", ROOT / "benches", ROOT / "examples"]
+    wrong = []
+    for path in (p for folder in folders for p in folder.rglob("*.py")):
+        for one in imports_of(path.read_text(), "outside", False, path):
+            if one.module.split(".")[0] == "triton_kernels":
+                wrong.append(str(one))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_is_no_cycle():
+    modules = {module_name(path): path for path in package_files()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = set()
+        for one in read(path):
+            name = one.module
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name and name != module:
+                targets.add(name)
+        graph[module] = targets
+
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "wrong"),
+    [
+        ("", "fiber.config", 0),
+        ("from fiber.models import swin", "fiber.ops.boxes", 1),
+        ("from fiber import models", "fiber.ops.boxes", 1),
+        ("import fiber.cli", "fiber.predict", 1),
+        ("def f():\n    from ..training import loop", "fiber.models.swin", 1),
+        ("from . import boxes", "fiber.ops.anchors", 0),
+        ("import importlib\nimportlib.import_module('fiber.demo.run')", "fiber.training.loop", 1),
+        ("import importlib\nimportlib.import_module(f'fiber.recipes.{n}')", "fiber.training.l", 0),
+        ("from fiber import DecodeError\nimport torch", "fiber.data.loader", 0),
+        ("from fiber.unheard_of import thing", "fiber.cli", 1),
+    ],
+)
+def test_the_check_itself(source, module, wrong):
+    imports = imports_of(source, module, False, Path("made-up.py"))
+    assert len(wrong_imports(imports, module)) == wrong
