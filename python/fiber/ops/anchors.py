@@ -1,0 +1,52 @@
+"""Anchors: one square at every location of every pyramid level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def level_anchors(
+    map_size: tuple[int, int],
+    stride: int,
+    anchor_scale: float,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Place a square of side anchor_scale * stride on the centre of every location of a map.
+
+    Args:
+        map_size: (height, width) of the level's map.
+        stride: pixels from one location to the next.
+        anchor_scale: side of the square in strides (published: 8).
+        device: where to build them.
+
+    Returns:
+        (H * W, 4) float32 half-open boxes in pixels, row by row; they may leave the picture.
+        For stride 8 and scale 8 the first is (-28, -28, 36, 36), which the published model writes
+        as (-28, -28, 35, 35).
+    """
+    height, width = map_size
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * stride
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) * stride
+    middles = torch.stack(
+        [x.expand(height, width), y[:, None].expand(height, width)], dim=-1
+    ).reshape(height * width, 2)
+    half = anchor_scale * stride / 2
+    return torch.cat([middles - half, middles + half], dim=1)
+
+
+def pyramid_anchors(
+    map_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    anchor_scale: float,
+    *,
+    device: torch.device | str | None = None,
+) -> list[Tensor]:
+    """`level_anchors` of every level."""
+    return [
+        level_anchors(size, stride, anchor_scale, device=device)
+        for size, stride in zip(map_sizes, strides, strict=True)
+    ]
