@@ -211,6 +211,11 @@ class FiberConfig:
             f" {min(layers, depths[2] + depths[3])}",
         )
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads on the backbone; the fine model has one, "grounding"."""
+        return self.image_text.heads if self.stage == "coarse" else ("grounding",)
+
     def with_vocabulary(self, vocab_size: int) -> FiberConfig:
         """The same model for another tokenizer."""
         return dataclasses.replace(
