@@ -1,0 +1,141 @@
+"""Image-text contrastive loss (ITC) over the whole batch.
+
+Letters: B pairs of this rank, G pairs of the whole batch (all ranks), D width of the vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.losses.gather import gather_rows, rank, row_counts
+from fiber.losses.reduce import world_size
+
+#: Smallest and largest temperature, as published.
+TEMPERATURE_RANGE = (0.001, 1.0)
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """How alike this rank's pictures and texts are to all texts and pictures; no gradients."""
+
+    #: (B, G) float32 cosine similarity / temperature of this rank's pictures and all texts.
+    image_to_text: Tensor
+    #: (B, G) float32, the same for this rank's texts and all pictures.
+    text_to_image: Tensor
+    #: (B, G) bool, True where row and column are a true negative pair.
+    is_negative: Tensor
+    #: Rows of each rank; the whole batch is rank 0's rows, then rank 1's, and so on.
+    counts: tuple[int, ...]
+
+    @property
+    def first_row(self) -> int:
+        """Number of this rank's first row in the whole batch."""
+        return sum(self.counts[: rank()])
+
+
+def itc_loss(
+    image_vectors: Tensor,
+    text_vectors: Tensor,
+    temperature: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor | None = None,
+) -> tuple[Tensor, Similarities]:
+    """Ask each picture for its text among all texts of the whole batch, and the other way round.
+
+    Row i of both sides is a pair. A column that shows the same picture as the row (equal
+    `image_ids`) or says the same (equal `text_ids`) is neither target nor negative: it is left out
+    of the softmax. So the target stays one-hot, as published, and a picture with many captions
+    weighs no more than another.
+
+    Args:
+        image_vectors: (B, D) of unit length.
+        text_vectors: (B, D) of unit length.
+        temperature: a scalar parameter, clamped in place to [0.001, 1], as published, so that it
+            never leaves the range for good.
+        image_ids: (B,) int64, equal numbers mean the same picture.
+        text_ids: (B,) int64, equal numbers mean the same text (see `text_fingerprints`), or None:
+            all texts differ.
+
+    Returns:
+        The loss of this rank: the mean of ranks' losses, and of their gradients, is that of one
+        process with the whole batch. And the similarities, for `matching.hard_negatives`.
+
+    Raises:
+        ValueError: if shapes do not fit together, or the whole batch is a single pair.
+
+    Source: FIBER (Dou et al. 2022), contrast within the batch (the paper's form; the published
+    code holds a queue of older vectors instead).
+    """
+    _check_pairs(image_vectors, text_vectors, image_ids, text_ids)
+    counts = row_counts(image_vectors)
+    whole = sum(counts)
+    if whole < 2:
+        raise ValueError(
+            f"the contrastive loss got a whole batch of {whole} pairs over {world_size()} ranks;"
+            " expected at least 2, since the other pairs are the negatives"
+        )
+    with torch.no_grad():
+        temperature.clamp_(*TEMPERATURE_RANGE)
+
+    is_negative = image_ids[:, None] != gather_rows(image_ids, counts)[None]
+    if text_ids is not None:
+        is_negative &= text_ids[:, None] != gather_rows(text_ids, counts)[None]
+    first_row = sum(counts[: rank()])
+    targets = torch.arange(len(image_ids), device=image_ids.device) + first_row
+    left_out = ~is_negative
+    left_out[torch.arange(len(targets), device=targets.device), targets] = False
+
+    with torch.autocast(image_vectors.device.type, enabled=False):
+        images, texts = image_vectors.float(), text_vectors.float()
+        scale = 1 / temperature.float()
+        image_to_text = images @ gather_rows(texts, counts).T * scale
+        text_to_image = texts @ gather_rows(images, counts).T * scale
+        total = image_to_text.new_zeros(())
+        for logits in (image_to_text, text_to_image):
+            kept = logits.masked_fill(left_out, -torch.inf)
+            total = total + F.cross_entropy(kept, targets, reduction="sum")
+        loss = total * world_size() / (2 * whole)
+    similarities = Similarities(
+        image_to_text=image_to_text.detach(),
+        text_to_image=text_to_image.detach(),
+        is_negative=is_negative,
+        counts=counts,
+    )
+    return loss, similarities
+
+
+def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Number texts so that equal texts have equal numbers, however far they are padded.
+
+    Args:
+        token_ids: (B, L) int64.
+        text_mask: (B, L) bool, True = real token; real tokens come first.
+
+    Returns:
+        (B,) int64 hashes (two different texts share one with a chance of about 2 ** -64).
+    """
+    positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+    # Integer overflow wraps around, which is what a multiplicative hash wants.
+    mixed = (token_ids + 1) * 0x5851F42D4C957F2D + positions * 0x2545F4914F6CDD1D
+    for shift in (29, 32):
+        mixed = (mixed ^ (mixed >> shift)) * 0x369DEA0F31A53F85
+    return (mixed ^ (mixed >> 31)).masked_fill(~text_mask, 0).sum(1)
+
+
+def _check_pairs(
+    image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
+) -> None:
+    if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
+        raise ValueError(
+            f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"
+            f" {tuple(text_vectors.shape)}; expected both (B, D)"
+        )
+    for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
+        if ids is not None and tuple(ids.shape) != (image_vectors.shape[0],):
+            raise ValueError(
+                f"{name} have shape {tuple(ids.shape)}; expected ({image_vectors.shape[0]},)"
+            )

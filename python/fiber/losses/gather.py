@@ -1,0 +1,165 @@
+"""Rows of the whole batch: gathering and fetching over all ranks, with gradients.
+
+A row is one sample's tensor. The whole batch is the batches of all ranks one after the other, so
+that row `counts[0] + ... + counts[r - 1] + i` of it is row i of rank r. Without an initialised
+`torch.distributed` the whole batch is the local one and nothing is sent.
+
+Gradients: a rank's loss may depend on rows of every rank; the backward pass brings each row the
+sum of its gradients over all ranks. Together with losses scaled by the number of ranks, and with
+the mean of gradients that DistributedDataParallel takes, this equals one process with the whole
+batch.
+
+Letters: n rows of this rank, G rows of the whole batch, W ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fiber.losses.reduce import world_size
+
+
+def rank() -> int:
+    """Number of this process among the ranks; 0 without `torch.distributed`."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def row_counts(rows: Tensor) -> tuple[int, ...]:
+    """Count the rows of every rank; one small exchange, so ask once a step."""
+    if world_size() == 1:
+        return (rows.shape[0],)
+    own = torch.tensor([rows.shape[0]], device=rows.device)
+    counts = own.new_empty(world_size())
+    dist.all_gather_into_tensor(counts, own)
+    return tuple(counts.tolist())
+
+
+def all_rank_max(number: int, device: torch.device | str) -> int:
+    """Take the largest of one number of each rank."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
+    """Put the rows of all ranks together, with gradient through the exchange.
+
+    Args:
+        rows: (n, ...) of any dtype; n may differ between ranks, the rest of the shape may not.
+        counts: what `row_counts` said, where it is known.
+
+    Returns:
+        (G, ...) rows of rank 0, then of rank 1, and so on: the same tensor on every rank.
+
+    Raises:
+        ValueError: if `counts` does not fit the ranks or this rank's rows.
+    """
+    counts = row_counts(rows) if counts is None else counts
+    _check_counts(rows, counts)
+    if len(counts) == 1:
+        return rows
+    if rows.requires_grad and torch.is_grad_enabled():
+        return _GatherRows.apply(rows, counts)
+    return _all_gather(rows, counts)
+
+
+def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
+    """Take rows of the whole batch by their number; every rank sends only what others ask for.
+
+    Args:
+        rows: (n, ...) this rank's rows, of any dtype; only n may differ between ranks.
+        indices: (n,) int64 numbers in [0, G), one wanted row for each of this rank's rows.
+        counts: what `row_counts` said, where it is known.
+
+    Returns:
+        (n, ...) the wanted rows. Their gradients travel back to the ranks that own them.
+
+    Raises:
+        ValueError: if `indices` is no (n,) int64 tensor, or `counts` does not fit.
+    """
+    counts = row_counts(rows) if counts is None else counts
+    _check_counts(rows, counts)
+    if indices.dtype != torch.int64 or tuple(indices.shape) != (rows.shape[0],):
+        raise ValueError(
+            f"indices are {indices.dtype} {tuple(indices.shape)}; expected int64 ({rows.shape[0]},)"
+        )
+    if len(counts) == 1:
+        return rows[indices]
+    return _FetchRows.apply(rows, indices, counts)
+
+
+def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
+    if len(counts) != world_size() or counts[rank()] != rows.shape[0]:
+        raise ValueError(
+            f"counts are {counts}; expected one for each of {world_size()} ranks, and"
+            f" {rows.shape[0]} for rank {rank()}"
+        )
+
+
+def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    # Every rank sends the same number of rows, the shorter ones padded, since one collective on
+    # equal sizes is the fastest that every backend has.
+    most = max(counts)
+    padded = rows.new_zeros((most, *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows
+    gathered = rows.new_empty((most * len(counts), *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, padded)
+    if min(counts) == most:
+        return gathered
+    return torch.cat([gathered[r * most : r * most + n] for r, n in enumerate(counts)])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        return _all_gather(rows, counts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        counts, (grad,) = ctx.counts, grads
+        most = max(counts)
+        padded = grad.new_zeros((len(counts), most, *grad.shape[1:]))
+        for r, part in enumerate(grad.split(counts)):
+            padded[r, : counts[r]] = part
+        own = grad.new_empty((most, *grad.shape[1:]))
+        dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+        return own[: counts[rank()]], None
+
+
+class _FetchRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, indices: Tensor, counts: tuple[int, ...]) -> Tensor:
+        starts = [sum(counts[:r]) for r in range(len(counts))]
+        wanted = _all_gather(indices, counts).cpu().split(counts)
+        own_start, own_end = starts[rank()], starts[rank()] + counts[rank()]
+        sent = [w[(w >= own_start) & (w < own_end)] - own_start for w in wanted]
+        owner = torch.bucketize(wanted[rank()], torch.tensor(starts), right=True) - 1
+        # Rows arrive owner by owner; `order` says which wanted row each arrival is.
+        order = torch.argsort(owner, stable=True).to(rows.device)
+        ctx.sent = torch.cat(sent).to(rows.device)
+        ctx.send_sizes = [len(s) for s in sent]
+        ctx.receive_sizes = torch.bincount(owner, minlength=len(counts)).tolist()
+        ctx.order, ctx.rows_shape = order, rows.shape
+        arrived = rows.new_empty((len(order), *rows.shape[1:]))
+        dist.all_to_all_single(
+            arrived, rows[ctx.sent].contiguous(), ctx.receive_sizes, ctx.send_sizes
+        )
+        fetched = torch.empty_like(arrived)
+        fetched[order] = arrived
+        return fetched
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        returned = grad.new_empty((len(ctx.sent), *grad.shape[1:]))
+        dist.all_to_all_single(
+            returned, grad[ctx.order].contiguous(), ctx.send_sizes, ctx.receive_sizes
+        )
+        return grad.new_zeros(ctx.rows_shape).index_add_(0, ctx.sent, returned), None, None

@@ -1,0 +1,124 @@
+"""Losses over words and answers: masked words, captions, VQA, NLVR2.
+
+Each is the mean over the whole batch (all ranks): a rank returns its own sum times the number of
+ranks over the count of all ranks, so that the mean over ranks, of losses and of gradients alike,
+is that of one process with the whole batch. Logits are taken to float32.
+
+Letters: B samples of this rank, L text tokens, V vocabulary, A answers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.losses.reduce import all_rank_sum, world_size
+
+#: Label of a token that was not picked.
+IGNORED = -100
+
+
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over all masked words of all ranks.
+
+    Args:
+        logits: (B, L, V), or (M, V) at M picked positions only.
+        labels: (B, L) or (M,) int64: the original id where a token was picked, else -100.
+
+    Returns:
+        The loss; 0 with a graph behind it where no rank picked a token.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Source: RoBERTa (Liu et al. 2019), as in FIBER.
+    """
+    if logits.ndim < 2 or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"masked-word logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
+            " expected (B, L, V) and (B, L), or (M, V) and (M,)"
+        )
+    _check_integers("masked-word labels", labels)
+    return _mean_cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Mean cross entropy of each next token over all captions of all ranks.
+
+    Position t predicts token t + 1; the last real token (</s>) is a target and predicts nothing;
+    padding is neither.
+
+    Args:
+        logits: (B, L, V) from `decode_text`.
+        token_ids: (B, L) int64 with <s> and </s>.
+        text_mask: (B, L) bool, True = real token.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != token_ids.shape:
+        raise ValueError(
+            f"caption logits have shape {tuple(logits.shape)}, token_ids {tuple(token_ids.shape)};"
+            " expected (B, L, V) and (B, L)"
+        )
+    if text_mask.shape != token_ids.shape:
+        raise ValueError(
+            f"text_mask has shape {tuple(text_mask.shape)}; expected {tuple(token_ids.shape)}"
+        )
+    _check_integers("caption token_ids", token_ids)
+    targets = token_ids[:, 1:].masked_fill(~text_mask[:, 1:].bool(), IGNORED)
+    return _mean_cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+
+
+def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy summed over the answers, averaged over the questions of all ranks.
+
+    Args:
+        logits: (B, A).
+        targets: (B, A) soft scores in [0, 1].
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: FIBER's published code: mean over all entries times the number of answers.
+    """
+    if logits.ndim != 2 or logits.shape != targets.shape:
+        raise ValueError(
+            f"answer logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)};"
+            " expected both (B, answers)"
+        )
+    total = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum")
+    questions = all_rank_sum(torch.tensor(logits.shape[0], device=logits.device)).clamp(min=1)
+    return total * world_size() / questions
+
+
+def nlvr2_loss(logits: Tensor, truths: Tensor) -> Tensor:
+    """Mean cross entropy of "the statement is true" over the pairs of pictures of all ranks.
+
+    Args:
+        logits: (B, 2); column 1 is "true".
+        truths: (B,) int64, 1 where the statement is true, else 0.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 2 or tuple(truths.shape) != (logits.shape[0],):
+        raise ValueError(
+            f"statement logits have shape {tuple(logits.shape)}, truths {tuple(truths.shape)};"
+            " expected (B, 2) and (B,)"
+        )
+    _check_integers("truths", truths)
+    return _mean_cross_entropy(logits, truths)
+
+
+def _check_integers(name: str, values: Tensor) -> None:
+    if values.dtype != torch.int64:
+        raise ValueError(f"{name} are {values.dtype}; expected torch.int64")
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labels of all ranks that are not IGNORED; logits (N, V), labels (N,)."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    picked = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
+    return total * world_size() / picked

@@ -1,0 +1,28 @@
+"""Run a function on two processes with gloo on the CPU and collect what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Return [function(*args) of rank 0, of rank 1]; it must be importable from a module."""
+    mp.spawn(_enter, (function, folder, args), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _enter(rank: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    try:
+        torch.save(function(*args), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
