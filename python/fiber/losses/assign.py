@@ -1,0 +1,83 @@
+"""Which anchor learns which box: adaptive training sample selection.
+
+Letters: B pictures, A anchors over all levels, G boxes of the whole batch, K candidates of a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fiber.ops.boxes import centers, pairwise_iou, to_inclusive
+
+#: Least distance in pixels from an anchor's centre to every side of its box, as published.
+MIN_INSIDE_PIXELS = 0.01
+
+
+def atss_assign(
+    anchors: Sequence[Tensor], boxes_xyxy: Tensor, boxes_per_image: Tensor, *, top_k: int = 9
+) -> Tensor:
+    """Give anchors to boxes by statistics of their overlaps.
+
+    For each box, the `top_k` anchors of every level whose centres are nearest are candidates. The
+    threshold is the mean plus the (unbiased) standard deviation of the candidates' IoUs. A
+    candidate is taken when its IoU reaches the threshold and its centre lies inside the box; an
+    anchor that several boxes of its picture want goes to the one with the highest IoU.
+
+    Args:
+        anchors: (H_l * W_l, 4) of each level, half-open pixels, the same for all pictures.
+        boxes_xyxy: (G, 4) boxes, half-open pixels, picture by picture.
+        boxes_per_image: (B,) int64, how many of the boxes belong to each picture.
+        top_k: candidates of each level.
+
+    Returns:
+        (B, A) int64: the index of the box among all G, or -1.
+
+    Source: Zhang et al. 2020, with the constants of the published model.
+    """
+    batch, num_boxes = len(boxes_per_image), len(boxes_xyxy)
+    all_anchors = torch.cat(list(anchors))
+    device = all_anchors.device
+    assigned = torch.full((batch, len(all_anchors)), -1, dtype=torch.int64, device=device)
+    if num_boxes == 0:
+        return assigned
+    overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k)
+    # A box's place in its own picture, so that the G rows can be laid out as (B, most boxes).
+    images = torch.repeat_interleave(
+        torch.arange(batch, device=device), boxes_per_image, output_size=num_boxes
+    )
+    starts = boxes_per_image.cumsum(0) - boxes_per_image
+    places = torch.arange(num_boxes, device=device) - starts[images]
+    # The largest count is read back once; it sizes the table.
+    most = int(boxes_per_image.max())
+    table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
+    table[images, places] = overlaps
+    best, place = table.max(dim=1)
+    return torch.where(best >= 0, place + starts[:, None], assigned)
+
+
+def _candidate_overlaps(
+    anchors: Sequence[Tensor], all_anchors: Tensor, boxes_xyxy: Tensor, top_k: int
+) -> Tensor:
+    """IoU (G, A) of every box with the anchors it may take; -1 elsewhere."""
+    overlaps = pairwise_iou(boxes_xyxy, all_anchors)
+    anchor_centers = centers(all_anchors)
+    offsets = centers(boxes_xyxy)[:, None] - anchor_centers[None]
+    distances = offsets.square().sum(-1).sqrt()
+    nearest, start = [], 0
+    for level in anchors:
+        near = distances[:, start : start + len(level)]
+        nearest.append(near.topk(min(top_k, len(level)), dim=1, largest=False).indices + start)
+        start += len(level)
+    candidates = torch.cat(nearest, dim=1)  # (G, K)
+    candidate_overlaps = overlaps.gather(1, candidates)
+    threshold = candidate_overlaps.mean(1) + candidate_overlaps.std(1)
+    # The published test compares inclusive corners, of anchors as of boxes.
+    middles = centers(to_inclusive(all_anchors))[candidates]
+    corners = to_inclusive(boxes_xyxy)[:, None]
+    margins = torch.cat([middles - corners[..., :2], corners[..., 2:] - middles], dim=-1)
+    taken = (candidate_overlaps >= threshold[:, None]) & (margins.amin(-1) > MIN_INSIDE_PIXELS)
+    values = torch.where(taken, candidate_overlaps, -1.0)
+    return torch.full_like(overlaps, -1.0).scatter_(1, candidates, values)

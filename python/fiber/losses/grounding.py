@@ -1,0 +1,119 @@
+"""Losses of the fine model: tokens, boxes and centerness.
+
+Letters: B pictures, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.config import FiberConfig
+from fiber.data.batches import GroundingBatch
+from fiber.losses.assign import atss_assign
+from fiber.losses.reduce import all_rank_sum, world_size
+from fiber.models.detector import DetectorOutput
+from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
+
+#: Published weight of positive tokens, and the exponent that plays easy ones down.
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+def grounding_losses(
+    output: DetectorOutput,
+    batch: GroundingBatch,
+    config: FiberConfig,
+    *,
+    background_token: int | None = None,
+) -> dict[str, Tensor]:
+    """Compare predictions with boxes.
+
+    Args:
+        output: of the model, on the batch's pictures and texts.
+        batch: boxes and the tokens that name them; a picture may have none.
+        config: of the model; `detector.atss_top_k` is read.
+        background_token: token that anchors without a box must predict. The published training
+            uses the last of 256 slots, a harmless pad unless a text fills all of them, when </s>
+            becomes a false positive everywhere. Default: no such token.
+
+    Returns:
+        Unweighted float32 scalars: `alignment` (token focal loss over the number of anchors that
+        have a box), `box` (1 - GIoU, weighted by and over the centerness) and `centerness`
+        (binary cross-entropy over the number of anchors that have a box). The divisors count
+        over all ranks. The published weight of `box` is 2, of the others 1.
+    """
+    assigned = atss_assign(
+        output.anchors,
+        batch.boxes_xyxy.float(),
+        batch.boxes_per_image,
+        top_k=config.detector.atss_top_k,
+    )
+    image, anchor = (assigned >= 0).nonzero(as_tuple=True)
+    box = assigned[image, anchor]
+
+    token_logits = torch.cat(output.token_logits, dim=1).float()
+    targets = torch.zeros_like(token_logits, dtype=torch.bool)
+    if background_token is not None:
+        targets[..., background_token] = assigned < 0
+    targets[image, anchor] = batch.positive_map[box]
+
+    anchors = torch.cat(output.anchors)[anchor]
+    boxes = batch.boxes_xyxy.float()[box]
+    predicted = decode_deltas(torch.cat(output.box_deltas, dim=1)[image, anchor].float(), anchors)
+    centrality = centerness_targets(anchors, boxes)
+    centerness_logits = torch.cat(output.centerness_logits, dim=1)[image, anchor].float()
+
+    alignment = (token_focal_loss(token_logits, targets) * output.text_mask[:, None]).sum()
+    # Published on inclusive corners and without their 1, see `fiber.ops.boxes`.
+    giou = paired_giou(to_inclusive(predicted), to_inclusive(boxes))
+    centerness = F.binary_cross_entropy_with_logits(centerness_logits, centrality, reduction="sum")
+
+    count = centrality.new_tensor(float(len(box)))
+    totals = all_rank_sum(torch.stack([count, centrality.sum()]))
+    # Without a box on any rank the sums of boxes are 0, and no divisor may be.
+    per_anchor = world_size() / totals[0].clamp(min=1.0)
+    per_centrality = world_size() / totals[1].clamp(min=1e-6)
+    return {
+        "alignment": alignment * per_anchor,
+        "box": (centrality * (1 - giou)).sum() * per_centrality,
+        "centerness": centerness * per_anchor,
+    }
+
+
+def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy that plays down what is already right.
+
+    Args:
+        logits: any shape, float32.
+        targets: the same shape, bool.
+
+    Returns:
+        The same shape: alpha_t * (1 - p_t)^2 * -log(p_t), alpha 0.25 for True and 0.75 for False.
+
+    Source: Lin et al. 2017, "Focal loss".
+    """
+    # p_t = sigmoid(signed), so that -log(p_t) is a softplus and never infinite.
+    signed = torch.where(targets, logits, -logits)
+    loss = torch.sigmoid(-signed) ** FOCAL_GAMMA * F.softplus(-signed)
+    return loss * torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+
+
+def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Say how central anchors lie in their boxes.
+
+    Args:
+        anchors_xyxy: (P, 4) half-open.
+        boxes_xyxy: (P, 4) half-open, each with its anchor's centre inside.
+
+    Returns:
+        (P,) in (0, 1]: sqrt of the nearer over the farther side, in x times in y, measured on
+        inclusive corners as published.
+
+    Source: FCOS (Tian et al. 2019).
+    """
+    middles, corners = centers(to_inclusive(anchors_xyxy)), to_inclusive(boxes_xyxy)
+    low, high = middles - corners[:, :2], corners[:, 2:] - middles
+    ratios = torch.minimum(low, high) / torch.maximum(low, high)
+    return ratios.prod(dim=1).clamp(min=0).sqrt()

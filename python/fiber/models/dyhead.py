@@ -1,0 +1,164 @@
+"""Dynamic head: attention over levels, places and channels, by deformable convolutions.
+
+Source: Dai et al. 2021, "Dynamic Head", as the published model runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+#: Taps of a 3 x 3 kernel; each has an offset (y, x) and a modulation.
+TAPS = 9
+
+
+def hard_sigmoid(logits: Tensor) -> Tensor:
+    """Clip a line to [0, 1]: relu6(x + 3) / 6."""
+    return F.relu6(logits + 3) / 6
+
+
+class ModulatedConv(nn.Module):
+    """3 x 3 modulated deformable convolution (v2) and GroupNorm; float32 under autocast too."""
+
+    def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        bound = (channels * TAPS) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
+        """Convolve at shifted, weighted taps.
+
+        Args:
+            features: (B, C, H, W).
+            offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap; h, w is the size
+                that comes out.
+            modulation: (B, 9, h, w) factors in [0, 1].
+
+        Returns:
+            (B, C, h, w).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            out = deform_conv2d(
+                features.float(),
+                offsets.float(),
+                self.weight.float(),
+                self.bias.float(),
+                stride=self.stride,
+                padding=1,
+                mask=modulation.float(),
+            )
+        return self.norm(out.to(self.norm.weight.dtype))
+
+
+class DynamicRelu(nn.Module):
+    """Greater of two lines whose slopes and offsets depend on the picture (DyReLU-B).
+
+    Source: Chen et al. 2020, "Dynamic ReLU".
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, channels // 4)
+        self.expand = nn.Linear(channels // 4, 4 * channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Keep the shape (B, C, H, W)."""
+        pooled = features.mean(dim=(2, 3))
+        theta = hard_sigmoid(self.expand(F.relu(self.reduce(pooled)))) - 0.5
+        # (B, 4 C) -> four (B, C, 1, 1): each in [-0.5, 0.5]
+        slope, offset, other_slope, other_offset = theta[:, :, None, None].chunk(4, dim=1)
+        return torch.maximum(
+            features * (2 * slope + 1) + offset, features * (2 * other_slope) + other_offset
+        )
+
+
+class DynamicBlock(nn.Module):
+    """One block of the head; its weights are shared by all levels."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.offsets = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
+        self.same = ModulatedConv(channels, norm_groups)
+        self.finer = ModulatedConv(channels, norm_groups, stride=2)
+        self.coarser = ModulatedConv(channels, norm_groups)
+        self.scale_attention = nn.Conv2d(channels, 1, 1)
+        self.activation = DynamicRelu(channels)
+        nn.init.normal_(self.scale_attention.weight, std=0.01)
+        if self.scale_attention.bias is not None:
+            nn.init.zeros_(self.scale_attention.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Mix every level with its neighbours.
+
+        Args:
+            levels: (B, C, H_l, W_l), finest first, each half the one before, rounded up.
+
+        Returns:
+            The same shapes.
+        """
+        return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
+
+    def _mix(self, levels: Sequence[Tensor], level: int) -> Tensor:
+        features = levels[level]
+        raw = self.offsets(features)
+        offsets, modulation = raw[:, : 2 * TAPS], raw[:, 2 * TAPS :].sigmoid()
+        branches = [self.same(features, offsets, modulation)]
+        if level > 0:
+            branches.append(self.finer(levels[level - 1], offsets, modulation))
+        if level + 1 < len(levels):
+            coarse = levels[level + 1]
+            mixed = self.coarser(
+                coarse,
+                _reread(offsets, coarse.shape[-2:]),
+                _reread(modulation, coarse.shape[-2:]),
+            )
+            branches.append(
+                F.interpolate(
+                    mixed, size=features.shape[-2:], mode="bilinear", align_corners=True
+                )
+            )
+        weighted = [branch * self._scale(branch) for branch in branches]
+        return torch.stack(weighted).mean(dim=0)
+
+    def _scale(self, branch: Tensor) -> Tensor:
+        """Weight of a branch, (B, 1, 1, 1) in [0.5, 1]."""
+        pooled = branch.mean(dim=(2, 3), keepdim=True)
+        return hard_sigmoid(F.relu(self.scale_attention(pooled)))
+
+
+def _reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
+    """Read the first h * w * K numbers of each sample's memory as a (K, h, w) map.
+
+    The published model gives the coarser level's convolution the offsets of the finer level, whose
+    map is larger, and its CUDA kernel reads their memory as if it had the smaller map's shape. The
+    published weights are trained that way, so this is reproduced: (B, K, H, W) -> (B, K, h, w).
+    """
+    batch, kinds = values.shape[:2]
+    height, width = map_size
+    flat = values.reshape(batch, -1)[:, : kinds * height * width]
+    return flat.reshape(batch, kinds, height, width)
+
+
+class DynamicHead(nn.Module):
+    """The blocks one after the other."""
+
+    def __init__(self, channels: int, num_blocks: int, norm_groups: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            DynamicBlock(channels, norm_groups) for _ in range(num_blocks)
+        )
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Keep the shapes (B, C, H_l, W_l) of all levels."""
+        levels = list(levels)
+        for block in self.blocks:
+            levels = block(levels)
+        return levels

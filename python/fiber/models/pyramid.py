@@ -1,0 +1,82 @@
+"""Feature pyramid: five maps of equal width, from stride 8 to stride 128."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Published probability that a location of a map is dropped, and the side of the dropped squares.
+DROP_PROBABILITY = 0.3
+DROP_BLOCK_SIZE = 3
+
+
+def drop_block(features: Tensor) -> Tensor:
+    """Zero random squares of a map and scale up the rest, the same for all channels.
+
+    Args:
+        features: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W); the sum of the kept share is scaled to the whole, over the batch.
+
+    Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
+    """
+    batch, _, height, width = features.shape
+    rate = DROP_PROBABILITY / DROP_BLOCK_SIZE**2
+    seeds = (torch.rand(batch, 1, height, width, device=features.device) < rate).float()
+    kept = 1 - F.max_pool2d(seeds, DROP_BLOCK_SIZE, stride=1, padding=DROP_BLOCK_SIZE // 2)
+    # A small map can be dropped whole; the sum is then 0, and so is the map.
+    share = kept.mean().clamp(min=1.0 / kept.numel())
+    return features * (kept / share).to(features.dtype)
+
+
+class FeaturePyramid(nn.Module):
+    """Merge three maps from coarse to fine, and add two coarser ones.
+
+    Args:
+        in_channels: channels of the three incoming maps, finest first.
+        channels: channels of every level that comes out.
+        drop_block: drop squares of the two finest merged maps while training, as published.
+
+    Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, *, drop_block: bool) -> None:
+        super().__init__()
+        self.drop_block = drop_block
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.outputs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
+        )
+        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Build the levels.
+
+        Args:
+            maps: three (B, C_s, H_s, W_s), each half the size of the one before.
+
+        Returns:
+            Five (B, channels, H_l, W_l), P3 to P7: the sizes of the maps, then each half the
+            one before, rounded up.
+        """
+        merged = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
+        for level in (1, 0):
+            merged[level] = merged[level] + F.interpolate(
+                merged[level + 1], size=merged[level].shape[-2:], mode="nearest"
+            )
+        if self.drop_block and self.training:
+            merged[:2] = [drop_block(features) for features in merged[:2]]
+        levels = [output(features) for output, features in zip(self.outputs, merged, strict=True)]
+        levels.append(self.p6(levels[-1]))
+        levels.append(self.p7(F.relu(levels[-1])))
+        return levels
