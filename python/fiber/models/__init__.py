@@ -1,0 +1,1 @@
+"""Towers, fusion, heads and the models of both stages; raw outputs, no losses."""

@@ -1,0 +1,213 @@
+"""The backbone of both stages: two towers, and the pairs in which they read one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fiber.config import FiberConfig
+from fiber.models.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
+from fiber.models.roberta import RobertaTower, causal_attention_mask, key_attention_mask
+from fiber.models.swin import SwinTower
+
+
+class BackboneOutput(NamedTuple):
+    """Features of a batch of pictures, of texts, or of pairs."""
+
+    #: Stage s: (B, H_s, W_s, C_s), not normalised, before the merging that follows it.
+    stages: tuple[Tensor, ...]
+    #: (B, L, D), or None where pictures were encoded alone.
+    text: Tensor | None = None
+    #: (B, L) bool, True = real token.
+    text_mask: Tensor | None = None
+
+
+class ImagePrefix(NamedTuple):
+    """What the image tower computes below the first fused block."""
+
+    #: (B, H, W, C) output of the last plain block.
+    tokens: Tensor
+    #: Stages that have ended.
+    stages: tuple[Tensor, ...] = ()
+
+    def take(self, indices: Tensor) -> ImagePrefix:
+        """Choose samples, for pairing them with other texts; ended stages are left out.
+
+        Args:
+            indices: (n,) int64 sample numbers, in any order, repeats allowed.
+        """
+        return ImagePrefix(self.tokens.index_select(0, indices))
+
+
+class FiberBackbone(nn.Module):
+    """Swin and RoBERTa, fused in their last blocks.
+
+    In a fused pair both members read the inputs of the pair, then both are replaced.
+
+    Attributes:
+        gradient_checkpointing: recompute blocks in the backward pass instead of keeping their
+            activations.
+    """
+
+    def __init__(self, config: FiberConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        fusion, swin, roberta = config.fusion, config.swin, config.roberta
+        self.image = SwinTower(swin, shift_small_maps=fusion.shift_small_maps)
+        self.text = RobertaTower(roberta)
+        #: Numbers of the first fused block and the first fused layer.
+        self.first_fused_block = len(self.image.places) - fusion.num_fused_layers
+        self.first_fused_layer = roberta.num_layers - fusion.num_fused_layers
+        self.fusion = nn.ModuleList()
+        for stage, _ in self.image.places[self.first_fused_block :]:
+            channels = swin.channels[stage]
+            self.fusion.append(
+                FusedPair(
+                    ImageToTextAttention(
+                        channels,
+                        roberta.width,
+                        swin.num_heads[stage],
+                        normalize_query=fusion.normalize_query,
+                        gate_start=fusion.gate_start,
+                    ),
+                    TextToImageAttention(
+                        channels,
+                        roberta.width,
+                        roberta.num_heads,
+                        gate_start=fusion.gate_start,
+                        dropout=roberta.dropout,
+                    ),
+                )
+            )
+
+    def image_prefix(self, images: Tensor) -> ImagePrefix:
+        """Run the image tower up to the first fused block: (B, 3, H, W) pixels."""
+        return self._image_blocks(
+            ImagePrefix(self.image.patch_embedding(images)), 0, self.first_fused_block
+        )
+
+    def text_prefix(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Run the text tower up to the first fused layer: (B, L), (B, L) bool -> (B, L, D)."""
+        return self._text_layers(
+            self.text.embeddings(token_ids),
+            key_attention_mask(text_mask),
+            0,
+            self.first_fused_layer,
+        )
+
+    def complete_image(self, prefix: ImagePrefix) -> BackboneOutput:
+        """Run the rest of the image tower without a text."""
+        last = len(self.image.places)
+        prefix = self._image_blocks(prefix, self.first_fused_block, last)
+        return BackboneOutput((*prefix.stages, prefix.tokens))
+
+    def complete_text(self, prefix: Tensor, text_mask: Tensor) -> Tensor:
+        """Run the rest of the text tower without a picture: (B, L, D) -> (B, L, D)."""
+        mask, last = key_attention_mask(text_mask), len(self.text.layers)
+        return self._text_layers(prefix, mask, self.first_fused_layer, last)
+
+    def encode_image(self, images: Tensor) -> BackboneOutput:
+        """Encode pictures alone: (B, 3, H, W) normalised pixels of any size."""
+        return self.complete_image(self.image_prefix(images))
+
+    def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Encode texts alone: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        return self.complete_text(self.text_prefix(token_ids, text_mask), text_mask)
+
+    def encode_pair(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> BackboneOutput:
+        """Encode pictures and texts that read one another.
+
+        Args:
+            images: (B, 3, H, W) normalised pixels of any size.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+        """
+        return self.fuse(
+            self.image_prefix(images), self.text_prefix(token_ids, text_mask), text_mask
+        )
+
+    def fuse(self, image_prefix: ImagePrefix, text_prefix: Tensor, text_mask: Tensor):
+        """Run the fused pairs on prefixes, which several objectives may share.
+
+        Without fused layers the text keeps its last LayerNorm in every configuration.
+
+        Args:
+            image_prefix: of B pictures.
+            text_prefix: (B, L, D).
+            text_mask: (B, L) bool, True = real token.
+
+        Returns:
+            `BackboneOutput` with every stage that the prefix holds or that ends here.
+        """
+        tokens, stages = image_prefix
+        text = text_prefix
+        for pair in range(len(self.fusion)):
+            tokens, stages = self.image.enter(self.first_fused_block + pair, tokens, stages)
+            tokens, text = self._run(self._pair, pair, tokens, text, text_mask)
+        return BackboneOutput((*stages, tokens), text, text_mask)
+
+    def decode_text(
+        self, image_tokens: Sequence[Tensor], token_ids: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Encode texts causally while they read a picture that was encoded alone (captioning).
+
+        Args:
+            image_tokens: for each fused layer (B, T, C) with the channels of its image block.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+
+        Returns:
+            (B, L, D); position t depends on tokens 0 to t. All LayerNorms are applied.
+        """
+        mask = causal_attention_mask(text_mask)
+        text = self._text_layers(self.text.embeddings(token_ids), mask, 0, self.first_fused_layer)
+        for pair, tokens in zip(range(len(self.fusion)), image_tokens, strict=True):
+            text = self._run(self._decoder_layer, pair, text, mask, tokens)
+        return text
+
+    def _pair(
+        self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Replace both members of a pair; each reads what the other one was."""
+        fusion = self.fusion[pair]
+        last = pair == len(self.fusion) - 1
+        new_tokens = self.image.block(self.first_fused_block + pair)(
+            tokens, lambda attended: fusion.image_to_text(attended, text, text_mask)
+        )
+        new_text = self.text.layers[self.first_fused_layer + pair](
+            text,
+            key_attention_mask(text_mask),
+            lambda attended: fusion.text_to_image(attended, tokens),
+            normalize_output=not last or self.config.fusion.normalize_last_text,
+        )
+        return new_tokens, new_text
+
+    def _decoder_layer(self, pair: int, text: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        fusion = self.fusion[pair]
+        return self.text.layers[self.first_fused_layer + pair](
+            text, mask, lambda attended: fusion.text_to_image(attended, tokens)
+        )
+
+    def _image_blocks(self, prefix: ImagePrefix, first: int, last: int) -> ImagePrefix:
+        """Run the plain blocks first to last - 1."""
+        tokens, stages = prefix
+        for number in range(first, last):
+            tokens, stages = self.image.enter(number, tokens, stages)
+            tokens = self._run(self.image.block(number), tokens)
+        return ImagePrefix(tokens, stages)
+
+    def _text_layers(self, text: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
+        """Run the plain layers first to last - 1."""
+        for number in range(first, last):
+            text = self._run(self.text.layers[number], text, mask)
+        return text
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call, recomputing in the backward pass where gradient checkpointing is on."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)

@@ -1,0 +1,123 @@
+"""The two gated cross-attentions that join the towers.
+
+Source: FIBER (Dou et al. 2022), fusion in the backbone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fiber import kernels
+
+
+class ImageToTextAttention(nn.Module):
+    """Image queries read the text; gated, added to the image's self-attention output."""
+
+    def __init__(
+        self,
+        image_width: int,
+        text_width: int,
+        num_heads: int,
+        *,
+        normalize_query: bool,
+        gate_start: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(image_width, eps=1e-5) if normalize_query else nn.Identity()
+        self.query = nn.Linear(image_width, image_width)
+        self.key_value = nn.Linear(text_width, 2 * image_width)
+        self.output = nn.Linear(image_width, image_width)
+        self.gate = nn.Parameter(torch.full((1,), gate_start))
+        for linear in (self.query, self.key_value, self.output):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, attended: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Add what the picture reads in the text.
+
+        Every image token reads the whole text of its own sample, so windows play no part and keys
+        and values are computed once a sample.
+
+        Args:
+            attended: (B, H, W, C) self-attention output of the image block.
+            text: (B, L, D) input of the paired text layer.
+            text_mask: (B, L) bool, True = real token.
+
+        Returns:
+            (B, H, W, C).
+        """
+        # (B, H, W, C) -> (B, H W, h, d)
+        query = self.query(self.norm(attended)).unflatten(-1, (self.num_heads, -1)).flatten(1, 2)
+        # (B, L, 2 C) -> 2 x (B, L, h, d)
+        key, value = self.key_value(text).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        read = kernels.image_to_text_attention(query, key, value, key_mask=text_mask)
+        return kernels.gated_residual(
+            attended,
+            read.reshape(attended.shape),
+            self.output.weight,
+            self.output.bias,
+            self.gate,
+        )
+
+
+class TextToImageAttention(nn.Module):
+    """Text queries read the picture; gated, added to the text's self-attention output."""
+
+    def __init__(
+        self,
+        image_width: int,
+        text_width: int,
+        num_heads: int,
+        *,
+        gate_start: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(text_width, text_width)
+        self.key_value = nn.Linear(image_width, 2 * text_width)
+        self.output = nn.Linear(text_width, text_width)
+        self.gate = nn.Parameter(torch.full((1,), gate_start))
+        for linear in (self.query, self.key_value, self.output):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, attended: Tensor, image_tokens: Tensor) -> Tensor:
+        """Add what the text reads in the picture.
+
+        Args:
+            attended: (B, L, D) self-attention output of the text layer.
+            image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
+
+        Returns:
+            (B, L, D).
+        """
+        query = self.query(attended).unflatten(-1, (self.num_heads, -1))
+        # (B, ..., 2 D) -> 2 x (B, T, h, d)
+        key, value = (
+            self.key_value(image_tokens.flatten(1, -2))
+            .unflatten(-1, (2, self.num_heads, -1))
+            .unbind(2)
+        )
+        dropout_p = self.dropout if self.training else 0.0
+        read = kernels.text_to_image_attention(query, key, value, dropout_p=dropout_p).flatten(2)
+        if dropout_p:
+            # The dropout sits between the projection and the gate, so the two cannot be joined.
+            return attended + self.gate * nn.functional.dropout(self.output(read), dropout_p)
+        return kernels.gated_residual(
+            attended, read, self.output.weight, self.output.bias, self.gate
+        )
+
+
+class FusedPair(nn.Module):
+    """The cross-attentions of one pair of (image block, text layer)."""
+
+    def __init__(
+        self, image_to_text: ImageToTextAttention, text_to_image: TextToImageAttention
+    ) -> None:
+        super().__init__()
+        self.image_to_text = image_to_text
+        self.text_to_image = text_to_image

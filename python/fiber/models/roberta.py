@@ -1,0 +1,159 @@
+"""The text tower: embeddings and post-norm layers (RoBERTa).
+
+As the image tower it knows nothing of the other modality: a layer takes an optional function that
+changes the output of its self-attention.
+
+Source: RoBERTa (Liu et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber.config import RobertaConfig
+
+#: Id of <pad>; positions of real tokens start one after it.
+PAD_ID = 1
+
+#: Changes the output of a self-attention before the residual is added.
+Branch = Callable[[Tensor], Tensor]
+
+
+class TextEmbeddings(nn.Module):
+    """Word, position and token-type vectors, summed and normalised."""
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.width, padding_idx=PAD_ID)
+        self.position = nn.Embedding(config.max_positions, config.width, padding_idx=PAD_ID)
+        # One row: RoBERTa has a single token type, and its weights carry a vector for it.
+        self.token_type = nn.Embedding(1, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, L) ids -> (B, L, D)."""
+        real = token_ids.ne(PAD_ID)
+        positions = real.cumsum(1) * real + PAD_ID
+        embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
+        return self.dropout(self.norm(embedded))
+
+
+class TextSelfAttention(nn.Module):
+    """Multi-head self-attention with its output projection, without residual."""
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_dropout = config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: (B, L, D).
+            attention_mask: bool, broadcast to (B, h, L, L), True = the query reads the key.
+
+        Returns:
+            (B, L, D).
+        """
+        # (B, L, 3 D) -> 3 x (B, h, L, d)
+        query, key, value = (
+            self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+
+class TextLayer(nn.Module):
+    """Self-attention and MLP, each followed by a residual and a LayerNorm."""
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__()
+        self.attention = TextSelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.ffn_width),
+            nn.GELU(),
+            nn.Linear(config.ffn_width, config.width),
+            nn.Dropout(config.dropout),
+        )
+        self.output_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor,
+        branch: Branch | None = None,
+        *,
+        normalize_output: bool = True,
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            hidden: (B, L, D).
+            attention_mask: bool, broadcast to (B, h, L, L), True = the query reads the key.
+            branch: changes the self-attention's output before the residual.
+            normalize_output: apply the last LayerNorm.
+
+        Returns:
+            (B, L, D).
+        """
+        attended = self.attention(hidden, attention_mask)
+        if branch is not None:
+            attended = branch(attended)
+        hidden = self.attention_norm(attended + hidden)
+        hidden = hidden + self.mlp(hidden)
+        return self.output_norm(hidden) if normalize_output else hidden
+
+
+class RobertaTower(nn.Module):
+    """Embeddings and layers."""
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_layers))
+        self.apply(_initialise)
+
+    def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Run the tower alone: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask)
+        return hidden
+
+
+def key_attention_mask(text_mask: Tensor) -> Tensor:
+    """Let every query read the real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
+    return text_mask[:, None, None, :]
+
+
+def causal_attention_mask(text_mask: Tensor) -> Tensor:
+    """Let every query read the real tokens up to its own: (B, L) bool -> (B, 1, L, L) bool."""
+    length = text_mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
+    return text_mask[:, None, None, :] & causal
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw weights as RoBERTa does: N(0, 0.02), biases and the pad's rows 0."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])

@@ -1,0 +1,238 @@
+"""The image tower: patches, window attention, blocks, stages (Swin Transformer).
+
+Feature maps are (B, H, W, C) throughout. The tower knows nothing of text: a block takes an optional
+function that changes the output of its self-attention, and fusion goes in there.
+
+Source: Swin Transformer (Liu et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber import kernels
+from fiber.config import SwinConfig
+
+#: Epsilon of every LayerNorm of the tower.
+LAYER_NORM_EPS = 1e-5
+
+#: Changes the output of a self-attention before it joins the residual stream.
+Branch = Callable[[Tensor], Tensor]
+
+
+class PatchEmbedding(nn.Module):
+    """Cut a picture into patches and project each one."""
+
+    def __init__(self, patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(3, channels, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels -> (B, H / p, W / p, C); zeros fill up to a multiple of p."""
+        height, width = images.shape[-2:]
+        bottom, right = -height % self.patch_size, -width % self.patch_size
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom))
+        return self.norm(self.projection(images).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Join each 2 x 2 square of tokens into one of twice the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels, eps=LAYER_NORM_EPS)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C); zeros fill up odd sides."""
+        batch, height, width, channels = tokens.shape
+        if height % 2 or width % 2:
+            tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
+            height, width = tokens.shape[1:3]
+        # (B, H/2, 2, W/2, 2, C) -> (B, H/2, W/2, 4 C), column offset before row offset as published
+        squares = tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        squares = squares.permute(0, 1, 3, 4, 2, 5).reshape(
+            batch, height // 2, width // 2, 4 * channels
+        )
+        return self.reduction(self.norm(squares))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside (shifted) windows with a relative position bias."""
+
+    def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = nn.Linear(channels, channels)
+        self.bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+
+    def forward(self, tokens: Tensor, window_size: int, shift: int) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, H, W, C).
+            window_size: side of a window in tokens, at most the one the table was built for.
+            shift: roll of the map in tokens.
+
+        Returns:
+            (B, H, W, C).
+        """
+        head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
+        out = kernels.window_attention(
+            self.qkv(tokens).unflatten(-1, head_shape),
+            self._table(window_size),
+            self.qkv.bias.view(head_shape),
+            window_size=window_size,
+            shift=shift,
+        )
+        return self.output(out.flatten(-2))
+
+    def _table(self, window_size: int) -> Tensor:
+        """Cut the table of a smaller window out of the middle: ((2 w - 1) ** 2, h)."""
+        margin = self.window_size - window_size
+        if margin == 0:
+            return self.bias_table
+        side, inner = 2 * self.window_size - 1, 2 * window_size - 1
+        square = self.bias_table.view(side, side, self.num_heads)
+        return square[margin : margin + inner, margin : margin + inner].reshape(inner**2, -1)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each behind a LayerNorm and added to the residual stream."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window_size: int,
+        *,
+        shifted: bool,
+        shift_small_maps: bool,
+        mlp_ratio: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shifted = shifted
+        self.shift_small_maps = shift_small_maps
+        self.drop_path = drop_path
+        hidden = int(channels * mlp_ratio)
+        self.attention_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.attention = WindowAttention(channels, num_heads, window_size)
+        self.mlp_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
+        )
+
+    def forward(self, tokens: Tensor, branch: Branch | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); `branch` changes the self-attention's output."""
+        attended = self.attention(self.attention_norm(tokens), *self._window(tokens.shape[1:3]))
+        if branch is not None:
+            attended = branch(attended)
+        tokens = tokens + self._drop(attended)
+        return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
+
+    def _window(self, map_size: torch.Size) -> tuple[int, int]:
+        """Window side and shift in tokens on a map of this (height, width).
+
+        On a map that fits into one window the coarse stage cuts the window down to the map and does
+        not shift; the fine stage pads the map and shifts.
+        """
+        small = max(map_size) <= self.window_size
+        if small and not self.shift_small_maps:
+            return max(map_size), 0
+        return self.window_size, self.window_size // 2 if self.shifted else 0
+
+    def _drop(self, update: Tensor) -> Tensor:
+        """Leave the update of some samples out while training (stochastic depth)."""
+        if not self.training or self.drop_path == 0.0:
+            return update
+        keep = 1.0 - self.drop_path
+        kept = update.new_empty(update.shape[0], 1, 1, 1).bernoulli_(keep)
+        return update * (kept / keep)
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, and the merging that leads to the next one."""
+
+    def __init__(self, blocks: list[SwinBlock], merging: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.merging = merging
+
+
+class SwinTower(nn.Module):
+    """The four stages; blocks are numbered through all of them."""
+
+    def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config.patch_size, config.embed_dim)
+        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        self.stages = nn.ModuleList()
+        #: (stage, block in the stage) of every block.
+        self.places: list[tuple[int, int]] = []
+        for stage, depth in enumerate(config.depths):
+            channels = config.channels[stage]
+            blocks = [
+                SwinBlock(
+                    channels,
+                    config.num_heads[stage],
+                    config.window_size,
+                    shifted=block % 2 == 1,
+                    shift_small_maps=shift_small_maps,
+                    mlp_ratio=config.mlp_ratio,
+                    drop_path=rates[len(self.places) + block],
+                )
+                for block in range(depth)
+            ]
+            last = stage == len(config.depths) - 1
+            self.stages.append(SwinStage(blocks, None if last else PatchMerging(channels)))
+            self.places += [(stage, block) for block in range(depth)]
+        self.apply(_initialise)
+
+    def block(self, number: int) -> SwinBlock:
+        """Look up a block by its number through all stages."""
+        stage, block = self.places[number]
+        return self.stages[stage].blocks[block]  # type: ignore[union-attr,index,return-value]
+
+    def enter(self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]) -> tuple:
+        """Bring tokens to the resolution of a block, given those of the block before it.
+
+        Args:
+            number: the block that comes next.
+            tokens: (B, H, W, C) output of the block before it.
+            stages: finished stages so far.
+
+        Returns:
+            The block's input and the finished stages, with `tokens` added where a stage ended.
+        """
+        stage, block = self.places[number]
+        if block > 0 or stage == 0:
+            return tokens, stages
+        return self.stages[stage - 1].merging(tokens), (*stages, tokens)  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the tower alone: (B, 3, H, W) -> the output of each stage, before its merging."""
+        tokens, stages = self.patch_embedding(images), ()
+        for number in range(len(self.places)):
+            tokens, stages = self.enter(number, tokens, stages)
+            tokens = self.block(number)(tokens)
+        return (*stages, tokens)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw linear weights as Swin does; convolutions and norms keep PyTorch's start."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
