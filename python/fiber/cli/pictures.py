@@ -1,0 +1,305 @@
+"""The commands that look at pictures: ground, detect, answer, caption, match, search.
+
+Each prints one JSON object a line when nobody reads the output on a terminal, else a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiber.cli.models import choose_model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fiber.predict import Model
+
+#: Files that a folder on the command line stands for.
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+#: Pictures that are decoded and held at once.
+_AT_ONCE = 16
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of this file to the table."""
+    ground = _command(commands, "ground", _ground, "find the boxes of phrases or of a caption")
+    ground.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    texts = ground.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--phrases", help='"a red mug; the laptop"')
+    texts.add_argument("--caption", help='"a red mug next to the laptop": its phrases are found')
+    _box_options(ground)
+
+    detect = _command(commands, "detect", _detect, "find every object of some classes")
+    detect.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    classes = detect.add_mutually_exclusive_group(required=True)
+    classes.add_argument("--classes", help='"mug; traffic light"')
+    classes.add_argument("--classes-file", type=Path, help="a text file with one class a line")
+    _box_options(detect)
+
+    answer = _command(commands, "answer", _answer, "answer a question about a picture")
+    answer.add_argument("image", metavar="IMAGE")
+    answer.add_argument("question", metavar="QUESTION")
+    answer.add_argument("--top-k", type=_count, default=3, help="answers to give (default: 3)")
+
+    caption = _command(commands, "caption", _caption, "describe pictures in words")
+    caption.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder")
+    caption.add_argument("--num-beams", type=_count, default=5, help="width of the search")
+
+    match = _command(commands, "match", _match, "say how well a text fits a picture")
+    match.add_argument("image", metavar="IMAGE")
+    match.add_argument("text", metavar="TEXT")
+
+    search = _command(commands, "search", _search, "find the pictures that fit a text best")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    search.add_argument("--top-k", type=_count, default=10, help="pictures to give (default: 10)")
+    search.add_argument(
+        "--no-rerank",
+        action="store_true",
+        help="order by the two towers alone, without matching text and picture together",
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: Any, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.add_argument(
+        "--model",
+        help="folder of a finished model (default: the newest one under runs/ with the right head)",
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    command.add_argument("--json", action="store_true", help="print JSON on a terminal too")
+    command.add_argument("--save", type=Path, metavar="DIR", help="write annotated pictures here")
+    command.set_defaults(run=run)
+    return command
+
+
+def _box_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threshold", type=float, default=None, help="lowest score of a box, from 0 to 1"
+    )
+    command.add_argument("--max-detections", type=_count, default=100, help="boxes of a picture")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
+    return number
+
+
+def _ground(options: argparse.Namespace) -> int:
+    if options.caption is not None:
+        asked = {"caption": options.caption}
+    else:
+        asked = {"phrases": _items(options.phrases, "--phrases")}
+    return _boxes(options, "ground", asked)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    if options.classes_file is not None:
+        lines = options.classes_file.read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+        if not classes:
+            raise ValueError(f"{options.classes_file}: expected one class a line, found none")
+    else:
+        classes = _items(options.classes, "--classes")
+    return _boxes(options, "detect", {"classes": classes})
+
+
+def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
+    paths = _paths(options.images)
+    model, name = _load(options, "grounding")
+    asked = asked | {"max_detections": options.max_detections}
+    if options.threshold is not None:
+        asked["score_threshold"] = options.threshold
+    show = _Output(options)
+    for some, pictures in _read(paths):
+        for path, picture, found in zip(
+            some, pictures, getattr(model, method)(pictures, **asked), strict=True
+        ):
+            show.line(
+                _about(path, picture, name) | {"detections": found.to_json()},
+                [
+                    (f"{item['score']:.2f}", item["label"], _box_text(item["box_xyxy"]))
+                    for item in found.to_json()
+                ]
+                or [("nothing found",)],
+            )
+            if options.save:
+                found.save(show.file_for(path))
+    return 0
+
+
+def _answer(options: argparse.Namespace) -> int:
+    model, name = _load(options, "vqa")
+    show = _Output(options)
+    for (path,), (picture,) in _read(_paths([options.image])):
+        answers = model.answer(picture, options.question, top_k=options.top_k)
+        show.line(
+            _about(path, picture, name)
+            | {
+                "question": options.question,
+                "answers": [{"answer": text, "score": round(score, 4)} for text, score in answers],
+            },
+            [(f"{score:.2f}", text) for text, score in answers],
+        )
+        show.picture(path, picture, f"{options.question}  {answers[0].answer}")
+    return 0
+
+
+def _caption(options: argparse.Namespace) -> int:
+    paths = _paths(options.images)
+    model, name = _load(options, "caption")
+    show = _Output(options)
+    for some, pictures in _read(paths):
+        texts = model.caption(pictures, num_beams=options.num_beams)
+        for path, picture, text in zip(some, pictures, texts, strict=True):
+            show.line(_about(path, picture, name) | {"caption": text}, [(text,)])
+            show.picture(path, picture, text)
+    return 0
+
+
+def _match(options: argparse.Namespace) -> int:
+    model, name = _load(options, "itm")
+    show = _Output(options)
+    for (path,), (picture,) in _read(_paths([options.image])):
+        score = float(model.match([picture], [options.text])[0, 0])
+        show.line(
+            _about(path, picture, name) | {"text": options.text, "score": round(score, 4)},
+            [(f"{score:.2f}", options.text)],
+        )
+        show.picture(path, picture, f"{score:.2f}  {options.text}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    paths = _paths(options.images)
+    model, name = _load(options, "itc")
+    show = _Output(options)
+    hits = model.search(
+        options.text, [str(path) for path in paths], options.top_k, rerank=not options.no_rerank
+    )
+    for rank, hit in enumerate(hits, start=1):
+        path = paths[hit.index]
+        (_, (picture,)), *_ = _read([path])
+        found = {"text": options.text, "rank": rank, "score": round(hit.score, 4)}
+        show.line(_about(path, picture, name) | found, [(f"{rank}.", f"{hit.score:.3f}")])
+        show.picture(path, picture, f"{rank}. {options.text}")
+    return 0
+
+
+def _load(options: argparse.Namespace, head: str) -> tuple[Model, str]:
+    path = choose_model(options.model, head)
+    import fiber
+
+    return fiber.load(path, device=options.device), path
+
+
+def _items(text: str, option: str) -> list[str]:
+    """Split at semicolons: names of classes hold commas."""
+    items = [item.strip() for item in text.split(";") if item.strip()]
+    if not items:
+        raise ValueError(f'{option} is empty; expected one or more, as in "a red mug; the laptop"')
+    return items
+
+
+def _paths(images: Sequence[str]) -> list[Path]:
+    """Turn what was named into files: a folder stands for the pictures in it."""
+    paths = []
+    for image in images:
+        path = Path(image)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            if not inside:
+                raise ValueError(f"{path}: no {', '.join(sorted(_SUFFIXES))} file in this folder")
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such picture")
+    return paths
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
+    """Decode some pictures at a time: (H, W, 3) uint8 each."""
+    from fiber.data import load_image
+
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths[start : start + _AT_ONCE]
+        yield some, [load_image(path) for path in some]
+
+
+def _about(path: Path, picture: np.ndarray, model: str) -> dict[str, Any]:
+    height, width = picture.shape[:2]
+    return {"image": str(path), "width": width, "height": height, "model": model}
+
+
+def _box_text(box: Sequence[float]) -> str:
+    return " ".join(f"{value:7.1f}" for value in box)
+
+
+class _Output:
+    """Where results go: JSON lines or a table to standard output, pictures to a folder."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.as_json = options.json or not sys.stdout.isatty()
+        self.folder: Path | None = options.save
+        self.names: set[str] = set()
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def line(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
+        """Print one result: all of it as JSON, or its rows under the picture's name."""
+        if self.as_json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+            return
+        print(f"{result['image']}  ({result['width']} x {result['height']} pixels)")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
+
+    def file_for(self, path: Path) -> Path:
+        """Name the annotated copy of a picture; two pictures of one name stay apart."""
+        assert self.folder is not None
+        name, number = path.stem, 2
+        while name in self.names:
+            name, number = f"{path.stem}-{number}", number + 1
+        self.names.add(name)
+        return self.folder / f"{name}.png"
+
+    def picture(self, path: Path, picture: np.ndarray, text: str) -> None:
+        """Write a picture with a text below it, if annotated pictures are wanted."""
+        if self.folder is None:
+            return
+        from PIL import Image, ImageDraw, ImageFont
+
+        font = ImageFont.load_default(size=max(12, picture.shape[1] // 30))
+        lines = _wrapped(text, font, picture.shape[1] - 8)
+        line_height = int(sum(font.getmetrics())) if hasattr(font, "getmetrics") else 12
+        canvas = Image.new(
+            "RGB", (picture.shape[1], picture.shape[0] + line_height * len(lines) + 8), "white"
+        )
+        canvas.paste(Image.fromarray(picture))
+        draw = ImageDraw.Draw(canvas)
+        for index, line in enumerate(lines):
+            draw.text((4, picture.shape[0] + 4 + index * line_height), line, "black", font)
+        canvas.save(self.file_for(path))
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Break a text into lines that are no wider than some pixels; a long word stands alone."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,158 @@
+"""The commands that make data, train and measure: demo, data, train, recipes, eval."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from fiber.cli.models import RUNS
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of this file to the table."""
+    _add_demo(commands)
+    _add_data(commands)
+    _add_train(commands)
+    recipes = commands.add_parser("recipes", help="list the recipes that `fiber train` knows")
+    recipes.set_defaults(run=_recipes)
+    _add_eval(commands)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="the whole of FIBER on this machine",
+        description="Make pictures, train a small FIBER on captions and then on boxes, measure it"
+        " on compositions it has never seen, and write report.html. Stopped, it goes on where it"
+        " was when it is started again.",
+    )
+    demo.add_argument("--data", choices=("scenes", "stamps"), default="scenes")
+    demo.add_argument("--fast", action="store_true", help="two minutes instead of ten")
+    demo.add_argument(
+        "--ablations", action="store_true", help="also train without fusion and without captions"
+    )
+    demo.add_argument("--output", type=Path, default=None, metavar="DIR")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo, when_stopped="the same command goes on from here")
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    data = commands.add_parser("data", help="make a data set, or look into one")
+    kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind, text in (
+        ("scenes", "rendered pictures of shapes, with captions, questions and boxes"),
+        ("stamps", "real cut-outs on photographs, with captions and boxes"),
+    ):
+        make = kinds.add_parser(kind, help=text, description=f"Make {text}.")
+        make.add_argument("--output", type=Path, required=True, metavar="DIR")
+        make.add_argument("--images", type=int, default=None, help="pictures of the training split")
+        make.add_argument("--seed", type=int, default=0)
+        make.add_argument(
+            "--backgrounds", type=Path, metavar="DIR", help="photographs to put behind the objects"
+        )
+        make.add_argument(
+            "--tokenizer", type=Path, metavar="DIR", help="take this one instead of training one"
+        )
+        make.set_defaults(run=_make_data, when_stopped="the same command starts afresh")
+    inspect = kinds.add_parser("inspect", help="count what a data set holds and find broken files")
+    inspect.add_argument("source", type=Path, metavar="DIR")
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser("train", help="train a model by a recipe")
+    train.add_argument("recipe", metavar="RECIPE", help="one of `fiber recipes`")
+    train.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
+    train.add_argument("--init", metavar="MODEL", help="folder of a model to start from")
+    train.add_argument("--output", type=Path, metavar="DIR", help="(default: runs/RECIPE)")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --output"
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field of the recipe, as in train.steps=500; may be repeated",
+    )
+    train.set_defaults(
+        run=_train, when_stopped="the same command with --resume goes on from the last checkpoint"
+    )
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser("eval", help="measure a model on a task")
+    evaluate.add_argument("model", metavar="MODEL", help="folder of a finished model")
+    evaluate.add_argument("task", metavar="TASK")
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
+    evaluate.add_argument("--split", default="val", help="(default: val)")
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the predictions here")
+    evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    evaluate.set_defaults(run=_eval)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fiber.demo import run
+
+    return run.main(
+        data=options.data,
+        fast=options.fast,
+        ablations=options.ablations,
+        output=options.output,
+        seed=options.seed,
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    changes = {}
+    for change in options.set:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {change!r}: expected KEY=VALUE, as in train.steps=500")
+        changes[key.strip()] = value.strip()
+    output = options.output or RUNS / options.recipe
+    import fiber
+
+    fiber.train(
+        options.recipe,
+        data=options.data,
+        output=output,
+        set=changes,
+        init=options.init,
+        resume=options.resume,
+    )
+    print(output)
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from fiber import recipes
+
+    names = recipes.names()
+    width = max(map(len, names), default=0)
+    for name in names:
+        module = importlib.import_module(f"fiber.recipes.{name}")
+        summary = (module.__doc__ or "").strip().partition("\n")[0]
+        print(f"{name:<{width}}  {summary}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    import fiber
+
+    model = fiber.load(options.model, device=options.device)
+    metrics = fiber.evaluate(
+        model, options.task, data=options.data, split=options.split, output=options.output
+    )
+    if sys.stdout.isatty():
+        width = max(map(len, metrics), default=0)
+        for name, value in metrics.items():
+            print(f"{name:<{width}}  {value:.4f}")
+    else:
+        print(json.dumps(metrics))
+    if options.output:
+        print(f"fiber: predictions are in {options.output}", file=sys.stderr)
+    return 0

@@ -1,0 +1,122 @@
+"""Every example that a reader may copy is executed: docstrings, README, docs.
+
+A ```python block is run as it stands, in a folder that holds what the page talks about (two
+finished models of a few thousand weights, pictures, a small data set). The blocks of one page share
+their names, in order. A block under `<!-- skip: reason -->` is not run.
+"""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import fiber
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Imported by the test runner's own process, so nothing that ends it or parses its arguments.
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(fiber.__path__, "fiber.")
+    if not info.name.endswith(("__main__", "._core"))
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+    line: int
+    skip: str
+
+
+def blocks_of(markdown: str) -> list[Block]:
+    """Find the fenced blocks, and the comment that may stand above each."""
+    found = []
+    skip, language, start = "", None, 0
+    body: list[str] = []
+    for number, line in enumerate(markdown.splitlines(), start=1):
+        if language is None and line.startswith("```"):
+            language, start, body = line[3:].strip(), number + 1, []
+        elif language is not None and line.startswith("```"):
+            found.append(Block(language, "\n".join(body) + "\n", start, skip))
+            language, skip = None, ""
+        elif language is not None:
+            body.append(line)
+        elif comment := re.fullmatch(r"<!--\s*skip:\s*(.+?)\s*-->", line.strip()):
+            skip = comment.group(1)
+        elif line.strip():
+            skip = ""
+    assert language is None, f"the block that starts at line {start} is not closed"
+    return found
+
+
+def test_blocks_of_nothing():
+    assert blocks_of("") == []
+
+
+def test_blocks_of_a_page():
+    page = (
+        "# Title\n```python\na = 1\n```\n<!-- skip: needs a GPU -->\n\n```python\nb\n```\n```sh\nls\n```"
+    )
+    assert blocks_of(page) == [
+        Block("python", "a = 1\n", 3, ""),
+        Block("python", "b\n", 8, "needs a GPU"),
+        Block("sh", "ls\n", 11, ""),
+    ]
+
+
+def test_an_open_block_is_an_error():
+    with pytest.raises(AssertionError, match="line 2 is not closed"):
+        blocks_of("```python\na = 1")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples of {name} fail"
+
+
+@pytest.fixture
+def reader_folder(tmp_path, micro_models, scene_picture):
+    """A folder in which the names that the pages use exist."""
+    for stage in ("coarse", "fine"):
+        shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
+    for name in ("photo", "a", "b", "left", "right"):
+        shutil.copy(scene_picture, tmp_path / f"{name}.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks(page, reader_folder):
+    blocks = [b for b in blocks_of(page.read_text()) if b.language == "python" and not b.skip]
+    if not blocks:
+        pytest.skip(f"{page.name} has no Python block to run")
+    # Empty lines keep the line numbers of the page in a traceback.
+    lines = [""] * sum(1 for _ in page.read_text().splitlines())
+    for block in blocks:
+        for offset, line in enumerate(block.text.splitlines()):
+            lines[block.line - 1 + offset] = line
+    script = reader_folder / f"{page.stem}.py"
+    script.write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=reader_folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
