@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
-#: Taps of a 3 x 3 kernel; each has an offset (y, x) and a modulation.
-TAPS = 9
+from fiber.ops.deform import TAPS, modulated_deform_conv
 
 
 def hard_sigmoid(logits: Tensor) -> Tensor:
@@ -46,14 +44,13 @@ class ModulatedConv(nn.Module):
             (B, C, h, w).
         """
         with torch.autocast(features.device.type, enabled=False):
-            out = deform_conv2d(
+            out = modulated_deform_conv(
                 features.float(),
                 offsets.float(),
+                modulation.float(),
                 self.weight.float(),
                 self.bias.float(),
                 stride=self.stride,
-                padding=1,
-                mask=modulation.float(),
             )
         return self.norm(out.to(self.norm.weight.dtype))
 
