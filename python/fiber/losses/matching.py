@@ -125,13 +125,20 @@ def matching_labels(
     return labels.flatten()
 
 
-def itm_loss(logits: Tensor, batch_size: int, negatives: HardNegatives | None = None) -> Tensor:
+def itm_loss(
+    logits: Tensor,
+    batch_size: int,
+    negatives: HardNegatives | None = None,
+    *,
+    rows: Tensor | None = None,
+) -> Tensor:
     """Cross entropy of "these belong together" over the 3B pairs of all ranks.
 
     Args:
         logits: (3B, 2) float, in the order of `matching_pairs`; column 1 is "match".
         batch_size: B of this rank.
         negatives: what the pairs were made of; pairs without a negative are left out.
+        rows: (n,) int64 numbers of the pairs that were scored, where not all were; logits are (n, 2).
 
     Returns:
         The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
@@ -141,12 +148,15 @@ def itm_loss(logits: Tensor, batch_size: int, negatives: HardNegatives | None = 
 
     Source: ALBEF (Li et al. 2021) 3.2, as in FIBER: one true pair to two hard negatives.
     """
-    if tuple(logits.shape) != (3 * batch_size, 2):
+    scored = 3 * batch_size if rows is None else len(rows)
+    if tuple(logits.shape) != (scored, 2):
         raise ValueError(
-            f"matching logits have shape {tuple(logits.shape)}; expected ({3 * batch_size}, 2) for"
-            f" a batch of {batch_size}: the true pairs and two negatives of each"
+            f"matching logits have shape {tuple(logits.shape)}; expected ({scored}, 2) for"
+            f" a batch of {batch_size}: the true pairs and two negatives of each, or those of rows"
         )
     labels = matching_labels(batch_size, negatives, logits.device)
+    if rows is not None:
+        labels = labels[rows]
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     pairs = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / pairs
