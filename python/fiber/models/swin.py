@@ -177,7 +177,8 @@ class SwinTower(nn.Module):
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config.patch_size, config.embed_dim)
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        # On the CPU whatever the default device: the model may be built on the meta device.
+        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         self.stages = nn.ModuleList()
         #: (stage, block in the stage) of every block.
         self.places: list[tuple[int, int]] = []
