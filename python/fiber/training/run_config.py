@@ -37,6 +37,10 @@ class ImageTextTask:
     #: "half": negative texts for the even pairs, negative pictures for the odd ones (B negatives).
     itm_negatives: Literal["both", "half"] = "both"
 
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {"itc": self.itc, "itm": self.itm, "mlm": self.mlm}
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionTask:
@@ -48,6 +52,10 @@ class QuestionTask:
     sources: tuple[str, ...] = ("questions",)
     #: Weight of the loss.
     vqa: float = 1.0
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {"vqa": self.vqa}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,10 @@ class ReasoningTask:
     #: Weight of the loss.
     nlvr2: float = 1.0
 
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {"nlvr2": self.nlvr2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTask:
@@ -72,6 +84,10 @@ class CaptionTask:
     sources: tuple[str, ...] = ("captions",)
     #: Weight of the loss.
     caption: float = 1.0
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {"caption": self.caption}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,10 @@ class GroundingTask:
     alignment: float = 1.0
     box: float = 2.0
     centerness: float = 1.0
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {"alignment": self.alignment, "box": self.box, "centerness": self.centerness}
 
 
 TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | GroundingTask

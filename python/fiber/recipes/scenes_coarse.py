@@ -1,0 +1,38 @@
+"""Coarse stage on grounded scenes, from nothing, on a CPU: captions and questions.
+
+Command: fiber data scenes --output runs/scenes
+         fiber train scenes_coarse --data runs/scenes --output runs/coarse
+Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
+Hardware: two CPU cores, minutes.
+Expected: see the table that `fiber demo` prints; it runs this recipe.
+"""
+
+from fiber.config import preset
+from fiber.training.run_config import (
+    DataConfig,
+    ImageTextTask,
+    OptimConfig,
+    QuestionTask,
+    RunConfig,
+    TasksConfig,
+    TrainConfig,
+)
+
+
+def recipe() -> RunConfig:
+    """The whole run."""
+    return RunConfig(
+        model=preset("small"),
+        tasks=TasksConfig(
+            image_text=ImageTextTask(share=1, itm_negatives="half"),
+            question=QuestionTask(share=1),
+        ),
+        data=DataConfig(batch_size=64),
+        optim=OptimConfig(
+            lr=5e-4,
+            head_lr_multiplier=2.0,
+            cross_modal_lr_multiplier=2.0,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(steps=1000, log_every=20, checkpoint_every=250),
+    )

@@ -1,0 +1,323 @@
+"""Models and checkpoints on disk. Whatever bears its final name is whole.
+
+A finished model is `config.json`, `model.safetensors`, `tokenizer.json` and, with a VQA head,
+`answers.json`. A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt`
+(optimiser and moving average, loadable with weights_only=True) and `data.json` (position in the
+data).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import fiber
+from fiber.config import FiberConfig, from_dict, to_dict
+from fiber.data import Tokenizer
+from fiber.models.detector import FiberDetector
+from fiber.models.image_text import FiberImageText
+from fiber.training.run_config import RunConfig
+
+PART = ".part-"
+STEP = "step-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A model with what it needs to be asked something."""
+
+    model: FiberImageText | FiberDetector
+    #: Where it was read from.
+    folder: Path
+    #: None where the folder holds none.
+    tokenizer: Tokenizer | None
+    #: Answers of the VQA head, in the order of its logits; empty without one.
+    answers: tuple[str, ...]
+
+    @property
+    def config(self) -> FiberConfig:
+        """Sizes and stage of the model."""
+        return self.model.config
+
+
+def build_model(config: FiberConfig) -> FiberImageText | FiberDetector:
+    """Make a new model: the detector for stage fine, else the image-text model."""
+    return FiberDetector(config) if config.stage == "fine" else FiberImageText(config)
+
+
+def provenance() -> dict[str, str]:
+    """Name fiber's version, and its commit where it runs from a clone."""
+    package = Path(__file__).parents[1]
+    root = package.parents[1]
+    commit = ""
+    # A package installed inside somebody else's repository must not report that one's commit.
+    if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
+        answer = (
+            subprocess.run(
+                ["git", "-C", str(root), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if shutil.which("git")
+            else None
+        )
+        commit = answer.stdout.strip() if answer and answer.returncode == 0 else ""
+    return {"fiber_version": fiber.__version__, "commit": commit}
+
+
+def save_model(
+    model: FiberImageText | FiberDetector,
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+    answers: tuple[str, ...] = (),
+    *,
+    state: dict[str, Tensor] | None = None,
+    run: RunConfig | None = None,
+) -> None:
+    """Write a finished model, `model.safetensors` last.
+
+    Args:
+        model: the model; its weights are written unless `state` gives others.
+        folder: made if absent; files of the same names are replaced one by one.
+        tokenizer: written as tokenizer.json.
+        answers: written as answers.json if there are any.
+        state: weights by name (a moving average, for example).
+        run: the run that trained the model, for config.json; else only the model is described.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = to_dict(run) if run is not None else {"model": to_dict(model.config)}
+    write_json(folder / "config.json", provenance() | described)
+    if tokenizer is not None:
+        write_whole(folder / "tokenizer.json", lambda path: tokenizer.save(str(path)))
+    if answers:
+        write_json(folder / "answers.json", list(answers))
+    weights = state if state is not None else model.state_dict()
+    write_whole(folder / "model.safetensors", lambda path: _write_tensors(weights, path))
+
+
+def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> StoredModel:
+    """Read a finished model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is absent.
+        ValueError: if the configuration or the weights do not fit, with the names that do not.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            unfinished = (folder / "checkpoints").is_dir()
+            hint = "; its run is not finished, resume it first" if unfinished else ""
+            raise FileNotFoundError(f"{folder} holds no model: {name} is missing{hint}")
+    config = from_dict(FiberConfig, read_json(folder / "config.json")["model"])
+    with torch.device("meta"):
+        model = build_model(config)
+    model.to_empty(device=device)
+    load_state(model, folder / "model.safetensors")
+    tokenizer_file, answers_file = folder / "tokenizer.json", folder / "answers.json"
+    return StoredModel(
+        model=model.eval(),
+        folder=folder,
+        tokenizer=Tokenizer.from_file(str(tokenizer_file)) if tokenizer_file.exists() else None,
+        answers=tuple(read_json(answers_file)) if answers_file.exists() else (),
+    )
+
+
+def load_state(model: nn.Module, path: Path) -> None:
+    """Fill a model from a safetensors file that must hold exactly its tensors.
+
+    Raises:
+        ValueError: with every missing, unexpected or differently shaped name.
+    """
+    stored = read_tensors(path)
+    own = model.state_dict()
+    faults = [f"missing {name}" for name in own if name not in stored]
+    faults += [f"unexpected {name}" for name in stored if name not in own]
+    faults += [
+        f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in stored and own[name].shape != stored[name].shape
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit the model: " + "; ".join(faults))
+    model.load_state_dict(stored)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged or cut off.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a run is: what data.json holds."""
+
+    #: Steps that were trained.
+    step: int = 0
+    #: Seconds and pictures that they took.
+    seconds: float = 0.0
+    images: int = 0
+    #: Samples that each task has taken from its stream, over all ranks.
+    consumed: dict[str, int] = field(default_factory=dict)
+    #: Records of each task; other data give other numbers.
+    records: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    step: int
+
+    def position(self, expected: Position) -> Position:
+        """Read how far the run was.
+
+        Raises:
+            ValueError: if its data had other numbers of records than `expected`.
+        """
+        found = from_dict(Position, read_json(self.folder / "data.json"))
+        if found.records != expected.records:
+            raise ValueError(
+                f"{self.folder} was trained on other data: its tasks had"
+                f" {found.records} records, these have {expected.records}"
+            )
+        return found
+
+    def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """Fill the model; gives what training.pt holds."""
+        load_state(model, self.folder / "model.safetensors")
+        return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
+
+
+def write_checkpoint(
+    checkpoints: Path,
+    *,
+    model: nn.Module,
+    training: dict[str, Any],
+    position: Position,
+    keep: int,
+) -> Checkpoint:
+    """Write a checkpoint under a temporary name, rename it, and remove the oldest beyond `keep`.
+
+    Raises:
+        OSError: if it cannot be written (a full disk): nothing of it is left, and every older
+            checkpoint is as it was.
+    """
+    final = checkpoints / f"{STEP}{position.step:08d}"
+    part = checkpoints / f"{PART}{final.name}"
+    with _explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
+        part.mkdir(parents=True)
+        _write_tensors(model.state_dict(), part / "model.safetensors")
+        with (part / "training.pt").open("wb") as file:
+            torch.save(training, file)
+            _to_disk(file)
+        with (part / "data.json").open("w", encoding="utf-8") as file:
+            json.dump(to_dict(position), file, indent=1)
+            _to_disk(file)
+        part.rename(final)
+    for old in checkpoints_in(checkpoints)[:-keep]:
+        # Renamed first, so that a removal that is cut short leaves no half checkpoint.
+        doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+    return Checkpoint(folder=final, step=position.step)
+
+
+def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
+    """Find the newest whole checkpoint of a run, if there is one."""
+    found = checkpoints_in(checkpoints)
+    return found[-1] if found else None
+
+
+def checkpoints_in(checkpoints: Path) -> list[Checkpoint]:
+    """List the whole checkpoints of a run, oldest first."""
+    files = ("model.safetensors", "training.pt", "data.json")
+    found = [
+        Checkpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
+        for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
+        if folder.name.removeprefix(STEP).isdigit() and all((folder / f).is_file() for f in files)
+    ]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left under temporary names."""
+    for part in folder.glob(f"{PART}*"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name and rename it when it is whole."""
+    part = path.with_name(PART + path.name)
+    with _explained(path, lambda: part.unlink(missing_ok=True)):
+        write(part)
+        part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is whole whenever it is there."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: if it is no JSON, with its name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _write_tensors(state: dict[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with path.open("wb") as file:
+        file.write(safetensors.torch.save(tensors, {"format": "pt"}))
+        _to_disk(file)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _explained(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
+    """Leave nothing half-written on any interruption; say which file a failed write was for."""
+    try:
+        yield
+    except BaseException as error:
+        clean_up()
+        # torch.save hides the system's error inside a RuntimeError of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            advice = "; free some space and resume the run" if full else ""
+            reason = cause.strerror or str(cause)
+            raise OSError(cause.errno, f"{path} could not be written ({reason}){advice}") from error
+        raise

@@ -1,0 +1,145 @@
+"""Several processes that train one model: torchrun's environment, gradients and numbers joined.
+
+Every rank holds the whole model and a slice of each batch. Losses divide by counts over all ranks,
+so the mean of the ranks' gradients is the gradient of one process that holds the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+#: Numbers that one all-reduce of gradients carries (32 MiB of float32).
+BUCKET_NUMBERS = 8 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """One process among those that train together."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and messages."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
+    """Join the other processes when torchrun started this one; else be the only one.
+
+    Args:
+        device: where to train; by default CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if torchrun's environment is incomplete, or names a GPU that is not there.
+    """
+    rank, world_size, local_rank = _torchrun_environment()
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda":
+        index = local_rank if world_size > 1 or kind.index is None else kind.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} needs CUDA device {index}, but there are"
+                f" {torch.cuda.device_count()}; start fewer processes or train with device='cpu'"
+            )
+        kind = torch.device("cuda", index)
+        torch.cuda.set_device(kind)
+    # A process group that the caller made is used and left alone.
+    own_group = world_size > 1 and not dist.is_initialized()
+    if own_group:
+        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank=rank, world_size=world_size, device=kind)
+    finally:
+        if own_group:
+            dist.destroy_process_group()
+
+
+def _torchrun_environment() -> tuple[int, int, int]:
+    """Read (rank, world size, local rank); (0, 1, 0) where torchrun did not start this process."""
+    if dist.is_available() and dist.is_initialized():
+        rank = dist.get_rank()
+        return rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    values = [os.environ.get(name) for name in names]
+    if values[1] is None:
+        return 0, 1, 0
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is set but {', '.join(missing)} is not; start the processes with"
+            " `torchrun --nproc-per-node N -m fiber.cli train ...`"
+        )
+    return int(values[0] or 0), int(values[1]), int(values[2] or 0)
+
+
+@torch.no_grad()
+def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
+    """Give every rank the first rank's weights and buffers."""
+    if processes.world_size > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, src=0)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Replace every gradient by its mean over the ranks, in flat buckets.
+
+    A parameter without a gradient on every rank keeps none, so that the optimiser leaves it alone,
+    as with one process; one that has a gradient on some ranks counts as 0 on the others.
+    """
+    if processes.world_size == 1:
+        return
+    used = torch.tensor(
+        [parameter.grad is not None for parameter in parameters],
+        dtype=torch.int32,
+        device=processes.device,
+    )
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    shared = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
+    for bucket in _buckets(shared):
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= processes.world_size
+        parts = flat.split([p.numel() for p in bucket])
+        for parameter, part in zip(bucket, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut the parameters into runs of at most `BUCKET_NUMBERS`; a larger one stands alone."""
+    bucket: list[nn.Parameter] = []
+    numbers = 0
+    for parameter in parameters:
+        if bucket and numbers + parameter.numel() > BUCKET_NUMBERS:
+            yield bucket
+            bucket, numbers = [], 0
+        bucket.append(parameter)
+        numbers += parameter.numel()
+    if bucket:
+        yield bucket
+
+
+def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
+    """Average a small vector of numbers over the ranks."""
+    if processes.world_size > 1:
+        dist.all_reduce(values)
+        values /= processes.world_size
+    return values
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Return once every rank has come here."""
+    if processes.world_size > 1:
+        dist.barrier()

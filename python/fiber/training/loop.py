@@ -1,0 +1,263 @@
+"""The training loop: one step trains one task, from the first step to the finished model.
+
+Every random draw of step k (dropout, hard negatives) depends on (seed, rank, k) only, and the data
+on the position in each stream. So a run that goes on from a checkpoint repeats the numbers of one
+that was never interrupted, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fiber.config import replace_fields
+from fiber.data import Tokenizer
+from fiber.training.checkpoint import (
+    Position,
+    StoredModel,
+    build_model,
+    load_model,
+    newest_checkpoint,
+    save_model,
+    write_checkpoint,
+)
+from fiber.training.curves import read_metrics
+from fiber.training.distributed import (
+    Processes,
+    average_gradients,
+    broadcast_parameters,
+    joined,
+    wait_for_all,
+)
+from fiber.training.initialise import initialise
+from fiber.training.optim import MovingAverage, build_optimizer, lr_factor, set_learning_rate
+from fiber.training.progress import Progress, readable_seconds, say
+from fiber.training.run_config import RunConfig, load_recipe
+from fiber.training.run_folder import RunFolder
+from fiber.training.streams import Data, TaskStreams, TrainingData, open_data
+from fiber.training.tasks import Draw, task_losses
+from fiber.training.window import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    #: Its folder; `fiber.load(run.folder)` gives the model.
+    folder: Path
+    #: What was trained, with the vocabulary and answers of the data filled in.
+    config: RunConfig
+    #: The lines of metrics.jsonl.
+    metrics: list[dict[str, Any]]
+
+
+def train(
+    recipe: str | RunConfig,
+    *,
+    data: Data,
+    output: str | os.PathLike[str],
+    init: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    set: Mapping[str, Any] | None = None,  # noqa: A002  (the word of the command line)
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    threads: int = 0,
+    quiet: bool = False,
+) -> Run:
+    """Train a model.
+
+    Args:
+        recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
+        data: a data folder, one set of records of your own, or a dict with one for each task.
+        output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
+        init: folder of a finished model to start from; a coarse one may start a fine one.
+        resume: go on from the newest whole checkpoint in `output`, from step 0 if there is none,
+            and do nothing if the run is finished.
+        set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
+        tokenizer: one, or its file; default: that of `init`, else the data folder's tokenizer.json.
+        device: default CUDA where there is one, else the CPU. Under torchrun every process takes
+            the GPU of its local rank.
+        threads: of the data loader; 0 uses every core.
+        quiet: print nothing.
+
+    Raises:
+        ValueError: for a wrong field, data that do not fit, a resume under another configuration.
+        FileExistsError: if `output` holds a run and `resume` is False.
+        FloatingPointError: if a loss is no longer finite.
+        KeyboardInterrupt: on Ctrl-C, after saying how to go on.
+    """
+    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    config = replace_fields(config, dict(set or {}))
+    start = load_model(init) if init is not None else None
+    folder = RunFolder(path=Path(output))
+    with joined(device) as processes:
+        source = open_data(
+            config,
+            data,
+            tokenizer=tokenizer or (start.tokenizer if start else None),
+            known_answers=start.answers if start else (),
+        )
+        config = source.fit_model(config)
+        folder.check(config, resume=resume)
+        if not (resume and folder.is_finished):
+            quiet = quiet or not processes.is_first
+            try:
+                _train(config, source, folder, processes, start=start, threads=threads, quiet=quiet)
+            except KeyboardInterrupt:
+                if not quiet:
+                    newest = newest_checkpoint(folder.checkpoints)
+                    say(
+                        f"stopped; resume (--resume, resume=True) goes on from step"
+                        f" {newest.step if newest else 0} in {folder.path}"
+                    )
+                raise
+    return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+
+
+def _train(
+    config: RunConfig,
+    source: TrainingData,
+    folder: RunFolder,
+    processes: Processes,
+    *,
+    start: StoredModel | None,
+    threads: int,
+    quiet: bool,
+) -> None:
+    device, settings = processes.device, config.train
+
+    # The model: from nothing, from another model or from a checkpoint.
+    torch.manual_seed(settings.seed)
+    model = build_model(config.model).to(device)
+    model.backbone.gradient_checkpointing = settings.gradient_checkpointing
+    if processes.is_first:
+        folder.open(config)
+    wait_for_all(processes)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    if start is not None and checkpoint is None:
+        report = initialise(model, start)
+        if not quiet:
+            say(f"weights from {start.folder}:\n{report}")
+    optimizer = build_optimizer(model, config.optim)
+    average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+    position = Position(records=source.counts())
+    if checkpoint is not None:
+        position = checkpoint.position(expected=position)
+        state = checkpoint.restore(model, device)
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+    broadcast_parameters(model, processes)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+
+    # The data: every task from its own position.
+    streams = TaskStreams(config, source, processes, consumed=position.consumed, threads=threads)
+    tasks, rotation = config.tasks.active(), config.tasks.rotation()
+    window = Window(processes, images=position.images, seconds=position.seconds)
+    began = time.monotonic() - position.seconds
+    if not quiet:
+        say(_first_words(config, source, processes, model, position.step))
+
+    with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:
+        for step in range(position.step, settings.steps):
+            name = rotation[step % len(rotation)]
+            weights = tasks[name].weights()
+            set_learning_rate(
+                optimizer, config.optim.lr * lr_factor(step, settings.steps, config.optim)
+            )
+            torch.manual_seed(_step_seed(settings.seed, step, processes.rank))
+
+            # Forward and backward, once for each accumulated pass.
+            optimizer.zero_grad(set_to_none=True)
+            for part in range(settings.accumulation):
+                batch = streams.next_batch(name).to(device)
+                draw = Draw(settings.seed, step * settings.accumulation + part)
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+                ):
+                    losses = task_losses(name, model, batch, config.tasks, draw)
+                total = torch.stack([weights[key] * loss for key, loss in losses.items()]).sum()
+                (total / settings.accumulation).backward()
+                window.add(losses, images=math.prod(batch.images.shape[:-3]) * processes.world_size)
+
+            # One update with the mean gradient of all ranks.
+            average_gradients(parameters, processes)
+            limit = config.optim.clip_norm or math.inf
+            norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+            optimizer.step()
+            if average is not None:
+                average.update(model)
+            done = step + 1
+            progress.advance()
+
+            # A line of metrics, a checkpoint.
+            is_last = done == settings.steps
+            is_saved = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
+            seconds = time.monotonic() - began
+            if is_last or is_saved or done % settings.log_every == 0:
+                entry = window.close(
+                    step=done, seconds=seconds, optimizer=optimizer, model=model, gradient_norm=norm
+                )
+                if processes.is_first:
+                    folder.add_metrics(entry)
+                    progress.show(entry)
+            if is_saved and not is_last and processes.is_first:
+                write_checkpoint(
+                    folder.checkpoints,
+                    model=model,
+                    training={
+                        "optimizer": optimizer.state_dict(),
+                        "average": average.state_dict() if average is not None else {},
+                    },
+                    position=Position(
+                        step=done,
+                        seconds=seconds,
+                        images=window.images,
+                        consumed=streams.consumed,
+                        records=source.counts(),
+                    ),
+                    keep=settings.keep_checkpoints,
+                )
+
+    # The finished model.
+    if processes.is_first:
+        folder.draw()
+        save_model(
+            model,
+            folder.path,
+            source.tokenizer,
+            source.answers,
+            state=average.weights(model) if average is not None else None,
+            run=config,
+        )
+    if not quiet:
+        say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}")
+    wait_for_all(processes)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the dropout of one step on one rank."""
+    return ((seed * 1_000_003 + step) * 4_099 + rank) % 2**63
+
+
+def _first_words(
+    config: RunConfig, source: TrainingData, processes: Processes, model: nn.Module, step: int
+) -> str:
+    """Say what is about to happen."""
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    records = ", ".join(f"{name} {count}" for name, count in source.counts().items())
+    where = f"{processes.world_size} x {processes.device.type}"
+    begin = f"going on after step {step}" if step else "starting"
+    return (
+        f"{begin}: {config.model.stage} model of {millions:.1f} million parameters on {where},"
+        f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"
+    )

@@ -1,0 +1,185 @@
+"""AdamW with the published parameter groups, the learning rate, the moving average of weights."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fiber.training.run_config import OptimConfig
+
+#: What a parameter is: biases (tables of position biases too) are never decayed, vectors (weights
+#: of norms, gates, temperatures) only with `decay_vectors`.
+Kind = Literal["weight", "bias", "vector", "gate"]
+#: Where it stands: in a tower, in what joins the modalities, or in a head.
+Place = Literal["tower", "cross_modal", "head"]
+
+#: First part of a parameter's name -> its place, for everything that is not in the backbone. The
+#: published coarse groups count transforms, poolers and caption projections as cross-modal.
+PLACES: dict[str, Place] = {
+    "temperature": "tower",
+    "itc_image_norm": "tower",
+    "itc_image_transform": "cross_modal",
+    "itc_text_transform": "cross_modal",
+    "itc_image_pooler": "cross_modal",
+    "itc_text_pooler": "cross_modal",
+    "image_transform": "cross_modal",
+    "text_transform": "cross_modal",
+    "image_pooler": "cross_modal",
+    "text_pooler": "cross_modal",
+    "caption_projections": "cross_modal",
+    "language_head": "head",
+    "itm_head": "head",
+    "vqa_head": "head",
+    "nlvr2_head": "head",
+    "stage_norms": "head",
+    "pyramid": "head",
+    "tower": "head",
+    "head": "head",
+}
+BIASES = ("bias", "bias_table", "text_bias")
+
+
+def place_of(name: str) -> Place:
+    """Say where a parameter of our models stands.
+
+    Raises:
+        ValueError: for a name that no rule covers, so that no new module is trained by accident.
+    """
+    parts = name.split(".")
+    if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
+        return "cross_modal" if parts[1] == "fusion" else "tower"
+    if parts[0] not in PLACES:
+        raise ValueError(f"parameter {name!r} has no place in fiber.training.optim.PLACES")
+    return PLACES[parts[0]]
+
+
+def kind_of(name: str, parameter: Tensor) -> Kind:
+    """Say what a parameter is."""
+    last = name.rsplit(".", 1)[-1]
+    if last in BIASES:
+        return "bias"
+    if last == "gate":
+        return "gate"
+    return "vector" if parameter.ndim < 2 else "weight"
+
+
+def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
+    """Multiply the factors on a parameter's learning rate."""
+    place, kind = place_of(name), kind_of(name, parameter)
+    factor = {
+        "tower": 1.0,
+        "cross_modal": config.cross_modal_lr_multiplier,
+        "head": config.head_lr_multiplier,
+    }[place]
+    # The published fine stage trains all that feeds the text tower at the text's learning rate.
+    if name.startswith("backbone.text.") or ".text_to_image." in name:
+        factor *= config.text_lr_multiplier
+    if kind == "bias":
+        factor *= config.bias_lr_multiplier
+    if kind == "gate":
+        factor *= config.gate_lr_multiplier
+    return factor
+
+
+def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
+    """Whether weight decay applies.
+
+    The published coarse rule goes by parts of names and so decays gates, the temperature and two
+    norms, too; here a norm is a norm.
+    """
+    kind = kind_of(name, parameter)
+    return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Make AdamW over all trainable parameters, one group for each (factor, decay or not).
+
+    A group has `lr_factor`, which `set_learning_rate` multiplies the learning rate with.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = factor_of(name, parameter, config), is_decayed(name, parameter, config)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_factor": factor,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
+            for (factor, decayed), parameters in groups.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """Say which part of the peak learning rate a step is trained with.
+
+    Args:
+        step: from 0.
+        steps: of the whole run.
+        config: warm-up and schedule.
+
+    Returns:
+        The linear rise from `warmup_start` (as published, a start of 0 makes the first step one
+        without a change), then the fall of `schedule`.
+    """
+    warmup = round(config.warmup_fraction * steps)
+    rise = 1.0
+    if step < warmup:
+        rise = config.warmup_start + (1 - config.warmup_start) * step / warmup
+    if config.schedule == "multistep":
+        passed = bisect.bisect_right([milestone * steps for milestone in config.milestones], step)
+        return rise * 0.1**passed
+    return rise if step < warmup else (steps - step) / max(1, steps - warmup)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its factor of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+class MovingAverage:
+    """Exponential moving average of the trainable parameters.
+
+    The decay grows with the number of updates up to its full value, so that a short run's average
+    is not held back by the weights it started with.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._averages = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the parameters of one more step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        now = [p.detach() for p in model.parameters() if p.requires_grad]
+        torch._foreach_lerp_(self._averages, now, 1 - decay)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state with the averages in place of the parameters."""
+        return model.state_dict() | dict(zip(self._names, self._averages, strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs."""
+        averages = dict(zip(self._names, self._averages, strict=True))
+        return averages | {"updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self.updates = int(state["updates"])
+        for name, average in zip(self._names, self._averages, strict=True):
+            average.copy_(state[name])

@@ -1,0 +1,112 @@
+"""A run's folder: who may write into it, where the run goes on, and its lines of metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiber.config import from_dict, to_dict
+from fiber.training.checkpoint import (
+    newest_checkpoint,
+    provenance,
+    read_json,
+    remove_parts,
+    write_json,
+    write_whole,
+)
+from fiber.training.curves import draw_curves, read_metrics
+from fiber.training.run_config import RunConfig, differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The files of one run under their names."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The whole RunConfig, with fiber's version and commit."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the finished model is there."""
+        return (self.path / "model.safetensors").is_file()
+
+    def stored_config(self) -> RunConfig | None:
+        """The configuration of the run that this folder holds, if any.
+
+        Raises:
+            ValueError: if config.json describes no run (a model that was saved alone).
+        """
+        if not self.config_file.exists():
+            return None
+        values = read_json(self.config_file)
+        if "tasks" not in values:
+            raise ValueError(f"{self.path} holds a model, not a run; choose another output folder")
+        for name in ("fiber_version", "commit"):
+            values.pop(name, None)
+        return from_dict(RunConfig, values)
+
+    def check(self, config: RunConfig, *, resume: bool) -> None:
+        """Check that a run with this configuration may write here.
+
+        Raises:
+            FileExistsError: if there is a run already and it shall not be resumed.
+            ValueError: if it was another configuration's, with the fields that differ.
+        """
+        stored = self.stored_config()
+        if stored is None:
+            if self.is_finished or (self.path.exists() and not self.path.is_dir()):
+                raise FileExistsError(f"{self.path} is in use; choose another output folder")
+            return
+        if not resume:
+            raise FileExistsError(
+                f"{self.path} holds a run already; resume it (resume=True, --resume)"
+                " or choose another output folder"
+            )
+        changed = differences(stored, config)
+        if changed:
+            raise ValueError(
+                f"{self.path} was trained with another configuration; it can be resumed only with"
+                " its own (stored -> asked for): " + "; ".join(changed)
+            )
+
+    def open(self, config: RunConfig) -> None:
+        """Prepare the folder for writing.
+
+        Lines of metrics after the newest checkpoint are dropped: those steps will be trained again.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        remove_parts(self.path)
+        if not self.config_file.exists():
+            write_json(self.config_file, provenance() | to_dict(config))
+        self.checkpoints.mkdir(exist_ok=True)
+        remove_parts(self.checkpoints)
+        newest = newest_checkpoint(self.checkpoints)
+        step = newest.step if newest else 0
+        kept = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        write_whole(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def add_metrics(self, entry: dict[str, Any]) -> None:
+        """Append a line of metrics."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def draw(self) -> None:
+        """Draw curves.png from the metrics."""
+        draw_curves(read_metrics(self.metrics_file), self.path / "curves.png")

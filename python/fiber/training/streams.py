@@ -1,0 +1,249 @@
+"""From a folder or a user's records to the batches of each task."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiber.config import FiberConfig
+from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
+from fiber.data.records import ConcatRecords, RecordSet
+from fiber.training.distributed import Processes
+from fiber.training.run_config import RunConfig, TransformConfig
+
+#: What `fiber.train` and `fiber.evaluate` take: a folder, one set of records, or one for each task.
+Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
+
+READERS = {
+    "captions": sources.captions,
+    "questions": sources.questions,
+    "reasoning": sources.reasoning,
+    "phrases": sources.phrases,
+    "referring": sources.referring,
+    "detection": sources.detection,
+}
+
+#: Batch type of the loader for each task.
+BATCH_TYPES = {
+    "image_text": "image_text",
+    "question": "question",
+    "reasoning": "reasoning",
+    "caption": "image_text",
+    "grounding": "grounding",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Records of every active task, and the words and answers that the model has to know."""
+
+    records: Mapping[str, RecordSet]
+    tokenizer: Tokenizer
+    #: Answers of the VQA head, most frequent first; empty without a question task.
+    answers: tuple[str, ...]
+
+    def fit_model(self, config: RunConfig) -> RunConfig:
+        """Give the model this tokenizer's vocabulary and this many answers."""
+        model = config.model.with_vocabulary(self.tokenizer.vocab_size)
+        if self.answers:
+            image_text = dataclasses.replace(model.image_text, num_answers=len(self.answers))
+            model = dataclasses.replace(model, image_text=image_text)
+        return dataclasses.replace(config, model=model)
+
+    def counts(self) -> dict[str, int]:
+        """Number of records of each task: what a resumed run checks."""
+        return {name: len(records) for name, records in self.records.items()}
+
+
+def open_data(
+    config: RunConfig,
+    data: Data,
+    *,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    known_answers: tuple[str, ...] = (),
+) -> TrainingData:
+    """Find the records of every active task, the tokenizer and the answers.
+
+    Args:
+        config: says which tasks and sources.
+        data: a folder, one set of records (for a run with one task) or one for each task.
+        tokenizer: one, or its file; by default tokenizer.json in the folder.
+        known_answers: answers of a model that this run starts from; else they are counted.
+
+    Raises:
+        FileNotFoundError: if a folder or file is missing, with its name.
+        ValueError: if the records do not fit the tasks, a set is empty, or there is no tokenizer.
+    """
+    active = config.tasks.active()
+    records: dict[str, RecordSet] = {}
+    if isinstance(data, (str, os.PathLike)):
+        folder = existing_folder(data)
+        for name, task in active.items():
+            parts = [READERS[source](folder, config.data.split) for source in task.sources]
+            records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
+        tokenizer = tokenizer if tokenizer is not None else folder / "tokenizer.json"
+    elif isinstance(data, Mapping):
+        if set(data) != set(active):
+            raise ValueError(
+                f"data has records for {', '.join(map(repr, data)) or 'no task'};"
+                f" expected one set for each of the run's tasks: {', '.join(map(repr, active))}"
+            )
+        records = dict(data)
+    elif len(active) == 1:
+        records = dict.fromkeys(active, data)
+    else:
+        raise ValueError(
+            f"the run has the tasks {', '.join(active)}; give a dict with records for each of them"
+        )
+    for name, found in records.items():
+        if len(found) == 0:
+            raise ValueError(f"data of task {name!r}: expected at least one record, got none")
+    answers: tuple[str, ...] = ()
+    if "question" in records:
+        limit = config.model.image_text.num_answers
+        answers = known_answers or count_answers(records["question"], limit)
+    return TrainingData(records=records, tokenizer=open_tokenizer(tokenizer), answers=answers)
+
+
+def existing_folder(data: str | os.PathLike[str]) -> Path:
+    """Check that a data folder is there.
+
+    Raises:
+        FileNotFoundError: if it is not, with how to make one.
+    """
+    folder = Path(data)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data folder {folder} does not exist; `fiber data scenes --output {folder}` makes one"
+        )
+    return folder
+
+
+def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
+    """Read a tokenizer's file, or hand one on.
+
+    Raises:
+        ValueError: if there is none.
+        FileNotFoundError: if its file is missing.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            "records without a folder need tokenizer=..., a tokenizer.json or a"
+            " fiber.data.Tokenizer (Tokenizer.train makes one from texts), or init=... a model"
+        )
+    if isinstance(tokenizer, (str, os.PathLike)):
+        if not Path(tokenizer).is_file():
+            raise FileNotFoundError(f"tokenizer {os.fspath(tokenizer)} does not exist")
+        return Tokenizer.from_file(os.fspath(tokenizer))
+    return tokenizer
+
+
+def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
+    """List the best answers of the training questions, most frequent first, at most `limit`.
+
+    Raises:
+        ValueError: if a record has no answers, by name.
+    """
+    counts: Counter[str] = Counter()
+    for index in range(len(records)):
+        record = records[index]
+        if record.answers is None:
+            raise ValueError(f"record {record.key!r} has no answers; the question task needs them")
+        if record.answers:
+            counts[max(record.answers, key=lambda answer: record.answers[answer])] += 1  # type: ignore[index]
+    ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    return tuple(ordered[:limit])
+
+
+def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
+    """What happens to the pictures of a training run."""
+    if transform.kind == "shorter_side":
+        return ImageTransform.shorter_side(
+            list(transform.shorter_sides),
+            transform.max_size,
+            flip_probability=transform.flip_probability,
+            channel_order=model.channel_order,
+        )
+    if transform.kind == "crop":
+        return ImageTransform.random_resized_crop(
+            model.image_size,
+            scale=transform.crop_scale,
+            flip_probability=transform.flip_probability,
+            channel_order=model.channel_order,
+        )
+    return ImageTransform.squash(model.image_size, channel_order=model.channel_order)
+
+
+def inference_transform(model: FiberConfig) -> ImageTransform:
+    """What happens to the pictures that a finished model is asked about."""
+    if model.stage == "fine":
+        detector = model.detector
+        return ImageTransform.shorter_side(
+            [detector.shorter_side], detector.max_size, channel_order=model.channel_order
+        )
+    return ImageTransform.squash(model.image_size, channel_order=model.channel_order)
+
+
+class TaskStreams:
+    """Endless batches of every task, each from its own position.
+
+    A step takes `data.batch_size` samples of one task over all ranks, in `train.accumulation`
+    passes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: TrainingData,
+        processes: Processes,
+        *,
+        consumed: Mapping[str, int],
+        threads: int,
+    ) -> None:
+        """Args: as named; `consumed` counts each task's samples so far, over all ranks."""
+        self.batch_size = config.data.batch_size
+        parts = config.train.accumulation * processes.world_size
+        if self.batch_size % parts:
+            raise ValueError(
+                f"data.batch_size {self.batch_size} is not a multiple of {parts}"
+                f" (train.accumulation {config.train.accumulation} x"
+                f" {processes.world_size} processes)"
+            )
+        #: Samples of each task that were taken, over all ranks: the position for a checkpoint.
+        self.consumed = {name: consumed.get(name, 0) for name in data.records}
+        self._samples_per_pass = self.batch_size // config.train.accumulation
+        self._loaders = {
+            name: DataLoader(
+                records,
+                BATCH_TYPES[name],
+                tokenizer=data.tokenizer,
+                transform=training_transform(config.model, config.data.transform),
+                batch_size=self.batch_size // parts,
+                max_tokens=config.model.max_tokens,
+                answers=data.answers,
+                shuffle=True,
+                # Tasks that read the same records must not see them in the same order.
+                seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
+                mlm_probability=config.data.mlm_probability,
+                threads=threads,
+                rank=processes.rank,
+                world_size=processes.world_size,
+                on_error=config.data.on_error,
+                pin_memory=processes.device.type == "cuda",
+            )
+            for name, records in data.records.items()
+        }
+        self._iterators: dict[str, Iterator[Any]] = {}
+
+    def next_batch(self, name: str) -> Any:
+        """Take the next batch of a task."""
+        if name not in self._iterators:
+            self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
+        batch = next(self._iterators[name])
+        self.consumed[name] += self._samples_per_pass
+        return batch
