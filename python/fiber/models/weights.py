@@ -1,0 +1,225 @@
+"""Published checkpoints and ours: an explicit map of names, both ways, and coarse to fine.
+
+Nothing is skipped quietly: a published tensor that the map does not name is left out for a reason
+listed in `IGNORED_COARSE_KEYS`, or it raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fiber.config import FiberConfig
+from fiber.models.weights_towers import KeyMap, load_mapped, tower_keys, unstack, weight_and_bias
+
+#: Published coarse keys that hold nothing the model needs: pattern, and why it is left out.
+IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
+    (r".*\.relative_position_index", "buffer that follows from the window size"),
+    (r".*\.attn_mask", "buffer that follows from the map size"),
+    (r"text_transformer\.embeddings\.position_ids", "buffer that counts positions"),
+    (r"(image|text|image_input|text_input|text_input_mask)_queue", "queue of past batches"),
+    (r"queue_(ptr|total)", "queue of past batches"),
+    (r"rank_output\.(weight|bias)", "stale copy of row 1 of the matching head"),
+    (r"logit_scale", "temperature of an implementation before the published one"),
+    (r"token_type_embeddings\.weight", "modality vectors that no published code reads"),
+    (r"text_transformer\.pooler\.dense\.(weight|bias)", "RoBERTa's pooler, never used"),
+    (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
+)
+
+#: Heads, and the published prefixes that a model has only if it has one of them.
+_HEAD_PREFIXES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        ("itc",),
+        (
+            "temp",
+            "vit_model.norm.",
+            "cross_modal_text_transform_itc.",
+            "cross_modal_image_transform_itc.",
+            "cross_modal_text_pooler_itc.",
+            "cross_modal_image_pooler_itc.",
+        ),
+    ),
+    (("itm", "mlm", "vqa", "nlvr2", "caption"), ("cross_modal_text_transform.",)),
+    (
+        ("itm", "vqa", "nlvr2"),
+        (
+            "cross_modal_image_transform.",
+            "cross_modal_image_pooler.",
+            "cross_modal_text_pooler.",
+        ),
+    ),
+    (("mlm", "caption"), ("mlm_score.",)),
+    (("itm",), ("itm_score.",)),
+    (("vqa",), ("vqa_classifier.",)),
+    (("nlvr2",), ("nlvr2_classifier.",)),
+    (("caption",), ("cross_modal_att_layers.",)),
+)
+
+
+def coarse_keys(config: FiberConfig) -> KeyMap:
+    """Map every tensor of the coarse model: names of a `FiberImageText` -> published names."""
+    towers = tower_keys(config, image_prefix="vit_model.", text_prefix="text_transformer.")
+    keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
+    heads = set(config.image_text.heads)
+    if "itc" in heads:
+        keys["temperature"] = ("temp",)
+        keys |= weight_and_bias("itc_image_norm", "vit_model.norm")
+        for side in ("image", "text"):
+            keys |= weight_and_bias(f"itc_{side}_transform", f"cross_modal_{side}_transform_itc")
+            keys |= weight_and_bias(
+                f"itc_{side}_pooler.linear", f"cross_modal_{side}_pooler_itc.dense"
+            )
+    if heads - {"itc"}:
+        keys |= weight_and_bias("text_transform", "cross_modal_text_transform")
+    if heads & {"itm", "vqa", "nlvr2"}:
+        keys |= weight_and_bias("image_transform", "cross_modal_image_transform")
+        for side in ("image", "text"):
+            keys |= weight_and_bias(f"{side}_pooler.linear", f"cross_modal_{side}_pooler.dense")
+    if heads & {"mlm", "caption"}:
+        keys |= weight_and_bias("language_head.transform", "mlm_score.transform.dense")
+        keys |= weight_and_bias("language_head.norm", "mlm_score.transform.LayerNorm")
+        keys["language_head.decoder.weight"] = ("mlm_score.decoder.weight",)
+        keys["language_head.decoder.bias"] = ("mlm_score.bias",)
+    if "itm" in heads:
+        keys |= weight_and_bias("itm_head", "itm_score.fc")
+    for head in ("vqa", "nlvr2"):
+        if head in heads:
+            keys |= weight_and_bias(f"{head}_head.hidden", f"{head}_classifier.0")
+            keys |= weight_and_bias(f"{head}_head.norm", f"{head}_classifier.1")
+            keys |= weight_and_bias(f"{head}_head.output", f"{head}_classifier.3")
+    if "caption" in heads:
+        for number, layer in enumerate(_projected_text_layers(config)):
+            keys |= weight_and_bias(
+                f"caption_projections.{number}", f"cross_modal_att_layers.{layer}"
+            )
+    return keys
+
+
+def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
+    """Say why a published key outside `coarse_keys` may be left out; None: it may not."""
+    for pattern, reason in IGNORED_COARSE_KEYS:
+        if re.fullmatch(pattern, name):
+            return reason
+    layer = re.fullmatch(r"text_transformer\.encoder\.layer\.(\d+)\.alpha_t2i", name)
+    fused_from = config.roberta.num_layers - config.fusion.num_fused_layers
+    if layer and int(layer[1]) < fused_from:
+        return "gate of a text layer that reads no picture"
+    layer = re.fullmatch(r"cross_modal_att_layers\.(\d+)\.(weight|bias)", name)
+    if layer and int(layer[1]) not in _projected_text_layers(config):
+        return "projection for a text layer that needs none"
+    for heads, prefixes in _HEAD_PREFIXES:
+        if name.startswith(prefixes) and not set(heads) & set(config.image_text.heads):
+            return f"the model was built without a head that needs it ({' or '.join(heads)})"
+    return None
+
+
+def _projected_text_layers(config: FiberConfig) -> range:
+    """Text layers whose image block has the channels of stage 3, which captioning projects to."""
+    fused = config.fusion.num_fused_layers
+    first = config.roberta.num_layers - fused
+    return range(first, first + max(fused - config.swin.depths[3], 0))
+
+
+def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Load a published coarse state dict into a `FiberImageText`.
+
+    Args:
+        model: its config says which keys are needed. A checkpoint without `temp` leaves the
+            temperature as it is.
+        state: tensors by published name.
+
+    Returns:
+        Published keys that were left out, each with the reason.
+
+    Raises:
+        ValueError: naming missing keys, unknown keys and tensors of another shape.
+    """
+    config: FiberConfig = model.config  # type: ignore[assignment]
+    keys = coarse_keys(config)
+    if "temp" not in state:
+        keys.pop("temperature", None)
+    named = {name for names in keys.values() for name in names}
+    ignored, unknown = {}, []
+    for name in state:
+        if name not in named:
+            reason = ignored_coarse_key(name, config)
+            if reason is None:
+                unknown.append(name)
+            else:
+                ignored[name] = reason
+    load_mapped(model, state, keys, unknown)
+    return ignored
+
+
+def published_coarse_state(model: nn.Module) -> dict[str, Tensor]:
+    """Give a `FiberImageText`'s tensors their published names; the inverse of loading."""
+    return unstack(model.state_dict(), coarse_keys(model.config))  # type: ignore[arg-type]
+
+
+class TransferReport(NamedTuple):
+    """What became of the tensors of a coarse model; `str()` is the page to read."""
+
+    #: Names that both models have; the values were copied exactly.
+    taken: tuple[str, ...]
+    #: Names of the coarse model alone.
+    dropped: tuple[str, ...]
+    #: Names of the fine model alone; they keep their initial values.
+    created: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for title, names in zip(self._fields, self, strict=True):
+            lines.append(f"{title}: {len(names)} tensors")
+            lines += [f"  {group}: {count}" for group, count in _groups(names)]
+        return "\n".join(lines)
+
+
+def coarse_to_fine(coarse: nn.Module | Mapping[str, Tensor], detector: nn.Module) -> TransferReport:
+    """Start a detector's backbone from a coarse model.
+
+    Args:
+        coarse: a `FiberImageText`, or its state dict.
+        detector: a model whose `backbone` is a `FiberBackbone`.
+
+    Returns:
+        What was taken, dropped and newly created, by name.
+
+    Raises:
+        ValueError: if a tensor that both have differs in shape, or if they share none.
+    """
+    state = coarse.state_dict() if isinstance(coarse, nn.Module) else coarse
+    own = detector.state_dict()
+    taken = [name for name in own if name.startswith("backbone.") and name in state]
+    if not taken:
+        raise ValueError("coarse_to_fine: the two models share no tensor of a backbone")
+    wrong = [
+        f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in taken
+        if state[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError("coarse_to_fine: other shapes than the detector's: " + "; ".join(wrong))
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(state[name])
+    known = set(taken)
+    return TransferReport(
+        taken=tuple(taken),
+        dropped=tuple(name for name in state if name not in known),
+        created=tuple(name for name in own if name not in known),
+    )
+
+
+def _groups(names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Count names by module, numbers of blocks and layers left open, in order of appearance."""
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = ["*" if part.isdigit() else part for part in name.split(".")[:-1]]
+        depth = 6 if "fusion" in parts else 3
+        group = ".".join(parts[:depth]) or name
+        counts[group] = counts.get(group, 0) + 1
+    yield from counts.items()

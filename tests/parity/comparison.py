@@ -1,0 +1,86 @@
+"""Comparing groups of tensors and numbers, and the table that says how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Group:
+    """Recorded things of one kind, and how far ours are from them."""
+
+    name: str
+    tolerance: float
+    count: int = 0
+    worst: float = 0.0
+    worst_name: str = ""
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, name: str, error: float) -> None:
+        """Count one comparison; an error that is no number fails."""
+        self.count += 1
+        if not error <= self.worst:
+            self.worst, self.worst_name = error, name
+        if not error <= self.tolerance:
+            self.failures.append(f"{name}: error {error:.2e}, tolerance {self.tolerance:.0e}")
+
+
+class Comparison:
+    """All groups of one case."""
+
+    def __init__(self, case: str) -> None:
+        self.case = case
+        self.groups: dict[str, Group] = {}
+        #: Recorded names that something was compared with.
+        self.compared: set[str] = set()
+        #: Recorded names that nothing was compared with yet.
+        self.not_compared: list[str] = []
+
+    def group(self, name: str, tolerance: float) -> Group:
+        """The group of that name, made when first asked for."""
+        return self.groups.setdefault(name, Group(name, tolerance))
+
+    def tensor(
+        self, group: str, name: str, ours: Tensor, recorded: Tensor, tolerance: float, absmax: float
+    ) -> None:
+        """Compare, the error relative to max(1, the recorded tensor's absolute maximum)."""
+        self.compared.add(name)
+        if ours.shape != recorded.shape:
+            self.group(group, tolerance).add(
+                f"{name} {tuple(ours.shape)}, recorded {tuple(recorded.shape)}", float("nan")
+            )
+            return
+        if recorded.dtype.is_floating_point:
+            difference = (ours.detach().double() - recorded.double()).abs().max().item()
+            self.group(group, tolerance).add(name, difference / max(1.0, absmax))
+        else:
+            wrong = (ours.to(recorded.dtype) != recorded).sum().item()
+            self.group(f"{group} (integers)", 0.0).add(name, float(wrong))
+
+    def number(self, group: str, name: str, ours: float, recorded: float, tolerance: float) -> None:
+        """Compare two numbers, the error relative to the recorded one."""
+        self.compared.add(name)
+        error = abs(ours - recorded) / max(abs(recorded), torch.finfo(torch.float32).tiny)
+        self.group(group, tolerance).add(name, error)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was compared agrees; nothing compared is no agreement."""
+        return bool(self.groups) and not any(g.failures for g in self.groups.values())
+
+    def __str__(self) -> str:
+        lines = [f"{self.case:<34} {'count':>5}  {'worst':>8}  {'allowed':>8}"]
+        for group in self.groups.values():
+            verdict = "ok" if not group.failures else "FAILED"
+            lines.append(
+                f"  {group.name:<32} {group.count:>5}  {group.worst:8.1e}  {group.tolerance:8.0e}"
+                f"  {verdict}"
+            )
+            lines += [f"    {failure}" for failure in group.failures[:5]]
+        if self.not_compared:
+            lines.append(f"  not compared: {len(self.not_compared)}")
+            lines += [f"    {name}" for name in self.not_compared]
+        return "\n".join(lines)
