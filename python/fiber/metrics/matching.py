@@ -1,0 +1,75 @@
+"""Matching: does a text belong to a picture? And Winoground-like swapped pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def matching_accuracy(
+    scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5
+) -> dict[str, float]:
+    """How often pairs are told apart, and how well the scores order them.
+
+    Args:
+        scores: (n,) probability, or any score, that the pair belongs together.
+        labels: (n,) 1 where it does, else 0.
+        threshold: a score above it says "match".
+
+    Returns:
+        `accuracy`; `match_accuracy` and `mismatch_accuracy` on the two kinds; `auc`, the chance
+        that a true pair scores above a false one (an equal score counts half).
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    scores, truths = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    if scores.ndim != 1 or scores.shape != truths.shape:
+        raise ValueError(
+            f"matching scores have shape {scores.shape}, labels {truths.shape}; expected both (n,)"
+        )
+    right = (scores > threshold) == truths
+    return {
+        "accuracy": mean(right),
+        "match_accuracy": mean(right[truths]),
+        "mismatch_accuracy": mean(right[~truths]),
+        "auc": _auc(scores[truths], scores[~truths]),
+    }
+
+
+def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
+    """Winoground's scores for pairs of texts that differ in the order of words.
+
+    Args:
+        scores: (n, 2, 2), [case, text, picture]; text i belongs to picture i.
+
+    Returns:
+        `text`: each picture prefers its text; `image`: each text prefers its picture; `group`:
+        both. An equal score is no preference.
+
+    Raises:
+        ValueError: if `scores` is not (n, 2, 2).
+
+    Source: Winoground (Thrush et al. 2022) 3.3.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 3 or scores.shape[1:] != (2, 2):
+        raise ValueError(f"swapped scores have shape {scores.shape}; expected (n, 2, 2)")
+    own = np.diagonal(scores, axis1=1, axis2=2)
+    text = (own[:, 0] > scores[:, 1, 0]) & (own[:, 1] > scores[:, 0, 1])
+    image = (own[:, 0] > scores[:, 0, 1]) & (own[:, 1] > scores[:, 1, 0])
+    return {"text": mean(text), "image": mean(image), "group": mean(text & image)}
+
+
+def mean(values: NDArray) -> float:
+    """The mean; NaN, without a warning, where there is nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    if not len(positive) or not len(negative):
+        return float("nan")
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left")
+    not_above = np.searchsorted(ordered, positive, "right")
+    return float((below + not_above).sum() / (2 * len(positive) * len(negative)))
