@@ -118,9 +118,7 @@ class DynamicBlock(nn.Module):
                 _reread(modulation, coarse.shape[-2:]),
             )
             branches.append(
-                F.interpolate(
-                    mixed, size=features.shape[-2:], mode="bilinear", align_corners=True
-                )
+                F.interpolate(mixed, size=features.shape[-2:], mode="bilinear", align_corners=True)
             )
         weighted = [branch * self._scale(branch) for branch in branches]
         return torch.stack(weighted).mean(dim=0)
@@ -149,13 +147,11 @@ class DynamicHead(nn.Module):
 
     def __init__(self, channels: int, num_blocks: int, norm_groups: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            DynamicBlock(channels, norm_groups) for _ in range(num_blocks)
-        )
+        self.blocks = nn.ModuleList(DynamicBlock(channels, norm_groups) for _ in range(num_blocks))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Keep the shapes (B, C, H_l, W_l) of all levels."""
-        levels = list(levels)
+        mixed = list(levels)
         for block in self.blocks:
-            levels = block(levels)
-        return levels
+            mixed = block(mixed)
+        return mixed

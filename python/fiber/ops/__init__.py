@@ -1,0 +1,1 @@
+"""Geometry and operators on tensors, without parameters."""

@@ -43,7 +43,13 @@ def modulated_deform_conv(
     """
     if features.device.type != "cpu":
         return deform_conv2d(
-            features, offsets, weight, bias, stride=stride, padding=1, mask=modulation
+            features,
+            offsets,
+            weight,
+            bias,
+            stride=(stride, stride),
+            padding=(1, 1),
+            mask=modulation,
         )
     batch, channels, height, width = features.shape
     out_height, out_width = offsets.shape[-2:]
