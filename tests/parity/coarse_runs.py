@@ -6,6 +6,7 @@ hide one in the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -13,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.models.captioner import beam_search
 from fiber.models.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 
-PAD_ID = 1
+#: Label of a position where no word is asked for.
+NO_LABEL = -100
 
 
 @contextmanager
@@ -104,10 +107,23 @@ def run_caption(model: FiberImageText, case: CoarseCase) -> dict[str, Tensor]:
 
 
 def caption_labels(ids: Tensor, mask: Tensor) -> Tensor:
-    """The next token of each position; <pad> at the last one and where there is none."""
-    return torch.cat(
-        (ids[:, 1:].masked_fill(~mask[:, 1:], PAD_ID), torch.full_like(ids[:, :1], PAD_ID)), 1
-    )
+    """The next token of each position; -100 at the last one and where there is none."""
+    labels = torch.full_like(ids, NO_LABEL)
+    labels[:, :-1] = ids[:, 1:].masked_fill(~mask[:, 1:], NO_LABEL)
+    return labels
+
+
+def run_beams(model: FiberImageText, case: CoarseCase) -> dict[str, Tensor]:
+    """Beam search of every recorded width."""
+    tokens = model.backbone.encode_image(case.input("image")).stages[-1]
+    found = {}
+    for name, record in case.records.items():
+        width = re.fullmatch(r"beam(\d+)\.text_ids", name)
+        if width:
+            found[name] = beam_search(
+                model, tokens, num_beams=int(width[1]), max_tokens=record["shape"][1] + 1
+            ).token_ids
+    return found
 
 
 class Losses:
@@ -132,6 +148,7 @@ class Losses:
             "vqa": self.vqa,
             "nlvr2": self.nlvr2,
             "caption_mle": self.caption_mle,
+            "caption_gold": self.caption_gold,
         }
 
     def mlm(self) -> Tensor:
@@ -140,7 +157,7 @@ class Losses:
         )
         assert output.text is not None
         labels = self.case.input("text_labels_mlm")
-        picked = labels != -100
+        picked = labels != NO_LABEL
         return F.cross_entropy(self.model.mlm_logits(output.text, picked), labels[picked])
 
     def itc(self) -> Tensor:
@@ -221,9 +238,26 @@ class Losses:
 
     def caption_mle(self) -> Tensor:
         labels = caption_labels(self.ids, self.mask)
-        return F.cross_entropy(
-            self._caption_logits().flatten(0, 1), labels.flatten(), ignore_index=PAD_ID
-        )
+        return F.cross_entropy(self._caption_logits().flatten(0, 1), labels.flatten())
+
+    def caption_gold(self) -> Tensor:
+        """Off-policy caption loss; the frozen copy that weighs it equals the model itself.
+
+        In evaluation it is the mean over all positions, in training it is divided by the number of
+        positions without a target: both as published.
+        """
+        labels = caption_labels(self.ids, self.mask)
+        logits, real = self._caption_logits(), labels != NO_LABEL
+        entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        if not self.model.training:
+            return entropy.mean()
+        probabilities = (logits.detach().softmax(-1) + 1e-9).log().exp()
+        p = probabilities.gather(2, labels.clamp(min=0)[..., None])[..., 0] * real
+        # Mean of p over the real positions from t on.
+        following = real.flip(1).cumsum(1).flip(1)
+        q = p.flip(1).cumsum(1).flip(1) / following.clamp(min=1)
+        weights = (p * q).clamp(min=0.1)
+        return ((weights * entropy).sum(1) / ((~real).sum(1) + 1e-9)).mean()
 
     def _pooled(self, images: Tensor) -> Tensor:
         return self.model.pooled(self.model.backbone.encode_pair(images, self.ids, self.mask))
