@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from toy_objectives import all_splits, losses_and_gradients
-from two_ranks import run_on_two_ranks
 
 from fiber.losses.gather import fetch_rows, gather_rows, row_counts
+from tests.losses.toy_objectives import all_splits, losses_and_gradients
+from tests.losses.two_ranks import run_on_two_ranks
 
 SPLITS = [(3, 0), (5, 2), (4, 4)]
 STEPS = 3

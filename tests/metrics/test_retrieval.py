@@ -1,0 +1,85 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fiber.metrics.retrieval import recall_at_k
+
+RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
+
+
+def plain_recall(scores, owners, k):
+    """Sort the candidates, wrong ones first among equals, and look at the first k."""
+    found_texts, found_images = [], []
+    for picture in sorted(set(owners)):
+        order = sorted(
+            range(len(owners)), key=lambda t: (-scores[picture][t], owners[t] == picture)
+        )
+        found_texts.append(any(owners[t] == picture for t in order[:k]))
+    for text, owner in enumerate(owners):
+        order = sorted(range(len(scores)), key=lambda p: (-scores[p][text], p == owner))
+        found_images.append(owner in order[:k])
+    return np.mean(found_texts), np.mean(found_images)
+
+
+def test_nothing_to_measure_is_nan():
+    found = recall_at_k(np.zeros((0, 0)), [], ks=(1,))
+    assert all(math.isnan(value) for value in found.values())
+    assert list(found) == ["image_to_text_recall_at_1", "text_to_image_recall_at_1"]
+
+
+def test_by_hand():
+    # Picture 0 has texts 0 and 1, picture 1 has text 2, picture 2 has none.
+    scores = [[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.1, 0.2, 0.6]]
+    found = recall_at_k(scores, [0, 0, 1], ks=(1, 2, 10))
+    assert found == {
+        "image_to_text_recall_at_1": 1.0,
+        "image_to_text_recall_at_2": 1.0,
+        "image_to_text_recall_at_10": 1.0,
+        # Text 0 finds its picture; text 1 ranks it third, text 2 third.
+        "text_to_image_recall_at_1": pytest.approx(1 / 3),
+        "text_to_image_recall_at_2": pytest.approx(1 / 3),
+        "text_to_image_recall_at_10": 1.0,
+    }
+
+
+def test_equal_scores_find_nothing():
+    found = recall_at_k(np.zeros((4, 4)), range(4), ks=(1, 3, 4))
+    assert found["image_to_text_recall_at_3"] == found["text_to_image_recall_at_3"] == 0.0
+    assert found["image_to_text_recall_at_4"] == 1.0
+
+
+@pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "hardly a tie"])
+def test_equals_sorting(levels):
+    random = np.random.default_rng(0)
+    owners = random.integers(0, 9, 21).tolist()
+    scores = random.integers(0, levels, (9, 21)).astype(np.float32)
+    for k in (1, 2, 5):
+        texts, images = plain_recall(scores.tolist(), owners, k)
+        found = recall_at_k(scores, owners, ks=(k,))
+        assert found[f"image_to_text_recall_at_{k}"] == pytest.approx(texts)
+        assert found[f"text_to_image_recall_at_{k}"] == pytest.approx(images)
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), text_image_index \(2,\)"):
+        recall_at_k(np.zeros((2, 3)), [0, 1])
+    with pytest.raises(ValueError, match="runs from 0 to 2; expected numbers of the 2 pictures"):
+        recall_at_k(np.zeros((2, 3)), [0, 1, 2])
+    with pytest.raises(ValueError, match="NaN"):
+        recall_at_k(np.full((2, 2), np.nan), [0, 1])
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
+def test_equals_the_original():
+    from safetensors.numpy import load_file
+
+    scores = load_file(RECORDED / "extras.safetensors")["recall.scores"]
+    recorded = json.loads((RECORDED / "extras.json").read_text())["recall"]
+    found = recall_at_k(scores, np.arange(18) // 3, ks=(1, 2, 5))
+    for k, value in recorded.items():
+        # Recorded as float32 means.
+        assert found[f"image_to_text_recall_at_{k}"] == pytest.approx(value["tr"], rel=1e-6)
+        assert found[f"text_to_image_recall_at_{k}"] == pytest.approx(value["ir"], rel=1e-6)
