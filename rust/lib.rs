@@ -1,6 +1,22 @@
 //! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
 //!
-//! Plain Rust; only `py/` knows of Python, behind the feature `python`.
+//! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
+//! [`record`] -> [`image`], [`augment`], [`resize`], [`boxes`], [`tokenizer`], [`spans`] ->
+//! [`collate`], on the threads of [`loader`].
+
+pub mod augment;
+pub mod boxes;
+pub mod collate;
+pub mod error;
+pub mod image;
+pub mod loader;
+pub mod random;
+pub mod record;
+pub mod resize;
+pub mod spans;
+pub mod tokenizer;
+
+pub use error::Error;
 
 #[cfg(feature = "python")]
 mod py;

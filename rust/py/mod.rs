@@ -1,14 +1,13 @@
 //! The extension module `fiber._core`: registration only.
 
-use pyo3::exceptions::PyValueError;
-use pyo3::prelude::*;
+mod arrays;
+mod boxes;
+mod errors;
+mod image;
+mod loader;
+mod tokenizer;
 
-pyo3::create_exception!(
-    fiber,
-    DecodeError,
-    PyValueError,
-    "A picture whose bytes cannot be decoded; the message names the file and the reason."
-);
+use pyo3::prelude::*;
 
 /// Data path of FIBER; see the stub `_core.pyi` for the typed face.
 #[pymodule]
@@ -20,6 +19,19 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "release"
     };
     module.add("build_profile", profile)?;
-    module.add("DecodeError", module.py().get_type::<DecodeError>())?;
+    module.add("DecodeError", module.py().get_type::<errors::DecodeError>())?;
+    module.add_class::<arrays::Buffer>()?;
+    module.add_class::<image::ImageTransform>()?;
+    module.add_class::<tokenizer::Tokenizer>()?;
+    module.add_class::<loader::Loader>()?;
+    module.add_class::<loader::Session>()?;
+    module.add_function(wrap_pyfunction!(image::probe_image, module)?)?;
+    module.add_function(wrap_pyfunction!(image::decode_image, module)?)?;
+    module.add_function(wrap_pyfunction!(image::read_image, module)?)?;
+    module.add_function(wrap_pyfunction!(image::resize_image, module)?)?;
+    module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
+    module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
+    module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
+    module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;
     Ok(())
 }

@@ -1,0 +1,57 @@
+"""Data: records, the loader that turns them into batches, and generated data sets."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fiber._core import ImageTransform, Tokenizer
+    from fiber.data.batches import (
+        Batch,
+        GroundingBatch,
+        ImageTextBatch,
+        QuestionBatch,
+        ReasoningBatch,
+    )
+    from fiber.data.loader import DataLoader, load_image
+    from fiber.data.records import ConcatRecords, Record, RecordSet
+
+__all__ = [
+    "Batch",
+    "ConcatRecords",
+    "DataLoader",
+    "GroundingBatch",
+    "ImageTextBatch",
+    "ImageTransform",
+    "QuestionBatch",
+    "ReasoningBatch",
+    "Record",
+    "RecordSet",
+    "Tokenizer",
+    "load_image",
+]
+
+# Where each public name lives: records and transforms can be used without torch.
+_HOMES = {
+    "Batch": "fiber.data.batches",
+    "ConcatRecords": "fiber.data.records",
+    "DataLoader": "fiber.data.loader",
+    "GroundingBatch": "fiber.data.batches",
+    "ImageTextBatch": "fiber.data.batches",
+    "ImageTransform": "fiber._core",
+    "QuestionBatch": "fiber.data.batches",
+    "ReasoningBatch": "fiber.data.batches",
+    "Record": "fiber.data.records",
+    "RecordSet": "fiber.data.records",
+    "Tokenizer": "fiber._core",
+    "load_image": "fiber.data.loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fiber.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,146 @@
+//! Boxes: half-open xyxy in float pixels, x from 0 to the width of the picture.
+
+use crate::Error;
+use crate::resize::Crop;
+
+/// (x0, y0, x1, y1) in pixels.
+pub type BoxXyxy = [f64; 4];
+
+/// A box of which less than this part is left by a crop is dropped.
+pub const LEAST_AREA_LEFT: f64 = 0.1;
+
+/// Area in square pixels; 0 for a box that is turned inside out.
+#[must_use]
+pub fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
+    (x1 - x0).max(0.0) * (y1 - y0).max(0.0)
+}
+
+/// Cut what lies outside a picture.
+#[must_use]
+#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
+pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
+    let (height, width) = (height as f64, width as f64);
+    [
+        x0.clamp(0.0, width),
+        y0.clamp(0.0, height),
+        x1.clamp(0.0, width),
+        y1.clamp(0.0, height),
+    ]
+}
+
+/// Cut every box to its picture.
+///
+/// # Errors
+/// [`Error::EmptyBox`] for a box of which nothing is left: a fault of the annotation.
+pub fn clip_all(boxes: &[BoxXyxy], height: usize, width: usize) -> Result<Vec<BoxXyxy>, Error> {
+    boxes
+        .iter()
+        .enumerate()
+        .map(|(index, &box_xyxy)| {
+            let clipped = clip(box_xyxy, height, width);
+            // A NaN fails this comparison too.
+            if area(clipped) > 0.0 {
+                Ok(clipped)
+            } else {
+                Err(Error::EmptyBox {
+                    index,
+                    box_xyxy,
+                    height,
+                    width,
+                })
+            }
+        })
+        .collect()
+}
+
+/// Move a box into a crop: `None` where its centre lies outside or too little of it is left.
+#[must_use]
+#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
+pub fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
+    let (left, top) = (crop.left as f64, crop.top as f64);
+    let (height, width) = (crop.height as f64, crop.width as f64);
+    let moved = [x0 - left, y0 - top, x1 - left, y1 - top];
+    let (x, y) = ((moved[0] + moved[2]) / 2.0, (moved[1] + moved[3]) / 2.0);
+    let inside = (0.0..width).contains(&x) && (0.0..height).contains(&y);
+    let left_over = clip(moved, crop.height, crop.width);
+    (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
+}
+
+/// Follow a resize from `from` to `to`, both (height, width).
+#[must_use]
+#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
+pub fn scale([x0, y0, x1, y1]: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
+    let y_ratio = to.0 as f64 / from.0 as f64;
+    let x_ratio = to.1 as f64 / from.1 as f64;
+    [x0 * x_ratio, y0 * y_ratio, x1 * x_ratio, y1 * y_ratio]
+}
+
+/// Mirror left and right in a picture of `width` pixels.
+#[must_use]
+#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
+pub fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
+    let width = width as f64;
+    [width - x1, y0, width - x0, y1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CROP: Crop = Crop {
+        top: 10,
+        left: 20,
+        height: 30,
+        width: 40,
+    };
+
+    #[test]
+    fn no_boxes_stay_none() {
+        assert!(clip_all(&[], 3, 4).is_ok_and(|boxes| boxes.is_empty()));
+    }
+
+    #[test]
+    fn clipping_cuts_and_refuses_what_is_outside() {
+        let boxes = clip_all(&[[-1.0, 1.0, 2.5, 9.0]], 3, 4);
+        assert_eq!(boxes.ok(), Some(vec![[0.0, 1.0, 2.5, 3.0]]));
+        for outside in [
+            [4.0, 0.0, 9.0, 3.0],
+            [1.0, 1.0, 1.0, 2.0],
+            [f64::NAN, 0.0, 2.0, 2.0],
+        ] {
+            let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], outside], 3, 4);
+            assert!(matches!(result, Err(Error::EmptyBox { index: 1, .. })));
+        }
+    }
+
+    #[test]
+    fn crop_drops_by_centre_and_area() {
+        assert_eq!(
+            crop([25.0, 15.0, 30.0, 20.0], CROP),
+            Some([5.0, 5.0, 10.0, 10.0])
+        );
+        // The centre is left of the crop.
+        assert_eq!(crop([0.0, 15.0, 39.0, 20.0], CROP), None);
+        // The centre is inside, but a tenth of the area is not.
+        assert_eq!(crop([-500.0, -500.0, 600.0, 600.0], CROP), None);
+        assert_eq!(
+            crop([19.0, 9.0, 61.0, 41.0], CROP),
+            Some([0.0, 0.0, 40.0, 30.0])
+        );
+    }
+
+    #[test]
+    fn mirror_twice_is_nothing() {
+        let boxed = [1.0, 2.0, 3.5, 4.0];
+        assert_eq!(mirror(boxed, 10), [6.5, 2.0, 9.0, 4.0]);
+        assert_eq!(mirror(mirror(boxed, 10), 10), boxed);
+    }
+
+    #[test]
+    fn scale_has_a_ratio_for_each_axis() {
+        assert_eq!(
+            scale([1.0, 2.0, 3.0, 4.0], (10, 20), (5, 60)),
+            [3.0, 1.0, 9.0, 2.0]
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! Samples -> one batch: pictures padded and normalised into one block, texts padded, boxes ragged.
+
+use crate::augment::Transform;
+use crate::image::Rgb;
+use crate::record::{Sample, Settings, Task};
+use crate::tokenizer::PAD_ID;
+
+/// Label of a token that is not asked for.
+pub const IGNORED_LABEL: i64 = -100;
+
+/// A batch in plain memory; `B` samples, `L` tokens, `G` boxes.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Names of the records.
+    pub keys: Vec<String>,
+    /// `image_shape` normalised values.
+    pub images: Vec<f32>,
+    /// (B, 3, H, W), or (B, 2, 3, H, W) where records have two pictures.
+    pub image_shape: Vec<usize>,
+    /// (B, 2): (height, width) inside the padded picture.
+    pub image_sizes: Vec<i64>,
+    /// (B, 2): (height, width) of the stored picture.
+    pub original_sizes: Vec<i64>,
+    /// L.
+    pub num_tokens: usize,
+    /// (B, L).
+    pub token_ids: Vec<i64>,
+    /// (B, L): true = real token.
+    pub text_mask: Vec<bool>,
+    /// (B,).
+    pub image_ids: Vec<i64>,
+    /// (B, L) where words are masked.
+    pub masked_ids: Vec<i64>,
+    /// (B, L) where words are masked.
+    pub mlm_labels: Vec<i64>,
+    /// (B, answers) soft scores.
+    pub targets: Vec<f32>,
+    /// (B,): 1 = true.
+    pub truths: Vec<i64>,
+    /// (G, 4).
+    pub boxes_xyxy: Vec<f32>,
+    /// (B,).
+    pub boxes_per_image: Vec<i64>,
+    /// (G, L).
+    pub positive_map: Vec<bool>,
+    /// (key, reason) of samples that were left out.
+    pub skipped: Vec<(String, String)>,
+    /// Boxes left out because no token names them.
+    pub truncated_boxes: usize,
+    /// Boxes left out because a crop left too little of them.
+    pub cropped_boxes: usize,
+}
+
+/// Put samples together in their order.
+#[must_use]
+pub fn collate(samples: &[Sample], settings: &Settings) -> Batch {
+    let mut batch = Batch {
+        num_tokens: samples
+            .iter()
+            .map(|sample| sample.token_ids.len())
+            .max()
+            .unwrap_or(0),
+        ..Batch::default()
+    };
+    collate_images(samples, &settings.transform, settings.task, &mut batch);
+    for sample in samples {
+        batch.keys.push(sample.key.clone());
+        collate_text(sample, &mut batch);
+        match settings.task {
+            Task::ImageText => batch.image_ids.push(sample.image_id),
+            Task::Question => {
+                let start = batch.targets.len();
+                batch
+                    .targets
+                    .resize(start + settings.mirrored_answers.len(), 0.0);
+                for &(answer, score) in &sample.answers {
+                    if let Some(target) = batch.targets.get_mut(start + answer) {
+                        *target = score;
+                    }
+                }
+            }
+            Task::Reasoning => batch.truths.push(i64::from(sample.truth)),
+            Task::Grounding => collate_boxes(sample, &mut batch),
+        }
+        batch.truncated_boxes += sample.truncated_boxes;
+        batch.cropped_boxes += sample.cropped_boxes;
+    }
+    batch
+}
+
+fn collate_images(samples: &[Sample], transform: &Transform, task: Task, batch: &mut Batch) {
+    let pictures: Vec<&Rgb> = samples.iter().flat_map(|sample| &sample.images).collect();
+    let (values, (height, width)) = normalize(&pictures, transform);
+    batch.images = values;
+    batch.image_shape = match task.pictures() {
+        1 => vec![samples.len(), 3, height, width],
+        count => vec![samples.len(), count, 3, height, width],
+    };
+    for sample in samples {
+        if let Some(image) = sample.images.first() {
+            batch
+                .image_sizes
+                .extend([integer(image.height), integer(image.width)]);
+        }
+        let (height, width) = sample.original_size;
+        batch
+            .original_sizes
+            .extend([integer(height), integer(width)]);
+    }
+}
+
+/// Write pictures one after the other, channel by channel, padded right and bottom with zeros.
+///
+/// Gives the values and the padded (height, width): the largest, rounded up to the divisor.
+#[must_use]
+pub fn normalize(pictures: &[&Rgb], transform: &Transform) -> (Vec<f32>, (usize, usize)) {
+    let largest = |side: fn(&&Rgb) -> usize| {
+        let largest = pictures.iter().map(side).max().unwrap_or(0);
+        largest.next_multiple_of(transform.divisor())
+    };
+    let (height, width) = (largest(|image| image.height), largest(|image| image.width));
+    let mut values = vec![0.0; pictures.len() * 3 * height * width];
+    let tables = transform.channel_tables();
+    let planes = values.chunks_exact_mut((height * width).max(1));
+    let channels = pictures
+        .iter()
+        .flat_map(|image| tables.iter().map(move |table| (image, table)));
+    for (plane, (image, (channel, table))) in planes.zip(channels) {
+        let rows = image.pixels.chunks_exact(image.width * 3);
+        for (output, row) in plane.chunks_exact_mut(width).zip(rows) {
+            let (pixels, _) = row.as_chunks::<3>();
+            for (value, pixel) in output.iter_mut().zip(pixels) {
+                *value = table[usize::from(pixel[*channel])];
+            }
+        }
+    }
+    (values, (height, width))
+}
+
+fn collate_text(sample: &Sample, batch: &mut Batch) {
+    let padding = batch.num_tokens - sample.token_ids.len();
+    let pad = |ids: &[u32], output: &mut Vec<i64>| {
+        output.extend(ids.iter().map(|&id| i64::from(id)));
+        output.extend(std::iter::repeat_n(i64::from(PAD_ID), padding));
+    };
+    pad(&sample.token_ids, &mut batch.token_ids);
+    batch
+        .text_mask
+        .extend((0..batch.num_tokens).map(|position| position < sample.token_ids.len()));
+    if !sample.masked_ids.is_empty() {
+        pad(&sample.masked_ids, &mut batch.masked_ids);
+        let labels = sample.mlm_labels.iter();
+        batch
+            .mlm_labels
+            .extend(labels.map(|label| label.map_or(IGNORED_LABEL, i64::from)));
+        batch
+            .mlm_labels
+            .extend(std::iter::repeat_n(IGNORED_LABEL, padding));
+    }
+}
+
+fn collate_boxes(sample: &Sample, batch: &mut Batch) {
+    #[allow(clippy::cast_possible_truncation)] // float32 is what the model computes in.
+    let values = sample.boxes_xyxy.iter().flatten().map(|&edge| edge as f32);
+    batch.boxes_xyxy.extend(values);
+    batch.boxes_per_image.push(integer(sample.boxes_xyxy.len()));
+    for row in &sample.positive_map {
+        batch.positive_map.extend(row);
+        let padding = batch.num_tokens - row.len();
+        batch
+            .positive_map
+            .extend(std::iter::repeat_n(false, padding));
+    }
+}
+
+fn integer(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

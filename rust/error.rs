@@ -1,0 +1,161 @@
+//! What can go wrong, one variant for each cause.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// A fault in the caller's data or arguments.
+#[derive(Debug)]
+pub enum Error {
+    /// A file could not be read or written.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// Bytes that are no picture, or a broken one.
+    Decode {
+        /// The file, where there is one.
+        path: Option<PathBuf>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A picture larger than the limit.
+    TooManyPixels {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// The most pixels allowed.
+        limit: usize,
+    },
+    /// A box of which nothing lies inside its picture.
+    EmptyBox {
+        /// Which box of the record.
+        index: usize,
+        /// The box as stored, xyxy in pixels.
+        box_xyxy: [f64; 4],
+        /// Height of the picture in pixels.
+        height: usize,
+        /// Width of the picture in pixels.
+        width: usize,
+    },
+    /// A tokenizer file that cannot be used, or a text that cannot be encoded.
+    Tokenizer(String),
+    /// A field that the task needs and the record lacks or holds wrongly.
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// What was got and expected.
+        reason: String,
+    },
+    /// An argument outside its range.
+    Argument {
+        /// Name of the argument.
+        name: &'static str,
+        /// What was got and expected.
+        reason: String,
+    },
+    /// Any of the above, in a record.
+    InRecord {
+        /// Key of the record.
+        key: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+}
+
+impl Error {
+    /// Say in which record the fault is.
+    #[must_use]
+    pub fn in_record(self, key: &str) -> Self {
+        Self::InRecord {
+            key: key.to_owned(),
+            source: Box::new(self),
+        }
+    }
+
+    /// Say in which file a decoding fault is.
+    #[must_use]
+    pub fn in_file(self, file: &std::path::Path) -> Self {
+        match self {
+            Self::Decode { path: None, reason } => Self::Decode {
+                path: Some(file.to_owned()),
+                reason,
+            },
+            Self::TooManyPixels { .. } => Self::Decode {
+                path: Some(file.to_owned()),
+                reason: self.to_string(),
+            },
+            other => other,
+        }
+    }
+
+    /// A decoding fault without a file.
+    pub(crate) fn decode(reason: impl Into<String>) -> Self {
+        Self::Decode {
+            path: None,
+            reason: reason.into(),
+        }
+    }
+
+    /// An argument outside its range.
+    pub(crate) fn argument(name: &'static str, reason: impl Into<String>) -> Self {
+        Self::Argument {
+            name,
+            reason: reason.into(),
+        }
+    }
+
+    /// A field that a record lacks or holds wrongly.
+    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Field {
+            field,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Decode {
+                path: Some(path),
+                reason,
+            } => write!(f, "{}: {reason}", path.display()),
+            Self::Decode { path: None, reason } | Self::Tokenizer(reason) => f.write_str(reason),
+            Self::TooManyPixels {
+                height,
+                width,
+                limit,
+            } => write!(
+                f,
+                "picture of {height} x {width} pixels; expected at most {limit} pixels"
+            ),
+            Self::EmptyBox {
+                index,
+                box_xyxy: [x0, y0, x1, y1],
+                height,
+                width,
+            } => write!(
+                f,
+                "box {index} is ({x0}, {y0}, {x1}, {y1}): nothing of it lies inside the picture of \
+                 height {height} and width {width} pixels"
+            ),
+            Self::Field { field, reason } => write!(f, "{field}: {reason}"),
+            Self::Argument { name, reason } => write!(f, "{name}: {reason}"),
+            Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File { source, .. } => Some(source),
+            Self::InRecord { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

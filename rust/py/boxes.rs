@@ -1,0 +1,31 @@
+//! Bindings of text spans and boxes.
+
+use pyo3::prelude::*;
+
+use super::arrays::{Buffer, Values};
+use crate::spans::{self, CharSpan};
+
+/// Tell for every box which tokens name it.
+#[pyfunction]
+#[pyo3(signature = (offsets, char_spans))]
+#[allow(clippy::needless_pass_by_value)] // Python's lists become vectors.
+pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> PyResult<Buffer> {
+    let rows = char_spans
+        .iter()
+        .flat_map(|spans| spans::positive_row(&offsets, spans))
+        .collect();
+    Buffer::new(Values::Bool(rows), &[char_spans.len(), offsets.len()])
+}
+
+/// Swap the words for left and right, and move spans with them.
+#[pyfunction]
+#[pyo3(signature = (text, char_spans = Vec::new()))]
+#[allow(clippy::needless_pass_by_value)] // Python's lists become vectors.
+pub fn mirror_words(text: &str, char_spans: Vec<CharSpan>) -> (String, Vec<CharSpan>) {
+    let mirrored = spans::mirror_words(text);
+    let moved = char_spans
+        .iter()
+        .map(|&span| mirrored.move_span(span))
+        .collect();
+    (mirrored.text, moved)
+}

@@ -1,0 +1,55 @@
+//! [`Error`] -> Python exception; the only mapping.
+
+use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::Error;
+
+pyo3::create_exception!(
+    fiber,
+    DecodeError,
+    PyValueError,
+    "A picture whose bytes cannot be decoded; the message names the file and the reason."
+);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match innermost(&error) {
+            Error::File { path, source } => {
+                // The name of the record stands in front; Python adds the file's name itself.
+                let place = message
+                    .strip_suffix(&format!("{}: {source}", path.display()))
+                    .unwrap_or_default();
+                let (number, reason) = describe(source);
+                let arguments = (number, format!("{place}{reason}"), path.clone());
+                if source.kind() == std::io::ErrorKind::NotFound {
+                    PyFileNotFoundError::new_err(arguments)
+                } else {
+                    PyOSError::new_err(arguments)
+                }
+            }
+            Error::Decode { .. } | Error::TooManyPixels { .. } => DecodeError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+fn innermost(error: &Error) -> &Error {
+    match error {
+        Error::InRecord { source, .. } => innermost(source),
+        other => other,
+    }
+}
+
+/// The system's number and words; Rust's words end with the number that Python shows in front.
+fn describe(source: &std::io::Error) -> (Option<i32>, String) {
+    let number = source.raw_os_error();
+    let words = source.to_string();
+    let words = number.map_or(words.as_str(), |number| {
+        words
+            .strip_suffix(&format!(" (os error {number})"))
+            .unwrap_or(&words)
+    });
+    (number, words.to_owned())
+}

@@ -1,0 +1,275 @@
+//! Bindings of decoding, resizing and transforms.
+
+use std::path::PathBuf;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::arrays::{Buffer, Values};
+use crate::augment::{ChannelOrder, Geometry, IMAGENET_MEAN, IMAGENET_STD, Transform};
+use crate::boxes::BoxXyxy;
+use crate::image::{self, Rgb};
+use crate::random::{Draws, Purpose};
+use crate::record;
+use crate::resize::{self, Crop, Filter};
+
+/// What happens to a picture and its boxes on their way into a batch.
+#[pyclass(module = "fiber._core", frozen, eq)]
+#[derive(Clone, PartialEq)]
+pub struct ImageTransform {
+    pub(super) inner: Transform,
+}
+
+/// What all transforms share.
+struct Common<'a> {
+    filter: &'a str,
+    flip_probability: f64,
+    channel_order: &'a str,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+impl ImageTransform {
+    fn new(geometry: Geometry, common: &Common<'_>) -> PyResult<Self> {
+        let inner = Transform {
+            geometry,
+            filter: Filter::from_name(common.filter)?,
+            flip_probability: common.flip_probability,
+            channel_order: ChannelOrder::from_name(common.channel_order)?,
+            mean: common.mean,
+            std: common.std,
+        };
+        inner.check()?;
+        Ok(Self { inner })
+    }
+}
+
+#[pymethods]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+impl ImageTransform {
+    /// Resize to exactly size x size.
+    #[staticmethod]
+    #[pyo3(signature = (size, *, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    fn squash(
+        size: usize,
+        filter: &str,
+        channel_order: &str,
+        mean: [f32; 3],
+        std: [f32; 3],
+    ) -> PyResult<Self> {
+        let common = Common {
+            filter,
+            flip_probability: 0.0,
+            channel_order,
+            mean,
+            std,
+        };
+        Self::new(Geometry::Squash { size }, &common)
+    }
+
+    /// Cut out a random rectangle and resize it to size x size.
+    #[staticmethod]
+    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    fn random_resized_crop(
+        size: usize,
+        scale: (f64, f64),
+        ratio: (f64, f64),
+        flip_probability: f64,
+        filter: &str,
+        channel_order: &str,
+        mean: [f32; 3],
+        std: [f32; 3],
+    ) -> PyResult<Self> {
+        let common = Common {
+            filter,
+            flip_probability,
+            channel_order,
+            mean,
+            std,
+        };
+        Self::new(Geometry::RandomResizedCrop { size, scale, ratio }, &common)
+    }
+
+    /// Resize the shorter side to one of sizes, the longer to at most max_size.
+    #[staticmethod]
+    #[pyo3(signature = (sizes, max_size, *, flip_probability = 0.0, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    fn shorter_side(
+        sizes: Vec<usize>,
+        max_size: usize,
+        flip_probability: f64,
+        divisor: usize,
+        filter: &str,
+        channel_order: &str,
+        mean: [f32; 3],
+        std: [f32; 3],
+    ) -> PyResult<Self> {
+        let common = Common {
+            filter,
+            flip_probability,
+            channel_order,
+            mean,
+            std,
+        };
+        let geometry = Geometry::ShorterSide {
+            sizes,
+            max_size,
+            divisor,
+        };
+        Self::new(geometry, &common)
+    }
+
+    /// Whether every picture comes out with the same height and width.
+    #[getter]
+    fn is_square(&self) -> bool {
+        !matches!(self.inner.geometry, Geometry::ShorterSide { .. })
+    }
+
+    /// Every setting by name.
+    fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let settings = PyDict::new(py);
+        match &self.inner.geometry {
+            Geometry::Squash { size } => {
+                settings.set_item("kind", "squash")?;
+                settings.set_item("size", size)?;
+            }
+            Geometry::RandomResizedCrop { size, scale, ratio } => {
+                settings.set_item("kind", "random_resized_crop")?;
+                settings.set_item("size", size)?;
+                settings.set_item("scale", scale)?;
+                settings.set_item("ratio", ratio)?;
+            }
+            Geometry::ShorterSide {
+                sizes,
+                max_size,
+                divisor,
+            } => {
+                settings.set_item("kind", "shorter_side")?;
+                settings.set_item("sizes", sizes)?;
+                settings.set_item("max_size", max_size)?;
+                settings.set_item("divisor", divisor)?;
+            }
+        }
+        settings.set_item("flip_probability", self.inner.flip_probability)?;
+        settings.set_item("filter", self.inner.filter.name())?;
+        settings.set_item("channel_order", self.inner.channel_order.name())?;
+        settings.set_item("mean", self.inner.mean)?;
+        settings.set_item("std", self.inner.std)?;
+        Ok(settings)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let settings = self.describe(py)?;
+        let kind = settings.get_item("kind")?;
+        settings.del_item("kind")?;
+        let fields: Vec<String> = settings
+            .iter()
+            .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
+            .collect::<PyResult<_>>()?;
+        let kind = kind.map_or_else(String::new, |kind| kind.to_string());
+        Ok(format!("ImageTransform.{kind}({})", fields.join(", ")))
+    }
+}
+
+/// Read (height, width, format) without decoding the pixels.
+#[pyfunction]
+pub fn probe_image(data: &[u8]) -> PyResult<(usize, usize, &'static str)> {
+    let (height, width, format) = image::probe(data)?;
+    Ok((height, width, format.name()))
+}
+
+/// Decode the bytes of a picture file to (H, W, 3) uint8.
+#[pyfunction]
+#[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS))]
+pub fn decode_image(py: Python<'_>, data: &[u8], max_pixels: usize) -> PyResult<Buffer> {
+    to_buffer(py.detach(|| image::decode(data, max_pixels))?)
+}
+
+/// Decode a picture file to (H, W, 3) uint8.
+#[pyfunction]
+#[pyo3(signature = (path, *, max_pixels = image::MAX_PIXELS))]
+pub fn read_image(py: Python<'_>, path: PathBuf, max_pixels: usize) -> PyResult<Buffer> {
+    to_buffer(py.detach(|| record::read_image(&path, max_pixels))?)
+}
+
+/// Resize an array (H, W, 3) of uint8.
+#[pyfunction]
+#[pyo3(signature = (image, height, width, filter = "bicubic"))]
+pub fn resize_image(
+    image: &Bound<'_, PyAny>,
+    height: usize,
+    width: usize,
+    filter: &str,
+) -> PyResult<Buffer> {
+    let image_array = to_rgb(image)?;
+    let filter = Filter::from_name(filter)?;
+    let crop = Crop {
+        top: 0,
+        left: 0,
+        height: image_array.height,
+        width: image_array.width,
+    };
+    let resized = image
+        .py()
+        .detach(|| resize::resize(&image_array, crop, height, width, filter))?;
+    to_buffer(resized)
+}
+
+/// Run a transform on one picture, an array (H, W, 3) of uint8 or the bytes of a file.
+#[pyfunction]
+#[pyo3(signature = (image, transform, boxes = None, *, seed = 0, epoch = 0, index = 0))]
+pub fn apply_transform(
+    image: &Bound<'_, PyAny>,
+    transform: &ImageTransform,
+    boxes: Option<Vec<BoxXyxy>>,
+    seed: u64,
+    epoch: u64,
+    index: u64,
+) -> PyResult<(Buffer, Vec<BoxXyxy>, (usize, usize))> {
+    let py = image.py();
+    let picture = if let Ok(bytes) = image.cast::<PyBytes>() {
+        let bytes = bytes.as_bytes();
+        py.detach(|| image::decode(bytes, image::MAX_PIXELS))?
+    } else {
+        to_rgb(image)?
+    };
+    let transform = &transform.inner;
+    let mut draws = Draws::new(seed, epoch, index, Purpose::Picture(0));
+    let plan = transform.plan(picture.height, picture.width, &mut draws);
+    let boxes = plan.move_boxes(&boxes.unwrap_or_default(), picture.height, picture.width)?;
+    let (values, shape) = py.detach(|| {
+        plan.apply(&picture)
+            .map(|resized| crate::collate::normalize(&[&resized], transform))
+    })?;
+    Ok((
+        Buffer::new(Values::Float32(values), &[3, shape.0, shape.1])?,
+        boxes.into_iter().flatten().collect(),
+        (plan.height, plan.width),
+    ))
+}
+
+/// Copy an array (H, W, 3) of uint8 out of Python.
+fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
+    let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
+        PyTypeError::new_err(format!(
+            "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}",
+            image.get_type()
+        ))
+    })?;
+    let &[height, width, 3] = buffer.shape() else {
+        return Err(PyValueError::new_err(format!(
+            "expected a uint8 array (H, W, 3), got the shape {:?}",
+            buffer.shape()
+        )));
+    };
+    Ok(Rgb {
+        height,
+        width,
+        pixels: buffer.to_vec(image.py())?,
+    })
+}
+
+fn to_buffer(image: Rgb) -> PyResult<Buffer> {
+    Buffer::new(Values::Uint8(image.pixels), &[image.height, image.width, 3])
+}

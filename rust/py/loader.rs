@@ -1,0 +1,224 @@
+//! Bindings of the loader.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::arrays::{Buffer, Values};
+use super::image::ImageTransform;
+use super::tokenizer::Tokenizer;
+use crate::boxes::BoxXyxy;
+use crate::collate::Batch;
+use crate::loader::{self, Next};
+use crate::random;
+use crate::record::{Record, Settings, StoredImage, Task};
+use crate::spans::CharSpan;
+
+/// How long a wait lasts before Python may handle signals, such as Ctrl-C.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Threads that turn records into batches.
+#[pyclass(module = "fiber._core", frozen)]
+pub struct Loader {
+    inner: loader::Loader,
+    task: Task,
+    num_answers: usize,
+}
+
+/// One pass over data.
+#[pyclass(module = "fiber._core", frozen)]
+pub struct Session {
+    inner: loader::Session,
+    task: Task,
+    num_answers: usize,
+}
+
+/// (key, epoch, index, images, text, image_id, boxes, spans, answers, truth).
+type PlainRecord<'py> = (
+    String,
+    u64,
+    u64,
+    Vec<Bound<'py, PyAny>>,
+    String,
+    String,
+    Vec<BoxXyxy>,
+    Vec<Vec<CharSpan>>,
+    Option<Vec<(usize, f32)>>,
+    Option<bool>,
+);
+
+#[pymethods]
+impl Loader {
+    #[new]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, skip_errors, max_pixels = crate::image::MAX_PIXELS))]
+    #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+    fn new(
+        batch_type: &str,
+        tokenizer: &Tokenizer,
+        transform: &ImageTransform,
+        max_tokens: usize,
+        seed: u64,
+        mlm_probability: f64,
+        mirrored_answers: Vec<usize>,
+        threads: usize,
+        skip_errors: bool,
+        max_pixels: usize,
+    ) -> PyResult<Self> {
+        let task = Task::from_name(batch_type)?;
+        let num_answers = mirrored_answers.len();
+        let settings = Settings {
+            task,
+            tokenizer: Arc::clone(&tokenizer.inner),
+            transform: transform.inner.clone(),
+            max_tokens,
+            seed,
+            mlm_probability,
+            mirrored_answers,
+            skip_errors,
+            max_pixels,
+        };
+        Ok(Self {
+            inner: loader::Loader::new(settings, threads)?,
+            task,
+            num_answers,
+        })
+    }
+
+    /// Begin a pass.
+    fn open(&self) -> Session {
+        Session {
+            inner: self.inner.open(),
+            task: self.task,
+            num_answers: self.num_answers,
+        }
+    }
+}
+
+#[pymethods]
+impl Session {
+    /// Hand in the records of one batch; returns at once.
+    fn submit(&self, records: Vec<PlainRecord<'_>>) -> PyResult<()> {
+        let records = records
+            .into_iter()
+            .map(to_record)
+            .collect::<PyResult<_>>()?;
+        self.inner.submit(records);
+        Ok(())
+    }
+
+    /// Say that no more batches will be handed in.
+    fn finish(&self) {
+        self.inner.finish();
+    }
+
+    /// Give up what is waiting.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+
+    /// Wait for the next batch without the interpreter lock; None after the last one.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        loop {
+            match py.detach(|| self.inner.next(SLICE))? {
+                Next::Batch(batch) => return self.to_dict(py, *batch).map(Some),
+                Next::End => return Ok(None),
+                Next::NotYet => py.check_signals()?,
+            }
+        }
+    }
+}
+
+impl Session {
+    /// The fields of the task's batch type.
+    fn to_dict<'py>(&self, py: Python<'py>, batch: Batch) -> PyResult<Bound<'py, PyDict>> {
+        let fields = PyDict::new(py);
+        let size = batch.keys.len();
+        let tokens = batch.num_tokens;
+        let set = |name: &str, values: Values, shape: &[usize]| {
+            fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
+        };
+        set("images", Values::Float32(batch.images), &batch.image_shape)?;
+        set("image_sizes", Values::Int64(batch.image_sizes), &[size, 2])?;
+        set(
+            "original_sizes",
+            Values::Int64(batch.original_sizes),
+            &[size, 2],
+        )?;
+        set("token_ids", Values::Int64(batch.token_ids), &[size, tokens])?;
+        set("text_mask", Values::Bool(batch.text_mask), &[size, tokens])?;
+        match self.task {
+            Task::ImageText => {
+                set("image_ids", Values::Int64(batch.image_ids), &[size])?;
+                set(
+                    "masked_ids",
+                    Values::Int64(batch.masked_ids),
+                    &[size, tokens],
+                )?;
+                set(
+                    "mlm_labels",
+                    Values::Int64(batch.mlm_labels),
+                    &[size, tokens],
+                )?;
+            }
+            Task::Question => {
+                let shape = [size, self.num_answers];
+                set("targets", Values::Float32(batch.targets), &shape)?;
+            }
+            Task::Reasoning => set("truths", Values::Int64(batch.truths), &[size])?,
+            Task::Grounding => {
+                let boxes = batch.boxes_xyxy.len() / 4;
+                set("boxes_xyxy", Values::Float32(batch.boxes_xyxy), &[boxes, 4])?;
+                set(
+                    "boxes_per_image",
+                    Values::Int64(batch.boxes_per_image),
+                    &[size],
+                )?;
+                set(
+                    "positive_map",
+                    Values::Bool(batch.positive_map),
+                    &[boxes, tokens],
+                )?;
+            }
+        }
+        fields.set_item("keys", batch.keys)?;
+        fields.set_item("skipped", batch.skipped)?;
+        fields.set_item("truncated_boxes", batch.truncated_boxes)?;
+        fields.set_item("cropped_boxes", batch.cropped_boxes)?;
+        Ok(fields)
+    }
+}
+
+/// The order of an epoch: every number below count once.
+#[pyfunction]
+pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyResult<Buffer> {
+    let order = py.detach(|| random::permutation(count, seed, epoch));
+    Buffer::new(Values::Int64(order), &[count])
+}
+
+fn to_record(plain: PlainRecord<'_>) -> PyResult<Record> {
+    let (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers, truth) = plain;
+    Ok(Record {
+        key,
+        epoch,
+        index,
+        images: images.iter().map(to_stored).collect::<PyResult<_>>()?,
+        text,
+        image_id,
+        boxes_xyxy,
+        char_spans,
+        answers,
+        truth,
+    })
+}
+
+/// Bytes are a picture's content, everything else is a path.
+fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
+    if let Ok(bytes) = image.cast::<PyBytes>() {
+        Ok(StoredImage::Bytes(bytes.as_bytes().to_vec()))
+    } else {
+        Ok(StoredImage::Path(image.extract::<PathBuf>()?))
+    }
+}

@@ -1,0 +1,278 @@
+//! Byte-level BPE as RoBERTa uses it, with the span of code points of every token.
+
+use std::path::Path;
+
+use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::{AddedToken, ModelWrapper, Tokenizer as Inner};
+
+use crate::Error;
+use crate::spans::CharSpan;
+
+/// Id of `<s>`, which starts every text.
+pub const START_ID: u32 = 0;
+/// Id of `<pad>`.
+pub const PAD_ID: u32 = 1;
+/// Id of `</s>`, which ends every text.
+pub const END_ID: u32 = 2;
+/// Id of `<unk>`.
+pub const UNKNOWN_ID: u32 = 3;
+
+/// The special tokens of the ids 0 to 3; `<mask>` has the last id.
+const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
+const MASK: &str = "<mask>";
+/// The smallest vocabulary: every byte and the special tokens.
+const SMALLEST: usize = 256 + SPECIALS.len() + 1;
+
+/// Token ids of a text with the span of code points that each covers; special tokens cover none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ids, `<s>` and `</s>` included.
+    pub ids: Vec<u32>,
+    /// Spans without the space in front of a word.
+    pub offsets: Vec<CharSpan>,
+}
+
+/// A byte-level BPE tokenizer.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Read a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be read, [`Error::Tokenizer`] where it is no byte-level BPE
+    /// with `<s> <pad> </s> <unk>` at 0 to 3 and `<mask>` last.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let json = read(path)?;
+        Self::from_json(&json)
+            .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
+    }
+
+    /// Read the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
+    pub fn from_json(json: &str) -> Result<Self, Error> {
+        let inner = Inner::from_bytes(json.as_bytes()).map_err(tokenizer_error)?;
+        Self::checked(inner)
+    }
+
+    /// Read RoBERTa's two files, `vocab.json` and `merges.txt`.
+    ///
+    /// # Errors
+    /// [`Error::File`] where one cannot be read, [`Error::Tokenizer`] where they do not fit.
+    pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
+        // Both are read here first, so that a missing file is told by its name.
+        read(vocabulary)?;
+        read(merges)?;
+        let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
+            .build()
+            .map_err(|error| {
+                Error::Tokenizer(format!(
+                    "{} and {}: {error}",
+                    vocabulary.display(),
+                    merges.display()
+                ))
+            })?;
+        Self::checked(assemble(bpe)?)
+    }
+
+    /// Learn a vocabulary from texts; deterministic.
+    ///
+    /// It is smaller than asked for where the texts have too few repeated pairs.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where `vocab_size` cannot hold every byte and the special tokens.
+    pub fn train<'a>(
+        texts: impl Iterator<Item = &'a str> + Send,
+        vocab_size: usize,
+    ) -> Result<Self, Error> {
+        if vocab_size < SMALLEST {
+            return Err(Error::argument(
+                "vocab_size",
+                format!("{vocab_size} tokens; expected {SMALLEST} or more"),
+            ));
+        }
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .show_progress(false)
+            .vocab_size(vocab_size - 1)
+            .min_frequency(2)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(SPECIALS.map(|token| AddedToken::from(token, true)).to_vec())
+            .build()
+            .into();
+        let mut inner = Inner::new(BPE::default());
+        inner.with_pre_tokenizer(Some(byte_level()));
+        inner.train(&mut trainer, texts).map_err(tokenizer_error)?;
+        let ModelWrapper::BPE(bpe) = inner.get_model().clone() else {
+            return Err(Error::Tokenizer("training gave no BPE".to_owned()));
+        };
+        Self::checked(assemble(bpe)?)
+    }
+
+    fn checked(mut inner: Inner) -> Result<Self, Error> {
+        if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
+            return Err(Error::Tokenizer(
+                "its model is no BPE; expected a byte-level BPE".to_owned(),
+            ));
+        }
+        // Truncation and padding are the loader's business.
+        inner.with_truncation(None).map_err(tokenizer_error)?;
+        inner.with_padding(None);
+        let vocab_size = inner.get_vocab_size(true);
+        let expected = (0_u32..).zip(SPECIALS).map(|(id, token)| (token, id));
+        let last = u32::try_from(vocab_size.saturating_sub(1)).unwrap_or(u32::MAX);
+        for (token, id) in expected.chain([(MASK, last)]) {
+            if inner.token_to_id(token) != Some(id) {
+                return Err(Error::Tokenizer(format!(
+                    "{token} has the id {:?}; expected {id} of {vocab_size}",
+                    inner.token_to_id(token)
+                )));
+            }
+        }
+        Ok(Self { inner, vocab_size })
+    }
+
+    /// Write a `tokenizer.json`; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let json = self.to_json()?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = Path::new(&partial);
+        let failed = |source| Error::File {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::write(partial, json)
+            .and_then(|()| std::fs::rename(partial, path))
+            .map_err(|source| {
+                // What was begun is of no use; that it cannot be removed changes nothing.
+                let _ = std::fs::remove_file(partial);
+                failed(source)
+            })
+    }
+
+    /// The text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String, Error> {
+        self.inner.to_string(true).map_err(tokenizer_error)
+    }
+
+    /// Tokens in the vocabulary, special ones included.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of `<mask>`, the last one.
+    #[must_use]
+    pub fn mask_id(&self) -> u32 {
+        u32::try_from(self.vocab_size - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Split a text into tokens; at most `max_tokens`, of which the last is always `</s>`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where `max_tokens` is below 2.
+    pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, true)
+            .map_err(tokenizer_error)?;
+        let mut encoded = Encoded {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+        };
+        if let Some(limit) = max_tokens {
+            check_max_tokens(limit)?;
+            if encoded.ids.len() > limit {
+                encoded.ids.truncate(limit - 1);
+                encoded.ids.push(END_ID);
+                encoded.offsets.truncate(limit - 1);
+                encoded.offsets.push((0, 0));
+            }
+        }
+        Ok(encoded)
+    }
+
+    /// Join tokens to a text; special ones are left out.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            return Err(Error::argument(
+                "ids",
+                format!("{id} is no token; expected less than {}", self.vocab_size),
+            ));
+        }
+        self.inner.decode(ids, true).map_err(tokenizer_error)
+    }
+}
+
+/// Refuse a limit that cannot hold `<s>` and `</s>`.
+///
+/// # Errors
+/// [`Error::Argument`] where it is below 2.
+pub fn check_max_tokens(limit: usize) -> Result<(), Error> {
+    if limit < 2 {
+        return Err(Error::argument(
+            "max_tokens",
+            format!("{limit}; expected 2 or more, <s> and </s> included"),
+        ));
+    }
+    Ok(())
+}
+
+fn byte_level() -> ByteLevel {
+    ByteLevel::new(false, true, true)
+}
+
+/// RoBERTa's parts around a BPE.
+fn assemble(bpe: BPE) -> Result<Inner, Error> {
+    let mut inner = Inner::new(bpe);
+    inner
+        .with_pre_tokenizer(Some(byte_level()))
+        .with_decoder(Some(ByteLevelDecoder::new(false, true, true)))
+        .with_post_processor(Some(
+            RobertaProcessing::new(
+                (SPECIALS[2].to_owned(), END_ID),
+                (SPECIALS[0].to_owned(), START_ID),
+            )
+            .trim_offsets(true)
+            .add_prefix_space(false),
+        ));
+    // A new <mask> takes the id after the last, a known one keeps its own.
+    let mut specials = SPECIALS
+        .map(|token| AddedToken::from(token, true).normalized(true))
+        .to_vec();
+    specials.push(AddedToken::from(MASK, true).lstrip(true).normalized(true));
+    inner
+        .add_special_tokens(specials)
+        .map_err(tokenizer_error)?;
+    Ok(inner)
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+fn tokenizer_error(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(format!("tokenizer: {error}"))
+}
