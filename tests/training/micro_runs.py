@@ -1,0 +1,157 @@
+"""Small runs for the tests, also started as a process: `python micro_runs.py JSON`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fiber.config import preset, replace_fields
+from fiber.data import Tokenizer
+from fiber.data.records import Record
+from fiber.training.loop import Run, train
+from fiber.training.run_config import (
+    CaptionTask,
+    DataConfig,
+    GroundingTask,
+    ImageTextTask,
+    OptimConfig,
+    QuestionTask,
+    ReasoningTask,
+    RunConfig,
+    TasksConfig,
+    TrainConfig,
+    TransformConfig,
+)
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
+SIDE = 48
+
+
+def make_data(folder: Path, count: int = 12) -> None:
+    """Paint one coloured square a picture and train a tokenizer on the captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        pixels = random.integers(90, 130, (SIDE, SIDE, 3)).astype(np.uint8)
+        x0, y0, x1, y1 = (int(edge) for edge in box_of(number))
+        pixels[y0:y1, x0:x1] = COLOURS[colour_of(number)]
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    texts = [record.text for records in all_records(folder, count).values() for record in records]
+    Tokenizer.train(texts, vocab_size=290).save(str(folder / "tokenizer.json"))
+
+
+def colour_of(number: int) -> str:
+    return list(COLOURS)[number % len(COLOURS)]
+
+
+def box_of(number: int) -> tuple[float, float, float, float]:
+    x0, y0 = 2 + 5 * (number % 4), 3 + 6 * (number % 3)
+    return float(x0), float(y0), float(x0 + 16 + number), float(y0 + 18)
+
+
+def all_records(folder: Path, count: int = 12) -> dict[str, list[Record]]:
+    """Records of every task."""
+    records: dict[str, list[Record]] = {
+        name: [] for name in ("image_text", "question", "reasoning", "caption", "grounding")
+    }
+    for number in range(count):
+        image = str(folder / f"{number}.png")
+        other = (number + 1) % count
+        caption = f"a {colour_of(number)} square number {number}"
+        records["image_text"].append(Record(key=f"c{number}", images=(image,), text=caption))
+        records["caption"].append(Record(key=f"d{number}", images=(image,), text=caption))
+        records["question"].append(
+            Record(
+                key=f"q{number}",
+                images=(image,),
+                text="what colour is the square?",
+                answers={colour_of(number): 1.0, "grey": 0.3},
+            )
+        )
+        records["reasoning"].append(
+            Record(
+                key=f"n{number}",
+                images=(image, str(folder / f"{other}.png")),
+                text=f"the left square is {colour_of(number if number % 2 else other)}",
+                truth=bool(number % 2),
+            )
+        )
+        phrase = f"the {colour_of(number)} square"
+        records["grounding"].append(
+            Record(
+                key=f"g{number}",
+                images=(image,),
+                text=phrase,
+                boxes_xyxy=(box_of(number),),
+                char_spans=(((0, len(phrase)),),),
+                box_labels=(0,),
+                labels=(phrase,),
+                label_spans=(((0, len(phrase)),),),
+            )
+        )
+    return records
+
+
+def coarse_config(**changes: Any) -> RunConfig:
+    """Every coarse task on the micro model; `changes` by dotted name with __ for dots."""
+    config = RunConfig(
+        model=preset("micro"),
+        tasks=TasksConfig(
+            image_text=ImageTextTask(share=2),
+            question=QuestionTask(share=1),
+            reasoning=ReasoningTask(share=1),
+            caption=CaptionTask(share=1),
+        ),
+        data=DataConfig(batch_size=4),
+        optim=OptimConfig(lr=1e-3, clip_norm=1.0),
+        train=TrainConfig(steps=10, log_every=1, checkpoint_every=4),
+    )
+    return replace_fields(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def fine_config(**changes: Any) -> RunConfig:
+    """Grounding on the micro model."""
+    config = RunConfig(
+        model=preset("micro", stage="fine"),
+        tasks=TasksConfig(grounding=GroundingTask(share=1)),
+        data=DataConfig(
+            batch_size=4,
+            transform=TransformConfig(kind="shorter_side", shorter_sides=(64,), max_size=96),
+        ),
+        optim=OptimConfig(lr=1e-3, clip_norm=1.0),
+        train=TrainConfig(steps=6, log_every=1, checkpoint_every=3),
+    )
+    return replace_fields(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def with_dropout(config: RunConfig, rate: float = 0.1) -> RunConfig:
+    """Turn on every random layer of the model."""
+    changes = {"model.roberta.dropout": rate, "model.swin.drop_path": rate}
+    return replace_fields(config, changes)
+
+
+def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
+    """Train on the records of `make_data`."""
+    records = all_records(folder)
+    data = {name: records[name] for name in config.tasks.active()}
+    options.setdefault("tokenizer", str(folder / "tokenizer.json"))
+    return train(config, data=data, output=output, quiet=True, device="cpu", threads=1, **options)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    arguments = json.loads(sys.argv[1])
+    build = fine_config if arguments["stage"] == "fine" else coarse_config
+    config = build(**arguments["changes"])
+    if arguments.get("dropout"):
+        config = with_dropout(config, arguments["dropout"])
+    run(config, Path(arguments["data"]), Path(arguments["output"]), resume=arguments["resume"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+import errno
+import json
+import os
+import resource
+
+import pytest
+import torch
+
+from fiber.config import preset, to_dict
+from fiber.training import checkpoint as checkpoints
+from fiber.training.checkpoint import (
+    Position,
+    build_model,
+    checkpoints_in,
+    load_model,
+    newest_checkpoint,
+    save_model,
+    write_checkpoint,
+)
+
+STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}}
+
+
+@pytest.fixture(params=["coarse", "fine"])
+def model(request):
+    torch.manual_seed(0)
+    return build_model(preset("micro", stage=request.param))
+
+
+def write(folder, step, model, keep=2):
+    position = Position(step=step, records={"question": 3}, consumed={"question": 4 * step})
+    return write_checkpoint(folder, model=model, training=STATE, position=position, keep=keep)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_no_folder_holds_no_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path / "nothing") is None
+
+
+def test_model_survives_the_disk(tmp_path, model):
+    save_model(model, tmp_path / "m", answers=("yes", "näh"))
+    stored = load_model(tmp_path / "m")
+    assert stored.config == model.config
+    assert stored.answers == ("yes", "näh")
+    assert stored.tokenizer is None
+    assert not stored.model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(stored.model.state_dict()[name], tensor), name
+
+
+def test_config_names_version_and_model(tmp_path, model):
+    save_model(model, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert set(written) == {"fiber_version", "commit", "model"}
+    assert written["model"] == json.loads(json.dumps(to_dict(model.config)))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_missing_file_is_named(tmp_path, missing):
+    save_model(build_model(preset("micro")), tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} is missing"):
+        load_model(tmp_path)
+
+
+def test_unfinished_run_says_so(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="resume it first"):
+        load_model(tmp_path)
+
+
+def test_cut_off_weights_are_refused(tmp_path):
+    save_model(build_model(preset("micro")), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+        load_model(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path):
+    model = build_model(preset("micro"))
+    state = model.state_dict()
+    state["temperature"] = torch.zeros(3)
+    del state["itm_head.bias"]
+    state["stranger"] = torch.zeros(1)
+    save_model(model, tmp_path, state=state)
+    with pytest.raises(ValueError) as caught:
+        load_model(tmp_path)
+    for fault in ("missing itm_head.bias", "unexpected stranger", "temperature has shape (3,)"):
+        assert fault in str(caught.value)
+
+
+def test_checkpoint_survives_the_disk(tmp_path, model):
+    written = write(tmp_path, 3, model)
+    assert names(tmp_path) == ["step-00000003"]
+    assert names(written.folder) == ["data.json", "model.safetensors", "training.pt"]
+    other = build_model(model.config)
+    state = written.restore(other, torch.device("cpu"))
+    assert state["optimizer"]["state"][0]["step"] == 3
+    assert all(
+        torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True)
+    )
+    position = written.position(Position(records={"question": 3}))
+    assert (position.step, position.consumed) == (3, {"question": 12})
+
+
+def test_other_data_are_refused(tmp_path):
+    written = write(tmp_path, 3, build_model(preset("micro")))
+    with pytest.raises(ValueError, match="trained on other data"):
+        written.position(Position(records={"question": 4}))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    model = build_model(preset("micro"))
+    for step in (5, 10, 15, 20):
+        write(tmp_path, step, model, keep=2)
+    assert [found.step for found in checkpoints_in(tmp_path)] == [15, 20]
+    assert names(tmp_path) == ["step-00000015", "step-00000020"]
+
+
+def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
+    model = build_model(preset("micro"))
+    write(tmp_path, 5, model)
+    (write(tmp_path, 10, model).folder / "training.pt").unlink()
+    (tmp_path / "step-soon").mkdir()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.step == 5
+
+
+@pytest.mark.parametrize("call", ["_write_tensors", "_to_disk"])
+def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
+    model = build_model(preset("micro"))
+    write(tmp_path, 5, model, keep=1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, call, full)
+    with pytest.raises(OSError, match=r"step-00000010 could not be written.*free some space") as e:
+        write(tmp_path, 10, model, keep=1)
+    assert e.value.errno == errno.ENOSPC
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def test_write_that_really_fails_leaves_the_older_checkpoint_whole(tmp_path):
+    # The system refuses files beyond this size, in the middle of the write.
+    model = build_model(preset("micro"))
+    write(tmp_path, 5, model, keep=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="step-00000010 could not be written"):
+            write(tmp_path, 10, model, keep=1)
+        with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
+            save_model(model, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["model", "step-00000005"]
+    assert names(tmp_path / "model") == ["config.json"]
+
+
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, 10, build_model(preset("micro")))
+    assert names(tmp_path) == []

@@ -1,0 +1,32 @@
+import importlib.util
+
+import pytest
+
+from fiber.training.curves import draw_curves, read_metrics
+
+LINE = {"step": 1, "losses": {"itc": 2.0}, "learning_rates": {"x1": 0.1}}
+
+
+def test_no_metrics_no_picture(tmp_path):
+    assert read_metrics(tmp_path / "none.jsonl") == []
+    assert not draw_curves([], tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_line_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2]
+
+
+def test_curves_of_tasks_in_turn_are_drawn(tmp_path):
+    lines = [LINE, LINE | {"step": 2, "losses": {"vqa": 1.0, "mlm": 3.0}}]
+    assert draw_curves(lines, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_without_matplotlib_a_warning_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match=r"matplotlib is not installed.*fiber-vl\[train\]"):
+        assert not draw_curves([LINE], tmp_path / "curves.png")

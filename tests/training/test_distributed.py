@@ -1,0 +1,74 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import micro_runs
+import pytest
+import torch
+from micro_runs import coarse_config, fine_config, run
+
+from fiber.training.curves import read_metrics
+from fiber.training.distributed import _buckets, average_gradients, joined
+
+
+def test_one_process_is_its_own_world():
+    with joined("cpu") as processes:
+        assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
+        layer = torch.nn.Linear(2, 1)
+        layer(torch.ones(1, 2)).sum().backward()
+        before = layer.weight.grad.clone()
+        average_gradients(list(layer.parameters()), processes)
+        assert torch.equal(layer.weight.grad, before)
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK, LOCAL_RANK is not"), joined("cpu"):
+        pass
+
+
+def test_buckets_hold_everything_once_and_in_order(monkeypatch):
+    monkeypatch.setattr("fiber.training.distributed.BUCKET_NUMBERS", 10)
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (4, 5, 3, 25, 1, 9, 10)]
+    sizes = [[p.numel() for p in bucket] for bucket in _buckets(parameters)]
+    assert sizes == [[4, 5], [3], [25], [1, 9], [10]]
+    assert list(_buckets([])) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, stage):
+    # data.batch_size counts samples over all processes, so both runs have the same configuration.
+    # An odd batch a rank, so that nothing may depend on where ranks are cut.
+    changes = {"data__batch_size": 6, "train__steps": 10, "train__checkpoint_every": 0}
+    settings = {"stage": stage, "data": str(pictures), "changes": changes}
+    settings |= {"output": str(tmp_path / "two"), "resume": False}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, micro_runs.__file__, json.dumps(settings)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    build = fine_config if stage == "fine" else coarse_config
+    one = run(build(**changes), pictures, tmp_path / "one").metrics
+    assert [process.wait() for process in processes] == [0, 0]
+    two = read_metrics(tmp_path / "two" / "metrics.jsonl")
+    assert len(one) == len(two) == 10
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["losses"].keys() == theirs["losses"].keys()
+        for name, loss in ours["losses"].items():
+            assert theirs["losses"][name] == pytest.approx(loss, rel=1e-5), (name, ours["step"])
+        assert ours["images"] == theirs["images"]
+    assert (tmp_path / "two" / "model.safetensors").exists()

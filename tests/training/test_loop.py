@@ -1,0 +1,286 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import micro_runs
+import pytest
+import torch
+from micro_runs import coarse_config, fine_config, run, with_dropout
+from safetensors.torch import load_file
+
+from fiber.config import replace_fields
+from fiber.training import loop
+from fiber.training.checkpoint import load_model, newest_checkpoint
+from fiber.training.loop import train
+
+
+def weights_equal(one: Path, other: Path) -> bool:
+    ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def numbers(folder: Path) -> list[dict]:
+    """Lines of metrics without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        for line in lines
+    ]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_before(monkeypatch, step, error=Stop):
+    """Let the run fail when it comes to a step for the first time."""
+    real, stopped = loop.lr_factor, []
+
+    def factor(now, *rest):
+        if now == step and not stopped:
+            stopped.append(now)
+            raise error
+        return real(now, *rest)
+
+    monkeypatch.setattr(loop, "lr_factor", factor)
+
+
+def test_empty_data_are_refused(pictures, tmp_path):
+    with pytest.raises(ValueError, match="'grounding': expected at least one record, got none"):
+        train(
+            fine_config(), data=[], output=tmp_path / "r", tokenizer=pictures / "tokenizer.json"
+        )
+    assert not (tmp_path / "r").exists()
+
+
+def test_run_folder_is_complete(pictures, tmp_path):
+    finished = run(coarse_config(), pictures, tmp_path / "r")
+    assert sorted(path.name for path in finished.folder.iterdir()) == [
+        "answers.json",
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert [line["step"] for line in finished.metrics] == list(range(1, 11))
+    for line in finished.metrics:
+        assert set(line) == {
+            *("step", "seconds", "images", "images_per_second", "losses"),
+            *("gradient_norm", "mean_gate", "learning_rates"),
+        }
+    assert [name for line in finished.metrics[:5] for name in line["losses"]] == [
+        *("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "itc", "itm", "mlm"),
+    ]
+    written = json.loads((finished.folder / "config.json").read_text())
+    assert written["fiber_version"] and written["tasks"]["image_text"]["share"] == 2
+    assert [path.name for path in sorted((finished.folder / "checkpoints").iterdir())] == [
+        "step-00000004",
+        "step-00000008",
+    ]
+    stored = load_model(finished.folder)
+    assert stored.config == finished.config.model
+    assert stored.answers[:4] == ("blue", "green", "red", "white")
+    assert stored.tokenizer is not None
+    assert stored.config.roberta.vocab_size == stored.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("build", "loss"),
+    [(coarse_config, "caption"), (fine_config, "alignment")],
+    ids=["coarse", "fine"],
+)
+def test_training_lowers_the_loss(pictures, tmp_path, build, loss):
+    config = build(train__steps=60, optim__warmup_fraction=0.0)
+    lines = run(config, pictures, tmp_path / "r").metrics
+    values = [line["losses"][loss] for line in lines if loss in line["losses"]]
+    assert sum(values[-3:]) < 0.7 * sum(values[:3])
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 4, 7], ids=lambda step: f"before step {step}")
+def test_resumed_run_repeats_the_numbers_bit_for_bit(pictures, tmp_path, monkeypatch, stop_at):
+    config = with_dropout(coarse_config(train__ema_decay=0.9, train__accumulation=2))
+    whole = run(config, pictures, tmp_path / "whole")
+    stop_before(monkeypatch, stop_at)
+    with pytest.raises(Stop):
+        run(config, pictures, tmp_path / "cut")
+    resumed = run(config, pictures, tmp_path / "cut", resume=True)
+    assert numbers(whole.folder) == numbers(resumed.folder)
+    assert weights_equal(whole.folder, resumed.folder)
+
+
+def test_dropout_is_on_and_differs_from_step_to_step(pictures, tmp_path):
+    plain = run(coarse_config(train__steps=2), pictures, tmp_path / "a")
+    dropped = run(with_dropout(coarse_config(train__steps=2)), pictures, tmp_path / "b")
+    assert plain.metrics[0]["losses"] != dropped.metrics[0]["losses"]
+
+
+def test_fine_run_resumes_too(pictures, tmp_path, monkeypatch):
+    whole = run(fine_config(), pictures, tmp_path / "whole")
+    stop_before(monkeypatch, 5)
+    with pytest.raises(Stop):
+        run(fine_config(), pictures, tmp_path / "cut")
+    resumed = run(fine_config(), pictures, tmp_path / "cut", resume=True)
+    assert numbers(whole.folder) == numbers(resumed.folder)
+    assert weights_equal(whole.folder, resumed.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_killed_process_resumes_bit_for_bit(pictures, tmp_path, stage):
+    changes = {"train__steps": 60, "train__checkpoint_every": 7}
+    arguments = {"stage": stage, "data": str(pictures), "changes": changes, "dropout": 0.1}
+
+    def start(output, resume):
+        settings = arguments | {"output": str(output), "resume": resume}
+        command = [sys.executable, micro_runs.__file__, json.dumps(settings)]
+        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    assert start(tmp_path / "whole", False).wait() == 0
+    chance = random.Random(0)
+    process = start(tmp_path / "cut", False)
+    for moment in sorted(chance.sample(range(3, 50), 3)):
+        metrics = tmp_path / "cut" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count("\n") < moment:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process = start(tmp_path / "cut", True)
+    assert process.wait() == 0
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
+    assert weights_equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_ctrl_c_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
+    stop_before(monkeypatch, 6, KeyboardInterrupt)
+    records = micro_runs.all_records(pictures)
+    config = coarse_config()
+    data = {name: records[name] for name in config.tasks.active()}
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            config,
+            data=data,
+            output=tmp_path / "r",
+            tokenizer=pictures / "tokenizer.json",
+            device="cpu",
+            threads=1,
+        )
+    assert "resume=True) goes on from step 4" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "model.safetensors").exists()
+    assert not [path for path in (tmp_path / "r").rglob(".part-*")]
+
+
+def test_finished_run_is_not_trained_again(pictures, tmp_path):
+    first = run(fine_config(), pictures, tmp_path / "r")
+    before = (first.folder / "model.safetensors").stat().st_mtime_ns
+    again = run(fine_config(), pictures, tmp_path / "r", resume=True)
+    assert (first.folder / "model.safetensors").stat().st_mtime_ns == before
+    assert again.metrics == first.metrics
+
+
+def test_resume_under_another_config_lists_the_fields(pictures, tmp_path):
+    run(fine_config(), pictures, tmp_path / "r")
+    with pytest.raises(ValueError, match=r"optim.lr: 0.001 -> 0.002; train.steps: 6 -> 8"):
+        run(
+            fine_config(optim__lr=0.002, train__steps=8), pictures, tmp_path / "r", resume=True
+        )
+
+
+def test_second_run_needs_resume_or_another_folder(pictures, tmp_path):
+    run(fine_config(), pictures, tmp_path / "r")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run(fine_config(), pictures, tmp_path / "r")
+
+
+def test_coarse_run_starts_a_fine_one(pictures, tmp_path, capsys):
+    coarse = run(coarse_config(train__steps=2), pictures, tmp_path / "coarse")
+    records = micro_runs.all_records(pictures)["grounding"]
+    # Without a step of learning the backbone must be the coarse one.
+    config = fine_config(train__steps=1, optim__warmup_fraction=0.5, optim__lr=1e-3)
+    config = replace_fields(config, {"optim.lr": 0.0})
+    fine = train(
+        config,
+        data=records,
+        output=tmp_path / "fine",
+        init=coarse.folder,
+        device="cpu",
+        threads=1,
+    )
+    said = capsys.readouterr().err
+    assert "taken:" in said and "created:" in said
+    old, new = load_file(coarse.folder / "model.safetensors"), load_file(
+        fine.folder / "model.safetensors"
+    )
+    shared = [name for name in new if name.startswith("backbone.")]
+    assert shared and all(torch.equal(old[name], new[name]) for name in shared)
+
+
+def test_fine_model_cannot_start_a_coarse_one(pictures, tmp_path):
+    fine = run(fine_config(train__steps=1), pictures, tmp_path / "fine")
+    with pytest.raises(ValueError, match="a fine model cannot start a coarse one"):
+        run(coarse_config(), pictures, tmp_path / "c", init=fine.folder, tokenizer=None)
+
+
+def test_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite by step \d+: .*lower optim.lr"):
+        run(
+            fine_config(optim__lr=1e30, optim__warmup_fraction=0.0, optim__clip_norm=0.0),
+            pictures,
+            tmp_path / "r",
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__precision": "bfloat16"},
+        {"train__gradient_checkpointing": True},
+        {"train__ema_decay": 0.9},
+        {"tasks__image_text__itm_negatives": "half"},
+        {"tasks__image_text__itc": 0.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_options_train(pictures, tmp_path, changes):
+    plain = run(coarse_config(train__steps=5), pictures, tmp_path / "plain")
+    finished = run(coarse_config(train__steps=5, **changes), pictures, tmp_path / "r")
+    same_losses = [line["losses"] for line in plain.metrics] == [
+        line["losses"] for line in finished.metrics
+    ]
+    # Recomputing changes nothing; averaging changes the finished model alone.
+    assert same_losses == ("train__gradient_checkpointing" in changes or "train__ema_decay" in changes)
+    same_weights = weights_equal(plain.folder, finished.folder)
+    assert same_weights == ("train__gradient_checkpointing" in changes)
+
+
+def test_accumulated_passes_make_the_step_of_one_batch(pictures, tmp_path):
+    # Losses that are means over samples do not depend on how the batch is cut.
+    only_questions = {"tasks__image_text__share": 0, "tasks__reasoning__share": 0}
+    only_questions |= {"tasks__caption__share": 0, "train__steps": 4}
+    one = run(coarse_config(**only_questions), pictures, tmp_path / "one")
+    two = run(coarse_config(**only_questions, train__accumulation=2), pictures, tmp_path / "two")
+    for a, b in zip(one.metrics, two.metrics, strict=True):
+        assert a["losses"]["vqa"] == pytest.approx(b["losses"]["vqa"], rel=1e-5)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
+
+
+def test_single_set_of_records_serves_one_task_only(pictures, tmp_path):
+    with pytest.raises(ValueError, match="give a dict with records for each"):
+        train(coarse_config(), data=[object()], output=tmp_path / "r")
+
+
+def test_missing_folder_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="fiber data scenes --output"):
+        train(fine_config(), data=tmp_path / "none", output=tmp_path / "r")
+
+
+def test_records_without_a_tokenizer_say_what_to_give(pictures, tmp_path):
+    with pytest.raises(ValueError, match="need tokenizer="):
+        run(fine_config(), pictures, tmp_path / "r", tokenizer=None)

@@ -1,0 +1,159 @@
+import pytest
+import torch
+from torch import nn
+
+from fiber.config import preset
+from fiber.training.checkpoint import build_model
+from fiber.training.optim import (
+    MovingAverage,
+    build_optimizer,
+    factor_of,
+    is_decayed,
+    kind_of,
+    lr_factor,
+    place_of,
+    set_learning_rate,
+)
+from fiber.training.run_config import OptimConfig
+
+
+@pytest.fixture(scope="module", params=["coarse", "fine"])
+def model(request):
+    with torch.device("meta"):
+        return build_model(preset("micro", stage=request.param))
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(model):
+    optimizer = build_optimizer(model, OptimConfig())
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_unknown_parameter_has_no_place():
+    with pytest.raises(ValueError, match="'new_head.weight' has no place"):
+        place_of("new_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("backbone.image.stages.0.blocks.0.mlp.0.weight", "tower"),
+        ("backbone.text.embeddings.word.weight", "tower"),
+        ("backbone.fusion.0.image_to_text.query.weight", "cross_modal"),
+        ("backbone.fusion.0.text_to_image.gate", "cross_modal"),
+        ("text_pooler.linear.weight", "cross_modal"),
+        ("caption_projections.0.weight", "cross_modal"),
+        ("language_head.decoder.weight", "head"),
+        ("vqa_head.hidden.weight", "head"),
+        ("temperature", "tower"),
+        ("itc_image_norm.weight", "tower"),
+        ("tower.blocks.0.offset.weight", "head"),
+    ],
+)
+def test_places(name, place):
+    assert place_of(name) == place
+
+
+def test_no_bias_norm_or_gate_is_decayed_by_default(model):
+    norms = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+    }
+    seen = set()
+    for name, parameter in model.named_parameters():
+        kind = kind_of(name, parameter)
+        seen.add(kind)
+        small = "bias" in name or name in norms or name.endswith("gate") or parameter.ndim < 2
+        assert is_decayed(name, parameter, OptimConfig()) == (not small), name
+        # The published fine stage decays norms, but no bias.
+        decays_more = is_decayed(name, parameter, OptimConfig(decay_vectors=True))
+        assert decays_more == (kind != "bias"), name
+    assert seen == {"weight", "bias", "vector", "gate"}
+
+
+def test_factors_of_the_published_coarse_stage():
+    config = OptimConfig(head_lr_multiplier=50.0, cross_modal_lr_multiplier=5.0)
+    matrix, vector = torch.empty(2, 2), torch.empty(2)
+    assert factor_of("backbone.text.layers.0.mlp.0.weight", matrix, config) == 1
+    assert factor_of("backbone.fusion.1.text_to_image.output.bias", vector, config) == 5
+    assert factor_of("vqa_head.output.weight", matrix, config) == 50
+
+
+def test_factors_of_the_published_fine_stage():
+    config = OptimConfig(
+        head_lr_multiplier=1.0,
+        cross_modal_lr_multiplier=1.0,
+        text_lr_multiplier=0.1,
+        bias_lr_multiplier=2.0,
+    )
+    matrix, vector = torch.empty(2, 2), torch.empty(2)
+    names = {
+        ("backbone.image.stages.0.blocks.0.mlp.0.weight", matrix): 1.0,
+        ("backbone.image.stages.0.blocks.0.attention.bias_table", matrix): 2.0,
+        ("backbone.fusion.0.image_to_text.gate", vector): 1.0,
+        ("backbone.fusion.0.text_to_image.gate", vector): 0.1,
+        ("backbone.text.layers.0.mlp.0.bias", vector): 0.2,
+        ("head.text_bias", vector): 2.0,
+        ("head.box_deltas.weight", matrix): 1.0,
+    }
+    for (name, parameter), expected in names.items():
+        assert factor_of(name, parameter, config) == pytest.approx(expected), name
+
+
+def test_gate_factor_multiplies_that_of_fusion():
+    config = OptimConfig(cross_modal_lr_multiplier=5.0, gate_lr_multiplier=4.0)
+    assert factor_of("backbone.fusion.0.text_to_image.gate", torch.empty(1), config) == 20
+
+
+def test_linear_schedule():
+    config = OptimConfig(warmup_fraction=0.2)
+    factors = [lr_factor(step, 10, config) for step in range(10)]
+    assert factors == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_multistep_schedule_with_a_published_warm_up():
+    config = OptimConfig(
+        warmup_fraction=0.1, warmup_start=0.001, schedule="multistep", milestones=(0.67, 0.89)
+    )
+    factors = [lr_factor(step, 100, config) for step in (0, 5, 10, 66, 67, 88, 89, 99)]
+    assert factors == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert lr_factor(0, 5, OptimConfig(warmup_fraction=0.0)) == 1.0
+
+
+def test_learning_rate_reaches_every_group():
+    model = build_model(preset("micro"))
+    optimizer = build_optimizer(model, OptimConfig(head_lr_multiplier=5, text_lr_multiplier=0.5))
+    set_learning_rate(optimizer, 0.01)
+    factors = {group["lr_factor"] for group in optimizer.param_groups}
+    assert factors == {1.0, 0.5, 2.5, 5.0}
+    assert all(group["lr"] == 0.01 * group["lr_factor"] for group in optimizer.param_groups)
+
+
+def test_moving_average_of_no_updates_is_the_model():
+    model = nn.Linear(2, 2)
+    weights = MovingAverage(model, 0.9).weights(model)
+    assert torch.equal(weights["weight"], model.weight)
+
+
+def test_moving_average_by_hand_and_through_its_state():
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average = MovingAverage(model, 0.5)
+    expected = 0.0
+    for update, value in enumerate((1.0, 3.0, -2.0, 8.0, 5.0, 1.0, 0.5, 2.0, 9.0, 4.0), start=1):
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * value
+        model.weight.data.fill_(value)
+        average.update(model)
+    assert average.weights(model)["weight"].item() == pytest.approx(expected, rel=1e-6)
+    copy = MovingAverage(model, 0.5)
+    copy.load_state_dict(average.state_dict())
+    for each in (average, copy):
+        model.weight.data.fill_(7.0)
+        each.update(model)
+    assert torch.equal(copy.weights(model)["weight"], average.weights(model)["weight"])

@@ -1,0 +1,113 @@
+import pytest
+
+from fiber.config import from_dict, preset, replace_fields, to_dict
+from fiber.training.run_config import (
+    GroundingTask,
+    ImageTextTask,
+    OptimConfig,
+    QuestionTask,
+    ReasoningTask,
+    RunConfig,
+    TasksConfig,
+    TrainConfig,
+    differences,
+    load_recipe,
+)
+
+
+def coarse(**changes):
+    return RunConfig(
+        model=preset("micro"), tasks=TasksConfig(image_text=ImageTextTask(share=1)), **changes
+    )
+
+
+def test_tasks_without_a_share_are_refused():
+    with pytest.raises(ValueError, match="every share is 0"):
+        TasksConfig()
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((1, 0, 0), ("image_text",)),
+        ((1, 1, 0), ("image_text", "question")),
+        ((2, 1, 0), ("image_text", "question", "image_text")),
+        ((3, 2, 1), ("image_text", "question", "image_text", "reasoning", "question", "image_text")),
+    ],
+    ids=["alone", "equal", "two to one", "three two one"],
+)
+def test_rotation_spreads_turns_evenly(shares, expected):
+    tasks = TasksConfig(
+        image_text=ImageTextTask(share=shares[0]),
+        question=QuestionTask(share=shares[1]),
+        reasoning=ReasoningTask(share=shares[2]),
+    )
+    assert tasks.rotation() == expected
+
+
+def test_config_survives_json():
+    config = coarse(optim=OptimConfig(lr=3e-4, milestones=(0.5,)))
+    assert from_dict(RunConfig, to_dict(config)) == config
+
+
+def test_fields_are_set_by_dotted_name():
+    config = replace_fields(
+        coarse(), {"tasks.image_text.itm_negatives": "half", "train.steps": "7", "optim.lr": "1e-3"}
+    )
+    assert config.tasks.image_text.itm_negatives == "half"
+    assert config.train.steps == 7
+    assert config.optim.lr == 1e-3
+
+
+def test_wrong_field_names_the_right_one():
+    with pytest.raises(ValueError, match=r"'train.step'.*steps"):
+        replace_fields(coarse(), {"train.step": 3})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TasksConfig(question=QuestionTask(share=-1)), "share must be 0 or more, got -1"),
+        (
+            lambda: TasksConfig(question=QuestionTask(share=1, sources=("question",))),
+            "'question' is no source; did you mean questions",
+        ),
+        (lambda: TrainConfig(steps=0), "train.steps must be 1 or more, got 0"),
+        (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay"),
+        (lambda: OptimConfig(warmup_fraction=1.0), "optim.warmup_fraction"),
+        (
+            lambda: RunConfig(
+                model=preset("micro"), tasks=TasksConfig(grounding=GroundingTask(share=1))
+            ),
+            "tasks.grounding cannot train a coarse model",
+        ),
+        (
+            lambda: RunConfig(
+                model=preset("small"), tasks=TasksConfig(reasoning=ReasoningTask(share=1))
+            ),
+            "model.image_text.heads lacks nlvr2",
+        ),
+        (lambda: coarse(train=TrainConfig(accumulation=5)), "not a multiple of train.accumulation"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_matching_alone_needs_the_contrastive_head():
+    task = ImageTextTask(share=1, itc=0.0, mlm=0.0)
+    config = RunConfig(model=preset("micro"), tasks=TasksConfig(image_text=task))
+    assert config.needed_heads() == ("itc", "itm")
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="'scene_coarse' does not exist; did you mean scenes_coarse"):
+        load_recipe("scene_coarse")
+
+
+def test_differences_list_every_changed_field():
+    old = coarse()
+    new = replace_fields(old, {"optim.lr": 2e-5, "train.seed": 4})
+    assert differences(old, old) == []
+    assert differences(old, new) == ["optim.lr: 1e-05 -> 2e-05", "train.seed: 0 -> 4"]
