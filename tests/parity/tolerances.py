@@ -54,3 +54,46 @@ def coarse_tolerances(config: dict[str, Any]) -> CoarseTolerances:
             f" width {config['hidden']}; tests/parity/tolerances.py lists what was measured"
         )
     return COARSE[kind]
+
+
+class FineTolerances(NamedTuple):
+    """What one class of fine cases allows; tensors absolutely, numbers relatively."""
+
+    #: Towers and pyramid.
+    features: float
+    #: Dynamic head and predictions.
+    heads: float
+    losses: float
+    #: Norms of gradients above 1e-5 of the largest one.
+    gradients: float
+    #: Detections that may be lost or added.
+    detections: float
+    #: Anchors, box and centerness targets, relative to the largest value.
+    geometry: float = 1e-5
+
+
+#: (size, weights made sharp). Measured errors: golden/fine README, Tolerances.
+FINE: dict[tuple[str, bool], FineTolerances] = {
+    # float32 against float64: backbone 3e-6, pyramid 2.7e-6, heads 4e-7.
+    ("tiny", False): FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 0),
+    # float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5.
+    ("tiny", True): FineTolerances(5e-4, 5e-4, 1e-5, 2e-3, 0),
+    # As tiny; one box of a picture may fall on the other side of the cut (one lost, one added).
+    ("base", False): FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 2),
+    ("base", True): FineTolerances(5e-4, 5e-4, 1e-5, 2e-3, 2),
+}
+
+
+def fine_tolerances(config: dict[str, Any]) -> FineTolerances:
+    """Look up the class of a recorded case by its config, never by its name.
+
+    Raises:
+        ValueError: if no measured error covers such a case.
+    """
+    kind = (config["kind"], config["sharp"] is not None)
+    if kind not in FINE:
+        raise ValueError(
+            f"no tolerance for size {kind[0]!r}{' made sharp' if kind[1] else ''};"
+            " tests/parity/tolerances.py lists what was measured"
+        )
+    return FINE[kind]

@@ -1,0 +1,163 @@
+"""Compare the detector with recorded cases."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fiber.losses.grounding import grounding_losses
+from fiber.models.detector import DetectorOutput, FiberDetector
+from tests.parity.comparison import Comparison
+from tests.parity.fine_case import FineCase, without_boxes_of
+from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
+from tests.parity.tolerances import GRADIENT_NOISE_FLOOR, FineTolerances, fine_tolerances
+
+#: Published losses by ours, and the published weight of each.
+LOSSES = {
+    "alignment": ("loss_dot_product_token", 1.0),
+    "box": ("loss_reg", 2.0),
+    "centerness": ("loss_centerness", 1.0),
+}
+
+
+def compare_case(path: Path) -> Comparison:
+    """Run the training and the detection text of one recorded case.
+
+    Args:
+        path: `<name>.json` of the case.
+    """
+    case = FineCase(path)
+    comparison = Comparison(case.name)
+    allowed = fine_tolerances(case.config)
+    model = case.model()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    comparison.number("parameters", "num_params", count, case.config["num_params"], 0.0)
+
+    batch = case.batch()
+    output, found = run_detector(model, "train", batch.images, batch.token_ids, batch.text_mask)
+    with torch.no_grad():
+        _compare_tensors(comparison, case, found, allowed)
+        _compare_tensors(comparison, case, assignment(output, case), allowed)
+    _compare_losses(comparison, case, model, output, allowed)
+    with torch.no_grad():
+        text = case.detection_text()
+        test_output, found = run_detector(model, "test", batch.images, *text)
+        _compare_tensors(comparison, case, found, allowed)
+    _compare_detections(comparison, case, test_output, allowed)
+    comparison.not_compared = sorted({*case.tensors} - comparison.compared)
+    return comparison
+
+
+def _compare_tensors(
+    comparison: Comparison, case: FineCase, found: dict[str, Tensor], allowed: FineTolerances
+) -> None:
+    """Compare every recorded tensor among those found; errors are absolute."""
+    for name, value in found.items():
+        if name not in case.tensors:
+            continue
+        parts = name.split(".")
+        group = ".".join(parts[:2]) if parts[0] in ("train", "test") else parts[0]
+        if parts[0] in ("anchors", "atss"):
+            # Geometry, 1e-5 of the largest value.
+            tolerance, absmax = allowed.geometry, case.tensors[name].abs().max().item()
+        elif len(parts) > 1 and parts[1] in ("head", "dyhead"):
+            tolerance, absmax = allowed.heads, 1.0
+        else:
+            tolerance, absmax = allowed.features, 1.0
+        comparison.tensor(group, name, value, case.tensors[name], tolerance, absmax)
+
+
+def _compare_losses(
+    comparison: Comparison,
+    case: FineCase,
+    model: FiberDetector,
+    output: DetectorOutput,
+    allowed: FineTolerances,
+) -> None:
+    """Compare losses, gradients, and losses of pictures without boxes and of full texts."""
+    batch, config = case.batch(), model.config
+    losses = grounding_losses(output, batch, config, background_token=255)
+    recorded = case.content["losses"]
+    total = torch.zeros(())
+    for ours, (theirs, weight) in LOSSES.items():
+        comparison.number(
+            "losses", theirs, weight * losses[ours].item(), recorded[theirs], allowed.losses
+        )
+        total = total + weight * losses[ours]
+    comparison.number("losses", "total", total.item(), case.content["loss_total"], allowed.losses)
+    positives = case.content["atss_num_positive_per_image"]
+    labels = assignment(output, case)["atss.cls_labels"]
+    for image, count in enumerate(positives):
+        error = abs(int((labels[image] > 0).sum()) - count)
+        comparison.group("positives per picture", 0.0).add(f"picture {image}", error)
+    if case.gradients:
+        total.backward()
+        _compare_gradients(comparison, case, model, allowed)
+    for variant, expected in case.edge_losses.items():
+        losses = _edge_losses(case, model, output, variant)
+        for ours, (theirs, weight) in LOSSES.items():
+            if theirs in expected:
+                # A loss of exactly 0 is compared absolutely.
+                error = abs(weight * losses[ours].item() - expected[theirs])
+                group = comparison.group("edge losses", allowed.losses)
+                group.add(f"{variant} {theirs}", error / (abs(expected[theirs]) or 1.0))
+
+
+def _edge_losses(
+    case: FineCase, model: FiberDetector, output: DetectorOutput, variant: str
+) -> dict[str, Tensor]:
+    """Losses of one recorded edge case.
+
+    Raises:
+        ValueError: for a case that this code does not know.
+    """
+    batch = case.batch()
+    empty = {"both": set(), "second_image_empty": {1}, "both_empty": {0, 1}}
+    with torch.no_grad():
+        if variant in empty:
+            batch = without_boxes_of(batch, empty[variant])
+        elif variant in ("all_256_tokens_valid", "first_255_tokens_valid"):
+            mask = torch.ones_like(batch.text_mask)
+            mask[:, 256 if variant.startswith("all") else 255 :] = False
+            output = dataclasses.replace(output, text_mask=mask)
+        else:
+            raise ValueError(f"edge loss {variant!r} is not known")
+        return grounding_losses(output, batch, model.config, background_token=255)
+
+
+def _compare_gradients(
+    comparison: Comparison, case: FineCase, model: FiberDetector, allowed: FineTolerances
+) -> None:
+    """Compare the L2 norm of every recorded gradient of the total loss."""
+    grads = case.published_grads(model)
+    largest = max(norm for norm in case.gradients.values() if norm is not None)
+    for name in sorted({*grads, *case.gradients}):
+        if name not in grads or name not in case.gradients:
+            comparison.group("gradients of other names", 0.0).add(name, 1.0)
+            continue
+        norm, grad = case.gradients[name], grads[name]
+        if norm is None or grad is None:
+            same = (norm is None) == (grad is None)
+            comparison.group("gradients that are absent", 0.0).add(name, 0.0 if same else 1.0)
+        elif norm < GRADIENT_NOISE_FLOOR * largest:
+            error = abs(grad.double().norm().item() - norm) / largest
+            comparison.group("gradients of zero", GRADIENT_NOISE_FLOOR).add(name, error)
+        else:
+            error = abs(grad.double().norm().item() - norm) / norm
+            comparison.group("gradients", allowed.gradients).add(name, error)
+
+
+def _compare_detections(
+    comparison: Comparison, case: FineCase, output: DetectorOutput, allowed: FineTolerances
+) -> None:
+    """Compare sets of detections: label equal, box within 1e-2 pixels, score within 1e-4."""
+    variants = {name.split(".")[1] for name in case.tensors if name.startswith("det.")}
+    for variant in sorted(variants):
+        for image, found in enumerate(detections(output, case, variant)):
+            name = f"det.{variant}.{image}"
+            lost = not_recovered(found, case, name)
+            comparison.group("detections", allowed.detections).add(name, float(lost))
+            comparison.compared |= {f"{name}.{part}" for part in ("boxes", "scores", "labels")}
