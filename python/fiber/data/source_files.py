@@ -1,0 +1,248 @@
+"""Annotation files as they are on disk, checked entry by entry, with errors that say where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fiber.data.records import CharSpan, Record
+
+#: Boxes may leave the picture by this much (rounding) and are clipped; beyond it is an error.
+BOX_SLACK_PIXELS = 1.0
+#: Boxes no wider or no higher than this are dropped, as the published code does.
+EMPTY_BOX_PIXELS = 1.0
+
+_HOW_TO_GET = {
+    "COCO": "https://cocodataset.org",
+    "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
+    "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
+    "VQAv2": "https://visualqa.org",
+    "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
+    "Winoground": "https://huggingface.co/datasets/facebook/winoground",
+}
+
+
+class RecordList(list[Record]):
+    """Records, and how often the reader left something out or changed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: What was left out or changed -> how many times.
+        self.counts: dict[str, int] = {}
+
+    def count(self, what: Any) -> int:
+        """Return how often something was left out or changed, such as "crowd boxes"."""
+        return self.counts.get(what, 0)
+
+    def add(self, what: str) -> None:
+        """Count something that was left out or changed."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+
+class SourceFile:
+    """One annotation file, and the entry that is being read."""
+
+    def __init__(self, path: Path, kind: str, data: dict[str, Any]) -> None:
+        self.path = path
+        self.kind = kind
+        self.data = data
+        self._where = ""
+        self._index: int | None = None
+
+    def error(self, problem: str) -> ValueError:
+        """Return an error that names the file and the entry."""
+        where = self._where if self._index is None else f"{self._where}[{self._index}]"
+        return ValueError(f"{self.path}: {where} {problem} (read as {self.kind})")
+
+    def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
+        """Say which entry is being read."""
+        self._index = index
+        self._where = section if index is not None else f"{section} entry {entry.get('id')!r}"
+
+    def walk(self, section: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a list of the file."""
+        self._where, self._index = "the file", None
+        entries = self.data.get(section)
+        if not isinstance(entries, list):
+            have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
+            raise self.error(f"has no list {section!r}; it has {have}")
+        for index, entry in enumerate(entries):
+            self._where, self._index = section, index
+            if not isinstance(entry, dict):
+                raise self.error(f"is {str(entry)[:40]!r}; expected an object")
+            yield entry
+
+    def pictures(self) -> Iterator[dict[str, Any]]:
+        """Yield the entries of `images`; each has an `id` and a `file_name`."""
+        for entry in self.walk("images"):
+            self.get(entry, "id", int, str)
+            if "file_name" not in entry and "coco_url" in entry:
+                # LVIS names pictures by the last two parts of their address.
+                entry["file_name"] = "/".join(str(entry["coco_url"]).split("/")[-2:])
+            self.text(entry, "file_name")
+            yield entry
+
+    def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
+        """Return a needed value of one of the kinds given."""
+        value = entry.get(key)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            if key not in entry:
+                raise self.error(f"has no {key!r}")
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
+        return value
+
+    def text(self, entry: Mapping[str, Any], key: str) -> str:
+        """Return a needed text that is not empty."""
+        value = self.get(entry, key, str)
+        if not value.strip():
+            raise self.error(f"has an empty {key!r}")
+        return value
+
+    def look_up(
+        self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
+    ) -> Any:
+        """Return table[entry[key]]; `where` names the table in the error."""
+        value = self.get(entry, key, int, str)
+        if value not in table:
+            raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
+        return table[value]
+
+    def record(self, **fields: Any) -> Record:
+        """Return a record; what it finds wrong is reported with the file's name."""
+        try:
+            return Record(**fields)
+        except ValueError as problem:
+            raise self.error(f"cannot be a record: {problem}") from None
+
+
+def read_json(path: Path, kind: str) -> SourceFile:
+    """Read a file that is one JSON object."""
+    try:
+        data = json.loads(_read(path, kind))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected the object of {kind}")
+    return SourceFile(path, kind, data)
+
+
+def read_json_lines(path: Path, kind: str) -> SourceFile:
+    """Read a file with one JSON object a line; they become its list "lines"."""
+    lines = []
+    for number, line in enumerate(_read(path, kind).splitlines(), 1):
+        if line.strip():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError as problem:
+                raise ValueError(
+                    f"{path}: line {number} is not JSON ({problem}); expected {kind}"
+                ) from None
+    return SourceFile(path, kind, {"lines": lines})
+
+
+def _read(path: Path, kind: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        source = next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a file of {kind}. `fiber data scenes --output DIR`"
+            f" makes a folder with one; the real one comes from {source}"
+        ) from None
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
+
+
+def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | None) -> str:
+    """Return the folder where file names start; it must exist."""
+    root = Path(folder) / "images" if images is None else Path(images)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is no folder; expected the pictures there (name another one with `images`)"
+        )
+    return str(root)
+
+
+def char_spans(file: SourceFile, entry: Mapping[str, Any], key: str) -> tuple[CharSpan, ...]:
+    """Return a needed list of [start, end) as spans."""
+    spans = file.get(entry, key, list)
+    try:
+        found = tuple((start, end) for start, end in spans)
+    except (TypeError, ValueError):
+        found = ((None, None),)
+    if not all(isinstance(value, int) for span in found for value in span):
+        raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
+    return found
+
+
+def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
+    """Check `bbox` (x, y, width, height); return whether it is more than a line."""
+    box = file.get(entry, "bbox", list)
+    if len(box) != 4 or not all(isinstance(v, int | float) and v == v for v in box):
+        raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
+    return box[2] > EMPTY_BOX_PIXELS and box[3] > EMPTY_BOX_PIXELS
+
+
+def xyxy_box(
+    file: SourceFile,
+    entry: Mapping[str, Any],
+    image_size: tuple[int, int],
+    key: str,
+    number: int,
+) -> tuple[tuple[float, float, float, float], bool]:
+    """Return `bbox` as (x0, y0, x1, y1), half-open, and whether it was clipped.
+
+    Raises:
+        ValueError: if it leaves the picture by more than a pixel, naming record and box.
+    """
+    x, y, box_width, box_height = entry["bbox"]
+    height, width = image_size
+    box = (float(x), float(y), float(x + box_width), float(y + box_height))
+    clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
+    beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
+    if beyond > BOX_SLACK_PIXELS:
+        raise file.error(
+            f"of record {key!r}: box {number} is (x0, y0, x1, y1) = {box}, {beyond:g} pixels"
+            f" outside its picture of {height} x {width} (height x width)"
+        )
+    return clipped, beyond > 0
+
+
+def boxes_by_image(file: SourceFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
+    """Group `annotations` by `image_id`; each with its place in the file."""
+    known = {entry.get("id") for entry in file.walk("images")}
+    boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    for index, entry in enumerate(file.walk("annotations")):
+        image_id = file.get(entry, "image_id", int, str)
+        if image_id not in known:
+            raise file.error(f"has image_id {image_id!r}, which is not in 'images'")
+        boxes.setdefault(image_id, []).append((index, entry))
+    return boxes
+
+
+def read_boxes(
+    file: SourceFile,
+    key: str,
+    picture: dict[str, Any],
+    entries: list[tuple[int, dict[str, Any]]],
+    out: RecordList,
+) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
+    """Return the boxes of a picture with their entries; crowds and empty boxes are counted."""
+    size = (file.get(picture, "height", int), file.get(picture, "width", int))
+    found = []
+    for index, entry in entries:
+        file.at("annotations", entry, index)
+        if entry.get("iscrowd"):
+            out.add("crowd boxes")
+        elif not has_box(file, entry):
+            out.add("empty boxes")
+        else:
+            box, clipped = xyxy_box(file, entry, size, key, len(found))
+            if clipped:
+                out.add("clipped boxes")
+            found.append((box, entry))
+    return found

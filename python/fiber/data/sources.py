@@ -1,0 +1,392 @@
+"""Readers of annotation files: one function for each kind of data, each gives a list of records.
+
+They read the folders of `fiber data` and real data alike. For a folder of ours `(folder, split)` is
+enough; for real data name the file and the folder of its pictures:
+
+    captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
+             images="coco/val2014")
+
+Keys that a format does not need are ignored. A needed key that is missing, a file of another
+format and a box outside its picture are errors that name file, entry and key. Pictures are not
+opened here. `image_id` is the path of the picture, so that records of different files that show the
+same picture have the same one. A key is "<name of the file>/<id of the entry>".
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fiber.data.annotations import FILES
+from fiber.data.prompts import class_prompt
+from fiber.data.records import CharSpan, Record
+from fiber.data.source_files import (
+    RecordList,
+    SourceFile,
+    boxes_by_image,
+    char_spans,
+    images_folder,
+    read_boxes,
+    read_json,
+    read_json_lines,
+)
+
+#: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
+ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+
+AnyPath = str | PathLike[str]
+
+
+def captions(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read captions (COCO style): one record for each caption.
+
+    Args:
+        folder: a data folder.
+        split: such as "train".
+        annotations: the file, if it is not "captions_<split>.json" in the folder.
+        images: where its file names start, if not "images" in the folder.
+
+    Raises:
+        FileNotFoundError: if the file or the folder of pictures is missing.
+        ValueError: if an entry is not as expected, with file, entry and key.
+    """
+    path = _file(folder, split, "captions", annotations)
+    file, root = read_json(path, "COCO captions"), images_folder(folder, images)
+    pictures = {entry["id"]: entry for entry in file.pictures()}
+    out = RecordList()
+    for entry in file.walk("annotations"):
+        picture = file.look_up(pictures, entry, "image_id", "images")
+        image = f"{root}/{picture['file_name']}"
+        out.append(
+            Record(
+                key=f"{path.stem}/{file.get(entry, 'id', int, str)}",
+                images=(image,),
+                image_id=image,
+                text=file.text(entry, "caption"),
+                group=entry.get("group", ""),
+            )
+        )
+    return out
+
+
+def phrases(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read captions with phrases and boxes (Flickr30k Entities in MDETR's form).
+
+    One record for each caption. `labels` and `label_spans` are the phrases of
+    `tokens_positive_eval` (without it, the different `tokens_positive`); a box has the spans of all
+    phrases that name it and the first of them as `box_labels`: see `label_boxes`.
+    Arguments and errors are those of `captions`; the file is "flickr_<split>.json".
+    """
+    path = _file(folder, split, "phrases", annotations)
+    file, root = read_json(path, "Flickr30k Entities, MDETR's form"), images_folder(folder, images)
+    boxes = boxes_by_image(file)
+    out = RecordList()
+    for entry in file.pictures():
+        text = file.text(entry, "caption")
+        key = f"{path.stem}/{entry['id']}"
+        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+        spans = [char_spans(file, box, "tokens_positive") for _, box in found]
+        file.at("images", entry)
+        evaluated = entry.get("tokens_positive_eval")
+        labels = (
+            [*dict.fromkeys(spans)]
+            if evaluated is None
+            else [char_spans(file, {"spans": phrase}, "spans") for phrase in evaluated]
+        )
+        for own in spans:
+            if not any(_shares(label, own) for label in labels):
+                labels.append(own)
+        out.append(
+            file.record(
+                key=key,
+                images=(f"{root}/{entry['file_name']}",),
+                image_id=f"{root}/{entry['file_name']}",
+                text=text,
+                boxes_xyxy=tuple(box for box, _ in found),
+                char_spans=tuple(spans),
+                box_labels=tuple(
+                    next(i for i, label in enumerate(labels) if _shares(label, own))
+                    for own in spans
+                ),
+                labels=tuple(" ".join(text[a:b] for a, b in label) for label in labels),
+                label_spans=tuple(labels),
+                group=entry.get("group", ""),
+            )
+        )
+    return out
+
+
+def label_boxes(record: Record) -> list[list[int]]:
+    """Return, for each of a record's labels, the indices of all boxes that it names.
+
+    A box that several phrases name is in several lists; `Record.box_labels` has room for one.
+    """
+    return [
+        [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
+        for label in record.label_spans
+    ]
+
+
+def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
+    """Whether a label and a box have a span in common."""
+    return any(span in spans for span in label)
+
+
+def referring(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+    whole_expression: bool = False,
+) -> RecordList:
+    """Read referring expressions (RefCOCO in MDETR's form): one record for each expression.
+
+    Each has one label, the expression, and its boxes (one, in the public sets). Expressions whose
+    boxes were all dropped are left out and counted.
+
+    Args:
+        folder: a data folder.
+        split: such as "train".
+        annotations: the file, if it is not "refcoco_<split>.json" in the folder.
+        images: where its file names start, if not "images" in the folder.
+        whole_expression: spans cover the whole text; otherwise they are the file's
+            `tokens_positive`: its head phrase, "the star" of "the star left of the ring".
+
+    Raises:
+        FileNotFoundError: if the file or the folder of pictures is missing.
+        ValueError: if an entry is not as expected, with file, entry and key.
+    """
+    path = _file(folder, split, "referring", annotations)
+    file, root = read_json(path, "RefCOCO, MDETR's form"), images_folder(folder, images)
+    boxes = boxes_by_image(file)
+    out = RecordList()
+    for entry in file.pictures():
+        text = file.text(entry, "caption")
+        key = f"{path.stem}/{entry['id']}"
+        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+        if not found:
+            out.add("expressions without a box")
+            continue
+        spans = ((0, len(text)),)
+        if not whole_expression:
+            spans = char_spans(file, found[0][1], "tokens_positive")
+        file.at("images", entry)
+        out.append(
+            file.record(
+                key=key,
+                images=(f"{root}/{entry['file_name']}",),
+                image_id=f"{root}/{entry['file_name']}",
+                text=text,
+                boxes_xyxy=tuple(box for box, _ in found),
+                char_spans=(spans,) * len(found),
+                box_labels=(0,) * len(found),
+                labels=(text,),
+                label_spans=(spans,),
+                group=entry.get("group", ""),
+            )
+        )
+    return out
+
+
+def detection(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read boxes of classes (COCO instances): one record for each picture, with or without boxes.
+
+    The text of all records is the prompt with every class, by id: "circle. square. triangle".
+    `labels` are the class names as the file has them.
+    Arguments and errors are those of `captions`; the file is "instances_<split>.json".
+    """
+    path = _file(folder, split, "detection", annotations)
+    file, root = read_json(path, "COCO instances"), images_folder(folder, images)
+    names = {}
+    for entry in file.walk("categories"):
+        names[file.get(entry, "id", int)] = file.text(entry, "name")
+    ids = {category_id: index for index, category_id in enumerate(sorted(names))}
+    labels = tuple(names[category_id] for category_id in ids)
+    prompt = class_prompt(labels)
+    boxes = boxes_by_image(file)
+    out = RecordList()
+    for entry in file.pictures():
+        key = f"{path.stem}/{entry['id']}"
+        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+        classes = [file.look_up(ids, box, "category_id", "categories") for _, box in found]
+        image = f"{root}/{entry['file_name']}"
+        out.append(
+            Record(
+                key=key,
+                images=(image,),
+                image_id=image,
+                text=prompt.text,
+                boxes_xyxy=tuple(box for box, _ in found),
+                char_spans=tuple(prompt.spans[index] for index in classes),
+                box_labels=tuple(classes),
+                labels=labels,
+                label_spans=prompt.spans,
+            )
+        )
+    return out
+
+
+def questions(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    answers: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read questions with soft scores of their answers (VQAv2): one record for each question.
+
+    Args:
+        folder: a data folder.
+        split: such as "train"; splits whose names start with "test" need no file of answers.
+        annotations: file of questions, if it is not "vqa_questions_<split>.json" in the folder.
+        answers: file of answers, if it is not "vqa_annotations_<split>.json" in the folder.
+        images: where file names start, if not "images" in the folder. A question without `image`
+            shows "COCO_<data_subtype>_<image_id with 12 digits>.jpg".
+
+    Raises:
+        FileNotFoundError: if a file or the folder of pictures is missing.
+        ValueError: if an entry is not as expected, with file, entry and key.
+    """
+    path = _file(folder, split, "questions", annotations)
+    file, root = read_json(path, "VQAv2 questions"), images_folder(folder, images)
+    answers_path = _file(folder, split, "answers", answers)
+    scores, groups = None, {}
+    if answers is not None or answers_path.exists() or not split.startswith("test"):
+        scores, groups = _read_answers(read_json(answers_path, "VQAv2 annotations"))
+    template = f"COCO_{file.data.get('data_subtype', split)}_{{:012d}}.jpg"
+    out = RecordList()
+    for entry in file.walk("questions"):
+        number = file.get(entry, "question_id", int, str)
+        name = entry.get("image") or template.format(file.get(entry, "image_id", int))
+        own = None if scores is None else file.look_up(scores, entry, "question_id", answers_path)
+        out.append(
+            Record(
+                key=f"{path.stem}/{number}",
+                images=(f"{root}/{name}",),
+                image_id=f"{root}/{name}",
+                text=file.text(entry, "question"),
+                answers=own,
+                group=groups.get(number, ""),
+            )
+        )
+    return out
+
+
+def _read_answers(file: SourceFile) -> tuple[dict[Any, dict[str, float]], dict[Any, str]]:
+    """Return {question_id: {answer: soft score}} and {question_id: question type}."""
+    scores: dict[Any, dict[str, float]] = {}
+    groups: dict[Any, str] = {}
+    for entry in file.walk("annotations"):
+        number = file.get(entry, "question_id", int, str)
+        votes: dict[str, int] = {}
+        for vote in file.get(entry, "answers", list):
+            if not isinstance(vote, dict) or not isinstance(vote.get("answer"), str):
+                raise file.error(f"has {vote!r} in 'answers'; expected an object with 'answer'")
+            votes[vote["answer"]] = votes.get(vote["answer"], 0) + 1
+        scores[number] = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in votes.items()}
+        groups[number] = entry.get("question_type", "")
+    return scores, groups
+
+
+def reasoning(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read statements about two pictures (NLVR2): one record with two pictures for each.
+
+    An entry without `left_image` and `right_image` shows "<identifier without its last
+    part>-img0.png" and "-img1.png", below its `directory` if it has one, as NLVR2 has it.
+    Arguments and errors are those of `captions`; the file is "nlvr2_<split>.jsonl".
+    """
+    path = _file(folder, split, "reasoning", annotations)
+    file, root = read_json_lines(path, "NLVR2"), images_folder(folder, images)
+    out = RecordList()
+    for entry in file.walk("lines"):
+        identifier = file.text(entry, "identifier")
+        if "left_image" in entry:
+            names = (file.text(entry, "left_image"), file.text(entry, "right_image"))
+        else:
+            start = identifier.rpartition("-")[0]
+            if "directory" in entry:
+                start = f"{entry['directory']}/{start}"
+            names = (f"{start}-img0.png", f"{start}-img1.png")
+        label = str(file.get(entry, "label", str, bool)).lower()
+        if label not in ("true", "false"):
+            raise file.error(f"has label {entry['label']!r}; expected True or False")
+        out.append(
+            Record(
+                key=f"{path.stem}/{identifier}",
+                images=(f"{root}/{names[0]}", f"{root}/{names[1]}"),
+                text=file.text(entry, "sentence"),
+                truth=label == "true",
+                group=entry.get("group", ""),
+            )
+        )
+    return out
+
+
+def swapped(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read pairs of pictures and captions with swapped words (Winoground): four records a pair.
+
+    Their order is (picture 0, caption 0), (0, 1), (1, 0), (1, 1), so that the scores of all records
+    reshaped to (pairs, 2, 2) are indexed [pair, picture, caption]. `truth` tells whether the two
+    belong together; keys end in "/<picture>/<caption>".
+    Arguments and errors are those of `captions`; the file is "winoground_<split>.jsonl". A picture
+    whose name has no suffix is a ".png".
+    """
+    path = _file(folder, split, "swapped", annotations)
+    file, root = read_json_lines(path, "Winoground"), images_folder(folder, images)
+    out = RecordList()
+    for entry in file.walk("lines"):
+        number = file.get(entry, "id", int, str)
+        names = [file.text(entry, f"image_{i}") for i in (0, 1)]
+        paths = [f"{root}/{name}" if Path(name).suffix else f"{root}/{name}.png" for name in names]
+        texts = [file.text(entry, f"caption_{i}") for i in (0, 1)]
+        for picture in (0, 1):
+            for caption in (0, 1):
+                out.append(
+                    Record(
+                        key=f"{path.stem}/{number}/{picture}/{caption}",
+                        images=(paths[picture],),
+                        image_id=paths[picture],
+                        text=texts[caption],
+                        truth=picture == caption,
+                        group=entry.get("tag", ""),
+                    )
+                )
+    return out
+
+
+def _file(folder: AnyPath, split: str, kind: str, path: AnyPath | None) -> Path:
+    """Return the path of an annotation file."""
+    return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
