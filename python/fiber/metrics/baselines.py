@@ -1,0 +1,249 @@
+"""What guessing reaches, for every metric but those of boxes (see `box_baselines`).
+
+`*_chance` functions know the question's form only: they are expected values, computed, not drawn.
+`*_blind` functions guess without the picture from what they counted on the training split. Both
+return the keys of the metric itself, so that a table can put model, chance and blind side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fiber.metrics.language import IGNORED, masked_word_accuracy, statement_accuracy
+from fiber.metrics.matching import matching_accuracy, mean
+from fiber.metrics.retrieval import check_owners
+from fiber.metrics.vqa import soft_accuracy
+
+AnswerT = TypeVar("AnswerT", bound=Hashable)
+
+
+def hit_chance(candidates: int, right: int, k: int) -> float:
+    """Chance that k different candidates, drawn at random, hold at least one right one."""
+    if k >= candidates:
+        return float(right > 0)
+    return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
+
+
+def retrieval_chance(
+    text_image_index: ArrayLike, pictures: int, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """`retrieval.recall_at_k` of candidates in random order.
+
+    Args:
+        text_image_index: (T,) the picture that each text belongs to.
+        pictures: number of pictures.
+        ks: numbers of candidates that are looked at.
+    """
+    owners = np.asarray(text_image_index, dtype=np.int64)
+    check_owners(owners, (pictures, len(owners)))
+    of_picture = np.bincount(owners, minlength=pictures)
+    # Pictures with equally many texts have the same chance.
+    kinds = Counter(of_picture[of_picture > 0].tolist())
+    total, results = sum(kinds.values()), {}
+    for k in ks:
+        found = sum(n * hit_chance(len(owners), texts, k) for texts, n in kinds.items())
+        results[f"image_to_text_recall_at_{k}"] = found / total if total else math.nan
+    for k in ks:
+        found = hit_chance(pictures, 1, k) if len(owners) else math.nan
+        results[f"text_to_image_recall_at_{k}"] = found
+    return results
+
+
+def matching_chance() -> dict[str, float]:
+    """`matching.matching_accuracy` of a thrown coin."""
+    return dict.fromkeys(("accuracy", "match_accuracy", "mismatch_accuracy", "auc"), 0.5)
+
+
+def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """`matching.matching_accuracy` of always saying what is more frequent in training.
+
+    Args:
+        training_labels: (m,) 1 where a training pair belongs together, else 0.
+        labels: (n,) the same for the pairs of the metric.
+    """
+    match = mean(np.asarray(training_labels, dtype=np.float64)) > 0.5
+    labels = np.asarray(labels)
+    return matching_accuracy(np.full(labels.shape, float(match)), labels)
+
+
+def swapped_chance() -> dict[str, float]:
+    """`matching.swapped_accuracy` of four random scores: of their 24 orders 4 are right both ways.
+
+    Source: Winoground (Thrush et al. 2022), whose chance levels these are.
+    """
+    return {"text": 0.25, "image": 0.25, "group": 1 / 6}
+
+
+def statement_chance(sentences: Sequence[Hashable]) -> dict[str, float]:
+    """`language.statement_accuracy` of a thrown coin: a sentence asked n times is always right
+    with a chance of 2 ** -n.
+
+    Args:
+        sentences: as the metric takes them.
+    """
+    times = Counter(sentences).values()
+    return {
+        "accuracy": 0.5 if times else math.nan,
+        "consistency": mean(np.array([0.5**n for n in times])),
+    }
+
+
+def statement_blind(
+    training_sentences: Sequence[str],
+    training_truths: ArrayLike,
+    sentences: Sequence[str],
+    truths: ArrayLike,
+) -> dict[str, float]:
+    """`language.statement_accuracy` of the more frequent truth of each statement's string.
+
+    Args:
+        training_sentences: (m,) statements of the training split.
+        training_truths: (m,) whether each is true.
+        sentences: (n,) statements of the metric, as strings; they also say which are the same.
+        truths: (n,) whether each is true.
+    """
+    answers = np.asarray(training_truths).astype(bool).tolist()
+    guess = most_frequent(zip(training_sentences, ({a: 1.0} for a in answers), strict=True))
+    return statement_accuracy([guess(s, False) for s in sentences], truths, sentences)
+
+
+def vqa_chance(
+    vocabulary: Sequence[str], scores: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """`vqa.soft_accuracy` of an answer drawn at random from the vocabulary.
+
+    Args:
+        vocabulary: the answers that the model chooses from.
+        scores: for each question the score of the answers that have one.
+    """
+    known = set(vocabulary)
+    totals = [sum(s for a, s in question.items() if a in known) for question in scores]
+    return {"accuracy": mean(np.array(totals) / max(1, len(known)))}
+
+
+def vqa_blind(
+    training_questions: Sequence[str],
+    training_scores: Sequence[Mapping[str, float]],
+    questions: Sequence[str],
+    scores: Sequence[Mapping[str, float]],
+    *,
+    per_question: bool = True,
+) -> dict[str, float]:
+    """`vqa.soft_accuracy` of the answer that scores most over the training split.
+
+    Args:
+        training_questions: (m,) questions of the training split.
+        training_scores: for each of them the score of the answers that have one.
+        questions: (n,) questions of the metric.
+        scores: for each of them the score of the answers that have one.
+        per_question: count for each question's string, and over all questions where a string was
+            not seen; else over all questions alone.
+    """
+    seen = training_questions if per_question else [""] * len(training_questions)
+    guess = most_frequent(zip(seen, training_scores, strict=True))
+    return soft_accuracy([guess(question, "") for question in questions], scores)
+
+
+def most_frequent(
+    counts: Iterable[tuple[Hashable, Mapping[AnswerT, float]]],
+) -> Callable[[Hashable, AnswerT], AnswerT]:
+    """Learn which answer weighs most for each key, and over all keys.
+
+    Args:
+        counts: pairs of a key and the weights of its answers, any number of pairs for a key.
+
+    Returns:
+        A function of a key and of what to say where nothing was counted. It gives the key's
+        heaviest answer, that over all keys where the key is new; of equals the first by name.
+    """
+    by_key: dict[Hashable, dict[AnswerT, float]] = {}
+    overall: dict[AnswerT, float] = {}
+    for key, weights in counts:
+        for totals in (by_key.setdefault(key, {}), overall):
+            for answer, weight in weights.items():
+                totals[answer] = totals.get(answer, 0.0) + weight
+
+    def guess(key: Hashable, otherwise: AnswerT) -> AnswerT:
+        weights = by_key.get(key) or overall
+        if not weights:
+            return otherwise
+        return min(weights, key=lambda answer: (-weights[answer], str(answer)))
+
+    return guess
+
+
+def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
+    """`language.masked_word_accuracy` of a token drawn at random."""
+    return {"accuracy": 1.0 / vocabulary_size}
+
+
+#: Neighbours that `masked_word_blind` looks at, from the most to the least: offsets of tokens.
+NEIGHBOURHOODS = ((-2, -1, 1, 2), (-2, -1, 1), (-1, 1, 2), (-1, 1), (-1,), (1,), ())
+
+
+def masked_word_blind(
+    training_texts: Iterable[Sequence[int]],
+    masked_ids: ArrayLike,
+    text_mask: ArrayLike,
+    labels: ArrayLike,
+    mask_id: int,
+) -> dict[str, float]:
+    """`language.masked_word_accuracy` of counting which token stood between the same neighbours.
+
+    The widest neighbourhood that was seen in training decides; one with a masked neighbour is
+    passed over. A picked token that shows no mask is taken as it is where it was seen between these
+    neighbours, since one picked token in ten is left unchanged and one in ten is random.
+
+    Args:
+        training_texts: token ids of each training text, <s> and </s> included.
+        masked_ids: (n, L) what the model sees.
+        text_mask: (n, L) True = real token.
+        labels: (n, L) the original id where a token was picked, else -100.
+        mask_id: id of <mask>.
+    """
+    masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
+    lengths = np.asarray(text_mask).astype(bool).sum(-1)
+    texts = [row[:n].tolist() for row, n in zip(masked_ids, lengths, strict=True)]
+    picked = np.argwhere(labels != IGNORED).tolist()
+    # Only the neighbourhoods that are asked for are counted: training texts may be many.
+    counts: dict[tuple, Counter] = {
+        _neighbours(texts[row], position, offsets): Counter()
+        for row, position in picked
+        for offsets in NEIGHBOURHOODS
+    }
+    for text in training_texts:
+        for position in range(len(text)):
+            for offsets in NEIGHBOURHOODS:
+                seen = counts.get(_neighbours(text, position, offsets))
+                if seen is not None:
+                    seen[text[position]] += 1
+    predicted = np.full(labels.shape, IGNORED)
+    for row, position in picked:
+        predicted[row, position] = _guess_word(counts, texts[row], position, mask_id)
+    return masked_word_accuracy(predicted, labels)
+
+
+def _neighbours(text: Sequence[int], position: int, offsets: tuple[int, ...]) -> tuple:
+    """The tokens at these offsets, -1 beyond the text's ends, with the offsets themselves."""
+    tokens = [text[p] if 0 <= (p := position + o) < len(text) else -1 for o in offsets]
+    return (offsets, *tokens)
+
+
+def _guess_word(
+    counts: Mapping[tuple, Counter], text: Sequence[int], position: int, mask_id: int
+) -> int:
+    for offsets in NEIGHBOURHOODS:
+        key = _neighbours(text, position, offsets)
+        seen, shown = counts[key], text[position]
+        if mask_id in key[1:] or not seen:
+            continue
+        if shown != mask_id and shown in seen:
+            return shown
+        return min(seen, key=lambda token: (-seen[token], token))
+    return mask_id
