@@ -138,7 +138,7 @@ def _reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """
     batch, kinds = values.shape[:2]
     height, width = map_size
-    flat = values.reshape(batch, -1)[:, : kinds * height * width]
+    flat = values.flatten(1)[:, : kinds * height * width]
     return flat.reshape(batch, kinds, height, width)
 
 

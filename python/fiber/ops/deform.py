@@ -62,7 +62,7 @@ def modulated_deform_conv(
     kernel = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
     out = torch.addmm(bias, taps.view(batch * places, TAPS * channels), kernel)
     # (B h w, C_out) -> (B, C_out, h, w), channels last in memory
-    return out.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
+    return out.view(batch, out_height, out_width, len(bias)).permute(0, 3, 1, 2)
 
 
 def _corners(

@@ -1,0 +1,105 @@
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fiber.models.dyhead import DynamicBlock, DynamicHead, DynamicRelu
+from fiber.models.weights_fine import _block_keys
+
+RECORDED = (
+    Path(__file__).parents[2]
+    / ".."
+    / "shared"
+    / "golden"
+    / "fine"
+    / "units_deform_dyconv.safetensors"
+)
+
+
+def levels(batch, sizes, channels=8):
+    random = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, channels, *size, generator=random) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([(1, 1)], id="one level"),
+        pytest.param([(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)], id="one location"),
+        pytest.param([(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)], id="odd"),
+    ],
+)
+def test_shapes_stay(sizes):
+    head = DynamicHead(8, 2, 4)
+    out = head(levels(2, sizes))
+    assert [tuple(level.shape) for level in out] == [(2, 8, *size) for size in sizes]
+    assert all(level.isfinite().all() for level in out)
+
+
+def test_every_level_reads_its_neighbours_and_no_other():
+    torch.manual_seed(0)
+    block = DynamicBlock(8, 4)
+    inputs = [each.requires_grad_() for each in levels(1, [(8, 8), (4, 4), (2, 2), (1, 1)])]
+    out = block(inputs)
+    for number, level in enumerate(out):
+        grads = torch.autograd.grad(level.sum(), inputs, retain_graph=True, allow_unused=True)
+        seen = [grad is not None and bool(grad.abs().sum() > 0) for grad in grads]
+        assert seen == [abs(other - number) <= 1 for other in range(4)]
+
+
+def test_pictures_do_not_mix():
+    torch.manual_seed(0)
+    head = DynamicHead(8, 1, 4)
+    sizes = [(6, 6), (3, 3), (2, 2), (1, 1)]
+    whole = head(levels(3, sizes))
+    alone = head([level[2:] for level in levels(3, sizes)])
+    for a, b in zip(whole, alone, strict=True):
+        torch.testing.assert_close(a[2:], b, rtol=1e-5, atol=1e-5)
+
+
+def test_every_weight_learns():
+    torch.manual_seed(0)
+    head = DynamicHead(32, 1, 4)
+    sum(level.square().sum() for level in head(levels(2, [(4, 4), (2, 2), (1, 1)], 32))).backward()
+    without = [
+        n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert without == []
+
+
+def test_dynamic_relu_starts_between_the_line_and_its_half():
+    """Its four coefficients come from a clipped line: (1, 0, 0, 0) where that is 0.5."""
+    activation = DynamicRelu(8)
+    torch.nn.init.zeros_(activation.expand.weight)
+    torch.nn.init.zeros_(activation.expand.bias)
+    (features,) = levels(2, [(3, 3)])
+    torch.testing.assert_close(activation(features), features.relu())
+
+
+def test_convolutions_run_in_float32_under_autocast():
+    torch.manual_seed(0)
+    head = DynamicHead(8, 1, 4)
+    inputs = levels(1, [(4, 4), (2, 2)])
+    plain = head(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = head(inputs)
+    for a, b in zip(plain, mixed, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=0.05, atol=0.05)
+
+
+def test_equals_the_published_block():
+    if not RECORDED.exists():
+        pytest.skip(f"no recorded block at {RECORDED}")
+    recorded = load_file(RECORDED)
+    block = DynamicBlock(32, 16)
+    with torch.no_grad():
+        for name, tensor in block.state_dict().items():
+            (published,) = _block_keys("x", "dyconv_unit")[f"x.{name}"]
+            generator = torch.Generator().manual_seed(zlib.crc32(published.encode()))
+            drawn = torch.randn(tensor.shape, generator=generator) * 0.02
+            tensor.copy_(drawn + 1 if name.endswith("norm.weight") else drawn * 5)
+    out = block([recorded[f"dyconv.in.{level}"] for level in range(4)])
+    for level, ours in enumerate(out):
+        torch.testing.assert_close(ours, recorded[f"dyconv.out.{level}"], rtol=0, atol=1e-5)
