@@ -29,6 +29,21 @@ MODULES = sorted(
     if not info.name.endswith(("__main__", "._core"))
 )
 
+# A page for testing the search for blocks itself.
+PAGE = """# Title
+```python
+a = 1
+```
+<!-- skip: needs a GPU -->
+
+```python
+b
+```
+```sh
+ls
+```
+"""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -66,10 +81,7 @@ def test_blocks_of_nothing():
 
 
 def test_blocks_of_a_page():
-    page = (
-        "# Title\n```python\na = 1\n```\n<!-- skip: needs a GPU -->\n\n```python\nb\n```\n```sh\nls\n```"
-    )
-    assert blocks_of(page) == [
+    assert blocks_of(PAGE) == [
         Block("python", "a = 1\n", 3, ""),
         Block("python", "b\n", 8, "needs a GPU"),
         Block("sh", "ls\n", 11, ""),

@@ -15,10 +15,11 @@ PACKAGE = ROOT / "python" / "fiber"
 KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
-ORDER = (
-    "_core config ops kernels data models losses postprocess metrics training recipes predict"
-    " demo benchmarks doctor cli"
-).split()
+PARTS = """
+_core config ops kernels data models losses postprocess metrics training recipes predict demo
+benchmarks doctor cli
+"""
+ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.
 PUBLIC = {"DecodeError": "_core", "__version__": "_core"}
 # A recipe is looked up by its module's name when it is asked for: the one import to the right.

@@ -4,7 +4,8 @@ Nothing heavy is imported before a command is known, so that `fiber --help` answ
 `fiber doctor` works where torch is missing.
 
 Exit codes: 0 done; 1 the task failed (a metric below its floor, a check that found faults, a loss
-that is not finite, a full disk); 2 wrong use or bad input; 130 stopped by Ctrl-C; 141 nobody reads the output any more.
+that is not finite, a full disk); 2 wrong use or bad input; 130 stopped by Ctrl-C; 141 nobody reads
+the output any more.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _complain(f"this needs {package}, which is not installed; `fiber doctor` says how to get it")
+        _complain(
+            f"this needs {package}, which is not installed; `fiber doctor` says how to get it"
+        )
         return 1
     except OSError as error:
         _complain(_os_message(error))

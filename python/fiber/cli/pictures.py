@@ -29,9 +29,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
     ground = _command(commands, "ground", _ground, "find the boxes of phrases or of a caption")
     ground.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
-    texts = ground.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--phrases", help='"a red mug; the laptop"')
-    texts.add_argument("--caption", help='"a red mug next to the laptop": its phrases are found')
+    ground.add_argument("--phrases", help='"a red mug; the laptop": each by itself')
+    ground.add_argument(
+        "--caption", help='"a red mug next to the laptop": its phrases, or those of --phrases in it'
+    )
+    ground.add_argument(
+        "--boxes-per-phrase", type=_count, default=1, help="best boxes of a phrase (default: 1)"
+    )
     _box_options(ground)
 
     detect = _command(commands, "detect", _detect, "find every object of some classes")
@@ -95,10 +99,13 @@ def _count(text: str) -> int:
 
 
 def _ground(options: argparse.Namespace) -> int:
+    if options.phrases is None and options.caption is None:
+        raise ValueError("ground: give --phrases, --caption or both")
+    asked: dict[str, Any] = {"boxes_per_phrase": options.boxes_per_phrase}
+    if options.phrases is not None:
+        asked["phrases"] = _items(options.phrases, "--phrases")
     if options.caption is not None:
-        asked = {"caption": options.caption}
-    else:
-        asked = {"phrases": _items(options.phrases, "--phrases")}
+        asked["caption"] = options.caption
     return _boxes(options, "ground", asked)
 
 
@@ -121,17 +128,14 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
         asked["score_threshold"] = options.threshold
     show = _Output(options)
     for some, pictures in _read(paths):
-        for path, picture, found in zip(
-            some, pictures, getattr(model, method)(pictures, **asked), strict=True
-        ):
-            show.line(
-                _about(path, picture, name) | {"detections": found.to_json()},
-                [
-                    (f"{item['score']:.2f}", item["label"], _box_text(item["box_xyxy"]))
-                    for item in found.to_json()
-                ]
-                or [("nothing found",)],
-            )
+        found_in = getattr(model, method)(pictures, **asked)
+        for path, found in zip(some, found_in, strict=True):
+            result = found.to_dict(image=str(path), model=name)
+            rows = [
+                (f"{item['score']:.2f}", item["label"], _box_text(item["box_xyxy"]))
+                for item in result["detections"]
+            ]
+            show.line(result, rows or [("nothing found",)])
             if options.save:
                 found.save(show.file_for(path))
     return 0

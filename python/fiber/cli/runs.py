@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,12 +52,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         make.add_argument("--images", type=int, default=None, help="pictures of the training split")
         make.add_argument("--seed", type=int, default=0)
         make.add_argument(
-            "--backgrounds", type=Path, metavar="DIR", help="photographs to put behind the objects"
-        )
-        make.add_argument(
             "--tokenizer", type=Path, metavar="DIR", help="take this one instead of training one"
         )
-        make.set_defaults(run=_make_data, when_stopped="the same command starts afresh")
+        make.set_defaults(run=_make_data, when_stopped="nothing was kept of the unfinished folder")
+        if kind == "stamps":
+            make.add_argument(
+                "--backgrounds", type=Path, metavar="DIR", help="photographs to paste objects on"
+            )
     inspect = kinds.add_parser("inspect", help="count what a data set holds and find broken files")
     inspect.add_argument("source", type=Path, metavar="DIR")
     inspect.set_defaults(run=_inspect)
@@ -104,6 +106,37 @@ def _demo(options: argparse.Namespace) -> int:
         output=options.output,
         seed=options.seed,
     )
+
+
+def _make_data(options: argparse.Namespace) -> int:
+    module = importlib.import_module(f"fiber.data.{options.kind}")
+    settings = {
+        "train": options.images,
+        "tokenizer": options.tokenizer,
+        "backgrounds": getattr(options, "backgrounds", None),
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    folder = module.generate(
+        options.output, seed=options.seed, workers=_cores(), progress=_show_progress, **given
+    )
+    print(folder)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from fiber.cli.inspect import inspect
+
+    return inspect(options.source)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        print(f"\rfiber: {done} of {total} pictures", end=end, file=sys.stderr, flush=True)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,0 +1,214 @@
+"""From whatever a user has to the tensors a model takes.
+
+A picture is a path, bytes, a PIL image or a uint8 array (H, W, 3). One picture in gives one answer
+out, a list gives a list.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiber import _core
+from fiber.config import FiberConfig
+from fiber.data import ImageTransform, Tokenizer, load_image
+
+#: Pictures that are decoded and go through the image tower at once.
+IMAGES_AT_ONCE = 16
+#: Id of <pad> in every tokenizer of RoBERTa's kind.
+PAD_ID = 1
+
+
+def as_list(pictures: Any) -> tuple[list[Any], bool]:
+    """Give the pictures as a list, and whether it was one picture alone.
+
+    Raises:
+        TypeError: for something that is neither a picture nor a list of them.
+    """
+    if isinstance(pictures, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return [pictures], True
+    if isinstance(pictures, np.ndarray):
+        return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
+    # A PIL image, without importing PIL.
+    if hasattr(pictures, "convert") and hasattr(pictures, "size"):
+        return [pictures], True
+    if isinstance(pictures, Sequence) or hasattr(pictures, "__iter__"):
+        return list(pictures), False
+    raise TypeError(
+        "a picture is a path, bytes, a PIL image or a uint8 array (H, W, 3), or a list of these;"
+        f" got {type(pictures).__name__}"
+    )
+
+
+def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
+    """Give every picture its text: one text for all of them, or as many as there are pictures.
+
+    Raises:
+        ValueError: if there are more or fewer, or one is empty.
+    """
+    given = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(given) != count:
+        raise ValueError(
+            f"{len(given)} {what}s for {count} pictures; expected one, or one for each"
+        )
+    return not_empty(given, what)
+
+
+def one_list_for_each(
+    texts: str | Sequence[str] | Sequence[Sequence[str]], count: int, what: str
+) -> list[list[str]]:
+    """Give every picture its list of texts: one list for all of them, or one list for each.
+
+    Raises:
+        ValueError: if a list is empty, or there are more or fewer lists than pictures.
+    """
+    given: list[Any] = [texts] if isinstance(texts, str) else list(texts)
+    if all(isinstance(text, str) for text in given):
+        given = [given] * count
+    elif len(given) != count:
+        raise ValueError(
+            f"{len(given)} lists of texts for {count} pictures; expected one list of {what} names"
+            " for all pictures, or one list for each"
+        )
+    for index, each in enumerate(given):
+        if isinstance(each, str) or not each:
+            raise ValueError(
+                f"{what} list {index} is {each!r}; expected a list of one or more texts"
+            )
+    return [list(each) for each in given]
+
+
+def not_empty(texts: Sequence[str], what: str) -> list[str]:
+    """Strip texts, and check that every one has words in it.
+
+    Raises:
+        TypeError, ValueError: naming the first that is no text or has none.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
+        if not text.strip():
+            raise ValueError(f"{what} {index} is empty; expected words")
+    return [text.strip() for text in texts]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Pictures of one padded size."""
+
+    #: (B,) places in the list that the user gave.
+    indices: list[int]
+    #: (B, 3, H, W) normalised.
+    images: Tensor
+    #: (B, 2) int64 (height, width) without the padding, in pixels.
+    image_sizes: Tensor
+    #: (B, 2) int64 (height, width) of the pictures as given, in pixels.
+    original_sizes: Tensor
+    #: The pictures as given, (H, W, 3) uint8.
+    pictures: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts, padded to the longest of them."""
+
+    #: (B, L) int64.
+    token_ids: Tensor
+    #: (B, L) bool, True = real token.
+    text_mask: Tensor
+    #: For each text the half-open spans of code points of its tokens; (0, 0) for <s> and </s>.
+    offsets: list[list[tuple[int, int]]]
+
+
+class Inputs:
+    """What one model does to pictures and texts before it sees them."""
+
+    def __init__(
+        self,
+        config: FiberConfig,
+        transform: ImageTransform,
+        tokenizer: Tokenizer | None,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.device = device
+
+    def images(self, pictures: Sequence[Any]) -> Iterator[ImageBatch]:
+        """Decode and transform pictures, some at a time.
+
+        Only pictures of one padded size share a batch, so that no picture's padding, which the
+        model sees, depends on its neighbours.
+
+        Raises:
+            FileNotFoundError, fiber.DecodeError: for a picture that cannot be read, by name.
+        """
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            for start in range(0, len(pictures), IMAGES_AT_ONCE):
+                by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
+                some = pictures[start : start + IMAGES_AT_ONCE]
+                for index, prepared in enumerate(pool.map(self._prepare, some), start):
+                    by_size.setdefault(prepared[1].shape, []).append((index, prepared))
+                for same in by_size.values():
+                    arrays, tensors, sizes = zip(*(prepared for _, prepared in same), strict=True)
+                    yield ImageBatch(
+                        indices=[index for index, _ in same],
+                        images=torch.stack(tensors).to(self.device),
+                        image_sizes=torch.tensor(sizes),
+                        original_sizes=torch.tensor([array.shape[:2] for array in arrays]),
+                        pictures=list(arrays),
+                    )
+
+    def texts(self, texts: Sequence[str]) -> TextBatch:
+        """Tokenize texts; one that is too long is cut, with a warning.
+
+        Raises:
+            ValueError: if the model came without a tokenizer.
+        """
+        tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
+        encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
+        for text, (ids, _) in zip(texts, encoded, strict=True):
+            if len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
+                warnings.warn(
+                    f"the model reads the first {limit} tokens only of {text[:60]!r}...",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        length = max((len(ids) for ids, _ in encoded), default=0)
+        token_ids = torch.full((len(texts), length), PAD_ID, dtype=torch.int64)
+        for row, (ids, _) in enumerate(encoded):
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+        counts = torch.tensor([len(ids) for ids, _ in encoded]).reshape(-1, 1)
+        return TextBatch(
+            token_ids=token_ids.to(self.device),
+            text_mask=(torch.arange(length) < counts).to(self.device),
+            offsets=[offsets for _, offsets in encoded],
+        )
+
+    def needed_tokenizer(self) -> Tokenizer:
+        """Give the tokenizer.
+
+        Raises:
+            ValueError: if the model came without one.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model came without a tokenizer; give one, as in"
+                ' fiber.load(path, tokenizer="folder/tokenizer.json")'
+            )
+        return self.tokenizer
+
+    def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+        """Give the picture, the tensor (3, H, W) and its (height, width) without padding."""
+        array = load_image(picture)
+        pixels, _, size = _core.apply_transform(array, self.transform)
+        return array, torch.from_numpy(np.asarray(pixels)), size

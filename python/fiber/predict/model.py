@@ -1,0 +1,396 @@
+"""A finished model and what it can be asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiber import recipes
+from fiber.config import FiberConfig
+from fiber.data import Tokenizer
+from fiber.data.prompts import Prompt
+from fiber.models.captioner import END_ID, beam_search
+from fiber.models.detector import FiberDetector
+from fiber.models.image_text import FiberImageText
+from fiber.predict.boxes import (
+    Thresholds,
+    find_boxes,
+    prompt_for_caption,
+    prompts_for_classes,
+    prompts_for_phrases,
+)
+from fiber.predict.inputs import Inputs, as_list, not_empty, one_for_each, one_list_for_each
+from fiber.predict.pairs import PAIRS_AT_ONCE, score_pairs
+from fiber.training.checkpoint import save_model
+from fiber.training.run_config import load_recipe
+from fiber.training.streams import inference_transform
+
+#: Lowest score of a detected object, unless told otherwise.
+SCORE_THRESHOLD = 0.3
+#: Pictures that a search looks at a second time, or as many as are asked for if that is more.
+RERANKED = 32
+
+
+class MissingHeadError(ValueError):
+    """The model was asked for something that it has no head for."""
+
+
+class Answer(NamedTuple):
+    """An answer to a question and its score in [0, 1]; scores of answers need not sum to 1."""
+
+    answer: str
+    score: float
+
+
+class Hit(NamedTuple):
+    """A picture that a search found: its place in the list searched, and its score."""
+
+    index: int
+    score: float
+
+
+class Model:
+    """A network with the tokenizer, the answers and the picture size that it needs.
+
+    Args:
+        network: a coarse or a fine model; it stays where it is and is set to evaluation mode.
+        tokenizer: needed by every method that takes a text.
+        answers: in the order of the VQA head's logits; needed by `answer`.
+        dtype: of the arithmetic; weights stay as they are.
+    """
+
+    def __init__(
+        self,
+        network: FiberImageText | FiberDetector,
+        tokenizer: Tokenizer | None = None,
+        answers: Sequence[str] = (),
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network = network.eval()
+        self.config: FiberConfig = network.config
+        self.tokenizer = tokenizer
+        self.answers = tuple(answers)
+        self.device = next(network.parameters()).device
+        self.dtype = dtype
+        self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of what the model can be asked for."""
+        return self.config.heads
+
+    def __repr__(self) -> str:
+        return f"Model({self.config.stage}, heads={', '.join(self.heads)}, device={self.device})"
+
+    def ground(
+        self,
+        pictures: Any,
+        phrases: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        *,
+        caption: str | Sequence[str] | None = None,
+        boxes_per_phrase: int = 1,
+        score_threshold: float = 0.0,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+    ) -> Any:
+        """Find the best boxes of phrases.
+
+        Every phrase is looked for by itself; with a caption, in its sentence.
+
+        Args:
+            pictures: one or a list.
+            phrases: a phrase, a list of them for every picture, or one list for each picture.
+            caption: the sentence that the phrases stand in, one for every picture or one for each;
+                without phrases, those that a rule of thumb sees in it are taken.
+            boxes_per_phrase: how many of the best boxes of a phrase are given.
+            score_threshold: lowest score of a box, in [0, 1].
+            nms_threshold: of two boxes of a phrase whose IoU exceeds it, the better one stays.
+            max_detections: boxes of a picture.
+
+        Returns:
+            `Detections` of the picture, best box first, or a list of them.
+        """
+        self._need("grounding", "ground")
+        given, single = as_list(pictures)
+        lists = None if phrases is None else one_list_for_each(phrases, len(given), "phrase")
+        if caption is not None:
+            captions = one_for_each(caption, len(given), "caption")
+            prompts = [
+                prompt_for_caption(text, lists[index] if lists else None)
+                for index, text in enumerate(captions)
+            ]
+        elif lists is not None:
+            prompts = [prompts_for_phrases(each) for each in lists]
+        else:
+            raise ValueError("ground: give phrases, a caption, or both")
+        limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
+        return self._boxes(given, single, prompts, limits)
+
+    def detect(
+        self,
+        pictures: Any,
+        classes: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        score_threshold: float = SCORE_THRESHOLD,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+    ) -> Any:
+        """Find every object of some classes; the classes stand side by side in one text.
+
+        Classes that do not fit into the model's longest text go into further texts.
+
+        Args:
+            pictures: one or a list.
+            classes: a list of names for every picture, or one list for each picture.
+            score_threshold: lowest score of a box, in [0, 1].
+            nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
+            max_detections: boxes of a picture, best first.
+
+        Returns:
+            `Detections` of the picture, or a list of them.
+        """
+        self._need("grounding", "detect")
+        given, single = as_list(pictures)
+        lists = one_list_for_each(classes, len(given), "class")
+        prompts = [prompts_for_classes(each, self._inputs) for each in lists]
+        limits = Thresholds(score_threshold, nms_threshold, max_detections)
+        return self._boxes(given, single, prompts, limits)
+
+    def answer(self, pictures: Any, questions: str | Sequence[str], *, top_k: int = 1) -> Any:
+        """Answer questions.
+
+        Args:
+            pictures: one or a list.
+            questions: one for every picture, or one for each.
+            top_k: answers to give, best first.
+
+        Returns:
+            A list of `Answer`, or a list of such lists.
+        """
+        self._need("vqa", "answer")
+        if not self.answers:
+            raise ValueError(
+                "this model came without its answers; give them, as in"
+                ' fiber.load(path, answers="folder/answers.json")'
+            )
+        given, single = as_list(pictures)
+        texts = one_for_each(questions, len(given), "question")
+        pairs = [(index, index) for index in range(len(given))]
+        network = self._coarse
+        scores = self._score(given, texts, pairs, network.vqa_logits).sigmoid()
+        best = scores.topk(min(top_k, scores.shape[1]))
+        found = [
+            [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
+            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return found[0] if single else found
+
+    def caption(self, pictures: Any, *, num_beams: int = 5, max_tokens: int | None = None) -> Any:
+        """Describe pictures in words.
+
+        Args:
+            pictures: one or a list.
+            num_beams: sentences that are kept at every word; 1 takes the likeliest word each time.
+            max_tokens: longest caption; default the longest text of the model.
+
+        Returns:
+            A str, or a list of them.
+        """
+        self._need("caption", "caption")
+        tokenizer = self._inputs.needed_tokenizer()
+        given, single = as_list(pictures)
+        texts = [""] * len(given)
+        with self._running():
+            for batch in self._inputs.images(given):
+                tokens = self._coarse.backbone.encode_image(batch.images).stages[-1]
+                found = beam_search(
+                    self._coarse,
+                    tokens,
+                    num_beams=num_beams,
+                    max_tokens=max_tokens or self.config.max_tokens,
+                )
+                for index, ids in zip(batch.indices, found.token_ids.tolist(), strict=True):
+                    words = ids[: ids.index(END_ID)] if END_ID in ids else ids
+                    texts[index] = tokenizer.decode(words).strip()
+        return texts[0] if single else texts
+
+    def match(self, pictures: Any, texts: str | Sequence[str]) -> Any:
+        """Say how likely each text and each picture belong together (ITM).
+
+        Args:
+            pictures: one or a list.
+            texts: one or a list; every text is compared with every picture.
+
+        Returns:
+            (pictures, texts) float32 probabilities; without the side that was one alone, and a
+            float if both were.
+        """
+        self._need("itm", "match")
+        given, single = as_list(pictures)
+        one_text = isinstance(texts, str)
+        words = not_empty([texts] if isinstance(texts, str) else texts, "text")
+        pairs = [(i, j) for i in range(len(given)) for j in range(len(words))]
+        logits = self._score(given, words, pairs, self._coarse.itm_logits)
+        scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(words)).numpy()
+        scores = scores[:, 0] if one_text else scores
+        scores = scores[0] if single else scores
+        return float(scores) if single and one_text else scores
+
+    def reason(self, pairs: Any, statements: str | Sequence[str]) -> Any:
+        """Say whether a statement about two pictures is true (NLVR2).
+
+        Args:
+            pairs: (left, right), or a list of such pairs.
+            statements: one for every pair, or one for each.
+
+        Returns:
+            A bool, or a list of them.
+        """
+        self._need("nlvr2", "reason")
+        single = isinstance(pairs, tuple)
+        given = [pairs] if single else list(pairs)
+        for index, pair in enumerate(given):
+            if len(pair) != 2:
+                raise ValueError(f"pair {index} has {len(pair)} pictures; expected (left, right)")
+        texts = one_for_each(statements, len(given), "statement")
+        pictures = [picture for pair in given for picture in pair]
+        order = [(number, number // 2) for number in range(len(pictures))]
+        pooled = self._score(pictures, texts, order, lambda pooled: pooled)
+        with self._running():
+            device = self.device
+            logits = self._coarse.nlvr2_logits(pooled[0::2].to(device), pooled[1::2].to(device))
+        true = (logits[:, 1] > logits[:, 0]).tolist()
+        return true[0] if single else true
+
+    def embed_images(self, pictures: Any) -> np.ndarray:
+        """Embed pictures for comparison with texts (ITC).
+
+        Args:
+            pictures: one or a list.
+
+        Returns:
+            (n, D) float32 of unit length, or (D,) for one picture.
+        """
+        self._need("itc", "embed_images")
+        given, single = as_list(pictures)
+        vectors = torch.zeros(len(given), self.config.roberta.width)
+        with self._running():
+            for batch in self._inputs.images(given):
+                vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
+        return vectors[0].numpy() if single else vectors.numpy()
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embed texts for comparison with pictures (ITC).
+
+        Args:
+            texts: one or a list.
+
+        Returns:
+            (n, D) float32 of unit length, or (D,) for one text.
+        """
+        self._need("itc", "embed_texts")
+        words = not_empty([texts] if isinstance(texts, str) else texts, "text")
+        vectors = torch.zeros(len(words), self.config.roberta.width)
+        with self._running():
+            for start in range(0, len(words), PAIRS_AT_ONCE):
+                batch = self._inputs.texts(words[start : start + PAIRS_AT_ONCE])
+                found = self._coarse.embed_texts(batch.token_ids, batch.text_mask)
+                vectors[start : start + len(found)] = found.float().cpu()
+        return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
+
+    def search(
+        self, text: str, pictures: Sequence[Any], top_k: int = 10, *, rerank: bool = True
+    ) -> list[Hit]:
+        """Find the pictures that fit a text best.
+
+        Args:
+            text: what to look for.
+            pictures: a list.
+            top_k: hits to give, best first.
+            rerank: order the best ones again, and score them, by matching text and picture together
+                (ITM); else the scores are the cosines of the two towers' vectors (ITC).
+        """
+        self._need("itc", "search")
+        if rerank:
+            self._need("itm", "search with rerank=True")
+        given, single = as_list(pictures)
+        if single:
+            raise ValueError("search: expected a list of pictures, got one picture")
+        scores = self.embed_images(given) @ self.embed_texts(text)
+        order = np.argsort(-scores, kind="stable")
+        if rerank:
+            order = order[: max(top_k, RERANKED)]
+            scores = dict(
+                zip(order.tolist(), self.match([given[i] for i in order], text), strict=True)
+            )
+            order = sorted(order.tolist(), key=lambda index: -scores[index])
+        return [Hit(int(index), float(scores[index])) for index in order[:top_k]]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors, tokenizer.json and answers.json.
+
+        A part that the model came without is not written.
+        """
+        save_model(self.network, Path(folder), self.tokenizer, self.answers)
+
+    @property
+    def _coarse(self) -> FiberImageText:
+        """The network; `_need` has made sure that it is the coarse one."""
+        return cast(FiberImageText, self.network)
+
+    def _need(self, head: str, asked: str) -> None:
+        if head not in self.heads:
+            raise MissingHeadError(
+                f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
+                f" {_recipes_for(head)}"
+            )
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run in the model's arithmetic, without gradients."""
+        reduced = self.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=reduced):
+            yield
+
+    def _boxes(
+        self,
+        pictures: list[Any],
+        single: bool,
+        prompts: Sequence[Sequence[Prompt]],
+        thresholds: Thresholds,
+    ) -> Any:
+        thresholds.check()
+        with self._running():
+            network = cast(FiberDetector, self.network)
+            found = find_boxes(network, self._inputs, pictures, prompts, thresholds)
+        return found[0] if single else found
+
+    def _score(
+        self,
+        pictures: list[Any],
+        texts: list[str],
+        pairs: Sequence[tuple[int, int]],
+        head: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        with self._running():
+            return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
+
+
+def _recipes_for(head: str) -> str:
+    """Say which recipes train a head."""
+    found = []
+    for name in recipes.names():
+        run = load_recipe(name)
+        if head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads):
+            found.append(f"`fiber train {name}`")
+    if found:
+        return f"{' or '.join(found)} trains it."
+    return "No recipe of this version trains it; a RunConfig of your own can (fiber.train)."
