@@ -164,16 +164,22 @@ def expressions(
     """
     if len(things) < 2:
         return []
-    targets = [i for i, thing in enumerate(things) if not novel or world.is_held_out(thing)]
-    out = []
-    for index in draws.shuffled(targets)[:count]:
+    options = {
+        index: minimal_descriptions(things, thing, word_kinds(world))
+        for index, thing in enumerate(things)
+        if not novel or world.is_held_out(thing)
+    }
+    out: list[Phrased] = []
+    while options and len(out) < count:
+        # One word is often enough; things that need more are what a model has to learn.
+        easy = [any(len(d) == 1 for d in found) for found in options.values()]
+        index = draws.weighted(list(options), [1.0 if e else 4.0 for e in easy])
+        own = options.pop(index)
         related = _related_expressions(world, things, index)
         if related and draws.coin():
             out.append(draws.choice(related))
-            continue
-        options = minimal_descriptions(things, things[index], word_kinds(world))
-        if options:
-            description = draws.choice(options)
+        elif own:
+            description = draws.weighted(own, [1.0 if len(d) == 1 else 4.0 for d in own])
             piece = (f"the {describe(things[index], description)}", (index,))
             out.append(join_pieces([piece], "simple" if len(description) == 1 else "composed"))
     return out
