@@ -51,6 +51,14 @@ def test_overlap_decides_at_each_threshold():
     assert found["ap75"] == pytest.approx(1.0)
 
 
+def test_of_equal_overlaps_the_last_is_taken():
+    # The first detection overlaps both by 9/11; the second is the first true box itself and
+    # overlaps the other by 2/3.
+    truths = [TrueBoxes([BOX, [2, 0, 12, 10]], ["cat", "cat"])]
+    detections = [ScoredBoxes([[1, 0, 11, 10], BOX], [0.9, 0.8], ["cat", "cat"])]
+    assert average_precision(detections, truths)["ap75"] == pytest.approx(1.0)
+
+
 def test_a_crowd_counts_neither_way():
     truths = [TrueBoxes([BOX, [20, 0, 60, 40]], ["cat", "cat"], [False, True])]
     in_crowd = [[22, 2, 30, 10], [40, 20, 50, 30]]
@@ -76,8 +84,11 @@ def test_wrong_input_is_named():
         average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], [])])
 
 
-def random_pictures(seed, pictures, classes, levels):
-    """Boxes that often overlap, some of them crowds; `levels` different scores."""
+def random_pictures(seed, pictures, classes, levels, grid=0):
+    """Boxes that often overlap, some of them crowds; `levels` different scores.
+
+    With a grid, corners are multiples of it, so that overlaps are often equal.
+    """
     random = np.random.default_rng(seed)
     detections, truths = [], []
     for _ in range(pictures):
@@ -90,6 +101,9 @@ def random_pictures(seed, pictures, classes, levels):
         far_start = random.uniform(0, 60, (6, 2))
         far = np.concatenate([far_start, far_start + random.uniform(4, 40, (6, 2))], axis=1)
         boxes = np.concatenate([near, far])
+        if grid:
+            own[:] = np.round(own / grid) * grid
+            boxes = np.round(boxes / grid) * grid
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 0.5)
         guessed = np.concatenate([np.repeat(labels, 3), random.integers(0, classes, 6)])
         scores = random.integers(1, levels, len(boxes)) / levels
@@ -98,19 +112,27 @@ def random_pictures(seed, pictures, classes, levels):
 
 
 @pytest.mark.parametrize(
-    ("seed", "pictures", "classes", "levels", "max_detections"),
+    ("seed", "pictures", "classes", "levels", "max_detections", "grid"),
     [
-        (0, 1, 1, 1000, 100),
-        (1, 12, 3, 10**6, 100),
-        (2, 25, 5, 10, 100),
-        (3, 25, 2, 1000, 4),
-        (4, 7, 40, 1000, 100),
+        (0, 1, 1, 1000, 100, 0),
+        (1, 12, 3, 10**6, 100, 0),
+        (2, 25, 5, 10, 100, 0),
+        (3, 25, 2, 1000, 4, 0),
+        (4, 7, 40, 1000, 100, 0),
+        (5, 40, 1, 1000, 100, 16),
     ],
-    ids=["one picture", "distinct scores", "equal scores", "few detections", "rare classes"],
+    ids=[
+        "one picture",
+        "distinct scores",
+        "equal scores",
+        "few detections",
+        "rare classes",
+        "equal overlaps",
+    ],
 )
-def test_equals_pycocotools(seed, pictures, classes, levels, max_detections):
+def test_equals_pycocotools(seed, pictures, classes, levels, max_detections, grid):
     pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `eval`)")
-    detections, truths = random_pictures(seed, pictures, classes, levels)
+    detections, truths = random_pictures(seed, pictures, classes, levels, grid)
     expected, expected_by_class = coco_numbers(detections, truths, classes, max_detections)
     found = average_precision(detections, truths, max_detections=max_detections)
     for name, value in expected.items():

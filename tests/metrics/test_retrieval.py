@@ -51,6 +51,11 @@ def test_equal_scores_find_nothing():
     assert found["image_to_text_recall_at_4"] == 1.0
 
 
+def test_texts_of_one_picture_do_not_compete():
+    found = recall_at_k([[0.9, 0.9, 0.1], [0.1, 0.1, 0.9]], [0, 0, 1], ks=(1,))
+    assert found["image_to_text_recall_at_1"] == 1.0
+
+
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "hardly a tie"])
 def test_equals_sorting(levels):
     random = np.random.default_rng(0)

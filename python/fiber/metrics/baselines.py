@@ -196,8 +196,8 @@ def masked_word_blind(
 ) -> dict[str, float]:
     """`language.masked_word_accuracy` of counting which token stood between the same neighbours.
 
-    The widest neighbourhood that was seen in training decides; one with a masked neighbour is
-    passed over. A picked token that shows no mask is taken as it is where it was seen between these
+    The widest neighbourhood that was seen in training decides; one with a masked neighbour never
+    was. A picked token that shows no mask is taken as it is where it was seen between these
     neighbours, since one picked token in ten is left unchanged and one in ten is random.
 
     Args:
@@ -238,10 +238,10 @@ def _neighbours(text: Sequence[int], position: int, offsets: tuple[int, ...]) ->
 def _guess_word(
     counts: Mapping[tuple, Counter], text: Sequence[int], position: int, mask_id: int
 ) -> int:
+    shown = text[position]
     for offsets in NEIGHBOURHOODS:
-        key = _neighbours(text, position, offsets)
-        seen, shown = counts[key], text[position]
-        if mask_id in key[1:] or not seen:
+        seen = counts[_neighbours(text, position, offsets)]
+        if not seen:
             continue
         if shown != mask_id and shown in seen:
             return shown
