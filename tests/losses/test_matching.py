@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from fiber.losses.contrastive import Similarities, itc_loss
 from fiber.losses.matching import (
@@ -113,6 +115,13 @@ def test_loss_by_hand():
     assert float(itm_loss(logits, 1)) == pytest.approx(sum(expected) / 3, abs=1e-6)
 
 
+def test_loss_of_chosen_pairs():
+    negatives = hard_negatives(similarities(torch.randn(3, 3), [0, 1, 1]), seed=0, step=0)
+    logits, rows = torch.randn(9, 2), torch.tensor([0, 1, 2, 3, 7, 5])
+    expected = F.cross_entropy(logits[rows], torch.tensor([1, 1, 1, 0, 0, 0]))
+    assert torch.allclose(itm_loss(logits[rows], 3, negatives, rows=rows), expected)
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"shape \(4, 2\); expected \(6, 2\)"):
         itm_loss(torch.zeros(4, 2), 2)
@@ -128,10 +137,6 @@ def test_works_on_what_the_contrastive_loss_returns():
 @pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
 @pytest.mark.parametrize("name", ["micro", "tiny", "tinyhot"])
 def test_loss_equals_the_original(name):
-    import json
-
-    from safetensors.torch import load_file
-
     tensors = load_file(RECORDED / f"{name}.safetensors")
     scalars = json.loads((RECORDED / f"{name}.json").read_text())["scalars"]
     logits = tensors["itm_hardneg.logits"]

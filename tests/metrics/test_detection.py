@@ -1,3 +1,5 @@
+import contextlib
+import io
 import math
 
 import numpy as np
@@ -144,9 +146,6 @@ def test_equals_pycocotools(seed, pictures, classes, levels, max_detections, gri
 
 
 def coco_numbers(detections, truths, classes, max_detections):
-    import contextlib
-    import io
-
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fiber.metrics.retrieval import recall_at_k
 
@@ -79,8 +80,6 @@ def test_wrong_input_is_named():
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
 def test_equals_the_original():
-    from safetensors.numpy import load_file
-
     scores = load_file(RECORDED / "extras.safetensors")["recall.scores"]
     recorded = json.loads((RECORDED / "extras.json").read_text())["recall"]
     found = recall_at_k(scores, np.arange(18) // 3, ks=(1, 2, 5))
