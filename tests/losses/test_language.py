@@ -28,7 +28,7 @@ def log_softmax(logits):
 def test_masked_words_without_a_picked_token_give_zero_with_a_graph(logits, labels):
     logits.requires_grad_()
     loss = mlm_loss(logits, labels)
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     loss.backward()
     assert float(logits.grad.abs().sum()) == 0.0
 
@@ -59,7 +59,7 @@ def test_caption_without_a_next_token_gives_zero_with_a_graph(shape):
     logits = torch.randn(*shape, 5, requires_grad=True)
     loss = caption_loss(logits, torch.zeros(shape, dtype=torch.int64), torch.ones(shape).bool())
     loss.backward()
-    assert float(loss) == 0.0 and logits.grad is not None
+    assert loss.item() == 0.0 and logits.grad is not None
 
 
 def test_answers_by_hand():
