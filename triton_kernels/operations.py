@@ -49,6 +49,7 @@ def window_attention(
     """
     named = {"qkv": qkv, "bias_table": bias_table, "qkv_bias": qkv_bias}
     _require(qkv.dim() == 6 and qkv.shape[3] == 3, "qkv (B, H, W, 3, h, d)", named)
+    _require(min(qkv.shape[1:3]) > 0, "a map of at least one token", named)
     heads, width = qkv.shape[4:]
     _require(0 <= shift < window_size, f"0 <= shift {shift} < window_size {window_size}", named)
     rows = (2 * window_size - 1) ** 2

@@ -31,25 +31,24 @@ def window_attention(
     qkv = _pad(qkv, qkv_bias.to(qkv.dtype), rows * window_size, columns * window_size)
     if shift:
         qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
-    # (B, Hp, Wp, 3, h, d) -> (3, B, nW, h, N, d)
-    tokens = window_size**2
-    windows = (
-        qkv.view(batch, rows, window_size, columns, window_size, 3, heads, head_width)
+    tokens, windows = window_size**2, rows * columns
+    # (B, Hp, Wp, 3, h, d) -> 3 x (B nW, h, N, d)
+    query, key, value = (
+        qkv.reshape(batch, rows, window_size, columns, window_size, 3, heads, head_width)
         .permute(5, 0, 1, 3, 6, 2, 4, 7)
-        .reshape(3, batch, rows * columns, heads, tokens, head_width)
+        .reshape(3, batch * windows, heads, tokens, head_width)
+        .unbind(0)
     )
-    query, key, value = windows.unbind(0)
-    # (N * N, h) -> (h, N, N), with the mask (nW, h, N, N)
-    index = _bias_index(window_size, qkv.device)
-    bias = bias_table.index_select(0, index).t().view(heads, tokens, tokens)
+    # (N N, h) -> (1, h, N, N), and with the mask of every window (nW, h, N, N)
+    bias = bias_table.index_select(0, _bias_index(window_size, bias_table.device))
+    bias = bias.t().reshape(1, heads, tokens, tokens)
     if shift:
-        mask = _shift_mask(rows, columns, window_size, shift, qkv.device)
+        mask = _shift_mask(rows, columns, window_size, shift, bias.device)
         bias = bias + mask[:, None].to(bias.dtype)
-    scores = query @ key.transpose(-2, -1) * head_width**-0.5 + bias
-    out = scores.softmax(-1).to(value.dtype) @ value
-    # (B, nW, h, N, d) -> (B, Hp, Wp, h, d)
+    out = _biased_attention(query, key, value, bias)
+    # (B nW, h, N, d) -> (B, Hp, Wp, h, d)
     out = (
-        out.view(batch, rows, columns, heads, window_size, window_size, head_width)
+        out.reshape(batch, rows, columns, heads, window_size, window_size, head_width)
         .permute(0, 1, 4, 2, 5, 3, 6)
         .reshape(batch, rows * window_size, columns * window_size, heads, head_width)
     )
@@ -109,6 +108,27 @@ def _attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout_p
     )
     return out.transpose(1, 2)
+
+
+def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attend inside windows: (B nW, h, N, d) and bias (1 or nW, h, N, N).
+
+    Returns (B nW, h, N, d), or (B, nW h, N, d), which holds the same in the same order.
+    """
+    total, heads, tokens, width = query.shape
+    if not (torch.is_grad_enabled() and (query.requires_grad or bias.requires_grad)):
+        # The fused CPU kernel has no gradient for its mask. One mask serves all pictures when the
+        # windows of a picture count as heads.
+        shape = (total // len(bias), len(bias) * heads, tokens, width)
+        query, key, value = query.view(shape), key.view(shape), value.view(shape)
+        mask = bias.reshape(1, -1, tokens, tokens).to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query * width**-0.5 @ key.transpose(-2, -1)
+    if scores.dtype.itemsize < 4:
+        scores = scores.float()
+    # (B nW, h, N, N) -> (B, nW, h, N, N): the bias of a window is the same in every picture
+    scores = scores.view(total // len(bias), *bias.shape).add_(bias).view(scores.shape)
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 def _inside(valid_sizes: Tensor, height: int, width: int) -> Tensor:
