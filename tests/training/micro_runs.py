@@ -1,6 +1,5 @@
 """Small runs for the tests, also started as a process: `python micro_runs.py JSON`."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path

@@ -77,7 +77,7 @@ def test_cut_off_weights_are_refused(tmp_path):
     save_model(build_model(preset("micro")), tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         load_model(tmp_path)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fiber.config import replace_fields
 from fiber.training import loop
-from fiber.training.checkpoint import load_model, newest_checkpoint
+from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 
 
@@ -33,11 +33,11 @@ def numbers(folder: Path) -> list[dict]:
     ]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for whatever ends a process."""
 
 
-def stop_before(monkeypatch, step, error=Stop):
+def stop_before(monkeypatch, step, error=StopError):
     """Let the run fail when it comes to a step for the first time."""
     real, stopped = loop.lr_factor, []
 
@@ -52,9 +52,7 @@ def stop_before(monkeypatch, step, error=Stop):
 
 def test_empty_data_are_refused(pictures, tmp_path):
     with pytest.raises(ValueError, match="'grounding': expected at least one record, got none"):
-        train(
-            fine_config(), data=[], output=tmp_path / "r", tokenizer=pictures / "tokenizer.json"
-        )
+        train(fine_config(), data=[], output=tmp_path / "r", tokenizer=pictures / "tokenizer.json")
     assert not (tmp_path / "r").exists()
 
 
@@ -108,7 +106,7 @@ def test_resumed_run_repeats_the_numbers_bit_for_bit(pictures, tmp_path, monkeyp
     config = with_dropout(coarse_config(train__ema_decay=0.9, train__accumulation=2))
     whole = run(config, pictures, tmp_path / "whole")
     stop_before(monkeypatch, stop_at)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(config, pictures, tmp_path / "cut")
     resumed = run(config, pictures, tmp_path / "cut", resume=True)
     assert numbers(whole.folder) == numbers(resumed.folder)
@@ -124,7 +122,7 @@ def test_dropout_is_on_and_differs_from_step_to_step(pictures, tmp_path):
 def test_fine_run_resumes_too(pictures, tmp_path, monkeypatch):
     whole = run(fine_config(), pictures, tmp_path / "whole")
     stop_before(monkeypatch, 5)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(fine_config(), pictures, tmp_path / "cut")
     resumed = run(fine_config(), pictures, tmp_path / "cut", resume=True)
     assert numbers(whole.folder) == numbers(resumed.folder)
@@ -174,7 +172,7 @@ def test_ctrl_c_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
         )
     assert "resume=True) goes on from step 4" in capsys.readouterr().err
     assert not (tmp_path / "r" / "model.safetensors").exists()
-    assert not [path for path in (tmp_path / "r").rglob(".part-*")]
+    assert not list((tmp_path / "r").rglob(".part-*"))
 
 
 def test_finished_run_is_not_trained_again(pictures, tmp_path):
@@ -188,9 +186,7 @@ def test_finished_run_is_not_trained_again(pictures, tmp_path):
 def test_resume_under_another_config_lists_the_fields(pictures, tmp_path):
     run(fine_config(), pictures, tmp_path / "r")
     with pytest.raises(ValueError, match=r"optim.lr: 0.001 -> 0.002; train.steps: 6 -> 8"):
-        run(
-            fine_config(optim__lr=0.002, train__steps=8), pictures, tmp_path / "r", resume=True
-        )
+        run(fine_config(optim__lr=0.002, train__steps=8), pictures, tmp_path / "r", resume=True)
 
 
 def test_second_run_needs_resume_or_another_folder(pictures, tmp_path):
@@ -215,8 +211,9 @@ def test_coarse_run_starts_a_fine_one(pictures, tmp_path, capsys):
     )
     said = capsys.readouterr().err
     assert "taken:" in said and "created:" in said
-    old, new = load_file(coarse.folder / "model.safetensors"), load_file(
-        fine.folder / "model.safetensors"
+    old, new = (
+        load_file(coarse.folder / "model.safetensors"),
+        load_file(fine.folder / "model.safetensors"),
     )
     shared = [name for name in new if name.startswith("backbone.")]
     assert shared and all(torch.equal(old[name], new[name]) for name in shared)
@@ -255,7 +252,9 @@ def test_options_train(pictures, tmp_path, changes):
         line["losses"] for line in finished.metrics
     ]
     # Recomputing changes nothing; averaging changes the finished model alone.
-    assert same_losses == ("train__gradient_checkpointing" in changes or "train__ema_decay" in changes)
+    assert same_losses == (
+        "train__gradient_checkpointing" in changes or "train__ema_decay" in changes
+    )
     same_weights = weights_equal(plain.folder, finished.folder)
     assert same_weights == ("train__gradient_checkpointing" in changes)
 

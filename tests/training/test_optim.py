@@ -31,7 +31,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model):
 
 
 def test_unknown_parameter_has_no_place():
-    with pytest.raises(ValueError, match="'new_head.weight' has no place"):
+    with pytest.raises(ValueError, match=r"'new_head\.weight' has no place"):
         place_of("new_head.weight")
 
 

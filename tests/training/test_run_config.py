@@ -32,7 +32,10 @@ def test_tasks_without_a_share_are_refused():
         ((1, 0, 0), ("image_text",)),
         ((1, 1, 0), ("image_text", "question")),
         ((2, 1, 0), ("image_text", "question", "image_text")),
-        ((3, 2, 1), ("image_text", "question", "image_text", "reasoning", "question", "image_text")),
+        (
+            (3, 2, 1),
+            ("image_text", "question", "image_text", "reasoning", "question", "image_text"),
+        ),
     ],
     ids=["alone", "equal", "two to one", "three two one"],
 )
@@ -102,7 +105,9 @@ def test_matching_alone_needs_the_contrastive_head():
 
 
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(ValueError, match="'scene_coarse' does not exist; did you mean scenes_coarse"):
+    with pytest.raises(
+        ValueError, match="'scene_coarse' does not exist; did you mean scenes_coarse"
+    ):
         load_recipe("scene_coarse")
 
 

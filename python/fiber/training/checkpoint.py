@@ -39,12 +39,12 @@ class StoredModel:
     """A model with what it needs to be asked something."""
 
     model: FiberImageText | FiberDetector
-    #: Where it was read from.
-    folder: Path
+    #: Where it was read from, if it was.
+    folder: Path | None = None
     #: None where the folder holds none.
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | None = None
     #: Answers of the VQA head, in the order of its logits; empty without one.
-    answers: tuple[str, ...]
+    answers: tuple[str, ...] = ()
 
     @property
     def config(self) -> FiberConfig:

@@ -167,7 +167,7 @@ class MovingAverage:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach() for p in model.parameters() if p.requires_grad]
-        torch._foreach_lerp_(self._averages, now, 1 - decay)
+        torch._foreach_lerp_(self._averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state with the averages in place of the parameters."""

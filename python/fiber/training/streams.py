@@ -12,6 +12,7 @@ from typing import Any
 
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
+from fiber.data.loader import BatchType
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig, TransformConfig
@@ -29,7 +30,7 @@ READERS = {
 }
 
 #: Batch type of the loader for each task.
-BATCH_TYPES = {
+BATCH_TYPES: dict[str, BatchType] = {
     "image_text": "image_text",
     "question": "question",
     "reasoning": "reasoning",

@@ -1,0 +1,183 @@
+"""Measure a finished model on a task: the metric of a split, and predictions in official formats.
+
+Two switches turn the model's own strengths off, to show that they are used: `permute_images` gives
+every record the picture of another one, `fusion=False` closes every gate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fiber.config import nearest
+from fiber.data import sources
+from fiber.data.records import Record, RecordSet
+from fiber.training import measure_boxes, measure_pairs
+from fiber.training.checkpoint import StoredModel, write_whole
+from fiber.training.measure import Measure, Measured, Subject
+from fiber.training.streams import Data, existing_folder
+
+#: For each task: the head that it asks, the reader of its records, how it is measured.
+TASKS: dict[str, tuple[str, Any, Measure]] = {
+    "retrieval": ("itc", sources.captions, measure_pairs.retrieval),
+    "matching": ("itm", sources.captions, measure_pairs.matching),
+    "masked_words": ("mlm", sources.captions, measure_pairs.masked_words),
+    "vqa": ("vqa", sources.questions, measure_pairs.vqa),
+    "nlvr2": ("nlvr2", sources.reasoning, measure_pairs.nlvr2),
+    "winoground": ("itm", sources.swapped, measure_pairs.winoground),
+    "refcoco": ("grounding", sources.referring, measure_boxes.refcoco),
+    "flickr": ("grounding", sources.phrases, measure_boxes.flickr),
+    "coco": ("grounding", sources.detection, measure_boxes.coco),
+}
+
+
+@torch.no_grad()
+def evaluate(
+    model: StoredModel,
+    task: str,
+    *,
+    data: Data,
+    split: str = "val",
+    output: str | os.PathLike[str] | None = None,
+    permute_images: bool = False,
+    fusion: bool = True,
+    batch_size: int = 64,
+    threads: int = 0,
+) -> dict[str, float]:
+    """Measure a model.
+
+    Args:
+        model: with its tokenizer and, for vqa, its answers; it is set to evaluation mode.
+        task: a key of `TASKS`.
+        data: a data folder, or records of your own (with what the task needs).
+        split: of the folder.
+        output: where to write the predictions: JSON; CSV for nlvr2, as its authors' script reads.
+        permute_images: give every record another record's picture.
+        fusion: False switches the cross-attentions off.
+        batch_size: records at a time.
+        threads: of the loader; 0 uses every core.
+
+    Returns:
+        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
+
+    Raises:
+        ValueError: for an unknown task, a missing head or tokenizer, or records without what the
+            task needs.
+    """
+    head, reader, measure = find_task(task)
+    if head not in model.config.heads:
+        raise ValueError(
+            f"task {task!r} needs the head {head!r}; the model has {', '.join(model.config.heads)}"
+        )
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer; load it with tokenizer=...")
+    records = open_records(data, task, split, reader)
+    if permute_images:
+        records = PermutedImages(records)
+    subject = Subject(
+        network=model.model.eval(),
+        tokenizer=model.tokenizer,
+        answers=model.answers,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    with fusion_off(model.model) if not fusion else _unchanged():
+        measured = measure(subject, records)
+    if output is not None:
+        write_predictions(Path(output), measured)
+    return measured.metrics
+
+
+def find_task(task: str) -> tuple[str, Any, Measure]:
+    """Look a task up.
+
+    Raises:
+        ValueError: if there is none of that name, with the nearest ones.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} does not exist; {nearest(task, TASKS)}")
+    return TASKS[task]
+
+
+def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
+    """Read the records of a split, or hand a user's own on.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        records: RecordSet = reader(existing_folder(data), split)
+    elif isinstance(data, Mapping):
+        if task not in data:
+            raise ValueError(
+                f"data has records for {', '.join(map(repr, data)) or 'no task'}, not for {task!r}"
+            )
+        records = data[task]
+    else:
+        records = data
+    if len(records) == 0:
+        raise ValueError(f"task {task!r}: expected at least one record, got none")
+    return records
+
+
+class PermutedImages:
+    """Records with their pictures exchanged: everyone shows a picture that is not its own."""
+
+    def __init__(self, records: RecordSet, seed: int = 0) -> None:
+        """Args: records of at least two different pictures; the seed of the exchange."""
+        self.records = records
+        images = list(
+            dict.fromkeys(image for i in range(len(records)) for image in records[i].images)
+        )
+        if len(images) < 2:
+            raise ValueError("permute_images needs records of at least two different pictures")
+        random.Random(seed).shuffle(images)
+        self._other = dict(zip(images, images[1:] + images[:1], strict=True))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        images = tuple(self._other[image] for image in record.images)
+        return dataclasses.replace(record, images=images)
+
+
+@contextmanager
+def fusion_off(model: nn.Module) -> Iterator[None]:
+    """Close every gate, so that neither tower reads the other; they open again at the end."""
+    gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
+    before = [gate.detach().clone() for gate in gates]
+    try:
+        with torch.no_grad():
+            for gate in gates:
+                gate.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            for gate, value in zip(gates, before, strict=True):
+                gate.copy_(value)
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    yield
+
+
+def write_predictions(path: Path, measured: Measured) -> None:
+    """Write what a model said, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if measured.predictions and isinstance(measured.predictions[0], str):
+        text = "\n".join(measured.predictions) + "\n"
+    else:
+        text = json.dumps(measured.predictions) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

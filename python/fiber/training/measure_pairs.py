@@ -1,0 +1,197 @@
+"""Measurements of the coarse model: pictures with captions, questions and statements."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiber.data.records import Record, RecordSet
+from fiber.metrics.language import masked_word_accuracy, statement_accuracy
+from fiber.metrics.matching import matching_accuracy, swapped_accuracy
+from fiber.metrics.retrieval import recall_at_k
+from fiber.metrics.vqa import soft_accuracy
+from fiber.training.measure import Measured, Subject, entry_id, with_groups
+from fiber.training.tasks import reasoning_logits
+
+#: Pictures that a prediction file lists for each text.
+LISTED = 10
+
+
+def retrieval(subject: Subject, records: RecordSet) -> Measured:
+    """Contrastive retrieval both ways among all different pictures and all captions."""
+    model, texts = subject.image_text, [records[i] for i in range(len(records))]
+    pictures: dict[str, Record] = {}
+    for record in texts:
+        pictures.setdefault(record.image_id, record)
+    places = {image_id: place for place, image_id in enumerate(pictures)}
+    images = torch.cat(
+        [
+            model.embed_images(batch.images)
+            for batch in subject.batches(list(pictures.values()), "image_text")
+        ]
+    )
+    size = subject.batch_size
+    vectors = torch.cat(
+        [
+            model.embed_texts(*subject.texts([record.text for record in texts[at : at + size]]))
+            for at in range(0, len(texts), size)
+        ]
+    )
+    scores = (images @ vectors.T).float().cpu().numpy()
+    owners = np.array([places[record.image_id] for record in texts])
+    ids = list(pictures)
+    best = np.argsort(-scores, axis=0, kind="stable")[:LISTED].T
+    predictions = [
+        {"key": record.key, "image_ids": [ids[place] for place in row]}
+        for record, row in zip(texts, best.tolist(), strict=True)
+    ]
+    return Measured(recall_at_k(scores, owners), predictions)
+
+
+def matching(subject: Subject, records: RecordSet) -> Measured:
+    """Tell a picture's caption from that of another picture: one true and one false pair each."""
+    model, backbone = subject.image_text, subject.image_text.backbone
+    texts = [records[i] for i in range(len(records))]
+    others = wrong_texts(texts)
+    true_scores, false_scores, at = [], [], 0
+    for batch in subject.batches(records, "image_text"):
+        prefix = backbone.image_prefix(batch.images)
+        for scores, pairs in ((true_scores, texts), (false_scores, others)):
+            ids, mask = subject.texts([record.text for record in pairs[at : at + len(batch)]])
+            fused = backbone.fuse(prefix, backbone.text_prefix(ids, mask), mask)
+            scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
+        at += len(batch)
+    scores = np.concatenate(true_scores + false_scores)
+    labels = np.repeat([1, 0], len(texts))
+    predictions = [
+        {"image_key": shown.key, "text_key": said.key, "score": score, "match": label}
+        for shown, said, score, label in zip(
+            texts * 2, texts + others, scores.tolist(), labels.tolist(), strict=True
+        )
+    ]
+    return Measured(matching_accuracy(scores, labels), predictions)
+
+
+def wrong_texts(records: list[Record]) -> list[Record]:
+    """For each record, one further on that shows another picture and says something else.
+
+    Raises:
+        ValueError: if all records show one picture or say one thing.
+    """
+    found, count = [], len(records)
+    for place, record in enumerate(records):
+        # From half the set away, so that neighbours, which may be alike, are not paired.
+        candidates = (records[(place + count // 2 + step) % count] for step in range(count))
+        other = next(
+            (r for r in candidates if r.image_id != record.image_id and r.text != record.text), None
+        )
+        if other is None:
+            raise ValueError(f"record {record.key!r}: no other picture has another caption")
+        found.append(other)
+    return found
+
+
+def masked_words(subject: Subject, records: RecordSet) -> Measured:
+    """Guess masked tokens of captions beside their pictures."""
+    model = subject.image_text
+    predicted, labels, predictions = [], [], []
+    for batch in subject.batches(records, "image_text"):
+        fused = model.backbone.encode_pair(batch.images, batch.masked_ids, batch.text_mask)
+        assert fused.text is not None
+        picked = batch.mlm_labels != -100
+        guesses = model.mlm_logits(fused.text, picked).argmax(-1).cpu().numpy()
+        predicted.append(guesses)
+        labels.append(batch.mlm_labels[picked].cpu().numpy())
+        rows, positions = picked.nonzero(as_tuple=True)
+        predictions += [
+            {"key": batch.keys[row], "position": position, "token": token}
+            for row, position, token in zip(
+                rows.tolist(), positions.tolist(), guesses.tolist(), strict=True
+            )
+        ]
+    metrics = masked_word_accuracy(np.concatenate(predicted), np.concatenate(labels))
+    return Measured(metrics, predictions)
+
+
+def vqa(subject: Subject, records: RecordSet) -> Measured:
+    """Answer questions; without answers in the records there are predictions only.
+
+    Raises:
+        ValueError: if the model has no list of answers.
+    """
+    if not subject.answers:
+        raise ValueError("the model has no answers; load it with answers=...")
+    model, said = subject.image_text, []
+    for batch in subject.batches(records, "question"):
+        fused = model.backbone.encode_pair(batch.images, batch.token_ids, batch.text_mask)
+        best = model.vqa_logits(model.pooled(fused)).argmax(-1)
+        said += [subject.answers[answer] for answer in best.tolist()]
+    asked = [records[i] for i in range(len(records))]
+    predictions = [
+        {"question_id": entry_id(record.key), "answer": answer}
+        for record, answer in zip(asked, said, strict=True)
+    ]
+    if any(record.answers is None for record in asked):
+        return Measured({}, predictions)
+    scores = [record.answers for record in asked]
+    metrics = with_groups(soft_accuracy, [record.group for record in asked], said, scores)
+    return Measured(metrics, predictions)
+
+
+def nlvr2(subject: Subject, records: RecordSet) -> Measured:
+    """Say whether statements about two pictures are true."""
+    model, said = subject.image_text, []
+    for batch in subject.batches(records, "reasoning"):
+        said += reasoning_logits(model, batch).argmax(-1).bool().tolist()
+    asked = [records[i] for i in range(len(records))]
+    predictions = [
+        f"{entry_id(record.key)},{answer}" for record, answer in zip(asked, said, strict=True)
+    ]
+    if any(record.truth is None for record in asked):
+        return Measured({}, predictions)
+    metrics = with_groups(
+        statement_accuracy,
+        [record.group for record in asked],
+        np.array(said),
+        np.array([record.truth for record in asked]),
+        [record.text for record in asked],
+    )
+    return Measured(metrics, predictions)
+
+
+def winoground(subject: Subject, records: RecordSet) -> Measured:
+    """Match two pictures with two captions that differ in the order of words.
+
+    Raises:
+        ValueError: if the records do not come in fours.
+    """
+    if len(records) % 4:
+        raise ValueError(
+            f"got {len(records)} records; expected four for each pair: (picture, caption) = (0, 0),"
+            " (0, 1), (1, 0), (1, 1)"
+        )
+    model, scores = subject.image_text, []
+    for batch in subject.batches(records, "image_text"):
+        fused = model.backbone.encode_pair(batch.images, batch.token_ids, batch.text_mask)
+        scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
+    # [case, picture, text]
+    cases = np.concatenate(scores).reshape(-1, 2, 2)
+    groups = [records[4 * case].group for case in range(len(cases))]
+    metrics = with_groups(swapped_accuracy, groups, cases.transpose(0, 2, 1))
+    predictions = [
+        {
+            "key": records[4 * case].key.rsplit("/", 2)[0],
+            "c0_i0": values[0][0],
+            "c1_i0": values[0][1],
+            "c0_i1": values[1][0],
+            "c1_i1": values[1][1],
+        }
+        for case, values in enumerate(cases.tolist())
+    ]
+    return Measured(metrics, predictions)
+
+
+def _match_scores(logits: Tensor) -> np.ndarray:
+    """Probability that picture and text belong together: (n, 2) -> (n,)."""
+    return logits.float().softmax(-1)[:, 1].cpu().numpy()
