@@ -120,7 +120,7 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
         # The fused CPU kernel has no gradient for its mask. One mask serves all pictures when the
         # windows of a picture count as heads.
         shape = (total // len(bias), len(bias) * heads, tokens, width)
-        query, key, value = query.view(shape), key.view(shape), value.view(shape)
+        query, key, value = query.reshape(shape), key.reshape(shape), value.reshape(shape)
         mask = bias.reshape(1, -1, tokens, tokens).to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query * width**-0.5 @ key.transpose(-2, -1)
