@@ -129,6 +129,7 @@ class TestGround:
             images, ids, mask, size, offsets = tensors(fine, pictures[1], text)
             with torch.no_grad():
                 output = fine.network(images, ids, mask)
+            # <s> and </s> have empty spans.
             tokens = [[i for i, (start, end) in enumerate(offsets) if end > start]]
             (expected,) = ground_phrases(
                 output, [tokens], [size], [(70, 90)], boxes_per_phrase=3, score_threshold=0.0
@@ -156,6 +157,17 @@ class TestGround:
         place = among.labels.index("the square")
         assert among.indices[place] == 1
         np.testing.assert_allclose(among.scores[place], alone.scores[0], atol=1e-5)
+
+    def test_a_description_is_scored_by_the_thing_it_describes(self, fine, pictures):
+        text = "dog left of the cup"
+        found = fine.ground(pictures[0], text)
+        assert found.labels == [text]
+        images, ids, mask, size, offsets = tensors(fine, pictures[0], text)
+        with torch.no_grad():
+            output = fine.network(images, ids, mask)
+        dog = [i for i, (start, end) in enumerate(offsets) if start < end <= len("dog")]
+        (expected,) = ground_phrases(output, [[dog]], [size], [(64, 64)])
+        assert found.scores[0] == pytest.approx(expected.scores[0].item(), abs=1e-5)
 
     def test_a_list_of_phrases_for_each_picture(self, fine, pictures):
         first, second = fine.ground(pictures[:2], [["dog"], ["circle", "square"]])

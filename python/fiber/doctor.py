@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fiber
+from fiber import _core
 
 #: What each extra is for, in the order in which they are listed.
 EXTRAS = {
@@ -89,7 +90,7 @@ def main() -> int:
 
     _section("fiber")
     _row("version", f"{fiber.__version__} in {Path(fiber.__file__).parent}")
-    profile = fiber._core.build_profile
+    profile = _core.build_profile
     _row("rust core", f"{profile} build" + (", many times slower" if profile == "debug" else ""))
 
     _section("required packages")

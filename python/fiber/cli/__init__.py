@@ -14,6 +14,7 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import fiber
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what stands after `fiber`; the process's own if None.
     """
     options = parser().parse_args(arguments)
+    warnings.showwarning = _warn
     try:
         code = options.run(options)
         # What is still buffered may meet a full disk or a closed pipe: here it has its message.
@@ -85,6 +87,11 @@ def _doctor(options: argparse.Namespace) -> int:
     from fiber import doctor
 
     return doctor.main()
+
+
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """Print a warning as one line, without the line of code that it came from."""
+    print(f"fiber: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _complain(message: str) -> None:

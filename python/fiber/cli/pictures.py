@@ -142,9 +142,10 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
 
 
 def _answer(options: argparse.Namespace) -> int:
+    paths = _paths([options.image])
     model, name = _load(options, "vqa")
     show = _Output(options)
-    for (path,), (picture,) in _read(_paths([options.image])):
+    for (path,), (picture,) in _read(paths):
         answers = model.answer(picture, options.question, top_k=options.top_k)
         show.line(
             _about(path, picture, name)
@@ -171,9 +172,10 @@ def _caption(options: argparse.Namespace) -> int:
 
 
 def _match(options: argparse.Namespace) -> int:
+    paths = _paths([options.image])
     model, name = _load(options, "itm")
     show = _Output(options)
-    for (path,), (picture,) in _read(_paths([options.image])):
+    for (path,), (picture,) in _read(paths):
         score = float(model.match([picture], [options.text])[0, 0])
         show.line(
             _about(path, picture, name) | {"text": options.text, "score": round(score, 4)},
@@ -284,16 +286,15 @@ class _Output:
             return
         from PIL import Image, ImageDraw, ImageFont
 
-        font = ImageFont.load_default(size=max(12, picture.shape[1] // 30))
-        lines = _wrapped(text, font, picture.shape[1] - 8)
-        line_height = int(sum(font.getmetrics())) if hasattr(font, "getmetrics") else 12
-        canvas = Image.new(
-            "RGB", (picture.shape[1], picture.shape[0] + line_height * len(lines) + 8), "white"
-        )
+        height, width = picture.shape[:2]
+        font = ImageFont.load_default(size=max(12, width // 30))
+        lines = _wrapped(text, font, width - 8)
+        line_height = 2 * round(font.getbbox("Ag")[3] * 0.6)
+        canvas = Image.new("RGB", (width, height + line_height * len(lines) + 8), "white")
         canvas.paste(Image.fromarray(picture))
         draw = ImageDraw.Draw(canvas)
         for index, line in enumerate(lines):
-            draw.text((4, picture.shape[0] + 4 + index * line_height), line, "black", font)
+            draw.text((4, height + 4 + index * line_height), line, "black", font)
         canvas.save(self.file_for(path))
 
 

@@ -80,6 +80,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         metavar="KEY=VALUE",
         help="change a field of the recipe, as in train.steps=500; may be repeated",
     )
+    train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     train.set_defaults(
         run=_train, when_stopped="the same command with --resume goes on from the last checkpoint"
     )
@@ -156,6 +157,7 @@ def _train(options: argparse.Namespace) -> int:
         set=changes,
         init=options.init,
         resume=options.resume,
+        device=options.device,
     )
     print(output)
     return 0

@@ -10,7 +10,9 @@ import torch
 
 from fiber.data import Tokenizer
 from fiber.predict.model import Answer, Hit, MissingHeadError, Model
-from fiber.training.checkpoint import load_model, read_json
+from fiber.training import evaluate as measuring
+from fiber.training.checkpoint import StoredModel, load_model, read_json
+from fiber.training.streams import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
 
@@ -64,6 +66,52 @@ def load(
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     return Model(stored.model, own, words, dtype=dtype)
+
+
+def evaluate(
+    model: Model | str | os.PathLike[str],
+    task: str,
+    data: Data,
+    split: str = "val",
+    *,
+    output: str | os.PathLike[str] | None = None,
+    permute_images: bool = False,
+    fusion: bool = True,
+) -> dict[str, float]:
+    """Measure a model on a task.
+
+    Args:
+        model: a model, or what `load` takes.
+        task: "retrieval", "matching", "masked_words", "vqa", "nlvr2", "winoground", "refcoco",
+            "flickr" or "coco".
+        data: a data folder, or records of your own.
+        split: of the folder.
+        output: where to write the predictions, in the task's official format where it has one.
+        permute_images: give every record another record's picture: what the texts alone reach.
+        fusion: False switches the cross-attentions off.
+
+    Returns:
+        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
+
+    Raises:
+        MissingHeadError: if the model has no head for the task.
+        ValueError: for an unknown task, or records without what it needs.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    head, *_ = measuring.find_task(task)
+    model.need_head(head, f"task {task!r}")
+    stored = StoredModel(model=model.network, tokenizer=model.tokenizer, answers=model.answers)
+    with model.arithmetic():
+        return measuring.evaluate(
+            stored,
+            task,
+            data=data,
+            split=split,
+            output=output,
+            permute_images=permute_images,
+            fusion=fusion,
+        )
 
 
 def _device(device: torch.device | str | None) -> torch.device:

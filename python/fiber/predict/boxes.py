@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from fiber.data.prompts import Prompt, caption_prompt, class_prompts, phrase_prompt
+from fiber.data.prompts import Prompt, caption_prompt, class_prompts
 from fiber.models.backbone import ImagePrefix
 from fiber.models.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
@@ -53,11 +52,16 @@ def prompts_for_classes(names: Sequence[str], inputs: Inputs) -> list[Prompt]:
 
 
 def prompts_for_phrases(phrases: Sequence[str]) -> list[Prompt]:
-    """Give every phrase a text of its own: its boxes do not depend on the other phrases."""
-    return [
-        replace(phrase_prompt([phrase]), first_label=number)
-        for number, phrase in enumerate(not_empty(phrases, "phrase"))
-    ]
+    """Give every phrase a text of its own: its boxes do not depend on the other phrases.
+
+    The whole phrase is read, but a box is scored by the words that name the thing looked for, "the
+    star" in "the star left of the ring": so referring expressions are trained and measured.
+    """
+    prompts = []
+    for number, phrase in enumerate(not_empty(phrases, "phrase")):
+        head = next(iter(noun_phrases(phrase)), (0, len(phrase)))
+        prompts.append(Prompt(phrase, (phrase,), ((head,),), number))
+    return prompts
 
 
 def prompt_for_caption(caption: str, phrases: Sequence[str] | None) -> list[Prompt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -49,10 +50,13 @@ class Answer(NamedTuple):
     score: float
 
 
-class Hit(NamedTuple):
-    """A picture that a search found: its place in the list searched, and its score."""
+@dataclass(frozen=True)
+class Hit:
+    """A picture that a search found."""
 
+    #: Its place in the list that was searched.
     index: int
+    #: How well it fits: a matching probability, or a cosine where there was no re-ranking.
     score: float
 
 
@@ -103,7 +107,8 @@ class Model:
     ) -> Any:
         """Find the best boxes of phrases.
 
-        Every phrase is looked for by itself; with a caption, in its sentence.
+        Every phrase is looked for by itself; with a caption, in its sentence. It may describe:
+        "the star left of the ring" gives boxes of the star.
 
         Args:
             pictures: one or a list.
@@ -118,7 +123,7 @@ class Model:
         Returns:
             `Detections` of the picture, best box first, or a list of them.
         """
-        self._need("grounding", "ground")
+        self.need_head("grounding", "ground")
         given, single = as_list(pictures)
         lists = None if phrases is None else one_list_for_each(phrases, len(given), "phrase")
         if caption is not None:
@@ -157,7 +162,7 @@ class Model:
         Returns:
             `Detections` of the picture, or a list of them.
         """
-        self._need("grounding", "detect")
+        self.need_head("grounding", "detect")
         given, single = as_list(pictures)
         lists = one_list_for_each(classes, len(given), "class")
         prompts = [prompts_for_classes(each, self._inputs) for each in lists]
@@ -175,7 +180,7 @@ class Model:
         Returns:
             A list of `Answer`, or a list of such lists.
         """
-        self._need("vqa", "answer")
+        self.need_head("vqa", "answer")
         if not self.answers:
             raise ValueError(
                 "this model came without its answers; give them, as in"
@@ -204,7 +209,7 @@ class Model:
         Returns:
             A str, or a list of them.
         """
-        self._need("caption", "caption")
+        self.need_head("caption", "caption")
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(pictures)
         texts = [""] * len(given)
@@ -233,7 +238,7 @@ class Model:
             (pictures, texts) float32 probabilities; without the side that was one alone, and a
             float if both were.
         """
-        self._need("itm", "match")
+        self.need_head("itm", "match")
         given, single = as_list(pictures)
         one_text = isinstance(texts, str)
         words = not_empty([texts] if isinstance(texts, str) else texts, "text")
@@ -254,7 +259,7 @@ class Model:
         Returns:
             A bool, or a list of them.
         """
-        self._need("nlvr2", "reason")
+        self.need_head("nlvr2", "reason")
         single = isinstance(pairs, tuple)
         given = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
@@ -279,7 +284,7 @@ class Model:
         Returns:
             (n, D) float32 of unit length, or (D,) for one picture.
         """
-        self._need("itc", "embed_images")
+        self.need_head("itc", "embed_images")
         given, single = as_list(pictures)
         vectors = torch.zeros(len(given), self.config.roberta.width)
         with self._running():
@@ -296,7 +301,7 @@ class Model:
         Returns:
             (n, D) float32 of unit length, or (D,) for one text.
         """
-        self._need("itc", "embed_texts")
+        self.need_head("itc", "embed_texts")
         words = not_empty([texts] if isinstance(texts, str) else texts, "text")
         vectors = torch.zeros(len(words), self.config.roberta.width)
         with self._running():
@@ -318,9 +323,9 @@ class Model:
             rerank: order the best ones again, and score them, by matching text and picture together
                 (ITM); else the scores are the cosines of the two towers' vectors (ITC).
         """
-        self._need("itc", "search")
+        self.need_head("itc", "search")
         if rerank:
-            self._need("itm", "search with rerank=True")
+            self.need_head("itm", "search with rerank=True")
         given, single = as_list(pictures)
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
@@ -341,23 +346,31 @@ class Model:
         """
         save_model(self.network, Path(folder), self.tokenizer, self.answers)
 
-    @property
-    def _coarse(self) -> FiberImageText:
-        """The network; `_need` has made sure that it is the coarse one."""
-        return cast(FiberImageText, self.network)
+    def need_head(self, head: str, asked: str) -> None:
+        """Check that the model has a head.
 
-    def _need(self, head: str, asked: str) -> None:
+        Raises:
+            MissingHeadError: if not; it names the heads there are and the recipe that trains it.
+        """
         if head not in self.heads:
             raise MissingHeadError(
                 f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
                 f" {_recipes_for(head)}"
             )
 
+    def arithmetic(self) -> torch.autocast:
+        """Give the context in which everything above runs: reduced precision where it is wanted."""
+        reduced = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=reduced)
+
+    @property
+    def _coarse(self) -> FiberImageText:
+        """The network; `need_head` has made sure that it is the coarse one."""
+        return cast(FiberImageText, self.network)
+
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Run in the model's arithmetic, without gradients."""
-        reduced = self.dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=reduced):
+        with torch.inference_mode(), self.arithmetic():
             yield
 
     def _boxes(
