@@ -1,0 +1,117 @@
+"""Every kernel operation the slow way: loops that really pad, roll, cut, mask and repeat.
+
+Written from the definitions, apart from `reference.py`, and differentiable, so that gradients can
+be compared too. Meant for small float64 inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    qkv_bias: Tensor,
+    *,
+    window_size: int,
+    shift: int,
+    valid_sizes: Tensor | None = None,
+) -> Tensor:
+    batch, height, width = qkv.shape[:3]
+    padded_height = (height + window_size - 1) // window_size * window_size
+    padded_width = (width + window_size - 1) // window_size * window_size
+    samples = []
+    for sample in range(batch):
+        own_height, own_width = (
+            (height, width) if valid_sizes is None else valid_sizes[sample].tolist()
+        )
+        rows = []
+        for y in range(padded_height):
+            row = [
+                qkv[sample, y, x] if y < own_height and x < own_width else qkv_bias
+                for x in range(padded_width)
+            ]
+            rows.append(torch.stack(row))
+        padded = torch.stack(rows)
+        rolled = torch.roll(padded, (-shift, -shift), (0, 1))
+        regions = _regions(padded_height, padded_width, window_size, shift)
+        out = torch.zeros_like(rolled[:, :, 0])
+        for top in range(0, padded_height, window_size):
+            for left in range(0, padded_width, window_size):
+                window = (slice(top, top + window_size), slice(left, left + window_size))
+                attended = _one_window(rolled[window], regions[window], bias_table, window_size)
+                out = torch.index_put(
+                    out,
+                    tuple(
+                        torch.meshgrid(
+                            torch.arange(top, top + window_size),
+                            torch.arange(left, left + window_size),
+                            indexing="ij",
+                        )
+                    ),
+                    attended,
+                )
+        out = torch.roll(out, (shift, shift), (0, 1))[:height, :width]
+        inside = torch.zeros(height, width, 1, 1, dtype=out.dtype)
+        inside[:own_height, :own_width] = 1
+        samples.append(out * inside)
+    return torch.stack(samples)
+
+
+def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:
+    """Number the nine regions of a rolled map; one region without a shift."""
+    regions = torch.zeros(height, width, dtype=torch.long)
+    if shift == 0:
+        return regions
+    slices = (slice(0, -window_size), slice(-window_size, -shift), slice(-shift, None))
+    for i, rows in enumerate(slices):
+        for j, columns in enumerate(slices):
+            regions[rows, columns] = 3 * i + j
+    return regions
+
+
+def _one_window(qkv: Tensor, regions: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
+    """Attend among the tokens of one window: (w, w, 3, h, d) -> (w, w, h, d)."""
+    places = [(y, x) for y in range(window_size) for x in range(window_size)]
+    heads, head_width = qkv.shape[3:]
+    outputs = []
+    for query_y, query_x in places:
+        per_head = []
+        for head in range(heads):
+            scores = []
+            for key_y, key_x in places:
+                query, key = qkv[query_y, query_x, 0, head], qkv[key_y, key_x, 1, head]
+                dy, dx = query_y - key_y, query_x - key_x
+                row = (dy + window_size - 1) * (2 * window_size - 1) + dx + window_size - 1
+                score = (query * key).sum() / head_width**0.5 + bias_table[row, head]
+                if regions[query_y, query_x] != regions[key_y, key_x]:
+                    score = score - 100.0
+                scores.append(score)
+            weights = torch.stack(scores).softmax(0)
+            values = torch.stack([qkv[y, x, 2, head] for y, x in places])
+            per_head.append((weights[:, None] * values).sum(0))
+        outputs.append(torch.stack(per_head))
+    return torch.stack(outputs).view(window_size, window_size, heads, head_width)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+    """Attend to the keys of `key_mask` (B, m) alone, sample by sample and head by head."""
+    samples = []
+    for sample in range(q.shape[0]):
+        real = key_mask[sample].nonzero()[:, 0]
+        heads = []
+        for head in range(q.shape[2]):
+            if len(real) == 0:
+                heads.append(torch.zeros_like(q[sample, :, head]))
+                continue
+            keys, values = k[sample, real, head], v[sample, real, head]
+            scores = q[sample, :, head] @ keys.T / q.shape[3] ** 0.5
+            heads.append(torch.exp(scores - scores.logsumexp(1, keepdim=True)) @ values)
+        samples.append(torch.stack(heads, 1))
+    return torch.stack(samples)
+
+
+def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
+    return x + gate * ((y[..., None, :] * weight).sum(-1) + bias)

@@ -1,0 +1,78 @@
+"""Arguments that do not fit together are refused, with their shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fiber import kernels
+
+QKV = torch.zeros(2, 4, 4, 3, 2, 8)
+TABLE = torch.zeros(9, 2)
+QKV_BIAS = torch.zeros(3, 2, 8)
+QUERY, KEY = torch.zeros(2, 6, 2, 8), torch.zeros(2, 5, 2, 8)
+
+WINDOW_FAULTS = {
+    "qkv without the three": ({"qkv": torch.zeros(2, 4, 4, 2, 8)}, r"\(2, 4, 4, 2, 8\)"),
+    "an empty map": ({"qkv": torch.zeros(2, 0, 4, 3, 2, 8)}, r"\(2, 0, 4, 3, 2, 8\)"),
+    "a table of another window": ({"bias_table": torch.zeros(25, 2)}, r"bias_table \(9, 2\)"),
+    "a table of other heads": ({"bias_table": torch.zeros(9, 4)}, r"\(9, 4\)"),
+    "a bias of another width": ({"qkv_bias": torch.zeros(3, 2, 4)}, r"\(3, 2, 4\)"),
+    "a shift of a whole window": ({"shift": 2}, "shift 2"),
+    "a negative shift": ({"shift": -1}, "shift -1"),
+    "sizes of other samples": ({"valid_sizes": torch.zeros(3, 2).long()}, r"valid_sizes \(3, 2\)"),
+    "another device": ({"bias_table": torch.zeros(9, 2, device="meta")}, "cpu and meta"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WINDOW_FAULTS.values(), ids=WINDOW_FAULTS.keys())
+def test_window_attention_refuses(change, message):
+    arguments = {
+        "qkv": QKV,
+        "bias_table": TABLE,
+        "qkv_bias": QKV_BIAS,
+        "window_size": 2,
+        "shift": 0,
+    }
+    with pytest.raises(ValueError, match=message):
+        kernels.window_attention(**(arguments | change))
+
+
+ATTENTION_FAULTS = {
+    "other heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
+    "another batch": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
+    "keys and values apart": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
+    "another dtype": (KEY.double(), KEY.double(), "one dtype"),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), ATTENTION_FAULTS.values(), ids=ATTENTION_FAULTS.keys()
+)
+@pytest.mark.parametrize(
+    "operation", [kernels.image_to_text_attention, kernels.text_to_image_attention]
+)
+def test_attention_refuses(operation, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        operation(QUERY, key, value)
+
+
+def test_masks_that_do_not_fit():
+    lengths, mask = torch.tensor([1, 2]), torch.ones(2, 5, dtype=torch.bool)
+    with pytest.raises(ValueError, match="not both"):
+        kernels.image_to_text_attention(QUERY, KEY, KEY, lengths, key_mask=mask)
+    with pytest.raises(ValueError, match=r"key_lengths \(3,\)"):
+        kernels.image_to_text_attention(QUERY, KEY, KEY, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="bool"):
+        kernels.image_to_text_attention(QUERY, KEY, KEY, key_mask=mask.long())
+    with pytest.raises(ValueError, match="H \\* W = 5"):
+        kernels.text_to_image_attention(
+            QUERY, KEY, KEY, valid_sizes=torch.ones(2, 2).long(), map_size=(2, 3)
+        )
+
+
+def test_gated_residual_refuses():
+    with pytest.raises(ValueError, match=r"gate \(2,\)"):
+        kernels.gated_residual(
+            torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2)
+        )
