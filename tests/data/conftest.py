@@ -3,7 +3,7 @@
 import pytest
 
 from fiber.data.scene_graphs import SPLITS
-from fiber.data.scenes import describe_picture, generate
+from fiber.data.scenes import SceneRecipe, describe_picture, generate
 
 NUM_PICTURES = 2000
 
@@ -11,7 +11,10 @@ NUM_PICTURES = 2000
 @pytest.fixture(scope="session")
 def described():
     """Pictures of every split, not drawn: {split: [(picture, scene)]}."""
-    return {split: [describe_picture(0, split, i) for i in range(NUM_PICTURES)] for split in SPLITS}
+    return {
+        split: [describe_picture(SceneRecipe(), split, i) for i in range(NUM_PICTURES)]
+        for split in SPLITS
+    }
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from fiber._core import Tokenizer
 from PIL import Image
 
-from fiber.data import scenes, sources
+from fiber._core import Tokenizer
+from fiber.data import folders, scenes, sources
 from fiber.data.scene_graphs import SHAPES, SPLITS, sample_scene, shapes_world
 from fiber.data.scene_pictures import RGB
 from fiber.data.scenes import generate
@@ -122,7 +122,7 @@ def test_pictures_do_not_depend_on_how_many_there_are(folder, tmp_path, small):
 
 
 def test_worker_processes_give_the_same_bytes(folder, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(scenes, "_PER_JOB", 10)
+    monkeypatch.setattr(folders, "_PICTURES_PER_JOB", 10)
     calls = []
     two = generate(
         tmp_path / "two",
@@ -152,7 +152,7 @@ def test_a_finished_folder_is_kept_and_other_parameters_are_named(tmp_path, monk
     small["train"] = 2
     folder = generate(tmp_path / "data", **small)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(scenes, "_make_pictures", lambda job: pytest.fail("drew again"))
+    monkeypatch.setattr(scenes, "make_pictures", lambda job: pytest.fail("drew again"))
     assert generate(tmp_path / "data", **small) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(ValueError, match=r"seed is 0, asked for 3"):
