@@ -5,7 +5,7 @@ import torch
 
 from fiber.config import preset
 from fiber.models.backbone import BackboneOutput
-from fiber.models.detector import FiberDetector
+from fiber.models.detector import FiberDetector, GroundingHead
 
 CONFIG = preset("micro", stage="fine")
 
@@ -81,6 +81,33 @@ def test_base_has_the_published_number_of_parameters(version, count):
     with torch.device("meta"):
         model = FiberDetector(preset("base").fine(version=version, max_tokens=256))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_a_token_logit_is_a_product_with_half_the_unit_token():
+    torch.manual_seed(0)
+    head = GroundingHead(8, 6, 1, 3)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    level, text = torch.randn(1, 8, 1, 2), torch.randn(1, 3, 6)
+    logits, _, _ = head([level], text, torch.tensor([[True, True, False]]))
+    unit = text[0] / text[0].norm(dim=1, keepdim=True)
+    unit[2] = 0
+    weight, bias = head.text_projection.weight, head.text_projection.bias
+    for place in range(2):
+        for token in range(3):
+            key = weight @ (unit[token] / 2) + bias
+            product = level[0, :, 0, place] @ key / head.log_temperature.exp()
+            expected = product + unit[token] @ head.text_bias + head.bias
+            torch.testing.assert_close(logits[0, place, token], expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_token_logits_are_bounded():
+    torch.manual_seed(0)
+    head = GroundingHead(8, 6, 1, 3)
+    with torch.no_grad():
+        head.text_projection.weight.mul_(1e7)
+    logits, _, _ = head([torch.randn(1, 8, 2, 2)], torch.randn(1, 3, 6), torch.ones(1, 3).bool())
+    assert logits.abs().max() == 50000
 
 
 def test_longer_padding_of_the_text_changes_nothing(model):

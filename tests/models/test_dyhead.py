@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.ops import deform_conv2d
 
 from fiber.models.dyhead import DynamicBlock, DynamicHead, DynamicRelu
 from fiber.models.weights_fine import _block_keys
@@ -67,6 +68,62 @@ def test_every_weight_learns():
         n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ]
     assert without == []
+
+
+def plain_block(block, levels):
+    """The published block written out: the coarser branch reads the finer level's memory."""
+
+    def conv(branch, features, offsets, modulation):
+        stride = (branch.stride, branch.stride)
+        out = deform_conv2d(
+            features, offsets, branch.weight, branch.bias, stride, (1, 1), mask=modulation
+        )
+        return branch.norm(out)
+
+    def first_numbers(values, height, width):
+        kinds = values.shape[1]
+        rows = [sample.contiguous().view(-1)[: kinds * height * width] for sample in values]
+        return torch.stack(rows).view(len(values), kinds, height, width)
+
+    mixed = []
+    for number, features in enumerate(levels):
+        raw = block.offsets(features)
+        offsets, modulation = raw[:, :18], 1 / (1 + torch.exp(-raw[:, 18:]))
+        branches = [conv(block.same, features, offsets, modulation)]
+        if number > 0:
+            branches.append(conv(block.finer, levels[number - 1], offsets, modulation))
+        if number < len(levels) - 1:
+            coarse = levels[number + 1]
+            size = coarse.shape[2:]
+            out = conv(
+                block.coarser,
+                coarse,
+                first_numbers(offsets, *size),
+                first_numbers(modulation, *size),
+            )
+            resize = torch.nn.UpsamplingBilinear2d(size=features.shape[2:])
+            branches.append(resize(out))
+        total = 0
+        for branch in branches:
+            attention = torch.relu(block.scale_attention(branch.mean((2, 3), keepdim=True)))
+            total = total + branch * (attention + 3).clamp(0, 6) / 6
+        mean = total / len(branches)
+        hidden = torch.relu(block.activation.reduce(mean.mean((2, 3))))
+        theta = (block.activation.expand(hidden) + 3).clamp(0, 6) / 6
+        a1, b1, a2, b2 = theta[:, :, None, None].chunk(4, 1)
+        one = (2 * (a1 - 0.5) + 1) * mean + b1 - 0.5
+        mixed.append(torch.maximum(one, 2 * (a2 - 0.5) * mean + b2 - 0.5))
+    return mixed
+
+
+def test_equals_the_block_written_out():
+    torch.manual_seed(0)
+    block = DynamicBlock(32, 4)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    inputs = levels(2, [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)], 32)
+    for ours, plain in zip(block(inputs), plain_block(block, inputs), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_dynamic_relu_starts_between_the_line_and_its_half():

@@ -47,6 +47,13 @@ def test_finer_levels_see_coarser_maps_and_not_the_other_way():
     assert seen(4) == [False, False, True]
 
 
+def test_the_coarsest_level_follows_from_the_positive_part_of_the_one_before():
+    model = pyramid()
+    levels = model(maps(1, 4, 4))
+    assert torch.equal(levels[4], model.p7(levels[3].relu()))
+    assert not torch.allclose(levels[4], model.p7(levels[3]))
+
+
 def test_drop_block_acts_on_two_levels_in_training_only():
     inputs = maps(2, 4, 4)
     model = pyramid(drop=True)

@@ -21,6 +21,24 @@ def test_every_tensor_has_a_published_name():
     assert set(fine_keys(CONFIG)) == set(model().state_dict())
 
 
+@pytest.mark.parametrize(
+    ("ours", "published"),
+    [
+        ("tower.blocks.0.coarser.weight", "rpn.head.dyhead_tower.0.DyConv.0.conv.weight"),
+        ("tower.blocks.0.same.norm.bias", "rpn.head.dyhead_tower.0.DyConv.1.bn.bias"),
+        ("tower.blocks.0.finer.bias", "rpn.head.dyhead_tower.0.DyConv.2.conv.bias"),
+        ("stage_norms.2.weight", "fusion_backbone.backbone.body.norm3.weight"),
+        ("pyramid.laterals.0.bias", "fusion_backbone.backbone.fpn.fpn_inner2.bias"),
+        ("pyramid.outputs.2.bias", "fusion_backbone.backbone.fpn.fpn_layer4.bias"),
+        ("head.text_bias", "rpn.head.bias_lang"),
+        ("head.bias", "rpn.head.bias0"),
+        ("head.level_scales.4", "rpn.head.scales.4.scale"),
+    ],
+)
+def test_names_that_shapes_cannot_tell_apart(ours, published):
+    assert fine_keys(CONFIG)[ours] == (published,)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_round_trip_is_exact(prefix):
     source, target = model(0), model(1)
