@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import fiber
+from fiber.data.scenes import generate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,6 +106,7 @@ def reader_folder(tmp_path, micro_models, scene_picture):
     """A folder in which the names that the pages use exist."""
     for stage in ("coarse", "fine"):
         shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
+    generate(tmp_path / "runs" / "scenes", train=8, val=4, novel=4)
     for name in ("photo", "a", "b", "left", "right"):
         shutil.copy(scene_picture, tmp_path / f"{name}.jpg")
     return tmp_path
