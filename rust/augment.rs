@@ -6,13 +6,9 @@
 use crate::Error;
 use crate::boxes::{self, BoxXyxy};
 use crate::image::Rgb;
+use crate::normalize::Normalization;
 use crate::random::Draws;
 use crate::resize::{self, Crop, Filter};
-
-/// Means of ImageNet's channels, red first, of values in [0, 1].
-pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Standard deviations of ImageNet's channels, red first, of values in [0, 1].
-pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// The geometry of a transform.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,41 +38,6 @@ pub enum Geometry {
     },
 }
 
-/// Order in which the channels are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChannelOrder {
-    /// Red first.
-    Rgb,
-    /// Blue first.
-    Bgr,
-}
-
-impl ChannelOrder {
-    /// Find an order by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for another name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "rgb" => Ok(Self::Rgb),
-            "bgr" => Ok(Self::Bgr),
-            _ => Err(Error::argument(
-                "channel_order",
-                format!("'{name}' is no order; expected 'rgb' or 'bgr'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rgb => "rgb",
-            Self::Bgr => "bgr",
-        }
-    }
-}
-
 /// Geometry, flip and normalisation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transform {
@@ -86,12 +47,8 @@ pub struct Transform {
     pub filter: Filter,
     /// Probability of mirroring left and right.
     pub flip_probability: f64,
-    /// Order in which channels are written; `mean` and `std` stay red first.
-    pub channel_order: ChannelOrder,
-    /// Subtracted from values in [0, 1].
-    pub mean: [f32; 3],
-    /// Divides what is left.
-    pub std: [f32; 3],
+    /// How bytes become values.
+    pub normalization: Normalization,
 }
 
 /// The choices made for one picture.
@@ -121,19 +78,7 @@ impl Transform {
                 format!("{} is not between 0 and 1", self.flip_probability),
             ));
         }
-        if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
-            return Err(Error::argument(
-                "std",
-                format!("{:?} are not all above 0", self.std),
-            ));
-        }
-        if !self.mean.iter().all(|mean| mean.is_finite()) {
-            return Err(Error::argument(
-                "mean",
-                format!("{:?} are not all finite", self.mean),
-            ));
-        }
-        Ok(())
+        self.normalization.check()
     }
 
     /// Draw what happens to a picture of `height` x `width` pixels.
@@ -173,22 +118,6 @@ impl Transform {
             Geometry::ShorterSide { divisor, .. } => divisor,
             _ => 1,
         }
-    }
-
-    /// For each written channel, the stored one and the normalised value of each byte.
-    #[must_use]
-    pub fn channel_tables(&self) -> [(usize, [f32; 256]); 3] {
-        let order = match self.channel_order {
-            ChannelOrder::Rgb => [0, 1, 2],
-            ChannelOrder::Bgr => [2, 1, 0],
-        };
-        order.map(|channel| {
-            let mut table = [0.0; 256];
-            for (value, entry) in (0_u16..).zip(&mut table) {
-                *entry = (f32::from(value) / 255.0 - self.mean[channel]) / self.std[channel];
-            }
-            (channel, table)
-        })
     }
 }
 
@@ -355,5 +284,117 @@ fn mirror(image: &mut Rgb) {
     for row in image.pixels.chunks_exact_mut(image.width * 3) {
         let (pixels, _) = row.as_chunks_mut::<3>();
         pixels.reverse();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::cast_precision_loss)] // Small numbers.
+
+    use super::*;
+    use crate::random::Purpose;
+
+    fn draws(index: u64) -> Draws {
+        Draws::new(0, 0, index, Purpose::Picture(0))
+    }
+
+    fn transform(geometry: Geometry, flip_probability: f64) -> Transform {
+        Transform {
+            geometry,
+            filter: Filter::Bilinear,
+            flip_probability,
+            normalization: Normalization::default(),
+        }
+    }
+
+    #[test]
+    fn one_pixel_goes_through_everything() {
+        let image = Rgb {
+            height: 1,
+            width: 1,
+            pixels: vec![1, 2, 3],
+        };
+        let crop = Geometry::RandomResizedCrop {
+            size: 4,
+            scale: (0.5, 1.0),
+            ratio: (0.75, 4.0 / 3.0),
+        };
+        let shorter = Geometry::ShorterSide {
+            sizes: vec![4],
+            max_size: 8,
+            divisor: 32,
+        };
+        for geometry in [Geometry::Squash { size: 4 }, crop, shorter] {
+            let plan = transform(geometry, 1.0).plan(1, 1, &mut draws(0));
+            let output = plan.apply(&image).unwrap();
+            assert_eq!((output.height, output.width), (4, 4));
+            assert_eq!(output.pixels, [1, 2, 3].repeat(16));
+        }
+    }
+
+    #[test]
+    fn crops_stay_inside_and_within_their_ranges() {
+        let (scale, ratio) = ((0.5, 1.0), (0.75, 4.0 / 3.0));
+        for index in 0..2000 {
+            let (height, width) = (50 + draws(index).index(100), 100);
+            let crop = random_crop(height, width, scale, ratio, &mut draws(index));
+            assert!(crop.top + crop.height <= height && crop.left + crop.width <= width);
+            let area = (crop.height * crop.width) as f64 / (height * width) as f64;
+            let aspect = crop.width as f64 / crop.height as f64;
+            // Whole pixels of a side of 35 or more leave the ranges by less than 3 %.
+            assert!((0.485..=1.0).contains(&area), "{area}");
+            assert!((0.73..1.37).contains(&aspect), "{aspect}");
+        }
+    }
+
+    #[test]
+    fn an_extreme_picture_gets_a_central_crop() {
+        let crop = random_crop(1000, 10, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut draws(0));
+        assert_eq!((crop.height, crop.width, crop.top), (13, 10, 493));
+        let crop = random_crop(10, 1000, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut draws(0));
+        assert_eq!((crop.height, crop.width, crop.left), (10, 13, 493));
+    }
+
+    #[test]
+    fn shorter_side_keeps_within_the_longest() {
+        assert_eq!(shorter_side(480, 640, 480, 1333), (480, 640));
+        assert_eq!(shorter_side(480, 640, 800, 1333), (800, 1066));
+        assert_eq!(shorter_side(2000, 500, 800, 1333), (1332, 333));
+        assert_eq!(shorter_side(1, 100_000, 800, 1333), (1, 100_000));
+    }
+
+    #[test]
+    fn every_size_is_drawn() {
+        let geometry = Geometry::ShorterSide {
+            sizes: vec![10, 20, 30],
+            max_size: 100,
+            divisor: 1,
+        };
+        let transform = transform(geometry, 0.0);
+        let mut seen: Vec<usize> = (0..50)
+            .map(|index| transform.plan(5, 5, &mut draws(index)).height)
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [10, 20, 30]);
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        let name = |transform: &Transform| match transform.check() {
+            Err(Error::Argument { name, .. }) => name,
+            _ => "none",
+        };
+        assert_eq!(name(&transform(Geometry::Squash { size: 0 }, 0.0)), "size");
+        let good = transform(Geometry::Squash { size: 1 }, 1.0);
+        assert_eq!(name(&good), "none");
+        let flip = transform(Geometry::Squash { size: 1 }, 1.1);
+        assert_eq!(name(&flip), "flip_probability");
+        let sizes = Geometry::ShorterSide {
+            sizes: vec![],
+            max_size: 1,
+            divisor: 1,
+        };
+        assert_eq!(name(&transform(sizes, 0.0)), "sizes");
     }
 }

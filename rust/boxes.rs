@@ -60,7 +60,8 @@ pub fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
     let (left, top) = (crop.left as f64, crop.top as f64);
     let (height, width) = (crop.height as f64, crop.width as f64);
     let moved = [x0 - left, y0 - top, x1 - left, y1 - top];
-    let (x, y) = ((moved[0] + moved[2]) / 2.0, (moved[1] + moved[3]) / 2.0);
+    let x = f64::midpoint(moved[0], moved[2]);
+    let y = f64::midpoint(moved[1], moved[3]);
     let inside = (0.0..width).contains(&x) && (0.0..height).contains(&y);
     let left_over = clip(moved, crop.height, crop.width);
     (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
@@ -85,6 +86,8 @@ pub fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp)] // Halves and whole numbers, which are exact.
+
     use super::*;
 
     const CROP: Crop = Crop {

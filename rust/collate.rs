@@ -2,7 +2,9 @@
 
 use crate::augment::Transform;
 use crate::image::Rgb;
-use crate::record::{Sample, Settings, Task};
+use crate::normalize;
+use crate::record::Task;
+use crate::sample::{Sample, Settings};
 use crate::tokenizer::PAD_ID;
 
 /// Label of a token that is not asked for.
@@ -90,7 +92,8 @@ pub fn collate(samples: &[Sample], settings: &Settings) -> Batch {
 
 fn collate_images(samples: &[Sample], transform: &Transform, task: Task, batch: &mut Batch) {
     let pictures: Vec<&Rgb> = samples.iter().flat_map(|sample| &sample.images).collect();
-    let (values, (height, width)) = normalize(&pictures, transform);
+    let (values, (height, width)) =
+        normalize::write(&pictures, &transform.normalization, transform.divisor());
     batch.images = values;
     batch.image_shape = match task.pictures() {
         1 => vec![samples.len(), 3, height, width],
@@ -107,34 +110,6 @@ fn collate_images(samples: &[Sample], transform: &Transform, task: Task, batch: 
             .original_sizes
             .extend([integer(height), integer(width)]);
     }
-}
-
-/// Write pictures one after the other, channel by channel, padded right and bottom with zeros.
-///
-/// Gives the values and the padded (height, width): the largest, rounded up to the divisor.
-#[must_use]
-pub fn normalize(pictures: &[&Rgb], transform: &Transform) -> (Vec<f32>, (usize, usize)) {
-    let largest = |side: fn(&&Rgb) -> usize| {
-        let largest = pictures.iter().map(side).max().unwrap_or(0);
-        largest.next_multiple_of(transform.divisor())
-    };
-    let (height, width) = (largest(|image| image.height), largest(|image| image.width));
-    let mut values = vec![0.0; pictures.len() * 3 * height * width];
-    let tables = transform.channel_tables();
-    let planes = values.chunks_exact_mut((height * width).max(1));
-    let channels = pictures
-        .iter()
-        .flat_map(|image| tables.iter().map(move |table| (image, table)));
-    for (plane, (image, (channel, table))) in planes.zip(channels) {
-        let rows = image.pixels.chunks_exact(image.width * 3);
-        for (output, row) in plane.chunks_exact_mut(width).zip(rows) {
-            let (pixels, _) = row.as_chunks::<3>();
-            for (value, pixel) in output.iter_mut().zip(pixels) {
-                *value = table[usize::from(pixel[*channel])];
-            }
-        }
-    }
-    (values, (height, width))
 }
 
 fn collate_text(sample: &Sample, batch: &mut Batch) {
@@ -175,4 +150,87 @@ fn collate_boxes(sample: &Sample, batch: &mut Batch) {
 
 fn integer(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::Geometry;
+    use crate::normalize::{ChannelOrder, Normalization};
+    use crate::sample::tests::settings;
+
+    fn sample(height: usize, width: usize, tokens: usize, boxes: usize) -> Sample {
+        Sample {
+            key: format!("{height}x{width}"),
+            images: vec![Rgb {
+                height,
+                width,
+                pixels: [10, 20, 30].repeat(height * width),
+            }],
+            original_size: (height, width),
+            token_ids: vec![5; tokens],
+            boxes_xyxy: vec![[0.0, 1.0, 2.0, 3.0]; boxes],
+            positive_map: vec![vec![true; tokens]; boxes],
+            ..Sample::default()
+        }
+    }
+
+    #[test]
+    fn everything_is_padded_to_the_largest() {
+        let mut settings = settings(Task::Grounding);
+        settings.transform.geometry = Geometry::ShorterSide {
+            sizes: vec![1],
+            max_size: 1,
+            divisor: 4,
+        };
+        settings.transform.normalization = Normalization {
+            channel_order: ChannelOrder::Bgr,
+            mean: [0.0; 3],
+            std: [1.0 / 255.0; 3],
+        };
+        let batch = collate(&[sample(3, 5, 2, 1), sample(1, 1, 4, 2)], &settings);
+        assert_eq!(batch.image_shape, [2, 3, 4, 8]);
+        assert_eq!(batch.image_sizes, [3, 5, 1, 1]);
+        assert_eq!(batch.num_tokens, 4);
+        assert_eq!(batch.token_ids, [5, 5, 1, 1, 5, 5, 5, 5]);
+        assert_eq!(
+            batch.text_mask,
+            [true, true, false, false, true, true, true, true]
+        );
+        assert_eq!(batch.boxes_per_image, [1, 2]);
+        assert_eq!(batch.positive_map.len(), 3 * 4);
+        assert_eq!(batch.positive_map[..4], [true, true, false, false]);
+        // Blue comes first; beyond the picture everything is zero.
+        let at = |picture: usize, channel: usize, y: usize, x: usize| {
+            batch.images[((picture * 3 + channel) * 4 + y) * 8 + x]
+        };
+        let close = |value: f32, expected: f32| (value - expected).abs() < 1e-3;
+        assert!(close(at(0, 0, 2, 4), 30.0) && close(at(0, 2, 0, 0), 10.0));
+        assert!(close(at(0, 0, 3, 0), 0.0) && close(at(0, 0, 0, 5), 0.0));
+        assert!(close(at(1, 1, 0, 0), 20.0) && close(at(1, 1, 0, 1), 0.0));
+    }
+
+    #[test]
+    fn no_samples_make_an_empty_batch() {
+        let batch = collate(&[], &settings(Task::Reasoning));
+        assert_eq!(batch.image_shape, [0, 2, 3, 0, 0]);
+        assert!(batch.images.is_empty() && batch.keys.is_empty());
+    }
+
+    #[test]
+    fn scores_stand_at_their_answers() {
+        let mut settings = settings(Task::Question);
+        settings.mirrored_answers = vec![0, 1, 2];
+        let mut first = sample(1, 1, 2, 0);
+        first.answers = vec![(2, 0.5), (0, 1.0)];
+        let batch = collate(&[first, sample(1, 1, 2, 0)], &settings);
+        let expected: [f32; 6] = [1.0, 0.0, 0.5, 0.0, 0.0, 0.0];
+        assert!(
+            batch
+                .targets
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| a.total_cmp(&b).is_eq())
+        );
+    }
 }

@@ -56,6 +56,8 @@ pub enum Error {
         /// What was got and expected.
         reason: String,
     },
+    /// A fault of this library: a worker thread panicked over a record.
+    Worker,
     /// Any of the above, in a record.
     InRecord {
         /// Key of the record.
@@ -145,6 +147,9 @@ impl fmt::Display for Error {
             ),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
             Self::Argument { name, reason } => write!(f, "{name}: {reason}"),
+            Self::Worker => f.write_str(
+                "a worker thread panicked, which is a fault of fiber; please report the record",
+            ),
             Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
         }
     }

@@ -1,9 +1,11 @@
 //! Bytes of a picture file -> RGB, eight bits a channel.
 //!
 //! The format is told from the content, never from a name. What comes out is what Pillow's
-//! `convert("RGB")` gives: alpha is dropped, grey is repeated, orientation tags are not applied.
+//! `convert("RGB")` gives: alpha is dropped, grey is repeated, orientation tags are not applied. Of 16
+//! bits the upper eight are taken, for grey too, which Pillow would cut off at 255.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
@@ -77,53 +79,29 @@ impl Format {
 /// [`Error::Decode`] for an unknown format or a broken header.
 pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
-    let (height, width) = match format {
+    let (height, width) = guarded(|| match format {
         Format::Jpeg => {
-            let mut decoder = jpeg_decoder(bytes, ColorSpace::RGB);
-            decoder.decode_headers().map_err(|e| jpeg_error(&e))?;
-            let info = decoder
-                .info()
-                .ok_or_else(|| Error::decode("JPEG without a frame header"))?;
-            (usize::from(info.height), usize::from(info.width))
+            let mut decoder = jpeg_decoder(bytes);
+            jpeg_size(&mut decoder)
         }
-        Format::Png => {
-            let reader = png::Decoder::new(Cursor::new(bytes))
-                .read_info()
-                .map_err(|e| Error::decode(format!("PNG: {e}")))?;
-            (reader.info().height as usize, reader.info().width as usize)
-        }
-        Format::WebP => {
-            let decoder = image_webp::WebPDecoder::new(Cursor::new(bytes))
-                .map_err(|e| Error::decode(format!("WebP: {e}")))?;
-            let (width, height) = decoder.dimensions();
-            (height as usize, width as usize)
-        }
-    };
+        Format::Png => png_reader(bytes).map(|reader| png_size(&reader)),
+        Format::WebP => webp_decoder(bytes).map(|decoder| webp_size(&decoder)),
+    })?;
     Ok((height, width, format))
 }
 
 /// Decode a picture file.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or broken bytes, [`Error::TooManyPixels`] above
-/// `max_pixels`, told from the header before any memory is taken.
+/// [`Error::Decode`] for an unknown format or broken or missing bytes, [`Error::TooManyPixels`]
+/// above `max_pixels`, told from the header before memory for the pixels is taken.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
-    let (height, width, format) = probe(bytes)?;
-    if height.saturating_mul(width) > max_pixels {
-        return Err(Error::TooManyPixels {
-            height,
-            width,
-            limit: max_pixels,
-        });
-    }
-    let image = match format {
-        Format::Jpeg => decode_jpeg(bytes),
-        Format::Png => decode_png(bytes),
-        Format::WebP => decode_webp(bytes),
-    }?;
-    if image.height == 0 || image.width == 0 {
-        return Err(Error::decode("picture without pixels"));
-    }
+    let format = Format::of(bytes)?;
+    let image = guarded(|| match format {
+        Format::Jpeg => decode_jpeg(bytes, max_pixels),
+        Format::Png => decode_png(bytes, max_pixels),
+        Format::WebP => decode_webp(bytes, max_pixels),
+    })?;
     if image.pixels.len() != image.height * image.width * 3 {
         return Err(Error::decode(format!(
             "{} bytes came out of a picture of {} x {} pixels",
@@ -135,42 +113,114 @@ pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     Ok(image)
 }
 
-fn jpeg_decoder(bytes: &[u8], output: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
+/// Turn a panic inside a decoder, which only broken bytes can cause, into an error.
+fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        Err(Error::decode(
+            "broken bytes, at which the decoder gave up unexpectedly",
+        ))
+    })
+}
+
+fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
+    if height == 0 || width == 0 {
+        return Err(Error::decode(format!(
+            "picture of {height} x {width} pixels; expected 1 or more"
+        )));
+    }
+    if height.saturating_mul(width) > limit {
+        return Err(Error::TooManyPixels {
+            height,
+            width,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
+
+fn jpeg_decoder(bytes: &[u8]) -> Jpeg<'_> {
     let options = DecoderOptions::default()
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
         .set_strict_mode(true)
-        .jpeg_set_out_colorspace(output);
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
     JpegDecoder::new_with_options(ZCursor::new(bytes), options)
 }
 
-fn jpeg_error(error: &zune_jpeg::errors::DecodeErrors) -> Error {
-    Error::decode(format!("JPEG: {error}"))
-}
-
-fn decode_jpeg(bytes: &[u8]) -> Result<Rgb, Error> {
-    let mut decoder = jpeg_decoder(bytes, ColorSpace::RGB);
-    let pixels = decoder.decode().map_err(|e| jpeg_error(&e))?;
+fn jpeg_size(decoder: &mut Jpeg<'_>) -> Result<(usize, usize), Error> {
+    decoder.decode_headers().map_err(|e| broken_jpeg(&e))?;
     let info = decoder
         .info()
-        .ok_or_else(|| Error::decode("JPEG without a frame header"))?;
+        .ok_or_else(|| Error::decode("JPEG: no frame header"))?;
+    Ok((usize::from(info.height), usize::from(info.width)))
+}
+
+fn decode_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    let mut decoder = jpeg_decoder(bytes);
+    let (height, width) = jpeg_size(&mut decoder)?;
+    check_size(height, width, max_pixels)?;
+    let pixels = decoder.decode().map_err(|e| broken_jpeg(&e))?;
+    // The decoder fills up what is missing at the very end.
+    if !jpeg_ends(bytes) {
+        return Err(Error::decode(
+            "JPEG: the end marker is missing, so the file is truncated",
+        ));
+    }
     Ok(Rgb {
-        height: usize::from(info.height),
-        width: usize::from(info.width),
+        height,
+        width,
         pixels,
     })
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Rgb, Error> {
-    let broken = |e: png::DecodingError| Error::decode(format!("PNG: {e}"));
+/// Whether the end marker follows the start of the first scan.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xDA;
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    while let [0xFF, marker, after @ ..] = rest {
+        rest = match (marker, after) {
+            (0xFF, _) => &rest[1..],
+            (&START_OF_SCAN, _) => break,
+            (0x01 | 0xD0..=0xD7, _) => after,
+            (_, [high, low, ..]) => {
+                let length = usize::from(u16::from_be_bytes([*high, *low]));
+                after.get(length..).unwrap_or_default()
+            }
+            _ => &[],
+        };
+    }
+    rest.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
+}
+
+fn broken_jpeg(error: &zune_jpeg::errors::DecodeErrors) -> Error {
+    let reason = error.to_string();
+    Error::decode(format!("JPEG: {}", reason.trim().trim_matches('"')))
+}
+
+type Png<'a> = png::Reader<Cursor<&'a [u8]>>;
+
+fn png_reader(bytes: &[u8]) -> Result<Png<'_>, Error> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
-    let mut reader = decoder.read_info().map_err(broken)?;
+    decoder.read_info().map_err(|e| broken_png(&e))
+}
+
+fn png_size(reader: &Png<'_>) -> (usize, usize) {
+    let info = reader.info();
+    (info.height as usize, info.width as usize)
+}
+
+fn decode_png(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    let mut reader = png_reader(bytes)?;
+    let (height, width) = png_size(&reader);
+    check_size(height, width, max_pixels)?;
     let size = reader
         .output_buffer_size()
         .ok_or_else(|| Error::decode("PNG: more bytes than memory can hold"))?;
     let mut pixels = vec![0; size];
-    let frame = reader.next_frame(&mut pixels).map_err(broken)?;
+    let frame = reader.next_frame(&mut pixels).map_err(|e| broken_png(&e))?;
     pixels.truncate(frame.buffer_size());
     Ok(Rgb {
         height: frame.height as usize,
@@ -179,20 +229,41 @@ fn decode_png(bytes: &[u8]) -> Result<Rgb, Error> {
     })
 }
 
-fn decode_webp(bytes: &[u8]) -> Result<Rgb, Error> {
-    let broken = |e: image_webp::DecodingError| Error::decode(format!("WebP: {e}"));
-    let mut decoder = image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(broken)?;
+fn broken_png(error: &png::DecodingError) -> Error {
+    Error::decode(format!("PNG: {error}"))
+}
+
+type WebP<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
+
+fn webp_decoder(bytes: &[u8]) -> Result<WebP<'_>, Error> {
+    image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(|e| broken_webp(&e))
+}
+
+fn webp_size(decoder: &WebP<'_>) -> (usize, usize) {
     let (width, height) = decoder.dimensions();
+    (height as usize, width as usize)
+}
+
+fn decode_webp(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    let mut decoder = webp_decoder(bytes)?;
+    let (height, width) = webp_size(&decoder);
+    check_size(height, width, max_pixels)?;
     let size = decoder
         .output_buffer_size()
         .ok_or_else(|| Error::decode("WebP: more bytes than memory can hold"))?;
     let mut pixels = vec![0; size];
-    decoder.read_image(&mut pixels).map_err(broken)?;
+    decoder
+        .read_image(&mut pixels)
+        .map_err(|e| broken_webp(&e))?;
     Ok(Rgb {
-        height: height as usize,
-        width: width as usize,
+        height,
+        width,
         pixels: to_rgb(pixels, if decoder.has_alpha() { 4 } else { 3 }),
     })
+}
+
+fn broken_webp(error: &image_webp::DecodingError) -> Error {
+    Error::decode(format!("WebP: {error}"))
 }
 
 /// Repeat grey, drop alpha.
@@ -205,5 +276,93 @@ fn to_rgb(pixels: Vec<u8>, channels: usize) -> Vec<u8> {
             .flat_map(|p| [p[0], p[1], p[2]])
             .collect(),
         _ => pixels,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A PNG of one pixel, written by the same crate that reads it.
+    fn png(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(data).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    fn pixel(bytes: &[u8]) -> Vec<u8> {
+        decode(bytes, MAX_PIXELS).unwrap().pixels
+    }
+
+    #[test]
+    fn no_bytes_are_no_picture() {
+        for bytes in [
+            &b""[..],
+            b"\xFF",
+            b"GIF89a",
+            b"\xFF\xD8",
+            b"\x89PNG\r\n\x1a\n",
+        ] {
+            assert!(matches!(
+                decode(bytes, MAX_PIXELS),
+                Err(Error::Decode { path: None, .. })
+            ));
+            assert!(probe(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn every_kind_of_pixel_becomes_rgb() {
+        use png::{BitDepth, ColorType};
+        let of = |color, depth, data: &[u8]| pixel(&png(color, depth, data));
+        assert_eq!(of(ColorType::Grayscale, BitDepth::One, &[0x80]), [255; 3]);
+        assert_eq!(of(ColorType::Grayscale, BitDepth::Four, &[0x50]), [0x55; 3]);
+        assert_eq!(
+            of(ColorType::Grayscale, BitDepth::Sixteen, &[0x12, 0xFF]),
+            [0x12; 3]
+        );
+        assert_eq!(
+            of(ColorType::GrayscaleAlpha, BitDepth::Eight, &[7, 0]),
+            [7; 3]
+        );
+        assert_eq!(of(ColorType::Rgb, BitDepth::Eight, &[1, 2, 3]), [1, 2, 3]);
+        assert_eq!(
+            of(ColorType::Rgba, BitDepth::Eight, &[1, 2, 3, 0]),
+            [1, 2, 3]
+        );
+    }
+
+    #[test]
+    fn size_is_checked_before_decoding() {
+        let bytes = png(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3]);
+        assert_eq!(probe(&bytes).unwrap(), (1, 1, Format::Png));
+        assert!(matches!(
+            decode(&bytes, 0),
+            Err(Error::TooManyPixels {
+                height: 1,
+                width: 1,
+                limit: 0
+            })
+        ));
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let result: Result<(), Error> = guarded(|| panic!("as a decoder might"));
+        assert!(matches!(result, Err(Error::Decode { .. })));
+    }
+
+    #[test]
+    fn end_marker_counts_after_the_first_scan_only() {
+        // A thumbnail in APP1 has an end marker of its own.
+        let start = [0xFF, 0xD8, 0xFF, 0xE1, 0, 4, 0xFF, 0xD9, 0xFF, 0xDA, 0, 2];
+        assert!(!jpeg_ends(&start));
+        assert!(jpeg_ends(&[&start[..], &[1, 2, 0xFF, 0xD9, 0]].concat()));
+        assert!(!jpeg_ends(&[]));
     }
 }

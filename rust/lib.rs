@@ -1,8 +1,8 @@
 //! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
-//! [`record`] -> [`image`], [`augment`], [`resize`], [`boxes`], [`tokenizer`], [`spans`] ->
-//! [`collate`], on the threads of [`loader`].
+//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`resize`], [`boxes`], [`tokenizer`],
+//! [`spans`] and [`random`]) -> [`collate`], on the threads of [`loader`].
 
 pub mod augment;
 pub mod boxes;
@@ -10,9 +10,11 @@ pub mod collate;
 pub mod error;
 pub mod image;
 pub mod loader;
+pub mod normalize;
 pub mod random;
 pub mod record;
 pub mod resize;
+pub mod sample;
 pub mod spans;
 pub mod tokenizer;
 

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use crate::Error;
 use crate::collate::{self, Batch};
-use crate::record::{Record, Sample, Settings};
+use crate::record::Record;
+use crate::sample::{Sample, Settings};
 
 /// What a worker does next: one record of a batch.
 struct Job {
@@ -38,10 +39,16 @@ struct SessionState {
     changed: Condvar,
 }
 
-/// Batches of one session; `None` where one is in the making.
+/// A place in the queue: the batch in the making and, once done, what came of it.
+struct Slot {
+    pending: Arc<Pending>,
+    outcome: Option<Result<Batch, Error>>,
+}
+
+/// Batches of one session, in order.
 #[derive(Default)]
 struct Queue {
-    batches: VecDeque<(Arc<Pending>, Option<Result<Batch, Error>>)>,
+    slots: VecDeque<Slot>,
     finished: bool,
     closed: bool,
 }
@@ -63,12 +70,16 @@ pub struct Loader {
     settings: Arc<Settings>,
     pool: Arc<Pool>,
     threads: Vec<JoinHandle<()>>,
+    /// The process in which the threads live: a fork has none of them.
+    process: u32,
 }
 
 /// One pass over data.
 pub struct Session {
+    settings: Arc<Settings>,
     pool: Arc<Pool>,
     state: Arc<SessionState>,
+    process: u32,
 }
 
 /// What [`Session::next`] found.
@@ -110,6 +121,7 @@ impl Loader {
             settings: Arc::new(settings),
             pool: Arc::new(Pool::default()),
             threads: Vec::with_capacity(count),
+            process: std::process::id(),
         };
         for number in 0..count {
             let (pool, settings) = (Arc::clone(&loader.pool), Arc::clone(&loader.settings));
@@ -126,14 +138,19 @@ impl Loader {
     #[must_use]
     pub fn open(&self) -> Session {
         Session {
+            settings: Arc::clone(&self.settings),
             pool: Arc::clone(&self.pool),
             state: Arc::new(SessionState::default()),
+            process: self.process,
         }
     }
 }
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
         let waiting = {
             let mut jobs = lock(&self.pool.jobs);
             jobs.stopped = true;
@@ -163,8 +180,10 @@ impl Session {
             if queue.closed {
                 return;
             }
-            let done = (missing == 0).then(|| Ok(Batch::default()));
-            queue.batches.push_back((Arc::clone(&pending), done));
+            queue.slots.push_back(Slot {
+                pending: Arc::clone(&pending),
+                outcome: (missing == 0).then(|| Ok(collate::collate(&[], &self.settings))),
+            });
         }
         let jobs = records.into_iter().enumerate().map(|(place, record)| Job {
             session: Arc::clone(&self.state),
@@ -189,7 +208,7 @@ impl Session {
             let mut queue = lock(&self.state.queue);
             queue.closed = true;
             queue.finished = true;
-            std::mem::take(&mut queue.batches)
+            std::mem::take(&mut queue.slots)
         };
         drop(dropped);
         lock(&self.pool.jobs)
@@ -203,30 +222,32 @@ impl Session {
     /// # Errors
     /// The first fault of the batch's records, unless bad samples are left out.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
-        let queue = lock(&self.state.queue);
         let (mut queue, _) = self
             .state
             .changed
-            .wait_timeout_while(queue, timeout, |queue| {
-                !matches!(queue.batches.front(), Some((_, Some(_))))
-                    && !(queue.finished && queue.batches.is_empty())
+            .wait_timeout_while(lock(&self.state.queue), timeout, |queue| {
+                match queue.slots.front() {
+                    Some(slot) => slot.outcome.is_none(),
+                    None => !queue.finished,
+                }
             })
             .unwrap_or_else(PoisonError::into_inner);
-        match queue.batches.pop_front() {
-            Some((_, Some(batch))) => Ok(Next::Batch(Box::new(batch?))),
-            Some(unfinished) => {
-                queue.batches.push_front(unfinished);
-                Ok(Next::NotYet)
+        match queue.slots.front_mut().map(|slot| slot.outcome.take()) {
+            Some(Some(outcome)) => {
+                queue.slots.pop_front();
+                Ok(Next::Batch(Box::new(outcome?)))
             }
             None if queue.finished => Ok(Next::End),
-            None => Ok(Next::NotYet),
+            _ => Ok(Next::NotYet),
         }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.close();
+        if self.process == std::process::id() {
+            self.close();
+        }
     }
 }
 
@@ -255,9 +276,9 @@ fn perform(job: &Job, settings: &Settings) {
     if lock(&job.session.queue).closed {
         return;
     }
-    // A decoder that panics on broken bytes must not take the batch, or the process, with it.
+    // A batch whose worker is gone would be waited for without end.
     let sample = catch_unwind(AssertUnwindSafe(|| settings.prepare(&job.record)))
-        .unwrap_or_else(|_| Err(Error::decode("the decoder failed").in_record(&job.record.key)));
+        .unwrap_or_else(|_| Err(Error::Worker.in_record(&job.record.key)));
     let complete = {
         let mut unfinished = lock(&job.batch.samples);
         if let Some(slot) = unfinished.samples.get_mut(job.place) {
@@ -267,14 +288,11 @@ fn perform(job: &Job, settings: &Settings) {
         (unfinished.missing == 0).then(|| std::mem::take(&mut unfinished.samples))
     };
     if let Some(samples) = complete {
-        let batch = assemble(samples.into_iter().flatten().collect(), settings);
+        let outcome = assemble(samples.into_iter().flatten().collect(), settings);
         let mut queue = lock(&job.session.queue);
-        let slot = queue
-            .batches
-            .iter_mut()
-            .find(|(pending, _)| Arc::ptr_eq(pending, &job.batch));
-        if let Some((_, slot)) = slot {
-            *slot = Some(batch);
+        let mut slots = queue.slots.iter_mut();
+        if let Some(slot) = slots.find(|slot| Arc::ptr_eq(&slot.pending, &job.batch)) {
+            slot.outcome = Some(outcome);
         }
         drop(queue);
         job.session.changed.notify_all();
@@ -297,4 +315,129 @@ fn assemble(results: Vec<Result<Sample, Error>>, settings: &Settings) -> Result<
     let mut batch = collate::collate(&samples, settings);
     batch.skipped = skipped;
     Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{StoredImage, Task};
+    use crate::sample::tests::{png, record, settings};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn keys(session: &Session) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        loop {
+            match session.next(LONG).unwrap() {
+                Next::Batch(batch) => all.push(batch.keys),
+                Next::NotYet => panic!("no batch in time"),
+                Next::End => return all,
+            }
+        }
+    }
+
+    #[test]
+    fn no_batches_end_at_once() {
+        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let session = loader.open();
+        assert!(matches!(session.next(Duration::ZERO), Ok(Next::NotYet)));
+        session.finish();
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+    }
+
+    #[test]
+    fn an_empty_batch_comes_out_empty() {
+        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let session = loader.open();
+        session.submit(Vec::new());
+        let Ok(Next::Batch(batch)) = session.next(LONG) else {
+            panic!("no batch");
+        };
+        assert_eq!(batch.image_shape, [0, 3, 0, 0]);
+    }
+
+    #[test]
+    fn batches_come_in_order_whatever_they_cost() {
+        let loader = Loader::new(settings(Task::ImageText), 4).unwrap();
+        let session = loader.open();
+        for batch in 0..20_usize {
+            let side = if batch % 3 == 0 { 300 } else { 2 };
+            let records = (0..3).map(|place| {
+                let mut record = record(&format!("{batch}.{place}"));
+                record.images = vec![StoredImage::Bytes(png(side, side))];
+                record
+            });
+            session.submit(records.collect());
+        }
+        session.finish();
+        let keys = keys(&session);
+        assert_eq!(keys.len(), 20);
+        for (batch, keys) in keys.iter().enumerate() {
+            assert_eq!(*keys, [0, 1, 2].map(|place| format!("{batch}.{place}")));
+        }
+    }
+
+    #[test]
+    fn a_fault_comes_in_its_batch_only() {
+        let loader = Loader::new(settings(Task::ImageText), 2).unwrap();
+        let session = loader.open();
+        let mut bad = record("bad");
+        bad.images = vec![StoredImage::Bytes(Vec::new())];
+        session.submit(vec![record("a")]);
+        session.submit(vec![record("b"), bad]);
+        session.submit(vec![record("c")]);
+        assert!(matches!(session.next(LONG), Ok(Next::Batch(_))));
+        let error = session.next(LONG).unwrap_err();
+        assert!(error.to_string().starts_with("record 'bad': "), "{error}");
+        assert!(matches!(session.next(LONG), Ok(Next::Batch(_))));
+    }
+
+    #[test]
+    fn bad_samples_are_left_out_and_told() {
+        let mut settings = settings(Task::ImageText);
+        settings.skip_errors = true;
+        let loader = Loader::new(settings, 2).unwrap();
+        let session = loader.open();
+        let mut bad = record("bad");
+        bad.images = vec![StoredImage::Path("no/such.png".into())];
+        session.submit(vec![record("a"), bad, record("b")]);
+        let Ok(Next::Batch(batch)) = session.next(LONG) else {
+            panic!("no batch");
+        };
+        assert_eq!(batch.keys, ["a", "b"]);
+        assert_eq!(batch.skipped.len(), 1);
+        assert!(batch.skipped[0].1.starts_with("no/such.png: "));
+    }
+
+    #[test]
+    fn closing_gives_up_what_waits() {
+        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let session = loader.open();
+        (0..100).for_each(|_| session.submit(vec![record("a")]));
+        session.close();
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+        session.submit(vec![record("late")]);
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+        // The threads serve the next session.
+        let session = loader.open();
+        session.submit(vec![record("b")]);
+        session.finish();
+        assert_eq!(keys(&session), [["b"]]);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let mut wrong = settings(Task::ImageText);
+        wrong.max_tokens = 1;
+        assert!(matches!(
+            Loader::new(wrong, 1).err(),
+            Some(Error::Argument {
+                name: "max_tokens",
+                ..
+            })
+        ));
+        let mut wrong = settings(Task::ImageText);
+        wrong.mlm_probability = f64::NAN;
+        assert!(Loader::new(wrong, 1).is_err());
+    }
 }

@@ -118,7 +118,7 @@ mod tests {
         for count in [1, 2, 7, 1000] {
             let mut order = permutation(count, 3, 4);
             order.sort_unstable();
-            assert!(order.iter().enumerate().all(|(i, &n)| i as i64 == n));
+            assert!((0..).zip(&order).all(|(i, &n)| i == n));
         }
     }
 

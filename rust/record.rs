@@ -1,15 +1,11 @@
-//! Records as they are handed in, and how one becomes a sample of a batch.
+//! Records as they are handed in.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::augment::Transform;
 use crate::boxes::BoxXyxy;
 use crate::image::{self, Rgb};
-use crate::random::{Draws, Purpose};
-use crate::spans::{self, CharSpan, Mirrored};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::spans::CharSpan;
 
 /// A picture as it is stored.
 #[derive(Clone, Debug)]
@@ -86,218 +82,32 @@ pub struct Record {
     pub truth: Option<bool>,
 }
 
-/// Everything that turns records into samples.
-#[derive(Clone)]
-pub struct Settings {
-    /// What the batches are for.
-    pub task: Task,
-    /// For the text.
-    pub tokenizer: Arc<Tokenizer>,
-    /// For the pictures and boxes.
-    pub transform: Transform,
-    /// Longest text in tokens, `<s>` and `</s>` included.
-    pub max_tokens: usize,
-    /// Start of every random draw.
-    pub seed: u64,
-    /// Part of the tokens that is picked for masking.
-    pub mlm_probability: f64,
-    /// For each answer, the one that is right in the mirrored picture.
-    pub mirrored_answers: Vec<usize>,
-    /// Leave bad samples out instead of stopping.
-    pub skip_errors: bool,
-    /// Largest picture.
-    pub max_pixels: usize,
-}
-
-/// A record, ready to be put into a batch.
-#[derive(Clone, Debug, Default)]
-pub struct Sample {
-    /// Name of the record.
-    pub key: String,
-    /// Resized pictures, not yet normalised.
-    pub images: Vec<Rgb>,
-    /// (height, width) of the first stored picture.
-    pub original_size: (usize, usize),
-    /// Ids of the text.
-    pub token_ids: Vec<u32>,
-    /// Ids with some masked.
-    pub masked_ids: Vec<u32>,
-    /// The original id where one was picked for masking.
-    pub mlm_labels: Vec<Option<u32>>,
-    /// Hash of the picture's name.
-    pub image_id: i64,
-    /// (answer, soft score).
-    pub answers: Vec<(usize, f32)>,
-    /// Whether the statement is true.
-    pub truth: bool,
-    /// Boxes in pixels of the resized picture.
-    pub boxes_xyxy: Vec<BoxXyxy>,
-    /// For each box, which tokens name it.
-    pub positive_map: Vec<Vec<bool>>,
-    /// Boxes left out because no token of the text names them.
-    pub truncated_boxes: usize,
-    /// Boxes left out because the crop left too little of them.
-    pub cropped_boxes: usize,
-}
-
-impl Settings {
-    /// Read, decode, transform, tokenise and mask one record.
+impl StoredImage {
+    /// Read and decode the picture.
     ///
     /// # Errors
-    /// [`Error::InRecord`] with what is wrong.
-    pub fn prepare(&self, record: &Record) -> Result<Sample, Error> {
-        self.prepare_unnamed(record)
-            .map_err(|error| error.in_record(&record.key))
-    }
-
-    fn prepare_unnamed(&self, record: &Record) -> Result<Sample, Error> {
-        self.check(record)?;
-        let mut sample = Sample {
-            key: record.key.clone(),
-            image_id: hash(&record.image_id),
-            truth: record.truth.unwrap_or(false),
-            ..Sample::default()
-        };
-        let mut flipped = false;
-        for (number, stored) in (0_u8..).zip(&record.images) {
-            let image = self.read(stored)?;
-            let size = (image.height, image.width);
-            let mut draws = self.draws(record, Purpose::Picture(number));
-            let plan = self.transform.plan(size.0, size.1, &mut draws);
-            sample.images.push(plan.apply(&image)?);
-            if number == 0 {
-                sample.original_size = size;
-                flipped = plan.flip;
-                if self.task == Task::Grounding {
-                    sample.boxes_xyxy = Vec::new();
-                    let moved = plan.move_boxes(&record.boxes_xyxy, size.0, size.1)?;
-                    self.ground(record, flipped, &moved, &mut sample)?;
-                }
-            }
-        }
-        match self.task {
-            Task::Grounding => {}
-            // "left" means the left picture of the two.
-            Task::Reasoning => sample.token_ids = self.encode(&record.text)?.ids,
-            Task::ImageText | Task::Question => {
-                let text = mirror_if(flipped, &record.text);
-                sample.token_ids = self.encode(&text.text)?.ids;
-            }
-        }
-        if self.task == Task::ImageText {
-            self.mask(record, &mut sample);
-        }
-        if let Some(answers) = &record.answers {
-            sample.answers = answers
-                .iter()
-                .map(|&(answer, score)| (self.answer(answer, flipped), score))
-                .collect();
-        }
-        Ok(sample)
-    }
-
-    fn check(&self, record: &Record) -> Result<(), Error> {
-        let pictures = self.task.pictures();
-        if record.images.len() != pictures {
-            return Err(Error::field(
-                "images",
-                format!(
-                    "{} pictures; expected {pictures} in this task",
-                    record.images.len()
-                ),
-            ));
-        }
-        match self.task {
-            Task::Question if record.answers.is_none() && !self.mirrored_answers.is_empty() => Err(
-                Error::field("answers", "missing; expected answers with their scores"),
-            ),
-            Task::Reasoning if record.truth.is_none() => {
-                Err(Error::field("truth", "missing; expected True or False"))
-            }
-            Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => {
-                Err(Error::field(
-                    "char_spans",
-                    format!(
-                        "{} entries for {} boxes; expected one for each box",
-                        record.char_spans.len(),
-                        record.boxes_xyxy.len()
-                    ),
-                ))
-            }
-            _ => Ok(()),
+    /// As [`read_image`] and [`image::decode`].
+    pub fn decode(&self, max_pixels: usize) -> Result<Rgb, Error> {
+        match self {
+            Self::Bytes(bytes) => image::decode(bytes, max_pixels),
+            Self::Path(path) => read_image(path, max_pixels),
         }
     }
+}
 
-    fn draws(&self, record: &Record, purpose: Purpose) -> Draws {
-        Draws::new(self.seed, record.epoch, record.index, purpose)
-    }
-
-    fn read(&self, stored: &StoredImage) -> Result<Rgb, Error> {
-        match stored {
-            StoredImage::Bytes(bytes) => image::decode(bytes, self.max_pixels),
-            StoredImage::Path(path) => read_image(path, self.max_pixels),
-        }
-    }
-
-    fn encode(&self, text: &str) -> Result<Encoded, Error> {
-        self.tokenizer.encode(text, Some(self.max_tokens))
-    }
-
-    /// Encode the text and keep the boxes that both the crop and the tokens leave.
-    fn ground(
-        &self,
-        record: &Record,
-        flipped: bool,
-        moved: &[Option<BoxXyxy>],
-        sample: &mut Sample,
-    ) -> Result<(), Error> {
-        let text = mirror_if(flipped, &record.text);
-        let encoded = self.encode(&text.text)?;
-        for (box_xyxy, spans) in moved.iter().zip(&record.char_spans) {
-            let Some(box_xyxy) = box_xyxy else {
-                sample.cropped_boxes += 1;
-                continue;
-            };
-            let spans: Vec<CharSpan> = spans.iter().map(|&span| text.move_span(span)).collect();
-            let row = spans::positive_row(&encoded.offsets, &spans);
-            if row.contains(&true) {
-                sample.boxes_xyxy.push(*box_xyxy);
-                sample.positive_map.push(row);
-            } else {
-                sample.truncated_boxes += 1;
-            }
-        }
-        sample.token_ids = encoded.ids;
-        Ok(())
-    }
-
-    /// Mask words as BERT does: of the picked ones 80 % `<mask>`, 10 % any token, 10 % unchanged.
-    fn mask(&self, record: &Record, sample: &mut Sample) {
-        let mut draws = self.draws(record, Purpose::MaskedWords);
-        let mask_id = self.tokenizer.mask_id();
-        let specials = 0..=crate::tokenizer::UNKNOWN_ID;
-        for &id in &sample.token_ids {
-            // Every token takes the same number of draws, whatever comes of them.
-            let (pick, kind, other) = (draws.unit(), draws.unit(), draws.below(mask_id.into()));
-            let is_word = !specials.contains(&id) && id != mask_id;
-            let picked = is_word && pick < self.mlm_probability;
-            sample.mlm_labels.push(picked.then_some(id));
-            sample.masked_ids.push(if !picked || kind >= 0.9 {
-                id
-            } else if kind < 0.8 {
-                mask_id
-            } else {
-                u32::try_from(other).unwrap_or(id)
+impl Record {
+    /// A number for the picture's name.
+    ///
+    /// FNV-1a, without the sign bit: the same name gives the same number in every process.
+    #[must_use]
+    pub fn image_number(&self) -> i64 {
+        let hash = self
+            .image_id
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
             });
-        }
-    }
-
-    fn answer(&self, answer: usize, flipped: bool) -> usize {
-        if flipped {
-            self.mirrored_answers.get(answer).copied().unwrap_or(answer)
-        } else {
-            answer
-        }
+        (hash >> 1).cast_signed()
     }
 }
 
@@ -305,7 +115,7 @@ impl Settings {
 ///
 /// # Errors
 /// [`Error::File`] where it cannot be read, [`Error::Decode`] where it is broken, both with its path.
-pub fn read_image(path: &std::path::Path, max_pixels: usize) -> Result<Rgb, Error> {
+pub fn read_image(path: &Path, max_pixels: usize) -> Result<Rgb, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::File {
         path: path.to_owned(),
         source,
@@ -313,18 +123,29 @@ pub fn read_image(path: &std::path::Path, max_pixels: usize) -> Result<Rgb, Erro
     image::decode(&bytes, max_pixels).map_err(|error| error.in_file(path))
 }
 
-fn mirror_if(flipped: bool, text: &str) -> Mirrored {
-    if flipped {
-        spans::mirror_words(text)
-    } else {
-        Mirrored::unchanged(text)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// FNV-1a, without the sign bit: the same name gives the same number in every process.
-fn hash(name: &str) -> i64 {
-    let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
-    (hash >> 1).cast_signed()
+    fn number(image_id: &str) -> i64 {
+        let record = Record {
+            image_id: image_id.to_owned(),
+            ..Record::default()
+        };
+        record.image_number()
+    }
+
+    #[test]
+    fn the_same_name_has_the_same_number() {
+        assert_eq!(number("a"), number("a"));
+        assert_ne!(number("a"), number("b"));
+        assert!(number("a") >= 0 && number("") >= 0);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let stored = StoredImage::Path("no/such.png".into());
+        let message = stored.decode(10).unwrap_err().to_string();
+        assert!(message.starts_with("no/such.png: "), "{message}");
+    }
 }

@@ -276,3 +276,82 @@ fn read(path: &Path) -> Result<String, Error> {
 fn tokenizer_error(error: tokenizers::Error) -> Error {
     Error::Tokenizer(format!("tokenizer: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let texts = ["a red cup", "the red cups", "a red dog and a cup"];
+        Tokenizer::train(texts.into_iter(), 300).unwrap()
+    }
+
+    #[test]
+    fn no_texts_leave_the_bytes() {
+        let tokenizer = Tokenizer::train(std::iter::empty(), 300).unwrap();
+        assert_eq!(tokenizer.vocab_size(), SMALLEST);
+        let encoded = tokenizer.encode("", None).unwrap();
+        assert_eq!(encoded.ids, [START_ID, END_ID]);
+        assert_eq!(encoded.offsets, [(0, 0), (0, 0)]);
+        assert_eq!(tokenizer.decode(&[]).unwrap(), "");
+    }
+
+    #[test]
+    fn text_comes_back() {
+        let tokenizer = tokenizer();
+        for text in ["a red cup", "  two  spaces", "e\u{301} \u{1F600}\n\u{200d}"] {
+            let encoded = tokenizer.encode(text, None).unwrap();
+            assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn offsets_count_code_points_without_the_space() {
+        let tokenizer = tokenizer();
+        let text = "\u{1F600} red";
+        let encoded = tokenizer.encode(text, None).unwrap();
+        // Four bytes of one character, then the word.
+        assert_eq!(
+            encoded.offsets,
+            [(0, 0), (0, 1), (0, 1), (0, 1), (0, 1), (2, 5), (0, 0)]
+        );
+    }
+
+    #[test]
+    fn long_texts_keep_their_end() {
+        let tokenizer = tokenizer();
+        let whole = tokenizer.encode("a red cup and a dog", None).unwrap();
+        let cut = tokenizer.encode("a red cup and a dog", Some(4)).unwrap();
+        assert_eq!(cut.ids[..3], whole.ids[..3]);
+        assert_eq!(cut.ids[3], END_ID);
+        assert_eq!(cut.offsets[3], (0, 0));
+        assert!(tokenizer.encode("a", Some(1)).is_err());
+    }
+
+    #[test]
+    fn training_and_saving_change_nothing() {
+        let first = tokenizer();
+        assert_eq!(first.to_json().unwrap(), tokenizer().to_json().unwrap());
+        assert_eq!(first.mask_id() as usize, first.vocab_size() - 1);
+        let again = Tokenizer::from_json(&first.to_json().unwrap()).unwrap();
+        assert_eq!(
+            again.encode("the <mask> cup", None).unwrap(),
+            first.encode("the <mask> cup", None).unwrap()
+        );
+    }
+
+    #[test]
+    fn other_tokenizers_are_refused() {
+        assert!(Tokenizer::from_json("{}").is_err());
+        let json = tokenizer().to_json().unwrap();
+        let swapped = json.replace("\"<pad>\"", "\"<PAD>\"");
+        let message = Tokenizer::from_json(&swapped).err().unwrap().to_string();
+        assert!(message.contains("<pad>"), "{message}");
+        assert!(Tokenizer::train(std::iter::empty(), 10).is_err());
+        assert!(matches!(
+            Tokenizer::from_file(Path::new("no/such.json")),
+            Err(Error::File { .. })
+        ));
+        assert!(tokenizer().decode(&[9999]).is_err());
+    }
+}

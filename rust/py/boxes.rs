@@ -8,7 +8,6 @@ use crate::spans::{self, CharSpan};
 /// Tell for every box which tokens name it.
 #[pyfunction]
 #[pyo3(signature = (offsets, char_spans))]
-#[allow(clippy::needless_pass_by_value)] // Python's lists become vectors.
 pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> PyResult<Buffer> {
     let rows = char_spans
         .iter()
@@ -20,7 +19,6 @@ pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> P
 /// Swap the words for left and right, and move spans with them.
 #[pyfunction]
 #[pyo3(signature = (text, char_spans = Vec::new()))]
-#[allow(clippy::needless_pass_by_value)] // Python's lists become vectors.
 pub fn mirror_words(text: &str, char_spans: Vec<CharSpan>) -> (String, Vec<CharSpan>) {
     let mirrored = spans::mirror_words(text);
     let moved = char_spans

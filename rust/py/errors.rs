@@ -1,6 +1,6 @@
 //! [`Error`] -> Python exception; the only mapping.
 
-use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyValueError};
+use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::Error;
@@ -30,6 +30,7 @@ impl From<Error> for PyErr {
                 }
             }
             Error::Decode { .. } | Error::TooManyPixels { .. } => DecodeError::new_err(message),
+            Error::Worker => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

@@ -8,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{Buffer, Values};
-use crate::augment::{ChannelOrder, Geometry, IMAGENET_MEAN, IMAGENET_STD, Transform};
+use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
 use crate::image::{self, Rgb};
+use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization};
 use crate::random::{Draws, Purpose};
 use crate::record;
 use crate::resize::{self, Crop, Filter};
@@ -27,8 +28,8 @@ struct Common<'a> {
     filter: &'a str,
     flip_probability: f64,
     channel_order: &'a str,
-    mean: [f32; 3],
-    std: [f32; 3],
+    mean: [f64; 3],
+    std: [f64; 3],
 }
 
 impl ImageTransform {
@@ -37,9 +38,11 @@ impl ImageTransform {
             geometry,
             filter: Filter::from_name(common.filter)?,
             flip_probability: common.flip_probability,
-            channel_order: ChannelOrder::from_name(common.channel_order)?,
-            mean: common.mean,
-            std: common.std,
+            normalization: Normalization {
+                channel_order: ChannelOrder::from_name(common.channel_order)?,
+                mean: common.mean,
+                std: common.std,
+            },
         };
         inner.check()?;
         Ok(Self { inner })
@@ -56,8 +59,8 @@ impl ImageTransform {
         size: usize,
         filter: &str,
         channel_order: &str,
-        mean: [f32; 3],
-        std: [f32; 3],
+        mean: [f64; 3],
+        std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
@@ -79,8 +82,8 @@ impl ImageTransform {
         flip_probability: f64,
         filter: &str,
         channel_order: &str,
-        mean: [f32; 3],
-        std: [f32; 3],
+        mean: [f64; 3],
+        std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
@@ -92,7 +95,7 @@ impl ImageTransform {
         Self::new(Geometry::RandomResizedCrop { size, scale, ratio }, &common)
     }
 
-    /// Resize the shorter side to one of sizes, the longer to at most max_size.
+    /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
     #[staticmethod]
     #[pyo3(signature = (sizes, max_size, *, flip_probability = 0.0, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
@@ -102,8 +105,8 @@ impl ImageTransform {
         divisor: usize,
         filter: &str,
         channel_order: &str,
-        mean: [f32; 3],
-        std: [f32; 3],
+        mean: [f64; 3],
+        std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
@@ -153,9 +156,10 @@ impl ImageTransform {
         }
         settings.set_item("flip_probability", self.inner.flip_probability)?;
         settings.set_item("filter", self.inner.filter.name())?;
-        settings.set_item("channel_order", self.inner.channel_order.name())?;
-        settings.set_item("mean", self.inner.mean)?;
-        settings.set_item("std", self.inner.std)?;
+        let normalization = &self.inner.normalization;
+        settings.set_item("channel_order", normalization.channel_order.name())?;
+        settings.set_item("mean", normalization.mean)?;
+        settings.set_item("std", normalization.std)?;
         Ok(settings)
     }
 
@@ -239,8 +243,9 @@ pub fn apply_transform(
     let plan = transform.plan(picture.height, picture.width, &mut draws);
     let boxes = plan.move_boxes(&boxes.unwrap_or_default(), picture.height, picture.width)?;
     let (values, shape) = py.detach(|| {
-        plan.apply(&picture)
-            .map(|resized| crate::collate::normalize(&[&resized], transform))
+        plan.apply(&picture).map(|resized| {
+            normalize::write(&[&resized], &transform.normalization, transform.divisor())
+        })
     })?;
     Ok((
         Buffer::new(Values::Float32(values), &[3, shape.0, shape.1])?,

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::arrays::{Buffer, Values};
 use super::image::ImageTransform;
@@ -14,7 +15,8 @@ use crate::boxes::BoxXyxy;
 use crate::collate::Batch;
 use crate::loader::{self, Next};
 use crate::random;
-use crate::record::{Record, Settings, StoredImage, Task};
+use crate::record::{Record, StoredImage, Task};
+use crate::sample::Settings;
 use crate::spans::CharSpan;
 
 /// How long a wait lasts before Python may handle signals, such as Ctrl-C.
@@ -36,7 +38,7 @@ pub struct Session {
     num_answers: usize,
 }
 
-/// (key, epoch, index, images, text, image_id, boxes, spans, answers, truth).
+/// Key, epoch, index, images, text, image id, boxes, spans, answers, truth.
 type PlainRecord<'py> = (
     String,
     u64,
@@ -100,11 +102,8 @@ impl Loader {
 #[pymethods]
 impl Session {
     /// Hand in the records of one batch; returns at once.
-    fn submit(&self, records: Vec<PlainRecord<'_>>) -> PyResult<()> {
-        let records = records
-            .into_iter()
-            .map(to_record)
-            .collect::<PyResult<_>>()?;
+    fn submit(&self, records: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
+        let records = records.iter().map(to_record).collect::<PyResult<_>>()?;
         self.inner.submit(records);
         Ok(())
     }
@@ -198,8 +197,15 @@ pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyRes
     Buffer::new(Values::Int64(order), &[count])
 }
 
-fn to_record(plain: PlainRecord<'_>) -> PyResult<Record> {
-    let (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers, truth) = plain;
+fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
+    let (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers, truth) =
+        plain.extract::<PlainRecord<'_>>().map_err(|error| {
+            let key = plain.get_item(0).map(|key| key.to_string());
+            let message = format!("record '{}': {error}", key.unwrap_or_default());
+            let named = PyTypeError::new_err(message);
+            named.set_cause(plain.py(), Some(error));
+            named
+        })?;
     Ok(Record {
         key,
         epoch,

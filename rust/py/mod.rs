@@ -1,5 +1,8 @@
 //! The extension module `fiber._core`: registration only.
 
+// What comes from Python is converted and so owned; pyo3 wants it taken by value.
+#![allow(clippy::needless_pass_by_value)]
+
 mod arrays;
 mod boxes;
 mod errors;

@@ -87,7 +87,6 @@ impl Tokenizer {
     }
 
     /// Join tokens to a text.
-    #[allow(clippy::needless_pass_by_value)] // Python's lists become vectors.
     fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
         Ok(self.inner.decode(&ids)?)
     }

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
         QuestionBatch,
         ReasoningBatch,
     )
-    from fiber.data.loader import DataLoader, load_image
+    from fiber.data.images import load_image
+    from fiber.data.loader import DataLoader
     from fiber.data.records import ConcatRecords, Record, RecordSet
 
 __all__ = [
@@ -43,7 +44,7 @@ _HOMES = {
     "Record": "fiber.data.records",
     "RecordSet": "fiber.data.records",
     "Tokenizer": "fiber._core",
-    "load_image": "fiber.data.loader",
+    "load_image": "fiber.data.images",
 }
 
 

@@ -10,26 +10,21 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fiber import _core
-from fiber._core import DecodeError, ImageTransform, Tokenizer
+from fiber._core import ImageTransform, Tokenizer
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
-from fiber.data.records import Record, RecordSet
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from fiber.data.records import RecordSet
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
-#: A picture that a user may hand in: a path, the bytes of a file, a PIL image or a uint8 array.
-Picture = "str | os.PathLike[str] | bytes | Image | np.ndarray"
-
 _BATCH_CLASSES: dict[str, type[Batch]] = {
     "image_text": ImageTextBatch,
     "question": QuestionBatch,
@@ -69,7 +64,8 @@ class DataLoader:
         pin_memory: Put tensors into page-locked memory where CUDA is there.
 
     Attributes:
-        skipped: (key, reason) of every sample left out.
+        skipped: (key, reason) of every sample left out; the key is "#index" where the record itself
+            cannot be had.
         truncated_boxes: Boxes left out because none of the kept tokens names them.
         cropped_boxes: Boxes left out because a crop left too little of them.
 
@@ -181,7 +177,8 @@ class DataLoader:
             start: Samples already consumed over all ranks, to go on where a run stopped.
 
         Raises:
-            ValueError: if there are no records.
+            ValueError: if there are no records, and later where none of a batch's samples can be
+                read, which would leave the ranks out of step.
         """
         count = len(self.records)
         if count == 0:
@@ -202,10 +199,10 @@ class DataLoader:
                 yield batch
                 position += self.batch_size * self.world_size
 
-        return self._run(batches())
+        return self._run(batches(), endless=True)
 
     def _share(self, count: int) -> range:
-        """This rank's part of an epoch."""
+        """Positions of an epoch that belong to this rank."""
         rank, ranks = self.rank, self.world_size
         return range(rank * count // ranks, (rank + 1) * count // ranks)
 
@@ -220,7 +217,9 @@ class DataLoader:
         mirrored, _ = _core.mirror_words(answer)
         return self._answer_index.get(mirrored, self._answer_index[answer])
 
-    def _run(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[Any]:
+    def _run(
+        self, batches: Iterable[list[tuple[int, int]]], *, endless: bool = False
+    ) -> Iterator[Any]:
         """Start the feeder and give what comes out; closing the generator stops everything."""
         if self._process != os.getpid():
             # Threads do not survive a fork.
@@ -230,9 +229,17 @@ class DataLoader:
             feeder.start()
             while (fields := feeder.session.next()) is not None:
                 feeder.slots.release()
+                while feeder.skipped:
+                    self._skip(*feeder.skipped.popleft())
                 batch = self._finish(fields)
                 if len(batch):
                     yield batch
+                elif endless:
+                    key, reason = self.skipped[-1]
+                    raise ValueError(
+                        f"no sample of a batch of {self.batch_size} can be read;"
+                        f" the last one: record {key!r}: {reason}"
+                    )
             if feeder.error is not None:
                 raise feeder.error
         finally:
@@ -289,6 +296,7 @@ class _Feeder:
     batches: Iterable[list[tuple[int, int]]]
     error: BaseException | None = None
     stopped: bool = False
+    skipped: deque[tuple[str, str]] = field(default_factory=deque)
     slots: threading.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -312,11 +320,21 @@ class _Feeder:
                 self.slots.acquire()
                 if self.stopped:
                     return
-                self.session.submit([self.loader._plain(*sample) for sample in batch])
+                self.session.submit([plain for sample in batch if (plain := self._plain(*sample))])
         except BaseException as error:
             self.error = error
         finally:
             self.session.finish()
+
+    def _plain(self, epoch: int, index: int) -> tuple[Any, ...] | None:
+        """Ask for a record; faults of the data are treated as the loader is told to."""
+        try:
+            return self.loader._plain(epoch, index)
+        except (OSError, ValueError) as error:
+            if self.loader.on_error == "raise":
+                raise
+            self.skipped.append((f"#{index}", f"{type(error).__name__}: {error}"))
+            return None
 
 
 def _to_tensor(buffer: _core.Buffer) -> Tensor:
@@ -325,37 +343,3 @@ def _to_tensor(buffer: _core.Buffer) -> Tensor:
     if 0 in buffer.shape:
         return torch.empty(buffer.shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).view(buffer.shape)
-
-
-def load_image(picture: Any) -> np.ndarray:
-    """Read a picture as a uint8 array (H, W, 3), red first.
-
-    Args:
-        picture: A path, the bytes of a file, a PIL image or a uint8 array (H, W, 3).
-
-    Raises:
-        FileNotFoundError: if there is no such file, with its name.
-        DecodeError: if the bytes are no JPEG, PNG or WebP picture, with the file's name.
-        ValueError: for an array of another shape or dtype, with both.
-        TypeError: for anything else.
-    """
-    if isinstance(picture, (str, os.PathLike)):
-        return np.asarray(_core.read_image(picture))
-    if isinstance(picture, bytes):
-        return np.asarray(_core.decode_image(picture))
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(
-                f"picture is an array of shape {picture.shape} and dtype {picture.dtype};"
-                " expected (H, W, 3) and uint8"
-            )
-        return picture
-    if hasattr(picture, "convert"):
-        return np.asarray(picture.convert("RGB"))
-    raise TypeError(
-        f"picture is a {type(picture).__name__}; expected a path, bytes, a PIL image or a uint8"
-        " array (H, W, 3)"
-    )
-
-
-__all__ = ["BatchType", "DataLoader", "DecodeError", "Record", "load_image"]

@@ -1,0 +1,339 @@
+"""Typed face of the Rust extension; `python -m mypy.stubtest fiber._core` checks it."""
+
+# ruff: noqa: A002 - `filter` is Pillow's word for the kernel of a resize.
+
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Final, Literal, final
+
+import numpy as np
+
+__all__ = [
+    "Buffer",
+    "DecodeError",
+    "ImageTransform",
+    "Loader",
+    "Session",
+    "Tokenizer",
+    "__version__",
+    "apply_transform",
+    "build_profile",
+    "decode_image",
+    "mirror_words",
+    "permutation",
+    "positive_map",
+    "probe_image",
+    "read_image",
+    "resize_image",
+]
+
+__version__: Final[str]
+#: "debug" where the extension was built without optimisation.
+build_profile: Final[str]
+
+class DecodeError(ValueError):
+    """A picture whose bytes cannot be decoded; the message names the file and the reason."""
+
+@final
+class Buffer:
+    """An array of Rust's memory.
+
+    It implements the buffer protocol, writable: `numpy.asarray(buffer)` and
+    `torch.frombuffer(buffer, dtype=...)` share its memory.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every dimension."""
+
+    @property
+    def dtype(self) -> Literal["uint8", "float32", "int64", "bool"]:
+        """Type of the values, by numpy's name."""
+
+    # Older versions have the protocol, but not under this name.
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class ImageTransform:
+    """What happens to a picture, and to the boxes in it, on its way into a batch.
+
+    Every transform resizes with antialiasing (`filter` "bilinear" or "bicubic") and writes
+    (value / 255 - mean) / std in single precision. `mean` and `std` are always red first, also
+    where `channel_order` is "bgr"; the defaults are ImageNet's. In batches, mirroring swaps the
+    words for left and right in the text too.
+    """
+
+    @staticmethod
+    def squash(
+        size: int,
+        *,
+        filter: str = "bicubic",
+        channel_order: str = "rgb",
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> ImageTransform:
+        """Resize to exactly size x size pixels; the aspect ratio is not kept."""
+
+    @staticmethod
+    def random_resized_crop(
+        size: int,
+        *,
+        scale: tuple[float, float] = ...,
+        ratio: tuple[float, float] = ...,
+        flip_probability: float = 0.5,
+        filter: str = "bicubic",
+        channel_order: str = "rgb",
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> ImageTransform:
+        """Cut out a random rectangle and resize it to size x size pixels.
+
+        Boxes whose centre lies outside, or of which less than a tenth is left, are dropped.
+
+        Args:
+            size: Side in pixels.
+            scale: Least and largest part of the picture's area; default (0.5, 1.0).
+            ratio: Least and largest width / height; default (3 / 4, 4 / 3).
+            flip_probability: Probability of mirroring left and right.
+            filter: See the class.
+            channel_order: See the class.
+            mean: See the class.
+            std: See the class.
+        """
+
+    @staticmethod
+    def shorter_side(
+        sizes: Sequence[int],
+        max_size: int,
+        *,
+        flip_probability: float = 0.0,
+        divisor: int = 32,
+        filter: str = "bilinear",
+        channel_order: str = "rgb",
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> ImageTransform:
+        """Resize the shorter side to one of `sizes`, keeping the aspect ratio.
+
+        Args:
+            sizes: Lengths in pixels, one of which is drawn for each picture.
+            max_size: Longest longer side in pixels; the shorter one gives way.
+            flip_probability: Probability of mirroring left and right.
+            divisor: A batch is padded right and bottom, with zeros, to the largest height and
+                width, rounded up to a multiple of this.
+            filter: See the class.
+            channel_order: See the class.
+            mean: See the class.
+            std: See the class.
+        """
+
+    @property
+    def is_square(self) -> bool:
+        """Whether every picture comes out with the same height and width."""
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting by name, ready for JSON; `kind` is the constructor's name."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class Tokenizer:
+    """Byte-level BPE as RoBERTa uses it.
+
+    The ids of <s> <pad> </s> <unk> are 0 to 3, <mask> has the last id.
+    """
+
+    @staticmethod
+    def from_file(path: str | PathLike[str]) -> Tokenizer:
+        """Read a tokenizer.json.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds no byte-level BPE with the ids above.
+        """
+
+    @staticmethod
+    def from_json(json: str) -> Tokenizer:
+        """Read the text of a tokenizer.json."""
+
+    @staticmethod
+    def from_vocabulary(
+        vocab_json_path: str | PathLike[str], merges_path: str | PathLike[str]
+    ) -> Tokenizer:
+        """Read RoBERTa's two files, vocab.json and merges.txt."""
+
+    @staticmethod
+    def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+        """Learn a vocabulary from texts; deterministic.
+
+        It is smaller than asked for where too few pairs repeat. Every byte has a token, so that
+        any text can be encoded.
+
+        Raises:
+            ValueError: if `vocab_size` is below 261, the bytes and special tokens.
+        """
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a tokenizer.json; it appears whole or not at all."""
+
+    def to_json(self) -> str:
+        """Give the text of a tokenizer.json."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary, special ones included."""
+
+    @property
+    def mask_id(self) -> int:
+        """Id of <mask>, the last one."""
+
+    def encode(
+        self, text: str, *, max_tokens: int | None = None
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Split a text into tokens, <s> and </s> included.
+
+        Args:
+            text: Any text, "" too.
+            max_tokens: Longest result; longer ones are cut and still end with </s>.
+
+        Returns:
+            Ids, and for each the half-open span of code points that it covers, without the space
+            in front of a word; special tokens cover (0, 0).
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Join tokens to a text; special ones are left out.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
+
+    def __len__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class Loader:
+    """Threads that turn records into batches; see `fiber.data.DataLoader`."""
+
+    def __new__(
+        cls,
+        batch_type: str,
+        tokenizer: Tokenizer,
+        transform: ImageTransform,
+        *,
+        max_tokens: int,
+        seed: int,
+        mlm_probability: float,
+        mirrored_answers: Sequence[int],
+        threads: int,
+        skip_errors: bool,
+        max_pixels: int = ...,
+    ) -> Loader: ...
+    def open(self) -> Session:
+        """Begin a pass."""
+
+@final
+class Session:
+    """One pass over data: batches of records go in, finished batches come out in order."""
+
+    def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
+        """Hand in the records of one batch; returns at once.
+
+        Each is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
+        None, truth or None); answers are (index in the vocabulary, score).
+        """
+
+    def finish(self) -> None:
+        """Say that no more batches will be handed in."""
+
+    def close(self) -> None:
+        """Give up what is waiting."""
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for the next batch without the interpreter lock; None after the last one.
+
+        Raises:
+            FileNotFoundError, DecodeError, ValueError: for a bad record, with its key.
+        """
+
+def probe_image(data: bytes) -> tuple[int, int, str]:
+    """Read (height, width, "jpeg" | "png" | "webp") without decoding the pixels."""
+
+def decode_image(data: bytes, *, max_pixels: int = ...) -> Buffer:
+    """Decode a JPEG, PNG or WebP file to (H, W, 3) uint8, red first.
+
+    As Pillow's `convert("RGB")`: alpha is dropped, grey is repeated, orientation tags are not
+    applied. Of 16 bits the upper eight are taken.
+
+    Args:
+        data: The bytes of a JPEG, PNG or WebP file.
+        max_pixels: Largest picture; default 178,956,970, Pillow's limit.
+
+    Raises:
+        DecodeError: for other formats, broken or truncated bytes, and too many pixels.
+    """
+
+def read_image(path: str | PathLike[str], *, max_pixels: int = ...) -> Buffer:
+    """Read and decode a picture file; see `decode_image`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DecodeError: with the file's name.
+    """
+
+def resize_image(
+    image: Buffer | np.ndarray, height: int, width: int, filter: str = "bicubic"
+) -> Buffer:
+    """Resize a uint8 array (H, W, 3) with antialiasing, equal to Pillow's value by value."""
+
+def apply_transform(
+    image: Buffer | np.ndarray | bytes,
+    transform: ImageTransform,
+    boxes: Sequence[Sequence[float]] | None = None,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    index: int = 0,
+) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
+    """Run a transform on one picture.
+
+    Args:
+        image: A uint8 array (H, W, 3) or the bytes of a picture file.
+        transform: What to do.
+        boxes: (x0, y0, x1, y1) in pixels of the picture.
+        seed: With `epoch` and `index`, what the random draws depend on.
+        epoch: As in the loader, the epoch.
+        index: As in the loader, the place of the record.
+
+    Returns:
+        A float32 array (3, H, W), padded to the transform's divisor; the boxes that are left, in
+        its pixels; and (height, width) without the padding.
+
+    Raises:
+        ValueError: for an array of another shape and for a box outside the picture.
+    """
+
+def positive_map(
+    offsets: Sequence[tuple[int, int]], char_spans: Sequence[Sequence[tuple[int, int]]]
+) -> Buffer:
+    """Tell for every box which tokens name it.
+
+    Args:
+        offsets: Span of code points of each token, from `Tokenizer.encode`.
+        char_spans: For each box, the spans of the text that name it.
+
+    Returns:
+        (boxes, tokens) bool: whether the token overlaps one of the box's spans.
+    """
+
+def mirror_words(
+    text: str, char_spans: Sequence[tuple[int, int]] = ...
+) -> tuple[str, list[tuple[int, int]]]:
+    """Swap the words for left and right, and move spans of code points with them."""
+
+def permutation(count: int, seed: int, epoch: int) -> Buffer:
+    """Draw the order of an epoch: an int64 array that holds every number below `count` once."""

@@ -1,0 +1,399 @@
+//! How one record becomes a sample of a batch: read, decode, transform, tokenise, mask.
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::augment::Transform;
+use crate::boxes::BoxXyxy;
+use crate::image::Rgb;
+use crate::random::{Draws, Purpose};
+use crate::record::{Record, Task};
+use crate::spans::{self, CharSpan, Mirrored};
+use crate::tokenizer::{Encoded, Tokenizer};
+
+/// Everything that turns records into samples.
+#[derive(Clone)]
+pub struct Settings {
+    /// What the batches are for.
+    pub task: Task,
+    /// For the text.
+    pub tokenizer: Arc<Tokenizer>,
+    /// For the pictures and boxes.
+    pub transform: Transform,
+    /// Longest text in tokens, `<s>` and `</s>` included.
+    pub max_tokens: usize,
+    /// Start of every random draw.
+    pub seed: u64,
+    /// Part of the tokens that is picked for masking.
+    pub mlm_probability: f64,
+    /// For each answer, the one that is right in the mirrored picture.
+    pub mirrored_answers: Vec<usize>,
+    /// Leave bad samples out instead of stopping.
+    pub skip_errors: bool,
+    /// Largest picture.
+    pub max_pixels: usize,
+}
+
+/// A record, ready to be put into a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// Name of the record.
+    pub key: String,
+    /// Resized pictures, not yet normalised.
+    pub images: Vec<Rgb>,
+    /// (height, width) of the first stored picture.
+    pub original_size: (usize, usize),
+    /// Ids of the text.
+    pub token_ids: Vec<u32>,
+    /// Ids with some masked.
+    pub masked_ids: Vec<u32>,
+    /// The original id where one was picked for masking.
+    pub mlm_labels: Vec<Option<u32>>,
+    /// Hash of the picture's name.
+    pub image_id: i64,
+    /// (answer, soft score).
+    pub answers: Vec<(usize, f32)>,
+    /// Whether the statement is true.
+    pub truth: bool,
+    /// Boxes in pixels of the resized picture.
+    pub boxes_xyxy: Vec<BoxXyxy>,
+    /// For each box, which tokens name it.
+    pub positive_map: Vec<Vec<bool>>,
+    /// Boxes left out because no token of the text names them.
+    pub truncated_boxes: usize,
+    /// Boxes left out because the crop left too little of them.
+    pub cropped_boxes: usize,
+}
+
+impl Settings {
+    /// Read, decode, transform, tokenise and mask one record.
+    ///
+    /// # Errors
+    /// [`Error::InRecord`] with what is wrong.
+    pub fn prepare(&self, record: &Record) -> Result<Sample, Error> {
+        self.prepare_unnamed(record)
+            .map_err(|error| error.in_record(&record.key))
+    }
+
+    fn prepare_unnamed(&self, record: &Record) -> Result<Sample, Error> {
+        self.check(record)?;
+        let mut sample = Sample {
+            key: record.key.clone(),
+            image_id: record.image_number(),
+            truth: record.truth.unwrap_or(false),
+            ..Sample::default()
+        };
+        let mut flipped = false;
+        for (number, stored) in (0_u8..).zip(&record.images) {
+            let image = stored.decode(self.max_pixels)?;
+            let size = (image.height, image.width);
+            let mut draws = self.draws(record, Purpose::Picture(number));
+            let plan = self.transform.plan(size.0, size.1, &mut draws);
+            sample.images.push(plan.apply(&image)?);
+            if number == 0 {
+                sample.original_size = size;
+                flipped = plan.flip;
+                if self.task == Task::Grounding {
+                    let moved = plan.move_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                    self.ground(record, flipped, &moved, &mut sample)?;
+                }
+            }
+        }
+        match self.task {
+            Task::Grounding => {}
+            // "left" means the left picture of the two.
+            Task::Reasoning => sample.token_ids = self.encode(&record.text)?.ids,
+            Task::ImageText | Task::Question => {
+                let text = mirror_if(flipped, &record.text);
+                sample.token_ids = self.encode(&text.text)?.ids;
+            }
+        }
+        if self.task == Task::ImageText {
+            self.mask(record, &mut sample);
+        }
+        if let Some(answers) = &record.answers {
+            sample.answers = answers
+                .iter()
+                .map(|&(answer, score)| (self.answer(answer, flipped), score))
+                .collect();
+        }
+        Ok(sample)
+    }
+
+    fn check(&self, record: &Record) -> Result<(), Error> {
+        let pictures = self.task.pictures();
+        if record.images.len() != pictures {
+            return Err(Error::field(
+                "images",
+                format!(
+                    "{} pictures; expected {pictures} in this task",
+                    record.images.len()
+                ),
+            ));
+        }
+        match self.task {
+            Task::Question if record.answers.is_none() && !self.mirrored_answers.is_empty() => Err(
+                Error::field("answers", "missing; expected answers with their scores"),
+            ),
+            Task::Reasoning if record.truth.is_none() => {
+                Err(Error::field("truth", "missing; expected True or False"))
+            }
+            Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => {
+                Err(Error::field(
+                    "char_spans",
+                    format!(
+                        "{} entries for {} boxes; expected one for each box",
+                        record.char_spans.len(),
+                        record.boxes_xyxy.len()
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn draws(&self, record: &Record, purpose: Purpose) -> Draws {
+        Draws::new(self.seed, record.epoch, record.index, purpose)
+    }
+
+    fn encode(&self, text: &str) -> Result<Encoded, Error> {
+        self.tokenizer.encode(text, Some(self.max_tokens))
+    }
+
+    /// Encode the text and keep the boxes that both the crop and the tokens leave.
+    fn ground(
+        &self,
+        record: &Record,
+        flipped: bool,
+        moved: &[Option<BoxXyxy>],
+        sample: &mut Sample,
+    ) -> Result<(), Error> {
+        let text = mirror_if(flipped, &record.text);
+        let encoded = self.encode(&text.text)?;
+        for (box_xyxy, spans) in moved.iter().zip(&record.char_spans) {
+            let Some(box_xyxy) = box_xyxy else {
+                sample.cropped_boxes += 1;
+                continue;
+            };
+            let spans: Vec<CharSpan> = spans.iter().map(|&span| text.move_span(span)).collect();
+            let row = spans::positive_row(&encoded.offsets, &spans);
+            if row.contains(&true) {
+                sample.boxes_xyxy.push(*box_xyxy);
+                sample.positive_map.push(row);
+            } else {
+                sample.truncated_boxes += 1;
+            }
+        }
+        sample.token_ids = encoded.ids;
+        Ok(())
+    }
+
+    /// Mask words as BERT does: of the picked ones 80 % `<mask>`, 10 % any token, 10 % unchanged.
+    fn mask(&self, record: &Record, sample: &mut Sample) {
+        let mut draws = self.draws(record, Purpose::MaskedWords);
+        let mask_id = self.tokenizer.mask_id();
+        let specials = 0..=crate::tokenizer::UNKNOWN_ID;
+        for &id in &sample.token_ids {
+            // Every token takes the same number of draws, whatever comes of them.
+            let (pick, kind, other) = (draws.unit(), draws.unit(), draws.below(mask_id.into()));
+            let is_word = !specials.contains(&id) && id != mask_id;
+            let picked = is_word && pick < self.mlm_probability;
+            sample.mlm_labels.push(picked.then_some(id));
+            sample.masked_ids.push(if !picked || kind >= 0.9 {
+                id
+            } else if kind < 0.8 {
+                mask_id
+            } else {
+                u32::try_from(other).unwrap_or(id)
+            });
+        }
+    }
+
+    fn answer(&self, answer: usize, flipped: bool) -> usize {
+        if flipped {
+            self.mirrored_answers.get(answer).copied().unwrap_or(answer)
+        } else {
+            answer
+        }
+    }
+}
+
+fn mirror_if(flipped: bool, text: &str) -> Mirrored {
+    if flipped {
+        spans::mirror_words(text)
+    } else {
+        Mirrored::unchanged(text)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::cast_precision_loss)] // Small numbers.
+
+    use super::*;
+    use crate::augment::Geometry;
+    use crate::image;
+    use crate::normalize::Normalization;
+    use crate::record::StoredImage;
+    use crate::resize::Filter;
+
+    /// A grey PNG whose brightness grows to the right.
+    pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, width, height);
+        encoder.set_color(png::ColorType::Grayscale);
+        let mut writer = encoder.write_header().unwrap();
+        let row: Vec<u8> = (0..width)
+            .map(|x| u8::try_from(x * 255 / width).unwrap())
+            .collect();
+        let pixels = row.repeat(height as usize);
+        writer.write_image_data(&pixels).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    pub(crate) fn settings(task: Task) -> Settings {
+        let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
+        Settings {
+            task,
+            tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
+            transform: Transform {
+                geometry: Geometry::Squash { size: 8 },
+                filter: Filter::Bicubic,
+                flip_probability: 0.0,
+                normalization: Normalization::default(),
+            },
+            max_tokens: 16,
+            seed: 0,
+            mlm_probability: 0.15,
+            mirrored_answers: Vec::new(),
+            skip_errors: false,
+            max_pixels: image::MAX_PIXELS,
+        }
+    }
+
+    pub(crate) fn record(key: &str) -> Record {
+        Record {
+            key: key.to_owned(),
+            images: vec![StoredImage::Bytes(png(10, 20))],
+            text: "the left cup".to_owned(),
+            boxes_xyxy: vec![[1.0, 2.0, 5.0, 6.0]],
+            char_spans: vec![vec![(4, 8)]],
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn empty_text_has_two_tokens() {
+        let mut record = record("a");
+        record.text = String::new();
+        let sample = settings(Task::ImageText).prepare(&record).unwrap();
+        assert_eq!(sample.token_ids, [0, 2]);
+        assert_eq!(sample.mlm_labels, [None, None]);
+    }
+
+    #[test]
+    fn a_box_follows_its_picture() {
+        let sample = settings(Task::Grounding).prepare(&record("a")).unwrap();
+        assert_eq!(sample.original_size, (10, 20));
+        let expected: BoxXyxy = [1.0 * 0.4, 2.0 * 0.8, 5.0 * 0.4, 6.0 * 0.8];
+        for (edge, expected) in sample.boxes_xyxy[0].iter().zip(expected) {
+            assert!((edge - expected).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_mirrored_picture_swaps_words_spans_and_answers() {
+        let mut settings = settings(Task::Grounding);
+        settings.transform.flip_probability = 1.0;
+        let sample = settings.prepare(&record("a")).unwrap();
+        let tokens = &settings.tokenizer;
+        assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the right cup");
+        let named: Vec<u32> = sample
+            .token_ids
+            .iter()
+            .zip(&sample.positive_map[0])
+            .filter_map(|(&id, &positive)| positive.then_some(id))
+            .collect();
+        assert_eq!(tokens.decode(&named).unwrap(), " right");
+        assert!((sample.boxes_xyxy[0][0] - (8.0 - 5.0 * 0.4)).abs() < 1e-12);
+        // The brightness grows to the left now.
+        let pixels = &sample.images[0].pixels;
+        assert!(pixels[0] > pixels[3 * 7]);
+
+        settings.task = Task::Question;
+        settings.mirrored_answers = vec![1, 0];
+        let mut record = record("a");
+        record.answers = Some(vec![(0, 0.5)]);
+        assert_eq!(settings.prepare(&record).unwrap().answers, [(1, 0.5)]);
+
+        settings.task = Task::Reasoning;
+        record.truth = Some(true);
+        record.images.push(record.images[0].clone());
+        let sample = settings.prepare(&record).unwrap();
+        assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the left cup");
+    }
+
+    #[test]
+    fn a_box_without_tokens_is_left_out_and_counted() {
+        let mut settings = settings(Task::Grounding);
+        settings.max_tokens = 3;
+        let sample = settings.prepare(&record("a")).unwrap();
+        assert_eq!(sample.token_ids.len(), 3);
+        assert_eq!((sample.boxes_xyxy.len(), sample.truncated_boxes), (0, 1));
+    }
+
+    #[test]
+    fn what_a_task_misses_is_named() {
+        let message = |task, record: &Record| {
+            let mut settings = settings(task);
+            settings.mirrored_answers = vec![0];
+            settings.prepare(record).unwrap_err().to_string()
+        };
+        let mut record = record("a");
+        assert!(message(Task::Question, &record).starts_with("record 'a': answers: "));
+        assert!(message(Task::Reasoning, &record).starts_with("record 'a': images: "));
+        record.char_spans.clear();
+        assert!(message(Task::Grounding, &record).starts_with("record 'a': char_spans: "));
+        record.images.push(record.images[0].clone());
+        assert!(message(Task::Reasoning, &record).starts_with("record 'a': truth: "));
+        assert!(message(Task::ImageText, &record).starts_with("record 'a': images: 2"));
+    }
+
+    #[test]
+    fn masking_keeps_its_proportions() {
+        let mut settings = settings(Task::ImageText);
+        settings.max_tokens = 1000;
+        let mut record = record("a");
+        record.text = "the left cup ".repeat(300);
+        let mask_id = settings.tokenizer.mask_id();
+        let (mut words, mut picked, mut masked, mut same) = (0, 0, 0, 0);
+        for index in 0..20 {
+            record.index = index;
+            let sample = settings.prepare(&record).unwrap();
+            words += sample.token_ids.len() - 2;
+            for (position, label) in sample.mlm_labels.iter().enumerate() {
+                let (id, now) = (sample.token_ids[position], sample.masked_ids[position]);
+                match label {
+                    Some(label) => {
+                        assert_eq!(*label, id);
+                        picked += 1;
+                        masked += usize::from(now == mask_id);
+                        same += usize::from(now == id);
+                    }
+                    None => assert_eq!(now, id),
+                }
+            }
+            assert_eq!(sample.mlm_labels[0], None);
+            assert_eq!(sample.mlm_labels.last(), Some(&None));
+        }
+        // Four standard deviations around 15 %, 80 % and a little over 10 %.
+        let near = |count: usize, of: usize, rate: f64| {
+            let (count, of) = (count as f64, of as f64);
+            (count - of * rate).abs() < 4.0 * (of * rate * (1.0 - rate)).sqrt()
+        };
+        assert!(near(picked, words, 0.15), "{picked} of {words}");
+        assert!(near(masked, picked, 0.8), "{masked} of {picked}");
+        assert!(near(same, picked, 0.1 + 0.1 / 280.0), "{same} of {picked}");
+    }
+}
