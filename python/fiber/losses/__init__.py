@@ -1,0 +1,1 @@
+"""Losses: named scalars without weights; every divisor counts over all ranks."""
