@@ -145,13 +145,15 @@ class SwinBlock(nn.Module):
     def _window(self, map_size: torch.Size) -> tuple[int, int]:
         """Window side and shift in tokens on a map of this (height, width).
 
-        On a map that fits into one window the coarse stage cuts the window down to the map and does
-        not shift; the fine stage pads the map and shifts.
+        The fine stage always pads the map to whole windows and shifts them. The coarse stage, as
+        Swin itself, does not shift on a map that is not larger than a window along one side, and
+        its windows are never larger than the map.
         """
-        small = max(map_size) <= self.window_size
-        if small and not self.shift_small_maps:
-            return max(map_size), 0
-        return self.window_size, self.window_size // 2 if self.shifted else 0
+        shift = self.window_size // 2 if self.shifted else 0
+        if self.shift_small_maps:
+            return self.window_size, shift
+        window_size = min(self.window_size, max(map_size))
+        return window_size, 0 if min(map_size) <= self.window_size else shift
 
     def _drop(self, update: Tensor) -> Tensor:
         """Leave the update of some samples out while training (stochastic depth)."""
