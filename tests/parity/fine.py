@@ -13,7 +13,7 @@ from fiber.models.detector import DetectorOutput, FiberDetector
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
-from tests.parity.tolerances import GRADIENT_NOISE_FLOOR, FineTolerances, fine_tolerances
+from tests.parity.tolerances import FineTolerances, fine_tolerances
 
 #: Published losses by ours, and the published weight of each.
 LOSSES = {
@@ -142,9 +142,9 @@ def _compare_gradients(
         if norm is None or grad is None:
             same = (norm is None) == (grad is None)
             comparison.group("gradients that are absent", 0.0).add(name, 0.0 if same else 1.0)
-        elif norm < GRADIENT_NOISE_FLOOR * largest:
+        elif norm < allowed.gradient_floor * largest:
             error = abs(grad.double().norm().item() - norm) / largest
-            comparison.group("gradients of zero", GRADIENT_NOISE_FLOOR).add(name, error)
+            comparison.group("small gradients", allowed.small_gradients).add(name, error)
         else:
             error = abs(grad.double().norm().item() - norm) / norm
             comparison.group("gradients", allowed.gradients).add(name, error)

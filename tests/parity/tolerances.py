@@ -64,23 +64,33 @@ class FineTolerances(NamedTuple):
     #: Dynamic head and predictions.
     heads: float
     losses: float
-    #: Norms of gradients above 1e-5 of the largest one.
+    #: Norms of gradients above `gradient_floor` of the largest one.
     gradients: float
+    #: Smaller norms are compared by their difference over the largest norm, within 1e-6.
+    gradient_floor: float
     #: Detections that may be lost or added.
     detections: float
     #: Anchors, box and centerness targets, relative to the largest value.
     geometry: float = 1e-5
+    small_gradients: float = 1e-6
 
 
-#: (size, weights made sharp). Measured errors: golden/fine README, Tolerances.
+# Plain. float32 against float64: backbone 3e-6, pyramid 2.7e-6, heads 4e-7 (golden/fine README,
+# Tolerances).
+_PLAIN = FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 1e-5, 0)
+# Sharp. float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5 (README). Of the recorded gradient
+# norms two scalars are further from our float64 than the README's 2e-3: the gate of block 14 of
+# stage 3 by 1.1e-2 (2.0e-5 of the largest norm) and AttnConv.1.bias of block 0 by 2.5e-3 (3.0e-5);
+# our float32 is within 1.6e-4 of float64 there. Above 5e-5 the recorded ones are within 1.8e-3.
+_SHARP = FineTolerances(5e-4, 5e-4, 1e-5, 2e-3, 5e-5, 0)
+
+#: (size, weights made sharp).
 FINE: dict[tuple[str, bool], FineTolerances] = {
-    # float32 against float64: backbone 3e-6, pyramid 2.7e-6, heads 4e-7.
-    ("tiny", False): FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 0),
-    # float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5.
-    ("tiny", True): FineTolerances(5e-4, 5e-4, 1e-5, 2e-3, 0),
-    # As tiny; one box of a picture may fall on the other side of the cut (one lost, one added).
-    ("base", False): FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 2),
-    ("base", True): FineTolerances(5e-4, 5e-4, 1e-5, 2e-3, 2),
+    ("tiny", False): _PLAIN,
+    ("tiny", True): _SHARP,
+    # One box of a picture may fall on the other side of the cut: one lost, one added.
+    ("base", False): _PLAIN._replace(detections=2),
+    ("base", True): _SHARP._replace(detections=2),
 }
 
 
