@@ -86,8 +86,10 @@ def detect_boxes(
         values = torch.cat([value for value, _ in best])
         starts = [sum(lengths[:level]) * len(token_map) for level in range(len(lengths))]
         places = torch.cat([place + start for (_, place), start in zip(best, starts, strict=True)])
-        labels = places % max(len(token_map), 1)
-        boxes = _boxes_at(output, image, places // max(len(token_map), 1), sizes[0])
+        # Places count through a table (A, K), which may have no column.
+        columns = max(len(token_map), 1)
+        labels = places % columns
+        boxes = _boxes_at(output, image, places // columns, sizes[0])
         kept = _suppress(boxes, values, labels, nms_threshold)[:max_detections]
         found.append(
             FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
