@@ -1,6 +1,8 @@
 import pytest
 import torch
-from micro_runs import make_data
+
+from fiber.training.run_folder import RunFolder
+from tests.training.micro_runs import make_data
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Leave the drawing out, which takes longer than a run; `curves` brings it back."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(RunFolder, "draw", lambda folder: None)
+
+
+@pytest.fixture
+def curves():
+    """Draw curves.png at the end of runs."""

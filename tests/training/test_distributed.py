@@ -4,13 +4,13 @@ import socket
 import subprocess
 import sys
 
-import micro_runs
 import pytest
 import torch
-from micro_runs import coarse_config, fine_config, run
 
 from fiber.training.curves import read_metrics
 from fiber.training.distributed import _buckets, average_gradients, joined
+from tests.training import micro_runs
+from tests.training.micro_runs import coarse_config, fine_config, run
 
 
 def test_one_process_is_its_own_world():

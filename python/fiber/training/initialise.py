@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
@@ -14,7 +18,7 @@ SIZED_BY_DATA = ("vqa_head.output.",)
 
 
 def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> TransferReport:
-    """Copy all that two models share.
+    """Copy all that two models share; bias tables of another window are resized.
 
     Args:
         model: a new model.
@@ -24,16 +28,22 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
         The names taken, dropped and new.
 
     Raises:
-        ValueError: if a shared tensor has another shape (the answers of a VQA head may), or if a
-            fine model shall start a coarse one.
+        ValueError: if another shared tensor has another shape (the answers of a VQA head may), or
+            if a fine model shall start a coarse one.
     """
+    own = model.state_dict()
+    given = {
+        name: resize_bias_table(tensor, len(own[name]))
+        if name.endswith(".bias_table") and name in own
+        else tensor
+        for name, tensor in start.model.state_dict().items()
+    }
     if model.config.stage == "fine" and start.config.stage == "coarse":
-        return coarse_to_fine(start.model, model)
+        return coarse_to_fine(given, model)
     if model.config.stage != start.config.stage:
         raise ValueError(
             "a fine model cannot start a coarse one; start from the coarse model it came from"
         )
-    own, given = model.state_dict(), start.model.state_dict()
     shared = [name for name in own if name in given]
     other_shape = {name for name in shared if own[name].shape != given[name].shape}
     wrong = [name for name in other_shape if not name.startswith(SIZED_BY_DATA)]
@@ -55,3 +65,22 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
         dropped=tuple(name for name in given if name not in known),
         created=tuple(name for name in own if name not in known),
     )
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Make a table of relative position biases for another window.
+
+    Args:
+        table: ((2 w - 1) ** 2, h) of the old window.
+        rows: (2 w' - 1) ** 2 of the new one.
+
+    Returns:
+        (rows, h), by bicubic interpolation as in the published code; the table itself if it fits.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    # (old ** 2, h) -> (1, h, old, old)
+    square = table.T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)

@@ -38,7 +38,13 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.initialise import initialise
-from fiber.training.optim import MovingAverage, build_optimizer, lr_factor, set_learning_rate
+from fiber.training.optim import (
+    MovingAverage,
+    build_optimizer,
+    freeze_image_stages,
+    lr_factor,
+    set_learning_rate,
+)
 from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
@@ -146,6 +152,7 @@ def _train(
         report = initialise(model, start)
         if not quiet:
             say(f"weights from {start.folder}:\n{report}")
+    freeze_image_stages(model, config.optim.frozen_image_stages)
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
     position = Position(records=source.counts())

@@ -94,6 +94,16 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 
 
+def freeze_image_stages(model: nn.Module, stages: int) -> None:
+    """Exempt the patch embedding and the first stages of the image tower from training."""
+    frozen = [f"backbone.image.stages.{stage}." for stage in range(stages)]
+    if stages:
+        frozen.append("backbone.image.patch_embedding.")
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(frozen)):
+            parameter.requires_grad_(False)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Make AdamW over all trainable parameters, one group for each (factor, decay or not).
 

@@ -211,6 +211,8 @@ class OptimConfig:
     text_lr_multiplier: float = 1.0
     bias_lr_multiplier: float = 1.0
     gate_lr_multiplier: float = 1.0
+    #: Stages of the image tower that are not trained, from the first on, the patches included.
+    frozen_image_stages: int = 0
     #: Decay norm weights, gates and other vectors too; biases and bias tables never are.
     decay_vectors: bool = False
     #: Part of the steps in which the learning rate rises linearly, in [0, 1).
@@ -228,6 +230,10 @@ class OptimConfig:
         _require(
             0 <= self.warmup_fraction < 1,
             f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
+        )
+        _require(
+            0 <= self.frozen_image_stages <= 4,
+            f"optim.frozen_image_stages must be in 0 to 4, got {self.frozen_image_stages}",
         )
         _require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
 

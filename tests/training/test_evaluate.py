@@ -1,0 +1,269 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fiber import _core
+from fiber.config import preset
+from fiber.data import Tokenizer, load_image
+from fiber.data.records import Record
+from fiber.training.checkpoint import StoredModel, build_model
+from fiber.training.evaluate import TASKS, PermutedImages, evaluate, fusion_off
+from fiber.training.measure_pairs import wrong_texts
+from fiber.training.streams import inference_transform
+from tests.training.micro_runs import all_records, colour_of
+
+ANSWERS = ("red", "green", "blue", "white", "grey")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pictures):
+    return Tokenizer.from_file(str(pictures / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    """A new coarse and a new fine model."""
+    torch.manual_seed(0)
+    made = {}
+    for stage in ("coarse", "fine"):
+        config = preset("micro", stage=stage).with_vocabulary(tokenizer.vocab_size)
+        image_text = dataclasses.replace(config.image_text, num_answers=len(ANSWERS))
+        made[stage] = StoredModel(
+            model=build_model(dataclasses.replace(config, image_text=image_text)),
+            tokenizer=tokenizer,
+            answers=ANSWERS,
+        )
+    return made
+
+
+def records_for(task, pictures):
+    records = all_records(pictures)
+    if task == "winoground":
+        return [
+            Record(
+                key=f"swap/{case}/{picture}/{text}",
+                images=(str(pictures / f"{2 * case + picture}.png"),),
+                text=f"a {colour_of(2 * case + text)} square",
+                truth=picture == text,
+                group="colour" if case % 2 else "",
+            )
+            for case in range(3)
+            for picture in (0, 1)
+            for text in (0, 1)
+        ]
+    kind = {"vqa": "question", "nlvr2": "reasoning"}.get(task, "image_text")
+    return records["grounding" if task in ("refcoco", "flickr", "coco") else kind]
+
+
+def detection_records(pictures):
+    text, names = "square. circle", ("square", "circle")
+    return [
+        Record(
+            key=f"instances/{number}",
+            images=record.images,
+            text=text,
+            boxes_xyxy=record.boxes_xyxy,
+            char_spans=(((0, 6),),),
+            box_labels=(0,),
+            labels=names,
+            label_spans=(((0, 6),), ((8, 14),)),
+        )
+        for number, record in enumerate(all_records(pictures)["grounding"])
+    ]
+
+
+def measure(task, models, pictures, **options):
+    model = models["fine" if TASKS[task][0] == "grounding" else "coarse"]
+    records = detection_records(pictures) if task == "coco" else records_for(task, pictures)
+    return evaluate(model, task, data=records, threads=1, **options)
+
+
+def test_no_records_are_refused(models):
+    with pytest.raises(ValueError, match="'vqa': expected at least one record, got none"):
+        evaluate(models["coarse"], "vqa", data=[])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("switch", ["as it is", "permuted", "no fusion"])
+def test_every_task_gives_fractions(task, switch, models, pictures):
+    options = {"permuted": {"permute_images": True}, "no fusion": {"fusion": False}}
+    metrics = measure(task, models, pictures, **options.get(switch, {}))
+    assert metrics
+    for name, value in metrics.items():
+        assert 0 <= value <= 1, name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batches_do_not_change_predictions(task, models, pictures, tmp_path):
+    written = []
+    for batch_size in (1, 5, 64):
+        path = tmp_path / f"{batch_size}"
+        measure(task, models, pictures, batch_size=batch_size, output=path)
+        written.append(path.read_text())
+    if task == "nlvr2":
+        assert written[0] == written[1] == written[2]
+        return
+    first, *others = [json.loads(text) for text in written]
+    for other in others:
+        assert rounded(first) == rounded(other)
+
+
+def rounded(value):
+    """Numbers to four digits: sums in batches of another size differ in the last bits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def pixels_of(path, model):
+    pixels, _, _ = _core.apply_transform(load_image(path), inference_transform(model.config))
+    return torch.from_numpy(np.asarray(pixels))[None]
+
+
+def test_answers_are_those_of_single_passes(models, pictures, tokenizer, tmp_path):
+    path = tmp_path / "answers.json"
+    accuracy = measure("vqa", models, pictures, output=path)["accuracy"]
+    model, records = models["coarse"].model, records_for("vqa", pictures)
+    right = 0.0
+    for record, prediction in zip(records, json.loads(path.read_text()), strict=True):
+        ids = torch.tensor([tokenizer.encode(record.text)[0]])
+        with torch.no_grad():
+            fused = model.backbone.encode_pair(pixels_of(record.images[0], model), ids, ids >= 0)
+            answer = ANSWERS[int(model.vqa_logits(model.pooled(fused)).argmax())]
+        assert prediction == {"question_id": record.key, "answer": answer}
+        right += record.answers.get(answer, 0.0)
+    assert accuracy == pytest.approx(right / len(records))
+
+
+def test_matching_scores_are_those_of_single_passes(models, pictures, tokenizer, tmp_path):
+    path = tmp_path / "scores.json"
+    measure("matching", models, pictures, output=path)
+    model, records = models["coarse"].model, records_for("matching", pictures)
+    by_key = {record.key: record for record in records}
+    entries = json.loads(path.read_text())
+    assert [entry["match"] for entry in entries] == [1] * 12 + [0] * 12
+    for entry in entries[::5]:
+        ids = torch.tensor([tokenizer.encode(by_key[entry["text_key"]].text)[0]])
+        image = by_key[entry["image_key"]].images[0]
+        with torch.no_grad():
+            fused = model.backbone.encode_pair(pixels_of(image, model), ids, ids >= 0)
+            score = model.itm_logits(model.pooled(fused)).softmax(-1)[0, 1].item()
+        assert entry["score"] == pytest.approx(score, rel=1e-4)
+        assert (entry["image_key"] == entry["text_key"]) == (entry["match"] == 1)
+
+
+def test_pictures_of_other_sizes_do_not_change_boxes(models, pictures, tmp_path):
+    records = []
+    for number, size in enumerate([(48, 48), (90, 48), (48, 70), (48, 48)]):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", size, (40 * number, 90, 20)).save(path)
+        records.append(
+            Record(
+                key=f"g{number}",
+                images=(str(path),),
+                text="a square",
+                boxes_xyxy=((1.0, 2.0, 30.0, 40.0),),
+                char_spans=(((0, 8),),),
+                label_spans=(((0, 8),),),
+                labels=("a square",),
+            )
+        )
+    found = []
+    for batch_size in (1, 4):
+        path = tmp_path / f"{batch_size}.json"
+        evaluate(models["fine"], "refcoco", data=records, batch_size=batch_size, output=path)
+        found.append(rounded(json.loads(path.read_text())))
+    assert found[0] == found[1]
+    assert [entry["key"] for entry in found[0]] == ["g0", "g1", "g2", "g3"]
+
+
+def test_label_behind_the_last_token_gets_no_box(models, pictures, tmp_path):
+    base = records_for("refcoco", pictures)[0]
+    text = "very " * 40 + base.text
+    span = ((len(text) - len(base.text), len(text)),)
+    record = dataclasses.replace(
+        base, text=text, char_spans=(span,), label_spans=(span,), labels=(base.text,)
+    )
+    path = tmp_path / "boxes.json"
+    metrics = evaluate(models["fine"], "refcoco", data=[record], output=path)
+    assert json.loads(path.read_text()) == [{"key": "g0", "box_xyxy": None, "score": 0.0}]
+    assert metrics["accuracy_at_1"] == 0.0
+
+
+def test_nobody_keeps_its_picture(pictures):
+    records = records_for("nlvr2", pictures)
+    permuted = PermutedImages(records)
+    assert len(permuted) == len(records)
+    for index, record in enumerate(records):
+        other = permuted[index]
+        assert all(a != b for a, b in zip(other.images, record.images, strict=True))
+        assert dataclasses.replace(other, images=record.images) == record
+    shown = {image for i in range(len(permuted)) for image in permuted[i].images}
+    assert shown == {image for record in records for image in record.images}
+
+
+def test_one_picture_cannot_be_permuted(pictures):
+    with pytest.raises(ValueError, match="at least two different pictures"):
+        PermutedImages(records_for("vqa", pictures)[:1])
+
+
+def test_closed_gates_hide_the_picture_and_open_again(models, pictures):
+    model = models["coarse"].model
+    ids = torch.tensor([[0, 7, 8, 2]])
+    images = torch.randn(2, 3, 64, 64)
+
+    def text_of(image):
+        with torch.no_grad():
+            return model.backbone.encode_pair(image[None], ids, ids >= 0).text
+
+    open_before = text_of(images[0])
+    assert not torch.allclose(open_before, text_of(images[1]))
+    with pytest.raises(RuntimeError, match="on purpose"), fusion_off(model):
+        assert torch.equal(text_of(images[0]), text_of(images[1]))
+        raise RuntimeError("on purpose")
+    assert torch.equal(text_of(images[0]), open_before)
+
+
+def test_wrong_texts_say_something_else():
+    records = [
+        Record(key=str(i), images=(f"{i % 3}.jpg",), image_id=f"{i % 3}", text=f"text {i % 4}")
+        for i in range(10)
+    ]
+    for record, other in zip(records, wrong_texts(records), strict=True):
+        assert record.image_id != other.image_id and record.text != other.text
+    with pytest.raises(ValueError, match="no other picture has another caption"):
+        wrong_texts(records[:1])
+
+
+def test_groups_are_reported_beside_the_whole(models, pictures):
+    metrics = measure("winoground", models, pictures)
+    assert {"group", "colour/group", "other/group"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "message"),
+    [
+        ("refcoc", "fine", "'refcoc' does not exist; did you mean refcoco"),
+        ("vqa", "fine", "needs the head 'vqa'; the model has grounding"),
+        ("flickr", "coarse", "needs the head 'grounding'; the model has itc"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said(models, task, stage, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(models[stage], task, data=[])
+
+
+def test_records_of_another_task_are_refused(models, pictures):
+    with pytest.raises(ValueError, match="data has records for 'nlvr2', not for 'vqa'"):
+        evaluate(models["coarse"], "vqa", data={"nlvr2": records_for("nlvr2", pictures)})
+    captions = records_for("retrieval", pictures)
+    with pytest.raises(ValueError, match="record 'c0' has no boxes"):
+        evaluate(models["fine"], "refcoco", data=captions)
+    with pytest.raises(ValueError, match="got 3 records; expected four"):
+        evaluate(models["coarse"], "winoground", data=captions[:3])

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from fiber.config import preset
+from fiber.data.records import Record
+from fiber.training.distributed import Processes
+from fiber.training.run_config import TransformConfig
+from fiber.training.streams import (
+    TaskStreams,
+    count_answers,
+    inference_transform,
+    open_data,
+    training_transform,
+)
+from tests.training.micro_runs import all_records, coarse_config
+
+
+def question(key, answers):
+    return Record(key=key, images=(b"",), text="?", answers=answers)
+
+
+def streams(pictures, *, rank=0, world_size=1, consumed=None, **changes):
+    changes = {"tasks__reasoning__share": 0, "tasks__caption__share": 0} | changes
+    config = coarse_config(**changes)
+    records = all_records(pictures)
+    data = {name: records[name] for name in ("image_text", "question")}
+    source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
+    processes = Processes(rank=rank, world_size=world_size, device=torch.device("cpu"))
+    return TaskStreams(
+        source.fit_model(config), source, processes, consumed=consumed or {}, threads=1
+    )
+
+
+def test_no_answers_make_no_vocabulary():
+    assert count_answers([], 5) == ()
+    assert count_answers([question("a", {})], 5) == ()
+
+
+def test_record_without_answers_is_named():
+    with pytest.raises(ValueError, match="record 'b' has no answers"):
+        count_answers([question("a", {"yes": 1.0}), question("b", None)], 5)
+
+
+def test_answers_are_counted_by_the_best_of_each_question():
+    records = [
+        question("1", {"red": 0.3, "blue": 1.0}),
+        question("2", {"red": 0.9}),
+        question("3", {"green": 1.0}),
+        question("4", {"red": 0.6, "green": 0.3}),
+    ]
+    assert count_answers(records, 5) == ("red", "blue", "green")
+    assert count_answers(records, 2) == ("red", "blue")
+
+
+def test_tasks_have_positions_of_their_own(pictures):
+    one = streams(pictures)
+    first = [one.next_batch(name).keys for name in ("image_text", "question", "image_text")]
+    assert one.consumed == {"image_text": 8, "question": 4}
+    # Questions and captions of the same pictures come in different orders.
+    assert [key[1:] for key in first[0]] != [key[1:] for key in first[1]]
+    again = streams(pictures, consumed={"image_text": 4, "question": 0})
+    assert again.next_batch("image_text").keys == first[2]
+    assert again.next_batch("question").keys == first[1]
+
+
+def test_ranks_and_passes_cut_one_stream(pictures):
+    whole = streams(pictures, data__batch_size=8).next_batch("image_text").keys
+    passes = streams(pictures, data__batch_size=8, train__accumulation=2)
+    assert passes.next_batch("image_text").keys + passes.next_batch("image_text").keys == whole
+    assert passes.consumed["image_text"] == 8
+    ranks = [
+        streams(pictures, rank=rank, world_size=2, data__batch_size=8).next_batch("image_text").keys
+        for rank in range(2)
+    ]
+    assert ranks[0] + ranks[1] == whole
+
+
+def test_batch_that_cannot_be_cut_is_refused(pictures):
+    with pytest.raises(ValueError, match=r"batch_size 4 is not a multiple of 3 \(train.accumul"):
+        streams(pictures, world_size=3)
+
+
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+def test_training_pictures_have_the_size_asked_for(kind):
+    transform = training_transform(
+        preset("micro"), TransformConfig(kind=kind, shorter_sides=(64,), max_size=96)
+    )
+    assert transform.is_square == (kind != "shorter_side")
+
+
+def test_finished_models_see_whole_pictures():
+    assert inference_transform(preset("micro")).is_square
+    assert not inference_transform(preset("micro", stage="fine")).is_square

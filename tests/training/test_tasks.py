@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+import torch
+
+from fiber.losses.contrastive import itc_loss, text_fingerprints
+from fiber.losses.language import mlm_loss
+from fiber.losses.matching import hard_negatives, itm_loss
+from fiber.training.checkpoint import build_model
+from fiber.training.distributed import joined
+from fiber.training.run_config import ImageTextTask
+from fiber.training.streams import TaskStreams, open_data
+from fiber.training.tasks import (
+    Draw,
+    half_of_negatives,
+    image_text_task,
+    reasoning_logits,
+    task_losses,
+)
+from tests.training.micro_runs import all_records, coarse_config, fine_config
+
+
+def model_and_batches(config, pictures):
+    """A new model and the first batch of every task of a configuration."""
+    records = all_records(pictures)
+    data = {name: records[name] for name in config.tasks.active()}
+    source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
+    config = source.fit_model(config)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    with joined("cpu") as processes:
+        streams = TaskStreams(config, source, processes, consumed={}, threads=1)
+        return config, model, {name: streams.next_batch(name) for name in data}
+
+
+@pytest.fixture(scope="module")
+def coarse(pictures):
+    return model_and_batches(coarse_config(data__batch_size=6), pictures)
+
+
+def test_shared_prefixes_give_the_losses_of_plain_passes(coarse):
+    _, model, batches = coarse
+    batch, draw = batches["image_text"], Draw(3, 5)
+    shared = image_text_task(model, batch, ImageTextTask(share=1), draw)
+
+    masked = model.backbone.encode_pair(batch.images, batch.masked_ids, batch.text_mask)
+    mlm = mlm_loss(model.mlm_logits(masked.text), batch.mlm_labels)
+    itc, similarities = itc_loss(
+        model.embed_images(batch.images),
+        model.embed_texts(batch.token_ids, batch.text_mask),
+        model.temperature,
+        batch.image_ids,
+        text_fingerprints(batch.token_ids, batch.text_mask),
+    )
+    chosen = hard_negatives(similarities, seed=3, step=5)
+    own = torch.arange(6)
+    images = batch.images[torch.cat([own, own, chosen.image_index])]
+    texts = torch.cat([own, chosen.text_index, own])
+    pairs = model.backbone.encode_pair(images, batch.token_ids[texts], batch.text_mask[texts])
+    itm = itm_loss(model.itm_logits(model.pooled(pairs)), 6, chosen)
+
+    assert shared.keys() == {"itc", "itm", "mlm"}
+    for name, plain in {"itc": itc, "itm": itm, "mlm": mlm}.items():
+        assert shared[name].item() == pytest.approx(plain.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"itm": 0.0, "mlm": 0.0}, {"itc"}),
+        ({"itc": 0.0, "itm": 0.0}, {"mlm"}),
+        ({"itc": 0.0, "mlm": 0.0}, {"itm"}),
+    ],
+    ids=["contrast alone", "words alone", "matching alone"],
+)
+def test_loss_without_weight_is_not_computed(coarse, weights, expected):
+    _, model, batches = coarse
+    losses = image_text_task(
+        model, batches["image_text"], ImageTextTask(share=1, **weights), Draw(0, 0)
+    )
+    assert losses.keys() == expected
+    model.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    assert (model.itc_text_transform.weight.grad is not None) == ("itc" in expected)
+
+
+def test_half_of_the_negatives_by_hand():
+    # Pairs: 0-2 true, 3-5 wrong texts, 6-8 wrong pictures.
+    assert half_of_negatives(3, 0).tolist() == [0, 1, 2, 3, 7, 5]
+    # The same rows as one process with the whole batch chooses for its rows 3 to 5.
+    assert half_of_negatives(3, 3).tolist() == [0, 1, 2, 6, 4, 8]
+    assert half_of_negatives(0, 0).tolist() == []
+
+
+def test_statements_see_left_and_right_as_two_passes_would(coarse):
+    _, model, batches = coarse
+    batch = batches["reasoning"]
+    left, right = (
+        model.pooled(
+            model.backbone.encode_pair(batch.images[:, side], batch.token_ids, batch.text_mask)
+        )
+        for side in (0, 1)
+    )
+    plain = model.nlvr2_logits(left, right)
+    torch.testing.assert_close(reasoning_logits(model, batch), plain, rtol=1e-4, atol=1e-6)
+    swapped = dataclasses.replace(batch, images=batch.images.flip(1))
+    assert not torch.allclose(reasoning_logits(model, swapped), plain, rtol=1e-3)
+
+
+@pytest.mark.parametrize("build", [coarse_config, fine_config], ids=["coarse", "fine"])
+def test_every_parameter_learns_from_some_task(pictures, build):
+    config, model, batches = model_and_batches(build(), pictures)
+    for number, (name, batch) in enumerate(batches.items()):
+        losses = task_losses(name, model, batch, config.tasks, Draw(0, number))
+        assert losses.keys() == config.tasks.active()[name].weights().keys()
+        sum(losses.values()).backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
