@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fiber.data.draws import Draws
@@ -80,6 +80,9 @@ class World:
     materials: tuple[str, ...] = ("",)
     held_out_pairs: frozenset[tuple[str, str]] = frozenset()
     held_out_facts: frozenset[tuple[str, str, str]] = frozenset()
+    #: Nouns of one family may be true of the same thing ("ball", "tennis ball"): where one is seen,
+    #: nothing is said about another. Nouns that are not here are alone.
+    families: Mapping[str, str] = field(default_factory=dict)
     #: All (colour, noun) pairs that training may show, in a fixed order.
     shown_pairs: tuple[tuple[str, str], ...] = field(init=False)
 
@@ -91,6 +94,10 @@ class World:
     def is_held_out(self, thing: Thing) -> bool:
         """Whether the thing's colour and noun are a held-out pair."""
         return thing.pair in self.held_out_pairs
+
+    def family(self, noun: str) -> str:
+        """Return the name of a noun's family."""
+        return self.families.get(noun, noun)
 
     def is_held_out_fact(self, noun: str, relation: str, other: str) -> bool:
         """Whether "noun relation other" is held out, in either of its two wordings."""

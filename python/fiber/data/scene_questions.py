@@ -7,7 +7,7 @@ Questions with more answers get theirs from the symmetry of the scenes (see `sce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fiber.data.annotations import Question, Statement
 from fiber.data.draws import Draws
@@ -92,9 +92,16 @@ def _ask_color(world: World, scene: Scene, draws: Draws, novel: bool) -> Questio
 
 def _ask_shape(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
     if len(world.colors) == 1:
-        return None
+        return None if novel else _ask_what(scene)
     found = _target(world, scene, draws, novel, ("color", "size", "material"))
     return found and Question(f"what shape is the {found[1]}?", found[0].noun, "shape")
+
+
+def _ask_what(scene: Scene) -> Question | None:
+    """Ask what a picture of one thing shows."""
+    if len(scene.things) != 1:
+        return None
+    return Question("what does the picture show?", scene.things[0].noun, "shape")
 
 
 def _ask_size(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
@@ -128,7 +135,7 @@ def _ask_exists(world: World, scene: Scene, draws: Draws, novel: bool) -> Questi
     if level == "pair":
         pairs = sorted(world.held_out_pairs) if novel else world.shown_pairs
         present = [pair for pair in pairs if pair in shown]
-        absent = _near_pairs(pairs, shown, draws)
+        absent = _near_pairs(world, pairs, shown, draws)
     else:
         words, part = (world.nouns, 1) if level == "noun" else (world.colors, 0)
         there = {pair[part] for pair in shown}
@@ -141,13 +148,19 @@ def _ask_exists(world: World, scene: Scene, draws: Draws, novel: bool) -> Questi
     return Question(f"is there {pair_phrase(pair)}?", "yes" if truth else "no", "exists")
 
 
-def _near_pairs(pairs: Sequence[Pair], shown: set[Pair], draws: Draws) -> list[Pair]:
+def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], draws: Draws) -> list[Pair]:
     """Return absent pairs whose colour and noun are both in the picture, or one of the two."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
-    absent = [pair for pair in pairs if pair not in shown]
+    absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
     either = [pair for pair in absent if pair[0] in colors or pair[1] in nouns]
     return both if both and draws.coin(0.7) else either
+
+
+def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair]:
+    """Return the pairs that are surely not among those shown."""
+    kin = {(color, world.family(noun)) for color, noun in shown}
+    return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in kin]
 
 
 def _with_word(word: str, part: int) -> Pair:
@@ -229,6 +242,9 @@ def _ask_neighbour(world: World, scene: Scene, draws: Draws, novel: bool) -> Que
                 continue
             if novel and not concerns_held_out(world, thing, asked, other):
                 continue
+            if len(world.colors) == 1 and world.is_held_out(thing):
+                # No training answer is a held-out noun.
+                continue
             options.append((thing, asked, other))
     if not options:
         return None
@@ -281,7 +297,8 @@ def _state_shown(
             pairs = {_with_word(pair[part], part) for pair in pairs}
         shown.append(pairs)
     both = sorted(shown[0] & shown[1])
-    only_left, only_right = sorted(shown[0] - shown[1]), sorted(shown[1] - shown[0])
+    only_left = sorted(_without(world, shown[0], shown[1]))
+    only_right = sorted(_without(world, shown[1], shown[0]))
     if kind in ("both", "one"):
         one = sorted(only_left + only_right)
         chosen = _draw_truth(*((both, one) if kind == "both" else (one, both)), draws)

@@ -21,8 +21,31 @@ ANY_NOUN = "object"
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Nouns whose first sound is not what their first letter says.
-_A_BEFORE_VOWEL = ("unicorn", "unicycle", "uniform", "ukulele", "ewe", "eucalyptus", "one")
+_A_BEFORE_VOWEL = ("uni", "us ", "uku", "eu", "ewe", "one")
 _AN_BEFORE_CONSONANT = ("hour", "x-ray")
+_PLURAL_ENDINGS = {
+    "mouse": "mice",
+    "goose": "geese",
+    "tooth": "teeth",
+    "foot": "feet",
+    "man": "men",
+    "child": "children",
+    "sheep": "sheep",
+    "fish": "fish",
+    "deer": "deer",
+    "shrimp": "shrimp",
+    "bison": "bison",
+    "salmon": "salmon",
+    "trout": "trout",
+    "squash": "squash",
+    "lf": "lves",
+    "leaf": "leaves",
+    "knife": "knives",
+    "mango": "mangoes",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "us": "uses",
+}
 
 Description = tuple[str, ...]
 
@@ -36,8 +59,13 @@ def with_article(phrase: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun."""
-    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    """Return the plural of a noun: "stars", "crosses", "yellow pansies", "firemen"."""
+    for ending, many in _PLURAL_ENDINGS.items():
+        if noun.endswith(ending):
+            return noun.removesuffix(ending) + many
+    if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def describe(thing: Thing, description: Description) -> str:
@@ -189,7 +217,9 @@ def _related_expressions(world: World, things: Sequence[Thing], index: int) -> l
     """Return every minimal expression that needs a relation to another thing."""
     target = things[index]
     kinds = word_kinds(world)
-    subsets = [s for length in range(len(kinds) + 1) for s in combinations(kinds, length)]
+    # Things that have a noun only are always called by it.
+    shortest = 0 if len(kinds) > 1 else 1
+    subsets = [s for n in range(shortest, len(kinds) + 1) for s in combinations(kinds, n)]
     out: list[Phrased] = []
     for other_index, landmark in enumerate(things):
         found = relation(target, landmark) if other_index != index else None
