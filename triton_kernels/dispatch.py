@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class _Restore:
     """Handle of `use_backend`: as a context manager it puts the former choice back."""
 
     def __init__(self, previous: Backend | None) -> None:
-        self._previous = previous
+        self._previous: Backend | None = previous
 
     def __enter__(self) -> None:
         return None
@@ -50,14 +50,15 @@ def use_backend(name: Backend | None) -> _Restore:
         RuntimeError: for "triton" where this version has no Triton kernel.
     """
     global _requested
-    if name not in ("triton", "reference", None):
+    if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'reference' or None, got {name!r}")
     if name == "triton" and not TRITON_OPERATIONS:
         raise RuntimeError(
             "backend 'triton': no Triton kernel is built into this version of fiber.kernels;"
             " use 'reference' or None"
         )
-    previous, _requested = _requested, name
+    previous = _requested
+    _requested = name
     return _Restore(previous)
 
 

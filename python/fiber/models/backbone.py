@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -130,7 +130,9 @@ class FiberBackbone(nn.Module):
             self.image_prefix(images), self.text_prefix(token_ids, text_mask), text_mask
         )
 
-    def fuse(self, image_prefix: ImagePrefix, text_prefix: Tensor, text_mask: Tensor):
+    def fuse(
+        self, image_prefix: ImagePrefix, text_prefix: Tensor, text_mask: Tensor
+    ) -> BackboneOutput:
         """Run the fused pairs on prefixes, which several objectives may share.
 
         Without fused layers the text keeps its last LayerNorm in every configuration.
@@ -141,7 +143,7 @@ class FiberBackbone(nn.Module):
             text_mask: (B, L) bool, True = real token.
 
         Returns:
-            `BackboneOutput` with every stage that the prefix holds or that ends here.
+            Every stage that the prefix holds or that ends here, and the text.
         """
         tokens, stages = image_prefix
         text = text_prefix
@@ -173,7 +175,7 @@ class FiberBackbone(nn.Module):
         self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Replace both members of a pair; each reads what the other one was."""
-        fusion = self.fusion[pair]
+        fusion = cast(FusedPair, self.fusion[pair])
         last = pair == len(self.fusion) - 1
         new_tokens = self.image.block(self.first_fused_block + pair)(
             tokens, lambda attended: fusion.image_to_text(attended, text, text_mask)
@@ -187,7 +189,7 @@ class FiberBackbone(nn.Module):
         return new_tokens, new_text
 
     def _decoder_layer(self, pair: int, text: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        fusion = self.fusion[pair]
+        fusion = cast(FusedPair, self.fusion[pair])
         return self.text.layers[self.first_fused_layer + pair](
             text, mask, lambda attended: fusion.text_to_image(attended, tokens)
         )

@@ -63,9 +63,10 @@ class FiberImageText(nn.Module):
             # last stage everywhere: one projection for each of those layers.
             stages = [place[0] for place in self.backbone.image.places]
             paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
-            self.caption_projections = build(
-                nn.ModuleList(nn.Linear(channels[-1], channels[-2]) for _ in range(paired))
+            self.caption_projections = nn.ModuleList(
+                nn.Linear(channels[-1], channels[-2]) for _ in range(paired)
             )
+            build(self.caption_projections)
         for module in built:
             initialise_head(module)
 

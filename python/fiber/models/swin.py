@@ -9,6 +9,7 @@ Source: Swin Transformer (Liu et al. 2021).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -206,9 +207,11 @@ class SwinTower(nn.Module):
     def block(self, number: int) -> SwinBlock:
         """Look up a block by its number through all stages."""
         stage, block = self.places[number]
-        return self.stages[stage].blocks[block]  # type: ignore[union-attr,index,return-value]
+        return cast(SwinBlock, cast(SwinStage, self.stages[stage]).blocks[block])
 
-    def enter(self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]) -> tuple:
+    def enter(
+        self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Bring tokens to the resolution of a block, given those of the block before it.
 
         Args:
@@ -222,11 +225,13 @@ class SwinTower(nn.Module):
         stage, block = self.places[number]
         if block > 0 or stage == 0:
             return tokens, stages
-        return self.stages[stage - 1].merging(tokens), (*stages, tokens)  # type: ignore[operator]
+        merging = cast(PatchMerging, cast(SwinStage, self.stages[stage - 1]).merging)
+        return merging(tokens), (*stages, tokens)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Run the tower alone: (B, 3, H, W) -> the output of each stage, before its merging."""
-        tokens, stages = self.patch_embedding(images), ()
+        tokens = self.patch_embedding(images)
+        stages: tuple[Tensor, ...] = ()
         for number in range(len(self.places)):
             tokens, stages = self.enter(number, tokens, stages)
             tokens = self.block(number)(tokens)
