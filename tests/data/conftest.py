@@ -1,5 +1,7 @@
 """What several tests of data need."""
 
+import json
+
 import pytest
 
 from fiber.data.scene_graphs import SPLITS
@@ -21,3 +23,21 @@ def described():
 def scenes_folder(tmp_path_factory):
     """A small data folder of scenes."""
     return generate(tmp_path_factory.mktemp("scenes") / "data", train=30, val=12, novel=12)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with `images`, and a function that writes JSON files into it."""
+    (tmp_path / "images").mkdir()
+
+    def write(name, content):
+        path = tmp_path / name
+        if isinstance(content, list) and name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(line) + "\n" for line in content))
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    write.folder = tmp_path
+    write.images = str(tmp_path / "images")
+    return write

@@ -15,6 +15,9 @@ BOX_SLACK_PIXELS = 1.0
 #: Boxes no wider or no higher than this are dropped, as the published code does.
 EMPTY_BOX_PIXELS = 1.0
 
+#: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
+ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+
 _HOW_TO_GET = {
     "COCO": "https://cocodataset.org",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
@@ -246,3 +249,19 @@ def read_boxes(
                 out.add("clipped boxes")
             found.append((box, entry))
     return found
+
+
+def read_answers(file: SourceFile) -> tuple[dict[Any, dict[str, float]], dict[Any, str]]:
+    """Return {question_id: {answer: soft score}} and {question_id: question type}."""
+    scores: dict[Any, dict[str, float]] = {}
+    groups: dict[Any, str] = {}
+    for entry in file.walk("annotations"):
+        number = file.get(entry, "question_id", int, str)
+        votes: dict[str, int] = {}
+        for vote in file.get(entry, "answers", list):
+            if not isinstance(vote, dict) or not isinstance(vote.get("answer"), str):
+                raise file.error(f"has {vote!r} in 'answers'; expected an object with 'answer'")
+            votes[vote["answer"]] = votes.get(vote["answer"], 0) + 1
+        scores[number] = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in votes.items()}
+        groups[number] = entry.get("question_type", "")
+    return scores, groups

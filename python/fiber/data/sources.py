@@ -16,24 +16,24 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from fiber.data.annotations import FILES
+from fiber.data.draws import Draws
 from fiber.data.prompts import class_prompt
 from fiber.data.records import CharSpan, Record
 from fiber.data.source_files import (
     RecordList,
-    SourceFile,
     boxes_by_image,
     char_spans,
     images_folder,
+    read_answers,
     read_boxes,
     read_json,
     read_json_lines,
 )
 
-#: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
-ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+# Stream of draws of which classes a prompt asks for.
+_PROMPTS = 253
 
 AnyPath = str | PathLike[str]
 
@@ -98,7 +98,10 @@ def phrases(
         text = file.text(entry, "caption")
         key = f"{path.stem}/{entry['id']}"
         found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
-        spans = [char_spans(file, box, "tokens_positive") for _, box in found]
+        spans = []
+        for _, box in found:
+            file.at("annotations", box)
+            spans.append(char_spans(file, box, "tokens_positive"))
         file.at("images", entry)
         evaluated = entry.get("tokens_positive_eval")
         labels = (
@@ -183,6 +186,7 @@ def referring(
             continue
         spans = ((0, len(text)),)
         if not whole_expression:
+            file.at("annotations", found[0][1])
             spans = char_spans(file, found[0][1], "tokens_positive")
         file.at("images", entry)
         out.append(
@@ -208,27 +212,52 @@ def detection(
     *,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
+    max_classes: int | None = None,
+    seed: int = 0,
 ) -> RecordList:
     """Read boxes of classes (COCO instances): one record for each picture, with or without boxes.
 
-    The text of all records is the prompt with every class, by id: "circle. square. triangle".
-    `labels` are the class names as the file has them.
-    Arguments and errors are those of `captions`; the file is "instances_<split>.json".
+    The text is the prompt with every class, by id: "circle. square. triangle". `labels` are the
+    class names as the file has them.
+
+    Args:
+        folder: a data folder.
+        split: such as "train".
+        annotations: the file, if it is not "instances_<split>.json" in the folder.
+        images: where its file names start, if not "images" in the folder.
+        max_classes: for training with more classes than a text holds: each record's prompt has the
+            classes of its boxes, and others drawn for it up to this many, in random order.
+        seed: of those draws.
+
+    Raises:
+        FileNotFoundError: if the file or the folder of pictures is missing.
+        ValueError: if an entry is not as expected, with file, entry and key.
     """
     path = _file(folder, split, "detection", annotations)
     file, root = read_json(path, "COCO instances"), images_folder(folder, images)
     names = {}
     for entry in file.walk("categories"):
         names[file.get(entry, "id", int)] = file.text(entry, "name")
-    ids = {category_id: index for index, category_id in enumerate(sorted(names))}
-    labels = tuple(names[category_id] for category_id in ids)
-    prompt = class_prompt(labels)
+    ids = sorted(names)
+    all_classes = class_prompt([names[category] for category in ids])
     boxes = boxes_by_image(file)
     out = RecordList()
     for entry in file.pictures():
         key = f"{path.stem}/{entry['id']}"
         found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
-        classes = [file.look_up(ids, box, "category_id", "categories") for _, box in found]
+        own = []
+        for _, box in found:
+            file.at("annotations", box)
+            file.look_up(names, box, "category_id", "categories")
+            own.append(box["category_id"])
+        order, prompt = ids, all_classes
+        if max_classes is not None and len(ids) > max_classes:
+            draws = Draws(seed, _PROMPTS, len(out))
+            others = draws.shuffled([category for category in ids if category not in own])
+            order = sorted(set(own)) + others[: max(0, max_classes - len(set(own)))]
+            order = draws.shuffled(order)
+            prompt = class_prompt([names[category] for category in order])
+        places = {category: place for place, category in enumerate(order)}
         image = f"{root}/{entry['file_name']}"
         out.append(
             Record(
@@ -237,9 +266,9 @@ def detection(
                 image_id=image,
                 text=prompt.text,
                 boxes_xyxy=tuple(box for box, _ in found),
-                char_spans=tuple(prompt.spans[index] for index in classes),
-                box_labels=tuple(classes),
-                labels=labels,
+                char_spans=tuple(prompt.spans[places[category]] for category in own),
+                box_labels=tuple(places[category] for category in own),
+                labels=prompt.labels,
                 label_spans=prompt.spans,
             )
         )
@@ -273,7 +302,7 @@ def questions(
     answers_path = _file(folder, split, "answers", answers)
     scores, groups = None, {}
     if answers is not None or answers_path.exists() or not split.startswith("test"):
-        scores, groups = _read_answers(read_json(answers_path, "VQAv2 annotations"))
+        scores, groups = read_answers(read_json(answers_path, "VQAv2 annotations"))
     template = f"COCO_{file.data.get('data_subtype', split)}_{{:012d}}.jpg"
     out = RecordList()
     for entry in file.walk("questions"):
@@ -291,22 +320,6 @@ def questions(
             )
         )
     return out
-
-
-def _read_answers(file: SourceFile) -> tuple[dict[Any, dict[str, float]], dict[Any, str]]:
-    """Return {question_id: {answer: soft score}} and {question_id: question type}."""
-    scores: dict[Any, dict[str, float]] = {}
-    groups: dict[Any, str] = {}
-    for entry in file.walk("annotations"):
-        number = file.get(entry, "question_id", int, str)
-        votes: dict[str, int] = {}
-        for vote in file.get(entry, "answers", list):
-            if not isinstance(vote, dict) or not isinstance(vote.get("answer"), str):
-                raise file.error(f"has {vote!r} in 'answers'; expected an object with 'answer'")
-            votes[vote["answer"]] = votes.get(vote["answer"], 0) + 1
-        scores[number] = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in votes.items()}
-        groups[number] = entry.get("question_type", "")
-    return scores, groups
 
 
 def reasoning(

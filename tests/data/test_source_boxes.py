@@ -1,0 +1,228 @@
+"""Readers of boxes: phrases, referring expressions and classes, and boxes that do not fit."""
+
+import pytest
+
+from fiber.data import sources
+
+PICTURE = {"id": 391895, "file_name": "COCO_val2014_000000391895.jpg", "height": 360, "width": 640}
+
+
+# ---- phrases and referring expressions
+
+
+def flickr(boxes, caption="A man and a dog near water", **image):
+    return {
+        "images": [
+            {
+                "file_name": "1007129816.jpg",
+                "height": 500,
+                "width": 333,
+                "id": 12,
+                "caption": caption,
+                "dataset_name": "flickr",
+                "tokens_negative": [[0, 26]],
+                "sentence_id": 0,
+                "original_img_id": 1007129816,
+                "tokens_positive_eval": [[[0, 5]], [[10, 15]], [[21, 26]]],
+                **image,
+            }
+        ],
+        "annotations": [
+            {"id": i, "image_id": 12, "area": 1, "iscrowd": 0, "category_id": 1, **box}
+            for i, box in enumerate(boxes)
+        ],
+        "categories": [{"supercategory": "object", "id": 1, "name": "object"}],
+    }
+
+
+def test_flickr_phrases(data):
+    both = [[0, 5], [10, 15]]
+    data(
+        "flickr_val.json",
+        flickr(
+            [
+                {"bbox": [10, 20, 30, 40], "tokens_positive": [[10, 15]]},
+                # One box of two phrases, as in the files where equal boxes were merged.
+                {"bbox": [5, 6, 100, 200], "tokens_positive": both},
+            ]
+        ),
+    )
+    (record,) = sources.phrases(data.folder, "val")
+    assert record.key == "flickr_val/12"
+    assert record.boxes_xyxy == ((10, 20, 40, 60), (5, 6, 105, 206))
+    assert record.char_spans == (((10, 15),), ((0, 5), (10, 15)))
+    # A phrase may have no box at all.
+    assert record.labels == ("A man", "a dog", "water")
+    assert record.label_spans == (((0, 5),), ((10, 15),), ((21, 26),))
+    assert record.box_labels == (1, 0)
+    assert sources.label_boxes(record) == [[1], [0, 1], []]
+
+
+def test_phrases_without_the_list_of_evaluated_ones(data):
+    """The mixed training file of MDETR has no tokens_positive_eval."""
+    content = flickr(
+        [
+            {"bbox": [10, 20, 30, 40], "tokens_positive": [[10, 15]]},
+            {"bbox": [1, 2, 30, 40], "tokens_positive": [[10, 15]]},
+            {"bbox": [5, 6, 100, 200], "tokens_positive": [[0, 5], [21, 26]]},
+        ]
+    )
+    del content["images"][0]["tokens_positive_eval"]
+    data("flickr_val.json", content)
+    (record,) = sources.phrases(data.folder, "val")
+    assert record.labels == ("a dog", "A man water")
+    assert record.box_labels == (0, 0, 1)
+
+
+def test_crowds_and_empty_boxes_are_dropped_and_counted(data):
+    data(
+        "flickr_val.json",
+        flickr(
+            [
+                {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]], "iscrowd": 1},
+                {"bbox": [10, 20, 1, 40], "tokens_positive": [[0, 5]]},
+                {"bbox": [10, 20, 40, 0], "tokens_positive": [[0, 5]]},
+                {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]},
+            ]
+        ),
+    )
+    found = sources.phrases(data.folder, "val")
+    assert len(found[0].boxes_xyxy) == 1
+    assert (found.count("crowd boxes"), found.count("empty boxes")) == (1, 2)
+    assert found.count("clipped boxes") == 0
+
+
+def test_boxes_a_pixel_outside_are_clipped(data):
+    box = {"bbox": [-0.5, 0, 334.4, 501], "tokens_positive": [[0, 5]]}
+    data("flickr_val.json", flickr([box]))
+    found = sources.phrases(data.folder, "val")
+    assert found[0].boxes_xyxy == ((0, 0, 333, 500),)
+    assert found.count("clipped boxes") == 1
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ({"bbox": [320, 20, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 17 pixels outside"),
+        ({"bbox": [10, -7, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 7 pixels outside"),
+        ({"bbox": [10, 20, 30]}, r"annotations\[1\] has 'bbox' \[10, 20, 30\]; expected \[x, y"),
+        ({"bbox": [0, 0, 30, float("nan")]}, r"annotations\[1\] has 'bbox' .*nan"),
+        ({"bbox": None}, r"annotations\[1\] has 'bbox' 'None'; expected list"),
+        ({"tokens_positive": [0, 5]}, r"'tokens_positive' \[0, 5\]; expected a list of \[start"),
+        ({"tokens_positive": [[20, 40]]}, r"span \[20, 40\) is not inside its text of 26"),
+        ({"tokens_positive": "DROP"}, r"has no 'tokens_positive'"),
+        ({"image_id": 13}, r"annotations\[1\] has image_id 13, which is not in 'images'"),
+    ],
+    ids=["right", "above", "three", "nan", "null", "flat", "beyond", "none", "unknown"],
+)
+def test_boxes_that_do_not_fit_are_named(box, message, data):
+    good = {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}
+    bad = {key: value for key, value in {**good, **box}.items() if value != "DROP"}
+    path = data("flickr_val.json", flickr([good, bad]))
+    with pytest.raises(ValueError, match=message) as error:
+        sources.phrases(data.folder, "val")
+    assert str(path) in str(error.value)
+
+
+def test_pictures_without_a_size_are_named(data):
+    content = flickr([{"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}])
+    del content["images"][0]["width"]
+    data("flickr_val.json", content)
+    with pytest.raises(ValueError, match="has no 'width'"):
+        sources.phrases(data.folder, "val")
+
+
+def test_refcoco_expressions(data):
+    content = flickr(
+        [{"bbox": [103.5, 300.25, 134.0, 178.75], "tokens_positive": [[4, 9]], "original_id": 7}],
+        caption="the woman left of the dog",
+        dataset_name="refcoco",
+    )
+    path = data("finetune_refcoco_val.json", content)
+    where = {"annotations": path, "images": data.images}
+    (record,) = sources.referring(data.folder, "val", **where)
+    assert record.key == "finetune_refcoco_val/12"
+    assert record.boxes_xyxy == ((103.5, 300.25, 237.5, 479.0),)
+    assert record.labels == ("the woman left of the dog",)
+    assert record.char_spans == record.label_spans == (((4, 9),),)
+    (record,) = sources.referring(data.folder, "val", **where, whole_expression=True)
+    assert record.char_spans == record.label_spans == (((0, 25),),)
+
+
+def test_expressions_that_lost_their_box_are_counted(data):
+    data("refcoco_val.json", flickr([{"bbox": [1, 2, 1, 1], "tokens_positive": [[0, 5]]}]))
+    found = sources.referring(data.folder, "val")
+    assert found == [] and found.count("expressions without a box") == 1
+
+
+# ---- detection
+
+
+def test_coco_instances(data):
+    data(
+        "instances_val.json",
+        {
+            "images": [PICTURE, {**PICTURE, "id": 5, "file_name": "b.jpg"}],
+            "annotations": [
+                {"id": 1, "image_id": 391895, "category_id": 13, "bbox": [10, 20, 30, 40.5]},
+                {"id": 2, "image_id": 391895, "category_id": 2, "bbox": [0, 0, 640, 360]},
+            ],
+            # By id, whatever the order in the file; ids have gaps.
+            "categories": [
+                {"id": 13, "name": "stop sign", "supercategory": "outdoor"},
+                {"id": 2, "name": "hair_drier"},
+            ],
+        },
+    )
+    first, second = sources.detection(data.folder, "val")
+    assert first.text == "hair drier. stop sign"
+    assert first.labels == ("hair_drier", "stop sign")
+    assert first.label_spans == (((0, 10),), ((12, 21),))
+    assert first.boxes_xyxy == ((10, 20, 40, 60.5), (0, 0, 640, 360))
+    assert first.box_labels == (1, 0)
+    assert first.char_spans == (((12, 21),), ((0, 10),))
+    assert second.boxes_xyxy == () and second.text == first.text
+
+
+def test_prompts_with_some_of_many_classes(data):
+    boxes = [
+        {"id": i, "image_id": 391895, "category_id": c, "bbox": [10, 20, 30, 40]}
+        for i, c in enumerate((3, 7, 3))
+    ]
+    pictures = [PICTURE, {**PICTURE, "id": 5, "file_name": "b.jpg"}]
+    classes = [{"id": i, "name": f"thing {i}"} for i in range(20)]
+    data("instances_val.json", {"images": pictures, "annotations": boxes, "categories": classes})
+    first, second = sources.detection(data.folder, "val", max_classes=6)
+    assert len(first.labels) == len(second.labels) == 6
+    assert first.text == ". ".join(first.labels) != second.text
+    assert [first.labels[label] for label in first.box_labels] == ["thing 3", "thing 7", "thing 3"]
+    for spans, label in zip(first.char_spans, first.box_labels, strict=True):
+        assert first.text[slice(*spans[0])] == first.labels[label]
+    assert sources.detection(data.folder, "val", max_classes=6)[0] == first
+    assert sources.detection(data.folder, "val", max_classes=6, seed=1)[0] != first
+    # Classes with boxes are always asked for.
+    assert set(sources.detection(data.folder, "val", max_classes=1)[0].labels) == {
+        "thing 3",
+        "thing 7",
+    }
+    assert len(sources.detection(data.folder, "val", max_classes=20)[0].labels) == 20
+
+
+def test_lvis_names_pictures_by_their_address(data):
+    picture = {"id": 5, "height": 10, "width": 10, "coco_url": "http://x.org/val2017/0005.jpg"}
+    content = {"images": [picture], "annotations": [], "categories": [{"id": 1, "name": "mug"}]}
+    data("instances_val.json", content)
+    (record,) = sources.detection(data.folder, "val")
+    assert record.images == (f"{data.images}/val2017/0005.jpg",)
+
+
+def test_unknown_categories_are_named(data):
+    box = {"id": 1, "image_id": 391895, "category_id": 9, "bbox": [10, 20, 30, 40]}
+    content = {
+        "images": [PICTURE],
+        "annotations": [box],
+        "categories": [{"id": 1, "name": "mug"}],
+    }
+    data("instances_val.json", content)
+    with pytest.raises(ValueError, match=r"annotations entry 1 has category_id 9, which is not in"):
+        sources.detection(data.folder, "val")
