@@ -377,6 +377,14 @@ class TestHeads:
         )
 
     @pytest.mark.parametrize(
+        ("head", "recipe"),
+        [("itc", "scenes_coarse"), ("nlvr2", "nlvr2"), ("caption", "caption_coco")],
+    )
+    def test_the_recipe_of_each_head(self, fine, head, recipe):
+        with pytest.raises(fiber.MissingHeadError, match=f"`fiber train {recipe}` trains it"):
+            fine.need_head(head, "this")
+
+    @pytest.mark.parametrize(
         "ask",
         [
             lambda m: m.ground("a.jpg", "dog"),

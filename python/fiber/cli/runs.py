@@ -59,6 +59,12 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
             make.add_argument(
                 "--backgrounds", type=Path, metavar="DIR", help="photographs to paste objects on"
             )
+            make.add_argument(
+                "--stamps",
+                type=Path,
+                metavar="DIR",
+                help="cut-outs: PNG files beside .txt captions",
+            )
     inspect = kinds.add_parser("inspect", help="count what a data set holds and find broken files")
     inspect.add_argument("source", type=Path, metavar="DIR")
     inspect.set_defaults(run=_inspect)
@@ -81,9 +87,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="change a field of the recipe, as in train.steps=500; may be repeated",
     )
     train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    train.set_defaults(
-        run=_train, when_stopped="the same command with --resume goes on from the last checkpoint"
-    )
+    train.set_defaults(run=_train, when_stopped="the same command with --resume goes on")
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
@@ -115,6 +119,7 @@ def _make_data(options: argparse.Namespace) -> int:
         "train": options.images,
         "tokenizer": options.tokenizer,
         "backgrounds": getattr(options, "backgrounds", None),
+        "stamps": getattr(options, "stamps", None),
     }
     given = {name: value for name, value in settings.items() if value is not None}
     folder = module.generate(

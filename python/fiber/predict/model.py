@@ -355,7 +355,7 @@ class Model:
         if head not in self.heads:
             raise MissingHeadError(
                 f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
-                f" {_recipes_for(head)}"
+                f" {_recipe_for(head)}"
             )
 
     def arithmetic(self) -> torch.autocast:
@@ -397,13 +397,10 @@ class Model:
             return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
 
 
-def _recipes_for(head: str) -> str:
-    """Say which recipes train a head."""
-    found = []
-    for name in recipes.names():
+def _recipe_for(head: str) -> str:
+    """Say which recipe trains a head; one that starts from nothing on a CPU goes first."""
+    for name in sorted(recipes.names(), key=lambda name: (not name.startswith("scenes"), name)):
         run = load_recipe(name)
         if head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads):
-            found.append(f"`fiber train {name}`")
-    if found:
-        return f"{' or '.join(found)} trains it."
+            return f"`fiber train {name}` trains it."
     return "No recipe of this version trains it; a RunConfig of your own can (fiber.train)."
