@@ -130,10 +130,11 @@ impl Tokenizer {
         let expected = (0_u32..).zip(SPECIALS).map(|(id, token)| (token, id));
         let last = u32::try_from(vocab_size.saturating_sub(1)).unwrap_or(u32::MAX);
         for (token, id) in expected.chain([(MASK, last)]) {
-            if inner.token_to_id(token) != Some(id) {
+            let found = inner.token_to_id(token);
+            if found != Some(id) {
+                let found = found.map_or("no id".to_owned(), |found| format!("the id {found}"));
                 return Err(Error::Tokenizer(format!(
-                    "{token} has the id {:?}; expected {id} of {vocab_size}",
-                    inner.token_to_id(token)
+                    "{token} has {found}; expected {id} in a vocabulary of {vocab_size}"
                 )));
             }
         }

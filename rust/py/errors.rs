@@ -22,7 +22,11 @@ impl From<Error> for PyErr {
                     .strip_suffix(&format!("{}: {source}", path.display()))
                     .unwrap_or_default();
                 let (number, reason) = describe(source);
-                let arguments = (number, format!("{place}{reason}"), path.clone());
+                let arguments = (
+                    number,
+                    format!("{place}{reason}"),
+                    path.as_os_str().to_owned(),
+                );
                 if source.kind() == std::io::ErrorKind::NotFound {
                     PyFileNotFoundError::new_err(arguments)
                 } else {

@@ -1,0 +1,166 @@
+"""The loader's threads: bounded, prompt to end, and out of the interpreter's way."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fiber import _core
+from fiber.data import ImageTransform, Tokenizer
+from tests.data.loader_records import RECORDS, TEXT, make, png, record, samples
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT] * 3, 300)
+
+
+class Counting(list):
+    """A record set that notes what was asked for."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def test_no_more_than_prefetch_is_made_ahead(tokenizer):
+    records = Counting(RECORDS)
+    batches = make(tokenizer, records, prefetch=3).stream()
+    next(batches)
+    time.sleep(0.2)
+    assert records.asked <= 4 * (1 + 3)
+    batches.close()
+
+
+def test_closing_early_ends_the_feeder(tokenizer):
+    before = threading.active_count()
+    for _ in range(5):
+        batches = make(tokenizer).stream()
+        next(batches)
+        batches.close()
+    abandoned = make(tokenizer).stream()
+    next(abandoned)
+    del abandoned
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_two_passes_at_once(tokenizer):
+    loader = make(tokenizer)
+    alone = samples(loader.epoch())
+    first, second = loader.epoch(), loader.epoch()
+    pairs = list(zip(first, second, strict=True))
+    assert samples(a for a, _ in pairs) == samples(b for _, b in pairs) == alone
+
+
+@pytest.mark.parametrize("wait", ["batch", "decode", "transform"])
+def test_the_interpreter_lock_is_free_meanwhile(tokenizer, wait):
+    """Another Python thread runs while Rust works on a large picture."""
+    picture = png(0, 1500, 1500)
+    array = np.asarray(_core.decode_image(picture))
+    large = [record(0, images=(picture,))]
+    squash = ImageTransform.squash(1400)
+    call = {
+        "batch": lambda: next(make(tokenizer, large, threads=1).epoch()),
+        "decode": lambda: _core.decode_image(picture),
+        "transform": lambda: _core.apply_transform(array, squash),
+    }[wait]
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    started = time.perf_counter()
+    call()
+    ended = time.perf_counter()
+    done.set()
+    thread.join()
+    # Well inside: a thread that was waiting may run right at the start and end of any call.
+    margin = 0.2 * (ended - started)
+    assert any(started + margin < tick < ended - margin for tick in ticks)
+
+
+def run_python(program: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+SLOW = """
+import io, sys, time
+from PIL import Image
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
+stream = io.BytesIO()
+Image.new("RGB", (8, 8)).save(stream, "png")
+class Slow:
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        if index >= 4:
+            time.sleep(60)
+        return Record(key=str(index), images=(stream.getvalue(),), text="a")
+loader = DataLoader(Slow(), "image_text", tokenizer=Tokenizer.train([], 261),
+                    transform=ImageTransform.squash(8), batch_size=4, max_tokens=8)
+batches = loader.stream()
+next(batches)
+print("waiting", flush=True)
+"""
+
+
+def test_ctrl_c_comes_through_at_once():
+    process = run_python(SLOW + "next(batches)")
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    time.sleep(0.3)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert time.monotonic() - started < 20
+    assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_the_interpreter_ends_with_an_open_stream():
+    process = run_python(SLOW)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output, errors) == (0, "waiting\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_starts_its_own_threads(tokenizer):
+    loader = make(tokenizer)
+    expected = samples(loader.epoch())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if samples(loader.epoch()) == expected else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_memory_does_not_grow(tokenizer):
+    """Many epochs of one-megabyte batches leave no more behind than a few of them."""
+    import resource
+
+    records = [record(i) for i in range(8)]
+    loader = make(tokenizer, records, batch_size=8, transform=ImageTransform.squash(102))
+    for number in range(30):
+        list(loader.epoch(number))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(100):
+        list(loader.epoch(number))
+    grown_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kilobytes < 10_000
