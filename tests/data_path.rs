@@ -1,5 +1,7 @@
 //! The whole data path through its public face, without Python: files in, batches out.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Tests end that way.
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +44,7 @@ fn settings(task: Task) -> Settings {
 
 /// A folder of its own for each test, with pictures in it.
 fn pictures(name: &str, count: u32) -> Vec<PathBuf> {
-    let folder = std::env::temp_dir().join(format!("fiber-{name}-{}", std::process::id()));
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     (0..count)
         .map(|number| {
