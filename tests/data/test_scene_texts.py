@@ -2,7 +2,7 @@
 
 import collections
 
-from fiber.data.scene_graphs import SPLITS, relation
+from fiber.data.scene_graphs import SHAPES, SPLITS, relation
 from tests.data.scene_reader import RELATION, matches, meant
 
 
@@ -38,9 +38,10 @@ def test_referring_expressions_are_unique_and_minimal(described):
                 if rest:
                     assert len([t for t in scene.things if matches(t, head)]) > 1
                 tail = f" {rest[0]} {rest[1]}" if rest else ""
-                words = [word for word in head.split()[1:] if word != "object"]
+                words = [word for word in head.split()[1:] if word not in ("object", *SHAPES)]
+                noun = head.split()[-1]
                 for word in words:
                     left = [w for w in words if w != word]
-                    shorter = " ".join(["the", *left, "object"]) + tail
+                    shorter = " ".join(["the", *left, noun]) + tail
                     assert len(meant(scene.things, shorter)) > 1, (expression, scene)
     assert min(groups[group] for group in ("simple", "composed", "relation")) > 300

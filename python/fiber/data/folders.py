@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -113,8 +114,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except BaseException:
+    except BaseException as problem:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+            message = "the disk is full; nothing was kept. Free some space or name another folder"
+            raise OSError(errno.ENOSPC, message, str(folder)) from problem
         raise
 
 

@@ -1,8 +1,7 @@
 """Captions, referring expressions and descriptions of the things in a scene.
 
 A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
-thing with the same words, and it is minimal when it fits one thing only and no kind can be left
-out.
+thing with the same words.
 """
 
 from __future__ import annotations
@@ -87,17 +86,32 @@ def word_kinds(world: World) -> Description:
 
 
 def minimal_descriptions(
-    things: Sequence[Thing], target: Thing, kinds: Description
+    things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
 ) -> list[Description]:
-    """Return every minimal description of a thing that uses at least one of the kinds."""
+    """Return every description that fits one thing only and can leave none of the kinds out.
+
+    Args:
+        things: all things of the picture.
+        target: one of them.
+        kinds: what may be used.
+        always: what is used in any case; without it a description has at least one of the kinds.
+    """
     found: list[Description] = []
-    for length in range(1, len(kinds) + 1):
-        for description in combinations(kinds, length):
-            if any(set(shorter) <= set(description) for shorter in found):
-                continue
-            if sum(fits(thing, target, description) for thing in things) == 1:
-                found.append(description)
+    for description in _descriptions(kinds, always, shortest=0 if always else 1):
+        if any(set(shorter) <= set(description) for shorter in found):
+            continue
+        if sum(fits(thing, target, description) for thing in things) == 1:
+            found.append(description)
     return found
+
+
+def _descriptions(kinds: Description, always: Description, shortest: int) -> list[Description]:
+    """Return all choices of the kinds, short ones first, each with what is always used."""
+    return [
+        (*chosen, *always)
+        for length in range(shortest, len(kinds) + 1)
+        for chosen in combinations(kinds, length)
+    ]
 
 
 def captions(world: World, things: Sequence[Thing], draws: Draws, novel: bool) -> list[Phrased]:
@@ -185,41 +199,53 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 def expressions(
     world: World, things: Sequence[Thing], draws: Draws, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions: minimal texts that each mean one thing of the picture.
+    """Return referring expressions: texts that each mean one thing, with no adjective to spare.
 
-    Their groups: "simple" (one word), "composed" (two or more), "relation" (to another thing).
-    The first span of each is its head phrase, such as "the star" of "the star left of the ring".
+    Most name the thing ("the small star"), some do not ("the red object"). Their groups: "simple"
+    (one word), "composed" (two or more), "relation" (to another thing). The first span of each is
+    its head phrase, such as "the star" of "the star left of the ring".
     """
     if len(things) < 2:
         return []
-    options = {
-        index: minimal_descriptions(things, thing, word_kinds(world))
-        for index, thing in enumerate(things)
-        if not novel or world.is_held_out(thing)
-    }
+    targets = [i for i, thing in enumerate(things) if not novel or world.is_held_out(thing)]
     out: list[Phrased] = []
-    while options and len(out) < count:
-        # One word is often enough; things that need more are what a model has to learn.
-        easy = [any(len(d) == 1 for d in found) for found in options.values()]
-        index = draws.weighted(list(options), [1.0 if e else 4.0 for e in easy])
-        own = options.pop(index)
-        related = _related_expressions(world, things, index)
-        if related and draws.coin():
-            out.append(draws.choice(related))
-        elif own:
-            description = draws.weighted(own, [1.0 if len(d) == 1 else 4.0 for d in own])
-            piece = (f"the {describe(things[index], description)}", (index,))
-            out.append(join_pieces([piece], "simple" if len(description) == 1 else "composed"))
+    while targets and len(out) < count:
+        # The noun is often enough; things that need more are what a model has to learn.
+        nouns = [thing.noun for thing in things]
+        weights = [1.0 if nouns.count(nouns[index]) == 1 else 4.0 for index in targets]
+        index = draws.weighted(targets, weights)
+        targets.remove(index)
+        named = draws.coin(0.7)
+        expression = _expression(world, things, index, draws, named) or _expression(
+            world, things, index, draws, not named
+        )
+        if expression is not None:
+            out.append(expression)
     return out
 
 
-def _related_expressions(world: World, things: Sequence[Thing], index: int) -> list[Phrased]:
-    """Return every minimal expression that needs a relation to another thing."""
+def _expression(
+    world: World, things: Sequence[Thing], index: int, draws: Draws, named: bool
+) -> Phrased | None:
+    """Refer to one thing, by its noun if `named`."""
+    adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
+    always = ("noun",) if named or not adjectives else ()
+    related = _related_expressions(things, index, adjectives, always)
+    if related and draws.coin():
+        return draws.choice(related)
+    options = minimal_descriptions(things, things[index], adjectives, always)
+    if not options:
+        return None
+    description = draws.weighted(options, [1.0 if len(d) == 1 else 4.0 for d in options])
+    piece = (f"the {describe(things[index], description)}", (index,))
+    return join_pieces([piece], "simple" if len(description) == 1 else "composed")
+
+
+def _related_expressions(
+    things: Sequence[Thing], index: int, adjectives: Description, always: Description
+) -> list[Phrased]:
+    """Return every expression that needs its relation to another thing, and all of its words."""
     target = things[index]
-    kinds = word_kinds(world)
-    # Things that have a noun only are always called by it.
-    shortest = 0 if len(kinds) > 1 else 1
-    subsets = [s for n in range(shortest, len(kinds) + 1) for s in combinations(kinds, n)]
     out: list[Phrased] = []
     for other_index, landmark in enumerate(things):
         found = relation(target, landmark) if other_index != index else None
@@ -227,7 +253,7 @@ def _related_expressions(world: World, things: Sequence[Thing], index: int) -> l
             continue
         rivals = [t for i, t in enumerate(things) if i not in (index, other_index)]
         used: list[Description] = []
-        for description in subsets:
+        for description in _descriptions(adjectives, always, shortest=0):
             if any(set(shorter) <= set(description) for shorter in used):
                 continue
             alike = [rival for rival in rivals if fits(rival, target, description)]
@@ -238,7 +264,7 @@ def _related_expressions(world: World, things: Sequence[Thing], index: int) -> l
             used.append(description)
             if not alike or (description and fits(landmark, target, description)):
                 continue
-            for words in minimal_descriptions(things, landmark, kinds)[:2]:
+            for words in minimal_descriptions(things, landmark, adjectives, ("noun",))[:2]:
                 head = (f"the {describe(target, description)}", (index,))
                 tail = (f"the {describe(landmark, words)}", (other_index,))
                 out.append(join_pieces([head, f" {found} ", tail], "relation"))

@@ -32,7 +32,7 @@ from fiber.data.scene_graphs import SHAPES, Scene, World, sample_scene, shapes_w
 from fiber.data.scene_pictures import draw_scene, save_jpeg
 
 #: Rises when the same seed gives other data.
-VERSION = 1
+VERSION = 2
 
 _PIXELS = 1
 _TOKENIZER_PICTURES = 800
