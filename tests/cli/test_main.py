@@ -1,0 +1,81 @@
+"""The table of commands, and what a process of its own shows."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fiber
+from fiber.cli import main, parser
+
+TABLE = """
+demo data train recipes eval
+ground detect answer caption match search
+doctor
+"""
+COMMANDS = TABLE.split()
+
+
+class TestTable:
+    def test_no_command(self, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main([])
+        assert stopped.value.code == 2
+        assert "COMMAND" in capsys.readouterr().err
+
+    def test_every_command_is_there(self):
+        table = parser().format_help()
+        for command in COMMANDS:
+            assert f"\n    {command} " in table, command
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help(self, command, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert f"usage: fiber {command}" in capsys.readouterr().out
+
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        assert capsys.readouterr().out == f"fiber {fiber.__version__}\n"
+
+    def test_recipes(self, capsys):
+        assert main(["recipes"]) == 0
+        out = capsys.readouterr().out
+        assert "scenes_coarse " in out
+        assert "scenes_fine " in out
+
+    def test_help_needs_no_torch(self):
+        code = "import sys; sys.modules['torch'] = None; from fiber.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0
+
+
+class TestProcess:
+    """What only a process of its own shows."""
+
+    def test_nobody_reads_the_output(self):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fiber.cli", "recipes"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.stderr.close()
+
+    def test_module(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "fiber.cli", "answer", "none.jpg", "why?"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr == "fiber: error: none.jpg: no such picture\n"

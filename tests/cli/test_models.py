@@ -1,0 +1,41 @@
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from fiber.cli.models import choose_model, finished_models
+
+
+class TestModelChoice:
+    def test_nothing_there(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"'vqa'.*there is none at all.*--model"):
+            choose_model(None, "vqa")
+
+    def test_no_model_with_the_head(self, desk):
+        shutil.rmtree("runs/demo/fine")
+        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse has itc, itm"):
+            choose_model(None, "grounding")
+
+    def test_the_newest_one_with_the_head(self, desk, capsys):
+        shutil.copytree("runs/demo/fine", "runs/later")
+        past = time.time() - 100
+        os.utime("runs/demo/fine/model.safetensors", (past, past))
+        assert choose_model(None, "grounding") == "runs/later"
+        assert capsys.readouterr().err == "fiber: using the model runs/later\n"
+        assert choose_model(None, "vqa") == "runs/demo/coarse"
+
+    def test_a_named_one_is_taken_as_it_is(self, desk):
+        assert choose_model("anything", "vqa") == "anything"
+
+    def test_unfinished_runs_and_foreign_folders_do_not_count(self, desk):
+        shutil.move("runs/demo/fine", "runs/demo/checkpoints")
+        shutil.copytree("runs/demo/coarse", "runs/foreign")
+        Path("runs/foreign/config.json").write_text('{"model_type": "bert"}')
+        Path("runs/started").mkdir()
+        shutil.copy("runs/demo/coarse/config.json", "runs/started")
+        assert [str(folder) for _, folder, _ in finished_models(Path("runs"))] == [
+            "runs/demo/coarse"
+        ]

@@ -1,0 +1,174 @@
+"""Every command that looks at pictures, and everything that can be wrong with what it is given."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fiber.cli import main
+
+from .output import error_line, lines
+
+
+class TestPictureCommands:
+    def test_ground(self, desk, capsys):
+        code = main(
+            ["ground", "a.jpg", "--phrases", "a red circle; the blue square", "--threshold", "0"]
+        )
+        assert code == 0
+        (result,) = lines(capsys)
+        assert len(result["detections"]) == 2
+        assert list(result) == ["image", "width", "height", "model", "detections"]
+        assert (result["image"], result["width"], result["height"]) == ("a.jpg", 90, 70)
+        assert result["model"] == "runs/demo/fine"
+        found = result["detections"]
+        assert {item["label"] for item in found} == {"a red circle", "the blue square"}
+        for item in found:
+            assert list(item) == ["box_xyxy", "score", "label", "index"]
+            x0, y0, x1, y1 = item["box_xyxy"]
+            assert 0 <= x0 <= x1 <= 90
+            assert 0 <= y0 <= y1 <= 70
+            assert 0 <= item["score"] <= 1
+            assert ["a red circle", "the blue square"][item["index"]] == item["label"]
+        assert [i["score"] for i in found] == sorted((i["score"] for i in found), reverse=True)
+
+    def test_ground_a_caption(self, desk, capsys):
+        assert (
+            main(
+                ["ground", "a.jpg", "--caption", "a circle next to the square", "--threshold", "0"]
+            )
+            == 0
+        )
+        (result,) = lines(capsys)
+        assert {item["label"] for item in result["detections"]} == {"a circle", "the square"}
+
+    def test_detect_classes_of_a_file_in_a_folder_of_pictures(self, desk, capsys):
+        Path("classes.txt").write_text("circle\n\ntraffic light, red\n")
+        asked = ["--classes-file", "classes.txt", "--threshold", "0", "--max-detections", "3"]
+        assert main(["detect", "more", "b.jpg", *asked, "--save", "out"]) == 0
+        results = lines(capsys)
+        assert [r["image"] for r in results] == ["more/a.jpg", "b.jpg"]
+        assert all(len(r["detections"]) == 3 for r in results)
+        assert {d["label"] for r in results for d in r["detections"]} <= {
+            "circle",
+            "traffic light, red",
+        }
+        assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "b.png"]
+
+    def test_pictures_of_one_name_are_saved_apart(self, desk, capsys):
+        assert main(["caption", "a.jpg", "more/a.jpg", "--save", "out"]) == 0
+        assert sorted(p.name for p in Path("out").iterdir()) == ["a-2.png", "a.png"]
+
+    def test_answer(self, desk, capsys):
+        assert main(["answer", "a.jpg", "what color is it?", "--top-k", "2", "--save", "out"]) == 0
+        (result,) = lines(capsys)
+        assert result["question"] == "what color is it?"
+        assert result["model"] == "runs/demo/coarse"
+        scores = [answer["score"] for answer in result["answers"]]
+        assert len(scores) == 2
+        assert scores == sorted(scores, reverse=True)
+        from PIL import Image
+
+        saved = Image.open("out/a.png")
+        assert saved.width == 90
+        assert saved.height > 70
+
+    def test_caption(self, desk, capsys):
+        assert main(["caption", "a.jpg", "b.jpg", "--num-beams", "2"]) == 0
+        first, second = lines(capsys)
+        assert isinstance(first["caption"], str)
+        assert first["caption"] == second["caption"]
+
+    def test_match(self, desk, capsys):
+        assert main(["match", "a.jpg", "a red circle"]) == 0
+        (result,) = lines(capsys)
+        assert result["text"] == "a red circle"
+        assert 0 <= result["score"] <= 1
+
+    @pytest.mark.parametrize("flags", [[], ["--no-rerank"]], ids=["itm", "itc"])
+    def test_search(self, desk, capsys, flags):
+        assert (
+            main(["search", "a red circle", "a.jpg", "b.jpg", "more", "--top-k", "2", *flags]) == 0
+        )
+        results = lines(capsys)
+        assert [r["rank"] for r in results] == [1, 2]
+        assert results[0]["score"] >= results[1]["score"]
+        assert {r["image"] for r in results} < {"a.jpg", "b.jpg", "more/a.jpg"}
+
+    def test_a_table_on_a_terminal(self, desk, capsys, monkeypatch):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(["answer", "a.jpg", "is it red?", "--top-k", "1"]) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == "a.jpg  (90 x 70 pixels)"
+        score, answer = second.split()
+        assert 0 <= float(score) <= 1
+        assert answer.isalnum()
+        assert main(["ground", "a.jpg", "--phrases", "dog", "--threshold", "1"]) == 0
+        assert capsys.readouterr().out.splitlines()[1] == "  nothing found"
+        assert main(["match", "a.jpg", "dog", "--json"]) == 0
+        assert len(lines(capsys)) == 1
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["ground", "none.jpg", "--phrases", "dog"], "none.jpg: no such picture"),
+            (["ground", "corrupt.jpg", "--phrases", "dog"], "corrupt.jpg"),
+            (["answer", "words.jpg", "why?"], "words.jpg"),
+            (["ground", "a.jpg", "--phrases", " ; "], "--phrases is empty"),
+            (["ground", "a.jpg", "--phrases", ""], "--phrases is empty"),
+            (["ground", "a.jpg"], "give --phrases, --caption or both"),
+            (["ground", "a.jpg", "--caption", " "], "empty"),
+            (["ground", "a.jpg", "--caption", "a cat", "--phrases", "dog"], "'dog'"),
+            (["ground", "a.jpg", "--caption", "of the"], "of the"),
+            (["detect", "a.jpg", "--classes", ";"], "--classes is empty"),
+            (["detect", "a.jpg", "--classes-file", "none.txt"], "none.txt: No such file"),
+            (["detect", "a.jpg", "--classes-file", "blank.txt"], "blank.txt: expected one class"),
+            (["detect", "blank", "--classes", "dog"], "blank: no .jpeg, .jpg"),
+            (["answer", "a.jpg", ""], "question 0 is empty"),
+            (["match", "a.jpg", " "], "text 0 is empty"),
+            (["search", "", "a.jpg"], "text 0 is empty"),
+            (["match", "a.jpg", "dog", "--model", "none"], "none"),
+            (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
+            (["match", "a.jpg", "dog", "--device", "toaster"], "toaster"),
+            (["ground", "a.jpg", "--phrases", "dog", "--threshold", "2"], "2.0"),
+        ],
+    )
+    def test_message(self, desk, capsys, arguments, message):
+        Path("blank").mkdir()
+        Path("blank.txt").write_text("\n \n")
+        assert main(arguments) == 2
+        assert message in error_line(capsys)
+
+    def test_a_model_without_the_head(self, desk, capsys):
+        assert main(["answer", "a.jpg", "why?", "--model", "runs/demo/fine"]) == 2
+        message = error_line(capsys)
+        assert "'vqa'" in message
+        assert "grounding" in message
+        assert "fiber train scenes_coarse" in message
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["ground", "--phrases", "dog"],
+            ["answer", "a.jpg", "why?", "--top-k", "0"],
+            ["answer", "a.jpg", "why?", "--top-k", "some"],
+            ["paint", "a.jpg"],
+        ],
+    )
+    def test_wrong_use(self, desk, capsys, arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert "usage: fiber" in capsys.readouterr().err
+
+    def test_broken_models(self, desk, capsys):
+        weights = Path("runs/demo/fine/model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:1000])
+        assert main(["ground", "a.jpg", "--phrases", "dog"]) == 2
+        assert "model.safetensors" in error_line(capsys)
+        Path("runs/demo/fine/config.json").write_text("{")
+        arguments = ["ground", "a.jpg", "--phrases", "dog", "--model", "runs/demo/fine"]
+        assert main(arguments) == 2
+        assert "config.json" in error_line(capsys)

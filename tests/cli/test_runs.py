@@ -1,0 +1,169 @@
+"""The commands that make data, train and measure: what they hand on, and what may fail."""
+
+import errno
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import fiber
+import fiber.demo
+from fiber.cli import main
+from fiber.data import sources
+from fiber.data.scenes import generate
+
+from .output import error_line
+
+
+def stop_with(error):
+    """Make a stand-in for a function that fails."""
+
+    def fail(*arguments, **settings):
+        raise error
+
+    return fail
+
+
+class TestTrain:
+    def test_everything_is_handed_on(self, desk, capsys, monkeypatch):
+        seen = []
+        monkeypatch.setattr(
+            "fiber.training.loop.train", lambda *given, **settings: seen.append((given, settings))
+        )
+        arguments = ["train", "scenes_fine", "--data", "d", "--init", "runs/demo/coarse"]
+        arguments += ["--resume", "--set", "train.steps=5", "--set", "optim.lr = 1e-3"]
+        assert main(arguments) == 0
+        given, settings = seen[0]
+        assert given == ("scenes_fine",)
+        assert settings == {
+            "data": "d",
+            "output": Path("runs/scenes_fine"),
+            "set": {"train.steps": "5", "optim.lr": "1e-3"},
+            "init": "runs/demo/coarse",
+            "resume": True,
+            "device": None,
+        }
+        assert capsys.readouterr().out == "runs/scenes_fine\n"
+        assert main([*arguments, "--output", "runs/mine"]) == 0
+        assert seen[1][1]["output"] == Path("runs/mine")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["scenes_coarse", "--data", "none"], "none"),
+            (["scenes_corse", "--data", "."], "did you mean scenes_coarse"),
+            (["scenes_fine", "--data", ".", "--set", "train.step=3"], "train.steps"),
+            (["scenes_fine", "--data", ".", "--set", "train.steps=many"], "many"),
+            (["scenes_fine", "--data", ".", "--set", "train.steps"], "expected KEY=VALUE"),
+            (["scenes_fine", "--data", ".", "--set", "=3"], "expected KEY=VALUE"),
+            (["scenes_fine", "--data", ".", "--init", "none"], "none"),
+            (["scenes_fine", "--data", "."], "refcoco_train.json"),
+        ],
+    )
+    def test_bad_input(self, desk, capsys, arguments, message):
+        assert main(["train", *arguments]) == 2
+        assert message in error_line(capsys)
+        assert not Path("runs/scenes_fine").exists()
+        assert not Path("runs/scenes_coarse").exists()
+
+    def test_ctrl_c(self, desk, capsys, monkeypatch):
+        monkeypatch.setattr("fiber.training.loop.train", stop_with(KeyboardInterrupt()))
+        assert main(["train", "scenes_fine", "--data", "."]) == 130
+        assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; ")
+
+    @pytest.mark.parametrize(
+        ("error", "code", "message"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "a.pt: No space left"),
+            (OSError(errno.ENOSPC, "a.pt could not be written"), 1, "a.pt could not be written"),
+            (PermissionError(errno.EACCES, "Permission denied", "a.pt"), 2, "a.pt: Permission"),
+            (FileExistsError("runs/x holds a run already"), 2, "runs/x holds a run already"),
+            (FloatingPointError("alignment is nan"), 1, "alignment is nan"),
+            (fiber.DecodeError("a.jpg:\nno picture"), 2, "a.jpg: no picture"),
+            (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "needs x, which is not"),
+        ],
+    )
+    def test_failures_are_one_line(self, desk, capsys, monkeypatch, error, code, message):
+        monkeypatch.setattr("fiber.training.loop.train", stop_with(error))
+        assert main(["train", "scenes_fine", "--data", "."]) == code
+        assert message in error_line(capsys)
+
+    def test_a_fault_of_ours_keeps_its_traceback(self, desk, monkeypatch):
+        monkeypatch.setattr("fiber.training.loop.train", stop_with(RuntimeError("shapes")))
+        with pytest.raises(RuntimeError, match="shapes"):
+            main(["train", "scenes_fine", "--data", "."])
+
+
+class TestDemo:
+    def test_everything_is_handed_on(self, desk, monkeypatch):
+        # A stand-in: the whole of FIBER is not for a quick test.
+        seen = []
+        run = types.ModuleType("fiber.demo.run")
+        run.__dict__["main"] = lambda **settings: seen.append(settings) or 1
+        monkeypatch.setitem(sys.modules, "fiber.demo.run", run)
+        monkeypatch.setattr(fiber.demo, "run", run, raising=False)
+        assert main(["demo", "--fast", "--seed", "3", "--output", "runs/x"]) == 1
+        assert seen[0]["fast"] is True
+        assert seen[0]["seed"] == 3
+        assert seen[0]["output"] == Path("runs/x")
+
+
+class TestData:
+    @pytest.mark.parametrize("kind", ["scenes", "stamps"])
+    def test_everything_is_handed_on(self, desk, capsys, monkeypatch, kind):
+        seen = []
+        monkeypatch.setattr(
+            f"fiber.data.{kind}.generate",
+            lambda output, **settings: seen.append((output, settings)) or output,
+        )
+        arguments = ["data", kind, "--output", "made", "--images", "7", "--seed", "3"]
+        more = ["--backgrounds", "photos", "--stamps", "cut"] if kind == "stamps" else []
+        assert main([*arguments, "--tokenizer", "words", *more]) == 0
+        output, settings = seen[0]
+        assert output == Path("made")
+        del settings["progress"]
+        assert settings.pop("workers") >= 1
+        if kind == "stamps":
+            assert settings.pop("backgrounds") == Path("photos")
+            assert settings.pop("stamps") == Path("cut")
+        assert settings == {"train": 7, "seed": 3, "tokenizer": Path("words")}
+        assert main(arguments) == 0
+        assert "tokenizer" not in seen[1][1]
+        assert capsys.readouterr().out == "made\nmade\n"
+
+    def test_a_folder_that_holds_something_else(self, desk, capsys):
+        assert main(["data", "scenes", "--output", "more"]) == 2
+        assert "more" in error_line(capsys)
+        assert [path.name for path in Path("more").iterdir()] == ["a.jpg"]
+
+
+class TestEval:
+    def test_metrics_and_predictions(self, desk, capsys, monkeypatch):
+        generate("runs/scenes", train=0, val=4, novel=0)
+        arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
+        # The little tokenizer of the models cuts the longer texts.
+        assert main([*arguments, "--output", "out/found.json"]) == 0
+        metrics = json.loads(capsys.readouterr().out)
+        assert all(value >= 0 for value in metrics.values())
+        predictions = json.loads(Path("out/found.json").read_text())
+        assert len(predictions) == len(sources.referring("runs/scenes", "val"))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in shown] == list(metrics)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["runs/demo/fine", "refcocoa", "--data", "."], "did you mean refcoco"),
+            (["runs/demo/fine", "vqa", "--data", "."], "'vqa'; this model has grounding"),
+            (["runs/demo/fine", "refcoco", "--data", "none"], "none does not exist"),
+            (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
+            (["none", "refcoco", "--data", "."], "model none does not exist"),
+        ],
+    )
+    def test_bad_input(self, desk, capsys, arguments, message):
+        assert main(["eval", *arguments]) == 2
+        assert message in error_line(capsys)

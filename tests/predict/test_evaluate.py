@@ -1,0 +1,43 @@
+import pytest
+
+import fiber
+from fiber.data import sources
+from fiber.data.scenes import generate
+from fiber.training import evaluate as measuring
+from fiber.training.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("data") / "scenes", train=0, val=6, novel=0)
+
+
+def test_no_records(fine):
+    with pytest.raises(ValueError, match="expected at least one record"):
+        fiber.evaluate(fine, "refcoco", [])
+
+
+def test_equals_the_measurement_itself(fine, micro_models, scenes, tmp_path):
+    metrics = fiber.evaluate(fine, "refcoco", scenes, output=tmp_path / "found.json")
+    assert metrics == measuring.evaluate(load_model(micro_models["fine"]), "refcoco", data=scenes)
+    assert (tmp_path / "found.json").exists()
+
+
+def test_records_instead_of_a_folder(coarse, scenes):
+    records = sources.questions(scenes, "val")
+    metrics = fiber.evaluate(coarse, "vqa", records)
+    assert metrics == fiber.evaluate(coarse, "vqa", scenes)
+    blind = fiber.evaluate(coarse, "vqa", records, permute_images=True, fusion=False)
+    assert blind.keys() == metrics.keys()
+
+
+def test_a_folder_instead_of_a_model(micro_models, scenes):
+    metrics = fiber.evaluate(micro_models["coarse"], "matching", data=scenes, split="val")
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name != "count")
+
+
+def test_wrong_tasks(fine, scenes):
+    with pytest.raises(ValueError, match="did you mean refcoco"):
+        fiber.evaluate(fine, "refcocos", scenes)
+    with pytest.raises(fiber.MissingHeadError, match=r"task 'vqa' needs the head 'vqa'.*grounding"):
+        fiber.evaluate(fine, "vqa", scenes)

@@ -1,0 +1,79 @@
+import json
+import shutil
+
+import pytest
+
+import fiber
+from fiber.data import Tokenizer
+from fiber.recipes import scenes_fine
+from fiber.training.checkpoint import save_model
+
+from ..conftest import ANSWERS
+
+
+class TestLoadAndSave:
+    def test_round_trip(self, coarse, pictures, tmp_path):
+        coarse.save(tmp_path / "copy")
+        files = sorted(path.name for path in (tmp_path / "copy").iterdir())
+        assert files == ["answers.json", "config.json", "model.safetensors", "tokenizer.json"]
+        again = fiber.load(tmp_path / "copy", device="cpu")
+        assert again.heads == coarse.heads
+        assert again.answer(pictures[0], "why?") == coarse.answer(pictures[0], "why?")
+
+    def test_a_run_folder(self, fine, tmp_path):
+        run = scenes_fine.recipe()
+        run = type(run)(**(run.__dict__ | {"model": fine.config}))
+        save_model(fine.network, tmp_path / "run", fine.tokenizer, run=run)
+        assert "tasks" in json.loads((tmp_path / "run" / "config.json").read_text())
+        assert fiber.load(tmp_path / "run", device="cpu").config == fine.config
+
+    def test_parts_can_be_given(self, micro_models, coarse, pictures, tmp_path):
+        bare = tmp_path / "bare"
+        shutil.copytree(micro_models["coarse"], bare)
+        (bare / "tokenizer.json").unlink()
+        (bare / "answers.json").unlink()
+        model = fiber.load(bare, device="cpu")
+        with pytest.raises(ValueError, match="without its answers"):
+            model.answer(pictures[0], "why?")
+        with pytest.raises(ValueError, match="without a tokenizer"):
+            model.match(pictures[0], "why?")
+        with pytest.raises(ValueError, match="without a tokenizer"):
+            model.caption(pictures[0])
+        assert model.embed_images(pictures[0]).shape == (32,)
+        whole = micro_models["coarse"]
+        expected = coarse.answer(pictures[0], "why?")
+        for tokenizer in (whole, whole / "tokenizer.json", coarse.tokenizer):
+            for answers in (ANSWERS, whole / "answers.json"):
+                model = fiber.load(bare, tokenizer, answers, device="cpu")
+                assert model.answer(pictures[0], "why?") == expected
+
+    def test_parts_that_do_not_fit(self, micro_models, tmp_path):
+        small = Tokenizer.train(["a"], 262)
+        with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens, the model"):
+            fiber.load(micro_models["fine"], tokenizer=small)
+        with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
+            fiber.load(micro_models["coarse"], answers=["yes", "no"])
+        (tmp_path / "answers.json").write_text('{"yes": 1}')
+        with pytest.raises(ValueError, match="expected a list of texts"):
+            fiber.load(micro_models["coarse"], answers=tmp_path / "answers.json")
+        with pytest.raises(FileNotFoundError, match="tokenizer"):
+            fiber.load(micro_models["coarse"], tokenizer=tmp_path)
+
+    def test_nothing_to_load(self, micro_models, tmp_path):
+        with pytest.raises(FileNotFoundError, match="none does not exist"):
+            fiber.load(tmp_path / "none")
+        with pytest.raises(FileNotFoundError, match="holds no model"):
+            fiber.load(tmp_path)
+        with pytest.raises(ValueError, match="is a file; this version reads the folder"):
+            fiber.load(micro_models["fine"] / "model.safetensors")
+
+    @pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+    def test_no_such_device(self, micro_models, device):
+        with pytest.raises(ValueError, match=device):
+            fiber.load(micro_models["fine"], device=device)
+
+    def test_weights_of_another_model(self, micro_models, tmp_path):
+        shutil.copytree(micro_models["fine"], tmp_path / "mixed")
+        shutil.copy(micro_models["coarse"] / "model.safetensors", tmp_path / "mixed")
+        with pytest.raises(ValueError, match=r"does not fit the model.*missing.*unexpected"):
+            fiber.load(tmp_path / "mixed")

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+
+import fiber
+from fiber.models.captioner import beam_search
+from fiber.predict import Answer, Hit
+
+from ..conftest import ANSWERS
+from .by_hand import pooled, tensors
+
+
+class TestCoarse:
+    def test_no_picture(self, coarse):
+        assert coarse.answer([], "why?") == []
+        assert coarse.caption([]) == []
+        assert coarse.match([], ["a", "b"]).shape == (0, 2)
+        assert coarse.reason([], "true?") == []
+        assert coarse.embed_images([]).shape == (0, 32)
+        assert coarse.embed_texts([]).shape == (0, 32)
+        assert coarse.search("a", []) == []
+
+    def test_answer(self, coarse, pictures):
+        answers = coarse.answer(pictures[1], "what color is it?", top_k=3)
+        scores = coarse.network.vqa_logits(pooled(coarse, pictures[1], "what color is it?"))
+        best = scores[0].sigmoid().topk(3)
+        assert [type(each) for each in answers] == [Answer] * 3
+        assert [each.answer for each in answers] == [ANSWERS[i] for i in best.indices]
+        np.testing.assert_allclose([each.score for each in answers], best.values.detach(), 1e-4)
+        assert coarse.answer(pictures[1], "what color is it?") == answers[:1]
+        assert len(coarse.answer(pictures[1], "why?", top_k=1000)) == len(ANSWERS)
+
+    def test_questions_for_each_picture(self, coarse, pictures):
+        questions = ["is it red?", "how many?", "why?", "what?", "where is the red circle?"]
+        together = coarse.answer(pictures, questions)
+        for picture, question, found in zip(pictures, questions, together, strict=True):
+            (alone,) = coarse.answer(picture, question)
+            assert found[0].answer == alone.answer
+            assert found[0].score == pytest.approx(alone.score, abs=1e-5)
+
+    def test_caption(self, coarse, pictures):
+        texts = coarse.caption(pictures[:2], num_beams=3, max_tokens=6)
+        images, *_ = tensors(coarse, pictures[1], "a")
+        with torch.no_grad():
+            image = coarse.network.backbone.encode_image(images).stages[-1]
+            found = beam_search(coarse.network, image, num_beams=3, max_tokens=6)
+        ids = [token for token in found.token_ids[0].tolist() if token > 2]
+        assert texts[1] == coarse.tokenizer.decode(ids).strip()
+        assert coarse.caption(pictures[1], num_beams=3, max_tokens=6) == texts[1]
+
+    def test_match(self, coarse, pictures):
+        texts = ["a red circle", "dog", "the big blue square above it"]
+        scores = coarse.match(pictures, texts)
+        assert scores.shape == (5, 3)
+        assert scores.dtype == np.float32
+        for i, picture in enumerate(pictures):
+            for j, text in enumerate(texts):
+                logits = coarse.network.itm_logits(pooled(coarse, picture, text))
+                assert scores[i, j] == pytest.approx(logits.softmax(1)[0, 1].item(), abs=1e-5)
+        np.testing.assert_allclose(coarse.match(pictures[2], texts), scores[2], atol=1e-5)
+        np.testing.assert_allclose(coarse.match(pictures, texts[1]), scores[:, 1], atol=1e-5)
+        assert coarse.match(pictures[2], texts[1]) == pytest.approx(float(scores[2, 1]), abs=1e-5)
+
+    def test_more_pairs_than_go_through_at_once(self, coarse, pictures):
+        texts = [f"{number} dogs" for number in range(40)]
+        scores = coarse.match(pictures[:2], texts)
+        np.testing.assert_allclose(scores[1, 35:], coarse.match(pictures[1], texts[35:]), atol=1e-5)
+
+    def test_reason(self, coarse, pictures):
+        pairs = [(pictures[0], pictures[1]), (pictures[1], pictures[0])]
+        both = coarse.reason(pairs, "both show a dog")
+        for (left, right), found in zip(pairs, both, strict=True):
+            halves = [pooled(coarse, picture, "both show a dog") for picture in (left, right)]
+            logits = coarse.network.nlvr2_logits(*halves)[0]
+            assert found is bool(logits[1] > logits[0])
+            assert coarse.reason((left, right), "both show a dog") is found
+
+    def test_reason_needs_two_pictures(self, coarse, pictures):
+        with pytest.raises(ValueError, match="pair 0 has 3 pictures"):
+            coarse.reason([tuple(pictures[:3])], "a")
+
+    def test_vectors(self, coarse, pictures):
+        vectors = coarse.embed_images(pictures)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        images, ids, mask, *_ = tensors(coarse, pictures[3], "a red circle")
+        with torch.no_grad():
+            np.testing.assert_allclose(
+                coarse.network.embed_images(images)[0], vectors[3], atol=1e-5
+            )
+            expected = coarse.network.embed_texts(ids, mask)[0]
+        words = coarse.embed_texts(["dog", "a red circle"])
+        np.testing.assert_allclose(words[1], expected, atol=1e-5)
+        np.testing.assert_allclose(coarse.embed_texts("dog"), words[0], atol=1e-5)
+
+    def test_search(self, coarse, pictures):
+        text = "a red circle"
+        cosines = coarse.embed_images(pictures) @ coarse.embed_texts(text)
+        hits = coarse.search(text, pictures, top_k=3, rerank=False)
+        assert [type(hit) for hit in hits] == [Hit] * 3
+        assert [hit.index for hit in hits] == list(np.argsort(-cosines)[:3])
+        assert hits[0].score == pytest.approx(cosines.max(), abs=1e-6)
+        matched = coarse.match(pictures, text)
+        again = coarse.search(text, pictures)
+        assert [hit.index for hit in again] == list(np.argsort(-matched))
+        assert again[0].score == pytest.approx(matched.max(), abs=1e-6)
+
+    def test_search_wants_a_list(self, coarse, pictures):
+        with pytest.raises(ValueError, match="expected a list of pictures"):
+            coarse.search("a", pictures[0])
+
+    def test_bfloat16_stays_close(self, micro_models, pictures):
+        reduced = fiber.load(micro_models["coarse"], device="cpu", dtype=torch.bfloat16)
+        full = fiber.load(micro_models["coarse"], device="cpu")
+        exact, rough = full.embed_images(pictures), reduced.embed_images(pictures)
+        assert rough.dtype == np.float32
+        assert not np.array_equal(exact, rough)
+        # bfloat16 keeps 8 bits: the cosine of the two is 1 but for some multiples of 2**-8.
+        assert (exact * rough).sum(1).min() > 0.99
+        assert next(reduced.network.parameters()).dtype == torch.float32
+
+
+class TestHeads:
+    def test_a_fine_model_has_no_answers(self, fine):
+        with pytest.raises(fiber.MissingHeadError) as error:
+            fine.answer("a.jpg", "why?")
+        assert str(error.value) == (
+            "answer needs the head 'vqa'; this model has grounding."
+            " `fiber train scenes_coarse` trains it."
+        )
+
+    @pytest.mark.parametrize(
+        ("head", "recipe"),
+        [("itc", "scenes_coarse"), ("nlvr2", "nlvr2"), ("caption", "caption_coco")],
+    )
+    def test_the_recipe_of_each_head(self, fine, head, recipe):
+        with pytest.raises(fiber.MissingHeadError, match=f"`fiber train {recipe}` trains it"):
+            fine.need_head(head, "this")
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda m: m.ground("a.jpg", "dog"),
+            lambda m: m.detect("a.jpg", ["dog"]),
+        ],
+    )
+    def test_a_coarse_model_has_no_boxes(self, coarse, ask):
+        with pytest.raises(fiber.MissingHeadError, match=r"'grounding'.*itc, itm.*scenes_fine"):
+            ask(coarse)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda m: m.caption("a.jpg"),
+            lambda m: m.match("a.jpg", "dog"),
+            lambda m: m.reason(("a.jpg", "b.jpg"), "dog"),
+            lambda m: m.embed_images("a.jpg"),
+            lambda m: m.embed_texts("dog"),
+            lambda m: m.search("dog", ["a.jpg"]),
+        ],
+    )
+    def test_every_other_method_says_so_too(self, fine, ask):
+        with pytest.raises(fiber.MissingHeadError, match="this model has grounding"):
+            ask(fine)
