@@ -104,6 +104,7 @@ def test_boxes_a_pixel_outside_are_clipped(data):
     ("box", "message"),
     [
         ({"bbox": [320, 20, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 17 pixels outside"),
+        ({"bbox": [-1.5, 7, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 1.5 pixels outside"),
         ({"bbox": [10, -7, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 7 pixels outside"),
         ({"bbox": [10, 20, 30]}, r"annotations\[1\] has 'bbox' \[10, 20, 30\]; expected \[x, y"),
         ({"bbox": [0, 0, 30, float("nan")]}, r"annotations\[1\] has 'bbox' .*nan"),
@@ -113,7 +114,7 @@ def test_boxes_a_pixel_outside_are_clipped(data):
         ({"tokens_positive": "DROP"}, r"has no 'tokens_positive'"),
         ({"image_id": 13}, r"annotations\[1\] has image_id 13, which is not in 'images'"),
     ],
-    ids=["right", "above", "three", "nan", "null", "flat", "beyond", "none", "unknown"],
+    ids=["right", "left", "above", "three", "nan", "null", "flat", "beyond", "none", "unknown"],
 )
 def test_boxes_that_do_not_fit_are_named(box, message, data):
     good = {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}
