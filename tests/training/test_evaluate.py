@@ -10,6 +10,7 @@ from fiber import _core
 from fiber.config import preset
 from fiber.data import Tokenizer, load_image
 from fiber.data.records import Record
+from fiber.training import measure_pairs
 from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import TASKS, PermutedImages, evaluate, fusion_off
 from fiber.training.measure_pairs import wrong_texts
@@ -156,6 +157,14 @@ def test_matching_scores_are_those_of_single_passes(models, pictures, tokenizer,
             score = model.itm_logits(model.pooled(fused)).softmax(-1)[0, 1].item()
         assert entry["score"] == pytest.approx(score, rel=1e-4)
         assert (entry["image_key"] == entry["text_key"]) == (entry["match"] == 1)
+
+
+def test_swapped_captions_by_hand(models, pictures, monkeypatch):
+    # Each picture prefers its own caption, but caption 0 prefers the wrong picture.
+    scores = np.tile([0.9, 0.1, 0.95, 0.99], 3)
+    monkeypatch.setattr(measure_pairs, "_match_scores", lambda logits: scores[: len(logits)])
+    metrics = measure("winoground", models, pictures)
+    assert (metrics["text"], metrics["image"], metrics["group"]) == (1.0, 0.0, 0.0)
 
 
 def test_pictures_of_other_sizes_do_not_change_boxes(models, pictures, tmp_path):

@@ -130,6 +130,19 @@ def test_resumed_run_repeats_the_numbers_bit_for_bit(
     assert weights_equal(whole.folder, resumed.folder)
 
 
+def test_every_pass_has_a_number_of_its_own(pictures, tmp_path, monkeypatch):
+    real, draws = loop.task_losses, []
+
+    def recorded(name, model, batch, tasks, draw):
+        draws.append(draw)
+        return real(name, model, batch, tasks, draw)
+
+    monkeypatch.setattr(loop, "task_losses", recorded)
+    config = coarse_config(train__steps=3, train__accumulation=2, train__seed=7)
+    run(config, pictures, tmp_path / "r")
+    assert [(draw.seed, draw.number) for draw in draws] == [(7, n) for n in range(6)]
+
+
 def test_dropout_is_on(pictures, tmp_path, plain):
     dropped = run(with_dropout(coarse_config(train__steps=1)), pictures, tmp_path / "b")
     assert plain.metrics[0]["losses"] != dropped.metrics[0]["losses"]

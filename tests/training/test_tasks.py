@@ -64,6 +64,16 @@ def test_shared_prefixes_give_the_losses_of_plain_passes(coarse):
         assert shared[name].item() == pytest.approx(plain.item(), rel=1e-5), name
 
 
+def test_negatives_are_drawn_anew_in_every_pass(coarse):
+    _, model, batches = coarse
+    task = ImageTextTask(share=1, mlm=0.0)
+    first, again, later = (
+        image_text_task(model, batches["image_text"], task, Draw(0, number))["itm"].item()
+        for number in (0, 0, 1)
+    )
+    assert first == again != later
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
