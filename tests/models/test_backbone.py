@@ -191,6 +191,28 @@ def test_gradient_checkpointing_keeps_less():
     assert kept[1] < kept[0] / 2
 
 
+def test_bfloat16_autocast_stays_close():
+    """Within some roundings of bfloat16 (2 ** -8) of float32, forward and backward."""
+    model = backbone(config(normalize_last_text=True)).train()
+    results = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model.encode_pair(IMAGES, IDS, MASK)
+        output.text.float().square().mean().backward()
+        results.append((output.text.float(), model.text.layers[0].mlp[0].weight.grad))
+    for exact, rounded in zip(*results, strict=True):
+        assert (exact - rounded).norm() < 0.05 * exact.norm()
+        assert not torch.equal(exact, rounded)
+
+
+def test_a_text_without_real_tokens_is_no_number_trap():
+    model = backbone(config())
+    output = model.encode_pair(IMAGES, IDS, torch.tensor([[False] * 7, [True] * 7]))
+    assert output.text.isfinite().all()
+    assert all(stage.isfinite().all() for stage in output.stages)
+
+
 def test_base_preset_has_the_published_size():
     """Spec coarse.md 1.7, apart from what this package leaves out of the published towers."""
     with torch.device("meta"):

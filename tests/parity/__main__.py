@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tests.parity.comparison import Comparison
 
+#: Suffixes of recorded files.
+_RECORDED = (".json", ".safetensors")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder and print its table; 0 only if all that is compared agrees."""
@@ -35,8 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
         comparison: Comparison = kind.compare_case(path)
         print(comparison, flush=True)
         good = good and comparison.ok
+    unread = files_of_no_case(parsed.directory, [path.stem for path in cases])
+    if unread:
+        print(f"not compared: {', '.join(unread)}")
     print("all that was compared agrees" if good else "NOT equal to the recorded tensors")
     return 0 if good else 1
+
+
+def files_of_no_case(directory: Path, cases: list[str]) -> list[str]:
+    """Name the recorded files that belong to no case; a case owns CASE.* and CASE_*."""
+    recorded = [path for path in sorted(directory.iterdir()) if path.suffix in _RECORDED]
+    return [
+        path.name
+        for path in recorded
+        if not any(path.stem == case or path.stem.startswith(f"{case}_") for case in cases)
+        and not path.stem.endswith("_inputs")
+    ]
 
 
 def _is_case(path: Path) -> bool:

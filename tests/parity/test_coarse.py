@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fiber import kernels
 from fiber.models import swin
 from fiber.models.backbone import FiberBackbone
-from tests.parity.__main__ import main
+from tests.parity.__main__ import files_of_no_case, main
 from tests.parity.coarse import compare_case
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import coarse_tolerances
@@ -127,6 +127,12 @@ def test_command_on_folders_without_a_case(tmp_path, capsys):
     assert "no case in it" in capsys.readouterr().err
     assert main(["coarse", str(tmp_path / "absent")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_files_that_no_case_reads_are_named(tmp_path):
+    for name in ("tiny.json", "tiny_v2.safetensors", "extras.json", "README.md", "tinyhot.json"):
+        (tmp_path / name).touch()
+    assert files_of_no_case(tmp_path, ["tiny"]) == ["extras.json", "tinyhot.json"]
 
 
 def test_nothing_compared_is_no_agreement():
