@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what stands after `fiber`; the process's own if None.
     """
+    # Threads that spin while they wait take their core from those that work: torch shares the cores
+    # with the loader's threads and with other processes. Read once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = parser().parse_args(arguments)
     warnings.showwarning = _warn
     try:

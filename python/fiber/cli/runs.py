@@ -37,6 +37,11 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     )
     demo.add_argument("--output", type=Path, default=None, metavar="DIR")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument(
+        "--permute-pictures",
+        action="store_true",
+        help="measure with the pictures exchanged: every floor must fall, exit code 1",
+    )
     demo.set_defaults(run=_demo, when_stopped="the same command goes on from here")
 
 
@@ -110,6 +115,7 @@ def _demo(options: argparse.Namespace) -> int:
         ablations=options.ablations,
         output=options.output,
         seed=options.seed,
+        permute_pictures=options.permute_pictures,
     )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fiber.demo.floors import Row
+from fiber.training.checkpoint import write_whole
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -121,9 +120,8 @@ def write_html(report: Report, path: Path) -> None:
     parts.append("<h2>Commands that repeat it</h2>")
     parts.append(f"<pre>{html.escape(chr(10).join(report.commands))}</pre>")
     parts += [f"<p class='note'>{html.escape(note)}</p>" for note in report.notes]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(parts), encoding="utf-8")
-    temporary.replace(path)
+    text = "\n".join(parts) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _metrics_section(rows: Sequence[Row]) -> str:
@@ -159,35 +157,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _data_url(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
-
-
-def contact_sheet(tiles: Sequence[tuple[Any, str]], path: Path, *, columns: int = 4) -> None:
-    """Put annotated pictures side by side, each above its text.
-
-    Args:
-        tiles: pairs of (PIL image, text below it).
-        path: PNG to write.
-        columns: pictures in a row.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.load_default(13)
-    width = max((image.width for image, _ in tiles), default=1)
-    height = max((image.height for image, _ in tiles), default=1)
-    text_height = 17 * max((text.count("\n") + 1 for _, text in tiles), default=1) + 8
-    gap = 10
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + gap) + gap, max(1, rows * (height + text_height + gap) + gap)),
-        "white",
-    )
-    draw = ImageDraw.Draw(sheet)
-    for index, (image, text) in enumerate(tiles):
-        x = gap + (index % columns) * (width + gap)
-        y = gap + (index // columns) * (height + text_height + gap)
-        sheet.paste(image, (x, y))
-        draw.multiline_text((x, y + height + 3), text, fill="black", font=font, spacing=3)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    path.write_bytes(buffer.getvalue())

@@ -1,0 +1,144 @@
+"""What training coarse before fine brings, and what fusion brings: trained without, measured alike.
+
+`python -m fiber.demo.ablations RUN` puts the numbers of a finished demo into `ablations.json`
+beside this file, which the page of a demo without `--ablations` shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fiber.demo.floors import Row
+from fiber.demo.folder import DemoFolder
+from fiber.demo.machine import describe_machine
+from fiber.demo.measures import SHOWN, SPLITS, Measures
+from fiber.demo.plan import Plan
+from fiber.training.checkpoint import provenance, read_json, write_json
+from fiber.training.progress import say
+from fiber.training.run_config import RunConfig
+
+ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
+
+#: Names of the columns: the demo's own models, and the two that lack something.
+WHOLE, FROM_SCRATCH, UNFUSED = "the demo", "fine from scratch", "trained without fusion"
+
+#: Trains a run: configuration, output folder, model to start from.
+TrainRun = Callable[[RunConfig, Path, Path | None], None]
+
+
+def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainRun) -> None:
+    """Train the runs that lack something, each with the demo's data, steps and seed."""
+    for name, config, start in (
+        ("fine_from_scratch", plan.fine_config(seed), None),
+        ("coarse_unfused", plan.coarse_config(seed, model__fusion__num_fused_layers=0), None),
+        (
+            "fine_unfused",
+            plan.fine_config(seed, model__fusion__num_fused_layers=0),
+            "coarse_unfused",
+        ),
+    ):
+        output = _run_folder(folder, name)
+        if (output / "model.safetensors").is_file():
+            say(f"{name}: finished before")
+            continue
+        say(f"{name} ...")
+        train_run(config, output, _run_folder(folder, start) if start else None)
+
+
+def measure_ablations(
+    folder: DemoFolder, plan: Plan, rows: Sequence[Row], about: Mapping[str, Any]
+) -> None:
+    """Measure the trained runs and write `ablations.json` into the demo's folder.
+
+    Args:
+        folder: of the demo.
+        plan: of the demo.
+        rows: of the demo's own models.
+        about: kind of data, mode and seed.
+    """
+    values = {WHOLE: {row.key: row.model for row in rows}}
+    for column, models in (
+        (FROM_SCRATCH, {"fine": _run_folder(folder, "fine_from_scratch")}),
+        (
+            UNFUSED,
+            {
+                "coarse": _run_folder(folder, "coarse_unfused"),
+                "fine": _run_folder(folder, "fine_unfused"),
+            },
+        ),
+    ):
+        measures = Measures(folder, plan, models, say, prefix=f"{column}: ")
+        values[column] = {
+            f"{shown.metric}/{split}": measures.numbers(shown, split, "model")[shown.key]
+            for split in SPLITS
+            for shown in SHOWN
+            if shown.stage in models
+        }
+    write_json(
+        folder.path / "ablations.json",
+        {
+            **about,
+            "commit": provenance()["commit"],
+            "machine": describe_machine(),
+            "values": values,
+        },
+    )
+
+
+def _run_folder(folder: DemoFolder, name: str) -> Path:
+    return folder.path / "ablations" / name
+
+
+def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple[str, ...]], str]:
+    """Get the table to show: this demo's, else the recorded one.
+
+    Returns:
+        Its lines, the first with the names of the columns, and where they come from; no lines if
+        there are neither.
+    """
+    own = folder.path / "ablations.json"
+    if own.is_file():
+        return _table(read_json(own)), "trained by this run"
+    recorded = read_json(ABLATIONS_FILE) if ABLATIONS_FILE.is_file() else {}
+    entry = recorded.get(f"{data}/{mode}")
+    if entry is None:
+        return [], ""
+    source = (
+        f"recorded at commit {entry['commit'][:12] or 'unknown'} with seed {entry['seed']} on"
+        f" {entry['machine']['processor']}; --ablations trains them here"
+    )
+    return _table(entry), source
+
+
+def _table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    columns = list(entry["values"])
+    lines: list[tuple[str, ...]] = [("metric", "split", *columns)]
+    for shown in SHOWN:
+        for split in SPLITS:
+            numbers = [entry["values"][c].get(f"{shown.metric}/{split}") for c in columns]
+            cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+            lines.append((shown.name, split, *cells))
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Put the numbers of a finished `fiber demo --ablations` into the recorded file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fiber.demo.ablations", description=main.__doc__
+    )
+    parser.add_argument("run", type=Path, help="folder of the demo")
+    options = parser.parse_args(arguments)
+    entry = read_json(options.run / "ablations.json")
+    recorded = read_json(ABLATIONS_FILE) if ABLATIONS_FILE.is_file() else {}
+    recorded[f"{entry['data']}/{entry['mode']}"] = entry
+    ABLATIONS_FILE.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {ABLATIONS_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

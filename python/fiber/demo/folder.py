@@ -1,0 +1,129 @@
+"""The demo's folder: what it was started with, how long stages took, and what was measured.
+
+runs/demo/
+  demo.json            parameters; seconds of the data stage
+  data/ coarse/ fine/  data set and runs
+  measured.json        every measurement with what it was made from
+  rows.json, contact_sheet.png, report.html
+  ablations/           runs of `--ablations`; ablations.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fiber.training.checkpoint import read_json, remove_parts, write_json
+
+
+class DemoFolder:
+    """The files of one demo. Whatever bears its final name is whole."""
+
+    def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
+        """Open the folder, or make it.
+
+        Args:
+            path: of the folder.
+            parameters: everything that decides the result, plain values by name, nested or not.
+
+        Raises:
+            ValueError: if it holds the demo of other parameters, with the differences, or files
+                that are no demo's.
+        """
+        self.path = path
+        self._own = path / "demo.json"
+        wanted = json.loads(json.dumps(dict(parameters)))
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder with --output")
+        if self._own.is_file():
+            found = read_json(self._own)
+            changed = _differences(found.get("parameters", {}), wanted)
+            if changed:
+                raise ValueError(
+                    f"{path} holds another demo (there -> asked for): {'; '.join(changed)}."
+                    " Name another folder with --output, or delete this one"
+                )
+            self._notes = found
+        else:
+            if path.is_dir() and any(path.iterdir()):
+                raise ValueError(
+                    f"{path} exists and holds no demo (it has no {self._own.name});"
+                    " name a folder that does not exist yet with --output"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            self._notes = {"parameters": wanted}
+            write_json(self._own, self._notes)
+        remove_parts(path)
+        self._measured_file = path / "measured.json"
+        self._measured: dict[str, Any] = (
+            read_json(self._measured_file) if self._measured_file.is_file() else {}
+        )
+
+    @property
+    def data(self) -> Path:
+        """The data set."""
+        return self.path / "data"
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something about the run, as a plain value."""
+        self._notes[name] = value
+        write_json(self._own, self._notes)
+
+    def noted(self, name: str) -> Any:
+        """Give what was noted under a name; None if nothing was."""
+        return self._notes.get(name)
+
+    def measured(
+        self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Measure something once.
+
+        Args:
+            name: of the measurement.
+            made_from: fingerprint of everything that it depends on.
+            measure: gives plain values; called unless they are known for this fingerprint.
+
+        Returns:
+            The values, with "seconds" that measuring took.
+        """
+        known = self._measured.get(name)
+        if known is None or known["made_from"] != made_from:
+            began = time.monotonic()
+            values = measure()
+            known = {"made_from": made_from, **values, "seconds": time.monotonic() - began}
+            self._measured[name] = known
+            write_json(self._measured_file, self._measured)
+        return known
+
+    def forget(self, name: str) -> None:
+        """Let a measurement be made again."""
+        self._measured.pop(name, None)
+
+    def known(self, name: str) -> dict[str, Any]:
+        """Give a measurement that was made; {} if it was not."""
+        return self._measured.get(name, {})
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash plain values; a Path stands for the content of its file."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else json.dumps(part).encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List where two nested mappings differ, by dotted name."""
+    changed = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            changed.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return changed

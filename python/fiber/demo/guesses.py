@@ -1,0 +1,173 @@
+"""What guessing reaches on each task: by chance, and blind, from counts on the training split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fiber.data import DataLoader, sources
+from fiber.data.records import Record
+from fiber.metrics import baselines, box_baselines
+from fiber.metrics.detection import TrueBoxes
+from fiber.training.checkpoint import StoredModel
+from fiber.training.streams import inference_transform
+
+Numbers = dict[str, float]
+
+
+class Guesser:
+    """Guesses of every task; what it counts on the training split is read once."""
+
+    def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
+        """Args: the data folder, the coarse model (for its words and answers), captions counted."""
+        self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
+        # Boxes of all pictures are counted together, so they are brought to sides of 1.
+        self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
+        self._training: dict[Any, Sequence[Record]] = {}
+        self._objects: dict[str, dict[str, list]] = {}
+
+    def guess(self, task: str, records: Sequence[Record], split: str) -> dict[str, Numbers]:
+        """Compute {"chance": ..., "blind": ...} with the metric's own names.
+
+        `blind` is the best of the guesses that were tried.
+        """
+        by_task: dict[str, Callable[..., tuple[Numbers, Numbers]]] = {
+            "retrieval": self._retrieval,
+            "matching": self._matching,
+            "masked_words": self._masked_words,
+            "vqa": self._vqa,
+            "refcoco": self._referring,
+            "flickr": self._phrases,
+            "coco": self._detection,
+        }
+        chance, blind = by_task[task](records, split)
+        return {"chance": chance, "blind": blind}
+
+    def _retrieval(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        places = {image: i for i, image in enumerate(dict.fromkeys(r.image_id for r in records))}
+        chance = baselines.retrieval_chance([places[r.image_id] for r in records], len(places))
+        # Who does not see the pictures cannot tell them apart.
+        return chance, chance
+
+    def _matching(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        # One right and one wrong pair for each caption, in training too.
+        pairs = np.repeat([1, 0], len(records))
+        return baselines.matching_chance(), baselines.matching_blind([1, 0], pairs)
+
+    def _masked_words(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        tokenizer, config = self.coarse.tokenizer, self.coarse.config
+        assert tokenizer is not None
+        # The loader of the measurement, so that the same words are masked.
+        loader = DataLoader(
+            records,
+            "image_text",
+            tokenizer=tokenizer,
+            transform=inference_transform(config),
+            batch_size=len(records),
+            max_tokens=config.max_tokens,
+            seed=0,
+        )
+        batch = next(iter(loader.epoch()))
+        captions = self._read(sources.captions)[: self.counted_captions]
+        blind = baselines.masked_word_blind(
+            (tokenizer.encode(r.text, max_tokens=config.max_tokens)[0] for r in captions),
+            batch.masked_ids.numpy(),
+            batch.text_mask.numpy(),
+            batch.mlm_labels.numpy(),
+            tokenizer.mask_id,
+        )
+        return baselines.masked_word_chance(tokenizer.vocab_size), blind
+
+    def _vqa(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        training = self._read(sources.questions)
+        scores = [r.answers or {} for r in records]
+        blind = [
+            baselines.vqa_blind(
+                [r.text for r in training],
+                [r.answers or {} for r in training],
+                [r.text for r in records],
+                scores,
+                per_question=per_question,
+            )
+            for per_question in (True, False)
+        ]
+        return baselines.vqa_chance(self.coarse.answers, scores), _best(blind)
+
+    def _referring(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        training = self._read(sources.referring)
+        truths = np.array([r.boxes_xyxy[0] for r in records])
+        objects = [self._boxes_of(split, r.image_id) for r in records]
+        blind = [
+            box_baselines.referring_blind(
+                [r.text for r in training],
+                np.array([r.boxes_xyxy[0] for r in training]) / self._side,
+                [r.text for r in records],
+                truths / self._side,
+                per_text=per_text,
+            )
+            for per_text in (True, False)
+        ]
+        return box_baselines.referring_chance(objects, truths), _best(blind)
+
+    def _phrases(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        training, own = _phrases(self._read(sources.phrases)), _phrases(records)
+        truths = [boxes for _, _, boxes in own]
+        objects = [self._boxes_of(split, image) for image, _, _ in own]
+        blind = [
+            box_baselines.phrase_blind(
+                [phrase for _, phrase, _ in training],
+                [boxes / self._side for _, _, boxes in training],
+                [phrase for _, phrase, _ in own],
+                [boxes / self._side for boxes in truths],
+                ks=(1,),
+                per_text=per_text,
+            )
+            for per_text in (True, False)
+        ]
+        return box_baselines.phrase_chance(objects, truths, ks=(1,)), _best(blind)
+
+    def _detection(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+        chance = box_baselines.detection_chance(
+            [TrueBoxes(r.boxes_xyxy, r.box_labels) for r in records]
+        )
+        blind = box_baselines.detection_blind(
+            [self._unit_truth(r) for r in self._read(sources.detection)],
+            [self._unit_truth(r) for r in records],
+        )
+        return chance, blind
+
+    def _unit_truth(self, record: Record) -> TrueBoxes:
+        boxes = np.array(record.boxes_xyxy).reshape(-1, 4) / self._side
+        return TrueBoxes(boxes, record.box_labels)
+
+    def _boxes_of(self, split: str, image: str) -> list:
+        """Boxes of all objects of a picture."""
+        if split not in self._objects:
+            pictures = sources.detection(self.data, split)
+            self._objects[split] = {r.image_id: list(r.boxes_xyxy) for r in pictures}
+        return self._objects[split][image]
+
+    def _read(self, reader: Callable[..., Sequence[Record]]) -> Sequence[Record]:
+        """Read one kind of record of the training split."""
+        if reader not in self._training:
+            self._training[reader] = reader(self.data, "train")
+        return self._training[reader]
+
+
+def _phrases(records: Sequence[Record]) -> list[tuple[str, str, np.ndarray]]:
+    """List all phrases that have boxes: picture, phrase, (g, 4) boxes in pixels."""
+    return [
+        (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
+        for record in records
+        for phrase, own in zip(record.labels, sources.label_boxes(record), strict=True)
+        if own
+    ]
+
+
+def _best(guesses: Sequence[Numbers]) -> Numbers:
+    """Take the larger of each number."""
+    return {name: max(guess[name] for guess in guesses) for name in guesses[0]}

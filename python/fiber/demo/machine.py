@@ -1,0 +1,39 @@
+"""What the demo ran on, for its page and beside its recorded numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from fiber.training.checkpoint import provenance
+
+
+def describe_machine() -> dict[str, str]:
+    """Name the processor, its cores, and the versions that matter."""
+    own = provenance()
+    return {
+        "processor": _processor(),
+        "cores": str(usable_cores()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "fiber": own["fiber_version"],
+        "commit": own["commit"] or "not run from a clone",
+    }
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """The processor's name as Linux knows it, else what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

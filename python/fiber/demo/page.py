@@ -1,0 +1,125 @@
+"""What stands on the demo's page: words, commands and speeds around the table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fiber.demo.ablations import ablation_table
+from fiber.demo.floors import Row
+from fiber.demo.folder import DemoFolder
+from fiber.demo.measures import SHOWN
+from fiber.demo.plan import Plan
+from fiber.demo.report import Report, Throughput
+from fiber.training.curves import read_metrics
+from fiber.training.run_folder import RunFolder
+
+_WHAT = {
+    "scenes": "rendered scenes of coloured shapes",
+    "stamps": "real cut-outs pasted on photographs",
+}
+
+
+def make_report(
+    folder: DemoFolder,
+    plan: Plan,
+    about: Mapping[str, Any],
+    *,
+    rows: Sequence[Row],
+    problems: Sequence[str],
+    machine: Mapping[str, str],
+    evaluated: tuple[int, float],
+) -> Report:
+    """Collect everything that the page shows.
+
+    Args:
+        folder: of the demo.
+        plan: of the demo.
+        about: kind of data, mode and seed.
+        rows: the table, judged.
+        problems: what made the demo fail.
+        machine: as `describe_machine` gives it.
+        evaluated: records that the models were asked about for the table, and seconds.
+    """
+    table, source = ablation_table(folder, about["data"], about["mode"])
+    learned = sum(row.floor is not None for row in rows)
+    if problems:
+        verdict = "It failed: " + "; ".join(problems) + "."
+    else:
+        verdict = (
+            f"It passed: {learned} of {len(rows)} numbers have a floor and all of them are above"
+            " it; with the pictures exchanged all of them fall below it."
+        )
+    return Report(
+        title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
+        verdict=verdict,
+        rows=rows,
+        throughput=_throughput(folder, evaluated),
+        figures=_figures(folder.path),
+        commands=_commands(folder.path, plan, about),
+        machine=dict(machine),
+        ablations=table,
+        ablations_source=source,
+    )
+
+
+def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throughput]:
+    speeds = []
+    made = folder.noted("data_stage")
+    if made:
+        speeds.append(Throughput(stage="data", pictures=made["pictures"], seconds=made["seconds"]))
+    for stage in ("coarse", "fine"):
+        lines = read_metrics(RunFolder(path=folder.path / stage).metrics_file)
+        if lines:
+            last = lines[-1]
+            speeds.append(
+                Throughput(
+                    stage=f"{stage} training", pictures=last["images"], seconds=last["seconds"]
+                )
+            )
+    records, seconds = evaluated
+    return [*speeds, Throughput(stage="evaluation", pictures=records, seconds=seconds)]
+
+
+def _figures(path: Path) -> list[tuple[str, Path]]:
+    figures = [
+        (
+            "What the models say about new pictures (val) and about compositions that training"
+            " never showed (novel). Boxes have the colour of their text; true boxes are dashed.",
+            path / "contact_sheet.png",
+        ),
+        ("Coarse training: captions and questions", path / "coarse" / "curves.png"),
+        ("Fine training: boxes", path / "fine" / "curves.png"),
+    ]
+    # Without matplotlib there are no curves.
+    return [(caption, file) for caption, file in figures if file.is_file()]
+
+
+def _commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
+    data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
+    options = "" if data == "scenes" else f" --data {data}"
+    options += " --fast" if about["mode"] == "fast" else ""
+
+    def training(recipe: str, changes: Mapping[str, Any], more: str) -> str:
+        fields = {**changes, "train.seed": seed}
+        settings = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in fields.items())
+        return f"fiber train {recipe} --data {here}/data{more} --device cpu{settings}"
+
+    asked = {shown.task: shown.stage for shown in SHOWN}
+    return [
+        "# everything",
+        f"fiber demo{options} --seed {seed} --output {here}",
+        "",
+        "# stage by stage",
+        f"fiber data {data} --output {here}/data --images {plan.train_pictures} --seed {seed}",
+        training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
+        training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
+        "",
+        f"# each task on all of its records; the table takes {plan.records} of them, drawn once",
+        *(
+            f"fiber eval {here}/{stage} {task} --data {here}/data --split novel --device cpu"
+            for task, stage in asked.items()
+        ),
+    ]

@@ -1,0 +1,127 @@
+"""How long the demo is: every count and every changed field of a recipe stands here.
+
+Steps and pictures are fixed numbers, never a time budget, so that the same seed gives the same
+result on a slow machine too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fiber.config import nearest, replace_fields
+from fiber.training.run_config import RunConfig, load_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes and lengths of one kind of demo."""
+
+    #: Pictures of the training split.
+    train_pictures: int
+    #: Pictures of each of the splits val and novel.
+    held_out_pictures: int = 500
+    #: Recipe of the coarse stage, and its fields that the demo changes.
+    coarse_recipe: str = "scenes_coarse"
+    coarse: Mapping[str, Any]
+    #: The same for the fine stage.
+    fine_recipe: str = "scenes_fine"
+    fine: Mapping[str, Any]
+    #: Records of a split that a task is measured on, at most.
+    records: int
+    #: The same for detection, where a record is a picture with all classes.
+    detection_records: int
+    #: Training captions in which the blind guess of masked words is counted, at most.
+    counted_captions: int = 20_000
+    #: Seconds of each stage on two cores, for the estimate of the time left.
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
+        """The coarse run; `changes` by dotted name with __ for dots, on top of the plan's."""
+        return _config(self.coarse_recipe, self.coarse, seed, changes)
+
+    def fine_config(self, seed: int, **changes: Any) -> RunConfig:
+        """The fine run; `changes` as for the coarse one."""
+        return _config(self.fine_recipe, self.fine, seed, changes)
+
+
+def _config(recipe: str, own: Mapping[str, Any], seed: int, changes: Mapping[str, Any]) -> Any:
+    more = {name.replace("__", "."): value for name, value in changes.items()}
+    return replace_fields(load_recipe(recipe), {**own, "train.seed": seed, **more})
+
+
+#: By kind of data and mode.
+PLANS: dict[tuple[str, str], Plan] = {
+    ("scenes", "default"): Plan(
+        train_pictures=24_000,
+        coarse={"train.steps": 700, "train.checkpoint_every": 100},
+        fine={"train.steps": 700, "train.checkpoint_every": 100},
+        records=1000,
+        detection_records=500,
+        seconds={
+            "data": 60,
+            "coarse": 240,
+            "fine": 210,
+            "evaluation": 45,
+            "ablations": 750,
+            "page": 5,
+        },
+    ),
+    ("scenes", "fast"): Plan(
+        train_pictures=5000,
+        coarse={"train.steps": 120, "train.checkpoint_every": 60},
+        fine={"train.steps": 160, "train.checkpoint_every": 80},
+        records=500,
+        detection_records=250,
+        seconds={
+            "data": 12,
+            "coarse": 40,
+            "fine": 45,
+            "evaluation": 15,
+            "ablations": 140,
+            "page": 5,
+        },
+    ),
+    ("stamps", "default"): Plan(
+        train_pictures=8000,
+        coarse={"train.steps": 700, "train.checkpoint_every": 100},
+        fine={"train.steps": 700, "train.checkpoint_every": 100},
+        records=1000,
+        detection_records=50,
+        seconds={
+            "data": 90,
+            "coarse": 240,
+            "fine": 240,
+            "evaluation": 60,
+            "ablations": 750,
+            "page": 5,
+        },
+    ),
+    ("stamps", "fast"): Plan(
+        train_pictures=2000,
+        coarse={"train.steps": 120, "train.checkpoint_every": 60},
+        fine={"train.steps": 160, "train.checkpoint_every": 80},
+        records=300,
+        detection_records=25,
+        seconds={
+            "data": 25,
+            "coarse": 40,
+            "fine": 60,
+            "evaluation": 25,
+            "ablations": 170,
+            "page": 5,
+        },
+    ),
+}
+
+
+def find_plan(data: str, mode: str) -> Plan:
+    """Look a plan up.
+
+    Raises:
+        ValueError: if there is none for this kind of data.
+    """
+    if (data, mode) not in PLANS:
+        raise ValueError(f"demo data {data!r}: {nearest(data, sorted({d for d, _ in PLANS}))}")
+    return PLANS[data, mode]

@@ -1,0 +1,258 @@
+"""The main job, stage after stage: data, coarse run, fine run, measurements, page.
+
+Each stage leaves its result whole in the output folder and is passed over when that is there, so
+that a stopped demo goes on where it was. Everything runs on the CPU, where the same seed gives the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fiber.config import to_dict
+from fiber.demo import floors
+from fiber.demo.ablations import measure_ablations, train_ablations
+from fiber.demo.folder import DemoFolder, fingerprint
+from fiber.demo.machine import describe_machine, usable_cores
+from fiber.demo.measures import SPLITS, Measures
+from fiber.demo.page import make_report
+from fiber.demo.pictures import draw_sheet
+from fiber.demo.plan import Plan, find_plan
+from fiber.demo.report import format_table, write_html
+from fiber.training.checkpoint import provenance, write_json
+from fiber.training.loop import train
+from fiber.training.progress import readable_seconds, say
+from fiber.training.run_config import RunConfig
+from fiber.training.run_folder import RunFolder
+
+#: Shortest time between two plain lines of the data stage, in seconds.
+LINE_SECONDS = 10.0
+
+
+def main(
+    *,
+    data: str = "scenes",
+    fast: bool = False,
+    ablations: bool = False,
+    output: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    permute_pictures: bool = False,
+) -> int:
+    """Run the demo, or what is left of it.
+
+    Args:
+        data: "scenes" or "stamps".
+        fast: the short plan.
+        ablations: also train from scratch and without fusion.
+        output: the folder; default `default_output`.
+        seed: decides pictures, weights and every random draw.
+        permute_pictures: measure with the pictures exchanged. Every floor must fall then.
+
+    Returns:
+        0; 1 if a metric is below its floor, a required group of metrics has none, or a metric stays
+        above its floor although the pictures were exchanged. Always 1 with `permute_pictures`.
+
+    Raises:
+        ValueError: if the folder holds the demo of other parameters, or none.
+    """
+    mode = "fast" if fast else "default"
+    path = Path(output) if output is not None else default_output(data, mode)
+    demo = Demo(data=data, mode=mode, seed=seed, output=path)
+    if permute_pictures:
+        demo.clock.expect("data", "coarse", "fine", "evaluation")
+    elif not ablations:
+        demo.clock.expect("data", "coarse", "fine", "evaluation", "page")
+    demo.train()
+    rows = demo.measure(permute_pictures=permute_pictures)
+    problems = floors.failures(rows, mode) + floors.permuted_survivors(rows)
+    if not permute_pictures:
+        if ablations:
+            demo.ablate(rows)
+        demo.write_page(rows, problems)
+    print(format_table(rows), flush=True)
+    for problem in problems:
+        say(f"fiber: {problem}")
+    if permute_pictures:
+        say("The pictures were exchanged: the column of the model is what the texts alone reach.")
+        return 1
+    say(f"page: {path / 'report.html'}")
+    return 1 if problems else 0
+
+
+def default_output(data: str, mode: str) -> Path:
+    """Name the folder of a kind of demo: runs/demo, runs/demo-fast, runs/demo-stamps ..."""
+    parts = ["demo", *([data] if data != "scenes" else []), *([mode] if mode != "default" else [])]
+    return Path("runs") / "-".join(parts)
+
+
+class Demo:
+    """One demo with its plan, folder and clock."""
+
+    def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
+        """Args: as `main` has them; the folder is made or checked here."""
+        self.about = {"data": data, "mode": mode, "seed": seed}
+        self.plan: Plan = find_plan(data, mode)
+        self.configs = {
+            "coarse": self.plan.coarse_config(seed),
+            "fine": self.plan.fine_config(seed),
+        }
+        sizes = {
+            field.name: getattr(self.plan, field.name)
+            for field in dataclasses.fields(self.plan)
+            if field.name not in ("coarse", "fine", "seconds")
+        }
+        runs = {stage: to_dict(config) for stage, config in self.configs.items()}
+        self.folder = DemoFolder(output, {**self.about, "plan": sizes, **runs})
+        self.models = {stage: output / stage for stage in self.configs}
+        self.clock = Clock(self.plan.seconds)
+        self.measures: Measures | None = None
+
+    def train(self) -> None:
+        """Stages 1 to 3: the data set, the coarse model, the fine model."""
+        finished = (self.folder.data / "dataset.json").is_file()
+        self.clock.run("data", self._make_data, finished=finished)
+        for stage, start in (("coarse", None), ("fine", self.models["coarse"])):
+            config, output = self.configs[stage], self.models[stage]
+            self.clock.run(
+                stage,
+                lambda c=config, o=output, s=start: self.train_run(c, o, s),
+                finished=RunFolder(path=output).is_finished,
+            )
+
+    def _make_data(self) -> None:
+        began = time.monotonic()
+        sizes = {
+            "train": self.plan.train_pictures,
+            "val": self.plan.held_out_pictures,
+            "novel": self.plan.held_out_pictures,
+        }
+        generator = importlib.import_module(f"fiber.data.{self.about['data']}")
+        generator.generate(
+            self.folder.data,
+            **sizes,
+            seed=self.about["seed"],
+            workers=usable_cores(),
+            progress=_data_progress(),
+        )
+        seconds = time.monotonic() - began
+        self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
+
+    def train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
+        """Train one run, from its newest checkpoint if it has one."""
+        train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
+
+    def measure(self, *, permute_pictures: bool) -> list[floors.Row]:
+        """Stage 4: the table, with the floor of every metric."""
+        self.measures = Measures(self.folder, self.plan, self.models, say)
+        rows: list[floors.Row] = []
+
+        def work(measures: Measures) -> None:
+            rows.extend(measures.rows(permute_pictures=permute_pictures))
+
+        self.clock.run("evaluation", lambda m=self.measures: work(m))
+        return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
+
+    def ablate(self, rows: list[floors.Row]) -> None:
+        """Train and measure what the page compares this demo with."""
+
+        def work() -> None:
+            train_ablations(self.folder, self.plan, self.about["seed"], self.train_run)
+            measure_ablations(self.folder, self.plan, rows, self.about)
+
+        self.clock.run("ablations", work)
+
+    def write_page(self, rows: list[floors.Row], problems: list[str]) -> None:
+        """The last stage: rows.json, contact_sheet.png and report.html."""
+        self.clock.run("page", lambda: self._write_page(rows, problems))
+
+    def _write_page(self, rows: list[floors.Row], problems: list[str]) -> None:
+        machine = describe_machine()
+        known = {**self.about, "commit": provenance()["commit"], "machine": machine}
+        write_json(self.folder.path / "rows.json", {**known, "rows": floors.rows_to_json(rows)})
+        assert self.measures is not None
+        self._draw_sheet(self.measures)
+        report = make_report(
+            self.folder,
+            self.plan,
+            self.about,
+            rows=rows,
+            problems=problems,
+            machine=machine,
+            evaluated=self.measures.throughput(),
+        )
+        write_html(report, self.folder.path / "report.html")
+
+    def _draw_sheet(self, measures: Measures) -> None:
+        path = self.folder.path / "contact_sheet.png"
+        if not path.is_file():
+            self.folder.forget("contact sheet")
+
+        def draw() -> dict[str, Any]:
+            draw_sheet(
+                path,
+                self.folder.data,
+                coarse=measures.model("coarse"),
+                fine=measures.model("fine"),
+                splits=SPLITS,
+            )
+            return {}
+
+        weights = [model / "model.safetensors" for model in self.models.values()]
+        self.folder.measured("contact sheet", fingerprint(*weights, provenance()), draw)
+
+
+class Clock:
+    """Says which stage runs, how long it took, and about how long the rest will take."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        """Args: seconds of each stage on two ordinary cores, in the order of the stages."""
+        self.seconds = dict(seconds)
+        self._took, self._planned = 0.0, 0.0
+
+    def expect(self, *stages: str) -> None:
+        """Say that only these stages will run."""
+        self.seconds = {stage: self.seconds[stage] for stage in stages}
+
+    def run(self, stage: str, work: Callable[[], None], *, finished: bool = False) -> None:
+        """Run a stage, unless it is finished."""
+        stages = list(self.seconds)
+        number = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
+        if finished:
+            say(f"{number}: finished before")
+            return
+        say(f"{number} ...")
+        began = time.monotonic()
+        work()
+        took = time.monotonic() - began
+        self._took += took
+        self._planned += self.seconds[stage]
+        later = stages[stages.index(stage) + 1 :]
+        line = f"{number}: {readable_seconds(took)}"
+        if later:
+            # This machine's speed so far, against that of the machine the plan was written on.
+            left = sum(self.seconds[name] for name in later) * self._took / self._planned
+            line += f"; next: {later[0]}; about {readable_seconds(left)} left"
+        say(line)
+
+
+def _data_progress() -> Callable[[int, int], None]:
+    """Show how many pictures are made: a line that changes on a terminal, else one now and then."""
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if sys.stderr.isatty():
+            end = "\n" if done >= total else ""
+            print(f"\r{done} of {total} pictures", end=end, file=sys.stderr, flush=True)
+        elif time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            say(f"{done} of {total} pictures")
+
+    return show
