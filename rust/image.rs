@@ -3,7 +3,7 @@
 //! The format is told from the content, never from a name. What comes out is what Pillow's
 //! `convert("RGB")` gives: alpha is dropped, grey is repeated, orientation tags are not applied. Of 16
 //! bits the upper eight are taken, for grey too, which Pillow would cut off at 255. JPEGs differ from
-//! libjpeg's result by rounding (up to 4 of 255), and where colour is stored at half the size by more
+//! libjpeg's result by rounding (up to 5 of 255), and where colour is stored at half the size by more
 //! in the last two rows and columns; such pictures of fewer than five columns get wrong colours.
 
 use std::io::Cursor;

@@ -84,11 +84,11 @@ def test_jpeg(size, options):
     decoded = np.asarray(_core.decode_image(data))
     assert decoded.shape == (*size, 3)
     difference = np.abs(decoded.astype(int) - by_pillow(data))
-    # Another rounding than libjpeg's: up to 4 on twenty photographs of 8 megapixels. Colour that is
-    # stored at half the size is spread by another rule at the right and bottom edge.
-    assert difference[:-2, :-2].max(initial=0) <= 4
+    # Another rounding than libjpeg's: up to 5 on the photographs of ../shared/assets. Colour that
+    # is stored at half the size is spread by another rule at the right and bottom edge.
+    assert difference[:-2, :-2].max(initial=0) <= 5
     if options == {"subsampling": 0}:
-        assert difference.max() <= 4
+        assert difference.max() <= 5
 
 
 def test_grey_and_cmyk_jpeg():

@@ -333,6 +333,7 @@ def test_faulty_records_can_be_left_out_too(tokenizer):
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"max_tokens": 1}, "max_tokens: 1; expected 2"),
         ({"mlm_probability": 1.5}, "mlm_probability: 1.5 is not between 0 and 1"),
+        ({"answers": ("yes", "no", "yes")}, "answers holds 'yes' more than once"),
         ({"batch_type": "caption"}, "batch_type: 'caption' does not exist"),
     ],
 )

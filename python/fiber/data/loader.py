@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -130,6 +130,9 @@ class DataLoader:
         self.truncated_boxes = 0
         self.cropped_boxes = 0
         self._answer_index = {answer: index for index, answer in enumerate(self.answers)}
+        if len(self._answer_index) < len(self.answers):
+            twice = next(a for i, a in enumerate(self.answers) if self._answer_index[a] != i)
+            raise ValueError(f"answers holds {twice!r} more than once; expected each answer once")
         self._make_core = lambda: _core.Loader(
             batch_type,
             tokenizer,
@@ -147,7 +150,7 @@ class DataLoader:
         """Batches of `epoch()` on this rank."""
         return -(-len(self._share(len(self.records))) // self.batch_size)
 
-    def epoch(self, number: int = 0) -> Iterator[Any]:
+    def epoch(self, number: int = 0) -> Generator[Any, None, None]:
         """Give every record of this rank once; the last batch may be smaller.
 
         The ranks hold consecutive shares, so that their results one after the other are in the
@@ -166,7 +169,7 @@ class DataLoader:
 
         return self._run(batches())
 
-    def stream(self, start: int = 0) -> Iterator[Any]:
+    def stream(self, start: int = 0) -> Generator[Any, None, None]:
         """Give batches without end.
 
         Step k of W ranks covers the positions [k * B * W, (k + 1) * B * W) of the epochs laid end
@@ -219,7 +222,7 @@ class DataLoader:
 
     def _run(
         self, batches: Iterable[list[tuple[int, int]]], *, endless: bool = False
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Start the feeder and give what comes out; closing the generator stops everything."""
         if self._process != os.getpid():
             # Threads do not survive a fork.
