@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fiber import DecodeError
 from fiber.config import replace_fields
 from fiber.training import loop
 from fiber.training.checkpoint import load_model
@@ -183,6 +185,39 @@ def test_killed_process_resumes_bit_for_bit(pictures, tmp_path, stage):
     assert process.wait() == 0
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
     assert weights_equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resumed_run_keeps_the_words_it_started_with(pictures, tmp_path, monkeypatch):
+    coarse = run(coarse_config(train__steps=2), pictures, tmp_path / "coarse")
+    stop_before(monkeypatch, 4)
+    with pytest.raises(StopError):
+        run(fine_config(), pictures, tmp_path / "cut", tokenizer=None, init=coarse.folder)
+    # Neither the first model nor a tokenizer is named again.
+    resumed = run(fine_config(), pictures, tmp_path / "cut", tokenizer=None, resume=True)
+    whole = run(fine_config(), pictures, tmp_path / "whole", tokenizer=None, init=coarse.folder)
+    assert weights_equal(whole.folder, resumed.folder)
+
+
+def test_random_numbers_of_the_caller_are_not_touched(pictures, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(fine_config(train__steps=1), pictures, tmp_path / "r")
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_broken_pictures_are_skipped_and_counted(pictures, tmp_path, capsys):
+    records = micro_runs.all_records(pictures)["grounding"]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    records[3] = dataclasses.replace(records[3], images=(str(broken),))
+    options = {"tokenizer": pictures / "tokenizer.json", "device": "cpu", "threads": 1}
+    with pytest.raises(DecodeError, match="g3"):
+        train(fine_config(), data=records, output=tmp_path / "raise", quiet=True, **options)
+    config = fine_config(data__on_error="skip")
+    with pytest.warns(RuntimeWarning, match="'g3' is left out"):
+        train(config, data=records, output=tmp_path / "skip", **options)
+    assert "grounding: 2 broken records were skipped, first 'g3'" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):

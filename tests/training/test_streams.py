@@ -52,6 +52,22 @@ def test_answers_are_counted_by_the_best_of_each_question():
     assert count_answers(records, 2) == ("red", "blue")
 
 
+def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
+    records = {"question": all_records(pictures)["question"]}
+    config = coarse_config(
+        tasks__image_text__share=0, tasks__reasoning__share=0, tasks__caption__share=0
+    )
+    counted = open_data(config, records, tokenizer=pictures / "tokenizer.json").words
+    assert counted.answers == ("blue", "green", "red", "white")
+    for own, expected in [
+        (("white", "pink", "red", "green", "blue"), ("white", "pink", "red", "green", "blue")),
+        (("white", "pink", "red", "green"), counted.answers),
+        ((), counted.answers),
+    ]:
+        known = counted._replace(answers=own)
+        assert open_data(config, records, known=known).words.answers == expected
+
+
 def test_tasks_have_positions_of_their_own(pictures):
     one = streams(pictures)
     first = [one.next_batch(name).keys for name in ("image_text", "question", "image_text")]

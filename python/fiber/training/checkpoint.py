@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -32,6 +32,14 @@ from fiber.training.run_config import RunConfig
 
 PART = ".part-"
 STEP = "step-"
+
+
+class Words(NamedTuple):
+    """What turns a model's numbers into words and back; it belongs to the model's weights."""
+
+    tokenizer: Tokenizer
+    #: Answers of the VQA head, in the order of its logits; empty without one.
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +109,8 @@ def save_model(
     described = to_dict(run) if run is not None else {"model": to_dict(model.config)}
     write_json(folder / "config.json", provenance() | described)
     if tokenizer is not None:
-        write_whole(folder / "tokenizer.json", lambda path: tokenizer.save(str(path)))
-    if answers:
+        write_words(folder, Words(tokenizer, answers))
+    elif answers:
         write_json(folder / "answers.json", list(answers))
     weights = state if state is not None else model.state_dict()
     write_whole(folder / "model.safetensors", lambda path: _write_tensors(weights, path))
@@ -126,13 +134,31 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         model = build_model(config)
     model.to_empty(device=device)
     load_state(model, folder / "model.safetensors")
-    tokenizer_file, answers_file = folder / "tokenizer.json", folder / "answers.json"
+    words = read_words(folder)
     return StoredModel(
         model=model.eval(),
         folder=folder,
-        tokenizer=Tokenizer.from_file(str(tokenizer_file)) if tokenizer_file.exists() else None,
-        answers=tuple(read_json(answers_file)) if answers_file.exists() else (),
+        tokenizer=words.tokenizer if words else None,
+        answers=_read_answers(folder),
     )
+
+
+def write_words(folder: Path, words: Words) -> None:
+    """Write tokenizer.json and, if there are answers, answers.json."""
+    write_whole(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
+    if words.answers:
+        write_json(folder / "answers.json", list(words.answers))
+
+
+def read_words(folder: Path) -> Words | None:
+    """Read what `write_words` wrote; None where there is no tokenizer."""
+    path = folder / "tokenizer.json"
+    return Words(Tokenizer.from_file(str(path)), _read_answers(folder)) if path.exists() else None
+
+
+def _read_answers(folder: Path) -> tuple[str, ...]:
+    path = folder / "answers.json"
+    return tuple(read_json(path)) if path.exists() else ()
 
 
 def load_state(model: nn.Module, path: Path) -> None:

@@ -23,6 +23,7 @@ from fiber.data import Tokenizer
 from fiber.training.checkpoint import (
     Position,
     StoredModel,
+    Words,
     build_model,
     load_model,
     newest_checkpoint,
@@ -89,6 +90,7 @@ def train(
             and do nothing if the run is finished.
         set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
         tokenizer: one, or its file; default: that of `init`, else the data folder's tokenizer.json.
+            A resumed run keeps its own.
         device: default CUDA where there is one, else the CPU. Under torchrun every process takes
             the GPU of its local rank.
         threads: of the data loader; 0 uses every core.
@@ -104,19 +106,25 @@ def train(
     config = replace_fields(config, dict(set or {}))
     start = load_model(init) if init is not None else None
     folder = RunFolder(path=Path(output))
+    known = folder.words() if resume else None
+    if known is None and start is not None and start.tokenizer is not None:
+        known = Words(start.tokenizer, start.answers)
     with joined(device) as processes:
-        source = open_data(
-            config,
-            data,
-            tokenizer=tokenizer or (start.tokenizer if start else None),
-            known_answers=start.answers if start else (),
-        )
+        source = open_data(config, data, tokenizer=tokenizer, known=known)
         config = source.fit_model(config)
         folder.check(config, resume=resume)
+        # No rank may see the files that the first one is about to write.
+        wait_for_all(processes)
         if not (resume and folder.is_finished):
             quiet = quiet or not processes.is_first
             try:
-                _train(config, source, folder, processes, start=start, threads=threads, quiet=quiet)
+                # The caller's random numbers are not touched.
+                with torch.random.fork_rng(
+                    [processes.device] if processes.device.type == "cuda" else []
+                ):
+                    _train(
+                        config, source, folder, processes, start=start, threads=threads, quiet=quiet
+                    )
             except KeyboardInterrupt:
                 if not quiet:
                     newest = newest_checkpoint(folder.checkpoints)
@@ -145,7 +153,7 @@ def _train(
     model = build_model(config.model).to(device)
     model.backbone.gradient_checkpointing = settings.gradient_checkpointing
     if processes.is_first:
-        folder.open(config)
+        folder.open(config, source.words)
     wait_for_all(processes)
     checkpoint = newest_checkpoint(folder.checkpoints)
     if start is not None and checkpoint is None:
@@ -241,12 +249,14 @@ def _train(
         save_model(
             model,
             folder.path,
-            source.tokenizer,
-            source.answers,
+            source.words.tokenizer,
+            source.words.answers,
             state=average.weights(model) if average is not None else None,
             run=config,
         )
     if not quiet:
+        for line in streams.left_out():
+            say(line)
         say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}")
     wait_for_all(processes)
 

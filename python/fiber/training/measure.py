@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fiber.data import DataLoader, Tokenizer
-from fiber.data.records import RecordSet
+from fiber.data.records import Record, RecordSet
 from fiber.metrics.groups import by_group
+from fiber.models.backbone import ImagePrefix
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.roberta import PAD_ID
@@ -59,8 +60,8 @@ class Subject:
         self,
         records: RecordSet,
         batch_type: Literal["image_text", "question", "reasoning", "grounding"],
-    ) -> Iterator[Any]:
-        """Give all records once, in order, on the model's device.
+    ) -> Iterator[tuple[Any, list[Record]]]:
+        """Give all records once, in order, as batches on the model's device and as they are.
 
         The seed is fixed, so that masked words are the same for every model and every run.
         """
@@ -74,8 +75,33 @@ class Subject:
             threads=self.threads,
             seed=0,
         )
+        at = 0
         for batch in loader.epoch():
-            yield batch.to(self.device)
+            yield batch.to(self.device), [records[at + row] for row in range(len(batch))]
+            at += len(batch)
+
+    def image_prefix(self, images: Tensor, records: Sequence[Record]) -> ImagePrefix:
+        """Run the image tower up to fusion, once for each different picture.
+
+        Args:
+            images: (B, 3, H, W).
+            records: B records that show them; those of one picture mostly follow one another.
+        """
+        first: dict[Any, int] = {}
+        for row, record in enumerate(records):
+            first.setdefault(record.images, row)
+        chosen = list(first.values())
+        places = {row: place for place, row in enumerate(chosen)}
+        rows = torch.tensor([places[first[record.images]] for record in records])
+        prefix = self.network.backbone.image_prefix(images[chosen])
+        rows = rows.to(images.device)
+        return ImagePrefix(prefix.tokens[rows], tuple(stage[rows] for stage in prefix.stages))
+
+    def encode_pair(self, batch: Any, records: Sequence[Record], token_ids: Tensor) -> Any:
+        """Encode pictures with texts of the batch's mask: the backbone's `encode_pair`."""
+        backbone, mask = self.network.backbone, batch.text_mask
+        prefix = self.image_prefix(batch.images, records)
+        return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts: (n, L) ids and (n, L) mask, L the longest of them."""

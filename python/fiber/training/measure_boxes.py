@@ -141,9 +141,10 @@ def _ground(
     network = subject.detector
     results: dict[int, FoundBoxes] = {}
     for batch, places in _pictures(subject, asked):
+        shown = [asked[place] for place in places]
         found = ground_phrases(
-            network(batch.images, batch.token_ids, batch.text_mask),
-            [_tokens(subject, asked[p].text, asked[p].label_spans) for p in places],
+            network.predict(subject.encode_pair(batch, shown, batch.token_ids)),
+            [_tokens(subject, record.text, record.label_spans) for record in shown],
             batch.image_sizes,
             batch.original_sizes,
             boxes_per_phrase=boxes_per_phrase,
@@ -164,7 +165,7 @@ def _pictures(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, list
     ]
     divisor = subject.network.config.swin.patch_size * 8
     at = 0
-    for batch in subject.batches(stripped, "grounding"):
+    for batch, _ in subject.batches(stripped, "grounding"):
         padded = -(-batch.image_sizes // divisor) * divisor
         for height, width in torch.unique(padded, dim=0).tolist():
             rows = (padded == torch.tensor([height, width], device=padded.device)).all(1)

@@ -28,7 +28,7 @@ def retrieval(subject: Subject, records: RecordSet) -> Measured:
     images = torch.cat(
         [
             model.embed_images(batch.images)
-            for batch in subject.batches(list(pictures.values()), "image_text")
+            for batch, _ in subject.batches(list(pictures.values()), "image_text")
         ]
     )
     size = subject.batch_size
@@ -55,8 +55,8 @@ def matching(subject: Subject, records: RecordSet) -> Measured:
     texts = [records[i] for i in range(len(records))]
     others = wrong_texts(texts)
     true_scores, false_scores, at = [], [], 0
-    for batch in subject.batches(records, "image_text"):
-        prefix = backbone.image_prefix(batch.images)
+    for batch, shown in subject.batches(records, "image_text"):
+        prefix = subject.image_prefix(batch.images, shown)
         for scores, pairs in ((true_scores, texts), (false_scores, others)):
             ids, mask = subject.texts([record.text for record in pairs[at : at + len(batch)]])
             fused = backbone.fuse(prefix, backbone.text_prefix(ids, mask), mask)
@@ -96,8 +96,8 @@ def masked_words(subject: Subject, records: RecordSet) -> Measured:
     """Guess masked tokens of captions beside their pictures."""
     model = subject.image_text
     predicted, labels, predictions = [], [], []
-    for batch in subject.batches(records, "image_text"):
-        fused = model.backbone.encode_pair(batch.images, batch.masked_ids, batch.text_mask)
+    for batch, shown in subject.batches(records, "image_text"):
+        fused = subject.encode_pair(batch, shown, batch.masked_ids)
         assert fused.text is not None
         picked = batch.mlm_labels != -100
         guesses = model.mlm_logits(fused.text, picked).argmax(-1).cpu().numpy()
@@ -123,8 +123,8 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
     if not subject.answers:
         raise ValueError("the model has no answers; load it with answers=...")
     model, said = subject.image_text, []
-    for batch in subject.batches(records, "question"):
-        fused = model.backbone.encode_pair(batch.images, batch.token_ids, batch.text_mask)
+    for batch, shown in subject.batches(records, "question"):
+        fused = subject.encode_pair(batch, shown, batch.token_ids)
         best = model.vqa_logits(model.pooled(fused)).argmax(-1)
         said += [subject.answers[answer] for answer in best.tolist()]
     asked = [records[i] for i in range(len(records))]
@@ -142,7 +142,7 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
 def nlvr2(subject: Subject, records: RecordSet) -> Measured:
     """Say whether statements about two pictures are true."""
     model, said = subject.image_text, []
-    for batch in subject.batches(records, "reasoning"):
+    for batch, _ in subject.batches(records, "reasoning"):
         said += reasoning_logits(model, batch).argmax(-1).bool().tolist()
     asked = [records[i] for i in range(len(records))]
     predictions = [
@@ -172,8 +172,8 @@ def winoground(subject: Subject, records: RecordSet) -> Measured:
             " (0, 1), (1, 0), (1, 1)"
         )
     model, scores = subject.image_text, []
-    for batch in subject.batches(records, "image_text"):
-        fused = model.backbone.encode_pair(batch.images, batch.token_ids, batch.text_mask)
+    for batch, shown in subject.batches(records, "image_text"):
+        fused = subject.encode_pair(batch, shown, batch.token_ids)
         scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
     # [case, picture, text]
     cases = np.concatenate(scores).reshape(-1, 2, 2)

@@ -9,12 +9,15 @@ from typing import Any
 
 from fiber.config import from_dict, to_dict
 from fiber.training.checkpoint import (
+    Words,
     newest_checkpoint,
     provenance,
     read_json,
+    read_words,
     remove_parts,
     write_json,
     write_whole,
+    write_words,
 )
 from fiber.training.curves import draw_curves, read_metrics
 from fiber.training.run_config import RunConfig, differences
@@ -85,7 +88,11 @@ class RunFolder:
                 " its own (stored -> asked for): " + "; ".join(changed)
             )
 
-    def open(self, config: RunConfig) -> None:
+    def words(self) -> Words | None:
+        """Tokenizer and answers of the run that this folder holds, if any."""
+        return read_words(self.path) if self.config_file.exists() else None
+
+    def open(self, config: RunConfig, words: Words) -> None:
         """Prepare the folder for writing.
 
         Lines of metrics after the newest checkpoint are dropped: those steps will be trained again.
@@ -93,6 +100,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
         if not self.config_file.exists():
+            # The configuration comes last: with it the folder holds a run, and a whole one.
+            write_words(self.path, words)
             write_json(self.config_file, provenance() | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)

@@ -14,6 +14,7 @@ from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
 from fiber.data.loader import BatchType
 from fiber.data.records import ConcatRecords, RecordSet
+from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig, TransformConfig
 
@@ -44,15 +45,15 @@ class TrainingData:
     """Records of every active task, and the words and answers that the model has to know."""
 
     records: Mapping[str, RecordSet]
-    tokenizer: Tokenizer
-    #: Answers of the VQA head, most frequent first; empty without a question task.
-    answers: tuple[str, ...]
+    #: The answers are those of a question task, most frequent first.
+    words: Words
 
     def fit_model(self, config: RunConfig) -> RunConfig:
         """Give the model this tokenizer's vocabulary and this many answers."""
-        model = config.model.with_vocabulary(self.tokenizer.vocab_size)
-        if self.answers:
-            image_text = dataclasses.replace(model.image_text, num_answers=len(self.answers))
+        model = config.model.with_vocabulary(self.words.tokenizer.vocab_size)
+        if self.words.answers:
+            count = len(self.words.answers)
+            image_text = dataclasses.replace(model.image_text, num_answers=count)
             model = dataclasses.replace(model, image_text=image_text)
         return dataclasses.replace(config, model=model)
 
@@ -66,15 +67,16 @@ def open_data(
     data: Data,
     *,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
-    known_answers: tuple[str, ...] = (),
+    known: Words | None = None,
 ) -> TrainingData:
     """Find the records of every active task, the tokenizer and the answers.
 
     Args:
         config: says which tasks and sources.
         data: a folder, one set of records (for a run with one task) or one for each task.
-        tokenizer: one, or its file; by default tokenizer.json in the folder.
-        known_answers: answers of a model that this run starts from; else they are counted.
+        tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder.
+        known: words of a model that this run starts from. Its answers are kept if all that would
+            be counted are among them.
 
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
@@ -82,12 +84,13 @@ def open_data(
     """
     active = config.tasks.active()
     records: dict[str, RecordSet] = {}
+    in_folder = None
     if isinstance(data, (str, os.PathLike)):
         folder = existing_folder(data)
         for name, task in active.items():
             parts = [READERS[source](folder, config.data.split) for source in task.sources]
             records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
-        tokenizer = tokenizer if tokenizer is not None else folder / "tokenizer.json"
+        in_folder = folder / "tokenizer.json"
     elif isinstance(data, Mapping):
         if set(data) != set(active):
             raise ValueError(
@@ -107,8 +110,13 @@ def open_data(
     answers: tuple[str, ...] = ()
     if "question" in records:
         limit = config.model.image_text.num_answers
-        answers = known_answers or count_answers(records["question"], limit)
-    return TrainingData(records=records, tokenizer=open_tokenizer(tokenizer), answers=answers)
+        answers = count_answers(records["question"], limit)
+        # A model's own answers are kept while they will do, and with them its head.
+        if known and set(answers) <= set(known.answers):
+            answers = known.answers
+    if tokenizer is None:
+        tokenizer = known.tokenizer if known else in_folder
+    return TrainingData(records=records, words=Words(open_tokenizer(tokenizer), answers))
 
 
 def existing_folder(data: str | os.PathLike[str]) -> Path:
@@ -222,11 +230,11 @@ class TaskStreams:
             name: DataLoader(
                 records,
                 BATCH_TYPES[name],
-                tokenizer=data.tokenizer,
+                tokenizer=data.words.tokenizer,
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.batch_size // parts,
                 max_tokens=config.model.max_tokens,
-                answers=data.answers,
+                answers=data.words.answers,
                 shuffle=True,
                 # Tasks that read the same records must not see them in the same order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
@@ -240,6 +248,23 @@ class TaskStreams:
             for name, records in data.records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
+
+    def left_out(self) -> list[str]:
+        """Say what this rank's loaders left out so far, one line for each task and kind."""
+        lines = []
+        for name, loader in self._loaders.items():
+            if loader.skipped:
+                key, reason = loader.skipped[0]
+                count = len(loader.skipped)
+                lines.append(
+                    f"{name}: {count} broken records were skipped, first {key!r}: {reason}"
+                )
+            if loader.truncated_boxes:
+                lines.append(
+                    f"{name}: {loader.truncated_boxes} boxes were left out, since the text that"
+                    " names them is longer than model.max_tokens"
+                )
+        return lines
 
     def next_batch(self, name: str) -> Any:
         """Take the next batch of a task."""
