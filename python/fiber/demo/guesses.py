@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,25 +16,36 @@ from fiber.training.checkpoint import StoredModel
 from fiber.training.streams import inference_transform
 
 Numbers = dict[str, float]
+Records = Sequence[Record]
+
+
+#: What each task's blind guess is counted from.
+_COUNTED = {
+    "masked_words": sources.captions,
+    "vqa": sources.questions,
+    "refcoco": sources.referring,
+    "flickr": sources.phrases,
+    "coco": sources.detection,
+}
 
 
 class Guesser:
-    """Guesses of every task; what it counts on the training split is read once."""
+    """Guesses of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
         """Args: the data folder, the coarse model (for its words and answers), captions counted."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
         # Boxes of all pictures are counted together, so they are brought to sides of 1.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
-        self._training: dict[Any, Sequence[Record]] = {}
-        self._objects: dict[str, dict[str, list]] = {}
 
-    def guess(self, task: str, records: Sequence[Record], split: str) -> dict[str, Numbers]:
-        """Compute {"chance": ..., "blind": ...} with the metric's own names.
+    def guess(
+        self, task: str, by_split: Mapping[str, Sequence[Record]]
+    ) -> dict[str, dict[str, Numbers]]:
+        """Compute {"chance": ..., "blind": ...} for each split, with the metric's own names.
 
-        `blind` is the best of the guesses that were tried.
+        `blind` is the best of the guesses that were tried, number by number.
         """
-        by_task: dict[str, Callable[..., tuple[Numbers, Numbers]]] = {
+        compute: Callable[..., tuple[Numbers, Numbers]] = {
             "retrieval": self._retrieval,
             "matching": self._matching,
             "masked_words": self._masked_words,
@@ -43,22 +53,30 @@ class Guesser:
             "refcoco": self._referring,
             "flickr": self._phrases,
             "coco": self._detection,
-        }
-        chance, blind = by_task[task](records, split)
-        return {"chance": chance, "blind": blind}
+        }[task]
+        training = _COUNTED[task](self.data, "train") if task in _COUNTED else []
+        guesses = {}
+        for split, records in by_split.items():
+            chance, blind = compute(training, records, split)
+            guesses[split] = {"chance": chance, "blind": blind}
+        return guesses
 
-    def _retrieval(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+    def _retrieval(
+        self, training: Records, records: Records, split: str
+    ) -> tuple[Numbers, Numbers]:
         places = {image: i for i, image in enumerate(dict.fromkeys(r.image_id for r in records))}
         chance = baselines.retrieval_chance([places[r.image_id] for r in records], len(places))
         # Who does not see the pictures cannot tell them apart.
         return chance, chance
 
-    def _matching(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+    def _matching(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
         # One right and one wrong pair for each caption, in training too.
         pairs = np.repeat([1, 0], len(records))
         return baselines.matching_chance(), baselines.matching_blind([1, 0], pairs)
 
-    def _masked_words(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+    def _masked_words(
+        self, training: Records, records: Records, split: str
+    ) -> tuple[Numbers, Numbers]:
         tokenizer, config = self.coarse.tokenizer, self.coarse.config
         assert tokenizer is not None
         # The loader of the measurement, so that the same words are masked.
@@ -72,9 +90,11 @@ class Guesser:
             seed=0,
         )
         batch = next(iter(loader.epoch()))
-        captions = self._read(sources.captions)[: self.counted_captions]
         blind = baselines.masked_word_blind(
-            (tokenizer.encode(r.text, max_tokens=config.max_tokens)[0] for r in captions),
+            (
+                tokenizer.encode(record.text, max_tokens=config.max_tokens)[0]
+                for record in training[: self.counted_captions]
+            ),
             batch.masked_ids.numpy(),
             batch.text_mask.numpy(),
             batch.mlm_labels.numpy(),
@@ -82,8 +102,7 @@ class Guesser:
         )
         return baselines.masked_word_chance(tokenizer.vocab_size), blind
 
-    def _vqa(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
-        training = self._read(sources.questions)
+    def _vqa(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
         scores = [r.answers or {} for r in records]
         blind = [
             baselines.vqa_blind(
@@ -97,10 +116,11 @@ class Guesser:
         ]
         return baselines.vqa_chance(self.coarse.answers, scores), _best(blind)
 
-    def _referring(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
-        training = self._read(sources.referring)
+    def _referring(
+        self, training: Records, records: Records, split: str
+    ) -> tuple[Numbers, Numbers]:
         truths = np.array([r.boxes_xyxy[0] for r in records])
-        objects = [self._boxes_of(split, r.image_id) for r in records]
+        objects = self._objects(split)
         blind = [
             box_baselines.referring_blind(
                 [r.text for r in training],
@@ -111,16 +131,17 @@ class Guesser:
             )
             for per_text in (True, False)
         ]
-        return box_baselines.referring_chance(objects, truths), _best(blind)
+        chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
+        return chance, _best(blind)
 
-    def _phrases(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
-        training, own = _phrases(self._read(sources.phrases)), _phrases(records)
+    def _phrases(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
+        counted, own = _phrases(training), _phrases(records)
         truths = [boxes for _, _, boxes in own]
-        objects = [self._boxes_of(split, image) for image, _, _ in own]
+        objects = self._objects(split)
         blind = [
             box_baselines.phrase_blind(
-                [phrase for _, phrase, _ in training],
-                [boxes / self._side for _, _, boxes in training],
+                [phrase for _, phrase, _ in counted],
+                [boxes / self._side for _, _, boxes in counted],
                 [phrase for _, phrase, _ in own],
                 [boxes / self._side for boxes in truths],
                 ks=(1,),
@@ -128,15 +149,19 @@ class Guesser:
             )
             for per_text in (True, False)
         ]
-        return box_baselines.phrase_chance(objects, truths, ks=(1,)), _best(blind)
+        chance = box_baselines.phrase_chance(
+            [objects[image] for image, _, _ in own], truths, ks=(1,)
+        )
+        return chance, _best(blind)
 
-    def _detection(self, records: Sequence[Record], split: str) -> tuple[Numbers, Numbers]:
+    def _detection(
+        self, training: Records, records: Records, split: str
+    ) -> tuple[Numbers, Numbers]:
         chance = box_baselines.detection_chance(
             [TrueBoxes(r.boxes_xyxy, r.box_labels) for r in records]
         )
         blind = box_baselines.detection_blind(
-            [self._unit_truth(r) for r in self._read(sources.detection)],
-            [self._unit_truth(r) for r in records],
+            [self._unit_truth(r) for r in training], [self._unit_truth(r) for r in records]
         )
         return chance, blind
 
@@ -144,18 +169,9 @@ class Guesser:
         boxes = np.array(record.boxes_xyxy).reshape(-1, 4) / self._side
         return TrueBoxes(boxes, record.box_labels)
 
-    def _boxes_of(self, split: str, image: str) -> list:
-        """Boxes of all objects of a picture."""
-        if split not in self._objects:
-            pictures = sources.detection(self.data, split)
-            self._objects[split] = {r.image_id: list(r.boxes_xyxy) for r in pictures}
-        return self._objects[split][image]
-
-    def _read(self, reader: Callable[..., Sequence[Record]]) -> Sequence[Record]:
-        """Read one kind of record of the training split."""
-        if reader not in self._training:
-            self._training[reader] = reader(self.data, "train")
-        return self._training[reader]
+    def _objects(self, split: str) -> dict[str, list]:
+        """Boxes of all objects of each picture."""
+        return {r.image_id: list(r.boxes_xyxy) for r in sources.detection(self.data, split)}
 
 
 def _phrases(records: Sequence[Record]) -> list[tuple[str, str, np.ndarray]]:

@@ -129,7 +129,6 @@ class Measures:
         self._source = fingerprint(folder.data / "dataset.json", provenance())
         self._loaded: dict[str, StoredModel] = {}
         self._records: dict[tuple[str, str], list[Record]] = {}
-        self._guesser: Guesser | None = None
 
     def rows(self, *, permute_pictures: bool = False) -> list[Row]:
         """Measure everything.
@@ -138,10 +137,14 @@ class Measures:
             permute_pictures: exchange the pictures of what stands in the column of the model.
         """
         rows = []
-        for split in SPLITS:
-            for shown in SHOWN:
-                whole, permuted = (self.numbers(shown, split, way) for way in ("model", "permuted"))
-                guesses = self.guesses(shown, split)
+        for shown in SHOWN:
+            for split in SPLITS:
+                whole, unfused, permuted = (
+                    self.numbers(shown, split, way) if way in self.ways(shown, split) else None
+                    for way in WAYS
+                )
+                assert whole is not None and permuted is not None
+                guesses = self.guesses(shown)[split]
                 rows.append(
                     Row(
                         metric=shown.metric,
@@ -150,23 +153,24 @@ class Measures:
                         model=(permuted if permute_pictures else whole)[shown.key],
                         chance=guesses["chance"][shown.key],
                         blind=guesses["blind"][shown.key],
-                        no_fusion=(
-                            self.numbers(shown, split, "no fusion")[shown.key]
-                            if shown.fused
-                            else None
-                        ),
+                        no_fusion=unfused[shown.key] if unfused else None,
                         permuted=permuted[shown.key],
                     )
                 )
-        # A metric's two splits stand under each other.
-        return sorted(rows, key=lambda row: [shown.metric for shown in SHOWN].index(row.metric))
+        return rows
+
+    def ways(self, shown: Shown, split: str) -> list[str]:
+        """Ways in which a line of the table is measured on a split."""
+        unfused = shown.fused and split in self.plan.unfused_splits
+        return [way for way in WAYS if way != "no fusion" or unfused]
 
     def numbers(self, shown: Shown, split: str, way: str) -> dict[str, float]:
         """Ask a model in one of `WAYS`."""
 
         def measure() -> dict[str, Any]:
             records = self.records(shown.task, split)
-            self.say(f"{self._prefix}{shown.task} on {split}, {way}: {len(records)} records")
+            if way == "model":
+                self.say(f"{self._prefix}{shown.task} on {split}: {len(records)} records")
             permuted, fusion = WAYS[way]
             found = evaluate(
                 self.model(shown.stage),
@@ -179,34 +183,36 @@ class Measures:
 
         known = self.folder.measured(
             f"{self._prefix}{shown.task}/{split}/{way}",
-            fingerprint(self._prints[shown.stage], self._source, self._limit(shown.task)),
+            fingerprint(self._prints[shown.stage], self._source, self.plan.records[shown.task]),
             measure,
         )
         return known["metrics"]
 
-    def guesses(self, shown: Shown, split: str) -> dict[str, dict[str, float]]:
-        """Work out what guessing reaches: by chance, and from the training split."""
+    def guesses(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
+        """Work out what guessing reaches: {split: {"chance": ..., "blind": ...}}."""
 
         def measure() -> dict[str, Any]:
-            self.say(f"counting what guessing {shown.task} on {split} reaches")
-            return self.guesser.guess(shown.task, self.records(shown.task, split), split)
+            self.say(f"{shown.task}: counting in the training split what guessing reaches")
+            guesser = Guesser(self.folder.data, self.model("coarse"), self.plan.counted_captions)
+            return guesser.guess(
+                shown.task, {split: self.records(shown.task, split) for split in SPLITS}
+            )
 
         return self.folder.measured(
-            f"{shown.task}/{split}/guesses",
-            fingerprint(self._source, self._limit(shown.task), self.plan.counted_captions),
+            f"{shown.task}/guesses",
+            fingerprint(self._source, self.plan.records[shown.task], self.plan.counted_captions),
             measure,
         )
 
     def throughput(self) -> tuple[int, float]:
         """Count what the table took: records that a model was asked about, and seconds."""
-        records, seconds = 0, 0.0
-        for split in SPLITS:
-            for task, shown in {shown.task: shown for shown in SHOWN}.items():
-                for way in ("model", "permuted", *(["no fusion"] if shown.fused else [])):
-                    known = self.folder.known(f"{task}/{split}/{way}")
-                    records += known.get("records", 0)
-                    seconds += known.get("seconds", 0.0)
-        return records, seconds
+        known = [
+            self.folder.known(f"{shown.task}/{split}/{way}")
+            for shown in {shown.task: shown for shown in SHOWN}.values()
+            for split in SPLITS
+            for way in self.ways(shown, split)
+        ]
+        return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 
     def model(self, stage: str) -> StoredModel:
         """Load a model once."""
@@ -214,24 +220,13 @@ class Measures:
             self._loaded[stage] = load_model(self.models[stage])
         return self._loaded[stage]
 
-    @property
-    def guesser(self) -> Guesser:
-        """What counts on the training split; it reads it once."""
-        if self._guesser is None:
-            coarse = self.model("coarse")
-            self._guesser = Guesser(self.folder.data, coarse, self.plan.counted_captions)
-        return self._guesser
-
     def records(self, task: str, split: str) -> list[Record]:
         """Read the records of a split that are measured."""
         if (task, split) not in self._records:
             _, reader, _ = TASKS[task]
             everything = reader(self.folder.data, split)
-            self._records[task, split] = sample(everything, self._limit(task))
+            self._records[task, split] = sample(everything, self.plan.records[task])
         return self._records[task, split]
-
-    def _limit(self, task: str) -> int:
-        return self.plan.detection_records if task == "coco" else self.plan.records
 
 
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:

@@ -117,7 +117,7 @@ def _commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
         training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
         "",
-        f"# each task on all of its records; the table takes {plan.records} of them, drawn once",
+        "# each task on all records of a split; the table takes some of them, drawn once",
         *(
             f"fiber eval {here}/{stage} {task} --data {here}/data --split novel --device cpu"
             for task, stage in asked.items()

@@ -97,14 +97,18 @@ def ask(
 ) -> list[Tile]:
     """Ask the models about `count` pictures of a split, at regular distances through it."""
     kinds = [
-        _first_of_picture(reader(data, split))
+        _by_picture(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
     ]
     images = [image for image in kinds[0] if all(image in kind for kind in kinds[1:])]
     images = [images[i * len(images) // count] for i in range(min(count, len(images)))]
-    captions, expressions, questions = ([kind[image] for image in images] for kind in kinds)
     if not images:
         return []
+    # Another one of its records for each picture, since the first ones are all of one sort.
+    captions, expressions, questions = (
+        [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
+        for kind in kinds
+    )
     captions, expressions = captions[::2], expressions[1::2]
     boxes: list[list[Claim]] = [[] for _ in images]
     boxes[::2] = [
@@ -132,12 +136,12 @@ def ask(
     return tiles
 
 
-def _first_of_picture(records: Sequence[Record]) -> dict[str, Record]:
-    """The first record of each picture that can be shown."""
-    first: dict[str, Record] = {}
+def _by_picture(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group records by the picture that they show."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        first.setdefault(record.image_id, record)
-    return first
+        groups.setdefault(record.image_id, []).append(record)
+    return groups
 
 
 def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[Any]:

@@ -28,10 +28,11 @@ class Plan:
     #: The same for the fine stage.
     fine_recipe: str = "scenes_fine"
     fine: Mapping[str, Any]
-    #: Records of a split that a task is measured on, at most.
-    records: int
-    #: The same for detection, where a record is a picture with all classes.
-    detection_records: int
+    #: Records of a split that each task is measured on, at most; a record is a caption, a question,
+    #: an expression or (coco) a picture with all classes.
+    records: Mapping[str, int]
+    #: Splits that are measured with fusion off too.
+    unfused_splits: tuple[str, ...] = ("val", "novel")
     #: Training captions in which the blind guess of masked words is counted, at most.
     counted_captions: int = 20_000
     #: Seconds of each stage on two cores, for the estimate of the time left.
@@ -51,14 +52,32 @@ def _config(recipe: str, own: Mapping[str, Any], seed: int, changes: Mapping[str
     return replace_fields(load_recipe(recipe), {**own, "train.seed": seed, **more})
 
 
+_MANY_RECORDS = {
+    "retrieval": 1000,
+    "matching": 300,
+    "masked_words": 400,
+    "vqa": 500,
+    "refcoco": 400,
+    "flickr": 250,
+    "coco": 200,
+}
+_FEW_RECORDS = {
+    "retrieval": 500,
+    "matching": 200,
+    "masked_words": 200,
+    "vqa": 250,
+    "refcoco": 200,
+    "flickr": 150,
+    "coco": 100,
+}
+
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_pictures=24_000,
         coarse={"train.steps": 700, "train.checkpoint_every": 100},
         fine={"train.steps": 700, "train.checkpoint_every": 100},
-        records=1000,
-        detection_records=500,
+        records=_MANY_RECORDS,
         seconds={
             "data": 60,
             "coarse": 240,
@@ -72,8 +91,8 @@ PLANS: dict[tuple[str, str], Plan] = {
         train_pictures=5000,
         coarse={"train.steps": 120, "train.checkpoint_every": 60},
         fine={"train.steps": 160, "train.checkpoint_every": 80},
-        records=500,
-        detection_records=250,
+        records=_FEW_RECORDS,
+        unfused_splits=("val",),
         seconds={
             "data": 12,
             "coarse": 40,
@@ -87,8 +106,8 @@ PLANS: dict[tuple[str, str], Plan] = {
         train_pictures=8000,
         coarse={"train.steps": 700, "train.checkpoint_every": 100},
         fine={"train.steps": 700, "train.checkpoint_every": 100},
-        records=1000,
-        detection_records=50,
+        # Hundreds of classes are asked for in many texts, each of which is read with each picture.
+        records=_MANY_RECORDS | {"coco": 25},
         seconds={
             "data": 90,
             "coarse": 240,
@@ -102,8 +121,8 @@ PLANS: dict[tuple[str, str], Plan] = {
         train_pictures=2000,
         coarse={"train.steps": 120, "train.checkpoint_every": 60},
         fine={"train.steps": 160, "train.checkpoint_every": 80},
-        records=300,
-        detection_records=25,
+        records=_FEW_RECORDS | {"coco": 10},
+        unfused_splits=("val",),
         seconds={
             "data": 25,
             "coarse": 40,

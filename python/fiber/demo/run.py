@@ -7,7 +7,6 @@ same numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
@@ -103,13 +102,14 @@ class Demo:
             "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
         }
-        sizes = {
-            field.name: getattr(self.plan, field.name)
-            for field in dataclasses.fields(self.plan)
-            if field.name not in ("coarse", "fine", "seconds")
+        # What decides data and models; measurements know by themselves what they were made from.
+        parameters = {
+            **self.about,
+            "train_pictures": self.plan.train_pictures,
+            "held_out_pictures": self.plan.held_out_pictures,
+            **{stage: to_dict(config) for stage, config in self.configs.items()},
         }
-        runs = {stage: to_dict(config) for stage, config in self.configs.items()}
-        self.folder = DemoFolder(output, {**self.about, "plan": sizes, **runs})
+        self.folder = DemoFolder(output, parameters)
         self.models = {stage: output / stage for stage in self.configs}
         self.clock = Clock(self.plan.seconds)
         self.measures: Measures | None = None
