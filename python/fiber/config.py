@@ -181,6 +181,10 @@ class FiberConfig:
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Longest text in tokens, <s> and </s> included.
     max_tokens: int = 40
+    #: Start of the linear weights of towers, fusion and coarse heads: "published" draws from
+    #: N(0, 0.02); "fan_in" from N(0, 1 / inputs), without which narrow towers hardly mix their
+    #: tokens and learn nothing in a short run.
+    weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -223,7 +227,11 @@ class FiberConfig:
         )
 
     def fine(
-        self, *, version: Literal["v2", "v3"] = "v3", max_tokens: int | None = None
+        self,
+        *,
+        version: Literal["v2", "v3"] = "v3",
+        max_tokens: int | None = None,
+        shift_small_maps: bool = True,
     ) -> FiberConfig:
         """The detector on this backbone; v3 is the form that the published coarse code matches."""
         _require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
@@ -235,7 +243,7 @@ class FiberConfig:
                 self.fusion,
                 normalize_query=version == "v3",
                 normalize_last_text=True,
-                shift_small_maps=True,
+                shift_small_maps=shift_small_maps,
             ),
         )
 
@@ -245,6 +253,7 @@ PRESETS: dict[str, FiberConfig] = {
     "base": FiberConfig(),
     "small": FiberConfig(
         image_size=96,
+        weight_start="fan_in",
         max_tokens=32,
         swin=SwinConfig(
             embed_dim=32, depths=(1, 1, 4, 2), num_heads=(1, 2, 4, 8), window_size=6, drop_path=0.0
@@ -311,7 +320,10 @@ def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberCo
     config = PRESETS[name]
     if stage == "coarse":
         return config
-    return config.fine(max_tokens=256 if name == "base" else None)
+    if name == "base":
+        return config.fine(max_tokens=256)
+    # On the small maps of small models a shifted, padded window is mostly padding.
+    return config.fine(shift_small_maps=False)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from fiber.config import FiberConfig
 from fiber.models.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.roberta import RobertaTower, causal_attention_mask, key_attention_mask
 from fiber.models.swin import SwinTower
+from fiber.models.weight_start import draw_by_fan_in
 
 
 class BackboneOutput(NamedTuple):
@@ -83,6 +84,8 @@ class FiberBackbone(nn.Module):
                     ),
                 )
             )
+        if config.weight_start == "fan_in":
+            draw_by_fan_in(self)
 
     def image_prefix(self, images: Tensor) -> ImagePrefix:
         """Run the image tower up to the first fused block: (B, 3, H, W) pixels."""

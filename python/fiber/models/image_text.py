@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fiber.config import FiberConfig
 from fiber.models.backbone import BackboneOutput, FiberBackbone
 from fiber.models.heads import Classifier, LanguageHead, Pooler, initialise_head
+from fiber.models.weight_start import draw_by_fan_in
 
 #: Heads that read the pooled pair of picture and text.
 POOLED_HEADS = ("itm", "vqa", "nlvr2")
@@ -68,7 +69,10 @@ class FiberImageText(nn.Module):
             )
             build(self.caption_projections)
         for module in built:
-            initialise_head(module)
+            if config.weight_start == "fan_in":
+                draw_by_fan_in(module)
+            else:
+                initialise_head(module)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed pictures for the contrastive mode: (B, 3, H, W) -> (B, D), unit length."""
