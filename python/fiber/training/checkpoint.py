@@ -251,7 +251,7 @@ def write_checkpoint(
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     part = checkpoints / f"{PART}{final.name}"
-    with _explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
+    with explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
         part.mkdir(parents=True)
         _write_tensors(model.state_dict(), part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
@@ -297,7 +297,7 @@ def remove_parts(folder: Path) -> None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name and rename it when it is whole."""
     part = path.with_name(PART + path.name)
-    with _explained(path, lambda: part.unlink(missing_ok=True)):
+    with explained(path, lambda: part.unlink(missing_ok=True)):
         write(part)
         part.replace(path)
 
@@ -333,7 +333,7 @@ def _to_disk(file: Any) -> None:
 
 
 @contextmanager
-def _explained(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
+def explained(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
     """Leave nothing half-written on any interruption; say which file a failed write was for."""
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Any
 from fiber.config import from_dict, to_dict
 from fiber.training.checkpoint import (
     Words,
+    explained,
     newest_checkpoint,
     provenance,
     read_json,
@@ -113,7 +114,11 @@ class RunFolder:
 
     def add_metrics(self, entry: dict[str, Any]) -> None:
         """Append a line of metrics."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        # Half a line may stay behind: reading and resuming leave it out.
+        with (
+            explained(self.metrics_file, lambda: None),
+            self.metrics_file.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(entry) + "\n")
 
     def draw(self) -> None:

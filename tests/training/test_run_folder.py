@@ -1,0 +1,87 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from fiber.config import preset, replace_fields
+from fiber.data import Tokenizer
+from fiber.training.checkpoint import (
+    Position,
+    Words,
+    build_model,
+    save_model,
+    write_checkpoint,
+)
+from fiber.training.run_folder import RunFolder
+from tests.training.micro_runs import fine_config
+
+
+@pytest.fixture
+def words(pictures):
+    return Words(Tokenizer.from_file(str(pictures / "tokenizer.json")), ("yes", "no"))
+
+
+def test_new_folder_is_free_and_holds_nothing(tmp_path):
+    folder = RunFolder(path=tmp_path / "r")
+    folder.check(fine_config(), resume=False)
+    folder.check(fine_config(), resume=True)
+    assert folder.stored_config() is None
+    assert folder.words() is None
+    assert not folder.is_finished
+
+
+def test_opened_folder_knows_its_run(tmp_path, words):
+    folder, config = RunFolder(path=tmp_path / "r"), fine_config(train__seed=5)
+    folder.open(config, words)
+    assert folder.stored_config() == config
+    stored = folder.words()
+    assert stored is not None and stored.answers == ("yes", "no")
+    assert stored.tokenizer.encode("a red square") == words.tokenizer.encode("a red square")
+    folder.check(config, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        folder.check(config, resume=False)
+    with pytest.raises(ValueError, match=r"train\.seed: 5 -> 6"):
+        folder.check(replace_fields(config, {"train.seed": 6}), resume=True)
+
+
+def test_model_that_was_saved_alone_is_no_run(tmp_path):
+    save_model(build_model(preset("micro")), tmp_path)
+    with pytest.raises(ValueError, match="holds a model, not a run"):
+        RunFolder(path=tmp_path).check(fine_config(), resume=True)
+
+
+def test_file_is_no_folder(tmp_path):
+    (tmp_path / "r").write_text("something")
+    with pytest.raises(FileExistsError, match="is in use"):
+        RunFolder(path=tmp_path / "r").check(fine_config(), resume=False)
+
+
+def test_reopened_folder_drops_what_will_be_trained_again(tmp_path, words):
+    folder, config = RunFolder(path=tmp_path / "r"), fine_config()
+    folder.open(config, words)
+    model = build_model(config.model)
+    for step in range(1, 6):
+        folder.add_metrics({"step": step})
+        if step == 3:
+            position = Position(step=3, records={})
+            write_checkpoint(
+                folder.checkpoints, model=model, training={}, position=position, keep=2
+            )
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 6, "los')
+    (folder.checkpoints / ".part-step-00000006").mkdir()
+    (folder.path / ".part-model.safetensors").write_text("half")
+    folder.open(config, words)
+    lines = folder.metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert list(folder.path.rglob(".part-*")) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_named(tmp_path):
+    folder = RunFolder(path=tmp_path)
+    folder.metrics_file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"metrics\.jsonl could not be written.*resume the run") as e:
+        folder.add_metrics({"step": 1})
+    assert e.value.errno == errno.ENOSPC
