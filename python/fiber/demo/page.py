@@ -58,7 +58,7 @@ def make_report(
         rows=rows,
         throughput=_throughput(folder, evaluated),
         figures=_figures(folder.path),
-        commands=_commands(folder.path, plan, about),
+        commands=commands(folder.path, plan, about),
         machine=dict(machine),
         ablations=table,
         ablations_source=source,
@@ -97,7 +97,8 @@ def _figures(path: Path) -> list[tuple[str, Path]]:
     return [(caption, file) for caption, file in figures if file.is_file()]
 
 
-def _commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
+def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
+    """List the shell commands that repeat the demo, whole and stage by stage."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""

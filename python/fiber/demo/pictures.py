@@ -175,7 +175,7 @@ def draw_tile(tile: Tile) -> Image.Image:
     draw = ImageDraw.Draw(image)
     lines: list[tuple[str, Color]] = []
     if tile.caption:
-        lines += [(line, _BLACK) for line in _wrap(f"{tile.split}: {tile.caption}")]
+        lines += [(line, _BLACK) for line in wrap(f"{tile.split}: {tile.caption}")]
     else:
         lines += [(f"{tile.split}: which one is it?", _BLACK)]
     for number, claim in enumerate(tile.claims):
@@ -186,14 +186,14 @@ def draw_tile(tile: Tile) -> Image.Image:
             corners = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
             draw.rectangle(corners, outline=color, width=3)
         verdict = "found" if claim.iou >= FOUND_AT else "missed"
-        lines += [(line, color) for line in _wrap(f"{claim.text}: {verdict}, IoU {claim.iou:.2f}")]
+        lines += [(line, color) for line in wrap(f"{claim.text}: {verdict}, IoU {claim.iou:.2f}")]
     for claim in tile.claims:
         for truth in claim.truths_xyxy:
             _draw_dashed(draw, [float(edge) * scale for edge in truth])
-    lines += [(line, _BLACK) for line in _wrap(tile.question)]
+    lines += [(line, _BLACK) for line in wrap(tile.question)]
     right = tile.answer == tile.truth
     words = f"{tile.answer}, right" if right else f"{tile.answer}, wrong: {tile.truth}"
-    lines += [(line, _GREY if right else _RED) for line in _wrap(words)]
+    lines += [(line, _GREY if right else _RED) for line in wrap(words)]
     return _with_text(image, lines)
 
 
@@ -220,7 +220,7 @@ def _draw_dashed(draw: ImageDraw.ImageDraw, box: Sequence[float], dash: int = 5)
             draw.line(points, fill=(255, 255, 255), width=1)
 
 
-def _wrap(text: str) -> list[str]:
+def wrap(text: str) -> list[str]:
     """Break a text into lines that fit below a picture."""
     measure: Callable[[str], float] = ImageFont.load_default(_FONT_SIZE).getlength
     lines = [""]

@@ -1,0 +1,34 @@
+"""One finished micro demo for all tests of this folder."""
+
+import pytest
+
+from .micro_demo import MICRO
+
+
+@pytest.fixture(autouse=True)
+def micro_plans(monkeypatch):
+    """Every plan is the micro plan; pictures are drawn in this process, floors are unknown."""
+    use_micro_plans(monkeypatch)
+
+
+def use_micro_plans(monkeypatch):
+    from fiber.demo import ablations, floors, plan, run
+
+    for key in plan.PLANS:
+        monkeypatch.setitem(plan.PLANS, key, MICRO)
+    monkeypatch.setattr(run, "usable_cores", lambda: 0)
+    nowhere = floors.FLOORS_FILE.with_name("no such file.json")
+    monkeypatch.setattr(floors, "FLOORS_FILE", nowhere)
+    monkeypatch.setattr(ablations, "ABLATIONS_FILE", nowhere)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Folder of a finished demo."""
+    from fiber.demo import run
+
+    folder = tmp_path_factory.mktemp("demo") / "finished"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_micro_plans(monkeypatch)
+        run.main(output=folder)
+    return folder

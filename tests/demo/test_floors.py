@@ -1,0 +1,169 @@
+"""Floors: what they are computed from, who passes, and what makes a demo fail."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fiber.demo import floors
+from fiber.demo.floors import (
+    REQUIRED,
+    Row,
+    failures,
+    floor_of,
+    judge,
+    load_floors,
+    permuted_survivors,
+)
+
+
+def row(metric="vqa/accuracy", split="val", **values):
+    values = {"model": 0.6, "chance": 0.1, "blind": 0.3, **values}
+    return Row(metric=metric, name=metric, split=split, **values)
+
+
+#: One metric of each group that the default mode needs, with a floor.
+ENOUGH = [
+    row(metric, floor=0.5, verdict="ok", permuted=0.2)
+    for metric in ("matching/accuracy", "vqa/accuracy", "referring/accuracy_at_1")
+]
+
+
+class TestFloorOf:
+    @pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.6]])
+    def test_too_few_seeds(self, values):
+        with pytest.raises(ValueError, match=f"three seeds, got {len(values)}"):
+            floor_of(values, 0.1)
+
+    def test_worst_minus_two_deviations(self):
+        # The deviation of a sample of three: sqrt(((-.1)^2 + 0 + .1^2) / 2) = .1.
+        assert floor_of([0.7, 0.6, 0.8], 0.1) == pytest.approx(0.6 - 0.2)
+
+    def test_never_below_blind(self):
+        assert floor_of([0.7, 0.6, 0.8], 0.45) == pytest.approx(0.45)
+
+    def test_equal_seeds(self):
+        assert floor_of([0.7, 0.7, 0.7], 0.45) == pytest.approx(0.7)
+
+    @pytest.mark.parametrize("blind", [0.6, 0.9])
+    def test_not_learned_if_the_worst_is_no_better_than_blind(self, blind):
+        assert floor_of([0.7, 0.6, 0.8], blind) is None
+
+    def test_without_a_blind_guess(self):
+        assert floor_of([0.7, 0.6, 0.8], None) == pytest.approx(0.4)
+
+
+class TestJudge:
+    def test_nothing(self):
+        assert judge([], {}) == []
+
+    def test_each_verdict(self):
+        recorded = {
+            "vqa/accuracy/val": [0.6, 0.6, 0.6],
+            "vqa/accuracy/novel": [0.7, 0.7, 0.7],
+            "matching/accuracy/val": [0.3, 0.5, 0.6],
+        }
+        judged = judge(
+            [
+                row(),
+                row(split="novel"),
+                row("matching/accuracy"),
+                row("detection/ap50"),
+            ],
+            recorded,
+        )
+        assert [(r.floor, r.verdict) for r in judged] == [
+            (0.6, "ok"),
+            (0.7, "FELL"),
+            (None, "not learned"),
+            (None, "not learned"),
+        ]
+
+    def test_a_number_that_is_none_falls(self):
+        judged = judge([row(model=float("nan"))], {"vqa/accuracy/val": [0.6, 0.6, 0.6]})
+        assert judged[0].verdict == "FELL"
+
+    def test_this_runs_own_blind_guess_counts(self):
+        judged = judge([row(blind=0.55)], {"vqa/accuracy/val": [0.6, 0.7, 0.8]})
+        assert judged[0].floor == pytest.approx(0.55)
+
+
+class TestFailures:
+    def test_enough(self):
+        assert failures(ENOUGH, "default") == []
+        assert failures(ENOUGH[::2], "fast") == []
+
+    @pytest.mark.parametrize("mode", ["default", "fast"])
+    def test_nothing_at_all(self, mode):
+        assert len(failures([], mode)) == len(REQUIRED[mode])
+
+    @pytest.mark.parametrize("missing", range(3))
+    def test_each_group_is_needed(self, missing):
+        rest = [r for i, r in enumerate(ENOUGH) if i != missing]
+        unlearned = dataclasses.replace(ENOUGH[missing], floor=None, verdict="not learned")
+        problems = failures([*rest, unlearned], "default")
+        assert len(problems) == 1
+        assert unlearned.metric.split("/")[0] in problems[0]
+        assert "nothing was learned" in problems[0]
+
+    def test_fast_does_not_need_questions(self):
+        assert failures([ENOUGH[0], ENOUGH[2]], "fast") == []
+        assert failures([ENOUGH[0], ENOUGH[2]], "default") != []
+
+    def test_what_fell_is_named(self):
+        fell = row("detection/ap50", "novel", model=0.1234, floor=0.5, verdict="FELL")
+        problems = failures([*ENOUGH, fell], "default")
+        assert problems == ["detection/ap50 on novel fell below its floor: 0.123 < 0.500"]
+
+
+class TestPermutedSurvivors:
+    def test_none(self):
+        assert permuted_survivors([]) == []
+        assert permuted_survivors(ENOUGH) == []
+        assert permuted_survivors([row(permuted=0.9), row(floor=0.5)]) == []
+
+    @pytest.mark.parametrize("permuted", [0.5, 0.7])
+    def test_named(self, permuted):
+        found = permuted_survivors([*ENOUGH, row(split="novel", floor=0.5, permuted=permuted)])
+        assert found == [
+            f"vqa/accuracy on novel: {permuted:.3f} with permuted pictures,"
+            " not below its floor 0.500"
+        ]
+
+
+class TestRecordedFile:
+    @pytest.fixture(autouse=True)
+    def own_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(floors, "FLOORS_FILE", tmp_path / "floors.json")
+
+    @pytest.fixture
+    def runs(self, tmp_path):
+        """Folders of four runs that differ in seed, the last one of another kind."""
+        for seed, mode in enumerate(["fast", "fast", "fast", "default"]):
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            entry = {"data": "scenes", "mode": mode, "seed": seed, "commit": "c", "machine": {}}
+            entry["rows"] = floors.rows_to_json([row(model=seed / 10)])
+            (folder / "rows.json").write_text(json.dumps(entry))
+        return [str(tmp_path / str(seed)) for seed in range(4)]
+
+    def test_absent(self):
+        assert load_floors("scenes", "fast") == {}
+
+    def test_written_and_read(self, runs):
+        assert floors.main(runs[:3]) == 0
+        assert load_floors("scenes", "fast") == {"vqa/accuracy/val": [0.0, 0.1, 0.2]}
+        assert load_floors("scenes", "default") == {}
+        assert load_floors("stamps", "fast") == {}
+
+    def test_other_kinds_are_kept(self, runs):
+        known = {"stamps/fast": {"values": {"a": [1.0]}}}
+        floors.FLOORS_FILE.write_text(json.dumps(known))
+        assert floors.main(runs[:3]) == 0
+        assert load_floors("stamps", "fast") == {"a": [1.0]}
+
+    @pytest.mark.parametrize("which", [(0, 1), (0, 1, 1), (1, 2, 3)])
+    def test_wrong_runs(self, runs, which, capsys):
+        assert floors.main([runs[i] for i in which]) == 2
+        assert "expected runs of" in capsys.readouterr().err
+        assert not floors.FLOORS_FILE.exists()

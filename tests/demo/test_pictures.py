@@ -1,0 +1,108 @@
+"""The contact sheet: what is drawn where."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fiber.demo.pictures import PICTURE_WIDTH, Claim, Tile, draw_tile, lay_out, wrap
+
+
+@pytest.fixture
+def tile(tmp_path):
+    """A grey picture of 96 x 48 pixels with one claim whose box is right."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (96, 48), (128, 128, 128)).save(path)
+
+    def make(**changes):
+        claim = Claim(
+            text="the ring",
+            box_xyxy=(10.0, 10.0, 30.0, 30.0),
+            truths_xyxy=[(10.0, 11.0, 30.0, 30.0)],
+        )
+        values = {
+            "image": str(path),
+            "split": "val",
+            "caption": "",
+            "claims": [claim],
+            "question": "what color is it?",
+            "answer": "red",
+            "truth": "red",
+        }
+        return Tile(**{**values, **changes})
+
+    return make
+
+
+class TestClaim:
+    def test_no_box(self):
+        assert Claim(text="a", box_xyxy=None, truths_xyxy=[(0, 0, 1, 1)]).iou == 0
+
+    def test_the_nearest_of_several(self):
+        truths = [(50, 50, 60, 60), (0, 0, 10, 5), (0, 0, 10, 9)]
+        assert Claim(text="a", box_xyxy=(0, 0, 10, 10), truths_xyxy=truths).iou == pytest.approx(
+            0.9
+        )
+
+
+class TestTile:
+    def test_nothing_to_draw(self, tile):
+        pixels = np.asarray(draw_tile(tile(claims=[])))
+        assert pixels.shape[1] == PICTURE_WIDTH
+        height = PICTURE_WIDTH // 2
+        assert (pixels[:height] == 128).all()
+        assert (pixels[height:] != 255).any()
+
+    def test_the_boxs_edge_is_where_the_box_is(self, tile):
+        claim = Claim(text="a", box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
+        pixels = np.asarray(draw_tile(tile(claims=[claim])))
+        # Enlarged three times; the predicted box is red, three pixels thick.
+        assert (pixels[45, 30:33, 0] > 200).all()
+        assert (pixels[45, 87:90, 0] > 200).all()
+        assert (pixels[45, 33:87] == 128).all()
+        assert (pixels[45, 90:] == 128).any()
+        # The true one is dashed in black and white, one pixel thick.
+        edge = pixels[60, 180:240]
+        assert {tuple(color) for color in edge.tolist()} == {(0, 0, 0), (255, 255, 255)}
+        assert (pixels[62, 183:237] == 128).all()
+
+    def test_a_box_that_leaves_the_picture(self, tile):
+        claim = Claim(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])
+        assert draw_tile(tile(claims=[claim])).width == PICTURE_WIDTH
+
+    def test_an_empty_box(self, tile):
+        claim = Claim(text="a", box_xyxy=(5, 5, 5, 5), truths_xyxy=[(7, 7, 7, 7)])
+        assert draw_tile(tile(claims=[claim])).width == PICTURE_WIDTH
+
+    def test_long_texts_make_it_higher(self, tile):
+        short = draw_tile(tile())
+        longer = draw_tile(tile(caption="a very long caption " * 8))
+        assert longer.height > short.height
+        assert longer.width == short.width
+
+
+class TestWrap:
+    def test_nothing(self):
+        assert wrap("") == [""]
+
+    def test_all_words_stay_in_order(self):
+        text = "the small striped cyan triangle to the left of the large dotted yellow heart " * 3
+        lines = wrap(text)
+        assert " ".join(line.strip() for line in lines) == text.strip()
+        assert len(lines) > 3
+
+    def test_one_long_word(self):
+        assert wrap("x" * 200) == ["x" * 200]
+
+
+class TestLayout:
+    def test_nothing(self):
+        sheet = lay_out([])
+        assert sheet.width > 4 * PICTURE_WIDTH
+
+    def test_each_row_is_as_high_as_it_must_be(self):
+        tiles = [Image.new("RGB", (PICTURE_WIDTH, 100 + 50 * i), (i, 0, 0)) for i in range(5)]
+        sheet = lay_out(tiles)
+        assert sheet.height == 250 + 300 + 3 * 12
+        assert sheet.getpixel((12, 12)) == (0, 0, 0)
+        assert sheet.getpixel((12 + PICTURE_WIDTH + 12, 12)) == (1, 0, 0)
+        assert sheet.getpixel((12, 12 + 250 + 12)) == (4, 0, 0)

@@ -1,0 +1,55 @@
+"""Plans: every one of them can be carried out."""
+
+import pytest
+
+from fiber.demo.floors import REQUIRED
+from fiber.demo.plan import Plan, find_plan
+
+from .micro_demo import MICRO, TASKS
+
+
+@pytest.fixture
+def micro_plans():
+    """Keep the real plans in this file."""
+
+
+@pytest.mark.parametrize("mode", list(REQUIRED))
+@pytest.mark.parametrize("data", ["scenes", "stamps"])
+class TestEveryPlan:
+    def test_runs_can_be_built(self, data, mode):
+        plan = find_plan(data, mode)
+        coarse, fine = plan.coarse_config(5), plan.fine_config(5)
+        assert (coarse.model.stage, fine.model.stage) == ("coarse", "fine")
+        assert coarse.train.seed == fine.train.seed == 5
+        assert coarse.train.steps == plan.coarse["train.steps"]
+        # The fine model must take the coarse one's towers as they are.
+        assert coarse.model.swin == fine.model.swin
+        fused = coarse.model.fusion.num_fused_layers
+        assert fused == fine.model.fusion.num_fused_layers
+
+    def test_every_task_and_stage_is_counted(self, data, mode):
+        plan = find_plan(data, mode)
+        assert set(plan.records) == set(TASKS)
+        assert list(plan.seconds) == ["data", "coarse", "fine", "evaluation", "ablations", "page"]
+
+    def test_it_is_as_long_as_promised(self, data, mode):
+        plan = find_plan(data, mode)
+        whole = sum(seconds for stage, seconds in plan.seconds.items() if stage != "ablations")
+        assert whole <= (600 if mode == "default" else 120) or data == "stamps"
+
+
+def test_changes_on_top():
+    config = MICRO.coarse_config(0, model__fusion__num_fused_layers=0)
+    assert config.model.fusion.num_fused_layers == 0
+    assert config.train.steps == 4
+
+
+def test_unknown_data():
+    with pytest.raises(ValueError, match="did you mean scenes"):
+        find_plan("scene", "fast")
+
+
+def test_a_wrong_field_is_named():
+    plan = Plan(train_pictures=1, coarse={"train.step": 3}, fine={}, records={})
+    with pytest.raises(ValueError, match=r"train\.steps"):
+        plan.coarse_config(0)

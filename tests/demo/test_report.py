@@ -1,0 +1,118 @@
+"""The table on the terminal and the page."""
+
+from fiber.demo.floors import Row
+from fiber.demo.report import Report, Throughput, format_table, write_html
+
+ROWS = [
+    Row(
+        metric="vqa/accuracy",
+        name="questions <&>",
+        split="val",
+        model=0.51234,
+        chance=0.1,
+        blind=0.3,
+        no_fusion=0.4,
+        permuted=0.35,
+        floor=0.45,
+        verdict="ok",
+    ),
+    Row(
+        metric="retrieval/x",
+        name="retrieval",
+        split="novel",
+        model=0.1,
+        chance=None,
+        blind=None,
+        floor=0.2,
+        verdict="FELL",
+    ),
+    Row(
+        metric="detection/ap50",
+        name="detection",
+        split="val",
+        model=0.0,
+        chance=0.0,
+        blind=0.0,
+        verdict="not learned",
+    ),
+]
+
+
+def report(**changes):
+    values = {
+        "title": "A <demo>",
+        "verdict": "It passed.",
+        "rows": ROWS,
+        "throughput": [Throughput(stage="data", pictures=100, seconds=4.0)],
+        "figures": [],
+        "commands": ["fiber demo --output 'a b'", "fiber eval x > y"],
+        "machine": {"processor": "Z80"},
+    }
+    return Report(**{**values, **changes})
+
+
+class TestTable:
+    def test_nothing(self):
+        assert format_table([]).splitlines()[0].split()[:3] == ["metric", "split", "model"]
+
+    def test_every_number_in_its_column(self):
+        header, line, *rows = format_table(ROWS).splitlines()
+        assert set(line) == {"-"}
+        assert len(line) == max(map(len, [header, *rows]))
+        for name, text in [("model", "0.512"), ("no fusion", "0.400"), ("floor", "0.450")]:
+            assert rows[0][: header.index(name) + len(name)].endswith(text)
+        assert rows[0].endswith("ok")
+        assert rows[1].endswith("FELL")
+        assert rows[1].split()[-5:] == ["-", "-", "-", "0.200", "FELL"]
+        assert rows[2].endswith("not learned")
+
+
+class TestPage:
+    def test_without_anything(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_html(report(rows=[], throughput=[], commands=[], machine={}), path)
+        assert path.read_text().startswith("<!doctype html>")
+        assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+    def test_texts_are_escaped(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_html(report(), path)
+        text = path.read_text()
+        assert "A &lt;demo&gt;" in text
+        assert "questions &lt;&amp;&gt;" in text
+        assert "fiber eval x &gt; y" in text
+        assert "<demo>" not in text
+
+    def test_verdicts_can_be_seen(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_html(report(), path)
+        text = path.read_text()
+        assert text.count("<tr class='failed'>") == 1
+        assert text.count("<tr class='unlearned'>") == 1
+
+    def test_speed(self, tmp_path):
+        path = tmp_path / "report.html"
+        rows = [
+            Throughput(stage="data", pictures=100, seconds=4.0),
+            Throughput(stage="cached", pictures=0, seconds=0.0),
+        ]
+        write_html(report(throughput=rows), path)
+        assert "<td class='text'>25</td>" in path.read_text()
+        assert "cached" not in path.read_text()
+
+    def test_pictures_are_embedded(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"\x89PNG")
+        path = tmp_path / "report.html"
+        write_html(report(figures=[("what 'it' says", tmp_path / "a.png")]), path)
+        text = path.read_text()
+        assert "src='data:image/png;base64,iVBORw=='" in text
+        assert "alt='what &#x27;it&#x27; says'" in text
+
+    def test_ablations(self, tmp_path):
+        path = tmp_path / "report.html"
+        table = [("metric", "split", "the demo"), ("vqa", "val", "0.500")]
+        write_html(report(ablations=table, ablations_source="recorded"), path)
+        text = path.read_text()
+        assert "<h2>Ablations</h2>" in text
+        assert "recorded" in text
+        assert "<td class='text'>0.500</td>" in text

@@ -1,0 +1,294 @@
+"""The whole demo on a micro plan: its files, its exit codes, and that it goes on where it was."""
+
+import importlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fiber.demo import floors, measures, page, run
+from fiber.demo.measures import SHOWN
+
+FILES = {
+    "demo.json",
+    "data",
+    "coarse",
+    "fine",
+    "measured.json",
+    "rows.json",
+    "contact_sheet.png",
+    "report.html",
+}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files under a temporary name."""
+    return [path for path in folder.rglob("*") if ".part" in path.name or "partial" in path.name]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "rows.json").read_text())["rows"]
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished demo of one's own; nothing was measured yet."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    for name in ("measured.json", "rows.json", "report.html", "contact_sheet.png"):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.fixture
+def learned(monkeypatch, tmp_path):
+    """Models that know everything as long as they see the right pictures; floors at 0.8."""
+    keys = {shown.key for shown in SHOWN}
+    values = {f"{s.metric}/{split}": [0.8, 0.8, 0.8] for s in SHOWN for split in ("val", "novel")}
+    file = tmp_path / "floors.json"
+    file.write_text(json.dumps({"scenes/default": {"values": values}}))
+    monkeypatch.setattr(floors, "FLOORS_FILE", file)
+    scores = {"whole": 0.9, "permuted": 0.2}
+
+    def evaluate(model, task, *, data, permute_images, fusion):
+        return dict.fromkeys(keys, scores["permuted" if permute_images else "whole"])
+
+    monkeypatch.setattr(measures, "evaluate", evaluate)
+    monkeypatch.setattr(run, "draw_sheet", lambda path, *rest, **more: path.write_bytes(b"\x89PNG"))
+    return scores
+
+
+class TestFinished:
+    def test_its_files(self, finished):
+        assert {path.name for path in finished.iterdir()} == FILES
+        assert leftovers(finished) == []
+        for stage in ("coarse", "fine"):
+            assert (finished / stage / "model.safetensors").is_file()
+
+    def test_its_rows(self, finished):
+        known = json.loads((finished / "rows.json").read_text())
+        assert (known["data"], known["mode"], known["seed"]) == ("scenes", "default", 0)
+        assert {"processor", "cores", "python", "torch", "fiber"} <= set(known["machine"])
+        rows = known["rows"]
+        assert [(r["metric"], r["split"]) for r in rows] == [
+            (shown.metric, split) for shown in SHOWN for split in ("val", "novel")
+        ]
+        for row in rows:
+            assert 0 <= row["model"] <= 1
+            assert 0 <= row["chance"] <= 1
+            assert 0 <= row["blind"] <= 1
+            assert 0 <= row["permuted"] <= 1
+            is_asked = row["split"] == "val" and not row["metric"].startswith("retrieval")
+            assert (row["no_fusion"] is not None) == is_asked
+            assert row["verdict"] == "not learned"
+
+    def test_the_required_metrics_are_shown(self):
+        names = {shown.metric.split("/")[0] for shown in SHOWN}
+        for groups in floors.REQUIRED.values():
+            assert {name for group in groups for name in group} <= names
+
+    def test_its_page_stands_alone(self, finished):
+        text = (finished / "report.html").read_text()
+        assert "http:" not in text
+        assert "https:" not in text
+        sources = re.findall(r"src='([^']{0,30})", text)
+        assert len(sources) == 3
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        assert not re.search(r"<(script|link|iframe)", text)
+
+    def test_its_page_is_complete(self, finished):
+        text = (finished / "report.html").read_text()
+        for shown in SHOWN:
+            assert text.count(f">{shown.name}<") == 2
+        for part in ("data", "coarse training", "fine training", "evaluation"):
+            assert f"<td class='text'>{part}</td>" in text
+        for command in ("fiber demo", "fiber data", "fiber train", "fiber eval"):
+            assert command in text
+        assert "train.steps=4" in text
+        assert "processor" in text
+
+    def test_its_sheet(self, finished):
+        from PIL import Image
+
+        with Image.open(finished / "contact_sheet.png") as sheet:
+            assert sheet.width > 4 * 288
+            assert sheet.height > 4 * 288
+
+    def test_again_repeats_nothing(self, finished, capsys, monkeypatch):
+        before = (finished / "rows.json").read_bytes()
+        sheet = (finished / "contact_sheet.png").stat().st_mtime_ns
+        monkeypatch.setattr(run, "train", None)
+        monkeypatch.setattr(measures, "load_model", None)
+        assert run.main(output=finished) == 1
+        said = capsys.readouterr()
+        assert said.err.count("finished before") == 3
+        assert said.out.count("not learned") == 16
+        assert (finished / "rows.json").read_bytes() == before
+        assert (finished / "contact_sheet.png").stat().st_mtime_ns == sheet
+
+    def test_nothing_learned_is_said(self, finished, capsys):
+        assert run.main(output=finished) == 1
+        said = capsys.readouterr().err
+        assert said.count("nothing was learned") == 3
+        assert "report.html" in said
+
+    @pytest.mark.parametrize(
+        ("other", "difference"),
+        [({"seed": 1}, "seed: 0 -> 1"), ({"fast": True}, "mode: 'default' -> 'fast'")],
+    )
+    def test_another_demo_does_not_go_there(self, finished, other, difference):
+        with pytest.raises(ValueError, match="another demo") as error:
+            run.main(output=finished, **other)
+        assert difference in str(error.value)
+
+
+class TestExitCode:
+    def test_passes(self, copy, learned, capsys):
+        assert run.main(output=copy) == 0
+        assert capsys.readouterr().out.count(" ok") == 16
+        assert "It passed" in (copy / "report.html").read_text()
+        assert {row["floor"] for row in rows_of(copy)} == {0.8}
+
+    def test_falls(self, copy, learned, capsys):
+        learned["whole"] = 0.7
+        assert run.main(output=copy) == 1
+        said = capsys.readouterr()
+        assert said.out.count("FELL") == 16
+        assert "phrases, R@1 on novel fell below its floor: 0.700 < 0.800" in said.err
+        assert "It failed" in (copy / "report.html").read_text()
+
+    def test_exchanged_pictures_must_fall(self, copy, learned, capsys):
+        learned["permuted"] = 0.85
+        assert run.main(output=copy) == 1
+        said = capsys.readouterr().err
+        assert "0.850 with permuted pictures, not below its floor" in said
+        assert "fell below" not in said
+
+    def test_permute_pictures(self, copy, learned, capsys):
+        assert run.main(output=copy, permute_pictures=True) == 1
+        said = capsys.readouterr()
+        assert said.out.count("FELL") == 16
+        assert said.err.count("fell below its floor: 0.200 < 0.800") == 16
+        # The page stays that of the right pictures.
+        assert not (copy / "report.html").exists()
+        assert not (copy / "rows.json").exists()
+        assert run.main(output=copy) == 0
+
+    def test_permute_pictures_names_what_did_not_fall(self, copy, learned, capsys):
+        learned["permuted"] = 0.85
+        assert run.main(output=copy, permute_pictures=True) == 1
+        assert capsys.readouterr().err.count("not below its floor") == 16
+
+    def test_permuted_pictures_really_go_through_the_model(self, finished, capsys):
+        run.main(output=finished, permute_pictures=True)
+        table = capsys.readouterr().out.splitlines()[2:]
+        permuted = [f"{row['permuted']:.3f}" for row in rows_of(finished)]
+        assert [re.split(r"  +", line)[2] for line in table] == permuted
+
+
+class TestCommands:
+    def test_of_the_page(self, finished):
+        commands = page.commands(finished, run.find_plan("scenes", "fast"), _about("fast"))
+        assert f"fiber demo --fast --seed 3 --output {finished}" in commands
+        assert f"fiber data scenes --output {finished}/data --images 40 --seed 3" in commands
+
+    def test_names_with_spaces(self):
+        commands = page.commands(Path("a b"), run.find_plan("stamps", "default"), _about("default"))
+        assert "fiber demo --seed 3 --output 'a b'" in commands
+
+    def test_default_folders_differ(self):
+        names = {
+            run.default_output(d, m) for d in ("scenes", "stamps") for m in ("default", "fast")
+        }
+        assert len(names) == 4
+        assert run.default_output("scenes", "default") == Path("runs/demo")
+
+
+def _about(mode):
+    return {"data": "scenes", "mode": mode, "seed": 3}
+
+
+#: Where Ctrl-C comes, one after the other: what is called then, and at which call.
+STOPS = [
+    ("fiber.data.scenes.draw_scene", 50),
+    ("fiber.training.loop.task_losses", 4),
+    ("fiber.training.loop.save_model", 1),
+    ("fiber.training.loop.task_losses", 3),
+    ("fiber.demo.measures.evaluate", 9),
+    ("fiber.demo.measures.Guesser.guess", 2),
+    ("fiber.demo.pictures.evaluate", 2),
+    ("fiber.demo.run.write_html", 1),
+]
+
+
+@pytest.mark.slow
+def test_stopped_in_every_stage_it_ends_with_the_same_table(finished, tmp_path, capsys):
+    folder = tmp_path / "stopped"
+    for target, number in STOPS:
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(KeyboardInterrupt):
+            _stop_at(monkeypatch, target, number)
+            run.main(output=folder)
+        assert leftovers(folder) == []
+        assert not (folder / "report.html").exists()
+    capsys.readouterr()
+    assert run.main(output=folder) == 1
+    said = capsys.readouterr()
+    assert said.err.count("finished before") == 3
+    run.main(output=finished)
+    assert capsys.readouterr().out == said.out
+    assert rows_of(folder) == rows_of(finished)
+    for stage in ("coarse", "fine"):
+        weights = [(f / stage / "model.safetensors").read_bytes() for f in (folder, finished)]
+        assert weights[0] == weights[1]
+    sheets = [(f / "contact_sheet.png").read_bytes() for f in (folder, finished)]
+    assert sheets[0] == sheets[1]
+
+
+def _stop_at(monkeypatch, target, number):
+    """Raise KeyboardInterrupt at the given call of a function."""
+    owner, _, name = target.rpartition(".")
+    try:
+        holder = importlib.import_module(owner)
+    except ModuleNotFoundError:
+        module, _, cls = owner.rpartition(".")
+        holder = getattr(importlib.import_module(module), cls)
+    original, calls = getattr(holder, name), []
+
+    def stop(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(holder, name, stop)
+
+
+@pytest.mark.slow
+def test_another_seed_is_another_demo(finished, tmp_path):
+    run.main(output=tmp_path / "other", seed=1)
+    assert rows_of(tmp_path / "other") != rows_of(finished)
+
+
+@pytest.mark.slow
+def test_ablations(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    assert run.main(output=folder, ablations=True) == 1
+    known = json.loads((folder / "ablations.json").read_text())
+    assert (known["seed"], known["mode"]) == (0, "default")
+    whole, scratch, unfused = known["values"].values()
+    assert len(whole) == len(unfused) == 16
+    assert {name.split("/")[0] for name in scratch} == {"referring", "phrases", "detection"}
+    for name, stage in (("fine_from_scratch", "fine"), ("fine_unfused", "fine")):
+        config = json.loads((folder / "ablations" / name / "config.json").read_text())
+        assert config["model"]["stage"] == stage
+    assert config["model"]["fusion"]["num_fused_layers"] == 0
+    text = (folder / "report.html").read_text()
+    assert "trained by this run" in text
+    assert "trained without fusion" in text
+    assert leftovers(folder) == []
+    capsys.readouterr()
+    run.main(output=folder, ablations=True)
+    assert capsys.readouterr().err.count("finished before") == 6
