@@ -6,7 +6,8 @@ import pytest
 import fiber
 from fiber.data import Tokenizer
 from fiber.recipes import scenes_fine
-from fiber.training.checkpoint import save_model
+from fiber.training.checkpoint import Words, write_weights
+from fiber.training.run_folder import RunFolder
 
 from ..conftest import ANSWERS
 
@@ -23,7 +24,8 @@ class TestLoadAndSave:
     def test_a_run_folder(self, fine, tmp_path):
         run = scenes_fine.recipe()
         run = type(run)(**(run.__dict__ | {"model": fine.config}))
-        save_model(fine.network, tmp_path / "run", fine.tokenizer, run=run)
+        RunFolder(path=tmp_path / "run").open(run, Words(fine.tokenizer))
+        write_weights(tmp_path / "run", fine.network.state_dict())
         assert "tasks" in json.loads((tmp_path / "run" / "config.json").read_text())
         assert fiber.load(tmp_path / "run", device="cpu").config == fine.config
 

@@ -187,9 +187,10 @@ def test_killed_process_resumes_bit_for_bit(pictures, tmp_path, stage):
     assert weights_equal(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_resumed_run_keeps_the_words_it_started_with(pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop_at", [1, 4], ids=["before a checkpoint", "after one"])
+def test_resumed_run_keeps_what_it_started_with(pictures, tmp_path, monkeypatch, stop_at):
     coarse = run(coarse_config(train__steps=2), pictures, tmp_path / "coarse")
-    stop_before(monkeypatch, 4)
+    stop_before(monkeypatch, stop_at)
     with pytest.raises(StopError):
         run(fine_config(), pictures, tmp_path / "cut", tokenizer=None, init=coarse.folder)
     # Neither the first model nor a tokenizer is named again.

@@ -28,7 +28,6 @@ from fiber.config import FiberConfig, from_dict, to_dict
 from fiber.data import Tokenizer
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.training.run_config import RunConfig
 
 PART = ".part-"
 STEP = "step-"
@@ -91,29 +90,27 @@ def save_model(
     folder: Path,
     tokenizer: Tokenizer | None = None,
     answers: tuple[str, ...] = (),
-    *,
-    state: dict[str, Tensor] | None = None,
-    run: RunConfig | None = None,
 ) -> None:
     """Write a finished model, `model.safetensors` last.
 
     Args:
-        model: the model; its weights are written unless `state` gives others.
+        model: the model.
         folder: made if absent; files of the same names are replaced one by one.
         tokenizer: written as tokenizer.json.
         answers: written as answers.json if there are any.
-        state: weights by name (a moving average, for example).
-        run: the run that trained the model, for config.json; else only the model is described.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    described = to_dict(run) if run is not None else {"model": to_dict(model.config)}
-    write_json(folder / "config.json", provenance() | described)
+    write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
     if tokenizer is not None:
         write_words(folder, Words(tokenizer, answers))
     elif answers:
         write_json(folder / "answers.json", list(answers))
-    weights = state if state is not None else model.state_dict()
-    write_whole(folder / "model.safetensors", lambda path: _write_tensors(weights, path))
+    write_weights(folder, model.state_dict())
+
+
+def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors, whole or not at all."""
+    write_whole(folder / "model.safetensors", lambda path: _write_tensors(state, path))
 
 
 def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> StoredModel:

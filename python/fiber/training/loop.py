@@ -27,8 +27,8 @@ from fiber.training.checkpoint import (
     build_model,
     load_model,
     newest_checkpoint,
-    save_model,
     write_checkpoint,
+    write_weights,
 )
 from fiber.training.curves import read_metrics
 from fiber.training.distributed import (
@@ -85,7 +85,8 @@ def train(
         recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
         data: a data folder, one set of records of your own, or a dict with one for each task.
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
-        init: folder of a finished model to start from; a coarse one may start a fine one.
+        init: folder of a finished model to start from; a coarse one may start a fine one. A resumed
+            run keeps its own.
         resume: go on from the newest whole checkpoint in `output`, from step 0 if there is none,
             and do nothing if the run is finished.
         set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
@@ -104,9 +105,12 @@ def train(
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
-    start = load_model(init) if init is not None else None
     folder = RunFolder(path=Path(output))
     known = folder.words() if resume else None
+    if known is not None:
+        # What a run started with stays, whatever is named now.
+        init, tokenizer = folder.stored_init(), None
+    start = load_model(init) if init is not None else None
     if known is None and start is not None and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
     with joined(device) as processes:
@@ -153,7 +157,7 @@ def _train(
     model = build_model(config.model).to(device)
     model.backbone.gradient_checkpointing = settings.gradient_checkpointing
     if processes.is_first:
-        folder.open(config, source.words)
+        folder.open(config, source.words, str(start.folder) if start else None)
     wait_for_all(processes)
     checkpoint = newest_checkpoint(folder.checkpoints)
     if start is not None and checkpoint is None:
@@ -246,14 +250,7 @@ def _train(
     # The finished model.
     if processes.is_first:
         folder.draw()
-        save_model(
-            model,
-            folder.path,
-            source.words.tokenizer,
-            source.words.answers,
-            state=average.weights(model) if average is not None else None,
-            run=config,
-        )
+        write_weights(folder.path, average.weights(model) if average else model.state_dict())
     if not quiet:
         for line in streams.left_out():
             say(line)

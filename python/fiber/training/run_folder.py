@@ -61,9 +61,13 @@ class RunFolder:
         values = read_json(self.config_file)
         if "tasks" not in values:
             raise ValueError(f"{self.path} holds a model, not a run; choose another output folder")
-        for name in ("fiber_version", "commit"):
+        for name in ("fiber_version", "commit", "init"):
             values.pop(name, None)
         return from_dict(RunConfig, values)
+
+    def stored_init(self) -> str | None:
+        """Name the model that the run of this folder started from, if it did."""
+        return read_json(self.config_file).get("init") if self.config_file.exists() else None
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Check that a run with this configuration may write here.
@@ -93,8 +97,8 @@ class RunFolder:
         """Tokenizer and answers of the run that this folder holds, if any."""
         return read_words(self.path) if self.config_file.exists() else None
 
-    def open(self, config: RunConfig, words: Words) -> None:
-        """Prepare the folder for writing.
+    def open(self, config: RunConfig, words: Words, init: str | None = None) -> None:
+        """Prepare the folder for writing: of a new run, everything but the weights.
 
         Lines of metrics after the newest checkpoint are dropped: those steps will be trained again.
         """
@@ -103,7 +107,7 @@ class RunFolder:
         if not self.config_file.exists():
             # The configuration comes last: with it the folder holds a run, and a whole one.
             write_words(self.path, words)
-            write_json(self.config_file, provenance() | to_dict(config))
+            write_json(self.config_file, provenance() | {"init": init} | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)
         newest = newest_checkpoint(self.checkpoints)
