@@ -182,8 +182,8 @@ class FiberConfig:
     #: Longest text in tokens, <s> and </s> included.
     max_tokens: int = 40
     #: Start of the linear weights of towers, fusion and coarse heads: "published" draws from
-    #: N(0, 0.02); "fan_in" from N(0, 1 / inputs), without which narrow towers hardly mix their
-    #: tokens and learn nothing in a short run.
+    #: N(0, 0.02), "fan_in" keeps what that gives at a width of 768: else narrow towers hardly mix
+    #: their tokens, and learn nothing in a short run.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
