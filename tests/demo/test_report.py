@@ -42,6 +42,7 @@ def report(**changes):
     values = {
         "title": "A <demo>",
         "verdict": "It passed.",
+        "problems": [],
         "rows": ROWS,
         "throughput": [Throughput(stage="data", pictures=100, seconds=4.0)],
         "figures": [],
@@ -89,6 +90,11 @@ class TestPage:
         text = path.read_text()
         assert text.count("<tr class='failed'>") == 1
         assert text.count("<tr class='unlearned'>") == 1
+
+    def test_problems_are_listed(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_html(report(problems=["a < b", "c"]), path)
+        assert "<ul><li>a &lt; b</li><li>c</li></ul>" in path.read_text()
 
     def test_speed(self, tmp_path):
         path = tmp_path / "report.html"

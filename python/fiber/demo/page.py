@@ -46,7 +46,7 @@ def make_report(
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)
     if problems:
-        verdict = "It failed: " + "; ".join(problems) + "."
+        verdict = "It failed:"
     else:
         verdict = (
             f"It passed: {learned} of {len(rows)} numbers have a floor and all of them are above"
@@ -55,6 +55,7 @@ def make_report(
     return Report(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
         verdict=verdict,
+        problems=problems,
         rows=rows,
         throughput=_throughput(folder, evaluated),
         figures=_figures(folder.path),

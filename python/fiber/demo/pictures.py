@@ -177,7 +177,7 @@ def draw_tile(tile: Tile) -> Image.Image:
     if tile.caption:
         lines += [(line, _BLACK) for line in wrap(f"{tile.split}: {tile.caption}")]
     else:
-        lines += [(f"{tile.split}: which one is it?", _BLACK)]
+        lines += [(f"{tile.split}: find the one that is meant", _BLACK)]
     for number, claim in enumerate(tile.claims):
         color = COLORS[number % len(COLORS)]
         if claim.box_xyxy is not None:

@@ -41,6 +41,8 @@ class Report:
     title: str
     #: One sentence on the outcome.
     verdict: str
+    #: What made the demo fail, if anything.
+    problems: Sequence[str]
     rows: Sequence[Row]
     throughput: Sequence[Throughput]
     #: Training curves and contact sheets: (caption, PNG file).
@@ -93,6 +95,7 @@ def write_html(report: Report, path: Path) -> None:
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>{html.escape(report.title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(report.title)}</h1><p>{html.escape(report.verdict)}</p>",
+        _list(report.problems),
         _metrics_section(report.rows),
     ]
     for caption, file in report.figures:
@@ -140,10 +143,16 @@ def _metrics_section(rows: Sequence[Row]) -> str:
         + "<th></th></tr>"
         + "".join(body)
         + "</table><p class='note'>novel: compositions that training never showed. blind: the best"
-        " guess without the picture, counted on the training split. no fusion: the same model with"
+        " guess without the picture, counted on the training split. chance: a random candidate,"
+        " answer, word or (with boxes) object of the picture. no fusion: the same model with"
         " its gates set to 0. permuted: the same model shown other pictures. floor: the least value"
         " with which the demo passes; a metric without one is printed as not learned.</p>"
     )
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
