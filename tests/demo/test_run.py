@@ -3,13 +3,18 @@
 import importlib
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from fiber.demo import floors, measures, page, run
+from fiber.config import replace_fields
+from fiber.demo import floors, measures, page, plan, run
 from fiber.demo.measures import SHOWN
+from fiber.training.run_config import load_recipe
+
+REAL_PLANS = dict(plan.PLANS)
 
 FILES = {
     "demo.json",
@@ -194,6 +199,17 @@ class TestCommands:
         assert f"fiber demo --fast --seed 3 --output {finished}" in commands
         assert f"fiber data scenes --output {finished}/data --images 40 --seed 3" in commands
 
+    @pytest.mark.parametrize(("data", "mode"), list(REAL_PLANS))
+    def test_they_train_what_the_demo_trains(self, data, mode):
+        real = REAL_PLANS[data, mode]
+        lines = page.commands(Path("x"), real, {"data": data, "mode": mode, "seed": 3})
+        for config in (real.coarse_config(3), real.fine_config(3)):
+            output = f" --output x/{config.model.stage}"
+            words = shlex.split(next(line for line in lines if output in line))
+            changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+            recipe = load_recipe(words[2])
+            assert replace_fields(recipe, dict(c.split("=", 1) for c in changes)) == config
+
     def test_names_with_spaces(self):
         commands = page.commands(Path("a b"), run.find_plan("stamps", "default"), _about("default"))
         assert "fiber demo --seed 3 --output 'a b'" in commands
@@ -214,7 +230,7 @@ def _about(mode):
 STOPS = [
     ("fiber.data.scenes.draw_scene", 50),
     ("fiber.training.loop.task_losses", 4),
-    ("fiber.training.loop.save_model", 1),
+    ("fiber.training.loop.write_weights", 1),
     ("fiber.training.loop.task_losses", 3),
     ("fiber.demo.measures.evaluate", 9),
     ("fiber.demo.measures.Guesser.guess", 2),

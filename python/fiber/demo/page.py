@@ -13,6 +13,7 @@ from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import Plan
 from fiber.demo.report import Report, Throughput
+from fiber.training.checkpoint import read_json
 from fiber.training.curves import read_metrics
 from fiber.training.run_folder import RunFolder
 
@@ -63,7 +64,20 @@ def make_report(
         machine=dict(machine),
         ablations=table,
         ablations_source=source,
+        notes=_notes(folder.path, machine),
     )
+
+
+def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
+    """Say what a reader would not expect."""
+    notes = []
+    for stage in ("coarse", "fine"):
+        commit = read_json(path / stage / "config.json").get("commit")
+        if commit and commit != machine["commit"]:
+            notes.append(f"The {stage} model was trained at commit {commit}.")
+        if not (path / stage / "curves.png").is_file():
+            notes.append(f"There are no curves of the {stage} training: matplotlib is missing.")
+    return notes
 
 
 def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throughput]:
@@ -106,7 +120,9 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
 
     def training(recipe: str, changes: Mapping[str, Any], more: str) -> str:
         fields = {**changes, "train.seed": seed}
-        settings = "".join(f" --set {shlex.quote(f'{k}={v}')}" for k, v in fields.items())
+        settings = "".join(
+            f" --set {shlex.quote(f'{name}={_spelled(value)}')}" for name, value in fields.items()
+        )
         return f"fiber train {recipe} --data {here}/data{more} --device cpu{settings}"
 
     asked = {shown.task: shown.stage for shown in SHOWN}
@@ -125,3 +141,8 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
             for task, stage in asked.items()
         ),
     ]
+
+
+def _spelled(value: Any) -> str:
+    """Write a value as `--set` takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -71,6 +71,11 @@ _FEW_RECORDS = {
     "coco": 100,
 }
 
+#: Stamps have hundreds of nouns, which are answers too. As classes they do not fit into one prompt,
+#: so boxes are learned from captions and expressions alone.
+_STAMPS_COARSE = {"model.image_text.num_answers": 512}
+_STAMPS_FINE = {"tasks.grounding.sources": ("referring", "phrases")}
+
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
@@ -104,8 +109,8 @@ PLANS: dict[tuple[str, str], Plan] = {
     ),
     ("stamps", "default"): Plan(
         train_pictures=8000,
-        coarse={"train.steps": 700, "train.checkpoint_every": 100},
-        fine={"train.steps": 700, "train.checkpoint_every": 100},
+        coarse={**_STAMPS_COARSE, "train.steps": 700, "train.checkpoint_every": 100},
+        fine={**_STAMPS_FINE, "train.steps": 700, "train.checkpoint_every": 100},
         # Hundreds of classes are asked for in many texts, each of which is read with each picture.
         records=_MANY_RECORDS | {"coco": 25},
         seconds={
@@ -119,8 +124,8 @@ PLANS: dict[tuple[str, str], Plan] = {
     ),
     ("stamps", "fast"): Plan(
         train_pictures=2000,
-        coarse={"train.steps": 120, "train.checkpoint_every": 60},
-        fine={"train.steps": 160, "train.checkpoint_every": 80},
+        coarse={**_STAMPS_COARSE, "train.steps": 120, "train.checkpoint_every": 60},
+        fine={**_STAMPS_FINE, "train.steps": 160, "train.checkpoint_every": 80},
         records=_FEW_RECORDS | {"coco": 10},
         unfused_splits=("val",),
         seconds={
