@@ -1,5 +1,6 @@
 """The table of commands, and what a process of its own shows."""
 
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,14 @@ class TestTable:
             [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0
+
+    @pytest.mark.parametrize(("own", "wanted"), [(None, "passive"), ("active", "active")])
+    def test_waiting_threads_leave_the_cores_unless_told_otherwise(self, monkeypatch, own, wanted):
+        monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+        if own is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert main(["recipes"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == wanted
 
 
 class TestProcess:

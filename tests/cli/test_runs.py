@@ -108,6 +108,9 @@ class TestDemo:
         assert seen[0]["fast"] is True
         assert seen[0]["seed"] == 3
         assert seen[0]["output"] == Path("runs/x")
+        assert seen[0]["permute_pictures"] is False
+        assert main(["demo", "--permute-pictures"]) == 1
+        assert seen[1]["permute_pictures"] is True
 
 
 class TestData:

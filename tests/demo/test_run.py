@@ -107,7 +107,7 @@ class TestFinished:
         text = (finished / "report.html").read_text()
         for shown in SHOWN:
             assert text.count(f">{shown.name}<") == 2
-        for part in ("data", "coarse training", "fine training", "evaluation"):
+        for part in ("data", "coarse training", "fine training", "evaluation, records"):
             assert f"<td class='text'>{part}</td>" in text
         for command in ("fiber demo", "fiber data", "fiber train", "fiber eval"):
             assert command in text

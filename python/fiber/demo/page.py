@@ -95,7 +95,7 @@ def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throug
                 )
             )
     records, seconds = evaluated
-    return [*speeds, Throughput(stage="evaluation", pictures=records, seconds=seconds)]
+    return [*speeds, Throughput(stage="evaluation, records", pictures=records, seconds=seconds)]
 
 
 def _figures(path: Path) -> list[tuple[str, Path]]:

@@ -17,7 +17,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child, th.text, td.text { text-align: left; }
 tr.failed td { background: #fdd; } tr.unlearned td { color: #777; } td.model { font-weight: 600; }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; } img { max-width: 100%; }
+pre { background: #f5f5f5; padding: .7rem; white-space: pre-wrap; } img { max-width: 100%; }
 figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .9rem; }
 """
 
