@@ -1,0 +1,100 @@
+"""Guesses on a real little data set, against what can be counted by hand."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fiber.data import sources
+from fiber.demo.guesses import Guesser
+from fiber.metrics.boxes import pairwise_iou
+from fiber.training.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def data(finished):
+    return finished / "data"
+
+
+@pytest.fixture(scope="module")
+def guesser(finished):
+    return Guesser(finished / "data", load_model(finished / "coarse"), 50)
+
+
+def guess(guesser, task, records, split="val"):
+    return guesser.guess(task, {split: records})[split]
+
+
+def test_retrieval_is_pure_chance(guesser, data):
+    records = sources.captions(data, "val")
+    found = guess(guesser, "retrieval", records)
+    assert found["blind"] == found["chance"]
+    # One of 20 pictures is right, ten are looked at.
+    assert len({record.image_id for record in records}) == 20
+    assert found["chance"]["text_to_image_recall_at_10"] == pytest.approx(0.5)
+
+
+def test_matching_is_a_coin(guesser, data):
+    found = guess(guesser, "matching", sources.captions(data, "val"))
+    assert found["chance"]["accuracy"] == found["blind"]["accuracy"] == 0.5
+
+
+def test_questions(guesser, data):
+    """The better of the most frequent answer of all, and that of the same question."""
+
+    def right(record):
+        return max(record.answers, key=record.answers.get)
+
+    training, records = sources.questions(data, "train"), sources.questions(data, "novel")
+    overall = Counter(right(r) for r in training).most_common(1)[0][1]
+    best = [
+        answer for answer, count in Counter(right(r) for r in training).items() if count == overall
+    ]
+    of_all = max(np.mean([right(r) == answer for r in records]) for answer in best)
+    found = guess(guesser, "vqa", records, "novel")
+    assert found["blind"]["accuracy"] >= of_all - 1e-9
+    known = [right(r) in guesser.coarse.answers for r in records]
+    chance = np.mean(known) / len(guesser.coarse.answers)
+    assert found["chance"]["accuracy"] == pytest.approx(chance)
+
+
+def test_expressions(guesser, data):
+    records = sources.referring(data, "val")
+    found = guess(guesser, "refcoco", records)
+    objects = {r.image_id: r.boxes_xyxy for r in sources.detection(data, "val")}
+    shares = [(pairwise_iou(objects[r.image_id], [r.boxes_xyxy[0]]) >= 0.5).mean() for r in records]
+    assert found["chance"]["accuracy_at_1"] == pytest.approx(np.mean(shares))
+    # Boxes lie anywhere, so that one place is seldom right.
+    assert 0 <= found["blind"]["accuracy_at_1"] < 0.5
+
+
+def test_phrases(guesser, data):
+    found = guess(guesser, "flickr", sources.phrases(data, "val"))
+    assert 0.2 < found["chance"]["any_recall_at_1"] < 0.8
+    assert 0 <= found["blind"]["any_recall_at_1"] < found["chance"]["any_recall_at_1"]
+
+
+def test_boxes_of_training_are_counted_in_units_of_the_side(guesser, data):
+    """Guessing on the training split itself must find the training split's own boxes."""
+    records = sources.referring(data, "train")[:1]
+    found = Guesser(data, guesser.coarse, 1)._referring(records, records, "train")[1]
+    assert found["accuracy_at_1"] == 1.0
+
+
+def test_masked_words(guesser, data):
+    records = sources.captions(data, "val")
+    found = guess(guesser, "masked_words", records)
+    assert found["chance"]["accuracy"] == pytest.approx(1 / guesser.coarse.tokenizer.vocab_size)
+    assert 0.1 < found["blind"]["accuracy"] < 1
+
+
+def test_detection(guesser, data):
+    found = guess(guesser, "coco", sources.detection(data, "val"))
+    assert 0 <= found["blind"]["ap50"] < 0.3
+    assert 0 < found["chance"]["ap50"] < 0.5
+
+
+def test_every_split_has_its_own(guesser, data):
+    splits = {split: sources.questions(data, split) for split in ("val", "novel")}
+    both = guesser.guess("vqa", splits)
+    assert both == {split: guess(guesser, "vqa", r, split) for split, r in splits.items()}

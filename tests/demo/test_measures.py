@@ -1,0 +1,116 @@
+"""What is measured on which records, and how often."""
+
+import shutil
+from collections import Counter
+
+import pytest
+
+from fiber.data.records import Record
+from fiber.demo import measures
+from fiber.demo.folder import DemoFolder
+from fiber.demo.measures import SHOWN, Measures, sample
+from fiber.training.evaluate import TASKS
+
+from .micro_demo import MICRO
+
+
+def records(count):
+    return [Record(key=str(i), images=("a.jpg",), text="a") for i in range(count)]
+
+
+class TestSample:
+    @pytest.mark.parametrize(("count", "limit"), [(0, 5), (1, 5), (5, 5), (6, 5), (1000, 7)])
+    def test_size_and_order(self, count, limit):
+        keys = [int(record.key) for record in sample(records(count), limit)]
+        assert len(keys) == min(count, limit)
+        assert keys == sorted(set(keys))
+
+    def test_the_same_ones_every_time(self):
+        assert sample(records(100), 10) == sample(records(100), 10)
+
+    def test_no_position_is_left_out(self):
+        # Two records a picture, four pictures apart: a regular step would only meet even places.
+        places = {int(record.key) % 8 for record in sample(records(800), 100)}
+        assert places == set(range(8))
+
+
+def test_every_line_has_a_task_that_its_stage_can_do():
+    heads = {"coarse": {"itc", "itm", "mlm", "vqa"}, "fine": {"grounding"}}
+    for shown in SHOWN:
+        assert TASKS[shown.task][0] in heads[shown.stage]
+    assert len({shown.metric for shown in SHOWN}) == len(SHOWN)
+
+
+class TestMeasures:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """What the models are asked, by a stand-in that answers 0.5."""
+        asked = []
+
+        def evaluate(model, task, *, data, permute_images, fusion):
+            asked.append((task, len(data), permute_images, fusion))
+            return {shown.key: 0.5 for shown in SHOWN if shown.task == task}
+
+        monkeypatch.setattr(measures, "evaluate", evaluate)
+        return asked
+
+    @pytest.fixture
+    def opened(self, finished, tmp_path):
+        """Measurements of the finished demo's models, none of them made."""
+        folder = DemoFolder(tmp_path / "own", {})
+        shutil.copytree(finished / "data", folder.data)
+        models = {stage: tmp_path / stage for stage in ("coarse", "fine")}
+        for stage, path in models.items():
+            shutil.copytree(finished / stage, path)
+        return lambda: Measures(DemoFolder(folder.path, {}), MICRO, models, lambda line: None)
+
+    def test_each_task_is_asked_once_in_every_way(self, opened, asked):
+        opened().rows()
+        times = Counter((task, permuted, fusion) for task, _, permuted, fusion in asked)
+        for task in MICRO.records:
+            # Fusion is switched off on one split only, and never where no fused layer answers.
+            assert times.pop((task, False, True)) == times.pop((task, True, True)) == 2
+            assert times.pop((task, False, False), 0) == (0 if task == "retrieval" else 1)
+        assert not times
+
+    def test_nothing_is_asked_twice(self, opened, asked):
+        rows = opened().rows()
+        count = len(asked)
+        assert opened().rows() == rows
+        assert len(asked) == count
+
+    def test_a_new_model_is_asked_again(self, opened, asked, tmp_path):
+        opened().rows()
+        asked.clear()
+        weights = tmp_path / "fine" / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        opened().rows()
+        assert {task for task, *_ in asked} == {"refcoco", "flickr", "coco"}
+
+    def test_another_version_measures_again(self, opened, asked, monkeypatch):
+        opened().rows()
+        count = len(asked)
+        monkeypatch.setattr(measures, "provenance", lambda: {"commit": "other"})
+        opened().rows()
+        assert len(asked) == 2 * count
+
+    def test_throughput(self, opened, asked):
+        measured = opened()
+        measured.rows()
+        pictures, seconds = measured.throughput()
+        assert pictures == sum(count for _, count, _, _ in asked)
+        assert seconds > 0
+
+    def test_exchanged_pictures_take_the_models_place(self, opened, monkeypatch):
+        monkeypatch.setattr(
+            measures,
+            "evaluate",
+            lambda model, task, *, data, permute_images, fusion: {
+                shown.key: 0.25 if permute_images else 0.5 if fusion else 0.375 for shown in SHOWN
+            },
+        )
+        first = opened().rows()[4]
+        assert (first.metric, first.split) == ("matching/accuracy", "val")
+        assert (first.model, first.no_fusion, first.permuted) == (0.5, 0.375, 0.25)
+        assert {row.model for row in opened().rows(permute_pictures=True)} == {0.25}
