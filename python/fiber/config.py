@@ -267,8 +267,10 @@ PRESETS: dict[str, FiberConfig] = {
             max_positions=130,
             dropout=0.0,
         ),
-        fusion=FusionConfig(num_fused_layers=4, gate_start=1.0),
-        image_text=ImageTextConfig(heads=("itc", "itm", "mlm", "vqa"), num_answers=32),
+        fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
+        image_text=ImageTextConfig(
+            heads=("itc", "itm", "mlm", "vqa"), num_answers=32, temperature=0.03
+        ),
         detector=DetectorConfig(
             channels=96,
             num_blocks=1,

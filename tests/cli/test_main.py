@@ -54,13 +54,23 @@ class TestTable:
         )
         assert done.returncode == 0
 
-    @pytest.mark.parametrize(("own", "wanted"), [(None, "passive"), ("active", "active")])
+    @pytest.mark.parametrize(
+        ("own", "wanted"),
+        [
+            ({}, "5000"),
+            ({"GOMP_SPINCOUNT": "7"}, "7"),
+            ({"OMP_WAIT_POLICY": "active"}, None),
+        ],
+    )
     def test_waiting_threads_leave_the_cores_unless_told_otherwise(self, monkeypatch, own, wanted):
-        monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
-        if own is None:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            # Set first, so that the variable is taken back to what it was after the test.
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
         assert main(["recipes"]) == 0
-        assert os.environ["OMP_WAIT_POLICY"] == wanted
+        assert os.environ.get("GOMP_SPINCOUNT") == wanted
 
 
 class TestProcess:

@@ -48,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what stands after `fiber`; the process's own if None.
     """
-    # Threads that spin while they wait take their core from those that work: torch shares the cores
-    # with the loader's threads and with other processes. Read once, when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # torch's threads spin for milliseconds while they wait for each other. Where other processes or
+    # the loader's threads want the same cores, that takes the core from the one waited for, and
+    # sleeping at once makes every small operation wait for the scheduler. So: spin briefly, then
+    # sleep. Read by GNU OpenMP when torch is first imported; a user's own setting wins.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = parser().parse_args(arguments)
     warnings.showwarning = _warn
     try:

@@ -81,7 +81,7 @@ PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_pictures=24_000,
         coarse={"train.steps": 800, "train.checkpoint_every": 100},
-        fine={"train.steps": 1200, "train.checkpoint_every": 200},
+        fine={"train.steps": 1400, "train.checkpoint_every": 200},
         records=_MANY_RECORDS,
         seconds={
             "data": 60,

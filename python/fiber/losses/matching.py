@@ -138,7 +138,8 @@ def itm_loss(
         logits: (3B, 2) float, in the order of `matching_pairs`; column 1 is "match".
         batch_size: B of this rank.
         negatives: what the pairs were made of; pairs without a negative are left out.
-        rows: (n,) int64 numbers of the pairs that were scored, where not all were; logits are (n, 2).
+        rows: (n,) int64 numbers of the pairs that were scored, where not all were; logits are
+            (n, 2).
 
     Returns:
         The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.

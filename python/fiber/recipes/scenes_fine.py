@@ -25,7 +25,7 @@ def recipe() -> RunConfig:
         model=model,
         tasks=TasksConfig(grounding=GroundingTask(share=1)),
         data=DataConfig(
-            batch_size=32,
+            batch_size=16,
             transform=TransformConfig(
                 kind="shorter_side",
                 shorter_sides=(model.detector.shorter_side,),
@@ -33,7 +33,7 @@ def recipe() -> RunConfig:
             ),
         ),
         optim=OptimConfig(
-            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=2.0, clip_norm=1.0
+            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),
-        train=TrainConfig(steps=1000, log_every=20, checkpoint_every=250),
+        train=TrainConfig(steps=1200, log_every=20, checkpoint_every=300),
     )
