@@ -1,0 +1,71 @@
+"""The built wheel: what it holds, where its names lie, and that it installs alone."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # The build reuses cargo's target folder; --no-deps keeps the other wheels out.
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_names(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not re.fullmatch(r"fiber_vl-.*\.(dist-info|data)", top)} == {
+        "fiber"
+    }
+    kernels = {name for name in names if name.startswith("fiber/kernels/")}
+    own = {f"fiber/kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert own and own <= kernels
+    for name in ("fiber/py.typed", "fiber/_core.pyi", "fiber/_core.abi3.so"):
+        assert name in names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".rs")]
+
+
+@pytest.mark.slow
+def test_tag(wheel):
+    assert "-cp311-abi3-" in wheel.name
+    done = subprocess.run(
+        [sys.executable, "-m", "auditwheel", "show", str(wheel)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"manylinux_2_\d+_(x86_64|aarch64)", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_runs_alone(wheel, tmp_path):
+    # Unpacked on a path of its own, without site-packages: no dependency is there.
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "fiber.cli", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+    )
+    # Required packages are missing, and it says so instead of failing to start.
+    assert done.returncode == 1, done.stderr
+    assert "torch" in done.stdout
