@@ -16,7 +16,7 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core config ops kernels data models losses postprocess metrics training recipes predict demo
+_core fields config ops kernels data models losses postprocess metrics training recipes predict demo
 benchmarks doctor cli
 """
 ORDER = PARTS.split()

@@ -9,6 +9,7 @@ from fiber.demo import floors
 from fiber.demo.floors import (
     REQUIRED,
     Row,
+    Seeds,
     failures,
     floor_of,
     judge,
@@ -49,6 +50,13 @@ class TestFloorOf:
     def test_not_learned_if_the_worst_is_no_better_than_blind(self, blind):
         assert floor_of([0.7, 0.6, 0.8], blind) is None
 
+    @pytest.mark.parametrize("permuted", [[0.1, 0.45, 0.1], [0.1, 0.1, 0.9]])
+    def test_not_learned_if_permuted_pictures_reach_the_floor(self, permuted):
+        assert floor_of([0.7, 0.6, 0.8], 0.45, permuted) is None
+
+    def test_permuted_pictures_below_the_floor_change_nothing(self):
+        assert floor_of([0.7, 0.6, 0.8], 0.45, [0.44, 0.1, 0.1]) == pytest.approx(0.45)
+
     def test_without_a_blind_guess(self):
         assert floor_of([0.7, 0.6, 0.8], None) == pytest.approx(0.4)
 
@@ -59,9 +67,9 @@ class TestJudge:
 
     def test_each_verdict(self):
         recorded = {
-            "vqa/accuracy/val": [0.6, 0.6, 0.6],
-            "vqa/accuracy/novel": [0.7, 0.7, 0.7],
-            "matching/accuracy/val": [0.3, 0.5, 0.6],
+            "vqa/accuracy/val": Seeds(values=[0.6, 0.6, 0.6], permuted=[0.59, 0.3, 0.3]),
+            "vqa/accuracy/novel": Seeds(values=[0.7, 0.7, 0.7]),
+            "matching/accuracy/val": Seeds(values=[0.3, 0.5, 0.6]),
         }
         judged = judge(
             [
@@ -80,11 +88,13 @@ class TestJudge:
         ]
 
     def test_a_number_that_is_none_falls(self):
-        judged = judge([row(model=float("nan"))], {"vqa/accuracy/val": [0.6, 0.6, 0.6]})
+        judged = judge(
+            [row(model=float("nan"))], {"vqa/accuracy/val": Seeds(values=[0.6, 0.6, 0.6])}
+        )
         assert judged[0].verdict == "FELL"
 
     def test_this_runs_own_blind_guess_counts(self):
-        judged = judge([row(blind=0.55)], {"vqa/accuracy/val": [0.6, 0.7, 0.8]})
+        judged = judge([row(blind=0.55)], {"vqa/accuracy/val": Seeds(values=[0.6, 0.7, 0.8])})
         assert judged[0].floor == pytest.approx(0.55)
 
 
@@ -143,7 +153,7 @@ class TestRecordedFile:
             folder = tmp_path / str(seed)
             folder.mkdir()
             entry = {"data": "scenes", "mode": mode, "seed": seed, "commit": "c", "machine": {}}
-            entry["rows"] = floors.rows_to_json([row(model=seed / 10)])
+            entry["rows"] = floors.rows_to_json([row(model=seed / 10, permuted=0.05)])
             (folder / "rows.json").write_text(json.dumps(entry))
         return [str(tmp_path / str(seed)) for seed in range(4)]
 
@@ -152,7 +162,9 @@ class TestRecordedFile:
 
     def test_written_and_read(self, runs):
         assert floors.main(runs[:3]) == 0
-        assert load_floors("scenes", "fast") == {"vqa/accuracy/val": [0.0, 0.1, 0.2]}
+        assert load_floors("scenes", "fast") == {
+            "vqa/accuracy/val": Seeds(values=[0.0, 0.1, 0.2], permuted=[0.05, 0.05, 0.05])
+        }
         assert load_floors("scenes", "default") == {}
         assert load_floors("stamps", "fast") == {}
 
@@ -160,7 +172,7 @@ class TestRecordedFile:
         known = {"stamps/fast": {"values": {"a": [1.0]}}}
         floors.FLOORS_FILE.write_text(json.dumps(known))
         assert floors.main(runs[:3]) == 0
-        assert load_floors("stamps", "fast") == {"a": [1.0]}
+        assert load_floors("stamps", "fast") == {"a": Seeds(values=[1.0])}
 
     @pytest.mark.parametrize("which", [(0, 1), (0, 1, 1), (1, 2, 3)])
     def test_wrong_runs(self, runs, which, capsys):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiber import recipes
-from fiber.config import from_dict, to_dict
+from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import build_model
 from fiber.training.optim import build_optimizer, freeze_image_stages, lr_factor
 from fiber.training.run_config import RunConfig, load_recipe

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fiber.config import preset, replace_fields
+from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
+from fiber.fields import replace_fields
 from fiber.training.loop import Run, train
 from fiber.training.run_config import (
     CaptionTask,

@@ -6,7 +6,8 @@ import resource
 import pytest
 import torch
 
-from fiber.config import preset, to_dict
+from fiber.config import preset
+from fiber.fields import to_dict
 from fiber.training import checkpoint as checkpoints
 from fiber.training.checkpoint import (
     Position,

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiber.config import preset, replace_fields
+from fiber.config import preset
+from fiber.fields import replace_fields
 from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.initialise import initialise, resize_bias_table
 

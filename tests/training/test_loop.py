@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fiber import DecodeError
-from fiber.config import replace_fields
+from fiber.fields import replace_fields
 from fiber.training import loop
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train

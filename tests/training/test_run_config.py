@@ -1,6 +1,7 @@
 import pytest
 
-from fiber.config import from_dict, preset, replace_fields, to_dict
+from fiber.config import preset
+from fiber.fields import from_dict, replace_fields, to_dict
 from fiber.training.run_config import (
     GroundingTask,
     ImageTextTask,

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fiber.config import preset, replace_fields
+from fiber.config import preset
 from fiber.data import Tokenizer
+from fiber.fields import replace_fields
 from fiber.training.checkpoint import (
     Position,
     Words,

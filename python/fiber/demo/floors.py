@@ -1,9 +1,12 @@
 """Floors of the demo's metrics: the least value with which a run counts as having learned.
 
 The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
-minus two standard deviations of the three). A metric whose worst seed does not beat the blind
-baseline has no floor: it is printed as "not learned". The seeds' values stand in `floors.json`
-beside this file; `python -m fiber.demo.floors` writes them from finished runs.
+minus two standard deviations of the three). A metric has no floor, and is printed as "not learned",
+where its worst seed does not beat the blind baseline, or where a seed reached the floor with permuted
+pictures: such a metric does not show that the model looks at them. (Masked words are the case in
+point: the model knows the sentences better than the counted neighbours of the blind baseline do.)
+The seeds' values stand in `floors.json` beside this file; `python -m fiber.demo.floors` writes them
+from finished runs.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -58,8 +61,24 @@ class Row:
         return f"{self.metric}/{self.split}"
 
 
-def floor_of(seed_values: Sequence[float], blind: float | None) -> float | None:
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """What a metric was on three seeds or more."""
+
+    values: Sequence[float]
+    #: The same models on permuted pictures.
+    permuted: Sequence[float] = ()
+
+
+def floor_of(
+    seed_values: Sequence[float], blind: float | None, permuted: Sequence[float] = ()
+) -> float | None:
     """Compute a metric's floor from its values on three seeds; None where it was not learned.
+
+    Args:
+        seed_values: the metric of each seed.
+        blind: the best blind baseline.
+        permuted: the metric of each seed on permuted pictures.
 
     Raises:
         ValueError: unless there are at least three values.
@@ -70,20 +89,22 @@ def floor_of(seed_values: Sequence[float], blind: float | None) -> float | None:
     if blind is not None and worst <= blind:
         return None
     floor = worst - 2 * statistics.stdev(seed_values)
-    return floor if blind is None else max(floor, blind)
+    if blind is not None:
+        floor = max(floor, blind)
+    return None if any(value >= floor for value in permuted) else floor
 
 
-def judge(rows: Sequence[Row], recorded: dict[str, list[float]]) -> list[Row]:
+def judge(rows: Sequence[Row], recorded: Mapping[str, Seeds]) -> list[Row]:
     """Give every row its floor and verdict.
 
     Args:
         rows: metrics of this run.
-        recorded: values of three seeds by `Row.key`; a row that is not there has no floor.
+        recorded: three seeds by `Row.key`; a row that is not there has no floor.
     """
     judged = []
     for row in rows:
-        values = recorded.get(row.key)
-        floor = floor_of(values, row.blind) if values else None
+        seeds = recorded.get(row.key)
+        floor = floor_of(seeds.values, row.blind, seeds.permuted) if seeds else None
         verdict = "not learned" if floor is None else "ok" if row.model >= floor else "FELL"
         judged.append(replace(row, floor=floor, verdict=verdict))
     return judged
@@ -112,12 +133,16 @@ def permuted_survivors(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def load_floors(data: str, mode: str) -> dict[str, list[float]]:
-    """Read the seeds' values for a kind of data ("scenes", "stamps") and a mode; {} if none."""
+def load_floors(data: str, mode: str) -> dict[str, Seeds]:
+    """Read the seeds for a kind of data ("scenes", "stamps") and a mode; {} if none."""
     if not FLOORS_FILE.is_file():
         return {}
     entry = json.loads(FLOORS_FILE.read_text()).get(f"{data}/{mode}", {})
-    return entry.get("values", {})
+    permuted = entry.get("permuted", {})
+    return {
+        key: Seeds(values=values, permuted=permuted.get(key, ()))
+        for key, values in entry.get("values", {}).items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,15 +159,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"expected runs of one kind, got {', '.join(sorted(names))}", file=sys.stderr)
         return 2
     values: dict[str, list[float]] = {}
+    permuted: dict[str, list[float]] = {}
     for run in runs:
         for row in run["rows"]:
-            values.setdefault(f"{row['metric']}/{row['split']}", []).append(round(row["model"], 6))
+            key = f"{row['metric']}/{row['split']}"
+            values.setdefault(key, []).append(round(row["model"], 6))
+            if row["permuted"] is not None:
+                permuted.setdefault(key, []).append(round(row["permuted"], 6))
     floors = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
     floors[names.pop()] = {
         "seeds": [run["seed"] for run in runs],
         "commit": sorted({run["commit"] for run in runs}),
         "machine": runs[0]["machine"],
         "values": values,
+        "permuted": permuted,
     }
     FLOORS_FILE.write_text(json.dumps(floors, indent=1, sort_keys=True) + "\n")
     print(f"wrote {FLOORS_FILE}")

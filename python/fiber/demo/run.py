@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiber.config import to_dict
 from fiber.demo import floors
 from fiber.demo.ablations import measure_ablations, train_ablations
 from fiber.demo.folder import DemoFolder, fingerprint
@@ -25,6 +24,7 @@ from fiber.demo.page import make_report
 from fiber.demo.pictures import draw_sheet
 from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
+from fiber.fields import to_dict
 from fiber.training.checkpoint import provenance, write_json
 from fiber.training.loop import train
 from fiber.training.progress import readable_seconds, say

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import fiber
-from fiber.config import FiberConfig, from_dict, to_dict
+from fiber.config import FiberConfig
 from fiber.data import Tokenizer
+from fiber.fields import from_dict, to_dict
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 

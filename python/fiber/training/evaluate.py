@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fiber.config import nearest
 from fiber.data import sources
 from fiber.data.records import Record, RecordSet
+from fiber.fields import nearest
 from fiber.training import measure_boxes, measure_pairs
 from fiber.training.checkpoint import StoredModel, write_whole
 from fiber.training.measure import Measure, Measured, Subject

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fiber.config import replace_fields
 from fiber.data import Tokenizer
+from fiber.fields import replace_fields
 from fiber.training.checkpoint import (
     Position,
     StoredModel,

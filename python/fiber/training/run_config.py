@@ -10,7 +10,8 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fiber.config import FiberConfig, nearest, to_dict
+from fiber.config import FiberConfig
+from fiber.fields import nearest, to_dict
 
 #: Readers of `fiber.data.sources` that a task may name, by what they hold.
 SOURCES = ("captions", "questions", "reasoning", "phrases", "referring", "detection")

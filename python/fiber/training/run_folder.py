@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiber.config import from_dict, to_dict
+from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import (
     Words,
     explained,
