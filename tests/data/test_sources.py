@@ -1,5 +1,7 @@
 """Readers of annotation files: real formats in, records out, and errors that say where."""
 
+import gc
+
 import pytest
 
 from fiber.data import sources
@@ -17,6 +19,18 @@ READERS = {
 
 
 # ---- empty, missing, foreign
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(data, was_on):
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_on else gc.disable)()
+        with pytest.raises(FileNotFoundError):
+            sources.captions(data.folder, "val")
+        assert gc.isenabled() == was_on
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.parametrize("reader", READERS)

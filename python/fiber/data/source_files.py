@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fiber.data.records import CharSpan, Record
 
@@ -120,6 +122,32 @@ class SourceFile:
             return Record(**fields)
         except ValueError as problem:
             raise self.error(f"cannot be a record: {problem}") from None
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def without_garbage_collection(
+    reader: Callable[Arguments, Result],
+) -> Callable[Arguments, Result]:
+    """Pause the garbage collector while a reader runs.
+
+    A reader makes a great many objects and no cycles; the collector would walk all of them again
+    and again and find nothing.
+    """
+
+    @functools.wraps(reader)
+    def read(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return reader(*args, **kwargs)
+        finally:
+            if was_on:
+                gc.enable()
+
+    return read
 
 
 def read_json(path: Path, kind: str) -> SourceFile:

@@ -30,6 +30,7 @@ from fiber.data.source_files import (
     read_boxes,
     read_json,
     read_json_lines,
+    without_garbage_collection,
 )
 
 # Stream of draws of which classes a prompt asks for.
@@ -38,6 +39,7 @@ _PROMPTS = 253
 AnyPath = str | PathLike[str]
 
 
+@without_garbage_collection
 def captions(
     folder: AnyPath,
     split: str,
@@ -76,6 +78,7 @@ def captions(
     return out
 
 
+@without_garbage_collection
 def phrases(
     folder: AnyPath,
     split: str,
@@ -148,6 +151,7 @@ def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
     return any(span in spans for span in label)
 
 
+@without_garbage_collection
 def referring(
     folder: AnyPath,
     split: str,
@@ -206,6 +210,7 @@ def referring(
     return out
 
 
+@without_garbage_collection
 def detection(
     folder: AnyPath,
     split: str,
@@ -275,6 +280,7 @@ def detection(
     return out
 
 
+@without_garbage_collection
 def questions(
     folder: AnyPath,
     split: str,
@@ -322,6 +328,7 @@ def questions(
     return out
 
 
+@without_garbage_collection
 def reasoning(
     folder: AnyPath,
     split: str,
@@ -362,6 +369,7 @@ def reasoning(
     return out
 
 
+@without_garbage_collection
 def swapped(
     folder: AnyPath,
     split: str,

@@ -1,12 +1,12 @@
 """Floors of the demo's metrics: the least value with which a run counts as having learned.
 
 The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
-minus two standard deviations of the three). A metric has no floor, and is printed as "not learned",
-where its worst seed does not beat the blind baseline, or where a seed reached the floor with permuted
-pictures: such a metric does not show that the model looks at them. (Masked words are the case in
-point: the model knows the sentences better than the counted neighbours of the blind baseline do.)
-The seeds' values stand in `floors.json` beside this file; `python -m fiber.demo.floors` writes them
-from finished runs.
+minus two standard deviations of the three). A metric has no floor, and is printed as "not
+learned", where its worst seed does not beat the blind baseline, or where a seed reached the floor
+with permuted pictures: such a metric does not show that the model looks at them. (Masked words are
+the case in point: the model knows the sentences better than the counted neighbours of the blind
+baseline do.) The seeds' values stand in `floors.json` beside this file;
+`python -m fiber.demo.floors` writes them from finished runs.
 """
 
 from __future__ import annotations
