@@ -1,5 +1,6 @@
 """The built wheel: what it holds, where its names lie, and that it installs alone."""
 
+import os
 import re
 import subprocess
 import sys
@@ -69,3 +70,29 @@ def test_runs_alone(wheel, tmp_path):
     # Required packages are missing, and it says so instead of failing to start.
     assert done.returncode == 1, done.stderr
     assert "torch" in done.stdout
+
+
+@pytest.mark.slow
+def test_sdist(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "maturin", "sdist", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (source,) = tmp_path.glob("*.tar.gz")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path), source],
+        capture_output=True,
+        text=True,
+        check=False,
+        # What cargo has built for the other wheel serves here too.
+        env={**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(built).namelist()
+    assert "fiber/kernels/reference.py" in names
+    assert not [name for name in names if name.startswith("triton_kernels")]
