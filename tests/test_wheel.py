@@ -37,7 +37,12 @@ def test_names(wheel):
     kernels = {name for name in names if name.startswith("fiber/kernels/")}
     own = {f"fiber/kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
     assert own and own <= kernels
-    for name in ("fiber/py.typed", "fiber/_core.pyi", "fiber/_core.abi3.so"):
+    for name in (
+        "fiber/py.typed",
+        "fiber/_core.pyi",
+        "fiber/_core.abi3.so",
+        "fiber/demo/floors.json",
+    ):
         assert name in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".rs")]
 
