@@ -265,9 +265,7 @@ PRESETS: dict[str, FiberConfig] = {
             dropout=0.0,
         ),
         fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
-        image_text=ImageTextConfig(
-            heads=("itc", "itm", "mlm", "vqa"), num_answers=32, temperature=0.03
-        ),
+        image_text=ImageTextConfig(heads=("itc", "itm", "mlm", "vqa"), num_answers=32),
         detector=DetectorConfig(
             channels=96,
             num_blocks=1,

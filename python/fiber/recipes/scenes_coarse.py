@@ -28,13 +28,14 @@ def recipe() -> RunConfig:
             question=QuestionTask(share=1),
         ),
         # Captions of a dozen tokens: at 0.15 most of them would lose one word or none.
-        data=DataConfig(batch_size=32, mlm_probability=0.3),
+        data=DataConfig(batch_size=64, mlm_probability=0.3),
         # Everything starts from nothing, so the heads need no higher rate than the towers.
         optim=OptimConfig(
-            lr=7e-4,
+            lr=5e-4,
             head_lr_multiplier=1.0,
             cross_modal_lr_multiplier=1.0,
+            warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=800, log_every=20, checkpoint_every=200),
+        train=TrainConfig(steps=440, log_every=20, checkpoint_every=110),
     )
