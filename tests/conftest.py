@@ -1,9 +1,14 @@
 """What several tests need: finished models of a few thousand weights, and a picture."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import pytest
+
+# A process that a shell starts in the background ignores Ctrl-C, and hands that down to the processes
+# of its tests; those that send one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Texts that the little tokenizer of the models is trained on.
 TEXTS = [
