@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# A process that a shell starts in the background ignores Ctrl-C, and hands that down to the processes
-# of its tests; those that send one would wait for ever.
+# A process that a shell starts in the background ignores Ctrl-C, and hands that down to the
+# processes of its tests; those that send one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Texts that the little tokenizer of the models is trained on.
