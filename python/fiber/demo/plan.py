@@ -81,13 +81,13 @@ PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_pictures=24_000,
         coarse={"train.steps": 440, "train.checkpoint_every": 55},
-        fine={"train.steps": 1400, "train.checkpoint_every": 200},
+        fine={"train.steps": 1200, "train.checkpoint_every": 200},
         records=_MANY_RECORDS,
         seconds={
-            "data": 60,
-            "coarse": 240,
-            "fine": 210,
-            "evaluation": 48,
+            "data": 15,
+            "coarse": 250,
+            "fine": 260,
+            "evaluation": 52,
             "ablations": 750,
             "page": 5,
         },
