@@ -76,6 +76,10 @@ def test_wrong_field_names_the_right_one():
             lambda: TasksConfig(question=QuestionTask(share=1, sources=("question",))),
             "'question' is no source; did you mean questions",
         ),
+        (
+            lambda: TasksConfig(grounding=GroundingTask(share=1, max_classes=0)),
+            "tasks.grounding.max_classes must be 1 or more, got 0",
+        ),
         (lambda: TrainConfig(steps=0), "train.steps must be 1 or more, got 0"),
         (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay"),
         (lambda: OptimConfig(warmup_fraction=1.0), "optim.warmup_fraction"),

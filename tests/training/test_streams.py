@@ -3,6 +3,7 @@ import torch
 
 from fiber.config import preset
 from fiber.data.records import Record
+from fiber.data.scenes import generate
 from fiber.training.distributed import Processes
 from fiber.training.run_config import TransformConfig
 from fiber.training.streams import (
@@ -12,7 +13,7 @@ from fiber.training.streams import (
     open_data,
     training_transform,
 )
-from tests.training.micro_runs import all_records, coarse_config
+from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 
 def question(key, answers):
@@ -66,6 +67,22 @@ def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
     ]:
         known = counted._replace(answers=own)
         assert open_data(config, records, known=known).words.answers == expected
+
+
+def test_training_prompts_have_as_many_classes_as_asked_for(tmp_path):
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+    of_detection = {"tasks__grounding__sources": ("detection",)}
+
+    def prompts(**changes):
+        config = fine_config(**of_detection, **changes)
+        records = open_data(config, folder).records["grounding"]
+        return [records[index].labels for index in range(len(records))]
+
+    assert [len(labels) for labels in prompts()] == [8] * 6
+    few = prompts(tasks__grounding__max_classes=5)
+    assert [len(labels) for labels in few] == [5] * 6
+    assert few == prompts(tasks__grounding__max_classes=5)
+    assert few != prompts(tasks__grounding__max_classes=5, train__seed=1)
 
 
 def test_tasks_have_positions_of_their_own(pictures):

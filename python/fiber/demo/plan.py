@@ -71,10 +71,9 @@ _FEW_RECORDS = {
     "coco": 100,
 }
 
-#: Stamps have hundreds of nouns, which are answers too. As classes they do not fit into one prompt,
-#: so boxes are learned from captions and expressions alone.
+#: Stamps have hundreds of nouns, which are answers too. As classes a few of them fit into one text.
 _STAMPS_COARSE = {"model.image_text.num_answers": 512}
-_STAMPS_FINE = {"tasks.grounding.sources": ("referring", "phrases")}
+_STAMPS_FINE = {"tasks.grounding.max_classes": 6}
 
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {

@@ -99,6 +99,9 @@ class GroundingTask:
     share: int = 0
     #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
+    #: Class names in a text of the source "detection", at most: those of the picture's boxes and
+    #: others drawn for it. None: every class of the file in each text.
+    max_classes: int | None = None
     #: Weight of each loss.
     alignment: float = 1.0
     box: float = 2.0
@@ -130,6 +133,11 @@ class TasksConfig:
                     source in SOURCES,
                     f"tasks.{name}.sources: {source!r} is no source; {nearest(source, SOURCES)}",
                 )
+        classes = self.grounding.max_classes
+        _require(
+            classes is None or classes >= 1,
+            f"tasks.grounding.max_classes must be 1 or more, got {classes}",
+        )
         _require(
             bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
         )

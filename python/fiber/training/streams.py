@@ -88,7 +88,7 @@ def open_data(
     if isinstance(data, (str, os.PathLike)):
         folder = existing_folder(data)
         for name, task in active.items():
-            parts = [READERS[source](folder, config.data.split) for source in task.sources]
+            parts = [_read(config, source, folder) for source in task.sources]
             records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
         in_folder = folder / "tokenizer.json"
     elif isinstance(data, Mapping):
@@ -117,6 +117,18 @@ def open_data(
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
     return TrainingData(records=records, words=Words(open_tokenizer(tokenizer), answers))
+
+
+def _read(config: RunConfig, source: str, folder: Path) -> RecordSet:
+    """Read one source of a folder the way that the run's config asks for."""
+    if source == "detection":
+        return sources.detection(
+            folder,
+            config.data.split,
+            max_classes=config.tasks.grounding.max_classes,
+            seed=config.train.seed,
+        )
+    return READERS[source](folder, config.data.split)
 
 
 def existing_folder(data: str | os.PathLike[str]) -> Path:
