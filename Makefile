@@ -40,6 +40,10 @@ fmt: $(VENV)/.installed-dev
 build: $(VENV)/.installed-dev
 	$(BIN)/maturin build --release --out dist
 
+# Every bench, each against its peer in the same run; rows go to benches/results.
+bench: $(VENV)/.installed-dev
+	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
 clean:
 	rm -rf $(VENV) target dist
 
