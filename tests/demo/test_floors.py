@@ -168,6 +168,17 @@ class TestRecordedFile:
         assert load_floors("scenes", "default") == {}
         assert load_floors("stamps", "fast") == {}
 
+    def test_runs_of_another_machine_are_added(self, runs):
+        assert floors.main(runs[:3]) == 0
+        assert floors.main(["--add", *runs[:3]]) == 0
+        seeds = load_floors("scenes", "fast")["vqa/accuracy/val"]
+        assert seeds.values == [0.0, 0.1, 0.2] * 2
+        assert seeds.permuted == [0.05] * 6
+        entry = json.loads(floors.FLOORS_FILE.read_text())["scenes/fast"]
+        assert [run["seed"] for run in entry["runs"]] == [0, 1, 2] * 2
+        assert floors.main(runs[:3]) == 0
+        assert load_floors("scenes", "fast")["vqa/accuracy/val"].values == [0.0, 0.1, 0.2]
+
     def test_other_kinds_are_kept(self, runs):
         known = {"stamps/fast": {"values": {"a": [1.0]}}}
         floors.FLOORS_FILE.write_text(json.dumps(known))

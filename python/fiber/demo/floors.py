@@ -1,11 +1,12 @@
 """Floors of the demo's metrics: the least value with which a run counts as having learned.
 
 The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
-minus two standard deviations of the three). A metric has no floor, and is printed as "not
-learned", where its worst seed does not beat the blind baseline, or where a seed reached the floor
-with permuted pictures: such a metric does not show that the model looks at them. (Masked words are
-the case in point: the model knows the sentences better than the counted neighbours of the blind
-baseline do.) The seeds' values stand in `floors.json` beside this file;
+minus two standard deviations of them). The same seeds on another kind of processor round
+differently and end elsewhere, so they count as runs of their own. A metric has no floor, and is
+printed as "not learned", where its worst seed does not beat the blind baseline, or where a seed
+reached the floor with permuted pictures: such a metric does not show that the model looks at them.
+(Masked words are the case in point: the model knows the sentences better than the counted
+neighbours of the blind baseline do.) The seeds' values stand in `floors.json` beside this file;
 `python -m fiber.demo.floors` writes them from finished runs.
 """
 
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
 
@@ -146,9 +148,14 @@ def load_floors(data: str, mode: str) -> dict[str, Seeds]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `floors.json` from the `rows.json` of finished demo runs of different seeds."""
+    """Write `floors.json` from the `rows.json` of finished demo runs of three seeds or more."""
     parser = argparse.ArgumentParser(prog="python -m fiber.demo.floors", description=main.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of demo runs, one per seed")
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the recorded values beside the new ones: the same plan on another machine",
+    )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
     if len({run["seed"] for run in runs}) < 3:
@@ -158,23 +165,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(names) != 1:
         print(f"expected runs of one kind, got {', '.join(sorted(names))}", file=sys.stderr)
         return 2
-    values: dict[str, list[float]] = {}
-    permuted: dict[str, list[float]] = {}
-    for run in runs:
-        for row in run["rows"]:
-            key = f"{row['metric']}/{row['split']}"
-            values.setdefault(key, []).append(round(row["model"], 6))
-            if row["permuted"] is not None:
-                permuted.setdefault(key, []).append(round(row["permuted"], 6))
-    floors = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
-    floors[names.pop()] = {
-        "seeds": [run["seed"] for run in runs],
-        "commit": sorted({run["commit"] for run in runs}),
-        "machine": runs[0]["machine"],
-        "values": values,
-        "permuted": permuted,
+    recorded = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
+    name = names.pop()
+    old = recorded.get(name, {}) if options.add else {}
+    entry: dict[str, Any] = {
+        key: old.get(key, empty) for key, empty in (("runs", []), ("values", {}), ("permuted", {}))
     }
-    FLOORS_FILE.write_text(json.dumps(floors, indent=1, sort_keys=True) + "\n")
+    for run in runs:
+        about = {"seed": run["seed"], "commit": run["commit"], "machine": run["machine"]}
+        entry["runs"].append(about)
+        for row in run["rows"]:
+            for key in ("model", "permuted"):
+                if row[key] is not None:
+                    of_metric = entry["values" if key == "model" else key]
+                    metric = f"{row['metric']}/{row['split']}"
+                    of_metric.setdefault(metric, []).append(round(row[key], 6))
+    recorded[name] = entry
+    FLOORS_FILE.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     print(f"wrote {FLOORS_FILE}")
     return 0
 
