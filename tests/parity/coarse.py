@@ -13,7 +13,6 @@ from tests.parity.coarse_case import PICTURES, CoarseCase
 from tests.parity.coarse_runs import Losses, run_beams, run_caption, run_dual, run_fused
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import (
-    GRADIENT_NOISE_FLOOR,
     WEIGHT_RULE,
     CoarseTolerances,
     coarse_tolerances,
@@ -141,9 +140,9 @@ def _compare_gradients(
         elif entry is None or grad is None:
             same = (entry is None) == (grad is None)
             comparison.group("gradients that are absent", 0.0).add(label, 0.0 if same else 1.0)
-        elif entry[0] < GRADIENT_NOISE_FLOOR * largest:
-            noise = grad.double().norm().item() / largest
-            comparison.group("gradients of zero", 2 * GRADIENT_NOISE_FLOOR).add(label, noise)
+        elif entry[0] < allowed.gradient_floor * largest:
+            error = abs(grad.double().norm().item() - entry[0]) / largest
+            comparison.group("small gradients", allowed.small_gradients).add(label, error)
         else:
             value = grad.double()
             norm_error = abs(value.norm().item() - entry[0]) / entry[0]
