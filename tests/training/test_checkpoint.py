@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import resource
+import stat
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fiber.training.checkpoint import (
     save_model,
     write_checkpoint,
     write_weights,
+    write_whole,
 )
 
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}}
@@ -174,3 +176,16 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 10, build_model(preset("micro")))
     assert names(tmp_path) == []
+
+
+def test_only_a_regular_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
+        with pytest.raises(OSError, match=f"{name} is {kind}; expected"):
+            write_whole(tmp_path / name, lambda part: part.write_text("new"))
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "file").write_text("old")
+    write_whole(tmp_path / "file", lambda part: part.write_text("new"))
+    assert (tmp_path / "file").read_text() == "new"
+    assert names(tmp_path) == ["file", "folder", "pipe"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fiber.data import Tokenizer
+from fiber.data.targets import check_target
 from fiber.predict.model import Answer, Hit, MissingHeadError, Model
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel, load_model, read_json
@@ -96,7 +97,11 @@ def evaluate(
     Raises:
         MissingHeadError: if the model has no head for the task.
         ValueError: for an unknown task, or records without what it needs.
+        OSError: if `output` is the name of something else than a regular file.
     """
+    if output is not None:
+        # Before the measuring, which may take hours.
+        check_target(Path(output))
     if not isinstance(model, Model):
         model = load(model)
     head, *_ = measuring.find_task(task)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import fiber
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
+from fiber.data.targets import check_target
 from fiber.fields import from_dict, to_dict
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
@@ -293,7 +294,13 @@ def remove_parts(folder: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name and rename it when it is whole."""
+    """Let `write` make a file under a temporary name and rename it when it is whole.
+
+    Raises:
+        OSError: if the name is that of something else than a regular file, or the file cannot be
+            written; nothing of it is left then.
+    """
+    check_target(path)
     part = path.with_name(PART + path.name)
     with explained(path, lambda: part.unlink(missing_ok=True)):
         write(part)
