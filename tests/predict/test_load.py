@@ -21,6 +21,13 @@ class TestLoadAndSave:
         assert again.heads == coarse.heads
         assert again.answer(pictures[0], "why?") == coarse.answer(pictures[0], "why?")
 
+    def test_only_a_free_folder_takes_a_model(self, micro_models, coarse, tmp_path):
+        (tmp_path / "photo.jpg").write_bytes(b"")
+        with pytest.raises(NotADirectoryError, match=r"photo\.jpg is a file; expected a folder"):
+            coarse.save(str(tmp_path / "photo.jpg"))
+        with pytest.raises(FileExistsError, match=r"fine holds config\.json of another model"):
+            coarse.save(micro_models["fine"])
+
     def test_a_run_folder(self, fine, tmp_path):
         run = scenes_fine.recipe()
         run = type(run)(**(run.__dict__ | {"model": fine.config}))

@@ -62,6 +62,58 @@ def test_config_names_version_and_model(tmp_path, model):
     assert written["model"] == json.loads(json.dumps(to_dict(model.config)))
 
 
+@pytest.mark.parametrize(
+    "held", ["config.json", "model.safetensors", "tokenizer.json", "checkpoints", "metrics.jsonl"]
+)
+def test_folder_of_another_model_or_run_is_refused(tmp_path, held):
+    folder = tmp_path / "used"
+    (folder / held).mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=f"used holds {held} of another.*name a new folder"):
+        save_model(build_model(preset("micro")), folder)
+    assert names(folder) == [held]
+
+
+def test_answers_of_another_model_do_not_stay(tmp_path):
+    save_model(build_model(preset("micro")), tmp_path, answers=("yes", "no"))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileExistsError, match=r"holds answers\.json"):
+        save_model(build_model(preset("micro")), tmp_path)
+
+
+def test_a_file_is_no_folder_for_a_model(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    with pytest.raises(NotADirectoryError, match=r"photo\.jpg is a file; expected a folder"):
+        save_model(build_model(preset("micro")), tmp_path / "photo.jpg")
+    assert (tmp_path / "photo.jpg").read_bytes() == b"photo"
+
+
+def test_config_comes_last(tmp_path, monkeypatch):
+    written = []
+    whole = checkpoints.write_whole
+
+    def noted(path, write):
+        written.append(path.name)
+        whole(path, write)
+
+    monkeypatch.setattr(checkpoints, "write_whole", noted)
+    save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
+    assert written == ["answers.json", "model.safetensors", "config.json"]
+
+
+def test_stopped_save_leaves_the_folder_free(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "_write_tensors", stopped)
+        save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
+    assert names(tmp_path) == ["notes.txt"]
+    save_model(build_model(preset("micro")), tmp_path)
+    load_model(tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_missing_file_is_named(tmp_path, missing):
     save_model(build_model(preset("micro")), tmp_path)
@@ -165,7 +217,7 @@ def test_write_that_really_fails_leaves_the_older_checkpoint_whole(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path) == ["model", "step-00000005"]
-    assert names(tmp_path / "model") == ["config.json"]
+    assert names(tmp_path / "model") == []
 
 
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -343,6 +343,13 @@ class Model:
         """Write config.json, model.safetensors, tokenizer.json and answers.json.
 
         A part that the model came without is not written.
+
+        Args:
+            folder: made if absent; it must hold neither a model nor a run.
+
+        Raises:
+            NotADirectoryError: if `folder` is a file.
+            FileExistsError: if it holds a part of a model or of a run.
         """
         save_model(self.network, Path(folder), self.tokenizer, self.answers)
 

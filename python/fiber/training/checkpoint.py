@@ -33,6 +33,8 @@ from fiber.models.image_text import FiberImageText
 
 PART = ".part-"
 STEP = "step-"
+#: What a finished model consists of.
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json")
 
 
 class Words(NamedTuple):
@@ -93,21 +95,40 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     answers: tuple[str, ...] = (),
 ) -> None:
-    """Write a finished model, `model.safetensors` last.
+    """Write a finished model, `config.json` last: a folder that has it holds a whole model.
 
     Args:
         model: the model.
-        folder: made if absent; files of the same names are replaced one by one.
+        folder: made if absent; it must hold neither a model nor a run.
         tokenizer: written as tokenizer.json.
         answers: written as answers.json if there are any.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+        FileExistsError: if it holds a part of a model or of a run, with that part's name.
+        OSError: if a file cannot be written (a full disk); no file of the model is left then.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; expected a folder to write the model to")
+    # What is not written again would be mixed with this model, as another's answers.
+    for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
+        if (folder / name).exists():
+            raise FileExistsError(
+                f"{folder} holds {name} of another model or run; name a new folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
-    if tokenizer is not None:
-        write_words(folder, Words(tokenizer, answers))
-    elif answers:
-        write_json(folder / "answers.json", list(answers))
-    write_weights(folder, model.state_dict())
+    try:
+        if tokenizer is not None:
+            write_words(folder, Words(tokenizer, answers))
+        elif answers:
+            write_json(folder / "answers.json", list(answers))
+        write_weights(folder, model.state_dict())
+        write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
+    except BaseException:
+        # The same folder can be named again.
+        for name in MODEL_FILES:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
