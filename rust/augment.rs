@@ -256,7 +256,8 @@ impl Plan {
     /// Carry the plan out on boxes of the stored picture; `None` for those that the crop drops.
     ///
     /// # Errors
-    /// [`Error::EmptyBox`] for a box that lies outside the stored picture.
+    /// [`Error::EmptyBox`] for a box that lies outside the stored picture, [`Error::BoxOutside`] for one
+    /// that reaches more than a pixel outside.
     pub fn move_boxes(
         &self,
         boxes_xyxy: &[BoxXyxy],

@@ -9,6 +9,9 @@ pub type BoxXyxy = [f64; 4];
 /// A box of which less than this part is left by a crop is dropped.
 pub const LEAST_AREA_LEFT: f64 = 0.1;
 
+/// A box may leave its picture by this much, from rounding, and is cut; more is a fault.
+pub const SLACK_PIXELS: f64 = 1.0;
+
 /// Area in square pixels; 0 for a box that is turned inside out.
 #[must_use]
 pub fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
@@ -31,24 +34,38 @@ pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
 /// Cut every box to its picture.
 ///
 /// # Errors
-/// [`Error::EmptyBox`] for a box of which nothing is left: a fault of the annotation.
+/// [`Error::EmptyBox`] for a box of which nothing is left, [`Error::BoxOutside`] for one that reaches
+/// more than [`SLACK_PIXELS`] outside: faults of the annotation.
 pub fn clip_all(boxes: &[BoxXyxy], height: usize, width: usize) -> Result<Vec<BoxXyxy>, Error> {
     boxes
         .iter()
         .enumerate()
         .map(|(index, &box_xyxy)| {
             let clipped = clip(box_xyxy, height, width);
-            // A NaN fails this comparison too.
-            if area(clipped) > 0.0 {
-                Ok(clipped)
-            } else {
-                Err(Error::EmptyBox {
+            // The area of a box with a NaN is 0.
+            if area(clipped) <= 0.0 {
+                return Err(Error::EmptyBox {
                     index,
                     box_xyxy,
                     height,
                     width,
-                })
+                });
             }
+            let beyond = box_xyxy
+                .iter()
+                .zip(clipped)
+                .map(|(edge, cut)| (edge - cut).abs())
+                .fold(0.0, f64::max);
+            if beyond > SLACK_PIXELS {
+                return Err(Error::BoxOutside {
+                    index,
+                    box_xyxy,
+                    beyond,
+                    height,
+                    width,
+                });
+            }
+            Ok(clipped)
         })
         .collect()
 }
@@ -104,7 +121,7 @@ mod tests {
 
     #[test]
     fn clipping_cuts_and_refuses_what_is_outside() {
-        let boxes = clip_all(&[[-1.0, 1.0, 2.5, 9.0]], 3, 4);
+        let boxes = clip_all(&[[-1.0, 1.0, 2.5, 4.0]], 3, 4);
         assert_eq!(boxes.ok(), Some(vec![[0.0, 1.0, 2.5, 3.0]]));
         for outside in [
             [4.0, 0.0, 9.0, 3.0],
@@ -113,6 +130,15 @@ mod tests {
         ] {
             let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], outside], 3, 4);
             assert!(matches!(result, Err(Error::EmptyBox { index: 1, .. })));
+        }
+        for too_far in [
+            [-1.001, 1.0, 2.5, 3.0],
+            [0.0, -2.0, 2.0, 2.0],
+            [1.0, 1.0, 5.5, 2.0],
+            [1.0, 1.0, 2.0, f64::INFINITY],
+        ] {
+            let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], too_far], 3, 4);
+            assert!(matches!(result, Err(Error::BoxOutside { index: 1, .. })));
         }
     }
 

@@ -40,6 +40,19 @@ pub enum Error {
         /// Width of the picture in pixels.
         width: usize,
     },
+    /// A box that reaches too far outside its picture.
+    BoxOutside {
+        /// Which box of the record.
+        index: usize,
+        /// The box as stored, xyxy in pixels.
+        box_xyxy: [f64; 4],
+        /// How far its farthest edge is outside, in pixels.
+        beyond: f64,
+        /// Height of the picture in pixels.
+        height: usize,
+        /// Width of the picture in pixels.
+        width: usize,
+    },
     /// A tokenizer file that cannot be used, or a text that cannot be encoded.
     Tokenizer(String),
     /// A field that the task needs and the record lacks or holds wrongly.
@@ -144,6 +157,18 @@ impl fmt::Display for Error {
                 f,
                 "box {index} is ({x0}, {y0}, {x1}, {y1}): nothing of it lies inside the picture of \
                  height {height} and width {width} pixels"
+            ),
+            Self::BoxOutside {
+                index,
+                box_xyxy: [x0, y0, x1, y1],
+                beyond,
+                height,
+                width,
+            } => write!(
+                f,
+                "box {index} is ({x0}, {y0}, {x1}, {y1}): it reaches {beyond} pixels outside the \
+                 picture of height {height} and width {width} pixels; expected at most {}",
+                crate::boxes::SLACK_PIXELS
             ),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
             Self::Argument { name, reason } => write!(f, "{name}: {reason}"),

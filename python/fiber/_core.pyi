@@ -314,7 +314,8 @@ def apply_transform(
         its pixels; and (height, width) without the padding.
 
     Raises:
-        ValueError: for an array of another shape and for a box outside the picture.
+        ValueError: for an array of another shape and for a box that reaches more than a pixel
+            outside the picture.
     """
 
 def positive_map(

@@ -84,8 +84,15 @@ def test_flip_mirrors():
 
 
 def test_boxes_are_clipped_to_the_picture():
-    _, boxes, _ = apply_transform(picture(10, 20), ImageTransform.squash(10), [(-5, 5, 100, 15)])
+    _, boxes, _ = apply_transform(picture(10, 20), ImageTransform.squash(10), [(-1, 5, 20.5, 11)])
     assert boxes == [[0.0, 5.0, 10.0, 10.0]]
+
+
+@pytest.mark.parametrize("box", [(-1.5, 0, 9, 9), (0, 0, 500, 5), (3, 3, 5, 11.01)], ids=str)
+def test_a_box_that_reaches_far_outside_is_a_fault_of_the_annotation(box):
+    expected = r"box 1 is .* outside the picture of height 10 and width 20 pixels; expected at most"
+    with pytest.raises(ValueError, match=expected):
+        apply_transform(picture(10, 20), ImageTransform.squash(10), [(0, 0, 1, 1), box])
 
 
 @pytest.mark.parametrize("box", [(20, 0, 30, 5), (3, 3, 3, 5), (-4, 0, 0, 5)], ids=str)

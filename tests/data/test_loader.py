@@ -127,7 +127,8 @@ def test_grounding_batch(tokenizer):
         record(0, images=(png(0, 20, 30),), text=text, boxes_xyxy=((3, 2, 6, 4),) * 2,
                char_spans=(((9, 12),), ((0, 3), (9, 12)))),
         record(1, images=(png(1, 40, 20),), text="a dog", boxes_xyxy=(), char_spans=()),
-        record(2, images=(png(2, 20, 20),), text="dog", char_spans=(((0, 3),),)),
+        record(2, images=(png(2, 20, 20),), text="dog", boxes_xyxy=((1, 2, 20, 20.5),),
+               char_spans=(((0, 3),),)),
     ]  # fmt: skip
     transform = ImageTransform.shorter_side([40], 100)
     (batch,) = make(tokenizer, records, "grounding", transform=transform).epoch()
@@ -262,6 +263,13 @@ def test_a_box_outside_its_picture_names_both(tokenizer):
     expected = r"record 'r1': box 0 is \(40, 2, 50, 22\): nothing .* height 24 and width 32 pixels"
     with pytest.raises(ValueError, match=expected):
         list(make(tokenizer, [RECORDS[0], outside], "grounding").epoch())
+    too_far = record(1, boxes_xyxy=((20.0, 2.0, 50.0, 22.0),))
+    expected = (
+        r"record 'r1': box 0 is \(20, 2, 50, 22\): it reaches 18 pixels outside the picture of"
+        " height 24 and width 32 pixels; expected at most 1"
+    )
+    with pytest.raises(ValueError, match=expected):
+        list(make(tokenizer, [RECORDS[0], too_far], "grounding").epoch())
 
 
 def test_bad_samples_can_be_left_out(tokenizer):

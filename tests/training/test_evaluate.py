@@ -204,6 +204,27 @@ def test_pictures_of_other_sizes_do_not_change_boxes(models, pictures, tmp_path)
     assert [entry["key"] for entry in found[0]] == ["g0", "g1", "g2", "g3"]
 
 
+@pytest.mark.parametrize("task", ["refcoco", "flickr", "coco"])
+def test_a_box_outside_its_picture_is_refused(task, models, pictures):
+    records = list(detection_records(pictures) if task == "coco" else records_for(task, pictures))
+    height, width = load_image(records[1].images[0]).shape[:2]
+
+    def run(right, **options):
+        boxes = ((2.0, 2.0, right, 9.0),)
+        changed = [records[0], dataclasses.replace(records[1], boxes_xyxy=boxes), *records[2:]]
+        return evaluate(models["fine"], task, data=changed, threads=1, **options)
+
+    expected = (
+        rf"record '{records[1].key}': box 0 is \(2, 2, 500, 9\): it reaches {500 - width} pixels"
+        rf" outside the picture of height {height} and width {width} pixels; expected at most 1"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run(500.0)
+    assert run(width + 1.0)
+    # Another record's picture need not hold the box.
+    assert run(500.0, permute_images=True)
+
+
 def test_label_behind_the_last_token_gets_no_box(models, pictures, tmp_path):
     base = records_for("refcoco", pictures)[0]
     text = "very " * 40 + base.text

@@ -70,8 +70,8 @@ def evaluate(
         Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
 
     Raises:
-        ValueError: for an unknown task, a missing head or tokenizer, or records without what the
-            task needs.
+        ValueError: for an unknown task, a missing head or tokenizer, records without what the task
+            needs, or a box that reaches more than a pixel outside its picture.
     """
     head, reader, measure = find_task(task)
     if head not in model.config.heads:
@@ -89,6 +89,7 @@ def evaluate(
         answers=model.answers,
         batch_size=batch_size,
         threads=threads,
+        own_pictures=not permute_images,
     )
     with fusion_off(model.model) if not fusion else _unchanged():
         measured = measure(subject, records)

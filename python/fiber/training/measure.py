@@ -38,6 +38,8 @@ class Subject:
     answers: tuple[str, ...] = ()
     batch_size: int = 64
     threads: int = 0
+    #: Whether records show their own pictures, so that their boxes must lie inside.
+    own_pictures: bool = True
 
     @property
     def device(self) -> torch.device:

@@ -159,9 +159,15 @@ def _pictures(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, list
 
     The model sees the padding, so that a picture padded to the size of another one would be judged
     by its neighbours in the batch.
+
+    Raises:
+        ValueError: for a box that its own picture does not hold, naming record, box and size.
     """
+    # Boxes go along to be checked against their pictures; what no span names is then left out.
     stripped = [
-        dataclasses.replace(record, boxes_xyxy=(), char_spans=(), box_labels=()) for record in asked
+        dataclasses.replace(record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=())
+        for record in asked
+        for boxes in [record.boxes_xyxy if subject.own_pictures else ()]
     ]
     divisor = subject.network.config.swin.patch_size * 8
     at = 0
