@@ -133,6 +133,7 @@ class TestBadInput:
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
             (["match", "a.jpg", "dog", "--device", "toaster"], "toaster"),
             (["ground", "a.jpg", "--phrases", "dog", "--threshold", "2"], "2.0"),
+            (["caption", "a.jpg", "--save", "b.jpg"], "--save b.jpg is a file; name a folder"),
         ],
     )
     def test_message(self, desk, capsys, arguments, message):

@@ -107,6 +107,8 @@ def test_boxes_and_labels_at_the_border_are_drawn():
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="the picture is not known"):
         detections(None).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x: unknown ending ''; expected \.png, \.jpg"):
+        detections().save(str(tmp_path / "x"))
     with pytest.raises(ValueError, match="is 5 x 7 pixels, the boxes belong to 80 x 60"):
         detections(np.zeros((7, 5, 3), np.uint8)).draw()
     with pytest.raises(ValueError, match=r"1 labels, boxes_xyxy \(2, 4\) and 1 scores"):

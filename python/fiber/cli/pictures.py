@@ -259,6 +259,10 @@ class _Output:
         self.folder: Path | None = options.save
         self.names: set[str] = set()
         if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise NotADirectoryError(
+                    f"--save {self.folder} is a file; name a folder for the annotated pictures"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def line(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
@@ -286,6 +290,8 @@ class _Output:
             return
         from PIL import Image, ImageDraw, ImageFont
 
+        from fiber.postprocess.files import save_picture
+
         height, width = picture.shape[:2]
         font = ImageFont.load_default(size=max(12, width // 30))
         lines = _wrapped(text, font, width - 8)
@@ -295,7 +301,7 @@ class _Output:
         draw = ImageDraw.Draw(canvas)
         for index, line in enumerate(lines):
             draw.text((4, height + 4 + index * line_height), line, "black", font)
-        canvas.save(self.file_for(path))
+        save_picture(lambda: canvas, self.file_for(path))
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:

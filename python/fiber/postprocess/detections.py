@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiber.postprocess.files import save_picture
 from fiber.postprocess.find import FoundBoxes
 
 if TYPE_CHECKING:
@@ -156,9 +157,10 @@ class Detections:
         """Write the picture with its boxes; the name's ending says in which format.
 
         Raises:
-            ValueError: if the picture is not known or has another size.
+            ValueError: if the picture is not known or has another size, or the ending is unknown.
+            OSError: if it cannot be written; what bore the name is as it was.
         """
-        self.draw().save(path)
+        save_picture(self.draw, path)
 
     def _open(self) -> Image:
         from PIL import Image as PilImage
