@@ -1,6 +1,7 @@
 """The commands that make data, train and measure: what they hand on, and what may fail."""
 
 import errno
+import inspect
 import json
 import sys
 import types
@@ -11,7 +12,7 @@ import pytest
 import fiber
 import fiber.demo
 from fiber.cli import main
-from fiber.data import sources
+from fiber.data import scenes, sources, stamps
 from fiber.data.scenes import generate
 
 from .output import error_line
@@ -135,6 +136,27 @@ class TestData:
         assert main(arguments) == 0
         assert "tokenizer" not in seen[1][1]
         assert capsys.readouterr().out == "made\nmade\n"
+
+    @pytest.mark.parametrize("kind", ["scenes", "stamps"])
+    @pytest.mark.parametrize("number", ["0", "-3", "many"])
+    def test_a_training_split_needs_pictures(self, desk, capsys, kind, number):
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", kind, "--output", "made", "--images", number])
+        assert stopped.value.code == 2
+        message = f"argument --images: expected 1 or more, got {number}"
+        assert message in capsys.readouterr().err
+        assert not Path("made").exists()
+
+    @pytest.mark.parametrize(("kind", "module"), [("scenes", scenes), ("stamps", stamps)])
+    def test_help_tells_the_numbers_of_pictures(self, capsys, kind, module):
+        with pytest.raises(SystemExit):
+            main(["data", kind, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        defaults = inspect.signature(module.generate).parameters
+        assert f"1 or more (default: {defaults['train'].default})" in shown
+        assert f"(default: {defaults['seed'].default})" in shown
+        assert f"always {defaults['val'].default} pictures of val" in shown
+        assert f"and {defaults['novel'].default} of novel" in shown
 
     def test_a_folder_that_holds_something_else(self, desk, capsys):
         assert main(["data", "scenes", "--output", "more"]) == 2

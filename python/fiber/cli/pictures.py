@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fiber.cli.arguments import count
 from fiber.cli.models import choose_model
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--caption", help='"a red mug next to the laptop": its phrases, or those of --phrases in it'
     )
     ground.add_argument(
-        "--boxes-per-phrase", type=_count, default=1, help="best boxes of a phrase (default: 1)"
+        "--boxes-per-phrase", type=count, default=1, help="best boxes of a phrase (default: 1)"
     )
     _box_options(ground)
 
@@ -48,11 +49,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     answer = _command(commands, "answer", _answer, "answer a question about a picture")
     answer.add_argument("image", metavar="IMAGE")
     answer.add_argument("question", metavar="QUESTION")
-    answer.add_argument("--top-k", type=_count, default=3, help="answers to give (default: 3)")
+    answer.add_argument("--top-k", type=count, default=3, help="answers to give (default: 3)")
 
     caption = _command(commands, "caption", _caption, "describe pictures in words")
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder")
-    caption.add_argument("--num-beams", type=_count, default=5, help="width of the search")
+    caption.add_argument("--num-beams", type=count, default=5, help="width of the search")
 
     match = _command(commands, "match", _match, "say how well a text fits a picture")
     match.add_argument("image", metavar="IMAGE")
@@ -61,7 +62,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     search = _command(commands, "search", _search, "find the pictures that fit a text best")
     search.add_argument("text", metavar="TEXT")
     search.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
-    search.add_argument("--top-k", type=_count, default=10, help="pictures to give (default: 10)")
+    search.add_argument("--top-k", type=count, default=10, help="pictures to give (default: 10)")
     search.add_argument(
         "--no-rerank",
         action="store_true",
@@ -88,14 +89,7 @@ def _box_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--threshold", type=float, default=None, help="lowest score of a box, from 0 to 1"
     )
-    command.add_argument("--max-detections", type=_count, default=100, help="boxes of a picture")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
-    return number
+    command.add_argument("--max-detections", type=count, default=100, help="boxes of a picture")
 
 
 def _ground(options: argparse.Namespace) -> int:

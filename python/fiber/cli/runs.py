@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from fiber.cli.arguments import count
 from fiber.cli.models import RUNS
 
 
@@ -48,14 +49,34 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 def _add_data(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help="make a data set, or look into one")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for kind, text in (
-        ("scenes", "rendered pictures of shapes, with captions, questions and boxes"),
-        ("stamps", "real cut-outs on photographs, with captions and boxes"),
+    # The numbers are the defaults of `generate`, which is not imported for a table of options.
+    for kind, text, novel, images in (
+        (
+            "scenes",
+            "rendered pictures of shapes, with captions, questions and boxes",
+            "pairs of colour and shape",
+            20000,
+        ),
+        ("stamps", "real cut-outs on photographs, with captions and boxes", "nouns", 8000),
     ):
-        make = kinds.add_parser(kind, help=text, description=f"Make {text}.")
+        make = kinds.add_parser(
+            kind,
+            help=text,
+            description=f"Make {text}. Beside the training split there are always 500 pictures of"
+            f" val, which show what training shows, and 500 of novel, which show {novel} that"
+            " training does not.",
+        )
         make.add_argument("--output", type=Path, required=True, metavar="DIR")
-        make.add_argument("--images", type=int, default=None, help="pictures of the training split")
-        make.add_argument("--seed", type=int, default=0)
+        make.add_argument(
+            "--images",
+            type=count,
+            default=None,
+            metavar="N",
+            help=f"pictures of the training split, 1 or more (default: {images})",
+        )
+        make.add_argument(
+            "--seed", type=int, default=0, help="decides every picture and text (default: 0)"
+        )
         make.add_argument(
             "--tokenizer", type=Path, metavar="DIR", help="take this one instead of training one"
         )

@@ -1,0 +1,20 @@
+"""Values of options that are checked before a command starts."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def count(text: str) -> int:
+    """Read a whole number of 1 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, with what was given.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
