@@ -1,5 +1,6 @@
 """Every command that looks at pictures, and everything that can be wrong with what it is given."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,6 +55,26 @@ class TestPictureCommands:
             "traffic light, red",
         }
         assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "b.png"]
+
+    def test_a_folder_stands_for_pictures_at_any_depth(self, desk, capsys):
+        for name in ("nested/val/000/b.jpg", "nested/val/000/a.JPG", "nested/c.png/d.jpg"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy("a.jpg", name)
+        Path("nested/val/words.txt").write_text("no picture")
+        assert main(["detect", "nested", "--classes", "circle"]) == 0
+        assert [r["image"] for r in lines(capsys)] == [
+            "nested/c.png/d.jpg",
+            "nested/val/000/a.JPG",
+            "nested/val/000/b.jpg",
+        ]
+
+    def test_a_folder_without_pictures(self, desk, capsys):
+        Path("empty/below").mkdir(parents=True)
+        Path("empty/below/words.txt").write_text("no picture")
+        assert main(["detect", "empty", "--classes", "circle"]) == 2
+        assert "empty: no .jpeg, .jpg, .png, .webp file in this folder or below" in error_line(
+            capsys
+        )
 
     def test_pictures_of_one_name_are_saved_apart(self, desk, capsys):
         assert main(["caption", "a.jpg", "more/a.jpg", "--save", "out"]) == 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Files that a folder on the command line stands for.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_IMAGES = "a picture, or a folder: every picture in it, at any depth"
 #: Pictures that are decoded and held at once.
 _AT_ONCE = 16
 
@@ -29,7 +30,7 @@ _AT_ONCE = 16
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
     ground = _command(commands, "ground", _ground, "find the boxes of phrases or of a caption")
-    ground.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    ground.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
     ground.add_argument("--phrases", help='"a red mug; the laptop": each by itself')
     ground.add_argument(
         "--caption", help='"a red mug next to the laptop": its phrases, or those of --phrases in it'
@@ -40,7 +41,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _box_options(ground)
 
     detect = _command(commands, "detect", _detect, "find every object of some classes")
-    detect.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    detect.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
     classes = detect.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes", help='"mug; traffic light"')
     classes.add_argument("--classes-file", type=Path, help="a text file with one class a line")
@@ -52,7 +53,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     answer.add_argument("--top-k", type=count, default=3, help="answers to give (default: 3)")
 
     caption = _command(commands, "caption", _caption, "describe pictures in words")
-    caption.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder")
+    caption.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
     caption.add_argument("--num-beams", type=count, default=5, help="width of the search")
 
     match = _command(commands, "match", _match, "say how well a text fits a picture")
@@ -61,7 +62,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     search = _command(commands, "search", _search, "find the pictures that fit a text best")
     search.add_argument("text", metavar="TEXT")
-    search.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    search.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
     search.add_argument("--top-k", type=count, default=10, help="pictures to give (default: 10)")
     search.add_argument(
         "--no-rerank",
@@ -211,14 +212,21 @@ def _items(text: str, option: str) -> list[str]:
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """Turn what was named into files: a folder stands for the pictures in it."""
+    """Turn what was named into files: a folder stands for the pictures in it, at any depth.
+
+    Linked folders inside it are not entered.
+    """
     paths = []
     for image in images:
         path = Path(image)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.is_dir()
+            )
             if not inside:
-                raise ValueError(f"{path}: no {', '.join(sorted(_SUFFIXES))} file in this folder")
+                raise ValueError(
+                    f"{path}: no {', '.join(sorted(_SUFFIXES))} file in this folder or below it"
+                )
             paths += inside
         elif path.exists():
             paths.append(path)
