@@ -69,6 +69,34 @@ def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
         assert open_data(config, records, known=known).words.answers == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (5, "data: expected a folder.*; got the int 5"),
+        (iter([]), "data: .*; got the list_iterator <"),
+        ([{"a": 1}], r"data: .*; got the list whose first item is the dict \{'a': 1\}"),
+        ({"question": 5}, "data of task 'question': .*; got the int 5"),
+        (
+            {"question": "folder"},
+            "data of task 'question': expected a map-style .*; got the str 'folder'",
+        ),
+    ],
+)
+def test_data_that_are_no_records_are_refused(pictures, data, said):
+    config = coarse_config(
+        tasks__image_text__share=0, tasks__reasoning__share=0, tasks__caption__share=0
+    )
+    with pytest.raises(TypeError, match=said):
+        open_data(config, data, tokenizer=pictures / "tokenizer.json")
+
+
+def test_one_set_does_not_serve_several_tasks(pictures):
+    with pytest.raises(TypeError, match=r"a dict with such a set for each task; got the int 5"):
+        open_data(coarse_config(), 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the run has the tasks image_text, question"):
+        open_data(coarse_config(), all_records(pictures)["question"])
+
+
 def test_training_prompts_have_as_many_classes_as_asked_for(tmp_path):
     folder = generate(tmp_path / "data", train=6, val=1, novel=1)
     of_detection = {"tasks__grounding__sources": ("detection",)}

@@ -13,13 +13,16 @@ from typing import Any
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
 from fiber.data.loader import BatchType
-from fiber.data.records import ConcatRecords, RecordSet
+from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig, TransformConfig
 
 #: What `fiber.train` and `fiber.evaluate` take: a folder, one set of records, or one for each task.
 Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
+
+#: In words, for messages.
+RECORD_SET = "a map-style set of fiber.data.Record"
 
 READERS = {
     "captions": sources.captions,
@@ -80,6 +83,7 @@ def open_data(
 
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
+        TypeError: if `data` is nothing of the kind.
         ValueError: if the records do not fit the tasks, a set is empty, or there is no tokenizer.
     """
     active = config.tasks.active()
@@ -97,13 +101,19 @@ def open_data(
                 f"data has records for {', '.join(map(repr, data)) or 'no task'};"
                 f" expected one set for each of the run's tasks: {', '.join(map(repr, active))}"
             )
+        for name, given in data.items():
+            _check_records(given, f"data of task {name!r}: expected {RECORD_SET}")
         records = dict(data)
-    elif len(active) == 1:
-        records = dict.fromkeys(active, data)
     else:
-        raise ValueError(
-            f"the run has the tasks {', '.join(active)}; give a dict with records for each of them"
+        _check_records(
+            data, f"data: expected a folder, {RECORD_SET} or a dict with such a set for each task"
         )
+        if len(active) != 1:
+            raise ValueError(
+                f"the run has the tasks {', '.join(active)};"
+                " give a dict with records for each of them"
+            )
+        records = dict.fromkeys(active, data)
     for name, found in records.items():
         if len(found) == 0:
             raise ValueError(f"data of task {name!r}: expected at least one record, got none")
@@ -117,6 +127,23 @@ def open_data(
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
     return TrainingData(records=records, words=Words(open_tokenizer(tokenizer), answers))
+
+
+def _check_records(given: Any, expected: str) -> None:
+    """Check by its first record that something is a set of them.
+
+    Raises:
+        TypeError: if it is not: what was expected and what was given.
+    """
+    kind = type(given).__name__
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
+        if not len(given) or isinstance(given[0], Record):
+            return
+        first = given[0]
+        found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
+    else:
+        found = f"{kind} {given!r:.60}"
+    raise TypeError(f"{expected}; got the {found}")
 
 
 def _read(config: RunConfig, source: str, folder: Path) -> RecordSet:
