@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +28,21 @@ class TestInputs:
     def test_no_picture_at_all(self):
         with pytest.raises(TypeError, match=r"a picture is a path.*got int"):
             as_list(3)
+
+    @pytest.mark.parametrize("shape", [(), (6,), (50, 60), (2, 2, 5, 6, 3)])
+    def test_arrays_of_no_picture_name_their_own_shape(self, shape):
+        message = f"array of shape {shape} and dtype uint8; expected (H, W, 3) and uint8"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            as_list(np.zeros(shape, np.uint8))
+
+    def test_an_array_of_paths_is_a_list(self):
+        assert as_list(np.array(["a.jpg", "b.jpg"])) == (["a.jpg", "b.jpg"], False)
+
+    @pytest.mark.parametrize("texts", [3, None, b"a"])
+    def test_neither_a_text_nor_a_list(self, texts):
+        for give in (one_for_each, one_list_for_each):
+            with pytest.raises(TypeError, match=r"what: expected a str or a list of str, got the"):
+                give(texts, 2, "what")
 
     def test_texts(self):
         assert one_for_each("a", 2, "question") == ["a", "a"]

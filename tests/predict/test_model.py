@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,31 @@ class TestCoarse:
         np.testing.assert_allclose([each.score for each in answers], best.values.detach(), 1e-4)
         assert coarse.answer(pictures[1], "what color is it?") == answers[:1]
         assert len(coarse.answer(pictures[1], "why?", top_k=1000)) == len(ANSWERS)
+
+    @pytest.mark.parametrize("top_k", [0, -1])
+    def test_at_least_one_is_asked_for(self, coarse, pictures, top_k):
+        with pytest.raises(ValueError, match=f"top_k must be 1 or more, got {top_k}"):
+            coarse.answer(pictures[0], "why?", top_k=top_k)
+        with pytest.raises(ValueError, match=f"top_k must be 1 or more, got {top_k}"):
+            coarse.search("a", pictures, top_k)
+        with pytest.raises(TypeError, match=r"top_k must be a whole number, got the float 1\.5"):
+            coarse.search("a", pictures, 1.5)
+
+    def test_search_takes_one_text(self, coarse, pictures):
+        for text, given in ((3, "the int 3"), (["a"], r"the list \['a'\]")):
+            with pytest.raises(TypeError, match=f"search: expected a str to look for, got {given}"):
+                coarse.search(text, pictures)
+        for ask in (coarse.embed_texts, lambda text: coarse.match(pictures, text)):
+            with pytest.raises(TypeError, match="text: expected a str or a list of str, got the i"):
+                ask(3)
+
+    @pytest.mark.parametrize("shape", [(0, 6, 3), (5, 0, 3)])
+    def test_a_picture_has_pixels(self, coarse, fine, shape):
+        for ask in (coarse.caption, coarse.embed_images, lambda p: fine.ground(p, "dog")):
+            for pictures in (np.zeros(shape, np.uint8), [np.zeros(shape, np.uint8)]):
+                message = re.escape(f"array of shape {shape}: it has 0 pixels; expected (H, W, 3)")
+                with pytest.raises(ValueError, match=message):
+                    ask(pictures)
 
     def test_questions_for_each_picture(self, coarse, pictures):
         questions = ["is it red?", "how many?", "why?", "what?", "where is the red circle?"]

@@ -32,11 +32,18 @@ def as_list(pictures: Any) -> tuple[list[Any], bool]:
 
     Raises:
         TypeError: for something that is neither a picture nor a list of them.
+        ValueError: for an array whose shape is that of neither.
     """
     if isinstance(pictures, (str, os.PathLike, bytes, bytearray, memoryview)):
         return [pictures], True
     if isinstance(pictures, np.ndarray):
-        return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
+        # An array of paths, or of pictures of several sizes, is a list.
+        if pictures.ndim in (3, 4) or pictures.dtype.kind in "OSU":
+            return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
+        raise ValueError(
+            f"picture is an array of shape {pictures.shape} and dtype {pictures.dtype};"
+            " expected (H, W, 3) and uint8, or (n, H, W, 3) for n pictures"
+        )
     # A PIL image, without importing PIL.
     if hasattr(pictures, "convert") and hasattr(pictures, "size"):
         return [pictures], True
@@ -48,13 +55,41 @@ def as_list(pictures: Any) -> tuple[list[Any], bool]:
     )
 
 
+def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
+    """Give one text or several as a list.
+
+    Raises:
+        TypeError: for something that is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
+        kind = type(texts).__name__
+        raise TypeError(f"{what}: expected a str or a list of str, got the {kind} {texts!r:.60}")
+    return list(texts)
+
+
+def check_top_k(top_k: int) -> None:
+    """Check how many of the best are asked for.
+
+    Raises:
+        TypeError, ValueError: if it is no whole number, or less than 1.
+    """
+    if not isinstance(top_k, (int, np.integer)):
+        raise TypeError(f"top_k must be a whole number, got the {type(top_k).__name__} {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be 1 or more, got {top_k}")
+
+
 def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
     """Give every picture its text: one text for all of them, or as many as there are pictures.
 
     Raises:
         ValueError: if there are more or fewer, or one is empty.
     """
-    given = [texts] * count if isinstance(texts, str) else list(texts)
+    given = as_texts(texts, what)
+    if isinstance(texts, str):
+        given = given * count
     if len(given) != count:
         raise ValueError(
             f"{len(given)} {what}s for {count} pictures; expected one, or one for each"
@@ -70,7 +105,7 @@ def one_list_for_each(
     Raises:
         ValueError: if a list is empty, or there are more or fewer lists than pictures.
     """
-    given: list[Any] = [texts] if isinstance(texts, str) else list(texts)
+    given: list[Any] = as_texts(texts, what)  # type: ignore[arg-type]
     if all(isinstance(text, str) for text in given):
         given = [given] * count
     elif len(given) != count:
@@ -151,6 +186,7 @@ class Inputs:
 
         Raises:
             FileNotFoundError, fiber.DecodeError: for a picture that cannot be read, by name.
+            ValueError: for an array of another shape or dtype, or without pixels.
         """
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             for start in range(0, len(pictures), IMAGES_AT_ONCE):
@@ -210,5 +246,10 @@ class Inputs:
     def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Give the picture, the tensor (3, H, W) and its (height, width) without padding."""
         array = load_image(picture)
+        if not array.size:
+            raise ValueError(
+                f"picture is an array of shape {array.shape}: it has 0 pixels; expected (H, W, 3)"
+                " with H and W of 1 or more"
+            )
         pixels, _, size = _core.apply_transform(array, self.transform)
         return array, torch.from_numpy(np.asarray(pixels)), size

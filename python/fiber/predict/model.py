@@ -27,7 +27,15 @@ from fiber.predict.boxes import (
     prompts_for_classes,
     prompts_for_phrases,
 )
-from fiber.predict.inputs import Inputs, as_list, not_empty, one_for_each, one_list_for_each
+from fiber.predict.inputs import (
+    Inputs,
+    as_list,
+    as_texts,
+    check_top_k,
+    not_empty,
+    one_for_each,
+    one_list_for_each,
+)
 from fiber.predict.pairs import PAIRS_AT_ONCE, score_pairs
 from fiber.training.checkpoint import save_model
 from fiber.training.run_config import load_recipe
@@ -181,6 +189,7 @@ class Model:
             A list of `Answer`, or a list of such lists.
         """
         self.need_head("vqa", "answer")
+        check_top_k(top_k)
         if not self.answers:
             raise ValueError(
                 "this model came without its answers; give them, as in"
@@ -241,7 +250,7 @@ class Model:
         self.need_head("itm", "match")
         given, single = as_list(pictures)
         one_text = isinstance(texts, str)
-        words = not_empty([texts] if isinstance(texts, str) else texts, "text")
+        words = not_empty(as_texts(texts, "text"), "text")
         pairs = [(i, j) for i in range(len(given)) for j in range(len(words))]
         logits = self._score(given, words, pairs, self._coarse.itm_logits)
         scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(words)).numpy()
@@ -302,7 +311,7 @@ class Model:
             (n, D) float32 of unit length, or (D,) for one text.
         """
         self.need_head("itc", "embed_texts")
-        words = not_empty([texts] if isinstance(texts, str) else texts, "text")
+        words = not_empty(as_texts(texts, "text"), "text")
         vectors = torch.zeros(len(words), self.config.roberta.width)
         with self._running():
             for start in range(0, len(words), PAIRS_AT_ONCE):
@@ -326,6 +335,11 @@ class Model:
         self.need_head("itc", "search")
         if rerank:
             self.need_head("itm", "search with rerank=True")
+        if not isinstance(text, str):
+            raise TypeError(
+                f"search: expected a str to look for, got the {type(text).__name__} {text!r:.60}"
+            )
+        check_top_k(top_k)
         given, single = as_list(pictures)
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
