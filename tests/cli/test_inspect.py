@@ -28,6 +28,7 @@ class TestInspect:
         pictures = sorted((scenes / "images" / "train").rglob("*.jpg"))
         pictures[0].write_bytes(pictures[0].read_bytes()[:99])
         pictures[1].unlink()
+        missing = pictures[1].relative_to(scenes / "images")
         (scenes / "refcoco_train.json").write_text("{")
         assert main(["data", "inspect", "runs/scenes"]) == 1
         out = capsys.readouterr().out
@@ -37,6 +38,7 @@ class TestInspect:
         assert len(faults) == 3
         for name in (pictures[0].name, pictures[1].name, "refcoco_train.json"):
             assert any(name in fault for fault in faults)
+        assert f"fault: picture runs/scenes/images/{missing} does not exist" in faults
 
     def test_inspect_of_no_data_folder(self, desk, capsys):
         assert main(["data", "inspect", "none"]) == 2

@@ -58,6 +58,18 @@ def test_a_file_of_another_format_is_named(reader, content, data):
         getattr(sources, reader)(data.folder, "val")
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_missing_split_is_answered_with_those_that_are_there(reader, data):
+    for split in ("train", "novel"):
+        data(READERS[reader].replace("val", split), {})
+    data("unrelated_train_more.json", {})
+    with pytest.raises(FileNotFoundError) as error:
+        getattr(sources, reader)(data.folder, "val")
+    path = data.folder / READERS[reader]
+    expected = "expected one of the splits whose files are there: novel, train"
+    assert str(error.value) == f"{path} does not exist; {expected}"
+
+
 def test_a_file_with_other_encodings_is_named(data):
     path = data.folder / "captions_val.json"
     path.write_bytes(b"\xff\xfe\x00")

@@ -122,7 +122,11 @@ def _check_pictures(paths: list[str]) -> tuple[Counter[tuple[int, int]], list[st
 def _check_picture(path: str) -> tuple[tuple[int, int] | None, str]:
     try:
         height, width = load_image(path).shape[:2]
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return None, f"picture {path} does not exist"
+    except OSError as error:
+        return None, f"picture {path} cannot be read: {error.strerror or error}"
+    except ValueError as error:
         return None, str(error)
     return (height, width), ""
 

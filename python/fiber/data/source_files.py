@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from fiber.data.annotations import FILES
 from fiber.data.records import CharSpan, Record
 
 #: Boxes may leave the picture by this much (rounding) and are clipped; beyond it is an error.
@@ -179,6 +181,12 @@ def _read(path: Path, kind: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
+        splits = _splits_beside(path)
+        if splits:
+            raise FileNotFoundError(
+                f"{path} does not exist; expected one of the splits whose files are there:"
+                f" {', '.join(splits)}"
+            ) from None
         source = next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
         raise FileNotFoundError(
             f"{path} does not exist; expected a file of {kind}. `fiber data scenes --output DIR`"
@@ -186,6 +194,16 @@ def _read(path: Path, kind: str) -> str:
         ) from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
+
+
+def _splits_beside(path: Path) -> list[str]:
+    """Return the splits for which a file of the same kind lies in the same folder."""
+    patterns = [re.escape(name).replace(r"\{split\}", "(.+)") for name in FILES.values()]
+    pattern = next((p for p in patterns if re.fullmatch(p, path.name)), None)
+    if pattern is None or not path.parent.is_dir():
+        return []
+    matches = (re.fullmatch(pattern, other.name) for other in path.parent.iterdir())
+    return sorted(match.group(1) for match in matches if match)
 
 
 def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | None) -> str:
