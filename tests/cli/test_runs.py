@@ -14,6 +14,7 @@ import fiber.demo
 from fiber.cli import main
 from fiber.data import scenes, sources, stamps
 from fiber.data.scenes import generate
+from fiber.training.evaluate import TASKS
 
 from .output import error_line
 
@@ -28,6 +29,11 @@ def stop_with(error):
 
 
 class TestTrain:
+    def test_help_says_what_it_does(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", "--help"])
+        assert "Train a model by a recipe" in capsys.readouterr().out
+
     def test_everything_is_handed_on(self, desk, capsys, monkeypatch):
         seen = []
         monkeypatch.setattr(
@@ -165,6 +171,13 @@ class TestData:
 
 
 class TestEval:
+    def test_help_names_every_task(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["eval", "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "Measure a model on a split of a data set" in shown
+        assert f"one of {', '.join(TASKS)}" in shown
+
     def test_metrics_and_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
         arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
@@ -186,9 +199,17 @@ class TestEval:
             (["runs/demo/fine", "vqa", "--data", "."], "'vqa'; this model has grounding"),
             (["runs/demo/fine", "refcoco", "--data", "none"], "none does not exist"),
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
+            (
+                ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
+                "refcoco_vall.json does not exist; expected one of the splits whose files are"
+                " there: train, val",
+            ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),
         ],
     )
     def test_bad_input(self, desk, capsys, arguments, message):
+        Path("splits").mkdir()
+        for split in ("train", "val"):
+            Path(f"splits/refcoco_{split}.json").write_text("{}")
         assert main(["eval", *arguments]) == 2
         assert message in error_line(capsys)

@@ -12,6 +12,19 @@ from pathlib import Path
 from fiber.cli.arguments import count
 from fiber.cli.models import RUNS
 
+#: What `fiber eval` measures: the keys of `fiber.training.evaluate.TASKS`, without importing torch.
+_TASKS = (
+    "retrieval",
+    "matching",
+    "masked_words",
+    "vqa",
+    "nlvr2",
+    "winoground",
+    "refcoco",
+    "flickr",
+    "coco",
+)
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
@@ -97,7 +110,11 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="train a model by a recipe")
+    train = commands.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description="Train a model by a recipe on a data set, and write it to a folder.",
+    )
     train.add_argument("recipe", metavar="RECIPE", help="one of `fiber recipes`")
     train.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
     train.add_argument("--init", metavar="MODEL", help="folder of a model to start from")
@@ -117,9 +134,13 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
-    evaluate = commands.add_parser("eval", help="measure a model on a task")
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a model on a task",
+        description="Measure a model on a split of a data set, and print the task's metrics.",
+    )
     evaluate.add_argument("model", metavar="MODEL", help="folder of a finished model")
-    evaluate.add_argument("task", metavar="TASK")
+    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(_TASKS)}")
     evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
     evaluate.add_argument("--split", default="val", help="(default: val)")
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the predictions here")
