@@ -70,12 +70,14 @@ class TestJudge:
             "vqa/accuracy/val": Seeds(values=[0.6, 0.6, 0.6], permuted=[0.59, 0.3, 0.3]),
             "vqa/accuracy/novel": Seeds(values=[0.7, 0.7, 0.7]),
             "matching/accuracy/val": Seeds(values=[0.3, 0.5, 0.6]),
+            "masked_words/accuracy/val": Seeds(values=[0.6] * 3, permuted=[0.6, 0.1, 0.1]),
         }
         judged = judge(
             [
                 row(),
                 row(split="novel"),
                 row("matching/accuracy"),
+                row("masked_words/accuracy"),
                 row("detection/ap50"),
             ],
             recorded,
@@ -84,7 +86,8 @@ class TestJudge:
             (0.6, "ok"),
             (0.7, "FELL"),
             (None, "not learned"),
-            (None, "not learned"),
+            (None, "not from the picture"),
+            (None, "no seeds recorded"),
         ]
 
     def test_a_number_that_is_none_falls(self):
@@ -115,6 +118,11 @@ class TestFailures:
         assert len(problems) == 1
         assert unlearned.metric.split("/")[0] in problems[0]
         assert "nothing was learned" in problems[0]
+
+    def test_nothing_recorded_is_said_once(self):
+        judged = judge([row(), row("detection/ap50")], {})
+        (problem,) = failures(judged, "default")
+        assert problem.startswith("no seeds are recorded")
 
     def test_fast_does_not_need_questions(self):
         assert failures([ENOUGH[0], ENOUGH[2]], "fast") == []

@@ -1,5 +1,7 @@
 """The table on the terminal and the page."""
 
+import dataclasses
+
 from fiber.demo.floors import Row
 from fiber.demo.report import Report, Throughput, format_table, write_html
 
@@ -90,6 +92,16 @@ class TestPage:
         text = path.read_text()
         assert text.count("<tr class='failed'>") == 1
         assert text.count("<tr class='unlearned'>") == 1
+
+    def test_what_does_without_fusion_is_named(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_html(report(), path)
+        assert "with fusion switched off" not in path.read_text()
+        rows = [dataclasses.replace(ROWS[2], no_fusion=0.0), ROWS[0]]
+        write_html(report(rows=rows), path)
+        assert "As good or better with fusion switched off: detection on val.</p>" in (
+            path.read_text()
+        )
 
     def test_problems_are_listed(self, tmp_path):
         path = tmp_path / "report.html"

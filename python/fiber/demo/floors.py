@@ -3,11 +3,12 @@
 The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
 minus two standard deviations of them). The same seeds on another kind of processor round
 differently and end elsewhere, so they count as runs of their own. A metric has no floor, and is
-printed as "not learned", where its worst seed does not beat the blind baseline, or where a seed
-reached the floor with permuted pictures: such a metric does not show that the model looks at them.
-(Masked words are the case in point: the model knows the sentences better than the counted
-neighbours of the blind baseline do.) The seeds' values stand in `floors.json` beside this file;
-`python -m fiber.demo.floors` writes them from finished runs.
+printed as "not learned", where its worst seed does not beat the blind baseline. Nor has it one,
+and is printed as "not from the picture", where a seed reached the floor with permuted pictures: it
+does not show that the model looks at them. (Masked words of the fast demo are the case in point:
+the model knows the sentences better than the counted neighbours of the blind baseline do.) So a
+model that stops looking at pictures falls below every floor. The seeds' values stand in
+`floors.json` beside this file; `python -m fiber.demo.floors` writes them from finished runs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from pathlib import Path
 from typing import Any
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
+
+#: Verdict of a metric that beats the blind baseline, which exchanged pictures reach too.
+TEXT_ALONE = "not from the picture"
+#: Verdict of a metric of which no seed is recorded.
+UNRECORDED = "no seeds recorded"
 
 #: Metrics of which at least one must have a floor, by mode of the demo.
 REQUIRED = {
@@ -54,7 +60,7 @@ class Row:
     #: The model on permuted pictures.
     permuted: float | None = None
     floor: float | None = None
-    #: "ok", "FELL" or "not learned".
+    #: "ok" or "FELL"; without a floor "not learned", `TEXT_ALONE` or `UNRECORDED`.
     verdict: str = ""
 
     @property
@@ -107,7 +113,14 @@ def judge(rows: Sequence[Row], recorded: Mapping[str, Seeds]) -> list[Row]:
     for row in rows:
         seeds = recorded.get(row.key)
         floor = floor_of(seeds.values, row.blind, seeds.permuted) if seeds else None
-        verdict = "not learned" if floor is None else "ok" if row.model >= floor else "FELL"
+        if floor is not None:
+            verdict = "ok" if row.model >= floor else "FELL"
+        elif seeds is None:
+            verdict = UNRECORDED
+        elif floor_of(seeds.values, row.blind) is not None:
+            verdict = TEXT_ALONE
+        else:
+            verdict = "not learned"
         judged.append(replace(row, floor=floor, verdict=verdict))
     return judged
 
@@ -119,6 +132,8 @@ def failures(rows: Sequence[Row], mode: str) -> list[str]:
         for row in rows
         if row.verdict == "FELL" and row.floor is not None
     ]
+    if rows and all(row.verdict == UNRECORDED for row in rows):
+        return ["no seeds are recorded for this kind of demo: it has no floors to pass"]
     for group in REQUIRED[mode]:
         if not any(row.floor is not None and row.metric.split("/")[0] in group for row in rows):
             problems.append(f"no metric of {' or '.join(group)} has a floor: nothing was learned")

@@ -192,7 +192,7 @@ def draw_tile(tile: Tile) -> Image.Image:
             _draw_dashed(draw, [float(edge) * scale for edge in truth])
     lines += [(line, _BLACK) for line in wrap(tile.question)]
     right = tile.answer == tile.truth
-    words = f"{tile.answer}, right" if right else f"{tile.answer}, wrong: {tile.truth}"
+    words = f"{tile.answer}, right" if right else f"{tile.answer}, wrong, it is {tile.truth}"
     lines += [(line, _GREY if right else _RED) for line in wrap(words)]
     return _with_text(image, lines)
 

@@ -131,7 +131,7 @@ def _metrics_section(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         cells = _cells(row)
-        kind = {"FELL": "failed", "not learned": "unlearned"}.get(row.verdict, "")
+        kind = {"FELL": "failed", "ok": ""}.get(row.verdict, "unlearned")
         text = "".join(f"<td class='text'>{html.escape(cell)}</td>" for cell in cells[:2])
         text += f"<td class='model'>{cells[2]}</td>"
         text += "".join(f"<td>{cell}</td>" for cell in cells[3:8])
@@ -146,8 +146,23 @@ def _metrics_section(rows: Sequence[Row]) -> str:
         " guess without the picture, counted on the training split. chance: a random candidate,"
         " answer, word or (with boxes) object of the picture. no fusion: the same model with"
         " its gates set to 0. permuted: the same model shown other pictures. floor: the least value"
-        " with which the demo passes; a metric without one is printed as not learned.</p>"
+        " with which the demo passes, from seeds that were recorded. A metric has none where a seed"
+        " did not beat the blind guess (not learned), or where other pictures did as well (not from"
+        " the picture).</p>" + _fusion_note(rows)
     )
+
+
+def _fusion_note(rows: Sequence[Row]) -> str:
+    """Say where the model does without fusion, which is what it is built for."""
+    without = [
+        f"{row.name} on {row.split}"
+        for row in rows
+        if row.no_fusion is not None and row.no_fusion >= row.model
+    ]
+    if not without:
+        return ""
+    names = html.escape(", ".join(without))
+    return f"<p class='note'>As good or better with fusion switched off: {names}.</p>"
 
 
 def _list(lines: Sequence[str]) -> str:

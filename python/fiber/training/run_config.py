@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -202,6 +203,13 @@ class DataConfig:
     #: What a broken record does: "raise" stops the run, "skip" counts it and takes the next one.
     on_error: Literal["raise", "skip"] = "raise"
 
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")
+        _require(
+            0 <= self.mlm_probability <= 1,
+            f"data.mlm_probability must be in [0, 1], got {self.mlm_probability}",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -236,6 +244,17 @@ class OptimConfig:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"optim.{name} must be a number above 0, got {value}")
+        _require(
+            0 <= self.weight_decay < math.inf,
+            f"optim.weight_decay must be 0 or more, got {self.weight_decay}",
+        )
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas must be in [0, 1), got {self.betas}",
+        )
         _require(
             0 <= self.warmup_fraction < 1,
             f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
