@@ -335,8 +335,9 @@ def test_accumulated_passes_make_the_step_of_one_batch(pictures, tmp_path):
 
 
 def test_single_set_of_records_serves_one_task_only(pictures, tmp_path):
+    records = micro_runs.all_records(pictures)["question"]
     with pytest.raises(ValueError, match="give a dict with records for each"):
-        train(coarse_config(), data=[object()], output=tmp_path / "r")
+        train(coarse_config(), data=records, output=tmp_path / "r")
 
 
 def test_missing_folder_says_how_to_make_one(tmp_path):
