@@ -40,7 +40,9 @@ def test_opened_folder_knows_its_run(tmp_path, words):
     assert stored is not None and stored.answers == ("yes", "no")
     assert stored.tokenizer.encode("a red square") == words.tokenizer.encode("a red square")
     folder.check(config, resume=True)
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(
+        FileExistsError, match=r"holds a run already.*nothing is trained in it: delete"
+    ):
         folder.check(config, resume=False)
     with pytest.raises(ValueError, match=r"train\.seed: 5 -> 6"):
         folder.check(replace_fields(config, {"train.seed": 6}), resume=True)

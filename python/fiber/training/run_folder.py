@@ -50,6 +50,11 @@ class RunFolder:
         """Whether the finished model is there."""
         return (self.path / "model.safetensors").is_file()
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether a checkpoint or the finished model is there."""
+        return self.is_finished or newest_checkpoint(self.checkpoints) is not None
+
     def stored_config(self) -> RunConfig | None:
         """The configuration of the run that this folder holds, if any.
 
@@ -81,16 +86,17 @@ class RunFolder:
             if self.is_finished or (self.path.exists() and not self.path.is_dir()):
                 raise FileExistsError(f"{self.path} is in use; choose another output folder")
             return
+        way_out = "" if self.has_trained else "; nothing is trained in it: delete it to start anew"
         if not resume:
             raise FileExistsError(
                 f"{self.path} holds a run already; resume it (resume=True, --resume)"
-                " or choose another output folder"
+                f" or choose another output folder{way_out}"
             )
         changed = differences(stored, config)
         if changed:
             raise ValueError(
                 f"{self.path} was trained with another configuration; it can be resumed only with"
-                " its own (stored -> asked for): " + "; ".join(changed)
+                " its own (stored -> asked for): " + "; ".join(changed) + way_out
             )
 
     def words(self) -> Words | None:
