@@ -244,13 +244,9 @@ class OptimConfig:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
+        for name in ("lr", "weight_decay", "eps"):
             value = getattr(self, name)
-            _require(0 < value < math.inf, f"optim.{name} must be a number above 0, got {value}")
-        _require(
-            0 <= self.weight_decay < math.inf,
-            f"optim.weight_decay must be 0 or more, got {self.weight_decay}",
-        )
+            _require(0 <= value < math.inf, f"optim.{name} must be 0 or more, got {value}")
         _require(
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be in [0, 1), got {self.betas}",
