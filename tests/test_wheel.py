@@ -42,6 +42,7 @@ def test_names(wheel):
         "fiber/_core.pyi",
         "fiber/_core.abi3.so",
         "fiber/demo/floors.json",
+        "fiber/demo/ablations.json",
     ):
         assert name in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".rs")]
