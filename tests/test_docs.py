@@ -2,7 +2,8 @@
 
 A ```python block is run as it stands, in a folder that holds what the page talks about (two
 finished models of a few thousand weights, pictures, a small data set). The blocks of one page share
-their names, in order. A block under `<!-- skip: reason -->` is not run.
+their names, in order. The lines `fiber ...` of ```sh blocks are run in order too, with the little
+data and the few steps of `SHORTER`. A block under `<!-- skip: reason -->` is not run.
 """
 
 import doctest
@@ -10,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import fiber
+from fiber.cli import parser
 from fiber.data.scenes import generate
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +32,13 @@ MODULES = sorted(
     for info in pkgutil.walk_packages(fiber.__path__, "fiber.")
     if not info.name.endswith(("__main__", "._core"))
 )
+
+# What is added to a command so that it ends soon; a later option wins. The demo, which is long at
+# its shortest, is read by the parser only: the tests of its own run it.
+SHORTER = {
+    "data": ["--images", "12"],
+    "train": ["--set", "train.steps=2", "--set", "data.batch_size=2"],
+}
 
 # A page for testing the search for blocks itself.
 PAGE = """# Title
@@ -134,3 +144,53 @@ def test_python_blocks(page, reader_folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def commands_of(markdown: str) -> list[list[str]]:
+    """List what stands after `fiber` in the shell lines of a page."""
+    lines = [
+        line
+        for block in blocks_of(markdown)
+        if block.language == "sh" and not block.skip
+        for line in block.text.splitlines()
+    ]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line and Path(line[0]).name == "fiber"]
+
+
+def test_commands_of_a_page():
+    page = """```sh
+fiber ground a.jpg --phrases "a star; a ring" --save x   # boxes
+make demo
+.venv/bin/fiber demo
+```
+```python
+fiber
+```
+"""
+    expected = ["ground", "a.jpg", "--phrases", "a star; a ring", "--save", "x"]
+    assert commands_of(page) == [expected, ["demo"]]
+    assert commands_of("") == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_lines(page, reader_folder):
+    commands = commands_of(page.read_text())
+    if not commands:
+        pytest.skip(f"{page.name} has no line with `fiber`")
+    # The page makes its own.
+    shutil.rmtree(reader_folder / "runs" / "scenes")
+    for command in commands:
+        parser().parse_args(command)
+        if command[0] == "demo":
+            continue
+        done = subprocess.run(
+            [sys.executable, "-m", "fiber.cli", *command, *SHORTER.get(command[0], [])],
+            cwd=reader_folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"

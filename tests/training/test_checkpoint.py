@@ -7,6 +7,7 @@ import stat
 import pytest
 import torch
 
+from fiber import files
 from fiber.config import preset
 from fiber.fields import to_dict
 from fiber.training import checkpoint as checkpoints
@@ -90,13 +91,15 @@ def test_a_file_is_no_folder_for_a_model(tmp_path):
 
 def test_config_comes_last(tmp_path, monkeypatch):
     written = []
-    whole = checkpoints.write_whole
+    whole = files.write_whole
 
     def noted(path, write):
         written.append(path.name)
         whole(path, write)
 
-    monkeypatch.setattr(checkpoints, "write_whole", noted)
+    # write_json looks it up among the files, the rest in the module of checkpoints.
+    for module in (files, checkpoints):
+        monkeypatch.setattr(module, "write_whole", noted)
     save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
     assert written == ["answers.json", "model.safetensors", "config.json"]
 

@@ -302,6 +302,12 @@ def test_what_a_model_cannot_do_is_said(models, task, stage, message):
 
 
 def test_records_of_another_task_are_refused(models, pictures):
+    with pytest.raises(TypeError, match=r"data: expected a folder or a map-style.*; got the int 5"):
+        evaluate(models["coarse"], "vqa", data=5)
+    with pytest.raises(
+        TypeError, match=r"data of task 'vqa': expected a map-.* whose first item is"
+    ):
+        evaluate(models["coarse"], "vqa", data={"vqa": ["what?"]})
     with pytest.raises(ValueError, match="data has records for 'nlvr2', not for 'vqa'"):
         evaluate(models["coarse"], "vqa", data={"nlvr2": records_for("nlvr2", pictures)})
     captions = records_for("retrieval", pictures)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -88,6 +90,23 @@ def test_data_that_are_no_records_are_refused(pictures, data, said):
     )
     with pytest.raises(TypeError, match=said):
         open_data(config, data, tokenizer=pictures / "tokenizer.json")
+
+
+def test_records_without_any_box_do_not_train_boxes(pictures):
+    config = fine_config()
+    with_boxes = all_records(pictures)["grounding"]
+    boxless = [
+        dataclasses.replace(r, boxes_xyxy=(), char_spans=(), box_labels=()) for r in with_boxes
+    ]
+    tokenizer = pictures / "tokenizer.json"
+    with pytest.raises(ValueError, match=rf"'grounding': .*; the {len(boxless)} looked at .* is '"):
+        open_data(config, boxless, tokenizer=tokenizer)
+    # Pictures of nothing may stand among others, however rare those are.
+    mixed = [*boxless, with_boxes[0]]
+    assert open_data(config, mixed, tokenizer=tokenizer).counts() == {"grounding": len(mixed)}
+    many = boxless * 1000
+    with pytest.raises(ValueError, match="the 1000 looked at have none"):
+        open_data(config, many[: 1000 * len(boxless)], tokenizer=tokenizer)
 
 
 def test_one_set_does_not_serve_several_tasks(pictures):

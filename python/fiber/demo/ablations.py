@@ -17,7 +17,8 @@ from fiber.demo.folder import DemoFolder
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import SHOWN, SPLITS, Measures
 from fiber.demo.plan import Plan
-from fiber.training.checkpoint import provenance, read_json, write_json
+from fiber.files import read_json, write_json
+from fiber.training.checkpoint import provenance
 from fiber.training.progress import say
 from fiber.training.run_config import RunConfig
 

@@ -13,7 +13,7 @@ from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import Plan
 from fiber.demo.report import Report, Throughput
-from fiber.training.checkpoint import read_json
+from fiber.files import read_json
 from fiber.training.curves import read_metrics
 from fiber.training.run_folder import RunFolder
 

@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fiber.data import sources
 from fiber.data.records import Record
+from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 from fiber.postprocess.detections import COLORS
-from fiber.training.checkpoint import StoredModel, write_whole
+from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import evaluate
 
 #: Width of a picture on the sheet, in pixels, and pictures in a row.

@@ -25,7 +25,8 @@ from fiber.demo.pictures import draw_sheet
 from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.fields import to_dict
-from fiber.training.checkpoint import provenance, write_json
+from fiber.files import write_json
+from fiber.training.checkpoint import provenance
 from fiber.training.loop import train
 from fiber.training.progress import readable_seconds, say
 from fiber.training.run_config import RunConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fiber.data.targets import check_target
+from fiber.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,17 +32,7 @@ def save_picture(draw: Callable[[], Image], path: str | os.PathLike[str]) -> Non
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     image = draw()
-    part = path.with_name(f".part-{path.name}")
-    try:
-        image.save(part, kind)
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            said = f"{path} could not be written ({error.strerror or error})"
-            # Pillow's own have no number.
-            raise (OSError(error.errno, said) if error.errno else OSError(said)) from error
-        raise
+    write_whole(path, lambda part: image.save(part, kind))
 
 
 def _format(path: Path) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from fiber.data import Tokenizer
-from fiber.data.targets import check_target
+from fiber.files import check_target, read_json
 from fiber.predict.model import Answer, Hit, MissingHeadError, Model
 from fiber.training import evaluate as measuring
-from fiber.training.checkpoint import StoredModel, load_model, read_json
+from fiber.training.checkpoint import StoredModel, load_model
 from fiber.training.streams import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]

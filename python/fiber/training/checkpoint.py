@@ -8,13 +8,10 @@ data).
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +23,11 @@ from torch import Tensor, nn
 import fiber
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
-from fiber.data.targets import check_target
 from fiber.fields import from_dict, to_dict
+from fiber.files import PART, explained, read_json, write_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 
-PART = ".part-"
 STEP = "step-"
 #: What a finished model consists of.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json")
@@ -305,47 +301,6 @@ def checkpoints_in(checkpoints: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left under temporary names."""
-    for part in folder.glob(f"{PART}*"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name and rename it when it is whole.
-
-    Raises:
-        OSError: if the name is that of something else than a regular file, or the file cannot be
-            written; nothing of it is left then.
-    """
-    check_target(path)
-    part = path.with_name(PART + path.name)
-    with explained(path, lambda: part.unlink(missing_ok=True)):
-        write(part)
-        part.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is whole whenever it is there."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: if it is no JSON, with its name.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
 def _write_tensors(state: dict[str, Tensor], path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with path.open("wb") as file:
@@ -356,20 +311,3 @@ def _write_tensors(state: dict[str, Tensor], path: Path) -> None:
 def _to_disk(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextmanager
-def explained(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
-    """Leave nothing half-written on any interruption; say which file a failed write was for."""
-    try:
-        yield
-    except BaseException as error:
-        clean_up()
-        # torch.save hides the system's error inside a RuntimeError of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "; free some space and resume the run" if full else ""
-            reason = cause.strerror or str(cause)
-            raise OSError(cause.errno, f"{path} could not be written ({reason}){advice}") from error
-        raise

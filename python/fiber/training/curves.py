@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from fiber.files import write_whole
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file; a last line that was cut off by a kill is left out."""
@@ -72,7 +74,5 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
     for axis in axes[:panels]:
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(path)
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
     return True

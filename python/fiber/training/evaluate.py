@@ -21,10 +21,11 @@ from torch import nn
 from fiber.data import sources
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
+from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_pairs
-from fiber.training.checkpoint import StoredModel, write_whole
+from fiber.training.checkpoint import StoredModel
 from fiber.training.measure import Measure, Measured, Subject
-from fiber.training.streams import Data, existing_folder
+from fiber.training.streams import RECORD_SET, Data, check_records, existing_folder
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
@@ -70,6 +71,7 @@ def evaluate(
         Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
 
     Raises:
+        TypeError: if the data are no folder and no set of records.
         ValueError: for an unknown task, a missing head or tokenizer, records without what the task
             needs, or a box that reaches more than a pixel outside its picture.
     """
@@ -113,6 +115,7 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
     """Read the records of a split, or hand a user's own on.
 
     Raises:
+        TypeError: if the data are nothing of the kind.
         ValueError: if there are none.
     """
     if isinstance(data, (str, os.PathLike)):
@@ -123,8 +126,10 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
                 f"data has records for {', '.join(map(repr, data)) or 'no task'}, not for {task!r}"
             )
         records = data[task]
+        check_records(records, f"data of task {task!r}: expected {RECORD_SET}")
     else:
         records = data
+        check_records(records, f"data: expected a folder or {RECORD_SET}")
     if len(records) == 0:
         raise ValueError(f"task {task!r}: expected at least one record, got none")
     return records

@@ -184,7 +184,8 @@ def _train(
     window = Window(processes, images=position.images, seconds=position.seconds)
     began = time.monotonic() - position.seconds
     if not quiet:
-        say(_first_words(config, source, processes, model, position.step))
+        origin = str(start.folder) if start is not None else "random weights"
+        say(_first_words(config, source, processes, model, position.step, origin))
 
     with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:
         for step in range(position.step, settings.steps):
@@ -264,13 +265,18 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _first_words(
-    config: RunConfig, source: TrainingData, processes: Processes, model: nn.Module, step: int
+    config: RunConfig,
+    source: TrainingData,
+    processes: Processes,
+    model: nn.Module,
+    step: int,
+    origin: str,
 ) -> str:
     """Say what is about to happen."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     records = ", ".join(f"{name} {count}" for name, count in source.counts().items())
     where = f"{processes.world_size} x {processes.device.type}"
-    begin = f"going on after step {step}" if step else "starting"
+    begin = f"going on after step {step}" if step else f"starting from {origin}"
     return (
         f"{begin}: {config.model.stage} model of {millions:.1f} million parameters on {where},"
         f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fiber.fields import from_dict, to_dict
+from fiber.files import explained, read_json, remove_parts, write_json, write_whole
 from fiber.training.checkpoint import (
     Words,
-    explained,
     newest_checkpoint,
     provenance,
-    read_json,
     read_words,
-    remove_parts,
-    write_json,
-    write_whole,
     write_words,
 )
 from fiber.training.curves import draw_curves, read_metrics

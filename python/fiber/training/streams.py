@@ -21,6 +21,9 @@ from fiber.training.run_config import RunConfig, TransformConfig
 #: What `fiber.train` and `fiber.evaluate` take: a folder, one set of records, or one for each task.
 Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
 
+#: As many records without a box are looked at before they are taken for records without boxes.
+BOXLESS_RECORDS = 1000
+
 #: In words, for messages.
 RECORD_SET = "a map-style set of fiber.data.Record"
 
@@ -102,10 +105,10 @@ def open_data(
                 f" expected one set for each of the run's tasks: {', '.join(map(repr, active))}"
             )
         for name, given in data.items():
-            _check_records(given, f"data of task {name!r}: expected {RECORD_SET}")
+            check_records(given, f"data of task {name!r}: expected {RECORD_SET}")
         records = dict(data)
     else:
-        _check_records(
+        check_records(
             data, f"data: expected a folder, {RECORD_SET} or a dict with such a set for each task"
         )
         if len(active) != 1:
@@ -117,6 +120,8 @@ def open_data(
     for name, found in records.items():
         if len(found) == 0:
             raise ValueError(f"data of task {name!r}: expected at least one record, got none")
+    if "grounding" in records:
+        _check_boxes(records["grounding"])
     answers: tuple[str, ...] = ()
     if "question" in records:
         limit = config.model.image_text.num_answers
@@ -129,7 +134,7 @@ def open_data(
     return TrainingData(records=records, words=Words(open_tokenizer(tokenizer), answers))
 
 
-def _check_records(given: Any, expected: str) -> None:
+def check_records(given: Any, expected: str) -> None:
     """Check by its first record that something is a set of them.
 
     Raises:
@@ -144,6 +149,20 @@ def _check_records(given: Any, expected: str) -> None:
     else:
         found = f"{kind} {given!r:.60}"
     raise TypeError(f"{expected}; got the {found}")
+
+
+def _check_boxes(records: RecordSet) -> None:
+    """Look for a box in records that are to teach boxes; pictures without one may be among them.
+
+    Raises:
+        ValueError: if none of them has one; of many, evenly spaced ones are looked at.
+    """
+    looked_at = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
+    if not any(records[index].boxes_xyxy for index in looked_at):
+        raise ValueError(
+            f"data of task 'grounding': expected records with boxes_xyxy; the {len(looked_at)}"
+            f" looked at have none, the first is {records[0].key!r}"
+        )
 
 
 def _read(config: RunConfig, source: str, folder: Path) -> RecordSet:

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from fiber.data.targets import check_target
+from fiber.files import check_target
 
 
 def test_a_new_name_or_a_file_may_be_written(tmp_path):
