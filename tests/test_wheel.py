@@ -34,18 +34,17 @@ def test_names(wheel):
     assert {top for top in tops if not re.fullmatch(r"fiber_vl-.*\.(dist-info|data)", top)} == {
         "fiber"
     }
-    kernels = {name for name in names if name.startswith("fiber/kernels/")}
-    own = {f"fiber/kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
-    assert own and own <= kernels
-    for name in (
-        "fiber/py.typed",
-        "fiber/_core.pyi",
-        "fiber/_core.abi3.so",
-        "fiber/demo/floors.json",
-        "fiber/demo/ablations.json",
-    ):
-        assert name in names
-    assert not [name for name in names if "__pycache__" in name or name.endswith(".rs")]
+    # Everything that lies in the package, the kernels under their import name, and the extension.
+    package = ROOT / "python" / "fiber"
+    own = {
+        f"fiber/{path.relative_to(package)}"
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    }
+    own |= {f"fiber/kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert {"fiber/py.typed", "fiber/_core.pyi", "fiber/demo/floors.json"} < own
+    inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
+    assert inside == own | {"fiber/_core.abi3.so"}
 
 
 @pytest.mark.slow
