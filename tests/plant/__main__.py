@@ -1,0 +1,109 @@
+"""`python -m tests.plant coarse`: plant known mistakes one by one; which test sees each.
+
+Each mistake goes into a copy of the package; the tests of `SUITES` run on the copy until one fails.
+Exit code 0 only if the untouched copy passes and every mistake is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.plant.mistakes import MISTAKES, Mistake
+
+ROOT = Path(__file__).parents[2]
+
+#: What must see the mistakes of a kind, as pytest takes it. Tests that plant mistakes themselves
+#: would fail on a planted copy for their own reasons.
+SUITES = {"coarse": ("tests/parity/test_coarse.py", "-k", "equals or equal")}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Plant every mistake of a kind; 1 if one survives, 2 if the tests fail without any."""
+    parser = argparse.ArgumentParser(prog="python -m tests.plant", description=__doc__)
+    parser.add_argument("kind", choices=tuple(SUITES))
+    parser.add_argument("names", nargs="*", help="mistakes to plant, part of a name will do")
+    options = parser.parse_args(arguments)
+    chosen = [
+        mistake
+        for mistake in MISTAKES[options.kind]
+        if not options.names or any(name in mistake.name for name in options.names)
+    ]
+    if not chosen:
+        known = "; ".join(mistake.name for mistake in MISTAKES[options.kind])
+        print(f"no such mistake; there are: {known}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_package(Path(folder))
+        seen_by = first_failure(copy, options.kind)
+        if seen_by:
+            print(f"the tests fail without any mistake: {seen_by}", file=sys.stderr)
+            return 2
+        survivors = [mistake.name for mistake in chosen if not _plant(copy, mistake, options.kind)]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mistakes are seen")
+    return 1 if survivors else 0
+
+
+def _plant(copy: Path, mistake: Mistake, kind: str) -> bool:
+    """Put a mistake in, run the tests, take it out again; whether a test failed."""
+    path = copy / mistake.file
+    before = path.read_text(encoding="utf-8")
+    path.write_text(mistake.planted(before), encoding="utf-8")
+    try:
+        seen_by = first_failure(copy, kind)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    print(f"{mistake.name:<52} {seen_by or 'SURVIVES'}", flush=True)
+    return bool(seen_by)
+
+
+def copy_package(folder: Path) -> Path:
+    """Copy what the tests need, links resolved: the package and the tests."""
+    skipped = shutil.ignore_patterns("__pycache__")
+    for name in ("python", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    return folder
+
+
+def first_failure(copy: Path, kind: str) -> str:
+    """Run the tests of a kind on a copy; the first one that fails, "" if none does.
+
+    Raises:
+        RuntimeError: if pytest ended without a verdict on a test, with what it said.
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-rf",
+            "-p",
+            "no:cacheprovider",
+            *SUITES[kind],
+        ],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy / "python"), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    # 1: a test failed. 0 means that tests ran and passed: without any it would be 5.
+    if done.returncode == 1 and failed:
+        return failed[1]
+    if done.returncode == 0:
+        return ""
+    raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

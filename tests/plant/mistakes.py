@@ -1,0 +1,134 @@
+"""Mistakes that a careful reader of the published code can still make, as changes of our source.
+
+The names are those of the recorded `*_mutations.json`, which say how far each moves the outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A piece of source and what stands in its place."""
+
+    #: As in the recorded table.
+    name: str
+    #: From the root of the repository; the kernels under their import name.
+    file: str
+    right: str
+    wrong: str
+
+    def planted(self, source: str) -> str:
+        """Make the mistake.
+
+        Raises:
+            ValueError: unless the right piece stands there exactly once, so that a mistake that no
+                longer fits the source does not count as seen.
+        """
+        count = source.count(self.right)
+        if count != 1:
+            raise ValueError(
+                f"{self.name}: expected {self.right!r} once in {self.file}, found it {count} times"
+            )
+        return source.replace(self.right, self.wrong)
+
+
+_SWIN = "python/fiber/models/swin.py"
+_FUSION = "python/fiber/models/fusion.py"
+_BACKBONE = "python/fiber/models/backbone.py"
+_IMAGE_TEXT = "python/fiber/models/image_text.py"
+_HEADS = "python/fiber/models/heads.py"
+_KERNELS = "python/fiber/kernels/reference.py"
+
+MISTAKES = {
+    "coarse": (
+        Mistake(
+            "no relative position bias",
+            _KERNELS,
+            "bias = bias.t().reshape(1, heads, tokens, tokens)",
+            "bias = 0 * bias.t().reshape(1, heads, tokens, tokens)",
+        ),
+        Mistake(
+            "relative position index transposed",
+            _KERNELS,
+            "bias = bias.t().reshape(1, heads, tokens, tokens)",
+            "bias = bias.t().reshape(1, heads, tokens, tokens).mT",
+        ),
+        Mistake("no shifted-window mask", _KERNELS, ".float() * -100.0", ".float() * 0.0"),
+        Mistake(
+            "no shift at all",
+            _SWIN,
+            "shifted=block % 2 == 1,",
+            "shifted=False,",
+        ),
+        Mistake(
+            "i2t query norm dropped",
+            _FUSION,
+            "self.query(self.norm(attended))",
+            "self.query(attended)",
+        ),
+        Mistake(
+            "text padding not masked in i2t",
+            _FUSION,
+            "key, value, key_mask=text_mask)",
+            "key, value, key_mask=torch.ones_like(text_mask))",
+        ),
+        Mistake(
+            "alpha_i2t = 0",
+            _FUSION,
+            "read.reshape(attended.shape),",
+            "0 * read.reshape(attended.shape),",
+        ),
+        Mistake(
+            "alpha_t2i = 0",
+            _BACKBONE,
+            "lambda attended: fusion.text_to_image(attended, tokens),\n            normalize",
+            "lambda attended: attended,\n            normalize",
+        ),
+        Mistake(
+            "final LayerNorm applied in last fused text layer",
+            _BACKBONE,
+            "normalize_output=not last or self.config.fusion.normalize_last_text,",
+            "normalize_output=True,",
+        ),
+        Mistake(
+            "swin final norm applied in fused mode",
+            _IMAGE_TEXT,
+            "self.image_pooler(self.image_transform(output.stages[-1].mean((1, 2))))",
+            "self.image_pooler(self.image_transform(\n"
+            "            self.itc_image_norm(output.stages[-1]).mean((1, 2))))",
+        ),
+        Mistake(
+            "swin GELU tanh approximation",
+            _SWIN,
+            "nn.GELU()",
+            'nn.GELU(approximate="tanh")',
+        ),
+        Mistake("swin LayerNorm eps 1e-6", _SWIN, "LAYER_NORM_EPS = 1e-5", "LAYER_NORM_EPS = 1e-6"),
+        Mistake(
+            "roberta LayerNorm eps 1e-12",
+            "python/fiber/config.py",
+            "layer_norm_eps: float = 1e-5",
+            "layer_norm_eps: float = 1e-12",
+        ),
+        Mistake(
+            "MLM head LayerNorm eps 1e-5",
+            _HEADS,
+            "LANGUAGE_HEAD_EPS = 1e-12",
+            "LANGUAGE_HEAD_EPS = 1e-5",
+        ),
+        Mistake(
+            "sequential fusion (text reads updated image)",
+            _BACKBONE,
+            "lambda attended: fusion.text_to_image(attended, tokens),\n            normalize",
+            "lambda attended: fusion.text_to_image(attended, new_tokens),\n            normalize",
+        ),
+        Mistake(
+            "patch merging order (0,0),(0,1),(1,0),(1,1)",
+            _SWIN,
+            "squares.permute(0, 1, 3, 4, 2, 5)",
+            "squares.permute(0, 1, 3, 2, 4, 5)",
+        ),
+    ),
+}
