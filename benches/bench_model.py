@@ -1,0 +1,168 @@
+"""One step of coarse pre-training (ITC, ITM with hard negatives, MLM) beside the published passes.
+
+Command: python benches/bench_model.py
+Peer: `eager_fiber.py`, the published model in plain PyTorch with the published schedule of passes.
+Both train preset small in float32 with dropout off, micro-batch 8, forward, backward and AdamW.
+Counted besides: forward FLOPs of a sample of preset base, and the peak of a process's memory above
+what it held before its first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from eager_fiber import Batch, EagerFiber, pretraining_loss
+from rows import interleave, refuse_debug_build, report
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fiber.config import FiberConfig, preset
+from fiber.data.batches import ImageTextBatch
+from fiber.models.image_text import FiberImageText
+from fiber.training.run_config import ImageTextTask
+from fiber.training.tasks import Draw, image_text_task
+
+PEER = "eager, published passes"
+OURS = "fiber"
+#: Part of the words that are masked, as published, and samples of a micro-batch.
+MASKED = 0.15
+BATCH = 8
+
+
+def draw_batch(config: FiberConfig, size: int) -> Batch:
+    """Draw pictures and texts; every text fills the model's length, as published batches do."""
+    random = torch.Generator().manual_seed(0)
+    shape = (size, config.max_tokens)
+    ids = torch.randint(5, config.roberta.vocab_size - 1, shape, generator=random)
+    picked = torch.rand(shape, generator=random) < MASKED
+    picked[:, 1] = True
+    return Batch(
+        images=torch.randn(size, 3, config.image_size, config.image_size, generator=random),
+        ids=ids,
+        masked_ids=ids.masked_fill(picked, config.roberta.vocab_size - 1),
+        labels=ids.masked_fill(~picked, -100),
+        text_mask=torch.ones(shape, dtype=torch.bool),
+    )
+
+
+def without_dropout(name: str) -> FiberConfig:
+    """A preset with every dropout off: the passes differ, the draws would too."""
+    config = preset(name)
+    return dataclasses.replace(
+        config,
+        swin=dataclasses.replace(config.swin, drop_path=0.0),
+        roberta=dataclasses.replace(config.roberta, dropout=0.0),
+    )
+
+
+def side(name: str, config: FiberConfig, size: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """Build a model and what computes its loss on one batch."""
+    torch.manual_seed(0)
+    batch = draw_batch(config, size)
+    if name == PEER:
+        eager = EagerFiber(config).train()
+        return eager, lambda: pretraining_loss(eager, batch)
+    model = FiberImageText(config).train()
+    sizes = torch.full((size, 2), config.image_size)
+    ours = ImageTextBatch(
+        keys=tuple(str(number) for number in range(size)),
+        images=batch.images,
+        image_sizes=sizes,
+        original_sizes=sizes,
+        token_ids=batch.ids,
+        text_mask=batch.text_mask,
+        masked_ids=batch.masked_ids,
+        mlm_labels=batch.labels,
+        image_ids=torch.arange(size),
+    )
+    task = ImageTextTask(share=1)
+    return model, lambda: torch.stack(
+        list(image_text_task(model, ours, task, Draw(seed=0, number=0)).values())
+    ).sum()
+
+
+def stepper(name: str, config: FiberConfig, size: int) -> Callable[[], float]:
+    """Make what trains one step and returns its milliseconds."""
+    model, loss = side(name, config, size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step() -> float:
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+        return 1000 * (time.perf_counter() - began)
+
+    return step
+
+
+def forward_flops(name: str, config: FiberConfig, size: int) -> float:
+    """Count GFLOP of one sample's forward passes, matrix products and convolutions."""
+    _, loss = side(name, config, size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        loss()
+    return counter.get_total_flops() / size / 1e9
+
+
+def peak_mebibytes(name: str, size: int) -> float:
+    """Measure in a new process how far a pass's peak lies above what was held before it."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak-of", name, "--batch", str(size)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout)
+
+
+def _print_peak(name: str, size: int) -> None:
+    """Print the peak of the first forward and backward pass, gradients included."""
+    _, loss = side(name, without_dropout("small"), size)
+    # Linux: makes the peak so far the current size.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kibibytes("VmRSS")
+    loss().backward()
+    print((_kibibytes("VmHWM") - before) / 1024)
+
+
+def _kibibytes(field: str) -> int:
+    """Read a field of this process's status: VmRSS is its size, VmHWM the peak of it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0])
+    raise RuntimeError(f"/proc/self/status has no field {field}")
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--no-flops", action="store_true", help="leave the base preset out")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        _print_peak(options.peak_of, options.batch)
+        return
+    refuse_debug_build()
+    names, small = (PEER, OURS), without_dropout("small")
+    steps = {name: stepper(name, small, options.batch) for name in names}
+    report("model_step", "ms", interleave(steps, options.rounds), peer=PEER)
+    peaks = {name: lambda n=name: peak_mebibytes(n, options.batch) for name in names}
+    report("model_memory", "MiB", interleave(peaks, 3), peer=PEER)
+    if not options.no_flops:
+        base = without_dropout("base")
+        counts = {name: [forward_flops(name, base, 2)] * 2 for name in names}
+        report("model_flops", "GFLOP", counts, peer=PEER)
+
+
+if __name__ == "__main__":
+    main()
