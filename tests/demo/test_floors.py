@@ -103,34 +103,40 @@ class TestJudge:
 
 class TestFailures:
     def test_enough(self):
-        assert failures(ENOUGH, "default") == []
-        assert failures(ENOUGH[::2], "fast") == []
+        assert failures(ENOUGH, "scenes", "default") == []
+        assert failures(ENOUGH[::2], "scenes", "fast") == []
+        assert failures(ENOUGH[2:], "stamps", "default") == []
 
-    @pytest.mark.parametrize("mode", ["default", "fast"])
-    def test_nothing_at_all(self, mode):
-        assert len(failures([], mode)) == len(REQUIRED[mode])
+    @pytest.mark.parametrize(("data", "mode"), list(REQUIRED))
+    def test_nothing_at_all(self, data, mode):
+        assert len(failures([], data, mode)) == len(REQUIRED[data, mode])
 
     @pytest.mark.parametrize("missing", range(3))
     def test_each_group_is_needed(self, missing):
         rest = [r for i, r in enumerate(ENOUGH) if i != missing]
         unlearned = dataclasses.replace(ENOUGH[missing], floor=None, verdict="not learned")
-        problems = failures([*rest, unlearned], "default")
+        problems = failures([*rest, unlearned], "scenes", "default")
         assert len(problems) == 1
         assert unlearned.metric.split("/")[0] in problems[0]
         assert "nothing was learned" in problems[0]
 
     def test_nothing_recorded_is_said_once(self):
         judged = judge([row(), row("detection/ap50")], {})
-        (problem,) = failures(judged, "default")
+        (problem,) = failures(judged, "scenes", "default")
         assert problem.startswith("no seeds are recorded")
 
     def test_fast_does_not_need_questions(self):
-        assert failures([ENOUGH[0], ENOUGH[2]], "fast") == []
-        assert failures([ENOUGH[0], ENOUGH[2]], "default") != []
+        assert failures([ENOUGH[0], ENOUGH[2]], "scenes", "fast") == []
+        assert failures([ENOUGH[0], ENOUGH[2]], "scenes", "default") != []
+
+    def test_stamps_need_boxes(self):
+        for mode in ("default", "fast"):
+            (problem,) = failures(ENOUGH[:2], "stamps", mode)
+            assert problem.startswith("no metric of phrases or referring or detection has a floor")
 
     def test_what_fell_is_named(self):
         fell = row("detection/ap50", "novel", model=0.1234, floor=0.5, verdict="FELL")
-        problems = failures([*ENOUGH, fell], "default")
+        problems = failures([*ENOUGH, fell], "scenes", "default")
         assert problems == ["detection/ap50 on novel fell below its floor: 0.123 < 0.500"]
 
 

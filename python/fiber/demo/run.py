@@ -71,7 +71,7 @@ def main(
         demo.clock.expect("data", "coarse", "fine", "evaluation", "page")
     demo.train()
     rows = demo.measure(permute_pictures=permute_pictures)
-    problems = floors.failures(rows, mode) + floors.permuted_survivors(rows)
+    problems = floors.failures(rows, data, mode) + floors.permuted_survivors(rows)
     if not permute_pictures:
         if ablations:
             demo.ablate(rows)
