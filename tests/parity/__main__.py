@@ -19,6 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("kind", choices=("coarse", "fine"))
     parser.add_argument("directory", type=Path, help="folder of recorded cases")
+    parser.add_argument(
+        "--model",
+        choices=("fiber", "eager"),
+        default="fiber",
+        help="eager: the plain coarse model that the benches time the package against",
+    )
     parsed = parser.parse_args(arguments)
     if not parsed.directory.is_dir():
         print(f"{parsed.directory}: no such folder", file=sys.stderr)
@@ -31,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if parsed.model == "eager" and parsed.kind != "coarse":
+        parser.error("--model eager: there is an eager model of the coarse stage only")
     # The other kind's module need not be importable.
-    kind = importlib.import_module(f"tests.parity.{parsed.kind}")
+    module = "eager" if parsed.model == "eager" else parsed.kind
+    kind = importlib.import_module(f"tests.parity.{module}")
     good = True
     for path in cases:
         comparison: Comparison = kind.compare_case(path)

@@ -31,10 +31,11 @@ COARSE: dict[tuple[float, bool, bool], CoarseTolerances] = {
     # on one processor and less than 1e-4 from the recorded one on another; every other
     # gradient is within 8e-6 of the recorded one.
     (0.1, False, False): CoarseTolerances(1e-5, 1e-5, 1e-4, gradient_floor=5e-5),
-    # tiny. float32 against float64: 4.2e-7; a correct implementation through SDPA with the gate
-    # folded into the output projection: 1.9e-6 absolute on a tensor of absmax > 1. At 1e-5 a tanh
-    # GELU would pass.
-    (0.02, True, False): CoarseTolerances(1e-6, 1e-5, 1e-4),
+    # tiny. float32 against float64: 4.2e-7 of the recorded outputs (README), and of the plain model
+    # of benches/eager_fiber.py 1.2e-6 on a processor with AVX-512 (the map after the second
+    # merging); the two may lie on different sides of the truth. At 1e-5 a tanh GELU would pass; it
+    # moves the last map by 2.9e-5.
+    (0.02, True, False): CoarseTolerances(2e-6, 1e-5, 1e-4),
     # tinyhot. float32 against float64: 6.2e-5; gradient norms of a re-run of the same operations in
     # another order: 7.7e-4.
     (0.1, True, False): CoarseTolerances(1e-4, 1e-4, 2e-3),
