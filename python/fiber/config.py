@@ -8,6 +8,7 @@ the heads.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -222,6 +223,27 @@ class FiberConfig:
         return dataclasses.replace(
             self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
         )
+
+    def with_image_size(self, image_size: int) -> FiberConfig:
+        """The same coarse model for other pictures: its windows cover the same share of them.
+
+        Raises:
+            ValueError: for the fine stage, which takes pictures of any size, or a size that does
+                not give whole windows.
+        """
+        _require(
+            self.stage == "coarse",
+            f"image_size {image_size}: the fine model takes pictures of any size, its windows stay"
+            f" {self.swin.window_size} tokens wide",
+        )
+        step = self.image_size // math.gcd(self.image_size, self.swin.window_size)
+        _require(
+            image_size > 0 and image_size % step == 0,
+            f"image_size {image_size}: expected a multiple of {step}, so that windows are whole",
+        )
+        window_size = self.swin.window_size * image_size // self.image_size
+        swin = dataclasses.replace(self.swin, window_size=window_size)
+        return dataclasses.replace(self, image_size=image_size, swin=swin)
 
     def fine(
         self,

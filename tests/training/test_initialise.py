@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,9 @@ import torch
 
 from fiber.config import preset
 from fiber.fields import replace_fields
+from fiber.models.weights_towers import resize_bias_table
 from fiber.training.checkpoint import StoredModel, build_model
-from fiber.training.initialise import initialise, resize_bias_table
+from fiber.training.initialise import initialise
 
 EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
 
@@ -39,6 +41,18 @@ def test_other_answers_make_a_new_last_layer():
     model = build_model(replace_fields(preset("micro"), {"image_text.num_answers": 5}))
     report = initialise(model, stored(preset("micro")))
     assert report.created == report.dropped == ("vqa_head.output.weight", "vqa_head.output.bias")
+
+
+def test_other_answers_of_the_same_number_make_a_new_last_layer():
+    start = stored(preset("micro"))
+    words = tuple(map(str, range(16)))
+    start = dataclasses.replace(start, answers=words)
+    output = ("vqa_head.output.weight", "vqa_head.output.bias")
+    assert initialise(build_model(preset("micro")), start, words[::-1]).created == output
+    assert initialise(build_model(preset("micro")), start, words).created == ()
+    # Published files name no answers.
+    unknown = stored(preset("micro"))
+    assert initialise(build_model(preset("micro")), unknown, words).created == output
 
 
 def test_other_vocabulary_is_refused():

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.weights_towers import KeyMap, load_mapped, tower_keys, unstack, weight_and_bias
+from fiber.models.weights_towers import (
+    KeyMap,
+    load_mapped,
+    sort_unmapped,
+    tower_keys,
+    unstack,
+    weight_and_bias,
+)
 
 #: Published coarse keys that hold nothing the model needs: pattern, and why it is left out.
 IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
@@ -26,6 +33,7 @@ IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
     (r"rank_output\.(weight|bias)", "stale copy of row 1 of the matching head"),
     (r"logit_scale", "temperature of an implementation before the published one"),
     (r"token_type_embeddings\.weight", "modality vectors that no published code reads"),
+    (r"copy_module\..*", "frozen copy that the captioner's off-policy training (GOLD) keeps"),
     (r"text_transformer\.pooler\.dense\.(weight|bias)", "RoBERTa's pooler, never used"),
     (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
 )
@@ -128,8 +136,8 @@ def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict
     """Load a published coarse state dict into a `FiberImageText`.
 
     Args:
-        model: its config says which keys are needed. A checkpoint without `temp` leaves the
-            temperature as it is.
+        model: its config says which keys are needed. Released checkpoints have no `temp`: the
+            temperature is set to its configured start then.
         state: tensors by published name.
 
     Returns:
@@ -140,18 +148,13 @@ def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict
     """
     config: FiberConfig = model.config  # type: ignore[assignment]
     keys = coarse_keys(config)
-    if "temp" not in state:
-        keys.pop("temperature", None)
-    named = {name for names in keys.values() for name in names}
-    ignored, unknown = {}, []
-    for name in state:
-        if name not in named:
-            reason = ignored_coarse_key(name, config)
-            if reason is None:
-                unknown.append(name)
-            else:
-                ignored[name] = reason
+    ignored, unknown = sort_unmapped(state, keys, lambda name: ignored_coarse_key(name, config))
+    has_temperature = "temp" in state or "temperature" not in keys
+    if not has_temperature:
+        del keys["temperature"]
     load_mapped(model, state, keys, unknown)
+    if not has_temperature:
+        nn.init.constant_(model.temperature, config.image_text.temperature)  # type: ignore[arg-type]
     return ignored
 
 

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.models.detector import FiberDetector
-from fiber.models.weights_towers import KeyMap, load_mapped, tower_keys, unstack, weight_and_bias
+from fiber.models.weights_towers import (
+    KeyMap,
+    load_mapped,
+    sort_unmapped,
+    tower_keys,
+    unstack,
+    weight_and_bias,
+)
 from fiber.ops.anchors import level_anchors
 from fiber.ops.boxes import to_inclusive
 
@@ -89,15 +96,7 @@ def load_published_fine(model: FiberDetector, state: Mapping[str, Tensor]) -> di
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     keys = fine_keys(model.config)
-    named = {name for names in keys.values() for name in names}
-    ignored, unknown = {}, []
-    for name in state:
-        if name not in named:
-            reason = _ignored(name)
-            if reason is None:
-                unknown.append(name)
-            else:
-                ignored[name] = reason
+    ignored, unknown = sort_unmapped(state, keys, _ignored)
     for theirs in _CONVOLUTIONS.values():
         name = f"{_HEAD}{theirs}.weight"
         if name in state:

@@ -7,15 +7,46 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fiber.config import FiberConfig
+from fiber.config import FiberConfig, RobertaConfig, SwinConfig
 
 #: Our name -> the published names that it is stacked from.
 KeyMap = dict[str, tuple[str, ...]]
+
+
+class TowerLayout(NamedTuple):
+    """How somebody else names one of the towers."""
+
+    tower: Literal["swin", "roberta"]
+    #: What every name starts with, up to its dot.
+    prefix: str = ""
+    #: The merging between two stages bears the number of the second one, as in timm since 0.9, not
+    #: of the first one, as at Microsoft and in FIBER.
+    merging_in_next_stage: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people call the tower."""
+        return "Swin" if self.tower == "swin" else "RoBERTa"
+
+
+def tower_layout(names: Iterable[str]) -> TowerLayout | None:
+    """Tell a tower that stands alone, and its layout, by the names; None if they are none's."""
+    names = set(names)
+    if "patch_embed.proj.weight" in names and any(name.startswith("layers.0.") for name in names):
+        numbers = {name.split(".")[1] for name in names if ".downsample." in name}
+        return TowerLayout(tower="swin", merging_in_next_stage="0" not in numbers)
+    for prefix in ("", "roberta."):
+        if f"{prefix}embeddings.word_embeddings.weight" in names:
+            return TowerLayout(tower="roberta", prefix=prefix)
+    return None
 
 
 def load_mapped(
@@ -66,6 +97,64 @@ def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
     return published
 
 
+def sort_unmapped(
+    names: Iterable[str], keys: KeyMap, reason_for: Callable[[str], str | None]
+) -> tuple[dict[str, str], list[str]]:
+    """Sort the names that a map does not take.
+
+    Args:
+        names: published names.
+        keys: our names -> published names.
+        reason_for: says why a name may be left out; None: it may not.
+
+    Returns:
+        Names that are left out, each with the reason, and names that no rule covers.
+    """
+    mapped = {name for theirs in keys.values() for name in theirs}
+    ignored, unknown = {}, []
+    for name in names:
+        if name not in mapped:
+            reason = reason_for(name)
+            if reason is None:
+                unknown.append(name)
+            else:
+                ignored[name] = reason
+    return ignored, unknown
+
+
+def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
+    """Make every table of relative position biases one for another window.
+
+    Args:
+        state: tensors by our names or by published ones.
+        window_size: side of the new window in tokens.
+    """
+    rows = (2 * window_size - 1) ** 2
+    return {
+        name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor
+        for name, tensor in state.items()
+    }
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Make a table of relative position biases for another window.
+
+    Args:
+        table: ((2 w - 1) ** 2, h) of the old window.
+        rows: (2 w' - 1) ** 2 of the new one.
+
+    Returns:
+        (rows, h), by bicubic interpolation as in the published code; the table itself if it fits.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    # (old ** 2, h) -> (1, h, old, old)
+    square = table.T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)
+
+
 def tower_keys(config: FiberConfig, *, image_prefix: str, text_prefix: str) -> KeyMap:
     """Map the backbone, which both published stages name alike below a prefix.
 
@@ -77,37 +166,67 @@ def tower_keys(config: FiberConfig, *, image_prefix: str, text_prefix: str) -> K
     Returns:
         Names of a `FiberBackbone` -> published names.
     """
+    keys = swin_keys(config.swin, image_prefix) | roberta_keys(config.roberta, text_prefix)
+    fused, layers = config.fusion.num_fused_layers, config.roberta.num_layers
+    blocks = [
+        f"{image_prefix}layers.{stage}.blocks.{block}"
+        for stage, depth in enumerate(config.swin.depths)
+        for block in range(depth)
+    ]
+    for pair in range(fused):
+        block, layer = blocks[len(blocks) - fused + pair], layers - fused + pair
+        keys |= _image_to_text_keys(f"fusion.{pair}.image_to_text", f"{block}.attn", config)
+        keys |= _text_to_image_keys(
+            f"fusion.{pair}.text_to_image", f"{text_prefix}encoder.layer.{layer}"
+        )
+    return keys
+
+
+def swin_keys(config: SwinConfig, prefix: str, *, merging_in_next_stage: bool = False) -> KeyMap:
+    """Map the image tower.
+
+    Args:
+        config: which blocks there are.
+        prefix: what the published names start with, up to its dot.
+        merging_in_next_stage: the merging between two stages bears the number of the second one,
+            as in timm since 0.9, not of the first one, as at Microsoft and in FIBER.
+
+    Returns:
+        Names of a `FiberBackbone` -> published names.
+    """
     keys: KeyMap = {}
-    keys |= weight_and_bias("image.patch_embedding.projection", f"{image_prefix}patch_embed.proj")
-    keys |= weight_and_bias("image.patch_embedding.norm", f"{image_prefix}patch_embed.norm")
-    first_fused = sum(config.swin.depths) - config.fusion.num_fused_layers
-    number = 0
-    for stage, depth in enumerate(config.swin.depths):
+    keys |= weight_and_bias("image.patch_embedding.projection", f"{prefix}patch_embed.proj")
+    keys |= weight_and_bias("image.patch_embedding.norm", f"{prefix}patch_embed.norm")
+    for stage, depth in enumerate(config.depths):
         for block in range(depth):
-            ours = f"image.stages.{stage}.blocks.{block}"
-            theirs = f"{image_prefix}layers.{stage}.blocks.{block}"
-            keys |= _swin_block_keys(ours, theirs)
-            if number >= first_fused:
-                pair = f"fusion.{number - first_fused}.image_to_text"
-                keys |= _image_to_text_keys(pair, f"{theirs}.attn", config)
-            number += 1
-        if stage < len(config.swin.depths) - 1:
-            ours, theirs = (
-                f"image.stages.{stage}.merging",
-                f"{image_prefix}layers.{stage}.downsample",
+            keys |= _swin_block_keys(
+                f"image.stages.{stage}.blocks.{block}", f"{prefix}layers.{stage}.blocks.{block}"
             )
+        if stage < len(config.depths) - 1:
+            ours = f"image.stages.{stage}.merging"
+            theirs = f"{prefix}layers.{stage + merging_in_next_stage}.downsample"
             keys |= weight_and_bias(f"{ours}.norm", f"{theirs}.norm")
             keys[f"{ours}.reduction.weight"] = (f"{theirs}.reduction.weight",)
+    return keys
+
+
+def roberta_keys(config: RobertaConfig, prefix: str) -> KeyMap:
+    """Map the text tower, which every code names as transformers' RobertaModel does.
+
+    Args:
+        config: how many layers there are.
+        prefix: what the published names start with, up to its dot.
+
+    Returns:
+        Names of a `FiberBackbone` -> published names.
+    """
+    keys: KeyMap = {}
     for name in ("word", "position", "token_type"):
-        theirs = f"{text_prefix}embeddings.{name}_embeddings.weight"
+        theirs = f"{prefix}embeddings.{name}_embeddings.weight"
         keys[f"text.embeddings.{name}.weight"] = (theirs,)
-    keys |= weight_and_bias("text.embeddings.norm", f"{text_prefix}embeddings.LayerNorm")
-    for layer in range(config.roberta.num_layers):
-        theirs = f"{text_prefix}encoder.layer.{layer}"
-        keys |= _text_layer_keys(f"text.layers.{layer}", theirs)
-        pair = layer - config.roberta.num_layers + config.fusion.num_fused_layers
-        if pair >= 0:
-            keys |= _text_to_image_keys(f"fusion.{pair}.text_to_image", theirs)
+    keys |= weight_and_bias("text.embeddings.norm", f"{prefix}embeddings.LayerNorm")
+    for layer in range(config.num_layers):
+        keys |= _text_layer_keys(f"text.layers.{layer}", f"{prefix}encoder.layer.{layer}")
     return keys
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from fiber.fields import from_dict, to_dict
 from fiber.files import PART, explained, read_json, write_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
+from fiber.models.weights_towers import resize_bias_tables
 
 STEP = "step-"
 #: What a finished model consists of.
@@ -46,12 +48,14 @@ class StoredModel:
     """A model with what it needs to be asked something."""
 
     model: FiberImageText | FiberDetector
-    #: Where it was read from, if it was.
-    folder: Path | None = None
+    #: The folder or file that it was read from, if it was.
+    path: Path | None = None
     #: None where the folder holds none.
     tokenizer: Tokenizer | None = None
     #: Answers of the VQA head, in the order of its logits; empty without one.
     answers: tuple[str, ...] = ()
+    #: Tensors of a published checkpoint that the model has no use for, each with the reason.
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> FiberConfig:
@@ -132,8 +136,19 @@ def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
     write_whole(folder / "model.safetensors", lambda path: _write_tensors(state, path))
 
 
-def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> StoredModel:
+def load_model(
+    folder: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    *,
+    image_size: int | None = None,
+) -> StoredModel:
     """Read a finished model, in evaluation mode.
+
+    Args:
+        folder: what `save_model` wrote, or a finished run.
+        device: where to.
+        image_size: side of the pictures in pixels that a coarse model is for from now on, if not
+            its own; its tables of position biases are resized.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is absent.
@@ -146,14 +161,20 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
             hint = "; its run is not finished, resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} holds no model: {name} is missing{hint}")
     config = from_dict(FiberConfig, read_json(folder / "config.json")["model"])
+    if image_size is not None:
+        config = config.with_image_size(image_size)
     with torch.device("meta"):
         model = build_model(config)
     model.to_empty(device=device)
-    load_state(model, folder / "model.safetensors")
+    load_state(
+        model,
+        folder / "model.safetensors",
+        window_size=None if image_size is None else config.swin.window_size,
+    )
     words = read_words(folder)
     return StoredModel(
         model=model.eval(),
-        folder=folder,
+        path=folder,
         tokenizer=words.tokenizer if words else None,
         answers=_read_answers(folder),
     )
@@ -177,13 +198,20 @@ def _read_answers(folder: Path) -> tuple[str, ...]:
     return tuple(read_json(path)) if path.exists() else ()
 
 
-def load_state(model: nn.Module, path: Path) -> None:
+def load_state(model: nn.Module, path: Path, *, window_size: int | None = None) -> None:
     """Fill a model from a safetensors file that must hold exactly its tensors.
+
+    Args:
+        model: receives the tensors.
+        path: the file.
+        window_size: of the model, if the file's may be another one.
 
     Raises:
         ValueError: with every missing, unexpected or differently shaped name.
     """
     stored = read_tensors(path)
+    if window_size is not None:
+        stored = resize_bias_tables(stored, window_size)
     own = model.state_dict()
     faults = [f"missing {name}" for name in own if name not in stored]
     faults += [f"unexpected {name}" for name in stored if name not in own]

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import TransferReport, coarse_to_fine
+from fiber.models.weights_layouts import FIRST_CONVOLUTION, load_tower
+from fiber.models.weights_towers import resize_bias_table
 from fiber.training.checkpoint import StoredModel
+from fiber.training.model_files import Towers
 
 #: Layers whose size follows from the data: another data set means new ones.
 SIZED_BY_DATA = ("vqa_head.output.",)
 
 
-def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> TransferReport:
+def initialise(
+    model: FiberImageText | FiberDetector,
+    start: StoredModel | Towers,
+    answers: tuple[str, ...] = (),
+) -> TransferReport:
     """Copy all that two models share; bias tables of another window are resized.
+
+    A model that expects the colours in the other order gets its first convolution turned round.
 
     Args:
         model: a new model.
-        start: a finished one: the same stage, or a coarse one for a fine model.
+        start: a finished one: the same stage, or a coarse one for a fine model; or towers.
+        answers: of the new model's VQA head, in the order of its logits. Unless the finished one
+            has the same, its last layer stays new.
 
     Returns:
-        The names taken, dropped and new.
+        The names taken, dropped and new; dropped ones of towers are those of their files.
 
     Raises:
         ValueError: if another shared tensor has another shape (the answers of a VQA head may), or
             if a fine model shall start a coarse one.
     """
+    if isinstance(start, Towers):
+        return _initialise_from_towers(model, start)
     own = model.state_dict()
     given = {
         name: resize_bias_table(tensor, len(own[name]))
@@ -38,6 +47,8 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
         else tensor
         for name, tensor in start.model.state_dict().items()
     }
+    if model.config.channel_order != start.config.channel_order:
+        given[FIRST_CONVOLUTION] = given[FIRST_CONVOLUTION].flip(1)
     if model.config.stage == "fine" and start.config.stage == "coarse":
         return coarse_to_fine(given, model)
     if model.config.stage != start.config.stage:
@@ -47,6 +58,9 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
     shared = [name for name in own if name in given]
     other_shape = {name for name in shared if own[name].shape != given[name].shape}
     wrong = [name for name in other_shape if not name.startswith(SIZED_BY_DATA)]
+    other_answers = {
+        name for name in shared if name.startswith(SIZED_BY_DATA) and start.answers != answers
+    }
     if wrong:
         raise ValueError(
             "the model to start from has other sizes: "
@@ -55,7 +69,7 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
                 for name in sorted(wrong)
             )
         )
-    taken = [name for name in shared if name not in other_shape]
+    taken = [name for name in shared if name not in other_shape | other_answers]
     with torch.no_grad():
         for name in taken:
             own[name].copy_(given[name])
@@ -67,20 +81,23 @@ def initialise(model: FiberImageText | FiberDetector, start: StoredModel) -> Tra
     )
 
 
-def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Make a table of relative position biases for another window.
-
-    Args:
-        table: ((2 w - 1) ** 2, h) of the old window.
-        rows: (2 w' - 1) ** 2 of the new one.
-
-    Returns:
-        (rows, h), by bicubic interpolation as in the published code; the table itself if it fits.
-    """
-    if len(table) == rows:
-        return table
-    old, new = math.isqrt(len(table)), math.isqrt(rows)
-    # (old ** 2, h) -> (1, h, old, old)
-    square = table.T.reshape(1, -1, old, old)
-    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T.to(table.dtype)
+def _initialise_from_towers(
+    model: FiberImageText | FiberDetector, towers: Towers
+) -> TransferReport:
+    taken: list[str] = []
+    dropped: list[str] = []
+    for path, state in towers.states.items():
+        try:
+            keys, ignored = load_tower(model, state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if set(keys) & set(taken):
+            raise ValueError(f"{path} holds the same tower as another file of {towers.path}")
+        taken += keys
+        dropped += ignored
+    known = set(taken)
+    return TransferReport(
+        taken=tuple(taken),
+        dropped=tuple(dropped),
+        created=tuple(name for name in model.state_dict() if name not in known),
+    )

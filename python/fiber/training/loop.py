@@ -25,7 +25,6 @@ from fiber.training.checkpoint import (
     StoredModel,
     Words,
     build_model,
-    load_model,
     newest_checkpoint,
     write_checkpoint,
     write_weights,
@@ -39,6 +38,7 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.initialise import initialise
+from fiber.training.model_files import Towers, read_start
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -85,13 +85,14 @@ def train(
         recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
         data: a data folder, one set of records of your own, or a dict with one for each task.
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
-        init: folder of a finished model to start from; a coarse one may start a fine one. A resumed
-            run keeps its own.
+        init: what to start from: folder of a finished model or a published checkpoint, of which a
+            coarse one may start a fine one; or a file with a Swin (as Microsoft or timm name it) or
+            a RoBERTa (transformers), or a folder with such files. A resumed run keeps its own.
         resume: go on from the newest whole checkpoint in `output`, from step 0 if there is none,
             and do nothing if the run is finished.
         set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
-        tokenizer: one, or its file; default: that of `init`, else the data folder's tokenizer.json.
-            A resumed run keeps its own.
+        tokenizer: one, its file, or a folder with it; default: that of `init`, else the data
+            folder's tokenizer.json. A resumed run keeps its own.
         device: default CUDA where there is one, else the CPU. Under torchrun every process takes
             the GPU of its local rank.
         threads: of the data loader; 0 uses every core.
@@ -110,8 +111,8 @@ def train(
     if known is not None:
         # What a run started with stays, whatever is named now.
         init, tokenizer = folder.stored_init(), None
-    start = load_model(init) if init is not None else None
-    if known is None and start is not None and start.tokenizer is not None:
+    start = read_start(init) if init is not None else None
+    if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
     with joined(device) as processes:
         source = open_data(config, data, tokenizer=tokenizer, known=known)
@@ -146,7 +147,7 @@ def _train(
     folder: RunFolder,
     processes: Processes,
     *,
-    start: StoredModel | None,
+    start: StoredModel | Towers | None,
     threads: int,
     quiet: bool,
 ) -> None:
@@ -157,13 +158,13 @@ def _train(
     model = build_model(config.model).to(device)
     model.backbone.gradient_checkpointing = settings.gradient_checkpointing
     if processes.is_first:
-        folder.open(config, source.words, str(start.folder) if start else None)
+        folder.open(config, source.words, str(start.path) if start else None)
     wait_for_all(processes)
     checkpoint = newest_checkpoint(folder.checkpoints)
     if start is not None and checkpoint is None:
-        report = initialise(model, start)
+        report = initialise(model, start, source.words.answers)
         if not quiet:
-            say(f"weights from {start.folder}:\n{report}")
+            say(f"weights from {start.path}:\n{report}")
     freeze_image_stages(model, config.optim.frozen_image_stages)
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
@@ -184,7 +185,7 @@ def _train(
     window = Window(processes, images=position.images, seconds=position.seconds)
     began = time.monotonic() - position.seconds
     if not quiet:
-        origin = str(start.folder) if start is not None else "random weights"
+        origin = str(start.path) if start is not None else "random weights"
         say(_first_words(config, source, processes, model, position.step, origin))
 
     with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:

@@ -192,7 +192,11 @@ def existing_folder(data: str | os.PathLike[str]) -> Path:
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Read a tokenizer's file, or hand one on.
+    """Read a tokenizer, or hand one on.
+
+    Args:
+        tokenizer: one, a tokenizer.json, or a folder that holds it or RoBERTa's vocab.json and
+            merges.txt.
 
     Raises:
         ValueError: if there is none.
@@ -203,11 +207,17 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             "records without a folder need tokenizer=..., a tokenizer.json or a"
             " fiber.data.Tokenizer (Tokenizer.train makes one from texts), or init=... a model"
         )
-    if isinstance(tokenizer, (str, os.PathLike)):
-        if not Path(tokenizer).is_file():
-            raise FileNotFoundError(f"tokenizer {os.fspath(tokenizer)} does not exist")
-        return Tokenizer.from_file(os.fspath(tokenizer))
-    return tokenizer
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    path = Path(tokenizer)
+    if path.is_dir():
+        two = path / "vocab.json", path / "merges.txt"
+        if not (path / "tokenizer.json").exists() and all(file.exists() for file in two):
+            return Tokenizer.from_vocabulary(*two)
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer {path} does not exist")
+    return Tokenizer.from_file(path)
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:

@@ -1,0 +1,77 @@
+"""Published checkpoints in small: names of the recorded lists, their shapes a quarter as wide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "../shared/golden"
+KEYS = GOLDEN / "keys"
+
+needs_keys = pytest.mark.skipif(
+    not KEYS.exists(), reason="the lists of published keys (../shared) are not here"
+)
+
+Shapes = dict[str, tuple[list[int], str]]
+
+#: Names whose values follow from the sizes, or that nobody needs: they get one value, spread out.
+_SPREAD = ("queue", "attn_mask", "relative_position_index", "position_ids")
+
+
+def coarse_keys() -> Shapes:
+    """Name -> (shape, type) of the coarse base model with every head."""
+    return json.loads((KEYS / "coarse_keys.json").read_text())["keys"]
+
+
+def fine_keys(version: str) -> Shapes:
+    """Name -> (shape, type) of the fine base model."""
+    keys = json.loads((KEYS / "fine_keys.json").read_text())
+    return keys["base_v2"] | (keys["v3_extra"] if version == "v3" else {})
+
+
+def names_of_head(head: str) -> set[str]:
+    """Names that a coarse checkpoint has for the sake of one head."""
+    required = json.loads((KEYS / "coarse_keys.json").read_text())["required_by"]
+    return {name for heads, names in required.items() if head in heads for name in names}
+
+
+def base_state(keys: Shapes) -> dict[str, Tensor]:
+    """Tensors of the published shapes that take no memory; one value each, anchors as published."""
+    state = {
+        name: torch.zeros((), dtype=getattr(torch, kind)).expand(shape)
+        for name, (shape, kind) in keys.items()
+    }
+    return state | _anchors(state)
+
+
+def small_state(keys: Shapes, vocabulary: int = 320, answers: int = 40) -> dict[str, Tensor]:
+    """Random tensors under the published names.
+
+    Widths are a quarter of the published ones; heads, windows, depths and positions are the same.
+    """
+    exact = {50265: vocabulary, 3129: answers}
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, (shape, kind) in keys.items():
+        if any(part in name for part in _SPREAD):
+            state[name] = torch.zeros((), dtype=getattr(torch, kind)).expand(shape)
+            continue
+        small = [exact.get(n, n // 4 if n >= 64 and n % 64 == 0 else n) for n in shape]
+        state[name] = torch.randn(small, generator=generator) * 0.1
+    return state | _anchors(state)
+
+
+def _anchors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Squares of eight strides around the middle of a cell, corners included."""
+    anchors = {}
+    for level in range(5):
+        name, stride = f"rpn.anchor_generator.cell_anchors.{level}", 2.0 ** (level + 3)
+        middle, half = (stride - 1) / 2, (8 * stride - 1) / 2
+        if name in state:
+            corners = [middle - half] * 2 + [middle + half] * 2
+            anchors[name] = torch.tensor([corners])
+    return anchors
