@@ -49,6 +49,7 @@ class TestTrain:
             "output": Path("runs/scenes_fine"),
             "set": {"train.steps": "5", "optim.lr": "1e-3"},
             "init": "runs/demo/coarse",
+            "tokenizer": None,
             "resume": True,
             "device": None,
         }

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import fiber
 from fiber.data import Tokenizer
@@ -10,6 +11,7 @@ from fiber.training.checkpoint import Words, write_weights
 from fiber.training.run_folder import RunFolder
 
 from ..conftest import ANSWERS
+from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state
 
 
 class TestLoadAndSave:
@@ -73,8 +75,41 @@ class TestLoadAndSave:
             fiber.load(tmp_path / "none")
         with pytest.raises(FileNotFoundError, match="holds no model"):
             fiber.load(tmp_path)
-        with pytest.raises(ValueError, match="is a file; this version reads the folder"):
+        with pytest.raises(ValueError, match=r"model.safetensors: .*without its config.json"):
             fiber.load(micro_models["fine"] / "model.safetensors")
+        (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+        with pytest.raises(ValueError, match=r"cut.ckpt is cut off"):
+            fiber.load(tmp_path / "cut.ckpt")
+
+    @needs_keys
+    def test_published_coarse_file(self, micro_models, coarse, pictures, tmp_path):
+        state = small_state(coarse_keys(), coarse.config.roberta.vocab_size, len(ANSWERS))
+        torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+        words = micro_models["coarse"]
+        # Small pictures are quick; the tables are resized.
+        model = fiber.load(
+            tmp_path / "a.ckpt", words, words / "answers.json", device="cpu", image_size=96
+        )
+        assert model.heads == ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
+        assert model.config.swin.window_size == 3
+        assert model.answer(pictures[0], "why?")[0].answer in ANSWERS
+        assert 0 <= model.match(pictures[0], "a red circle") <= 1
+        bare = fiber.load(tmp_path / "a.ckpt", device="cpu", image_size=96)
+        with pytest.raises(ValueError, match="without a tokenizer"):
+            bare.match(pictures[0], "a red circle")
+        with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
+            fiber.load(tmp_path / "a.ckpt", words, ["yes", "no"], device="cpu")
+
+    @needs_keys
+    @pytest.mark.parametrize("version", ["v2", "v3"])
+    def test_published_fine_file(self, micro_models, fine, pictures, tmp_path, version):
+        state = small_state(fine_keys(version), fine.config.roberta.vocab_size)
+        torch.save({"model": state}, tmp_path / "a.pth")
+        model = fiber.load(tmp_path / "a.pth", micro_models["fine"], device="cpu")
+        assert model.heads == ("grounding",)
+        assert model.config.fusion.normalize_query == (version == "v3")
+        assert model.config.channel_order == "bgr"
+        assert (model.config.detector.shorter_side, model.config.detector.max_size) == (800, 1333)
 
     @pytest.mark.parametrize("device", ["toaster", "cuda:99"])
     def test_no_such_device(self, micro_models, device):

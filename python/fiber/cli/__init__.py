@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import pictures, runs
+from fiber.cli import convert, pictures, runs
 
 #: Errors of the system that say something about this machine's state, not about the input.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runs.add_commands(commands)
     pictures.add_commands(commands)
+    convert.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, which backend runs and why, what is missing"
     )

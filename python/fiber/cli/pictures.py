@@ -77,7 +77,7 @@ def _command(
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.add_argument(
         "--model",
-        help="folder of a finished model (default: the newest one under runs/ with the right head)",
+        help="folder or file of a model (default: the newest one under runs/ with the right head)",
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     command.add_argument("--json", action="store_true", help="print JSON on a terminal too")

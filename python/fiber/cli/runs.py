@@ -117,7 +117,18 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument("recipe", metavar="RECIPE", help="one of `fiber recipes`")
     train.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
-    train.add_argument("--init", metavar="MODEL", help="folder of a model to start from")
+    train.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="what to start from: folder of a model, published checkpoint, file of a Swin or a"
+        " RoBERTa, or a folder with such files",
+    )
+    train.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="instead of the one of --init or of the data: tokenizer.json, or a folder with it or"
+        " with vocab.json and merges.txt",
+    )
     train.add_argument("--output", type=Path, metavar="DIR", help="(default: runs/RECIPE)")
     train.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --output"
@@ -139,7 +150,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         help="measure a model on a task",
         description="Measure a model on a split of a data set, and print the task's metrics.",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="folder of a finished model")
+    evaluate.add_argument("model", metavar="MODEL", help="folder or file of a finished model")
     evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(_TASKS)}")
     evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
     evaluate.add_argument("--split", default="val", help="(default: val)")
@@ -209,6 +220,7 @@ def _train(options: argparse.Namespace) -> int:
         output=output,
         set=changes,
         init=options.init,
+        tokenizer=options.tokenizer,
         resume=options.resume,
         device=options.device,
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from fiber.data import Tokenizer
-from fiber.files import check_target, read_json
+from fiber.files import check_target
+from fiber.models.weights_file import Weights
 from fiber.predict.model import Answer, Hit, MissingHeadError, Model
+from fiber.predict.reading import read_with_words
 from fiber.training import evaluate as measuring
-from fiber.training.checkpoint import StoredModel, load_model
+from fiber.training.checkpoint import StoredModel
 from fiber.training.streams import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
@@ -24,49 +26,41 @@ def load(
     answers: Sequence[str] | str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    image_size: int | None = None,
+    weights: Weights = "raw",
 ) -> Model:
     """Load a finished model.
 
+    A published checkpoint tells by its names and shapes which model it holds; what it holds beside
+    that is left out for a reason or refused, as `fiber convert` lists it. Nothing in a file is run.
+
     Args:
-        path: folder of a run or of a saved model.
+        path: folder of a run or of a saved model, or a published .ckpt, .pt, .pth or .safetensors
+            file of either stage.
         tokenizer: instead of the folder's own: one, a tokenizer.json, or a folder that holds it or
             RoBERTa's vocab.json and merges.txt.
         answers: instead of the folder's own: the answers in the order of the VQA head's logits, or
             a JSON file with a list of them.
         device: default CUDA where there is one, else the CPU.
         dtype: of the arithmetic; default bfloat16 on CUDA, float32 on the CPU.
+        image_size: side of the pictures in pixels that a coarse model looks at, if not its own; its
+            tables of position biases are resized, as in the published training.
+        weights: of a file that has both, the trained ones ("raw", as the published tools load) or
+            their moving average ("ema").
 
     Raises:
         FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if parts do not fit one another.
+        ValueError: if a file cannot be read, or parts do not fit one another: every tensor that is
+            missing, unexpected or of another shape is named.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"model {folder} does not exist; `fiber demo` or `fiber train` makes one"
-        )
-    if not folder.is_dir():
-        raise ValueError(
-            f"model {folder} is a file; this version reads the folder of a run or of a saved model"
-            " (config.json, model.safetensors), not published checkpoints"
-        )
     where = _device(device)
-    stored = load_model(folder, where)
-    own = stored.tokenizer if tokenizer is None else _tokenizer(tokenizer)
-    words = stored.answers if answers is None else _answers(answers)
-    config = stored.config
-    if own is not None and own.vocab_size != config.roberta.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {own.vocab_size} tokens, the model {config.roberta.vocab_size};"
-            " a model works with the tokenizer that it was trained with only"
-        )
-    if words and "vqa" in config.heads and len(words) != config.image_text.num_answers:
-        raise ValueError(
-            f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"
-        )
+    stored = read_with_words(
+        path, tokenizer, answers, where, image_size=image_size, weights=weights
+    )
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    return Model(stored.model, own, words, dtype=dtype)
+    return Model(stored.model, stored.tokenizer, stored.answers, dtype=dtype)
 
 
 def evaluate(
@@ -130,24 +124,3 @@ def _device(device: torch.device | str | None) -> torch.device:
         count = torch.cuda.device_count()
         raise ValueError(f"device {device!r}: torch sees {count} CUDA devices here")
     return where
-
-
-def _tokenizer(tokenizer: Tokenizer | str | os.PathLike[str]) -> Tokenizer:
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    path = Path(tokenizer)
-    if path.is_dir():
-        two = path / "vocab.json", path / "merges.txt"
-        if not (path / "tokenizer.json").exists() and all(file.exists() for file in two):
-            return Tokenizer.from_vocabulary(*two)
-        path = path / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer {path} does not exist")
-    return Tokenizer.from_file(path)
-
-
-def _answers(answers: Sequence[str] | str | os.PathLike[str]) -> tuple[str, ...]:
-    words = read_json(Path(answers)) if isinstance(answers, (str, os.PathLike)) else list(answers)
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"answers: expected a list of texts, got {str(words)[:60]}")
-    return tuple(words)

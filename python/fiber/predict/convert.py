@@ -1,0 +1,117 @@
+"""Checkpoints from one form into another, with a report of what became of every tensor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from fiber.config import FiberConfig
+from fiber.models.weights_file import Weights
+from fiber.models.weights_layouts import SwinLayout
+from fiber.predict.reading import read_with_words
+from fiber.training.checkpoint import StoredModel, save_model
+from fiber.training.model_files import write_published, write_towers
+
+#: Forms that a model can be written in.
+Form = Literal["fiber", "published", "towers"]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: Form,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    answers: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    weights: Weights = "raw",
+    layout: SwinLayout = "microsoft",
+) -> str:
+    """Write a model in another form.
+
+    Args:
+        source: what `fiber.load` takes.
+        target: a folder, or for "published" a file; neither is overwritten with another kind.
+        to: "fiber" (a folder that `fiber.load` reads), "published" (a file that the published code
+            reads) or "towers" (a folder with the Swin and the RoBERTa for other codes).
+        tokenizer: as in `fiber.load`; published files hold none.
+        answers: as in `fiber.load`.
+        image_size: as in `fiber.load`.
+        weights: as in `fiber.load`.
+        layout: of the Swin among the towers, "microsoft" or "timm".
+
+    Returns:
+        What was read and written, and every tensor that was left out, with the reason.
+
+    Raises:
+        FileNotFoundError, ValueError: as `fiber.load`.
+        OSError: if the target is taken or cannot be written.
+    """
+    stored = read_with_words(
+        source, tokenizer, answers, "cpu", image_size=image_size, weights=weights
+    )
+    path = Path(target)
+    average = ", moving average" if weights == "ema" else ""
+    lines = [
+        f"read {os.fspath(source)}{average}: {describe(stored.config)}",
+        *_left_out(stored.ignored),
+    ]
+    if to == "fiber":
+        save_model(stored.model, path, stored.tokenizer, stored.answers)
+        lines += [f"wrote {path}: {len(stored.model.state_dict())} tensors", *_words(stored)]
+    elif to == "published":
+        lines.append(f"wrote {path}: {len(write_published(stored.model, path))} tensors")
+    else:
+        written = write_towers(stored.model, path, layout)
+        for tower, state in written.items():
+            lines.append(f"wrote {path / tower}.safetensors: {len(state)} tensors")
+        if "norm.weight" not in written["swin"]:
+            lines.append("  without the Swin's last norm, which the model has no use for")
+    return "\n".join(lines)
+
+
+def describe(config: FiberConfig) -> str:
+    """Say in a line what model a configuration is of."""
+    swin, roberta = config.swin, config.roberta
+    version = ""
+    if config.stage == "fine":
+        version = " v3" if config.fusion.normalize_query else " v2"
+    size = f", pictures of {config.image_size} pixels" if config.stage == "coarse" else ""
+    return (
+        f"{config.stage} model{version} with {', '.join(config.heads)}; Swin of"
+        f" {'-'.join(map(str, swin.depths))} blocks and {swin.embed_dim} channels, windows of"
+        f" {swin.window_size}{size}; RoBERTa of {roberta.num_layers} layers and {roberta.width}"
+        f" channels, {roberta.vocab_size} tokens; {config.fusion.num_fused_layers} fused pairs"
+    )
+
+
+def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
+    """List what was left out: a line for each reason, a line for each kind of name."""
+    yield f"left out: {len(ignored)} tensors"
+    for reason in dict.fromkeys(ignored.values()):
+        yield f"  {reason}:"
+        names = [name for name, why in ignored.items() if why == reason]
+        yield from (f"    {name}" for name in _folded(names))
+
+
+def _folded(names: Iterable[str]) -> Iterator[str]:
+    """Write names that differ in numbers alone as one, with the numbers there are."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
+    for pattern, members in groups.items():
+        yield pattern if len(members) > 1 else members[0]
+        if len(members) > 1:
+            places = ["/".join(re.findall(r"(?<=\.)\d+(?=\.|$)", name)) for name in members]
+            yield f"  {len(members)} with * = {' '.join(places)}"
+
+
+def _words(stored: StoredModel) -> Iterator[str]:
+    """Say which words the folder lacks, and what cannot be asked without them."""
+    if stored.tokenizer is None:
+        yield "  without a tokenizer: nothing that takes a text can be asked (--tokenizer)"
+    if "vqa" in stored.config.heads and not stored.answers:
+        yield "  without the answers of the VQA head: answer cannot be asked (--answers)"

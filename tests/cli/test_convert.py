@@ -1,0 +1,92 @@
+"""`fiber convert`: from one form into another, with a report."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fiber
+from fiber.cli import main
+from fiber.models.weights_file import read_state
+
+from ..conftest import ANSWERS
+from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state
+from .output import error_line
+
+
+@needs_keys
+def test_published_to_fiber_and_back(desk, capsys):
+    vocabulary = fiber.load("runs/demo/coarse", device="cpu").config.roberta.vocab_size
+    state = small_state(coarse_keys(), vocabulary, len(ANSWERS))
+    torch.save({"state_dict": state}, "published.ckpt")
+    arguments = ["--tokenizer", "runs/demo/coarse", "--answers", "runs/demo/coarse/answers.json"]
+    assert main(["convert", "published.ckpt", "ours", "--to", "fiber", *arguments]) == 0
+    report = capsys.readouterr().out
+    assert "read published.ckpt: coarse model with itc, itm, mlm, vqa, nlvr2, caption" in report
+    assert "windows of 12, pictures of 384 pixels" in report
+    assert "left out: 77 tensors" in report
+    assert "stale copy of row 1 of the matching head:\n    rank_output.weight" in report
+    assert "crossattention_t2i.output.LayerNorm.weight\n      6 with * = 6 7 8 9 10 11" in report
+    assert "without" not in report.split("wrote ")[1]
+    assert json.loads((desk / "ours" / "answers.json").read_text()) == list(ANSWERS)
+    assert main(["convert", "ours", "back.pth", "--to", "published"]) == 0
+    back = read_state(desk / "back.pth")
+    assert len(back) == 754 - 77
+    assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
+
+
+@needs_keys
+def test_moving_average_of_a_fine_file(desk, capsys):
+    state = small_state(fine_keys("v2"))
+    average = {
+        name: tensor if "cell_anchors" in name else torch.zeros_like(tensor)
+        for name, tensor in state.items()
+    }
+    torch.save({"model": state, "model_ema": average}, "fine.pth")
+    assert main(["convert", "fine.pth", "ours", "--to", "fiber", "--weights", "ema"]) == 0
+    report = capsys.readouterr().out
+    assert "read fine.pth, moving average: fine model v2 with grounding" in report
+    assert "without a tokenizer: nothing that takes a text can be asked (--tokenizer)" in report
+    assert not load_file(desk / "ours" / "model.safetensors")["head.text_bias"].any()
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_towers(desk, capsys, stage):
+    arguments = ["convert", f"runs/demo/{stage}", "towers", "--to", "towers", "--layout", "timm"]
+    assert main(arguments) == 0
+    report = capsys.readouterr().out
+    assert "wrote towers/swin.safetensors: " in report
+    assert ("without the Swin's last norm" in report) == (stage == "fine")
+    assert "layers.1.downsample.norm.bias" in load_file(desk / "towers" / "swin.safetensors")
+    assert main(arguments) == 2
+    assert "holds swin.safetensors already" in error_line(capsys)
+
+
+def test_another_size(desk, capsys):
+    arguments = ["convert", "runs/demo/coarse", "larger", "--to", "fiber", "--image-size", "128"]
+    assert main(arguments) == 0
+    assert "windows of 4, pictures of 128 pixels" in capsys.readouterr().out
+    model = json.loads((desk / "larger" / "config.json").read_text())["model"]
+    assert (model["image_size"], model["swin"]["window_size"]) == (128, 4)
+    assert main(arguments) == 2
+    assert "larger holds config.json of another model" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.ckpt", "out", "--to", "fiber"], "none.ckpt does not exist"),
+        (["words.jpg", "out", "--to", "fiber"], "words.jpg is no checkpoint"),
+        (["runs/demo/fine", "out.zip", "--to", "published"], "expected a name that ends in"),
+        (
+            ["runs/demo/fine", "out", "--to", "fiber", "--image-size", "99"],
+            "image_size 99: the fine",
+        ),
+        (["runs/demo/fine", "out", "--to", "fiber", "--weights", "ema"], "holds one set only"),
+    ],
+)
+def test_wrong_use(desk, capsys, arguments, message):
+    assert main(["convert", *arguments]) == 2
+    assert message in error_line(capsys)
+    assert not (desk / "out").exists()
