@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fiber.config import FiberConfig
 from fiber.models.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
-from fiber.models.roberta import RobertaTower, causal_attention_mask, key_attention_mask
+from fiber.models.roberta import (
+    KeyValueCache,
+    RobertaTower,
+    causal_attention_mask,
+    key_attention_mask,
+)
 from fiber.models.swin import SwinTower
 from fiber.models.weight_start import draw_by_fan_in
 
@@ -41,6 +48,26 @@ class ImagePrefix(NamedTuple):
             indices: (n,) int64 sample numbers, in any order, repeats allowed.
         """
         return ImagePrefix(self.tokens.index_select(0, indices))
+
+
+@dataclass
+class Decoding:
+    """Texts that are being written: what `decode_next` needs of pictures and earlier tokens."""
+
+    #: For each fused layer keys and values of the pictures, (B, T, h, d) each.
+    pictures: list[tuple[Tensor, Tensor]]
+    #: Of each text layer, on all tokens that were read of a picture's texts.
+    caches: list[KeyValueCache]
+    #: (B, n, tokens) bool, which of these tokens each of a picture's n texts holds.
+    held: Tensor | None = None
+    #: Tokens in a text.
+    length: int = 0
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        assert self.held is not None
+        index = sources[..., None].expand(-1, -1, self.held.shape[2])
+        self.held = self.held.gather(1, index)
 
 
 class FiberBackbone(nn.Module):
@@ -162,17 +189,64 @@ class FiberBackbone(nn.Module):
 
         Args:
             image_tokens: for each fused layer (B, T, C) with the channels of its image block.
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
+            token_ids: (B n, L) int64; the n texts of a picture follow one another.
+            text_mask: (B n, L) bool, True = real token.
 
         Returns:
-            (B, L, D); position t depends on tokens 0 to t. All LayerNorms are applied.
+            (B n, L, D); position t depends on tokens 0 to t. All LayerNorms are applied.
         """
         mask = causal_attention_mask(text_mask)
         text = self._text_layers(self.text.embeddings(token_ids), mask, 0, self.first_fused_layer)
         for pair, tokens in zip(range(len(self.fusion)), image_tokens, strict=True):
             text = self._run(self._decoder_layer, pair, text, mask, tokens)
         return text
+
+    def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
+        """Prepare to write texts token by token: what does not depend on them is computed here.
+
+        Args:
+            image_tokens: as `decode_text` takes them.
+        """
+        pictures = [
+            cast(FusedPair, pair).text_to_image.keys_values(tokens)
+            for pair, tokens in zip(self.fusion, image_tokens, strict=True)
+        ]
+        return Decoding(pictures, [KeyValueCache() for _ in self.text.layers])
+
+    def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
+        """Read one more token of each text: what `decode_text` gives for the last position.
+
+        The texts of a picture stand side by side as tokens of one sample, and read their own past
+        only: so they share the picture, and going on from another text moves no keys. Keys are
+        written in place: for what needs a gradient there is `decode_text`.
+
+        Args:
+            decoding: of `start_decoding`; the tokens are added to it.
+            token_ids: (B, n) int64, the newest token of each picture's texts.
+
+        Returns:
+            (B, n, D).
+        """
+        batch, texts = token_ids.shape
+        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device)
+        newest = newest.expand(batch, -1, -1)
+        held = newest if decoding.held is None else torch.cat((decoding.held, newest), 2)
+        # (B, n) -> (B n, 1, D) -> (B, n, D): each token is the next one of a text of its own
+        text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
+        text = text.reshape(batch, texts, text.shape[-1])
+        for number, (layer, cache) in enumerate(
+            zip(self.text.layers, decoding.caches, strict=True), -self.first_fused_layer
+        ):
+            branch = None if number < 0 else self._reader(number, decoding.pictures[number])
+            text = layer(text, held[:, None], branch, cache=cache)
+        decoding.held = held
+        decoding.length += 1
+        return text
+
+    def _reader(self, pair: int, picture: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Bind a pair's text-to-image attention to keys and values."""
+        fusion = cast(FusedPair, self.fusion[pair])
+        return lambda attended: fusion.text_to_image.read(attended, *picture)
 
     def _pair(
         self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor

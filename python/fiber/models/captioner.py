@@ -1,13 +1,17 @@
-"""Writing captions: greedy and beam search over a coarse model with the caption head.
+"""Writing captions with a coarse model that has the caption head: beam search and sampling.
 
-Letters: K beams, V vocabulary.
+Every text is read one token at a time: keys and values of earlier tokens are kept, those of a
+picture are computed once for all of its texts, and all texts of all pictures run in one pass.
+
+Letters: K beams, S samples, V vocabulary, n tokens after <s>.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.models.image_text import FiberImageText
@@ -32,16 +36,52 @@ class Captions(NamedTuple):
     scores: Tensor
 
 
-@torch.no_grad()
-def greedy_search(model: FiberImageText, image_tokens: Tensor, *, max_tokens: int) -> Captions:
-    """Write the likeliest next token until </s>.
+class Samples(NamedTuple):
+    """Several captions of each picture, drawn at random."""
 
-    Args:
-        model: with the caption head.
-        image_tokens: (B, H, W, C) last stage of `encode_image`.
-        max_tokens: longest caption, <s> and </s> included.
-    """
-    return beam_search(model, image_tokens, num_beams=1, max_tokens=max_tokens)
+    #: (B, S, n) int64 without <s>; </s> (or <pad>) where one was drawn, <pad> after it.
+    token_ids: Tensor
+    #: (B, S, n) float32 log probability of each drawn token, 0 after the last one.
+    log_probs: Tensor
+
+
+class NextTokens(Protocol):
+    """Texts about pictures that grow by a token at a time."""
+
+    #: B.
+    num_pictures: int
+    device: torch.device
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """Add a token to each of a picture's n texts, (B, n); at first to one empty text.
+
+        Returns:
+            (B, n, V) log probabilities of the token after it.
+        """
+        ...
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        ...
+
+
+class CaptionDecoder:
+    """The model as `NextTokens`."""
+
+    def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
+        """Args: the model; (B, H, W, C) last stage of `encode_image`."""
+        self.num_pictures, self.device = len(image_tokens), image_tokens.device
+        self._model = model
+        self._decoding = model.start_decoding(image_tokens)
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """Add a token to each text: (B, n) -> (B, n, V) of the token after it."""
+        hidden = self._model.backbone.decode_next(self._decoding, token_ids)
+        return next_token_log_probs(self._model, self._model.caption_logits(hidden))
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        self._decoding.select(sources)
 
 
 @torch.no_grad()
@@ -56,32 +96,31 @@ def beam_search(
     Args:
         model: with the caption head.
         image_tokens: (B, H, W, C) last stage of `encode_image`.
-        num_beams: K.
+        num_beams: K; 1 takes the likeliest token each time.
         max_tokens: longest caption, <s> and </s> included.
 
     Raises:
         ValueError: if num_beams or max_tokens leave nothing to search.
     """
     vocab_size = model.config.roberta.vocab_size
-    if not 1 <= num_beams <= vocab_size or not 2 <= max_tokens <= model.config.roberta.max_tokens:
-        raise ValueError(
-            f"num_beams {num_beams} must be 1 to {vocab_size}, and max_tokens {max_tokens}"
-            f" 2 to {model.config.roberta.max_tokens}"
-        )
-    batch = image_tokens.shape[0]
-    device = image_tokens.device
-    ids = torch.full((batch, 1), START_ID, device=device)
-    totals, chosen = _next_log_probs(model, image_tokens, ids).topk(num_beams)
+    if not 1 <= num_beams <= vocab_size:
+        raise ValueError(f"num_beams is {num_beams}; expected 1 to {vocab_size}, the vocabulary")
+    _check_max_tokens(model, max_tokens)
+    return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
+
+
+def search_beams(decoder: NextTokens, num_beams: int, max_tokens: int) -> Captions:
+    """Run `beam_search` on anything that says how likely the next tokens are."""
+    log_probs = decoder.log_probs(_start(decoder))[:, 0]
+    vocab_size = log_probs.shape[-1]
+    totals, token = log_probs.topk(num_beams)
+    decoder.select(torch.zeros_like(token))
     # (B, K, t) tokens after <s>; (B, K) whether a beam has ended, and its length in tokens
-    beams, lengths = chosen[..., None], torch.ones_like(totals)
-    ended = _ends(chosen)
-    image_tokens = image_tokens.repeat_interleave(num_beams, 0)
+    beams, lengths, ended = token[..., None], torch.ones_like(totals), _ends(token)
     for _ in range(2, max_tokens):
         if ended.all():
             break
-        ids = torch.nn.functional.pad(beams.flatten(0, 1), (1, 0), value=START_ID)
-        log_probs = _next_log_probs(model, image_tokens, ids).view(batch, num_beams, -1)
-        log_probs = log_probs.masked_fill(ended[..., None], 0.0)
+        log_probs = decoder.log_probs(token).masked_fill(ended[..., None], 0.0)
         new_lengths = lengths + (~ended).to(lengths.dtype)
         # (B, K, V) -> (B, K V): mean log probability of every continuation of every beam
         sums = totals[..., None] + log_probs
@@ -94,16 +133,139 @@ def beam_search(
         kept = beams.gather(1, source[..., None].expand_as(beams))
         beams = torch.cat((kept, token[..., None]), -1)
         ended = was_ended | _ends(token)
+        decoder.select(source)
     return Captions(beams[:, 0], totals[:, 0] / lengths[:, 0])
+
+
+@torch.no_grad()
+def sample_captions(
+    model: FiberImageText,
+    image_tokens: Tensor,
+    *,
+    samples_per_image: int = 1,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Samples:
+    """Draw captions token by token.
+
+    A sample ends with </s> or <pad>, as in the published search; <mask> is never drawn. The model's
+    mode is left as it is: published self-critical training samples with dropout on.
+
+    Args:
+        model: with the caption head.
+        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        samples_per_image: S.
+        max_tokens: longest caption, <s> and </s> included.
+        temperature: what logits are divided by; below 1 likely tokens become likelier.
+        top_k: draw among this many of the likeliest tokens only.
+        top_p: draw among the likeliest tokens only, as few as reach this probability together
+            (of those that top_k left).
+        generator: on the model's device; one seed gives the same samples of the same batch.
+
+    Returns:
+        The samples; their log probabilities are those of the model itself, whatever the
+        temperature, top_k and top_p were, as `caption_log_probs` computes them.
+
+    Raises:
+        ValueError: if a setting leaves nothing to draw.
+    """
+    _check_max_tokens(model, max_tokens)
+    _check_sampling(samples_per_image, temperature, top_k, top_p)
+    decoder = CaptionDecoder(model, image_tokens)
+    log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
+    decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
+    ended = torch.zeros(log_probs.shape[:2], dtype=torch.bool, device=decoder.device)
+    tokens: list[Tensor] = []
+    values: list[Tensor] = []
+    for step in range(1, max_tokens):
+        if step > 1:
+            log_probs = decoder.log_probs(tokens[-1])
+        weights = _truncated((log_probs / temperature).softmax(-1), top_k, top_p).flatten(0, 1)
+        token = torch.multinomial(weights, 1, generator=generator).view(ended.shape)
+        values.append(log_probs.gather(2, token[..., None])[..., 0].masked_fill(ended, 0.0))
+        tokens.append(token.masked_fill(ended, PAD_ID))
+        ended = ended | _ends(tokens[-1])
+        if ended.all():
+            break
+    return Samples(torch.stack(tokens, -1), torch.stack(values, -1))
+
+
+def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+    """Compute, with gradient, how likely the model writes given captions (self-critical training).
+
+    Args:
+        model: with the caption head.
+        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        token_ids: (B, S, n) int64 without <s>, as `sample_captions` returns them.
+
+    Returns:
+        (B, S, n) float32 log probability of each token up to the first </s> or <pad>, 0 after it.
+
+    Raises:
+        ValueError: if the captions are not (B, S, n) with n of 1 or more.
+    """
+    if token_ids.ndim != 3 or token_ids.shape[0] != len(image_tokens) or not token_ids.shape[2]:
+        raise ValueError(
+            f"captions have shape {tuple(token_ids.shape)}; expected ({len(image_tokens)}, samples,"
+            " tokens) with at least one token"
+        )
+    ids = token_ids.flatten(0, 1)
+    ends = _ends(ids)
+    # A token is written where nothing before it has ended the caption.
+    written = (ends.cumsum(1) - ends.long()) == 0
+    inputs = F.pad(ids[:, :-1], (1, 0), value=START_ID)
+    text = model.decode_text(image_tokens, inputs, written)
+    log_probs = next_token_log_probs(model, model.mlm_logits(text, written))
+    found = log_probs.gather(1, ids[written][:, None])[:, 0]
+    return found.new_zeros(ids.shape).masked_scatter(written, found).view(token_ids.shape)
+
+
+def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
+    """Log probabilities of a caption's next token, <mask> forbidden: (..., V) -> (..., V).
+
+    At least float32, whatever the logits are.
+    """
+    forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
+    logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _start(decoder: NextTokens) -> Tensor:
+    """<s> for each picture: (B, 1)."""
+    return torch.full((decoder.num_pictures, 1), START_ID, device=decoder.device)
 
 
 def _ends(token_ids: Tensor) -> Tensor:
     return (token_ids == END_ID) | (token_ids == PAD_ID)
 
 
-def _next_log_probs(model: FiberImageText, image_tokens: Tensor, ids: Tensor) -> Tensor:
-    """Log probabilities of the token after the last one: (n, t) -> (n, V)."""
-    hidden = model.decode_text(image_tokens, ids, torch.ones_like(ids, dtype=torch.bool))
-    logits = model.caption_logits(hidden[:, -1])
-    logits[:, model.config.roberta.mask_id] = _FORBIDDEN_LOGIT
-    return logits.float().log_softmax(-1)
+def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
+    """Set the probabilities (..., V) of tokens that may not be drawn to 0."""
+    if top_k is None and top_p == 1.0:
+        return probabilities
+    ordered, order = probabilities.sort(-1, descending=True)
+    if top_k is not None:
+        ordered[..., top_k:] = 0.0
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(before >= top_p * ordered.sum(-1, keepdim=True), 0.0)
+    return torch.zeros_like(ordered).scatter(-1, order, ordered)
+
+
+def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:
+    longest = model.config.roberta.max_tokens
+    if not 2 <= max_tokens <= longest:
+        raise ValueError(f"max_tokens is {max_tokens}; expected 2 to {longest}")
+
+
+def _check_sampling(samples: int, temperature: float, top_k: int | None, top_p: float) -> None:
+    if samples < 1:
+        raise ValueError(f"samples_per_image is {samples}; expected 1 or more")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected more than 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected 1 or more, or None")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected more than 0 and at most 1")

@@ -95,15 +95,38 @@ class TextToImageAttention(nn.Module):
         Returns:
             (B, L, D).
         """
-        query = self.query(attended).unflatten(-1, (self.num_heads, -1))
-        # (B, ..., 2 D) -> 2 x (B, T, h, d)
+        return self.read(attended, *self.keys_values(image_tokens))
+
+    def keys_values(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what a picture is read by: (B, ..., C) -> keys and values, (B, T, h, d) each."""
         key, value = (
             self.key_value(image_tokens.flatten(1, -2))
             .unflatten(-1, (2, self.num_heads, -1))
             .unbind(2)
         )
+        return key, value
+
+    def read(self, attended: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Add what the texts read in the pictures, of which each may have several texts.
+
+        Args:
+            attended: (B n, L, D) self-attention output of the text layer; the n texts of a picture
+                follow one another.
+            key: (B, T, h, d) of the pictures.
+            value: (B, T, h, d) of the pictures.
+
+        Returns:
+            (B n, L, D).
+        """
+        # (B n, L, D) -> (B, n L, h, d): tokens read the picture each by itself, so that the texts
+        # of a picture may stand behind one another and share its keys.
+        texts_of_each = len(attended) // max(1, len(key))
+        query = self.query(attended).reshape(
+            len(key), texts_of_each * attended.shape[1], *key.shape[2:]
+        )
         dropout_p = self.dropout if self.training else 0.0
-        read = kernels.text_to_image_attention(query, key, value, dropout_p=dropout_p).flatten(2)
+        read = kernels.text_to_image_attention(query, key, value, dropout_p=dropout_p)
+        read = read.reshape(attended.shape)
         if dropout_p:
             # The dropout sits between the projection and the gate, so the two cannot be joined.
             return attended + self.gate * nn.functional.dropout(self.output(read), dropout_p)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.backbone import BackboneOutput, FiberBackbone
+from fiber.models.backbone import BackboneOutput, Decoding, FiberBackbone
 from fiber.models.heads import Classifier, LanguageHead, Pooler, initialise_head
 from fiber.models.weight_start import draw_by_fan_in
 
@@ -139,13 +139,24 @@ class FiberImageText(nn.Module):
 
         Args:
             image_tokens: (B, H, W, C) last stage of `encode_image`.
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
+            token_ids: (B n, L) int64; the n texts of a picture follow one another.
+            text_mask: (B n, L) bool, True = real token.
 
         Returns:
-            (B, L, D); position t depends on tokens 0 to t.
+            (B n, L, D); position t depends on tokens 0 to t.
         """
+        return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
+
+    def start_decoding(self, image_tokens: Tensor) -> Decoding:
+        """Prepare to write captions token by token with the backbone's `decode_next`.
+
+        Args:
+            image_tokens: (B, H, W, C) last stage of `encode_image`.
+        """
+        return self.backbone.start_decoding(self._for_decoder(image_tokens))
+
+    def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
+        """Bring the last stage to the channels that each fused layer reads."""
         tokens = image_tokens.flatten(1, 2)
         projected = [projection(tokens) for projection in self.caption_projections]
-        plain = [tokens] * (len(self.backbone.fusion) - len(projected))
-        return self.backbone.decode_text(projected + plain, token_ids, text_mask)
+        return projected + [tokens] * (len(self.backbone.fusion) - len(projected))

@@ -35,12 +35,33 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, L) ids -> (B, L, D)."""
+    def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
+        """(B, L) ids -> (B, L, D); `tokens_before` real tokens of each text came earlier."""
         real = token_ids.ne(PAD_ID)
-        positions = real.cumsum(1) * real + PAD_ID
+        positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
         embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
         return self.dropout(self.norm(embedded))
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that one self-attention has read so far; without gradient."""
+
+    def __init__(self) -> None:
+        # Keys and values in one tensor with room for more, so that a step copies its own only.
+        self._stored = torch.empty(0)
+        self._length = 0
+
+    def extend(self, key_value: Tensor) -> Tensor:
+        """Add the newest tokens: (2, B, h, L, d) -> those of all tokens, (2, B, h, all, d)."""
+        start, self._length = self._length, self._length + key_value.shape[3]
+        if not start or self._length > self._stored.shape[3]:
+            shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
+            grown = key_value.new_empty(shape)
+            if start:
+                grown[..., :start, :] = self._stored[..., :start, :]
+            self._stored = grown
+        self._stored[..., start : self._length, :] = key_value
+        return self._stored[..., : self._length, :]
 
 
 class TextSelfAttention(nn.Module):
@@ -54,20 +75,29 @@ class TextSelfAttention(nn.Module):
         self.output = nn.Linear(config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
             hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, L), True = the query reads the key.
+            attention_mask: bool, broadcast to (B, h, L, keys), True = the query reads the key;
+                None: every query reads every key.
+            cache: of the tokens before these, which are read too; these are added to it.
 
         Returns:
             (B, L, D).
         """
         # (B, L, 3 D) -> 3 x (B, h, L, d)
-        query, key, value = (
-            self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
+        qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is None:
+            query, key, value = qkv.unbind(0)
+        else:
+            query, (key, value) = qkv[0], cache.extend(qkv[1:])
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -96,23 +126,26 @@ class TextLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         branch: Branch | None = None,
         *,
         normalize_output: bool = True,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Run the layer.
 
         Args:
             hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, L), True = the query reads the key.
+            attention_mask: bool, broadcast to (B, h, L, keys), True = the query reads the key;
+                None: every query reads every key.
             branch: changes the self-attention's output before the residual.
             normalize_output: apply the last LayerNorm.
+            cache: of the layer's self-attention on the tokens before these.
 
         Returns:
             (B, L, D).
         """
-        attended = self.attention(hidden, attention_mask)
+        attended = self.attention(hidden, attention_mask, cache)
         if branch is not None:
             attended = branch(attended)
         hidden = self.attention_norm(attended + hidden)

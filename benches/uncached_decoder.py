@@ -1,0 +1,33 @@
+"""The caption decoder without a cache, as published: the peer of `bench_caption.py`.
+
+Each step runs the whole text again, for every beam with a copy of its picture's tokens. Tests hold
+the package's decoder against it.
+"""
+
+import torch
+from torch import Tensor
+
+from fiber.models.captioner import next_token_log_probs
+from fiber.models.image_text import FiberImageText
+
+
+class UncachedDecoder:
+    """The model as `fiber.models.captioner.NextTokens`."""
+
+    def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
+        self.num_pictures, self.device = len(image_tokens), image_tokens.device
+        self._model, self._image_tokens = model, image_tokens
+        self._ids = torch.zeros(len(image_tokens), 1, 0, dtype=torch.int64, device=self.device)
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """Add a token to each text, and read all of it again: (B, n) -> (B, n, V)."""
+        self._ids = torch.cat((self._ids, token_ids[..., None]), 2)
+        ids = self._ids.flatten(0, 1)
+        images = self._image_tokens.repeat_interleave(token_ids.shape[1], 0)
+        hidden = self._model.decode_text(images, ids, torch.ones_like(ids, dtype=torch.bool))
+        logits = self._model.caption_logits(hidden[:, -1])
+        return next_token_log_probs(self._model, logits).view(*token_ids.shape, -1)
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) numbers of a picture's texts."""
+        self._ids = self._ids.gather(1, sources[..., None].expand(-1, -1, self._ids.shape[2]))
