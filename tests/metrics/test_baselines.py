@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fiber.metrics.baselines import (
+    caption_blind,
     hit_chance,
     masked_word_blind,
     masked_word_chance,
@@ -18,6 +19,7 @@ from fiber.metrics.baselines import (
     vqa_blind,
     vqa_chance,
 )
+from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.retrieval import recall_at_k
@@ -34,6 +36,7 @@ def test_nothing_to_measure_is_nan():
         vqa_chance(["red"], []),
         vqa_blind([], [], [], []),
         matching_blind([], []),
+        caption_blind(["a dog"], []),
         masked_word_blind([], np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3)), MASK),
     ]
     assert all(math.isnan(value) for result in results for value in result.values())
@@ -49,6 +52,7 @@ def test_keys_are_those_of_the_metrics():
     assert statement_blind(["a"], [1], ["a"], [1]).keys() == statement
     answer = soft_accuracy(["a"], [{"a": 1.0}]).keys()
     assert vqa_chance(["a"], [{}]).keys() == vqa_blind(["q"], [{}], ["q"], [{}]).keys() == answer
+    assert caption_blind([], [["a"]]).keys() == caption_scores(["a"], [["a"]]).keys()
     assert masked_word_chance(5).keys() == masked_word_accuracy([1], [1]).keys()
 
 
@@ -111,6 +115,16 @@ def test_blind_answers_by_hand():
     assert vqa_blind(questions, scores, test, truth)["accuracy"] == pytest.approx(2.5 / 3)
     overall = vqa_blind(questions, scores, test, truth, per_question=False)
     assert overall["accuracy"] == pytest.approx((0 + 0.6 + 0.9) / 3)
+
+
+def test_blind_captions_by_hand():
+    """ "a dog" is written twice; three of its two times two words are the pictures' own."""
+    found = caption_blind(["a cat sits", "a dog", "a dog"], [["a dog"], ["a pig", "two cows"]])
+    # Common parts of 2 of 2 words and 1 of 2, each with a reference of 2 words.
+    assert found["rouge_l"] == pytest.approx((1 + 0.5) / 2)
+    assert found == caption_scores(["a dog"] * 2, [["a dog"], ["a pig", "two cows"]])
+    # Equally frequent: the first by name.
+    assert caption_blind(["b", "a"], [["a"]])["rouge_l"] == 1.0
 
 
 def test_answer_chance_by_hand():

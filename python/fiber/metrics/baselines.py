@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import IGNORED, masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, mean
 from fiber.metrics.retrieval import check_owners
@@ -148,6 +149,19 @@ def vqa_blind(
     seen = training_questions if per_question else [""] * len(training_questions)
     guess = most_frequent(zip(seen, training_scores, strict=True))
     return soft_accuracy([guess(question, "") for question in questions], scores)
+
+
+def caption_blind(
+    training_captions: Iterable[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """`captions.caption_scores` of saying the most frequent training caption of every picture.
+
+    Args:
+        training_captions: captions of the training split.
+        references: for each picture of the metric what people wrote.
+    """
+    guess = most_frequent([("", Counter(training_captions))])
+    return caption_scores([guess("", "")] * len(references), references)
 
 
 def most_frequent(

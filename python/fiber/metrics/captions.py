@@ -1,0 +1,178 @@
+"""Captions against what people wrote: BLEU-4 and ROUGE-L, as COCO's caption evaluation has them.
+
+Both compare words as `caption_tokens` gives them. It follows the Penn Treebank tokenizer that the
+COCO evaluation runs (Stanford's PTBTokenizer with -lowerCase), without needing Java:
+
+- letters become lower case;
+- a word is a run of letters and digits, joined inside by hyphens, slashes, ampersands and
+  apostrophes, or between digits by a full stop, comma or colon;
+- n't, 's, 're, 've, 'll, 'd and 'm are words of their own ("don't": "do", "n't"), and so are the
+  halves of cannot, gonna, gotta, wanna, gimme and lemme;
+- the marks ' ` " . ? ! , : ; and dashes that stand outside words are dropped, as COCO drops them;
+- brackets are words ("-lrb-"): COCO's list of dropped marks names them in capitals, which lower-
+  casing has removed before it is looked at;
+- every other sign is a word.
+
+It differs where the original knows abbreviations: "st." is "st" here, and "st." there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from fiber.metrics.matching import mean
+
+#: ROUGE-L weighs recall this much more than precision in COCO's evaluation.
+ROUGE_BETA = 1.2
+
+# As in COCO's BLEU, so that an order without a match or a word still has a logarithm.
+_TINY, _SMALL = 1e-15, 1e-9
+
+_APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u00b4": "'"})
+_TOKEN = re.compile(r"[^\W_]+(?:(?:[-/&']|(?<=\d)[.,:](?=\d))[^\W_]+)*|[^\w\s]|_")
+_CONTRACTION = re.compile(r"(.+)(n't|'(?:s|re|ve|ll|d|m))")
+_JOINED = re.compile(r"(can)(not)|(gon|got|wan)(na|ta)|(gim|lem)(me)")
+_DROPPED = frozenset("'`\".?!,:;-\u2013\u2014\u2026\u201c\u201d")
+_BRACKETS = {
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+}
+
+
+def caption_tokens(caption: str) -> list[str]:
+    """Cut a caption into the words that are compared: see the top of this module.
+
+    Source: coco-caption's ptbtokenizer.py (Chen et al. 2015).
+    """
+    found: list[str] = _TOKEN.findall(caption.lower().translate(_APOSTROPHES))
+    tokens: list[str] = []
+    for token in found:
+        if token not in _DROPPED:
+            tokens += _parts(_BRACKETS.get(token, token))
+    return tokens
+
+
+def caption_scores(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """BLEU-4 and ROUGE-L.
+
+    Args:
+        candidates: the caption written for each of n pictures.
+        references: for each of them what people wrote, one caption or more.
+
+    Returns:
+        `bleu_4` and `rouge_l`, both from 0 to 1.
+
+    Raises:
+        ValueError: if the lengths differ, or a picture has no reference.
+    """
+    if len(candidates) != len(references):
+        raise ValueError(f"got {len(candidates)} captions for {len(references)} pictures")
+    for number, people in enumerate(references):
+        if isinstance(people, str) or not len(people):
+            raise ValueError(f"references of picture {number} are {people!r}; expected 1 or more")
+    said = [caption_tokens(candidate) for candidate in candidates]
+    wrote = [[caption_tokens(reference) for reference in people] for people in references]
+    return {
+        "bleu_4": bleu(said, wrote),
+        "rouge_l": mean(np.array([rouge_l(*pair) for pair in zip(said, wrote, strict=True)])),
+    }
+
+
+def bleu(
+    candidates: Sequence[Sequence[str]],
+    references: Sequence[Sequence[Sequence[str]]],
+    order: int = 4,
+) -> float:
+    """BLEU of all candidates together.
+
+    Args:
+        candidates: words of each of n captions.
+        references: for each of them the words of every reference.
+        order: longest n-gram, in words.
+
+    Returns:
+        The geometric mean of the clipped n-gram precisions, times the brevity penalty; the length
+        of each caption is held against its reference of the closest length (the shorter of two).
+        NaN without captions.
+
+    Source: Papineni et al. 2002; constants and choice of length as in coco-caption.
+    """
+    if not len(candidates):
+        return math.nan
+    matched, possible = [0] * order, [0] * order
+    length = reference_length = 0
+    for words, people in zip(candidates, references, strict=True):
+        length += len(words)
+        reference_length += min((abs(len(p) - len(words)), len(p)) for p in people)[1]
+        for n in range(1, order + 1):
+            most: Counter = Counter()
+            for reference in people:
+                most |= _ngrams(reference, n)
+            matched[n - 1] += (_ngrams(words, n) & most).total()
+            possible[n - 1] += max(0, len(words) - n + 1)
+    if not length:
+        return 0.0
+    precisions = [(m + _TINY) / (p + _SMALL) for m, p in zip(matched, possible, strict=True)]
+    brevity = min(0.0, 1.0 - reference_length / length)
+    return math.prod(precisions) ** (1 / order) * math.exp(brevity)
+
+
+def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L of one caption.
+
+    Args:
+        words: of the caption.
+        people: words of every reference.
+
+    Returns:
+        The F-measure of the best precision and the best recall (they may be of two references) of
+        the longest common subsequence.
+
+    Source: Lin 2004; the weight of recall and the two maxima as in coco-caption.
+    """
+    common = [(_common_length(words, reference), len(reference)) for reference in people]
+    precision = max(length for length, _ in common) / max(1, len(words))
+    recall = max(length / max(1, total) for length, total in common)
+    if not precision:
+        return 0.0
+    weight = ROUGE_BETA**2
+    return (1 + weight) * precision * recall / (recall + weight * precision)
+
+
+def _parts(token: str) -> list[str]:
+    """Split contractions off: "shouldn't've" -> ["should", "n't", "'ve"]."""
+    joined = _JOINED.fullmatch(token)
+    if joined:
+        return [part for part in joined.groups() if part is not None]
+    endings: list[str] = []
+    while match := _CONTRACTION.fullmatch(token):
+        token = match[1]
+        endings.insert(0, match[2])
+    return [token, *endings]
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter:
+    return Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for at, compared in enumerate(other, 1):
+            above = row[at]
+            row[at] = diagonal + 1 if word == compared else max(above, row[at - 1])
+            diagonal = above
+    return row[-1]
