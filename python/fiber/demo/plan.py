@@ -60,7 +60,7 @@ _MANY_RECORDS = {
     "vqa": 1500,
     "refcoco": 400,
     "flickr": 250,
-    "coco": 200,
+    "coco": 150,
 }
 _FEW_RECORDS = {
     "retrieval": 500,
@@ -94,14 +94,14 @@ _STAMPS_FINE = {"tasks.grounding.max_classes": 6}
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_pictures=24_000,
-        coarse={"train.steps": 440, "train.checkpoint_every": 55},
-        fine={"train.steps": 1200, "train.checkpoint_every": 200},
+        coarse={"train.steps": 425, "train.checkpoint_every": 85},
+        fine={"train.steps": 1080, "train.checkpoint_every": 180},
         records=_MANY_RECORDS,
         seconds={
             "data": 15,
-            "coarse": 250,
-            "fine": 260,
-            "evaluation": 62,
+            "coarse": 246,
+            "fine": 256,
+            "evaluation": 60,
             "ablations": 750,
             "page": 5,
         },

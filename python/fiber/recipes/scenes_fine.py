@@ -35,5 +35,5 @@ def recipe() -> RunConfig:
         optim=OptimConfig(
             lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),
-        train=TrainConfig(steps=1200, log_every=20, checkpoint_every=300),
+        train=TrainConfig(steps=1080, log_every=20, checkpoint_every=180),
     )
