@@ -15,19 +15,16 @@ from torch import Tensor
 from fiber.files import read_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.models.weights import load_published_coarse, published_coarse_state
+from fiber.models.weights import coarse_keys, load_published_coarse, published_coarse_state
 from fiber.models.weights_config import published_config
 from fiber.models.weights_file import SUFFIXES, Weights, read_state
-from fiber.models.weights_fine import load_published_fine, published_fine_state
-from fiber.models.weights_layouts import SwinLayout, tower_states
+from fiber.models.weights_fine import fine_keys, load_published_fine, published_fine_state
+from fiber.models.weights_layouts import FIRST_CONVOLUTION, SwinLayout, tower_states
 from fiber.models.weights_towers import resize_bias_tables, tower_layout
 from fiber.training.checkpoint import StoredModel, build_model, load_model
 
-#: First convolution of each published stage, and the order of colours that the stage expects.
-_PUBLISHED_COLOURS = {
-    "coarse": ("vit_model.patch_embed.proj.weight", "rgb"),
-    "fine": ("fusion_backbone.backbone.body.patch_embed.proj.weight", "bgr"),
-}
+#: Order of the colours that the first convolution of each published stage expects.
+_PUBLISHED_ORDER = {"coarse": "rgb", "fine": "bgr"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +105,19 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    fine = isinstance(model, FiberDetector)
-    state = published_fine_state(model) if fine else published_coarse_state(model)
-    first, order = _PUBLISHED_COLOURS[model.config.stage]
-    if model.config.channel_order != order:
+    config = model.config
+    if isinstance(model, FiberDetector):
+        place, state, keys = "model", published_fine_state(model), fine_keys(config)
+    else:
+        place, state, keys = "state_dict", published_coarse_state(model), coarse_keys(config)
+    if config.channel_order != _PUBLISHED_ORDER[config.stage]:
+        (first,) = keys[FIRST_CONVOLUTION]
         state[first] = state[first].flip(1)
     _make_folder(path.parent)
     if path.suffix == ".safetensors":
         write_whole(path, _tensor_writer(state))
     else:
-        content = {"model" if fine else "state_dict": state}
-        write_whole(path, lambda part: torch.save(content, part))
+        write_whole(path, lambda part: torch.save({place: state}, part))
     return state
 
 
