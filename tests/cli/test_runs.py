@@ -193,6 +193,18 @@ class TestEval:
         shown = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in shown] == list(metrics)
 
+    def test_how_many_candidates_are_ordered_again(self, desk, capsys):
+        generate("runs/scenes", train=0, val=4, novel=0)
+        arguments = ["eval", "runs/demo/coarse", "retrieval", "--data", "runs/scenes", "--rerank"]
+        found = {}
+        for number in ("0", "2", "all"):
+            assert main([*arguments, number]) == 0
+            found[number] = json.loads(capsys.readouterr().out)
+        assert len(found["2"]) == len(found["all"]) == 2 * len(found["0"])
+        with pytest.raises(SystemExit):
+            main([*arguments, "some"])
+        assert "expected a whole number or all, got 'some'" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fiber.metrics.retrieval import recall_at_k
+from fiber.metrics.retrieval import recall_at_k, recall_of_ranks, reranked, wrong_before
 
 RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
 
@@ -87,3 +87,33 @@ def test_equals_the_original():
         # Recorded as float32 means.
         assert found[f"image_to_text_recall_at_{k}"] == pytest.approx(value["tr"], rel=1e-6)
         assert found[f"text_to_image_recall_at_{k}"] == pytest.approx(value["ir"], rel=1e-6)
+
+
+def test_wrong_candidates_before_the_right_one():
+    scores = [[0.9, 0.5, 0.7], [0.4, 0.4, 0.1], [0.3, 0.2, 0.1], [1.0, 2.0, 3.0]]
+    right = [[0, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    # Two are better; one is equal to the better right one; none; without a right one all are.
+    assert wrong_before(scores, right).tolist() == [2, 1, 0, 3]
+    assert wrong_before(np.zeros((0, 3)), np.zeros((0, 3))).tolist() == []
+    assert wrong_before(np.zeros((2, 0)), np.zeros((2, 0))).tolist() == [0, 0]
+    with pytest.raises(
+        ValueError, match=r"have shape \(2,\), right \(2,\); expected both \(n, m\)"
+    ):
+        wrong_before([1, 2], [1, 0])
+
+
+def test_reranking_by_hand():
+    # The right candidate moves from the third place to the first; from the second to the third; it
+    # is not among those that are looked at again.
+    scores = [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2], [0.3, 0.2, 0.1]]
+    right = [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert reranked([2, 1, 7], scores, right).tolist() == [0, 2, 7]
+
+
+def test_recall_of_ranks_by_hand():
+    assert recall_of_ranks([0, 4, 10], [1, 0], ks=(1, 5)) == {
+        "image_to_text_recall_at_1": pytest.approx(1 / 3),
+        "image_to_text_recall_at_5": pytest.approx(2 / 3),
+        "text_to_image_recall_at_1": 0.5,
+        "text_to_image_recall_at_5": 1.0,
+    }

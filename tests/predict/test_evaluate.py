@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_records_instead_of_a_folder(coarse, scenes):
 def test_a_folder_instead_of_a_model(micro_models, scenes):
     metrics = fiber.evaluate(micro_models["coarse"], "matching", data=scenes, split="val")
     assert all(0 <= value <= 1 for name, value in metrics.items() if name != "count")
+
+
+def test_retrieval_is_ordered_again_unless_told_otherwise(coarse, scenes):
+    first = fiber.evaluate(coarse, "retrieval", scenes, rerank=0)
+    both = fiber.evaluate(coarse, "retrieval", scenes)
+    assert both.keys() == first.keys() | {f"reranked/{name}" for name in first}
+    assert {name: both[name] for name in first} == first
+    every = fiber.evaluate(coarse, "retrieval", scenes, rerank=sys.maxsize)
+    assert every.keys() == both.keys()
 
 
 def test_wrong_tasks(fine, scenes):

@@ -7,6 +7,7 @@ import torch
 import fiber
 from fiber.models.captioner import beam_search
 from fiber.predict import Answer, Hit
+from fiber.predict import model as model_module
 
 from ..conftest import ANSWERS
 from .by_hand import pooled, tensors
@@ -131,6 +132,30 @@ class TestCoarse:
         again = coarse.search(text, pictures)
         assert [hit.index for hit in again] == list(np.argsort(-matched))
         assert again[0].score == pytest.approx(matched.max(), abs=1e-6)
+
+    def test_search_matches_the_best_ones_only(self, coarse, pictures, monkeypatch):
+        monkeypatch.setattr(model_module, "RERANKED", 2)
+        text = "a red circle"
+        cosines = coarse.embed_images(pictures) @ coarse.embed_texts(text)
+        matched = coarse.match(pictures, text)
+        best = sorted(np.argsort(-cosines)[:2].tolist(), key=lambda index: -matched[index])
+        hits = coarse.search(text, pictures, top_k=2)
+        assert [hit.index for hit in hits] == best
+        assert [hit.score for hit in hits] == pytest.approx([matched[i] for i in best], abs=1e-6)
+        # As many as there are pictures: every one is matched.
+        every = coarse.search(text, pictures, top_k=5)
+        assert [hit.index for hit in every] == list(np.argsort(-matched))
+
+    def test_a_search_runs_the_towers_once(self, coarse, pictures, monkeypatch):
+        backbone, seen = coarse.network.backbone, []
+        image_prefix = backbone.image_prefix
+        monkeypatch.setattr(
+            backbone,
+            "image_prefix",
+            lambda images: seen.append(len(images)) or image_prefix(images),
+        )
+        coarse.search("a red circle", pictures)
+        assert sum(seen) == len(pictures)
 
     def test_search_wants_a_list(self, coarse, pictures):
         with pytest.raises(ValueError, match="expected a list of pictures"):

@@ -10,6 +10,8 @@ from fiber import _core
 from fiber.config import preset
 from fiber.data import Tokenizer, load_image
 from fiber.data.records import Record
+from fiber.metrics.captions import caption_scores
+from fiber.models.captioner import END_ID, beam_search
 from fiber.training import measure_pairs
 from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import TASKS, PermutedImages, evaluate, fusion_off
@@ -169,6 +171,43 @@ def test_matching_scores_are_those_of_single_passes(models, pictures, tokenizer,
             score = model.itm_logits(model.pooled(fused)).softmax(-1)[0, 1].item()
         assert entry["score"] == pytest.approx(score, rel=1e-4)
         assert (entry["image_key"] == entry["text_key"]) == (entry["match"] == 1)
+
+
+def test_pictures_are_described_once_in_cocos_format(models, pictures, tokenizer, tmp_path):
+    path = tmp_path / "captions.json"
+    records = records_for("caption", pictures)[:3]
+    names = ("COCO_val2014_000000391895.jpg", "a/7.jpg", "dog.jpg")
+    shown = [
+        dataclasses.replace(record, image_id=f"images/{name}")
+        for record, name in zip(records, names, strict=True)
+    ]
+    again = dataclasses.replace(shown[0], key="again", text="another caption")
+    metrics = evaluate(models["coarse"], "caption", data=[*shown, again], output=path)
+    found = json.loads(path.read_text())
+    assert [entry["image_id"] for entry in found] == [391895, 7, "images/dog.jpg"]
+    assert all(entry.keys() == {"image_id", "caption"} for entry in found)
+    model, said = models["coarse"].model, []
+    for record in records:
+        with torch.no_grad():
+            tokens = model.backbone.encode_image(pixels_of(record.images[0], model)).stages[-1]
+            ids = beam_search(model, tokens, num_beams=5, max_tokens=16).token_ids[0].tolist()
+        ids = ids[: ids.index(END_ID)] if END_ID in ids else ids
+        said.append(tokenizer.decode(ids).strip())
+    assert [entry["caption"] for entry in found] == said
+    people = [[records[0].text, "another caption"], [records[1].text], [records[2].text]]
+    assert metrics == caption_scores(said, people)
+
+
+def test_pictures_that_share_a_number_keep_their_names():
+    names = ["train/000012.jpg", "val/000012.jpg", "val/13.jpg", "c4"]
+    assert measure_pairs._image_numbers(names) == [*names[:2], 13, 4]
+
+
+def test_written_captions_are_cut_at_their_end():
+    assert measure_pairs._words([5, 6, 2, 1, 1]) == [5, 6]
+    assert measure_pairs._words([5, 1, 1]) == [5]
+    assert measure_pairs._words([5, 6]) == [5, 6]
+    assert measure_pairs._words([2]) == []
 
 
 def test_swapped_captions_by_hand(models, pictures, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def count(text: str) -> int:
@@ -18,3 +19,16 @@ def count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return number
+
+
+def candidates(text: str) -> int:
+    """Read how many candidates are looked at: a whole number, or "all" for `sys.maxsize`.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, with what was given.
+    """
+    if text == "all":
+        return sys.maxsize
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number or all, got {text!r}")
+    return int(text)

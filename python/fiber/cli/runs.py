@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from fiber.cli.arguments import count
+from fiber.cli.arguments import candidates, count
 from fiber.cli.models import RUNS
 
 #: What `fiber eval` measures: the keys of `fiber.training.evaluate.TASKS`, without importing torch.
@@ -17,6 +17,7 @@ _TASKS = (
     "retrieval",
     "matching",
     "masked_words",
+    "caption",
     "vqa",
     "nlvr2",
     "winoground",
@@ -155,6 +156,13 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
     evaluate.add_argument("--split", default="val", help="(default: val)")
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the predictions here")
+    evaluate.add_argument(
+        "--rerank",
+        type=candidates,
+        metavar="N",
+        help="retrieval: order the N best of each query again by matching picture and text"
+        " together; 0: none, all: every pair (default: 32 if the model has the head for it)",
+    )
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     evaluate.set_defaults(run=_eval)
 
@@ -245,7 +253,12 @@ def _eval(options: argparse.Namespace) -> int:
 
     model = fiber.load(options.model, device=options.device)
     metrics = fiber.evaluate(
-        model, options.task, data=options.data, split=options.split, output=options.output
+        model,
+        options.task,
+        data=options.data,
+        split=options.split,
+        output=options.output,
+        rerank=options.rerank,
     )
     if sys.stdout.isatty():
         width = max(map(len, metrics), default=0)

@@ -15,6 +15,7 @@ from fiber.predict.model import Answer, Hit, MissingHeadError, Model
 from fiber.predict.reading import read_with_words
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel
+from fiber.training.measure_retrieval import RERANKED
 from fiber.training.streams import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
@@ -72,21 +73,26 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     permute_images: bool = False,
     fusion: bool = True,
+    rerank: int | None = None,
 ) -> dict[str, float]:
     """Measure a model on a task.
 
     Args:
         model: a model, or what `load` takes.
-        task: "retrieval", "matching", "masked_words", "vqa", "nlvr2", "winoground", "refcoco",
-            "flickr" or "coco".
+        task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
+            "refcoco", "flickr" or "coco".
         data: a data folder, or records of your own.
         split: of the folder.
         output: where to write the predictions, in the task's official format where it has one.
         permute_images: give every record another record's picture: what the texts alone reach.
         fusion: False switches the cross-attentions off.
+        rerank: of "retrieval": best candidates of each query by the two towers alone (ITC) that
+            matching picture and text together (ITM) orders again; 0: none, sys.maxsize: every
+            pair. Default: 32 if the model has the head for it.
 
     Returns:
-        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
+        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric", those
+        after re-ranking as "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.
@@ -100,6 +106,8 @@ def evaluate(
         model = load(model)
     head, *_ = measuring.find_task(task)
     model.need_head(head, f"task {task!r}")
+    if rerank is None:
+        rerank = RERANKED if task == "retrieval" and "itm" in model.heads else 0
     stored = StoredModel(model=model.network, tokenizer=model.tokenizer, answers=model.answers)
     with model.arithmetic():
         return measuring.evaluate(
@@ -110,6 +118,7 @@ def evaluate(
             output=output,
             permute_images=permute_images,
             fusion=fusion,
+            rerank=rerank,
         )
 
 

@@ -36,15 +36,14 @@ from fiber.predict.inputs import (
     one_for_each,
     one_list_for_each,
 )
-from fiber.predict.pairs import PAIRS_AT_ONCE, score_pairs
+from fiber.predict.pairs import PAIRS_AT_ONCE, rank_pictures, score_pairs
 from fiber.training.checkpoint import save_model
+from fiber.training.measure_retrieval import RERANKED
 from fiber.training.run_config import load_recipe
 from fiber.training.streams import inference_transform
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3
-#: Pictures that a search looks at a second time, or as many as are asked for if that is more.
-RERANKED = 32
 
 
 class MissingHeadError(ValueError):
@@ -330,7 +329,8 @@ class Model:
             pictures: a list.
             top_k: hits to give, best first.
             rerank: order the best ones again, and score them, by matching text and picture together
-                (ITM); else the scores are the cosines of the two towers' vectors (ITC).
+                (ITM): 32 of them, or top_k if that is more, so that top_k=len(pictures) matches
+                every picture. Else the scores are the cosines of the two towers' vectors (ITC).
         """
         self.need_head("itc", "search")
         if rerank:
@@ -343,15 +343,11 @@ class Model:
         given, single = as_list(pictures)
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
-        scores = self.embed_images(given) @ self.embed_texts(text)
-        order = np.argsort(-scores, kind="stable")
-        if rerank:
-            order = order[: max(top_k, RERANKED)]
-            scores = dict(
-                zip(order.tolist(), self.match([given[i] for i in order], text), strict=True)
-            )
-            order = sorted(order.tolist(), key=lambda index: -scores[index])
-        return [Hit(int(index), float(scores[index])) for index in order[:top_k]]
+        wanted = not_empty([text], "text")[0]
+        reranked = max(top_k, RERANKED) if rerank else 0
+        with self._running():
+            ranked = rank_pictures(self._coarse, self._inputs, wanted, given, reranked)
+        return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer.json and answers.json.

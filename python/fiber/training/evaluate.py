@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,17 @@ from fiber.data import sources
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
-from fiber.training import measure_boxes, measure_pairs
+from fiber.training import measure_boxes, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.streams import RECORD_SET, Data, check_records, existing_folder
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
-    "retrieval": ("itc", sources.captions, measure_pairs.retrieval),
+    "retrieval": ("itc", sources.captions, measure_retrieval.retrieval),
     "matching": ("itm", sources.captions, measure_pairs.matching),
     "masked_words": ("mlm", sources.captions, measure_pairs.masked_words),
+    "caption": ("caption", sources.captions, measure_pairs.caption),
     "vqa": ("vqa", sources.questions, measure_pairs.vqa),
     "nlvr2": ("nlvr2", sources.reasoning, measure_pairs.nlvr2),
     "winoground": ("itm", sources.swapped, measure_pairs.winoground),
@@ -51,6 +52,7 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     permute_images: bool = False,
     fusion: bool = True,
+    rerank: int = 0,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
@@ -64,6 +66,8 @@ def evaluate(
         output: where to write the predictions: JSON; CSV for nlvr2, as its authors' script reads.
         permute_images: give every record another record's picture.
         fusion: False switches the cross-attentions off.
+        rerank: of "retrieval": best candidates of each query that matching (ITM) orders again; as
+            many as there are candidates, or more, score every pair.
         batch_size: records at a time.
         threads: of the loader; 0 uses every core.
 
@@ -82,6 +86,8 @@ def evaluate(
         )
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer; load it with tokenizer=...")
+    if rerank:
+        check_rerank(task, model.config.heads, rerank)
     records = open_records(data, task, split, reader)
     if permute_images:
         records = PermutedImages(records)
@@ -92,6 +98,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         own_pictures=not permute_images,
+        rerank=rerank,
     )
     with fusion_off(model.model) if not fusion else _unchanged():
         measured = measure(subject, records)
@@ -109,6 +116,23 @@ def find_task(task: str) -> tuple[str, Any, Measure]:
     if task not in TASKS:
         raise ValueError(f"task {task!r} does not exist; {nearest(task, TASKS)}")
     return TASKS[task]
+
+
+def check_rerank(task: str, heads: Sequence[str], rerank: int) -> None:
+    """Check that candidates can be ordered again.
+
+    Raises:
+        ValueError: if the task has no candidates, the model no matching head, or the number is
+            below 0.
+    """
+    if task != "retrieval":
+        raise ValueError(f"rerank is {rerank}, but task {task!r} ranks nothing; expected 0")
+    if "itm" not in heads:
+        raise ValueError(
+            f"rerank is {rerank}, which needs the head 'itm'; the model has {', '.join(heads)}"
+        )
+    if rerank < 0:
+        raise ValueError(f"rerank is {rerank}; expected 0 or more candidates")
 
 
 def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:

@@ -40,6 +40,8 @@ class Subject:
     threads: int = 0
     #: Whether records show their own pictures, so that their boxes must lie inside.
     own_pictures: bool = True
+    #: Best candidates of each query of a retrieval that matching orders again.
+    rerank: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +122,14 @@ class Subject:
 
 #: Measures one task: asks the model about all records.
 Measure = Callable[[Subject, RecordSet], Measured]
+
+
+def by_picture(records: RecordSet) -> dict[str, list[Record]]:
+    """Group records by the picture that they show, in order: {image_id: records}."""
+    groups: dict[str, list[Record]] = {}
+    for record in (records[number] for number in range(len(records))):
+        groups.setdefault(record.image_id, []).append(record)
+    return groups
 
 
 def with_groups(

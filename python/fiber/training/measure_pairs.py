@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from pathlib import PurePath
+
 import numpy as np
-import torch
 from torch import Tensor
 
 from fiber.data.records import Record, RecordSet
+from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
-from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import soft_accuracy
-from fiber.training.measure import Measured, Subject, entry_id, with_groups
+from fiber.models.captioner import END_ID, beam_search
+from fiber.models.roberta import PAD_ID
+from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.training.tasks import reasoning_logits
 
-#: Pictures that a prediction file lists for each text.
-LISTED = 10
-
-
-def retrieval(subject: Subject, records: RecordSet) -> Measured:
-    """Contrastive retrieval both ways among all different pictures and all captions."""
-    model, texts = subject.image_text, [records[i] for i in range(len(records))]
-    pictures: dict[str, Record] = {}
-    for record in texts:
-        pictures.setdefault(record.image_id, record)
-    places = {image_id: place for place, image_id in enumerate(pictures)}
-    images = torch.cat(
-        [
-            model.embed_images(batch.images)
-            for batch, _ in subject.batches(list(pictures.values()), "image_text")
-        ]
-    )
-    size = subject.batch_size
-    vectors = torch.cat(
-        [
-            model.embed_texts(*subject.texts([record.text for record in texts[at : at + size]]))
-            for at in range(0, len(texts), size)
-        ]
-    )
-    scores = (images @ vectors.T).float().cpu().numpy()
-    owners = np.array([places[record.image_id] for record in texts])
-    ids = list(pictures)
-    best = np.argsort(-scores, axis=0, kind="stable")[:LISTED].T
-    predictions = [
-        {"key": record.key, "image_ids": [ids[place] for place in row]}
-        for record, row in zip(texts, best.tolist(), strict=True)
-    ]
-    return Measured(recall_at_k(scores, owners), predictions)
+#: Beams of the captions that are measured, as published.
+CAPTION_BEAMS = 5
 
 
 def matching(subject: Subject, records: RecordSet) -> Measured:
@@ -190,6 +164,46 @@ def winoground(subject: Subject, records: RecordSet) -> Measured:
         for case, values in enumerate(cases.tolist())
     ]
     return Measured(metrics, predictions)
+
+
+def caption(subject: Subject, records: RecordSet) -> Measured:
+    """Describe each picture once, and compare with all of its captions.
+
+    Predictions are in COCO's result format; `image_id` is the number that the picture's file name
+    ends in (391895 of COCO_val2014_000000391895.jpg), or its whole image_id where that has none or
+    is another picture's too.
+    """
+    model, groups = subject.image_text, by_picture(records)
+    said: list[str] = []
+    for batch, _ in subject.batches([shown[0] for shown in groups.values()], "image_text"):
+        tokens = model.backbone.encode_image(batch.images).stages[-1]
+        found = beam_search(
+            model, tokens, num_beams=CAPTION_BEAMS, max_tokens=model.config.max_tokens
+        )
+        said += [subject.tokenizer.decode(_words(ids)).strip() for ids in found.token_ids.tolist()]
+    predictions = [
+        {"image_id": number, "caption": text}
+        for number, text in zip(_image_numbers(list(groups)), said, strict=True)
+    ]
+    references = [[record.text for record in shown] for shown in groups.values()]
+    return Measured(caption_scores(said, references), predictions)
+
+
+def _words(token_ids: list[int]) -> list[int]:
+    """Cut a written caption at </s>, or at the <pad> that ended it."""
+    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
+    return token_ids[: next(ends, len(token_ids))]
+
+
+def _image_numbers(image_ids: list[str]) -> list[int | str]:
+    """Name pictures as COCO's results do: by the number at the end of the file's name."""
+    found = [re.search(r"\d+$", PurePath(image_id).stem) for image_id in image_ids]
+    numbers = [int(match[0]) if match else None for match in found]
+    times = Counter(numbers)
+    return [
+        image_id if number is None or times[number] > 1 else number
+        for number, image_id in zip(numbers, image_ids, strict=True)
+    ]
 
 
 def _match_scores(logits: Tensor) -> np.ndarray:
