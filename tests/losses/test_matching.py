@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from fiber.losses.contrastive import Similarities, itc_loss
 from fiber.losses.matching import (
     counter_uniforms,
+    half_pairs,
     hard_negatives,
     itm_loss,
     matching_labels,
     matching_pairs,
+    pair_loss,
 )
 
 RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
@@ -125,6 +127,56 @@ def test_loss_of_chosen_pairs():
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"shape \(4, 2\); expected \(6, 2\)"):
         itm_loss(torch.zeros(4, 2), 2)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_half_of_a_batch_without_another_picture_is_refused(rows):
+    with pytest.raises(ValueError, match=f"random pictures got a whole batch of {rows} pairs"):
+        half_pairs(torch.arange(rows), seed=0, step=0)
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [0, 1, 2, 3, 4], [7, 7, 8, 9, 8, 7]])
+def test_half_of_the_texts_keep_their_picture(ids):
+    image_ids = torch.tensor(ids)
+    places = set()
+    for step in range(60):
+        found = half_pairs(image_ids, seed=0, step=step)
+        assert found.labels.tolist().count(1) == len(ids) // 2
+        own = torch.arange(len(ids))
+        assert torch.equal(found.image_index == own, found.labels == 1)
+        same = image_ids[found.image_index] == image_ids
+        assert torch.equal(same, found.labels == 1)
+        places.add(tuple(found.labels.tolist()))
+    assert len(places) > 1
+
+
+def test_other_pictures_are_drawn_evenly():
+    counts = np.zeros(4)
+    steps = 6000
+    for step in range(steps):
+        found = half_pairs(torch.tensor([0, 1, 2, 2]), seed=3, step=step)
+        if found.labels[0] == 0:
+            counts[found.image_index[0]] += 1
+    total = counts.sum()
+    # Four standard deviations of a binomial count.
+    assert abs(total - steps / 2) < 4 * math.sqrt(steps / 4)
+    assert (np.abs(counts[1:] - total / 3) < 4 * math.sqrt(total * 2 / 9)).all()
+    assert counts[0] == 0
+
+
+def test_half_of_equal_pictures_leaves_the_false_pairs_out():
+    found = half_pairs(torch.tensor([5, 5, 5, 5]), seed=0, step=0)
+    assert sorted(found.labels.tolist()) == [-100, -100, 1, 1]
+    assert found.image_index.tolist() == [0, 1, 2, 3]
+
+
+def test_pair_loss_by_hand():
+    logits = torch.tensor([[0.0, 2.0], [1.0, 1.0], [-1.0, 3.0]])
+    found = pair_loss(logits, torch.tensor([1, -100, 0]))
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(4))) / 2
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(3, 2\), labels \(2,\)"):
+        pair_loss(logits, torch.tensor([1, 0]))
 
 
 def test_works_on_what_the_contrastive_loss_returns():

@@ -7,9 +7,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.losses.caption import gold_loss, self_critical_loss
 from fiber.losses.contrastive import itc_loss, text_fingerprints
+from fiber.losses.gather import fetch_rows
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.losses.matching import hard_negatives, itm_loss, matching_pairs
+from fiber.losses.matching import (
+    half_pairs,
+    hard_negatives,
+    itm_loss,
+    matching_pairs,
+    pair_loss,
+)
+from fiber.losses.queue import PairQueue
 from fiber.losses.reduce import world_size
 
 WIDTH, VOCABULARY, ANSWERS = 6, 11, 5
@@ -45,12 +54,23 @@ class Toy(nn.Module):
         pairs = matching_pairs(image_rows, text_rows, mask, negatives)
         fused = self.fuse(pairs.image_rows, pairs.text_rows, pairs.text_mask)
         pooled = self.fuse(image_rows, text_rows, mask)
+        half = half_pairs(batch["image_ids"], seed=5, step=step)
+        half_images = fetch_rows(image_rows, half.image_index, half.counts)
+        half_fused = self.fuse(half_images, text_rows, mask)
         words = self.word_head(torch.tanh(text_rows) * image_rows[:, None])
         losses = {
             "itc": itc,
             "itm": itm_loss(self.match_layer(fused), len(images), negatives),
+            "itm_half": pair_loss(self.match_layer(half_fused), half.labels),
             "mlm": mlm_loss(words, batch["mlm_labels"]),
             "caption": caption_loss(words, ids, mask),
+            "gold": gold_loss(words, words.detach() * 3, ids, mask),
+            # Twice the caption's own tokens in place of samples.
+            "self_critical": self_critical_loss(
+                words.log_softmax(-1).gather(2, ids[..., None])[:, None, :, 0].expand(-1, 2, -1),
+                mask[:, None].expand(-1, 2, -1),
+                ids[:, :1] * torch.tensor([1, 2]) / VOCABULARY,
+            ),
             "vqa": vqa_loss(self.answer_head(pooled), batch["targets"]),
             "nlvr2": nlvr2_loss(self.match_layer(pooled), batch["truths"]),
         }
@@ -115,3 +135,16 @@ def all_splits(splits: list[tuple[int, int]], steps: int) -> dict[str, dict]:
         for split in splits
         for step in range(steps)
     }
+
+
+def queue_after(splits: list[tuple[int, ...]], length: int) -> dict[str, Tensor]:
+    """What a queue holds after one batch of each split."""
+    queue = PairQueue(length, width=4, image_size=(1, 1), max_tokens=6)
+    for split in splits:
+        rank = dist.get_rank() if world_size() > 1 else 0
+        part = own_part(whole_batch(sum(split)), sum(split[:rank]), split[rank])
+        images, ids, mask = part["images"], part["token_ids"], part["text_mask"]
+        pictures = images[:, :3, None, None]
+        numbers = part["image_ids"], text_fingerprints(ids, mask)
+        queue.enqueue(images, -images, pictures, ids, mask, *numbers)
+    return queue.state_dict()

@@ -1,4 +1,4 @@
-"""Image-text contrastive loss (ITC) over the whole batch.
+"""Image-text contrastive loss (ITC) over the whole batch; `losses.queue` has the published form.
 
 Letters: B pairs of this rank, G pairs of the whole batch (all ranks), D width of the vectors.
 """
@@ -20,16 +20,22 @@ TEMPERATURE_RANGE = (0.001, 1.0)
 
 @dataclass(frozen=True)
 class Similarities:
-    """How alike this rank's pictures and texts are to all texts and pictures; no gradients."""
+    """How alike this rank's pictures and texts are to the candidates; no gradients.
 
-    #: (B, G) float32 cosine similarity / temperature of this rank's pictures and all texts.
+    The K candidates are the G rows of the whole batch, or, in the queue form, this rank's B rows
+    and then what the queue holds.
+    """
+
+    #: (B, K) float32 cosine similarity / temperature of this rank's pictures and the texts.
     image_to_text: Tensor
-    #: (B, G) float32, the same for this rank's texts and all pictures.
+    #: (B, K) float32, the same for this rank's texts and the pictures.
     text_to_image: Tensor
-    #: (B, G) bool, True where row and column are a true negative pair.
+    #: (B, K) bool, True where row and column are a true negative pair.
     is_negative: Tensor
     #: Rows of each rank; the whole batch is rank 0's rows, then rank 1's, and so on.
     counts: tuple[int, ...]
+    #: Number of the candidate that is this rank's first row.
+    first_candidate: int = 0
 
     @property
     def first_row(self) -> int:
@@ -68,9 +74,9 @@ def itc_loss(
         ValueError: if shapes do not fit together, or the whole batch is a single pair.
 
     Source: FIBER (Dou et al. 2022), contrast within the batch (the paper's form; the published
-    code holds a queue of older vectors instead).
+    code holds a queue of older vectors instead: `losses.queue`).
     """
-    _check_pairs(image_vectors, text_vectors, image_ids, text_ids)
+    check_pairs(image_vectors, text_vectors, image_ids, text_ids)
     counts = row_counts(image_vectors)
     whole = sum(counts)
     if whole < 2:
@@ -104,6 +110,7 @@ def itc_loss(
         text_to_image=text_to_image.detach(),
         is_negative=is_negative,
         counts=counts,
+        first_candidate=first_row,
     )
     return loss, similarities
 
@@ -126,9 +133,14 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 31)).masked_fill(~text_mask, 0).sum(1)
 
 
-def _check_pairs(
+def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
+    """Check that vectors and numbers are of the same pairs.
+
+    Raises:
+        ValueError: if they are not, with the shapes.
+    """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"

@@ -57,6 +57,24 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
     Raises:
         ValueError: if the shapes do not fit together.
     """
+    targets = next_tokens(logits, token_ids, text_mask)
+    return _mean_cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Give each position of a caption the token after it.
+
+    Args:
+        logits: (B, L, V), whose shape is checked.
+        token_ids: (B, L) int64.
+        text_mask: (B, L) bool, True = real token.
+
+    Returns:
+        (B, L) int64: -100 where no real token follows.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
     if logits.ndim != 3 or logits.shape[:2] != token_ids.shape:
         raise ValueError(
             f"caption logits have shape {tuple(logits.shape)}, token_ids {tuple(token_ids.shape)};"
@@ -67,8 +85,8 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
             f"text_mask has shape {tuple(text_mask.shape)}; expected {tuple(token_ids.shape)}"
         )
     _check_integers("caption token_ids", token_ids)
-    targets = token_ids[:, 1:].masked_fill(~text_mask[:, 1:].bool(), IGNORED)
-    return _mean_cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+    following = token_ids[:, 1:].masked_fill(~text_mask[:, 1:].bool(), IGNORED)
+    return F.pad(following, [0, 1], value=IGNORED)
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:

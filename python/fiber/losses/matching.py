@@ -1,7 +1,9 @@
-"""Image-text matching (ITM): hard negatives from the whole batch, and the loss over 3B pairs.
+"""Image-text matching (ITM): which pairs are scored, and the loss over them.
 
-The pairs are, in this order, B true ones, B pictures with another text, B texts with another
-picture. Letters: B pairs of this rank, G pairs of the whole batch (all ranks), L text tokens.
+With hard negatives (pre-training) there are 3B pairs, in this order: B true ones, B pictures with
+another text, B texts with another picture. For fine-tuning without contrast half of the B texts
+keep their picture and half get a random other one. Letters: B pairs of this rank, G pairs of the
+whole batch (all ranks), L text tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiber.losses.contrastive import Similarities
-from fiber.losses.gather import all_rank_max, fetch_rows
+from fiber.losses.gather import all_rank_max, fetch_rows, gather_rows, rank, row_counts
 from fiber.losses.reduce import all_rank_sum, world_size
 
 #: Label of a pair that the loss leaves out.
@@ -24,15 +26,32 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each of this rank's rows, a text and a picture that do not belong to it."""
+    """For each of this rank's rows, a text and a picture that do not belong to it.
 
-    #: (B,) int64: row of the whole batch whose text goes with this picture.
+    Numbers are those of the similarities' candidates: rows of the whole batch, or, in the queue
+    form, this rank's rows and then the queue's.
+    """
+
+    #: (B,) int64: candidate whose text goes with this picture.
     text_index: Tensor
+    #: (B,) int64: candidate whose picture goes with this text.
+    image_index: Tensor
+    #: (B,) bool: False where no candidate is a negative (then both indices are the row's own, and
+    #: the two pairs take no part in the loss).
+    exists: Tensor
+    #: Rows of each rank.
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HalfPairs:
+    """The texts of this rank, each with its own or with another picture."""
+
     #: (B,) int64: row of the whole batch whose picture goes with this text.
     image_index: Tensor
-    #: (B,) bool: False where the whole batch holds no negative (then both indices are the row's
-    #: own, and the two pairs take no part in the loss).
-    exists: Tensor
+    #: (B,) int64: 1 where it is the text's own, 0 where it is another one, -100 where it should be
+    #: another one but the whole batch holds none (such a pair takes no part in the loss).
+    labels: Tensor
     #: Rows of each rank.
     counts: tuple[int, ...]
 
@@ -57,7 +76,7 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
     two ranks draw what one process with the whole batch draws.
 
     Args:
-        similarities: from `contrastive.itc_loss`.
+        similarities: from `contrastive.itc_loss` or `queue.queue_itc_loss`.
         seed: of the run.
         step: number of this batch in the run; micro-batches of one step need numbers of their own.
 
@@ -68,7 +87,7 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
     first, rows = similarities.first_row, similarities.is_negative.shape[0]
     numbers = np.arange(first, first + rows)
     exists = similarities.is_negative.any(1)
-    own = torch.arange(first, first + rows, device=exists.device)
+    own = torch.arange(rows, device=exists.device) + similarities.first_candidate
     drawn = []
     for stream, logits in enumerate((similarities.image_to_text, similarities.text_to_image)):
         uniforms = counter_uniforms(seed, step, stream, numbers)
@@ -76,6 +95,51 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
         drawn.append(torch.where(exists, index, own))
     return HardNegatives(
         text_index=drawn[0], image_index=drawn[1], exists=exists, counts=similarities.counts
+    )
+
+
+def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
+    """Keep the picture of half of the texts and give the others one that is not theirs.
+
+    Of the G texts of the whole batch G // 2, drawn at random, are true pairs. Every other one gets
+    a picture drawn evenly from the rows that show another. Draws depend on (seed, step, number of
+    the row in the whole batch) alone.
+
+    Args:
+        image_ids: (B,) int64, equal numbers mean the same picture.
+        seed: of the run.
+        step: number of this batch in the run.
+
+    Raises:
+        ValueError: if the whole batch is a single pair.
+
+    Source: fine-tuning by matching in the published code of FIBER, which takes the false picture
+        from the whole data set and may so draw the text's own.
+    """
+    counts = row_counts(image_ids)
+    whole, rows = sum(counts), len(image_ids)
+    if whole < 2:
+        raise ValueError(
+            f"matching with random pictures got a whole batch of {whole} pairs over"
+            f" {world_size()} ranks; expected at least 2, since the other pictures are the false"
+            " ones"
+        )
+    first = sum(counts[: rank()])
+    order = counter_uniforms(seed, step, 2, np.arange(whole)).argsort(kind="stable")
+    is_true = torch.zeros(whole, dtype=torch.bool)
+    is_true[torch.from_numpy(order[: whole // 2])] = True
+    is_true = is_true[first : first + rows].to(image_ids.device)
+    is_other = image_ids[:, None] != gather_rows(image_ids, counts)[None]
+    uniforms = counter_uniforms(seed, step, 3, np.arange(first, first + rows))
+    others = _draw(
+        torch.zeros_like(is_other, dtype=torch.float32), is_other, torch.tensor(uniforms)
+    )
+    exists = is_other.any(1)
+    own = torch.arange(rows, device=image_ids.device) + first
+    return HalfPairs(
+        image_index=torch.where(is_true | ~exists, own, others),
+        labels=is_true.long().masked_fill(~is_true & ~exists, IGNORED),
+        counts=counts,
     )
 
 
@@ -95,19 +159,41 @@ def matching_pairs(
         The pairs; gradients flow to the rows on whichever rank they are.
     """
     longest = all_rank_max(text_rows.shape[1], text_rows.device)
-    missing = longest - text_rows.shape[1]
-    if missing:
-        pad = [0, 0] * (text_rows.ndim - 2) + [0, missing]
-        text_rows, text_mask = F.pad(text_rows, pad), F.pad(text_mask, [0, missing])
+    text_rows, text_mask = _pad_texts(text_rows, text_mask, longest)
     counts = negatives.counts
-    wrong_texts = fetch_rows(text_rows, negatives.text_index, counts)
-    wrong_masks = fetch_rows(text_mask, negatives.text_index, counts)
-    wrong_images = fetch_rows(image_rows, negatives.image_index, counts)
-    return MatchingPairs(
-        image_rows=torch.cat([image_rows, image_rows, wrong_images]),
-        text_rows=torch.cat([text_rows, wrong_texts, text_rows]),
-        text_mask=torch.cat([text_mask, wrong_masks, text_mask]),
+    return join_pairs(
+        (image_rows, text_rows, text_mask),
+        (
+            fetch_rows(image_rows, negatives.image_index, counts),
+            fetch_rows(text_rows, negatives.text_index, counts),
+            fetch_rows(text_mask, negatives.text_index, counts),
+        ),
     )
+
+
+def join_pairs(
+    true: tuple[Tensor, Tensor, Tensor], wrong: tuple[Tensor, Tensor, Tensor]
+) -> MatchingPairs:
+    """Lay out the 3B pairs where the negatives' rows are at hand.
+
+    Args:
+        true: (B, ...) pictures, (B, L, ...) texts and (B, L) their mask.
+        wrong: the same of the negatives; the shorter texts of the two are padded with zeros.
+    """
+    longest = max(true[1].shape[1], wrong[1].shape[1])
+    texts, mask = _pad_texts(true[1], true[2], longest)
+    wrong_texts, wrong_mask = _pad_texts(wrong[1], wrong[2], longest)
+    return MatchingPairs(
+        image_rows=torch.cat([true[0], true[0], wrong[0]]),
+        text_rows=torch.cat([texts, wrong_texts, texts]),
+        text_mask=torch.cat([mask, wrong_mask, mask]),
+    )
+
+
+def _pad_texts(text_rows: Tensor, text_mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    missing = length - text_rows.shape[1]
+    pad = [0, 0] * (text_rows.ndim - 2) + [0, missing]
+    return F.pad(text_rows, pad), F.pad(text_mask, [0, missing])
 
 
 def matching_labels(
@@ -156,8 +242,27 @@ def itm_loss(
             f" a batch of {batch_size}: the true pairs and two negatives of each, or those of rows"
         )
     labels = matching_labels(batch_size, negatives, logits.device)
-    if rows is not None:
-        labels = labels[rows]
+    return pair_loss(logits, labels if rows is None else labels[rows])
+
+
+def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of "these belong together" over the labelled pairs of all ranks.
+
+    Args:
+        logits: (n, 2) float; column 1 is "match".
+        labels: (n,) int64: 1, 0, or -100 where a pair is left out.
+
+    Returns:
+        The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"matching logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
+            " expected (n, 2) and (n,)"
+        )
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     pairs = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / pairs

@@ -1,0 +1,146 @@
+"""Fine-tuning a captioner beyond likelihood: off-policy (GOLD) and self-critical (CIDEr-D).
+
+As in `losses.language`, a rank returns its own sum times the number of ranks over the count of all
+ranks. Letters: B captions of this rank, L text tokens, V vocabulary, S samples of a picture.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.losses.language import next_tokens
+from fiber.losses.reduce import all_rank_sum, world_size
+
+#: Smallest weight of a token, as published.
+LEAST_WEIGHT = 0.1
+#: Added to probabilities and to the published divisor, as published.
+_EPS = 1e-9
+#: Constant reward that a sample is compared with, and the factor on rewards, as published.
+PUBLISHED_BASELINE, PUBLISHED_SCALE = 1.0, 100.0
+
+
+def gold_loss(
+    logits: Tensor,
+    reference_logits: Tensor,
+    token_ids: Tensor,
+    text_mask: Tensor,
+    *,
+    divisor: Literal["tokens", "padding"] = "tokens",
+) -> Tensor:
+    """Weigh each token of a caption by how much a frozen copy of the model believes in it.
+
+    With p_t the copy's probability of token t and q_t the mean of p from t to the caption's end,
+    the weight of a token is max(p_t q_t, 0.1).
+
+    Args:
+        logits: (B, L, V) from `decode_text`.
+        reference_logits: (B, L, V) of the frozen copy for the same captions; no gradient.
+        token_ids: (B, L) int64 with <s> and </s>.
+        text_mask: (B, L) bool, True = real token.
+        divisor: "tokens": a caption's sum is divided by its number of targets. "padding": by that
+            of positions without one, as in the published code, where a short caption so weighs
+            less and one that fills all L tokens a billion times more.
+
+    Returns:
+        The mean over the captions of all ranks that have a target.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or for another divisor.
+
+    Source: GOLD (Pang and He 2021), as in FIBER.
+    """
+    if reference_logits.shape != logits.shape:
+        raise ValueError(
+            f"reference_logits have shape {tuple(reference_logits.shape)};"
+            f" expected {tuple(logits.shape)} as the logits"
+        )
+    if divisor not in ("tokens", "padding"):
+        raise ValueError(f"divisor is {divisor!r}; expected 'tokens' or 'padding'")
+    targets = next_tokens(logits, token_ids, text_mask)
+    real = targets >= 0
+    weights = gold_weights(reference_logits, targets)
+    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    counts = real.sum(1)
+    if divisor == "tokens":
+        per_caption = (weights * losses).sum(1) / counts.clamp(min=1)
+    else:
+        per_caption = (weights * losses).sum(1) / ((~real).sum(1) + _EPS)
+    captions = all_rank_sum((counts > 0).sum()).clamp(min=1)
+    return per_caption.sum() * world_size() / captions
+
+
+@torch.no_grad()
+def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
+    """Weights of `gold_loss`.
+
+    Args:
+        reference_logits: (B, L, V).
+        targets: (B, L) int64, negative where there is none.
+
+    Returns:
+        (B, L) float32 in [0.1, 1]; what stands where there is no target has no meaning.
+    """
+    real = targets >= 0
+    # The published probabilities: exp(log(softmax + 1e-9)).
+    probabilities = reference_logits.float().softmax(-1) + _EPS
+    p = probabilities.gather(2, targets.clamp(min=0)[..., None])[..., 0] * real
+    following = real.flip(1).cumsum(1).flip(1)
+    q = p.flip(1).cumsum(1).flip(1) / following.clamp(min=1)
+    return (p * q).clamp(min=LEAST_WEIGHT)
+
+
+def self_critical_loss(
+    log_probs: Tensor,
+    is_token: Tensor,
+    rewards: Tensor,
+    *,
+    baseline: Tensor | float = PUBLISHED_BASELINE,
+    scale: float = PUBLISHED_SCALE,
+) -> Tensor:
+    """Make sampled captions likelier by how much better than a baseline they are (REINFORCE).
+
+    Args:
+        log_probs: (B, S, L) float, log probability of each sampled token, with gradient.
+        is_token: (B, S, L) bool, True where a token was sampled: up to the </s>, that included.
+        rewards: (B, S) of each sample, CIDEr-D in units in which 10 is the best (see
+            `metrics.cider`); no gradient.
+        baseline: what is subtracted from the rewards: a number (published: 1.0) or (B, S), as
+            `others_mean` gives.
+        scale: factor on the rewards, as published.
+
+    Returns:
+        The sum over a picture's samples of scale (baseline - reward) times the mean log probability
+        of the sample's tokens, averaged over the pictures of all ranks.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Source: self-critical training (Rennie et al. 2017) with the published constant baseline.
+    """
+    if log_probs.shape != is_token.shape or rewards.shape != log_probs.shape[:2]:
+        raise ValueError(
+            f"log_probs have shape {tuple(log_probs.shape)}, is_token {tuple(is_token.shape)},"
+            f" rewards {tuple(rewards.shape)}; expected (B, S, L), (B, S, L) and (B, S)"
+        )
+    # A token of probability 0 outside a sample must not turn it into NaN.
+    kept = log_probs.float().masked_fill(~is_token, 0.0)
+    means = kept.sum(2) / is_token.sum(2).clamp(min=1)
+    total = (means * (scale * (baseline - rewards.detach().float()))).sum()
+    pictures = all_rank_sum(torch.tensor(len(rewards), device=rewards.device)).clamp(min=1)
+    return total * world_size() / pictures
+
+
+def others_mean(rewards: Tensor) -> Tensor:
+    """Mean reward of the picture's other samples, a baseline that adapts: (B, S) -> (B, S).
+
+    Raises:
+        ValueError: if there is a single sample.
+    """
+    samples = rewards.shape[1]
+    if samples < 2:
+        raise ValueError(f"got {samples} samples of a picture; expected at least 2")
+    return (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)

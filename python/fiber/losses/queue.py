@@ -1,0 +1,267 @@
+"""Image-text contrastive loss (ITC) against a queue of past pairs, the published code's form.
+
+The default is `contrastive.itc_loss`, which stores nothing. Here the vectors, pictures and texts of
+past batches of all ranks are kept, as the model made them then (there is no slow copy of the
+model), and the current batch of this rank is contrasted with itself and with them.
+
+Letters: B pairs of this rank, Q places of the queue, D width of the vectors, L text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.losses.contrastive import TEMPERATURE_RANGE, Similarities, check_pairs
+from fiber.losses.gather import all_rank_max, gather_rows, row_counts
+from fiber.losses.matching import HardNegatives
+from fiber.losses.reduce import world_size
+
+#: Id of <pad>, which shorter texts of the queue end with.
+PAD_ID = 1
+
+
+class PairQueue:
+    """The newest pairs of all ranks; the newest overwrite the oldest. Alike on every rank.
+
+    Attributes:
+        image_vectors: (Q, D) float32, 0 where nothing was written.
+        text_vectors: (Q, D) float32.
+        images: (Q, 3, H, W) of the model's input. 4096 of 384 x 384 pixels take 7.25 GB.
+        token_ids: (Q, L) int64.
+        text_mask: (Q, L) bool.
+        image_ids: (Q,) int64, equal numbers mean the same picture.
+        text_ids: (Q,) int64, equal numbers mean the same text.
+        pointer: the place that is written next.
+        total: pairs that were ever written.
+    """
+
+    TENSORS = (
+        "image_vectors",
+        "text_vectors",
+        "images",
+        "token_ids",
+        "text_mask",
+        "image_ids",
+        "text_ids",
+    )
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        width: int,
+        image_size: tuple[int, int],
+        max_tokens: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make an empty queue.
+
+        Args:
+            length: Q.
+            width: D.
+            image_size: (height, width) of a picture in pixels.
+            max_tokens: L.
+            device: where the tensors are kept.
+
+        Raises:
+            ValueError: if `length` is not positive.
+        """
+        if length < 1:
+            raise ValueError(f"queue length is {length}; expected 1 or more")
+        self.image_vectors = torch.zeros(length, width, device=device)
+        self.text_vectors = torch.zeros(length, width, device=device)
+        self.images = torch.zeros(length, 3, *image_size, device=device)
+        self.token_ids = torch.full((length, max_tokens), PAD_ID, device=device)
+        self.text_mask = torch.zeros(length, max_tokens, dtype=torch.bool, device=device)
+        self.image_ids = torch.zeros(length, dtype=torch.int64, device=device)
+        self.text_ids = torch.zeros(length, dtype=torch.int64, device=device)
+        self.pointer = self.total = 0
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def written(self) -> int:
+        """Number of places that hold a pair; they are the first ones."""
+        return min(self.total, len(self))
+
+    @torch.no_grad()
+    def enqueue(
+        self,
+        image_vectors: Tensor,
+        text_vectors: Tensor,
+        images: Tensor,
+        token_ids: Tensor,
+        text_mask: Tensor,
+        image_ids: Tensor,
+        text_ids: Tensor,
+    ) -> None:
+        """Write the pairs of all ranks, rank by rank; once a pass, after its loss.
+
+        Args:
+            image_vectors: (B, D).
+            text_vectors: (B, D).
+            images: (B, 3, H, W).
+            token_ids: (B, L') int64, where L' may be less than L.
+            text_mask: (B, L') bool.
+            image_ids: (B,) int64.
+            text_ids: (B,) int64.
+
+        Raises:
+            ValueError: if the whole batch does not fit into the queue, or a text is longer than L.
+        """
+        longest = all_rank_max(token_ids.shape[1], token_ids.device)
+        if longest > self.token_ids.shape[1]:
+            raise ValueError(
+                f"texts of {longest} tokens do not fit into a queue of {self.token_ids.shape[1]}"
+            )
+        missing = self.token_ids.shape[1] - token_ids.shape[1]
+        values = {
+            "image_vectors": image_vectors.float(),
+            "text_vectors": text_vectors.float(),
+            "images": images.float(),
+            "token_ids": F.pad(token_ids, [0, missing], value=PAD_ID),
+            "text_mask": F.pad(text_mask, [0, missing]),
+            "image_ids": image_ids,
+            "text_ids": text_ids,
+        }
+        counts = row_counts(image_ids)
+        if sum(counts) > len(self):
+            raise ValueError(
+                f"a whole batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
+            )
+        places = (torch.arange(sum(counts)) + self.pointer) % len(self)
+        for name, value in values.items():
+            kept: Tensor = getattr(self, name)
+            kept[places.to(kept.device)] = gather_rows(value.contiguous(), counts).to(kept.device)
+        self.pointer = (self.pointer + sum(counts)) % len(self)
+        self.total += sum(counts)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs."""
+        state = {name: getattr(self, name) for name in self.TENSORS}
+        return state | {
+            "pointer": torch.tensor(self.pointer),
+            "total": torch.tensor(self.total),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        for name in self.TENSORS:
+            getattr(self, name).copy_(state[name])
+        self.pointer, self.total = int(state["pointer"]), int(state["total"])
+
+
+def queue_itc_loss(
+    image_vectors: Tensor,
+    text_vectors: Tensor,
+    temperature: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    queue: PairQueue,
+    *,
+    only_written: bool = True,
+) -> tuple[Tensor, Similarities]:
+    """Ask each picture for its text among this rank's batch and the queue, and the other way round.
+
+    Gradients reach the asking side alone. As in `contrastive.itc_loss` a column with the row's
+    picture or text is left out; the published code has no such numbers, and with numbers that all
+    differ this is its loss.
+
+    Args:
+        image_vectors: (B, D) of unit length.
+        text_vectors: (B, D) of unit length.
+        temperature: a scalar parameter, clamped in place to [0.001, 1], as published.
+        image_ids: (B,) int64, equal numbers mean the same picture.
+        text_ids: (B,) int64, equal numbers mean the same text.
+        queue: older pairs; it is not changed (`PairQueue.enqueue` does so).
+        only_written: leave out the places that nothing was written to. False: they count, as in
+            the published code, whose queue begins with random vectors.
+
+    Returns:
+        The loss of this rank, whose mean over ranks is the mean over all pairs, and the
+        similarities to this rank's batch and what the queue holds, for `matching.hard_negatives`.
+
+    Raises:
+        ValueError: if shapes do not fit together, or there is nothing to be contrasted with: one
+            pair and an empty queue.
+
+    Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
+    """
+    check_pairs(image_vectors, text_vectors, image_ids, text_ids)
+    counts = row_counts(image_vectors)
+    batch, used = len(image_ids), queue.written if only_written else len(queue)
+    if sum(counts) + used < 2:
+        raise ValueError(
+            f"the contrastive loss got a whole batch of {sum(counts)} pairs and an empty queue;"
+            " expected at least 2 pairs, since the others are the negatives"
+        )
+    with torch.no_grad():
+        temperature.clamp_(*TEMPERATURE_RANGE)
+    same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
+    same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
+    # Places without a pair have no numbers: they are like no row.
+    same[:, batch + queue.written :] = False
+    left_out = same.clone()
+    left_out.fill_diagonal_(False)
+    targets = torch.arange(batch, device=image_ids.device)
+    with torch.autocast(image_vectors.device.type, enabled=False):
+        images, texts = image_vectors.float(), text_vectors.float()
+        image_keys = torch.cat([images.detach(), queue.image_vectors[:used]])
+        text_keys = torch.cat([texts.detach(), queue.text_vectors[:used]])
+        image_to_text = images @ text_keys.T / temperature.float()
+        text_to_image = texts @ image_keys.T / temperature.float()
+        total = image_to_text.new_zeros(())
+        for logits in (image_to_text, text_to_image):
+            kept = logits.masked_fill(left_out, -torch.inf)
+            total = total + F.cross_entropy(kept, targets, reduction="sum")
+        loss = total * world_size() / (2 * sum(counts))
+    candidates = batch + queue.written
+    similarities = Similarities(
+        image_to_text=image_to_text.detach()[:, :candidates],
+        text_to_image=text_to_image.detach()[:, :candidates],
+        is_negative=~same[:, :candidates],
+        counts=counts,
+        first_candidate=0,
+    )
+    return loss, similarities
+
+
+def queued_negatives(
+    images: Tensor,
+    token_ids: Tensor,
+    text_mask: Tensor,
+    queue: PairQueue,
+    negatives: HardNegatives,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the drawn negatives from this rank's batch and the queue.
+
+    Args:
+        images: (B, 3, H, W) this rank's pictures.
+        token_ids: (B, L') int64.
+        text_mask: (B, L') bool.
+        queue: as the similarities saw it, before this batch is enqueued.
+        negatives: drawn from the similarities of `queue_itc_loss`.
+
+    Returns:
+        (B, 3, H, W) wrong pictures, (B, L) wrong texts and (B, L) their mask, where L is that of
+        the queue.
+    """
+    missing = queue.token_ids.shape[1] - token_ids.shape[1]
+    own_ids = F.pad(token_ids, [0, missing], value=PAD_ID)
+    own_mask = F.pad(text_mask, [0, missing])
+    return (
+        _rows(images, queue.images, negatives.image_index),
+        _rows(own_ids, queue.token_ids, negatives.text_index),
+        _rows(own_mask, queue.text_mask, negatives.text_index),
+    )
+
+
+def _rows(own: Tensor, queued: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `own` followed by `queued`, without joining the two: a queue of pictures is large."""
+    is_own = indices < len(own)
+    rows = own[indices.clamp(max=len(own) - 1)]
+    from_queue = queued[(indices - len(own)).clamp(min=0).to(queued.device)].to(own)
+    return torch.where(is_own.view(-1, *[1] * (own.ndim - 1)), rows, from_queue)
