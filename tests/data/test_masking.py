@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from fiber.data import ImageTextBatch, Tokenizer
+from fiber.data.masking import WholeWords
+
+TEXT = "a small circle, isn't it 1024px wide? na\u00efve caf\u00e9 \u6771\u4eac!"
+WORDS = ["a", "small", "circle", ",", "isn't", "it", "1024", "px", "wide", "?"]
+WORDS += ["na\u00efve", "caf\u00e9", "\u6771\u4eac", "!"]
+
+
+@pytest.fixture(scope="module", params=[261, 300, 400], ids=["bytes", "parts", "words"])
+def tokenizer(request):
+    return Tokenizer.train([TEXT] * 20, request.param)
+
+
+def whole_words(tokenizer, probability=0.5, seed=0):
+    return WholeWords(tokenizer, probability=probability, seed=seed)
+
+
+def batch_of(tokenizer, texts):
+    rows = [tokenizer.encode(text)[0] for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows])
+    count = len(texts)
+    sizes = torch.ones(count, 2, dtype=torch.int64)
+    return ImageTextBatch(
+        keys=tuple(map(str, range(count))),
+        images=torch.zeros(count, 3, 1, 1),
+        image_sizes=sizes,
+        original_sizes=sizes,
+        token_ids=ids,
+        text_mask=ids != 1,
+        image_ids=torch.arange(count),
+        masked_ids=ids,
+        mlm_labels=torch.full_like(ids, -100),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "   "], ids=["empty", "spaces"])
+def test_a_text_without_words_loses_nothing(tokenizer, text):
+    batch = batch_of(tokenizer, [text])
+    assert (whole_words(tokenizer).word_numbers(batch.token_ids)[:, [0, -1]] == -1).all()
+    masked = whole_words(tokenizer, 1.0).mask(batch_of(tokenizer, [""]), first_sample=0)
+    assert torch.equal(masked.masked_ids, masked.token_ids)
+    assert (masked.mlm_labels == -100).all()
+
+
+def test_words_are_found_however_finely_they_are_cut(tokenizer):
+    ids = batch_of(tokenizer, [TEXT]).token_ids
+    numbers = whole_words(tokenizer).word_numbers(ids)[0].tolist()
+    assert numbers[0] == numbers[-1] == -1
+    words = {}
+    for token, number in zip(ids[0, 1:-1].tolist(), numbers[1:-1], strict=True):
+        words.setdefault(number, []).append(token)
+    found = [tokenizer.decode(tokens).strip() for tokens in words.values()]
+    # A lone space that was not joined to its word is a token of its own.
+    assert [word for word in found if word] == WORDS
+
+
+def test_a_word_is_picked_whole_and_padding_never(tokenizer):
+    words = whole_words(tokenizer)
+    batch = batch_of(tokenizer, [TEXT, "a small circle", TEXT])
+    numbers = words.word_numbers(batch.token_ids)
+    masked = words.mask(batch, first_sample=5)
+    picked = masked.mlm_labels != -100
+    assert picked.any() and not picked.all()
+    assert not picked[numbers == -1].any()
+    for row in range(3):
+        for word in set(numbers[row].tolist()):
+            assert len(set(picked[row][numbers[row] == word].tolist())) == 1
+    assert torch.equal(masked.mlm_labels[picked], batch.token_ids[picked])
+    assert torch.equal(masked.masked_ids[~picked], batch.token_ids[~picked])
+
+
+def test_draws_depend_on_the_sample_and_the_seed_alone():
+    tokenizer = Tokenizer.train([TEXT] * 20, 300)
+    batch = batch_of(tokenizer, [TEXT] * 4)
+    words = whole_words(tokenizer)
+    masked = words.mask(batch, first_sample=8)
+    later = words.mask(batch_of(tokenizer, [TEXT] * 2), first_sample=10)
+    assert torch.equal(masked.masked_ids[2:], later.masked_ids)
+    assert not torch.equal(masked.masked_ids[0], masked.masked_ids[1])
+    other = whole_words(tokenizer, seed=1).mask(batch, first_sample=8)
+    assert not torch.equal(masked.mlm_labels, other.mlm_labels)
+
+
+def test_proportions():
+    tokenizer = Tokenizer.train([TEXT] * 20, 300)
+    batch = batch_of(tokenizer, [TEXT] * 800)
+    words = whole_words(tokenizer, 0.15)
+    masked = words.mask(batch, first_sample=0)
+    numbers = words.word_numbers(batch.token_ids)
+    count = len(set(numbers[0].tolist())) - 1
+    picked = masked.mlm_labels != -100
+    starts = numbers.diff(dim=1, prepend=torch.full((800, 1), -2)) != 0
+    share = (picked & starts & (numbers >= 0)).sum() / (800 * count)
+    # Three standard deviations of a binomial share.
+    assert abs(share - 0.15) < 3 * (0.15 * 0.85 / (800 * count)) ** 0.5
+    seen = (masked.masked_ids == tokenizer.mask_id)[picked].float().mean()
+    assert abs(seen - 0.8) < 3 * (0.8 * 0.2 / int(picked.sum())) ** 0.5
+    same = (masked.masked_ids == batch.token_ids)[picked].float().mean()
+    # A token drawn at random is the original one once in a vocabulary.
+    assert abs(same - 0.1) < 3 * (0.1 * 0.9 / int(picked.sum())) ** 0.5 + 1 / 300
+
+
+def test_a_wrong_probability_is_named():
+    tokenizer = Tokenizer.train([TEXT], 261)
+    with pytest.raises(ValueError, match=r"probability is 1.5; expected 0 to 1"):
+        whole_words(tokenizer, 1.5)
