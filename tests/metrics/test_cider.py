@@ -1,0 +1,113 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fiber.metrics.cider import (
+    DocumentFrequencies,
+    cider_d,
+    cider_d_scores,
+    ngrams,
+    reward_text,
+)
+
+RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse/extras.json"
+
+
+def test_no_picture_has_no_score():
+    assert math.isnan(cider_d([], [])["cider_d"])
+    assert cider_d_scores([], []).shape == (0,)
+
+
+def test_ngrams():
+    counts = ngrams("a b a b")
+    assert counts[("a", "b")] == 2 and counts[("b", "a")] == 1 and counts[("a",)] == 2
+    assert len(counts) == 2 + 2 + 2 + 1
+    assert not ngrams("") and not ngrams("  ")
+
+
+def test_the_only_reference_scores_ten_and_no_common_word_nothing():
+    references = [["a b c d e"], ["f g h i j"], ["k l m n o"]]
+    assert cider_d_scores([r[0] for r in references], references) == pytest.approx([10.0] * 3)
+    assert cider_d_scores(["x y z", "", "f"], references)[:2].tolist() == [0.0, 0.0]
+
+
+def test_one_word_of_two_by_hand():
+    # Two pictures; every word occurs in one of them, so each n-gram weighs log 2.
+    references = [["a b"], ["c d"]]
+    # "a": 1-grams (a) against (a, b): 1 / sqrt(2); no longer n-gram; one 2-gram too few.
+    expected = 10 * (1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
+    assert cider_d_scores(["a", "c d"], references)[0] == pytest.approx(expected)
+    # Two of four n are there: 1-grams and 2-grams agree fully.
+    assert cider_d_scores(["a b", "c d"], references).tolist() == pytest.approx([5.0, 5.0])
+
+
+def test_repeating_a_word_is_clipped_and_longer_by_hand():
+    references = [["a b"], ["c d"]]
+    # "a a a": count 3 clipped to 1: 1 / (3 * sqrt(2)); its 2-gram "a a" is in no reference.
+    expected = 10 * (1 / (3 * math.sqrt(2))) / 4 * math.exp(-1 / 72)
+    assert cider_d_scores(["a a a", "c d"], references)[0] == pytest.approx(expected)
+
+
+def test_a_word_of_every_picture_weighs_nothing():
+    references = [["a b"], ["a c"]]
+    scores = cider_d_scores(["a", "a c"], references)
+    assert scores[0] == 0.0 and scores[1] == pytest.approx(5.0)
+
+
+def test_several_references_are_averaged():
+    references = [["a b", "x y"], ["c d"]]
+    assert cider_d_scores(["a b", "c d"], references)[0] == pytest.approx(2.5)
+
+
+def test_frequencies_of_a_corpus_or_as_given():
+    corpus = DocumentFrequencies.of([["a b", "a c"], ["a"], ["d"]])
+    assert corpus.pictures == 3
+    assert corpus.counts[("a",)] == 2 and corpus.counts[("a", "b")] == 1
+    assert corpus.weight(("a",)) == pytest.approx(math.log(3 / 2))
+    # What the corpus never saw counts as if one picture had it.
+    assert corpus.weight(("never",)) == pytest.approx(math.log(3))
+    given = DocumentFrequencies({("a",): 2.0, ("b",): 1.0}, 4.0)
+    # 1-grams: (log 2, log 4) on both sides; 2-gram (a, b) unseen, weight log 4.
+    assert cider_d_scores(["a b"], [["a b"]], given).tolist() == pytest.approx([5.0])
+    with_itself = cider_d_scores(["a b"], [["a b"]])
+    # In a corpus of one picture every n-gram is everywhere.
+    assert with_itself.tolist() == [0.0]
+
+
+def test_mean():
+    references = [["a b c d"], ["e f g h"]]
+    assert cider_d(["a b c d", "nothing"], references) == {"cider_d": pytest.approx(5.0)}
+
+
+def test_what_is_wrong_is_named():
+    with pytest.raises(ValueError, match="got 1 captions and references of 2 pictures"):
+        cider_d(["a"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="picture 1 has no reference"):
+        cider_d(["a", "b"], [["a"], []])
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("", " <eos>"),
+        (" a dog. ", "a dog <eos>"),
+        ("a dog..", "a dog. <eos>"),
+        ("U.S", "U.S <eos>"),
+    ],
+)
+def test_reward_text(caption, expected):
+    assert reward_text(caption) == expected
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="recorded numbers of the original are not here")
+def test_scores_equal_the_original():
+    recorded = json.loads(RECORDED.read_text())["ciderD"]
+    counts = {tuple(gram.split()): count for gram, count in recorded["df"].items()}
+    frequencies = DocumentFrequencies(counts, recorded["ref_len"])
+    captions = [recorded["res"][key] for key in recorded["gts"]]
+    scores = cider_d_scores(captions, list(recorded["gts"].values()), frequencies)
+    # Both in double precision.
+    assert np.allclose(scores, recorded["scores"], rtol=1e-12)
