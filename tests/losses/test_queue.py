@@ -48,6 +48,17 @@ def test_an_empty_queue_and_a_single_pair_have_no_negative():
     assert loss > 0 and found.is_negative.tolist() == [[False, True, True]]
 
 
+def test_a_rank_without_pairs_has_a_loss_of_zero_with_a_graph():
+    images, *rest = pairs(0)
+    images.requires_grad_()
+    loss, found = loss_of((images, *rest), queue_of(4, pairs(2, seed=1)))
+    loss.backward()
+    assert loss.item() == 0.0 and images.grad is not None
+    negatives = hard_negatives(found, seed=0, step=0)
+    wrong = queued_negatives(*pairs(0)[2:5], queue_of(4, pairs(2, seed=1)), negatives)
+    assert [part.shape[0] for part in wrong] == [0, 0, 0]
+
+
 def test_an_empty_queue_gives_the_loss_of_the_batch_but_other_gradients():
     batch = pairs(4)
     queued, _ = loss_of(batch, queue_of(6))

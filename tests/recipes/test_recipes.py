@@ -47,3 +47,35 @@ def test_published_numbers_of_trained_parameters():
         freeze_image_stages(model, config.optim.frozen_image_stages)
         frozen[name] = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert frozen == {"grounding": 559_960, "coco_detection": 20_560}
+
+
+#: Recipe -> learning rate, factor of heads, samples of a step, tokens, pixels (specification of the
+#: coarse stage, section 4); 5 on what joins the modalities, a tenth of the steps to warm up.
+PUBLISHED = {
+    "pretrain": (1e-5, 5, 4096, 40, 384),
+    "pretrain_queue": (1e-5, 5, 4096, 40, 384),
+    "nlvr2": (2e-5, 50, 256, 50, 384),
+    "vqav2": (2e-5, 50, 512, 50, 576),
+    "retrieval_coco": (2e-5, 5, 1024, 50, 576),
+    "retrieval_coco_itm": (2e-5, 5, 1024, 50, 384),
+    "caption_coco": (5e-5, 5, 512, 50, 576),
+    "caption_coco_gold": (1e-5, 5, 512, 50, 576),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hyper_parameters_of_the_coarse_stage(name):
+    config = load_recipe(name)
+    optim, model = config.optim, config.model
+    found = optim.lr, optim.head_lr_multiplier, config.data.batch_size
+    assert (*found, model.max_tokens, model.image_size) == PUBLISHED[name]
+    assert (optim.cross_modal_lr_multiplier, optim.weight_decay, optim.warmup_fraction) == (
+        5,
+        0.01,
+        0.1,
+    )
+    assert (optim.betas, optim.eps, optim.clip_norm) == ((0.9, 0.98), 1e-8, 0)
+    assert optim.published_coarse and optim.warmup_start == 0 and optim.schedule == "linear"
+    assert model.swin.window_size == model.image_size // 32
+    crops = config.data.transform.kind == "crop"
+    assert crops == (not name.startswith("pretrain"))

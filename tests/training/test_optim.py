@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from fiber.config import preset
 from fiber.training.checkpoint import build_model
 from fiber.training.optim import (
     MovingAverage,
+    PublishedAdamW,
     build_optimizer,
     factor_of,
     is_decayed,
@@ -15,6 +18,8 @@ from fiber.training.optim import (
     set_learning_rate,
 )
 from fiber.training.run_config import OptimConfig
+
+SIDES = ("image_to_text", "text_to_image")
 
 
 @pytest.fixture(scope="module", params=["coarse", "fine"])
@@ -102,6 +107,61 @@ def test_factors_of_the_published_fine_stage():
         assert factor_of(name, parameter, config) == pytest.approx(expected), name
 
 
+def test_decay_of_the_published_coarse_code():
+    with torch.device("meta"):
+        coarse = build_model(preset("micro"))
+    differing = {
+        name
+        for name, parameter in coarse.named_parameters()
+        if is_decayed(name, parameter, OptimConfig(published_coarse=True))
+        != is_decayed(name, parameter, OptimConfig())
+    }
+    pairs = coarse.config.fusion.num_fused_layers
+    assert differing == {
+        "temperature",
+        "vqa_head.norm.weight",
+        "nlvr2_head.norm.weight",
+        *(f"backbone.fusion.{n}.{side}.gate" for n in range(pairs) for side in SIDES),
+        *(f"backbone.fusion.{n}.image_to_text.norm.weight" for n in range(pairs)),
+    }
+
+
+def test_published_adamw_by_hand():
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    idle = torch.nn.Parameter(torch.ones(1))
+    groups = [{"params": [parameter, idle], "lr_factor": 1.0, "weight_decay": 0.1}]
+    optimizer = PublishedAdamW(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-3)
+    values, first, second = [1.0, -2.0, 0.5], [0.0] * 3, [0.0] * 3
+    for step, gradients in enumerate(([0.5, -1.0, 0.0], [1.0, 2.0, 1e-4]), start=1):
+        parameter.grad = torch.tensor(gradients)
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.98 * second[i] + 0.02 * g * g
+            size = 0.01 * math.sqrt(1 - 0.98**step) / (1 - 0.9**step)
+            values[i] -= size * first[i] / (math.sqrt(second[i]) + 1e-3)
+            values[i] -= 0.01 * 0.1 * values[i]
+        assert parameter.tolist() == pytest.approx(values, rel=1e-6)
+    # Without a gradient nothing happens, not even decay.
+    assert idle.item() == 1.0
+
+
+def test_published_adamw_goes_on_from_its_state():
+    def steps(count, state=None):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.ones(4) if state is None else state[0].clone())
+        group = {"params": [parameter], "lr_factor": 1.0, "weight_decay": 0.1}
+        optimizer = PublishedAdamW([group], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
+        if state is not None:
+            optimizer.load_state_dict(state[1])
+        for _ in range(count):
+            parameter.grad = parameter.detach() + 1
+            optimizer.step()
+        return parameter.detach(), optimizer.state_dict()
+
+    assert torch.equal(steps(3, steps(2))[0], steps(5)[0])
+
+
 def test_gate_factor_multiplies_that_of_fusion():
     config = OptimConfig(cross_modal_lr_multiplier=5.0, gate_lr_multiplier=4.0)
     assert factor_of("backbone.fusion.0.text_to_image.gate", torch.empty(1), config) == 20
@@ -111,6 +171,8 @@ def test_linear_schedule():
     config = OptimConfig(warmup_fraction=0.2)
     factors = [lr_factor(step, 10, config) for step in range(10)]
     assert factors == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    # Beyond the last step, where a published run may still ask.
+    assert lr_factor(10, 10, config) == lr_factor(11, 10, config) == 0
 
 
 def test_multistep_schedule_with_a_published_warm_up():

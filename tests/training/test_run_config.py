@@ -128,3 +128,39 @@ def test_differences_list_every_changed_field():
     new = replace_fields(old, {"optim.lr": 2e-5, "train.seed": 4})
     assert differences(old, old) == []
     assert differences(old, new) == ["optim.lr: 1e-05 -> 2e-05", "train.seed: 0 -> 4"]
+
+
+def test_matching_with_random_pictures_needs_no_contrast():
+    task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
+    config = coarse()
+    tasks = TasksConfig(image_text=task)
+    assert RunConfig(model=config.model, tasks=tasks).needed_heads() == ("itm",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks.image_text.queue_length": 0}, "queue_length must be 1 or more, got 0"),
+        (
+            {"tasks.image_text.itc_form": "queue", "tasks.image_text.queue_length": 9},
+            "queue_length 9 is less than the 64 pairs of a pass",
+        ),
+        (
+            {"tasks.image_text.itc_form": "queue", "data.transform.kind": "shorter_side"},
+            "keeps pictures of one size",
+        ),
+    ],
+    ids=["no place", "too short", "pictures of any size"],
+)
+def test_a_queue_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace_fields(coarse(), changes)
+
+
+def test_the_published_coarse_rule_is_no_fine_one():
+    with pytest.raises(ValueError, match="published_coarse is a rule of the coarse stage"):
+        RunConfig(
+            model=preset("micro", stage="fine"),
+            tasks=TasksConfig(grounding=GroundingTask(share=1)),
+            optim=OptimConfig(published_coarse=True),
+        )

@@ -8,6 +8,7 @@ from fiber.losses.language import mlm_loss
 from fiber.losses.matching import hard_negatives, itm_loss
 from fiber.training.checkpoint import build_model
 from fiber.training.distributed import joined
+from fiber.training.memory import Memory
 from fiber.training.run_config import ImageTextTask
 from fiber.training.streams import TaskStreams, open_data
 from fiber.training.tasks import (
@@ -126,3 +127,36 @@ def test_every_parameter_learns_from_some_task(pictures, build):
         sum(losses.values()).backward()
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
+
+
+@pytest.mark.parametrize("form", ["gather", "queue"])
+@pytest.mark.parametrize(
+    "texts",
+    [["", "", "", ""], ["", "<pad>", "<s></s>", "<mask>"], ["", "a red square", "<pad>", ""]],
+    ids=["all empty", "special tokens", "some empty"],
+)
+def test_captions_without_words_train_to_finite_losses(pictures, texts, form):
+    """Empty captions are alike, so they are no negatives of one another, and no word is picked."""
+    config = coarse_config(tasks__image_text__itc_form=form)
+    records = all_records(pictures)
+    for name in ("image_text", "caption"):
+        named = zip(records[name], texts, strict=False)
+        records[name] = [dataclasses.replace(record, text=text) for record, text in named]
+    data = {name: records[name] for name in config.tasks.active()}
+    source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
+    config = source.fit_model(config)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    memory = Memory.of(config, torch.device("cpu"))
+    with joined("cpu") as processes:
+        streams = TaskStreams(config, source, processes, consumed={}, threads=1)
+        for number in range(2):
+            for name in ("image_text", "caption"):
+                batch = streams.next_batch(name)
+                draw = Draw(0, number)
+                losses = task_losses(name, model, batch, config.tasks, draw, memory)
+                sum(losses.values()).backward()
+                assert all(torch.isfinite(loss) for loss in losses.values()), losses
+                if name == "image_text" and not any(texts):
+                    assert losses["itc"] == losses["mlm"] == 0
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

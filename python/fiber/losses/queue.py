@@ -217,7 +217,7 @@ def queue_itc_loss(
         for logits in (image_to_text, text_to_image):
             kept = logits.masked_fill(left_out, -torch.inf)
             total = total + F.cross_entropy(kept, targets, reduction="sum")
-        loss = total * world_size() / (2 * sum(counts))
+        loss = total * world_size() / max(1, 2 * sum(counts))
     candidates = batch + queue.written
     similarities = Similarities(
         image_to_text=image_to_text.detach()[:, :candidates],

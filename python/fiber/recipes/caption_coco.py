@@ -4,8 +4,8 @@ Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR 
 Data: DIR/captions_train.json with the captions of the Karpathy split, and the pictures of COCO
     below DIR/images.
 Hardware: published on 8 GPUs with 8 samples a pass.
-Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two further stages (GOLD
-    and CIDEr optimisation) that this recipe leaves out; for this stage alone it gives no number.
+Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two further stages, GOLD
+    (`caption_coco_gold`) and CIDEr optimisation; for this stage alone it gives no number.
 """
 
 import dataclasses

@@ -7,7 +7,8 @@ Hardware: published on 64 GPUs with 8 samples a pass. `train.accumulation` times
     processes times the samples of a pass must be `data.batch_size`.
 Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from it.
     Hyper-parameters: configuration task_pretrain_mlm_itm_itc of the published code, whose
-    contrast holds a queue of 4,096 older samples; here it is the whole batch of a pass.
+    contrast holds a queue of 4,096 older samples (`pretrain_queue`); here it is the whole batch of
+    a pass.
 """
 
 from fiber.config import preset
@@ -27,7 +28,7 @@ def recipe() -> RunConfig:
         model=preset("base"),
         tasks=TasksConfig(image_text=ImageTextTask(share=1)),
         data=DataConfig(batch_size=4096),
-        optim=OptimConfig(lr=1e-5),
+        optim=OptimConfig(lr=1e-5, published_coarse=True),
         train=TrainConfig(
             steps=100_000,
             accumulation=8,

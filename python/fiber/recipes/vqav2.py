@@ -30,7 +30,7 @@ def recipe() -> RunConfig:
         data=DataConfig(
             batch_size=512, transform=TransformConfig(kind="crop", flip_probability=0.5)
         ),
-        optim=OptimConfig(lr=2e-5, head_lr_multiplier=50.0),
+        optim=OptimConfig(lr=2e-5, head_lr_multiplier=50.0, published_coarse=True),
         train=TrainConfig(
             steps=12_850,
             accumulation=8,

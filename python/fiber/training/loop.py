@@ -39,6 +39,7 @@ from fiber.training.distributed import (
 )
 from fiber.training.initialise import initialise
 from fiber.training.model_files import Towers, read_start
+from fiber.training.memory import Memory
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -168,6 +169,7 @@ def _train(
     freeze_image_stages(model, config.optim.frozen_image_stages)
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+    memory = Memory.of(config, device)
     position = Position(records=source.counts())
     if checkpoint is not None:
         position = checkpoint.position(expected=position)
@@ -175,6 +177,7 @@ def _train(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
+        memory.load_state_dict(state.get("memory", {}))
     broadcast_parameters(model, processes)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
@@ -196,6 +199,7 @@ def _train(
                 optimizer, config.optim.lr * lr_factor(step, settings.steps, config.optim)
             )
             torch.manual_seed(_step_seed(settings.seed, step, processes.rank))
+            memory.begin_step(step, model)
 
             # Forward and backward, once for each accumulated pass.
             optimizer.zero_grad(set_to_none=True)
@@ -205,7 +209,7 @@ def _train(
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
                 ):
-                    losses = task_losses(name, model, batch, config.tasks, draw)
+                    losses = task_losses(name, model, batch, config.tasks, draw, memory)
                 total = torch.stack([weights[key] * loss for key, loss in losses.items()]).sum()
                 (total / settings.accumulation).backward()
                 window.add(losses, images=math.prod(batch.images.shape[:-3]) * processes.world_size)
@@ -238,6 +242,7 @@ def _train(
                     training={
                         "optimizer": optimizer.state_dict(),
                         "average": average.state_dict() if average is not None else {},
+                        "memory": memory.state_dict(),
                     },
                     position=Position(
                         step=done,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,15 @@ PLACES: dict[str, Place] = {
     "head": "head",
 }
 BIASES = ("bias", "bias_table", "text_bias")
+
+#: Ends of names of vectors, beside the gates, that the published coarse code decays, since theirs
+#: hold none of its words for a norm (`temp`, `norm_i2t_i`, `vqa_classifier.1`).
+DECAYED_AS_PUBLISHED = (
+    "temperature",
+    "image_to_text.norm.weight",
+    "vqa_head.norm.weight",
+    "nlvr2_head.norm.weight",
+)
 
 
 def place_of(name: str) -> Place:
@@ -87,10 +96,12 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     """Whether weight decay applies.
 
-    The published coarse rule goes by parts of names and so decays gates, the temperature and two
-    norms, too; here a norm is a norm.
+    The published coarse rule goes by parts of names and so decays gates, the temperature and some
+    norms, too; here a norm is a norm unless `published_coarse` asks for that rule.
     """
     kind = kind_of(name, parameter)
+    if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
+        return True
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 
 
@@ -104,30 +115,74 @@ def freeze_image_stages(model: nn.Module, stages: int) -> None:
             parameter.requires_grad_(False)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Make AdamW over all trainable parameters, one group for each (factor, decay or not).
 
-    A group has `lr_factor`, which `set_learning_rate` multiplies the learning rate with.
+    With `published_coarse` it is the published code's AdamW. A group has `lr_factor`, which
+    `set_learning_rate` multiplies the learning rate with.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = factor_of(name, parameter, config), is_decayed(name, parameter, config)
             groups.setdefault(key, []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "lr_factor": factor,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (factor, decayed), parameters in groups.items()
+    ]
+    if config.published_coarse:
+        return PublishedAdamW(described, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr_factor": factor,
-                "weight_decay": config.weight_decay if decayed else 0.0,
-            }
-            for (factor, decayed), parameters in groups.items()
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
+        described, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
+
+
+class PublishedAdamW(torch.optim.Optimizer):
+    """AdamW as in the library that the published coarse code was trained with.
+
+    It differs from PyTorch's in that eps is added to the root of the second moment before the bias
+    correction, and that the decay comes after the update.
+
+    Source: Loshchilov and Hutter 2019, in the form of transformers 4.6.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        """Args: as for torch.optim.AdamW; every group has its `weight_decay`."""
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["first"] = torch.zeros_like(parameter)
+                    state["second"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                state["first"].lerp_(parameter.grad, 1 - beta1)
+                state["second"].mul_(beta2).addcmul_(
+                    parameter.grad, parameter.grad, value=1 - beta2
+                )
+                corrections = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+                root = state["second"].sqrt().add_(group["eps"])
+                parameter.addcdiv_(state["first"], root, value=-group["lr"] * corrections)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
@@ -149,7 +204,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     if config.schedule == "multistep":
         passed = bisect.bisect_right([milestone * steps for milestone in config.milestones], step)
         return rise * 0.1**passed
-    return rise if step < warmup else (steps - step) / max(1, steps - warmup)
+    return rise if step < warmup else max(0, steps - step) / max(1, steps - warmup)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

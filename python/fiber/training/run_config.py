@@ -35,9 +35,21 @@ class ImageTextTask:
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 1.0
-    #: "both": a negative text and a negative picture for every pair (2B negatives, as published);
-    #: "half": negative texts for the even pairs, negative pictures for the odd ones (B negatives).
-    itm_negatives: Literal["both", "half"] = "both"
+    #: "gather": contrast with the current batch of all ranks; "queue": with this rank's batch and
+    #: the newest `queue_length` pairs of all ranks, whose pictures are kept (as published).
+    itc_form: Literal["gather", "queue"] = "gather"
+    #: Pairs that the form "queue" keeps.
+    queue_length: int = 4096
+    #: "both": a similar text and a similar picture for every pair (2B negatives, as in published
+    #: pre-training); "half": texts for the even pairs, pictures for the odd ones (B negatives);
+    #: "random": half of the texts keep their picture, the others get any other one (as in published
+    #: fine-tuning by matching alone).
+    itm_negatives: Literal["both", "half", "random"] = "both"
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether similarities are computed: for contrast itself, or to find negatives."""
+        return self.itc > 0 or (self.itm > 0 and self.itm_negatives != "random")
 
     def weights(self) -> dict[str, float]:
         """Weight of each loss by name."""
@@ -78,12 +90,19 @@ class ReasoningTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTask:
-    """Captions written word by word (maximum likelihood)."""
+    """Captions written word by word."""
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
     #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
+    #: "likelihood" of each next token; "gold": its tokens weighed by a frozen copy of the model
+    #: (off-policy fine-tuning after likelihood, as published).
+    objective: Literal["likelihood", "gold"] = "likelihood"
+    #: What "gold" divides a caption's sum by: its "tokens", or its "padding" as published.
+    gold_divisor: Literal["tokens", "padding"] = "tokens"
+    #: Steps from one frozen copy of "gold" to the next.
+    gold_copy_every: int = 1000
     #: Weight of the loss.
     caption: float = 1.0
 
@@ -139,6 +158,11 @@ class TasksConfig:
             classes is None or classes >= 1,
             f"tasks.grounding.max_classes must be 1 or more, got {classes}",
         )
+        for name, value in (
+            ("image_text.queue_length", self.image_text.queue_length),
+            ("caption.gold_copy_every", self.caption.gold_copy_every),
+        ):
+            _require(value >= 1, f"tasks.{name} must be 1 or more, got {value}")
         _require(
             bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
         )
@@ -199,6 +223,8 @@ class DataConfig:
     batch_size: int = 64
     #: Probability that a token is picked for the masked-word loss.
     mlm_probability: float = 0.15
+    #: Whether "token"s are picked one by one, as published, or whole "word"s.
+    mlm_unit: Literal["token", "word"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: What a broken record does: "raise" stops the run, "skip" counts it and takes the next one.
     on_error: Literal["raise", "skip"] = "raise"
@@ -232,6 +258,10 @@ class OptimConfig:
     frozen_image_stages: int = 0
     #: Decay norm weights, gates and other vectors too; biases and bias tables never are.
     decay_vectors: bool = False
+    #: Groups and arithmetic of the published coarse code: gates, the temperature, the norms of
+    #: image-to-text queries and of classifiers are decayed too; eps is added before the bias
+    #: correction, and the decay comes after the update.
+    published_coarse: bool = False
     #: Part of the steps in which the learning rate rises linearly, in [0, 1).
     warmup_fraction: float = 0.1
     #: Learning rate of the first step as a part of the peak.
@@ -322,6 +352,22 @@ class RunConfig:
             f"model.image_text.heads lacks {', '.join(missing)}, which the tasks train;"
             f" it has {', '.join(self.model.image_text.heads)}",
         )
+        task = self.tasks.image_text
+        if task.share > 0 and task.has_contrast and task.itc_form == "queue":
+            _require(
+                self.data.transform.kind != "shorter_side",
+                "tasks.image_text.itc_form 'queue' keeps pictures of one size;"
+                " data.transform.kind must be squash or crop, got shorter_side",
+            )
+            _require(
+                self.data.batch_size // self.train.accumulation <= task.queue_length,
+                f"tasks.image_text.queue_length {task.queue_length} is less than the"
+                f" {self.data.batch_size // self.train.accumulation} pairs of a pass",
+            )
+        _require(
+            not (self.optim.published_coarse and stage == "fine"),
+            "optim.published_coarse is a rule of the coarse stage; the model is fine",
+        )
         _require(
             self.data.batch_size % self.train.accumulation == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation"
@@ -335,7 +381,7 @@ class RunConfig:
         if "image_text" in active:
             task = self.tasks.image_text
             # Hard negatives are drawn by contrastive similarity, so matching needs that head too.
-            heads += ["itc"] if task.itc > 0 or task.itm > 0 else []
+            heads += ["itc"] if task.has_contrast else []
             heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
         heads += ["vqa"] if "question" in active else []
         heads += ["nlvr2"] if "reasoning" in active else []

@@ -13,6 +13,7 @@ from typing import Any
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
 from fiber.data.loader import BatchType
+from fiber.data.masking import WholeWords
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
@@ -316,6 +317,14 @@ class TaskStreams:
             for name, records in data.records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
+        self._words = None
+        if config.data.mlm_unit == "word":
+            self._words = WholeWords(
+                data.words.tokenizer,
+                probability=config.data.mlm_probability,
+                seed=config.train.seed,
+            )
+        self._rank = processes.rank
 
     def left_out(self) -> list[str]:
         """Say what this rank's loaders left out so far, one line for each task and kind."""
@@ -339,5 +348,8 @@ class TaskStreams:
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         batch = next(self._iterators[name])
+        if self._words is not None and name == "image_text":
+            first = self.consumed[name] + self._rank * len(batch)
+            batch = self._words.mask(batch, first_sample=first)
         self.consumed[name] += self._samples_per_pass
         return batch

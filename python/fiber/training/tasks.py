@@ -7,20 +7,32 @@ masked words and all matching pairs; the text below it runs once as it is and on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fiber.data.batches import GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.losses.caption import gold_loss
 from fiber.losses.contrastive import Similarities, itc_loss, text_fingerprints
+from fiber.losses.gather import fetch_rows
 from fiber.losses.grounding import grounding_losses
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.losses.matching import hard_negatives, itm_loss, matching_pairs
+from fiber.losses.matching import (
+    MatchingPairs,
+    half_pairs,
+    hard_negatives,
+    itm_loss,
+    join_pairs,
+    matching_pairs,
+    pair_loss,
+)
+from fiber.losses.queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.models.backbone import ImagePrefix
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.training.run_config import ImageTextTask, TasksConfig
+from fiber.training.memory import NO_MEMORY, Memory
+from fiber.training.run_config import CaptionTask, ImageTextTask, TasksConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ def task_losses(
     batch: Any,
     tasks: TasksConfig,
     draw: Draw,
+    memory: Memory = NO_MEMORY,
 ) -> dict[str, Tensor]:
     """Compute the losses of one task, unweighted.
 
@@ -46,6 +59,7 @@ def task_losses(
         batch: of the type that the task reads.
         tasks: settings of all tasks.
         draw: source of this pass's random numbers.
+        memory: what the tasks keep from pass to pass, if they do.
 
     Returns:
         Scalars by name; their mean over the ranks is the loss of the whole batch.
@@ -53,18 +67,29 @@ def task_losses(
     if isinstance(model, FiberDetector):
         return grounding_task(model, batch)
     if name == "image_text":
-        return image_text_task(model, batch, tasks.image_text, draw)
+        return image_text_task(model, batch, tasks.image_text, draw, memory.queue)
     if name == "question":
         return question_task(model, batch)
     if name == "reasoning":
         return reasoning_task(model, batch)
-    return caption_task(model, batch)
+    return caption_task(model, batch, tasks.caption, memory.reference)
 
 
 def image_text_task(
-    model: FiberImageText, batch: ImageTextBatch, task: ImageTextTask, draw: Draw
+    model: FiberImageText,
+    batch: ImageTextBatch,
+    task: ImageTextTask,
+    draw: Draw,
+    queue: PairQueue | None = None,
 ) -> dict[str, Tensor]:
     """Contrast, masked words and matching from shared prefixes.
+
+    Args:
+        model: in training mode it writes the batch into the queue.
+        batch: pictures with captions.
+        task: which losses, and their forms.
+        draw: source of this pass's random numbers.
+        queue: of older pairs, for the contrast of form "queue".
 
     Source: FIBER (Dou et al. 2022); matching with hard negatives as in ALBEF (Li et al. 2021).
     """
@@ -80,44 +105,103 @@ def image_text_task(
 
     if task.itc > 0 or task.itm > 0:
         text_prefix = backbone.text_prefix(batch.token_ids, mask)
-        # Matching needs the similarities even where contrast itself is not trained.
-        with torch.set_grad_enabled(task.itc > 0 and torch.is_grad_enabled()):
-            itc, similarities = itc_loss(
-                model.image_vectors(backbone.complete_image(image_prefix)),
-                model.text_vectors(backbone.complete_text(text_prefix, mask)),
-                model.temperature,
-                batch.image_ids,
-                text_fingerprints(batch.token_ids, mask),
-            )
-        if task.itc > 0:
-            losses["itc"] = itc
+        contrast = None
+        if task.has_contrast:
+            # Matching needs the similarities even where contrast itself is not trained.
+            with torch.set_grad_enabled(task.itc > 0 and torch.is_grad_enabled()):
+                contrast = _contrast(model, batch, image_prefix, text_prefix, queue)
+            if task.itc > 0:
+                losses["itc"] = contrast.loss
         if task.itm > 0:
+            similarities = contrast.similarities if contrast else None
+            prefixes = image_prefix, text_prefix
             losses["itm"] = _matching(
-                model, image_prefix, text_prefix, mask, similarities, task.itm_negatives, draw
+                model, batch, *prefixes, similarities, task.itm_negatives, draw, queue
+            )
+        if contrast is not None and queue is not None and model.training:
+            queue.enqueue(
+                contrast.image_vectors,
+                contrast.text_vectors,
+                batch.images,
+                batch.token_ids,
+                mask,
+                batch.image_ids,
+                contrast.text_ids,
             )
     return losses
 
 
-def _matching(
+class _Contrast(NamedTuple):
+    """The contrastive loss of a pass, and what matching and the queue take from it."""
+
+    loss: Tensor
+    similarities: Similarities
+    image_vectors: Tensor
+    text_vectors: Tensor
+    text_ids: Tensor
+
+
+def _contrast(
     model: FiberImageText,
+    batch: ImageTextBatch,
     image_prefix: ImagePrefix,
     text_prefix: Tensor,
-    text_mask: Tensor,
-    similarities: Similarities,
+    queue: PairQueue | None,
+) -> _Contrast:
+    """Contrast within the batch of all ranks, or with the queue."""
+    backbone, mask = model.backbone, batch.text_mask
+    images = model.image_vectors(backbone.complete_image(image_prefix))
+    texts = model.text_vectors(backbone.complete_text(text_prefix, mask))
+    text_ids = text_fingerprints(batch.token_ids, mask)
+    given = images, texts, model.temperature, batch.image_ids, text_ids
+    found = itc_loss(*given) if queue is None else queue_itc_loss(*given, queue)
+    return _Contrast(*found, images, texts, text_ids)
+
+
+def _matching(
+    model: FiberImageText,
+    batch: ImageTextBatch,
+    image_prefix: ImagePrefix,
+    text_prefix: Tensor,
+    similarities: Similarities | None,
     kept: str,
     draw: Draw,
+    queue: PairQueue | None,
 ) -> Tensor:
-    """The matching loss: true pairs against pairs with a similar text or a similar picture."""
+    """The matching loss against random pictures, or against similar texts and pictures."""
+    mask = batch.text_mask
+    if similarities is None or kept == "random":
+        half = half_pairs(batch.image_ids, seed=draw.seed, step=draw.number)
+        images = fetch_rows(image_prefix.tokens, half.image_index, half.counts)
+        fused = model.backbone.fuse(ImagePrefix(images), text_prefix, mask)
+        return pair_loss(model.itm_logits(model.pooled(fused)), half.labels)
     negatives = hard_negatives(similarities, seed=draw.seed, step=draw.number)
-    pairs = matching_pairs(image_prefix.tokens, text_prefix, text_mask, negatives)
+    if queue is None:
+        pairs = matching_pairs(image_prefix.tokens, text_prefix, mask, negatives)
+    else:
+        wrong = queued_negatives(batch.images, batch.token_ids, mask, queue, negatives)
+        pairs = _pairs_with(model, (image_prefix.tokens, text_prefix, mask), wrong)
     images, texts, masks = pairs.image_rows, pairs.text_rows, pairs.text_mask
-    batch_size = len(text_mask)
     rows = None
     if kept == "half":
-        rows = half_of_negatives(batch_size, similarities.first_row).to(images.device)
+        first_row = similarities.first_row
+        rows = half_of_negatives(len(batch), first_row).to(images.device)
         images, texts, masks = images[rows], texts[rows], masks[rows]
     fused = model.backbone.fuse(ImagePrefix(images), texts, masks)
-    return itm_loss(model.itm_logits(model.pooled(fused)), batch_size, negatives, rows=rows)
+    return itm_loss(model.itm_logits(model.pooled(fused)), len(batch), negatives, rows=rows)
+
+
+def _pairs_with(
+    model: FiberImageText,
+    true: tuple[Tensor, Tensor, Tensor],
+    wrong: tuple[Tensor, Tensor, Tensor],
+) -> MatchingPairs:
+    """Join prefixes of the batch with those of wrong pictures and texts, which run here."""
+    images, token_ids, mask = wrong
+    longest = int(mask.sum(1).max()) if len(mask) else 0
+    token_ids, mask = token_ids[:, :longest], mask[:, :longest]
+    image_rows = model.backbone.image_prefix(images).tokens
+    return join_pairs(true, (image_rows, model.backbone.text_prefix(token_ids, mask), mask))
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
@@ -160,11 +244,33 @@ def reasoning_task(model: FiberImageText, batch: ReasoningBatch) -> dict[str, Te
     return {"nlvr2": nlvr2_loss(reasoning_logits(model, batch), batch.truths)}
 
 
-def caption_task(model: FiberImageText, batch: ImageTextBatch) -> dict[str, Tensor]:
-    """Captions, each token from the picture and the tokens before it."""
+def caption_logits(model: FiberImageText, batch: ImageTextBatch) -> Tensor:
+    """Logits of each next token, (B, L, vocabulary), from the picture and the tokens before it."""
     tokens = model.backbone.encode_image(batch.images).stages[-1]
-    text = model.decode_text(tokens, batch.token_ids, batch.text_mask)
-    return {"caption": caption_loss(model.caption_logits(text), batch.token_ids, batch.text_mask)}
+    return model.caption_logits(model.decode_text(tokens, batch.token_ids, batch.text_mask))
+
+
+def caption_task(
+    model: FiberImageText,
+    batch: ImageTextBatch,
+    task: CaptionTask,
+    reference: FiberImageText | None = None,
+) -> dict[str, Tensor]:
+    """Captions, each token from the picture and the tokens before it.
+
+    Args:
+        model: what is trained.
+        batch: pictures with captions.
+        task: which objective.
+        reference: the frozen copy that the objective "gold" weighs tokens by.
+    """
+    logits = caption_logits(model, batch)
+    if reference is None:
+        return {"caption": caption_loss(logits, batch.token_ids, batch.text_mask)}
+    with torch.no_grad():
+        believed = caption_logits(reference, batch)
+    loss = gold_loss(logits, believed, batch.token_ids, batch.text_mask, divisor=task.gold_divisor)
+    return {"caption": loss}
 
 
 def grounding_task(model: FiberDetector, batch: GroundingBatch) -> dict[str, Tensor]:
