@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from tests.parity.comparison import Comparison
 
@@ -15,7 +16,7 @@ _RECORDED = (".json", ".safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every case of a folder and print its table; 0 only if all that is compared agrees."""
+    """Run every case of a folder and print its table; 0 only if all is compared and agrees."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("kind", choices=("coarse", "fine"))
     parser.add_argument("directory", type=Path, help="folder of recorded cases")
@@ -44,25 +45,44 @@ def main(arguments: list[str] | None = None) -> int:
     kind = importlib.import_module(f"tests.parity.{module}")
     good = True
     for path in cases:
-        comparison: Comparison = kind.compare_case(path)
-        print(comparison, flush=True)
-        good = good and comparison.ok
-    unread = files_of_no_case(parsed.directory, [path.stem for path in cases])
-    if unread:
-        print(f"not compared: {', '.join(unread)}")
-    print("all that was compared agrees" if good else "NOT equal to the recorded tensors")
+        good = _print(kind.compare_case(path)) and good
+    for name, compare in kind.UNIT_FILES.items():
+        if (parsed.directory / name).exists():
+            good = _print(compare(parsed.directory / name)) and good
+    unread = files_not_compared(parsed.directory, [path.stem for path in cases], kind)
+    for name in unread:
+        waits = kind.PENDING_FILES.get(name)
+        print(f"{'NOT COMPARED' if waits is None else 'not compared'}: {name}", end="")
+        print(f", waits for {waits}" if waits else "")
+        good = good and waits is not None
+    print("equal to the recorded tensors" if good else "NOT equal to the recorded tensors")
     return 0 if good else 1
 
 
-def files_of_no_case(directory: Path, cases: list[str]) -> list[str]:
-    """Name the recorded files that belong to no case; a case owns CASE.* and CASE_*."""
-    recorded = [path for path in sorted(directory.iterdir()) if path.suffix in _RECORDED]
+def _print(comparison: Comparison) -> bool:
+    print(comparison, flush=True)
+    return comparison.ok
+
+
+def files_not_compared(directory: Path, cases: list[str], kind: ModuleType) -> list[str]:
+    """Name the recorded files that nothing reads.
+
+    A case owns CASE.safetensors and every CASE_*; which of those it reads, its kind says.
+    """
     return [
         path.name
-        for path in recorded
-        if not any(path.stem == case or path.stem.startswith(f"{case}_") for case in cases)
-        and not path.stem.endswith("_inputs")
+        for path in sorted(directory.iterdir())
+        if path.suffix in _RECORDED
+        and path.name not in (*kind.UNIT_FILES, *kind.READ_UNIT_FILES)
+        and not any(_is_read(path, case, kind) for case in cases)
     ]
+
+
+def _is_read(path: Path, case: str, kind: ModuleType) -> bool:
+    if path.stem == case:
+        return True
+    companions = (*kind.READ_COMPANIONS, *kind.NEVER_COMPARED_COMPANIONS)
+    return path.stem.startswith(f"{case}_") and path.name.endswith(companions)
 
 
 def _is_case(path: Path) -> bool:

@@ -19,8 +19,9 @@ from fiber.config import (
     RobertaConfig,
     SwinConfig,
 )
+from fiber.losses.queue import PairQueue
 from fiber.models.image_text import FiberImageText
-from fiber.models.weights import coarse_keys, load_published_coarse, published_coarse_state
+from fiber.models.weights import coarse_keys, load_published_coarse
 from fiber.models.weights_towers import unstack
 
 #: Published names that the weight rule does not draw.
@@ -49,7 +50,18 @@ class CoarseCase:
         self.grads: dict[str, dict[str, list[float] | None]] = content["grads"]
         self._stored = load_file(path.with_suffix(".safetensors"))
         check = path.with_name(f"{self.name}_weights_check.json")
-        self.weights_check = json.loads(check.read_text()) if check.exists() else {}
+        self.weights_check = json.loads(check.read_text())
+
+    def name_faults(self) -> list[str]:
+        """Name what one of the case's files has and another lacks."""
+        described, stored = set(self.records), set(self._stored)
+        inputs = {name for name in self.weights_check if name.startswith("input.")}
+        drawn = {f"input.{name}" for name in PICTURES}
+        return [
+            *(f"{name}: described, not stored" for name in sorted(described - stored)),
+            *(f"{name}: stored, not described" for name in sorted(stored - described)),
+            *(f"{name}: unknown in the weights check" for name in sorted(inputs - drawn)),
+        ]
 
     def stored(self, name: str) -> Tensor:
         """A recorded tensor as it is stored: every stride-th value of the flat tensor."""
@@ -101,16 +113,13 @@ class CoarseCase:
     def published_state(self) -> dict[str, Tensor]:
         """Draw every weight by the README's rule, under its published name.
 
-        Names and shapes come from `<name>_weights_check.json`; without that file from our own map.
+        Names and shapes are those of `<name>_weights_check.json`, never our model's own.
         """
         shapes = {
             name: tuple(entry[0])
             for name, entry in self.weights_check.items()
             if not name.startswith("input.")
         }
-        if not shapes:
-            model = FiberImageText(self.fiber_config())
-            shapes = {name: tuple(t.shape) for name, t in published_coarse_state(model).items()}
         std = self.config["std"]
         state = {}
         for name, shape in shapes.items():
@@ -134,6 +143,30 @@ class CoarseCase:
         model = FiberImageText(self.fiber_config())
         load_published_coarse(model, self.published_state())
         return model.eval()
+
+    def queue(self) -> PairQueue:
+        """The queue of the contrastive loss as it was at the start.
+
+        All of its columns are filled, but only the recorded total counts as written.
+        """
+        size, length = self.config["image"], self.config["queue"]
+        queue = PairQueue(
+            length,
+            width=self.config["hidden"],
+            image_size=(size, size),
+            max_tokens=self.config["L"],
+        )
+        queue.image_vectors = self.input("image_queue").T.contiguous()
+        queue.text_vectors = self.input("text_queue").T.contiguous()
+        queue.images = self.input("image_input_queue")
+        queue.token_ids = self.input("text_input_queue").clone()
+        queue.text_mask = self.input("text_input_mask_queue").bool()
+        # The published code has no such numbers: below 0 they are no pair's of the batch.
+        queue.image_ids = -1 - torch.arange(length)
+        queue.text_ids = queue.image_ids.clone()
+        queue.pointer = self.scalars["input.queue_ptr"]
+        queue.total = self.scalars["input.queue_total"]
+        return queue
 
     def published_grads(self, model: FiberImageText) -> dict[str, Tensor | None]:
         """Gradients of a model by published name; one of ours may be several published ones."""

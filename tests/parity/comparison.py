@@ -36,8 +36,10 @@ class Comparison:
         self.groups: dict[str, Group] = {}
         #: Recorded names that something was compared with.
         self.compared: set[str] = set()
-        #: Recorded names that nothing was compared with yet.
+        #: Recorded names that nothing was compared with, and that should have been.
         self.not_compared: list[str] = []
+        #: Recorded names that wait for a part of the package, by that part.
+        self.pending: dict[str, list[str]] = {}
 
     def group(self, name: str, tolerance: float) -> Group:
         """The group of that name, made when first asked for."""
@@ -68,8 +70,9 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that was compared agrees; nothing compared is no agreement."""
-        return bool(self.groups) and not any(g.failures for g in self.groups.values())
+        """Whether everything was compared and agrees; nothing compared is no agreement."""
+        agrees = not any(group.failures for group in self.groups.values())
+        return bool(self.groups) and agrees and not self.not_compared
 
     def __str__(self) -> str:
         lines = [f"{self.case:<34} {'count':>5}  {'worst':>8}  {'allowed':>8}"]
@@ -81,6 +84,8 @@ class Comparison:
             )
             lines += [f"    {failure}" for failure in group.failures[:5]]
         if self.not_compared:
-            lines.append(f"  not compared: {len(self.not_compared)}")
+            lines.append(f"  NOT COMPARED: {len(self.not_compared)}")
             lines += [f"    {name}" for name in self.not_compared]
+        for part, names in self.pending.items():
+            lines.append(f"  not compared, waits for {part}: {', '.join(names)}")
         return "\n".join(lines)

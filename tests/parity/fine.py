@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,20 @@ LOSSES = {
     "alignment": ("loss_dot_product_token", 1.0),
     "box": ("loss_reg", 2.0),
     "centerness": ("loss_centerness", 1.0),
+}
+
+#: A fine case reads every tensor and number that is recorded beside it.
+READ_COMPANIONS = (".safetensors", "_grad_l2.json", "_edge_losses.json")
+NEVER_COMPARED_COMPANIONS: tuple[str, ...] = ()
+UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {}
+#: Pictures and texts of the cases, and a report that is never compared (golden/fine README).
+READ_UNIT_FILES = ("tiny_inputs.safetensors", "base_inputs.safetensors", "tolerance_report.json")
+#: Files of the folder that no comparison reads yet, and what each waits for.
+PENDING_FILES = {
+    "data_geometry.json": "the data of the fine stage",
+    "data_text.json": "the data of the fine stage",
+    "param_groups.json": "the training of the fine stage",
+    "units_deform_dyconv.safetensors": "the units of the dynamic head",
 }
 
 
