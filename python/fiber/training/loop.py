@@ -38,8 +38,8 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.initialise import initialise
-from fiber.training.model_files import Towers, read_start
 from fiber.training.memory import Memory
+from fiber.training.model_files import Towers, read_start
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
