@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benches.eager_fiber import EagerFiber
+from benches.eager_fiber import NO_LABEL, EagerFiber
 from tests.parity.coarse_case import CoarseCase
-from tests.parity.coarse_runs import NO_LABEL, caption_labels
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import CoarseTolerances, coarse_tolerances
 
@@ -131,7 +130,8 @@ def losses(model: EagerFiber, case: CoarseCase) -> dict[str, Callable[[], Tensor
 
     def caption_mle() -> Tensor:
         logits = model.mlm_score(model.decode_text(images, ids, mask))
-        return F.cross_entropy(logits.flatten(0, 1), caption_labels(ids, mask).flatten())
+        following = ids[:, 1:].masked_fill(~mask[:, 1:], NO_LABEL)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten())
 
     return {"mlm": mlm, "nlvr2": nlvr2, "caption_mle": caption_mle}
 
