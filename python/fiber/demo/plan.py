@@ -94,12 +94,12 @@ _STAMPS_FINE = {"tasks.grounding.max_classes": 6}
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_pictures=24_000,
-        coarse={"train.steps": 425, "train.checkpoint_every": 85},
+        coarse={"train.steps": 440, "train.checkpoint_every": 110},
         fine={"train.steps": 1080, "train.checkpoint_every": 180},
         records=_MANY_RECORDS,
         seconds={
             "data": 15,
-            "coarse": 246,
+            "coarse": 255,
             "fine": 256,
             "evaluation": 60,
             "ablations": 750,

@@ -37,5 +37,5 @@ def recipe() -> RunConfig:
             warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=425, log_every=20, checkpoint_every=85),
+        train=TrainConfig(steps=440, log_every=20, checkpoint_every=110),
     )
