@@ -17,6 +17,7 @@ from fiber.models.captioner import (
     caption_log_probs,
     sample_captions,
     search_beams,
+    written_tokens,
 )
 from fiber.models.image_text import FiberImageText
 from fiber.models.roberta import PAD_ID
@@ -248,6 +249,13 @@ def test_kept_keys_are_as_exact_as_reading_again():
     seen = slice(0, model.config.roberta.mask_id)
     error = (plain.double() - exact)[..., seen].abs().max().item()
     assert (cached.double() - exact)[..., seen].abs().max().item() <= 2 * error + 1e-6
+
+
+def test_written_captions_are_cut_at_their_end():
+    assert written_tokens([5, 6, 2, 1, 1]) == [5, 6]
+    assert written_tokens([5, 1, 1]) == [5]
+    assert written_tokens([5, 6]) == [5, 6]
+    assert written_tokens([2]) == []
 
 
 def test_mask_is_never_written():

@@ -203,13 +203,6 @@ def test_pictures_that_share_a_number_keep_their_names():
     assert measure_pairs._image_numbers(names) == [*names[:2], 13, 4]
 
 
-def test_written_captions_are_cut_at_their_end():
-    assert measure_pairs._words([5, 6, 2, 1, 1]) == [5, 6]
-    assert measure_pairs._words([5, 1, 1]) == [5]
-    assert measure_pairs._words([5, 6]) == [5, 6]
-    assert measure_pairs._words([2]) == []
-
-
 def test_swapped_captions_by_hand(models, pictures, monkeypatch):
     # Each picture prefers its own caption, but caption 0 prefers the wrong picture.
     scores = np.tile([0.9, 0.1, 0.95, 0.99], 3)

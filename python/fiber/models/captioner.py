@@ -8,6 +8,7 @@ Letters: K beams, S samples, V vocabulary, n tokens after <s>.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -221,6 +222,12 @@ def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Te
     log_probs = next_token_log_probs(model, model.mlm_logits(text, written))
     found = log_probs.gather(1, ids[written][:, None])[:, 0]
     return found.new_zeros(ids.shape).masked_scatter(written, found).view(token_ids.shape)
+
+
+def written_tokens(token_ids: Sequence[int]) -> list[int]:
+    """Cut one caption, without <s>, at the </s> or <pad> that ended it."""
+    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
+    return list(token_ids[: next(ends, len(token_ids))])
 
 
 def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fiber import recipes
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.prompts import Prompt
-from fiber.models.captioner import END_ID, beam_search
+from fiber.models.captioner import beam_search, written_tokens
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.predict.boxes import (
@@ -231,8 +231,7 @@ class Model:
                     max_tokens=max_tokens or self.config.max_tokens,
                 )
                 for index, ids in zip(batch.indices, found.token_ids.tolist(), strict=True):
-                    words = ids[: ids.index(END_ID)] if END_ID in ids else ids
-                    texts[index] = tokenizer.decode(words).strip()
+                    texts[index] = tokenizer.decode(written_tokens(ids)).strip()
         return texts[0] if single else texts
 
     def match(self, pictures: Any, texts: str | Sequence[str]) -> Any:

@@ -14,8 +14,7 @@ from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import soft_accuracy
-from fiber.models.captioner import END_ID, beam_search
-from fiber.models.roberta import PAD_ID
+from fiber.models.captioner import beam_search, written_tokens
 from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.training.tasks import reasoning_logits
 
@@ -180,19 +179,16 @@ def caption(subject: Subject, records: RecordSet) -> Measured:
         found = beam_search(
             model, tokens, num_beams=CAPTION_BEAMS, max_tokens=model.config.max_tokens
         )
-        said += [subject.tokenizer.decode(_words(ids)).strip() for ids in found.token_ids.tolist()]
+        said += [
+            subject.tokenizer.decode(written_tokens(ids)).strip()
+            for ids in found.token_ids.tolist()
+        ]
     predictions = [
         {"image_id": number, "caption": text}
         for number, text in zip(_image_numbers(list(groups)), said, strict=True)
     ]
     references = [[record.text for record in shown] for shown in groups.values()]
     return Measured(caption_scores(said, references), predictions)
-
-
-def _words(token_ids: list[int]) -> list[int]:
-    """Cut a written caption at </s>, or at the <pad> that ended it."""
-    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
-    return token_ids[: next(ends, len(token_ids))]
 
 
 def _image_numbers(image_ids: list[str]) -> list[int | str]:
