@@ -3,6 +3,7 @@
 import collections
 import math
 
+from fiber.data import sources
 from fiber.data.scene_graphs import SPLITS
 from tests.data.scene_reader import answer, caption_holds, is_true
 
@@ -30,6 +31,33 @@ def test_statements_are_right_and_have_both_truths(described):
     for group in ("both", "one", "side", "each", "more"):
         true, false = truths[group, True], truths[group, False]
         assert abs(true - false) < 4 * math.sqrt(true + false), group
+
+
+def test_each_statement_is_as_often_true_as_false(scenes_folder):
+    for split in SPLITS:
+        truths = collections.defaultdict(collections.Counter)
+        for record in sources.reasoning(scenes_folder, split):
+            truths[record.text][record.truth] += 1
+        assert truths
+        assert all(counts[True] == counts[False] for counts in truths.values())
+
+
+def test_the_other_pair_of_a_statement_makes_it_the_opposite(described):
+    unpaired = 0
+    for split in SPLITS:
+        for number, (picture, scene) in enumerate(described[split]):
+            own = described[split][number - 1][1].things, scene.things
+            for statement in picture.statements:
+                unpaired += statement.opposite is None
+                if statement.opposite is None:
+                    continue
+                places = [int(name[-10:-4]) for name in statement.opposite]
+                # Both pictures exist where the statement is written, and the pair is another one.
+                assert max(places) <= number and places != [number - 1, number]
+                other = [described[split][place][1].things for place in places]
+                assert is_true(statement.text, *other) != is_true(statement.text, *own)
+    # What is left out: words that none of the pictures before shows, or all of them.
+    assert unpaired < 0.15 * sum(len(p.statements) for s in SPLITS for p, _ in described[s])
 
 
 def test_swapped_captions_have_the_same_words_and_belong_to_one_picture_each(described):

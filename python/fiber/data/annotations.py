@@ -56,6 +56,9 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
+    #: The left and the right picture of another pair, of which the opposite is true. A statement
+    #: without one is not written: its words alone would tell its truth.
+    opposite: tuple[str, str] | None = None
 
 
 @dataclass
@@ -136,16 +139,22 @@ def encode(pictures: Iterable[Picture], split: str) -> dict[str, list[str]]:
             _add_question(out, picture, first_id + number, question)
         identifier = f"{split}-{picture.image_id // 2}"
         for number, statement in enumerate(picture.statements):
-            out["reasoning"].append(
-                {
-                    "identifier": f"{identifier}-0-{number}",
-                    "left_image": picture.partner,
-                    "right_image": picture.file_name,
-                    "sentence": statement.text,
-                    "label": str(statement.truth),
-                    "group": statement.group,
-                }
-            )
+            if statement.opposite is None:
+                continue
+            own = (picture.partner, picture.file_name)
+            pairs = ((own, statement.truth), (statement.opposite, not statement.truth))
+            for pair, ((left, right), truth) in enumerate(pairs):
+                out["reasoning"].append(
+                    {
+                        # As in NLVR2: split, set, pair of pictures, sentence.
+                        "identifier": f"{identifier}-{pair}-{number}",
+                        "left_image": left,
+                        "right_image": right,
+                        "sentence": statement.text,
+                        "label": str(truth),
+                        "group": statement.group,
+                    }
+                )
         if picture.swapped_captions is not None:
             caption_0, caption_1, group = picture.swapped_captions
             out["swapped"].append(

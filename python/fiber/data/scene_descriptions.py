@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from fiber.data.annotations import Picture
+from collections.abc import Callable
+
+from fiber.data.annotations import Picture, Statement
 from fiber.data.draws import Draws
 from fiber.data.folders import file_name
 from fiber.data.scene_graphs import Scene, World, stream
-from fiber.data.scene_questions import questions, statements, swapped_captions
+from fiber.data.scene_questions import (
+    Claim,
+    opposite_pair,
+    questions,
+    statements,
+    swapped_captions,
+)
 from fiber.data.scene_texts import captions, expressions
 
 _TEXTS, _PAIRS = 2, 3
+#: Earlier pictures among which the other pair of a statement is looked for.
+_LOOK_BACK = 64
 
 
 def describe_scene(
     world: World,
-    scene: Scene,
-    left: Scene | None,
+    scene_of: Callable[[int], Scene],
     *,
     seed: int,
     split: str,
@@ -26,15 +35,14 @@ def describe_scene(
 
     Args:
         world: the words and what is held out.
-        scene: what the picture shows.
-        left: what picture index - 1 shows, where index is odd. The texts about both stand with the
-            second one, so that both exist.
+        scene_of: what the picture of an index shows; asked for this one and for earlier ones.
         seed: of the data set.
         split: of the picture.
-        index: of the picture.
+        index: of the picture. Odd ones form a pair with the one before; texts about both stand
+            with the second one, so that both exist.
         image_size: side of the picture in pixels.
     """
-    novel = split == "novel"
+    novel, scene = split == "novel", scene_of(index)
     draws = Draws(seed, stream(split, _TEXTS), index)
     picture = Picture(
         image_id=index,
@@ -46,13 +54,25 @@ def describe_scene(
         expressions=expressions(world, scene.things, draws, novel),
         questions=questions(world, scene, draws, novel),
     )
-    if left is not None:
+    if index % 2 == 1:
+        left = scene_of(index - 1)
         draws = Draws(seed, stream(split, _PAIRS), index)
         picture.partner = file_name(split, index - 1)
-        picture.statements = statements(world, left, scene, draws, novel)
+        claims = statements(world, left, scene, draws, novel)
+        picture.statements = [_with_opposite(world, c, scene_of, split, index) for c in claims]
         if scene.swap:
             picture.swapped_captions = swapped_captions(left, scene)
     return picture
+
+
+def _with_opposite(
+    world: World, claim: Claim, scene_of: Callable[[int], Scene], split: str, index: int
+) -> Statement:
+    """Find another pair of pictures of which the opposite is true."""
+    earlier = range(index - 2, max(-1, index - 2 - _LOOK_BACK), -1)
+    pair = opposite_pair(world, claim, scene_of, index, earlier)
+    names = pair and (file_name(split, pair[0]), file_name(split, pair[1]))
+    return claim.statement._replace(opposite=names)
 
 
 def all_texts(picture: Picture) -> list[str]:

@@ -7,7 +7,8 @@ Questions with more answers get theirs from the symmetry of the scenes (see `sce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from fiber.data.annotations import Question, Statement
 from fiber.data.draws import Draws
@@ -257,36 +258,76 @@ def _ask_neighbour(world: World, scene: Scene, draws: Draws, novel: bool) -> Que
     return Question(text, thing.noun, "relation")
 
 
+class Claim(NamedTuple):
+    """A statement, and what has to be known to find another pair that makes it the opposite."""
+
+    statement: Statement
+    #: What is said to be in both pictures, or in one; None in statements that name the sides.
+    pair: Pair | None = None
+
+
+def opposite_pair(
+    world: World,
+    claim: Claim,
+    scene_of: Callable[[int], Scene],
+    index: int,
+    others: Iterable[int],
+) -> tuple[int, int] | None:
+    """Find two pictures of which the opposite of a claim about the pair of `index` is true.
+
+    A claim that names the sides turns round with them. For one about what both show, a picture that
+    shows it keeps its side, and the other side takes the first of `others` with which they agree
+    where the claim's own two do not.
+    """
+    if claim.pair is None:
+        return index, index - 1
+    own = (index - 1, index)
+    shows = [claim.pair in _every_pair(scene_of(number)) for number in own]
+    wanted = not all(shows)
+    for other in others:
+        pairs = _every_pair(scene_of(other))
+        agrees = claim.pair in pairs if wanted else bool(_without(world, [claim.pair], pairs))
+        if agrees:
+            return (own[0], other) if shows[0] else (other, own[1])
+    return None
+
+
+def _every_pair(scene: Scene) -> set[Pair]:
+    """List what is shown, by colour and noun, by either alone."""
+    pairs = {thing.pair for thing in scene.things}
+    return pairs | {_with_word(pair[part], part) for pair in pairs for part in (0, 1)}
+
+
 def statements(
     world: World, left: Scene, right: Scene, draws: Draws, novel: bool, count: int = 2
-) -> list[Statement]:
+) -> list[Claim]:
     """Return up to `count` statements about two pictures, of different kinds."""
-    out: list[Statement] = []
+    out: list[Claim] = []
     for kind in draws.shuffled(("both", "one", "side", "each", "more")):
         if len(out) == count:
             break
         if kind == "more":
-            statement = None if novel else _state_more(left, right, draws)
+            claim = None if novel else _state_more(left, right, draws)
         else:
-            statement = _state_shown(world, kind, left, right, draws, novel)
-        if statement is not None:
-            out.append(statement)
+            claim = _state_shown(world, kind, left, right, draws, novel)
+        if claim is not None:
+            out.append(claim)
     return out
 
 
-def _state_more(left: Scene, right: Scene, draws: Draws) -> Statement | None:
+def _state_more(left: Scene, right: Scene, draws: Draws) -> Claim | None:
     difference = len(left.things) - len(right.things)
     if difference == 0:
         return None
     says_left = draws.coin()
     sides = ("left", "right") if says_left else ("right", "left")
     text = f"the {sides[0]} picture shows more objects than the {sides[1]} picture"
-    return Statement(text, (difference > 0) == says_left, "more")
+    return Claim(Statement(text, (difference > 0) == says_left, "more"))
 
 
 def _state_shown(
     world: World, kind: str, left: Scene, right: Scene, draws: Draws, novel: bool
-) -> Statement | None:
+) -> Claim | None:
     """State in which of the pictures something is seen."""
     level = "pair" if novel or len(world.colors) == 1 else draws.choice(("pair", "noun", "color"))
     shown = []
@@ -303,20 +344,23 @@ def _state_shown(
         one = sorted(only_left + only_right)
         chosen = _draw_truth(*((both, one) if kind == "both" else (one, both)), draws)
         start = "both pictures show" if kind == "both" else "only one picture shows"
-        return chosen and Statement(f"{start} {pair_phrase(chosen[0])}", chosen[1], kind)
+        if chosen is None:
+            return None
+        pair, truth = chosen
+        return Claim(Statement(f"{start} {pair_phrase(pair)}", truth, kind), pair)
     if not only_left or not only_right:
         return None
     if kind == "side":
         says_left, truth = draws.coin(), draws.coin()
         pair = draws.choice(only_left if says_left == truth else only_right)
         side = "left" if says_left else "right"
-        return Statement(f"the {side} picture shows {pair_phrase(pair)}", truth, kind)
+        return Claim(Statement(f"the {side} picture shows {pair_phrase(pair)}", truth, kind))
     first, second = pair_phrase(draws.choice(only_left)), pair_phrase(draws.choice(only_right))
     truth = draws.coin()
     if not truth:
         first, second = second, first
     text = f"the left picture shows {first} and the right picture shows {second}"
-    return Statement(text, truth, kind)
+    return Claim(Statement(text, truth, kind))
 
 
 def swapped_captions(scene: Scene, other: Scene) -> tuple[str, str, str]:

@@ -32,7 +32,7 @@ from fiber.data.scene_graphs import SHAPES, Scene, World, sample_scene, shapes_w
 from fiber.data.scene_pictures import draw_scene, save_jpeg
 
 #: Rises when the same seed gives other data.
-VERSION = 2
+VERSION = 3
 
 _PIXELS = 1
 _TOKENIZER_PICTURES = 800
@@ -126,28 +126,15 @@ def generate(
 
 def describe_picture(recipe: SceneRecipe, split: str, index: int) -> tuple[Picture, Scene]:
     """Return one picture's texts and its scene, without drawing it: its boxes are empty."""
-    world = _world(recipe.seed)
-    scenes = [
-        sample_scene(
-            world,
-            recipe.seed,
-            split,
-            number,
-            image_size=recipe.image_size,
-            max_objects=recipe.max_objects,
-        )
-        for number in range(index - index % 2, index + 1)
-    ]
     picture = describe_scene(
-        world,
-        scenes[-1],
-        scenes[0] if len(scenes) == 2 else None,
+        _world(recipe.seed),
+        lambda number: _scene(recipe, split, number),
         seed=recipe.seed,
         split=split,
         index=index,
         image_size=recipe.image_size,
     )
-    return picture, scenes[-1]
+    return picture, _scene(recipe, split, index)
 
 
 def make_pictures(job: PictureJob) -> list[Picture]:
@@ -161,6 +148,19 @@ def make_pictures(job: PictureJob) -> list[Picture]:
         save_jpeg(pixels, f"{job.images}/{picture.file_name}")
         pictures.append(picture)
     return pictures
+
+
+# Statements look back at what the pictures before showed.
+@lru_cache(maxsize=256)
+def _scene(recipe: SceneRecipe, split: str, index: int) -> Scene:
+    return sample_scene(
+        _world(recipe.seed),
+        recipe.seed,
+        split,
+        index,
+        image_size=recipe.image_size,
+        max_objects=recipe.max_objects,
+    )
 
 
 @lru_cache(maxsize=4)

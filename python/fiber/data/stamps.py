@@ -45,7 +45,7 @@ from fiber.data.stamp_sources import (
 )
 
 #: Rises when the same seed and pictures give other data.
-VERSION = 1
+VERSION = 2
 
 #: Half of a stamp's longer side as a part of the picture's side.
 RADII = (0.14, 0.24)
@@ -247,21 +247,16 @@ def _draw_nouns(world: World, draws: Draws, count: int, novel: bool) -> list[str
 
 def describe_picture(recipe: StampRecipe, split: str, index: int) -> tuple[Picture, StampScene]:
     """Return one picture's texts and its scene, without drawing it: its boxes are empty."""
-    collection, world = _open(recipe)
-    scenes = [
-        sample_stamp_scene(recipe, collection, world, split, number)
-        for number in range(index - index % 2, index + 1)
-    ]
+    _, world = _open(recipe)
     picture = describe_scene(
         world,
-        scenes[-1].scene,
-        scenes[0].scene if len(scenes) == 2 else None,
+        lambda number: _scene(recipe, split, number).scene,
         seed=recipe.seed,
         split=split,
         index=index,
         image_size=recipe.image_size,
     )
-    return picture, scenes[-1]
+    return picture, _scene(recipe, split, index)
 
 
 def make_pictures(job: PictureJob) -> list[Picture]:
@@ -336,6 +331,12 @@ def _stamp(path: str, side: int) -> Image.Image:
         size = (max(1, round(stamp.width * scale)), max(1, round(stamp.height * scale)))
         stamp = stamp.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     return stamp
+
+
+# Statements look back at what the pictures before showed.
+@lru_cache(maxsize=256)
+def _scene(recipe: StampRecipe, split: str, index: int) -> StampScene:
+    return sample_stamp_scene(recipe, *_open(recipe), split, index)
 
 
 @lru_cache(maxsize=4)
