@@ -45,6 +45,8 @@ class Record:
     label_spans: tuple[tuple[CharSpan, ...], ...] = ()
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
+    #: What each person answered, as written (VQAv2: ten people), for the official accuracy.
+    human_answers: tuple[str, ...] = ()
     #: Whether the text is true of the pictures (NLVR2), or which text is right (matching).
     truth: bool | None = None
     #: Group of the record for metrics: question type, kind of phrase and so on.

@@ -6,10 +6,11 @@ import functools
 import gc
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from fiber.data.annotations import FILES
 from fiber.data.records import CharSpan, Record
@@ -22,13 +23,29 @@ EMPTY_BOX_PIXELS = 1.0
 #: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
+# The first name that a kind begins with counts.
 _HOW_TO_GET = {
+    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015); its pictures from"
+    " https://cocodataset.org",
     "COCO": "https://cocodataset.org",
+    "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
     "Winoground": "https://huggingface.co/datasets/facebook/winoground",
+    "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
+    "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
+    "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
+    "published Arrow": "the published code's write_*.py, which make it of the original downloads",
+}
+# Kinds of which `fiber data` makes no file.
+_NOT_GENERATED = {
+    "COCO, Karpathy's splits",
+    "Flickr30k, Karpathy's splits",
+    "Visual Genome's region descriptions",
+    "SBU captions",
+    "Conceptual Captions",
 }
 
 
@@ -44,9 +61,10 @@ class RecordList(list[Record]):
         """Return how often something was left out or changed, such as "crowd boxes"."""
         return self.counts.get(what, 0)
 
-    def add(self, what: str) -> None:
+    def add(self, what: str, times: int = 1) -> None:
         """Count something that was left out or changed."""
-        self.counts[what] = self.counts.get(what, 0) + 1
+        if times:
+            self.counts[what] = self.counts.get(what, 0) + times
 
 
 class SourceFile:
@@ -59,10 +77,15 @@ class SourceFile:
         self._where = ""
         self._index: int | None = None
 
+    @property
+    def where(self) -> str:
+        """The entry that is being read, in words."""
+        where = self._where or "the file"
+        return where if self._index is None else f"{where}[{self._index}]"
+
     def error(self, problem: str) -> ValueError:
         """Return an error that names the file and the entry."""
-        where = self._where if self._index is None else f"{self._where}[{self._index}]"
-        return ValueError(f"{self.path}: {where} {problem} (read as {self.kind})")
+        return ValueError(f"{self.path}: {self.where} {problem} (read as {self.kind})")
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
         """Say which entry is being read."""
@@ -155,7 +178,7 @@ def without_garbage_collection(
 def read_json(path: Path, kind: str) -> SourceFile:
     """Read a file that is one JSON object."""
     try:
-        data = json.loads(_read(path, kind))
+        data = json.loads(read_text(path, kind))
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, dict):
@@ -166,7 +189,7 @@ def read_json(path: Path, kind: str) -> SourceFile:
 def read_json_lines(path: Path, kind: str) -> SourceFile:
     """Read a file with one JSON object a line; they become its list "lines"."""
     lines = []
-    for number, line in enumerate(_read(path, kind).splitlines(), 1):
+    for number, line in enumerate(read_text(path, kind).split("\n"), 1):
         if line.strip():
             try:
                 lines.append(json.loads(line))
@@ -177,7 +200,19 @@ def read_json_lines(path: Path, kind: str) -> SourceFile:
     return SourceFile(path, kind, {"lines": lines})
 
 
-def _read(path: Path, kind: str) -> str:
+def read_json_array(path: Path, kind: str) -> SourceFile:
+    """Read a file that is one JSON array; its items become its list "entries"."""
+    try:
+        data = json.loads(read_text(path, kind))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
+    if not isinstance(data, list):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected the list of {kind}")
+    return SourceFile(path, kind, {"entries": data})
+
+
+def read_text(path: Path, kind: str) -> str:
+    """Read a whole file of text; a missing one is named with where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -187,13 +222,19 @@ def _read(path: Path, kind: str) -> str:
                 f"{path} does not exist; expected one of the splits whose files are there:"
                 f" {', '.join(splits)}"
             ) from None
-        source = next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
+        source = where_to_get(kind)
+        made = "" if kind in _NOT_GENERATED else " `fiber data scenes --output DIR` makes a folder"
+        made += " with one; the real one" if made else " It"
         raise FileNotFoundError(
-            f"{path} does not exist; expected a file of {kind}. `fiber data scenes --output DIR`"
-            f" makes a folder with one; the real one comes from {source}"
+            f"{path} does not exist; expected a file of {kind}.{made} comes from {source}"
         ) from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
+
+
+def where_to_get(kind: str) -> str:
+    """Say where files of a kind come from."""
+    return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
 def _splits_beside(path: Path) -> list[str]:
@@ -214,6 +255,18 @@ def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | Non
             f"{root} is no folder; expected the pictures there (name another one with `images`)"
         )
     return str(root)
+
+
+def picture_folder(
+    folder: str | PathLike[str], images: str | PathLike[str] | None, name: str
+) -> str:
+    """Return the folder of this name below that of the pictures or below the data folder.
+
+    If there is none, the folder of pictures itself, which must exist.
+    """
+    roots = [Path(folder) / "images", Path(folder)] if images is None else [Path(images)]
+    found = next((root / name for root in roots if (root / name).is_dir()), None)
+    return str(found) if found else images_folder(folder, images)
 
 
 def char_spans(file: SourceFile, entry: Mapping[str, Any], key: str) -> tuple[CharSpan, ...]:
@@ -297,17 +350,31 @@ def read_boxes(
     return found
 
 
-def read_answers(file: SourceFile) -> tuple[dict[Any, dict[str, float]], dict[Any, str]]:
-    """Return {question_id: {answer: soft score}} and {question_id: question type}."""
-    scores: dict[Any, dict[str, float]] = {}
-    groups: dict[Any, str] = {}
+class Votes(NamedTuple):
+    """What people answered to one question."""
+
+    #: Soft score of each answer, None where nobody was asked.
+    scores: dict[str, float] | None
+    #: What each person said.
+    answers: tuple[str, ...]
+    question_type: str
+
+
+NO_VOTES = Votes(None, (), "")
+
+
+def read_answers(file: SourceFile) -> dict[Any, Votes]:
+    """Return what people answered, by question_id."""
+    found: dict[Any, Votes] = {}
+    # A few thousand answers are given millions of times.
+    known: dict[str, str] = {}
     for entry in file.walk("annotations"):
         number = file.get(entry, "question_id", int, str)
-        votes: dict[str, int] = {}
+        said = []
         for vote in file.get(entry, "answers", list):
             if not isinstance(vote, dict) or not isinstance(vote.get("answer"), str):
                 raise file.error(f"has {vote!r} in 'answers'; expected an object with 'answer'")
-            votes[vote["answer"]] = votes.get(vote["answer"], 0) + 1
-        scores[number] = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in votes.items()}
-        groups[number] = entry.get("question_type", "")
-    return scores, groups
+            said.append(known.setdefault(vote["answer"], vote["answer"]))
+        scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(said).items()}
+        found[number] = Votes(scores, tuple(said), entry.get("question_type", ""))
+    return found

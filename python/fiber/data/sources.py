@@ -6,6 +6,9 @@ enough; for real data name the file and the folder of its pictures:
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
 
+A user's own lines and other originals: `own_data`, `downloads`, `arrow_files`; `opening` picks the
+reader by the names of the files.
+
 Keys that a format does not need are ignored. A needed key that is missing, a file of another
 format and a box outside its picture are errors that name file, entry and key. Pictures are not
 opened here. `image_id` is the path of the picture, so that records of different files that show the
@@ -14,18 +17,23 @@ same picture have the same one. A key is "<name of the file>/<id of the entry>".
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from fiber.data.annotations import FILES
 from fiber.data.draws import Draws
 from fiber.data.prompts import class_prompt
 from fiber.data.records import CharSpan, Record
 from fiber.data.source_files import (
+    NO_VOTES,
     RecordList,
+    Votes,
     boxes_by_image,
     char_spans,
     images_folder,
+    picture_folder,
     read_answers,
     read_boxes,
     read_json,
@@ -49,6 +57,8 @@ def captions(
 ) -> RecordList:
     """Read captions (COCO style): one record for each caption.
 
+    Pictures of the file that no caption is about are counted as "pictures without captions".
+
     Args:
         folder: a data folder.
         split: such as "train".
@@ -62,9 +72,10 @@ def captions(
     path = _file(folder, split, "captions", annotations)
     file, root = read_json(path, "COCO captions"), images_folder(folder, images)
     pictures = {entry["id"]: entry for entry in file.pictures()}
-    out = RecordList()
+    out, shown = RecordList(), set()
     for entry in file.walk("annotations"):
         picture = file.look_up(pictures, entry, "image_id", "images")
+        shown.add(picture["id"])
         image = f"{root}/{picture['file_name']}"
         out.append(
             Record(
@@ -75,6 +86,7 @@ def captions(
                 group=entry.get("group", ""),
             )
         )
+    out.add("pictures without captions", len(pictures) - len(shown))
     return out
 
 
@@ -295,34 +307,48 @@ def questions(
         folder: a data folder.
         split: such as "train"; splits whose names start with "test" need no file of answers.
         annotations: file of questions, if it is not "vqa_questions_<split>.json" in the folder.
-        answers: file of answers, if it is not "vqa_annotations_<split>.json" in the folder.
-        images: where file names start, if not "images" in the folder. A question without `image`
-            shows "COCO_<data_subtype>_<image_id with 12 digits>.jpg".
+        answers: file of answers, if it is not "vqa_annotations_<split>.json" in the folder; for
+            "v2_OpenEnded_mscoco_train2014_questions.json" it is the original
+            "v2_mscoco_train2014_annotations.json" beside it.
+        images: where file names start, if not "images" in the folder, or the folder. A question
+            without `image` shows "COCO_<data_subtype>_<image_id with 12 digits>.jpg" there or in
+            "<data_subtype>" there; the pictures of "test-dev2015" are those of "test2015".
 
     Raises:
         FileNotFoundError: if a file or the folder of pictures is missing.
         ValueError: if an entry is not as expected, with file, entry and key.
     """
     path = _file(folder, split, "questions", annotations)
-    file, root = read_json(path, "VQAv2 questions"), images_folder(folder, images)
+    file = read_json(path, "VQAv2 questions")
     answers_path = _file(folder, split, "answers", answers)
-    scores, groups = None, {}
+    original = re.fullmatch(r"(.*)OpenEnded_(.+)_questions\.json", path.name)
+    if answers is None and original:
+        answers_path = path.with_name("{}{}_annotations.json".format(*original.groups()))
+    votes: dict[Any, Votes] | None = None
     if answers is not None or answers_path.exists() or not split.startswith("test"):
-        scores, groups = read_answers(read_json(answers_path, "VQAv2 annotations"))
-    template = f"COCO_{file.data.get('data_subtype', split)}_{{:012d}}.jpg"
+        votes = read_answers(read_json(answers_path, "VQAv2 annotations"))
+    subtype = str(file.data.get("data_subtype", split)).replace("test-dev", "test")
+    numbered, root = picture_folder(folder, images, subtype), ""
     out = RecordList()
     for entry in file.walk("questions"):
         number = file.get(entry, "question_id", int, str)
-        name = entry.get("image") or template.format(file.get(entry, "image_id", int))
-        own = None if scores is None else file.look_up(scores, entry, "question_id", answers_path)
+        if "image" in entry:
+            root = root or images_folder(folder, images)
+            image = f"{root}/{file.text(entry, 'image')}"
+        else:
+            image = f"{numbered}/COCO_{subtype}_{file.get(entry, 'image_id', int):012d}.jpg"
+        own = NO_VOTES
+        if votes is not None:
+            own = file.look_up(votes, entry, "question_id", answers_path)
         out.append(
             Record(
                 key=f"{path.stem}/{number}",
-                images=(f"{root}/{name}",),
-                image_id=f"{root}/{name}",
+                images=(image,),
+                image_id=image,
                 text=file.text(entry, "question"),
-                answers=own,
-                group=groups.get(number, ""),
+                answers=own.scores,
+                human_answers=own.answers,
+                group=own.question_type,
             )
         )
     return out
@@ -339,20 +365,28 @@ def reasoning(
     """Read statements about two pictures (NLVR2): one record with two pictures for each.
 
     An entry without `left_image` and `right_image` shows "<identifier without its last
-    part>-img0.png" and "-img1.png", below its `directory` if it has one, as NLVR2 has it.
-    Arguments and errors are those of `captions`; the file is "nlvr2_<split>.jsonl".
+    part>-img0.png" and "-img1.png", below its `directory` if it has one, as NLVR2 has it, in the
+    folder of pictures or in the one there that has the identifier's first part as its name:
+    "train", "dev", "test1".
+    Arguments and errors are those of `captions`; the file is "nlvr2_<split>.jsonl" (the original
+    train.json, dev.json and test1.json have the same lines).
     """
     path = _file(folder, split, "reasoning", annotations)
-    file, root = read_json_lines(path, "NLVR2"), images_folder(folder, images)
-    out = RecordList()
+    file = read_json_lines(path, "NLVR2")
+    out, root, folders = RecordList(), "", {}
     for entry in file.walk("lines"):
         identifier = file.text(entry, "identifier")
         if "left_image" in entry:
-            names = (file.text(entry, "left_image"), file.text(entry, "right_image"))
+            root = root or images_folder(folder, images)
+            names = tuple(
+                f"{root}/{file.text(entry, f'{side}_image')}" for side in ("left", "right")
+            )
         else:
-            start = identifier.rpartition("-")[0]
-            if "directory" in entry:
-                start = f"{entry['directory']}/{start}"
+            part, start = identifier.partition("-")[0], identifier.rpartition("-")[0]
+            if part not in folders:
+                folders[part] = picture_folder(folder, images, part)
+            below = f"{entry['directory']}/" if "directory" in entry else ""
+            start = f"{folders[part]}/{below}{start}"
             names = (f"{start}-img0.png", f"{start}-img1.png")
         label = str(file.get(entry, "label", str, bool)).lower()
         if label not in ("true", "false"):
@@ -360,7 +394,7 @@ def reasoning(
         out.append(
             Record(
                 key=f"{path.stem}/{identifier}",
-                images=(f"{root}/{names[0]}", f"{root}/{names[1]}"),
+                images=names,
                 text=file.text(entry, "sentence"),
                 truth=label == "true",
                 group=entry.get("group", ""),

@@ -1,0 +1,269 @@
+"""Readers of a user's own pictures: one JSON object a line, in a file beside them.
+
+    {"image": "photos/1.jpg", "text": "a dog on a beach"}
+    {"image": "photos/1.jpg", "texts": ["a dog on a beach", "a brown dog runs"]}
+    {"image": "photos/1.jpg", "question": "what is on the beach?", "answer": "dog"}
+    {"image": "photos/1.jpg", "question": "what runs?", "answers": {"dog": 1.0, "animal": 0.6}}
+    {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
+
+A list of answers is what several people said; an answer scores as in VQAv2, where three of ten give
+0.9 and four 1.0, with other numbers of people in proportion. `image` starts at the file's folder,
+or at "images" in it. Optional fields: `id`, which predictions are named by (default: the number of
+the line), and `split`: if one line has it, all have, and only lines of the split asked for are
+read ("train+val": of both); without it every line is. Any other field is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fiber.data.records import Record
+from fiber.data.source_files import ANSWER_SCORES, RecordList, without_garbage_collection
+from fiber.fields import nearest
+
+AnyPath = str | PathLike[str]
+
+_FIELDS = ("image", "text", "texts", "question", "answer", "answers", "id", "split")
+# Which of them only one kind of line has.
+_OF_CAPTIONS, _OF_QUESTIONS = {"text", "texts"}, {"question", "answer", "answers"}
+# Annotators of a VQAv2 question, for whom the table of scores is made.
+_PEOPLE = 10
+
+
+class _Lines:
+    """A file of lines, and the line that is being read."""
+
+    def __init__(self, path: Path, images: AnyPath | None) -> None:
+        self.path = path
+        folder = path.parent
+        self._roots = [folder, folder / "images"] if images is None else [Path(images)]
+        self._number = 0
+        self._found: dict[str, str] = {}
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"{self.path}: line {self._number} {problem}")
+
+    def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of each line that is not blank, from 1, with its checked object."""
+        # Only line feeds end lines: JSON strings may hold Unicode's other line separators.
+        for number, line in enumerate(_read(self.path).split("\n"), 1):
+            self._number = number
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as problem:
+                raise self.error(f"is not JSON ({problem})") from None
+            if not isinstance(entry, dict):
+                raise self.error(f"is {str(entry)[:40]!r}; expected an object")
+            for field in entry:
+                if field not in _FIELDS:
+                    raise self.error(f"has the unknown field {field!r}; {nearest(field, _FIELDS)}")
+            yield number, entry
+
+    def text(self, entry: dict[str, Any], field: str) -> str:
+        """Return a needed text that is not empty."""
+        if field not in entry:
+            raise self.error(f"has no {field!r}")
+        return self.checked_text(entry[field], field)
+
+    def checked_text(self, value: Any, field: str) -> str:
+        if not isinstance(value, str):
+            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a text")
+        if not value.strip():
+            raise self.error(f"has an empty {field!r}")
+        return value
+
+    def picture(self, entry: dict[str, Any]) -> str:
+        """Return the path of the line's picture, which must exist."""
+        name = self.text(entry, "image")
+        if name not in self._found:
+            places = [root / name for root in self._roots]
+            path = next((place for place in places if place.is_file()), None)
+            if path is None:
+                looked = " or ".join(dict.fromkeys(map(str, places)))
+                raise FileNotFoundError(
+                    f"{self.path}: line {self._number} has 'image' {name!r}, but {looked} is no"
+                    " file"
+                )
+            self._found[name] = str(path)
+        return self._found[name]
+
+
+def _read(path: Path) -> str:
+    try:
+        # A file from Windows may begin with a mark of its encoding.
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{path} does not exist; expected one JSON object a line, such as"
+            ' {"image": "1.jpg", "text": "a dog"}'
+        ) from None
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not text ({problem}); expected JSON lines") from None
+
+
+@without_garbage_collection
+def own_captions(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read a user's captions: one record for each text. Lines with questions are counted.
+
+    Args:
+        folder: with "<split>.jsonl".
+        split: which lines, where lines have a field `split`.
+        annotations: the file, if it is not "<split>.jsonl" in the folder.
+        images: where file names start, if neither in the file's folder nor in "images" there.
+
+    Raises:
+        FileNotFoundError: if the file or a picture is missing, with the line.
+        ValueError: if a line is not as described above, with file, line and field; if no line is
+            of this split or kind.
+    """
+    lines = _Lines(_file(folder, split, annotations), images)
+    out, keys = RecordList(), set()
+    for number, entry in _of_split(lines, split, out, _OF_CAPTIONS, "questions"):
+        key = _key(lines, entry, number, keys)
+        several = "texts" in entry
+        if several and "text" in entry:
+            raise lines.error("has both 'text' and 'texts'; expected one of them")
+        texts = entry["texts"] if several else [lines.text(entry, "text")]
+        if not isinstance(texts, list) or not texts:
+            raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of texts")
+        image = lines.picture(entry)
+        for place, text in enumerate(texts):
+            text = lines.checked_text(text, f"texts[{place}]") if several else text
+            name = f"{key}-{place}" if several else key
+            out.append(Record(key=name, images=(image,), image_id=image, text=text))
+    return out
+
+
+@without_garbage_collection
+def own_questions(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read a user's questions: one record for each. Lines with captions are counted.
+
+    Arguments and errors are those of `own_captions`. Only in splits whose names start with "test"
+    may answers be absent.
+    """
+    lines = _Lines(_file(folder, split, annotations), images)
+    out, keys = RecordList(), set()
+    for number, entry in _of_split(lines, split, out, _OF_QUESTIONS, "captions"):
+        answers = _answers(lines, entry, optional=split.startswith("test"))
+        image = lines.picture(entry)
+        out.append(
+            Record(
+                key=_key(lines, entry, number, keys),
+                images=(image,),
+                image_id=image,
+                text=lines.text(entry, "question"),
+                answers=answers,
+            )
+        )
+    return out
+
+
+def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
+    return Path(folder) / f"{split}.jsonl" if path is None else Path(path)
+
+
+def _of_split(
+    lines: _Lines, split: str, out: RecordList, kind: set[str], others: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the lines of a split and kind; those of the other kind are counted."""
+    wanted, splits = set(split.split("+")), set()
+    having = lacking = 0
+    used = False
+    for number, entry in lines.walk():
+        if "split" in entry:
+            splits.add(lines.text(entry, "split"))
+            having = having or number
+        else:
+            lacking = lacking or number
+        if having and lacking:
+            raise lines.error(
+                f"does not fit: line {having} has the field 'split', line {lacking} has not;"
+                " expected it in every line or in none"
+            )
+        is_caption, is_question = bool(_OF_CAPTIONS & set(entry)), bool(_OF_QUESTIONS & set(entry))
+        if is_caption == is_question:
+            have = ", ".join(map(repr, entry)) or "nothing"
+            raise lines.error(
+                f"has {have}; expected 'image' with 'text' or 'texts', or with 'question' and"
+                " 'answer' or 'answers'"
+            )
+        if "split" in entry and entry["split"] not in wanted:
+            continue
+        if not kind & set(entry):
+            out.add(f"lines with {others}")
+            continue
+        used = True
+        yield number, entry
+    if used:
+        return
+    if not having and not lacking:
+        raise ValueError(f"{lines.path} is empty; expected one JSON object a line")
+    if having and not wanted & splits:
+        have = ", ".join(map(repr, sorted(splits)))
+        raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
+    needed = " or ".join(repr(field) for field in _FIELDS if field in kind)
+    raise ValueError(f"{lines.path} has only lines with {others}; expected lines with {needed}")
+
+
+def _key(lines: _Lines, entry: dict[str, Any], number: int, keys: set[str]) -> str:
+    """Name the records of a line, differently from those of all others."""
+    own = entry.get("id", number)
+    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+        raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a text or a whole number")
+    key = f"{lines.path.stem}/{own}"
+    if key in keys:
+        raise lines.error(f"has 'id' {own!r}, as another line has; expected each id once")
+    keys.add(key)
+    return key
+
+
+def _answers(lines: _Lines, entry: dict[str, Any], *, optional: bool) -> dict[str, float] | None:
+    """Return the soft score of each answer of a line."""
+    if "answer" in entry and "answers" in entry:
+        raise lines.error("has both 'answer' and 'answers'; expected one of them")
+    if "answer" in entry:
+        return {lines.text(entry, "answer"): 1.0}
+    if "answers" not in entry:
+        if optional:
+            return None
+        raise lines.error("has no 'answer' and no 'answers'")
+    answers = entry["answers"]
+    if not isinstance(answers, dict | list) or not answers:
+        raise lines.error(
+            f"has 'answers' {str(answers)[:40]!r}; expected answers with their scores, or a list"
+        )
+    for answer in answers:
+        lines.checked_text(answer, "answers")
+    if isinstance(answers, dict):
+        for answer, score in answers.items():
+            if isinstance(score, bool) or not isinstance(score, int | float):
+                score = math.nan
+            if not 0 <= score <= 1:
+                raise lines.error(
+                    f"has the score {answers[answer]!r} of answer {answer!r} in 'answers'; expected"
+                    " a number from 0 to 1"
+                )
+        return {answer: float(score) for answer, score in answers.items()}
+    return {
+        answer: ANSWER_SCORES[min(4, round(_PEOPLE * answers.count(answer) / len(answers)))]
+        for answer in answers
+    }

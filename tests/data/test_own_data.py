@@ -1,0 +1,222 @@
+"""A user's own lines: every form of them, and errors that name file, line and field."""
+
+import json
+
+import pytest
+
+from fiber.data.own_data import own_captions, own_questions
+
+CAPTION = {"image": "1.png", "text": "a dog"}
+QUESTION = {"image": "1.png", "question": "what is it?", "answer": "dog"}
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A folder with two pictures, and a function that writes a file of lines beside them."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "1.png").touch()
+    (tmp_path / "images" / "2.png").touch()
+
+    def write(*entries, name="mine.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(e if isinstance(e, str) else json.dumps(e) + "\n" for e in entries))
+        return path
+
+    write.folder = tmp_path
+    return write
+
+
+def captions(path, split="train"):
+    return own_captions(path.parent, split, annotations=path)
+
+
+def questions(path, split="train"):
+    return own_questions(path.parent, split, annotations=path)
+
+
+# ---- what is read
+
+
+def test_pictures_are_beside_the_file_or_in_images(lines):
+    found = captions(lines(CAPTION, "\n", {"image": "2.png", "texts": ["a cat", "a pet"]}))
+    assert [r.text for r in found] == ["a dog", "a cat", "a pet"]
+    assert [r.key for r in found] == ["mine/1", "mine/3-0", "mine/3-1"]
+    folder = lines.folder
+    paths = [f"{folder}/1.png", *[f"{folder}/images/2.png"] * 2]
+    assert [r.images for r in found] == [(path,) for path in paths]
+    assert [r.image_id for r in found] == paths
+    absolute = {"image": f"{folder}/1.png", "text": "a dog"}
+    assert captions(lines(absolute))[0].images == (f"{folder}/1.png",)
+
+
+def test_another_folder_of_pictures(lines):
+    path = lines({"image": "2.png", "text": "a cat"})
+    folder = lines.folder / "images"
+    (record,) = own_captions("unused", "train", annotations=path, images=folder)
+    assert record.images == (f"{folder}/2.png",)
+    with pytest.raises(FileNotFoundError, match=r"'1\.png', but .*images/1\.png is no file"):
+        own_captions("unused", "train", annotations=lines(CAPTION), images=folder)
+
+
+def test_answers_in_every_form(lines):
+    ten = ["down"] * 4 + ["at table"] * 3 + ["skateboard"] * 2 + ["table"]
+    base = {"image": "1.png", "question": "where?"}
+    forms = [
+        ({"answer": "dog"}, {"dog": 1.0}),
+        ({"answers": {"dog": 1, "pet": 0.5, "cat": 0}}, {"dog": 1.0, "pet": 0.5, "cat": 0.0}),
+        # As VQAv2 scores ten people.
+        ({"answers": ten}, {"down": 1.0, "at table": 0.9, "skateboard": 0.6, "table": 0.3}),
+        # One of two is five of ten, one of five is two of ten.
+        ({"answers": ["red", "crimson"]}, {"red": 1.0, "crimson": 1.0}),
+        ({"answers": ["a", "a", "a", "a", "b"]}, {"a": 1.0, "b": 0.6}),
+    ]
+    found = questions(lines(*[base | form for form, _ in forms]))
+    assert [r.answers for r in found] == [scores for _, scores in forms]
+    # The official accuracy is defined for ten people's answers alone.
+    assert all(r.human_answers == () for r in found)
+
+
+def test_questions_of_a_test_need_no_answers(lines):
+    path = lines({"image": "1.png", "question": "where?", "id": 17})
+    (record,) = questions(path, "test")
+    assert (record.answers, record.key) == (None, "mine/17")
+    with pytest.raises(ValueError, match=r"mine\.jsonl: line 1 has no 'answer' and no 'answers'"):
+        questions(path, "val")
+
+
+def test_splits_are_a_field_or_files(lines):
+    split = lines(*[CAPTION | {"split": s, "text": s} for s in ("train", "val", "train")])
+    assert [r.text for r in captions(split, "train")] == ["train", "train"]
+    assert [r.key for r in captions(split, "val")] == ["mine/2"]
+    with pytest.raises(ValueError, match="no line of split 'test'; its splits are 'train', 'val'"):
+        captions(split, "test")
+    assert [r.text for r in captions(split, "test+train+val")] == ["train", "val", "train"]
+    # Without the field all lines are those of any split.
+    assert len(captions(lines(CAPTION, CAPTION), "val")) == 2
+    lines(CAPTION, name="val.jsonl")
+    assert len(own_captions(lines.folder, "val")) == 1
+
+
+def test_pictures_of_other_splits_need_not_be_there(lines):
+    path = lines(CAPTION | {"split": "train"}, {"image": "no.png", "text": "x", "split": "val"})
+    assert len(captions(path)) == 1
+    with pytest.raises(FileNotFoundError, match="line 2"):
+        captions(path, "val")
+
+
+def test_one_file_may_hold_captions_and_questions(lines):
+    path = lines(CAPTION, QUESTION, QUESTION)
+    found = captions(path)
+    assert (len(found), found.counts) == (1, {"lines with questions": 2})
+    found = questions(path)
+    assert (len(found), found.counts) == (2, {"lines with captions": 1})
+
+
+def test_separators_of_lines_inside_of_texts(lines):
+    text = "one\u2028two\x85three\x0bfour"
+    path = lines()
+    path.write_text(
+        "\ufeff" + json.dumps(CAPTION | {"text": text}, ensure_ascii=False) + "\r\n",
+        encoding="utf-8",
+        newline="",
+    )
+    assert [r.text for r in captions(path)] == [text]
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"], ids=["nothing", "blank lines"])
+def test_an_empty_file_is_named(lines, content):
+    path = lines(content)
+    with pytest.raises(ValueError, match=rf"{path} is empty; expected one JSON object a line"):
+        captions(path)
+
+
+def test_a_missing_file_is_answered_with_an_example(lines):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; .*\"image\""):
+        captions(lines.folder / "none.jsonl")
+
+
+def test_a_file_with_other_encodings_is_named(lines):
+    path = lines()
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"mine\.jsonl is not text"):
+        captions(path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]\n", r"is '\[1\]'; expected an object"),
+        (CAPTION | {"caption": "x"}, "has the unknown field 'caption'"),
+        ({"image": "1.png", "txt": "x"}, "has the unknown field 'txt'; did you mean text"),
+        ({"text": "x"}, "has no 'image'"),
+        (CAPTION | {"image": 3}, "has 'image' '3'; expected a text"),
+        (CAPTION | {"image": ""}, "has an empty 'image'"),
+        ({"image": "1.png"}, "has 'image'; expected 'image' with 'text' or 'texts', or with"),
+        (CAPTION | {"question": "x"}, "has 'image', 'text', 'question'; expected"),
+        (CAPTION | {"text": " \n"}, "has an empty 'text'"),
+        (CAPTION | {"text": None}, "has 'text' 'None'; expected a text"),
+        (CAPTION | {"texts": ["x"]}, "has both 'text' and 'texts'"),
+        ({"image": "1.png", "texts": []}, r"has 'texts' '\[\]'; expected a list of texts"),
+        ({"image": "1.png", "texts": "x"}, "has 'texts' 'x'; expected a list of texts"),
+        ({"image": "1.png", "texts": ["x", ""]}, r"has an empty 'texts\[1\]'"),
+        (CAPTION | {"id": 1.5}, "has 'id' '1.5'; expected a text or a whole number"),
+        (CAPTION | {"id": 1}, "has 'id' 1, as another line has"),
+        (CAPTION | {"split": "train"}, "line 2 has the field 'split', line 1 has not"),
+    ],
+)
+def test_captions_that_do_not_fit_are_named(lines, bad, message):
+    path = lines(CAPTION, bad)
+    with pytest.raises(ValueError, match=rf"{path}: line 2 .*{message}"):
+        captions(path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"question": " "}, "has an empty 'question'"),
+        ({"answer": ""}, "has an empty 'answer'"),
+        ({"answer": 3}, "has 'answer' '3'; expected a text"),
+        ({"answers": ["x"]}, "has both 'answer' and 'answers'"),
+        ({"answer": "DROP", "answers": []}, r"has 'answers' '\[\]'; expected answers with"),
+        ({"answer": "DROP", "answers": {}}, r"has 'answers' '\{\}'; expected answers with"),
+        ({"answer": "DROP", "answers": "dog"}, "has 'answers' 'dog'; expected answers with"),
+        ({"answer": "DROP", "answers": ["dog", 3]}, "has 'answers' '3'; expected a text"),
+        ({"answer": "DROP", "answers": {"": 1}}, "has an empty 'answers'"),
+        ({"answer": "DROP", "answers": {"dog": 1.5}}, "has the score 1.5 of answer 'dog'"),
+        ({"answer": "DROP", "answers": {"dog": True}}, "has the score True of answer 'dog'"),
+        ({"answer": "DROP", "answers": {"dog": float("nan")}}, "has the score nan of answer"),
+        ({"answer": "DROP"}, "has no 'answer' and no 'answers'"),
+        ({"question": "DROP"}, "has no 'question'"),
+    ],
+)
+def test_questions_that_do_not_fit_are_named(lines, bad, message):
+    entry = {key: value for key, value in (QUESTION | bad).items() if value != "DROP"}
+    path = lines(QUESTION, entry)
+    with pytest.raises(ValueError, match=rf"{path}: line 2 {message}"):
+        questions(path)
+
+
+def test_a_missing_picture_is_named(lines):
+    path = lines(CAPTION, CAPTION | {"image": "3.png"})
+    with pytest.raises(FileNotFoundError) as error:
+        captions(path)
+    folder = lines.folder
+    assert str(error.value) == (
+        f"{path}: line 2 has 'image' '3.png', but {folder}/3.png or {folder}/images/3.png"
+        " is no file"
+    )
+
+
+def test_a_file_of_the_other_kind_is_refused(lines):
+    with pytest.raises(
+        ValueError, match="only lines with questions; expected lines with 'text' or"
+    ):
+        captions(lines(QUESTION))
+    with pytest.raises(
+        ValueError, match="only lines with captions; expected lines with 'question'"
+    ):
+        questions(lines(CAPTION))
