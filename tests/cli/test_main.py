@@ -10,7 +10,7 @@ import fiber
 from fiber.cli import main, parser
 
 TABLE = """
-demo data train recipes eval
+demo data train recipes eval convert
 ground detect answer caption match search
 doctor
 """

@@ -30,6 +30,15 @@ class TestModelChoice:
     def test_a_named_one_is_taken_as_it_is(self, desk):
         assert choose_model("anything", "vqa") == "anything"
 
+    def test_a_run_behind_a_link_counts(self, desk, tmp_path):
+        shutil.move("runs/demo", tmp_path / "elsewhere")
+        Path("runs/demo").symlink_to(tmp_path / "elsewhere")
+        # A link that leads back up is no endless walk, and no run counts twice.
+        (tmp_path / "elsewhere" / "again").symlink_to(Path("runs").resolve())
+        assert choose_model(None, "vqa") == "runs/demo/coarse"
+        found = [str(folder) for _, folder, _ in finished_models(Path("runs"))]
+        assert found == ["runs/demo/coarse", "runs/demo/fine"]
+
     def test_unfinished_runs_and_foreign_folders_do_not_count(self, desk):
         shutil.move("runs/demo/fine", "runs/demo/checkpoints")
         shutil.copytree("runs/demo/coarse", "runs/foreign")

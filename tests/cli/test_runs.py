@@ -193,6 +193,15 @@ class TestEval:
         shown = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in shown] == list(metrics)
 
+    def test_ctrl_c_leaves_no_predictions(self, desk, capsys, monkeypatch):
+        generate("runs/scenes", train=0, val=4, novel=0)
+        monkeypatch.setattr("fiber.training.measure_boxes._ground", stop_with(KeyboardInterrupt()))
+        arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
+        Path("out").mkdir()
+        assert main([*arguments, "--output", "out/found.json"]) == 130
+        assert "stopped; nothing was left half-written" in capsys.readouterr().err
+        assert not list(Path("out").iterdir())
+
     def test_how_many_candidates_are_ordered_again(self, desk, capsys):
         generate("runs/scenes", train=0, val=4, novel=0)
         arguments = ["eval", "runs/demo/coarse", "retrieval", "--data", "runs/scenes", "--rerank"]

@@ -116,8 +116,12 @@ def test_coco_captions(data):
         ({"image_id": 5}, r"annotations\[0\] has image_id 5, which is not in 'images'"),
         ({"id": "DROP"}, r"annotations\[0\] has no 'id'"),
         ({"caption": "DROP"}, r"annotations\[0\] has no 'caption'"),
+        (
+            {"caption": "DROP", "captoin": "A man."},
+            r"annotations\[0\] has no 'caption'; it has 'image_id', 'id', 'captoin'",
+        ),
     ],
-    ids=["null", "empty", "unknown-picture", "no-id", "no-caption"],
+    ids=["null", "empty", "unknown-picture", "no-id", "no-caption", "unknown-key"],
 )
 def test_captions_that_do_not_fit_are_named(change, message, data):
     entry = {"image_id": 391895, "id": 1, "caption": "A man.", **change}

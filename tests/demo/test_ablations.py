@@ -13,6 +13,7 @@ ENTRY = {
     "data": "scenes",
     "mode": "fast",
     "seed": 4,
+    "plan": {"coarse_steps": 7, "fine_steps": 9},
     "commit": "0123456789abcdef",
     "machine": {"processor": "Z80"},
     "values": {
@@ -45,7 +46,7 @@ def test_recorded_ones_are_shown_with_their_origin(folder, recorded):
     names = {shown.metric: shown.name for shown in SHOWN}
     assert (names["vqa/accuracy"], "val", "0.500", "-") in lines
     assert (names["detection/ap50"], "novel", "0.250", "0.125") in lines
-    for part in ("0123456789ab", "seed 4", "Z80", "--ablations"):
+    for part in ("0123456789ab", "seed 4", "7 coarse and 9 fine steps", "Z80", "--ablations"):
         assert part in source
     assert ablation_table(folder, "scenes", "default") == ([], "")
 

@@ -167,6 +167,7 @@ class TestRecordedFile:
             folder = tmp_path / str(seed)
             folder.mkdir()
             entry = {"data": "scenes", "mode": mode, "seed": seed, "commit": "c", "machine": {}}
+            entry["plan"] = {"coarse_steps": 1}
             entry["rows"] = floors.rows_to_json([row(model=seed / 10, permuted=0.05)])
             (folder / "rows.json").write_text(json.dumps(entry))
         return [str(tmp_path / str(seed)) for seed in range(4)]
@@ -190,6 +191,7 @@ class TestRecordedFile:
         assert seeds.permuted == [0.05] * 6
         entry = json.loads(floors.FLOORS_FILE.read_text())["scenes/fast"]
         assert [run["seed"] for run in entry["runs"]] == [0, 1, 2] * 2
+        assert all(run["plan"] == {"coarse_steps": 1} for run in entry["runs"])
         assert floors.main(runs[:3]) == 0
         assert load_floors("scenes", "fast")["vqa/accuracy/val"].values == [0.0, 0.1, 0.2]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.demo.pictures import PICTURE_WIDTH, Claim, Tile, draw_tile, lay_out, wrap
+from fiber.demo.pictures import COLORS, PICTURE_WIDTH, Claim, Tile, draw_tile, lay_out, wrap
 
 
 @pytest.fixture
@@ -64,6 +64,17 @@ class TestTile:
         edge = pixels[60, 180:240]
         assert {tuple(color) for color in edge.tolist()} == {(0, 0, 0), (255, 255, 255)}
         assert (pixels[62, 183:237] == 128).all()
+
+    def test_boxes_on_one_object_stay_visible(self, tile):
+        claims = [
+            Claim(text=text, box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
+            for text in ("a", "b", "c")
+        ]
+        pixels = np.asarray(draw_tile(tile(claims=claims)))
+        # Three lines side by side, each three pixels thick, in the colours of the texts.
+        edges = [tuple(pixels[60, 30 + 3 * number].tolist()) for number in range(3)]
+        assert edges == [tuple(color) for color in COLORS[:3]]
+        assert (pixels[60, 39:81] == 128).all()
 
     def test_a_box_that_leaves_the_picture(self, tile):
         claim = Claim(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])

@@ -1,7 +1,11 @@
 """Plans: every one of them can be carried out."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from fiber.demo import floors
 from fiber.demo.floors import REQUIRED
 from fiber.demo.plan import Plan, find_plan
 
@@ -30,6 +34,13 @@ class TestEveryPlan:
         plan = find_plan(data, mode)
         assert set(plan.records) == set(TASKS)
         assert list(plan.seconds) == ["data", "coarse", "fine", "evaluation", "ablations", "page"]
+
+    def test_its_floors_were_recorded_with_it(self, data, mode):
+        # Not FLOORS_FILE, which a fixture hides.
+        recorded = json.loads(Path(floors.__file__).with_name("floors.json").read_text())
+        runs = recorded[f"{data}/{mode}"]["runs"]
+        assert len({run["seed"] for run in runs}) >= 3
+        assert all(run["plan"] == find_plan(data, mode).lengths for run in runs)
 
     def test_it_is_as_long_as_promised(self, data, mode):
         plan = find_plan(data, mode)

@@ -46,9 +46,16 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
 
     A folder whose config.json is not ours is passed over: it is somebody else's.
     """
-    for parent, folders, files in os.walk(folder):
+    seen: set[str] = set()
+    # Runs may lie on another disk, behind a link; one that leads back is followed once.
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
         # The checkpoints of a run are no finished models, however new.
         folders[:] = sorted(name for name in folders if name != "checkpoints")
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         if {"config.json", "model.safetensors"} <= set(files):
             path = Path(parent)
             try:

@@ -120,7 +120,8 @@ class SourceFile:
         value = entry.get(key)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             if key not in entry:
-                raise self.error(f"has no {key!r}")
+                have = ", ".join(map(repr, entry)) or "nothing"
+                raise self.error(f"has no {key!r}; it has {have}")
             names = " or ".join(kind.__name__ for kind in kinds)
             raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
         return value

@@ -83,6 +83,7 @@ def measure_ablations(
         folder.path / "ablations.json",
         {
             **about,
+            "plan": plan.lengths,
             "commit": provenance()["commit"],
             "machine": describe_machine(),
             "values": values,
@@ -109,7 +110,8 @@ def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple
     if entry is None:
         return [], ""
     source = (
-        f"recorded at commit {entry['commit'][:12] or 'unknown'} with seed {entry['seed']} on"
+        f"recorded at commit {entry['commit'][:12] or 'unknown'} with seed {entry['seed']},"
+        f" {entry['plan']['coarse_steps']} coarse and {entry['plan']['fine_steps']} fine steps, on"
         f" {entry['machine']['processor']}; --ablations trains them here"
     )
     return _table(entry), source

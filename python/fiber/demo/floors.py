@@ -189,8 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key: old.get(key, empty) for key, empty in (("runs", []), ("values", {}), ("permuted", {}))
     }
     for run in runs:
-        about = {"seed": run["seed"], "commit": run["commit"], "machine": run["machine"]}
-        entry["runs"].append(about)
+        entry["runs"].append({key: run[key] for key in ("seed", "plan", "commit", "machine")})
         for row in run["rows"]:
             for key in ("model", "permuted"):
                 if row[key] is not None:

@@ -7,15 +7,20 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from fiber.training.checkpoint import provenance
 
 
 def describe_machine() -> dict[str, str]:
-    """Name the processor, its cores, and the versions that matter."""
+    """Name the processor, what torch makes of it, and the versions that matter."""
     own = provenance()
     return {
         "processor": _processor(),
         "cores": str(usable_cores()),
+        # Both decide in which order sums are taken, and so the last bits of every number.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -26,7 +26,7 @@ from fiber.training.evaluate import evaluate
 
 #: Width of a picture on the sheet, in pixels, and pictures in a row.
 PICTURE_WIDTH, COLUMNS = 288, 4
-_GAP, _FONT_SIZE, _LINE = 12, 13, 17
+_GAP, _FONT_SIZE, _LINE, _LINE_WIDTH = 12, 13, 17, 3
 
 Color = tuple[int, int, int]
 _BLACK: Color = (20, 20, 20)
@@ -179,13 +179,19 @@ def draw_tile(tile: Tile) -> Image.Image:
         lines += [(line, _BLACK) for line in wrap(f"{tile.split}: {tile.caption}")]
     else:
         lines += [(f"{tile.split}: find the one that is meant", _BLACK)]
+    drawn: list[Sequence[float]] = []
     for number, claim in enumerate(tile.claims):
         color = COLORS[number % len(COLORS)]
         if claim.box_xyxy is not None:
+            # Inside the boxes on the same object, which would be hidden.
+            overlaps = pairwise_iou([claim.box_xyxy], drawn)
+            inset = _LINE_WIDTH * int((overlaps >= FOUND_AT).sum())
+            drawn.append(claim.box_xyxy)
             x0, y0, x1, y1 = (float(edge) * scale for edge in claim.box_xyxy)
+            x0, y0 = x0 + inset, y0 + inset
             # PIL counts the last pixel of a rectangle in.
-            corners = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
-            draw.rectangle(corners, outline=color, width=3)
+            corners = (x0, y0, max(x1 - 1 - inset, x0), max(y1 - 1 - inset, y0))
+            draw.rectangle(corners, outline=color, width=_LINE_WIDTH)
         verdict = "found" if claim.iou >= FOUND_AT else "missed"
         lines += [(line, color) for line in wrap(f"{claim.text}: {verdict}, IoU {claim.iou:.2f}")]
     for claim in tile.claims:

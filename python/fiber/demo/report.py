@@ -144,8 +144,10 @@ def _metrics_section(rows: Sequence[Row]) -> str:
         + "".join(body)
         + "</table><p class='note'>novel: compositions that training never showed. blind: the best"
         " guess without the picture, counted on the training split. chance: a random candidate,"
-        " answer, word or (with boxes) object of the picture. no fusion: the same model with"
-        " its gates set to 0. permuted: the same model shown other pictures. floor: the least value"
+        " answer, word or (with boxes) object of the picture, whose box it knows exactly: a model"
+        " that has to find the boxes by itself may be below it. no fusion: the same model with its"
+        " gates set to 0; a dash where nothing fused is asked, or where the fast demo leaves it"
+        " out. permuted: the same model shown other pictures. floor: the least value"
         " with which the demo passes, from seeds that were recorded. A metric has none where a seed"
         " did not beat the blind guess (not learned), or where other pictures did as well (not from"
         " the picture).</p>" + _fusion_note(rows)

@@ -175,7 +175,12 @@ class Demo:
 
     def _write_page(self, rows: list[floors.Row], problems: list[str]) -> None:
         machine = describe_machine()
-        known = {**self.about, "commit": provenance()["commit"], "machine": machine}
+        known = {
+            **self.about,
+            "plan": self.plan.lengths,
+            "commit": provenance()["commit"],
+            "machine": machine,
+        }
         write_json(self.folder.path / "rows.json", {**known, "rows": floors.rows_to_json(rows)})
         assert self.measures is not None
         self._draw_sheet(self.measures)
