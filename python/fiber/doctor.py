@@ -25,6 +25,7 @@ EXTRAS = {
     "demo": "`fiber demo` and its report",
     "eval": "pycocotools beside our own detection metric",
     "hf": "comparison with the transformers library",
+    "arrow": "the published Arrow files",
     "bench": "the peers that `benches/` time fiber against",
     "dev": "building, testing and linting fiber itself",
 }

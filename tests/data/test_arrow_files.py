@@ -17,12 +17,15 @@ class _Value:
         return bytes.fromhex(self.value) if isinstance(self.value, str) else self.value
 
 
-class _Column(list):
+class _Column:
+    def __init__(self, values):
+        self.values = values
+
     def to_pylist(self):
-        return list(self)
+        return self.values
 
     def __getitem__(self, index):
-        return _Value(super().__getitem__(index))
+        return _Value(self.values[index])
 
 
 class _Table:

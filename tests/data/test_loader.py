@@ -82,6 +82,24 @@ def test_empty_text_and_one_pixel(tokenizer):
             assert batch.images.isfinite().all()
 
 
+@pytest.mark.parametrize("batch_type", ["image_text", "question"])
+def test_ten_thousand_words_are_cut(tokenizer, batch_type):
+    long = record(0, text="cup " * 10_000, char_spans=(), boxes_xyxy=())
+    (batch,) = make(tokenizer, [long, record(1)], batch_type).epoch()
+    assert batch.token_ids.shape == (2, 12)
+    # </s> stays at the end of what is left.
+    assert (batch.token_ids[0] == 2).tolist() == [False] * 11 + [True]
+    assert batch.text_mask[0].all()
+
+
+def test_captions_of_special_tokens_have_no_word_to_mask(tokenizer):
+    special = record(0, text="<s></s><pad>", char_spans=(), boxes_xyxy=())
+    (batch,) = make(tokenizer, [special], mlm_probability=1.0).epoch()
+    assert batch.token_ids.tolist() == [[0, 0, 2, 1, 2]]
+    assert (batch.mlm_labels == -100).all()
+    assert torch.equal(batch.masked_ids, batch.token_ids)
+
+
 def test_question_batch(tokenizer):
     loader = make(tokenizer, batch_type="question", answers=("no", "yes", "left"), batch_size=3)
     batch = next(loader.epoch())

@@ -10,20 +10,24 @@ CAPTION = {"image": "1.png", "text": "a dog"}
 QUESTION = {"image": "1.png", "question": "what is it?", "answer": "dog"}
 
 
-@pytest.fixture
-def lines(tmp_path):
-    """A folder with two pictures, and a function that writes a file of lines beside them."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "1.png").touch()
-    (tmp_path / "images" / "2.png").touch()
+class Lines:
+    """A folder with two pictures, and files of lines beside them."""
 
-    def write(*entries, name="mine.jsonl"):
-        path = tmp_path / name
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "images").mkdir()
+        (folder / "1.png").touch()
+        (folder / "images" / "2.png").touch()
+
+    def __call__(self, *entries, name="mine.jsonl"):
+        path = self.folder / name
         path.write_text("".join(e if isinstance(e, str) else json.dumps(e) + "\n" for e in entries))
         return path
 
-    write.folder = tmp_path
-    return write
+
+@pytest.fixture
+def lines(tmp_path):
+    return Lines(tmp_path)
 
 
 def captions(path, split="train"):

@@ -7,7 +7,7 @@ from fiber import recipes
 from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import build_model
 from fiber.training.optim import build_optimizer, freeze_image_stages, lr_factor
-from fiber.training.run_config import RunConfig, load_recipe
+from fiber.training.run_config import RunConfig, differences, load_recipe
 
 
 def test_names_are_those_of_the_modules():
@@ -58,6 +58,8 @@ PUBLISHED = {
     "vqav2": (2e-5, 50, 512, 50, 576),
     "retrieval_coco": (2e-5, 5, 1024, 50, 576),
     "retrieval_coco_itm": (2e-5, 5, 1024, 50, 384),
+    "retrieval_flickr30k": (2e-5, 5, 1024, 50, 576),
+    "retrieval_flickr30k_itm": (2e-5, 5, 1024, 50, 384),
     "caption_coco": (5e-5, 5, 512, 50, 576),
     "caption_coco_gold": (1e-5, 5, 512, 50, 576),
 }
@@ -79,3 +81,32 @@ def test_published_hyper_parameters_of_the_coarse_stage(name):
     assert model.swin.window_size == model.image_size // 32
     crops = config.data.transform.kind == "crop"
     assert crops == (not name.startswith("pretrain"))
+
+
+#: Recipes that leave the split to choose on out of training -> (training samples, epochs) of these
+#: and of the published variant, which trains on it: captions of Karpathy's splits (COCO: 82,783 and
+#: 5,000 pictures; Flickr30k: 29,000 and 1,014 with five captions each), questions of VQAv2.
+SAMPLES = {
+    "vqav2": (443_757, 658_111, 10),
+    "retrieval_coco": (414_113, 439_000, 10),
+    "retrieval_coco_itm": (414_113, 439_000, 10),
+    "retrieval_flickr30k": (145_000, 150_070, 10),
+    "retrieval_flickr30k_itm": (145_000, 150_070, 10),
+    "caption_coco": (414_113, 439_000, 10),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_published_variants_train_on_more_and_differ_in_nothing_else(name):
+    own, published = load_recipe(name), load_recipe(f"{name}_published")
+    assert (own.data.split, published.data.split) == ("train", "train+val")
+    *counts, epochs = SAMPLES[name]
+    for config, samples in zip((own, published), counts, strict=True):
+        # A last, incomplete step of every epoch counts or not.
+        assert config.train.steps == pytest.approx(
+            epochs * samples / config.data.batch_size, abs=10
+        )
+    assert {line.partition(":")[0] for line in differences(own, published)} == {
+        "data.split",
+        "train.steps",
+    }

@@ -11,6 +11,7 @@ from fiber.config import preset
 from fiber.data import Tokenizer, load_image
 from fiber.data.records import Record
 from fiber.metrics.captions import caption_scores
+from fiber.metrics.vqa import answer_scores
 from fiber.models.captioner import END_ID, beam_search
 from fiber.training import measure_pairs
 from fiber.training.checkpoint import StoredModel, build_model
@@ -154,6 +155,48 @@ def test_answers_are_those_of_single_passes(models, pictures, tokenizer, tmp_pat
         assert prediction == {"question_id": record.key, "answer": answer}
         right += record.answers.get(answer, 0.0)
     assert accuracy == pytest.approx(right / len(records))
+
+
+def test_both_forms_of_vqa_accuracy_where_people_answered(models, pictures, tmp_path):
+    path = tmp_path / "answers.json"
+    records = records_for("vqa", pictures)[:2]
+    measure_one = {"data": records, "output": path, "threads": 1}
+    assert evaluate(models["coarse"], "vqa", **measure_one).keys() == {"accuracy"}
+    said = [entry["answer"] for entry in json.loads(path.read_text())]
+    # Three of ten agree with the model on one question; on the other one does, and nine with an
+    # article: the official form drops it.
+    people = [[said[0]] * 3 + ["other"] * 7, [said[1]] + [f"The {said[1]}"] * 8 + ["other"]]
+    asked = [
+        dataclasses.replace(record, human_answers=tuple(votes), answers=answer_scores(votes))
+        for record, votes in zip(records, people, strict=True)
+    ]
+    metrics = evaluate(models["coarse"], "vqa", data=asked, threads=1)
+    assert metrics["accuracy"] == metrics["published_accuracy"] == pytest.approx((0.9 + 0.3) / 2)
+    assert metrics["official_accuracy"] == pytest.approx((0.9 + 1.0) / 2)
+
+
+def test_consistency_is_that_of_nlvr2s_identifiers(models, pictures, monkeypatch):
+    """Two sentences of the same words are two sentences, as in the official script."""
+    monkeypatch.setattr(
+        measure_pairs,
+        "reasoning_logits",
+        lambda model, batch: torch.tensor([[0.0, 1.0]]).repeat(len(batch), 1),
+    )
+    records = [
+        dataclasses.replace(record, key=f"nlvr2_dev/dev-{key}", text="the same", truth=truth)
+        for record, key, truth in zip(
+            records_for("nlvr2", pictures),
+            ["850-0-0", "850-1-0", "851-0-0", "851-1-0"],
+            [True, True, True, False],
+            strict=False,
+        )
+    ]
+    metrics = evaluate(models["coarse"], "nlvr2", data=records, threads=1)
+    assert metrics == {"accuracy": 0.75, "consistency": 0.5}
+    # Without such identifiers the words tell.
+    records = [dataclasses.replace(r, key=f"mine/{i}") for i, r in enumerate(records)]
+    metrics = evaluate(models["coarse"], "nlvr2", data=records, threads=1)
+    assert metrics == {"accuracy": 0.75, "consistency": 0.0}
 
 
 def test_matching_scores_are_those_of_single_passes(models, pictures, tokenizer, tmp_path):

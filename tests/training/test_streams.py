@@ -55,6 +55,36 @@ def test_answers_are_counted_by_the_best_of_each_question():
     assert count_answers(records, 2) == ("red", "blue")
 
 
+def only_questions(**changes):
+    return coarse_config(
+        tasks__image_text__share=0, tasks__reasoning__share=0, tasks__caption__share=0, **changes
+    )
+
+
+def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictures):
+    records = [
+        question("1", {"red": 1.0}),
+        question("2", {"rare": 1.0, "red": 0.3}),
+        question("3", {"rare too": 1.0}),
+        question("4", {}),
+        question("5", {"red": 1.0}),
+    ]
+    config = only_questions(model__image_text__num_answers=1)
+    data = open_data(config, records, tokenizer=pictures / "tokenizer.json")
+    kept = data.records["question"]
+    assert [kept[index].key for index in range(len(kept))] == ["1", "2", "5"]
+    assert data.counts() == {"question": 3}
+    assert data.left_out == (
+        "question: 2 of 5 questions were left out, since none of their answers is among the"
+        " model's 1",
+    )
+    known = [records[0], records[4]]
+    whole = open_data(config, known, tokenizer=pictures / "tokenizer.json")
+    assert whole.records["question"] is known and whole.left_out == ()
+    with pytest.raises(ValueError, match="none of the 1 questions has an answer"):
+        open_data(config, records[3:4], tokenizer=pictures / "tokenizer.json")
+
+
 def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
     records = {"question": all_records(pictures)["question"]}
     config = coarse_config(

@@ -26,6 +26,12 @@ _TASKS = (
     "coco",
 )
 
+_DATA = (
+    "folder of a data set; or one annotation file, such as a .jsonl with"
+    ' {"image": "1.jpg", "text": "a dog"} or'
+    ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
+)
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
@@ -117,7 +123,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         description="Train a model by a recipe on a data set, and write it to a folder.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="one of `fiber recipes`")
-    train.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
+    train.add_argument("--data", required=True, metavar="DATA", help=_DATA)
     train.add_argument(
         "--init",
         metavar="MODEL",
@@ -153,8 +159,10 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("model", metavar="MODEL", help="folder or file of a finished model")
     evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(_TASKS)}")
-    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of a data set")
-    evaluate.add_argument("--split", default="val", help="(default: val)")
+    evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)
+    evaluate.add_argument(
+        "--split", default="val", help="(default: val; a file without splits is read whole)"
+    )
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the predictions here")
     evaluate.add_argument(
         "--rerank",

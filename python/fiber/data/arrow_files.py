@@ -3,8 +3,7 @@
 One row holds a picture with a list of texts; each text becomes a record. Files are mapped into
 memory and pictures are read when a record is asked for, so that a set larger than memory will do.
 Empty captions, captions that repeat one of the same picture, and pictures without captions are left
-out and counted, as in `downloads`. They need pyarrow, which is not installed with fiber:
-pip install pyarrow.
+out and counted, as in `downloads`. They need pyarrow: pip install 'fiber-vl[arrow]'.
 
 Source of the columns: the published code's write_*.py and data sets.
 """
@@ -167,7 +166,8 @@ def _open(path: Path) -> Any:
         arrow, ipc = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.ipc")
     except ImportError:
         raise ModuleNotFoundError(
-            f"{path} needs pyarrow to be read; pip install pyarrow brings it", name="pyarrow"
+            f"{path} needs pyarrow to be read; pip install 'fiber-vl[arrow]' brings it",
+            name="pyarrow",
         ) from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it comes from {where_to_get(_KIND)}")

@@ -191,7 +191,8 @@ def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
 def _file_reader(source: str, path: Path, split: str) -> Reader:
     """Tell a file's form by its name, else by the end of its name."""
     for form in FORMS[source]:
-        if fnmatch(path.name, Path(form.pattern.format(split=split)).name):
+        # An Arrow file that is named is read alone, without the other parts of its set.
+        if path.suffix != ".arrow" and fnmatch(path.name, _name(form, split)):
             return form.reader
     forms = [end for name, end in _BY_SUFFIX if name == _kind(source)]
     reader = _BY_SUFFIX.get((_kind(source), path.suffix))
@@ -200,6 +201,10 @@ def _file_reader(source: str, path: Path, split: str) -> Reader:
             f"{path}: a file of {source} ends in {', '.join(forms)}, or the data are a folder"
         )
     return reader
+
+
+def _name(form: Form, split: str) -> str:
+    return Path(form.pattern.format(split=split)).name
 
 
 def _kind(source: str) -> str:

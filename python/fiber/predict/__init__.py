@@ -81,8 +81,9 @@ def evaluate(
         model: a model, or what `load` takes.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
             "refcoco", "flickr" or "coco".
-        data: a data folder, or records of your own.
-        split: of the folder.
+        data: a data folder, an annotation file of any form that `fiber.data.opening` knows (such as
+            a .jsonl of your own), or records of your own.
+        split: of the folder or file; "+" joins several.
         output: where to write the predictions, in the task's official format where it has one.
         permute_images: give every record another record's picture: what the texts alone reach.
         fusion: False switches the cross-attentions off.

@@ -1,8 +1,10 @@
 """Published fine-tuning for captions on COCO, by maximum likelihood.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR --init PRETRAINED
-Data: DIR/captions_train.json with the captions of the Karpathy split, and the pictures of COCO
-    below DIR/images.
+Data: DIR/dataset_coco.json with Karpathy's splits, train2014 and val2014 in DIR (or captions in any
+    other form of `fiber.data.opening`, a .jsonl of your own among them). Trains on the split
+    "train", so that the checkpoint can be chosen on "val"; `--set data.split=train+restval` is what
+    most others train on, `caption_coco_published` is what FIBER did.
 Hardware: published on 8 GPUs with 8 samples a pass.
 Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two further stages, GOLD
     (`caption_coco_gold`) and CIDEr optimisation; for this stage alone it gives no number.
@@ -15,12 +17,12 @@ from fiber.training.run_config import CaptionTask, RunConfig, TasksConfig
 
 
 def recipe() -> RunConfig:
-    """The whole run; ten epochs of 439,000 captions."""
+    """The whole run; ten epochs of 414,113 captions."""
     base = vqav2.recipe()
     return dataclasses.replace(
         base,
         model=vqav2.model_for(("caption",), image_size=576),
         tasks=TasksConfig(caption=CaptionTask(share=1)),
         optim=dataclasses.replace(base.optim, lr=5e-5, head_lr_multiplier=5.0),
-        train=dataclasses.replace(base.train, steps=8574),
+        train=dataclasses.replace(base.train, steps=8088),
     )

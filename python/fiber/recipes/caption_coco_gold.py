@@ -14,7 +14,7 @@ from fiber.training.run_config import CaptionTask, RunConfig, TasksConfig
 
 
 def recipe() -> RunConfig:
-    """The whole run; ten epochs of 439,000 captions."""
+    """The whole run; ten epochs of 414,113 captions."""
     base = caption_coco.recipe()
     return dataclasses.replace(
         base,

@@ -1,7 +1,8 @@
 """Published fine-tuning on NLVR2: whether a statement is true of two photographs.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
-Data: DIR/nlvr2_train.jsonl as its authors give it, and the pictures below DIR/images.
+Data: DIR/train.json as its authors give it (or DIR/nlvr2_train.jsonl), and the pictures below
+    DIR/images. The checkpoint is chosen on dev, as published; test1 is test-P.
 Hardware: published on 8 GPUs with 8 pairs a pass.
 Expected: accuracy 85.52 on test-P (FIBER's README).
 """

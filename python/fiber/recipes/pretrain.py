@@ -2,7 +2,9 @@
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain --data DIR --init TOWERS
 Data: DIR/captions_train.json in COCO's form, with the captions of COCO, Visual Genome, SBU and
-    Conceptual Captions, and their pictures below DIR/images.
+    Conceptual Captions, and their pictures below DIR/images. The original downloads in one folder
+    (or the published Arrow files), each named in `fiber.data.opening`, are read with
+    --set tasks.image_text.sources=coco_karpathy,visual_genome,sbu,conceptual_captions
 Hardware: published on 64 GPUs with 8 samples a pass. `train.accumulation` times the number of
     processes times the samples of a pass must be `data.batch_size`.
 Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from it.

@@ -1,11 +1,15 @@
 """Published fine-tuning on VQAv2: answers to questions about photographs.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2 --data DIR --init PRETRAINED
-Data: DIR/vqa_questions_train.json and DIR/vqa_annotations_train.json with the questions of VQAv2's
-    train and val together, as published, and the pictures of COCO below DIR/images.
+Data: DIR/v2_OpenEnded_mscoco_train2014_questions.json, DIR/v2_mscoco_train2014_annotations.json and
+    DIR/train2014 (or questions in any other form of `fiber.data.opening`, a .jsonl of your own
+    among them). Trains on the split "train", so that the checkpoint can be chosen on "val"; the
+    published run is `vqav2_published`.
 Hardware: published on 8 GPUs with 8 samples a pass.
-Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README). The answers are the 3,129 that
-    are best most often in the data; the published list normalises words and wants nine questions.
+Expected: below the 78.55 on test-dev that the published run reaches with a half more questions. The
+    answers are the 3,129 that are best most often in the data; the published list normalises words
+    and wants nine questions. As published, questions of which no answer is among them are left out
+    of training (and counted); measured, they count 0, which the published code leaves out too.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from fiber.training.run_config import (
 
 
 def recipe() -> RunConfig:
-    """The whole run; ten epochs of 658,111 questions."""
+    """The whole run; ten epochs of 443,757 questions."""
     return RunConfig(
         model=model_for(("vqa",), image_size=576),
         tasks=TasksConfig(question=QuestionTask(share=1)),
@@ -32,7 +36,7 @@ def recipe() -> RunConfig:
         ),
         optim=OptimConfig(lr=2e-5, head_lr_multiplier=50.0, published_coarse=True),
         train=TrainConfig(
-            steps=12_850,
+            steps=8667,
             accumulation=8,
             precision="bfloat16",
             log_every=50,

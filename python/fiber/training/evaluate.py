@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch
 from torch import nn
 
 from fiber.data import sources
+from fiber.data.opening import left_out, open_source
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import StoredModel
 from fiber.training.measure import Measure, Measured, Subject
-from fiber.training.streams import RECORD_SET, Data, check_records, existing_folder
+from fiber.training.streams import RECORD_SET, Data, check_records, existing_data
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
@@ -61,8 +63,9 @@ def evaluate(
     Args:
         model: with its tokenizer and, for vqa, its answers; it is set to evaluation mode.
         task: a key of `TASKS`.
-        data: a data folder, or records of your own (with what the task needs).
-        split: of the folder.
+        data: a data folder, an annotation file of any form that `fiber.data.opening` knows, or
+            records of your own (with what the task needs).
+        split: of the folder or file; "+" joins several.
         output: where to write the predictions: JSON; CSV for nlvr2, as its authors' script reads.
         permute_images: give every record another record's picture.
         fusion: False switches the cross-attentions off.
@@ -143,7 +146,13 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
         ValueError: if there are none.
     """
     if isinstance(data, (str, os.PathLike)):
-        records: RecordSet = reader(existing_folder(data), split)
+        records: RecordSet = open_source(reader.__name__, existing_data(data), split)
+        for what, count in left_out(records).items():
+            warnings.warn(
+                f"task {task!r}: {count} {what} were left out or changed",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     elif isinstance(data, Mapping):
         if task not in data:
             raise ValueError(

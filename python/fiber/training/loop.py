@@ -84,7 +84,8 @@ def train(
 
     Args:
         recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
-        data: a data folder, one set of records of your own, or a dict with one for each task.
+        data: a data folder or an annotation file of any form that `fiber.data.opening` knows, one
+            set of records of your own, or a dict with one for each task.
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
         init: what to start from: folder of a finished model or a published checkpoint, of which a
             coarse one may start a fine one; or a file with a Swin (as Microsoft or timm name it) or
@@ -190,6 +191,8 @@ def _train(
     if not quiet:
         origin = str(start.path) if start is not None else "random weights"
         say(_first_words(config, source, processes, model, position.step, origin))
+        for line in source.left_out:
+            say(line)
 
     with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:
         for step in range(position.step, settings.steps):

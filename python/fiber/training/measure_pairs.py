@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.captions import caption_scores
-from fiber.metrics.language import masked_word_accuracy, statement_accuracy
+from fiber.metrics.language import masked_word_accuracy, sentence_key, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
-from fiber.metrics.vqa import soft_accuracy
+from fiber.metrics.vqa import soft_accuracy, vqa_accuracy
 from fiber.models.captioner import beam_search, written_tokens
 from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.training.tasks import reasoning_logits
@@ -90,6 +90,11 @@ def masked_words(subject: Subject, records: RecordSet) -> Measured:
 def vqa(subject: Subject, records: RecordSet) -> Measured:
     """Answer questions; without answers in the records there are predictions only.
 
+    `accuracy` is the mean score of the answers in the records. Where every record tells what people
+    answered (VQAv2), both named forms stand beside it; with their scores it is the published one.
+    A question that no answer of the model fits counts 0, as officially; the published code leaves
+    such questions out of its validation.
+
     Raises:
         ValueError: if the model has no list of answers.
     """
@@ -107,13 +112,20 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
     ]
     if any(record.answers is None for record in asked):
         return Measured({}, predictions)
-    scores = [record.answers for record in asked]
-    metrics = with_groups(soft_accuracy, [record.group for record in asked], said, scores)
+    scores, groups = [record.answers for record in asked], [record.group for record in asked]
+    metrics = with_groups(soft_accuracy, groups, said, scores)
+    people = [record.human_answers for record in asked]
+    if all(people):
+        metrics |= vqa_accuracy(said, people)
     return Measured(metrics, predictions)
 
 
 def nlvr2(subject: Subject, records: RecordSet) -> Measured:
-    """Say whether statements about two pictures are true."""
+    """Say whether statements about two pictures are true.
+
+    A sentence is consistent if it was answered rightly for all of its pairs; NLVR2's identifiers
+    tell which records these are, elsewhere it is the text.
+    """
     model, said = subject.image_text, []
     for batch, _ in subject.batches(records, "reasoning"):
         said += reasoning_logits(model, batch).argmax(-1).bool().tolist()
@@ -128,9 +140,20 @@ def nlvr2(subject: Subject, records: RecordSet) -> Measured:
         [record.group for record in asked],
         np.array(said),
         np.array([record.truth for record in asked]),
-        [record.text for record in asked],
+        _sentences(asked),
     )
     return Measured(metrics, predictions)
+
+
+def _sentences(records: list[Record]) -> list[str]:
+    """Name the sentence of each statement."""
+    identifiers = [str(entry_id(record.key)) for record in records]
+    if all(re.fullmatch(r"[^-]+(-\d+){3}", identifier) for identifier in identifiers):
+        sentences = [sentence_key(identifier) for identifier in identifiers]
+        # Statements of `fiber data` have one pair for each sentence of an identifier.
+        if len(set(sentences)) < len(sentences):
+            return sentences
+    return [record.text for record in records]
 
 
 def winoground(subject: Subject, records: RecordSet) -> Measured:

@@ -14,8 +14,21 @@ from typing import Any, Literal
 from fiber.config import FiberConfig
 from fiber.fields import nearest, to_dict
 
-#: Readers of `fiber.data.sources` that a task may name, by what they hold.
-SOURCES = ("captions", "questions", "reasoning", "phrases", "referring", "detection")
+#: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
+#: captions by its name.
+SOURCES = (
+    "captions",
+    "questions",
+    "reasoning",
+    "phrases",
+    "referring",
+    "detection",
+    "coco_karpathy",
+    "flickr30k_karpathy",
+    "visual_genome",
+    "sbu",
+    "conceptual_captions",
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,7 +42,7 @@ class ImageTextTask:
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
-    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
     #: Weight of each loss; a loss of weight 0 is not computed.
     itc: float = 1.0
@@ -62,7 +75,7 @@ class QuestionTask:
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
-    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("questions",)
     #: Weight of the loss.
     vqa: float = 1.0
@@ -78,7 +91,7 @@ class ReasoningTask:
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
-    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("reasoning",)
     #: Weight of the loss.
     nlvr2: float = 1.0
@@ -94,7 +107,7 @@ class CaptionTask:
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
-    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
     #: "likelihood" of each next token; "gold": its tokens weighed by a frozen copy of the model
     #: (off-policy fine-tuning after likelihood, as published).
@@ -117,7 +130,7 @@ class GroundingTask:
 
     #: Turns in the rotation of tasks; 0 leaves the task out.
     share: int = 0
-    #: Readers of `fiber.data.sources` whose records are joined; a repeated name counts twice.
+    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
     #: Class names in a text of the source "detection", at most: those of the picture's boxes and
     #: others drawn for it. None: every class of the file in each text.
@@ -217,7 +230,7 @@ class TransformConfig:
 class DataConfig:
     """How the loader reads the records."""
 
-    #: Split of the data folder that is trained on.
+    #: Split of the data that is trained on; "+" joins several, as in "train+val".
     split: str = "train"
     #: Samples of one optimiser step, over all processes and all accumulated passes.
     batch_size: int = 64

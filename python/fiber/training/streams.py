@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fiber.config import FiberConfig
-from fiber.data import DataLoader, ImageTransform, Tokenizer, sources
+from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
+from fiber.data.opening import left_out, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig, TransformConfig
 
-#: What `fiber.train` and `fiber.evaluate` take: a folder, one set of records, or one for each task.
+#: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
+#: or one for each task.
 Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
 
 #: As many records without a box are looked at before they are taken for records without boxes.
@@ -27,15 +29,6 @@ BOXLESS_RECORDS = 1000
 
 #: In words, for messages.
 RECORD_SET = "a map-style set of fiber.data.Record"
-
-READERS = {
-    "captions": sources.captions,
-    "questions": sources.questions,
-    "reasoning": sources.reasoning,
-    "phrases": sources.phrases,
-    "referring": sources.referring,
-    "detection": sources.detection,
-}
 
 #: Batch type of the loader for each task.
 BATCH_TYPES: dict[str, BatchType] = {
@@ -54,6 +47,8 @@ class TrainingData:
     records: Mapping[str, RecordSet]
     #: The answers are those of a question task, most frequent first.
     words: Words
+    #: What was left out of the records, in words, one line for each task and kind.
+    left_out: tuple[str, ...] = ()
 
     def fit_model(self, config: RunConfig) -> RunConfig:
         """Give the model this tokenizer's vocabulary and this many answers."""
@@ -80,7 +75,9 @@ def open_data(
 
     Args:
         config: says which tasks and sources.
-        data: a folder, one set of records (for a run with one task) or one for each task.
+        data: a folder or an annotation file, one set of records (for a run with one task) or one
+            for each task. Questions of which no answer is among the model's are left out, as in
+            published training, and counted.
         tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder.
         known: words of a model that this run starts from. Its answers are kept if all that would
             be counted are among them.
@@ -94,11 +91,13 @@ def open_data(
     records: dict[str, RecordSet] = {}
     in_folder = None
     if isinstance(data, (str, os.PathLike)):
-        folder = existing_folder(data)
+        path = existing_data(data)
         for name, task in active.items():
-            parts = [_read(config, source, folder) for source in task.sources]
+            parts = [_read(config, source, path) for source in task.sources]
             records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
-        in_folder = folder / "tokenizer.json"
+        beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+        # A file need not have one beside it; of a folder the missing file is named.
+        in_folder = beside if path.is_dir() or beside.is_file() else None
     elif isinstance(data, Mapping):
         if set(data) != set(active):
             raise ValueError(
@@ -123,6 +122,11 @@ def open_data(
             raise ValueError(f"data of task {name!r}: expected at least one record, got none")
     if "grounding" in records:
         _check_boxes(records["grounding"])
+    lines = [
+        f"{name}: {count} {what} were left out or changed"
+        for name, found in records.items()
+        for what, count in left_out(found).items()
+    ]
     answers: tuple[str, ...] = ()
     if "question" in records:
         limit = config.model.image_text.num_answers
@@ -130,9 +134,18 @@ def open_data(
         # A model's own answers are kept while they will do, and with them its head.
         if known and set(answers) <= set(known.answers):
             answers = known.answers
+        asked = records["question"]
+        records["question"] = answerable(asked, answers)
+        missed = len(asked) - len(records["question"])
+        if missed:
+            lines.append(
+                f"question: {missed} of {len(asked)} questions were left out, since none of their"
+                f" answers is among the model's {len(answers)}"
+            )
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
-    return TrainingData(records=records, words=Words(open_tokenizer(tokenizer), answers))
+    words = Words(open_tokenizer(tokenizer), answers)
+    return TrainingData(records=records, words=words, left_out=tuple(lines))
 
 
 def check_records(given: Any, expected: str) -> None:
@@ -166,30 +179,62 @@ def _check_boxes(records: RecordSet) -> None:
         )
 
 
-def _read(config: RunConfig, source: str, folder: Path) -> RecordSet:
-    """Read one source of a folder the way that the run's config asks for."""
-    if source == "detection":
-        return sources.detection(
-            folder,
-            config.data.split,
-            max_classes=config.tasks.grounding.max_classes,
-            seed=config.train.seed,
-        )
-    return READERS[source](folder, config.data.split)
+class ChosenRecords:
+    """Some records of a set, in its order."""
+
+    def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
+        """Args: the set, and the places in it of those chosen."""
+        self.records = records
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[self.indices[index]]
 
 
-def existing_folder(data: str | os.PathLike[str]) -> Path:
-    """Check that a data folder is there.
+def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
+    """Choose the questions that have an answer of a vocabulary; all of them: the set as it is.
 
     Raises:
-        FileNotFoundError: if it is not, with how to make one.
+        ValueError: if there is none.
     """
-    folder = Path(data)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data folder {folder} does not exist; `fiber data scenes --output {folder}` makes one"
+    known = set(answers)
+    chosen = [i for i in range(len(records)) if not known.isdisjoint(records[i].answers or ())]
+    if not chosen:
+        raise ValueError(
+            f"data of task 'question': none of the {len(records)} questions has an answer, or one"
+            f" of the model's {len(known)}"
         )
-    return folder
+    return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
+
+
+def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
+    """Read one source the way that the run's config asks for."""
+    options = {}
+    if source == "detection":
+        options = {
+            "max_classes": config.tasks.grounding.max_classes,
+            "seed": config.train.seed,
+        }
+    return open_source(source, data, config.data.split, **options)
+
+
+def existing_data(data: str | os.PathLike[str]) -> Path:
+    """Check that a data folder, or a file in place of one, is there.
+
+    Raises:
+        FileNotFoundError: if it is not, with how to make a folder.
+    """
+    path = Path(data)
+    if path.suffix and not path.exists():
+        raise FileNotFoundError(f"data file {path} does not exist")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes one"
+        )
+    return path
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
@@ -205,8 +250,9 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """
     if tokenizer is None:
         raise ValueError(
-            "records without a folder need tokenizer=..., a tokenizer.json or a"
-            " fiber.data.Tokenizer (Tokenizer.train makes one from texts), or init=... a model"
+            "data without a tokenizer.json beside them need tokenizer=... (--tokenizer), such a"
+            " file or a fiber.data.Tokenizer (Tokenizer.train makes one from texts), or init=..."
+            " (--init) a model that has one"
         )
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
