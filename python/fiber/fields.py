@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 ConfigT = TypeVar("ConfigT")
@@ -106,35 +107,42 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: expected {name}, got {value!r} ({type(value).__name__})")
 
 
-def replace_fields(config: ConfigT, changes: dict[str, Any]) -> ConfigT:
+def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:
     """Copy a config with fields changed by dotted name, as `--set train.steps=100` does.
 
-    Values given as strings are read as the field's type ("0.1", "true", "1,2,3").
+    Values given as strings are read as the field's type ("0.1", "true", "1,2,3"). The changes take
+    effect together: what the dataclasses check of several fields holds for the result only, in
+    whatever order they are named.
+
+    Args:
+        config: a dataclass.
+        changes: new values by dotted name.
+        where: dotted name of `config` itself with a final dot, for messages.
 
     Raises:
         ValueError: for a name that does not exist (with the nearest right ones) or a value that
             does not fit.
     """
-    for dotted, value in changes.items():
-        config = _replace_one(config, dotted.split("."), value, dotted)
-    return config
-
-
-def _replace_one(config: Any, path: list[str], value: Any, dotted: str) -> Any:
     hints = typing.get_type_hints(type(config))
-    if path[0] not in hints:
-        prefix = dotted[: len(dotted) - len(".".join(path))]
-        known = [prefix + name for name in field_names(config)]
-        raise ValueError(f"unknown field {dotted!r}: {nearest(dotted, known)}")
-    old = getattr(config, path[0])
-    if len(path) > 1:
+    new: dict[str, Any] = {}
+    deeper: dict[str, dict[str, Any]] = {}
+    for dotted, value in changes.items():
+        name, _, rest = dotted.partition(".")
+        if name not in hints:
+            known = [where + known for known in field_names(config)]
+            raise ValueError(f"unknown field {where + dotted!r}: {nearest(where + dotted, known)}")
+        if rest:
+            deeper.setdefault(name, {})[rest] = value
+        else:
+            parsed = _parse(hints[name], value) if isinstance(value, str) else value
+            new[name] = _convert(hints[name], parsed, where + name)
+    for name, inner in deeper.items():
+        old = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(old):
-            raise ValueError(f"unknown field {dotted!r}: {path[0]!r} has no fields")
-        new = _replace_one(old, path[1:], value, dotted)
-    else:
-        parsed = _parse(hints[path[0]], value) if isinstance(value, str) else value
-        new = _convert(hints[path[0]], parsed, dotted)
-    return dataclasses.replace(config, **{path[0]: new})
+            dotted = f"{where}{name}.{next(iter(inner))}"
+            raise ValueError(f"unknown field {dotted!r}: {name!r} has no fields")
+        new[name] = replace_fields(old, inner, where=f"{where}{name}.")
+    return dataclasses.replace(config, **new)  # type: ignore[type-var]
 
 
 def field_names(config: Any, prefix: str = "") -> list[str]:

@@ -64,6 +64,24 @@ def test_fields_are_set_by_dotted_name():
     assert config.optim.lr == 1e-3
 
 
+def test_changes_take_effect_together_in_any_order():
+    # Each alone is refused: a task without its head, no task at all.
+    changes = {
+        "tasks.image_text.share": 0,
+        "tasks.question.share": 0,
+        "tasks.reasoning.share": 1,
+        "model.image_text.heads": "nlvr2",
+    }
+    for order in (list(changes), list(reversed(changes))):
+        config = replace_fields(coarse(), {name: changes[name] for name in order})
+        assert list(config.tasks.active()) == ["reasoning"]
+        assert config.model.image_text.heads == ("nlvr2",)
+    with pytest.raises(ValueError, match="lacks nlvr2"):
+        replace_fields(
+            coarse(), {"tasks.reasoning.share": 1, "model.image_text.heads": "itc,itm,mlm,vqa"}
+        )
+
+
 def test_wrong_field_names_the_right_one():
     with pytest.raises(ValueError, match=r"'train.step'.*steps"):
         replace_fields(coarse(), {"train.step": 3})
