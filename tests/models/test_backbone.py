@@ -124,6 +124,47 @@ def test_prefixes_are_shared():
     assert torch.equal(alone[-1], model.encode_image(IMAGES).stages[-1])
 
 
+@pytest.mark.parametrize("num_fused_layers", [0, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_not_wanted_is_not_computed_and_the_rest_is_the_same(
+    num_fused_layers, checkpointing
+):
+    """Values and gradients in float64, where only the order of sums is left."""
+    model = backbone(config(num_fused_layers=num_fused_layers)).double().train()
+    model.gradient_checkpointing = checkpointing
+    images = IMAGES.double()
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    every = model.encode_pair(images, IDS, MASK)
+    pooled = model.encode_pair(images, IDS, MASK, wanted="pooled")
+    assert pooled.text.shape[1] == pooled.text_mask.shape[1] == 1
+    torch.testing.assert_close(pooled.text, every.text[:, :1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled.stages[-1], every.stages[-1], rtol=1e-12, atol=1e-12)
+    expected = gradients(every.text[:, 0].square().sum() + every.stages[-1].square().sum())
+    found = gradients(pooled.text.square().sum() + pooled.stages[-1].square().sum())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+    ran = []
+    model.image.block(len(model.image.places) - 1).register_forward_hook(lambda *_: ran.append(1))
+    words = model.encode_pair(images, IDS, MASK, wanted="text")
+    torch.testing.assert_close(words.text, every.text, rtol=1e-12, atol=1e-12)
+    if num_fused_layers:
+        assert not ran
+        assert len(words.stages) == len(every.stages) - 1
+
+
+def test_the_first_token_of_a_text_alone_is_the_same():
+    model = backbone(config()).double()
+    prefix = model.text_prefix(IDS, MASK)
+    first = model.complete_text(prefix, MASK, wanted="pooled")
+    expected = model.complete_text(prefix, MASK)[:, :1]
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_padding_of_the_text_changes_nothing():
     model = backbone(config())
     longer = torch.nn.functional.pad(IDS, (0, 5), value=1)

@@ -130,9 +130,9 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
     def counted(name):
         run = getattr(backbone, name)
 
-        def count(first, *rest):
+        def count(first, *rest, **options):
             rows[name] += len(first.tokens if name == "fuse" else first)
-            return run(first, *rest)
+            return run(first, *rest, **options)
 
         return count
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,18 @@ from fiber.models.roberta import (
 from fiber.models.swin import SwinTower
 from fiber.models.weight_start import draw_by_fan_in
 
+#: What of a pair is read: "all" of it; what is "pooled", the picture and the first token of the
+#: text; or the "text" alone. In the last pair the rest is not computed.
+Wanted = Literal["all", "pooled", "text"]
+
 
 class BackboneOutput(NamedTuple):
     """Features of a batch of pictures, of texts, or of pairs."""
 
-    #: Stage s: (B, H_s, W_s, C_s), not normalised, before the merging that follows it.
+    #: Stage s: (B, H_s, W_s, C_s), not normalised, before the merging that follows it. The last
+    #: stage is missing where the text alone was wanted.
     stages: tuple[Tensor, ...]
-    #: (B, L, D), or None where pictures were encoded alone.
+    #: (B, L, D), or (B, 1, D) where it is pooled, or None where pictures were encoded alone.
     text: Tensor | None = None
     #: (B, L) bool, True = real token.
     text_mask: Tensor | None = None
@@ -135,10 +141,23 @@ class FiberBackbone(nn.Module):
         prefix = self._image_blocks(prefix, self.first_fused_block, last)
         return BackboneOutput((*prefix.stages, prefix.tokens))
 
-    def complete_text(self, prefix: Tensor, text_mask: Tensor) -> Tensor:
-        """Run the rest of the text tower without a picture: (B, L, D) -> (B, L, D)."""
+    def complete_text(self, prefix: Tensor, text_mask: Tensor, *, wanted: Wanted = "all") -> Tensor:
+        """Run the rest of the text tower without a picture.
+
+        Args:
+            prefix: (B, L, D).
+            text_mask: (B, L) bool, True = real token.
+            wanted: "pooled" where the first token alone is read.
+
+        Returns:
+            (B, L, D), or (B, 1, D) where it is pooled.
+        """
         mask, last = key_attention_mask(text_mask), len(self.text.layers)
-        return self._text_layers(prefix, mask, self.first_fused_layer, last)
+        if wanted != "pooled" or self.first_fused_layer == last:
+            text = self._text_layers(prefix, mask, self.first_fused_layer, last)
+            return text[:, :1] if wanted == "pooled" else text
+        text = self._text_layers(prefix, mask, self.first_fused_layer, last - 1)
+        return self._run(partial(self.text.layers[last - 1], num_queries=1), text, mask)
 
     def encode_image(self, images: Tensor) -> BackboneOutput:
         """Encode pictures alone: (B, 3, H, W) normalised pixels of any size."""
@@ -148,20 +167,36 @@ class FiberBackbone(nn.Module):
         """Encode texts alone: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
         return self.complete_text(self.text_prefix(token_ids, text_mask), text_mask)
 
-    def encode_pair(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> BackboneOutput:
+    def encode_pair(
+        self,
+        images: Tensor,
+        token_ids: Tensor,
+        text_mask: Tensor,
+        *,
+        wanted: Wanted = "all",
+    ) -> BackboneOutput:
         """Encode pictures and texts that read one another.
 
         Args:
             images: (B, 3, H, W) normalised pixels of any size.
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
+            wanted: what of the pairs is read.
         """
         return self.fuse(
-            self.image_prefix(images), self.text_prefix(token_ids, text_mask), text_mask
+            self.image_prefix(images),
+            self.text_prefix(token_ids, text_mask),
+            text_mask,
+            wanted=wanted,
         )
 
     def fuse(
-        self, image_prefix: ImagePrefix, text_prefix: Tensor, text_mask: Tensor
+        self,
+        image_prefix: ImagePrefix,
+        text_prefix: Tensor,
+        text_mask: Tensor,
+        *,
+        wanted: Wanted = "all",
     ) -> BackboneOutput:
         """Run the fused pairs on prefixes, which several objectives may share.
 
@@ -171,16 +206,22 @@ class FiberBackbone(nn.Module):
             image_prefix: of B pictures.
             text_prefix: (B, L, D).
             text_mask: (B, L) bool, True = real token.
+            wanted: what of the pairs is read.
 
         Returns:
-            Every stage that the prefix holds or that ends here, and the text.
+            Every stage that the prefix holds or that ends here, and the text, as far as wanted.
         """
         tokens, stages = image_prefix
         text = text_prefix
+        last = len(self.fusion) - 1
         for pair in range(len(self.fusion)):
             tokens, stages = self.image.enter(self.first_fused_block + pair, tokens, stages)
-            tokens, text = self._run(self._pair, pair, tokens, text, text_mask)
-        return BackboneOutput((*stages, tokens), text, text_mask)
+            tokens, text = self._run(
+                self._pair, pair, tokens, text, text_mask, wanted if pair == last else "all"
+            )
+        if wanted == "pooled":
+            text, text_mask = text[:, :1], text_mask[:, :1]
+        return BackboneOutput(stages if tokens is None else (*stages, tokens), text, text_mask)
 
     def decode_text(
         self, image_tokens: Sequence[Tensor], token_ids: Tensor, text_mask: Tensor
@@ -249,19 +290,22 @@ class FiberBackbone(nn.Module):
         return lambda attended: fusion.text_to_image.read(attended, *picture)
 
     def _pair(
-        self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Replace both members of a pair; each reads what the other one was."""
+        self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor, wanted: Wanted
+    ) -> tuple[Tensor | None, Tensor]:
+        """Replace both members of a pair, as far as wanted; each reads what the other one was."""
         fusion = cast(FusedPair, self.fusion[pair])
         last = pair == len(self.fusion) - 1
-        new_tokens = self.image.block(self.first_fused_block + pair)(
-            tokens, lambda attended: fusion.image_to_text(attended, text, text_mask)
-        )
+        new_tokens = None
+        if wanted != "text":
+            new_tokens = self.image.block(self.first_fused_block + pair)(
+                tokens, lambda attended: fusion.image_to_text(attended, text, text_mask)
+            )
         new_text = self.text.layers[self.first_fused_layer + pair](
             text,
             key_attention_mask(text_mask),
             lambda attended: fusion.text_to_image(attended, tokens),
             normalize_output=not last or self.config.fusion.normalize_last_text,
+            num_queries=1 if wanted == "pooled" else None,
         )
         return new_tokens, new_text
 

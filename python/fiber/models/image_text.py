@@ -80,7 +80,8 @@ class FiberImageText(nn.Module):
 
     def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Embed texts for the contrastive mode: (B, L), (B, L) bool -> (B, D), unit length."""
-        return self.text_vectors(self.backbone.encode_text(token_ids, text_mask))
+        prefix = self.backbone.text_prefix(token_ids, text_mask)
+        return self.text_vectors(self.backbone.complete_text(prefix, text_mask, wanted="pooled"))
 
     def image_vectors(self, output: BackboneOutput) -> Tensor:
         """Embed pictures from `encode_image`'s output: (B, D), unit length."""
@@ -90,7 +91,7 @@ class FiberImageText(nn.Module):
         return F.normalize(pooled, dim=-1)
 
     def text_vectors(self, text: Tensor) -> Tensor:
-        """Embed texts from `encode_text`'s output: (B, L, D) -> (B, D), unit length."""
+        """Embed texts from `encode_text`'s output, of which the first token is read: (B, D)."""
         return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
 
     def pooled(self, output: BackboneOutput) -> Tensor:

@@ -82,7 +82,7 @@ def run_pairs(
         chosen = [pairs[number] for number in order[start : start + pairs_at_once]]
         rows = torch.tensor([row for row, _ in chosen], device=device)
         text, mask = texts.take([number for _, number in chosen], device)
-        fused = model.backbone.fuse(images.take(rows), text, mask)
+        fused = model.backbone.fuse(images.take(rows), text, mask, wanted="pooled")
         found.append(head(model.pooled(fused)).float().cpu())
     joined = torch.cat(found)
     results = torch.empty_like(joined)

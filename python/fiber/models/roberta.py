@@ -80,6 +80,7 @@ class TextSelfAttention(nn.Module):
         hidden: Tensor,
         attention_mask: Tensor | None,
         cache: KeyValueCache | None = None,
+        num_queries: int | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -88,9 +89,10 @@ class TextSelfAttention(nn.Module):
             attention_mask: bool, broadcast to (B, h, L, keys), True = the query reads the key;
                 None: every query reads every key.
             cache: of the tokens before these, which are read too; these are added to it.
+            num_queries: tokens from the first on that read the others; None: all.
 
         Returns:
-            (B, L, D).
+            (B, L, D), or (B, num_queries, D).
         """
         # (B, L, 3 D) -> 3 x (B, h, L, d)
         qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -99,7 +101,7 @@ class TextSelfAttention(nn.Module):
         else:
             query, (key, value) = qkv[0], cache.extend(qkv[1:])
         attended = F.scaled_dot_product_attention(
-            query,
+            query[:, :, :num_queries],
             key,
             value,
             attn_mask=attention_mask,
@@ -131,6 +133,7 @@ class TextLayer(nn.Module):
         *,
         normalize_output: bool = True,
         cache: KeyValueCache | None = None,
+        num_queries: int | None = None,
     ) -> Tensor:
         """Run the layer.
 
@@ -141,14 +144,16 @@ class TextLayer(nn.Module):
             branch: changes the self-attention's output before the residual.
             normalize_output: apply the last LayerNorm.
             cache: of the layer's self-attention on the tokens before these.
+            num_queries: tokens from the first on that are computed; None: all. The mask must not
+                tell queries apart then.
 
         Returns:
-            (B, L, D).
+            (B, L, D), or (B, num_queries, D).
         """
-        attended = self.attention(hidden, attention_mask, cache)
+        attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
             attended = branch(attended)
-        hidden = self.attention_norm(attended + hidden)
+        hidden = self.attention_norm(attended + hidden[:, :num_queries])
         hidden = hidden + self.mlp(hidden)
         return self.output_norm(hidden) if normalize_output else hidden
 

@@ -85,7 +85,9 @@ def rank_pictures(
     """
     backbone, words = network.backbone, inputs.texts([text])
     prefix = backbone.text_prefix(words.token_ids, words.text_mask)
-    vector = network.text_vectors(backbone.complete_text(prefix, words.text_mask))[0]
+    vector = network.text_vectors(backbone.complete_text(prefix, words.text_mask, wanted="pooled"))[
+        0
+    ]
     vector = vector.float().cpu().numpy()
     cosines: list[tuple[int, float]] = []
     best: list[tuple[int, float]] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from fiber.data import DataLoader, Tokenizer
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.groups import by_group
-from fiber.models.backbone import ImagePrefix
+from fiber.models.backbone import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.roberta import PAD_ID
@@ -101,11 +101,18 @@ class Subject:
         rows = rows.to(images.device)
         return ImagePrefix(prefix.tokens[rows], tuple(stage[rows] for stage in prefix.stages))
 
-    def encode_pair(self, batch: Any, records: Sequence[Record], token_ids: Tensor) -> Any:
+    def encode_pair(
+        self,
+        batch: Any,
+        records: Sequence[Record],
+        token_ids: Tensor,
+        *,
+        wanted: Wanted = "all",
+    ) -> BackboneOutput:
         """Encode pictures with texts of the batch's mask: the backbone's `encode_pair`."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
-        return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask)
+        return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts: (n, L) ids and (n, L) mask, L the longest of them."""

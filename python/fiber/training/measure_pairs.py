@@ -32,7 +32,7 @@ def matching(subject: Subject, records: RecordSet) -> Measured:
         prefix = subject.image_prefix(batch.images, shown)
         for scores, pairs in ((true_scores, texts), (false_scores, others)):
             ids, mask = subject.texts([record.text for record in pairs[at : at + len(batch)]])
-            fused = backbone.fuse(prefix, backbone.text_prefix(ids, mask), mask)
+            fused = backbone.fuse(prefix, backbone.text_prefix(ids, mask), mask, wanted="pooled")
             scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
         at += len(batch)
     scores = np.concatenate(true_scores + false_scores)
@@ -70,7 +70,7 @@ def masked_words(subject: Subject, records: RecordSet) -> Measured:
     model = subject.image_text
     predicted, labels, predictions = [], [], []
     for batch, shown in subject.batches(records, "image_text"):
-        fused = subject.encode_pair(batch, shown, batch.masked_ids)
+        fused = subject.encode_pair(batch, shown, batch.masked_ids, wanted="text")
         assert fused.text is not None
         picked = batch.mlm_labels != -100
         guesses = model.mlm_logits(fused.text, picked).argmax(-1).cpu().numpy()
@@ -102,7 +102,7 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
         raise ValueError("the model has no answers; load it with answers=...")
     model, said = subject.image_text, []
     for batch, shown in subject.batches(records, "question"):
-        fused = subject.encode_pair(batch, shown, batch.token_ids)
+        fused = subject.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
         best = model.vqa_logits(model.pooled(fused)).argmax(-1)
         said += [subject.answers[answer] for answer in best.tolist()]
     asked = [records[i] for i in range(len(records))]
@@ -169,7 +169,7 @@ def winoground(subject: Subject, records: RecordSet) -> Measured:
         )
     model, scores = subject.image_text, []
     for batch, shown in subject.batches(records, "image_text"):
-        fused = subject.encode_pair(batch, shown, batch.token_ids)
+        fused = subject.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
         scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
     # [case, picture, text]
     cases = np.concatenate(scores).reshape(-1, 2, 2)

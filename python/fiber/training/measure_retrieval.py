@@ -158,7 +158,9 @@ def _text_vectors(subject: Subject, texts: list[Record]) -> tuple[Tensor, TextPr
         some = texts[start : start + subject.batch_size]
         ids, mask = subject.texts([record.text for record in some])
         prefix = model.backbone.text_prefix(ids, mask)
-        vectors.append(model.text_vectors(model.backbone.complete_text(prefix, mask)))
+        vectors.append(
+            model.text_vectors(model.backbone.complete_text(prefix, mask, wanted="pooled"))
+        )
         if subject.rerank:
             prefixes.add(prefix, mask)
     return torch.cat(vectors), prefixes

@@ -98,7 +98,7 @@ def image_text_task(
 
     if task.mlm > 0:
         masked_prefix = backbone.text_prefix(batch.masked_ids, mask)
-        fused = backbone.fuse(image_prefix, masked_prefix, mask)
+        fused = backbone.fuse(image_prefix, masked_prefix, mask, wanted="text")
         assert fused.text is not None
         picked = batch.mlm_labels != -100
         losses["mlm"] = mlm_loss(model.mlm_logits(fused.text, picked), batch.mlm_labels[picked])
@@ -151,7 +151,7 @@ def _contrast(
     """Contrast within the batch of all ranks, or with the queue."""
     backbone, mask = model.backbone, batch.text_mask
     images = model.image_vectors(backbone.complete_image(image_prefix))
-    texts = model.text_vectors(backbone.complete_text(text_prefix, mask))
+    texts = model.text_vectors(backbone.complete_text(text_prefix, mask, wanted="pooled"))
     text_ids = text_fingerprints(batch.token_ids, mask)
     given = images, texts, model.temperature, batch.image_ids, text_ids
     found = itc_loss(*given) if queue is None else queue_itc_loss(*given, queue)
@@ -173,7 +173,7 @@ def _matching(
     if similarities is None or kept == "random":
         half = half_pairs(batch.image_ids, seed=draw.seed, step=draw.number)
         images = fetch_rows(image_prefix.tokens, half.image_index, half.counts)
-        fused = model.backbone.fuse(ImagePrefix(images), text_prefix, mask)
+        fused = model.backbone.fuse(ImagePrefix(images), text_prefix, mask, wanted="pooled")
         return pair_loss(model.itm_logits(model.pooled(fused)), half.labels)
     negatives = hard_negatives(similarities, seed=draw.seed, step=draw.number)
     if queue is None:
@@ -187,7 +187,7 @@ def _matching(
         first_row = similarities.first_row
         rows = half_of_negatives(len(batch), first_row).to(images.device)
         images, texts, masks = images[rows], texts[rows], masks[rows]
-    fused = model.backbone.fuse(ImagePrefix(images), texts, masks)
+    fused = model.backbone.fuse(ImagePrefix(images), texts, masks, wanted="pooled")
     return itm_loss(model.itm_logits(model.pooled(fused)), len(batch), negatives, rows=rows)
 
 
@@ -222,7 +222,9 @@ def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
 
 def question_task(model: FiberImageText, batch: QuestionBatch) -> dict[str, Tensor]:
     """Answers to questions (VQA)."""
-    fused = model.backbone.encode_pair(batch.images, batch.token_ids, batch.text_mask)
+    fused = model.backbone.encode_pair(
+        batch.images, batch.token_ids, batch.text_mask, wanted="pooled"
+    )
     return {"vqa": vqa_loss(model.vqa_logits(model.pooled(fused)), batch.targets)}
 
 
@@ -233,7 +235,10 @@ def reasoning_logits(model: FiberImageText, batch: ReasoningBatch) -> Tensor:
     images = batch.images.transpose(0, 1).flatten(0, 1)
     text = backbone.text_prefix(batch.token_ids, batch.text_mask)
     fused = backbone.fuse(
-        backbone.image_prefix(images), torch.cat([text, text]), batch.text_mask.repeat(2, 1)
+        backbone.image_prefix(images),
+        torch.cat([text, text]),
+        batch.text_mask.repeat(2, 1),
+        wanted="pooled",
     )
     left, right = model.pooled(fused).chunk(2)
     return model.nlvr2_logits(left, right)
