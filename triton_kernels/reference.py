@@ -123,12 +123,9 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
         query, key, value = query.reshape(shape), key.reshape(shape), value.reshape(shape)
         mask = bias.reshape(1, -1, tokens, tokens).to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    if query.dtype.itemsize < 4:
-        # Products that were not scaled before could leave the range of float16.
-        scores = (query * width**-0.5 @ key.transpose(-2, -1)).float()
-    else:
-        # In place: a scaled copy of the queries would be kept for the backward pass.
-        scores = (query @ key.transpose(-2, -1)).mul_(width**-0.5)
+    scores = query * width**-0.5 @ key.transpose(-2, -1)
+    if scores.dtype.itemsize < 4:
+        scores = scores.float()
     # (B nW, h, N, N) -> (B, nW, h, N, N): the bias of a window is the same in every picture
     scores = scores.view(total // len(bias), *bias.shape).add_(bias).view(scores.shape)
     return scores.softmax(-1).to(value.dtype) @ value
