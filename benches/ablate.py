@@ -1,0 +1,112 @@
+"""What fusion and each objective of pre-training bring: the coarse stage, trained without.
+
+Command: fiber data scenes --output runs/scenes --train 24000 --val 500 --novel 500
+         python benches/ablate.py runs/scenes
+Rows: results/ablate.csv, one for each run; `results_page.py` makes the table. A run that has its
+row is not trained again. Eighteen runs of 440 steps; --cpu-hours stops starting new ones when the
+budget is used up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from experiments import Rows, measure, use_one_thread
+
+from fiber.fields import replace_fields
+from fiber.training.checkpoint import load_model
+from fiber.training.loop import train
+from fiber.training.run_config import RunConfig, load_recipe
+
+#: What each arm changes in the recipe, whose model fuses its last four blocks.
+ARMS: dict[str, Mapping[str, Any]] = {
+    "whole": {},
+    "fusion in 2 blocks": {"model.fusion.num_fused_layers": 2},
+    "no fusion": {"model.fusion.num_fused_layers": 0},
+    "without ITC": {"tasks.image_text.itc": 0.0},
+    "without ITM": {"tasks.image_text.itm": 0.0},
+    "without MLM": {"tasks.image_text.mlm": 0.0},
+}
+#: Tasks, and how many records of a split each is measured on.
+MEASURED = {"retrieval": 1000, "matching": 300, "masked_words": 400, "vqa": 1500}
+#: The numbers of the table.
+SHOWN = (
+    ("retrieval", "text_to_image_recall_at_10"),
+    ("retrieval", "image_to_text_recall_at_10"),
+    ("matching", "accuracy"),
+    ("masked_words", "accuracy"),
+    ("vqa", "accuracy"),
+)
+
+
+def config_of(arm: str, seed: int) -> RunConfig:
+    """The recipe of the demo's coarse stage, without what the arm leaves out."""
+    changes = {"train.seed": seed, "train.checkpoint_every": 0, **ARMS[arm]}
+    return replace_fields(load_recipe("scenes_coarse"), changes)
+
+
+def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Train one run and measure it: its row."""
+    use_one_thread()
+    began = _cpu_seconds()
+    config = config_of(arm, seed)
+    with tempfile.TemporaryDirectory() as output:
+        run = Path(output) / "run"
+        train(config, data=folder, output=run, threads=1, quiet=True)
+        numbers = measure(load_model(run), folder, MEASURED)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "steps": config.train.steps,
+        "cpu_seconds": f"{_cpu_seconds() - began:.0f}",
+        **{
+            f"{task}/{metric}/{split}": f"{numbers[task, split, metric]:.4f}"
+            for task, metric in SHOWN
+            for split in ("val", "novel")
+        },
+    }
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Train and measure all runs that have no row yet, within the budget."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path, help="folder of grounded scenes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all rows together")
+    options = parser.parse_args()
+    use_one_thread()
+    rows = Rows("ablate", ("arm", "seed"))
+    waiting = [
+        (arm, seed) for seed in options.seeds for arm in ARMS if not rows.has(arm=arm, seed=seed)
+    ]
+    running: dict[Future, tuple[str, int]] = {}
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        while waiting or running:
+            while waiting and len(running) < options.workers:
+                arm, seed = waiting.pop(0)
+                running[pool.submit(ablate, options.data, arm, seed)] = (arm, seed)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                arm, seed = running.pop(future)
+                rows.add([future.result()])
+                used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
+                print(f"{arm}, seed {seed}: {used:.2f} CPU hours so far", flush=True)
+                if used >= options.cpu_hours and waiting:
+                    print(f"{len(waiting)} runs are left out: the budget is used up", flush=True)
+                    waiting.clear()
+
+
+if __name__ == "__main__":
+    main()

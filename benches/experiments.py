@@ -1,0 +1,132 @@
+"""What the trained experiments share: rows of finished runs, inputs taken away, what is measured.
+
+A run is known by the columns that say what it is; one that has its row is passed over, so a stopped
+experiment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from fiber.data.records import Record, RecordSet
+from fiber.demo.machine import describe_machine
+from fiber.demo.measures import sample
+from fiber.training.checkpoint import StoredModel
+from fiber.training.evaluate import TASKS, evaluate
+
+RESULTS = Path(__file__).with_name("results")
+SPLITS = ("val", "novel")
+
+#: What a run is allowed to see. "text" gives every record the same grey picture, "picture" the same
+#: text, in training and in measuring alike.
+Inputs = Literal["both", "text", "picture"]
+
+
+class Rows:
+    """A CSV file with one row for each finished run (or each of its numbers)."""
+
+    def __init__(self, name: str, known_by: Sequence[str]) -> None:
+        """Args: the file's name without its ending; the columns that say what a run is."""
+        self.file, self.known_by = RESULTS / f"{name}.csv", tuple(known_by)
+        self.rows: list[dict[str, str]] = []
+        if self.file.is_file():
+            with self.file.open(newline="") as lines:
+                self.rows = list(csv.DictReader(lines))
+
+    def has(self, **run: Any) -> bool:
+        """Whether the run was finished before."""
+        wanted = [str(run[name]) for name in self.known_by]
+        return any([row[name] for name in self.known_by] == wanted for row in self.rows)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append all rows of a run together, with the machine, under a final name or not at all."""
+        machine = describe_machine()
+        self.rows += [{k: str(v) for k, v in {**row, **machine}.items()} for row in rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        part = self.file.with_suffix(".part")
+        part.write_text(text.getvalue())
+        part.replace(self.file)
+
+
+class SeenInputs(Sequence[Record]):
+    """Records with one of their inputs taken away."""
+
+    def __init__(self, records: RecordSet, inputs: Inputs) -> None:
+        """Args: any records; what is left of them."""
+        self.records, self.inputs = records, inputs
+        grey = io.BytesIO()
+        Image.new("RGB", (32, 32), (128, 128, 128)).save(grey, "PNG")
+        self._grey = grey.getvalue()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.records[index]
+        if self.inputs == "text":
+            images = (self._grey,) * len(record.images)
+            return dataclasses.replace(record, images=images)
+        if self.inputs == "picture":
+            return dataclasses.replace(record, text="?")
+        return record
+
+
+def measured_records(folder: Path, task: str, split: str, limit: int) -> list[Record]:
+    """Read the records of a split that a task is measured on, the same ones for every run."""
+    _, reader, _ = TASKS[task]
+    records = reader(folder, split)
+    if task != "caption":
+        return sample(records, limit)
+    # A picture is described once and compared with all of its captions.
+    everything = [records[i] for i in range(len(records))]
+    pictures = list(dict.fromkeys(record.image_id for record in everything))
+    chosen = set(random.Random(0).sample(pictures, min(limit, len(pictures))))
+    return [record for record in everything if record.image_id in chosen]
+
+
+def measure(
+    model: StoredModel,
+    folder: Path,
+    tasks: Mapping[str, int],
+    *,
+    inputs: Inputs = "both",
+) -> dict[tuple[str, str, str], float]:
+    """Measure a model on both splits.
+
+    Args:
+        model: a finished one.
+        folder: of the data.
+        tasks: by name, with the number of records (of "caption": pictures) that are measured.
+        inputs: what the model may see.
+
+    Returns:
+        Numbers by (task, split, metric), those of groups of records left out.
+    """
+    found = {}
+    for task, limit in tasks.items():
+        for split in SPLITS:
+            records = SeenInputs(measured_records(folder, task, split, limit), inputs)
+            for metric, value in evaluate(model, task, data=records).items():
+                if "/" not in metric:
+                    found[task, split, metric] = value
+    return found
+
+
+def use_one_thread() -> None:
+    """Run on one thread, which gives the same numbers on every machine of a kind."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

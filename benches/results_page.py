@@ -1,0 +1,221 @@
+"""Write docs/results.md from the rows in results/.
+
+Command: python benches/results_page.py
+Everything on the page is computed here, its sentences included; a test makes the page again and
+compares.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ablate import ARMS, SHOWN
+from experiments import RESULTS, SPLITS
+from finetune import CHANCE, COUNTED, FINETUNED
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+
+#: What a person reads for a task, and the number that stands for it.
+FINETUNED_NUMBERS = {
+    "vqa": ("questions (VQA), accuracy", "accuracy"),
+    "nlvr2": ("statements about two pictures (NLVR2), accuracy", "accuracy"),
+    "retrieval": ("text finds picture, R@10", "text_to_image_recall_at_10"),
+    "caption": ("captions, CIDEr-D", "cider_d"),
+}
+ABLATED_NAMES = (
+    "text finds picture, R@10",
+    "picture finds text, R@10",
+    "matching, accuracy",
+    "masked words, accuracy",
+    "questions, accuracy",
+)
+#: Speed and memory: file of rows, and what its sides do.
+BENCHES = {
+    "model_step": "a step of coarse pre-training, micro-batch 8, `small`",
+    "model_memory": "peak memory of that step above the weights",
+    "model_flops": "forward FLOPs of a sample of that step, `base`",
+    "caption": "captions by beam search",
+    "import": "start of a process",
+}
+
+HEAD = """# Results
+
+Made by `python benches/results_page.py` from the rows in `benches/results/`, which hold the
+commit, the versions and the machine of every number; do not edit by hand. How a row is made stands
+at the top of each bench. Small models on small pictures, trained for minutes: the numbers show
+that each part of the package learns what it should, and how much of it comes from where. They say
+nothing about models of the published size.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, *_finetuned(_read("finetune")), *_ablated(_read("ablate")), *_benches()]
+    return "\n".join(parts)
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    file = RESULTS / f"{name}.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean of the seeds, with the smallest and the largest where there are several."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _machines(rows: Iterable[dict[str, str]]) -> str:
+    found = dict.fromkeys(
+        f"{row['processor']}, {row['cores']} cores, torch {row['torch']}, commit"
+        f" {row['commit'][:12]}"
+        for row in rows
+    )
+    return "; ".join(found)
+
+
+def _finetuned(rows: list[dict[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    parts = [
+        "## Image-level tasks, each trained from one coarse checkpoint\n\n"
+        "The coarse model of `fiber demo` (its default plan, seed 0) is trained on one task at a"
+        " time (`benches/finetune.py`). *Text only* and *picture only* are the same run with every"
+        " picture grey, or every text the same, in training and in measuring. *Counted* says what"
+        " was most frequent in training, for questions and statements by their string. *novel*"
+        " shows compositions (scenes) or classes (stamps) that training never showed. Mean of the"
+        " seeds, smallest and largest in brackets. A task counts as learned from both inputs where"
+        " the worst seed lies above everything that misses one.\n"
+    ]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        lines, learned, missed = [], [], []
+        for task in FINETUNED:
+            name, metric = FINETUNED_NUMBERS[task]
+            for split in SPLITS:
+                by_inputs: dict[str, list[float]] = {}
+                for row in own:
+                    if (row["task"], row["metric"], row["split"]) == (task, metric, split):
+                        by_inputs.setdefault(row["inputs"], []).append(float(row["value"]))
+                if not by_inputs.get("both"):
+                    continue
+                columns = (CHANCE, COUNTED, "text", "picture", "both")
+                cells = [_spread(by_inputs.get(column, [])) for column in columns]
+                lines.append([name, split, *cells])
+                without = [v for k, vs in by_inputs.items() if k != "both" for v in vs]
+                above = min(by_inputs["both"]) > max(without, default=0.0)
+                (learned if above else missed).append(f"{name} on {split}")
+        seconds = [
+            float(row["train_seconds"])
+            for row in own
+            if row["inputs"] in ("both", "text", "picture")
+        ]
+        head = ["task", "split", "chance", "counted", "text only", "picture only", "both"]
+        parts += [
+            f"### {data}\n",
+            _table(head, lines),
+            f"Learned from both inputs: {'; '.join(learned) or 'nothing'}."
+            f" Not learned: {'; '.join(missed) or 'nothing'}.\n\n"
+            f"A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one thread"
+            f" of a machine that ran others beside it: {_machines(own)}.\n",
+        ]
+    return parts
+
+
+def _ablated(rows: list[dict[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    values = {
+        arm: {
+            (task, metric, split): [
+                float(row[f"{task}/{metric}/{split}"]) for row in rows if row["arm"] == arm
+            ]
+            for task, metric in SHOWN
+            for split in SPLITS
+        }
+        for arm in ARMS
+    }
+    lines, verdicts = [], []
+    for (task, metric), name in zip(SHOWN, ABLATED_NAMES, strict=True):
+        for split in SPLITS:
+            key = (task, metric, split)
+            lines.append([name, split, *(_spread(values[arm][key]) for arm in ARMS)])
+            for arm in ARMS:
+                change = _change(values["whole"][key], values[arm][key])
+                if arm != "whole" and change:
+                    verdicts.append(f"- {arm}: {name} on {split} {change}")
+    hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
+    return [
+        "## What fusion and each objective of pre-training bring\n\n"
+        f"The coarse stage on scenes (`benches/ablate.py`, {rows[0]['steps']} steps), without the"
+        " part that the column names; what is left out of the losses is measured all the same,"
+        " with a head that was never trained. Mean of the seeds, smallest and largest in"
+        " brackets.\n",
+        _table(["metric", "split", *ARMS], lines),
+        "A difference is named where every seed of one lies above every seed of the other and the"
+        " means are two of the larger standard deviation apart; three seeds cannot show a smaller"
+        " one.\n",
+        ("\n".join(verdicts) or "No difference is that large.") + "\n",
+        f"{len(rows)} runs, {hours:.1f} CPU hours: {_machines(rows)}.\n",
+    ]
+
+
+def _change(whole: Sequence[float], other: Sequence[float]) -> str:
+    """Say how an arm differs from the whole, if three seeds can show it."""
+    if len(whole) < 2 or len(other) < 2:
+        return ""
+    apart = statistics.mean(other) - statistics.mean(whole)
+    separate = min(other) > max(whole) or max(other) < min(whole)
+    if not separate or abs(apart) < 2 * max(statistics.stdev(whole), statistics.stdev(other)):
+        return ""
+    return f"{'rises' if apart > 0 else 'falls'} by {abs(apart):.3f}"
+
+
+def _benches() -> list[str]:
+    lines, used = [], []
+    for name, what in BENCHES.items():
+        newest: dict[str, dict[str, str]] = {row["side"]: row for row in _read(name)}
+        last = max((row["date"] for row in newest.values()), default="")
+        for row in newest.values():
+            if row["date"] == last and row["side"] != row["peer"]:
+                peer = newest[row["peer"]]
+                used.append(row)
+                lines.append(
+                    [
+                        what,
+                        f"{row['side']}: {row['median']} {row['unit']}",
+                        f"{row['peer']}: {peer['median']} {peer['unit']}",
+                        row["ratio_to_peer"],
+                    ]
+                )
+    if not lines:
+        return []
+    return [
+        "## Speed and memory\n\nMedians of interleaved rounds in one process or, for whole"
+        " processes, of interleaved starts; the newest rows of each bench.\n",
+        _table(["what", "side", "peer", "ratio"], lines),
+        f"{_machines(used)}.\n",
+    ]
+
+
+if __name__ == "__main__":
+    main()
