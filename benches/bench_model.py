@@ -4,8 +4,8 @@ Command: python benches/bench_model.py
 Peer: `eager_fiber.py`, the published model in plain PyTorch with the published schedule of passes.
 Both train preset small in float32 with dropout off, micro-batch 8, forward, backward and AdamW: the
 peer's as PyTorch makes it by default, ours as `fiber.train` does (its fused form).
-Counted besides: forward FLOPs of a sample of preset base, and the peak of a process's memory above
-what it held before its first step.
+Counted besides: forward FLOPs of a sample of presets small and base, and the peak of a process's
+memory above what it held before its first step.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig, preset
 from fiber.data.batches import ImageTextBatch
+from fiber.losses.queue import PairQueue
 from fiber.models.image_text import FiberImageText
 from fiber.training.optim import build_optimizer
 from fiber.training.run_config import ImageTextTask, OptimConfig
@@ -33,6 +34,7 @@ from fiber.training.tasks import Draw, image_text_task
 
 PEER = "eager, published passes"
 OURS = "fiber"
+QUEUE = "fiber, queue form"
 #: Part of the words that are masked, as published, and samples of a micro-batch.
 MASKED = 0.15
 BATCH = 8
@@ -84,9 +86,17 @@ def side(name: str, config: FiberConfig, size: int) -> tuple[nn.Module, Callable
         mlm_labels=batch.labels,
         image_ids=torch.arange(size),
     )
-    task = ImageTextTask(share=1)
+    task, queue = ImageTextTask(share=1), None
+    if name == QUEUE:
+        task = ImageTextTask(share=1, itc_form="queue", queue_length=2 * size)
+        queue = PairQueue(
+            task.queue_length,
+            width=config.roberta.width,
+            image_size=(config.image_size, config.image_size),
+            max_tokens=config.max_tokens,
+        )
     return model, lambda: torch.stack(
-        list(image_text_task(model, ours, task, Draw(seed=0, number=0)).values())
+        list(image_text_task(model, ours, task, Draw(seed=0, number=0), queue).values())
     ).sum()
 
 
@@ -164,10 +174,10 @@ def main() -> None:
     report("model_step", "ms", interleave(steps, options.rounds), peer=PEER)
     peaks = {name: lambda n=name: peak_mebibytes(n, options.batch) for name in names}
     report("model_memory", "MiB", interleave(peaks, 3), peer=PEER)
-    if not options.no_flops:
-        base = without_dropout("base")
-        counts = {name: [forward_flops(name, base, 2)] * 2 for name in names}
-        report("model_flops", "GFLOP", counts, peer=PEER)
+    for counted in ("small",) if options.no_flops else ("small", "base"):
+        config = without_dropout(counted)
+        counts = {name: [forward_flops(name, config, 2)] * 2 for name in (*names, QUEUE)}
+        report(f"model_flops_{counted}", "GFLOP", counts, peer=PEER)
 
 
 if __name__ == "__main__":
