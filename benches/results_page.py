@@ -32,20 +32,28 @@ ABLATED_NAMES = (
     "masked words, accuracy",
     "questions, accuracy",
 )
-#: Speed and memory: file of rows, what its sides do, and the ratio that was aimed at.
-BENCHES: dict[str, tuple[str, float | None]] = {
-    "model_step": ("a step of coarse pre-training, micro-batch 8, `small`", 1 / 2),
-    "model_memory": ("peak memory of that step above the weights", 1 / 2),
-    "model_flops_small": ("forward FLOPs of a sample of that step, `small`", None),
-    "model_flops_base": ("the same, `base`", 1 / 2.1),
-    "caption": ("captions by beam search", 1 / 6),
-    "import": ("start of a process", None),
+#: Speed and memory: file of rows, and what its sides do.
+BENCHES = {
+    "model_step": "a step of coarse pre-training, micro-batch 8, `small`",
+    "model_memory": "peak memory of that step above the weights",
+    "model_flops_small": "forward FLOPs of a sample of that step, `small`",
+    "model_flops_base": "the same, `base`",
+    "caption": "captions by beam search",
+    "import": "start of a process",
+}
+#: Ratios that are aimed at, by file and by what the name of the side begins with.
+AIMS = {
+    ("model_step", "fiber"): 1 / 2,
+    ("model_memory", "fiber"): 1 / 2,
+    ("model_flops_base", "fiber, queue form"): 1 / 1.68,
+    ("model_flops_base", "fiber"): 1 / 2.1,
+    ("caption", "cached"): 1 / 6,
 }
 #: What holds a missed target back.
 HELD_BACK = """The step's time follows its FLOPs: half of the blocks of `small` and two thirds of
-its text layers are fused and run once for each objective and each kind of pair, so that sharing what
-lies below saves less there than in `base`, three quarters of whose blocks lie below. Few pictures
-leave beam search waiting for small products; many keep it busy.
+its text layers are fused and run once for each objective and each kind of pair, so that sharing
+what lies below saves less there than in `base`, three quarters of whose blocks lie below. Few
+pictures leave beam search waiting for small products; many keep it busy.
 """
 
 HEAD = """# Results
@@ -199,7 +207,7 @@ def _change(whole: Sequence[float], other: Sequence[float]) -> str:
 
 def _benches() -> list[str]:
     lines, used = [], []
-    for name, (what, aim) in BENCHES.items():
+    for name, what in BENCHES.items():
         newest: dict[str, dict[str, str]] = {row["side"]: row for row in _read(name)}
         last = max((row["date"] for row in newest.values()), default="")
         for row in newest.values():
@@ -212,7 +220,7 @@ def _benches() -> list[str]:
                         f"{row['side']}: {row['median']} {row['unit']}",
                         f"{row['peer']}: {peer['median']} {peer['unit']}",
                         row["ratio_to_peer"],
-                        _judged(float(row["ratio_to_peer"]), aim),
+                        _judged(name, row),
                     ]
                 )
     if not lines:
@@ -226,8 +234,14 @@ def _benches() -> list[str]:
     ]
 
 
-def _judged(ratio: float, aim: float | None) -> str:
-    return "" if aim is None else f"{aim:.3f}: {'met' if ratio <= aim else 'missed'}"
+def _judged(name: str, row: dict[str, str]) -> str:
+    """Say whether a ratio reaches the one that is aimed at, if there is one."""
+    aims = [
+        aim for (file, side), aim in AIMS.items() if file == name and row["side"].startswith(side)
+    ]
+    if not aims:
+        return ""
+    return f"{aims[0]:.3f}: {'met' if float(row['ratio_to_peer']) <= aims[0] else 'missed'}"
 
 
 if __name__ == "__main__":
