@@ -42,6 +42,7 @@ build: $(VENV)/.installed-dev
 
 # Every bench, each against its peer in the same run; rows go to benches/results.
 bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:

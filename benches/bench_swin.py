@@ -1,0 +1,115 @@
+"""The image tower alone, forward and backward: ours, the eager peer's, and timm's of the same size.
+
+Command: pip install '.[bench]'; python benches/bench_swin.py
+Peer: timm's SwinTransformer, which most people would take. The eager model of `bench_model.py` is
+only a fair peer there while its trunk is about as fast as this one (within a tenth). All three have
+the same weights and must give the same last map; ours and the eager one without fusion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from bench_model import PEER as EAGER
+from bench_model import without_dropout
+from eager_fiber import Swin
+from rows import interleave, refuse_debug_build, report
+from torch import Tensor, nn
+
+from fiber.config import FiberConfig
+from fiber.models.image_text import FiberImageText
+from fiber.models.weights_layouts import tower_states
+
+PEER = f"timm {timm.__version__}"
+
+
+def timm_swin(config: FiberConfig) -> nn.Module:
+    """timm's tower of a configuration's sizes, without classifier and dropout."""
+    swin = config.swin
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=config.image_size,
+        patch_size=swin.patch_size,
+        num_classes=0,
+        global_pool="",
+        embed_dim=swin.embed_dim,
+        depths=swin.depths,
+        num_heads=swin.num_heads,
+        window_size=swin.window_size,
+        drop_path_rate=0.0,
+    )
+
+
+def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Build the three towers with the same weights: parameters, and pictures to the last map."""
+    torch.manual_seed(0)
+    model = FiberImageText(config).train()
+    eager, peer = Swin(config).train(), timm_swin(config).train()
+    for tower, layout in ((eager, "microsoft"), (peer, "timm")):
+        given = tower_states(model, layout)["swin"]
+        missing = set(tower.state_dict()) - set(given)
+        assert all(name.endswith(("relative_position_index", "attn_mask")) for name in missing)
+        tower.load_state_dict(given, strict=False)
+    # Like the last norm that timm's tower has inside, which the two others do not run.
+    norm = model.itc_image_norm
+    return {
+        PEER: (peer, lambda images: peer.forward_features(images).flatten(1, 2)),
+        EAGER: (eager, lambda images: eager.norm(eager(images))),
+        "fiber": (
+            model,
+            lambda images: norm(model.backbone.encode_image(images).stages[-1].flatten(1, 2)),
+        ),
+    }
+
+
+def check_alike(
+    towers: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]], images: Tensor
+) -> None:
+    """Stop if the towers do not compute the same."""
+    with torch.no_grad():
+        maps = {name: run(images) for name, (_, run) in towers.items()}
+    for name, found in maps.items():
+        torch.testing.assert_close(found, maps[PEER], rtol=1e-4, atol=1e-4, msg=f"map of {name}")
+
+
+def stepper(
+    tower: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor
+) -> Callable[[], float]:
+    """Make what runs forward and backward once and returns its milliseconds."""
+
+    def step() -> float:
+        began = time.perf_counter()
+        tower.zero_grad(set_to_none=True)
+        run(images).square().mean().backward()
+        return 1000 * (time.perf_counter() - began)
+
+    return step
+
+
+def main() -> None:
+    """Check, measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=11)
+    options = parser.parse_args()
+    refuse_debug_build()
+    # The last map of `small` at its own 96 pixels is smaller than a window, where tables differ.
+    for name, side, size in (("small", 192, 4), ("base", 384, 1)):
+        whole = without_dropout(name)
+        config = dataclasses.replace(
+            whole,
+            image_size=side,
+            fusion=dataclasses.replace(whole.fusion, num_fused_layers=0),
+        )
+        images = torch.randn(size, 3, side, side)
+        towers = trunks(config)
+        check_alike(towers, images)
+        steps = {f"{who}, {name}": stepper(*tower, images) for who, tower in towers.items()}
+        report("swin", "ms", interleave(steps, options.rounds), peer=f"{PEER}, {name}")
+
+
+if __name__ == "__main__":
+    main()
