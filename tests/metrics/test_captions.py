@@ -1,4 +1,4 @@
-"""BLEU-4 and ROUGE-L on captions whose n-grams are counted by hand."""
+"""BLEU-4, ROUGE-L and CIDEr-D on captions whose n-grams are counted by hand."""
 
 import math
 
@@ -34,7 +34,23 @@ def test_tokens(caption, tokens):
 
 def test_same_words_score_one():
     scores = caption_scores(["A red circle is here."], [["a red circle is here", "nothing"]])
-    assert scores == pytest.approx({"bleu_4": 1.0, "rouge_l": 1.0}, abs=1e-8)
+    # Of one picture alone no word is rare.
+    expected = {"bleu_4": 1.0, "rouge_l": 1.0, "cider_d": 0.0}
+    assert scores == pytest.approx(expected, abs=1e-8)
+    both = caption_scores(["A red circle", "two dogs"], [["a red circle"], ["two dogs."]])
+    # "a red circle": n-grams of 1 to 3 words agree, of 4 there is none; "two dogs": of 1 and 2.
+    assert both["cider_d"] == pytest.approx(10 * (3 / 4 + 2 / 4) / 2)
+
+
+def test_cider_compares_tokens_and_counts_them_in_the_references():
+    """A word of all three pictures weighs log 1 = 0, one of two log 1.5, one of one log 3."""
+    references = [["A dog's ball."], ["a dog", "a hat"], ["a cat"]]
+    found = caption_scores(["a DOG's ball!", "a dog", "a dog"], references)["cider_d"]
+    # Four tokens, "a dog 's ball", as in the reference.
+    first = 10.0
+    # "a dog" is one of two references: 1- and 2-grams agree; with "a hat" only "a", weighing 0.
+    second = 10 * 2 / 4 / 2
+    assert found == pytest.approx((first + second + 0.0) / 3)
 
 
 def test_bleu_by_hand():
@@ -85,7 +101,7 @@ def test_rouge_takes_the_best_precision_and_the_best_recall():
 
 def test_nothing_said_scores_nothing():
     scores = caption_scores(["", "!"], [["a dog"], ["a cat"]])
-    assert scores == {"bleu_4": 0.0, "rouge_l": 0.0}
+    assert scores == {"bleu_4": 0.0, "rouge_l": 0.0, "cider_d": 0.0}
 
 
 def test_no_pictures_is_nan():

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import pickle
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +68,9 @@ def test_several_references_are_averaged():
 def test_frequencies_of_a_corpus_or_as_given():
     corpus = DocumentFrequencies.of([["a b", "a c"], ["a"], ["d"]])
     assert corpus.pictures == 3
-    assert corpus.counts[("a",)] == 2 and corpus.counts[("a", "b")] == 1
+    # Those of one picture need no place: a missing one counts as 1.
+    assert corpus.counts == {("a",): 2}
+    assert corpus.weight(("a", "b")) == pytest.approx(math.log(3))
     assert corpus.weight(("a",)) == pytest.approx(math.log(3 / 2))
     # What the corpus never saw counts as if one picture had it.
     assert corpus.weight(("never",)) == pytest.approx(math.log(3))
@@ -75,6 +80,90 @@ def test_frequencies_of_a_corpus_or_as_given():
     with_itself = cider_d_scores(["a b"], [["a b"]])
     # In a corpus of one picture every n-gram is everywhere.
     assert with_itself.tolist() == [0.0]
+
+
+def test_no_picture_has_no_frequencies():
+    with pytest.raises(ValueError, match="document frequencies of no picture; expected captions"):
+        DocumentFrequencies.of([])
+
+
+def written(path: Path, held: object, protocol: int = 2) -> Path:
+    path.write_bytes(pickle.dumps(held, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("kind", [dict, lambda d: defaultdict(float, d)], ids=["dict", "default"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_frequencies_of_a_file(tmp_path, kind, protocol):
+    counts = kind({("a",): 3.0, ("a", "b"): 2, ("rare",): 1.0})
+    path = written(tmp_path / "words.p", {"document_frequency": counts, "ref_len": 9}, protocol)
+    found = DocumentFrequencies.read(path)
+    assert found == ({("a",): 3.0, ("a", "b"): 2.0}, 9.0)
+    assert found.weight(("rare",)) == found.weight(("never",)) == pytest.approx(math.log(9))
+
+
+def test_frequencies_of_a_file_of_python_2(tmp_path):
+    """As its cPickle wrote them: byte strings, and `float` of the module __builtin__."""
+    pickled = (
+        b"(dS'document_frequency'\nccollections\ndefaultdict\n(c__builtin__\nfloat\ntR"
+        b"(S'caf\\xc3\\xa9'\ntF2.0\nssS'ref_len'\nI5\ns."
+    )
+    (tmp_path / "old.p").write_bytes(pickled)
+    assert DocumentFrequencies.read(tmp_path / "old.p") == ({("caf\u00e9",): 2.0}, 5.0)
+
+
+class Hostile:
+    def __init__(self, call, *arguments):
+        self.call = call, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_file_that_runs_code_does_not(tmp_path):
+    mark = tmp_path / "mark"
+    for number, call in enumerate([(os.mkdir, str(mark)), (eval, "1"), (Counter, "a")]):
+        frequencies = {"document_frequency": {("a",): 1.0}, "ref_len": Hostile(*call)}
+        path = written(tmp_path / f"{number}.p", frequencies)
+        name = {"mkdir": "mkdir", "eval": "eval", "Counter": "Counter"}[call[0].__name__]
+        with pytest.raises(ValueError, match=rf"is no pickle of plain .* it names \S*{name}"):
+            DocumentFrequencies.read(path)
+    assert not mark.exists()
+    # Attributes of what may be named cannot be set: the operation BUILD on `float`.
+    build = b"c__builtin__\nfloat\n(dS'fromhex'\nI1\nsb."
+    (tmp_path / "build.p").write_bytes(build)
+    with pytest.raises(ValueError, match="is no pickle of plain document frequencies"):
+        DocumentFrequencies.read(tmp_path / "build.p")
+    assert float.fromhex("1") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([1], "holds list; expected a dict with document_frequency and ref_len"),
+        ({"ref_len": 4}, r"holds \['ref_len'\]; expected a dict"),
+        ({"document_frequency": {}, "ref_len": 4}, "document_frequency is '{}'; expected a dict"),
+        ({"document_frequency": {"a": 1}, "ref_len": 4}, "has 'a': 1; expected a tuple of words"),
+        ({"document_frequency": {(7,): 1}, "ref_len": 4}, r"has \(7,\): 1; expected a tuple"),
+        ({"document_frequency": {("a",): "1"}, "ref_len": 4}, r"has \('a',\): '1'; expected"),
+        # The logarithm, as some scorers keep it.
+        (
+            {"document_frequency": {("a",): 9}, "ref_len": 2.7},
+            "ref_len is 2.7; expected the",
+        ),
+    ],
+)
+def test_a_file_of_something_else(tmp_path, held, message):
+    with pytest.raises(ValueError, match=message):
+        DocumentFrequencies.read(written(tmp_path / "words.p", held))
+
+
+def test_no_file_of_frequencies(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"document frequencies .*words\.p do not exist"):
+        DocumentFrequencies.read(tmp_path / "words.p")
+    (tmp_path / "cut.p").write_bytes(pickle.dumps({"ref_len": 4})[:-3])
+    with pytest.raises(ValueError, match=r"cut\.p is no pickle"):
+        DocumentFrequencies.read(tmp_path / "cut.p")
 
 
 def test_mean():

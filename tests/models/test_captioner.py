@@ -15,6 +15,7 @@ from fiber.models.captioner import (
     CaptionDecoder,
     beam_search,
     caption_log_probs,
+    is_written,
     sample_captions,
     search_beams,
     written_tokens,
@@ -308,6 +309,35 @@ def test_samples_are_those_of_their_seed():
     assert first.token_ids.shape[:2] == (len(IMAGES), 4)
     assert torch.equal(first.token_ids, again.token_ids)
     assert not torch.equal(first.token_ids, other.token_ids[..., : first.token_ids.shape[2]])
+
+
+def test_a_generator_for_each_picture_draws_what_it_draws_alone():
+    model = caption_model(end=3.0)
+    tokens = pictures(model)
+
+    def drawn(rows, seeds):
+        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return sample_captions(
+            model, tokens[rows], samples_per_image=4, max_tokens=9, generator=sources
+        ).token_ids
+
+    together = drawn([0, 1], [5, 6])
+    for rows, seeds in (([0], [5]), ([1], [6])):
+        alone = drawn(rows, seeds)
+        own = together[rows]
+        length = min(alone.shape[2], own.shape[2])
+        assert torch.equal(alone[..., :length], own[..., :length])
+        assert (own[..., length:] == PAD_ID).all()
+    assert not torch.equal(together[0], drawn([0, 1], [7, 6])[0][:, : together.shape[2]])
+    with pytest.raises(ValueError, match="got 1 generators for 2 pictures"):
+        drawn([0, 1], [5])
+    assert drawn([], []).shape[:2] == (0, 4)
+
+
+def test_what_of_a_caption_was_written():
+    ids = torch.tensor([[5, 6, 2, 1], [5, 1, 7, 2], [5, 6, 7, 8], [2, 5, 2, 1]])
+    expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert is_written(ids).int().tolist() == expected
 
 
 def test_samples_end_with_an_end_and_are_padded():

@@ -62,6 +62,7 @@ PUBLISHED = {
     "retrieval_flickr30k_itm": (2e-5, 5, 1024, 50, 384),
     "caption_coco": (5e-5, 5, 512, 50, 576),
     "caption_coco_gold": (1e-5, 5, 512, 50, 576),
+    "caption_coco_cider": (1e-6, 5, 512, 50, 576),
 }
 
 
@@ -82,6 +83,17 @@ def test_published_hyper_parameters_of_the_coarse_stage(name):
     crops = config.data.transform.kind == "crop"
     assert crops == (not name.startswith("pretrain"))
 
+
+def test_published_self_critical_training():
+    task = load_recipe("caption_coco_cider").tasks.caption
+    assert (task.objective, task.cider_samples, task.cider_baseline) == ("cider", 5, "constant")
+    assert task.weights() == pytest.approx({"caption": 0.3, "self_critical": 0.7, "cider_d": 0})
+    changed = {line.partition(":")[0] for line in differences(*map(load_recipe, CAPTIONS))}
+    assert changed == {"tasks.caption.objective", "optim.lr"}
+
+
+#: The second stage of captions and the third.
+CAPTIONS = "caption_coco_gold", "caption_coco_cider"
 
 #: Recipes that leave the split to choose on out of training -> (training samples, epochs) of these
 #: and of the published variant, which trains on it: captions of Karpathy's splits (COCO: 82,783 and

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from fiber.data import Tokenizer, load_image
 from fiber.data.records import Record
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import answer_scores
-from fiber.models.captioner import END_ID, beam_search
+from fiber.models.captioner import END_ID, Captions, beam_search
+from fiber.models.roberta import PAD_ID
 from fiber.training import measure_pairs
 from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import TASKS, PermutedImages, evaluate, fusion_off
@@ -101,7 +103,7 @@ def test_every_task_gives_fractions(task, switch, models, pictures):
     metrics = measure(task, models, pictures, **options.get(switch, {}))
     assert metrics
     for name, value in metrics.items():
-        assert 0 <= value <= 1, name
+        assert 0 <= value <= (10 if name == "cider_d" else 1), name
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -239,6 +241,35 @@ def test_pictures_are_described_once_in_cocos_format(models, pictures, tokenizer
     assert [entry["caption"] for entry in found] == said
     people = [[records[0].text, "another caption"], [records[1].text], [records[2].text]]
     assert metrics == caption_scores(said, people)
+
+
+def test_caption_metrics_by_hand(models, pictures, tokenizer, monkeypatch):
+    """Each picture is compared with all of its captions, by tokens, with their own rarity."""
+    records = records_for("caption", pictures)[:2]
+    said = ["A red square.", "two dogs"]
+    wrote = [["a red square", "a blue ball"], ["two dogs run"]]
+    longest = max(len(tokenizer.encode(text)[0]) for text in said)
+    ids = [tokenizer.encode(text)[0][1:] for text in said]
+    ids = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in ids])
+    monkeypatch.setattr(
+        measure_pairs, "beam_search", lambda *_, **__: Captions(ids, torch.zeros(2))
+    )
+    shown = [
+        dataclasses.replace(record, key=f"{record.key}/{text}", text=text)
+        for record, texts in zip(records, wrote, strict=True)
+        for text in texts
+    ]
+    shown = [dataclasses.replace(r, image_id=r.images[0]) for r in shown]
+    metrics = evaluate(models["coarse"], "caption", data=shown, threads=1)
+    # 1- to 3-grams of "a red square" agree with one of two references; with "a blue ball" it shares
+    # "a", one of three words that all weigh log 2.
+    first = (3 / 4 + 1 / 3 / 4) / 2
+    # "two dogs" has two of three 1-grams, one of two 2-grams, and one 2-gram too few.
+    second = (2 / math.sqrt(6) + 1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
+    assert metrics["cider_d"] == pytest.approx(10 * (first + second) / 2)
+    # Precision 1 and recall 1; precision 1 and recall 2 / 3.
+    assert metrics["rouge_l"] == pytest.approx((1 + 2.44 * (2 / 3) / (2 / 3 + 1.44)) / 2)
+    assert metrics.keys() == {"bleu_4", "rouge_l", "cider_d"}
 
 
 def test_pictures_that_share_a_number_keep_their_names():

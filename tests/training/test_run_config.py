@@ -3,6 +3,7 @@ import pytest
 from fiber.config import preset
 from fiber.fields import from_dict, replace_fields, to_dict
 from fiber.training.run_config import (
+    CaptionTask,
     DataConfig,
     GroundingTask,
     ImageTextTask,
@@ -98,6 +99,20 @@ def test_wrong_field_names_the_right_one():
         (
             lambda: TasksConfig(grounding=GroundingTask(share=1, max_classes=0)),
             "tasks.grounding.max_classes must be 1 or more, got 0",
+        ),
+        (
+            lambda: TasksConfig(caption=CaptionTask(share=1, cider_samples=0)),
+            "tasks.caption.cider_samples must be 1 or more, got 0",
+        ),
+        (
+            lambda: TasksConfig(caption=CaptionTask(share=1, cider_share=1.5)),
+            r"tasks.caption.cider_share must be in \[0, 1\], got 1.5",
+        ),
+        (
+            lambda: TasksConfig(
+                caption=CaptionTask(share=1, cider_samples=1, cider_baseline="others")
+            ),
+            "cider_samples must be 2 or more for cider_baseline 'others', got 1",
         ),
         (lambda: TrainConfig(steps=0), "train.steps must be 1 or more, got 0"),
         (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay"),

@@ -1,6 +1,6 @@
-"""Captions against what people wrote: BLEU-4 and ROUGE-L, as COCO's caption evaluation has them.
+"""Captions against what people wrote: BLEU-4, ROUGE-L and CIDEr-D, as COCO's evaluation has them.
 
-Both compare words as `caption_tokens` gives them. It follows the Penn Treebank tokenizer that the
+All compare words as `caption_tokens` gives them. It follows the Penn Treebank tokenizer that the
 COCO evaluation runs (Stanford's PTBTokenizer with -lowerCase), without needing Java:
 
 - letters become lower case;
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fiber.metrics.cider import cider_d
 from fiber.metrics.matching import mean
 
 #: ROUGE-L weighs recall this much more than precision in COCO's evaluation.
@@ -64,14 +65,16 @@ def caption_tokens(caption: str) -> list[str]:
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """BLEU-4 and ROUGE-L.
+    """BLEU-4, ROUGE-L and CIDEr-D, of words as `caption_tokens` gives them.
 
     Args:
         candidates: the caption written for each of n pictures.
         references: for each of them what people wrote, one caption or more.
 
     Returns:
-        `bleu_4` and `rouge_l`, both from 0 to 1.
+        `bleu_4` and `rouge_l`, both from 0 to 1; `cider_d`, from 0 to 10 (papers print a hundred
+        times it), with document frequencies from these references, as COCO's evaluation takes them:
+        it so depends on the pictures that are measured together, and is 0 for a single one.
 
     Raises:
         ValueError: if the lengths differ, or a picture has no reference.
@@ -86,6 +89,9 @@ def caption_scores(
     return {
         "bleu_4": bleu(said, wrote),
         "rouge_l": mean(np.array([rouge_l(*pair) for pair in zip(said, wrote, strict=True)])),
+        **cider_d(
+            list(map(" ".join, said)), [[" ".join(words) for words in people] for people in wrote]
+        ),
     }
 
 

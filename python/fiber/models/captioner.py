@@ -148,7 +148,7 @@ def sample_captions(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Samples:
     """Draw captions token by token.
 
@@ -164,17 +164,21 @@ def sample_captions(
         top_k: draw among this many of the likeliest tokens only.
         top_p: draw among the likeliest tokens only, as few as reach this probability together
             (of those that top_k left).
-        generator: on the model's device; one seed gives the same samples of the same batch.
+        generator: on the model's device; one seed gives the same samples of the same batch. Or one
+            for each picture, whose samples then do not depend on the pictures beside it.
 
     Returns:
         The samples; their log probabilities are those of the model itself, whatever the
         temperature, top_k and top_p were, as `caption_log_probs` computes them.
 
     Raises:
-        ValueError: if a setting leaves nothing to draw.
+        ValueError: if a setting leaves nothing to draw, or there are not as many generators as
+            pictures.
     """
     _check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
+    if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
+        raise ValueError(f"got {len(generator)} generators for {len(image_tokens)} pictures")
     decoder = CaptionDecoder(model, image_tokens)
     log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
     decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
@@ -184,8 +188,8 @@ def sample_captions(
     for step in range(1, max_tokens):
         if step > 1:
             log_probs = decoder.log_probs(tokens[-1])
-        weights = _truncated((log_probs / temperature).softmax(-1), top_k, top_p).flatten(0, 1)
-        token = torch.multinomial(weights, 1, generator=generator).view(ended.shape)
+        weights = _truncated((log_probs / temperature).softmax(-1), top_k, top_p)
+        token = _drawn(weights, generator)
         values.append(log_probs.gather(2, token[..., None])[..., 0].masked_fill(ended, 0.0))
         tokens.append(token.masked_fill(ended, PAD_ID))
         ended = ended | _ends(tokens[-1])
@@ -214,14 +218,21 @@ def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Te
             " tokens) with at least one token"
         )
     ids = token_ids.flatten(0, 1)
-    ends = _ends(ids)
-    # A token is written where nothing before it has ended the caption.
-    written = (ends.cumsum(1) - ends.long()) == 0
+    written = is_written(ids)
     inputs = F.pad(ids[:, :-1], (1, 0), value=START_ID)
     text = model.decode_text(image_tokens, inputs, written)
     log_probs = next_token_log_probs(model, model.mlm_logits(text, written))
     found = log_probs.gather(1, ids[written][:, None])[:, 0]
     return found.new_zeros(ids.shape).masked_scatter(written, found).view(token_ids.shape)
+
+
+def is_written(token_ids: Tensor) -> Tensor:
+    """Mark the tokens of captions without <s>: (..., n) -> (..., n) bool.
+
+    True up to the first </s> or <pad>, that included: where nothing before has ended the caption.
+    """
+    ends = _ends(token_ids)
+    return (ends.cumsum(-1) - ends.long()) == 0
 
 
 def written_tokens(token_ids: Sequence[int]) -> list[int]:
@@ -259,6 +270,21 @@ def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * ordered.sum(-1, keepdim=True), 0.0)
     return torch.zeros_like(ordered).scatter(-1, order, ordered)
+
+
+def _drawn(
+    weights: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> Tensor:
+    """Draw a token for each text: (B, S, V) -> (B, S) int64."""
+    if isinstance(generator, Sequence):
+        drawn = [
+            torch.multinomial(own, 1, generator=source)
+            for own, source in zip(weights, generator, strict=True)
+        ]
+        return torch.cat(drawn or [weights.new_empty(0, 1, dtype=torch.int64)]).view(
+            weights.shape[:2]
+        )
+    return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(weights.shape[:2])
 
 
 def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:

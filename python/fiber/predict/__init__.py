@@ -92,8 +92,8 @@ def evaluate(
             pair. Default: 32 if the model has the head for it.
 
     Returns:
-        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric", those
-        after re-ranking as "reranked/metric".
+        Metrics by name, fractions in [0, 1] but for `cider_d`, which goes up to 10; those of a
+        group of records as "group/metric", those after re-ranking as "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.

@@ -7,7 +7,8 @@ Data: DIR/dataset_coco.json with Karpathy's splits, train2014 and val2014 in DIR
     most others train on, `caption_coco_published` is what FIBER did.
 Hardware: published on 8 GPUs with 8 samples a pass.
 Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two further stages, GOLD
-    (`caption_coco_gold`) and CIDEr optimisation; for this stage alone it gives no number.
+    (`caption_coco_gold`) and CIDEr-D (`caption_coco_cider`); for this stage alone it gives no
+    number.
 """
 
 import dataclasses

@@ -75,7 +75,8 @@ def evaluate(
         threads: of the loader; 0 uses every core.
 
     Returns:
-        Metrics by name, fractions in [0, 1]; those of a group of records as "group/metric".
+        Metrics by name, fractions in [0, 1] but for `cider_d`, which goes up to 10; those of a
+        group of records as "group/metric".
 
     Raises:
         TypeError: if the data are no folder and no set of records.

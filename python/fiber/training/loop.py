@@ -48,6 +48,7 @@ from fiber.training.optim import (
     set_learning_rate,
 )
 from fiber.training.progress import Progress, readable_seconds, say
+from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
 from fiber.training.streams import Data, TaskStreams, TrainingData, open_data
@@ -124,13 +125,21 @@ def train(
         wait_for_all(processes)
         if not (resume and folder.is_finished):
             quiet = quiet or not processes.is_first
+            rewards = caption_rewards(config, source)
             try:
                 # The caller's random numbers are not touched.
                 with torch.random.fork_rng(
                     [processes.device] if processes.device.type == "cuda" else []
                 ):
                     _train(
-                        config, source, folder, processes, start=start, threads=threads, quiet=quiet
+                        config,
+                        source,
+                        folder,
+                        processes,
+                        start=start,
+                        rewards=rewards,
+                        threads=threads,
+                        quiet=quiet,
                     )
             except KeyboardInterrupt:
                 if not quiet:
@@ -150,6 +159,7 @@ def _train(
     processes: Processes,
     *,
     start: StoredModel | Towers | None,
+    rewards: CaptionRewards | None,
     threads: int,
     quiet: bool,
 ) -> None:
@@ -170,7 +180,7 @@ def _train(
     freeze_image_stages(model, config.optim.frozen_image_stages)
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
-    memory = Memory.of(config, device)
+    memory = Memory.of(config, device, rewards)
     position = Position(records=source.counts())
     if checkpoint is not None:
         position = checkpoint.position(expected=position)

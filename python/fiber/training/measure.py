@@ -23,7 +23,7 @@ from fiber.training.streams import inference_transform
 class Measured:
     """What came out."""
 
-    #: Fractions in [0, 1] by name.
+    #: Fractions in [0, 1] by name; `cider_d` goes up to 10.
     metrics: dict[str, float]
     #: One entry for each prediction in the task's official format: JSON objects, or lines of text.
     predictions: list[Any] = field(default_factory=list)

@@ -191,6 +191,9 @@ def winoground(subject: Subject, records: RecordSet) -> Measured:
 def caption(subject: Subject, records: RecordSet) -> Measured:
     """Describe each picture once, and compare with all of its captions.
 
+    BLEU-4, ROUGE-L and CIDEr-D of words as `metrics.captions.caption_tokens` gives them; document
+    frequencies are those of the captions that are compared with, as in COCO's evaluation.
+
     Predictions are in COCO's result format; `image_id` is the number that the picture's file name
     ends in (391895 of COCO_val2014_000000391895.jpg), or its whole image_id where that has none or
     is another picture's too.

@@ -1,7 +1,8 @@
 """What objectives keep from one pass to the next beside the weights and the optimiser.
 
 Contrast of form "queue" keeps older pairs, captions of objective "gold" a frozen copy of the model.
-It is alike on every rank, and stands in every checkpoint, so that a resumed run goes on exactly.
+Both are alike on every rank, and stand in every checkpoint, so that a resumed run goes on exactly.
+Objective "cider" has all captions of every picture at hand, which a run reads from its data anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fiber.losses.queue import PairQueue
 from fiber.models.image_text import FiberImageText
+from fiber.training.rewards import CaptionRewards
 from fiber.training.run_config import RunConfig
 
 
@@ -26,10 +28,20 @@ class Memory:
     reference: FiberImageText | None = None
     #: Steps from one copy to the next.
     copy_every: int = 1
+    #: What sampled captions earn.
+    rewards: CaptionRewards | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, device: torch.device) -> Memory:
-        """Make what a run needs: an empty queue, a copy that `begin_step` fills."""
+    def of(
+        cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
+    ) -> Memory:
+        """Make what a run needs: an empty queue, a copy that `begin_step` fills; and keep rewards.
+
+        Args:
+            config: of the run.
+            device: where its model is.
+            rewards: for captions of objective "cider".
+        """
         active, queue, reference = config.tasks.active(), None, None
         image_text, caption = config.tasks.image_text, config.tasks.caption
         if "image_text" in active and image_text.has_contrast and image_text.itc_form == "queue":
@@ -42,7 +54,12 @@ class Memory:
             )
         if "caption" in active and caption.objective == "gold":
             reference = FiberImageText(config.model).to(device).eval().requires_grad_(False)
-        return cls(queue=queue, reference=reference, copy_every=caption.gold_copy_every)
+        return cls(
+            queue=queue,
+            reference=reference,
+            copy_every=caption.gold_copy_every,
+            rewards=rewards,
+        )
 
     def begin_step(self, step: int, model: nn.Module) -> None:
         """Copy the model anew where it is time to, at the first step too."""

@@ -110,18 +110,37 @@ class CaptionTask:
     #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
     #: "likelihood" of each next token; "gold": its tokens weighed by a frozen copy of the model
-    #: (off-policy fine-tuning after likelihood, as published).
-    objective: Literal["likelihood", "gold"] = "likelihood"
+    #: (off-policy fine-tuning after likelihood, as published); "cider": beside likelihood, captions
+    #: that the model samples become likelier by how well they agree with those of their picture
+    #: (self-critical fine-tuning after gold, as published). Captions of a mirrored picture are
+    #: compared with as they were written.
+    objective: Literal["likelihood", "gold", "cider"] = "likelihood"
     #: What "gold" divides a caption's sum by: its "tokens", or its "padding" as published.
     gold_divisor: Literal["tokens", "padding"] = "tokens"
     #: Steps from one frozen copy of "gold" to the next.
     gold_copy_every: int = 1000
+    #: Part of the loss of "cider" that is self-critical, in [0, 1]; the rest is likelihood.
+    cider_share: float = 0.7
+    #: Captions that "cider" samples of each picture.
+    cider_samples: int = 5
+    #: What the CIDEr-D of a sample is compared with: "constant" 1.0 as published; "others": the
+    #: mean of the picture's other samples, with which samples that are all as good teach nothing.
+    cider_baseline: Literal["constant", "others"] = "constant"
+    #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None:
+    #: they are counted from the training captions.
+    cider_frequencies: str | None = None
     #: Weight of the loss.
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"caption": self.caption}
+        """Weight of each loss by name; that of a number that is only watched is 0."""
+        if self.objective != "cider":
+            return {"caption": self.caption}
+        return {
+            "caption": self.caption * (1 - self.cider_share),
+            "self_critical": self.caption * self.cider_share,
+            "cider_d": 0.0,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +193,19 @@ class TasksConfig:
         for name, value in (
             ("image_text.queue_length", self.image_text.queue_length),
             ("caption.gold_copy_every", self.caption.gold_copy_every),
+            ("caption.cider_samples", self.caption.cider_samples),
         ):
             _require(value >= 1, f"tasks.{name} must be 1 or more, got {value}")
+        caption = self.caption
+        _require(
+            0 <= caption.cider_share <= 1,
+            f"tasks.caption.cider_share must be in [0, 1], got {caption.cider_share}",
+        )
+        _require(
+            caption.cider_baseline == "constant" or caption.cider_samples >= 2,
+            "tasks.caption.cider_samples must be 2 or more for cider_baseline 'others', got"
+            f" {caption.cider_samples}",
+        )
         _require(
             bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
         )

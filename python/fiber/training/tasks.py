@@ -9,17 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fiber.data.batches import GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
-from fiber.losses.caption import gold_loss
+from fiber.losses.caption import (
+    PUBLISHED_BASELINE,
+    gold_loss,
+    others_mean,
+    self_critical_loss,
+)
 from fiber.losses.contrastive import Similarities, itc_loss, text_fingerprints
-from fiber.losses.gather import fetch_rows
+from fiber.losses.gather import fetch_rows, rank, row_counts
 from fiber.losses.grounding import grounding_losses
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
 from fiber.losses.matching import (
     MatchingPairs,
+    counter_uniforms,
     half_pairs,
     hard_negatives,
     itm_loss,
@@ -28,11 +35,17 @@ from fiber.losses.matching import (
     pair_loss,
 )
 from fiber.losses.queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.reduce import world_size
 from fiber.models.backbone import ImagePrefix
+from fiber.models.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.training.memory import NO_MEMORY, Memory
+from fiber.training.rewards import CaptionRewards
 from fiber.training.run_config import CaptionTask, ImageTextTask, TasksConfig
+
+#: Number of the stream of draws that samples of captions begin from; `losses.matching` has others.
+_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,8 @@ def task_losses(
         return question_task(model, batch)
     if name == "reasoning":
         return reasoning_task(model, batch)
+    if memory.rewards is not None:
+        return self_critical_task(model, batch, tasks.caption, draw, memory.rewards)
     return caption_task(model, batch, tasks.caption, memory.reference)
 
 
@@ -276,6 +291,68 @@ def caption_task(
         believed = caption_logits(reference, batch)
     loss = gold_loss(logits, believed, batch.token_ids, batch.text_mask, divisor=task.gold_divisor)
     return {"caption": loss}
+
+
+def self_critical_task(
+    model: FiberImageText,
+    batch: ImageTextBatch,
+    task: CaptionTask,
+    draw: Draw,
+    rewards: CaptionRewards,
+) -> dict[str, Tensor]:
+    """Captions by likelihood, and samples made likelier by how much they agree with people's.
+
+    The picture is encoded once for both. Samples are drawn in the mode that the model is in, with
+    dropout while it trains (as published), and then read again with gradient. What is drawn for a
+    picture depends on the pass and its row in the whole batch alone: ranks draw what one process
+    does.
+
+    Args:
+        model: what is trained.
+        batch: pictures with captions.
+        task: how many samples, and what their reward is compared with.
+        draw: source of this pass's random numbers.
+        rewards: of the data that the batch is from.
+
+    Returns:
+        `caption` and `self_critical`; and `cider_d`, the mean reward, which has no gradient.
+
+    Source: self-critical training (Rennie et al. 2017) as in FIBER.
+    """
+    tokens = model.backbone.encode_image(batch.images).stages[-1]
+    text = model.decode_text(tokens, batch.token_ids, batch.text_mask)
+    likelihood = caption_loss(model.caption_logits(text), batch.token_ids, batch.text_mask)
+
+    counts = row_counts(batch.image_ids)
+    samples = sample_captions(
+        model,
+        tokens,
+        samples_per_image=task.cider_samples,
+        max_tokens=model.config.max_tokens,
+        generator=_generators(draw, sum(counts[: rank()]), len(batch), tokens.device),
+    ).token_ids
+    earned = rewards(batch.keys, samples)
+    loss = self_critical_loss(
+        caption_log_probs(model, tokens, samples),
+        is_written(samples),
+        earned,
+        baseline=others_mean(earned) if task.cider_baseline == "others" else PUBLISHED_BASELINE,
+    )
+    mean = earned.mean(1).sum() * world_size() / sum(counts)
+    return {"caption": likelihood, "self_critical": loss, "cider_d": mean}
+
+
+def _generators(
+    draw: Draw, first_row: int, count: int, device: torch.device
+) -> list[torch.Generator]:
+    """Make a source of random numbers for each of `count` rows of the whole batch."""
+    rows = np.arange(first_row, first_row + count)
+    uniforms = counter_uniforms(draw.seed, draw.number, _SAMPLES, rows)
+    return [
+        # All 53 random bits: generators of the CPU begin from the lowest 32 of their seed.
+        torch.Generator(device).manual_seed(int(uniform * 2**53))
+        for uniform in uniforms.tolist()
+    ]
 
 
 def grounding_task(model: FiberDetector, batch: GroundingBatch) -> dict[str, Tensor]:
