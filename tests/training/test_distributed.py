@@ -38,13 +38,18 @@ def test_buckets_hold_everything_once_and_in_order(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
-def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "objective"),
+    [("coarse", "likelihood"), ("coarse", "cider"), ("fine", "likelihood")],
+    ids=["coarse", "self-critical", "fine"],
+)
+def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, stage, objective):
     # data.batch_size counts samples over all processes, so both runs have the same configuration.
     # An odd batch a rank, so that nothing may depend on where ranks are cut.
     changes = {"data__batch_size": 6, "train__steps": 10, "train__checkpoint_every": 0}
     if stage == "coarse":
         changes["tasks__image_text__itm_negatives"] = "half"
+        changes["tasks__caption__objective"] = objective
     settings = {"stage": stage, "data": str(pictures), "changes": changes}
     settings |= {"output": str(tmp_path / "two"), "resume": False}
     with socket.socket() as free:
