@@ -1,4 +1,8 @@
-"""`python -m tests.parity coarse|fine DIR`: compare with the recorded tensors of a folder."""
+"""`python -m tests.parity coarse|fine DIR`: compare with the recorded tensors of a folder.
+
+`python -m tests.parity coarse --preset base` runs every mode of the base model without recordings:
+outputs must be finite and of the published shapes; time and peak memory are printed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from types import ModuleType
 
 from tests.parity.comparison import Comparison
 
+#: Cases that can be run without recordings: the published model, and the smallest recorded one.
+PRESETS = ("base", "micro")
 #: Suffixes of recorded files.
 _RECORDED = (".json", ".safetensors")
 
@@ -19,7 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder and print its table; 0 only if all is compared and agrees."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("kind", choices=("coarse", "fine"))
-    parser.add_argument("directory", type=Path, help="folder of recorded cases")
+    parser.add_argument("directory", type=Path, nargs="?", help="folder of recorded cases")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="instead of a folder: run the coarse model of that case without recordings",
+    )
     parser.add_argument(
         "--model",
         choices=("fiber", "eager"),
@@ -27,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="eager: the plain coarse model that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
+    if (parsed.directory is None) == (parsed.preset is None):
+        parser.error("expected a folder or --preset, one of them")
+    if parsed.preset is not None:
+        if (parsed.kind, parsed.model) != ("coarse", "fiber"):
+            parser.error("--preset: expected coarse and the package's own model")
+        return _run_preset(parsed.preset)
     if not parsed.directory.is_dir():
         print(f"{parsed.directory}: no such folder", file=sys.stderr)
         return 2
@@ -58,6 +75,18 @@ def main(arguments: list[str] | None = None) -> int:
         good = good and waits is not None
     print("equal to the recorded tensors" if good else "NOT equal to the recorded tensors")
     return 0 if good else 1
+
+
+def _run_preset(name: str) -> int:
+    """Run every mode of a case that has no recordings."""
+    run = importlib.import_module("tests.parity.coarse_preset_run")
+    try:
+        report = run.run_preset(name, lambda text: print(text, flush=True))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("finite and of the published shapes" if report.ok else "NOT as expected")
+    return 0 if report.ok else 1
 
 
 def _compare_eager(cases: list[Path]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _NOT_DRAWN = ("relative_position_index", "attn_mask", "position_ids", "_queue", 
 
 #: Inputs that are drawn; the stored samples of them check the rule.
 PICTURES = ("image", "image_1", "false_image", "image_input_queue")
+#: Inputs that are drawn, and stored whole where they are small enough.
+FEATURE_QUEUES = ("image_queue", "text_queue")
 
 
 class CoarseCase:
@@ -78,11 +81,13 @@ class CoarseCase:
 
     def input(self, name: str) -> Tensor:
         """An input: pictures are drawn by the rule, everything else is stored."""
+        record = self.records[f"input.{name}"]
         if name in PICTURES:
-            size = self.config["image"]
-            batch = self.config["queue"] if name.endswith("queue") else self.config["B"]
-            return _draw(f"input.{name}", (batch, 3, size, size))
-        return self._stored[f"input.{name}"].reshape(self.records[f"input.{name}"]["shape"])
+            return draw(f"input.{name}", record["shape"])
+        if name in FEATURE_QUEUES and record["stride"] > 1:
+            columns = draw(f"input.{name}", record["shape"])
+            return columns / columns.norm(dim=0)
+        return self._stored[f"input.{name}"].reshape(record["shape"])
 
     def fiber_config(self) -> FiberConfig:
         """The recorded settings as ours."""
@@ -110,22 +115,25 @@ class CoarseCase:
             image_text=ImageTextConfig(heads=IMAGE_TEXT_HEADS, num_answers=c["vqa"]),
         )
 
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every published parameter, by name."""
+        return {
+            name: tuple(entry[0])
+            for name, entry in self.weights_check.items()
+            if not name.startswith("input.") and not any(part in name for part in _NOT_DRAWN)
+        }
+
     def published_state(self) -> dict[str, Tensor]:
         """Draw every weight by the README's rule, under its published name.
 
         Names and shapes are those of `<name>_weights_check.json`, never our model's own.
         """
-        shapes = {
-            name: tuple(entry[0])
-            for name, entry in self.weights_check.items()
-            if not name.startswith("input.")
-        }
         std = self.config["std"]
         state = {}
-        for name, shape in shapes.items():
-            if any(part in name for part in _NOT_DRAWN) or name.startswith("rank_output"):
+        for name, shape in self.parameter_shapes().items():
+            if name.startswith("rank_output"):
                 continue
-            drawn = _draw(name, shape) * std
+            drawn = draw(name, shape) * std
             if name == "temp":
                 drawn = torch.tensor(0.07)
             elif name.endswith(("alpha_i2t", "alpha_t2i")):
@@ -180,9 +188,10 @@ class CoarseCase:
         return published
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
+def draw(name: str, shape: Sequence[int]) -> Tensor:
+    """Draw a tensor by its name, from N(0, 1)."""
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(tuple(shape), generator=generator)
 
 
 def _is_norm(name: str) -> bool:

@@ -17,6 +17,7 @@ from tests.parity.__main__ import files_not_compared, main
 from tests.parity.coarse import compare_case
 from tests.parity.coarse_case import CoarseCase
 from tests.parity.coarse_extras import base_config, compare_extras, compare_optimizer_groups
+from tests.parity.coarse_preset import BASE
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import coarse_tolerances
 
@@ -204,30 +205,12 @@ def test_changed_extras_fail(tmp_path, capsys):
 @needs_shared
 def test_a_folder_of_the_base_model_can_be_read(tmp_path):
     """Its recordings are compared where they are: here its config, names and groups."""
-    config = {
-        "std": 0.02,
-        "B": 2,
-        "L": 40,
-        "V": 50265,
-        "embed_dim": 128,
-        "depths": [2, 2, 18, 2],
-        "heads": [4, 8, 16, 32],
-        "image": 384,
-        "hidden": 768,
-        "t_layers": 12,
-        "t_heads": 12,
-        "fuse": 6,
-        "vqa": 3129,
-        "queue": 8,
-        "lens": [40, 17],
-        "maxpos": 514,
-    }
-    content = {"config": config, "tensors": {}, "scalars": {}, "grads": {}}
+    content = {"config": BASE, "tensors": {}, "scalars": {}, "grads": {}}
     (tmp_path / "base.json").write_text(json.dumps(content))
     save_file({}, tmp_path / "base.safetensors")
     (tmp_path / "base_weights_check.json").write_text("{}")
     found = CoarseCase(tmp_path / "base.json").fiber_config()
-    assert coarse_tolerances(config).tensors == 1e-5
+    assert coarse_tolerances(BASE).tensors == 1e-5
     with torch.device("meta"):
         model, expected = FiberImageText(found), FiberImageText(base_config())
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -28,6 +28,7 @@ from fiber.training import measure_boxes, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.streams import RECORD_SET, Data, check_records, existing_data
+from fiber.training.text_counts import odd_texts
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
@@ -93,6 +94,11 @@ def evaluate(
     if rerank:
         check_rerank(task, model.config.heads, rerank)
     records = open_records(data, task, split, reader)
+    # Captions that are written are compared with texts that no model reads; of prompts for boxes
+    # the reader says what does not fit.
+    if head not in ("caption", "grounding"):
+        for line in odd_texts(records, model.tokenizer, model.config.max_tokens):
+            warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=2)
     if permute_images:
         records = PermutedImages(records)
     subject = Subject(

@@ -19,6 +19,7 @@ from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig, TransformConfig
+from fiber.training.text_counts import TextCounts
 
 #: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
 #: or one for each task.
@@ -363,6 +364,12 @@ class TaskStreams:
             for name, records in data.records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
+        # Of prompts for boxes the loader counts what a cut costs: boxes.
+        self._texts = {
+            name: TextCounts(data.words.tokenizer.mask_id, config.model.max_tokens)
+            for name in data.records
+            if name != "grounding"
+        }
         self._words = None
         if config.data.mlm_unit == "word":
             self._words = WholeWords(
@@ -373,7 +380,7 @@ class TaskStreams:
         self._rank = processes.rank
 
     def left_out(self) -> list[str]:
-        """Say what this rank's loaders left out so far, one line for each task and kind."""
+        """Say what this rank's loaders left out or cut so far, one line for each task and kind."""
         lines = []
         for name, loader in self._loaders.items():
             if loader.skipped:
@@ -387,6 +394,8 @@ class TaskStreams:
                     f"{name}: {loader.truncated_boxes} boxes were left out, since the text that"
                     " names them is longer than model.max_tokens"
                 )
+        for name, texts in self._texts.items():
+            lines += [f"{name}: {line}" for line in texts.lines()]
         return lines
 
     def next_batch(self, name: str) -> Any:
@@ -394,6 +403,8 @@ class TaskStreams:
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         batch = next(self._iterators[name])
+        if name in self._texts:
+            self._texts[name].add(batch.token_ids, batch.text_mask)
         if self._words is not None and name == "image_text":
             first = self.consumed[name] + self._rank * len(batch)
             batch = self._words.mask(batch, first_sample=first)
