@@ -66,10 +66,39 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
         (["--data", "bad.jsonl"], "bad.jsonl: line 1 has no 'image'"),
         (["--data", "mine.jsonl", "--set", "data.split=test"], "no line of split 'test'"),
         (["--data", "0.png"], "0.png: a file of captions ends in .jsonl"),
+        (["--data", "empty.jsonl"], "empty.jsonl: line 1 has an empty 'text'"),
+        (["--data", "mine.jsonl", "--set", "data.batch_size=1"], "leaves one pair a pass"),
     ],
 )
 def test_bad_input(lines, capsys, arguments, message):
     (lines.parent / "bad.jsonl").write_text('{"text": "a dog"}\n')
+    (lines.parent / "empty.jsonl").write_text('{"image": "0.png", "text": " "}\n')
     assert main(["train", "scenes_coarse", *arguments]) == 2
     assert message in error_line(capsys)
     assert not (lines.parent / "runs").exists()
+
+
+def test_what_is_odd_in_a_file_is_counted_or_named(lines, micro_models, capsys):
+    """A caption twice, one of special tokens, one of 10,000 words; then a corrupt picture."""
+    tasks = ["question", "reasoning", "caption", "image_text"]
+    shares = [f"tasks.{task}.share={int(task == 'image_text')}" for task in tasks]
+    # Twice through the five records.
+    settings = ["train.steps=5", "data.batch_size=2", "model.max_tokens=16", *shares]
+    texts = ["a red wall", "a red wall", "<s></s><pad>", "a wall " * 5000]
+    entries = [{"image": f"{n % 2}.png", "text": text} for n, text in enumerate(texts)]
+    entries += [entries[0], {"image": "2.png", "text": "a blue wall"}]
+    odd = lines.parent / "odd.jsonl"
+    odd.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    command = ["train", "scenes_coarse", "--data", "odd.jsonl", "--output", "one"]
+    command += ["--tokenizer", str(micro_models["coarse"])]
+    command += [part for setting in settings for part in ("--set", setting)]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "image_text: 1 repeated captions were left out" in told
+    assert "image_text: 2 of 10 texts had no words" in told
+    assert "image_text: 2 of 10 texts filled all 16 tokens of model.max_tokens" in told
+    whole = (lines.parent / "2.png").read_bytes()
+    (lines.parent / "2.png").write_bytes(whole[: len(whole) // 2])
+    command[command.index("one")] = "two"
+    assert main(command) == 2
+    assert "fiber: error: record 'odd/6': 2.png: PNG: " in capsys.readouterr().err

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fiber.cli import main
 
@@ -149,6 +150,11 @@ class TestBadInput:
             (["detect", "blank", "--classes", "dog"], "blank: no .jpeg, .jpg"),
             (["answer", "a.jpg", ""], "question 0 is empty"),
             (["match", "a.jpg", " "], "text 0 is empty"),
+            (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' holds special tokens alone"),
+            (["match", "corrupt.jpg", "dog"], "corrupt.jpg: "),
+            (["caption", "a.jpg", "corrupt.jpg"], "corrupt.jpg: "),
+            (["match", "a.jpg", "dog", "--model", "cut.ckpt"], "cut.ckpt is cut off"),
+            (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds neither the"),
             (["search", "", "a.jpg"], "text 0 is empty"),
             (["match", "a.jpg", "dog", "--model", "none"], "none"),
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
@@ -160,6 +166,8 @@ class TestBadInput:
     def test_message(self, desk, capsys, arguments, message):
         Path("blank").mkdir()
         Path("blank.txt").write_text("\n \n")
+        torch.save({"fc.weight": torch.zeros(9)}, "other.pth")
+        Path("cut.ckpt").write_bytes(Path("other.pth").read_bytes()[:300])
         assert main(arguments) == 2
         assert message in error_line(capsys)
 

@@ -89,14 +89,15 @@ def test_questions_of_a_test_need_no_answers(lines):
 
 
 def test_splits_are_a_field_or_files(lines):
-    split = lines(*[CAPTION | {"split": s, "text": s} for s in ("train", "val", "train")])
-    assert [r.text for r in captions(split, "train")] == ["train", "train"]
+    texts = [("train", "one"), ("val", "two"), ("train", "three")]
+    split = lines(*[CAPTION | {"split": s, "text": text} for s, text in texts])
+    assert [r.text for r in captions(split, "train")] == ["one", "three"]
     assert [r.key for r in captions(split, "val")] == ["mine/2"]
     with pytest.raises(ValueError, match="no line of split 'test'; its splits are 'train', 'val'"):
         captions(split, "test")
-    assert [r.text for r in captions(split, "test+train+val")] == ["train", "val", "train"]
+    assert [r.text for r in captions(split, "test+train+val")] == ["one", "two", "three"]
     # Without the field all lines are those of any split.
-    assert len(captions(lines(CAPTION, CAPTION), "val")) == 2
+    assert len(captions(lines(CAPTION, CAPTION | {"text": "a cat"}), "val")) == 2
     lines(CAPTION, name="val.jsonl")
     assert len(own_captions(lines.folder, "val")) == 1
 
@@ -114,6 +115,19 @@ def test_one_file_may_hold_captions_and_questions(lines):
     assert (len(found), found.counts) == (1, {"lines with questions": 2})
     found = questions(path)
     assert (len(found), found.counts) == (2, {"lines with captions": 1})
+
+
+def test_a_text_that_a_picture_has_twice_is_counted(lines):
+    both = {"image": "1.png", "texts": ["a cat", "a dog", "a cat"]}
+    # Another picture may say the same, and a question may be asked twice.
+    found = captions(lines(CAPTION, both, CAPTION | {"image": "2.png"}))
+    assert [(r.key, r.text) for r in found] == [
+        ("mine/1", "a dog"),
+        ("mine/2-0", "a cat"),
+        ("mine/3", "a dog"),
+    ]
+    assert found.counts == {"repeated captions": 2}
+    assert len(questions(lines(QUESTION, QUESTION))) == 2
 
 
 def test_separators_of_lines_inside_of_texts(lines):

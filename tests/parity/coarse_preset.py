@@ -145,14 +145,12 @@ def _tower_shapes(settings: dict[str, Any], mode: str) -> dict[str, tuple[int, .
     """Shapes of what every block and layer gives in a mode."""
     batch, side = settings["B"], settings["image"] // 4
     shapes: dict[str, tuple[int, ...]] = {}
+    shape = shapes[f"{mode}.vit.patch_embed"] = (batch, side**2, settings["embed_dim"])
     for stage, depth in enumerate(settings["depths"]):
-        shape = (batch, (side >> stage) ** 2, settings["embed_dim"] << stage)
-        if stage == 0:
-            shapes[f"{mode}.vit.patch_embed"] = shape
         shapes |= {f"{mode}.vit.stage{stage}.block{block}": shape for block in range(depth)}
         if stage < 3:
-            merged = (batch, shape[1] // 4, 2 * shape[2])
-            shapes[f"{mode}.vit.stage{stage}.downsample"] = shape = merged
+            shape = (batch, shape[1] // 4, 2 * shape[2])
+            shapes[f"{mode}.vit.stage{stage}.downsample"] = shape
         # Fused blocks are not run through their stage's module.
         if mode != "fused":
             shapes[f"{mode}.vit.stage{stage}"] = shape

@@ -18,14 +18,13 @@ from torch import Tensor
 from fiber.losses.matching import matching_labels
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import ignored_coarse_key, published_coarse_state
+from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.coarse_case import CoarseCase
 from tests.parity.coarse_losses import Losses, sampled_captions
 from tests.parity.coarse_preset import SAMPLES, PresetCase
 from tests.parity.coarse_runs import run_beams, run_caption, run_dual, run_fused
-from tests.parity.coarse_training import train_steps
+from tests.parity.coarse_training import OPTIM, STEPS
 
-#: Optimiser steps. The first one's learning rate is 0: only the second one changes the weights.
-STEPS = 2
 #: Published weights that no loss of pre-training reads.
 NOT_PRETRAINED = ("vqa_classifier.", "nlvr2_classifier.", "cross_modal_att_layers.")
 
@@ -258,18 +257,25 @@ def _gradients(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
     model.zero_grad(set_to_none=True)
 
 
-def _steps(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
-    """Optimiser steps with MLM, ITC and ITM; all that they read has a gradient."""
+def _step(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
+    """One optimiser step with MLM, ITC and ITM; all that they read has a gradient.
+
+    The losses run one after the other, their gradients add up: all graphs at once would take twice
+    the memory.
+    """
     weights = _read_weights(model, case)
-    steps, _ = train_steps(model, Losses(model, case), STEPS)
-    for number, step in enumerate(steps):
-        named = {f"step {number} {name}": torch.tensor(value) for name, value in step.items()}
-        yield named, {name: tuple(value.shape) for name, value in named.items()}
+    optimizer, tasks = build_optimizer(model, OPTIM), Losses(model, case).tasks()
+    # The first rate of a run is 0.
+    set_learning_rate(optimizer, OPTIM.lr * lr_factor(1, STEPS, OPTIM))
+    optimizer.zero_grad(set_to_none=True)
+    for task in ("mlm", "itc", "itm_hardneg"):
+        tasks[task]().backward()
     trained = {
         name: shape for name, shape in weights.items() if not name.startswith(NOT_PRETRAINED)
     }
     yield {k: v for k, v in case.published_grads(model).items() if v is not None}, trained
-    model.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     yield published_coarse_state(model), weights
 
 
@@ -284,7 +290,7 @@ def _queue(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
     yield found, _recorded(case, "after_enqueue.")
 
 
-#: In the order in which a recorded case is compared; the steps, which change the model, come last.
+#: In the order in which a recorded case is compared; the step, which changes the model, comes last.
 _MODES: dict[str, Callable[[FiberImageText, PresetCase], Iterator[Output]]] = {
     "dual": _passes(
         run_dual, "itc.vit.", "itc.txt.", "itc.image_", "itc.text_feats", "itc.text_cls"
@@ -296,7 +302,7 @@ _MODES: dict[str, Callable[[FiberImageText, PresetCase], Iterator[Output]]] = {
     "losses": _losses,
     "losses and gradients": _gradients,
     "queue": _queue,
-    f"{STEPS} optimizer steps": _steps,
+    "optimizer step": _step,
 }
 
 

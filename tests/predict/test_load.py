@@ -1,3 +1,4 @@
+import builtins
 import json
 import shutil
 
@@ -6,12 +7,23 @@ import torch
 
 import fiber
 from fiber.data import Tokenizer
+from fiber.data.records import Record
 from fiber.recipes import scenes_fine
 from fiber.training.checkpoint import Words, write_weights
 from fiber.training.run_folder import RunFolder
 
 from ..conftest import ANSWERS
 from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state
+
+
+class Harm:
+    """Its pickle asks to write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return builtins.open, (self.path, "w")
 
 
 class TestLoadAndSave:
@@ -80,6 +92,37 @@ class TestLoadAndSave:
         (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
         with pytest.raises(ValueError, match=r"cut.ckpt is cut off"):
             fiber.load(tmp_path / "cut.ckpt")
+
+    @pytest.mark.parametrize("read", ["load", "init"])
+    def test_files_that_are_no_model_of_ours(self, read, tmp_path):
+        """Whatever takes a checkpoint refuses it by name, and runs nothing of it."""
+        trace = tmp_path / "trace"
+        torch.save(
+            {"state_dict": {"w": torch.zeros(2)}, "a": Harm(str(trace))}, tmp_path / "harm.pt"
+        )
+        names = {"conv1.weight": torch.zeros(4, 3, 7, 7), "fc.weight": torch.zeros(9, 4)}
+        torch.save({"state_dict": names}, tmp_path / "resnet.pth")
+        torch.save({"state_dict": {"w": torch.zeros(999)}}, tmp_path / "cut.ckpt")
+        whole = (tmp_path / "cut.ckpt").read_bytes()
+        (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+        record = Record(key="a", images=(b"",), text="a")
+        for name, message in (
+            ("harm.pt", r"harm.pt tries to run code .* it asks to call (builtins|_?io)\.open"),
+            ("resnet.pth", "resnet.pth: it holds neither the coarse model .* are conv1.weight, fc"),
+            ("cut.ckpt", "cut.ckpt is cut off"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                if read == "load":
+                    fiber.load(tmp_path / name, device="cpu")
+                else:
+                    fiber.train(
+                        "scenes_coarse",
+                        data=[record],
+                        output=tmp_path / "run",
+                        init=tmp_path / name,
+                        device="cpu",
+                    )
+        assert not trace.exists() and not (tmp_path / "run").exists()
 
     @needs_keys
     def test_published_coarse_file(self, micro_models, coarse, pictures, tmp_path):

@@ -58,6 +58,64 @@ class TestCoarse:
                 with pytest.raises(ValueError, match=message):
                     ask(pictures)
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", r"(text|question) 0 is empty; expected words"),
+            (" \n", r"(text|question) 0 is empty; expected words"),
+            ("<s></s><pad>", r"text '<s></s><pad>' holds special tokens alone; expected words"),
+            ("<mask>", r"text '<mask>' holds special tokens alone; expected words"),
+        ],
+        ids=["empty", "blank", "special tokens", "mask"],
+    )
+    def test_a_text_has_words(self, coarse, pictures, text, message):
+        for ask in (
+            lambda: coarse.match(pictures[0], text),
+            lambda: coarse.embed_texts(text),
+            lambda: coarse.answer(pictures[0], text),
+            lambda: coarse.search(text, pictures),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ask()
+
+    def test_ten_thousand_words_are_cut_with_a_warning(self, coarse, pictures):
+        limit = coarse.config.max_tokens
+        long = "a red circle " * 3334
+        beginning = coarse.tokenizer.decode(coarse.tokenizer.encode(long)[0][1 : limit - 1])
+        for ask in (
+            lambda text: coarse.match(pictures[0], text),
+            coarse.embed_texts,
+            lambda text: coarse.answer(pictures[0], text)[0].score,
+        ):
+            with pytest.warns(UserWarning, match=f"reads the first {limit} tokens only of 'a red"):
+                cut = ask(long)
+            np.testing.assert_allclose(cut, ask(beginning.strip()), atol=1e-6)
+
+    def test_a_picture_of_one_pixel(self, coarse):
+        pixel = np.full((1, 1, 3), 9, np.uint8)
+        # Stretched to the model's square, it is a picture of one colour.
+        plain = np.full((64, 64, 3), 9, np.uint8)
+        for ask in (
+            lambda picture: coarse.match(picture, "a red circle"),
+            coarse.embed_images,
+            lambda picture: coarse.answer(picture, "why?")[0].score,
+        ):
+            np.testing.assert_allclose(ask(pixel), ask(plain), atol=1e-6)
+        assert coarse.caption(pixel, max_tokens=4) == coarse.caption(plain, max_tokens=4)
+
+    @pytest.mark.parametrize("kept", [0, 10, 300], ids=["empty", "head", "half"])
+    def test_a_corrupt_picture_is_named(self, coarse, scene_picture, tmp_path, kept):
+        path = tmp_path / "corrupt.jpg"
+        path.write_bytes(scene_picture.read_bytes()[:kept])
+        for ask in (
+            lambda pictures: coarse.match(pictures, "a red circle"),
+            lambda pictures: coarse.answer(pictures, "why?"),
+            coarse.caption,
+            coarse.embed_images,
+        ):
+            with pytest.raises(fiber.DecodeError, match=r"corrupt\.jpg: "):
+                ask([scene_picture, path])
+
     def test_questions_for_each_picture(self, coarse, pictures):
         questions = ["is it red?", "how many?", "why?", "what?", "where is the red circle?"]
         together = coarse.answer(pictures, questions)

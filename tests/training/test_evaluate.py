@@ -407,6 +407,48 @@ def test_what_a_model_cannot_do_is_said(models, task, stage, message):
         evaluate(models[stage], task, data=[])
 
 
+@pytest.mark.parametrize("task", ["retrieval", "matching", "masked_words", "vqa"])
+def test_texts_of_which_less_is_read_are_counted(task, models, pictures):
+    texts = ("", "<s></s><pad>", "cup " * 10_000)
+    records = records_for(task, pictures)
+    odd = [dataclasses.replace(r, text=text) for r, text in zip(records, texts, strict=False)]
+    with pytest.warns(RuntimeWarning) as told:
+        metrics = evaluate(models["coarse"], task, data=odd + records[3:], threads=1)
+    assert all(0 <= value <= 1 for value in metrics.values())
+    limit, count = models["coarse"].config.max_tokens, len(records)
+    assert [str(each.message) for each in told] == [
+        f"task '{task}': 2 of {count} texts have no words; they are taken as they are",
+        f"task '{task}': 1 of {count} texts are longer than the model's {limit} tokens; their"
+        " beginning is read",
+    ]
+
+
+def test_without_a_masked_word_there_is_no_accuracy(models, pictures):
+    records = records_for("masked_words", pictures)
+    empty = [dataclasses.replace(record, text="<pad>") for record in records]
+    with (
+        pytest.warns(RuntimeWarning, match=f"{len(records)} of {len(records)} texts have no words"),
+        pytest.raises(ValueError, match="no token of the 12 texts was masked; expected texts with"),
+    ):
+        evaluate(models["coarse"], "masked_words", data=empty, threads=1)
+
+
+def test_questions_without_an_answer_of_the_model_are_counted_and_score_nothing(models, pictures):
+    records = records_for("vqa", pictures)
+    for odd, count in (({"zebra": 1.0}, 2), ({}, 2)):
+        changed = [dataclasses.replace(r, answers=odd) for r in records[:2]]
+        with pytest.warns(
+            RuntimeWarning,
+            match=f"task 'vqa': {count} of 12 questions have no answer among the model's 5; each",
+        ):
+            mixed = evaluate(models["coarse"], "vqa", data=changed + records[2:], threads=1)
+        with pytest.warns(RuntimeWarning, match="2 of 2 questions"):
+            alone = evaluate(models["coarse"], "vqa", data=changed, threads=1)
+        assert alone["accuracy"] == 0
+        known = evaluate(models["coarse"], "vqa", data=records[2:], threads=1)
+        assert mixed["accuracy"] == pytest.approx(known["accuracy"] * 10 / 12)
+
+
 def test_records_of_another_task_are_refused(models, pictures):
     with pytest.raises(TypeError, match=r"data: expected a folder or a map-style.*; got the int 5"):
         evaluate(models["coarse"], "vqa", data=5)

@@ -136,11 +136,33 @@ def test_wrong_field_names_the_right_one():
             "model.image_text.heads lacks nlvr2",
         ),
         (lambda: coarse(train=TrainConfig(accumulation=5)), "not a multiple of train.accumulation"),
+        (
+            lambda: coarse(data=DataConfig(batch_size=1)),
+            r"data.batch_size 1 in 1 passes \(train.accumulation\) leaves one pair a pass; tasks",
+        ),
+        (
+            lambda: RunConfig(
+                model=preset("micro"),
+                tasks=TasksConfig(image_text=ImageTextTask(share=1, itc=0.0, mlm=0.0)),
+                data=DataConfig(batch_size=4),
+                train=TrainConfig(accumulation=4),
+            ),
+            "data.batch_size 4 in 4 passes",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_one_pair_a_pass_trains_what_needs_no_negatives():
+    for tasks in (
+        TasksConfig(image_text=ImageTextTask(share=1, itc=0.0, itm=0.0)),
+        TasksConfig(question=QuestionTask(share=1)),
+    ):
+        config = RunConfig(model=preset("micro"), tasks=tasks, data=DataConfig(batch_size=1))
+        assert config.data.batch_size == 1
 
 
 def test_matching_alone_needs_the_contrastive_head():

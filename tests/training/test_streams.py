@@ -10,6 +10,7 @@ from fiber.training.distributed import Processes
 from fiber.training.run_config import TransformConfig
 from fiber.training.streams import (
     TaskStreams,
+    answerable,
     count_answers,
     inference_transform,
     open_data,
@@ -81,8 +82,36 @@ def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictu
     known = [records[0], records[4]]
     whole = open_data(config, known, tokenizer=pictures / "tokenizer.json")
     assert whole.records["question"] is known and whole.left_out == ()
-    with pytest.raises(ValueError, match="none of the 1 questions has an answer"):
+    with pytest.raises(
+        ValueError, match="with answers; none of the 1 has any, the first, record '4', has none"
+    ):
         open_data(config, records[3:4], tokenizer=pictures / "tokenizer.json")
+    with pytest.raises(
+        ValueError, match="none of the 1 has one of the model's 2, the first, record '3', has 'rar"
+    ):
+        answerable(records[2:3], ("yes", "no"))
+
+
+def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
+    texts = ["", "<s></s><pad>", "<mask>", "cup " * 10_000]
+    records = [Record(key=str(n), images=(b"",), text=text) for n, text in enumerate(texts)]
+    named = zip(records, all_records(pictures)["image_text"], strict=False)
+    records = [dataclasses.replace(record, images=other.images) for record, other in named]
+    config = coarse_config(
+        tasks__question__share=0, tasks__reasoning__share=0, tasks__caption__share=0
+    )
+    source = open_data(config, records, tokenizer=pictures / "tokenizer.json")
+    processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
+    assert made.left_out() == []
+    passes = 4 // made.next_batch("image_text").images.shape[0]
+    for _ in range(passes - 1):
+        made.next_batch("image_text")
+    assert made.left_out() == [
+        "image_text: 3 of 4 texts had no words; they were taken as they are",
+        f"image_text: 1 of 4 texts filled all {config.model.max_tokens} tokens of"
+        " model.max_tokens; what was longer was cut",
+    ]
 
 
 def test_answers_of_a_model_are_kept_while_they_will_do(pictures):

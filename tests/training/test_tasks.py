@@ -2,7 +2,9 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from fiber.data.batches import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.contrastive import itc_loss, text_fingerprints
 from fiber.losses.language import mlm_loss
 from fiber.losses.matching import hard_negatives, itm_loss
@@ -18,6 +20,7 @@ from fiber.training.tasks import (
     reasoning_logits,
     task_losses,
 )
+from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 
@@ -160,3 +163,62 @@ def test_captions_without_words_train_to_finite_losses(pictures, texts, form):
                 if name == "image_text" and not any(texts):
                     assert losses["itc"] == losses["mlm"] == 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def small_batch(name, rows):
+    """The first rows of a batch of three for the micro preset, every task's own kind."""
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 300, (3, 6), generator=draws)
+    ids[:, 0], ids[:, -1] = 0, 2
+    shared = {
+        "keys": ("a", "b", "c")[:rows],
+        "image_sizes": torch.full((rows, 2), 64),
+        "original_sizes": torch.full((rows, 2), 64),
+        "token_ids": ids[:rows],
+        "text_mask": torch.ones(rows, 6, dtype=torch.bool),
+    }
+    pictures = torch.randn(3, 2, 3, 64, 64, generator=draws)[:rows]
+    if name == "question":
+        targets = torch.rand(3, 16, generator=draws)[:rows]
+        return QuestionBatch(images=pictures[:, 0], targets=targets, **shared)
+    if name == "reasoning":
+        return ReasoningBatch(images=pictures, truths=torch.tensor([1, 0, 1])[:rows], **shared)
+    labels = torch.full((3, 6), -100)
+    labels[:, 2] = ids[:, 2]
+    return ImageTextBatch(
+        images=pictures[:, 0],
+        image_ids=torch.arange(3)[:rows],
+        masked_ids=ids.clone()[:rows],
+        mlm_labels=labels[:rows],
+        **shared,
+    )
+
+
+def losses_and_gradients(rows_of_rank, form):
+    """Losses of every coarse task and the norms of their gradients, on this rank's rows."""
+    torch.manual_seed(0)
+    config = coarse_config(tasks__image_text__itc_form=form)
+    model, found = build_model(config.model), {}
+    memory = Memory.of(config, torch.device("cpu"))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    for name in ("image_text", "question", "reasoning", "caption"):
+        batch = small_batch(name, rows_of_rank[rank])
+        losses = task_losses(name, model, batch, config.tasks, Draw(0, 0), memory)
+        model.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        found |= {key: loss.detach() for key, loss in losses.items()}
+        found[f"{name} gradient"] = torch.cat([grad.flatten() for grad in grads])
+    return found
+
+
+@pytest.mark.parametrize("form", ["gather", "queue"])
+def test_a_rank_with_an_empty_batch_adds_nothing(form, tmp_path):
+    """Through the whole model: the mean over ranks is what one process with the batch gets."""
+    ranks = run_on_two_ranks(losses_and_gradients, tmp_path, (3, 0), form)
+    alone = losses_and_gradients((3,), form)
+    assert {"itc", "itm", "mlm", "vqa", "nlvr2", "caption"} < alone.keys()
+    for name, expected in alone.items():
+        assert torch.isfinite(ranks[1][name]).all(), name
+        mean = (ranks[0][name] + ranks[1][name]) / 2
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5, msg=name)

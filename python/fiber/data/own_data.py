@@ -10,7 +10,8 @@ A list of answers is what several people said; an answer scores as in VQAv2, whe
 0.9 and four 1.0, with other numbers of people in proportion. `image` starts at the file's folder,
 or at "images" in it. Optional fields: `id`, which predictions are named by (default: the number of
 the line), and `split`: if one line has it, all have, and only lines of the split asked for are
-read ("train+val": of both); without it every line is. Any other field is an error.
+read ("train+val": of both); without it every line is. Any other field is an error. A text that
+stands a second time beside its picture is left out, and counted.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def own_captions(
             of this split or kind.
     """
     lines = _Lines(_file(folder, split, annotations), images)
-    out, keys = RecordList(), set()
+    out, keys, seen = RecordList(), set(), set()
     for number, entry in _of_split(lines, split, out, _OF_CAPTIONS, "questions"):
         key = _key(lines, entry, number, keys)
         several = "texts" in entry
@@ -143,6 +144,10 @@ def own_captions(
         for place, text in enumerate(texts):
             text = lines.checked_text(text, f"texts[{place}]") if several else text
             name = f"{key}-{place}" if several else key
+            if (image, text) in seen:
+                out.add("repeated captions")
+                continue
+            seen.add((image, text))
             out.append(Record(key=name, images=(image,), image_id=image, text=text))
     return out
 

@@ -97,7 +97,8 @@ class InertUnpickler(pickle._Unpickler):
         # Protocol 2, which torch.save writes, has the names of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full_name = f"{module}.{name}"
-        builtin = module == "builtins" and name in _HOSTILE_BUILTINS
+        # A pickle of `open` names the module that it is written in.
+        builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
         if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
             raise HostileFileError(f"it asks to call {full_name}")
         return _CALLABLE.get(full_name) or StandIn(full_name)

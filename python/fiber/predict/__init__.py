@@ -77,6 +77,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure a model on a task.
 
+    Warnings tell how many texts have no words or are longer than the model reads, and how many
+    questions have no answer among the model's, which count 0.
+
     Args:
         model: a model, or what `load` takes.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",

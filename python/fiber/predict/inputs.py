@@ -20,6 +20,7 @@ from torch import Tensor
 from fiber import _core
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.training.text_counts import has_words
 
 #: Pictures that are decoded and go through the image tower at once.
 IMAGES_AT_ONCE = 16
@@ -208,11 +209,14 @@ class Inputs:
         """Tokenize texts; one that is too long is cut, with a warning.
 
         Raises:
-            ValueError: if the model came without a tokenizer.
+            ValueError: if the model came without a tokenizer, or a text holds nothing but special
+                tokens such as <s> and <pad>.
         """
         tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
         encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
         for text, (ids, _) in zip(texts, encoded, strict=True):
+            if not has_words(ids, tokenizer.mask_id):
+                raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
             if len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
                     f"the model reads the first {limit} tokens only of {text[:60]!r}...",

@@ -83,6 +83,10 @@ def train(
 ) -> Run:
     """Train a model.
 
+    What a run takes less of than it was given is counted and told: questions without an answer of
+    the model, broken pictures where data.on_error is "skip", texts without words, texts that are
+    cut at model.max_tokens.
+
     Args:
         recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
         data: a data folder or an annotation file of any form that `fiber.data.opening` knows, one

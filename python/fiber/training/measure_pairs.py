@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from pathlib import PurePath
 
@@ -66,7 +67,11 @@ def wrong_texts(records: list[Record]) -> list[Record]:
 
 
 def masked_words(subject: Subject, records: RecordSet) -> Measured:
-    """Guess masked tokens of captions beside their pictures."""
+    """Guess masked tokens of captions beside their pictures.
+
+    Raises:
+        ValueError: if no text has a word that was masked.
+    """
     model = subject.image_text
     predicted, labels, predictions = [], [], []
     for batch, shown in subject.batches(records, "image_text"):
@@ -83,6 +88,11 @@ def masked_words(subject: Subject, records: RecordSet) -> Measured:
                 rows.tolist(), positions.tolist(), guesses.tolist(), strict=True
             )
         ]
+    if not predictions:
+        raise ValueError(
+            f"no token of the {len(records)} texts was masked; expected texts with words, the first"
+            f" is {records[0].text!r:.60}"
+        )
     metrics = masked_word_accuracy(np.concatenate(predicted), np.concatenate(labels))
     return Measured(metrics, predictions)
 
@@ -92,8 +102,8 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
 
     `accuracy` is the mean score of the answers in the records. Where every record tells what people
     answered (VQAv2), both named forms stand beside it; with their scores it is the published one.
-    A question that no answer of the model fits counts 0, as officially; the published code leaves
-    such questions out of its validation.
+    A question that no answer of the model fits counts 0, as officially, and a warning says how many
+    there are; the published code leaves such questions out of its validation.
 
     Raises:
         ValueError: if the model has no list of answers.
@@ -112,6 +122,15 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
     ]
     if any(record.answers is None for record in asked):
         return Measured({}, predictions)
+    known = set(subject.answers)
+    missed = sum(known.isdisjoint(record.answers or ()) for record in asked)
+    if missed:
+        warnings.warn(
+            f"task 'vqa': {missed} of {len(asked)} questions have no answer among the model's"
+            f" {len(known)}; each counts 0",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     scores, groups = [record.answers for record in asked], [record.group for record in asked]
     metrics = with_groups(soft_accuracy, groups, said, scores)
     people = [record.human_answers for record in asked]

@@ -416,6 +416,13 @@ class RunConfig:
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation"
             f" {self.train.accumulation}",
         )
+        pairs = self.data.batch_size // self.train.accumulation
+        _require(
+            pairs > 1 or task.share == 0 or (task.itc == 0 and task.itm == 0),
+            f"data.batch_size {self.data.batch_size} in {self.train.accumulation} passes"
+            " (train.accumulation) leaves one pair a pass; tasks.image_text.itc and itm need 2 or"
+            " more, since the other pairs are the negatives",
+        )
 
     def needed_heads(self) -> tuple[str, ...]:
         """Heads of the coarse model that the active tasks train."""

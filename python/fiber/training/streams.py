@@ -204,9 +204,12 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
     known = set(answers)
     chosen = [i for i in range(len(records)) if not known.isdisjoint(records[i].answers or ())]
     if not chosen:
+        first = records[0]
+        wanted = f"one of the model's {len(known)}" if known else "any"
         raise ValueError(
-            f"data of task 'question': none of the {len(records)} questions has an answer, or one"
-            f" of the model's {len(known)}"
+            f"data of task 'question': expected questions with answers; none of the {len(records)}"
+            f" has {wanted}, the first, record {first.key!r}, has"
+            f" {', '.join(map(repr, first.answers or ())) or 'none':.60}"
         )
     return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
 
