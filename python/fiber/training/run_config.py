@@ -418,7 +418,11 @@ class RunConfig:
         )
         pairs = self.data.batch_size // self.train.accumulation
         _require(
-            pairs > 1 or task.share == 0 or (task.itc == 0 and task.itm == 0),
+            pairs > 1
+            or task.share == 0
+            or (task.itc == 0 and task.itm == 0)
+            # A queue has the negatives.
+            or (task.itc_form == "queue" and task.itm_negatives != "random"),
             f"data.batch_size {self.data.batch_size} in {self.train.accumulation} passes"
             " (train.accumulation) leaves one pair a pass; tasks.image_text.itc and itm need 2 or"
             " more, since the other pairs are the negatives",
