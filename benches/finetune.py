@@ -1,12 +1,14 @@
 """What each image-level task learns from one coarse checkpoint, beside models that miss an input.
 
-Command: fiber demo; fiber demo --data stamps
-         python benches/finetune.py runs/demo runs/demo-stamps
+Command: fiber data scenes --output runs/scenes --train 24000 --val 500 --novel 500
+         fiber data stamps --output runs/stamps --train 10000 --val 500 --novel 500
+         python benches/finetune.py runs/scenes runs/stamps
 Rows: results/finetune.csv, one for each number of each run; `results_page.py` makes the tables.
 
-The coarse model of a finished demo is trained on one task at a time. The same run is trained on the
-texts alone (every picture grey) and, for questions and statements, on the pictures alone. Chance
-and what counting in the training split reaches stand beside them. A row is not measured again.
+One coarse model is trained on each data set, with the recipe of the demo and more steps, and from
+it one task at a time. The same run is trained on the texts alone (every picture grey) and, for
+questions and statements, on the pictures alone. Chance and what counting in the training split
+reaches stand beside them. A run that has its rows is not trained again.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ from fiber.metrics import baselines
 from fiber.training.checkpoint import load_model
 from fiber.training.evaluate import TASKS
 from fiber.training.loop import train
-from fiber.training.run_config import RunConfig
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_config import RunConfig, load_recipe
 
 KNOWN_BY = ("data", "task", "inputs", "seed")
+#: What the coarse run changes in its recipe, by data: stamps have hundreds of answers.
+COARSE: dict[str, dict[str, Any]] = {
+    "scenes": {"train.steps": 1500},
+    "stamps": {"train.steps": 1500, "model.image_text.num_answers": 512},
+}
 #: Rows that no model was trained for.
 CHANCE, COUNTED = "chance", "counted in training"
 
@@ -100,11 +106,36 @@ FINETUNED = {
 }
 
 
-def config_of(task: Task, demo: Path, seed: int) -> RunConfig:
-    """The demo's coarse run with one task, one head and a tenth of the steps to warm up."""
-    coarse = RunFolder(path=demo / "coarse").stored_config()
-    if coarse is None:
-        raise FileNotFoundError(f"{demo} holds no finished demo: coarse/config.json is missing")
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one data set and its runs are."""
+
+    data: Path
+    runs: Path
+
+    @property
+    def kind(self) -> str:
+        """What made the data: "scenes" or "stamps"."""
+        return read_json(self.data / "dataset.json")["parameters"]["generator"]
+
+    @property
+    def coarse(self) -> Path:
+        """The model that every task starts from."""
+        return self.runs / "coarse"
+
+    @property
+    def coarse_config(self) -> RunConfig:
+        """How that model is trained."""
+        return replace_fields(load_recipe("scenes_coarse"), COARSE[self.kind])
+
+
+def train_coarse(place: Place) -> None:
+    """Train the model that every task starts from, or what is left of it, on all cores."""
+    train(place.coarse_config, data=place.data, output=place.coarse, resume=True, device="cpu")
+
+
+def config_of(task: Task, coarse: RunConfig, seed: int) -> RunConfig:
+    """The coarse run with one task, one head and a tenth of the steps to warm up."""
     others = {f"tasks.{name}.share": 0 for name in coarse.tasks.active() if name != task.name}
     return replace_fields(
         coarse,
@@ -123,33 +154,34 @@ def config_of(task: Task, demo: Path, seed: int) -> RunConfig:
     )
 
 
-def finetune(demo: Path, data: str, measured: str, inputs: Inputs, seed: int) -> list[dict]:
+def finetune(place: Place, measured: str, inputs: Inputs, seed: int) -> list[dict]:
     """Train one run and measure it: a row for each number."""
     use_one_thread()
-    task, folder = FINETUNED[measured], demo / "data"
+    task = FINETUNED[measured]
     _, reader, _ = TASKS[measured]
-    output = demo / "finetuned" / f"{measured}-{inputs}-{seed}"
+    output = place.runs / f"{measured}-{inputs}-{seed}"
     began = time.monotonic()
     train(
-        config_of(task, demo, seed),
-        data={task.name: SeenInputs(reader(folder, "train"), inputs)},
+        config_of(task, place.coarse_config, seed),
+        data={task.name: SeenInputs(reader(place.data, "train"), inputs)},
         output=output,
-        init=demo / "coarse",
+        init=place.coarse,
         resume=True,
         threads=1,
         quiet=True,
     )
     seconds = time.monotonic() - began
-    numbers = measure(load_model(output), folder, {measured: task.records}, inputs=inputs)
+    numbers = measure(load_model(output), place.data, {measured: task.records}, inputs=inputs)
     return [
         {
-            "data": data,
+            "data": place.kind,
             "task": measured,
             "inputs": inputs,
             "seed": seed,
             "split": split,
             "metric": metric,
             "value": f"{value:.4f}",
+            "coarse_steps": place.coarse_config.train.steps,
             "steps": task.steps,
             "batch_size": task.batch_size,
             "train_seconds": f"{seconds:.0f}",
@@ -158,23 +190,24 @@ def finetune(demo: Path, data: str, measured: str, inputs: Inputs, seed: int) ->
     ]
 
 
-def guess(demo: Path, data: str, measured: str) -> list[dict]:
+def guess(place: Place, measured: str) -> list[dict]:
     """Work out what chance and counting reach: rows like those of a run."""
-    folder, rows = demo / "data", []
+    rows: list[dict] = []
     _, reader, _ = TASKS[measured]
-    training = reader(folder, "train")
+    training = reader(place.data, "train")
     for split in SPLITS:
-        records = measured_records(folder, measured, split, FINETUNED[measured].records)
-        for inputs, numbers in _guesses(measured, training, records, demo).items():
+        records = measured_records(place.data, measured, split, FINETUNED[measured].records)
+        for inputs, numbers in _guesses(measured, training, records, place.coarse).items():
             rows += [
                 {
-                    "data": data,
+                    "data": place.kind,
                     "task": measured,
                     "inputs": inputs,
                     "seed": "",
                     "split": split,
                     "metric": metric,
                     "value": f"{value:.4f}",
+                    "coarse_steps": 0,
                     "steps": 0,
                     "batch_size": 0,
                     "train_seconds": 0,
@@ -185,7 +218,7 @@ def guess(demo: Path, data: str, measured: str) -> list[dict]:
 
 
 def _guesses(
-    measured: str, training: Any, records: list[Record], demo: Path
+    measured: str, training: Any, records: list[Record], coarse: Path
 ) -> dict[str, dict[str, float]]:
     if measured == "retrieval":
         images = {image: at for at, image in enumerate(dict.fromkeys(r.image_id for r in records))}
@@ -203,7 +236,7 @@ def _guesses(
             [r.text for r in training], [bool(r.truth) for r in training], texts, truths
         )
         return {CHANCE: baselines.statement_chance(texts), COUNTED: counted}
-    answers, scores = load_model(demo / "coarse").answers, [r.answers or {} for r in records]
+    answers, scores = load_model(coarse).answers, [r.answers or {} for r in records]
     counted = baselines.vqa_blind(
         [r.text for r in training],
         [r.answers or {} for r in training],
@@ -213,36 +246,40 @@ def _guesses(
     return {CHANCE: baselines.vqa_chance(answers, scores), COUNTED: counted}
 
 
-def wanted(data: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def wanted(seeds: list[int]) -> Iterator[dict[str, Any]]:
     """List the runs, those with both inputs first."""
     for inputs in ("both", "text", "picture"):
         for seed in seeds:
             for measured, task in FINETUNED.items():
                 if inputs == "both" or inputs in task.without:
-                    yield {"data": data, "task": measured, "inputs": inputs, "seed": seed}
+                    yield {"task": measured, "inputs": inputs, "seed": seed}
 
 
 def main() -> None:
     """Train and measure all that has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("demos", type=Path, nargs="+", help="folders of finished demos")
+    parser.add_argument("data", type=Path, nargs="+", help="folders of scenes or stamps")
+    parser.add_argument("--output", type=Path, default=Path("runs/finetune"), help="for all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=tuple(FINETUNED), default=list(FINETUNED))
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
+    places = [Place(data=data, runs=options.output / data.name) for data in options.data]
+    for place in places:
+        train_coarse(place)
     use_one_thread()
     rows = Rows("finetune", KNOWN_BY)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         waiting = {}
-        for demo in options.demos:
-            data = read_json(demo / "rows.json")["data"]
+        for place in places:
             for task in options.tasks:
-                known = {"data": data, "task": task, "inputs": COUNTED, "seed": ""}
+                known = {"data": place.kind, "task": task, "inputs": COUNTED, "seed": ""}
                 if not rows.has(**known) and not rows.has(**{**known, "inputs": CHANCE}):
-                    rows.add(guess(demo, data, task))
-            for run in wanted(data, options.seeds):
-                if run["task"] in options.tasks and not rows.has(**run):
-                    waiting[pool.submit(finetune, demo, *run.values())] = run
+                    rows.add(guess(place, task))
+            for run in wanted(options.seeds):
+                known = {"data": place.kind, **run}
+                if run["task"] in options.tasks and not rows.has(**known):
+                    waiting[pool.submit(finetune, place, *run.values())] = known
         for number, future in enumerate(as_completed(waiting), 1):
             rows.add(future.result())
             name = " ".join(str(part) for part in waiting[future].values())

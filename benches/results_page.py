@@ -116,8 +116,8 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
         return []
     parts = [
         "## Image-level tasks, each trained from one coarse checkpoint\n\n"
-        "The coarse model of `fiber demo` (its default plan, seed 0) is trained on one task at a"
-        " time (`benches/finetune.py`). *Text only* and *picture only* are the same run with every"
+        "One coarse model of each data set is trained on one task at a time"
+        " (`benches/finetune.py`). *Text only* and *picture only* are the same run with every"
         " picture grey, or every text the same, in training and in measuring. *Counted* says what"
         " was most frequent in training, for questions and statements by their string. *novel*"
         " shows compositions (scenes) or classes (stamps) that training never showed. Mean of the"
@@ -153,8 +153,9 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
             _table(head, lines),
             f"Learned from both inputs: {'; '.join(learned) or 'nothing'}."
             f" Not learned: {'; '.join(missed) or 'nothing'}.\n\n"
-            f"A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one thread"
-            f" of a machine that ran others beside it: {_machines(own)}.\n",
+            f"{max(int(row['coarse_steps']) for row in own)} steps of coarse pre-training before."
+            f" A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one"
+            f" thread, with others beside it: {_machines(own)}.\n",
         ]
     return parts
 

@@ -43,6 +43,8 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(results_pa
                 "split": split,
                 "metric": "accuracy",
                 "value": str(value),
+                "coarse_steps": "9",
+                "steps": "5",
                 "train_seconds": "60",
                 "processor": "x",
                 "cores": "2",
