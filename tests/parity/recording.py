@@ -101,7 +101,9 @@ def _train(
     model.train()
     for task, loss in Losses(model, case).tasks().items():
         model.zero_grad(set_to_none=True)
-        value = loss()
+        # Without its gradient a loss's graph, of gigabytes, would only wait for the next one.
+        with torch.set_grad_enabled(task in GRADIENTS):
+            value = loss()
         scalars[f"train.loss.{task}"] = value.item()
         if task not in GRADIENTS:
             continue

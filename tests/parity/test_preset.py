@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.published_keys import needs_keys
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "../shared/golden/coarse"
+#: Of the whole machine.
+MEMORY_GB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 
 
@@ -80,12 +83,13 @@ def test_micro_runs_every_mode(capsys):
 
 @pytest.mark.slow
 @needs_keys
+@pytest.mark.skipif(MEMORY_GB < 15, reason=f"needs 11 GB of memory; {MEMORY_GB:.0f} are here")
 def test_base_runs_every_mode():
     told: list[str] = []
     report = run_preset("base", told.append)
     assert report.ok, "\n".join(told)
-    # 299 million values, of which 2 million are never read.
-    assert report.weight_bytes == pytest.approx(4 * 297e6, rel=0.01)
+    # Of 299.0 million values 3.7 million are never read: RoBERTa's pooler and six projections.
+    assert report.weight_bytes == pytest.approx(4 * 295.3e6, rel=1e-3)
     assert report.peak_bytes > 3 * report.weight_bytes
 
 
