@@ -21,8 +21,8 @@ from fiber.training.run_config import (
     RunConfig,
     TasksConfig,
     TrainConfig,
-    TransformConfig,
 )
+from fiber.training.transform_config import TransformConfig
 
 options = argparse.ArgumentParser(description=__doc__)
 options.add_argument("output", help="folder of the run")

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::boxes::{self, BoxXyxy};
 use crate::image::Rgb;
 use crate::normalize::Normalization;
+use crate::rand_augment::{Operation, RandAugment};
 use crate::random::Draws;
 use crate::resize::{self, Crop, Filter};
 
@@ -38,7 +39,7 @@ pub enum Geometry {
     },
 }
 
-/// Geometry, flip and normalisation.
+/// Geometry, flip, further operations and normalisation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transform {
     /// Crop and size.
@@ -47,12 +48,14 @@ pub struct Transform {
     pub filter: Filter,
     /// Probability of mirroring left and right.
     pub flip_probability: f64,
+    /// What is done to the resized picture.
+    pub rand_augment: RandAugment,
     /// How bytes become values.
     pub normalization: Normalization,
 }
 
 /// The choices made for one picture.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// What is cut out of the stored picture.
     pub crop: Crop,
@@ -62,6 +65,8 @@ pub struct Plan {
     pub width: usize,
     /// Whether left and right are mirrored.
     pub flip: bool,
+    /// What is done to the resized picture, in this order.
+    pub operations: Vec<Operation>,
     filter: Filter,
 }
 
@@ -78,6 +83,7 @@ impl Transform {
                 format!("{} is not between 0 and 1", self.flip_probability),
             ));
         }
+        self.rand_augment.check()?;
         self.normalization.check()
     }
 
@@ -107,6 +113,7 @@ impl Transform {
             height: size.0,
             width: size.1,
             flip: draws.unit() < self.flip_probability,
+            operations: self.rand_augment.draw(draws),
             filter: self.filter,
         }
     }
@@ -250,6 +257,9 @@ impl Plan {
         if self.flip {
             mirror(&mut resized);
         }
+        for operation in &self.operations {
+            operation.apply(&mut resized);
+        }
         Ok(resized)
     }
 
@@ -304,6 +314,7 @@ mod tests {
             geometry,
             filter: Filter::Bilinear,
             flip_probability,
+            rand_augment: RandAugment::off(),
             normalization: Normalization::default(),
         }
     }

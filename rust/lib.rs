@@ -1,16 +1,20 @@
 //! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
-//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`resize`], [`boxes`], [`tokenizer`],
-//! [`spans`] and [`random`]) -> [`collate`], on the threads of [`loader`].
+//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`resize`], [`rand_augment`], [`affine`],
+//! [`enhance`], [`boxes`], [`tokenizer`], [`spans`] and [`random`]) -> [`collate`], on the threads of
+//! [`loader`].
 
+pub mod affine;
 pub mod augment;
 pub mod boxes;
 pub mod collate;
+pub mod enhance;
 pub mod error;
 pub mod image;
 pub mod loader;
 pub mod normalize;
+pub mod rand_augment;
 pub mod random;
 pub mod record;
 pub mod resize;
@@ -22,3 +26,4 @@ pub use error::Error;
 
 #[cfg(feature = "python")]
 mod py;
+mod simd_loops;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::Error;
 use crate::collate::{self, Batch};
-use crate::record::Record;
+use crate::record::{Record, Task};
 use crate::sample::{Sample, Settings};
 
 /// What a worker does next: one record of a batch.
@@ -105,6 +105,9 @@ impl Loader {
     /// [`Error::Argument`] for settings outside their ranges or where threads cannot be started.
     pub fn new(settings: Settings, threads: usize) -> Result<Self, Error> {
         settings.transform.check()?;
+        if settings.task == Task::Grounding {
+            settings.transform.rand_augment.check_boxes()?;
+        }
         crate::tokenizer::check_max_tokens(settings.max_tokens)?;
         if !(0.0..=1.0).contains(&settings.mlm_probability) {
             return Err(Error::argument(
@@ -320,7 +323,7 @@ fn assemble(results: Vec<Result<Sample, Error>>, settings: &Settings) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{StoredImage, Task};
+    use crate::record::StoredImage;
     use crate::sample::tests::{png, record, settings};
 
     const LONG: Duration = Duration::from_secs(20);

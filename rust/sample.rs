@@ -234,6 +234,7 @@ pub(crate) mod tests {
     use crate::augment::Geometry;
     use crate::image;
     use crate::normalize::Normalization;
+    use crate::rand_augment::RandAugment;
     use crate::record::StoredImage;
     use crate::resize::Filter;
 
@@ -261,6 +262,7 @@ pub(crate) mod tests {
                 geometry: Geometry::Squash { size: 8 },
                 filter: Filter::Bicubic,
                 flip_probability: 0.0,
+                rand_augment: RandAugment::off(),
                 normalization: Normalization::default(),
             },
             max_tokens: 16,

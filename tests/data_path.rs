@@ -12,6 +12,7 @@ use fiber_core::collate::Batch;
 use fiber_core::image::MAX_PIXELS;
 use fiber_core::loader::{Loader, Next};
 use fiber_core::normalize::Normalization;
+use fiber_core::rand_augment::RandAugment;
 use fiber_core::record::{Record, StoredImage, Task};
 use fiber_core::resize::Filter;
 use fiber_core::sample::Settings;
@@ -31,6 +32,11 @@ fn settings(task: Task) -> Settings {
             },
             filter: Filter::Bicubic,
             flip_probability: 0.5,
+            rand_augment: RandAugment {
+                // Boxes do not follow operations that move pixels.
+                num_ops: if task == Task::Grounding { 0 } else { 2 },
+                ..RandAugment::off()
+            },
             normalization: Normalization::default(),
         },
         max_tokens: 12,

@@ -8,10 +8,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{Buffer, Values};
+use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
 use crate::image::{self, Rgb};
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization};
+use crate::rand_augment;
 use crate::random::{Draws, Purpose};
 use crate::record;
 use crate::resize::{self, Crop, Filter};
@@ -27,6 +29,7 @@ pub struct ImageTransform {
 struct Common<'a> {
     filter: &'a str,
     flip_probability: f64,
+    rand_augment: Option<&'a RandAugment>,
     channel_order: &'a str,
     mean: [f64; 3],
     std: [f64; 3],
@@ -38,6 +41,9 @@ impl ImageTransform {
             geometry,
             filter: Filter::from_name(common.filter)?,
             flip_probability: common.flip_probability,
+            rand_augment: common
+                .rand_augment
+                .map_or_else(rand_augment::RandAugment::off, |given| given.inner.clone()),
             normalization: Normalization {
                 channel_order: ChannelOrder::from_name(common.channel_order)?,
                 mean: common.mean,
@@ -54,9 +60,10 @@ impl ImageTransform {
 impl ImageTransform {
     /// Resize to exactly size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
         size: usize,
+        rand_augment: Option<&RandAugment>,
         filter: &str,
         channel_order: &str,
         mean: [f64; 3],
@@ -65,6 +72,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability: 0.0,
+            rand_augment,
             channel_order,
             mean,
             std,
@@ -74,12 +82,13 @@ impl ImageTransform {
 
     /// Cut out a random rectangle and resize it to size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
         size: usize,
         scale: (f64, f64),
         ratio: (f64, f64),
         flip_probability: f64,
+        rand_augment: Option<&RandAugment>,
         filter: &str,
         channel_order: &str,
         mean: [f64; 3],
@@ -88,6 +97,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability,
+            rand_augment,
             channel_order,
             mean,
             std,
@@ -97,11 +107,12 @@ impl ImageTransform {
 
     /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
     #[staticmethod]
-    #[pyo3(signature = (sizes, max_size, *, flip_probability = 0.0, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (sizes, max_size, *, flip_probability = 0.0, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
         sizes: Vec<usize>,
         max_size: usize,
         flip_probability: f64,
+        rand_augment: Option<&RandAugment>,
         divisor: usize,
         filter: &str,
         channel_order: &str,
@@ -111,6 +122,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability,
+            rand_augment,
             channel_order,
             mean,
             std,
@@ -155,6 +167,9 @@ impl ImageTransform {
             }
         }
         settings.set_item("flip_probability", self.inner.flip_probability)?;
+        let rand_augment = &self.inner.rand_augment;
+        let drawn = (rand_augment.num_ops > 0).then(|| describe_rand_augment(py, rand_augment));
+        settings.set_item("rand_augment", drawn.transpose()?)?;
         settings.set_item("filter", self.inner.filter.name())?;
         let normalization = &self.inner.normalization;
         settings.set_item("channel_order", normalization.channel_order.name())?;
@@ -238,10 +253,13 @@ pub fn apply_transform(
     } else {
         to_rgb(image)?
     };
-    let transform = &transform.inner;
+    let (transform, boxes) = (&transform.inner, boxes.unwrap_or_default());
+    if !boxes.is_empty() {
+        transform.rand_augment.check_boxes()?;
+    }
     let mut draws = Draws::new(seed, epoch, index, Purpose::Picture(0));
     let plan = transform.plan(picture.height, picture.width, &mut draws);
-    let boxes = plan.move_boxes(&boxes.unwrap_or_default(), picture.height, picture.width)?;
+    let boxes = plan.move_boxes(&boxes, picture.height, picture.width)?;
     let (values, shape) = py.detach(|| {
         plan.apply(&picture).map(|resized| {
             normalize::write(&[&resized], &transform.normalization, transform.divisor())
@@ -255,7 +273,7 @@ pub fn apply_transform(
 }
 
 /// Copy an array (H, W, 3) of uint8 out of Python.
-fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
+pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
         PyTypeError::new_err(format!(
             "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}",
@@ -275,6 +293,6 @@ fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     })
 }
 
-fn to_buffer(image: Rgb) -> PyResult<Buffer> {
+pub(super) fn to_buffer(image: Rgb) -> PyResult<Buffer> {
     Buffer::new(Values::Uint8(image.pixels), &[image.height, image.width, 3])
 }

@@ -8,6 +8,7 @@ mod boxes;
 mod errors;
 mod image;
 mod loader;
+mod rand_augment;
 mod tokenizer;
 
 use pyo3::prelude::*;
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DecodeError", module.py().get_type::<errors::DecodeError>())?;
     module.add_class::<arrays::Buffer>()?;
     module.add_class::<image::ImageTransform>()?;
+    module.add_class::<rand_augment::RandAugment>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
     module.add_class::<loader::Loader>()?;
     module.add_class::<loader::Session>()?;
@@ -33,6 +35,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image::read_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::resize_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
+    module.add_function(wrap_pyfunction!(rand_augment::augment_image, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
     module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;

@@ -8,6 +8,8 @@ from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import build_model
 from fiber.training.optim import build_optimizer, freeze_image_stages, lr_factor
 from fiber.training.run_config import RunConfig, differences, load_recipe
+from fiber.training.streams import training_transform
+from fiber.training.transform_config import RandAugmentConfig
 
 
 def test_names_are_those_of_the_modules():
@@ -80,8 +82,19 @@ def test_published_hyper_parameters_of_the_coarse_stage(name):
     assert (optim.betas, optim.eps, optim.clip_norm) == ((0.9, 0.98), 1e-8, 0)
     assert optim.published_coarse and optim.warmup_start == 0 and optim.schedule == "linear"
     assert model.swin.window_size == model.image_size // 32
-    crops = config.data.transform.kind == "crop"
-    assert crops == (not name.startswith("pretrain"))
+    transform, augments = config.data.transform, not name.startswith("pretrain")
+    assert (transform.kind == "crop") == augments
+    assert transform.flip_probability == (0.5 if augments else 0)
+    assert transform.rand_augment == RandAugmentConfig(num_ops=2 if augments else 0)
+    # What the core fills in: the specification's section 5.
+    described = training_transform(model, transform).describe()
+    assert (described["size"], described["filter"]) == (model.image_size, "bicubic")
+    if augments:
+        assert (described["scale"], described["ratio"]) == ((0.5, 1.0), (3 / 4, 4 / 3))
+        drawn = described["rand_augment"]
+        assert (drawn["magnitude"], drawn["probability"], len(drawn["operations"])) == (7, 0.5, 10)
+    else:
+        assert described["rand_augment"] is None
 
 
 def test_published_self_critical_training():

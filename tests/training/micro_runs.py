@@ -25,8 +25,8 @@ from fiber.training.run_config import (
     RunConfig,
     TasksConfig,
     TrainConfig,
-    TransformConfig,
 )
+from fiber.training.transform_config import TransformConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
 SIDE = 48

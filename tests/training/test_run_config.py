@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from fiber._core import ImageTransform, RandAugment, apply_transform
 from fiber.config import preset
 from fiber.fields import from_dict, replace_fields, to_dict
 from fiber.training.run_config import (
@@ -15,6 +17,11 @@ from fiber.training.run_config import (
     TrainConfig,
     differences,
     load_recipe,
+)
+from fiber.training.transform_config import (
+    MOVING_OPERATIONS,
+    RandAugmentConfig,
+    TransformConfig,
 )
 
 
@@ -219,3 +226,53 @@ def test_the_published_coarse_rule_is_no_fine_one():
             tasks=TasksConfig(grounding=GroundingTask(share=1)),
             optim=OptimConfig(published_coarse=True),
         )
+
+
+def test_augmentation_draws_what_the_core_has():
+    assert RandAugment().describe() == to_dict(RandAugmentConfig(num_ops=2))
+    with pytest.raises(ValueError, match=f"boxes do not follow {', '.join(MOVING_OPERATIONS)};"):
+        apply_transform(
+            np.zeros((2, 2, 3), np.uint8),
+            ImageTransform.squash(2, rand_augment=RandAugment()),
+            [(0, 0, 1, 1)],
+        )
+
+
+def test_augmentation_is_set_by_dotted_name():
+    changes = {"num_ops": "1", "magnitude": "5", "operations": "Equalize,Rotate"}
+    config = replace_fields(
+        coarse(), {f"data.transform.rand_augment.{name}": text for name, text in changes.items()}
+    )
+    expected = RandAugmentConfig(num_ops=1, magnitude=5.0, operations=("Equalize", "Rotate"))
+    assert config.data.transform.rand_augment == expected
+    assert from_dict(RunConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_ops": -1}, r"rand_augment\.num_ops must be in \[0, inf\], got -1"),
+        ({"magnitude": 10.5}, r"magnitude must be in \[0, 10\], got 10\.5"),
+        ({"probability": float("nan")}, "probability must be"),
+        ({"num_ops": 1, "operations": ()}, "must name at least one"),
+        ({"operations": ("Rotat",)}, "'Rotat' is no operation; did you mean Rotate"),
+    ],
+)
+def test_wrong_augmentation_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RandAugmentConfig(**settings)
+
+
+def test_boxes_refuse_augmentation_that_moves_pixels():
+    def fine(*operations, num_ops=1):
+        augment = RandAugmentConfig(num_ops=num_ops, operations=operations)
+        return RunConfig(
+            model=preset("micro", stage="fine"),
+            tasks=TasksConfig(grounding=GroundingTask(share=1)),
+            data=DataConfig(transform=TransformConfig(rand_augment=augment)),
+        )
+
+    fine("Equalize", "Sharpness")
+    fine("Rotate", num_ops=0)
+    with pytest.raises(ValueError, match=r"boxes do not follow ShearX, Rotate; tasks\.grounding"):
+        fine("Rotate", "Equalize", "ShearX")

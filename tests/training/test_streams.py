@@ -6,8 +6,8 @@ import torch
 from fiber.config import preset
 from fiber.data.records import Record
 from fiber.data.scenes import generate
+from fiber.fields import to_dict
 from fiber.training.distributed import Processes
-from fiber.training.run_config import TransformConfig
 from fiber.training.streams import (
     TaskStreams,
     answerable,
@@ -16,6 +16,7 @@ from fiber.training.streams import (
     open_data,
     training_transform,
 )
+from fiber.training.transform_config import RandAugmentConfig, TransformConfig
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 
@@ -225,6 +226,14 @@ def test_training_pictures_have_the_size_asked_for(kind):
         preset("micro"), TransformConfig(kind=kind, shorter_sides=(64,), max_size=96)
     )
     assert transform.is_square == (kind != "shorter_side")
+    assert transform.describe()["rand_augment"] is None
+
+
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+def test_training_pictures_are_augmented_as_asked_for(kind):
+    asked = RandAugmentConfig(num_ops=3, magnitude=2.5, probability=1.0, operations=("Rotate",))
+    transform = training_transform(preset("micro"), TransformConfig(kind=kind, rand_augment=asked))
+    assert transform.describe()["rand_augment"] == to_dict(asked)
 
 
 def test_finished_models_see_whole_pictures():

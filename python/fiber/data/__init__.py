@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fiber._core import ImageTransform, Tokenizer
+    from fiber._core import ImageTransform, RandAugment, Tokenizer
     from fiber.data.batches import (
         Batch,
         GroundingBatch,
@@ -24,6 +24,7 @@ __all__ = [
     "ImageTextBatch",
     "ImageTransform",
     "QuestionBatch",
+    "RandAugment",
     "ReasoningBatch",
     "Record",
     "RecordSet",
@@ -40,6 +41,7 @@ _HOMES = {
     "ImageTextBatch": "fiber.data.batches",
     "ImageTransform": "fiber._core",
     "QuestionBatch": "fiber.data.batches",
+    "RandAugment": "fiber._core",
     "ReasoningBatch": "fiber.data.batches",
     "Record": "fiber.data.records",
     "RecordSet": "fiber.data.records",

@@ -24,8 +24,8 @@ from fiber.training.run_config import (
     RunConfig,
     TasksConfig,
     TrainConfig,
-    TransformConfig,
 )
+from fiber.training.transform_config import TransformConfig
 
 
 def recipe() -> RunConfig:

@@ -22,8 +22,8 @@ from fiber.training.run_config import (
     RunConfig,
     TasksConfig,
     TrainConfig,
-    TransformConfig,
 )
+from fiber.training.transform_config import RandAugmentConfig, TransformConfig
 
 
 def recipe() -> RunConfig:
@@ -32,7 +32,10 @@ def recipe() -> RunConfig:
         model=model_for(("vqa",), image_size=576),
         tasks=TasksConfig(question=QuestionTask(share=1)),
         data=DataConfig(
-            batch_size=512, transform=TransformConfig(kind="crop", flip_probability=0.5)
+            batch_size=512,
+            transform=TransformConfig(
+                kind="crop", flip_probability=0.5, rand_augment=RandAugmentConfig(num_ops=2)
+            ),
         ),
         optim=OptimConfig(lr=2e-5, head_lr_multiplier=50.0, published_coarse=True),
         train=TrainConfig(

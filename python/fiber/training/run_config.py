@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from fiber.config import FiberConfig
 from fiber.fields import nearest, to_dict
+from fiber.training.transform_config import TransformConfig
 
 #: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
 #: captions by its name.
@@ -239,24 +240,6 @@ class TasksConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformConfig:
-    """What happens to a training picture before the model sees it."""
-
-    #: "squash": exactly image_size x image_size, aspect ratio not kept (coarse pre-training);
-    #: "crop": a random part of it, resized to image_size x image_size (coarse fine-tuning);
-    #: "shorter_side": aspect ratio kept, padded to the largest picture of the batch (fine).
-    kind: Literal["squash", "crop", "shorter_side"] = "squash"
-    #: Probability of a mirrored picture ("crop" and "shorter_side"); texts stay as they are.
-    flip_probability: float = 0.0
-    #: Smallest and largest share of the picture's area that "crop" keeps.
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    #: Lengths in pixels of which "shorter_side" draws one for each picture.
-    shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
-    #: Largest longer side in pixels that "shorter_side" allows.
-    max_size: int = 1333
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How the loader reads the records."""
 
@@ -407,6 +390,12 @@ class RunConfig:
                 f"tasks.image_text.queue_length {task.queue_length} is less than the"
                 f" {self.data.batch_size // self.train.accumulation} pairs of a pass",
             )
+        moving = self.data.transform.rand_augment.moving()
+        _require(
+            not (moving and "grounding" in self.tasks.active()),
+            "data.transform.rand_augment.operations: boxes do not follow"
+            f" {', '.join(moving)}; tasks.grounding allows the others",
+        )
         _require(
             not (self.optim.published_coarse and stage == "fine"),
             "optim.published_coarse is a rule of the coarse stage; the model is fine",

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from fiber.config import FiberConfig
-from fiber.data import DataLoader, ImageTransform, Tokenizer
+from fiber.data import DataLoader, ImageTransform, RandAugment, Tokenizer
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.opening import left_out, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
-from fiber.training.run_config import RunConfig, TransformConfig
+from fiber.training.run_config import RunConfig
 from fiber.training.text_counts import TextCounts
+from fiber.training.transform_config import TransformConfig
 
 #: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
 #: or one for each task.
@@ -290,11 +291,13 @@ def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
 
 def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
     """What happens to the pictures of a training run."""
+    rand_augment = RandAugment(**vars(transform.rand_augment))
     if transform.kind == "shorter_side":
         return ImageTransform.shorter_side(
             list(transform.shorter_sides),
             transform.max_size,
             flip_probability=transform.flip_probability,
+            rand_augment=rand_augment,
             channel_order=model.channel_order,
         )
     if transform.kind == "crop":
@@ -302,9 +305,12 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
             model.image_size,
             scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
+            rand_augment=rand_augment,
             channel_order=model.channel_order,
         )
-    return ImageTransform.squash(model.image_size, channel_order=model.channel_order)
+    return ImageTransform.squash(
+        model.image_size, rand_augment=rand_augment, channel_order=model.channel_order
+    )
 
 
 def inference_transform(model: FiberConfig) -> ImageTransform:

@@ -1,0 +1,439 @@
+//! Affine maps of a picture onto one of the same size, value by value as OpenCV 5.0 computes
+//! `warpAffine` with bilinear weights and a constant border.
+//!
+//! OpenCV's arithmetic is single precision with fused multiply-adds, and differs between its vector
+//! loop and what is left of a row; both are kept, because another order rounds differently in some
+//! pixels. It is OpenCV's on x86 processors with AVX2 and FMA; on others OpenCV itself gives other
+//! values, this module the same ones.
+
+// Loops are inlined to be compiled for several instruction sets; every number in them is far below
+// the limits of the types that it is cast to.
+#![allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss
+)]
+
+use std::cell::Cell;
+
+use crate::image::Rgb;
+use crate::simd_loops::{self as simd, INTEGER};
+
+/// Value of every channel where the picture has no pixel.
+pub const FILL: u8 = 128;
+/// The longest side in pixels: coordinates beyond have no use for single precision.
+pub const MAX_SIDE: usize = 1 << 22;
+/// Pixels that OpenCV's vector loop takes at once.
+const BLOCK: usize = 16;
+
+/// For every pixel of the output, where in the picture it comes from: each coordinate is
+/// `c[0] * x + c[1] * y + c[2]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    x: [f32; 3],
+    y: [f32; 3],
+}
+
+impl Affine {
+    /// Every row moves right by `factor` times its number.
+    #[must_use]
+    pub fn shear_x(factor: f64) -> Self {
+        Self::inverse(&[[1.0, f64::from(factor as f32), 0.0], [0.0, 1.0, 0.0]])
+    }
+
+    /// Every column moves down by `factor` times its number.
+    #[must_use]
+    pub fn shear_y(factor: f64) -> Self {
+        Self::inverse(&[[1.0, 0.0, 0.0], [f64::from(factor as f32), 1.0, 0.0]])
+    }
+
+    /// The picture moves left.
+    #[must_use]
+    pub fn translate_x(pixels: f64) -> Self {
+        Self::inverse(&[[1.0, 0.0, f64::from(-pixels as f32)], [0.0, 1.0, 0.0]])
+    }
+
+    /// The picture moves up.
+    #[must_use]
+    pub fn translate_y(pixels: f64) -> Self {
+        Self::inverse(&[[1.0, 0.0, 0.0], [0.0, 1.0, f64::from(-pixels as f32)]])
+    }
+
+    /// The picture turns to the left around the middle.
+    #[must_use]
+    pub fn rotate(degrees: f64, height: usize, width: usize) -> Self {
+        let (sin, cos) = (degrees * (std::f64::consts::PI / 180.0)).sin_cos();
+        let (x, y) = (width as f64 / 2.0, height as f64 / 2.0);
+        Self::inverse(&[
+            [cos, sin, (1.0 - cos) * x - sin * y],
+            [-sin, cos, sin * x + (1.0 - cos) * y],
+        ])
+    }
+
+    /// The way back from output to picture, in the order of OpenCV's operations.
+    fn inverse(forward: &[[f64; 3]; 2]) -> Self {
+        let [[xx, xy, x], [yx, yy, y]] = *forward;
+        let scale = 1.0 / (xx * yy - xy * yx);
+        let (x_row, y_row) = ([yy * scale, xy * -scale], [yx * -scale, xx * scale]);
+        let back = |row: [f64; 2]| {
+            let offset = -row[0] * x - row[1] * y;
+            [row[0] as f32, row[1] as f32, offset as f32]
+        };
+        Self {
+            x: back(x_row),
+            y: back(y_row),
+        }
+    }
+
+    /// (columns, rows) by which the source lies to the right and below, if nothing is interpolated.
+    fn whole_shift(&self) -> Option<(isize, isize)> {
+        let plain = self.x[..2] == [1.0, 0.0] && self.y[..2] == [0.0, 1.0];
+        let whole = self.x[2].fract() == 0.0 && self.y[2].fract() == 0.0;
+        (plain && whole).then_some((self.x[2] as isize, self.y[2] as isize))
+    }
+}
+
+/// Map a picture; what comes from outside is [`FILL`].
+///
+/// Pictures have one pixel or more, and sides of at most [`MAX_SIDE`].
+pub fn warp(image: &mut Rgb, map: &Affine) {
+    if let Some((right, down)) = map.whole_shift() {
+        shift_rows(image, down);
+        shift_columns(image, right);
+        return;
+    }
+    let mut output = SPARE.take();
+    output.resize(image.pixels.len(), 0);
+    simd::run(WarpRows {
+        image,
+        map,
+        output: &mut output,
+    });
+    SPARE.set(std::mem::replace(&mut image.pixels, output));
+}
+
+thread_local! {
+    /// The memory of the picture that was last mapped: fresh memory for every picture would take a
+    /// quarter of the time.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Take every pixel from a column further right.
+fn shift_columns(image: &mut Rgb, right: isize) {
+    let stride = image.width * 3;
+    let shift = right.unsigned_abs().min(image.width) * 3;
+    for row in image.pixels.chunks_exact_mut(stride) {
+        if right >= 0 {
+            row.copy_within(shift.., 0);
+            row[stride - shift..].fill(FILL);
+        } else {
+            row.copy_within(..stride - shift, shift);
+            row[..shift].fill(FILL);
+        }
+    }
+}
+
+/// Take every pixel from a row further down.
+fn shift_rows(image: &mut Rgb, down: isize) {
+    let (shift, bytes) = (down.unsigned_abs().min(image.height), image.pixels.len());
+    let shift = shift * image.width * 3;
+    if down >= 0 {
+        image.pixels.copy_within(shift.., 0);
+        image.pixels[bytes - shift..].fill(FILL);
+    } else {
+        image.pixels.copy_within(..bytes - shift, shift);
+        image.pixels[..shift].fill(FILL);
+    }
+}
+
+/// Every row of the output: find the sources, fetch their four neighbours, weigh them.
+struct WarpRows<'a> {
+    image: &'a Rgb,
+    map: &'a Affine,
+    output: &'a mut [u8],
+}
+
+impl simd::Loop for WarpRows<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut row = Row::new(self.image.width);
+        let stride = self.image.width * 3;
+        for (y, output) in self.output.chunks_exact_mut(stride).enumerate() {
+            locate(self.map.x, y, &mut row.columns, &mut row.across);
+            locate(self.map.y, y, &mut row.rows, &mut row.down);
+            row.find_starts(self.image);
+            row.fetch(self.image);
+            row.interpolate();
+            write_row(&row.corners[0], output);
+        }
+    }
+}
+
+/// What one row of the output is made of; one entry a pixel.
+struct Row {
+    /// Column of the upper left neighbour.
+    columns: Vec<i32>,
+    /// Row of the upper left neighbour.
+    rows: Vec<i32>,
+    /// First byte of the upper left neighbour, [`OUTSIDE`] if one of the four lies outside.
+    starts: Vec<u32>,
+    /// Weights of the neighbours on the right.
+    across: Vec<f32>,
+    /// Weights of the neighbours below.
+    down: Vec<f32>,
+    /// Upper left, upper right, lower left and lower right neighbours: red in the lowest byte, the
+    /// highest one is any. In the end the first ones are the row of the output.
+    corners: [Vec<u32>; 4],
+}
+
+/// A start that no pixel has: pictures are smaller.
+const OUTSIDE: u32 = u32::MAX;
+
+/// Split one coordinate of the sources of row `y` into whole pixels and the rest.
+#[inline(always)]
+fn locate(coordinate: [f32; 3], y: usize, whole: &mut [i32], rest: &mut [f32]) {
+    let [per_x, per_y, offset] = coordinate;
+    let of_row = y as f32 * per_y;
+    let start = of_row + offset;
+    let blocks = whole.len() / BLOCK * BLOCK;
+    let split = |source: f32| {
+        let floor = source.floor();
+        let integer = (floor + INTEGER).to_bits().wrapping_sub(INTEGER.to_bits());
+        (integer as i32, source - floor)
+    };
+    for (x, (whole, rest)) in (0_i32..).zip(whole.iter_mut().zip(&mut *rest)).take(blocks) {
+        (*whole, *rest) = split(per_x.mul_add(x as f32, start));
+    }
+    for (x, (whole, rest)) in whole.iter_mut().zip(rest).enumerate().skip(blocks) {
+        (*whole, *rest) = split(per_x.mul_add(x as f32, of_row) + offset);
+    }
+}
+
+impl Row {
+    fn new(width: usize) -> Self {
+        Self {
+            columns: vec![0; width],
+            rows: vec![0; width],
+            starts: vec![0; width],
+            across: vec![0.0; width],
+            down: vec![0.0; width],
+            corners: std::array::from_fn(|_| vec![0; width]),
+        }
+    }
+
+    #[inline(always)]
+    fn find_starts(&mut self, image: &Rgb) {
+        let (last_row, last_column) = (image.height as u32 - 1, image.width as u32 - 1);
+        let places = self.rows.iter().zip(&self.columns);
+        for (start, (&row, &column)) in self.starts.iter_mut().zip(places) {
+            // Negative ones become large.
+            let (row, column) = (row as u32, column as u32);
+            let place = row.wrapping_mul(last_column + 1).wrapping_add(column);
+            let inside = row < last_row && column < last_column;
+            *start = if inside {
+                place.wrapping_mul(3)
+            } else {
+                OUTSIDE
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self, image: &Rgb) {
+        let stride = image.width * 3;
+        let width = self.starts.len();
+        let [a, b, c, d] = &mut self.corners;
+        let (a, b, c, d) = (
+            &mut a[..width],
+            &mut b[..width],
+            &mut c[..width],
+            &mut d[..width],
+        );
+        let (rows, columns) = (&self.rows[..width], &self.columns[..width]);
+        for (x, &start) in self.starts.iter().enumerate() {
+            // Eight bytes from the first pixel of a pair on hold both.
+            let start = start as usize;
+            let end = start.saturating_add(stride + 8);
+            if let Some(bytes) = image.pixels.get(start..end) {
+                let (upper, lower) = (first_eight(bytes), first_eight(&bytes[stride..]));
+                (a[x], b[x]) = (upper as u32, (upper >> 24) as u32);
+                (c[x], d[x]) = (lower as u32, (lower >> 24) as u32);
+            } else {
+                [a[x], b[x], c[x], d[x]] = at_border(image, rows[x], columns[x]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn interpolate(&mut self) {
+        let [a, b, c, d] = &mut self.corners;
+        let weights = self.across.iter().zip(&self.down);
+        for ((((a, b), c), d), (&across, &down)) in a.iter_mut().zip(b).zip(c).zip(d).zip(weights) {
+            let mut mixed = 0;
+            for shift in [0, 8, 16] {
+                let upper = mix(channel(*a, shift), channel(*b, shift), across);
+                let lower = mix(channel(*c, shift), channel(*d, shift), across);
+                let rounded = (mix(upper, lower, down) + INTEGER).to_bits() & 255;
+                mixed |= rounded << shift;
+            }
+            *a = mixed;
+        }
+    }
+}
+
+/// Three bytes of every pixel.
+#[inline(always)]
+fn write_row(pixels: &[u32], output: &mut [u8]) {
+    let (fours, rest) = pixels.as_chunks::<4>();
+    let (twelves, end) = output.as_chunks_mut::<12>();
+    for (bytes, &[a, b, c, d]) in twelves.iter_mut().zip(fours) {
+        let words = [a | b << 24, b >> 8 | c << 16, c >> 16 | d << 8];
+        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+    }
+    for (bytes, pixel) in end.as_chunks_mut::<3>().0.iter_mut().zip(rest) {
+        bytes.copy_from_slice(&pixel.to_le_bytes()[..3]);
+    }
+}
+
+#[inline(always)]
+fn first_eight(bytes: &[u8]) -> u64 {
+    bytes
+        .first_chunk()
+        .map_or(0, |&eight| u64::from_le_bytes(eight))
+}
+
+/// A pixel, the one to its right, and the two below them, where some may lie outside.
+#[inline(never)] // Seldom needed, and the loop that calls it has no registers to spare.
+fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
+    let near = |place: i32, end: usize| place >= -1 && (place < 0 || (place as usize) < end);
+    if near(row, image.height) && near(column, image.width) {
+        let places = [(0, 0), (0, 1), (1, 0), (1, 1)];
+        places.map(|(down, right)| pixel(image, row + down, column + right))
+    } else {
+        [u32::from_le_bytes([FILL; 4]); 4]
+    }
+}
+
+/// One pixel, or [`FILL`] outside of the picture.
+fn pixel(image: &Rgb, row: i32, column: i32) -> u32 {
+    let place = usize::try_from(row).ok().zip(usize::try_from(column).ok());
+    let found = place.filter(|&(row, column)| row < image.height && column < image.width);
+    let [red, green, blue] = found.map_or([FILL; 3], |(row, column)| {
+        let start = (row * image.width + column) * 3;
+        [0, 1, 2].map(|channel| image.pixels[start + channel])
+    });
+    u32::from_le_bytes([red, green, blue, 0])
+}
+
+#[inline(always)]
+fn channel(pixel: u32, shift: u32) -> f32 {
+    ((pixel >> shift) & 255) as i32 as f32
+}
+
+#[inline(always)]
+fn mix(from: f32, to: f32, weight: f32) -> f32 {
+    weight.mul_add(to - from, from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A picture in one channel, the same in all three.
+    fn grey(width: usize, values: &[u8]) -> Rgb {
+        Rgb {
+            height: values.len() / width,
+            width,
+            pixels: values.iter().flat_map(|&value| [value; 3]).collect(),
+        }
+    }
+
+    fn noise(height: usize, width: usize) -> Rgb {
+        let mut draws = crate::random::Draws::new(1, 2, 3, crate::random::Purpose::Picture(0));
+        Rgb {
+            height,
+            width,
+            pixels: (0..height * width * 3)
+                .map(|_| u8::try_from(draws.below(256)).unwrap())
+                .collect(),
+        }
+    }
+
+    fn warp(image: &Rgb, map: &Affine) -> Rgb {
+        let mut output = image.clone();
+        super::warp(&mut output, map);
+        output
+    }
+
+    #[test]
+    fn one_pixel_moves_out() {
+        let image = grey(1, &[7]);
+        assert_eq!(warp(&image, &Affine::translate_x(0.0)), image);
+        assert_eq!(warp(&image, &Affine::translate_x(1.0)), grey(1, &[FILL]));
+        assert_eq!(warp(&image, &Affine::translate_y(-1e9)), grey(1, &[FILL]));
+        assert_eq!(warp(&image, &Affine::shear_x(0.21)), image);
+        assert_eq!(warp(&image, &Affine::rotate(0.0, 1, 1)), image);
+    }
+
+    #[test]
+    fn a_picture_moves_left_and_up() {
+        let image = grey(3, &[1, 2, 3, 4, 5, 6]);
+        let left = warp(&image, &Affine::translate_x(1.0));
+        assert_eq!(left, grey(3, &[2, 3, FILL, 5, 6, FILL]));
+        let right = warp(&image, &Affine::translate_x(-2.0));
+        assert_eq!(right, grey(3, &[FILL, FILL, 1, FILL, FILL, 4]));
+        let up = warp(&image, &Affine::translate_y(1.0));
+        assert_eq!(up, grey(3, &[4, 5, 6, FILL, FILL, FILL]));
+        assert_eq!(warp(&image, &Affine::translate_x(9.0)), grey(3, &[FILL; 6]));
+    }
+
+    #[test]
+    fn half_a_pixel_is_the_mean_with_ties_to_even() {
+        let image = grey(3, &[10, 20, 41]);
+        // 15, 30.5 and, half of it outside, 84.5.
+        let moved = warp(&image, &Affine::translate_x(0.5));
+        assert_eq!(moved, grey(3, &[15, 30, 84]));
+    }
+
+    #[test]
+    fn shears_leave_the_first_row_or_column() {
+        let image = grey(2, &[10, 20, 30, 40]);
+        // Row 1 comes from half a pixel to the left: 79 and 35.
+        let sheared = warp(&image, &Affine::shear_x(0.5));
+        assert_eq!(sheared, grey(2, &[10, 20, 79, 35]));
+        // Column 1 comes from half a pixel above: 74 and 30.
+        let sheared = warp(&image, &Affine::shear_y(0.5));
+        assert_eq!(sheared, grey(2, &[10, 74, 30, 30]));
+    }
+
+    #[test]
+    fn a_quarter_turns_to_the_left() {
+        // Around the corner between the four pixels, whose centres are whole numbers: what was at
+        // (x, y) comes to (y, 2 - x).
+        let turned = warp(&grey(2, &[10, 20, 30, 40]), &Affine::rotate(90.0, 2, 2));
+        assert_eq!(turned, grey(2, &[FILL, FILL, 20, 40]));
+    }
+
+    #[test]
+    fn other_instructions_give_the_same_bytes() {
+        for (height, width) in [(1, 40), (40, 1), (37, 53), (33, 16)] {
+            let image = noise(height, width);
+            for map in [Affine::rotate(-21.0, height, width), Affine::shear_y(0.21)] {
+                let mut plain = vec![0; image.pixels.len()];
+                simd::Loop::run(WarpRows {
+                    image: &image,
+                    map: &map,
+                    output: &mut plain,
+                });
+                assert!(
+                    warp(&image, &map).pixels == plain,
+                    "{height} x {width}: {map:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Bindings of RandAugment.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::arrays::Buffer;
+use super::image::{to_buffer, to_rgb};
+use crate::Error;
+use crate::affine;
+use crate::rand_augment::{self, KINDS, Kind, Operation};
+
+/// Operations that are drawn for each picture.
+#[pyclass(module = "fiber._core", frozen, eq)]
+#[derive(Clone, PartialEq)]
+pub struct RandAugment {
+    pub(super) inner: rand_augment::RandAugment,
+}
+
+fn all_names() -> Vec<String> {
+    KINDS.map(|(_, name)| name.to_owned()).to_vec()
+}
+
+#[pymethods]
+impl RandAugment {
+    #[new]
+    #[pyo3(signature = (*, num_ops = 2, magnitude = 7.0, probability = 0.5, operations = all_names()))]
+    fn new(
+        num_ops: usize,
+        magnitude: f64,
+        probability: f64,
+        operations: Vec<String>,
+    ) -> PyResult<Self> {
+        let inner = rand_augment::RandAugment {
+            num_ops,
+            magnitude,
+            probability,
+            operations: operations
+                .iter()
+                .map(|name| Kind::from_name(name))
+                .collect::<Result<_, _>>()?,
+        };
+        inner.check()?;
+        Ok(Self { inner })
+    }
+
+    /// The argument of each operation, without its sign; None where it takes none.
+    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let arguments = PyDict::new(py);
+        for kind in &self.inner.operations {
+            arguments.set_item(kind.name(), kind.argument(self.inner.magnitude))?;
+        }
+        Ok(arguments)
+    }
+
+    /// Every setting by name.
+    fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        describe(py, &self.inner)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let fields: Vec<String> = self
+            .describe(py)?
+            .iter()
+            .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
+            .collect::<PyResult<_>>()?;
+        Ok(format!("RandAugment({})", fields.join(", ")))
+    }
+}
+
+/// Every setting by name.
+pub fn describe<'py>(
+    py: Python<'py>,
+    inner: &rand_augment::RandAugment,
+) -> PyResult<Bound<'py, PyDict>> {
+    let names: Vec<&str> = inner.operations.iter().map(|kind| kind.name()).collect();
+    let settings = PyDict::new(py);
+    settings.set_item("num_ops", inner.num_ops)?;
+    settings.set_item("magnitude", inner.magnitude)?;
+    settings.set_item("probability", inner.probability)?;
+    settings.set_item("operations", names)?;
+    Ok(settings)
+}
+
+/// Carry one operation out on an array (H, W, 3) of uint8.
+#[pyfunction]
+#[pyo3(signature = (image, operation, argument = None))]
+pub fn augment_image(
+    image: &Bound<'_, PyAny>,
+    operation: &str,
+    argument: Option<f64>,
+) -> PyResult<Buffer> {
+    let kind = Kind::from_name(operation)?;
+    let expected = kind.argument(0.0).is_some();
+    let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
+    if argument.is_some() != expected || !usable {
+        let wanted = if expected { "a finite number" } else { "none" };
+        return Err(Error::argument(
+            "argument",
+            format!("{argument:?} for {operation}; expected {wanted}"),
+        )
+        .into());
+    }
+    let operation = Operation {
+        kind,
+        argument: argument.unwrap_or(0.0),
+    };
+    let mut picture = to_rgb(image)?;
+    let sides = 1..=affine::MAX_SIDE;
+    if !(sides.contains(&picture.height) && sides.contains(&picture.width)) {
+        return Err(Error::argument(
+            "image",
+            format!(
+                "{} x {} pixels; expected sides of 1 to {}",
+                picture.height,
+                picture.width,
+                affine::MAX_SIDE
+            ),
+        )
+        .into());
+    }
+    image.py().detach(|| operation.apply(&mut picture));
+    to_buffer(picture)
+}
