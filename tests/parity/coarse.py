@@ -45,6 +45,7 @@ UNIT_FILES = {
 }
 #: Files that those read beside their own.
 READ_UNIT_FILES = ("extras.safetensors",)
+#: Files of the folder that no comparison reads yet, and what each waits for.
 PENDING_FILES: dict[str, str] = {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from fiber import _core
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, RobertaConfig
-from fiber.data import ImageTransform
+from fiber.data import ImageTransform, RandAugment
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores
 from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import normalize_answer, published_score
 from fiber.models.image_text import FiberImageText
 from fiber.models.roberta import TextEmbeddings
-from fiber.training.initialise import resize_bias_table
+from fiber.models.weights_towers import resize_bias_table
 from fiber.training.optim import lr_factor
 from fiber.training.run_config import OptimConfig
+from fiber.training.transform_config import MOVING_OPERATIONS
 from tests.parity.coarse_training import (
     OPTIM,
     group_faults,
@@ -36,8 +38,8 @@ from tests.parity.tolerances import EXTRAS, LEARNING_RATES
 #: Recorded, but no output of the package (golden/coarse README): operations that no recipe has, and
 #: the versions with which it was recorded.
 NEVER_COMPARED = ("randaug.Solarize", "randaug.Color", "randaug.Contrast", "versions")
-#: What belongs to the augmentation of the data engine, which the package does not have.
-NOT_YET = {"randaug.": "RandAugment of the data engine"}
+#: The magnitude with which RandAugment was recorded, and the value of what comes from outside.
+RAND_AUGMENT_MAGNITUDE, RAND_AUGMENT_FILL = 7.0, [128, 128, 128]
 
 
 def compare_extras(path: Path) -> Comparison:
@@ -47,6 +49,7 @@ def compare_extras(path: Path) -> Comparison:
     comparison = Comparison("extras")
     parts: tuple[Callable[[Comparison, dict[str, Any], dict[str, Tensor]], None], ...] = (
         _compare_pictures,
+        _compare_rand_augment,
         _compare_bias_tables,
         _compare_schedule,
         _compare_answers,
@@ -59,14 +62,8 @@ def compare_extras(path: Path) -> Comparison:
             part(comparison, numbers, tensors)
         except KeyError as error:
             comparison.group("names", 0.0).add(f"{error.args[0]} is missing", 1.0)
-    for name in sorted({*numbers, *tensors} - comparison.compared):
-        pending = next((why for start, why in NOT_YET.items() if name.startswith(start)), None)
-        if name.startswith(NEVER_COMPARED):
-            continue
-        if pending is None:
-            comparison.not_compared.append(name)
-        else:
-            comparison.pending.setdefault(pending, []).append(name)
+    recorded = {name for name in {*numbers, *tensors} if not name.startswith(NEVER_COMPARED)}
+    comparison.not_compared = sorted(recorded - comparison.compared)
     return comparison
 
 
@@ -86,6 +83,27 @@ def _compare_pictures(
             pixels, _, _ = _core.apply_transform(picture, transform)
             ours = torch.tensor(np.asarray(pixels))
             comparison.tensor("normalise", name, ours, recorded, EXTRAS.pixels, 1.0)
+
+
+def _compare_rand_augment(
+    comparison: Comparison, numbers: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Every operation in both directions, with the argument that its magnitude gives."""
+    picture = tensors["rgb.input"].numpy()
+    arguments = RandAugment(magnitude=RAND_AUGMENT_MAGNITUDE).arguments()
+    for operation, argument in arguments.items():
+        for name in (f"randaug.{operation}.hi", f"randaug.{operation}.lo"):
+            recorded = numbers[f"{name}.args"]
+            signed = recorded[0] if recorded else None
+            expected = [] if argument is None else [argument]
+            if operation in MOVING_OPERATIONS:
+                expected = [math.copysign(expected[0], recorded[0]), RAND_AUGMENT_FILL]
+            label = f"{operation}, recorded {recorded}"
+            wrong = float(recorded != expected)
+            comparison.group("RandAugment, arguments", 0.0).add(label, wrong)
+            ours = torch.tensor(np.asarray(_core.augment_image(picture, operation, signed)))
+            comparison.tensor("RandAugment", name, ours, tensors[name], 0.0, 255.0)
+            comparison.compared.add(f"{name}.args")
 
 
 def _compare_bias_tables(

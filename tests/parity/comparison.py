@@ -38,8 +38,6 @@ class Comparison:
         self.compared: set[str] = set()
         #: Recorded names that nothing was compared with, and that should have been.
         self.not_compared: list[str] = []
-        #: Recorded names that wait for a part of the package, by that part.
-        self.pending: dict[str, list[str]] = {}
 
     def group(self, name: str, tolerance: float) -> Group:
         """The group of that name, made when first asked for."""
@@ -86,6 +84,4 @@ class Comparison:
         if self.not_compared:
             lines.append(f"  NOT COMPARED: {len(self.not_compared)}")
             lines += [f"    {name}" for name in self.not_compared]
-        for part, names in self.pending.items():
-            lines.append(f"  not compared, waits for {part}: {', '.join(names)}")
         return "\n".join(lines)

@@ -159,8 +159,8 @@ def test_a_number_that_nothing_compares_fails(tmp_path):
 def test_extras_and_groups_equal_what_is_recorded():
     extras = compare_extras(SHARED / "extras.json")
     assert extras.ok, str(extras)
-    # RandAugment is named as long as the package does not have it.
-    assert all(name.startswith("randaug.") for names in extras.pending.values() for name in names)
+    # Ten operations, each in both directions.
+    assert extras.groups["RandAugment (integers)"].count == 20
     groups = compare_optimizer_groups(SHARED / "base_optimizer_groups.json")
     assert groups.ok, str(groups)
 
@@ -175,11 +175,13 @@ def test_changed_extras_fail(tmp_path, capsys):
         content["vqa.normalize_word"]["two"] = "two"
         content["ciderD"]["scores"][1] += 1e-6
         content["unheard.of"] = 1.0
+        content["randaug.ShearX.lo.args"][0] = 0.2
 
     change_json(folder / "extras.json", change)
     tensors = load_file(folder / "extras.safetensors")
     tensors["bias.after_480"][7, 1] += 1e-4
     tensors["resize_u8.48"][3, 4, 1] += 1
+    tensors["randaug.Rotate.hi"][30, 40, 2] -= 1
     tensors["posids.outcome"] = tensors.pop("posids.output")
     save_file(tensors, folder / "extras.safetensors")
 
@@ -194,6 +196,8 @@ def test_changed_extras_fail(tmp_path, capsys):
         "caption 1: error",
         "bias.after_480: error",
         "resize_u8.48: error",
+        "ShearX, recorded [0.2, [128, 128, 128]]: error",
+        "randaug.Rotate.hi: error",
         "posids.output is missing",
         "\n    posids.outcome\n    unheard.of",
         "group 0 also has",

@@ -67,9 +67,10 @@ class ExtrasTolerances(NamedTuple):
     cider: float
 
 
-# Pictures and tables were met exactly here; the allowance is a few roundings of float32 at their
-# size, for other instruction sets. Recall: recorded in float32, 4.8e-8. CIDEr-D: double precision
-# on both sides, met exactly.
+# Resized pictures and those of RandAugment are bytes and have no allowance. Normalised pictures and
+# tables were met exactly here; the allowance is a few roundings of float32 at their size, for other
+# instruction sets. Recall: recorded in float32, 4.8e-8. CIDEr-D: double precision on both sides,
+# met exactly.
 EXTRAS = ExtrasTolerances(pixels=1e-6, bias_tables=1e-6, recall=1e-6, cider=1e-9)
 
 #: Learning rates: both are computed in double precision from the same formula.
