@@ -22,7 +22,6 @@ from tests.published_keys import needs_keys
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "../shared/golden/coarse"
-#: Of the whole machine.
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 
 
