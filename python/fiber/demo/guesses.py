@@ -17,6 +17,8 @@ from fiber.training.streams import inference_transform
 
 Numbers = dict[str, float]
 Records = Sequence[Record]
+#: Picture, phrase, (g, 4) boxes in pixels.
+Phrase = tuple[str, str, np.ndarray]
 
 
 #: What each task's blind guess is counted from.
@@ -55,6 +57,8 @@ class Guesser:
             "coco": self._detection,
         }[task]
         training = _COUNTED[task](self.data, "train") if task in _COUNTED else []
+        if task == "flickr":
+            training = _phrases(training)
         guesses = {}
         for split, records in by_split.items():
             chance, blind = compute(training, records, split)
@@ -134,8 +138,10 @@ class Guesser:
         chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
         return chance, _best(blind)
 
-    def _phrases(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
-        counted, own = _phrases(training), _phrases(records)
+    def _phrases(
+        self, counted: list[Phrase], records: Records, split: str
+    ) -> tuple[Numbers, Numbers]:
+        own = _phrases(records)
         truths = [boxes for _, _, boxes in own]
         objects = self._objects(split)
         blind = [
@@ -174,8 +180,8 @@ class Guesser:
         return {r.image_id: list(r.boxes_xyxy) for r in sources.detection(self.data, split)}
 
 
-def _phrases(records: Sequence[Record]) -> list[tuple[str, str, np.ndarray]]:
-    """List all phrases that have boxes: picture, phrase, (g, 4) boxes in pixels."""
+def _phrases(records: Sequence[Record]) -> list[Phrase]:
+    """List all phrases that have boxes."""
     return [
         (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
         for record in records

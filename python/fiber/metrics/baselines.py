@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -199,6 +200,13 @@ def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
 
 #: Neighbours that `masked_word_blind` looks at, from the most to the least: offsets of tokens.
 NEIGHBOURHOODS = ((-2, -1, 1, 2), (-2, -1, 1), (-1, 1, 2), (-1, 1), (-1,), (1,), ())
+#: The farthest of them.
+_REACH = 2
+#: Takes each neighbourhood out of a token's window, which begins `_REACH` tokens before it.
+_TAKE: tuple[Callable[[Sequence[int]], Hashable], ...] = tuple(
+    itemgetter(*(offset + _REACH for offset in offsets)) if offsets else lambda window: ()
+    for offsets in NEIGHBOURHOODS
+)
 
 
 def masked_word_blind(
@@ -226,35 +234,35 @@ def masked_word_blind(
     texts = [row[:n].tolist() for row, n in zip(masked_ids, lengths, strict=True)]
     picked = np.argwhere(labels != IGNORED).tolist()
     # Only the neighbourhoods that are asked for are counted: training texts may be many.
-    counts: dict[tuple, Counter] = {
-        _neighbours(texts[row], position, offsets): Counter()
-        for row, position in picked
-        for offsets in NEIGHBOURHOODS
-    }
+    windows = [_windows(text) for text in texts]
+    counts: list[dict[Hashable, Counter]] = [
+        {take(windows[row][position]): Counter() for row, position in picked} for take in _TAKE
+    ]
     for text in training_texts:
-        for position in range(len(text)):
-            for offsets in NEIGHBOURHOODS:
-                seen = counts.get(_neighbours(text, position, offsets))
+        for token, window in zip(text, _windows(text), strict=True):
+            for take, counted in zip(_TAKE, counts, strict=True):
+                seen = counted.get(take(window))
                 if seen is not None:
-                    seen[text[position]] += 1
+                    seen[token] += 1
     predicted = np.full(labels.shape, IGNORED)
     for row, position in picked:
-        predicted[row, position] = _guess_word(counts, texts[row], position, mask_id)
+        seen = [
+            counted[take(windows[row][position])]
+            for take, counted in zip(_TAKE, counts, strict=True)
+        ]
+        predicted[row, position] = _guess_word(seen, texts[row][position], mask_id)
     return masked_word_accuracy(predicted, labels)
 
 
-def _neighbours(text: Sequence[int], position: int, offsets: tuple[int, ...]) -> tuple:
-    """The tokens at these offsets, -1 beyond the text's ends, with the offsets themselves."""
-    tokens = [text[p] if 0 <= (p := position + o) < len(text) else -1 for o in offsets]
-    return (offsets, *tokens)
+def _windows(text: Sequence[int]) -> list[list[int]]:
+    """Each token with `_REACH` neighbours on both sides, -1 beyond the text's ends."""
+    padded = [*[-1] * _REACH, *text, *[-1] * _REACH]
+    return [padded[at : at + 2 * _REACH + 1] for at in range(len(text))]
 
 
-def _guess_word(
-    counts: Mapping[tuple, Counter], text: Sequence[int], position: int, mask_id: int
-) -> int:
-    shown = text[position]
-    for offsets in NEIGHBOURHOODS:
-        seen = counts[_neighbours(text, position, offsets)]
+def _guess_word(counts: Sequence[Counter], shown: int, mask_id: int) -> int:
+    """Guess by the first neighbourhood that was seen in training."""
+    for seen in counts:
         if not seen:
             continue
         if shown != mask_id and shown in seen:

@@ -31,9 +31,12 @@ def areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def intersections(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Areas (N, G) shared by each box of `first` (N, 4) with each of `second` (G, 4)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    return np.prod(np.maximum(high - low, 0), axis=2)
+    sides = [
+        np.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
+        - np.maximum(first[:, None, axis], second[None, :, axis])
+        for axis in (0, 1)
+    ]
+    return np.maximum(sides[0], 0) * np.maximum(sides[1], 0)
 
 
 def pairwise_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
