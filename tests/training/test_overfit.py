@@ -199,6 +199,7 @@ SIZES = {
     "model.image_text.num_answers": SAMPLES,
     "data.batch_size": SAMPLES,
     "data.transform.kind": "squash",
+    "data.transform.rand_augment.num_ops": 0,
     "optim.lr": 1e-3,
     "optim.head_lr_multiplier": 1.0,
     "optim.cross_modal_lr_multiplier": 1.0,
