@@ -1,6 +1,6 @@
 """What fusion and each objective of pre-training bring: the coarse stage, trained without.
 
-Command: fiber data scenes --output runs/scenes --train 24000 --val 500 --novel 500
+Command: fiber data scenes --output runs/scenes --images 24000
          python benches/ablate.py runs/scenes
 Rows: results/ablate.csv, one for each run; `results_page.py` makes the table. A run that has its
 row is not trained again. Eighteen runs of 440 steps; --cpu-hours stops starting new ones when the

@@ -1,7 +1,7 @@
 """What each image-level task learns from one coarse checkpoint, beside models that miss an input.
 
-Command: fiber data scenes --output runs/scenes --train 24000 --val 500 --novel 500
-         fiber data stamps --output runs/stamps --train 10000 --val 500 --novel 500
+Command: fiber data scenes --output runs/scenes --images 24000
+         fiber data stamps --output runs/stamps --images 10000
          python benches/finetune.py runs/scenes runs/stamps
 Rows: results/finetune.csv, one for each number of each run; `results_page.py` makes the tables.
 
