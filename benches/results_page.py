@@ -193,9 +193,16 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
         "A difference is named where every seed of one lies above every seed of the other and the"
         " means are two of the larger standard deviation apart; three seeds cannot show a smaller"
         " one.\n",
-        ("\n".join(verdicts) or "No difference is that large.") + "\n",
-        f"{len(rows)} runs, {hours:.1f} CPU hours: {_machines(rows)}.\n",
+        ("\n".join(verdicts) or _no_difference(rows)) + "\n",
+        f"{len(rows)} of {3 * len(ARMS)} runs, {hours:.1f} CPU hours: {_machines(rows)}.\n",
     ]
+
+
+def _no_difference(rows: list[dict[str, str]]) -> str:
+    seeds = {row["seed"] for row in rows}
+    if len(seeds) < 3:
+        return f"{len(seeds)} of three seeds have run: no difference is judged yet."
+    return "No difference is that large."
 
 
 def _change(whole: Sequence[float], other: Sequence[float]) -> str:
