@@ -75,6 +75,11 @@ def report(bench: str, unit: str, values: Mapping[str, list[float]], peer: str) 
         )
     file = RESULTS / f"{bench}.csv"
     is_new = not file.exists()
+    if not is_new:
+        with file.open(newline="") as known:
+            header = next(csv.reader(known))
+        if header != list(rows[0]):
+            sys.exit(f"{file} has the columns {header}; expected {list(rows[0])}")
     with file.open("a", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         if is_new:
