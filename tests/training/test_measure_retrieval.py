@@ -161,3 +161,33 @@ def test_what_cannot_be_ordered_again(stored, records, task, heads, rerank, mess
     other = StoredModel(model=model, tokenizer=stored.tokenizer)
     with pytest.raises(ValueError, match=message):
         evaluate(other, task, data=records, rerank=rerank)
+
+
+@pytest.fixture(scope="module")
+def matching_alone(stored):
+    """The same model without the head of contrast, as fine-tuning by matching leaves it."""
+    config = stored.model.config
+    heads = tuple(head for head in config.image_text.heads if head != "itc")
+    config = dataclasses.replace(
+        config, image_text=dataclasses.replace(config.image_text, heads=heads)
+    )
+    model = build_model(config).eval()
+    missing, _ = model.load_state_dict(stored.model.state_dict(), strict=False)
+    assert not missing
+    return StoredModel(model=model, tokenizer=stored.tokenizer)
+
+
+def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_path):
+    _, log_odds, owners = dense
+    metrics, predictions = measure(matching_alone, records, tmp_path, rerank=10**9)
+    assert metrics == {f"reranked/{k}": v for k, v in recall_at_k(log_odds, owners).items()}
+    best = np.argsort(-log_odds, axis=0, kind="stable").T
+    assert [entry["image_ids"] for entry in predictions] == [
+        [f"p{place}" for place in row] for row in best
+    ]
+
+
+@pytest.mark.parametrize("rerank", [0, 3])
+def test_matching_alone_has_no_candidates_to_choose(matching_alone, records, rerank):
+    with pytest.raises(ValueError, match=rf"rerank is {rerank}, but the model has no head 'itc'"):
+        evaluate(matching_alone, "retrieval", data=records, rerank=rerank)

@@ -27,8 +27,9 @@ _FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 #: Width of an attention head in every published RoBERTa; no shape tells it.
 _TEXT_HEAD_WIDTH = 64
 
-#: What a coarse checkpoint holds if and only if it has the head; one name of it is enough, so that
-#: the rest is missed by name when the weights are loaded.
+#: What tells that a coarse checkpoint has a head; one name of it is enough, so that the rest is
+#: missed by name when the weights are loaded. Published files hold the projections of contrast
+#: whether it was trained last or not: what they give after another fine-tuning is left over.
 _HEAD_NAMES: dict[str, tuple[str, ...]] = {
     "itc": tuple(
         f"cross_modal_{side}_{part}_itc."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def evaluate(
         fusion: False switches the cross-attentions off.
         rerank: of "retrieval": best candidates of each query by the two towers alone (ITC) that
             matching picture and text together (ITM) orders again; 0: none, sys.maxsize: every
-            pair. Default: 32 if the model has the head for it.
+            pair. Default: 32 if the model has both heads, every pair if it has ITM alone.
 
     Returns:
         Metrics by name, fractions in [0, 1] but for `cider_d`, which goes up to 10; those of a
@@ -108,10 +109,10 @@ def evaluate(
         check_target(Path(output))
     if not isinstance(model, Model):
         model = load(model)
-    head, *_ = measuring.find_task(task)
-    model.need_head(head, f"task {task!r}")
+    model.need_head(measuring.needed_head(task, model.heads), f"task {task!r}")
     if rerank is None:
-        rerank = RERANKED if task == "retrieval" and "itm" in model.heads else 0
+        can = task == "retrieval" and "itm" in model.heads
+        rerank = 0 if not can else RERANKED if "itc" in model.heads else sys.maxsize
     stored = StoredModel(model=model.network, tokenizer=model.tokenizer, answers=model.answers)
     with model.arithmetic():
         return measuring.evaluate(

@@ -22,5 +22,5 @@ def recipe() -> RunConfig:
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=8574),
+        train=dataclasses.replace(base.train, steps=8574, precision="float32"),
     )

@@ -2,7 +2,8 @@
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
 Data: DIR/train.json as its authors give it (or DIR/nlvr2_train.jsonl), and the pictures below
-    DIR/images. The checkpoint is chosen on dev, as published; test1 is test-P.
+    DIR/images. The published checkpoint was chosen on dev; here the last one is the model. test1 is
+    test-P. Runs in bfloat16; `--set train.precision=float32` is as published.
 Hardware: published on 8 GPUs with 8 pairs a pass.
 Expected: accuracy 85.52 on test-P (FIBER's README).
 """

@@ -23,5 +23,5 @@ def recipe() -> RunConfig:
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=4287),
+        train=dataclasses.replace(base.train, steps=4287, precision="float32"),
     )

@@ -1,4 +1,4 @@
-"""Published fine-tuning for retrieval on COCO by contrast, on the published splits.
+"""Published fine-tuning for retrieval on COCO by contrast: splits, queue and 32 bit as published.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_published --data DIR --init
     MODEL
@@ -20,8 +20,10 @@ from fiber.training.run_config import RunConfig
 def recipe() -> RunConfig:
     """The whole run; ten epochs of 439,000 captions."""
     base = retrieval_coco.recipe()
+    task = dataclasses.replace(base.tasks.image_text, itc_form="queue", queue_length=4096)
     return dataclasses.replace(
         base,
+        tasks=dataclasses.replace(base.tasks, image_text=task),
         data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=4287),
+        train=dataclasses.replace(base.train, steps=4287, precision="float32"),
     )

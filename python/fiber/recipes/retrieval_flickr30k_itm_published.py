@@ -22,5 +22,5 @@ def recipe() -> RunConfig:
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=1465),
+        train=dataclasses.replace(base.train, steps=1465, precision="float32"),
     )

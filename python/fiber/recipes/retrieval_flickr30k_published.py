@@ -19,8 +19,10 @@ from fiber.training.run_config import RunConfig
 def recipe() -> RunConfig:
     """The whole run; ten epochs of 150,070 captions."""
     base = retrieval_flickr30k.recipe()
+    task = dataclasses.replace(base.tasks.image_text, itc_form="queue", queue_length=4096)
     return dataclasses.replace(
         base,
+        tasks=dataclasses.replace(base.tasks, image_text=task),
         data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=1465),
+        train=dataclasses.replace(base.train, steps=1465, precision="float32"),
     )

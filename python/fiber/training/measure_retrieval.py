@@ -5,6 +5,7 @@ Letters: P pictures, T texts, D width, k candidates of a query.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -39,19 +40,37 @@ def retrieval(subject: Subject, records: RecordSet) -> Measured:
 
     Vectors are compared block by block. With `subject.rerank`, so many of the best candidates of
     each query are matched, a picture at a time: features of pictures are not kept, those of texts
-    are, and of each candidate pair some numbers (24 bytes).
+    are, and of each candidate pair some numbers (24 bytes). A model without contrast must match
+    every pair, and has the metrics of matching alone.
+
+    Raises:
+        ValueError: if a model without contrast shall match less than every pair.
     """
     groups = by_picture(records)
     pictures = [shown[0] for shown in groups.values()]
     texts = [records[i] for i in range(len(records))]
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in texts]), np.arange(len(pictures))
-    images = _image_vectors(subject, pictures)
-    vectors, prefixes = _text_vectors(subject, texts)
-    listed = max(LISTED, subject.rerank)
-    of_images = rank(images, vectors, numbers, owners, listed)
-    of_texts = rank(vectors, images, owners, numbers, listed)
-    metrics, best = recall_of_ranks(of_images.ranks, of_texts.ranks), of_texts.best
+    metrics: dict[str, float] = {}
+    if "itc" in subject.image_text.config.image_text.heads:
+        images = _image_vectors(subject, pictures)
+        vectors, prefixes = _text_vectors(subject, texts)
+        listed = max(LISTED, subject.rerank)
+        of_images = rank(images, vectors, numbers, owners, listed)
+        of_texts = rank(vectors, images, owners, numbers, listed)
+        metrics |= recall_of_ranks(of_images.ranks, of_texts.ranks)
+    else:
+        if subject.rerank < max(len(pictures), len(texts)):
+            raise ValueError(
+                f"rerank is {subject.rerank}, but the model has no head 'itc' to choose candidates"
+                f" by; expected every one of {len(pictures)} pictures and {len(texts)} texts (all)"
+            )
+        prefixes = TextPrefixes()
+        for prefix, mask in _text_prefixes(subject, texts):
+            prefixes.add(prefix, mask)
+        of_images = _everything(len(pictures), len(texts))
+        of_texts = _everything(len(texts), len(pictures))
+    best = of_texts.best
     if subject.rerank:
         image_best, text_best = (one.best[:, : subject.rerank] for one in (of_images, of_texts))
         image_scores, text_scores = match_candidates(
@@ -99,6 +118,12 @@ def rank(
         order = np.argsort(-scores, axis=1, kind="stable")[:, :listed]
         best.append(order.astype(np.int32))
     return Ranking(np.concatenate(best), np.concatenate(ranks))
+
+
+def _everything(queries: int, candidates: int) -> Ranking:
+    """Candidates that nothing has ranked: all of them for each query, in their order."""
+    order = np.arange(candidates, dtype=np.int32)
+    return Ranking(np.tile(order, (queries, 1)), np.zeros(queries, dtype=np.int64))
 
 
 def match_candidates(
@@ -154,13 +179,18 @@ def _image_vectors(subject: Subject, pictures: list[Record]) -> Tensor:
 def _text_vectors(subject: Subject, texts: list[Record]) -> tuple[Tensor, TextPrefixes]:
     """Embed texts; what lies below the fusion is kept where it is needed again."""
     model, prefixes, vectors = subject.image_text, TextPrefixes(), []
-    for start in range(0, len(texts), subject.batch_size):
-        some = texts[start : start + subject.batch_size]
-        ids, mask = subject.texts([record.text for record in some])
-        prefix = model.backbone.text_prefix(ids, mask)
+    for prefix, mask in _text_prefixes(subject, texts):
         vectors.append(
             model.text_vectors(model.backbone.complete_text(prefix, mask, wanted="pooled"))
         )
         if subject.rerank:
             prefixes.add(prefix, mask)
     return torch.cat(vectors), prefixes
+
+
+def _text_prefixes(subject: Subject, texts: list[Record]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run texts up to the first fused layer: (B, L, D) and their (B, L) mask, batch by batch."""
+    for start in range(0, len(texts), subject.batch_size):
+        some = texts[start : start + subject.batch_size]
+        ids, mask = subject.texts([record.text for record in some])
+        yield subject.image_text.backbone.text_prefix(ids, mask), mask
