@@ -69,11 +69,14 @@ def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor],
 def check_alike(
     towers: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]], images: Tensor
 ) -> None:
-    """Stop if the towers do not compute the same."""
+    """Stop if the towers do not compute the same.
+
+    Values up to 4.5 are off their float64 ones by up to 4.4e-6 in each tower, timm's included.
+    """
     with torch.no_grad():
         maps = {name: run(images) for name, (_, run) in towers.items()}
     for name, found in maps.items():
-        torch.testing.assert_close(found, maps[PEER], rtol=1e-4, atol=1e-4, msg=f"map of {name}")
+        torch.testing.assert_close(found, maps[PEER], rtol=0, atol=2e-5, msg=f"map of {name}")
 
 
 def stepper(
