@@ -169,7 +169,8 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         type=candidates,
         metavar="N",
         help="retrieval: order the N best of each query again by matching picture and text"
-        " together; 0: none, all: every pair (default: 32, or all if the model can match alone; 0 if it cannot match)",
+        " together; 0: none, all: every pair (default: 32, or all if the model can match alone; 0"
+        " if it cannot match)",
     )
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     evaluate.set_defaults(run=_eval)
