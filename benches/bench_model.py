@@ -29,7 +29,8 @@ from fiber.data.batches import ImageTextBatch
 from fiber.losses.queue import PairQueue
 from fiber.models.image_text import FiberImageText
 from fiber.training.optim import build_optimizer
-from fiber.training.run_config import ImageTextTask, OptimConfig
+from fiber.training.run_config import OptimConfig
+from fiber.training.task_config import ImageTextTask
 from fiber.training.tasks import Draw, image_text_task
 
 PEER = "eager, published passes"

@@ -120,9 +120,10 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
         " (`benches/finetune.py`). *Text only* and *picture only* are the same run with every"
         " picture grey, or every text the same, in training and in measuring. *Counted* says what"
         " was most frequent in training, for questions and statements by their string. *novel*"
-        " shows compositions (scenes) or classes (stamps) that training never showed. Mean of the"
-        " seeds, smallest and largest in brackets. A task counts as learned from both inputs where"
-        " the worst seed lies above everything that misses one.\n"
+        " shows compositions (scenes) or classes (stamps) that training never showed. *Both*: mean"
+        " of the seeds, smallest and largest in brackets; the others are of one seed. A task counts"
+        " as learned from both inputs where the worst seed lies above everything that misses one."
+        "\n"
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == data]

@@ -41,12 +41,14 @@ class TestTrain:
         )
         arguments = ["train", "scenes_fine", "--data", "d", "--init", "runs/demo/coarse"]
         arguments += ["--resume", "--set", "train.steps=5", "--set", "optim.lr = 1e-3"]
+        arguments += ["--validation", "v.jsonl"]
         assert main(arguments) == 0
         given, settings = seen[0]
         assert given == ("scenes_fine",)
         assert settings == {
             "data": "d",
             "output": Path("runs/scenes_fine"),
+            "validation": "v.jsonl",
             "set": {"train.steps": "5", "optim.lr": "1e-3"},
             "init": "runs/demo/coarse",
             "tokenizer": None,

@@ -6,6 +6,7 @@ import torch
 from fiber import recipes
 from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import build_model
+from fiber.training.evaluate import find_task
 from fiber.training.optim import build_optimizer, freeze_image_stages, lr_factor
 from fiber.training.run_config import RunConfig, differences, load_recipe
 from fiber.training.streams import training_transform
@@ -55,7 +56,7 @@ def test_published_numbers_of_trained_parameters():
 #: coarse stage, section 4); 5 on what joins the modalities, a tenth of the steps to warm up.
 PUBLISHED = {
     "pretrain": (1e-5, 5, 4096, 40, 384),
-    "pretrain_queue": (1e-5, 5, 4096, 40, 384),
+    "pretrain_published": (1e-5, 5, 4096, 40, 384),
     "nlvr2": (2e-5, 50, 256, 50, 384),
     "vqav2": (2e-5, 50, 512, 50, 576),
     "retrieval_coco": (2e-5, 5, 1024, 50, 576),
@@ -118,6 +119,8 @@ SAMPLES = {
     "retrieval_flickr30k": (145_000, 150_070, 10),
     "retrieval_flickr30k_itm": (145_000, 150_070, 10),
     "caption_coco": (414_113, 439_000, 10),
+    "caption_coco_gold": (414_113, 439_000, 10),
+    "caption_coco_cider": (414_113, 439_000, 10),
 }
 
 
@@ -132,10 +135,35 @@ def test_published_variants_differ_in_what_was_published_and_in_nothing_else(nam
             epochs * samples / config.data.batch_size, abs=10
         )
     assert published.train.precision == "float32"
-    changed = {"data.split", "train.steps", "train.precision"}
+    # The published code chose a step on the test split, or on questions that it had trained on.
+    assert own.validation.task is not None and published.validation.task is None
+    changed = {"data.split", "train.steps", "train.precision", "validation.task"}
+    changed |= {"validation.pictures"} if own.validation.pictures else set()
     if published.tasks.image_text.itc and "image_text" in published.tasks.active():
         task = published.tasks.image_text
         assert (task.itc_form, task.queue_length) == ("queue", 4096)
         # 4,096 is the form's own length.
         changed.add("tasks.image_text.itc_form")
+    if published.tasks.caption.objective == "gold":
+        assert published.tasks.caption.gold_divisor == "padding"
+        changed.add("tasks.caption.gold_divisor")
     assert {line.partition(":")[0] for line in differences(own, published)} == changed
+
+
+def test_published_variants_of_what_trains_on_the_same_split():
+    changed = [
+        {line.partition(":")[0] for line in differences(load_recipe(name), published)}
+        for name in ("pretrain", "nlvr2")
+        for published in [load_recipe(f"{name}_published")]
+    ]
+    assert changed == [{"tasks.image_text.itc_form", "train.precision"}, {"train.precision"}]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_step_is_chosen_by_a_head_that_the_recipe_trains(name):
+    config = load_recipe(name)
+    task = config.validation.task
+    trained = {find_task(task)[0]} if task else set()
+    assert trained <= set(config.needed_heads())
+    # A run is measured more than once, or nothing would be chosen.
+    assert not task or config.train.steps >= 2 * config.train.checkpoint_every > 0

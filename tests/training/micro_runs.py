@@ -14,17 +14,14 @@ from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.fields import replace_fields
 from fiber.training.loop import Run, train
-from fiber.training.run_config import (
+from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.task_config import (
     CaptionTask,
-    DataConfig,
     GroundingTask,
     ImageTextTask,
-    OptimConfig,
     QuestionTask,
     ReasoningTask,
-    RunConfig,
     TasksConfig,
-    TrainConfig,
 )
 from fiber.training.transform_config import TransformConfig
 
@@ -136,9 +133,11 @@ def with_dropout(config: RunConfig, rate: float = 0.1) -> RunConfig:
 
 
 def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
-    """Train on the records of `make_data`."""
+    """Train on the records of `make_data`; what is validated is asked about half of them."""
     records = all_records(folder)
     data = {name: records[name] for name in config.tasks.active()}
+    if config.validation.task is not None:
+        options.setdefault("validation", records["question"][:6])
     options.setdefault("tokenizer", str(folder / "tokenizer.json"))
     return train(config, data=data, output=output, quiet=True, device="cpu", threads=1, **options)
 

@@ -48,6 +48,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, sta
     # An odd batch a rank, so that nothing may depend on where ranks are cut.
     changes = {"data__batch_size": 6, "train__steps": 10, "train__checkpoint_every": 0}
     if stage == "coarse":
+        changes["validation__task"] = "vqa"
         changes["tasks__image_text__itm_negatives"] = "half"
         changes["tasks__caption__objective"] = objective
     settings = {"stage": stage, "data": str(pictures), "changes": changes}
@@ -80,4 +81,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, sta
         # Adam hides a gradient of the wrong size from the losses, its norm does not.
         assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-3)
         assert ours["images"] == theirs["images"]
+        assert ours.get("validation") == theirs.get("validation")
+    assert ("validation" in two[-1]) == (stage == "coarse")
     assert (tmp_path / "two" / "model.safetensors").exists()

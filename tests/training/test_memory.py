@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiber.training.memory import Memory
-from fiber.training.run_config import CaptionTask, ImageTextTask
+from fiber.training.task_config import CaptionTask, ImageTextTask
 from fiber.training.tasks import Draw, caption_task, image_text_task, task_losses
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_loop import StopError, numbers, stop_before, weights_equal

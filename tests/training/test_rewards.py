@@ -21,8 +21,8 @@ from fiber.training.distributed import joined
 from fiber.training.loop import train
 from fiber.training.memory import Memory
 from fiber.training.rewards import CaptionRewards, caption_rewards
-from fiber.training.run_config import CaptionTask
 from fiber.training.streams import TaskStreams, open_data
+from fiber.training.task_config import CaptionTask
 from fiber.training.tasks import Draw, self_critical_task
 from tests.training.micro_runs import (
     all_records,

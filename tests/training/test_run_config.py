@@ -5,18 +5,20 @@ from fiber._core import ImageTransform, RandAugment, apply_transform
 from fiber.config import preset
 from fiber.fields import from_dict, replace_fields, to_dict
 from fiber.training.run_config import (
-    CaptionTask,
     DataConfig,
-    GroundingTask,
-    ImageTextTask,
     OptimConfig,
-    QuestionTask,
-    ReasoningTask,
     RunConfig,
-    TasksConfig,
     TrainConfig,
     differences,
     load_recipe,
+)
+from fiber.training.task_config import (
+    CaptionTask,
+    GroundingTask,
+    ImageTextTask,
+    QuestionTask,
+    ReasoningTask,
+    TasksConfig,
 )
 from fiber.training.transform_config import (
     MOVING_OPERATIONS,

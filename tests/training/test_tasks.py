@@ -11,8 +11,8 @@ from fiber.losses.matching import hard_negatives, itm_loss
 from fiber.training.checkpoint import build_model
 from fiber.training.distributed import joined
 from fiber.training.memory import Memory
-from fiber.training.run_config import ImageTextTask
 from fiber.training.streams import TaskStreams, open_data
+from fiber.training.task_config import ImageTextTask
 from fiber.training.tasks import (
     Draw,
     half_of_negatives,

@@ -11,20 +11,7 @@ from pathlib import Path
 
 from fiber.cli.arguments import candidates, count
 from fiber.cli.models import RUNS
-
-#: What `fiber eval` measures: the keys of `fiber.training.evaluate.TASKS`, without importing torch.
-_TASKS = (
-    "retrieval",
-    "matching",
-    "masked_words",
-    "caption",
-    "vqa",
-    "nlvr2",
-    "winoground",
-    "refcoco",
-    "flickr",
-    "coco",
-)
+from fiber.training.run_config import CHOSEN_BY
 
 _DATA = (
     "folder of a data set; or one annotation file, such as a .jsonl with"
@@ -125,6 +112,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("recipe", metavar="RECIPE", help="one of `fiber recipes`")
     train.add_argument("--data", required=True, metavar="DATA", help=_DATA)
     train.add_argument(
+        "--validation",
+        metavar="DATA",
+        help="what the best step is chosen by, where the recipe chooses one (default: the split of"
+        " --data that its validation.split names)",
+    )
+    train.add_argument(
         "--init",
         metavar="MODEL",
         help="what to start from: folder of a model, published checkpoint, file of a Swin or a"
@@ -158,7 +151,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         description="Measure a model on a split of a data set, and print the task's metrics.",
     )
     evaluate.add_argument("model", metavar="MODEL", help="folder or file of a finished model")
-    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(_TASKS)}")
+    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(CHOSEN_BY)}")
     evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)
     evaluate.add_argument(
         "--split", default="val", help="(default: val; a file without splits is read whole)"
@@ -235,6 +228,7 @@ def _train(options: argparse.Namespace) -> int:
         options.recipe,
         data=options.data,
         output=output,
+        validation=options.validation,
         set=changes,
         init=options.init,
         tokenizer=options.tokenizer,
@@ -249,11 +243,17 @@ def _recipes(options: argparse.Namespace) -> int:
     from fiber import recipes
 
     names = recipes.names()
-    width = max(map(len, names), default=0)
-    for name in names:
-        module = importlib.import_module(f"fiber.recipes.{name}")
-        summary = (module.__doc__ or "").strip().partition("\n")[0]
-        print(f"{name:<{width}}  {summary}")
+    width = max(map(len, names))
+    texts = {
+        name: (importlib.import_module(f"fiber.recipes.{name}").__doc__ or "").strip()
+        for name in names
+    }
+    # What this machine is for comes first.
+    for small in (True, False):
+        print("two CPU cores, minutes:" if small else "\nof the published size, on GPUs:")
+        for name, text in texts.items():
+            if ("Hardware: two CPU cores" in text) == small:
+                print(f"  {name:<{width}}  {text.splitlines()[0]}")
     return 0
 
 

@@ -12,7 +12,8 @@ Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this
 import dataclasses
 
 from fiber.recipes import caption_coco
-from fiber.training.run_config import CaptionTask, RunConfig, TasksConfig
+from fiber.training.run_config import RunConfig
+from fiber.training.task_config import CaptionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -4,13 +4,14 @@ Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data
 Data: as for `caption_coco`, whose finished model it starts from.
 Hardware: published on 8 GPUs with 8 samples a pass; a frozen copy of the model runs beside it.
 Expected: FIBER's README gives no number for this stage. The published code divides a caption's loss
-    by its padding; this one by its tokens (`tasks.caption.gold_divisor`).
+    by its padding; this one by its tokens (`caption_coco_gold_published` as published).
 """
 
 import dataclasses
 
 from fiber.recipes import caption_coco
-from fiber.training.run_config import CaptionTask, RunConfig, TasksConfig
+from fiber.training.run_config import RunConfig
+from fiber.training.task_config import CaptionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -13,7 +13,7 @@ Expected: as for `caption_coco`.
 import dataclasses
 
 from fiber.recipes import caption_coco
-from fiber.training.run_config import RunConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:
@@ -23,4 +23,5 @@ def recipe() -> RunConfig:
         base,
         data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, steps=8574, precision="float32"),
+        validation=ValidationConfig(),
     )

@@ -9,7 +9,8 @@ Expected: AP 58.4 on val2017 (FIBER's README).
 import dataclasses
 
 from fiber.recipes import refcoco
-from fiber.training.run_config import GroundingTask, RunConfig, TasksConfig
+from fiber.training.run_config import RunConfig
+from fiber.training.task_config import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

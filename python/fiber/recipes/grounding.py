@@ -17,14 +17,8 @@ RGB, as the coarse model was trained; the published fine stage reads BGR with RG
 import dataclasses
 
 from fiber.config import FiberConfig, preset
-from fiber.training.run_config import (
-    DataConfig,
-    GroundingTask,
-    OptimConfig,
-    RunConfig,
-    TasksConfig,
-    TrainConfig,
-)
+from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.task_config import GroundingTask, TasksConfig
 from fiber.training.transform_config import TransformConfig
 
 

@@ -2,8 +2,8 @@
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
 Data: DIR/train.json as its authors give it (or DIR/nlvr2_train.jsonl), and the pictures below
-    DIR/images. The published checkpoint was chosen on dev; here the last one is the model. test1 is
-    test-P. Runs in bfloat16; `--set train.precision=float32` is as published.
+    DIR/images. The step that is best on dev ("val") is kept, as published; test1 is test-P. Runs in
+    bfloat16, `nlvr2_published` in 32 bit.
 Hardware: published on 8 GPUs with 8 pairs a pass.
 Expected: accuracy 85.52 on test-P (FIBER's README).
 """
@@ -11,7 +11,8 @@ Expected: accuracy 85.52 on test-P (FIBER's README).
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import ReasoningTask, RunConfig, TasksConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.task_config import ReasoningTask, TasksConfig
 
 
 def recipe() -> RunConfig:
@@ -23,4 +24,5 @@ def recipe() -> RunConfig:
         tasks=TasksConfig(reasoning=ReasoningTask(share=1)),
         data=dataclasses.replace(base.data, batch_size=256),
         train=dataclasses.replace(base.train, steps=1687, accumulation=4, checkpoint_every=200),
+        validation=ValidationConfig(task="nlvr2"),
     )

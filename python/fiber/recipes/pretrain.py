@@ -9,19 +9,13 @@ Hardware: published on 64 GPUs with 8 samples a pass. `train.accumulation` times
     processes times the samples of a pass must be `data.batch_size`.
 Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from it.
     Hyper-parameters: configuration task_pretrain_mlm_itm_itc of the published code, whose
-    contrast holds a queue of 4,096 older samples (`pretrain_queue`); here it is the whole batch of
-    a pass.
+    contrast holds a queue of 4,096 older samples (`pretrain_published`, in 32 bit too); here it is
+    the whole batch of a pass.
 """
 
 from fiber.config import preset
-from fiber.training.run_config import (
-    DataConfig,
-    ImageTextTask,
-    OptimConfig,
-    RunConfig,
-    TasksConfig,
-    TrainConfig,
-)
+from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.task_config import ImageTextTask, TasksConfig
 
 
 def recipe() -> RunConfig:

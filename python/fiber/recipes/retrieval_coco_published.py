@@ -14,7 +14,7 @@ Expected: text-to-image recall at 1 of 58.01 and image-to-text of 75.38 on the 5
 import dataclasses
 
 from fiber.recipes import retrieval_coco
-from fiber.training.run_config import RunConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:
@@ -26,4 +26,5 @@ def recipe() -> RunConfig:
         tasks=dataclasses.replace(base.tasks, image_text=task),
         data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, steps=4287, precision="float32"),
+        validation=ValidationConfig(),
     )

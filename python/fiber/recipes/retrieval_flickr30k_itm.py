@@ -3,7 +3,7 @@
 Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR --init
     MODEL
 Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
-    split "train", so that the checkpoint can be chosen on "val";
+    split "train" and keeps the step that tells pairs best on "val";
     `retrieval_flickr30k_itm_published` trains on both, as FIBER did. MODEL is a finished
     `retrieval_coco_itm`, as published.
 Hardware: published on 8 GPUs with 8 pairs a pass.

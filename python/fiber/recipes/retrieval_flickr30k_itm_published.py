@@ -13,7 +13,7 @@ Expected: text-to-image recall at 1 of 84.10 and image-to-text of 95.10 on the 1
 import dataclasses
 
 from fiber.recipes import retrieval_flickr30k_itm
-from fiber.training.run_config import RunConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:
@@ -23,4 +23,5 @@ def recipe() -> RunConfig:
         base,
         data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, steps=1465, precision="float32"),
+        validation=ValidationConfig(),
     )

@@ -13,7 +13,7 @@ Expected: text-to-image recall at 1 of 81.44 and image-to-text of 92.90 on the 1
 import dataclasses
 
 from fiber.recipes import retrieval_flickr30k
-from fiber.training.run_config import RunConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:
@@ -25,4 +25,5 @@ def recipe() -> RunConfig:
         tasks=dataclasses.replace(base.tasks, image_text=task),
         data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, steps=1465, precision="float32"),
+        validation=ValidationConfig(),
     )

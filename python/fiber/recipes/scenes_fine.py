@@ -7,14 +7,8 @@ Expected: see the table that `fiber demo` prints; it runs this recipe after `sce
 """
 
 from fiber.config import preset
-from fiber.training.run_config import (
-    DataConfig,
-    GroundingTask,
-    OptimConfig,
-    RunConfig,
-    TasksConfig,
-    TrainConfig,
-)
+from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.task_config import GroundingTask, TasksConfig
 from fiber.training.transform_config import TransformConfig
 
 

@@ -12,7 +12,7 @@ Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import RunConfig
+from fiber.training.run_config import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:
@@ -22,4 +22,5 @@ def recipe() -> RunConfig:
         base,
         data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, steps=12_850, precision="float32"),
+        validation=ValidationConfig(),
     )

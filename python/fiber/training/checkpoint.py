@@ -133,7 +133,7 @@ def save_model(
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
     """Write model.safetensors, whole or not at all."""
-    write_whole(folder / "model.safetensors", lambda path: _write_tensors(state, path))
+    write_whole(folder / "model.safetensors", lambda path: write_tensors(state, path))
 
 
 def load_model(
@@ -250,6 +250,9 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     #: Records of each task; other data give other numbers.
     records: dict[str, int]
+    #: The step that measured best so far (0: none was measured), and its score.
+    best_step: int = 0
+    best_score: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +300,7 @@ def write_checkpoint(
     part = checkpoints / f"{PART}{final.name}"
     with explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
         part.mkdir(parents=True)
-        _write_tensors(model.state_dict(), part / "model.safetensors")
+        write_tensors(model.state_dict(), part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
             _to_disk(file)
@@ -329,7 +332,8 @@ def checkpoints_in(checkpoints: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def _write_tensors(state: dict[str, Tensor], path: Path) -> None:
+def write_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file and wait until it is on the disk."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with path.open("wb") as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))

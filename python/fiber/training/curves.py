@@ -26,7 +26,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
-    """Draw one panel for each loss and one for the learning rates.
+    """Draw one panel for each loss, one for the learning rates and one for what was validated.
 
     Args:
         entries: lines of `metrics.jsonl`.
@@ -50,7 +50,8 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for entry in entries for name in entry["losses"]))
-    panels = len(names) + 1
+    chosen_by = [entry for entry in entries if "validation" in entry]
+    panels = len(names) + 1 + bool(chosen_by)
     columns = min(3, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
@@ -69,6 +70,10 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
         )
     axes[len(names)].set_title("learning rate", fontsize=9)
     axes[len(names)].legend(fontsize=7)
+    if chosen_by:
+        scores = [entry["validation"]["score"] for entry in chosen_by]
+        axes[panels - 1].plot([entry["step"] for entry in chosen_by], scores, marker=".")
+        axes[panels - 1].set_title("score on held-out records", fontsize=9)
     for axis in axes[panels:]:
         axis.axis("off")
     for axis in axes[:panels]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 #: Numbers that one all-reduce of gradients carries (32 MiB of float32).
 BUCKET_NUMBERS = 8 * 2**20
+#: Hours that ranks wait for one another: the first one measures while the others wait.
+LONGEST_WAIT_HOURS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,9 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
     # A process group that the caller made is used and left alone.
     own_group = world_size > 1 and not dist.is_initialized()
     if own_group:
-        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(hours=LONGEST_WAIT_HOURS)
+        )
     try:
         yield Processes(rank=rank, world_size=world_size, device=kind)
     finally:

@@ -53,6 +53,7 @@ from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
 from fiber.training.streams import Data, TaskStreams, TrainingData, open_data
 from fiber.training.tasks import Draw, task_losses
+from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
 
 
@@ -73,6 +74,7 @@ def train(
     *,
     data: Data,
     output: str | os.PathLike[str],
+    validation: Data | None = None,
     init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (the word of the command line)
@@ -92,6 +94,8 @@ def train(
         data: a data folder or an annotation file of any form that `fiber.data.opening` knows, one
             set of records of your own, or a dict with one for each task.
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
+        validation: records that the finished model is chosen by, where the recipe says what is
+            measured (`validation.task`); default: the split `validation.split` of `data`.
         init: what to start from: folder of a finished model or a published checkpoint, of which a
             coarse one may start a fine one; or a file with a Swin (as Microsoft or timm name it) or
             a RoBERTa (transformers), or a folder with such files. A resumed run keeps its own.
@@ -130,6 +134,11 @@ def train(
         if not (resume and folder.is_finished):
             quiet = quiet or not processes.is_first
             rewards = caption_rewards(config, source)
+            chooser, unchosen = open_validation(
+                config, source, data, validation, folder.checkpoints
+            )
+            if unchosen and not quiet:
+                say(unchosen)
             try:
                 # The caller's random numbers are not touched.
                 with torch.random.fork_rng(
@@ -142,6 +151,7 @@ def train(
                         processes,
                         start=start,
                         rewards=rewards,
+                        chooser=chooser,
                         threads=threads,
                         quiet=quiet,
                     )
@@ -164,6 +174,7 @@ def _train(
     *,
     start: StoredModel | Towers | None,
     rewards: CaptionRewards | None,
+    chooser: Validation | None,
     threads: int,
     quiet: bool,
 ) -> None:
@@ -185,9 +196,12 @@ def _train(
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
     memory = Memory.of(config, device, rewards)
-    position = Position(records=source.counts())
+    counts = source.counts() | ({"validation": len(chooser.records)} if chooser else {})
+    position = Position(records=counts)
     if checkpoint is not None:
         position = checkpoint.position(expected=position)
+        if chooser is not None and processes.is_first:
+            chooser.check(position)
         state = checkpoint.restore(model, device)
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
@@ -201,6 +215,7 @@ def _train(
     streams = TaskStreams(config, source, processes, consumed=position.consumed, threads=threads)
     tasks, rotation = config.tasks.active(), config.tasks.rotation()
     window = Window(processes, images=position.images, seconds=position.seconds)
+    best_step, best_score = position.best_step, position.best_score
     began = time.monotonic() - position.seconds
     if not quiet:
         origin = str(start.path) if start is not None else "random weights"
@@ -249,6 +264,20 @@ def _train(
                 entry = window.close(
                     step=done, seconds=seconds, optimizer=optimizer, model=model, gradient_norm=norm
                 )
+                if chooser is not None and (is_last or is_saved) and processes.is_first:
+                    state = average.weights(model) if average else model.state_dict()
+                    with torch.autocast(
+                        device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+                    ):
+                        measured = chooser.measure(model, state, threads)
+                    if not best_step or measured["score"] > best_score:
+                        best_step, best_score = done, measured["score"]
+                        chooser.keep(state, done)
+                    entry["validation"] = measured
+                    progress.say(
+                        f"step {done}: {chooser.task} on {config.validation.split}"
+                        f" {measured['score']:.4f}, best {best_score:.4f} at step {best_step}"
+                    )
                 if processes.is_first:
                     folder.add_metrics(entry)
                     progress.show(entry)
@@ -266,15 +295,23 @@ def _train(
                         seconds=seconds,
                         images=window.images,
                         consumed=streams.consumed,
-                        records=source.counts(),
+                        records=counts,
+                        best_step=best_step,
+                        best_score=best_score,
                     ),
                     keep=settings.keep_checkpoints,
                 )
+                if chooser is not None:
+                    # Only now does no checkpoint need the one before.
+                    chooser.forget_others(best_step)
 
     # The finished model.
     if processes.is_first:
         folder.draw()
-        write_weights(folder.path, average.weights(model) if average else model.state_dict())
+        if chooser is not None:
+            chooser.finish(best_step, folder.model_file)
+        else:
+            write_weights(folder.path, average.weights(model) if average else model.state_dict())
     if not quiet:
         for line in streams.left_out():
             say(line)

@@ -67,6 +67,13 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.step)
 
+    def say(self, message: str) -> None:
+        """Write one message above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(message, highlight=False)
+        elif not self.quiet:
+            say(message)
+
     def show(self, entry: dict[str, Any]) -> None:
         """Show a line of metrics."""
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in entry["losses"].items())

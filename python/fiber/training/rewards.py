@@ -12,8 +12,9 @@ from fiber.data import Tokenizer
 from fiber.data.records import RecordSet
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.captioner import written_tokens
-from fiber.training.run_config import CaptionTask, RunConfig
+from fiber.training.run_config import RunConfig
 from fiber.training.streams import TrainingData
+from fiber.training.task_config import CaptionTask
 
 
 @dataclass(frozen=True, kw_only=True)

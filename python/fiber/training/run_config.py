@@ -5,7 +5,6 @@ Nothing here imports torch, so that recipes can be listed and checked in a momen
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 from dataclasses import dataclass, field
@@ -13,230 +12,8 @@ from typing import Any, Literal
 
 from fiber.config import FiberConfig
 from fiber.fields import nearest, to_dict
+from fiber.training.task_config import TasksConfig, require
 from fiber.training.transform_config import TransformConfig
-
-#: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
-#: captions by its name.
-SOURCES = (
-    "captions",
-    "questions",
-    "reasoning",
-    "phrases",
-    "referring",
-    "detection",
-    "coco_karpathy",
-    "flickr30k_karpathy",
-    "visual_genome",
-    "sbu",
-    "conceptual_captions",
-)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextTask:
-    """Captions: contrastive (ITC), matching (ITM) and masked words (MLM) from shared passes."""
-
-    #: Turns in the rotation of tasks; 0 leaves the task out.
-    share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
-    sources: tuple[str, ...] = ("captions",)
-    #: Weight of each loss; a loss of weight 0 is not computed.
-    itc: float = 1.0
-    itm: float = 1.0
-    mlm: float = 1.0
-    #: "gather": contrast with the current batch of all ranks; "queue": with this rank's batch and
-    #: the newest `queue_length` pairs of all ranks, whose pictures are kept (as published).
-    itc_form: Literal["gather", "queue"] = "gather"
-    #: Pairs that the form "queue" keeps.
-    queue_length: int = 4096
-    #: "both": a similar text and a similar picture for every pair (2B negatives, as in published
-    #: pre-training); "half": texts for the even pairs, pictures for the odd ones (B negatives);
-    #: "random": half of the texts keep their picture, the others get any other one (as in published
-    #: fine-tuning by matching alone).
-    itm_negatives: Literal["both", "half", "random"] = "both"
-
-    @property
-    def has_contrast(self) -> bool:
-        """Whether similarities are computed: for contrast itself, or to find negatives."""
-        return self.itc > 0 or (self.itm > 0 and self.itm_negatives != "random")
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"itc": self.itc, "itm": self.itm, "mlm": self.mlm}
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionTask:
-    """Questions about pictures (VQA)."""
-
-    #: Turns in the rotation of tasks; 0 leaves the task out.
-    share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
-    sources: tuple[str, ...] = ("questions",)
-    #: Weight of the loss.
-    vqa: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"vqa": self.vqa}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReasoningTask:
-    """Statements about two pictures (NLVR2)."""
-
-    #: Turns in the rotation of tasks; 0 leaves the task out.
-    share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
-    sources: tuple[str, ...] = ("reasoning",)
-    #: Weight of the loss.
-    nlvr2: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"nlvr2": self.nlvr2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionTask:
-    """Captions written word by word."""
-
-    #: Turns in the rotation of tasks; 0 leaves the task out.
-    share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
-    sources: tuple[str, ...] = ("captions",)
-    #: "likelihood" of each next token; "gold": its tokens weighed by a frozen copy of the model
-    #: (off-policy fine-tuning after likelihood, as published); "cider": beside likelihood, captions
-    #: that the model samples become likelier by how well they agree with those of their picture
-    #: (self-critical fine-tuning after gold, as published). Captions of a mirrored picture are
-    #: compared with as they were written.
-    objective: Literal["likelihood", "gold", "cider"] = "likelihood"
-    #: What "gold" divides a caption's sum by: its "tokens", or its "padding" as published.
-    gold_divisor: Literal["tokens", "padding"] = "tokens"
-    #: Steps from one frozen copy of "gold" to the next.
-    gold_copy_every: int = 1000
-    #: Part of the loss of "cider" that is self-critical, in [0, 1]; the rest is likelihood.
-    cider_share: float = 0.7
-    #: Captions that "cider" samples of each picture.
-    cider_samples: int = 5
-    #: What the CIDEr-D of a sample is compared with: "constant" 1.0 as published; "others": the
-    #: mean of the picture's other samples, with which samples that are all as good teach nothing.
-    cider_baseline: Literal["constant", "others"] = "constant"
-    #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None:
-    #: they are counted from the training captions.
-    cider_frequencies: str | None = None
-    #: Weight of the loss.
-    caption: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name; that of a number that is only watched is 0."""
-        if self.objective != "cider":
-            return {"caption": self.caption}
-        return {
-            "caption": self.caption * (1 - self.cider_share),
-            "self_critical": self.caption * self.cider_share,
-            "cider_d": 0.0,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundingTask:
-    """Boxes for phrases, expressions or class names (the fine stage)."""
-
-    #: Turns in the rotation of tasks; 0 leaves the task out.
-    share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
-    sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: Class names in a text of the source "detection", at most: those of the picture's boxes and
-    #: others drawn for it. None: every class of the file in each text.
-    max_classes: int | None = None
-    #: Weight of each loss.
-    alignment: float = 1.0
-    box: float = 2.0
-    centerness: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"alignment": self.alignment, "box": self.box, "centerness": self.centerness}
-
-
-TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | GroundingTask
-
-
-@dataclass(frozen=True, kw_only=True)
-class TasksConfig:
-    """All tasks; every step trains one of those with a share, in a fixed rotation."""
-
-    image_text: ImageTextTask = field(default_factory=ImageTextTask)
-    question: QuestionTask = field(default_factory=QuestionTask)
-    reasoning: ReasoningTask = field(default_factory=ReasoningTask)
-    caption: CaptionTask = field(default_factory=CaptionTask)
-    grounding: GroundingTask = field(default_factory=GroundingTask)
-
-    def __post_init__(self) -> None:
-        for name, task in self._all().items():
-            _require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
-            for source in task.sources:
-                _require(
-                    source in SOURCES,
-                    f"tasks.{name}.sources: {source!r} is no source; {nearest(source, SOURCES)}",
-                )
-        classes = self.grounding.max_classes
-        _require(
-            classes is None or classes >= 1,
-            f"tasks.grounding.max_classes must be 1 or more, got {classes}",
-        )
-        for name, value in (
-            ("image_text.queue_length", self.image_text.queue_length),
-            ("caption.gold_copy_every", self.caption.gold_copy_every),
-            ("caption.cider_samples", self.caption.cider_samples),
-        ):
-            _require(value >= 1, f"tasks.{name} must be 1 or more, got {value}")
-        caption = self.caption
-        _require(
-            0 <= caption.cider_share <= 1,
-            f"tasks.caption.cider_share must be in [0, 1], got {caption.cider_share}",
-        )
-        _require(
-            caption.cider_baseline == "constant" or caption.cider_samples >= 2,
-            "tasks.caption.cider_samples must be 2 or more for cider_baseline 'others', got"
-            f" {caption.cider_samples}",
-        )
-        _require(
-            bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
-        )
-
-    def _all(self) -> dict[str, TaskConfig]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    def active(self) -> dict[str, TaskConfig]:
-        """The tasks that have a share, by name."""
-        return {name: task for name, task in self._all().items() if task.share > 0}
-
-    def rotation(self) -> tuple[str, ...]:
-        """Names of the tasks in the order of their turns, spread evenly; repeats for ever.
-
-        >>> TasksConfig(
-        ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)
-        ... ).rotation()
-        ('image_text', 'question', 'image_text')
-        """
-        shares = {name: task.share for name, task in self.active().items()}
-        total = sum(shares.values())
-        credit = dict.fromkeys(shares, 0)
-        turns = []
-        for _ in range(total):
-            for name in credit:
-                credit[name] += shares[name]
-            chosen = max(credit, key=lambda name: credit[name])
-            credit[chosen] -= total
-            turns.append(chosen)
-        return tuple(turns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +33,8 @@ class DataConfig:
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")
-        _require(
+        require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")
+        require(
             0 <= self.mlm_probability <= 1,
             f"data.mlm_probability must be in [0, 1], got {self.mlm_probability}",
         )
@@ -302,20 +79,20 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "eps"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"optim.{name} must be 0 or more, got {value}")
-        _require(
+            require(0 <= value < math.inf, f"optim.{name} must be 0 or more, got {value}")
+        require(
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be in [0, 1), got {self.betas}",
         )
-        _require(
+        require(
             0 <= self.warmup_fraction < 1,
             f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
         )
-        _require(
+        require(
             0 <= self.frozen_image_stages <= 4,
             f"optim.frozen_image_stages must be in 0 to 4, got {self.frozen_image_stages}",
         )
-        _require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
+        require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,14 +121,47 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "log_every", "keep_checkpoints"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name} must be 1 or more, got {value}")
-        _require(
+            require(value >= 1, f"train.{name} must be 1 or more, got {value}")
+        require(
             self.checkpoint_every >= 0,
             f"train.checkpoint_every must be 0 or more, got {self.checkpoint_every}",
         )
-        _require(
-            0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}"
+        require(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+#: Tasks that `fiber eval` measures, and the metrics whose sum tells the better of two models.
+CHOSEN_BY: dict[str, tuple[str, ...]] = {
+    "retrieval": ("text_to_image_recall_at_1", "image_to_text_recall_at_1"),
+    "matching": ("accuracy",),
+    "masked_words": ("accuracy",),
+    "caption": ("cider_d",),
+    "vqa": ("accuracy",),
+    "nlvr2": ("accuracy",),
+    "winoground": ("group",),
+    "refcoco": ("accuracy_at_1",),
+    "flickr": ("any_recall_at_1",),
+    "coco": ("ap",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Which step's weights become the finished model: those that measure best, or the last ones."""
+
+    #: What is measured at every checkpoint and at the end, a key of `CHOSEN_BY`; of equal steps the
+    #: earlier one is kept. None: nothing is measured, the last weights are the model.
+    task: str | None = None
+    #: Split of the data that is measured; it must not be trained on.
+    split: str = "val"
+    #: Pictures that are measured at most, with all of their texts, drawn once; 0: all of them.
+    pictures: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.task is None or self.task in CHOSEN_BY,
+            f"validation.task {self.task!r} does not exist; {nearest(str(self.task), CHOSEN_BY)}",
         )
+        require(self.pictures >= 0, f"validation.pictures must be 0 or more, got {self.pictures}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,50 +173,57 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         stage = self.model.stage
         for name in self.tasks.active():
-            _require(
+            require(
                 (name == "grounding") == (stage == "fine"),
                 f"tasks.{name} cannot train a {stage} model; grounding needs stage fine,"
                 " every other task stage coarse",
             )
         missing = [head for head in self.needed_heads() if head not in self.model.image_text.heads]
-        _require(
+        require(
             stage == "fine" or not missing,
             f"model.image_text.heads lacks {', '.join(missing)}, which the tasks train;"
             f" it has {', '.join(self.model.image_text.heads)}",
         )
         task = self.tasks.image_text
         if task.share > 0 and task.has_contrast and task.itc_form == "queue":
-            _require(
+            require(
                 self.data.transform.kind != "shorter_side",
                 "tasks.image_text.itc_form 'queue' keeps pictures of one size;"
                 " data.transform.kind must be squash or crop, got shorter_side",
             )
-            _require(
+            require(
                 self.data.batch_size // self.train.accumulation <= task.queue_length,
                 f"tasks.image_text.queue_length {task.queue_length} is less than the"
                 f" {self.data.batch_size // self.train.accumulation} pairs of a pass",
             )
         moving = self.data.transform.rand_augment.moving()
-        _require(
+        require(
             not (moving and "grounding" in self.tasks.active()),
             "data.transform.rand_augment.operations: boxes do not follow"
             f" {', '.join(moving)}; tasks.grounding allows the others",
         )
-        _require(
+        seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
+        require(
+            self.validation.task is None or not seen,
+            f"validation.split {self.validation.split!r} is trained on (data.split"
+            f" {self.data.split!r}); expected a split that is held out",
+        )
+        require(
             not (self.optim.published_coarse and stage == "fine"),
             "optim.published_coarse is a rule of the coarse stage; the model is fine",
         )
-        _require(
+        require(
             self.data.batch_size % self.train.accumulation == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation"
             f" {self.train.accumulation}",
         )
         pairs = self.data.batch_size // self.train.accumulation
-        _require(
+        require(
             pairs > 1
             or task.share == 0
             or (task.itc == 0 and task.itm == 0)

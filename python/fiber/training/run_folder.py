@@ -42,9 +42,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def model_file(self) -> Path:
+        """Weights of the finished model."""
+        return self.path / "model.safetensors"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the finished model is there."""
-        return (self.path / "model.safetensors").is_file()
+        return self.model_file.is_file()
 
     @property
     def has_trained(self) -> bool:

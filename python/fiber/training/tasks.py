@@ -42,7 +42,7 @@ from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.training.memory import NO_MEMORY, Memory
 from fiber.training.rewards import CaptionRewards
-from fiber.training.run_config import CaptionTask, ImageTextTask, TasksConfig
+from fiber.training.task_config import CaptionTask, ImageTextTask, TasksConfig
 
 #: Number of the stream of draws that samples of captions begin from; `losses.matching` has others.
 _SAMPLES = 4
