@@ -170,6 +170,12 @@ def test_numbers_of_a_step_are_written_and_said(pictures, tmp_path, capsys):
     )
     said = capsys.readouterr().err
     assert "step 4: vqa on val 0." in said and "best 0." in said
+    scores = {
+        line["step"]: line["validation"]["score"]
+        for line in numbers(tmp_path / "r")
+        if "validation" in line
+    }
+    assert f"(the weights of step {max(scores, key=lambda step: scores[step])})" in said
 
 
 def own_lines(pictures, *splits):

@@ -315,7 +315,8 @@ def _train(
     if not quiet:
         for line in streams.left_out():
             say(line)
-        say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}")
+        kept = f" (the weights of step {best_step})" if chooser is not None else ""
+        say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}{kept}")
     wait_for_all(processes)
 
 
