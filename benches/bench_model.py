@@ -67,13 +67,21 @@ def without_dropout(name: str) -> FiberConfig:
     )
 
 
-def side(name: str, config: FiberConfig, size: int) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Build a model and what computes its loss on one batch."""
+def side(
+    name: str, config: FiberConfig, size: int, *, backward: bool = True
+) -> tuple[nn.Module, Callable[[], None]]:
+    """Build a model and what runs one batch through it, forward and, if asked, backward."""
     torch.manual_seed(0)
     batch = draw_batch(config, size)
     if name == PEER:
         eager = EagerFiber(config).train()
-        return eager, lambda: pretraining_loss(eager, batch)
+
+        def run_peer() -> None:
+            loss = pretraining_loss(eager, batch)
+            if backward:
+                loss.backward()
+
+        return eager, run_peer
     model = FiberImageText(config).train()
     sizes = torch.full((size, 2), config.image_size)
     ours = ImageTextBatch(
@@ -96,14 +104,20 @@ def side(name: str, config: FiberConfig, size: int) -> tuple[nn.Module, Callable
             image_size=(config.image_size, config.image_size),
             max_tokens=config.max_tokens,
         )
-    return model, lambda: torch.stack(
-        list(image_text_task(model, ours, task, Draw(seed=0, number=0), queue).values())
-    ).sum()
+
+    def run_backward(losses: dict[str, Tensor]) -> None:
+        sum(losses.values(), torch.zeros(())).backward()
+
+    def run() -> None:
+        draw = Draw(seed=0, number=0)
+        image_text_task(model, ours, task, draw, queue, run_backward if backward else None)
+
+    return model, run
 
 
 def stepper(name: str, config: FiberConfig, size: int) -> Callable[[], float]:
     """Make what trains one step and returns its milliseconds."""
-    model, loss = side(name, config, size)
+    model, run = side(name, config, size)
     optimizer = (
         torch.optim.AdamW(model.parameters(), lr=1e-5)
         if name == PEER
@@ -113,7 +127,7 @@ def stepper(name: str, config: FiberConfig, size: int) -> Callable[[], float]:
     def step() -> float:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        run()
         optimizer.step()
         return 1000 * (time.perf_counter() - began)
 
@@ -122,9 +136,9 @@ def stepper(name: str, config: FiberConfig, size: int) -> Callable[[], float]:
 
 def forward_flops(name: str, config: FiberConfig, size: int) -> float:
     """Count GFLOP of one sample's forward passes, matrix products and convolutions."""
-    _, loss = side(name, config, size)
+    _, run = side(name, config, size, backward=False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        loss()
+        run()
     return counter.get_total_flops() / size / 1e9
 
 
@@ -141,11 +155,11 @@ def peak_mebibytes(name: str, size: int) -> float:
 
 def _print_peak(name: str, size: int) -> None:
     """Print the peak of the first forward and backward pass, gradients included."""
-    _, loss = side(name, without_dropout("small"), size)
+    _, run = side(name, without_dropout("small"), size)
     # Linux: makes the peak so far the current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = _kibibytes("VmRSS")
-    loss().backward()
+    run()
     print((_kibibytes("VmHWM") - before) / 1024)
 
 

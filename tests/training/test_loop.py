@@ -135,9 +135,9 @@ def test_resumed_run_repeats_the_numbers_bit_for_bit(
 def test_every_pass_has_a_number_of_its_own(pictures, tmp_path, monkeypatch):
     real, draws = loop.task_losses, []
 
-    def recorded(name, model, batch, tasks, draw, memory):
+    def recorded(name, model, batch, tasks, draw, *rest):
         draws.append(draw)
-        return real(name, model, batch, tasks, draw, memory)
+        return real(name, model, batch, tasks, draw, *rest)
 
     monkeypatch.setattr(loop, "task_losses", recorded)
     config = coarse_config(train__steps=3, train__accumulation=2, train__seed=7)

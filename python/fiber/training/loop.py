@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fiber.data import Tokenizer
 from fiber.fields import replace_fields
+from fiber.training.branches import Backward
 from fiber.training.checkpoint import (
     Position,
     StoredModel,
@@ -227,6 +228,7 @@ def _train(
         for step in range(position.step, settings.steps):
             name = rotation[step % len(rotation)]
             weights = tasks[name].weights()
+            backward = _weighted(weights, settings.accumulation, device)
             set_learning_rate(
                 optimizer, config.optim.lr * lr_factor(step, settings.steps, config.optim)
             )
@@ -241,9 +243,7 @@ def _train(
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
                 ):
-                    losses = task_losses(name, model, batch, config.tasks, draw, memory)
-                total = torch.stack([weights[key] * loss for key, loss in losses.items()]).sum()
-                (total / settings.accumulation).backward()
+                    losses = task_losses(name, model, batch, config.tasks, draw, memory, backward)
                 window.add(losses, images=math.prod(batch.images.shape[:-3]) * processes.world_size)
 
             # One update with the mean gradient of all ranks.
@@ -318,6 +318,18 @@ def _train(
         kept = f" (the weights of step {best_step})" if chooser is not None else ""
         say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}{kept}")
     wait_for_all(processes)
+
+
+def _weighted(weights: Mapping[str, float], parts: int, device: torch.device) -> Backward:
+    """Make what runs the weighted sum of losses backward, as one of `parts` passes of a step."""
+
+    def backward(losses: dict[str, Tensor]) -> None:
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        # The backward pass takes its types from the forward pass.
+        with torch.autocast(device.type, enabled=False):
+            (total / parts).backward()
+
+    return backward
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

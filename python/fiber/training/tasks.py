@@ -40,6 +40,7 @@ from fiber.models.backbone import ImagePrefix
 from fiber.models.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
+from fiber.training.branches import Backward, Branches
 from fiber.training.memory import NO_MEMORY, Memory
 from fiber.training.rewards import CaptionRewards
 from fiber.training.task_config import CaptionTask, ImageTextTask, TasksConfig
@@ -63,6 +64,7 @@ def task_losses(
     tasks: TasksConfig,
     draw: Draw,
     memory: Memory = NO_MEMORY,
+    backward: Backward | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses of one task, unweighted.
 
@@ -73,14 +75,33 @@ def task_losses(
         tasks: settings of all tasks.
         draw: source of this pass's random numbers.
         memory: what the tasks keep from pass to pass, if they do.
+        backward: runs losses backward, by name, as soon as memory can be saved by it; None: the
+            caller does.
 
     Returns:
-        Scalars by name; their mean over the ranks is the loss of the whole batch.
+        Scalars by name, detached if they ran backward; their mean over the ranks is the loss of the
+        whole batch.
     """
+    if name == "image_text" and not isinstance(model, FiberDetector):
+        return image_text_task(model, batch, tasks.image_text, draw, memory.queue, backward)
+    losses = _single_branch(name, model, batch, tasks, draw, memory)
+    if backward is None:
+        return losses
+    backward(losses)
+    return {key: loss.detach() for key, loss in losses.items()}
+
+
+def _single_branch(
+    name: str,
+    model: FiberImageText | FiberDetector,
+    batch: Any,
+    tasks: TasksConfig,
+    draw: Draw,
+    memory: Memory,
+) -> dict[str, Tensor]:
+    """Compute the losses of a task whose losses run backward together."""
     if isinstance(model, FiberDetector):
         return grounding_task(model, batch)
-    if name == "image_text":
-        return image_text_task(model, batch, tasks.image_text, draw, memory.queue)
     if name == "question":
         return question_task(model, batch)
     if name == "reasoning":
@@ -96,6 +117,7 @@ def image_text_task(
     task: ImageTextTask,
     draw: Draw,
     queue: PairQueue | None = None,
+    backward: Backward | None = None,
 ) -> dict[str, Tensor]:
     """Contrast, masked words and matching from shared prefixes.
 
@@ -105,33 +127,41 @@ def image_text_task(
         task: which losses, and their forms.
         draw: source of this pass's random numbers.
         queue: of older pairs, for the contrast of form "queue".
+        backward: runs each loss backward before the next one is computed; None: the caller does.
+
+    Returns:
+        Scalars by name, detached if they ran backward.
 
     Source: FIBER (Dou et al. 2022); matching with hard negatives as in ALBEF (Li et al. 2021).
     """
-    backbone, mask, losses = model.backbone, batch.text_mask, {}
-    image_prefix = backbone.image_prefix(batch.images)
+    backbone, mask, branches = model.backbone, batch.text_mask, Branches(backward)
+    image_prefix = ImagePrefix(branches.share(backbone.image_prefix(batch.images).tokens))
 
     if task.mlm > 0:
         masked_prefix = backbone.text_prefix(batch.masked_ids, mask)
         fused = backbone.fuse(image_prefix, masked_prefix, mask, wanted="text")
         assert fused.text is not None
         picked = batch.mlm_labels != -100
-        losses["mlm"] = mlm_loss(model.mlm_logits(fused.text, picked), batch.mlm_labels[picked])
+        logits = model.mlm_logits(fused.text, picked)
+        branches.add("mlm", mlm_loss(logits, batch.mlm_labels[picked]))
+        # Names would keep what ran backward.
+        del masked_prefix, fused, logits
 
     if task.itc > 0 or task.itm > 0:
-        text_prefix = backbone.text_prefix(batch.token_ids, mask)
+        text_prefix = branches.share(backbone.text_prefix(batch.token_ids, mask))
         contrast = None
         if task.has_contrast:
             # Matching needs the similarities even where contrast itself is not trained.
             with torch.set_grad_enabled(task.itc > 0 and torch.is_grad_enabled()):
                 contrast = _contrast(model, batch, image_prefix, text_prefix, queue)
             if task.itc > 0:
-                losses["itc"] = contrast.loss
+                branches.add("itc", contrast.loss)
         if task.itm > 0:
             similarities = contrast.similarities if contrast else None
             prefixes = image_prefix, text_prefix
-            losses["itm"] = _matching(
-                model, batch, *prefixes, similarities, task.itm_negatives, draw, queue
+            branches.add(
+                "itm",
+                _matching(model, batch, *prefixes, similarities, task.itm_negatives, draw, queue),
             )
         if contrast is not None and queue is not None and model.training:
             queue.enqueue(
@@ -143,7 +173,7 @@ def image_text_task(
                 batch.image_ids,
                 contrast.text_ids,
             )
-    return losses
+    return branches.close()
 
 
 class _Contrast(NamedTuple):
