@@ -194,9 +194,11 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
         " with a head that was never trained. Mean of the seeds, smallest and largest in"
         " brackets.\n",
         _table(["metric", "split", *ARMS], lines),
-        "A difference is named where every seed of one lies above every seed of the other and the"
-        " means are two of the larger standard deviation apart; three seeds cannot show a smaller"
-        " one.\n",
+        "A difference is named where every one of three seeds of one lies above every seed of the"
+        " other and the means are two of the larger standard deviation apart; three seeds cannot"
+        " show a smaller one. Where nothing differs, three seeds still lie apart in one of ten"
+        f" comparisons; the table has {len(lines) * (len(ARMS) - 1)} of them, so that a small"
+        " difference that stands alone means little.\n",
         ("\n".join(verdicts) or _no_difference(rows)) + "\n",
         f"{len(rows)} of {3 * len(ARMS)} runs, {hours:.1f} CPU hours: {_machines(rows)}.\n",
     ]
@@ -211,7 +213,7 @@ def _no_difference(rows: list[dict[str, str]]) -> str:
 
 def _change(whole: Sequence[float], other: Sequence[float]) -> str:
     """Say how an arm differs from the whole, if three seeds can show it."""
-    if len(whole) < 2 or len(other) < 2:
+    if len(whole) < 3 or len(other) < 3:
         return ""
     apart = statistics.mean(other) - statistics.mean(whole)
     separate = min(other) > max(whole) or max(other) < min(whole)
