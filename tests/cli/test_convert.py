@@ -26,6 +26,7 @@ def test_published_to_fiber_and_back(desk, capsys):
     assert "read published.ckpt: coarse model with itc, itm, mlm, vqa, nlvr2, caption" in report
     assert "windows of 12, pictures of 384 pixels" in report
     assert "left out: 77 tensors" in report
+    assert "not in the file: 0 tensors\n" in report
     assert "stale copy of row 1 of the matching head:\n    rank_output.weight" in report
     assert "crossattention_t2i.output.LayerNorm.weight\n      6 with * = 6 7 8 9 10 11" in report
     assert "without" not in report.split("wrote ")[1]
@@ -34,6 +35,33 @@ def test_published_to_fiber_and_back(desk, capsys):
     back = read_state(desk / "back.pth")
     assert len(back) == 754 - 77
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
+
+
+@needs_keys
+def test_what_the_file_does_not_hold_is_said(desk, capsys):
+    state = small_state(coarse_keys())
+    for name in [name for name in state if "queue" in name or name == "temp"]:
+        del state[name]
+    torch.save({"state_dict": state}, "released.ckpt")
+    assert main(["convert", "released.ckpt", "ours", "--to", "fiber"]) == 0
+    report = capsys.readouterr().out
+    assert "not in the file: 1 tensor\n  temperature: set to 0.07\n" in report
+    assert "older published files lack it" in report
+    assert load_file(desk / "ours" / "model.safetensors")["temperature"].item() == pytest.approx(
+        0.07
+    )
+    # Without its projections there is no head, and nothing to set.
+    for name in [name for name in state if "_itc." in name]:
+        del state[name]
+    torch.save({"state_dict": state}, "without.ckpt")
+    assert main(["convert", "without.ckpt", "plain", "--to", "fiber"]) == 0
+    report = capsys.readouterr().out
+    assert "coarse model with itm, mlm, vqa, nlvr2, caption;" in report
+    assert "not in the file: 0 tensors" in report
+    assert main(["convert", "plain", "back.ckpt", "--to", "published"]) == 0
+    assert not [
+        name for name in read_state(desk / "back.ckpt") if "_itc." in name or name == "temp"
+    ]
 
 
 @needs_keys

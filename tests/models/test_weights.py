@@ -16,6 +16,7 @@ from fiber.models.image_text import FiberImageText
 from fiber.models.weights import (
     coarse_keys,
     coarse_to_fine,
+    filled_in,
     ignored_coarse_key,
     load_published_coarse,
     published_coarse_state,
@@ -125,6 +126,15 @@ def test_checkpoint_of_the_released_kind(model, state):
     ignored = load_published_coarse(model, state)
     assert {"logit_scale", "token_type_embeddings.weight"} <= set(ignored)
     assert model.temperature.item() == pytest.approx(0.07)
+    assert filled_in(model.config, state) == {"temperature": 0.07}
+
+
+def test_what_is_filled_in_is_the_temperature_alone(case, state):
+    config = case.fiber_config()
+    assert filled_in(config, state) == {}
+    assert filled_in(config, []) == {"temperature": 0.07}
+    other = dataclasses.replace(config, image_text=ImageTextConfig(heads=("vqa",)))
+    assert filled_in(other, []) == {}
 
 
 @pytest.mark.parametrize("head", IMAGE_TEXT_HEADS)

@@ -100,9 +100,33 @@ def test_file_of_the_released_kind(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "released.ckpt")
     stored = read_model(tmp_path / "released.ckpt")
     assert stored.model.temperature.item() == pytest.approx(0.07)
+    assert stored.filled == {"temperature": 0.07}
     for name in ("logit_scale", "token_type_embeddings.weight", "rank_output.bias"):
         assert name in stored.ignored
     assert "copy_module.vit_model.norm.bias" in stored.ignored
+
+
+@needs_keys
+def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
+    state = published("coarse")
+    torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
+    del state["temp"]
+    torch.save({"state_dict": state}, tmp_path / "released.ckpt")
+    stored = read_model(tmp_path / "released.ckpt")
+    model = build_model(replace_fields(stored.config, {"image_text.temperature": 0.05}))
+    report = initialise(model, stored)
+    assert report.created[0] == "temperature"
+    assert model.temperature.item() == pytest.approx(0.05)
+    whole = read_model(tmp_path / "whole.ckpt")
+    assert whole.filled == {}
+    assert "temperature" in initialise(model, whole).taken
+
+
+def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
+    model = build_model(replace_fields(preset("micro"), {"image_text.heads": "itm,vqa"}))
+    state = write_published(model, tmp_path / "a.ckpt")
+    assert "itm_score.fc.weight" in state
+    assert not [name for name in state if name == "temp" or "_itc." in name]
 
 
 @needs_keys

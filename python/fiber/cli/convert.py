@@ -15,7 +15,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="published checkpoints to ours and back, towers for other codes",
         description="Read a model (a folder of ours, or a published .ckpt, .pt, .pth or"
         " .safetensors file of either stage; nothing in it is run) and write it in another form."
-        " The report lists every tensor that was left out, with the reason.",
+        " The report lists every tensor that was left out, with the reason, and every one that the"
+        " file did not hold, with what it was set to.",
     )
     convert.add_argument("source", metavar="IN", help="folder or file of a model")
     convert.add_argument(

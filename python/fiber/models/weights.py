@@ -7,7 +7,7 @@ listed in `IGNORED_COARSE_KEYS`, or it raises.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -132,12 +132,29 @@ def _projected_text_layers(config: FiberConfig) -> range:
     return range(first, first + max(fused - config.swin.depths[3], 0))
 
 
+def filled_in(config: FiberConfig, names: Container[str]) -> dict[str, float]:
+    """Tell what a published coarse file may lack, and what it is set to then.
+
+    `temp` is there only if contrast (ITC) was among the objectives of its run, and not in the
+    released files, which an earlier implementation wrote; the projections of contrast always are.
+
+    Args:
+        config: of the model that the file is to fill.
+        names: published names of the tensors in the file.
+
+    Returns:
+        Our names of tensors that the file does not hold, each with its value.
+    """
+    if "itc" in config.image_text.heads and "temp" not in names:
+        return {"temperature": config.image_text.temperature}
+    return {}
+
+
 def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Load a published coarse state dict into a `FiberImageText`.
 
     Args:
-        model: its config says which keys are needed. Released checkpoints have no `temp`: the
-            temperature is set to its configured start then.
+        model: its config says which keys are needed, but for those that `filled_in` names.
         state: tensors by published name.
 
     Returns:
@@ -149,12 +166,11 @@ def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict
     config: FiberConfig = model.config  # type: ignore[assignment]
     keys = coarse_keys(config)
     ignored, unknown = sort_unmapped(state, keys, lambda name: ignored_coarse_key(name, config))
-    has_temperature = "temp" in state or "temperature" not in keys
-    if not has_temperature:
-        del keys["temperature"]
-    load_mapped(model, state, keys, unknown)
-    if not has_temperature:
-        nn.init.constant_(model.temperature, config.image_text.temperature)  # type: ignore[arg-type]
+    filled = filled_in(config, state)
+    load_mapped(model, state, {ours: keys[ours] for ours in keys if ours not in filled}, unknown)
+    own = model.state_dict()
+    for ours, value in filled.items():
+        nn.init.constant_(own[ours], value)
     return ignored
 
 

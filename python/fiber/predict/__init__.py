@@ -35,7 +35,10 @@ def load(
     """Load a finished model.
 
     A published checkpoint tells by its names and shapes which model it holds; what it holds beside
-    that is left out for a reason or refused, as `fiber convert` lists it. Nothing in a file is run.
+    that is left out for a reason or refused, and the one tensor that it may lack, the temperature
+    of contrast (ITC), which nothing but training reads, is set to 0.07: `fiber convert` lists both.
+    Every published coarse file has the projections of contrast, and so the model has that head,
+    whether the file's task trained it or not. Nothing in a file is run.
 
     Args:
         path: folder of a run or of a saved model, or a published .ckpt, .pt, .pth or .safetensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +44,8 @@ def convert(
         layout: of the Swin among the towers, "microsoft" or "timm".
 
     Returns:
-        What was read and written, and every tensor that was left out, with the reason.
+        What was read and written, every tensor that was left out, with the reason, and every one
+        that the file did not hold, with its value.
 
     Raises:
         FileNotFoundError, ValueError: as `fiber.load`.
@@ -58,6 +59,7 @@ def convert(
     lines = [
         f"read {os.fspath(source)}{average}: {describe(stored.config)}",
         *_left_out(stored.ignored),
+        *_filled(stored),
     ]
     if to == "fiber":
         save_model(stored.model, path, stored.tokenizer, stored.answers)
@@ -90,11 +92,26 @@ def describe(config: FiberConfig) -> str:
 
 def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
     """List what was left out: a line for each reason, a line for each kind of name."""
-    yield f"left out: {len(ignored)} tensors"
+    yield f"left out: {_tensors(ignored)}"
     for reason in dict.fromkeys(ignored.values()):
         yield f"  {reason}:"
         names = [name for name, why in ignored.items() if why == reason]
         yield from (f"    {name}" for name in _folded(names))
+
+
+def _filled(stored: StoredModel) -> Iterator[str]:
+    """List the model's tensors that the file did not hold, and say what that leaves open."""
+    yield f"not in the file: {_tensors(stored.filled)}"
+    for name, value in stored.filled.items():
+        yield f"  {name}: set to {value:g}"
+    if "temperature" in stored.filled:
+        yield "    older published files lack it, and those of tasks without contrast (itc)"
+        yield "    every published file has the projections of itc: whether its task trained them"
+        yield "    is not known"
+
+
+def _tensors(names: Sized) -> str:
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
 def _folded(names: Iterable[str]) -> Iterator[str]:

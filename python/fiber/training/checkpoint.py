@@ -56,6 +56,8 @@ class StoredModel:
     answers: tuple[str, ...] = ()
     #: Tensors of a published checkpoint that the model has no use for, each with the reason.
     ignored: Mapping[str, str] = field(default_factory=dict)
+    #: Tensors of the model that a published checkpoint does not hold, each with its value.
+    filled: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def config(self) -> FiberConfig:

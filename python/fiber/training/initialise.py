@@ -46,6 +46,8 @@ def initialise(
         if name.endswith(".bias_table") and name in own
         else tensor
         for name, tensor in start.model.state_dict().items()
+        # What a published file did not hold starts as in any new model.
+        if name not in start.filled
     }
     if model.config.channel_order != start.config.channel_order:
         given[FIRST_CONVOLUTION] = given[FIRST_CONVOLUTION].flip(1)

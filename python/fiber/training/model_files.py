@@ -15,7 +15,12 @@ from torch import Tensor
 from fiber.files import read_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.models.weights import coarse_keys, load_published_coarse, published_coarse_state
+from fiber.models.weights import (
+    coarse_keys,
+    filled_in,
+    load_published_coarse,
+    published_coarse_state,
+)
 from fiber.models.weights_config import published_config
 from fiber.models.weights_file import SUFFIXES, Weights, read_state
 from fiber.models.weights_fine import fine_keys, load_published_fine, published_fine_state
@@ -160,12 +165,12 @@ def _published_model(
             model = build_model(config)
         model.to_empty(device=device)
         if isinstance(model, FiberDetector):
-            ignored = load_published_fine(model, state)
+            ignored, filled = load_published_fine(model, state), {}
         else:
-            ignored = load_published_coarse(model, state)
+            ignored, filled = load_published_coarse(model, state), filled_in(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return StoredModel(model=model.eval(), path=path, ignored=ignored)
+    return StoredModel(model=model.eval(), path=path, ignored=ignored, filled=filled)
 
 
 def _is_ours(folder: Path) -> bool:
