@@ -106,7 +106,20 @@ def test_another_size(desk, capsys):
     [
         (["none.ckpt", "out", "--to", "fiber"], "none.ckpt does not exist"),
         (["words.jpg", "out", "--to", "fiber"], "words.jpg is no checkpoint"),
-        (["runs/demo/fine", "out.zip", "--to", "published"], "expected a name that ends in"),
+        (
+            ["runs/demo/fine", "out.zip", "--to", "published"],
+            "out.zip: expected a file's name that ends in .ckpt, .pt, .pth, .safetensors",
+        ),
+        (["none.ckpt", "out", "--to", "published"], "out: expected a file's name that ends in"),
+        *(
+            (
+                ["none.ckpt", f"out{ending}", "--to", form],
+                f"out{ending} is the name of a file; expected a folder's, which is what the form"
+                f" {form} is written to",
+            )
+            for form in ("fiber", "towers")
+            for ending in (".ckpt", ".pt", ".pth", ".safetensors", ".CKPT")
+        ),
         (
             ["runs/demo/fine", "out", "--to", "fiber", "--image-size", "99"],
             "image_size 99: the fine",
@@ -117,4 +130,4 @@ def test_another_size(desk, capsys):
 def test_wrong_use(desk, capsys, arguments, message):
     assert main(["convert", *arguments]) == 2
     assert message in error_line(capsys)
-    assert not (desk / "out").exists()
+    assert not list(desk.glob("out*"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fiber.config import FiberConfig
-from fiber.models.weights_file import Weights
+from fiber.models.weights_file import SUFFIXES, Weights
 from fiber.models.weights_layouts import SwinLayout
 from fiber.predict.reading import read_with_words
 from fiber.training.checkpoint import StoredModel, save_model
@@ -48,13 +48,15 @@ def convert(
         that the file did not hold, with its value.
 
     Raises:
-        FileNotFoundError, ValueError: as `fiber.load`.
+        FileNotFoundError, ValueError: as `fiber.load`; also if the target is named as a file where
+            a folder is written, or the other way round.
         OSError: if the target is taken or cannot be written.
     """
+    path = Path(target)
+    _check_name(path, to)
     stored = read_with_words(
         source, tokenizer, answers, "cpu", image_size=image_size, weights=weights
     )
-    path = Path(target)
     average = ", moving average" if weights == "ema" else ""
     lines = [
         f"read {os.fspath(source)}{average}: {describe(stored.config)}",
@@ -73,6 +75,24 @@ def convert(
         if "norm.weight" not in written["swin"]:
             lines.append("  without the Swin's last norm, which the model has no use for")
     return "\n".join(lines)
+
+
+def _check_name(target: Path, to: Form) -> None:
+    """Check, before anything is read, that the target is named as what is written there.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if to == "published" and target.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{target}: expected a file's name that ends in {', '.join(SUFFIXES)}, which is what"
+            " the form published is written to"
+        )
+    if to != "published" and target.suffix.lower() in SUFFIXES:
+        raise ValueError(
+            f"{target} is the name of a file; expected a folder's, which is what the form {to} is"
+            " written to (a file for the published code: published)"
+        )
 
 
 def describe(config: FiberConfig) -> str:
