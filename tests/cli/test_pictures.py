@@ -131,6 +131,50 @@ class TestPictureCommands:
         assert len(lines(capsys)) == 1
 
 
+class TestWords:
+    """Of a model that came without a tokenizer and answers, as published files do."""
+
+    @pytest.fixture
+    def bare(self, desk):
+        words = desk / "words"
+        for stage in ("coarse", "fine"):
+            (words / stage).mkdir(parents=True)
+            for name in ("tokenizer.json", "answers.json"):
+                if (file := desk / "runs" / "demo" / stage / name).exists():
+                    file.rename(words / stage / name)
+        return desk
+
+    @pytest.mark.parametrize(
+        ("arguments", "stage"),
+        [
+            (["ground", "a.jpg", "--phrases", "dog"], "fine"),
+            (["detect", "a.jpg", "--classes", "dog"], "fine"),
+            (["answer", "a.jpg", "why?"], "coarse"),
+            (["caption", "a.jpg"], "coarse"),
+            (["match", "a.jpg", "dog"], "coarse"),
+            (["search", "dog", "a.jpg"], "coarse"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else value,
+    )
+    def test_they_can_be_named(self, bare, capsys, arguments, stage):
+        words = ["--tokenizer", f"words/{stage}"]
+        words += ["--answers", "words/coarse/answers.json"] if stage == "coarse" else []
+        assert main([*arguments, *words]) == 0
+        assert len(lines(capsys)) == 1
+        assert main(arguments) == 2
+        message = error_line(capsys)
+        missing = "--answers FILE" if arguments[0] == "answer" else "--tokenizer DIR"
+        assert f"{missing}, or fiber.load(path, " in message
+        assert f"`fiber convert MODEL OUT --to fiber {missing}`" in message
+
+    def test_words_of_another_model(self, bare, capsys):
+        answers = ["--answers", "words/coarse/answers.json"]
+        assert main(["ground", "a.jpg", "--phrases", "dog", *answers]) == 2
+        assert "answers are for the head 'vqa'; this model has grounding" in error_line(capsys)
+        assert main(["match", "a.jpg", "dog", "--tokenizer", "none"]) == 2
+        assert "tokenizer none does not exist" in error_line(capsys)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),

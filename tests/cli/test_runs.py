@@ -195,6 +195,22 @@ class TestEval:
         shown = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in shown] == list(metrics)
 
+    def test_words_can_be_named(self, desk, capsys):
+        generate("runs/scenes", train=0, val=4, novel=0)
+        arguments = ["eval", "runs/demo/coarse", "vqa", "--data", "runs/scenes"]
+        assert main(arguments) == 0
+        expected = capsys.readouterr().out
+        Path("words").mkdir()
+        for name in ("tokenizer.json", "answers.json"):
+            Path("runs/demo/coarse", name).rename(Path("words", name))
+        named = ["--tokenizer", "words", "--answers", "words/answers.json"]
+        assert main([*arguments, *named]) == 0
+        assert capsys.readouterr().out == expected
+        assert main([*arguments, *named[:2]]) == 2
+        assert "--answers FILE, or fiber.load" in error_line(capsys)
+        assert main([*arguments, *named[2:]]) == 2
+        assert "--tokenizer DIR, or fiber.load" in error_line(capsys)
+
     def test_ctrl_c_leaves_no_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
         monkeypatch.setattr("fiber.training.measure_boxes._ground", stop_with(KeyboardInterrupt()))

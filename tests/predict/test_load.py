@@ -56,7 +56,7 @@ class TestLoadAndSave:
         (bare / "tokenizer.json").unlink()
         (bare / "answers.json").unlink()
         model = fiber.load(bare, device="cpu")
-        with pytest.raises(ValueError, match="without its answers"):
+        with pytest.raises(ValueError, match=r"without the answers .* --answers FILE"):
             model.answer(pictures[0], "why?")
         with pytest.raises(ValueError, match="without a tokenizer"):
             model.match(pictures[0], "why?")
@@ -77,6 +77,8 @@ class TestLoadAndSave:
         with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
             fiber.load(micro_models["coarse"], answers=["yes", "no"])
         (tmp_path / "answers.json").write_text('{"yes": 1}')
+        with pytest.raises(ValueError, match=r"answers are for the head 'vqa'; .* has grounding"):
+            fiber.load(micro_models["fine"], answers=ANSWERS)
         with pytest.raises(ValueError, match="expected a list of texts"):
             fiber.load(micro_models["coarse"], answers=tmp_path / "answers.json")
         with pytest.raises(FileNotFoundError, match="tokenizer"):

@@ -6,6 +6,21 @@ import argparse
 import sys
 
 
+def add_words(command: argparse.ArgumentParser) -> None:
+    """Add the options that name what a published file of a model does not hold."""
+    command.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="of the model, instead of its own: tokenizer.json, or a folder with it or with"
+        " vocab.json and merges.txt",
+    )
+    command.add_argument(
+        "--answers",
+        metavar="FILE",
+        help="of the model's VQA head, instead of its own: JSON list in the order of its logits",
+    )
+
+
 def count(text: str) -> int:
     """Read a whole number of 1 or more.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fiber.cli.arguments import count
+from fiber.cli.arguments import add_words, count
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -29,14 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="a folder that fiber loads; a file that the published code loads; a folder with"
         " swin.safetensors and roberta.safetensors",
     )
-    convert.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="tokenizer.json, or a folder with it or with vocab.json and merges.txt",
-    )
-    convert.add_argument(
-        "--answers", metavar="FILE", help="JSON list of the VQA head's answers, in its order"
-    )
+    add_words(convert)
     convert.add_argument(
         "--image-size",
         type=count,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiber.cli.arguments import count
+from fiber.cli.arguments import add_words, count
 from fiber.cli.models import choose_model
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _command(
         "--model",
         help="folder or file of a model (default: the newest one under runs/ with the right head)",
     )
+    add_words(command)
     command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     command.add_argument("--json", action="store_true", help="print JSON on a terminal too")
     command.add_argument("--save", type=Path, metavar="DIR", help="write annotated pictures here")
@@ -200,7 +201,7 @@ def _load(options: argparse.Namespace, head: str) -> tuple[Model, str]:
     path = choose_model(options.model, head)
     import fiber
 
-    return fiber.load(path, device=options.device), path
+    return fiber.load(path, options.tokenizer, options.answers, options.device), path
 
 
 def _items(text: str, option: str) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from fiber.cli.arguments import candidates, count
+from fiber.cli.arguments import add_words, candidates, count
 from fiber.cli.models import RUNS
 from fiber.training.run_config import CHOSEN_BY
 
@@ -151,6 +151,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         description="Measure a model on a split of a data set, and print the task's metrics.",
     )
     evaluate.add_argument("model", metavar="MODEL", help="folder or file of a finished model")
+    add_words(evaluate)
     evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(CHOSEN_BY)}")
     evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)
     evaluate.add_argument(
@@ -260,7 +261,7 @@ def _recipes(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     import fiber
 
-    model = fiber.load(options.model, device=options.device)
+    model = fiber.load(options.model, options.tokenizer, options.answers, options.device)
     metrics = fiber.evaluate(
         model,
         options.task,

@@ -20,6 +20,7 @@ from torch import Tensor
 from fiber import _core
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.training.checkpoint import NO_TOKENIZER
 from fiber.training.text_counts import has_words
 
 #: Pictures that are decoded and go through the image tower at once.
@@ -241,10 +242,7 @@ class Inputs:
             ValueError: if the model came without one.
         """
         if self.tokenizer is None:
-            raise ValueError(
-                "this model came without a tokenizer; give one, as in"
-                ' fiber.load(path, tokenizer="folder/tokenizer.json")'
-            )
+            raise ValueError(NO_TOKENIZER)
         return self.tokenizer
 
     def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:

@@ -37,7 +37,7 @@ from fiber.predict.inputs import (
     one_list_for_each,
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, rank_pictures, score_pairs
-from fiber.training.checkpoint import save_model
+from fiber.training.checkpoint import NO_ANSWERS, save_model
 from fiber.training.measure_retrieval import RERANKED
 from fiber.training.run_config import load_recipe
 from fiber.training.streams import inference_transform
@@ -190,10 +190,7 @@ class Model:
         self.need_head("vqa", "answer")
         check_top_k(top_k)
         if not self.answers:
-            raise ValueError(
-                "this model came without its answers; give them, as in"
-                ' fiber.load(path, answers="folder/answers.json")'
-            )
+            raise ValueError(NO_ANSWERS)
         given, single = as_list(pictures)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]

@@ -45,6 +45,10 @@ def read_with_words(
             f"the tokenizer has {own.vocab_size} tokens, the model {config.roberta.vocab_size};"
             " a model works with the tokenizer that it was trained with only"
         )
+    if answers is not None and "vqa" not in config.heads:
+        raise ValueError(
+            f"answers are for the head 'vqa'; this model has {', '.join(config.heads)}"
+        )
     if words and "vqa" in config.heads and len(words) != config.image_text.num_answers:
         raise ValueError(
             f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"

@@ -35,6 +35,19 @@ STEP = "step-"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json")
 
 
+#: What a model says that lacks its words. Published files hold neither.
+NO_TOKENIZER = (
+    "the model came without a tokenizer; name the one that it was trained with: --tokenizer DIR, or"
+    ' fiber.load(path, tokenizer="folder"); `fiber convert MODEL OUT --to fiber --tokenizer DIR`'
+    " writes it beside the model for good"
+)
+NO_ANSWERS = (
+    "the model came without the answers of its VQA head; name them in the order of its logits:"
+    ' --answers FILE, or fiber.load(path, answers="answers.json");'
+    " `fiber convert MODEL OUT --to fiber --answers FILE` writes them beside the model for good"
+)
+
+
 class Words(NamedTuple):
     """What turns a model's numbers into words and back; it belongs to the model's weights."""
 

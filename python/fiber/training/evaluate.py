@@ -25,7 +25,7 @@ from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_pairs, measure_retrieval
-from fiber.training.checkpoint import StoredModel
+from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.streams import RECORD_SET, Data, check_records, existing_data
 from fiber.training.text_counts import odd_texts
@@ -91,7 +91,7 @@ def evaluate(
             f"task {task!r} needs the head {head!r}; the model has {', '.join(model.config.heads)}"
         )
     if model.tokenizer is None:
-        raise ValueError("the model has no tokenizer; load it with tokenizer=...")
+        raise ValueError(NO_TOKENIZER)
     if rerank:
         check_rerank(task, model.config.heads, rerank)
     records = open_records(data, task, split, reader)

@@ -16,6 +16,7 @@ from fiber.metrics.language import masked_word_accuracy, sentence_key, statement
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import soft_accuracy, vqa_accuracy
 from fiber.models.captioner import beam_search, written_tokens
+from fiber.training.checkpoint import NO_ANSWERS
 from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.training.tasks import reasoning_logits
 
@@ -109,7 +110,7 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
         ValueError: if the model has no list of answers.
     """
     if not subject.answers:
-        raise ValueError("the model has no answers; load it with answers=...")
+        raise ValueError(NO_ANSWERS)
     model, said = subject.image_text, []
     for batch, shown in subject.batches(records, "question"):
         fused = subject.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
