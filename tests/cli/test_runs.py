@@ -52,12 +52,14 @@ class TestTrain:
             "set": {"train.steps": "5", "optim.lr": "1e-3"},
             "init": "runs/demo/coarse",
             "tokenizer": None,
+            "answers": None,
             "resume": True,
             "device": None,
         }
         assert capsys.readouterr().out == "runs/scenes_fine\n"
-        assert main([*arguments, "--output", "runs/mine"]) == 0
+        assert main([*arguments, "--output", "runs/mine", "--answers", "list.json"]) == 0
         assert seen[1][1]["output"] == Path("runs/mine")
+        assert seen[1][1]["answers"] == "list.json"
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -69,10 +71,16 @@ class TestTrain:
             (["scenes_fine", "--data", ".", "--set", "train.steps"], "expected KEY=VALUE"),
             (["scenes_fine", "--data", ".", "--set", "=3"], "expected KEY=VALUE"),
             (["scenes_fine", "--data", ".", "--init", "none"], "none"),
+            (["scenes_fine", "--data", ".", "--answers", "none.json"], "none.json: No such file"),
+            (
+                ["scenes_coarse", "--data", ".", "--answers", "twice.json"],
+                "'no' stands there twice",
+            ),
             (["scenes_fine", "--data", "."], "refcoco_train.json"),
         ],
     )
     def test_bad_input(self, desk, capsys, arguments, message):
+        Path("twice.json").write_text('["no", "yes", "no"]')
         assert main(["train", *arguments]) == 2
         assert message in error_line(capsys)
         assert not Path("runs/scenes_fine").exists()

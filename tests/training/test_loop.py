@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from fiber import DecodeError
 from fiber.fields import replace_fields
+from fiber.models.image_text import FiberImageText
 from fiber.training import loop
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
@@ -197,6 +198,25 @@ def test_resumed_run_keeps_what_it_started_with(pictures, tmp_path, monkeypatch,
     resumed = run(fine_config(), pictures, tmp_path / "cut", tokenizer=None, resume=True)
     whole = run(fine_config(), pictures, tmp_path / "whole", tokenizer=None, init=coarse.folder)
     assert weights_equal(whole.folder, resumed.folder)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4], ids=["before a checkpoint", "after one"])
+def test_resumed_run_keeps_the_answers_it_was_given(pictures, tmp_path, monkeypatch, stop_at):
+    named = ("white", "never asked", "red")
+    config = coarse_config(train__steps=6)
+    whole = run(config, pictures, tmp_path / "whole", answers=named)
+    stored = load_model(whole.folder)
+    assert isinstance(stored.model, FiberImageText)
+    assert stored.answers == named
+    assert stored.model.vqa_head.output.out_features == 3
+    stop_before(monkeypatch, stop_at)
+    with pytest.raises(StopError):
+        run(config, pictures, tmp_path / "cut", answers=named)
+    # None are named again, or others.
+    for again in (None, ["blue"]):
+        resumed = run(config, pictures, tmp_path / "cut", answers=again, resume=True)
+        assert load_model(resumed.folder).answers == named
+        assert weights_equal(whole.folder, resumed.folder)
 
 
 def test_random_numbers_of_the_caller_are_not_touched(pictures, tmp_path):

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
@@ -129,6 +131,56 @@ def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
     ]:
         known = counted._replace(answers=own)
         assert open_data(config, records, known=known).words.answers == expected
+
+
+def test_answers_that_are_named_are_the_models_in_their_order(pictures, tmp_path):
+    records = {"question": all_records(pictures)["question"]}
+    config = only_questions()
+    tokenizer = pictures / "tokenizer.json"
+    counted = open_data(config, records, tokenizer=tokenizer).words
+    named = ("white", "never asked", "red")
+    (tmp_path / "named.json").write_text(json.dumps(named))
+    known = counted._replace(answers=("white", "pink", "red", "green", "blue"))
+    for given in (named, list(named), tmp_path / "named.json", str(tmp_path / "named.json")):
+        data = open_data(config, records, tokenizer=tokenizer, answers=given, known=known)
+        assert data.words.answers == named
+        assert data.fit_model(config).model.image_text.num_answers == 3
+        # Of four colours in turn two are named.
+        assert data.counts() == {"question": 6}
+        assert data.left_out == (
+            "question: 6 of 12 questions were left out, since none of their answers is among the"
+            " model's 3",
+        )
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ((), "answers: expected one or more, got none"),
+        (["red", "blue", "red"], "'red' stands there twice, as entries 0 and 2"),
+        (["red", " "], "answers: entry 1 is ' '; expected a text with words"),
+        (["red", 3], "answers: entry 1 is 3; expected a text"),
+        ({"red": 0}, "answers: expected a list of texts, got the dict {'red': 0}"),
+        (["pink"], "none of the 12 has one of the model's 1, the first, record 'q0', has 'red'"),
+    ],
+)
+def test_answers_that_nothing_can_be_taught_with(pictures, tmp_path, answers, said):
+    records = {"question": all_records(pictures)["question"]}
+    (tmp_path / "named.json").write_text(json.dumps(answers))
+    for given in (answers, tmp_path / "named.json"):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            open_data(
+                only_questions(), records, tokenizer=pictures / "tokenizer.json", answers=given
+            )
+
+
+def test_answers_without_questions(pictures):
+    config = coarse_config(
+        tasks__question__share=0, tasks__reasoning__share=0, tasks__caption__share=0
+    )
+    records = all_records(pictures)["image_text"]
+    with pytest.raises(ValueError, match=r"no task of questions .*; its tasks are image_text"):
+        open_data(config, records, tokenizer=pictures / "tokenizer.json", answers=["red"])
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="instead of the one of --init or of the data: tokenizer.json, or a folder with it or"
         " with vocab.json and merges.txt",
     )
+    train.add_argument(
+        "--answers",
+        metavar="FILE",
+        help="JSON list of the VQA head's answers, in the order of its logits (default: those of"
+        " --init if the data have no others, else the most frequent ones of the data)",
+    )
     train.add_argument("--output", type=Path, metavar="DIR", help="(default: runs/RECIPE)")
     train.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --output"
@@ -233,6 +239,7 @@ def _train(options: argparse.Namespace) -> int:
         set=changes,
         init=options.init,
         tokenizer=options.tokenizer,
+        answers=options.answers,
         resume=options.resume,
         device=options.device,
     )

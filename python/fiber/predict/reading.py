@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from fiber.data import Tokenizer
-from fiber.files import read_json
 from fiber.models.weights_file import Weights
 from fiber.training.checkpoint import StoredModel
 from fiber.training.model_files import read_model
-from fiber.training.streams import open_tokenizer
+from fiber.training.streams import Answers, open_answers, open_tokenizer
 
 
 def read_with_words(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer | str | os.PathLike[str] | None,
-    answers: Sequence[str] | str | os.PathLike[str] | None,
+    answers: Answers | None,
     device: torch.device | str,
     *,
     image_size: int | None,
@@ -38,7 +36,7 @@ def read_with_words(
         )
     stored = read_model(path, device, image_size=image_size, weights=weights)
     own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer)
-    words = stored.answers if answers is None else _answers(answers)
+    words = stored.answers if answers is None else open_answers(answers)
     config = stored.config
     if own is not None and own.vocab_size != config.roberta.vocab_size:
         raise ValueError(
@@ -54,10 +52,3 @@ def read_with_words(
             f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"
         )
     return dataclasses.replace(stored, tokenizer=own, answers=words)
-
-
-def _answers(answers: Sequence[str] | str | os.PathLike[str]) -> tuple[str, ...]:
-    words = read_json(Path(answers)) if isinstance(answers, (str, os.PathLike)) else list(answers)
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"answers: expected a list of texts, got {str(words)[:60]}")
-    return tuple(words)

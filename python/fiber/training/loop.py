@@ -52,7 +52,7 @@ from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
-from fiber.training.streams import Data, TaskStreams, TrainingData, open_data
+from fiber.training.streams import Answers, Data, TaskStreams, TrainingData, open_data
 from fiber.training.tasks import Draw, task_losses
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
@@ -80,6 +80,7 @@ def train(
     resume: bool = False,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (the word of the command line)
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    answers: Answers | None = None,
     device: str | torch.device | None = None,
     threads: int = 0,
     quiet: bool = False,
@@ -105,6 +106,9 @@ def train(
         set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
         tokenizer: one, its file, or a folder with it; default: that of `init`, else the data
             folder's tokenizer.json. A resumed run keeps its own.
+        answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
+            default: those of `init` if the data have no others, else the most frequent ones of the
+            data. A resumed run keeps its own.
         device: default CUDA where there is one, else the CPU. Under torchrun every process takes
             the GPU of its local rank.
         threads: of the data loader; 0 uses every core.
@@ -122,12 +126,12 @@ def train(
     known = folder.words() if resume else None
     if known is not None:
         # What a run started with stays, whatever is named now.
-        init, tokenizer = folder.stored_init(), None
+        init, tokenizer, answers = folder.stored_init(), None, known.answers or None
     start = read_start(init) if init is not None else None
     if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
     with joined(device) as processes:
-        source = open_data(config, data, tokenizer=tokenizer, known=known)
+        source = open_data(config, data, tokenizer=tokenizer, answers=answers, known=known)
         config = source.fit_model(config)
         folder.check(config, resume=resume)
         # No rank may see the files that the first one is about to write.

@@ -16,6 +16,7 @@ from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.opening import left_out, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet
+from fiber.files import read_json
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
@@ -25,6 +26,9 @@ from fiber.training.transform_config import TransformConfig
 #: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
 #: or one for each task.
 Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
+
+#: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
+Answers = Sequence[str] | str | os.PathLike[str]
 
 #: As many records without a box are looked at before they are taken for records without boxes.
 BOXLESS_RECORDS = 1000
@@ -71,6 +75,7 @@ def open_data(
     data: Data,
     *,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    answers: Answers | None = None,
     known: Words | None = None,
 ) -> TrainingData:
     """Find the records of every active task, the tokenizer and the answers.
@@ -81,15 +86,20 @@ def open_data(
             for each task. Questions of which no answer is among the model's are left out, as in
             published training, and counted.
         tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder.
+        answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
+            by default those of `known`, else the most frequent ones of the questions, at most
+            model.image_text.num_answers.
         known: words of a model that this run starts from. Its answers are kept if all that would
             be counted are among them.
 
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
         TypeError: if `data` is nothing of the kind.
-        ValueError: if the records do not fit the tasks, a set is empty, or there is no tokenizer.
+        ValueError: if the records do not fit the tasks, a set is empty, there is no tokenizer, or
+            there are answers but no questions, or an answer twice, empty or none.
     """
     active = config.tasks.active()
+    fixed = None if answers is None else check_answers(open_answers(answers))
     records: dict[str, RecordSet] = {}
     in_folder = None
     if isinstance(data, (str, os.PathLike)):
@@ -129,25 +139,38 @@ def open_data(
         for name, found in records.items()
         for what, count in left_out(found).items()
     ]
-    answers: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
     if "question" in records:
-        limit = config.model.image_text.num_answers
-        answers = count_answers(records["question"], limit)
-        # A model's own answers are kept while they will do, and with them its head.
-        if known and set(answers) <= set(known.answers):
-            answers = known.answers
         asked = records["question"]
-        records["question"] = answerable(asked, answers)
+        limit = config.model.image_text.num_answers
+        vocabulary = _vocabulary(asked, limit, fixed, known)
+        records["question"] = answerable(asked, vocabulary)
         missed = len(asked) - len(records["question"])
         if missed:
             lines.append(
                 f"question: {missed} of {len(asked)} questions were left out, since none of their"
-                f" answers is among the model's {len(answers)}"
+                f" answers is among the model's {len(vocabulary)}"
             )
+    elif fixed:
+        raise ValueError(
+            "there are answers, but the run has no task of questions that they are for; its tasks"
+            f" are {', '.join(active)}"
+        )
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
-    words = Words(open_tokenizer(tokenizer), answers)
+    words = Words(open_tokenizer(tokenizer), vocabulary)
     return TrainingData(records=records, words=words, left_out=tuple(lines))
+
+
+def _vocabulary(
+    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Words | None
+) -> tuple[str, ...]:
+    """Choose the answers of the VQA head: those asked for, the model's own or the data's."""
+    counted = count_answers(records, limit)
+    if fixed is not None:
+        return fixed
+    # A model's own answers are kept while they will do, and with them its head.
+    return known.answers if known and set(counted) <= set(known.answers) else counted
 
 
 def check_records(given: Any, expected: str) -> None:
@@ -270,6 +293,48 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer {path} does not exist")
     return Tokenizer.from_file(path)
+
+
+def open_answers(answers: Answers) -> tuple[str, ...]:
+    """Read the answers of a VQA head, or hand them on.
+
+    Raises:
+        FileNotFoundError: if their file is missing.
+        ValueError: if they are no list of texts, with the first entry that is none.
+    """
+    place, words = "", answers
+    if isinstance(answers, (str, os.PathLike)):
+        place, words = f"{os.fspath(answers)}: ", read_json(Path(answers))
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise ValueError(
+            f"{place}answers: expected a list of texts, got the {type(words).__name__}"
+            f" {words!r:.60}"
+        )
+    for index, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError(f"{place}answers: entry {index} is {word!r:.60}; expected a text")
+    return tuple(words)
+
+
+def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that answers can be taught: each of a question's answers has one place, or none.
+
+    Raises:
+        ValueError: if there are none, one is empty, or one stands there twice, by name.
+    """
+    if not answers:
+        raise ValueError("answers: expected one or more, got none")
+    first: dict[str, int] = {}
+    for index, answer in enumerate(answers):
+        if not answer.strip():
+            raise ValueError(f"answers: entry {index} is {answer!r}; expected a text with words")
+        if answer in first:
+            raise ValueError(
+                f"answers: {answer!r} stands there twice, as entries {first[answer]} and {index};"
+                " expected each answer once"
+            )
+        first[answer] = index
+    return answers
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
