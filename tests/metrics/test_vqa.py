@@ -71,6 +71,31 @@ def test_official_score_leaves_each_person_out():
         assert official_score(answer, people) == pytest.approx(left_out(answer))
 
 
+@pytest.mark.parametrize(
+    ("people", "official", "published"),
+    [
+        # Alone, that person decides officially.
+        (["red"], 1.0, 0.3),
+        # Whoever is left out, one other says so: 1/3.
+        (["red"] * 2, 1 / 3, 0.6),
+        (["red"] * 3, 2 / 3, 0.9),
+        (["red"] * 4, 1.0, 1.0),
+        # Left out is the one (0 others say so), or one of the other two (1 does): (0 + 2/3) / 3.
+        (["red", "blue", "green"], 2 / 9, 0.3),
+        # Twice 1/3, three times 2/3: (2/3 + 2) / 5.
+        (["red", "red", "blue", "blue", "green"], 8 / 15, 0.6),
+        # Four times 1, eight times 1.
+        (["red"] * 4 + ["blue"] * 8, 1.0, 1.0),
+        # Twice 1/3, ten times 2/3: (2/3 + 20/3) / 12.
+        (["red"] * 2 + ["blue"] * 10, 22 / 36, 0.6),
+    ],
+    ids=lambda value: f"{len(value)} people" if isinstance(value, list) else "",
+)
+def test_other_numbers_of_people_by_hand(people, official, published):
+    assert official_score("red", people) == pytest.approx(official)
+    assert published_score("red", people) == pytest.approx(published)
+
+
 def test_answers_are_normalised_only_where_people_disagree():
     assert official_score("The dog", ["dog"] * 10) == 0.0
     assert official_score("The dog", ["dog"] * 9 + ["cat"]) == 1.0

@@ -449,6 +449,39 @@ def test_questions_without_an_answer_of_the_model_are_counted_and_score_nothing(
         assert mixed["accuracy"] == pytest.approx(known["accuracy"] * 10 / 12)
 
 
+def test_lists_of_answers_give_both_named_accuracies(models, pictures, tmp_path, monkeypatch):
+    """By hand: a model that always says "red" to five, ten and one people."""
+    monkeypatch.setattr(
+        models["coarse"].model, "vqa_logits", lambda pooled: torch.eye(5)[:1].expand(len(pooled), 5)
+    )
+    people = [
+        ["red", "red", "blue", "blue", "green"],
+        ["red"] * 3 + ["blue"] * 7,
+        ["red"],
+    ]
+    path = tmp_path / "own.jsonl"
+
+    def measured(*answers):
+        lines = [
+            {"image": str(pictures / f"{n}.png"), "question": "what?"} | {"answers": given}
+            for n, given in enumerate(answers)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return evaluate(models["coarse"], "vqa", data=path, threads=1)
+
+    with pytest.warns(RuntimeWarning, match="1 of 3 questions were answered by fewer than 4 peo"):
+        metrics = measured(*people)
+    # In proportion to ten people two of five are four.
+    assert metrics["accuracy"] == pytest.approx((1.0 + 0.9 + 1.0) / 3)
+    assert metrics["official_accuracy"] == pytest.approx((8 / 15 + 0.9 + 1.0) / 3)
+    assert metrics["published_accuracy"] == pytest.approx((0.6 + 0.9 + 0.3) / 3)
+    # Ten people say the same in all three forms; scores alone do not tell what people said.
+    assert measured(people[1]) == pytest.approx(
+        dict.fromkeys(("accuracy", "official_accuracy", "published_accuracy"), 0.9)
+    )
+    assert measured(people[1], {"red": 1.0}) == pytest.approx({"accuracy": 0.95})
+
+
 def test_records_of_another_task_are_refused(models, pictures):
     with pytest.raises(TypeError, match=r"data: expected a folder or a map-style.*; got the int 5"):
         evaluate(models["coarse"], "vqa", data=5)

@@ -7,11 +7,12 @@
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
 
 A list of answers is what several people said; an answer scores as in VQAv2, where three of ten give
-0.9 and four 1.0, with other numbers of people in proportion. `image` starts at the file's folder,
-or at "images" in it. Optional fields: `id`, which predictions are named by (default: the number of
-the line), and `split`: if one line has it, all have, and only lines of the split asked for are
-read ("train+val": of both); without it every line is. Any other field is an error. A text that
-stands a second time beside its picture is left out, and counted.
+0.9 and four 1.0, with other numbers of people in proportion. Where every question has such a list,
+the two named accuracies of VQA are reported too (`metrics.vqa`), which count people as they are.
+`image` starts at the file's folder, or at "images" in it. Optional fields: `id`, which predictions
+are named by (default: the number of the line), and `split`: if one line has it, all have, and only
+lines of the split asked for are read ("train+val": of both); without it every line is. Any other
+field is an error. A text that stands a second time beside its picture is left out, and counted.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def own_questions(
     out, keys = RecordList(), set()
     for number, entry in _of_split(lines, split, out, _OF_QUESTIONS, "captions"):
         answers = _answers(lines, entry, optional=split.startswith("test"))
-        image = lines.picture(entry)
+        image, people = lines.picture(entry), entry.get("answers")
         out.append(
             Record(
                 key=_key(lines, entry, number, keys),
@@ -177,6 +178,7 @@ def own_questions(
                 image_id=image,
                 text=lines.text(entry, "question"),
                 answers=answers,
+                human_answers=tuple(people) if isinstance(people, list) else (),
             )
         )
     return out

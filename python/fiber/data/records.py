@@ -45,7 +45,7 @@ class Record:
     label_spans: tuple[tuple[CharSpan, ...], ...] = ()
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
-    #: What each person answered, as written (VQAv2: ten people), for the official accuracy.
+    #: What each person answered, as written (VQAv2: ten people), for the two named accuracies.
     human_answers: tuple[str, ...] = ()
     #: Whether the text is true of the pictures (NLVR2), or which text is right (matching).
     truth: bool | None = None

@@ -17,6 +17,8 @@ from fiber.metrics.matching import mean
 
 #: Score by the number of people who gave the answer (4 or more: 1), in the published code.
 PUBLISHED_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+#: From this many people on, what all of them say scores 1 in both forms.
+PEOPLE_FOR_ALL = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
@@ -66,10 +68,18 @@ def normalize_answer(answer: str) -> str:
 def official_score(answer: str, people: Sequence[str]) -> float:
     """Score one answer against what people said, as the official evaluation does.
 
+    Leave each of the n people out in turn, count those of the others who gave the answer, three of
+    whom make it right, and average over the n turns. So what all of them say scores 1 if there are
+    four or more, 2/3 of three people and 1/3 of two. One person has no others, and the official
+    code would score every answer 0; here the score is 1 for that person's answer, 0 for any other.
+
     Args:
         answer: of the model.
         people: answers of n people (ten in VQAv2). Answers are normalised only where people
-            disagree, as officially. Of a single person's answer the score is 1 or 0.
+            disagree, as officially.
+
+    Returns:
+        The score in [0, 1]; 0 if nobody was asked.
     """
     given = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -83,7 +93,11 @@ def official_score(answer: str, people: Sequence[str]) -> float:
 
 
 def published_score(answer: str, people: Sequence[str]) -> float:
-    """Score one answer by the number of people who said exactly that: 0, .3, .6, .9, 1."""
+    """Score one answer by the number of people who said exactly that: 0, .3, .6, .9, 1.
+
+    The table is that of ten people and is read by the number alone, as in the published code: what
+    n people say scores at most 0.3 n where there are fewer than four.
+    """
     return PUBLISHED_SCORES[min(list(people).count(answer), len(PUBLISHED_SCORES) - 1)]
 
 

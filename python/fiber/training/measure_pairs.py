@@ -14,7 +14,7 @@ from fiber.data.records import Record, RecordSet
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, sentence_key, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
-from fiber.metrics.vqa import soft_accuracy, vqa_accuracy
+from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
 from fiber.models.captioner import beam_search, written_tokens
 from fiber.training.checkpoint import NO_ANSWERS
 from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
@@ -102,9 +102,11 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
     """Answer questions; without answers in the records there are predictions only.
 
     `accuracy` is the mean score of the answers in the records. Where every record tells what people
-    answered (VQAv2), both named forms stand beside it; with their scores it is the published one.
-    A question that no answer of the model fits counts 0, as officially, and a warning says how many
-    there are; the published code leaves such questions out of its validation.
+    answered (VQAv2, lines with lists of answers), both named forms stand beside it; with the scores
+    of ten people each it is the published one. A warning says how many questions have fewer than
+    the four people that the named forms need for a full score. A question that no answer of the
+    model fits counts 0, as officially, and a warning says how many there are; the published code
+    leaves such questions out of its validation.
 
     Raises:
         ValueError: if the model has no list of answers.
@@ -137,6 +139,15 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
     people = [record.human_answers for record in asked]
     if all(people):
         metrics |= vqa_accuracy(said, people)
+        few = sum(len(given) < PEOPLE_FOR_ALL for given in people)
+        if few:
+            warnings.warn(
+                f"task 'vqa': {few} of {len(asked)} questions were answered by fewer than"
+                f" {PEOPLE_FOR_ALL} people; what all of them said may count less than 1 in"
+                " official_accuracy and published_accuracy",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return Measured(metrics, predictions)
 
 
