@@ -249,7 +249,7 @@ class TestEval:
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
             (
                 ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
-                "refcoco_vall.json does not exist; expected one of the splits whose files are"
+                "splits holds no referring of split 'vall', only of the splits whose files are"
                 " there: train, val",
             ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),

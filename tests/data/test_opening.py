@@ -42,8 +42,6 @@ def texts(source, path, split="train"):
 
 
 def test_forms_of_captions_in_a_folder(folder):
-    with pytest.raises(FileNotFoundError, match=r"captions_train\.json does not exist"):
-        open_source("captions", folder.folder, "train")
     folder("train.jsonl", LINE)
     assert texts("captions", folder.folder) == ["mine"]
     folder("dataset_coco.json", karpathy("train"))
@@ -55,6 +53,119 @@ def test_forms_of_captions_in_a_folder(folder):
     # What recipes and `fiber data` name comes first.
     folder("captions_train.json", coco("standard"))
     assert texts("captions", folder.folder) == ["standard"]
+
+
+COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
+SCENES = "(`fiber data scenes --output DIR` makes a data set to try with)"
+ARROW = "from the published code's write_*.py, which make it of the original downloads"
+VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "forms"),
+    [
+        (
+            "questions",
+            "val",
+            [
+                "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
+                f" from {VQAV2} {SCENES}",
+                "lines of your own: val.jsonl",
+                "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
+                f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
+                f"published Arrow data: vqav2_val.arrow, {ARROW}",
+            ],
+        ),
+        (
+            "reasoning",
+            "test1",
+            [
+                f"NLVR2: nlvr2_test1.jsonl, from {NLVR2} {SCENES}",
+                f"NLVR2, original file: test1.json, from {NLVR2}",
+                f"published Arrow data: nlvr2_test1.arrow, {ARROW}",
+            ],
+        ),
+        (
+            "coco_karpathy",
+            "restval",
+            [
+                "COCO, Karpathy's splits: dataset_coco.json or karpathy/dataset_coco.json,"
+                f" from {FLICKR30K}, its pictures from {COCO}",
+                f"published Arrow data: coco_caption_karpathy_restval.arrow, {ARROW}",
+            ],
+        ),
+        (
+            "flickr30k_karpathy",
+            "val",
+            [
+                "Flickr30k, Karpathy's splits: dataset_flickr30k.json or"
+                f" karpathy/dataset_flickr30k.json, from {FLICKR30K}",
+                f"published Arrow data: f30k_caption_karpathy_val.arrow, {ARROW}",
+            ],
+        ),
+    ],
+)
+def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, folder):
+    with pytest.raises(FileNotFoundError) as error:
+        open_source(source, folder.folder, split)
+    assert str(error.value) == (
+        f"{folder.folder} holds no {source} of split {split!r}. Expected in the folder one of:"
+        f" {'; '.join(forms)}. A file of another name can be named in place of the folder"
+    )
+    none = folder.folder / "none"
+    with pytest.raises(FileNotFoundError, match=f"^{none} does not exist. Expected in the folder"):
+        open_source(source, none, split)
+
+
+def test_missing_captions_are_answered_with_every_set(folder):
+    with pytest.raises(FileNotFoundError) as error:
+        open_source("captions", folder.folder, "val")
+    said = str(error.value)
+    assert f"COCO captions: captions_val.json, from {COCO} {SCENES}; lines of your own:" in said
+    for name in (
+        "val.jsonl",
+        "dataset_coco.json",
+        "dataset_flickr30k.json",
+        "Validation_GCC-1.1.0-Validation.tsv",
+        "coco_caption_karpathy_val.arrow or f30k_caption_karpathy_val.arrow or vg.arrow",
+    ):
+        assert name in said
+    # What holds another split alone.
+    assert "Train_GCC" not in said and "region_descriptions" not in said
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "splits"),
+    [
+        ("captions", ["captions_train.json", "captions_val2.json"], "train, val2"),
+        ("captions", ["Train_GCC-training.tsv", "images/captions_val.json"], "train"),
+        ("captions", ["coco_caption_karpathy_val.arrow", "captions.jsonl"], "val"),
+        ("questions", ["v2_OpenEnded_mscoco_test-dev2015_questions.json", "a.json"], "test-dev"),
+        ("reasoning", ["dev.json", "test1.json", "dataset_coco.json"], "dev, test1"),
+        ("conceptual_captions", ["conceptual_caption_train_0.arrow"], "train"),
+    ],
+)
+def test_a_missing_split_is_answered_with_those_that_are_there(source, files, splits, folder):
+    for name in files:
+        folder(name, "")
+    with pytest.raises(FileNotFoundError) as error:
+        open_source(source, folder.folder, "novel")
+    assert (
+        f"holds no {source} of split 'novel', only of the splits whose files are there: {splits}."
+        " Expected in the folder one of: "
+    ) in str(error.value)
+
+
+def test_a_file_with_one_split_is_not_taken_for_another(folder):
+    (folder.folder / "2.png").touch()
+    folder("Train_GCC-training.tsv", "a dog\t2.png\n")
+    assert texts("captions", folder.folder) == ["a dog"]
+    for source in ("captions", "conceptual_captions"):
+        with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: tr"):
+            open_source(source, folder.folder, "val")
+    folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
+    assert texts("captions", folder.folder, "val") == ["a cat"]
+    assert texts("conceptual_captions", folder.folder, "train+val") == ["a dog", "a cat"]
 
 
 def test_splits_are_joined(folder):

@@ -361,7 +361,10 @@ def test_single_set_of_records_serves_one_task_only(pictures, tmp_path):
 
 
 def test_missing_folder_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="fiber data scenes --output"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"none does not exist; `fiber data scenes --output \S+/none` makes .* to try with",
+    ):
         train(fine_config(), data=tmp_path / "none", output=tmp_path / "r")
 
 

@@ -21,7 +21,8 @@ from fiber.data.source_files import RecordList, where_to_get
 
 AnyPath = str | PathLike[str]
 
-_KIND = "published Arrow data"
+#: What the files are, in messages.
+KIND = "published Arrow data"
 
 
 class ArrowRecords(Sequence[Record]):
@@ -170,8 +171,8 @@ def _open(path: Path) -> Any:
             name="pyarrow",
         ) from None
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it comes from {where_to_get(_KIND)}")
+        raise FileNotFoundError(f"{path} does not exist; it comes from {where_to_get(KIND)}")
     try:
         return ipc.open_file(arrow.memory_map(str(path))).read_all()
     except arrow.ArrowInvalid as problem:
-        raise ValueError(f"{path} is no Arrow file ({problem}); expected {_KIND}") from None
+        raise ValueError(f"{path} is no Arrow file ({problem}); expected {KIND}") from None

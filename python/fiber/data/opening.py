@@ -9,6 +9,7 @@ Forms are told apart by the names of their files. Splits joined by "+" follow on
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from fiber.data import arrow_files, downloads, own_data, sources
 from fiber.data.annotations import FILES
 from fiber.data.records import ConcatRecords, RecordSet
+from fiber.data.source_files import TRY_WITH, where_to_get
 
 AnyPath = str | PathLike[str]
 
@@ -32,6 +34,14 @@ class Form(NamedTuple):
     #: Name of the file below the data folder; * stands for anything, {split} for the split.
     pattern: str
     reader: Reader
+    #: What the file is, as `where_to_get` knows it.
+    kind: str
+    #: The only split whose records the file holds; "": any, told by its name or inside it.
+    split: str = ""
+
+    def holds(self, split: str) -> bool:
+        """Whether a file of this form may hold a split."""
+        return self.split in ("", split)
 
 
 def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str) -> Form:
@@ -41,7 +51,7 @@ def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str) -> Form:
         parts = _matching(Path(folder), files, split)
         return read(*(parts if Path(annotations) in parts[:1] else [annotations]))
 
-    return Form(files, reader)
+    return Form(files, reader, arrow_files.KIND)
 
 
 def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
@@ -49,36 +59,52 @@ def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
     return lambda folder, split, *, annotations: read(annotations)
 
 
+_OWN = "lines of your own"
 _COCO = [
-    *(Form(name, downloads.coco_karpathy) for name in downloads.COCO_KARPATHY),
+    *(
+        Form(name, downloads.coco_karpathy, "COCO, Karpathy's splits")
+        for name in downloads.COCO_KARPATHY
+    ),
     _arrow(arrow_files.arrow_captions, "coco_caption_karpathy_{split}.arrow"),
 ]
 _FLICKR30K = [
-    *(Form(name, downloads.flickr30k_karpathy) for name in downloads.FLICKR30K_KARPATHY),
+    *(
+        Form(name, downloads.flickr30k_karpathy, "Flickr30k, Karpathy's splits")
+        for name in downloads.FLICKR30K_KARPATHY
+    ),
     _arrow(arrow_files.arrow_captions, "f30k_caption_karpathy_{split}.arrow"),
 ]
 _VISUAL_GENOME = [
-    *(Form(name, downloads.visual_genome) for name in downloads.VISUAL_GENOME),
+    *(
+        Form(name, downloads.visual_genome, "Visual Genome's region descriptions", "train")
+        for name in downloads.VISUAL_GENOME
+    ),
     _arrow(arrow_files.arrow_captions, "vg.arrow"),
 ]
 _SBU = [
-    *(Form(name, downloads.sbu) for name in downloads.SBU),
+    *(Form(name, downloads.sbu, "SBU captions", "train") for name in downloads.SBU),
     _arrow(arrow_files.arrow_captions, "sbu_*.arrow"),
 ]
 _CONCEPTUAL_CAPTIONS = [
     *(
-        Form(name, downloads.conceptual_captions)
-        for names in downloads.CONCEPTUAL_CAPTIONS.values()
+        Form(name, downloads.conceptual_captions, "Conceptual Captions", split)
+        for split, names in downloads.CONCEPTUAL_CAPTIONS.items()
         for name in names
     ),
     _arrow(arrow_files.arrow_captions, "conceptual_caption_{split}_*.arrow"),
 ]
+_VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
+# Files that stand beside those of a form.
+_BESIDE = {
+    FILES["questions"]: [FILES["answers"]],
+    _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
+}
 
 #: For each source that a task may name, its forms; the first is what `fiber data` writes.
 FORMS: dict[str, list[Form]] = {
     "captions": [
-        Form(FILES["captions"], sources.captions),
-        Form("{split}.jsonl", own_data.own_captions),
+        Form(FILES["captions"], sources.captions, "COCO captions"),
+        Form("{split}.jsonl", own_data.own_captions, _OWN),
         *_COCO,
         *_FLICKR30K,
         *_VISUAL_GENOME,
@@ -91,21 +117,23 @@ FORMS: dict[str, list[Form]] = {
     "sbu": _SBU,
     "conceptual_captions": _CONCEPTUAL_CAPTIONS,
     "questions": [
-        Form(FILES["questions"], sources.questions),
-        Form("{split}.jsonl", own_data.own_questions),
-        Form("v2_OpenEnded_mscoco_{split}20*_questions.json", sources.questions),
+        Form(FILES["questions"], sources.questions, "VQAv2 questions"),
+        Form("{split}.jsonl", own_data.own_questions, _OWN),
+        Form(_VQAV2, sources.questions, "VQAv2, original files"),
         _arrow(arrow_files.arrow_questions, "vqav2_{split}.arrow"),
     ],
     "reasoning": [
-        Form(FILES["reasoning"], sources.reasoning),
-        Form("{split}.json", sources.reasoning),
+        Form(FILES["reasoning"], sources.reasoning, "NLVR2"),
+        Form("{split}.json", sources.reasoning, "NLVR2, original file"),
         _arrow(arrow_files.arrow_statements, "nlvr2_{split}.arrow"),
     ],
-    "phrases": [Form(FILES["phrases"], sources.phrases)],
-    "referring": [Form(FILES["referring"], sources.referring)],
-    "detection": [Form(FILES["detection"], sources.detection)],
-    "swapped": [Form(FILES["swapped"], sources.swapped)],
+    "phrases": [Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form")],
+    "referring": [Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")],
+    "detection": [Form(FILES["detection"], sources.detection, "COCO instances")],
+    "swapped": [Form(FILES["swapped"], sources.swapped, "Winoground")],
 }
+# What "{split}.json" may be named, so that no other file is taken for one.
+_SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
 # Readers of files that hold every split.
 _WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
 # What a file of another name is taken for, by source and end of its name.
@@ -166,9 +194,11 @@ def left_out(records: RecordSet) -> dict[str, int]:
 def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
     first = FORMS[source][0]
     # What the recipes name comes before all else.
-    found = {} if _matching(data, first.pattern, split) else _forms_there(source, data, split)
-    if not found:
+    if first.holds(split) and _matching(data, first.pattern, split):
         return first.reader(data, split, **options)
+    found = _forms_there(source, data, split)
+    if not found:
+        raise FileNotFoundError(_missing(source, data, split))
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         raise ValueError(
@@ -183,9 +213,48 @@ def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
     """Find the forms of a source that a folder holds: its reader, and the first of its files."""
     found: dict[Reader, Path] = {}
     for form in FORMS[source]:
-        for path in _matching(folder, form.pattern, split)[:1]:
+        for path in _matching(folder, form.pattern, split)[:1] if form.holds(split) else ():
             found.setdefault(form.reader, path)
     return found
+
+
+def _missing(source: str, folder: Path, split: str) -> str:
+    """Say that a folder holds no form of a source, what it might hold, and where to get that."""
+    problem = f"{folder} does not exist"
+    if folder.is_dir():
+        splits = ", ".join(_splits_there(source, folder))
+        problem = f"{folder} holds no {source} of split {split!r}"
+        problem += f", only of the splits whose files are there: {splits}" if splits else ""
+    kinds: dict[str, list[str]] = {}
+    for form in FORMS[source]:
+        if form.holds(split):
+            names = " with ".join([form.pattern, *_BESIDE.get(form.pattern, ())])
+            kinds.setdefault(form.kind, []).append(names.format(split=split))
+    generated = {form.kind for form in FORMS[source] if form.pattern in FILES.values()}
+    forms = []
+    for kind, files in kinds.items():
+        where = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
+        made = f" ({TRY_WITH})" if kind in generated else ""
+        forms.append(f"{kind}: {' or '.join(files)}{where}{made}")
+    return (
+        f"{problem}. Expected in the folder one of: {'; '.join(forms)}. A file of another name can"
+        " be named in place of the folder"
+    )
+
+
+def _splits_there(source: str, folder: Path) -> list[str]:
+    """List the splits of which a folder has files of a source."""
+    found = set()
+    for form in FORMS[source]:
+        pattern = re.escape(form.pattern).replace(r"\*", ".*")
+        # Any file may be called "x.json".
+        any_split = _SPLIT_NAMES if form.pattern.startswith("{split}.") else ".+?"
+        pattern = pattern.replace(r"\{split\}", f"(?P<split>{any_split})")
+        for path in _matching(folder, form.pattern, "*"):
+            match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
+            if match:
+                found.add(form.split or match.groupdict().get("split"))
+    return sorted(filter(None, found))
 
 
 def _file_reader(source: str, path: Path, split: str) -> Reader:

@@ -25,7 +25,7 @@ ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
 # The first name that a kind begins with counts.
 _HOW_TO_GET = {
-    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015); its pictures from"
+    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its pictures from"
     " https://cocodataset.org",
     "COCO": "https://cocodataset.org",
     "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
@@ -39,6 +39,8 @@ _HOW_TO_GET = {
     "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
     "published Arrow": "the published code's write_*.py, which make it of the original downloads",
 }
+#: How to get a file of a form that `fiber data` makes, in messages.
+TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
 # Kinds of which `fiber data` makes no file.
 _NOT_GENERATED = {
     "COCO, Karpathy's splits",
@@ -223,11 +225,10 @@ def read_text(path: Path, kind: str) -> str:
                 f"{path} does not exist; expected one of the splits whose files are there:"
                 f" {', '.join(splits)}"
             ) from None
-        source = where_to_get(kind)
-        made = "" if kind in _NOT_GENERATED else " `fiber data scenes --output DIR` makes a folder"
-        made += " with one; the real one" if made else " It"
+        made = "" if kind in _NOT_GENERATED else f"; {TRY_WITH}"
         raise FileNotFoundError(
-            f"{path} does not exist; expected a file of {kind}.{made} comes from {source}"
+            f"{path} does not exist; expected a file of {kind}. It comes from"
+            f" {where_to_get(kind)}{made}"
         ) from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None

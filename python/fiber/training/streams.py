@@ -260,7 +260,8 @@ def existing_data(data: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"data file {path} does not exist")
     if not path.exists():
         raise FileNotFoundError(
-            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes one"
+            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes a data"
+            " set to try with"
         )
     return path
 
