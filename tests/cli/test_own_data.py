@@ -63,7 +63,7 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
     [
         (["--data", "mine.jsonl"], "--tokenizer"),
         (["--data", "none.jsonl"], "data file none.jsonl does not exist"),
-        (["--data", "bad.jsonl"], "bad.jsonl: line 1 has no 'image'"),
+        (["--data", "bad.jsonl"], "task 'image_text': bad.jsonl: line 1 has no 'image'"),
         (["--data", "mine.jsonl", "--set", "data.split=test"], "no line of split 'test'"),
         (["--data", "0.png"], "0.png: a file of captions ends in .jsonl"),
         (["--data", "empty.jsonl"], "empty.jsonl: line 1 has an empty 'text'"),
@@ -76,6 +76,17 @@ def test_bad_input(lines, capsys, arguments, message):
     assert main(["train", "scenes_coarse", *arguments]) == 2
     assert message in error_line(capsys)
     assert not (lines.parent / "runs").exists()
+
+
+def test_the_task_that_finds_nothing_in_a_file_is_named(lines, micro_models, capsys):
+    entries = map(json.loads, lines.read_text().splitlines())
+    captions = [json.dumps(entry) for entry in entries if "text" in entry]
+    (lines.parent / "captions.jsonl").write_text("\n".join(captions))
+    problem = "captions.jsonl has only lines with captions; expected lines with 'question' and"
+    assert main(["train", "scenes_coarse", "--data", "captions.jsonl"]) == 2
+    assert f"task 'question': {problem}" in error_line(capsys)
+    assert main(["eval", str(micro_models["coarse"]), "vqa", "--data", "captions.jsonl"]) == 2
+    assert f"task 'vqa': {problem}" in error_line(capsys)
 
 
 def test_what_is_odd_in_a_file_is_counted_or_named(lines, micro_models, capsys):

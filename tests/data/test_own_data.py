@@ -231,11 +231,16 @@ def test_a_missing_picture_is_named(lines):
 
 
 def test_a_file_of_the_other_kind_is_refused(lines):
-    with pytest.raises(
-        ValueError, match="only lines with questions; expected lines with 'text' or"
-    ):
-        captions(lines(QUESTION))
-    with pytest.raises(
-        ValueError, match="only lines with captions; expected lines with 'question'"
-    ):
-        questions(lines(CAPTION))
+    path = lines(QUESTION)
+    with pytest.raises(ValueError) as error:
+        captions(path)
+    assert str(error.value) == (
+        f"{path} has only lines with questions; expected lines with 'text' or 'texts'"
+    )
+    lines(CAPTION)
+    with pytest.raises(ValueError) as error:
+        questions(path)
+    assert str(error.value) == (
+        f"{path} has only lines with captions; expected lines with 'question' and 'answer' or"
+        " 'answers'"
+    )

@@ -227,7 +227,9 @@ def _of_split(
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
         raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
-    needed = " or ".join(repr(field) for field in _FIELDS if field in kind)
+    needed = "'text' or 'texts'"
+    if kind == _OF_QUESTIONS:
+        needed = "'question' and 'answer' or 'answers'"
     raise ValueError(f"{lines.path} has only lines with {others}; expected lines with {needed}")
 
 

@@ -160,7 +160,11 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
         ValueError: if there are none.
     """
     if isinstance(data, (str, os.PathLike)):
-        records: RecordSet = open_source(reader.__name__, existing_data(data), split)
+        path = existing_data(data)
+        try:
+            records: RecordSet = open_source(reader.__name__, path, split)
+        except ValueError as problem:
+            raise ValueError(f"task {task!r}: {problem}") from None
         for what, count in left_out(records).items():
             warnings.warn(
                 f"task {task!r}: {count} {what} were left out or changed",

@@ -105,7 +105,10 @@ def open_data(
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
         for name, task in active.items():
-            parts = [_read(config, source, path) for source in task.sources]
+            try:
+                parts = [_read(config, source, path) for source in task.sources]
+            except ValueError as problem:
+                raise ValueError(f"task {name!r}: {problem}") from None
             records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
         beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
         # A file need not have one beside it; of a folder the missing file is named.
