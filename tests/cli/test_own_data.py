@@ -1,6 +1,7 @@
 """A user's own pictures: one command trains on a file of lines, one measures with it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +77,40 @@ def test_bad_input(lines, capsys, arguments, message):
     assert main(["train", "scenes_coarse", *arguments]) == 2
     assert message in error_line(capsys)
     assert not (lines.parent / "runs").exists()
+
+
+def test_measuring_what_was_trained_on_is_told(lines, micro_models, capsys, monkeypatch):
+    """A file without splits, lists of answers: both named accuracies, and a warning."""
+    about = {"question": "what colour is it?", "answers": ["red"] * 3 + ["pink"] * 7}
+    entries = [{"image": f"{number}.png"} | about for number in range(4)]
+    Path("whole.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    shares = ["tasks.image_text.share=0", "train.steps=1", "data.batch_size=4"]
+    settings = [part for setting in shares for part in ("--set", setting)]
+    tokenizer = ["--tokenizer", str(micro_models["coarse"])]
+    train = ["train", "scenes_coarse", *settings, *tokenizer, "--data"]
+    assert main([*train, "whole.jsonl", "--output", "one"]) == 0
+    stored = json.loads(Path("one/config.json").read_text())
+    assert stored["data_path"] == str(Path("whole.jsonl").resolve())
+    assert main([*train, "mine.jsonl", "--output", "two"]) == 0
+    capsys.readouterr()
+
+    def measured(model, data, split):
+        assert main(["eval", model, "vqa", "--data", data, "--split", split]) == 0
+        printed = capsys.readouterr()
+        return json.loads(printed.out), printed.err
+
+    metrics, told = measured("one", "whole.jsonl", "val")
+    assert metrics == pytest.approx(
+        dict.fromkeys(("accuracy", "official_accuracy", "published_accuracy"), 1.0)
+    )
+    assert "warning: task 'vqa': the model was trained on whole.jsonl, which has no splits" in told
+    assert "was trained on split 'train' of mine.jsonl" in measured("two", "mine.jsonl", "train")[1]
+    for model, data, split in (("two", "mine.jsonl", "val"), ("one", "mine.jsonl", "train")):
+        assert "was trained on" not in measured(model, data, split)[1]
+    # From elsewhere it is the same file.
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert "which has no splits" in measured("../one", "../whole.jsonl", "val")[1]
 
 
 def test_the_task_that_finds_nothing_in_a_file_is_named(lines, micro_models, capsys):

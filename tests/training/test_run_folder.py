@@ -15,6 +15,7 @@ from fiber.training.checkpoint import (
     write_checkpoint,
 )
 from fiber.training.run_folder import RunFolder
+from fiber.training.trained_on import TrainedOn
 from tests.training.micro_runs import fine_config
 
 
@@ -34,8 +35,11 @@ def test_new_folder_is_free_and_holds_nothing(tmp_path):
 
 def test_opened_folder_knows_its_run(tmp_path, words):
     folder, config = RunFolder(path=tmp_path / "r"), fine_config(train__seed=5)
-    folder.open(config, words)
+    folder.open(config, words, "start", "/data")
     assert folder.stored_config() == config
+    assert folder.stored_init() == "start"
+    stored = json.loads(folder.config_file.read_text())
+    assert TrainedOn.read(stored) == TrainedOn("/data", "train")
     stored = folder.words()
     assert stored is not None and stored.answers == ("yes", "no")
     assert stored.tokenizer.encode("a red square") == words.tokenizer.encode("a red square")

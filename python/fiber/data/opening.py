@@ -181,6 +181,20 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     return parts[0] if len(parts) == 1 else ConcatRecords(parts)
 
 
+def has_splits(source: str, data: AnyPath, split: str) -> bool:
+    """Tell whether data hold a split apart from others: a folder, or a file that names them.
+
+    The arguments are those of `open_source`, which has read the data.
+    """
+    path = Path(data)
+    if not path.is_file():
+        return True
+    reader = _file_reader(source, path, split)
+    if reader in (own_data.own_captions, own_data.own_questions):
+        return own_data.names_splits(path)
+    return reader in _WITH_SPLITS
+
+
 def left_out(records: RecordSet) -> dict[str, int]:
     """Count what readers left out of some records, or changed: {"empty captions": 3}."""
     if not isinstance(records, ConcatRecords):

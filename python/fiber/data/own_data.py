@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,11 @@ def own_questions(
             )
         )
     return out
+
+
+def names_splits(path: Path) -> bool:
+    """Tell whether the lines of a file have the field `split`: all have it or none."""
+    return any("split" in entry for _, entry in islice(_Lines(path, None).walk(), 1))
 
 
 def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:

@@ -65,7 +65,13 @@ def load(
     )
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    return Model(stored.model, stored.tokenizer, stored.answers, dtype=dtype)
+    return Model(
+        stored.model,
+        stored.tokenizer,
+        stored.answers,
+        dtype=dtype,
+        trained_on=stored.trained_on,
+    )
 
 
 def evaluate(
@@ -81,8 +87,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure a model on a task.
 
-    Warnings tell how many texts have no words or are longer than the model reads, and how many
-    questions have no answer among the model's, which count 0.
+    Warnings tell how many texts have no words or are longer than the model reads, how many
+    questions have no answer among the model's, which count 0, and whether a run is measured on the
+    folder or file, and the split, that it was trained on.
 
     Args:
         model: a model, or what `load` takes.
@@ -116,7 +123,12 @@ def evaluate(
     if rerank is None:
         can = task == "retrieval" and "itm" in model.heads
         rerank = 0 if not can else RERANKED if "itc" in model.heads else sys.maxsize
-    stored = StoredModel(model=model.network, tokenizer=model.tokenizer, answers=model.answers)
+    stored = StoredModel(
+        model=model.network,
+        tokenizer=model.tokenizer,
+        answers=model.answers,
+        trained_on=model.trained_on,
+    )
     with model.arithmetic():
         return measuring.evaluate(
             stored,

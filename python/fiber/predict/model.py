@@ -41,6 +41,7 @@ from fiber.training.checkpoint import NO_ANSWERS, save_model
 from fiber.training.measure_retrieval import RERANKED
 from fiber.training.run_config import load_recipe
 from fiber.training.streams import inference_transform
+from fiber.training.trained_on import TrainedOn
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3
@@ -75,6 +76,7 @@ class Model:
         tokenizer: needed by every method that takes a text.
         answers: in the order of the VQA head's logits; needed by `answer`.
         dtype: of the arithmetic; weights stay as they are.
+        trained_on: the data of its run, if they are known; `fiber.evaluate` warns of them.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Model:
         answers: Sequence[str] = (),
         *,
         dtype: torch.dtype = torch.float32,
+        trained_on: TrainedOn | None = None,
     ) -> None:
         self.network = network.eval()
         self.config: FiberConfig = network.config
@@ -91,6 +94,7 @@ class Model:
         self.answers = tuple(answers)
         self.device = next(network.parameters()).device
         self.dtype = dtype
+        self.trained_on = trained_on
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
 
     @property

@@ -29,6 +29,7 @@ from fiber.files import PART, explained, read_json, write_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights_towers import resize_bias_tables
+from fiber.training.trained_on import TrainedOn
 
 STEP = "step-"
 #: What a finished model consists of.
@@ -71,6 +72,8 @@ class StoredModel:
     ignored: Mapping[str, str] = field(default_factory=dict)
     #: Tensors of the model that a published checkpoint does not hold, each with its value.
     filled: Mapping[str, float] = field(default_factory=dict)
+    #: The data of its run, where the folder tells.
+    trained_on: TrainedOn | None = None
 
     @property
     def config(self) -> FiberConfig:
@@ -175,7 +178,8 @@ def load_model(
             unfinished = (folder / "checkpoints").is_dir()
             hint = "; its run is not finished, resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} holds no model: {name} is missing{hint}")
-    config = from_dict(FiberConfig, read_json(folder / "config.json")["model"])
+    values = read_json(folder / "config.json")
+    config = from_dict(FiberConfig, values["model"])
     if image_size is not None:
         config = config.with_image_size(image_size)
     with torch.device("meta"):
@@ -192,6 +196,7 @@ def load_model(
         path=folder,
         tokenizer=words.tokenizer if words else None,
         answers=_read_answers(folder),
+        trained_on=TrainedOn.read(values),
     )
 
 

@@ -29,6 +29,7 @@ from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.streams import RECORD_SET, Data, check_records, existing_data
 from fiber.training.text_counts import odd_texts
+from fiber.training.trained_on import seen_before
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
@@ -95,6 +96,10 @@ def evaluate(
     if rerank:
         check_rerank(task, model.config.heads, rerank)
     records = open_records(data, task, split, reader)
+    if isinstance(data, (str, os.PathLike)):
+        seen = seen_before(model.trained_on, reader.__name__, data, split)
+        if seen:
+            warnings.warn(f"task {task!r}: {seen}", RuntimeWarning, stacklevel=2)
     # Captions that are written are compared with texts that no model reads; of prompts for boxes
     # the reader says what does not fit.
     if head not in ("caption", "grounding"):

@@ -190,7 +190,7 @@ def _train(
     model = build_model(config.model).to(device)
     model.backbone.gradient_checkpointing = settings.gradient_checkpointing
     if processes.is_first:
-        folder.open(config, source.words, str(start.path) if start else None)
+        folder.open(config, source.words, str(start.path) if start else None, source.path)
     wait_for_all(processes)
     checkpoint = newest_checkpoint(folder.checkpoints)
     if start is not None and checkpoint is None:

@@ -18,6 +18,7 @@ from fiber.training.checkpoint import (
 )
 from fiber.training.curves import draw_curves, read_metrics
 from fiber.training.run_config import RunConfig, differences
+from fiber.training.trained_on import DATA_PATH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class RunFolder:
         values = read_json(self.config_file)
         if "tasks" not in values:
             raise ValueError(f"{self.path} holds a model, not a run; choose another output folder")
-        for name in ("fiber_version", "commit", "init"):
+        for name in ("fiber_version", "commit", "init", DATA_PATH):
             values.pop(name, None)
         return from_dict(RunConfig, values)
 
@@ -104,17 +105,30 @@ class RunFolder:
         """Tokenizer and answers of the run that this folder holds, if any."""
         return read_words(self.path) if self.config_file.exists() else None
 
-    def open(self, config: RunConfig, words: Words, init: str | None = None) -> None:
+    def open(
+        self,
+        config: RunConfig,
+        words: Words,
+        init: str | None = None,
+        data_path: str | None = None,
+    ) -> None:
         """Prepare the folder for writing: of a new run, everything but the weights.
 
         Lines of metrics after the newest checkpoint are dropped: those steps will be trained again.
+
+        Args:
+            config: of the run.
+            words: its tokenizer and answers.
+            init: what it starts from, if anything.
+            data_path: absolute path of its data; None for a user's records.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
         if not self.config_file.exists():
             # The configuration comes last: with it the folder holds a run, and a whole one.
             write_words(self.path, words)
-            write_json(self.config_file, provenance() | {"init": init} | to_dict(config))
+            origin = {"init": init, DATA_PATH: data_path}
+            write_json(self.config_file, provenance() | origin | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)
         newest = newest_checkpoint(self.checkpoints)

@@ -21,6 +21,7 @@ from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
 from fiber.training.text_counts import TextCounts
+from fiber.training.trained_on import absolute
 from fiber.training.transform_config import TransformConfig
 
 #: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
@@ -55,6 +56,8 @@ class TrainingData:
     words: Words
     #: What was left out of the records, in words, one line for each task and kind.
     left_out: tuple[str, ...] = ()
+    #: Absolute path of the folder or file that the records come from; None for a user's records.
+    path: str | None = None
 
     def fit_model(self, config: RunConfig) -> RunConfig:
         """Give the model this tokenizer's vocabulary and this many answers."""
@@ -101,9 +104,10 @@ def open_data(
     active = config.tasks.active()
     fixed = None if answers is None else check_answers(open_answers(answers))
     records: dict[str, RecordSet] = {}
-    in_folder = None
+    in_folder = where = None
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
+        where = absolute(path)
         for name, task in active.items():
             try:
                 parts = [_read(config, source, path) for source in task.sources]
@@ -162,7 +166,7 @@ def open_data(
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
     words = Words(open_tokenizer(tokenizer), vocabulary)
-    return TrainingData(records=records, words=words, left_out=tuple(lines))
+    return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
 
 
 def _vocabulary(
