@@ -4,8 +4,8 @@ Nothing heavy is imported before a command is known, so that `fiber --help` answ
 `fiber doctor` works where torch is missing.
 
 Exit codes: 0 done; 1 the task failed (a metric below its floor, a check that found faults, a loss
-that is not finite, a full disk); 2 wrong use or bad input; 130 stopped by Ctrl-C; 141 nobody reads
-the output any more.
+that is not finite, a full disk, too little memory); 2 wrong use or bad input; 130 stopped by
+Ctrl-C; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if error.errno in _FAILURES else 2
     except FloatingPointError as error:
         _complain(str(error))
+        return 1
+    except MemoryError as error:
+        _complain(str(error) or "the memory is full")
         return 1
     except ValueError as error:
         # Also fiber.DecodeError and fiber.MissingHeadError.

@@ -39,6 +39,7 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.initialise import initialise
+from fiber.training.machine_memory import check_memory
 from fiber.training.memory import Memory
 from fiber.training.model_files import Towers, read_start
 from fiber.training.optim import (
@@ -118,6 +119,7 @@ def train(
         ValueError: for a wrong field, data that do not fit, a resume under another configuration.
         FileExistsError: if `output` holds a run and `resume` is False.
         FloatingPointError: if a loss is no longer finite.
+        MemoryError: on a CPU whose free memory the parameters alone would exceed.
         KeyboardInterrupt: on Ctrl-C, after saying how to go on.
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -186,6 +188,7 @@ def _train(
     device, settings = processes.device, config.train
 
     # The model: from nothing, from another model or from a checkpoint.
+    check_memory(config, processes)
     torch.manual_seed(settings.seed)
     model = build_model(config.model).to(device)
     model.backbone.gradient_checkpointing = settings.gradient_checkpointing
