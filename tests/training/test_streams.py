@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from fiber.config import preset
+from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.data.scenes import generate
 from fiber.fields import to_dict
 from fiber.training.distributed import Processes
+from fiber.training.loop import train
 from fiber.training.streams import (
+    TRAINED_TOKENS,
     TaskStreams,
     answerable,
     count_answers,
@@ -291,3 +294,27 @@ def test_training_pictures_are_augmented_as_asked_for(kind):
 def test_finished_models_see_whole_pictures():
     assert inference_transform(preset("micro")).is_square
     assert not inference_transform(preset("micro", stage="fine")).is_square
+
+
+def test_a_tokenizer_is_trained_where_one_is_asked_for(pictures, tmp_path, capsys):
+    records = all_records(pictures)["question"]
+    config = coarse_config(
+        **{f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "caption")},
+        train__steps=1,
+    )
+    run = train(config, data=records, tokenizer="train", output=tmp_path / "r", device="cpu")
+    trained = Tokenizer.train([record.text for record in records], TRAINED_TOKENS)
+    own = Tokenizer.from_file(run.folder / "tokenizer.json")
+    assert own.encode("what colour is the square?") == trained.encode("what colour is the square?")
+    assert run.config.model.roberta.vocab_size == own.vocab_size == trained.vocab_size
+    said = capsys.readouterr().err
+    assert f"a tokenizer of {own.vocab_size} tokens was trained on the texts" in said
+    with pytest.raises(
+        ValueError, match=r"'train' makes new tokens, and the weights of .*/r belong"
+    ):
+        train(config, data=records, tokenizer="train", init=run.folder, output=tmp_path / "s")
+    # A resumed run keeps what it has.
+    again = train(
+        config, data=records, tokenizer="train", output=run.folder, resume=True, device="cpu"
+    )
+    assert again.config == run.config

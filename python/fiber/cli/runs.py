@@ -127,7 +127,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--tokenizer",
         metavar="DIR",
         help="instead of the one of --init or of the data: tokenizer.json, or a folder with it or"
-        " with vocab.json and merges.txt",
+        " with vocab.json and merges.txt; or the word train, which trains one on the texts",
     )
     train.add_argument(
         "--answers",

@@ -53,7 +53,7 @@ from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
-from fiber.training.streams import Answers, Data, TaskStreams, TrainingData, open_data
+from fiber.training.streams import TRAIN_ONE, Answers, Data, TaskStreams, TrainingData, open_data
 from fiber.training.tasks import Draw, task_losses
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
@@ -106,7 +106,8 @@ def train(
             and do nothing if the run is finished.
         set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
         tokenizer: one, its file, or a folder with it; default: that of `init`, else the data
-            folder's tokenizer.json. A resumed run keeps its own.
+            folder's tokenizer.json; "train": a model from nothing gets one that is trained on the
+            texts. A resumed run keeps its own.
         answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
             default: those of `init` if the data have no others, else the most frequent ones of the
             data. A resumed run keeps its own.
@@ -132,6 +133,11 @@ def train(
     start = read_start(init) if init is not None else None
     if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
+    if tokenizer == TRAIN_ONE and isinstance(start, StoredModel):
+        raise ValueError(
+            f"tokenizer {TRAIN_ONE!r} makes new tokens, and the weights of {start.path} belong to"
+            " others; name the tokenizer of that model"
+        )
     with joined(device) as processes:
         source = open_data(config, data, tokenizer=tokenizer, answers=answers, known=known)
         config = source.fit_model(config)

@@ -31,6 +31,11 @@ Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
 Answers = Sequence[str] | str | os.PathLike[str]
 
+#: In place of a tokenizer: one is trained on the texts that the run reads.
+TRAIN_ONE = "train"
+#: Tokens of such a one, at most: few texts have fewer pairs of letters that repeat.
+TRAINED_TOKENS = 4000
+
 #: As many records without a box are looked at before they are taken for records without boxes.
 BOXLESS_RECORDS = 1000
 
@@ -54,7 +59,7 @@ class TrainingData:
     records: Mapping[str, RecordSet]
     #: The answers are those of a question task, most frequent first.
     words: Words
-    #: What was left out of the records, in words, one line for each task and kind.
+    #: What was left out of the records or made of them, in words, a line for each task and kind.
     left_out: tuple[str, ...] = ()
     #: Absolute path of the folder or file that the records come from; None for a user's records.
     path: str | None = None
@@ -88,7 +93,8 @@ def open_data(
         data: a folder or an annotation file, one set of records (for a run with one task) or one
             for each task. Questions of which no answer is among the model's are left out, as in
             published training, and counted.
-        tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder.
+        tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder;
+            "train": one is trained on the texts of all tasks.
         answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
             by default those of `known`, else the most frequent ones of the questions, at most
             model.image_text.num_answers.
@@ -165,8 +171,17 @@ def open_data(
         )
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
+    elif tokenizer == TRAIN_ONE:
+        tokenizer = _train_tokenizer(records)
+        lines.append(f"a tokenizer of {tokenizer.vocab_size} tokens was trained on the texts")
     words = Words(open_tokenizer(tokenizer), vocabulary)
     return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
+
+
+def _train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
+    """Train a tokenizer on all texts, in the order of tasks and records."""
+    texts = [found[index].text for found in records.values() for index in range(len(found))]
+    return Tokenizer.train(texts, TRAINED_TOKENS)
 
 
 def _vocabulary(
@@ -287,7 +302,7 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     if tokenizer is None:
         raise ValueError(
             "data without a tokenizer.json beside them need tokenizer=... (--tokenizer), such a"
-            " file or a fiber.data.Tokenizer (Tokenizer.train makes one from texts), or init=..."
+            " file or a fiber.data.Tokenizer, or 'train' to train one on their texts, or init=..."
             " (--init) a model that has one"
         )
     if isinstance(tokenizer, Tokenizer):

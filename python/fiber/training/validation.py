@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fiber.data.opening import open_source
+from fiber.data.opening import has_splits
 from fiber.data.records import RecordSet
 from fiber.files import write_whole
 from fiber.models.detector import FiberDetector
@@ -130,7 +130,8 @@ def open_validation(
             f"validation.task {settings.task!r} needs the head {head!r}; the model has"
             f" {', '.join(config.model.heads)}"
         )
-    if held_out is None and not _tells_splits(data, reader.__name__, config):
+    is_path = isinstance(data, (str, os.PathLike))
+    if held_out is None and not (is_path and has_splits(reader.__name__, data, settings.split)):
         return None, (
             f"validation.task is {settings.task!r}, but the data do not tell splits, so that"
             " nothing is held out to choose a step by: the last one becomes the model. Give every"
@@ -151,22 +152,6 @@ def open_validation(
         task=settings.task, records=records, words=source.words, checkpoints=checkpoints
     )
     return validation, ""
-
-
-def _tells_splits(data: Data, source: str, config: RunConfig) -> bool:
-    """Whether held-out records can be told from those that are trained on."""
-    if not isinstance(data, (str, os.PathLike)):
-        return False
-    if Path(data).is_dir():
-        return True
-    try:
-        held_out = open_source(source, data, config.validation.split)
-    except ValueError:
-        # A file whose splits have other names.
-        return True
-    trained = open_source(source, data, config.data.split)
-    # A file without splits is read whole for any of them.
-    return len(held_out) != len(trained) or held_out[0] != trained[0]
 
 
 def _of_some_pictures(records: RecordSet, limit: int) -> RecordSet:
