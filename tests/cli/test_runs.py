@@ -15,6 +15,7 @@ from fiber.cli import main
 from fiber.data import scenes, sources, stamps
 from fiber.data.scenes import generate
 from fiber.training.evaluate import TASKS
+from fiber.training.measure import Subject
 
 from .output import error_line
 
@@ -204,6 +205,30 @@ class TestEval:
         assert main(arguments) == 0
         shown = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in shown] == list(metrics)
+
+    def test_batch_threads_and_size(self, desk, capsys, monkeypatch):
+        generate("runs/scenes", train=0, val=4, novel=0)
+        seen, batches = [], Subject.batches
+        monkeypatch.setattr(
+            Subject,
+            "batches",
+            lambda self, *given: (
+                seen.append((self.batch_size, self.threads)) or batches(self, *given)
+            ),
+        )
+        arguments = ["eval", "runs/demo/coarse", "vqa", "--data", "runs/scenes"]
+        assert main(arguments) == 0
+        expected = json.loads(capsys.readouterr().out)
+        assert main([*arguments, "--batch-size", "3", "--threads", "1"]) == 0
+        assert json.loads(capsys.readouterr().out) == expected
+        assert main([*arguments, "--image-size", "128"]) == 0
+        capsys.readouterr()
+        assert seen == [(64, 0), (3, 1), (64, 0)]
+        assert main([*arguments, "--image-size", "99"]) == 2
+        assert "image_size 99: expected a multiple of" in error_line(capsys)
+        with pytest.raises(SystemExit):
+            main([*arguments, "--batch-size", "0"])
+        assert "argument --batch-size: expected 1 or more, got 0" in capsys.readouterr().err
 
     def test_words_can_be_named(self, desk, capsys):
         generate("runs/scenes", train=0, val=4, novel=0)

@@ -172,6 +172,26 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         " together; 0: none, all: every pair (default: 32, or all if the model can match alone; 0"
         " if it cannot match)",
     )
+    evaluate.add_argument(
+        "--batch-size",
+        type=count,
+        default=64,
+        metavar="N",
+        help="records that the model looks at together (default: 64)",
+    )
+    evaluate.add_argument(
+        "--threads",
+        type=count,
+        default=0,
+        metavar="N",
+        help="that decode pictures (default: one for each core)",
+    )
+    evaluate.add_argument(
+        "--image-size",
+        type=count,
+        metavar="N",
+        help="side in pixels of the pictures that a coarse model looks at (default: its own)",
+    )
     evaluate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     evaluate.set_defaults(run=_eval)
 
@@ -268,7 +288,13 @@ def _recipes(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     import fiber
 
-    model = fiber.load(options.model, options.tokenizer, options.answers, options.device)
+    model = fiber.load(
+        options.model,
+        options.tokenizer,
+        options.answers,
+        options.device,
+        image_size=options.image_size,
+    )
     metrics = fiber.evaluate(
         model,
         options.task,
@@ -276,6 +302,8 @@ def _eval(options: argparse.Namespace) -> int:
         split=options.split,
         output=options.output,
         rerank=options.rerank,
+        batch_size=options.batch_size,
+        threads=options.threads,
     )
     if sys.stdout.isatty():
         width = max(map(len, metrics), default=0)

@@ -84,6 +84,8 @@ def evaluate(
     permute_images: bool = False,
     fusion: bool = True,
     rerank: int | None = None,
+    batch_size: int = 64,
+    threads: int = 0,
 ) -> dict[str, float]:
     """Measure a model on a task.
 
@@ -104,6 +106,8 @@ def evaluate(
         rerank: of "retrieval": best candidates of each query by the two towers alone (ITC) that
             matching picture and text together (ITM) orders again; 0: none, sys.maxsize: every
             pair. Default: 32 if the model has both heads, every pair if it has ITM alone.
+        batch_size: records that the model looks at together; fewer need less memory.
+        threads: that decode pictures; 0 uses every core.
 
     Returns:
         Metrics by name, fractions in [0, 1] but for `cider_d`, which goes up to 10; those of a
@@ -111,7 +115,7 @@ def evaluate(
 
     Raises:
         MissingHeadError: if the model has no head for the task.
-        ValueError: for an unknown task, or records without what it needs.
+        ValueError: for an unknown task, records without what it needs, or a batch of none.
         OSError: if `output` is the name of something else than a regular file.
     """
     if output is not None:
@@ -139,6 +143,8 @@ def evaluate(
             permute_images=permute_images,
             fusion=fusion,
             rerank=rerank,
+            batch_size=batch_size,
+            threads=threads,
         )
 
 
