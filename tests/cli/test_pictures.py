@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import fiber
 from fiber.cli import main
+from fiber.fields import replace_fields
+from fiber.models.image_text import FiberImageText
+from fiber.training.checkpoint import save_model
 
 from .output import error_line, lines
 
@@ -116,6 +120,22 @@ class TestPictureCommands:
         assert [r["rank"] for r in results] == [1, 2]
         assert results[0]["score"] >= results[1]["score"]
         assert {r["image"] for r in results} < {"a.jpg", "b.jpg", "more/a.jpg"}
+
+    @pytest.mark.parametrize("head", ["itc", "itm"])
+    def test_search_with_the_head_there_is(self, desk, capsys, head):
+        model = fiber.load("runs/demo/coarse", device="cpu")
+        config = replace_fields(model.config, {"image_text.heads": head})
+        network = FiberImageText(config)
+        network.load_state_dict(model.network.state_dict(), strict=False)
+        shutil.rmtree("runs/demo/coarse")
+        save_model(network, Path("runs/one"), model.tokenizer)
+        assert main(["search", "a red circle", "a.jpg", "more"]) == 0
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) == 2
+        assert f"warning: search: the model has no head '{'itc' if head == 'itm' else 'itm'}'" in (
+            printed.err
+        )
+        assert main(["search", "a red circle", "a.jpg", "--no-rerank"]) == (2 * (head == "itm"))
 
     def test_a_table_on_a_terminal(self, desk, capsys, monkeypatch):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

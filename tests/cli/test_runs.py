@@ -266,6 +266,8 @@ class TestEval:
         with pytest.raises(SystemExit):
             main([*arguments, "some"])
         assert "expected a whole number or all, got 'some'" in capsys.readouterr().err
+        assert main(["eval", "runs/demo/coarse", "vqa", "--data", ".", "--rerank", "3"]) == 2
+        assert "--rerank: task 'vqa' ranks nothing" in error_line(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

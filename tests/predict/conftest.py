@@ -1,9 +1,13 @@
 """Models and pictures to ask them about."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 import fiber
+from fiber.fields import replace_fields
+from fiber.models.image_text import FiberImageText
 from fiber.predict import Model
 
 
@@ -15,6 +19,20 @@ def coarse(micro_models) -> Model:
 @pytest.fixture(scope="module")
 def fine(micro_models) -> Model:
     return fiber.load(micro_models["fine"], device="cpu")
+
+
+@pytest.fixture
+def with_heads(coarse) -> Callable[..., Model]:
+    """Make the coarse model with some of its heads alone; the weights are the same."""
+
+    def make(*heads: str) -> Model:
+        config = replace_fields(coarse.config, {"image_text.heads": ",".join(heads)})
+        network = FiberImageText(config)
+        missing, _ = network.load_state_dict(coarse.network.state_dict(), strict=False)
+        assert not missing
+        return Model(network, coarse.tokenizer)
+
+    return make
 
 
 @pytest.fixture(scope="module")

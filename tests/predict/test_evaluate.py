@@ -40,12 +40,26 @@ def test_a_folder_instead_of_a_model(micro_models, scenes):
 
 
 def test_retrieval_is_ordered_again_unless_told_otherwise(coarse, scenes):
-    first = fiber.evaluate(coarse, "retrieval", scenes, rerank=0)
+    first = fiber.evaluate(coarse, "retrieval", scenes, rerank=False)
     both = fiber.evaluate(coarse, "retrieval", scenes)
     assert both.keys() == first.keys() | {f"reranked/{name}" for name in first}
     assert {name: both[name] for name in first} == first
-    every = fiber.evaluate(coarse, "retrieval", scenes, rerank=sys.maxsize)
+    every = fiber.evaluate(coarse, "retrieval", scenes, candidates=sys.maxsize)
     assert every.keys() == both.keys()
+    assert fiber.evaluate(coarse, "retrieval", scenes, rerank=False, candidates=5) == first
+
+
+def test_retrieval_by_the_head_there_is(with_heads, scenes):
+    contrast, matching = with_heads("itc"), with_heads("itm")
+    without = fiber.evaluate(contrast, "retrieval", scenes, rerank=False)
+    with pytest.warns(UserWarning, match="task 'retrieval': the model has no head 'itm'"):
+        assert fiber.evaluate(contrast, "retrieval", scenes) == without
+    with pytest.warns(UserWarning, match="'itm' alone orders, by matching every pair"):
+        every = fiber.evaluate(matching, "retrieval", scenes, candidates=1)
+    both = fiber.evaluate(with_heads("itc", "itm"), "retrieval", scenes, candidates=sys.maxsize)
+    assert every == {name: value for name, value in both.items() if "reranked" in name}
+    with pytest.raises(fiber.MissingHeadError, match="task 'retrieval' needs the head 'itc'"):
+        fiber.evaluate(matching, "retrieval", scenes, rerank=False)
 
 
 def test_wrong_tasks(fine, scenes):

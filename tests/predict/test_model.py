@@ -7,7 +7,6 @@ import torch
 import fiber
 from fiber.models.captioner import beam_search
 from fiber.predict import Answer, Hit
-from fiber.predict import model as model_module
 
 from ..conftest import ANSWERS
 from .by_hand import pooled, tensors
@@ -191,18 +190,42 @@ class TestCoarse:
         assert [hit.index for hit in again] == list(np.argsort(-matched))
         assert again[0].score == pytest.approx(matched.max(), abs=1e-6)
 
-    def test_search_matches_the_best_ones_only(self, coarse, pictures, monkeypatch):
-        monkeypatch.setattr(model_module, "RERANKED", 2)
+    def test_search_matches_the_best_ones_only(self, coarse, pictures):
         text = "a red circle"
         cosines = coarse.embed_images(pictures) @ coarse.embed_texts(text)
         matched = coarse.match(pictures, text)
         best = sorted(np.argsort(-cosines)[:2].tolist(), key=lambda index: -matched[index])
-        hits = coarse.search(text, pictures, top_k=2)
+        hits = coarse.search(text, pictures, top_k=2, rerank=True, candidates=2)
         assert [hit.index for hit in hits] == best
         assert [hit.score for hit in hits] == pytest.approx([matched[i] for i in best], abs=1e-6)
         # As many as there are pictures: every one is matched.
-        every = coarse.search(text, pictures, top_k=5)
+        every = coarse.search(text, pictures, top_k=5, candidates=1)
         assert [hit.index for hit in every] == list(np.argsort(-matched))
+
+    def test_search_by_the_head_there_is(self, coarse, with_heads, pictures):
+        text, (contrast, matching) = "a red circle", (with_heads("itc"), with_heads("itm"))
+        expected = coarse.search(text, pictures, rerank=False)
+        assert contrast.search(text, pictures, rerank=False) == expected
+        with pytest.warns(UserWarning, match="search: the model has no head 'itm' .*; 'itc' alone"):
+            assert contrast.search(text, pictures) == expected
+        expected = coarse.search(text, pictures, top_k=len(pictures))
+        with pytest.warns(UserWarning, match="search: the model has no head 'itc' .*; 'itm' alone"):
+            found = matching.search(text, pictures, candidates=1)
+        assert [hit.index for hit in found] == [hit.index for hit in expected]
+        assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-6)
+        with pytest.warns(UserWarning, match="'itm' alone"):
+            assert matching.search(text, pictures, top_k=2) == found[:2]
+            assert matching.search(text, []) == []
+        with pytest.raises(fiber.MissingHeadError, match="search needs the head 'itc'"):
+            matching.search(text, pictures, rerank=False)
+        with pytest.raises(fiber.MissingHeadError, match="search needs the head 'itc'"):
+            with_heads("vqa").search(text, pictures)
+
+    def test_rerank_says_whether_and_candidates_how_many(self, coarse, pictures):
+        with pytest.raises(TypeError, match=r"rerank is 32; .* \(candidates says how many\)"):
+            coarse.search("a", pictures, rerank=32)
+        with pytest.raises(ValueError, match="candidates is 0; expected 1 or more"):
+            coarse.search("a", pictures, candidates=0)
 
     def test_a_search_runs_the_towers_once(self, coarse, pictures, monkeypatch):
         backbone, seen = coarse.network.backbone, []

@@ -76,13 +76,15 @@ def reranked_metrics(metrics):
     }
 
 
-@pytest.mark.parametrize("rerank", [8, 10**9])
+@pytest.mark.parametrize("candidates", [8, 10**9])
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_all_candidates_give_what_exhaustive_matching_gives(
-    stored, records, dense, tmp_path, rerank, batch_size
+    stored, records, dense, tmp_path, candidates, batch_size
 ):
     cosines, log_odds, owners = dense
-    metrics, predictions = measure(stored, records, tmp_path, rerank=rerank, batch_size=batch_size)
+    metrics, predictions = measure(
+        stored, records, tmp_path, candidates=candidates, batch_size=batch_size
+    )
     assert reranked_metrics(metrics) == recall_at_k(log_odds, owners)
     first = {name: value for name, value in metrics.items() if "/" not in name}
     assert first == recall_at_k(cosines, owners)
@@ -92,15 +94,15 @@ def test_all_candidates_give_what_exhaustive_matching_gives(
     ]
 
 
-@pytest.mark.parametrize("rerank", [1, 2, 3])
-def test_the_best_ones_only_are_ordered_again(stored, records, dense, tmp_path, rerank):
+@pytest.mark.parametrize("candidates", [1, 2, 3])
+def test_the_best_ones_only_are_ordered_again(stored, records, dense, tmp_path, candidates):
     cosines, log_odds, owners = dense
 
     def ordered(axis):
         """Scores that put the k best first, ordered by matching, the others as they were."""
         order = np.argsort(-cosines, axis=axis, kind="stable")
         places = np.argsort(order, axis=axis, kind="stable")
-        return np.where(places < rerank, 1000 + log_odds, -places)
+        return np.where(places < candidates, 1000 + log_odds, -places)
 
     by_text, by_image = ordered(0), ordered(1)
     expected = recall_at_k(by_text, owners) | {
@@ -108,7 +110,7 @@ def test_the_best_ones_only_are_ordered_again(stored, records, dense, tmp_path, 
         for name, value in recall_at_k(by_image, owners).items()
         if name.startswith("image_to_text")
     }
-    metrics, predictions = measure(stored, records, tmp_path, rerank=rerank)
+    metrics, predictions = measure(stored, records, tmp_path, candidates=candidates)
     assert reranked_metrics(metrics) == expected
     best = np.argsort(-by_text, axis=0, kind="stable").T
     assert [entry["image_ids"] for entry in predictions] == [
@@ -138,7 +140,7 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
 
     for name in rows:
         monkeypatch.setattr(backbone, name, counted(name))
-    measure(stored, records, tmp_path, rerank=100)
+    measure(stored, records, tmp_path, candidates=100)
     # A picture once for its vector and once for all of its pairs; a pair once for both ways.
     assert rows == {
         "image_prefix": 2 * PICTURES,
@@ -148,19 +150,19 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "heads", "rerank", "message"),
+    ("task", "heads", "candidates", "message"),
     [
-        ("matching", ("itm",), 3, "rerank is 3, but task 'matching' ranks nothing"),
-        ("retrieval", ("itc",), 3, "rerank is 3, which needs the head 'itm'; the model has itc"),
-        ("retrieval", ("itc", "itm"), -1, "rerank is -1; expected 0 or more"),
+        ("matching", ("itm",), 3, "3 candidates, but task 'matching' ranks nothing"),
+        ("retrieval", ("itc",), 3, "3 candidates need the head 'itm' .*; the model has itc"),
+        ("retrieval", ("itc", "itm"), -1, "-1 candidates; expected 0 or more"),
     ],
 )
-def test_what_cannot_be_ordered_again(stored, records, task, heads, rerank, message):
+def test_what_cannot_be_ordered_again(stored, records, task, heads, candidates, message):
     config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
     model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=heads)))
     other = StoredModel(model=model, tokenizer=stored.tokenizer)
     with pytest.raises(ValueError, match=message):
-        evaluate(other, task, data=records, rerank=rerank)
+        evaluate(other, task, data=records, candidates=candidates)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +181,7 @@ def matching_alone(stored):
 
 def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_path):
     _, log_odds, owners = dense
-    metrics, predictions = measure(matching_alone, records, tmp_path, rerank=10**9)
+    metrics, predictions = measure(matching_alone, records, tmp_path, candidates=10**9)
     assert metrics == {f"reranked/{k}": v for k, v in recall_at_k(log_odds, owners).items()}
     best = np.argsort(-log_odds, axis=0, kind="stable").T
     assert [entry["image_ids"] for entry in predictions] == [
@@ -187,7 +189,9 @@ def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_pat
     ]
 
 
-@pytest.mark.parametrize("rerank", [0, 3])
-def test_matching_alone_has_no_candidates_to_choose(matching_alone, records, rerank):
-    with pytest.raises(ValueError, match=rf"rerank is {rerank}, but the model has no head 'itc'"):
-        evaluate(matching_alone, "retrieval", data=records, rerank=rerank)
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_matching_alone_has_no_candidates_to_choose(matching_alone, records, candidates):
+    with pytest.raises(
+        ValueError, match=rf"{candidates} candidates, but the model has no head 'itc'"
+    ):
+        evaluate(matching_alone, "retrieval", data=records, candidates=candidates)

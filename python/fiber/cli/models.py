@@ -15,24 +15,24 @@ from fiber.fields import from_dict
 RUNS = Path("runs")
 
 
-def choose_model(named: str | None, head: str) -> str:
-    """Give the named model or, without one, the newest finished run that has a head.
+def choose_model(named: str | None, *heads: str) -> str:
+    """Give the named model or, without one, the newest finished run that has one of some heads.
 
     Args:
         named: what `--model` says, or None.
-        head: the head that the command needs, as in `FiberConfig.heads`.
+        heads: those of which the command needs one, as in `FiberConfig.heads`.
 
     Raises:
-        FileNotFoundError: if no finished run has the head.
+        FileNotFoundError: if no finished run has any of them.
     """
     if named is not None:
         return named
     found = list(finished_models(RUNS))
-    fitting = [(when, folder) for when, folder, heads in found if head in heads]
+    fitting = [(when, folder) for when, folder, own in found if not set(heads).isdisjoint(own)]
     if not fitting:
-        have = "; ".join(f"{folder} has {', '.join(heads)}" for _, folder, heads in found)
+        have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
         raise FileNotFoundError(
-            f"no finished model under {RUNS}/ has the head {head!r}"
+            f"no finished model under {RUNS}/ has the head {' or '.join(map(repr, heads))}"
             f" ({have or 'there is none at all'}); name one with --model,"
             " or train one with `fiber demo` or `fiber train`"
         )

@@ -183,7 +183,7 @@ def _match(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     paths = _paths(options.images)
-    model, name = _load(options, "itc")
+    model, name = _load(options, "itc", *([] if options.no_rerank else ["itm"]))
     show = _Output(options)
     hits = model.search(
         options.text, [str(path) for path in paths], options.top_k, rerank=not options.no_rerank
@@ -197,8 +197,8 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace, head: str) -> tuple[Model, str]:
-    path = choose_model(options.model, head)
+def _load(options: argparse.Namespace, *heads: str) -> tuple[Model, str]:
+    path = choose_model(options.model, *heads)
     import fiber
 
     return fiber.load(path, options.tokenizer, options.answers, options.device), path

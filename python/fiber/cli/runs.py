@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fiber.cli.arguments import add_words, candidates, count
 from fiber.cli.models import RUNS
@@ -169,8 +170,8 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         type=candidates,
         metavar="N",
         help="retrieval: order the N best of each query again by matching picture and text"
-        " together; 0: none, all: every pair (default: 32, or all if the model can match alone; 0"
-        " if it cannot match)",
+        " together; 0: none, all: every pair (default: 32; a model that cannot match ranks without,"
+        " one that can match alone matches every pair)",
     )
     evaluate.add_argument(
         "--batch-size",
@@ -286,6 +287,11 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    asked: dict[str, Any] = {}
+    if options.rerank is not None:
+        if options.task != "retrieval":
+            raise ValueError(f"--rerank: task {options.task!r} ranks nothing")
+        asked = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 
     model = fiber.load(
@@ -301,7 +307,7 @@ def _eval(options: argparse.Namespace) -> int:
         data=options.data,
         split=options.split,
         output=options.output,
-        rerank=options.rerank,
+        **asked,
         batch_size=options.batch_size,
         threads=options.threads,
     )

@@ -83,7 +83,8 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     permute_images: bool = False,
     fusion: bool = True,
-    rerank: int | None = None,
+    rerank: bool = True,
+    candidates: int = RERANKED,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
@@ -103,9 +104,12 @@ def evaluate(
         output: where to write the predictions, in the task's official format where it has one.
         permute_images: give every record another record's picture: what the texts alone reach.
         fusion: False switches the cross-attentions off.
-        rerank: of "retrieval": best candidates of each query by the two towers alone (ITC) that
-            matching picture and text together (ITM) orders again; 0: none, sys.maxsize: every
-            pair. Default: 32 if the model has both heads, every pair if it has ITM alone.
+        rerank: of "retrieval", as in `Model.search`: whether the best candidates of each query by
+            the two towers alone (ITC) are ordered again by matching picture and text together
+            (ITM). A model with one of the two heads ranks by that one, every pair where it is ITM,
+            and a warning says so.
+        candidates: of "retrieval": how many of each query are ordered again, 1 or more; as many as
+            there are, or more, match every pair.
         batch_size: records that the model looks at together; fewer need less memory.
         threads: that decode pictures; 0 uses every core.
 
@@ -115,6 +119,7 @@ def evaluate(
 
     Raises:
         MissingHeadError: if the model has no head for the task.
+        TypeError: if `rerank` is no bool.
         ValueError: for an unknown task, records without what it needs, or a batch of none.
         OSError: if `output` is the name of something else than a regular file.
     """
@@ -124,9 +129,10 @@ def evaluate(
     if not isinstance(model, Model):
         model = load(model)
     model.need_head(measuring.needed_head(task, model.heads), f"task {task!r}")
-    if rerank is None:
-        can = task == "retrieval" and "itm" in model.heads
-        rerank = 0 if not can else RERANKED if "itc" in model.heads else sys.maxsize
+    chosen = 0
+    if task == "retrieval":
+        ranking = model.ranking(rerank, candidates, f"task {task!r}")
+        chosen = sys.maxsize if ranking.heads == ("itm",) else ranking.candidates
     stored = StoredModel(
         model=model.network,
         tokenizer=model.tokenizer,
@@ -142,7 +148,7 @@ def evaluate(
             output=output,
             permute_images=permute_images,
             fusion=fusion,
-            rerank=rerank,
+            candidates=chosen,
             batch_size=batch_size,
             threads=threads,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from fiber.predict.inputs import (
     one_for_each,
     one_list_for_each,
 )
-from fiber.predict.pairs import PAIRS_AT_ONCE, rank_pictures, score_pairs
+from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.training.checkpoint import NO_ANSWERS, save_model
 from fiber.training.measure_retrieval import RERANKED
 from fiber.training.run_config import load_recipe
@@ -66,6 +67,15 @@ class Hit:
     index: int
     #: How well it fits: a matching probability, or a cosine where there was no re-ranking.
     score: float
+
+
+class Ranking(NamedTuple):
+    """What orders pictures and texts by one another."""
+
+    #: ITC, ITM, or ITM on the best by ITC.
+    heads: tuple[str, ...]
+    #: How many of the best by ITC are ordered again; 0 where one head orders all.
+    candidates: int
 
 
 class Model:
@@ -320,21 +330,34 @@ class Model:
         return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
 
     def search(
-        self, text: str, pictures: Sequence[Any], top_k: int = 10, *, rerank: bool = True
+        self,
+        text: str,
+        pictures: Sequence[Any],
+        top_k: int = 10,
+        *,
+        rerank: bool = True,
+        candidates: int = RERANKED,
     ) -> list[Hit]:
         """Find the pictures that fit a text best.
+
+        The two towers alone (ITC) order all pictures, and matching text and picture together (ITM)
+        orders the best of them again. A model with one of the two heads orders by that one, and a
+        warning says so.
 
         Args:
             text: what to look for.
             pictures: a list.
             top_k: hits to give, best first.
-            rerank: order the best ones again, and score them, by matching text and picture together
-                (ITM): 32 of them, or top_k if that is more, so that top_k=len(pictures) matches
-                every picture. Else the scores are the cosines of the two towers' vectors (ITC).
+            rerank: whether the best ones are ordered again by ITM; their scores are matching
+                probabilities then, else the cosines of the two towers' vectors.
+            candidates: how many are ordered again, 1 or more; top_k if that is more, so that
+                top_k=len(pictures) matches every picture.
+
+        Raises:
+            MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
+            TypeError: if `text` is no str, or `rerank` no bool.
+            ValueError: if the text is empty, or the pictures are one picture.
         """
-        self.need_head("itc", "search")
-        if rerank:
-            self.need_head("itm", "search with rerank=True")
         if not isinstance(text, str):
             raise TypeError(
                 f"search: expected a str to look for, got the {type(text).__name__} {text!r:.60}"
@@ -344,9 +367,13 @@ class Model:
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
         wanted = not_empty([text], "text")[0]
-        reranked = max(top_k, RERANKED) if rerank else 0
+        ranking = self.ranking(rerank, candidates, "search")
         with self._running():
-            ranked = rank_pictures(self._coarse, self._inputs, wanted, given, reranked)
+            if ranking.heads == ("itm",):
+                ranked = match_pictures(self._coarse, self._inputs, wanted, given)
+            else:
+                reranked = max(top_k, ranking.candidates) if ranking.candidates else 0
+                ranked = rank_pictures(self._coarse, self._inputs, wanted, given, reranked)
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -374,6 +401,45 @@ class Model:
                 f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
                 f" {_recipe_for(head)}"
             )
+
+    def ranking(self, rerank: bool, candidates: int, asked: str) -> Ranking:
+        """Choose the heads that order pictures and texts by one another.
+
+        A warning tells where the model has one of two.
+
+        Args:
+            rerank: whether ITM shall order again what ITC has ordered.
+            candidates: how many of the best, 1 or more.
+            asked: by what, for messages.
+
+        Raises:
+            MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
+            TypeError: if `rerank` is no bool.
+            ValueError: if `candidates` is below 1.
+        """
+        if not isinstance(rerank, (bool, np.bool_)):
+            raise TypeError(
+                f"{asked}: rerank is {rerank!r}; expected True or False (candidates says how many)"
+            )
+        if candidates < 1:
+            raise ValueError(f"{asked}: candidates is {candidates}; expected 1 or more")
+        if not rerank or "itm" not in self.heads:
+            self.need_head("itc", asked)
+            if rerank:
+                warnings.warn(
+                    f"{asked}: the model has no head 'itm' to order the best again by matching;"
+                    " 'itc' alone orders them",
+                    stacklevel=3,
+                )
+            return Ranking(("itc",), 0)
+        if "itc" not in self.heads:
+            warnings.warn(
+                f"{asked}: the model has no head 'itc' to choose candidates by; 'itm' alone orders,"
+                " by matching every pair",
+                stacklevel=3,
+            )
+            return Ranking(("itm",), 0)
+        return Ranking(("itc", "itm"), candidates)
 
     def arithmetic(self) -> torch.autocast:
         """Give the context in which everything above runs: reduced precision where it is wanted."""

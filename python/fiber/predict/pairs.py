@@ -115,7 +115,34 @@ def rank_pictures(
         match_log_odds(network),
         pairs_at_once=PAIRS_AT_ONCE,
     )
-    ranked = _best_first(list(zip(kept, log_odds.tolist(), strict=True)))
+    return _by_matching(list(zip(kept, log_odds.tolist(), strict=True)))
+
+
+def match_pictures(
+    network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any]
+) -> list[tuple[int, float]]:
+    """Order pictures by how well they fit a text, by matching the text with each of them.
+
+    Args:
+        network: in evaluation mode, with the ITM head.
+        inputs: of the same model.
+        text: what to look for.
+        pictures: whatever `load_image` takes.
+
+    Returns:
+        (number of the picture, matching probability), best first.
+    """
+    if not pictures:
+        return []
+    pairs = [(number, 0) for number in range(len(pictures))]
+    head = match_log_odds(network)
+    log_odds = score_pairs(network, inputs, pictures, [text], pairs, head)
+    return _by_matching(list(enumerate(log_odds.tolist())))
+
+
+def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Sort (number, log odds of a match) and give the probabilities, which may round to equals."""
+    ranked = _best_first(log_odds)
     return [(index, torch.tensor(value).sigmoid().item()) for index, value in ranked]
 
 

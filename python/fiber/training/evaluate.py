@@ -56,7 +56,7 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     permute_images: bool = False,
     fusion: bool = True,
-    rerank: int = 0,
+    candidates: int = 0,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
@@ -71,8 +71,8 @@ def evaluate(
         output: where to write the predictions: JSON; CSV for nlvr2, as its authors' script reads.
         permute_images: give every record another record's picture.
         fusion: False switches the cross-attentions off.
-        rerank: of "retrieval": best candidates of each query that matching (ITM) orders again; as
-            many as there are candidates, or more, score every pair.
+        candidates: of "retrieval": how many of the best of each query by contrast (ITC) are ordered
+            again by matching (ITM); as many as there are, or more, score every pair.
         batch_size: records at a time.
         threads: of the loader; 0 uses every core.
 
@@ -93,8 +93,8 @@ def evaluate(
         )
     if model.tokenizer is None:
         raise ValueError(NO_TOKENIZER)
-    if rerank:
-        check_rerank(task, model.config.heads, rerank)
+    if candidates:
+        check_candidates(task, model.config.heads, candidates)
     records = open_records(data, task, split, reader)
     if isinstance(data, (str, os.PathLike)):
         seen = seen_before(model.trained_on, reader.__name__, data, split)
@@ -114,7 +114,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         own_pictures=not permute_images,
-        rerank=rerank,
+        candidates=candidates,
     )
     with fusion_off(model.model) if not fusion else _unchanged():
         measured = measure(subject, records)
@@ -140,7 +140,7 @@ def needed_head(task: str, heads: Sequence[str]) -> str:
     return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
 
 
-def check_rerank(task: str, heads: Sequence[str], rerank: int) -> None:
+def check_candidates(task: str, heads: Sequence[str], candidates: int) -> None:
     """Check that candidates can be ordered again.
 
     Raises:
@@ -148,13 +148,14 @@ def check_rerank(task: str, heads: Sequence[str], rerank: int) -> None:
             below 0.
     """
     if task != "retrieval":
-        raise ValueError(f"rerank is {rerank}, but task {task!r} ranks nothing; expected 0")
+        raise ValueError(f"{candidates} candidates, but task {task!r} ranks nothing; expected 0")
     if "itm" not in heads:
         raise ValueError(
-            f"rerank is {rerank}, which needs the head 'itm'; the model has {', '.join(heads)}"
+            f"{candidates} candidates need the head 'itm' to be ordered again; the model has"
+            f" {', '.join(heads)}"
         )
-    if rerank < 0:
-        raise ValueError(f"rerank is {rerank}; expected 0 or more candidates")
+    if candidates < 0:
+        raise ValueError(f"{candidates} candidates; expected 0 or more")
 
 
 def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:

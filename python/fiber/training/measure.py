@@ -41,7 +41,7 @@ class Subject:
     #: Whether records show their own pictures, so that their boxes must lie inside.
     own_pictures: bool = True
     #: Best candidates of each query of a retrieval that matching orders again.
-    rerank: int = 0
+    candidates: int = 0
 
     @property
     def device(self) -> torch.device:

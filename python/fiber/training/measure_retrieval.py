@@ -38,8 +38,8 @@ class Ranking(NamedTuple):
 def retrieval(subject: Subject, records: RecordSet) -> Measured:
     """Retrieval both ways among all different pictures and all captions.
 
-    Vectors are compared block by block. With `subject.rerank`, so many of the best candidates of
-    each query are matched, a picture at a time: features of pictures are not kept, those of texts
+    Vectors are compared block by block. So many of the best of each query as `subject.candidates`
+    says are matched, a picture at a time: features of pictures are not kept, those of texts
     are, and of each candidate pair some numbers (24 bytes). A model without contrast must match
     every pair, and has the metrics of matching alone.
 
@@ -55,14 +55,14 @@ def retrieval(subject: Subject, records: RecordSet) -> Measured:
     if "itc" in subject.image_text.config.image_text.heads:
         images = _image_vectors(subject, pictures)
         vectors, prefixes = _text_vectors(subject, texts)
-        listed = max(LISTED, subject.rerank)
+        listed = max(LISTED, subject.candidates)
         of_images = rank(images, vectors, numbers, owners, listed)
         of_texts = rank(vectors, images, owners, numbers, listed)
         metrics |= recall_of_ranks(of_images.ranks, of_texts.ranks)
     else:
-        if subject.rerank < max(len(pictures), len(texts)):
+        if subject.candidates < max(len(pictures), len(texts)):
             raise ValueError(
-                f"rerank is {subject.rerank}, but the model has no head 'itc' to choose candidates"
+                f"{subject.candidates} candidates, but the model has no head 'itc' to choose them"
                 f" by; expected every one of {len(pictures)} pictures and {len(texts)} texts (all)"
             )
         prefixes = TextPrefixes()
@@ -71,8 +71,8 @@ def retrieval(subject: Subject, records: RecordSet) -> Measured:
         of_images = _everything(len(pictures), len(texts))
         of_texts = _everything(len(texts), len(pictures))
     best = of_texts.best
-    if subject.rerank:
-        image_best, text_best = (one.best[:, : subject.rerank] for one in (of_images, of_texts))
+    if subject.candidates:
+        image_best, text_best = (one.best[:, : subject.candidates] for one in (of_images, of_texts))
         image_scores, text_scores = match_candidates(
             subject, pictures, prefixes, image_best, text_best
         )
@@ -83,7 +83,7 @@ def retrieval(subject: Subject, records: RecordSet) -> Measured:
         metrics |= {f"reranked/{name}": value for name, value in again.items()}
         best = best.copy()
         order = np.argsort(-text_scores, axis=1, kind="stable")
-        best[:, : subject.rerank] = np.take_along_axis(text_best, order, 1)
+        best[:, : subject.candidates] = np.take_along_axis(text_best, order, 1)
     ids = list(groups)
     predictions = [
         {"key": record.key, "image_ids": [ids[place] for place in row]}
@@ -183,7 +183,7 @@ def _text_vectors(subject: Subject, texts: list[Record]) -> tuple[Tensor, TextPr
         vectors.append(
             model.text_vectors(model.backbone.complete_text(prefix, mask, wanted="pooled"))
         )
-        if subject.rerank:
+        if subject.candidates:
             prefixes.add(prefix, mask)
     return torch.cat(vectors), prefixes
 
