@@ -240,7 +240,7 @@ class TestBadInput:
         message = error_line(capsys)
         assert "'vqa'" in message
         assert "grounding" in message
-        assert "fiber train scenes_coarse" in message
+        assert "`fiber train vqav2` trains it; `fiber recipes` lists" in message
 
     @pytest.mark.parametrize(
         "arguments",

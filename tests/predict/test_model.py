@@ -5,8 +5,11 @@ import pytest
 import torch
 
 import fiber
+from fiber.config import preset
 from fiber.models.captioner import beam_search
-from fiber.predict import Answer, Hit
+from fiber.predict import Answer, Hit, Model
+from fiber.training.checkpoint import build_model
+from fiber.training.run_config import load_recipe
 
 from ..conftest import ANSWERS
 from .by_hand import pooled, tensors
@@ -259,16 +262,39 @@ class TestHeads:
             fine.answer("a.jpg", "why?")
         assert str(error.value) == (
             "answer needs the head 'vqa'; this model has grounding."
-            " `fiber train scenes_coarse` trains it."
+            " `fiber train vqav2` trains it; `fiber recipes` lists all recipes."
         )
 
     @pytest.mark.parametrize(
         ("head", "recipe"),
-        [("itc", "scenes_coarse"), ("nlvr2", "nlvr2"), ("caption", "caption_coco")],
+        [
+            ("itc", "retrieval_coco"),
+            ("itm", "retrieval_coco_itm"),
+            ("mlm", "pretrain"),
+            ("vqa", "vqav2"),
+            ("nlvr2", "nlvr2"),
+            ("caption", "caption_coco"),
+            ("grounding", "grounding"),
+        ],
     )
-    def test_the_recipe_of_each_head(self, fine, head, recipe):
-        with pytest.raises(fiber.MissingHeadError, match=f"`fiber train {recipe}` trains it"):
-            fine.need_head(head, "this")
+    def test_the_recipe_of_each_head(self, coarse, fine, head, recipe):
+        model = coarse if head == "grounding" else fine
+        with pytest.raises(fiber.MissingHeadError, match=f"`fiber train {recipe}` trains it; `fib"):
+            model.need_head(head, "this")
+        run = load_recipe(recipe)
+        assert head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads)
+
+    @pytest.mark.parametrize("head", ["itc", "itm", "mlm", "vqa", "grounding"])
+    def test_a_small_model_has_recipes_of_its_size(self, head):
+        config = preset("small", stage="coarse" if head == "grounding" else "fine")
+        with torch.device("meta"):
+            model = Model(build_model(config))
+        with pytest.raises(fiber.MissingHeadError) as error:
+            model.need_head(head, "this")
+        recipe = str(error.value).partition("`fiber train ")[2].partition("`")[0]
+        run = load_recipe(recipe)
+        assert run.model.roberta.width == config.roberta.width
+        assert head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads)
 
     @pytest.mark.parametrize(
         "ask",
@@ -278,7 +304,9 @@ class TestHeads:
         ],
     )
     def test_a_coarse_model_has_no_boxes(self, coarse, ask):
-        with pytest.raises(fiber.MissingHeadError, match=r"'grounding'.*itc, itm.*scenes_fine"):
+        with pytest.raises(
+            fiber.MissingHeadError, match=r"'grounding'.*itc, itm.*train grounding`"
+        ):
             ask(coarse)
 
     @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fiber import recipes
-from fiber.config import FiberConfig
+from fiber.config import FiberConfig, preset
 from fiber.data import Tokenizer
 from fiber.data.prompts import Prompt
 from fiber.models.captioner import beam_search, written_tokens
@@ -46,6 +46,18 @@ from fiber.training.trained_on import TrainedOn
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3
+
+
+#: What trains each head at the published size; other data and objectives have variants of these.
+_PUBLISHED_RECIPES = {
+    "itc": "retrieval_coco",
+    "itm": "retrieval_coco_itm",
+    "mlm": "pretrain",
+    "vqa": "vqav2",
+    "nlvr2": "nlvr2",
+    "caption": "caption_coco",
+    "grounding": "grounding",
+}
 
 
 class MissingHeadError(ValueError):
@@ -399,7 +411,8 @@ class Model:
         if head not in self.heads:
             raise MissingHeadError(
                 f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
-                f" {_recipe_for(head)}"
+                f" `fiber train {_recipe_for(head, self.config)}` trains it;"
+                " `fiber recipes` lists all recipes."
             )
 
     def ranking(self, rerank: bool, candidates: int, asked: str) -> Ranking:
@@ -480,10 +493,16 @@ class Model:
             return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
 
 
-def _recipe_for(head: str) -> str:
-    """Say which recipe trains a head; one that starts from nothing on a CPU goes first."""
-    for name in sorted(recipes.names(), key=lambda name: (not name.startswith("scenes"), name)):
-        run = load_recipe(name)
-        if head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads):
-            return f"`fiber train {name}` trains it."
-    return "No recipe of this version trains it; a RunConfig of your own can (fiber.train)."
+def _recipe_for(head: str, config: FiberConfig) -> str:
+    """Name the recipe that trains a head: one for models of this width, else the published one.
+
+    Of several for a width it is the one that trains the fewest other heads.
+    """
+    fitting = []
+    if config.roberta.width != preset("base").roberta.width:
+        for name in recipes.names():
+            run = load_recipe(name)
+            trained = run.needed_heads() if run.model.stage == "coarse" else run.model.heads
+            if head in trained and run.model.roberta.width == config.roberta.width:
+                fitting.append((len(trained), len(name), name))
+    return min(fitting)[2] if fitting else _PUBLISHED_RECIPES[head]
