@@ -115,8 +115,32 @@ def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
         made.next_batch("image_text")
     assert made.left_out() == [
         "image_text: 3 of 4 texts had no words; they were taken as they are",
-        f"image_text: 1 of 4 texts filled all {config.model.max_tokens} tokens of"
-        " model.max_tokens; what was longer was cut",
+        f"image_text: 1 of 4 texts were longer than the {config.model.max_tokens} tokens of"
+        " model.max_tokens and were cut",
+    ]
+
+
+def test_a_text_that_just_fits_is_not_counted_as_cut(pictures):
+    config = coarse_config(
+        tasks__question__share=0, tasks__reasoning__share=0, tasks__caption__share=0
+    )
+    limit = config.model.max_tokens
+    tokenizer = Tokenizer.from_file(str(pictures / "tokenizer.json"))
+    # Each "z" is a token: what fits exactly, and one more.
+    texts = ["z " * (count // 2) + "z" * (count % 2) for count in (limit - 2, limit - 1)]
+    assert [len(tokenizer.encode(text)[0]) for text in texts] == [limit, limit + 1]
+    records = [
+        dataclasses.replace(record, text=text)
+        for record, text in zip(all_records(pictures)["image_text"], texts * 2, strict=False)
+    ]
+    source = open_data(config, records, tokenizer=tokenizer)
+    processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
+    batch = made.next_batch("image_text")
+    assert batch.text_mask.all()
+    assert made.left_out() == [
+        f"image_text: {sum(key in ('c1', 'c3') for key in batch.keys)} of {len(batch)} texts were"
+        f" longer than the {limit} tokens of model.max_tokens and were cut"
     ]
 
 

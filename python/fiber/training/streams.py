@@ -20,7 +20,7 @@ from fiber.files import read_json
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
-from fiber.training.text_counts import TextCounts
+from fiber.training.text_counts import NotedLengths, TextCounts
 from fiber.training.trained_on import absolute
 from fiber.training.transform_config import TransformConfig
 
@@ -439,14 +439,21 @@ class TaskStreams:
         #: Samples of each task that were taken, over all ranks: the position for a checkpoint.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         self._samples_per_pass = self.batch_size // config.train.accumulation
+        tokenizer, max_tokens = data.words.tokenizer, config.model.max_tokens
+        # Of prompts for boxes the loader counts what a cut costs: boxes.
+        noted = {
+            name: NotedLengths(records, tokenizer, max_tokens)
+            for name, records in data.records.items()
+            if name != "grounding"
+        }
         self._loaders = {
             name: DataLoader(
-                records,
+                noted.get(name, records),
                 BATCH_TYPES[name],
-                tokenizer=data.words.tokenizer,
+                tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.batch_size // parts,
-                max_tokens=config.model.max_tokens,
+                max_tokens=max_tokens,
                 answers=data.words.answers,
                 shuffle=True,
                 # Tasks that read the same records must not see them in the same order.
@@ -461,16 +468,13 @@ class TaskStreams:
             for name, records in data.records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        # Of prompts for boxes the loader counts what a cut costs: boxes.
         self._texts = {
-            name: TextCounts(data.words.tokenizer.mask_id, config.model.max_tokens)
-            for name in data.records
-            if name != "grounding"
+            name: TextCounts(tokenizer.mask_id, records) for name, records in noted.items()
         }
         self._words = None
         if config.data.mlm_unit == "word":
             self._words = WholeWords(
-                data.words.tokenizer,
+                tokenizer,
                 probability=config.data.mlm_probability,
                 seed=config.train.seed,
             )
@@ -501,7 +505,7 @@ class TaskStreams:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         batch = next(self._iterators[name])
         if name in self._texts:
-            self._texts[name].add(batch.token_ids, batch.text_mask)
+            self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
         if self._words is not None and name == "image_text":
             first = self.consumed[name] + self._rank * len(batch)
             batch = self._words.mask(batch, first_sample=first)

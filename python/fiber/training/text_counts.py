@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.records import RecordSet
+from fiber.data.records import Record, RecordSet
 
 #: The largest id of the special tokens that every tokenizer begins with; <mask> has the last id.
 LAST_SPECIAL_ID = 3
@@ -18,24 +18,60 @@ def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 
+class NotedLengths:
+    """Records as they are; those whose text a model's length will cut are noted when they are read.
+
+    A text that fits exactly looks like one that was cut once it is in a batch.
+
+    Args:
+        records: whose texts a model is to read.
+        tokenizer: of the model.
+        max_tokens: longest text of the model.
+
+    Attributes:
+        longer: keys of the records read so far whose text, as it is written, is longer.
+    """
+
+    def __init__(self, records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.records, self.tokenizer, self.max_tokens = records, tokenizer, max_tokens
+        self.longer: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        if is_longer(record.text, self.tokenizer, self.max_tokens):
+            self.longer.add(record.key)
+        return record
+
+
+def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
+    """Whether a text has more tokens than a model reads, <s> and </s> included."""
+    # A token is a byte or more, so most texts need not be split to be known to fit.
+    if len(text.encode()) + 2 <= max_tokens:
+        return False
+    return len(tokenizer.encode(text, max_tokens=max_tokens + 1)[0]) > max_tokens
+
+
 class TextCounts:
     """Counts over the batches of a task.
 
     Args:
         mask_id: id of <mask>.
-        max_tokens: longest text of the model.
+        records: those that the batches are made of.
     """
 
-    def __init__(self, mask_id: int, max_tokens: int) -> None:
-        self.mask_id, self.max_tokens = mask_id, max_tokens
-        self.read = self.wordless = self.full = 0
+    def __init__(self, mask_id: int, records: NotedLengths) -> None:
+        self.mask_id, self.records = mask_id, records
+        self.read = self.wordless = self.cut = 0
 
-    def add(self, token_ids: Tensor, text_mask: Tensor) -> None:
-        """Count a batch: (B, L) int64 ids and (B, L) bool, True = real token."""
+    def add(self, keys: Sequence[str], token_ids: Tensor, text_mask: Tensor) -> None:
+        """Count a batch: B keys, (B, L) int64 ids and (B, L) bool, True = real token."""
         words = text_mask & (token_ids > LAST_SPECIAL_ID) & (token_ids < self.mask_id)
         self.read += len(token_ids)
         self.wordless += int((~words.any(1)).sum())
-        self.full += int((text_mask.sum(1) == self.max_tokens).sum())
+        self.cut += sum(key in self.records.longer for key in keys)
 
     def lines(self) -> list[str]:
         """Say what was met, one line for each kind."""
@@ -44,10 +80,10 @@ class TextCounts:
             lines.append(
                 f"{self.wordless} of {self.read} texts had no words; they were taken as they are"
             )
-        if self.full:
+        if self.cut:
             lines.append(
-                f"{self.full} of {self.read} texts filled all {self.max_tokens} tokens of"
-                " model.max_tokens; what was longer was cut"
+                f"{self.cut} of {self.read} texts were longer than the"
+                f" {self.records.max_tokens} tokens of model.max_tokens and were cut"
             )
         return lines
 
