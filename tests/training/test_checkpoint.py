@@ -110,7 +110,7 @@ def test_stopped_save_leaves_the_folder_free(tmp_path, monkeypatch):
 
     (tmp_path / "notes.txt").write_text("mine")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "_write_tensors", stopped)
+        patch.setattr(checkpoints, "write_tensors", stopped)
         save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
     assert names(tmp_path) == ["notes.txt"]
     save_model(build_model(preset("micro")), tmp_path)
@@ -191,7 +191,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
     assert newest is not None and newest.step == 5
 
 
-@pytest.mark.parametrize("call", ["_write_tensors", "_to_disk"])
+@pytest.mark.parametrize("call", ["write_tensors", "_to_disk"])
 def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
     model = build_model(preset("micro"))
     write(tmp_path, 5, model, keep=1)
