@@ -157,11 +157,22 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
             _table(head, lines),
             f"Learned from both inputs: {'; '.join(learned) or 'nothing'}."
             f" Not learned: {'; '.join(missed) or 'nothing'}.\n\n"
-            f"{max(int(row['coarse_steps']) for row in own)} steps of coarse pre-training before."
+            f"{max(int(row['coarse_steps']) for row in own)} steps of coarse pre-training before,"
+            f" then {_steps(own)}."
             f" A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one"
             f" thread, with others beside it: {_machines(own)}.\n",
         ]
     return parts
+
+
+def _steps(rows: list[dict[str, str]]) -> str:
+    """Say how many steps each task was trained, and of how many samples."""
+    found = {
+        row["task"]: f"{row['steps']} of {row['batch_size']} for {row['task']}"
+        for row in rows
+        if row["inputs"] == "both"
+    }
+    return ", ".join(found.values())
 
 
 def _ablated(rows: list[dict[str, str]]) -> list[str]:
