@@ -62,6 +62,15 @@ what lies below saves less there than in `base`, three quarters of whose blocks 
 pictures leave beam search waiting for small products; many keep it busy.
 """
 
+#: What the ablation shows and what it cannot show, beside its numbers.
+ABLATION_SHOWS = """What this cannot show: what matching brings. The recipe draws half of its wrong
+pairs by the similarities of contrast, and in so few steps matching does not learn to tell them:
+it stays near chance in the whole, and leaving it out leaves out little. Leaving contrast out
+changes two things at once, the loss and the wrong pairs, which an untrained head then draws, all
+but at random; these are learned. So `finetune.py` begins with random wrong pairs. Chance:
+matching .500; a picture or a text among the ten first, some .020 (table above).
+"""
+
 HEAD = """# Results
 
 Made by `python benches/results_page.py` from the rows in `benches/results/`, which hold the
@@ -205,6 +214,7 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
         " with a head that was never trained. Mean of the seeds, smallest and largest in"
         " brackets.\n",
         _table(["metric", "split", *ARMS], lines),
+        ABLATION_SHOWS,
         "A difference is named where every one of three seeds of one lies above every seed of the"
         " other and the means are two of the larger standard deviation apart; three seeds cannot"
         " show a smaller one. Where nothing differs, three seeds still lie apart in one of ten"

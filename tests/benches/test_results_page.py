@@ -45,6 +45,7 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(results_pa
                 "value": str(value),
                 "coarse_steps": "9",
                 "steps": "5",
+                "batch_size": "32",
                 "train_seconds": "60",
                 "processor": "x",
                 "cores": "2",
@@ -58,6 +59,7 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(results_pa
     seen = rows("both", [0.7, 0.8]) + rows("text", [0.5]) + rows("picture", [0.71])
     text = "\n".join(results_page._finetuned(seen))
     assert "0.750 (0.700 to 0.800)" in text
+    assert "9 steps of coarse pre-training before, then 5 of 32 for nlvr2." in text
     assert "Learned from both inputs: nothing." in text
     text = "\n".join(results_page._finetuned(seen[:-2]))
     assert "Not learned: nothing." in text

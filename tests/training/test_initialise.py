@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from fiber.config import preset
 from fiber.fields import replace_fields
 from fiber.models.weights_towers import resize_bias_table
-from fiber.training.checkpoint import StoredModel, build_model
+from fiber.training.checkpoint import StoredModel, build_model, load_model, read_tensors
 from fiber.training.initialise import initialise
+from tests.training.micro_runs import coarse_config, run
 
 EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
 
@@ -93,3 +95,39 @@ def test_resized_table_equals_the_published_one(size):
     after = recorded[f"bias.after_{size}"]
     ours = resize_bias_table(recorded["bias.before_384"], len(after))
     torch.testing.assert_close(ours, after, rtol=0, atol=1e-6)
+
+
+QUESTIONS_ALONE = {
+    f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "caption")
+} | {"train__steps": 1, "optim__lr": 0.0}
+
+
+def head_of(folder):
+    return read_tensors(folder / "model.safetensors")["vqa_head.output.weight"]
+
+
+def test_answers_that_are_named_belong_to_a_file_without_its_own(pictures, tmp_path):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    answers = json.loads((first / "answers.json").read_text())
+    (first / "answers.json").unlink()
+    named = run(
+        coarse_config(**QUESTIONS_ALONE, train__seed=1),
+        *(pictures, tmp_path / "named"),
+        init=first,
+        answers=answers,
+    ).folder
+    assert torch.equal(head_of(first), head_of(named))
+    unnamed = run(
+        coarse_config(**QUESTIONS_ALONE, train__seed=1),
+        *(pictures, tmp_path / "unnamed"),
+        init=first,
+    ).folder
+    assert not torch.equal(head_of(first), head_of(unnamed))
+
+
+def test_a_head_that_is_not_trained_keeps_its_answers(pictures, tmp_path):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    others = {"tasks__question__share": 0, "train__steps": 1, "optim__lr": 0.0}
+    second = run(coarse_config(**others), pictures, tmp_path / "second", init=first).folder
+    assert torch.equal(head_of(first), head_of(second))
+    assert load_model(second).answers == load_model(first).answers != ()

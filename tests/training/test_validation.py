@@ -50,7 +50,13 @@ def scored(monkeypatch):
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [((0.2, 0.9, 0.5), 1), ((0.1, 0.2, 0.3), 2), ((0.4, 0.4, 0.4), 0), ((0.0, 0.0, 0.0), 0)],
+    [
+        ((0.2, 0.9, 0.5), 1),
+        ((0.1, 0.2, 0.3), 2),
+        ((0.4, 0.4, 0.4), 2),
+        ((0.0, 0.0, 0.0), 2),
+        ((0.4, 0.4, 0.1), 1),
+    ],
 )
 def test_the_best_step_is_the_model(pictures, tmp_path, scored, scores, best):
     seen, plan = scored
@@ -175,7 +181,7 @@ def test_numbers_of_a_step_are_written_and_said(pictures, tmp_path, capsys):
         for line in numbers(tmp_path / "r")
         if "validation" in line
     }
-    assert f"(the weights of step {max(scores, key=lambda step: scores[step])})" in said
+    assert f"(the weights of step {max(scores, key=lambda step: (scores[step], step))})" in said
 
 
 def own_lines(pictures, *splits):

@@ -7,6 +7,7 @@ that was never interrupted, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -53,7 +54,15 @@ from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
-from fiber.training.streams import TRAIN_ONE, Answers, Data, TaskStreams, TrainingData, open_data
+from fiber.training.streams import (
+    TRAIN_ONE,
+    Answers,
+    Data,
+    TaskStreams,
+    TrainingData,
+    open_answers,
+    open_data,
+)
 from fiber.training.tasks import Draw, task_losses
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
@@ -110,7 +119,8 @@ def train(
             texts. A resumed run keeps its own.
         answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
             default: those of `init` if the data have no others, else the most frequent ones of the
-            data. A resumed run keeps its own.
+            data. An `init` that does not name its own (a published file) is taken to have these. A
+            resumed run keeps its own.
         device: default CUDA where there is one, else the CPU. Under torchrun every process takes
             the GPU of its local rank.
         threads: of the data loader; 0 uses every core.
@@ -131,6 +141,9 @@ def train(
         # What a run started with stays, whatever is named now.
         init, tokenizer, answers = folder.stored_init(), None, known.answers or None
     start = read_start(init) if init is not None else None
+    if isinstance(start, StoredModel) and answers is not None and not start.answers:
+        # A published file does not name the answers that its head was trained on.
+        start = dataclasses.replace(start, answers=open_answers(answers))
     if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
     if tokenizer == TRAIN_ONE and isinstance(start, StoredModel):
@@ -283,7 +296,7 @@ def _train(
                         device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
                     ):
                         measured = chooser.measure(model, state, threads)
-                    if not best_step or measured["score"] > best_score:
+                    if not best_step or measured["score"] >= best_score:
                         best_step, best_score = done, measured["score"]
                         chooser.keep(state, done)
                     entry["validation"] = measured

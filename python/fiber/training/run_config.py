@@ -149,7 +149,7 @@ class ValidationConfig:
     """Which step's weights become the finished model: those that measure best, or the last ones."""
 
     #: What is measured at every checkpoint and at the end, a key of `CHOSEN_BY`; of equal steps the
-    #: earlier one is kept. None: nothing is measured, the last weights are the model.
+    #: later one is kept. None: nothing is measured, the last weights are the model.
     task: str | None = None
     #: Split of the data that is measured; it must not be trained on.
     split: str = "val"

@@ -169,6 +169,9 @@ def open_data(
             "there are answers, but the run has no task of questions that they are for; its tasks"
             f" are {', '.join(active)}"
         )
+    elif known and "vqa" in config.model.heads:
+        # A head that is not trained now keeps what it knows.
+        vocabulary = known.answers
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
     elif tokenizer == TRAIN_ONE:
