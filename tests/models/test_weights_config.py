@@ -9,9 +9,10 @@ from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
 from fiber.fields import replace_fields
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.models.weights import load_published_coarse
+from fiber.models.weights import load_published_coarse, published_coarse_state
 from fiber.models.weights_config import published_config
 from fiber.models.weights_fine import load_published_fine
+from fiber.models.weights_stated import stated_config
 
 from ..parity.coarse_case import CoarseCase
 from ..published_keys import (
@@ -157,3 +158,88 @@ def test_anchors_that_are_no_squares():
     state["rpn.anchor_generator.cell_anchors.0"] = torch.tensor([[0.0, 0.0, 8.0, 9.0]])
     with pytest.raises(ValueError, match="expected one square"):
         published_config(state)
+
+
+#: As the published code names the settings of its base model.
+STATED = {
+    "image_size": 384,
+    "max_text_len": 45,
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_heads": 24,
+    # Without effect on the text tower: any value must do.
+    "num_layers": 6,
+    "num_fuse_block": 6,
+    "vqav2_label_size": 3129,
+    "loss_names": {"vqa": 1},
+}
+
+
+class TestConfigOfTheFile:
+    """What a file says of its model beside the tensors."""
+
+    @needs_keys
+    def test_it_says_what_shapes_do_not(self):
+        state = base_state(coarse_keys())
+        del state["text_input_queue"]
+        config = published_config(state, STATED)
+        assert (config.max_tokens, config.roberta.num_heads) == (45, 24)
+        changes = {"max_tokens": 50, "roberta.num_heads": 12}
+        assert replace_fields(config, changes) == published_config(state)
+
+    @needs_keys
+    def test_tables_of_another_window_tell_the_size_of_the_pictures(self):
+        """They were resized after the run, and the published code takes them at their size."""
+        config = published_config(base_state(coarse_keys()), {"image_size": 576})
+        assert (config.image_size, config.swin.window_size) == (384, 12)
+
+    @needs_keys
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("hidden_size", 512, "hidden_size 512, but its tensors say 768"),
+            ("vocab_size", 30522, "vocab_size 30522, but its tensors say 50265"),
+            ("num_fuse_block", 4, "num_fuse_block 4, but its tensors say 6"),
+            ("vqav2_label_size", 7, "vqav2_label_size 7, but its tensors say 3129"),
+            ("max_text_len", 600, "max_text_len 600, but its tensors say 512"),
+            ("num_heads", 7, "num_heads 7, but its text tower is 768 channels wide"),
+            ("num_heads", "12", "num_heads '12'; expected a whole number, 1 or more"),
+            ("fiber_model", 3, "fiber_model is a int, not fields by name"),
+            ("fiber_model", {"stages": 1}, "fiber_model: unknown field 'stages': did you mean"),
+        ],
+    )
+    def test_contradictions_name_both(self, name, value, message):
+        state = base_state(coarse_keys())
+        del state["text_input_queue"]
+        with pytest.raises(ValueError, match=message):
+            published_config(state, {name: value})
+
+    @needs_keys
+    def test_a_queue_contradicts_the_longest_text(self):
+        with pytest.raises(ValueError, match="max_text_len 50, but its tensors say 40"):
+            published_config(base_state(coarse_keys()), {"max_text_len": 50})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"swin.window_size": 3}, r"swin.window_size is 3, there 2"),
+            ({"roberta.ffn_width": 32}, r"roberta.ffn_width is 32, there 64"),
+            ({"image_text.heads": "itm"}, r"image_text.heads is \('itm',\), there \('itc', 'itm'"),
+            ({"image_text.num_answers": 3}, r"image_text.num_answers is 3, there 16"),
+            ({"fusion.normalize_last_text": True}, r"normalize_last_text is True, there False"),
+        ],
+        ids=["window", "ffn", "heads", "answers", "norm"],
+    )
+    def test_our_own_config_is_held_against_the_tensors(self, change, message):
+        state = published_coarse_state(FiberImageText(preset("micro")))
+        stated = stated_config(replace_fields(preset("micro"), change))
+        with pytest.raises(ValueError, match=message):
+            published_config(state, stated)
+
+    def test_our_own_config_is_held_against_the_published_names(self):
+        config = preset("micro")
+        state = published_coarse_state(FiberImageText(config))
+        assert published_config(state, stated_config(config)) == config
+        stated = stated_config(config) | {"image_size": 128}
+        with pytest.raises(ValueError, match="image_size 128, but its own config of the model 64"):
+            published_config(state, stated)

@@ -25,6 +25,7 @@ from fiber.training.model_files import (
     write_published,
     write_towers,
 )
+from tests.models.test_swin import randomise
 from tests.published_keys import GOLDEN, coarse_keys, fine_keys, needs_keys, small_state
 from tests.training.micro_runs import coarse_config, run
 
@@ -192,6 +193,75 @@ def test_published_fine_files_have_blue_first(tmp_path):
     own = coarse.backbone.image.patch_embedding.projection.weight
     state = write_published(coarse, tmp_path / "b.pth")
     assert torch.equal(state["vit_model.patch_embed.proj.weight"], own)
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("name", ["micro", "small"])
+def test_our_sizes_come_back_equal(name, stage, ending, tmp_path):
+    """Their text heads, windows and longest texts are not those of the published code."""
+    torch.manual_seed(0)
+    order = "rgb" if stage == "coarse" else "bgr"
+    config = replace_fields(preset(name, stage=stage), {"channel_order": order})
+    model = build_model(config).eval()
+    randomise(model)
+    write_published(model, tmp_path / f"a{ending}")
+    stored = read_model(tmp_path / f"a{ending}")
+    assert stored.config == config
+    images = torch.rand(1, 3, config.image_size, config.image_size)
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        answers = [
+            each.vqa_logits(each.pooled(each.backbone.encode_pair(images, ids, mask)))
+            if stage == "coarse"
+            else each.backbone.encode_pair(images, ids, mask).text
+            for each in (model, stored.model)
+        ]
+    assert torch.equal(*answers)
+
+
+def test_heads_that_share_tensors_come_back_equal(tmp_path):
+    """A captioner has the tensors of the head for masked words, and no such head."""
+    config = replace_fields(preset("micro"), {"image_text.heads": "caption,vqa"})
+    write_published(build_model(config), tmp_path / "a.ckpt")
+    assert read_model(tmp_path / "a.ckpt").config == config
+
+
+def test_without_its_config_a_file_is_read_by_the_published_sizes(tmp_path):
+    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    torch.save({"state_dict": state}, tmp_path / "bare.ckpt")
+    config = read_model(tmp_path / "bare.ckpt").config
+    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (192, 40, 2)
+
+
+def test_a_contradiction_is_named_with_the_file(tmp_path):
+    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    settings = {"config": {"image_size": 96, "num_heads": 4, "hidden_size": 768}}
+    torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"b.ckpt: .* hidden_size 768, but its tensors say 128"):
+        read_model(tmp_path / "b.ckpt")
+    save_file(state, tmp_path / "b.safetensors", {"hyper_parameters": "{"})
+    with pytest.raises(ValueError, match=r"b.safetensors: hyper_parameters in its metadata is no"):
+        read_model(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("coarse", "fusion.normalize_query", False),
+        ("coarse", "fusion.normalize_last_text", True),
+        ("coarse", "fusion.shift_small_maps", True),
+        ("coarse", "roberta.layer_norm_eps", 1e-6),
+        ("fine", "fusion.normalize_last_text", False),
+    ],
+)
+def test_what_the_published_form_cannot_hold_is_not_written(stage, field, value, tmp_path):
+    config = replace_fields(preset("micro", stage=stage), {field: value})
+    message = rf"a.ckpt: the published form cannot hold this model: .*{field} is {value}, there"
+    with pytest.raises(ValueError, match=message):
+        write_published(build_model(config), tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_published_files(tmp_path):

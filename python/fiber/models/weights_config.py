@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -18,13 +19,14 @@ from fiber.config import (
     RobertaConfig,
     SwinConfig,
 )
+from fiber.models.weights_stated import check_names, check_settled, own_config, stated_number
 from fiber.models.weights_towers import tower_layout
 
 _FINE = "fusion_backbone."
 _FINE_IMAGE = "fusion_backbone.backbone.body."
 _FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 
-#: Width of an attention head in every published RoBERTa; no shape tells it.
+#: Width of an attention head in every published RoBERTa; no shape tells it, a config may.
 _TEXT_HEAD_WIDTH = 64
 
 #: What tells that a coarse checkpoint has a head; one name of it is enough, so that the rest is
@@ -47,54 +49,85 @@ _HEAD_NAMES: dict[str, tuple[str, ...]] = {
 _MAX_TOKENS = {"pretraining": 40, "finetuning": 50, "fine": 256}
 
 
-def published_config(state: Mapping[str, Tensor]) -> FiberConfig:
+def published_config(
+    state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None
+) -> FiberConfig:
     """Find out which model's tensors these are.
 
-    What shapes cannot tell is taken from the published code: 64 channels a text head, stochastic
-    depth, and the longest text, which is 40 tokens where there is a head for masked words and none
-    for captions (pre-training), 50 otherwise and 256 in the fine stage.
+    What shapes cannot tell is taken from the file's own config, and what that does not say from
+    the published code: 64 channels a text head, stochastic depth, and the longest text, which is
+    40 tokens where there is a head for masked words and none for captions (pre-training), 50
+    otherwise and 256 in the fine stage.
 
     Args:
         state: tensors by published name.
+        stated: the config that the file holds beside them, by the names of the published code and
+            `weights_stated.OWN`.
 
     Raises:
-        ValueError: if they are neither a coarse nor a fine model's, or a size cannot be read off.
+        ValueError: if they are neither a coarse nor a fine model's, or a size cannot be read off,
+            or the file's config contradicts its tensors or itself, with both values.
     """
+    stated = stated or {}
+    own = own_config(stated)
     if any(name.startswith("vit_model.") for name in state):
-        return _coarse_config(state)
-    if any(name.startswith(_FINE) for name in state):
-        return _fine_config(state)
-    raise ValueError(_something_else(state))
+        inferred = _coarse_config(state, stated, own)
+    elif any(name.startswith(_FINE) for name in state):
+        inferred = _fine_config(state, own)
+    else:
+        raise ValueError(_something_else(state))
+    if own is None:
+        return inferred
+    check_settled(own, inferred)
+    check_names(stated, own, "its own config of the model")
+    return own
 
 
-def _coarse_config(state: Mapping[str, Tensor]) -> FiberConfig:
+def _coarse_config(
+    state: Mapping[str, Tensor], stated: Mapping[str, Any], own: FiberConfig | None
+) -> FiberConfig:
     heads = tuple(
         head
         for head in IMAGE_TEXT_HEADS
         if any(name.startswith(_HEAD_NAMES[head]) for name in state)
     )
     swin = _swin(state, "vit_model.")
-    roberta = _roberta(state, "text_transformer.")
-    if "text_input_queue" in state:
-        max_tokens = state["text_input_queue"].shape[1]
-    else:
-        pretraining = "mlm" in heads and "caption" not in heads
-        max_tokens = _MAX_TOKENS["pretraining" if pretraining else "finetuning"]
+    num_heads = own.roberta.num_heads if own else stated_number(stated, "num_heads")
+    roberta = _roberta(state, "text_transformer.", num_heads)
     answers = {"num_answers": _shape(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
-    return FiberConfig(
+    config = FiberConfig(
         # The published windows have image_size / 32 tokens, which is one window in the last stage.
+        # A file whose config has another image_size had its tables resized after that run; the
+        # published code, which resizes nothing to test, takes it at the size of the tables alone.
         image_size=swin.window_size * swin.patch_size * 8,
-        max_tokens=min(max_tokens, roberta.max_tokens),
+        max_tokens=min(_coarse_max_tokens(state, stated, heads), roberta.max_tokens),
         swin=swin,
         roberta=roberta,
         fusion=FusionConfig(num_fused_layers=_count_fused(state)),
         image_text=ImageTextConfig(heads=heads, **answers),
     )
+    if own is None:
+        names = {name: value for name, value in stated.items() if name != "image_size"}
+        check_names(names, config, "its tensors say")
+    return config
 
 
-def _fine_config(state: Mapping[str, Tensor]) -> FiberConfig:
+def _coarse_max_tokens(
+    state: Mapping[str, Tensor], stated: Mapping[str, Any], heads: tuple[str, ...]
+) -> int:
+    """Longest text of the run: the queue of its texts tells, or its config, or its task."""
+    if "text_input_queue" in state:
+        return state["text_input_queue"].shape[1]
+    said = stated_number(stated, "max_text_len")
+    if said is not None:
+        return said
+    pretraining = "mlm" in heads and "caption" not in heads
+    return _MAX_TOKENS["pretraining" if pretraining else "finetuning"]
+
+
+def _fine_config(state: Mapping[str, Tensor], own: FiberConfig | None) -> FiberConfig:
     swin = dataclasses.replace(_swin(state, _FINE_IMAGE), drop_path=0.4)
-    roberta = _roberta(state, _FINE_TEXT)
+    roberta = _roberta(state, _FINE_TEXT, own.roberta.num_heads if own else None)
     strides = tuple(swin.patch_size * 2 ** (level + 1) for level in range(5))
     unused, channels = _shape(state, "rpn.head.cls_logits.weight")[:2]
     config = FiberConfig(
@@ -131,20 +164,25 @@ def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
     )
 
 
-def _roberta(state: Mapping[str, Tensor], prefix: str) -> RobertaConfig:
-    """Sizes of the text tower, whose names start with a prefix."""
+def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
+    """Sizes of the text tower, whose names start with a prefix; None: the file names no heads."""
     vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
-    if width % _TEXT_HEAD_WIDTH:
+    if num_heads is None and width % _TEXT_HEAD_WIDTH:
         raise ValueError(
             f"the text tower is {width} channels wide; expected a multiple of {_TEXT_HEAD_WIDTH},"
             " the width of RoBERTa's attention heads, whose number the file does not tell"
+        )
+    if num_heads is not None and width % num_heads:
+        raise ValueError(
+            f"the file's config says num_heads {num_heads}, but its text tower is {width} channels"
+            " wide, which is no multiple of it"
         )
     layers = f"{prefix}encoder.layer."
     return RobertaConfig(
         vocab_size=vocab_size,
         width=width,
         num_layers=_count(state, re.escape(layers) + r"(\d+)\."),
-        num_heads=width // _TEXT_HEAD_WIDTH,
+        num_heads=num_heads or width // _TEXT_HEAD_WIDTH,
         ffn_width=_shape(state, f"{layers}0.intermediate.dense.weight")[0],
         max_positions=_shape(state, f"{prefix}embeddings.position_embeddings.weight")[0],
     )

@@ -10,6 +10,7 @@ replaced by ones that do so for tensors alone.
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
 import zipfile
@@ -17,7 +18,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -33,6 +34,9 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
 #: Keys under which a file holds its tensors, in the order in which they are looked for.
 _PLACES: dict[Weights, tuple[str, ...]] = {"raw": ("state_dict", "model"), "ema": ("model_ema",)}
+
+#: Key under which Lightning writes the settings of a run; of safetensors, a key of the metadata.
+SETTINGS = "hyper_parameters"
 
 #: The number that a file of torch.save before torch 1.6 begins with, as a pickle of its own.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
@@ -201,19 +205,34 @@ def _update(target: Any, items: list[Any]) -> None:
         target.update(zip(items[::2], items[1::2], strict=True))
 
 
-def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint: safetensors, or any age of torch.save.
+class Checkpoint(NamedTuple):
+    """What is used of a checkpoint."""
 
-    They are looked for under "state_dict" and "model" (the moving average under "model_ema"), else
-    at the top; a prefix `module.` that all names have is dropped. Storages are mapped from the
-    file where its format allows, so that what nobody uses is never read.
+    #: Tensors by name.
+    state: dict[str, Tensor]
+    #: Settings of the run that wrote it, by their published names; empty if the file has none.
+    config: Mapping[str, Any]
+
+
+def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
+    """Read the tensors alone of what `read_checkpoint` takes."""
+    return read_checkpoint(path, weights).state
+
+
+def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
+    """Read a checkpoint: safetensors, or any age of torch.save.
+
+    Tensors are looked for under "state_dict" and "model" (the moving average under "model_ema"),
+    else at the top; a prefix `module.` that all names have is dropped. Storages are mapped from the
+    file where its format allows, so that what nobody uses is never read. The config is looked for
+    under "hyper_parameters", "config"; of safetensors that is JSON in the metadata.
 
     Args:
         path: the file; what it holds decides how it is read.
         weights: "raw", as the published tools do, or "ema".
 
     Returns:
-        Tensors by name.
+        The tensors, and the config if there is one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -225,7 +244,7 @@ def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        content = _read(path)
+        content, settings = _read(path)
     except HostileFileError as error:
         raise ValueError(
             f"{path} tries to run code when it is loaded: {error}; nothing of it was run. Do not"
@@ -234,23 +253,18 @@ def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
     state = _find_tensors(path, content, weights)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+    config = settings.get("config") if isinstance(settings, Mapping) else None
+    return Checkpoint(state, config if isinstance(config, Mapping) else {})
 
 
-def _read(path: Path) -> Any:
-    """Read whatever the file holds, stand-ins included."""
+def _read(path: Path) -> tuple[Any, Any]:
+    """Read whatever the file holds, stand-ins included; and the settings of its run, or None."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise ValueError(f"{path} is empty")
     if path.suffix == ".safetensors" or start[8:10] in (b'{"', b"{}"):
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{path} cannot be read as safetensors, it is cut off, damaged or of another kind:"
-                f" {error}"
-            ) from error
+        return _read_safetensors(path)
     is_zip = start.startswith(b"PK")
     if is_zip:
         _check_zip(path)
@@ -258,7 +272,7 @@ def _read(path: Path) -> Any:
         _check_legacy(path, start)
     try:
         # weights_only would exclude a pickle module of our own: see the module's docstring.
-        return torch.load(
+        content = torch.load(
             path, map_location="cpu", pickle_module=InertPickle, weights_only=False, mmap=is_zip
         )
     except (HostileFileError, OSError):
@@ -266,6 +280,23 @@ def _read(path: Path) -> Any:
     except Exception as error:
         # A damaged pickle can fail in any way.
         raise ValueError(f"{path} is damaged or cut off: {_said(error)}") from error
+    return content, content.get(SETTINGS) if isinstance(content, Mapping) else None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors, it is cut off, damaged or of another kind:"
+            f" {error}"
+        ) from error
+    try:
+        return tensors, json.loads(metadata.get(SETTINGS, "null"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {SETTINGS} in its metadata is no JSON: {error}") from error
 
 
 def _check_zip(path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,17 @@ from fiber.models.weights import (
     published_coarse_state,
 )
 from fiber.models.weights_config import published_config
-from fiber.models.weights_file import SUFFIXES, Weights, read_state
+from fiber.models.weights_file import (
+    SETTINGS,
+    SUFFIXES,
+    Checkpoint,
+    Weights,
+    read_checkpoint,
+    read_state,
+)
 from fiber.models.weights_fine import fine_keys, load_published_fine, published_fine_state
 from fiber.models.weights_layouts import FIRST_CONVOLUTION, SwinLayout, tower_states
+from fiber.models.weights_stated import stated_config
 from fiber.models.weights_towers import resize_bias_tables, tower_layout
 from fiber.training.checkpoint import StoredModel, build_model, load_model
 
@@ -68,7 +77,7 @@ def read_model(
         if weights != "raw":
             raise ValueError(f"weights {weights!r}: {path} is a folder, which holds one set only")
         return load_model(path, device, image_size=image_size)
-    return _published_model(path, read_state(path, weights), device, image_size)
+    return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
 def read_start(path: str | os.PathLike[str]) -> StoredModel | Towers:
@@ -87,14 +96,17 @@ def read_start(path: str | os.PathLike[str]) -> StoredModel | Towers:
         if not files:
             return load_model(path)
         return Towers(path=path, states={file: read_state(file) for file in files})
-    state = read_state(path)
-    if tower_layout(state) is not None:
-        return Towers(path=path, states={path: state})
-    return _published_model(path, state, "cpu", None)
+    checkpoint = read_checkpoint(path)
+    if tower_layout(checkpoint.state) is not None:
+        return Towers(path=path, states={path: checkpoint.state})
+    return _published_model(path, checkpoint, "cpu", None)
 
 
 def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[str, Tensor]:
-    """Write a checkpoint that the published code reads.
+    """Write a checkpoint that the published code reads, with the model's configuration.
+
+    The configuration is where Lightning writes it, by its published names and as ours, so that
+    reading the file gives a model equal to this one in everything but the order of colours.
 
     Args:
         model: of either stage. A fine one gets the published order of colours, blue first.
@@ -105,7 +117,8 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
         What was written, by published name.
 
     Raises:
-        ValueError: if the file's name ends otherwise.
+        ValueError: if the file's name ends otherwise, or the published form cannot hold the model,
+            with the fields that differ.
         OSError: if it cannot be written; nothing of it is left then.
     """
     if path.suffix not in SUFFIXES:
@@ -115,14 +128,21 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
         place, state, keys = "model", published_fine_state(model), fine_keys(config)
     else:
         place, state, keys = "state_dict", published_coarse_state(model), coarse_keys(config)
-    if config.channel_order != _PUBLISHED_ORDER[config.stage]:
+    order = _PUBLISHED_ORDER[config.stage]
+    if config.channel_order != order:
         (first,) = keys[FIRST_CONVOLUTION]
         state[first] = state[first].flip(1)
+    stated = stated_config(replace(config, channel_order=order))
+    try:
+        published_config(state, stated)
+    except ValueError as error:
+        raise ValueError(f"{path}: the published form cannot hold this model: {error}") from error
+    settings = {"config": stated}
     _make_folder(path.parent)
     if path.suffix == ".safetensors":
-        write_whole(path, _tensor_writer(state))
+        write_whole(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
     else:
-        write_whole(path, lambda part: torch.save({place: state}, part))
+        write_whole(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
     return state
 
 
@@ -154,10 +174,11 @@ def write_towers(
 
 
 def _published_model(
-    path: Path, state: dict[str, Tensor], device: torch.device | str, image_size: int | None
+    path: Path, checkpoint: Checkpoint, device: torch.device | str, image_size: int | None
 ) -> StoredModel:
+    state = checkpoint.state
     try:
-        config = published_config(state)
+        config = published_config(state, checkpoint.config)
         if image_size is not None:
             config = config.with_image_size(image_size)
             state = resize_bias_tables(state, config.swin.window_size)
@@ -188,6 +209,9 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _tensor_writer(state: Mapping[str, Tensor]) -> Callable[[Path], Any]:
+def _tensor_writer(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Callable[[Path], Any]:
+    metadata = {"format": "pt", **(metadata or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return lambda part: safetensors.torch.save_file(tensors, part, {"format": "pt"})
+    return lambda part: safetensors.torch.save_file(tensors, part, metadata)
