@@ -63,6 +63,32 @@ def test_other_vocabulary_is_refused():
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_another_size_is_said_in_a_line(stage):
+    start = dataclasses.replace(stored(preset("micro")), path=Path("released.ckpt"))
+    with pytest.raises(ValueError, match="released") as caught:
+        initialise(build_model(preset("small", stage=stage).with_vocabulary(320)), start)
+    assert str(caught.value) == (
+        "released.ckpt has text width 32, the run's model 128; text layers 4, the run's model 6;"
+        " image channels 16, the run's model 32; image depths (1, 1, 2, 2), the run's model"
+        " (1, 1, 4, 2); fused layers 3, the run's model 4 (preset small); start from a model of"
+        " that size, or take a recipe of the start's size (`fiber recipes`)"
+    )
+
+
+def test_only_the_sizes_that_differ_are_named():
+    wider = replace_fields(preset("micro"), {"roberta.width": 48})
+    message = "^the model to start from has text width 32, the run's model 48; start from a model"
+    with pytest.raises(ValueError, match=message):
+        initialise(build_model(wider), stored(preset("micro")))
+
+
+def test_another_size_that_no_tensor_minds_is_taken():
+    deeper = replace_fields(preset("micro"), {"swin.depths": "1,1,3,2"})
+    report = initialise(build_model(deeper), stored(preset("micro")))
+    assert any("stages.2.blocks.2" in name for name in report.created)
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
 def test_bias_tables_follow_the_window(stage):
     larger = replace_fields(preset("micro", stage=stage), {"swin.window_size": 4})
     start, model = stored(preset("micro")), build_model(larger)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fiber.config import PRESETS, FiberConfig
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import TransferReport, coarse_to_fine
@@ -14,6 +15,15 @@ from fiber.training.model_files import Towers
 
 #: Layers whose size follows from the data: another data set means new ones.
 SIZED_BY_DATA = ("vqa_head.output.",)
+
+#: Sizes by which almost every tensor of another model differs, as people call them.
+_SIZES = {
+    "text width": lambda config: config.roberta.width,
+    "text layers": lambda config: config.roberta.num_layers,
+    "image channels": lambda config: config.swin.embed_dim,
+    "image depths": lambda config: config.swin.depths,
+    "fused layers": lambda config: config.fusion.num_fused_layers,
+}
 
 
 def initialise(
@@ -35,8 +45,9 @@ def initialise(
         The names taken, dropped and new; dropped ones of towers are those of their files.
 
     Raises:
-        ValueError: if another shared tensor has another shape (the answers of a VQA head may), or
-            if a fine model shall start a coarse one.
+        ValueError: if another shared tensor has another shape (the answers of a VQA head may),
+            with the sizes of the two models where they tell why, else with the tensors; or if a
+            fine model shall start a coarse one.
     """
     if isinstance(start, Towers):
         return _initialise_from_towers(model, start)
@@ -51,15 +62,17 @@ def initialise(
     }
     if model.config.channel_order != start.config.channel_order:
         given[FIRST_CONVOLUTION] = given[FIRST_CONVOLUTION].flip(1)
-    if model.config.stage == "fine" and start.config.stage == "coarse":
-        return coarse_to_fine(given, model)
-    if model.config.stage != start.config.stage:
+    if (start.config.stage, model.config.stage) == ("fine", "coarse"):
         raise ValueError(
             "a fine model cannot start a coarse one; start from the coarse model it came from"
         )
     shared = [name for name in own if name in given]
     other_shape = {name for name in shared if own[name].shape != given[name].shape}
     wrong = [name for name in other_shape if not name.startswith(SIZED_BY_DATA)]
+    if wrong:
+        _check_sizes(model.config, start)
+    if model.config.stage != start.config.stage:
+        return coarse_to_fine(given, model)
     other_answers = {
         name for name in shared if name.startswith(SIZED_BY_DATA) and start.answers != answers
     }
@@ -81,6 +94,33 @@ def initialise(
         dropped=tuple(name for name in given if name not in known),
         created=tuple(name for name in own if name not in known),
     )
+
+
+def _check_sizes(config: FiberConfig, start: StoredModel) -> None:
+    """Check, of a start whose tensors do not fit, that the sizes of the models are not the reason.
+
+    Raises:
+        ValueError: if they are, with every size that differs, of both.
+    """
+    differing = [
+        f"{name} {size(start.config)}, the run's model {size(config)}"
+        for name, size in _SIZES.items()
+        if size(start.config) != size(config)
+    ]
+    if differing:
+        raise ValueError(
+            f"{start.path or 'the model to start from'} has {'; '.join(differing)}"
+            f"{_preset_of(config)}; start from a model of that size, or take a recipe of the"
+            " start's size (`fiber recipes`)"
+        )
+
+
+def _preset_of(config: FiberConfig) -> str:
+    """Name the preset of a model's sizes in brackets; nothing if there is none."""
+    for name, preset in PRESETS.items():
+        if all(size(preset) == size(config) for size in _SIZES.values()):
+            return f" (preset {name})"
+    return ""
 
 
 def _initialise_from_towers(
