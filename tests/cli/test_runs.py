@@ -255,6 +255,15 @@ class TestEval:
         assert "stopped; nothing was left half-written" in capsys.readouterr().err
         assert not list(Path("out").iterdir())
 
+    def test_questions_without_answers_say_why_nothing_is_measured(self, desk, capsys):
+        Path("asked.jsonl").write_text('{"image": "a.jpg", "question": "where?"}\n')
+        arguments = ["eval", "runs/demo/coarse", "vqa", "--data", "asked.jsonl", "--split", "test"]
+        assert main([*arguments, "--output", "said.json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out) == {}
+        assert "1 of 1 questions have no answers: there are no metrics, only the predictions" in err
+        assert len(json.loads(Path("said.json").read_text())) == 1
+
     def test_how_many_candidates_are_ordered_again(self, desk, capsys):
         generate("runs/scenes", train=0, val=4, novel=0)
         arguments = ["eval", "runs/demo/coarse", "retrieval", "--data", "runs/scenes", "--rerank"]

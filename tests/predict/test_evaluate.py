@@ -1,5 +1,6 @@
 import os
 import sys
+import warnings
 
 import pytest
 
@@ -52,8 +53,13 @@ def test_retrieval_is_ordered_again_unless_told_otherwise(coarse, scenes):
 def test_retrieval_by_the_head_there_is(with_heads, scenes):
     contrast, matching = with_heads("itc"), with_heads("itm")
     without = fiber.evaluate(contrast, "retrieval", scenes, rerank=False)
-    with pytest.warns(UserWarning, match="task 'retrieval': the model has no head 'itm'"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no head")
+        # What nobody asked for is not missed.
         assert fiber.evaluate(contrast, "retrieval", scenes) == without
+    for asked in ({"rerank": True}, {"candidates": 2}):
+        with pytest.warns(UserWarning, match="task 'retrieval': the model has no head 'itm'"):
+            assert fiber.evaluate(contrast, "retrieval", scenes, **asked) == without
     with pytest.warns(UserWarning, match="'itm' alone orders, by matching every pair"):
         every = fiber.evaluate(matching, "retrieval", scenes, candidates=1)
     both = fiber.evaluate(with_heads("itc", "itm"), "retrieval", scenes, candidates=sys.maxsize)

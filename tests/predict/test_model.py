@@ -1,4 +1,5 @@
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -209,8 +210,13 @@ class TestCoarse:
         text, (contrast, matching) = "a red circle", (with_heads("itc"), with_heads("itm"))
         expected = coarse.search(text, pictures, rerank=False)
         assert contrast.search(text, pictures, rerank=False) == expected
-        with pytest.warns(UserWarning, match="search: the model has no head 'itm' .*; 'itc' alone"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # What nobody asked for is not missed.
             assert contrast.search(text, pictures) == expected
+        for asked in ({"rerank": True}, {"candidates": 2}):
+            with pytest.warns(UserWarning, match="search: the model has no head 'itm' .*; 'itc' a"):
+                assert contrast.search(text, pictures, **asked) == expected
         expected = coarse.search(text, pictures, top_k=len(pictures))
         with pytest.warns(UserWarning, match="search: the model has no head 'itc' .*; 'itm' alone"):
             found = matching.search(text, pictures, candidates=1)

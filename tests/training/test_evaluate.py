@@ -496,3 +496,14 @@ def test_records_of_another_task_are_refused(models, pictures):
         evaluate(models["fine"], "refcoco", data=captions)
     with pytest.raises(ValueError, match="got 3 records; expected four"):
         evaluate(models["coarse"], "winoground", data=captions[:3])
+
+
+def test_questions_without_answers_give_predictions_alone(models, pictures, tmp_path):
+    records = records_for("vqa", pictures)[:3]
+    records[1] = dataclasses.replace(records[1], answers=None)
+    path = tmp_path / "found.json"
+    message = "task 'vqa': 1 of 3 questions have no answers: there are no metrics, only"
+    with pytest.warns(RuntimeWarning, match=message):
+        metrics = evaluate(models["coarse"], "vqa", data=records, output=path, threads=1)
+    assert metrics == {}
+    assert len(json.loads(path.read_text())) == 3

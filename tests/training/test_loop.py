@@ -268,6 +268,17 @@ def test_finished_run_is_not_trained_again(pictures, tmp_path):
     assert again.metrics == first.metrics
 
 
+def test_a_finished_run_says_that_nothing_was_trained(pictures, tmp_path, capsys):
+    run(fine_config(), pictures, tmp_path / "r")
+    options = {"tokenizer": pictures / "tokenizer.json", "device": "cpu", "threads": 1}
+    records = micro_runs.all_records(pictures)["grounding"]
+    train(fine_config(), data=records, output=tmp_path / "r", resume=True, **options)
+    said = f"{tmp_path / 'r'}: the run is finished already; nothing was trained\n"
+    assert capsys.readouterr().err == said
+    train(fine_config(), data=records, output=tmp_path / "r", resume=True, quiet=True, **options)
+    assert capsys.readouterr().err == ""
+
+
 def test_resume_under_another_config_lists_the_fields(pictures, tmp_path):
     run(fine_config(), pictures, tmp_path / "r")
     with pytest.raises(ValueError, match=r"optim.lr: 0.001 -> 0.002; train.steps: 6 -> 8"):

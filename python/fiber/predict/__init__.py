@@ -16,7 +16,6 @@ from fiber.predict.model import Answer, Hit, MissingHeadError, Model
 from fiber.predict.reading import read_with_words
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel
-from fiber.training.measure_retrieval import RERANKED
 from fiber.training.streams import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
@@ -34,11 +33,12 @@ def load(
 ) -> Model:
     """Load a finished model.
 
-    A published checkpoint tells by its names and shapes which model it holds; what it holds beside
-    that is left out for a reason or refused, and the one tensor that it may lack, the temperature
-    of contrast (ITC), which nothing but training reads, is set to 0.07: `fiber convert` lists both.
-    Every published coarse file has the projections of contrast, and so the model has that head,
-    whether the file's task trained it or not. Nothing in a file is run.
+    A published checkpoint tells by its names, its shapes and the config of its run, where it has
+    one, which model it holds; what it holds beside that is left out for a reason or refused, and
+    the one tensor that it may lack, the temperature of contrast (ITC), which nothing but training
+    reads, is set to 0.07: `fiber convert` lists both. Every published coarse file has the
+    projections of contrast, and so the model has that head, whether the file's task trained it or
+    not. Nothing in a file is run.
 
     Args:
         path: folder of a run or of a saved model, or a published .ckpt, .pt, .pth or .safetensors
@@ -83,15 +83,16 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     permute_images: bool = False,
     fusion: bool = True,
-    rerank: bool = True,
-    candidates: int = RERANKED,
+    rerank: bool | None = None,
+    candidates: int | None = None,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
     """Measure a model on a task.
 
     Warnings tell how many texts have no words or are longer than the model reads, how many
-    questions have no answer among the model's, which count 0, and whether a run is measured on the
+    questions have no answer among the model's, which count 0, that records without answers give
+    predictions and no metrics, and whether a run is measured on the
     folder or file, and the split, that it was trained on.
 
     Args:
@@ -106,10 +107,11 @@ def evaluate(
         fusion: False switches the cross-attentions off.
         rerank: of "retrieval", as in `Model.search`: whether the best candidates of each query by
             the two towers alone (ITC) are ordered again by matching picture and text together
-            (ITM). A model with one of the two heads ranks by that one, every pair where it is ITM,
-            and a warning says so.
-        candidates: of "retrieval": how many of each query are ordered again, 1 or more; as many as
-            there are, or more, match every pair.
+            (ITM); default: if the model can. A model with one of the two heads ranks by that one,
+            every pair where it is ITM; a warning says so, but where ITC alone ranks and nothing
+            asked for more.
+        candidates: of "retrieval": how many of each query are ordered again, 1 or more, 32 by
+            default; as many as there are, or more, match every pair.
         batch_size: records that the model looks at together; fewer need less memory.
         threads: that decode pictures; 0 uses every core.
 
@@ -119,7 +121,7 @@ def evaluate(
 
     Raises:
         MissingHeadError: if the model has no head for the task.
-        TypeError: if `rerank` is no bool.
+        TypeError: if `rerank` is neither bool nor None.
         ValueError: for an unknown task, records without what it needs, or a batch of none.
         OSError: if `output` is the name of something else than a regular file.
     """

@@ -347,27 +347,28 @@ class Model:
         pictures: Sequence[Any],
         top_k: int = 10,
         *,
-        rerank: bool = True,
-        candidates: int = RERANKED,
+        rerank: bool | None = None,
+        candidates: int | None = None,
     ) -> list[Hit]:
         """Find the pictures that fit a text best.
 
         The two towers alone (ITC) order all pictures, and matching text and picture together (ITM)
-        orders the best of them again. A model with one of the two heads orders by that one, and a
-        warning says so.
+        orders the best of them again. A model with one of the two heads orders by that one; a
+        warning says so, but where ITC alone orders and nothing asked for more.
 
         Args:
             text: what to look for.
             pictures: a list.
             top_k: hits to give, best first.
             rerank: whether the best ones are ordered again by ITM; their scores are matching
-                probabilities then, else the cosines of the two towers' vectors.
-            candidates: how many are ordered again, 1 or more; top_k if that is more, so that
-                top_k=len(pictures) matches every picture.
+                probabilities then, else the cosines of the two towers' vectors. Default: if the
+                model can.
+            candidates: how many are ordered again, 1 or more, 32 by default; top_k if that is more,
+                so that top_k=len(pictures) matches every picture.
 
         Raises:
             MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
-            TypeError: if `text` is no str, or `rerank` no bool.
+            TypeError: if `text` is no str, or `rerank` neither bool nor None.
             ValueError: if the text is empty, or the pictures are one picture.
         """
         if not isinstance(text, str):
@@ -415,30 +416,31 @@ class Model:
                 " `fiber recipes` lists all recipes."
             )
 
-    def ranking(self, rerank: bool, candidates: int, asked: str) -> Ranking:
+    def ranking(self, rerank: bool | None, candidates: int | None, asked: str) -> Ranking:
         """Choose the heads that order pictures and texts by one another.
 
-        A warning tells where the model has one of two.
+        A warning tells where ITM has to order alone, or cannot order again as it was asked to.
 
         Args:
-            rerank: whether ITM shall order again what ITC has ordered.
-            candidates: how many of the best, 1 or more.
+            rerank: whether ITM shall order again what ITC has ordered; None: if the model can.
+            candidates: how many of the best, 1 or more; None: `RERANKED`.
             asked: by what, for messages.
 
         Raises:
             MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
-            TypeError: if `rerank` is no bool.
+            TypeError: if `rerank` is neither bool nor None.
             ValueError: if `candidates` is below 1.
         """
-        if not isinstance(rerank, (bool, np.bool_)):
+        if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
             raise TypeError(
                 f"{asked}: rerank is {rerank!r}; expected True or False (candidates says how many)"
             )
-        if candidates < 1:
+        if candidates is not None and candidates < 1:
             raise ValueError(f"{asked}: candidates is {candidates}; expected 1 or more")
-        if not rerank or "itm" not in self.heads:
+        wanted = rerank is None or bool(rerank)
+        if not wanted or "itm" not in self.heads:
             self.need_head("itc", asked)
-            if rerank:
+            if wanted and not (rerank is None and candidates is None):
                 warnings.warn(
                     f"{asked}: the model has no head 'itm' to order the best again by matching;"
                     " 'itc' alone orders them",
@@ -452,7 +454,7 @@ class Model:
                 stacklevel=3,
             )
             return Ranking(("itm",), 0)
-        return Ranking(("itc", "itm"), candidates)
+        return Ranking(("itc", "itm"), RERANKED if candidates is None else candidates)
 
     def arithmetic(self) -> torch.autocast:
         """Give the context in which everything above runs: reduced precision where it is wanted."""

@@ -157,8 +157,11 @@ def train(
         folder.check(config, resume=resume)
         # No rank may see the files that the first one is about to write.
         wait_for_all(processes)
-        if not (resume and folder.is_finished):
-            quiet = quiet or not processes.is_first
+        quiet = quiet or not processes.is_first
+        if resume and folder.is_finished:
+            if not quiet:
+                say(f"{folder.path}: the run is finished already; nothing was trained")
+        else:
             rewards = caption_rewards(config, source)
             chooser, unchosen = open_validation(
                 config, source, data, validation, folder.checkpoints

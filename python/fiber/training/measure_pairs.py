@@ -99,7 +99,7 @@ def masked_words(subject: Subject, records: RecordSet) -> Measured:
 
 
 def vqa(subject: Subject, records: RecordSet) -> Measured:
-    """Answer questions; without answers in the records there are predictions only.
+    """Answer questions; without answers in the records there are predictions only, and a warning.
 
     `accuracy` is the mean score of the answers in the records. Where every record tells what people
     answered (VQAv2, lines with lists of answers), both named forms stand beside it; with the scores
@@ -123,7 +123,14 @@ def vqa(subject: Subject, records: RecordSet) -> Measured:
         {"question_id": entry_id(record.key), "answer": answer}
         for record, answer in zip(asked, said, strict=True)
     ]
-    if any(record.answers is None for record in asked):
+    unanswered = sum(record.answers is None for record in asked)
+    if unanswered:
+        warnings.warn(
+            f"task 'vqa': {unanswered} of {len(asked)} questions have no answers: there are no"
+            " metrics, only the predictions (--output, output)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return Measured({}, predictions)
     known = set(subject.answers)
     missed = sum(known.isdisjoint(record.answers or ()) for record in asked)
