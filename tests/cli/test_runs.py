@@ -178,6 +178,22 @@ class TestData:
         assert f"always {defaults['val'].default} pictures of val" in shown
         assert f"and {defaults['novel'].default} of novel" in shown
 
+    def test_answers_of_the_published_head(self, desk, capsys):
+        for year, answers in (("train2014", ["A dog"] * 9), ("val2014", ["yes"] * 9)):
+            entries = [{"question_id": 1, "multiple_choice_answer": answer} for answer in answers]
+            Path(f"v2_mscoco_{year}_annotations.json").write_text(
+                json.dumps({"annotations": entries})
+            )
+        assert main(["data", "answers", ".", "--output", "out/answers.json"]) == 0
+        shown = capsys.readouterr()
+        assert shown.out == "out/answers.json\n"
+        assert "2 answers, from 18 questions" in shown.err
+        assert "this is not the published list" in shown.err
+        assert json.loads(Path("out/answers.json").read_text()) == ["dog", "yes"]
+        assert main(["data", "answers", "more", "--output", "none.json"]) == 2
+        assert "more holds no annotations of VQAv2" in error_line(capsys)
+        assert not Path("none.json").exists()
+
     def test_a_folder_that_holds_something_else(self, desk, capsys):
         assert main(["data", "scenes", "--output", "more"]) == 2
         assert "more" in error_line(capsys)

@@ -180,6 +180,18 @@ def test_answers_that_are_named_are_the_models_in_their_order(pictures, tmp_path
         )
 
 
+def test_the_published_list_may_hold_one_empty_answer(pictures):
+    records = {"question": all_records(pictures)["question"]}
+    data = open_data(
+        only_questions(),
+        records,
+        tokenizer=pictures / "tokenizer.json",
+        answers=["", "red", "green", "blue", "white"],
+    )
+    assert data.words.answers == ("", "red", "green", "blue", "white")
+    assert data.counts() == {"question": 12}
+
+
 @pytest.mark.parametrize(
     ("answers", "said"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 from fiber.cli.arguments import add_words, candidates, count
 from fiber.cli.models import RUNS
+from fiber.files import write_json
 from fiber.training.run_config import CHOSEN_BY
 
 _DATA = (
@@ -102,6 +103,18 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     inspect = kinds.add_parser("inspect", help="count what a data set holds and find broken files")
     inspect.add_argument("source", type=Path, metavar="DIR")
     inspect.set_defaults(run=_inspect)
+    answers = kinds.add_parser(
+        "answers",
+        help="make the list of answers of the published VQA head",
+        description="Make the list of answers of the published VQA head, for --answers, from"
+        " VQAv2's v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or"
+        " from the published vqav2_train.arrow and vqav2_val.arrow.",
+    )
+    answers.add_argument("source", type=Path, metavar="DIR", help="folder with the two files")
+    answers.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="JSON list to write"
+    )
+    answers.set_defaults(run=_make_answers)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -230,6 +243,18 @@ def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
 
     return inspect(options.source)
+
+
+def _make_answers(options: argparse.Namespace) -> int:
+    from fiber.training.published_answers import published_answers
+
+    found = published_answers(options.source)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output, list(found.answers))
+    for line in found.told:
+        print(f"fiber: {line}", file=sys.stderr)
+    print(options.output)
+    return 0
 
 
 def _cores() -> int:

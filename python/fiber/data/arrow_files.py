@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,27 @@ def arrow_questions(*paths: AnyPath) -> ArrowRecords:
     return _read(paths, ("image",), needed, ("answers", "answer_scores"), fields)
 
 
+def arrow_answers(*paths: AnyPath) -> dict[int, str]:
+    """Read the text of each numbered answer: columns `answers` and `answer_labels`.
+
+    An answer that no question has is absent. Arguments and errors are those of `arrow_captions`;
+    two texts of one number are an error too.
+    """
+    known: dict[int, str] = {}
+    for path in map(Path, paths):
+        table, names = _open(path), ("answers", "answer_labels")
+        _check_columns(table, path, names)
+        texts, labels = (table.column(name).to_pylist() for name in names)
+        for row, (own_texts, own_labels) in enumerate(zip(texts, labels, strict=True)):
+            for text, label in zip(chain(*own_texts), chain(*own_labels), strict=True):
+                if known.setdefault(label, text) != text:
+                    raise ValueError(
+                        f"{path}: row {row} has answer {label} as {text!r}; expected"
+                        f" {known[label]!r}, as before"
+                    )
+    return known
+
+
 def arrow_statements(*paths: AnyPath) -> ArrowRecords:
     """Read statements about two pictures (NLVR2): columns `image_0`, `image_1`, `questions`,
     `answers` ("True" or "False") and `identifier`.
@@ -136,14 +158,8 @@ def _read(
     readers: list[Callable[[], tuple]] = []
     for path in map(Path, paths):
         table = _open(path)
-        have = list(table.column_names)
-        missing = [name for name in (*pictures, *needed) if name not in have]
-        if missing:
-            raise ValueError(
-                f"{path} has no column {', '.join(map(repr, missing))}; it has"
-                f" {', '.join(map(repr, have))}"
-            )
-        names = (*needed, *(name for name in optional if name in have))
+        _check_columns(table, path, (*pictures, *needed))
+        names = (*needed, *(name for name in optional if name in table.column_names))
         columns = [table.column(name).to_pylist() for name in names]
         stored = [table.column(name) for name in pictures]
         for number, values in enumerate(zip(*columns, strict=True)):
@@ -155,6 +171,16 @@ def _read(
             records += found
             readers.append(_picture_reader(stored, number))
     return ArrowRecords(records, readers)
+
+
+def _check_columns(table: Any, path: Path, needed: Sequence[str]) -> None:
+    have = list(table.column_names)
+    missing = [name for name in needed if name not in have]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(map(repr, missing))}; it has"
+            f" {', '.join(map(repr, have))}"
+        )
 
 
 def _picture_reader(columns: list[Any], number: int) -> Callable[[], tuple]:

@@ -48,6 +48,7 @@ _NOT_GENERATED = {
     "Visual Genome's region descriptions",
     "SBU captions",
     "Conceptual Captions",
+    "VQAv2 annotations, original files",
 }
 
 

@@ -7,9 +7,11 @@ Data: DIR/v2_OpenEnded_mscoco_train2014_questions.json, DIR/v2_mscoco_train2014_
     of "val"; the published run is `vqav2_published`.
 Hardware: published on 8 GPUs with 8 samples a pass.
 Expected: below the 78.55 on test-dev that the published run reaches with a half more questions. The
-    answers are the 3,129 that are best most often in the data; the published list normalises words
-    and wants nine questions. As published, questions of which no answer is among them are left out
-    of training (and counted); measured, they count 0, which the published code leaves out too.
+    answers are the 3,129 that are best most often in the data; the published list, which
+    normalises words and wants nine questions, is made of the original annotations of train and val
+    by `fiber data answers DIR --output FILE` and taken with --answers FILE. As published,
+    questions of which no answer is among them are left out of training (and counted); measured,
+    they count 0, which the published code leaves out too.
 """
 
 import dataclasses

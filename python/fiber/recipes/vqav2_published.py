@@ -4,7 +4,8 @@ Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2_published --data D
 Data: as for `vqav2`, and the same files of val2014. Trains on train and val together, so that only
     the evaluation server's test splits are left to measure; the published code reports its val
     score on questions that it trains on. Runs in 32 bit, as published. The answers are counted as
-    for `vqav2`; the published list of 3,129 is another one.
+    for `vqav2`; the published list of 3,129 is another one, which
+    `fiber data answers DIR --output FILE` makes of the same files, for --answers FILE.
 Hardware: published on 8 GPUs with 8 samples a pass.
 Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
 """

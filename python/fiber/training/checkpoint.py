@@ -45,6 +45,8 @@ NO_TOKENIZER = (
 NO_ANSWERS = (
     "the model came without the answers of its VQA head; name them in the order of its logits:"
     ' --answers FILE, or fiber.load(path, answers="answers.json");'
+    " `fiber data answers DIR --output FILE` makes those of the published head from VQAv2's"
+    " original annotations;"
     " `fiber convert MODEL OUT --to fiber --answers FILE` writes them beside the model for good"
 )
 

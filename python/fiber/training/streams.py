@@ -346,13 +346,14 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     """Check that answers can be taught: each of a question's answers has one place, or none.
 
     Raises:
-        ValueError: if there are none, one is empty, or one stands there twice, by name.
+        ValueError: if there are none, one is blank, or one stands there twice, by name. The one
+            empty answer that normalisation makes of "a" is none of these.
     """
     if not answers:
         raise ValueError("answers: expected one or more, got none")
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
-        if not answer.strip():
+        if answer and not answer.strip():
             raise ValueError(f"answers: entry {index} is {answer!r}; expected a text with words")
         if answer in first:
             raise ValueError(
