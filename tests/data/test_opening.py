@@ -127,11 +127,12 @@ def test_missing_captions_are_answered_with_every_set(folder):
         "dataset_coco.json",
         "dataset_flickr30k.json",
         "Validation_GCC-1.1.0-Validation.tsv",
-        "coco_caption_karpathy_val.arrow or f30k_caption_karpathy_val.arrow or vg.arrow",
+        "coco_caption_karpathy_val.arrow or f30k_caption_karpathy_val.arrow",
     ):
         assert name in said
     # What holds another split alone.
-    assert "Train_GCC" not in said and "region_descriptions" not in said
+    for name in ("Train_GCC", "region_descriptions", "vg.arrow", "sbu_"):
+        assert name not in said
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,54 @@ def test_splits_are_joined(folder):
     # What does not tell its splits is read once.
     assert texts("captions", folder("mine.jsonl", LINE), "train+val") == ["mine"]
     assert texts("captions", folder("captions_val2014.json", coco("val")), "train+val") == ["val"]
+
+
+def test_a_source_with_a_training_split_alone_gives_that_one(folder):
+    for name in ("1.jpg", "3.jpg"):
+        (folder.folder / name).touch()
+    region = {"region_id": 7, "phrase": "a region"}
+    genome = folder("region_descriptions.json", [{"id": 1, "regions": [region]}])
+    sbu = folder("annot.json", [["3.jpg", "a sight"]])
+    (folder.folder / "2.png").touch()
+    folder("Train_GCC-training.tsv", "a dog\t2.png\n")
+    folder("dataset_coco.json", karpathy("train", "restval", "val", "test"))
+    found = {
+        source: texts(source, folder.folder, "train+val")
+        for source in ("coco_karpathy", "visual_genome", "sbu", "conceptual_captions")
+    }
+    assert found == {
+        "coco_karpathy": ["train", "val"],
+        "visual_genome": ["a region"],
+        "sbu": ["a sight"],
+        "conceptual_captions": ["a dog"],
+    }
+    # The file that is named, and the same file as captions of any kind.
+    assert texts("visual_genome", genome, "val+train") == ["a region"]
+    assert texts("captions", sbu, "train+val") == ["a sight"]
+    folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
+    assert texts("conceptual_captions", folder.folder, "train+val") == ["a dog", "a cat"]
+
+
+def test_a_split_that_a_source_never_has(folder, monkeypatch):
+    for source, name in (("visual_genome", "vg.arrow"), ("sbu", "sbu_0.arrow")):
+        folder(name, "")
+        with pytest.raises(ValueError) as error:
+            open_source(source, folder.folder, "val")
+        said = f"{source} has only a training split, no 'val'; expected 'train'"
+        assert str(error.value) == said
+    # Nor are its Arrow files read for the same records a second time.
+    read = []
+    monkeypatch.setattr(
+        "fiber.data.arrow_files._open",
+        lambda path: read.append(path.name) or SimpleNamespace(column_names=()),
+    )
+    for source in ("visual_genome", "sbu"):
+        with pytest.raises(ValueError, match="has no column 'image', 'caption'"):
+            open_source(source, folder.folder, "train+val")
+    assert read == ["vg.arrow", "sbu_0.arrow"]
+    # A file of Conceptual Captions can be had.
+    with pytest.raises(FileNotFoundError, match="holds no conceptual_captions of split 'val'"):
+        open_source("conceptual_captions", folder.folder, "val")
 
 
 def test_a_file_of_another_name_is_told_by_its_end(folder):

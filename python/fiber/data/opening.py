@@ -44,14 +44,14 @@ class Form(NamedTuple):
         return self.split in ("", split)
 
 
-def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str) -> Form:
+def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str, only: str = "") -> Form:
     """The form of Arrow files; the first of several parts of a folder stands for all of them."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath) -> RecordSet:
         parts = _matching(Path(folder), files, split)
         return read(*(parts if Path(annotations) in parts[:1] else [annotations]))
 
-    return Form(files, reader, arrow_files.KIND)
+    return Form(files, reader, arrow_files.KIND, only)
 
 
 def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
@@ -79,11 +79,11 @@ _VISUAL_GENOME = [
         Form(name, downloads.visual_genome, "Visual Genome's region descriptions", "train")
         for name in downloads.VISUAL_GENOME
     ),
-    _arrow(arrow_files.arrow_captions, "vg.arrow"),
+    _arrow(arrow_files.arrow_captions, "vg.arrow", "train"),
 ]
 _SBU = [
     *(Form(name, downloads.sbu, "SBU captions", "train") for name in downloads.SBU),
-    _arrow(arrow_files.arrow_captions, "sbu_*.arrow"),
+    _arrow(arrow_files.arrow_captions, "sbu_*.arrow", "train"),
 ]
 _CONCEPTUAL_CAPTIONS = [
     *(
@@ -136,6 +136,9 @@ FORMS: dict[str, list[Form]] = {
 _SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
 # Readers of files that hold every split.
 _WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
+# Sources and readers of sets that nothing but a training split was ever made of.
+_TRAINING_ONLY = {"visual_genome", "sbu"}
+_TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
 # What a file of another name is taken for, by source and end of its name.
 _BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("captions", ".jsonl"): own_data.own_captions,
@@ -163,22 +166,40 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         data: a data folder, or the annotation file. A file's pictures are looked for from its
             folder.
         split: its name, or several joined by "+". Of a file that does not tell its records' splits,
-            all of them are read.
+            all of them are read. Where "train" is one of several, Visual Genome and SBU, which have
+            no other split, give that one, and Conceptual Captions their "val" if it is there.
         options: of the reader, such as the `max_classes` of `sources.detection`.
 
     Raises:
         FileNotFoundError: if there is no such folder or file, or none that the source may be.
-        ValueError: if a folder holds several forms of the source, or a file is not as expected.
+        ValueError: if a folder holds several forms of the source, the source never has such a
+            split, or a file is not as expected.
     """
-    path = Path(data)
+    path, asked = Path(data), split.split("+")
     if path.is_file():
         reader = _file_reader(source, path, split)
         # Of other files all is read, whatever the split, and that once.
-        splits = split.split("+") if reader in _WITH_SPLITS else [split]
+        splits = asked if reader in _WITH_SPLITS else [split]
+        if reader in _TRAINING_READERS and "train" in asked:
+            splits = ["train"]
         parts = [reader(path.parent, part, annotations=path, **options) for part in splits]
     else:
-        parts = [_open_folder(source, path, part, options) for part in split.split("+")]
+        splits = _splits_of(source, path, asked)
+        parts = [_open_folder(source, path, part, options) for part in splits]
     return parts[0] if len(parts) == 1 else ConcatRecords(parts)
+
+
+def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
+    """Keep, of the splits asked for, those that a source has."""
+    if source in _TRAINING_ONLY:
+        if "train" not in asked:
+            raise ValueError(
+                f"{source} has only a training split, no {'+'.join(asked)!r}; expected 'train'"
+            )
+        return [split for split in asked if split == "train"]
+    if source == "conceptual_captions" and "train" in asked:
+        return [split for split in asked if split != "val" or _forms_there(source, folder, split)]
+    return asked
 
 
 def has_splits(source: str, data: AnyPath, split: str) -> bool:

@@ -1,7 +1,10 @@
-"""Published coarse pre-training: in 32 bit, and against a queue of older pairs.
+"""Published coarse pre-training: in 32 bit, against a queue, on two splits of COCO.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR --init TOWERS
-Data: as for `pretrain`.
+Data: as for `pretrain`, and DIR/captions_val.json with the captions of COCO's val. Trains on
+    Karpathy's "train" and "val" of COCO together and leaves "restval" out, as published. Visual
+    Genome and SBU have a training split alone, which is all that is read of them; of Conceptual
+    Captions the validation file is read too if it is in DIR, which the published run left out.
 Hardware: as for `pretrain`. The queue's 4,096 pictures take 7.25 GB on every GPU and in every
     checkpoint, and a pass costs a fourth more than that of `pretrain`, since negatives are older
     pictures that have to run again.
@@ -23,5 +26,6 @@ def recipe() -> RunConfig:
     return dataclasses.replace(
         base,
         tasks=TasksConfig(image_text=task),
+        data=dataclasses.replace(base.data, split="train+val"),
         train=dataclasses.replace(base.train, precision="float32"),
     )
