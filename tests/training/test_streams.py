@@ -98,6 +98,62 @@ def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictu
         answerable(records[2:3], ("yes", "no"))
 
 
+def only_pairs(**changes):
+    others = {f"tasks__{task}__share": 0 for task in ("question", "reasoning", "caption")}
+    return coarse_config(**others, **changes)
+
+
+def pair(image, text):
+    return Record(key=f"{image} {text}", images=(b"",), image_id=image, text=text)
+
+
+@pytest.mark.parametrize(
+    ("records", "same"),
+    [
+        (
+            [pair("1.png", "a"), pair("1.png", "b")],
+            "all 2 records have the same picture (image_id '1.png'), which gives",
+        ),
+        (
+            [pair("1.png", "a"), pair("2.png", "a"), pair("3.png", "a")],
+            "all 3 records have the same text ('a'), which gives",
+        ),
+        (
+            [pair("1.png", "a")],
+            "all 1 records have the same picture (image_id '1.png') and the same text ('a'), which",
+        ),
+    ],
+    ids=["one picture", "one text", "one record"],
+)
+def test_pairs_without_a_negative_teach_no_contrast(pictures, records, same):
+    words = {"tokenizer": pictures / "tokenizer.json"}
+    with pytest.raises(ValueError) as error:
+        open_data(only_pairs(), records, **words)
+    said = str(error.value)
+    assert said.startswith(f"data of task 'image_text': {same}")
+    assert "gives itc and itm no negative; expected at least two different pictures with" in said
+    for weights, losses in (((0.0, 1.0), "itm"), ((1.0, 0.0), "itc")):
+        config = only_pairs(tasks__image_text__itc=weights[0], tasks__image_text__itm=weights[1])
+        with pytest.raises(ValueError, match=f"which gives {losses} no negative"):
+            open_data(config, records, **words)
+    masked = only_pairs(tasks__image_text__itc=0.0, tasks__image_text__itm=0.0)
+    assert open_data(masked, records, **words).counts() == {"image_text": len(records)}
+
+
+def test_no_more_pairs_are_looked_at_than_tell_of_a_negative(pictures):
+    records = [pair("1", "a"), pair("1", "b"), pair("2", "a"), pair("3", "c")]
+
+    seen = set()
+
+    class Noted(list):
+        def __getitem__(self, index):
+            seen.add(index)
+            return super().__getitem__(index)
+
+    open_data(only_pairs(), Noted(records), tokenizer=pictures / "tokenizer.json")
+    assert seen == {0, 1, 2}
+
+
 def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
     texts = ["", "<s></s><pad>", "<mask>", "cup " * 10_000]
     records = [Record(key=str(n), images=(b"",), text=text) for n, text in enumerate(texts)]

@@ -20,6 +20,7 @@ from fiber.files import read_json
 from fiber.training.checkpoint import Words
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
+from fiber.training.task_config import ImageTextTask
 from fiber.training.text_counts import NotedLengths, TextCounts
 from fiber.training.trained_on import absolute
 from fiber.training.transform_config import TransformConfig
@@ -104,8 +105,9 @@ def open_data(
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
         TypeError: if `data` is nothing of the kind.
-        ValueError: if the records do not fit the tasks, a set is empty, there is no tokenizer, or
-            there are answers but no questions, or an answer twice, empty or none.
+        ValueError: if the records do not fit the tasks, a set is empty or has nothing to contrast,
+            there is no tokenizer, or there are answers but no questions, or an answer twice, blank
+            or none.
     """
     active = config.tasks.active()
     fixed = None if answers is None else check_answers(open_answers(answers))
@@ -147,6 +149,8 @@ def open_data(
             raise ValueError(f"data of task {name!r}: expected at least one record, got none")
     if "grounding" in records:
         _check_boxes(records["grounding"])
+    if "image_text" in records:
+        _check_negatives(records["image_text"], config.tasks.image_text)
     lines = [
         f"{name}: {count} {what} were left out or changed"
         for name, found in records.items()
@@ -226,6 +230,34 @@ def _check_boxes(records: RecordSet) -> None:
         raise ValueError(
             f"data of task 'grounding': expected records with boxes_xyxy; the {len(looked_at)}"
             f" looked at have none, the first is {records[0].key!r}"
+        )
+
+
+def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
+    """Look for a pair that another one is a negative of, where losses need one.
+
+    Raises:
+        ValueError: if all records show the same picture or all say the same.
+    """
+    losses = [name for name in ("itc", "itm") if task.weights()[name] > 0]
+    first, pictures, texts = records[0], set(), set()
+    for index in range(len(records) if losses else 0):
+        record = records[index]
+        pictures.add(record.image_id)
+        texts.add(record.text)
+        # Two pairs among them then differ in both, whichever belong together.
+        if len(pictures) > 1 and len(texts) > 1:
+            return
+    same = []
+    if len(pictures) == 1:
+        same.append(f"the same picture (image_id {first.image_id!r:.80})")
+    if len(texts) == 1:
+        same.append(f"the same text ({first.text!r:.60})")
+    if same:
+        raise ValueError(
+            f"data of task 'image_text': all {len(records)} records have {' and '.join(same)},"
+            f" which gives {' and '.join(losses)} no negative; expected at least two different"
+            " pictures with different texts"
         )
 
 
