@@ -105,6 +105,18 @@ class TestPictureCommands:
         assert isinstance(first["caption"], str)
         assert first["caption"] == second["caption"]
 
+    def test_captions_are_drawn(self, desk, capsys):
+        texts = []
+        for more in ([], ["--seed", "0"], ["--seed", "7"]):
+            assert main(["caption", "a.jpg", "--sample", *more]) == 0
+            (found,) = lines(capsys)
+            texts.append(found["caption"])
+        assert texts[0] == texts[1] != texts[2]
+        with pytest.raises(SystemExit) as stopped:
+            main(["caption", "a.jpg", "--sample", "--num-beams", "5"])
+        assert stopped.value.code == 2
+        assert "--num-beams: not allowed with argument --sample" in capsys.readouterr().err
+
     def test_match(self, desk, capsys):
         assert main(["match", "a.jpg", "a red circle"]) == 0
         (result,) = lines(capsys)
@@ -217,6 +229,8 @@ class TestBadInput:
             (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' holds special tokens alone"),
             (["match", "corrupt.jpg", "dog"], "corrupt.jpg: "),
             (["caption", "a.jpg", "corrupt.jpg"], "corrupt.jpg: "),
+            (["caption", "a.jpg", "--seed", "3"], "--seed 3: nothing is drawn without --sample"),
+            (["caption", "a.jpg", "--sample", "--seed", "-3"], "seed is -3; expected 0 to"),
             (["match", "a.jpg", "dog", "--model", "cut.ckpt"], "cut.ckpt is cut off"),
             (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds neither the"),
             (["search", "", "a.jpg"], "text 0 is empty"),

@@ -7,7 +7,7 @@ import torch
 
 import fiber
 from fiber.config import preset
-from fiber.models.captioner import beam_search
+from fiber.models.captioner import beam_search, sample_captions
 from fiber.predict import Answer, Hit, Model
 from fiber.training.checkpoint import build_model
 from fiber.training.run_config import load_recipe
@@ -136,6 +136,45 @@ class TestCoarse:
         ids = [token for token in found.token_ids[0].tolist() if token > 2]
         assert texts[1] == coarse.tokenizer.decode(ids).strip()
         assert coarse.caption(pictures[1], num_beams=3, max_tokens=6) == texts[1]
+
+    def test_a_drawn_caption_is_that_of_the_seed_whatever_stands_beside_it(self, coarse, pictures):
+        together = coarse.caption(pictures, sample=True, seed=3, max_tokens=8)
+        assert coarse.caption(pictures, sample=True, seed=3, max_tokens=8) == together
+        alone = [coarse.caption(one, sample=True, seed=3, max_tokens=8) for one in pictures]
+        assert alone == together
+        backwards = coarse.caption(pictures[::-1], sample=True, seed=3, max_tokens=8)
+        assert backwards[::-1] == together
+        others = coarse.caption(pictures, sample=True, seed=4, max_tokens=8)
+        assert all(one != other for one, other in zip(together, others, strict=True))
+        assert coarse.caption(pictures, sample=True, max_tokens=8) == coarse.caption(
+            pictures, sample=True, seed=0, max_tokens=8
+        )
+
+    def test_a_drawn_caption_is_the_captioners_sample(self, coarse, pictures):
+        images, *_ = tensors(coarse, pictures[1], "a")
+        with torch.no_grad():
+            image = coarse.network.backbone.encode_image(images).stages[-1]
+        found = sample_captions(
+            coarse.network, image, max_tokens=8, generator=torch.Generator().manual_seed(3)
+        )
+        ids = [token for token in found.token_ids[0, 0].tolist() if token > 2]
+        text = coarse.caption(pictures[1], sample=True, seed=3, max_tokens=8)
+        assert text == coarse.tokenizer.decode(ids).strip()
+
+    @pytest.mark.parametrize(
+        ("settings", "error", "said"),
+        [
+            ({"sample": True, "num_beams": 5}, ValueError, "num_beams is 5, but a drawn caption"),
+            ({"sample": 1}, TypeError, "sample is 1; expected bool"),
+            ({"sample": True, "seed": 1.5}, TypeError, r"seed is 1\.5; expected int"),
+            ({"sample": True, "seed": -1}, ValueError, "seed is -1; expected 0 to"),
+            ({"num_beams": 0}, ValueError, "num_beams is 0; expected 1 to"),
+            ({"sample": True, "max_tokens": 1}, ValueError, "max_tokens is 1; expected 2 to"),
+        ],
+    )
+    def test_ways_of_captioning_that_do_not_go(self, coarse, pictures, settings, error, said):
+        with pytest.raises(error, match=said):
+            coarse.caption(pictures[0], **settings)
 
     def test_match(self, coarse, pictures):
         texts = ["a red circle", "dog", "the big blue square above it"]

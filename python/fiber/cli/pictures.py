@@ -54,7 +54,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     caption = _command(commands, "caption", _caption, "describe pictures in words")
     caption.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
-    caption.add_argument("--num-beams", type=count, default=5, help="width of the search")
+    ways = caption.add_mutually_exclusive_group()
+    ways.add_argument("--num-beams", type=count, help="width of the search (default: 5)")
+    ways.add_argument("--sample", action="store_true", help="draw the words instead of searching")
+    caption.add_argument(
+        "--seed", type=int, metavar="N", help="of the draws of --sample (default: 0)"
+    )
 
     match = _command(commands, "match", _match, "say how well a text fits a picture")
     match.add_argument("image", metavar="IMAGE")
@@ -156,11 +161,14 @@ def _answer(options: argparse.Namespace) -> int:
 
 
 def _caption(options: argparse.Namespace) -> int:
+    if options.seed is not None and not options.sample:
+        raise ValueError(f"--seed {options.seed}: nothing is drawn without --sample")
+    asked = {"sample": options.sample, "seed": options.seed or 0, "num_beams": options.num_beams}
     paths = _paths(options.images)
     model, name = _load(options, "caption")
     show = _Output(options)
     for some, pictures in _read(paths):
-        texts = model.caption(pictures, num_beams=options.num_beams)
+        texts = model.caption(pictures, **asked)
         for path, picture, text in zip(some, pictures, texts, strict=True):
             show.line(_about(path, picture, name) | {"caption": text}, [(text,)])
             show.picture(path, picture, text)

@@ -18,7 +18,7 @@ from fiber import recipes
 from fiber.config import FiberConfig, preset
 from fiber.data import Tokenizer
 from fiber.data.prompts import Prompt
-from fiber.models.captioner import beam_search, written_tokens
+from fiber.models.captioner import beam_search, sample_captions, written_tokens
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.predict.boxes import (
@@ -39,6 +39,7 @@ from fiber.predict.inputs import (
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.training.checkpoint import NO_ANSWERS, save_model
+from fiber.training.measure_pairs import CAPTION_BEAMS
 from fiber.training.measure_retrieval import RERANKED
 from fiber.training.run_config import load_recipe
 from fiber.training.streams import inference_transform
@@ -229,33 +230,72 @@ class Model:
         ]
         return found[0] if single else found
 
-    def caption(self, pictures: Any, *, num_beams: int = 5, max_tokens: int | None = None) -> Any:
+    def caption(
+        self,
+        pictures: Any,
+        *,
+        num_beams: int | None = None,
+        max_tokens: int | None = None,
+        sample: bool = False,
+        seed: int = 0,
+    ) -> Any:
         """Describe pictures in words.
 
         Args:
             pictures: one or a list.
-            num_beams: sentences that are kept at every word; 1 takes the likeliest word each time.
+            num_beams: sentences that are kept at every word, default 5; 1 takes the likeliest word
+                each time.
             max_tokens: longest caption; default the longest text of the model.
+            sample: draw every word by its probability instead of searching for a likely sentence.
+            seed: of the draws, 0 or more. Each picture's begin with it anew, so that its caption
+                does not depend on the pictures beside it.
 
         Returns:
             A str, or a list of them.
+
+        Raises:
+            TypeError: if `sample` is no bool, or `seed` no int.
+            ValueError: if `num_beams` is given with `sample` or is below 1, or `seed` is out of
+                range.
         """
         self.need_head("caption", "caption")
+        write = self._caption_writer(num_beams, max_tokens or self.config.max_tokens, sample, seed)
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(pictures)
         texts = [""] * len(given)
         with self._running():
             for batch in self._inputs.images(given):
                 tokens = self._coarse.backbone.encode_image(batch.images).stages[-1]
-                found = beam_search(
-                    self._coarse,
-                    tokens,
-                    num_beams=num_beams,
-                    max_tokens=max_tokens or self.config.max_tokens,
-                )
-                for index, ids in zip(batch.indices, found.token_ids.tolist(), strict=True):
+                for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
                     texts[index] = tokenizer.decode(written_tokens(ids)).strip()
         return texts[0] if single else texts
+
+    def _caption_writer(
+        self, num_beams: int | None, max_tokens: int, sample: bool, seed: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Give what writes captions: (B, H, W, C) image tokens -> (B, n) int64 without <s>."""
+        for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
+            if type(value) is not kind:
+                raise TypeError(f"caption: {name} is {value!r:.60}; expected {kind.__name__}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"caption: seed is {seed}; expected 0 to 2**63 - 1")
+        if not sample:
+            beams = CAPTION_BEAMS if num_beams is None else num_beams
+            return lambda tokens: (
+                beam_search(self._coarse, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
+            )
+        if num_beams is not None:
+            raise ValueError(
+                f"caption: num_beams is {num_beams}, but a drawn caption has no beams; expected"
+                " num_beams or sample"
+            )
+
+        def draw(tokens: Tensor) -> Tensor:
+            sources = [torch.Generator(self.device).manual_seed(seed) for _ in tokens]
+            found = sample_captions(self._coarse, tokens, max_tokens=max_tokens, generator=sources)
+            return found.token_ids[:, 0]
+
+        return draw
 
     def match(self, pictures: Any, texts: str | Sequence[str]) -> Any:
         """Say how likely each text and each picture belong together (ITM).
