@@ -140,7 +140,7 @@ def test_what_is_odd_in_a_file_is_counted_or_named(lines, micro_models, capsys):
     command += [part for setting in settings for part in ("--set", setting)]
     assert main(command) == 0
     told = capsys.readouterr().err
-    assert "image_text: 1 repeated captions were left out" in told
+    assert "image_text: 1 repeated caption was left out" in told
     assert "image_text: 2 of 10 texts had no words" in told
     assert "image_text: 2 of 10 texts were longer than the 16 tokens of model.max_tokens" in told
     whole = (lines.parent / "2.png").read_bytes()

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fiber.data.opening import left_out, open_source
+from fiber.data.opening import (
+    SeveralFormsError,
+    counted,
+    left_out,
+    left_out_lines,
+    open_source,
+)
 from fiber.data.records import ConcatRecords
 
 LINE = json.dumps({"image": "1.png", "text": "mine"})
@@ -53,6 +59,44 @@ def test_forms_of_captions_in_a_folder(folder):
     # What recipes and `fiber data` name comes first.
     folder("captions_train.json", coco("standard"))
     assert texts("captions", folder.folder) == ["standard"]
+
+
+def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
+    for name, content in (
+        ("train.jsonl", LINE),
+        ("dataset_coco.json", karpathy("train")),
+        ("dataset_flickr30k.json", karpathy("train")),
+    ):
+        folder(name, content)
+    with pytest.raises(SeveralFormsError, match="; name one file instead of the folder") as error:
+        open_source("captions", folder.folder, "train")
+    assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
+    # Of two forms of one set the first is read by its name, and others are not told apart by it.
+    folder("coco_caption_karpathy_train.arrow", "")
+    assert texts("coco_karpathy", folder.folder) == ["train"]
+    folder("f30k_caption_karpathy_train.arrow", "")
+    (folder.folder / "dataset_flickr30k.json").unlink()
+    (folder.folder / "karpathy").mkdir()
+    folder("karpathy/dataset_flickr30k.json", karpathy("train"))
+    for source, names in (("captions", ("coco_karpathy",)), ("flickr30k_karpathy", ())):
+        with pytest.raises(SeveralFormsError) as error:
+            open_source(source, folder.folder, "train")
+        assert error.value.sources == names
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "said"),
+    [
+        (1, "pictures that are missing", "1 picture that is missing"),
+        (1, "pictures without captions", "1 picture without captions"),
+        (1, "empty captions", "1 empty caption"),
+        (1, "crowd boxes", "1 crowd box"),
+        (2, "crowd boxes", "2 crowd boxes"),
+        (0, "pictures that are missing", "0 pictures that are missing"),
+    ],
+)
+def test_one_is_no_plural(count, what, said):
+    assert counted(count, what) == said
 
 
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
@@ -313,3 +357,6 @@ def test_what_readers_left_out_is_added_up(folder):
     assert left_out(found) == {"pictures without captions": 2}
     assert left_out(ConcatRecords([found, found])) == {"pictures without captions": 4}
     assert left_out([]) == {}
+    assert left_out_lines(found) == ["2 pictures without captions were left out or changed"]
+    once = open_source("captions", folder.folder, "train")
+    assert left_out_lines(once) == ["1 picture without captions was left out or changed"]

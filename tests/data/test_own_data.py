@@ -169,7 +169,11 @@ def test_a_file_with_other_encodings_is_named(lines):
     [
         ("{", "is not JSON"),
         ("[1]\n", r"is '\[1\]'; expected an object"),
-        (CAPTION | {"caption": "x"}, "has the unknown field 'caption'"),
+        (CAPTION | {"caption": "x"}, "has the unknown field 'caption'; did you mean 'text'?"),
+        (CAPTION | {"captions": ["x"]}, "has the unknown field 'captions'; did you mean 'texts'?"),
+        ({"img": "1.png", "text": "x"}, "has the unknown field 'img'; did you mean 'image'?"),
+        ({"image_path": "1.png"}, "has the unknown field 'image_path'; did you mean 'image'?"),
+        ({"file_name": "1.png"}, "has the unknown field 'file_name'; did you mean 'image'?"),
         ({"image": "1.png", "txt": "x"}, "has the unknown field 'txt'; did you mean text"),
         ({"text": "x"}, "has no 'image'"),
         (CAPTION | {"image": 3}, "has 'image' '3'; expected a text"),

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from fiber import DecodeError
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
@@ -152,6 +153,50 @@ def test_no_more_pairs_are_looked_at_than_tell_of_a_negative(pictures):
 
     open_data(only_pairs(), Noted(records), tokenizer=pictures / "tokenizer.json")
     assert seen == {0, 1, 2}
+
+
+def test_downloads_in_one_folder_are_read_by_their_names(pictures, tmp_path):
+    for name in ("coco", "flickr30k"):
+        entries = [
+            {
+                "filename": str(pictures / f"{number}.png"),
+                "split": "train",
+                "sentences": [{"raw": f"{name} {number}", "sentid": number}],
+            }
+            for number in range(2)
+        ]
+        (tmp_path / f"dataset_{name}.json").write_text(json.dumps({"images": entries}))
+    words = {"tokenizer": pictures / "tokenizer.json"}
+    with pytest.raises(ValueError) as error:
+        open_data(only_pairs(), tmp_path, **words)
+    said = str(error.value)
+    assert said.startswith(f"task 'image_text': {tmp_path} holds captions of split 'train' in sev")
+    sources = "coco_karpathy,flickr30k_karpathy"
+    assert said.endswith(
+        "; name one file instead of the folder, or read one or more of them with --set"
+        f" tasks.image_text.sources={sources}"
+    )
+    config = only_pairs(tasks__image_text__sources=sources)
+    assert open_data(config, tmp_path, **words).counts() == {"image_text": 4}
+
+
+def test_a_broken_picture_stops_with_what_would_leave_it_out(pictures, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    records = [
+        dataclasses.replace(record, images=(str(broken),))
+        for record in all_records(pictures)["image_text"]
+    ]
+    config = only_pairs()
+    source = open_data(config, records, tokenizer=pictures / "tokenizer.json")
+    processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
+    with pytest.raises(DecodeError) as error:
+        made.next_batch("image_text")
+    assert re.match(r"record 'c\d+': .*broken\.png: ", str(error.value))
+    assert str(error.value).endswith(
+        "; --set data.on_error=skip leaves out such records and counts them"
+    )
 
 
 def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):

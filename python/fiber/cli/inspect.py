@@ -12,6 +12,7 @@ from typing import Any
 
 from fiber.data import load_image, sources
 from fiber.data.annotations import FILES
+from fiber.data.opening import counted
 from fiber.data.records import Record
 
 #: Faults of one kind that are named one by one.
@@ -97,7 +98,7 @@ def _summary(records: Any) -> str:
     truths = Counter(record.truth for record in records if record.truth is not None)
     if truths:
         parts.append(f"{truths[True]} true, {truths[False]} false")
-    parts += [f"{count} {what}" for what, count in sorted(records.counts.items())]
+    parts += [counted(count, what) for what, count in sorted(records.counts.items())]
     return ", ".join(parts)
 
 

@@ -28,6 +28,19 @@ AnyPath = str | PathLike[str]
 Reader = Callable[..., RecordSet]
 
 
+class SeveralFormsError(ValueError):
+    """A folder holds several forms of a source.
+
+    Args:
+        problem: in words.
+        sources: names that each stand for one of them alone.
+    """
+
+    def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
+        super().__init__(problem)
+        self.sources = sources
+
+
 class Form(NamedTuple):
     """One form that records of a source come in."""
 
@@ -136,6 +149,8 @@ FORMS: dict[str, list[Form]] = {
 _SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
 # Readers of files that hold every split.
 _WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
+_NOUN = re.compile(r"\b\w+s\b")
+_SINGULARS = {"boxes": "box"}
 # Sources and readers of sets that nothing but a training split was ever made of.
 _TRAINING_ONLY = {"visual_genome", "sbu"}
 _TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
@@ -172,8 +187,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Raises:
         FileNotFoundError: if there is no such folder or file, or none that the source may be.
-        ValueError: if a folder holds several forms of the source, the source never has such a
-            split, or a file is not as expected.
+        SeveralFormsError: a ValueError, if a folder holds several forms of the source.
+        ValueError: if the source never has such a split, or a file is not as expected.
     """
     path, asked = Path(data), split.split("+")
     if path.is_file():
@@ -216,6 +231,28 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     return reader in _WITH_SPLITS
 
 
+def left_out_lines(records: RecordSet) -> list[str]:
+    """Say what `left_out` counts, a line for each kind: "3 empty captions were left out ..."."""
+    return [
+        f"{counted(count, what)} {'was' if count == 1 else 'were'} left out or changed"
+        for what, count in left_out(records).items()
+    ]
+
+
+def counted(count: int, what: str) -> str:
+    """Put a number before what is counted: 1, "pictures that are missing" -> "1 picture that is
+    missing".
+
+    Args:
+        count: how many.
+        what: they are: a plural, whose first word that ends in "s" is the noun.
+    """
+    if count == 1:
+        what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)
+        what = what.replace(" that are ", " that is ", 1)
+    return f"{count} {what}"
+
+
 def left_out(records: RecordSet) -> dict[str, int]:
     """Count what readers left out of some records, or changed: {"empty captions": 3}."""
     if not isinstance(records, ConcatRecords):
@@ -236,9 +273,12 @@ def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -
         raise FileNotFoundError(_missing(source, data, split))
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
-        raise ValueError(
+        raise SeveralFormsError(
             f"{data} holds {source} of split {split!r} in several forms: {names}; name one file"
-            " instead of the folder"
+            " instead of the folder",
+            tuple(
+                name for name in FORMS if name != source and _reads_one(name, data, split, found)
+            ),
         )
     ((reader, file),) = found.items()
     return reader(data, split, annotations=file)
@@ -251,6 +291,12 @@ def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
         for path in _matching(folder, form.pattern, split)[:1] if form.holds(split) else ():
             found.setdefault(form.reader, path)
     return found
+
+
+def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path]) -> bool:
+    """Whether a source reads one of the forms found: its only one there, or that which is first."""
+    own = found.keys() & {form.reader for form in FORMS[source]}
+    return len(own) == 1 or bool(own and _matching(folder, FORMS[source][0].pattern, split))
 
 
 def _missing(source: str, folder: Path, split: str) -> str:

@@ -34,6 +34,19 @@ AnyPath = str | PathLike[str]
 _FIELDS = ("image", "text", "texts", "question", "answer", "answers", "id", "split")
 # Which of them only one kind of line has.
 _OF_CAPTIONS, _OF_QUESTIONS = {"text", "texts"}, {"question", "answer", "answers"}
+# What other formats call a field, though its name looks like none of ours or like another one.
+_OTHER_NAMES = {
+    "caption": "text",
+    "captions": "texts",
+    "sentence": "text",
+    "sentences": "texts",
+    "img": "image",
+    "image_path": "image",
+    "img_path": "image",
+    "file_name": "image",
+    "filename": "image",
+    "path": "image",
+}
 # Annotators of a VQAv2 question, for whom the table of scores is made.
 _PEOPLE = 10
 
@@ -66,7 +79,9 @@ class _Lines:
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             for field in entry:
                 if field not in _FIELDS:
-                    raise self.error(f"has the unknown field {field!r}; {nearest(field, _FIELDS)}")
+                    meant = _OTHER_NAMES.get(field.lower())
+                    said = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
+                    raise self.error(f"has the unknown field {field!r}; {said}")
             yield number, entry
 
     def text(self, entry: dict[str, Any], field: str) -> str:

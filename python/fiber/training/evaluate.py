@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fiber.data import sources
-from fiber.data.opening import left_out, open_source
+from fiber.data.opening import left_out_lines, open_source
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
@@ -171,12 +171,8 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
             records: RecordSet = open_source(reader.__name__, path, split)
         except ValueError as problem:
             raise ValueError(f"task {task!r}: {problem}") from None
-        for what, count in left_out(records).items():
-            warnings.warn(
-                f"task {task!r}: {count} {what} were left out or changed",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        for line in left_out_lines(records):
+            warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
         if task not in data:
             raise ValueError(

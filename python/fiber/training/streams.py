@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, RandAugment, Tokenizer
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
-from fiber.data.opening import left_out, open_source
+from fiber.data.opening import SeveralFormsError, counted, left_out_lines, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.files import read_json
 from fiber.training.checkpoint import Words
@@ -119,6 +120,10 @@ def open_data(
         for name, task in active.items():
             try:
                 parts = [_read(config, source, path) for source in task.sources]
+            except SeveralFormsError as problem:
+                raise ValueError(
+                    f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
+                ) from None
             except ValueError as problem:
                 raise ValueError(f"task {name!r}: {problem}") from None
             records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
@@ -151,11 +156,7 @@ def open_data(
         _check_boxes(records["grounding"])
     if "image_text" in records:
         _check_negatives(records["image_text"], config.tasks.image_text)
-    lines = [
-        f"{name}: {count} {what} were left out or changed"
-        for name, found in records.items()
-        for what, count in left_out(found).items()
-    ]
+    lines = [f"{name}: {line}" for name, found in records.items() for line in left_out_lines(found)]
     vocabulary: tuple[str, ...] = ()
     if "question" in records:
         asked = records["question"]
@@ -293,6 +294,14 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
             f" {', '.join(map(repr, first.answers or ())) or 'none':.60}"
         )
     return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
+
+
+def _other_sources(task: str, names: Sequence[str]) -> str:
+    """Say how a task reads a folder's forms by the names of their data sets, if they have any."""
+    if not names:
+        return ""
+    which = "one or more of them" if len(names) > 1 else "that one"
+    return f", or read {which} with --set tasks.{task}.sources={','.join(names)}"
 
 
 def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
@@ -522,24 +531,34 @@ class TaskStreams:
         for name, loader in self._loaders.items():
             if loader.skipped:
                 key, reason = loader.skipped[0]
-                count = len(loader.skipped)
+                broken = counted(len(loader.skipped), "broken records")
+                were = "was" if len(loader.skipped) == 1 else "were"
+                lines.append(f"{name}: {broken} {were} skipped, first {key!r}: {reason}")
+            cut = loader.truncated_boxes
+            if cut:
                 lines.append(
-                    f"{name}: {count} broken records were skipped, first {key!r}: {reason}"
-                )
-            if loader.truncated_boxes:
-                lines.append(
-                    f"{name}: {loader.truncated_boxes} boxes were left out, since the text that"
-                    " names them is longer than model.max_tokens"
+                    f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} left out,"
+                    f" since the text that names {'it' if cut == 1 else 'them'} is longer than"
+                    " model.max_tokens"
                 )
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]
         return lines
 
     def next_batch(self, name: str) -> Any:
-        """Take the next batch of a task."""
+        """Take the next batch of a task.
+
+        Raises:
+            DecodeError: for a broken picture where data.on_error is "raise", with the record.
+        """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
-        batch = next(self._iterators[name])
+        try:
+            batch = next(self._iterators[name])
+        except DecodeError as problem:
+            raise DecodeError(
+                f"{problem}; --set data.on_error=skip leaves out such records and counts them"
+            ) from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
         if self._words is not None and name == "image_text":
