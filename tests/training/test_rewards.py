@@ -21,9 +21,10 @@ from fiber.training.distributed import joined
 from fiber.training.loop import train
 from fiber.training.memory import Memory
 from fiber.training.rewards import CaptionRewards, caption_rewards
-from fiber.training.streams import TaskStreams, open_data
+from fiber.training.streams import TaskStreams
 from fiber.training.task_config import CaptionTask
 from fiber.training.tasks import Draw, self_critical_task
+from fiber.training.training_data import open_data
 from tests.training.micro_runs import (
     all_records,
     coarse_config,

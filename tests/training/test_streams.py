@@ -13,16 +13,10 @@ from fiber.data.scenes import generate
 from fiber.fields import to_dict
 from fiber.training.distributed import Processes
 from fiber.training.loop import train
-from fiber.training.streams import (
-    TRAINED_TOKENS,
-    TaskStreams,
-    answerable,
-    count_answers,
-    inference_transform,
-    open_data,
-    training_transform,
-)
+from fiber.training.streams import TaskStreams, inference_transform, training_transform
+from fiber.training.training_data import answerable, open_data
 from fiber.training.transform_config import RandAugmentConfig, TransformConfig
+from fiber.training.words import TRAINED_TOKENS, count_answers
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 

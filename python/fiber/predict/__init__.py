@@ -12,11 +12,12 @@ import torch
 from fiber.data import Tokenizer
 from fiber.files import check_target
 from fiber.models.weights_file import Weights
-from fiber.predict.model import Answer, Hit, MissingHeadError, Model
+from fiber.predict.heads import MissingHeadError, choose_ranking
+from fiber.predict.model import Answer, Hit, Model
 from fiber.predict.reading import read_with_words
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel
-from fiber.training.streams import Data
+from fiber.training.training_data import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
 
@@ -133,7 +134,7 @@ def evaluate(
     model.need_head(measuring.needed_head(task, model.heads), f"task {task!r}")
     chosen = 0
     if task == "retrieval":
-        ranking = model.ranking(rerank, candidates, f"task {task!r}")
+        ranking = choose_ranking(model.config, rerank, candidates, f"task {task!r}")
         chosen = sys.maxsize if ranking.heads == ("itm",) else ranking.candidates
     stored = StoredModel(
         model=model.network,

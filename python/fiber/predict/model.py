@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber import recipes
-from fiber.config import FiberConfig, preset
+from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.prompts import Prompt
 from fiber.models.captioner import beam_search, sample_captions, written_tokens
@@ -28,6 +26,7 @@ from fiber.predict.boxes import (
     prompts_for_classes,
     prompts_for_phrases,
 )
+from fiber.predict.heads import choose_ranking, need_head
 from fiber.predict.inputs import (
     Inputs,
     as_list,
@@ -40,29 +39,11 @@ from fiber.predict.inputs import (
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.training.checkpoint import NO_ANSWERS, save_model
 from fiber.training.measure_pairs import CAPTION_BEAMS
-from fiber.training.measure_retrieval import RERANKED
-from fiber.training.run_config import load_recipe
 from fiber.training.streams import inference_transform
 from fiber.training.trained_on import TrainedOn
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3
-
-
-#: What trains each head at the published size; other data and objectives have variants of these.
-_PUBLISHED_RECIPES = {
-    "itc": "retrieval_coco",
-    "itm": "retrieval_coco_itm",
-    "mlm": "pretrain",
-    "vqa": "vqav2",
-    "nlvr2": "nlvr2",
-    "caption": "caption_coco",
-    "grounding": "grounding",
-}
-
-
-class MissingHeadError(ValueError):
-    """The model was asked for something that it has no head for."""
 
 
 class Answer(NamedTuple):
@@ -80,15 +61,6 @@ class Hit:
     index: int
     #: How well it fits: a matching probability, or a cosine where there was no re-ranking.
     score: float
-
-
-class Ranking(NamedTuple):
-    """What orders pictures and texts by one another."""
-
-    #: ITC, ITM, or ITM on the best by ITC.
-    heads: tuple[str, ...]
-    #: How many of the best by ITC are ordered again; 0 where one head orders all.
-    candidates: int
 
 
 class Model:
@@ -420,7 +392,7 @@ class Model:
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
         wanted = not_empty([text], "text")[0]
-        ranking = self.ranking(rerank, candidates, "search")
+        ranking = choose_ranking(self.config, rerank, candidates, "search")
         with self._running():
             if ranking.heads == ("itm",):
                 ranked = match_pictures(self._coarse, self._inputs, wanted, given)
@@ -449,52 +421,7 @@ class Model:
         Raises:
             MissingHeadError: if not; it names the heads there are and the recipe that trains it.
         """
-        if head not in self.heads:
-            raise MissingHeadError(
-                f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}."
-                f" `fiber train {_recipe_for(head, self.config)}` trains it;"
-                " `fiber recipes` lists all recipes."
-            )
-
-    def ranking(self, rerank: bool | None, candidates: int | None, asked: str) -> Ranking:
-        """Choose the heads that order pictures and texts by one another.
-
-        A warning tells where ITM has to order alone, or cannot order again as it was asked to.
-
-        Args:
-            rerank: whether ITM shall order again what ITC has ordered; None: if the model can.
-            candidates: how many of the best, 1 or more; None: `RERANKED`.
-            asked: by what, for messages.
-
-        Raises:
-            MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
-            TypeError: if `rerank` is neither bool nor None.
-            ValueError: if `candidates` is below 1.
-        """
-        if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
-            raise TypeError(
-                f"{asked}: rerank is {rerank!r}; expected True or False (candidates says how many)"
-            )
-        if candidates is not None and candidates < 1:
-            raise ValueError(f"{asked}: candidates is {candidates}; expected 1 or more")
-        wanted = rerank is None or bool(rerank)
-        if not wanted or "itm" not in self.heads:
-            self.need_head("itc", asked)
-            if wanted and not (rerank is None and candidates is None):
-                warnings.warn(
-                    f"{asked}: the model has no head 'itm' to order the best again by matching;"
-                    " 'itc' alone orders them",
-                    stacklevel=3,
-                )
-            return Ranking(("itc",), 0)
-        if "itc" not in self.heads:
-            warnings.warn(
-                f"{asked}: the model has no head 'itc' to choose candidates by; 'itm' alone orders,"
-                " by matching every pair",
-                stacklevel=3,
-            )
-            return Ranking(("itm",), 0)
-        return Ranking(("itc", "itm"), RERANKED if candidates is None else candidates)
+        need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:
         """Give the context in which everything above runs: reduced precision where it is wanted."""
@@ -533,18 +460,3 @@ class Model:
     ) -> Tensor:
         with self._running():
             return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
-
-
-def _recipe_for(head: str, config: FiberConfig) -> str:
-    """Name the recipe that trains a head: one for models of this width, else the published one.
-
-    Of several for a width it is the one that trains the fewest other heads.
-    """
-    fitting = []
-    if config.roberta.width != preset("base").roberta.width:
-        for name in recipes.names():
-            run = load_recipe(name)
-            trained = run.needed_heads() if run.model.stage == "coarse" else run.model.heads
-            if head in trained and run.model.roberta.width == config.roberta.width:
-                fitting.append((len(trained), len(name), name))
-    return min(fitting)[2] if fitting else _PUBLISHED_RECIPES[head]

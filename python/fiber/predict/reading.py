@@ -12,7 +12,7 @@ from fiber.data import Tokenizer
 from fiber.models.weights_file import Weights
 from fiber.training.checkpoint import StoredModel
 from fiber.training.model_files import read_model
-from fiber.training.streams import Answers, open_answers, open_tokenizer
+from fiber.training.words import Answers, open_answers, open_tokenizer
 
 
 def read_with_words(

@@ -27,9 +27,9 @@ from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
-from fiber.training.streams import RECORD_SET, Data, check_records, existing_data
 from fiber.training.text_counts import odd_texts
 from fiber.training.trained_on import seen_before
+from fiber.training.training_data import RECORD_SET, Data, check_records, existing_data
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {

@@ -54,18 +54,12 @@ from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
-from fiber.training.streams import (
-    TRAIN_ONE,
-    Answers,
-    Data,
-    TaskStreams,
-    TrainingData,
-    open_answers,
-    open_data,
-)
+from fiber.training.streams import TaskStreams
 from fiber.training.tasks import Draw, task_losses
+from fiber.training.training_data import Data, TrainingData, open_data
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
+from fiber.training.words import TRAIN_ONE, Answers, open_answers
 
 
 @dataclass(frozen=True, kw_only=True)

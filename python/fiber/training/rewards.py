@@ -13,8 +13,8 @@ from fiber.data.records import RecordSet
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.captioner import written_tokens
 from fiber.training.run_config import RunConfig
-from fiber.training.streams import TrainingData
 from fiber.training.task_config import CaptionTask
+from fiber.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from fiber.models.image_text import FiberImageText
 from fiber.training.checkpoint import Position, StoredModel, Words, write_tensors
 from fiber.training.evaluate import evaluate, find_task, open_records
 from fiber.training.run_config import CHOSEN_BY, RunConfig
-from fiber.training.streams import ChosenRecords, Data, TrainingData
+from fiber.training.training_data import ChosenRecords, Data, TrainingData
 
 BEST = "best-"
 
