@@ -206,6 +206,9 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
                 change = _change(values["whole"][key], values[arm][key])
                 if arm != "whole" and change:
                     verdicts.append(f"- {arm}: {name} on {split} {change}")
+    quiet = [arm for arm in ARMS if arm != "whole" and not any(f"- {arm}:" in v for v in verdicts)]
+    if verdicts and quiet:
+        verdicts.append(f"- no difference found: {', '.join(quiet)}")
     hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
     return [
         "## What fusion and each objective of pre-training bring\n\n"
