@@ -14,14 +14,8 @@ from PIL import Image, ImageDraw
 import fiber
 from fiber.config import preset
 from fiber.data import Record, Tokenizer
-from fiber.training.run_config import (
-    DataConfig,
-    GroundingTask,
-    OptimConfig,
-    RunConfig,
-    TasksConfig,
-    TrainConfig,
-)
+from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.task_config import GroundingTask, TasksConfig
 from fiber.training.transform_config import TransformConfig
 
 options = argparse.ArgumentParser(description=__doc__)
