@@ -11,6 +11,7 @@ from fiber.models.weights_towers import resize_bias_table
 from fiber.training.checkpoint import StoredModel, build_model, load_model, read_tensors
 from fiber.training.initialise import initialise
 from tests.training.micro_runs import coarse_config, run
+from tests.training.test_loop import StopError, stop_before
 
 EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
 
@@ -149,6 +150,24 @@ def test_answers_that_are_named_belong_to_a_file_without_its_own(pictures, tmp_p
         init=first,
     ).folder
     assert not torch.equal(head_of(first), head_of(unnamed))
+
+
+@pytest.mark.parametrize("names_them", [True, False], ids=["named", "counted"])
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_the_same(
+    pictures, tmp_path, monkeypatch, names_them
+):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    answers = json.loads((first / "answers.json").read_text())
+    (first / "answers.json").unlink()
+    options = {"init": first} | ({"answers": answers} if names_them else {})
+    config = coarse_config(**QUESTIONS_ALONE, train__seed=1)
+    whole = run(config, pictures, tmp_path / "whole", **options).folder
+    stop_before(monkeypatch, 0)
+    with pytest.raises(StopError):
+        run(config, pictures, tmp_path / "cut", **options)
+    cut = run(config, pictures, tmp_path / "cut", resume=True, **options).folder
+    assert torch.equal(head_of(whole), head_of(cut))
+    assert torch.equal(head_of(whole), head_of(first)) == names_them
 
 
 def test_a_head_that_is_not_trained_keeps_its_answers(pictures, tmp_path):

@@ -9,10 +9,18 @@ from safetensors.torch import load_file
 
 from fiber.training import validation
 from fiber.training.checkpoint import StoredModel, load_model, read_tensors
-from fiber.training.evaluate import evaluate
+from fiber.training.evaluate import TASKS, evaluate
 from fiber.training.loop import train
+from fiber.training.run_config import CHOSEN_BY
 from fiber.training.validation import _of_some_pictures
-from tests.training.micro_runs import all_records, coarse_config, colour_of, run, with_dropout
+from tests.training.micro_runs import (
+    all_records,
+    coarse_config,
+    colour_of,
+    fine_config,
+    run,
+    with_dropout,
+)
 from tests.training.test_loop import StopError, numbers, stop_before, weights_equal
 
 #: A checkpoint at steps 4 and 8, the end at step 10; all of them are measured.
@@ -308,3 +316,17 @@ def test_pictures_are_drawn_with_all_of_their_records(pictures):
         == sorted(keys, key=[r.key for r in records].index)
     )
     assert _of_some_pictures(records, 12) is records
+
+
+def test_every_task_that_is_measured_can_choose():
+    assert CHOSEN_BY.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("task", ["refcoco", "flickr"])
+def test_boxes_choose_too(pictures, tmp_path, task):
+    held_out = all_records(pictures)["grounding"][:4]
+    config = fine_config(validation__task=task)
+    finished = run(config, pictures, tmp_path / "r", validation=held_out)
+    lines = [line["validation"] for line in finished.metrics if "validation" in line]
+    assert [line["score"] for line in lines] == [line[CHOSEN_BY[task][0]] for line in lines]
+    assert len(lines) == 2

@@ -130,14 +130,15 @@ def train(
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
-    known = folder.words() if resume else None
+    known, named = folder.words() if resume else None, answers
     if known is not None:
         # What a run started with stays, whatever is named now.
         init, tokenizer, answers = folder.stored_init(), None, known.answers or None
     start = read_start(init) if init is not None else None
-    if isinstance(start, StoredModel) and answers is not None and not start.answers:
-        # A published file does not name the answers that its head was trained on.
-        start = dataclasses.replace(start, answers=open_answers(answers))
+    if isinstance(start, StoredModel) and named is not None and not start.answers:
+        # A published file does not name the answers that its head was trained on. Answers that were
+        # counted from the data, as a resumed run may have them, are not those.
+        start = dataclasses.replace(start, answers=open_answers(named))
     if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
         known = Words(start.tokenizer, start.answers)
     if tokenizer == TRAIN_ONE and isinstance(start, StoredModel):
