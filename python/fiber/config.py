@@ -12,15 +12,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.fields import nearest
+from fiber.fields import nearest, require
 
 #: Heads that a coarse model can carry, in the order in which they are built.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +38,12 @@ class SwinConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.depths) == len(self.num_heads) == 4,
             f"swin: expected 4 depths and 4 num_heads, got {self.depths} and {self.num_heads}",
         )
         for stage, (channels, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
-            _require(
+            require(
                 channels % heads == 0,
                 f"swin: stage {stage} has {channels} channels, not a multiple of {heads} heads",
             )
@@ -81,7 +76,7 @@ class RobertaConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.width % self.num_heads == 0,
             f"roberta: width {self.width} is not a multiple of num_heads {self.num_heads}",
         )
@@ -115,7 +110,7 @@ class FusionConfig:
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.num_fused_layers >= 0,
             f"fusion: num_fused_layers must be 0 or more, got {self.num_fused_layers}",
         )
@@ -134,7 +129,7 @@ class ImageTextConfig:
 
     def __post_init__(self) -> None:
         for head in self.heads:
-            _require(
+            require(
                 head in IMAGE_TEXT_HEADS,
                 f"image_text.heads: {head!r} is not one of {', '.join(IMAGE_TEXT_HEADS)}",
             )
@@ -190,14 +185,14 @@ class FiberConfig:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.stage in ("coarse", "fine"), f"stage: expected coarse or fine, got {self.stage!r}"
         )
-        _require(
+        require(
             self.channel_order in ("rgb", "bgr"),
             f"channel_order: expected rgb or bgr, got {self.channel_order!r}",
         )
-        _require(
+        require(
             self.max_tokens <= self.roberta.max_tokens,
             f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the"
             " text tower",
@@ -207,7 +202,7 @@ class FiberConfig:
             self.swin.depths,
             self.roberta.num_layers,
         )
-        _require(
+        require(
             fused == 0 or depths[3] <= fused <= min(layers, depths[2] + depths[3]),
             f"fusion.num_fused_layers is {fused}; expected 0 or {depths[3]} (all of stage 4) to"
             f" {min(layers, depths[2] + depths[3])}",
@@ -231,13 +226,13 @@ class FiberConfig:
             ValueError: for the fine stage, which takes pictures of any size, or a size that does
                 not give whole windows.
         """
-        _require(
+        require(
             self.stage == "coarse",
             f"image_size {image_size}: the fine model takes pictures of any size, its windows stay"
             f" {self.swin.window_size} tokens wide",
         )
         step = self.image_size // math.gcd(self.image_size, self.swin.window_size)
-        _require(
+        require(
             image_size > 0 and image_size % step == 0,
             f"image_size {image_size}: expected a multiple of {step}, so that windows are whole",
         )
@@ -253,7 +248,7 @@ class FiberConfig:
         shift_small_maps: bool = True,
     ) -> FiberConfig:
         """The detector on this backbone; v3 is the form that the published coarse code matches."""
-        _require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
+        require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
         return dataclasses.replace(
             self,
             stage="fine",

@@ -16,6 +16,12 @@ from typing import Any, Literal, TypeVar
 ConfigT = TypeVar("ConfigT")
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with a message unless a condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Say which known names look most like `name`, for error messages."""
     known = list(known)

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.fields import nearest
+from fiber.fields import nearest, require
 
 #: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
 #: captions by its name.
@@ -26,12 +26,6 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError with a message unless a condition holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
