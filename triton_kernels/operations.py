@@ -36,8 +36,9 @@ def window_attention(
         qkv_bias: (3, h, d) query, key and value of padded positions.
         window_size: w, side of a window in tokens.
         shift: roll in tokens, 0 <= shift < w.
-        valid_sizes: (B, 2) integer (height, width) of each sample's own map; positions outside
-            count as padding and come out as 0. None: the whole map is valid.
+        valid_sizes: (B, 2) integer (height, width) of each sample's own map, which starts in the
+            first corner and is padded, rolled and cut as if it were alone; positions outside come
+            out as 0. None: the whole map is valid.
 
     Returns:
         (B, H, W, h, d) in the dtype of qkv.

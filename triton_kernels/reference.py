@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .window_rows import SEAMS, WindowRows, from_windows, to_windows, window_rows
+
 
 def window_attention(
     qkv: Tensor,
@@ -23,39 +25,30 @@ def window_attention(
 ) -> Tensor:
     """See `operations.window_attention`."""
     batch, height, width, _, heads, head_width = qkv.shape
-    rows, columns = -(-height // window_size), -(-width // window_size)
-    outside = None
+    sizes = [(height, width)] * batch
     if valid_sizes is not None:
-        outside = ~_inside(valid_sizes, height, width)[..., None, None]
-        qkv = torch.where(outside[..., None], qkv_bias.to(qkv.dtype), qkv)
-    qkv = _pad(qkv, qkv_bias.to(qkv.dtype), rows * window_size, columns * window_size)
-    if shift:
-        qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
-    tokens, windows = window_size**2, rows * columns
-    # (B, Hp, Wp, 3, h, d) -> 3 x (B nW, h, N, d)
+        sizes = [(rows, columns) for rows, columns in valid_sizes.tolist()]
+    rows = window_rows(tuple(sizes), (height, width), window_size, shift, qkv.device)
+    tokens = window_size**2
+    masks = _masks(rows, window_size, shift)
+    # (B, H, W, 3, h, d) -> (nW N, 3 h d) -> 3 x (nW, h, N, d), of which nothing is copied again
     query, key, value = (
-        qkv.reshape(batch, rows, window_size, columns, window_size, 3, heads, head_width)
-        .permute(5, 0, 1, 3, 6, 2, 4, 7)
-        .reshape(3, batch * windows, heads, tokens, head_width)
+        to_windows(qkv.flatten(3).flatten(0, 2), qkv_bias.to(qkv.dtype).flatten(), rows)
+        .view(-1, tokens, 3, heads, head_width)
+        .permute(2, 0, 3, 1, 4)
         .unbind(0)
     )
-    # (N N, h) -> (1, h, N, N), and with the mask of every window (nW, h, N, N)
+    # (N N, h) -> (h, N, N)
     bias = bias_table.index_select(0, _bias_index(window_size, bias_table.device))
-    bias = bias.t().reshape(1, heads, tokens, tokens)
-    if shift:
-        mask = _shift_mask(rows, columns, window_size, shift, bias.device)
-        bias = bias + mask[:, None].to(bias.dtype)
-    out = _biased_attention(query, key, value, bias)
-    # (B nW, h, N, d) -> (B, Hp, Wp, h, d)
-    out = (
-        out.reshape(batch, rows, columns, heads, window_size, window_size, head_width)
-        .permute(0, 1, 4, 2, 5, 3, 6)
-        .reshape(batch, rows * window_size, columns * window_size, heads, head_width)
-    )
-    if shift:
-        out = torch.roll(out, (shift, shift), (1, 2))
-    out = out[:, :height, :width]
-    return out if outside is None else out.masked_fill(outside, 0)
+    bias = bias.t().reshape(heads, tokens, tokens)
+    if torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad):
+        # The fused CPU kernel has no gradient for its mask.
+        windows = _scored_windows(query, key, value, bias, masks)
+    else:
+        windows = _fused_windows(query, key, value, bias, masks)
+    # (nW, h, N, d) -> (nW N, h d)
+    windows = windows.transpose(1, 2).reshape(-1, heads * head_width)
+    return from_windows(windows, rows).view(batch, height, width, heads, head_width)
 
 
 def image_to_text_attention(
@@ -110,24 +103,57 @@ def _attention(
     return out.transpose(1, 2)
 
 
-def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Attend inside windows: (B nW, h, N, d) and bias (1 or nW, h, N, N).
+def _masks(rows: WindowRows, window_size: int, shift: int) -> list[tuple[slice, Tensor | None]]:
+    """Runs of windows that share a mask, (N, N) scores to add; None where nothing is masked."""
+    runs: list[tuple[slice, Tensor | None]] = []
+    start = 0
+    for seams, count in zip(SEAMS, rows.counts, strict=True):
+        if count:
+            mask = _seam_mask(seams, window_size, shift, rows.tokens.device)
+            runs.append((slice(start, start + count), mask if any(seams) else None))
+        start += count
+    return runs
 
-    Returns (B nW, h, N, d), or (B, nW h, N, d), which holds the same in the same order.
-    """
-    total, heads, tokens, width = query.shape
-    if not (torch.is_grad_enabled() and (query.requires_grad or bias.requires_grad)):
-        # The fused CPU kernel has no gradient for its mask. One mask serves all pictures when the
-        # windows of a picture count as heads.
-        shape = (total // len(bias), len(bias) * heads, tokens, width)
-        query, key, value = query.reshape(shape), key.reshape(shape), value.reshape(shape)
-        mask = bias.reshape(1, -1, tokens, tokens).to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = query * width**-0.5 @ key.transpose(-2, -1)
+
+def _fused_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    masks: list[tuple[slice, Tensor | None]],
+) -> Tensor:
+    """Attend inside windows, run by run: 3 x (nW, h, N, d) and bias (h, N, N) -> (nW, h, N, d)."""
+    outputs = []
+    for run, mask in masks:
+        scores = (bias if mask is None else bias + mask).unsqueeze(0).to(query.dtype)
+        outputs.append(
+            F.scaled_dot_product_attention(query[run], key[run], value[run], attn_mask=scores)
+        )
+    if len(outputs) == 1:
+        return outputs[0]
+    # The kernel gives (n, N, h, d) in memory, and so it is joined.
+    return torch.cat([out.transpose(1, 2) for out in outputs] or [value.transpose(1, 2)]).transpose(
+        1, 2
+    )
+
+
+def _scored_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    masks: list[tuple[slice, Tensor | None]],
+) -> Tensor:
+    """The same with every score written out."""
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
     if scores.dtype.itemsize < 4:
         scores = scores.float()
-    # (B nW, h, N, N) -> (B, nW, h, N, N): the bias of a window is the same in every picture
-    scores = scores.view(total // len(bias), *bias.shape).add_(bias).view(scores.shape)
+    scores = scores.add_(bias)
+    with torch.no_grad():
+        # Constants: no gradient has to know of them.
+        for run, mask in masks:
+            if mask is not None:
+                scores[run].add_(mask)
     return scores.softmax(-1).to(value.dtype) @ value
 
 
@@ -136,18 +162,6 @@ def _inside(valid_sizes: Tensor, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=valid_sizes.device)[:, None] < valid_sizes[:, :1, None]
     columns = torch.arange(width, device=valid_sizes.device) < valid_sizes[:, 1:, None]
     return rows & columns
-
-
-def _pad(qkv: Tensor, qkv_bias: Tensor, height: int, width: int) -> Tensor:
-    """Fill the map up with `qkv_bias`: (B, H, W, 3, h, d) -> (B, height, width, 3, h, d)."""
-    batch, old_height, old_width = qkv.shape[:3]
-    if old_width < width:
-        column = qkv_bias.expand(batch, old_height, width - old_width, *qkv_bias.shape)
-        qkv = torch.cat((qkv, column), 2)
-    if old_height < height:
-        row = qkv_bias.expand(batch, height - old_height, width, *qkv_bias.shape)
-        qkv = torch.cat((qkv, row), 1)
-    return qkv
 
 
 @lru_cache(maxsize=64)
@@ -161,20 +175,13 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
     return index.reshape(-1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _shift_mask(
-    rows: int, columns: int, window_size: int, shift: int, device: torch.device
+def _seam_mask(
+    seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Scores to add in a rolled map: (nW, N, N), -100 where two tokens were no neighbours."""
-
-    def region(count: int) -> Tensor:
-        """Number the three slices of one axis: (count, w)."""
-        side = count * window_size
-        ticks = torch.arange(side, device=device)
-        numbers = (ticks >= side - window_size).int() + (ticks >= side - shift).int()
-        return numbers.view(count, window_size)
-
-    regions = 3 * region(rows)[:, None, :, None] + region(columns)[None, :, None, :]
-    regions = regions.reshape(rows * columns, window_size**2)
-    return (regions[:, :, None] != regions[:, None, :]).float() * -100.0
+    """Scores to add in a rolled map: (N, N), -100 where two tokens were no neighbours."""
+    behind = torch.arange(window_size, device=device) >= window_size - shift
+    rows, columns = (behind & seam for seam in seams)
+    regions = (2 * rows[:, None] + columns).flatten()
+    return (regions[:, None] != regions).float() * -100.0

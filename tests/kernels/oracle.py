@@ -20,44 +20,50 @@ def window_attention(
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
     batch, height, width = qkv.shape[:3]
-    padded_height = (height + window_size - 1) // window_size * window_size
-    padded_width = (width + window_size - 1) // window_size * window_size
     samples = []
     for sample in range(batch):
         own_height, own_width = (
             (height, width) if valid_sizes is None else valid_sizes[sample].tolist()
         )
-        rows = []
-        for y in range(padded_height):
-            row = [
-                qkv[sample, y, x] if y < own_height and x < own_width else qkv_bias
-                for x in range(padded_width)
-            ]
-            rows.append(torch.stack(row))
-        padded = torch.stack(rows)
-        rolled = torch.roll(padded, (-shift, -shift), (0, 1))
-        regions = _regions(padded_height, padded_width, window_size, shift)
-        out = torch.zeros_like(rolled[:, :, 0])
-        for top in range(0, padded_height, window_size):
-            for left in range(0, padded_width, window_size):
-                window = (slice(top, top + window_size), slice(left, left + window_size))
-                attended = _one_window(rolled[window], regions[window], bias_table, window_size)
-                out = torch.index_put(
-                    out,
-                    tuple(
-                        torch.meshgrid(
-                            torch.arange(top, top + window_size),
-                            torch.arange(left, left + window_size),
-                            indexing="ij",
-                        )
-                    ),
-                    attended,
-                )
-        out = torch.roll(out, (shift, shift), (0, 1))[:height, :width]
-        inside = torch.zeros(height, width, 1, 1, dtype=out.dtype)
-        inside[:own_height, :own_width] = 1
-        samples.append(out * inside)
+        out = torch.zeros_like(qkv[sample, :, :, 0])
+        if own_height and own_width:
+            # A sample's own map is padded to whole windows whatever the others need.
+            own = _one_map(
+                qkv[sample, :own_height, :own_width], bias_table, qkv_bias, window_size, shift
+            )
+            places = torch.meshgrid(
+                torch.arange(own_height), torch.arange(own_width), indexing="ij"
+            )
+            out = torch.index_put(out, tuple(places), own)
+        samples.append(out)
     return torch.stack(samples)
+
+
+def _one_map(
+    qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, window_size: int, shift: int
+) -> Tensor:
+    """Attend in the windows of one map: (H, W, 3, h, d) -> (H, W, h, d)."""
+    height, width = qkv.shape[:2]
+    padded_height = (height + window_size - 1) // window_size * window_size
+    padded_width = (width + window_size - 1) // window_size * window_size
+    rows = []
+    for y in range(padded_height):
+        row = [qkv[y, x] if y < height and x < width else qkv_bias for x in range(padded_width)]
+        rows.append(torch.stack(row))
+    rolled = torch.roll(torch.stack(rows), (-shift, -shift), (0, 1))
+    regions = _regions(padded_height, padded_width, window_size, shift)
+    out = torch.zeros_like(rolled[:, :, 0])
+    for top in range(0, padded_height, window_size):
+        for left in range(0, padded_width, window_size):
+            window = (slice(top, top + window_size), slice(left, left + window_size))
+            attended = _one_window(rolled[window], regions[window], bias_table, window_size)
+            places = torch.meshgrid(
+                torch.arange(top, top + window_size),
+                torch.arange(left, left + window_size),
+                indexing="ij",
+            )
+            out = torch.index_put(out, tuple(places), attended)
+    return torch.roll(out, (shift, shift), (0, 1))[:height, :width]
 
 
 def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:

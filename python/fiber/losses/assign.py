@@ -17,7 +17,12 @@ MIN_INSIDE_PIXELS = 0.01
 
 
 def atss_assign(
-    anchors: Sequence[Tensor], boxes_xyxy: Tensor, boxes_per_image: Tensor, *, top_k: int = 9
+    anchors: Sequence[Tensor],
+    boxes_xyxy: Tensor,
+    boxes_per_image: Tensor,
+    *,
+    top_k: int = 9,
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Give anchors to boxes by statistics of their overlaps.
 
@@ -31,6 +36,8 @@ def atss_assign(
         boxes_xyxy: (G, 4) boxes, half-open pixels, picture by picture.
         boxes_per_image: (B,) int64, how many of the boxes belong to each picture.
         top_k: candidates of each level.
+        inside: (B, A) bool, which of the anchors a picture has, where pictures of several sizes
+            share the batch; None: all of them.
 
     Returns:
         (B, A) int64: the index of the box among all G, or -1.
@@ -43,11 +50,12 @@ def atss_assign(
     assigned = torch.full((batch, len(all_anchors)), -1, dtype=torch.int64, device=device)
     if num_boxes == 0:
         return assigned
-    overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k)
-    # A box's place in its own picture, so that the G rows can be laid out as (B, most boxes).
     images = torch.repeat_interleave(
         torch.arange(batch, device=device), boxes_per_image, output_size=num_boxes
     )
+    usable = None if inside is None else inside[images]
+    overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k, usable)
+    # A box's place in its own picture, so that the G rows can be laid out as (B, most boxes).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
     # The largest count is read back once; it sizes the table.
@@ -59,13 +67,22 @@ def atss_assign(
 
 
 def _candidate_overlaps(
-    anchors: Sequence[Tensor], all_anchors: Tensor, boxes_xyxy: Tensor, top_k: int
+    anchors: Sequence[Tensor],
+    all_anchors: Tensor,
+    boxes_xyxy: Tensor,
+    top_k: int,
+    usable: Tensor | None,
 ) -> Tensor:
-    """IoU (G, A) of every box with the anchors it may take; -1 elsewhere."""
+    """IoU (G, A) of every box with the anchors it may take; -1 elsewhere.
+
+    `usable` is (G, A) bool, the anchors of each box's picture, or None for all of them.
+    """
     overlaps = pairwise_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)
     offsets = centers(boxes_xyxy)[:, None] - anchor_centers[None]
     distances = offsets.square().sum(-1).sqrt()
+    if usable is not None:
+        distances = distances.masked_fill(~usable, torch.inf)
     nearest, start = [], 0
     for level in anchors:
         near = distances[:, start : start + len(level)]
@@ -73,7 +90,16 @@ def _candidate_overlaps(
         start += len(level)
     candidates = torch.cat(nearest, dim=1)  # (G, K)
     candidate_overlaps = overlaps.gather(1, candidates)
-    threshold = candidate_overlaps.mean(1) + candidate_overlaps.std(1)
+    if usable is None:
+        threshold = candidate_overlaps.mean(1) + candidate_overlaps.std(1)
+    else:
+        # A small map may have fewer anchors than candidates are asked for; of the others no centre
+        # lies inside a box.
+        real = usable.gather(1, candidates)
+        count = real.sum(1)
+        mean = (candidate_overlaps * real).sum(1) / count
+        square = ((candidate_overlaps - mean[:, None]) * real).square().sum(1)
+        threshold = mean + (square / (count - 1)).sqrt()
     # The published test compares inclusive corners, of anchors as of boxes.
     middles = centers(to_inclusive(all_anchors))[candidates]
     corners = to_inclusive(boxes_xyxy)[:, None]

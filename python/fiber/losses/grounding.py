@@ -49,6 +49,7 @@ def grounding_losses(
         batch.boxes_xyxy.float(),
         batch.boxes_per_image,
         top_k=config.detector.atss_top_k,
+        inside=output.inside,
     )
     image, anchor = (assigned >= 0).nonzero(as_tuple=True)
     box = assigned[image, anchor]
@@ -56,7 +57,8 @@ def grounding_losses(
     token_logits = torch.cat(output.token_logits, dim=1).float()
     targets = torch.zeros_like(token_logits, dtype=torch.bool)
     if background_token is not None:
-        targets[..., background_token] = assigned < 0
+        free = assigned < 0
+        targets[..., background_token] = free if output.inside is None else free & output.inside
     targets[image, anchor] = batch.positive_map[box]
 
     anchors = torch.cat(output.anchors)[anchor]

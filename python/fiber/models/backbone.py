@@ -19,12 +19,17 @@ from fiber.models.roberta import (
     causal_attention_mask,
     key_attention_mask,
 )
-from fiber.models.swin import SwinTower
+from fiber.models.swin import MapSizes, SwinTower
 from fiber.models.weight_start import draw_by_fan_in
 
 #: What of a pair is read: "all" of it; what is "pooled", the picture and the first token of the
 #: text; or the "text" alone. In the last pair the rest is not computed.
 Wanted = Literal["all", "pooled", "text"]
+
+
+#: (height, width) in pixels of each picture's own part of a padded tensor, whole patches of the
+#: last stage; the part starts in the first corner.
+PictureSizes = tuple[tuple[int, int], ...]
 
 
 class BackboneOutput(NamedTuple):
@@ -37,6 +42,8 @@ class BackboneOutput(NamedTuple):
     text: Tensor | None = None
     #: (B, L) bool, True = real token.
     text_mask: Tensor | None = None
+    #: Where pictures of several sizes share the batch; None: every picture fills its tensor.
+    sizes: PictureSizes | None = None
 
 
 class ImagePrefix(NamedTuple):
@@ -46,14 +53,22 @@ class ImagePrefix(NamedTuple):
     tokens: Tensor
     #: Stages that have ended.
     stages: tuple[Tensor, ...] = ()
+    #: Where pictures of several sizes share the batch; None: every picture fills its tensor.
+    sizes: PictureSizes | None = None
 
-    def take(self, indices: Tensor) -> ImagePrefix:
-        """Choose samples, for pairing them with other texts; ended stages are left out.
+    def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
+        """Choose samples, for pairing them with other texts.
 
         Args:
             indices: (n,) int64 sample numbers, in any order, repeats allowed.
+            with_stages: take the ended stages along, which the detector reads.
         """
-        return ImagePrefix(self.tokens.index_select(0, indices))
+        sizes = self.sizes
+        return ImagePrefix(
+            self.tokens.index_select(0, indices),
+            tuple(stage.index_select(0, indices) for stage in self.stages if with_stages),
+            None if sizes is None else tuple(sizes[index] for index in indices.tolist()),
+        )
 
 
 @dataclass
@@ -120,11 +135,17 @@ class FiberBackbone(nn.Module):
         if config.weight_start == "fan_in":
             draw_by_fan_in(self)
 
-    def image_prefix(self, images: Tensor) -> ImagePrefix:
-        """Run the image tower up to the first fused block: (B, 3, H, W) pixels."""
-        return self._image_blocks(
-            ImagePrefix(self.image.patch_embedding(images)), 0, self.first_fused_block
-        )
+    def image_prefix(self, images: Tensor, sizes: PictureSizes | None = None) -> ImagePrefix:
+        """Run the image tower up to the first fused block.
+
+        Args:
+            images: (B, 3, H, W) normalised pixels.
+            sizes: of each picture's own part, outside of which there are zeros. Features of a part
+                are then those of the picture alone, whatever shares the batch. None: padding is
+                seen as a part of the picture, as published.
+        """
+        start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
+        return self._image_blocks(start, 0, self.first_fused_block)
 
     def text_prefix(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Run the text tower up to the first fused layer: (B, L), (B, L) bool -> (B, L, D)."""
@@ -139,7 +160,7 @@ class FiberBackbone(nn.Module):
         """Run the rest of the image tower without a text."""
         last = len(self.image.places)
         prefix = self._image_blocks(prefix, self.first_fused_block, last)
-        return BackboneOutput((*prefix.stages, prefix.tokens))
+        return BackboneOutput((*prefix.stages, prefix.tokens), sizes=prefix.sizes)
 
     def complete_text(self, prefix: Tensor, text_mask: Tensor, *, wanted: Wanted = "all") -> Tensor:
         """Run the rest of the text tower without a picture.
@@ -173,6 +194,7 @@ class FiberBackbone(nn.Module):
         token_ids: Tensor,
         text_mask: Tensor,
         *,
+        sizes: PictureSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
         """Encode pictures and texts that read one another.
@@ -181,10 +203,11 @@ class FiberBackbone(nn.Module):
             images: (B, 3, H, W) normalised pixels of any size.
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
+            sizes: as `image_prefix` takes them.
             wanted: what of the pairs is read.
         """
         return self.fuse(
-            self.image_prefix(images),
+            self.image_prefix(images, sizes),
             self.text_prefix(token_ids, text_mask),
             text_mask,
             wanted=wanted,
@@ -211,17 +234,18 @@ class FiberBackbone(nn.Module):
         Returns:
             Every stage that the prefix holds or that ends here, and the text, as far as wanted.
         """
-        tokens, stages = image_prefix
+        tokens, stages, sizes = image_prefix
         text = text_prefix
         last = len(self.fusion) - 1
         for pair in range(len(self.fusion)):
             tokens, stages = self.image.enter(self.first_fused_block + pair, tokens, stages)
             tokens, text = self._run(
-                self._pair, pair, tokens, text, text_mask, wanted if pair == last else "all"
+                self._pair, pair, tokens, text, text_mask, wanted if pair == last else "all", sizes
             )
         if wanted == "pooled":
             text, text_mask = text[:, :1], text_mask[:, :1]
-        return BackboneOutput(stages if tokens is None else (*stages, tokens), text, text_mask)
+        stages = stages if tokens is None else (*stages, tokens)
+        return BackboneOutput(stages, text, text_mask, sizes)
 
     def decode_text(
         self, image_tokens: Sequence[Tensor], token_ids: Tensor, text_mask: Tensor
@@ -290,20 +314,27 @@ class FiberBackbone(nn.Module):
         return lambda attended: fusion.text_to_image.read(attended, *picture)
 
     def _pair(
-        self, pair: int, tokens: Tensor, text: Tensor, text_mask: Tensor, wanted: Wanted
+        self,
+        pair: int,
+        tokens: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        wanted: Wanted,
+        sizes: PictureSizes | None,
     ) -> tuple[Tensor | None, Tensor]:
         """Replace both members of a pair, as far as wanted; each reads what the other one was."""
         fusion = cast(FusedPair, self.fusion[pair])
         last = pair == len(self.fusion) - 1
+        own = self._map_sizes(self.first_fused_block + pair, sizes)
         new_tokens = None
         if wanted != "text":
             new_tokens = self.image.block(self.first_fused_block + pair)(
-                tokens, lambda attended: fusion.image_to_text(attended, text, text_mask)
+                tokens, lambda attended: fusion.image_to_text(attended, text, text_mask), own
             )
         new_text = self.text.layers[self.first_fused_layer + pair](
             text,
             key_attention_mask(text_mask),
-            lambda attended: fusion.text_to_image(attended, tokens),
+            lambda attended: fusion.text_to_image(attended, tokens, own),
             normalize_output=not last or self.config.fusion.normalize_last_text,
             num_queries=1 if wanted == "pooled" else None,
         )
@@ -317,11 +348,19 @@ class FiberBackbone(nn.Module):
 
     def _image_blocks(self, prefix: ImagePrefix, first: int, last: int) -> ImagePrefix:
         """Run the plain blocks first to last - 1."""
-        tokens, stages = prefix
+        tokens, stages, sizes = prefix
         for number in range(first, last):
             tokens, stages = self.image.enter(number, tokens, stages)
-            tokens = self._run(self.image.block(number), tokens)
-        return ImagePrefix(tokens, stages)
+            own = self._map_sizes(number, sizes)
+            tokens = self._run(self.image.block(number), tokens, None, own)
+        return ImagePrefix(tokens, stages, sizes)
+
+    def _map_sizes(self, number: int, sizes: PictureSizes | None) -> MapSizes | None:
+        """Sizes of the pictures' own maps in tokens, at a block."""
+        if sizes is None:
+            return None
+        stride = self.config.swin.patch_size * 2 ** self.image.places[number][0]
+        return tuple((height // stride, width // stride) for height, width in sizes)
 
     def _text_layers(self, text: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
         """Run the plain layers first to last - 1."""

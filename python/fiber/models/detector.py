@@ -9,6 +9,7 @@ Letters: A = H_l W_l summed over the levels; otherwise as everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.backbone import BackboneOutput, FiberBackbone
+from fiber.models.backbone import BackboneOutput, FiberBackbone, ImagePrefix, PictureSizes
 from fiber.models.dyhead import DynamicHead
 from fiber.models.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
@@ -42,6 +43,9 @@ class DetectorOutput:
     anchors: list[Tensor]
     #: (B, L) bool, True = real token.
     text_mask: Tensor
+    #: (B, A) bool, True = a location of the picture's own map, where pictures of several sizes
+    #: share the batch; elsewhere token logits are the lowest there are. None: every location.
+    inside: Tensor | None = None
 
 
 class GroundingHead(nn.Module):
@@ -140,13 +144,39 @@ class FiberDetector(nn.Module):
             detector.num_unused_classes,
         )
 
-    def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> DetectorOutput:
+    def forward(
+        self,
+        images: Tensor,
+        token_ids: Tensor,
+        text_mask: Tensor,
+        image_sizes: Tensor | None = None,
+    ) -> DetectorOutput:
         """Predict boxes and how well the tokens fit them.
 
         Args:
             images: (B, 3, H, W) normalised pictures, H and W multiples of 8 patches (32 pixels).
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
+            image_sizes: (B, 2) int64 (height, width) of each picture in pixels, without padding.
+                Predictions for a picture are then those for it alone, whatever shares the batch.
+                None: padding is seen as a part of the picture, as published.
+
+        Raises:
+            ValueError: if the pictures' size does not fit.
+        """
+        prefix = self.image_prefix(images, image_sizes)
+        text = self.backbone.text_prefix(token_ids, text_mask)
+        return self.predict(self.backbone.fuse(prefix, text, text_mask))
+
+    def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
+        """Run the part of the image tower that does not depend on a text.
+
+        Args:
+            images: as `forward` takes them.
+            image_sizes: as `forward` takes them.
+
+        Returns:
+            What the backbone's `fuse` takes, and after it `predict`.
 
         Raises:
             ValueError: if the pictures' size does not fit.
@@ -158,7 +188,10 @@ class FiberDetector(nn.Module):
                 f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W"
                 f" multiples of {divisor}"
             )
-        return self.predict(self.backbone.encode_pair(images, token_ids, text_mask))
+        sizes = None
+        if image_sizes is not None:
+            images, sizes = _own_parts(images, image_sizes, divisor)
+        return self.backbone.image_prefix(images, sizes)
 
     def predict(self, features: BackboneOutput) -> DetectorOutput:
         """Predict from what the backbone's `encode_pair` or `fuse` gave.
@@ -169,18 +202,34 @@ class FiberDetector(nn.Module):
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
             raise ValueError("the detector needs the text's tokens; use backbone.encode_pair")
-        levels = self.tower(self.pyramid(self.stage_maps(features)))
+        maps = self.stage_maps(features)
+        sizes = features.sizes
+        if sizes is None:
+            return self._predict(maps, text, text_mask)
+        outputs = []
+        # Convolutions, group norms and pooling would see the padding of a shared map.
+        for own in dict.fromkeys(sizes):
+            rows = torch.tensor([row for row, size in enumerate(sizes) if size == own])
+            rows = rows.to(text.device)
+            cut = [
+                level[rows, :, :height, :width]
+                for level, (height, width) in zip(maps, self._level_sizes(*own), strict=False)
+            ]
+            output = self._predict(cut, text[rows], text_mask[rows])
+            outputs.append((rows, self._level_sizes(*own), output))
+        return self._join(outputs, text_mask)
+
+    def _predict(self, maps: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
+        """Predict for pictures of one size."""
+        levels = self.tower(self.pyramid(maps))
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         lengths = [height * width for height, width in sizes]
         tokens, deltas, centerness = self.head(levels, text, text_mask)
-        detector = self.config.detector
         return DetectorOutput(
             token_logits=list(tokens.split(lengths, dim=1)),
             box_deltas=list(deltas.split(lengths, dim=1)),
             centerness_logits=list(centerness.split(lengths, dim=1)),
-            anchors=pyramid_anchors(
-                sizes, detector.strides, detector.anchor_scale, device=deltas.device
-            ),
+            anchors=self._anchors(sizes, deltas.device),
             text_mask=text_mask,
         )
 
@@ -191,3 +240,99 @@ class FiberDetector(nn.Module):
             norm(stage).permute(0, 3, 1, 2)
             for norm, stage in zip(self.stage_norms, features.stages[1:], strict=True)
         ]
+
+    def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        detector = self.config.detector
+        return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
+
+    def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of every level of a picture of whole patches of the last stage."""
+        sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
+        for _ in self.config.detector.strides[3:]:
+            # Each further level is half the one before, rounded up.
+            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        return sizes
+
+    def _join(
+        self,
+        outputs: list[tuple[Tensor, list[tuple[int, int]], DetectorOutput]],
+        text_mask: Tensor,
+    ) -> DetectorOutput:
+        """Lay predictions for pictures of several sizes out on maps that hold all of them.
+
+        Args:
+            outputs: places of the pictures in the batch, sizes of their levels, and what was
+                predicted for them.
+            text_mask: (B, L) bool of the whole batch.
+        """
+        levels = range(len(self.config.detector.strides))
+        sizes = [
+            tuple(max(own[level][axis] for _, own, _ in outputs) for axis in (0, 1))
+            for level in levels
+        ]
+
+        def laid_out(parts: Sequence[Tensor], level: int, fill: float | bool) -> Tensor:
+            """Lay (b, h w, ...) of each size out: (B, H_l W_l, ...)."""
+            whole = parts[0].new_full((len(text_mask), *sizes[level], *parts[0].shape[2:]), fill)
+            for (rows, own, _), part in zip(outputs, parts, strict=True):
+                height, width = own[level]
+                whole[rows, :height, :width] = part.unflatten(1, own[level])
+            return whole.flatten(1, 2)
+
+        found = [output for _, _, output in outputs]
+        lowest = -MAX_TOKEN_LOGIT
+        return DetectorOutput(
+            token_logits=[laid_out([f.token_logits[n] for f in found], n, lowest) for n in levels],
+            box_deltas=[laid_out([f.box_deltas[n] for f in found], n, 0.0) for n in levels],
+            centerness_logits=[
+                laid_out([f.centerness_logits[n] for f in found], n, lowest) for n in levels
+            ],
+            anchors=self._anchors(sizes, text_mask.device),
+            text_mask=text_mask,
+            inside=torch.cat(
+                [
+                    laid_out(
+                        [torch.ones_like(f.centerness_logits[n], dtype=torch.bool) for f in found],
+                        n,
+                        False,
+                    )
+                    for n in levels
+                ],
+                dim=1,
+            ),
+        )
+
+
+def _own_parts(
+    images: Tensor, image_sizes: Tensor, divisor: int
+) -> tuple[Tensor, PictureSizes | None]:
+    """Give every picture the part of the tensor that it would fill alone.
+
+    Args:
+        images: (B, 3, H, W).
+        image_sizes: (B, 2) (height, width) without padding.
+        divisor: a picture alone is padded to multiples of it.
+
+    Returns:
+        The pictures without what is padding for all of them, and the parts, None where all are
+        equal.
+
+    Raises:
+        ValueError: if a size does not lie in the tensor.
+    """
+    height, width = images.shape[-2:]
+    sizes = []
+    for row, (own_height, own_width) in enumerate(image_sizes.tolist()):
+        if not (0 < own_height <= height and 0 < own_width <= width):
+            raise ValueError(
+                f"image_sizes[{row}] is ({own_height}, {own_width}); expected (height, width) from"
+                f" 1 to ({height}, {width}), the size of the tensor"
+            )
+        sizes.append((-(-own_height // divisor) * divisor, -(-own_width // divisor) * divisor))
+    if len(sizes) != len(images):
+        raise ValueError(f"{len(sizes)} image_sizes for {len(images)} pictures; expected as many")
+    if not sizes:
+        return images, None
+    highest, widest = (max(size[axis] for size in sizes) for axis in (0, 1))
+    images = images[..., :highest, :widest]
+    return images, tuple(sizes) if len(set(sizes)) > 1 else None

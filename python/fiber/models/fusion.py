@@ -85,17 +85,33 @@ class TextToImageAttention(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, attended: Tensor, image_tokens: Tensor) -> Tensor:
+    def forward(
+        self,
+        attended: Tensor,
+        image_tokens: Tensor,
+        sizes: tuple[tuple[int, int], ...] | None = None,
+    ) -> Tensor:
         """Add what the text reads in the picture.
 
         Args:
             attended: (B, L, D) self-attention output of the text layer.
             image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
+            sizes: (height, width) of each sample's own map, where they differ: (B, H, W, C) is
+                needed then, and tokens outside are not read.
 
         Returns:
             (B, L, D).
         """
-        return self.read(attended, *self.keys_values(image_tokens))
+        key, value = self.keys_values(image_tokens)
+        if sizes is None:
+            return self.read(attended, key, value)
+        return self.read(
+            attended,
+            key,
+            value,
+            valid_sizes=torch.tensor(sizes, device=key.device),
+            map_size=(image_tokens.shape[1], image_tokens.shape[2]),
+        )
 
     def keys_values(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Compute what a picture is read by: (B, ..., C) -> keys and values, (B, T, h, d) each."""
@@ -106,7 +122,15 @@ class TextToImageAttention(nn.Module):
         )
         return key, value
 
-    def read(self, attended: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def read(
+        self,
+        attended: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        valid_sizes: Tensor | None = None,
+        map_size: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Add what the texts read in the pictures, of which each may have several texts.
 
         Args:
@@ -114,6 +138,8 @@ class TextToImageAttention(nn.Module):
                 follow one another.
             key: (B, T, h, d) of the pictures.
             value: (B, T, h, d) of the pictures.
+            valid_sizes: (B, 2) int64 (height, width) of each picture's own map.
+            map_size: (H, W) with H * W = T; needed with valid_sizes.
 
         Returns:
             (B n, L, D).
@@ -125,7 +151,9 @@ class TextToImageAttention(nn.Module):
             len(key), texts_of_each * attended.shape[1], *key.shape[2:]
         )
         dropout_p = self.dropout if self.training else 0.0
-        read = kernels.text_to_image_attention(query, key, value, dropout_p=dropout_p)
+        read = kernels.text_to_image_attention(
+            query, key, value, valid_sizes=valid_sizes, map_size=map_size, dropout_p=dropout_p
+        )
         read = read.reshape(attended.shape)
         if dropout_p:
             # The dropout sits between the projection and the gate, so the two cannot be joined.

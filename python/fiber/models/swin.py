@@ -8,7 +8,7 @@ Source: Swin Transformer (Liu et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -23,6 +23,8 @@ LAYER_NORM_EPS = 1e-5
 
 #: Changes the output of a self-attention before it joins the residual stream.
 Branch = Callable[[Tensor], Tensor]
+#: (height, width) in tokens of each sample's own map, which starts in the first corner.
+MapSizes = tuple[tuple[int, int], ...]
 
 
 class PatchEmbedding(nn.Module):
@@ -77,13 +79,16 @@ class WindowAttention(nn.Module):
         self.bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
-    def forward(self, tokens: Tensor, window_size: int, shift: int) -> Tensor:
+    def forward(
+        self, tokens: Tensor, window_size: int, shift: int, valid_sizes: Tensor | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
             tokens: (B, H, W, C).
             window_size: side of a window in tokens, at most the one the table was built for.
             shift: roll of the map in tokens.
+            valid_sizes: (B, 2) int64 (height, width) of each sample's own map; None: the whole map.
 
         Returns:
             (B, H, W, C).
@@ -95,6 +100,7 @@ class WindowAttention(nn.Module):
             self.qkv.bias.view(head_shape),
             window_size=window_size,
             shift=shift,
+            valid_sizes=valid_sizes,
         )
         return self.output(out.flatten(-2))
 
@@ -135,15 +141,44 @@ class SwinBlock(nn.Module):
             nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
         )
 
-    def forward(self, tokens: Tensor, branch: Branch | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); `branch` changes the self-attention's output."""
-        attended = self.attention(self.attention_norm(tokens), *self._window(tokens.shape[1:3]))
+    def forward(
+        self,
+        tokens: Tensor,
+        branch: Branch | None = None,
+        sizes: MapSizes | None = None,
+    ) -> Tensor:
+        """Replace a map.
+
+        Args:
+            tokens: (B, H, W, C).
+            branch: changes the self-attention's output.
+            sizes: (height, width) of each sample's own map, where they differ: its tokens do not
+                see what lies outside.
+
+        Returns:
+            (B, H, W, C); outside a sample's own map it means nothing.
+        """
+        attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
             attended = branch(attended)
         tokens = tokens + self._drop(attended)
         return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
 
-    def _window(self, map_size: torch.Size) -> tuple[int, int]:
+    def _attend(self, tokens: Tensor, sizes: MapSizes | None) -> Tensor:
+        if sizes is None:
+            return self.attention(tokens, *self._window(tokens.shape[1:3]))
+        rules = [self._window(size) for size in sizes]
+        out = torch.empty_like(tokens)
+        # Small maps may be cut by another rule than large ones.
+        for rule in dict.fromkeys(rules):
+            rows = [row for row, own in enumerate(rules) if own == rule]
+            valid = torch.tensor([sizes[row] for row in rows], device=tokens.device)
+            if len(rows) == len(rules):
+                return self.attention(tokens, *rule, valid)
+            out[rows] = self.attention(tokens[rows], *rule, valid)
+        return out
+
+    def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
         """Window side and shift in tokens on a map of this (height, width).
 
         The fine stage always pads the map to whole windows and shifts them. The coarse stage, as

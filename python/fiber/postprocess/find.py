@@ -132,13 +132,15 @@ def ground_phrases(
     for image, sizes in _pictures(output, phrase_token_maps, image_sizes, original_sizes):
         token_map = phrase_token_maps[image]
         ranks = _label_scores(scores[image], token_map, "mean") * centerness[image, :, None]
+        if output.inside is not None:
+            ranks = ranks.masked_fill(~output.inside[image, :, None], -1.0)
         # (A, K) -> the best places of each phrase, (K, places)
         values, places = ranks.t().topk(min(places_wanted, len(ranks)), dim=1)
         labels = torch.arange(len(token_map), device=ranks.device)[:, None].expand_as(places)
         named = torch.tensor(
             [len(tokens) > 0 for tokens in token_map], dtype=torch.bool, device=ranks.device
         )
-        usable = (values.sqrt() >= score_threshold) & named[:, None]
+        usable = (values >= 0) & (values.sqrt() >= score_threshold) & named[:, None]
         values, places, labels = values[usable], places[usable], labels[usable]
         boxes = _boxes_at(output, image, places, sizes[0])
         kept = _suppress(boxes, values, labels, nms_threshold)

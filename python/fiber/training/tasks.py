@@ -387,5 +387,5 @@ def _generators(
 
 def grounding_task(model: FiberDetector, batch: GroundingBatch) -> dict[str, Tensor]:
     """Boxes for the spans of a text."""
-    output = model(batch.images, batch.token_ids, batch.text_mask)
+    output = model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)
     return grounding_losses(output, batch, model.config)
