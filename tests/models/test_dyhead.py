@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torchvision.ops import deform_conv2d
 
 from fiber.models.dyhead import DynamicBlock, DynamicHead, DynamicRelu
-from fiber.models.weights_fine import _block_keys
+from fiber.models.weights_fine import block_keys
 
 RECORDED = (
     Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_equals_the_published_block():
     block = DynamicBlock(32, 16)
     with torch.no_grad():
         for name, tensor in block.state_dict().items():
-            (published,) = _block_keys("x", "dyconv_unit")[f"x.{name}"]
+            (published,) = block_keys("x", "dyconv_unit")[f"x.{name}"]
             generator = torch.Generator().manual_seed(zlib.crc32(published.encode()))
             drawn = torch.randn(tensor.shape, generator=generator) * 0.02
             tensor.copy_(drawn + 1 if name.endswith("norm.weight") else drawn * 5)

@@ -60,6 +60,13 @@ class Comparison:
             wrong = (ours.to(recorded.dtype) != recorded).sum().item()
             self.group(f"{group} (integers)", 0.0).add(name, float(wrong))
 
+    def values(
+        self, group: str, name: str, ours: Tensor, recorded: Tensor, tolerance: float
+    ) -> None:
+        """Compare, the error relative to the recorded tensor's absolute maximum, however small."""
+        largest = recorded.abs().max().item() if recorded.numel() else 1.0
+        self.tensor(group, name, ours / (largest or 1.0), recorded / (largest or 1.0), tolerance, 1)
+
     def number(self, group: str, name: str, ours: float, recorded: float, tolerance: float) -> None:
         """Compare two numbers, the error relative to the recorded one."""
         self.compared.add(name)

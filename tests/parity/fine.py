@@ -14,6 +14,7 @@ from fiber.models.detector import DetectorOutput, FiberDetector
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
+from tests.parity.fine_units import compare_units
 from tests.parity.tolerances import FineTolerances, fine_tolerances
 
 #: Published losses by ours, and the published weight of each.
@@ -26,7 +27,9 @@ LOSSES = {
 #: A fine case reads every tensor and number that is recorded beside it.
 READ_COMPANIONS = (".safetensors", "_grad_l2.json", "_edge_losses.json")
 NEVER_COMPARED_COMPANIONS: tuple[str, ...] = ()
-UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {}
+UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {
+    "units_deform_dyconv.safetensors": compare_units,
+}
 #: Pictures and texts of the cases, and a report that is never compared (golden/fine README).
 READ_UNIT_FILES = ("tiny_inputs.safetensors", "base_inputs.safetensors", "tolerance_report.json")
 #: Files of the folder that no comparison reads yet, and what each waits for.
@@ -34,7 +37,6 @@ PENDING_FILES = {
     "data_geometry.json": "the data of the fine stage",
     "data_text.json": "the data of the fine stage",
     "param_groups.json": "the training of the fine stage",
-    "units_deform_dyconv.safetensors": "the units of the dynamic head",
 }
 
 

@@ -76,6 +76,10 @@ EXTRAS = ExtrasTolerances(pixels=1e-6, bias_tables=1e-6, recall=1e-6, cider=1e-9
 #: Learning rates: both are computed in double precision from the same formula.
 LEARNING_RATES = 1e-12
 
+#: Units of the dynamic head and geometry of boxes, relative to the largest recorded value; both
+#: sides compute in float32 (golden/fine README, Tolerances).
+GEOMETRY = 1e-5
+
 
 def coarse_tolerances(config: dict[str, Any]) -> CoarseTolerances:
     """Look up the class of a recorded case by its config, never by its name.
@@ -107,7 +111,7 @@ class FineTolerances(NamedTuple):
     #: Detections that may be lost or added.
     detections: float
     #: Anchors, box and centerness targets, relative to the largest value.
-    geometry: float = 1e-5
+    geometry: float = GEOMETRY
     small_gradients: float = 1e-6
 
 

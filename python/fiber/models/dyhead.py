@@ -114,8 +114,8 @@ class DynamicBlock(nn.Module):
             coarse = levels[level + 1]
             mixed = self.coarser(
                 coarse,
-                _reread(offsets, coarse.shape[-2:]),
-                _reread(modulation, coarse.shape[-2:]),
+                reread(offsets, coarse.shape[-2:]),
+                reread(modulation, coarse.shape[-2:]),
             )
             branches.append(
                 F.interpolate(mixed, size=features.shape[-2:], mode="bilinear", align_corners=True)
@@ -129,7 +129,7 @@ class DynamicBlock(nn.Module):
         return hard_sigmoid(F.relu(self.scale_attention(pooled)))
 
 
-def _reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
+def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """Read the first h * w * K numbers of each sample's memory as a (K, h, w) map.
 
     The published model gives the coarser level's convolution the offsets of the finer level, whose

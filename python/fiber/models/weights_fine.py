@@ -56,7 +56,7 @@ def fine_keys(config: FiberConfig) -> KeyMap:
     for level in ("p6", "p7"):
         keys |= weight_and_bias(f"pyramid.{level}", f"{_PYRAMID}top_blocks.{level}")
     for block in range(config.detector.num_blocks):
-        keys |= _block_keys(f"tower.blocks.{block}", f"{_HEAD}dyhead_tower.{block}")
+        keys |= block_keys(f"tower.blocks.{block}", f"{_HEAD}dyhead_tower.{block}")
     for ours, theirs in _CONVOLUTIONS.items():
         keys |= weight_and_bias(f"head.{ours}", f"{_HEAD}{theirs}")
     keys |= weight_and_bias("head.text_projection", f"{_HEAD}dot_product_projection_text")
@@ -68,7 +68,8 @@ def fine_keys(config: FiberConfig) -> KeyMap:
     return keys
 
 
-def _block_keys(ours: str, theirs: str) -> KeyMap:
+def block_keys(ours: str, theirs: str) -> KeyMap:
+    """Map every tensor of a `DynamicBlock`, given its own and its published prefix."""
     keys = {
         **weight_and_bias(f"{ours}.offsets", f"{theirs}.offset"),
         **weight_and_bias(f"{ours}.scale_attention", f"{theirs}.AttnConv.1"),
