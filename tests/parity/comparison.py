@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class Comparison:
         self.compared: set[str] = set()
         #: Recorded names that nothing was compared with, and that should have been.
         self.not_compared: list[str] = []
+        #: Recorded names that nothing can be compared with, each with the reason.
+        self.set_aside: dict[str, str] = {}
 
     def group(self, name: str, tolerance: float) -> Group:
         """The group of that name, made when first asked for."""
@@ -91,4 +94,19 @@ class Comparison:
         if self.not_compared:
             lines.append(f"  NOT COMPARED: {len(self.not_compared)}")
             lines += [f"    {name}" for name in self.not_compared]
+        lines += [f"  not compared: {name}: {why}" for name, why in self.set_aside.items()]
         return "\n".join(lines)
+
+
+class Reading:
+    """A recorded entry of a JSON file, whose parts count as compared once they are read."""
+
+    def __init__(self, comparison: Comparison, name: str, content: Any) -> None:
+        self.comparison = comparison
+        self.name = name
+        self.content = content
+
+    def __getitem__(self, key: str) -> Any:
+        """A part of the entry."""
+        self.comparison.compared.add(f"{self.name}.{key}")
+        return self.content[key]

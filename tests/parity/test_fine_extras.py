@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torchvision.ops import nms
 
 from fiber.models import dyhead
-from tests.parity import fine_units
+from tests.parity import fine_geometry, fine_units
 from tests.parity.comparison import Comparison
+from tests.parity.fine_geometry import compare_geometry, compare_part
 from tests.parity.fine_units import compare_units
 
 RECORDED = Path(__file__).parents[2] / "../shared/golden/fine"
 needs_recorded = pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is absent")
 UNITS = RECORDED / "units_deform_dyconv.safetensors"
+GEOMETRY = RECORDED / "data_geometry.json"
 
 
 def failures(comparison: Comparison) -> list[str]:
@@ -63,3 +70,73 @@ def test_offsets_that_are_cropped_instead_of_read_again_fail(monkeypatch):
     found = failures(compare_units(UNITS))
     assert any("out_mismatched_offset" in failure for failure in found)
     assert any("dyconv.out.0" in failure for failure in found)
+
+
+def with_one_change(content: Any) -> Any:
+    """A number in the middle of a piece of JSON, in the last part of an object, is another one."""
+    if isinstance(content, bool):
+        return not content
+    if isinstance(content, int | float):
+        return 1 - content if content in (0, 1) else type(content)(1.5 * content + 1)
+    changed = copy.copy(content)
+    place = list(content)[-1] if isinstance(content, dict) else len(content) // 2
+    changed[place] = with_one_change(content[place])
+    return changed
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+@needs_recorded
+def test_geometry_equals_what_is_recorded():
+    comparison = compare_geometry(GEOMETRY)
+    assert comparison.ok, str(comparison)
+    assert comparison.groups["resize_get_size (exact)"].count == 35
+    assert comparison.groups["learning rates"].count == 17
+    assert comparison.groups["boxlist"].count == 8
+
+
+#: Of these some numbers may change: what is suppressed, clipped, dropped or easy stays so.
+INPUTS = (
+    *("ml_nms.boxes", "ml_nms.scores", "ml_nms.labels"),
+    *("boxlist.clip_in", "convert_coco_xywh.in", "token_sigmoid_focal.logits"),
+)
+
+
+@needs_recorded
+def test_geometry_with_any_changed_number_fails():
+    recorded = json.loads(GEOMETRY.read_text())
+    changed = 0
+    for name, content in recorded.items():
+        fields = content if isinstance(content, dict) else {"": content}
+        for key, value in fields.items():
+            full = f"{name}.{key}"
+            if key in fine_geometry.NOTES or full in (*INPUTS, *fine_geometry.SET_ASIDE):
+                continue
+            wrong = with_one_change(value)
+            comparison = Comparison(full)
+            entry = content | {key: wrong} if key else wrong
+            compare_part(comparison, name, {name: entry})
+            assert failures(comparison), full
+            changed += 1
+    assert changed > 50
+
+
+@needs_recorded
+def test_geometry_of_other_names_fails(tmp_path):
+    recorded = json.loads(GEOMETRY.read_text())
+    recorded["boxlist"]["mirrored"] = recorded["boxlist"].pop("hflip")
+    recorded["something"] = {"value": 1.0, "note": "never seen"}
+    comparison = compare_geometry(write(tmp_path / GEOMETRY.name, recorded))
+    assert "boxlist: hflip is missing" in " ".join(failures(comparison))
+    assert {"boxlist.mirrored", "something.value"} <= set(comparison.not_compared)
+
+
+def test_the_suppression_that_is_set_aside_is_one_of_rounding():
+    """What was recorded is what float32 gives at an IoU of exactly the threshold."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0], [50.0, 50.0, 60.0, 60.0]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    assert nms(boxes, scores, 0.6).tolist() == [0, 2]
+    assert nms(boxes.double(), scores.double(), 0.6).tolist() == [0, 1, 2]

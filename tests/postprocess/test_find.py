@@ -8,7 +8,7 @@ from fiber.models.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import encode_deltas
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.postprocess.find import _suppress
+from fiber.postprocess.find import suppress
 
 RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_geometry.json"
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -185,12 +185,12 @@ def test_suppression_equals_the_published_one():
     boxes = torch.tensor(case["boxes"]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     scores, labels = torch.tensor(case["scores"]), torch.tensor(case["labels"])
     for threshold, expected in case["keep_ascending"].items():
-        assert _suppress(boxes, scores, labels, float(threshold)).sort().values.tolist() == expected
+        assert suppress(boxes, scores, labels, float(threshold)).sort().values.tolist() == expected
 
 
 def test_an_overlap_of_exactly_the_threshold_is_kept():
     # 30 of 50 square pixels: 0.6. As published, only more than the threshold suppresses.
     boxes = torch.tensor([[0.0, 0.0, 4.0, 10.0], [1.0, 0.0, 5.0, 10.0]])
     scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
-    assert len(_suppress(boxes, scores, labels, 0.6)) == 2
-    assert len(_suppress(boxes, scores, labels, 0.59)) == 1
+    assert len(suppress(boxes, scores, labels, 0.6)) == 2
+    assert len(suppress(boxes, scores, labels, 0.59)) == 1

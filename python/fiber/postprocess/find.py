@@ -90,7 +90,7 @@ def detect_boxes(
         columns = max(len(token_map), 1)
         labels = places % columns
         boxes = _boxes_at(output, image, places // columns, sizes[0])
-        kept = _suppress(boxes, values, labels, nms_threshold)[:max_detections]
+        kept = suppress(boxes, values, labels, nms_threshold)[:max_detections]
         found.append(
             FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
         )
@@ -143,7 +143,7 @@ def ground_phrases(
         usable = (values >= 0) & (values.sqrt() >= score_threshold) & named[:, None]
         values, places, labels = values[usable], places[usable], labels[usable]
         boxes = _boxes_at(output, image, places, sizes[0])
-        kept = _suppress(boxes, values, labels, nms_threshold)
+        kept = suppress(boxes, values, labels, nms_threshold)
         # Best first from the suppression; a stable sort then groups by phrase.
         kept = kept[labels[kept].argsort(stable=True)]
         kept = kept[_place_in_group(labels[kept]) < boxes_per_phrase]
@@ -233,7 +233,7 @@ def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[in
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
     """Places of the boxes that stay, best first; labels do not suppress one another."""
     # torchvision moves each label's boxes to a place of its own; in float64 nothing is rounded.
     return batched_nms(boxes.double(), scores.double(), labels, threshold)
