@@ -110,3 +110,8 @@ class Reading:
         """A part of the entry."""
         self.comparison.compared.add(f"{self.name}.{key}")
         return self.content[key]
+
+    def unread(self, notes: tuple[str, ...]) -> list[str]:
+        """Full names of the parts that were not read, notes aside."""
+        names = (f"{self.name}.{key}" for key in self.content if key not in notes)
+        return [name for name in names if name not in self.comparison.compared]

@@ -62,11 +62,12 @@ def compare_geometry(path: Path) -> Comparison:
     comparison.set_aside |= SET_ASIDE
     for name in PARTS:
         compare_part(comparison, name, recorded)
-    names = {name for name in recorded if not isinstance(recorded[name], dict)}
+    names = [name for name in recorded if not isinstance(recorded[name], dict)]
     for name, content in recorded.items():
         if isinstance(content, dict):
-            names |= {f"{name}.{key}" for key in content if key not in NOTES}
-    comparison.not_compared = sorted(names - comparison.compared - {*comparison.set_aside})
+            names += Reading(comparison, name, content).unread(NOTES)
+    known = comparison.compared | {*comparison.set_aside}
+    comparison.not_compared = [name for name in names if name not in known]
     return comparison
 
 

@@ -13,15 +13,20 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import nms
 
 from fiber.models import dyhead
-from tests.parity import fine_geometry, fine_units
+from tests.parity import fine_geometry, fine_text, fine_units
 from tests.parity.comparison import Comparison
 from tests.parity.fine_geometry import compare_geometry, compare_part
+from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
 
 RECORDED = Path(__file__).parents[2] / "../shared/golden/fine"
 needs_recorded = pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is absent")
 UNITS = RECORDED / "units_deform_dyconv.safetensors"
 GEOMETRY = RECORDED / "data_geometry.json"
+TEXT = RECORDED / "data_text.json"
+needs_vocabulary = pytest.mark.skipif(
+    not (RECORDED / "../../assets/roberta-base").exists(), reason="RoBERTa's vocabulary is absent"
+)
 
 
 def failures(comparison: Comparison) -> list[str]:
@@ -140,3 +145,88 @@ def test_the_suppression_that_is_set_aside_is_one_of_rounding():
     scores = torch.tensor([0.9, 0.8, 0.7])
     assert nms(boxes, scores, 0.6).tolist() == [0, 2]
     assert nms(boxes.double(), scores.double(), 0.6).tolist() == [0, 1, 2]
+
+
+@needs_recorded
+@needs_vocabulary
+def test_texts_equal_what_is_recorded():
+    comparison = compare_text(TEXT)
+    assert comparison.ok, str(comparison)
+    assert {name: group.count for name, group in comparison.groups.items()} == {
+        "positive maps": 8,
+        "tokens": 21,
+        "rows divided by their sums": 32,
+        "prompts": 4,
+        "tokens of labels": 95,
+        "published tokens of labels": 95,
+    }
+
+
+def _change_maps(content):
+    content["positive_map"]["cases"][5]["positive_tokens"][2] = [3, 4]
+
+
+def _change_values(content):
+    content["positive_map"]["cases"][1]["normalised_value"][1] = 0.2501
+
+
+def _change_spans(content):
+    content["positive_map"]["cases"][0]["spans"][3] = [[7, 18]]
+
+
+def _change_characters(content):
+    content["positive_map"]["cases"][3]["char_to_token"][3] = 2
+
+
+def _change_labels(content):
+    content["detection_queries"][0]["label_to_tokens"]["31"] = [71]
+
+
+def _change_caption(content):
+    content["detection_queries"][1]["caption"] += "."
+
+
+def _rename(content):
+    content["detection_queries"][3]["text"] = content["detection_queries"][3].pop("caption")
+
+
+def _add(content):
+    content["positive_map"]["cases"][2]["something"] = 1
+
+
+def _add_a_part(content):
+    content["other"] = [1]
+
+
+@needs_recorded
+@needs_vocabulary
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_change_maps, "positive_map.5.positive_tokens"),
+        (_change_values, "positive_map.1 box 1"),
+        (_change_spans, "positive_map.0.positive_tokens"),
+        (_change_characters, "positive_map.3.char_to_token"),
+        (_change_labels, "detection_queries.coco80 label 31"),
+        (_change_caption, "detection_queries.lvis_style_clean_name.caption"),
+        (_rename, "'caption' is missing"),
+        (_add, "positive_map.2.something"),
+        (_add_a_part, "other"),
+    ],
+)
+def test_changed_texts_fail(tmp_path, change, message):
+    content = json.loads(TEXT.read_text())
+    change(content)
+    comparison = compare_text(write(tmp_path / TEXT.name, content))
+    assert not comparison.ok
+    assert message in " ".join([*failures(comparison), *comparison.not_compared])
+
+
+@needs_recorded
+def test_without_the_vocabulary_what_needs_it_is_named(monkeypatch):
+    monkeypatch.setattr(fine_text, "VOCABULARIES", ("nowhere", "nowhere"))
+    comparison = compare_text(TEXT)
+    assert comparison.groups["prompts"].count == 4
+    waiting = [name for name, why in comparison.set_aside.items() if "vocabulary" in why]
+    assert len(waiting) == 10
+    assert "not compared: positive_map.0: waits for RoBERTa's vocabulary" in str(comparison)

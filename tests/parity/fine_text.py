@@ -1,0 +1,169 @@
+"""Compare the recorded texts of the fine stage: the tokens that name boxes, and prompts.
+
+Tokens are those of RoBERTa's vocabulary, which is not ours to hand out: without it, what needs it
+is named as not compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from fiber.data import Tokenizer
+from fiber.data.prompts import class_prompt, clean_class_name
+from fiber.data.published_spans import published_positive_tokens
+from fiber.data.records import CharSpan
+from tests.parity.comparison import Comparison, Reading
+from tests.parity.tolerances import GEOMETRY
+
+#: The vocabulary, from the folder of recordings and from the repository.
+VOCABULARIES = ("../../assets/roberta-base", "../shared/assets/roberta-base")
+#: Longest text of the published model.
+MAX_TOKENS = 256
+#: Explanations, for readers.
+NOTES = ("note", "rule")
+#: Their outcome depends on the order in which the published code calls the generators of Python and
+#: numpy, or is an assertion of it: examples (golden/fine README, Tolerances).
+EXAMPLES = (
+    "optimized_seeded",
+    "optimized_with_released_CONTROL_PROB",
+    "check_for_positive_overflow",
+)
+#: Words around the names of classes, and prompts of training pictures.
+PENDING = "waits for the published prompts of classes"
+
+
+def compare_text(path: Path) -> Comparison:
+    """Compare `data_text.json`."""
+    recorded = json.loads(path.read_text())
+    comparison = Comparison(path.stem)
+    tokenizer = find_tokenizer(path)
+    maps = Reading(comparison, "positive_map", recorded.get("positive_map", {}))
+    try:
+        _exact(comparison, "positive maps", "width", MAX_TOKENS, maps["width"])
+        for number, entry in enumerate(maps["cases"]):
+            case = Reading(comparison, f"positive_map.{number}", entry)
+            _compare_map(comparison, case, tokenizer)
+        for entry in recorded["detection_queries"]:
+            case = Reading(comparison, f"detection_queries.{entry['name']}", entry)
+            _compare_prompt(comparison, case, tokenizer)
+        for number, entry in enumerate(recorded["od_to_grounding"]):
+            if entry["fn"] not in EXAMPLES:
+                name = f"od_to_grounding.{number} ({entry['fn']})"
+                comparison.set_aside[name] = PENDING
+    except KeyError as error:
+        comparison.group("names", 0.0).add(f"{error} is missing", 1.0)
+    known = {"positive_map", "detection_queries", "od_to_grounding"}
+    comparison.not_compared += [*maps.unread(NOTES), *({*recorded} - known)]
+    return comparison
+
+
+def find_tokenizer(path: Path) -> Tokenizer | None:
+    """Make the published tokenizer, if its files are near the recordings or the repository."""
+    roots = (path.parent, Path(__file__).parents[2])
+    for root, folder in zip(roots, VOCABULARIES, strict=True):
+        if (root / folder / "merges.txt").exists():
+            return _read_tokenizer(root / folder)
+    return None
+
+
+@functools.cache
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
+
+
+@functools.cache
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Id of every token as the vocabulary writes it."""
+    return json.loads(tokenizer.to_json())["model"]["vocab"]
+
+
+def _exact(comparison: Comparison, group: str, name: str, ours: Any, recorded: Any) -> None:
+    label = name if ours == recorded else f"{name}: {ours!r:.80}, recorded {recorded!r:.80}"
+    comparison.group(group, 0.0).add(label, float(ours != recorded))
+
+
+def _needs_vocabulary(comparison: Comparison, name: str) -> None:
+    comparison.set_aside[name] = f"waits for RoBERTa's vocabulary at {VOCABULARIES[1]}"
+
+
+def _compare_map(comparison: Comparison, case: Reading, tokenizer: Tokenizer | None) -> None:
+    """Tokens of every box of one caption."""
+    if tokenizer is None:
+        _needs_vocabulary(comparison, case.name)
+        return
+    ids, offsets = tokenizer.encode(case["caption"], max_tokens=MAX_TOKENS)
+    if "input_ids" in case.content:
+        _compare_tokens(comparison, case, tokenizer, ids, offsets)
+    else:
+        # A caption that is cut is recorded by its length and its end.
+        _exact(comparison, "tokens", f"{case.name}.n_tokens", len(ids), case["n_tokens"])
+        _exact(comparison, "tokens", f"{case.name}.last_id", ids[-1], case["last_id"])
+    ours = [published_positive_tokens(offsets, _spans(spans)) for spans in case["spans"]]
+    name = f"{case.name}.positive_tokens"
+    _exact(comparison, "positive maps", name, ours, case["positive_tokens"])
+    if "normalised_value" in case.content:
+        # A row is divided by its sum; ours are not, since the published training undoes it.
+        for box, (tokens, value) in enumerate(zip(ours, case["normalised_value"], strict=True)):
+            divided = bool(tokens) / (len(tokens) + 1e-6)
+            group = comparison.group("rows divided by their sums", GEOMETRY)
+            group.add(f"{case.name} box {box}", abs(divided - value))
+    comparison.not_compared += case.unread(NOTES)
+
+
+def _compare_tokens(
+    comparison: Comparison,
+    case: Reading,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    offsets: list[CharSpan],
+) -> None:
+    """Ids, the words that they stand for, and the token of every character."""
+    _exact(comparison, "tokens", f"{case.name}.input_ids", ids, case["input_ids"])
+    known = [_token_ids(tokenizer).get(token) for token in case["tokens"]]
+    _exact(comparison, "tokens", f"{case.name}.tokens", ids, known)
+    of_characters = [
+        next((token for token, (start, end) in enumerate(offsets) if start <= place < end), None)
+        for place in range(len(case["caption"]))
+    ]
+    name = f"{case.name}.char_to_token"
+    _exact(comparison, "tokens", name, of_characters, case["char_to_token"])
+
+
+def _spans(spans: list[list[int]]) -> list[CharSpan]:
+    return [(start, end) for start, end in spans]
+
+
+def _compare_prompt(comparison: Comparison, case: Reading, tokenizer: Tokenizer | None) -> None:
+    """The caption that asks for classes, and the tokens of each."""
+    if "prompt" in case.content:
+        comparison.set_aside[case.name] = PENDING
+        return
+    names = case["names"]
+    prompt = class_prompt(names)
+    _exact(comparison, "prompts", f"{case.name}.caption", prompt.text, case["caption"])
+    if "cleaned" in case.content:
+        cleaned = [clean_class_name(name) for name in names]
+        _exact(comparison, "prompts", f"{case.name}.cleaned", cleaned, case["cleaned"])
+    if tokenizer is None:
+        _needs_vocabulary(comparison, f"{case.name}.label_to_tokens")
+        return
+    ids, offsets = tokenizer.encode(prompt.text, max_tokens=MAX_TOKENS)
+    if "n_tokens" in case.content:
+        _exact(comparison, "tokens", f"{case.name}.n_tokens", len(ids), case["n_tokens"])
+    # Of some prompts only the first labels are recorded, as pairs; labels count from 1 by default.
+    labels = case["labels"] if "labels" in case.content else range(1, len(names) + 1)
+    recorded = case["label_to_tokens"]
+    pairs = recorded.items() if isinstance(recorded, dict) else recorded
+    ours = dict(zip(labels, prompt.token_map(offsets), strict=True))
+    published = {
+        label: published_positive_tokens(offsets, spans)
+        for label, spans in zip(labels, prompt.spans, strict=True)
+    }
+    for label, tokens in pairs:
+        for rule, found in (("tokens", ours), ("published tokens", published)):
+            name = f"{case.name} label {label}"
+            _exact(comparison, f"{rule} of labels", name, found.get(int(label)), tokens)
+    comparison.not_compared += case.unread((*NOTES, "name"))
