@@ -14,6 +14,7 @@ from fiber.models.detector import DetectorOutput, FiberDetector
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_geometry import compare_geometry
+from tests.parity.fine_groups import compare_groups
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
@@ -32,14 +33,13 @@ NEVER_COMPARED_COMPANIONS: tuple[str, ...] = ()
 UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {
     "data_geometry.json": compare_geometry,
     "data_text.json": compare_text,
+    "param_groups.json": compare_groups,
     "units_deform_dyconv.safetensors": compare_units,
 }
 #: Pictures and texts of the cases, and a report that is never compared (golden/fine README).
 READ_UNIT_FILES = ("tiny_inputs.safetensors", "base_inputs.safetensors", "tolerance_report.json")
-#: Files of the folder that no comparison reads yet, and what each waits for.
-PENDING_FILES = {
-    "param_groups.json": "the training of the fine stage",
-}
+#: Files of the folder that no comparison reads, and what each waits for.
+PENDING_FILES: dict[str, str] = {}
 
 
 def compare_case(path: Path) -> Comparison:

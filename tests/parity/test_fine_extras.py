@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import nms
 
 from fiber.models import dyhead
-from tests.parity import fine_geometry, fine_text, fine_units
+from tests.parity import fine_geometry, fine_groups, fine_text, fine_units
 from tests.parity.comparison import Comparison
 from tests.parity.fine_geometry import compare_geometry, compare_part
+from tests.parity.fine_groups import compare_groups
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
 
@@ -24,6 +26,7 @@ needs_recorded = pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} i
 UNITS = RECORDED / "units_deform_dyconv.safetensors"
 GEOMETRY = RECORDED / "data_geometry.json"
 TEXT = RECORDED / "data_text.json"
+GROUPS = RECORDED / "param_groups.json"
 needs_vocabulary = pytest.mark.skipif(
     not (RECORDED / "../../assets/roberta-base").exists(), reason="RoBERTa's vocabulary is absent"
 )
@@ -230,3 +233,60 @@ def test_without_the_vocabulary_what_needs_it_is_named(monkeypatch):
     waiting = [name for name, why in comparison.set_aside.items() if "vocabulary" in why]
     assert len(waiting) == 10
     assert "not compared: positive_map.0: waits for RoBERTa's vocabulary" in str(comparison)
+
+
+@needs_recorded
+def test_groups_equal_what_is_recorded():
+    comparison = compare_groups(GROUPS)
+    assert comparison.ok, str(comparison)
+    counts = [group.count for group in comparison.groups.values()]
+    assert counts == [741, 741, 774, 774, 786, 786]
+
+
+def _groups_with(tmp_path, change) -> list[str]:
+    content = json.loads(GROUPS.read_text())
+    change(content)
+    return failures(compare_groups(write(tmp_path / GROUPS.name, content)))
+
+
+@needs_recorded
+def test_changed_groups_fail(tmp_path):
+    name = "rpn.head.bias0"
+    found = _groups_with(tmp_path, lambda content: content["coco_ft"].update({name: [1e-5, 0.0]}))
+    assert [failure.split(":")[0] for failure in found] == [name]
+    found = _groups_with(tmp_path, lambda content: content["refcoco"].update({name: [2e-5, 1e-4]}))
+    assert [failure.split(":")[0] for failure in found] == [name]
+    found = _groups_with(tmp_path, lambda content: content["pretrain"].pop(name))
+    assert [failure.split(":")[0] for failure in found] == [f"{name} is trained"]
+
+    def rename(content):
+        content["pretrain"]["rpn.head.bias_zero"] = content["pretrain"].pop(name)
+
+    assert len(_groups_with(tmp_path, rename)) == 2
+
+
+@needs_recorded
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias_lr_multiplier": 1.0},
+        {"decay_vectors": False},
+        {"text_lr_multiplier": 1.0},
+        {"frozen_image_stages": 0},
+        {"frozen_image_stages": 2},
+        {"head_lr_multiplier": 5.0},
+        {"cross_modal_lr_multiplier": 5.0},
+        {"weight_decay": 1e-4},
+    ],
+    ids=str,
+)
+def test_groups_of_other_settings_fail(monkeypatch, change):
+    run = fine_groups.RUNS["pretrain"]()
+    other = dataclasses.replace(run, optim=dataclasses.replace(run.optim, **change))
+    monkeypatch.setitem(fine_groups.RUNS, "pretrain", lambda: other)
+    comparison = compare_groups(GROUPS)
+    assert failures(comparison)
+    assert all(
+        name.startswith("pretrain") or not group.failures
+        for name, group in comparison.groups.items()
+    )
