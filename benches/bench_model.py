@@ -158,12 +158,12 @@ def _print_peak(name: str, size: int) -> None:
     _, run = side(name, without_dropout("small"), size)
     # Linux: makes the peak so far the current size.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _kibibytes("VmRSS")
+    before = kibibytes("VmRSS")
     run()
-    print((_kibibytes("VmHWM") - before) / 1024)
+    print((kibibytes("VmHWM") - before) / 1024)
 
 
-def _kibibytes(field: str) -> int:
+def kibibytes(field: str) -> int:
     """Read a field of this process's status: VmRSS is its size, VmHWM the peak of it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")

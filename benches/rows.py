@@ -38,14 +38,21 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     return values
 
 
-def report(bench: str, unit: str, values: Mapping[str, list[float]], peer: str) -> None:
+def report(
+    bench: str,
+    unit: str,
+    values: Mapping[str, list[float]],
+    peer: str,
+    results: Path | None = None,
+) -> None:
     """Print median, 20th and 80th percentile and ratio to the peer; append them as rows.
 
     Args:
-        bench: name of the file in `results`, without its ending.
+        bench: name of the file in `benches/results`, without its ending.
         unit: of the values.
         values: by side; every side needs at least two.
         peer: the side that the others are compared with.
+        results: another folder for that file.
     """
     machine = describe_machine()
     base = statistics.median(values[peer])
@@ -73,7 +80,7 @@ def report(bench: str, unit: str, values: Mapping[str, list[float]], peer: str) 
                 **machine,
             }
         )
-    file = RESULTS / f"{bench}.csv"
+    file = (results or RESULTS) / f"{bench}.csv"
     is_new = not file.exists()
     if not is_new:
         with file.open(newline="") as known:

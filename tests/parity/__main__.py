@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--model",
         choices=("fiber", "eager"),
         default="fiber",
-        help="eager: the plain coarse model that the benches time the package against",
+        help="eager: the plain model of that stage that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
     if (parsed.directory is None) == (parsed.preset is None):
@@ -56,9 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     if parsed.model == "eager":
-        if parsed.kind != "coarse":
-            parser.error("--model eager: there is an eager model of the coarse stage only")
-        return _compare_eager(cases)
+        return _compare_eager(parsed.kind, cases)
     # The other kind's module need not be importable.
     kind = importlib.import_module(f"tests.parity.{parsed.kind}")
     good = True
@@ -89,9 +87,10 @@ def _run_preset(name: str) -> int:
     return 0 if report.ok else 1
 
 
-def _compare_eager(cases: list[Path]) -> int:
-    """Compare what the eager model is timed for: its passes and the gradients of its losses."""
-    eager = importlib.import_module("tests.parity.eager")
+def _compare_eager(kind: str, cases: list[Path]) -> int:
+    """Compare what the eager model is timed for: its passes and, coarse, gradients of losses."""
+    module = "eager" if kind == "coarse" else "eager_detector"
+    eager = importlib.import_module(f"tests.parity.{module}")
     good = True
     for path in cases:
         good = _print(eager.compare_case(path)) and good
