@@ -1,6 +1,5 @@
 import itertools
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,9 @@ from fiber.data.prompts import (
     phrase_prompt,
 )
 
+from .words import Words
+
 RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_text.json"
-
-
-class Words:
-    """A tokenizer of words and punctuation, between <s> and </s>."""
-
-    def encode(self, text):
-        found = list(re.finditer(r"\w+|[^\w\s]", text))
-        offsets = [(0, 0), *(match.span() for match in found), (0, 0)]
-        return list(range(len(offsets))), offsets
 
 
 def named(prompt):

@@ -185,30 +185,6 @@ def test_coco_instances(data):
     assert second.boxes_xyxy == () and second.text == first.text
 
 
-def test_prompts_with_some_of_many_classes(data):
-    boxes = [
-        {"id": i, "image_id": 391895, "category_id": c, "bbox": [10, 20, 30, 40]}
-        for i, c in enumerate((3, 7, 3))
-    ]
-    pictures = [PICTURE, {**PICTURE, "id": 5, "file_name": "b.jpg"}]
-    classes = [{"id": i, "name": f"thing {i}"} for i in range(20)]
-    data("instances_val.json", {"images": pictures, "annotations": boxes, "categories": classes})
-    first, second = sources.detection(data.folder, "val", max_classes=6)
-    assert len(first.labels) == len(second.labels) == 6
-    assert first.text == ". ".join(first.labels) != second.text
-    assert [first.labels[label] for label in first.box_labels] == ["thing 3", "thing 7", "thing 3"]
-    for spans, label in zip(first.char_spans, first.box_labels, strict=True):
-        assert first.text[slice(*spans[0])] == first.labels[label]
-    assert sources.detection(data.folder, "val", max_classes=6)[0] == first
-    assert sources.detection(data.folder, "val", max_classes=6, seed=1)[0] != first
-    # Classes with boxes are always asked for.
-    assert set(sources.detection(data.folder, "val", max_classes=1)[0].labels) == {
-        "thing 3",
-        "thing 7",
-    }
-    assert len(sources.detection(data.folder, "val", max_classes=20)[0].labels) == 20
-
-
 def test_lvis_names_pictures_by_their_address(data):
     picture = {"id": 5, "height": 10, "width": 10, "coco_url": "http://x.org/val2017/0005.jpg"}
     content = {"images": [picture], "annotations": [], "categories": [{"id": 1, "name": "mug"}]}

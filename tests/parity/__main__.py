@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     good = True
     for path in cases:
         good = _print(kind.compare_case(path)) and good
-    for name, compare in kind.UNIT_FILES.items():
+    for name, compare in (*kind.UNIT_FILES.items(), *kind.SECTIONS.items()):
         if (parsed.directory / name).exists():
             good = _print(compare(parsed.directory / name)) and good
     unread = files_not_compared(parsed.directory, [path.stem for path in cases], kind)

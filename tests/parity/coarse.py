@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,6 +46,8 @@ UNIT_FILES = {
 }
 #: Files that those read beside their own.
 READ_UNIT_FILES = ("extras.safetensors",)
+#: Sections of a file that are compared by themselves.
+SECTIONS: dict[str, Callable[[Path], Comparison]] = {}
 #: Files of the folder that no comparison reads yet, and what each waits for.
 PENDING_FILES: dict[str, str] = {}
 

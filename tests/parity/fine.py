@@ -15,6 +15,7 @@ from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_geometry import compare_geometry
 from tests.parity.fine_groups import compare_groups
+from tests.parity.fine_prompts import compare_drawn_prompts
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
@@ -36,6 +37,8 @@ UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {
     "param_groups.json": compare_groups,
     "units_deform_dyconv.safetensors": compare_units,
 }
+#: Sections of a file that are compared by themselves.
+SECTIONS: dict[str, Callable[[Path], Comparison]] = {"data_text.json": compare_drawn_prompts}
 #: Pictures and texts of the cases, and a report that is never compared (golden/fine README).
 READ_UNIT_FILES = ("tiny_inputs.safetensors", "base_inputs.safetensors", "tolerance_report.json")
 #: Files of the folder that no comparison reads, and what each waits for.

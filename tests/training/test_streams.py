@@ -9,7 +9,6 @@ from fiber import DecodeError
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
-from fiber.data.scenes import generate
 from fiber.fields import to_dict
 from fiber.training.distributed import Processes
 from fiber.training.loop import train
@@ -360,22 +359,6 @@ def test_one_set_does_not_serve_several_tasks(pictures):
         open_data(coarse_config(), 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the run has the tasks image_text, question"):
         open_data(coarse_config(), all_records(pictures)["question"])
-
-
-def test_training_prompts_have_as_many_classes_as_asked_for(tmp_path):
-    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
-    of_detection = {"tasks__grounding__sources": ("detection",)}
-
-    def prompts(**changes):
-        config = fine_config(**of_detection, **changes)
-        records = open_data(config, folder).records["grounding"]
-        return [records[index].labels for index in range(len(records))]
-
-    assert [len(labels) for labels in prompts()] == [8] * 6
-    few = prompts(tasks__grounding__max_classes=5)
-    assert [len(labels) for labels in few] == [5] * 6
-    assert few == prompts(tasks__grounding__max_classes=5)
-    assert few != prompts(tasks__grounding__max_classes=5, train__seed=1)
 
 
 def test_tasks_have_positions_of_their_own(pictures):

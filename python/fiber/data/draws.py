@@ -74,6 +74,14 @@ class Draws:
             order[last], order[other] = order[other], order[last]
         return order
 
+    def some(self, items: Sequence[ItemT], count: int) -> list[ItemT]:
+        """Draw different items in random order; all of them where there are no more."""
+        left = list(items)
+        for first in range(min(count, len(left))):
+            other = first + self.below(len(left) - first)
+            left[first], left[other] = left[other], left[first]
+        return left[:count]
+
     def bytes_array(self, count: int) -> np.ndarray:
         """Return (count,) uint8, every bit random."""
         words = self._bits.random_raw((count + 7) // 8)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fiber import _core
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
-from fiber.data.records import RecordSet
+from fiber.data.records import RecordSet, record_in_epoch
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 _BATCH_CLASSES: dict[str, type[Batch]] = {
@@ -43,7 +43,7 @@ class DataLoader:
     """Batches of a record set, made ahead on all cores without the interpreter lock.
 
     Args:
-        records: Any map-style collection of `Record`.
+        records: Any map-style collection of `Record`; `EpochRecords` differ from epoch to epoch.
         batch_type: Which batch class comes out: "image_text", "question", "reasoning" (two
             pictures a record) or "grounding".
         tokenizer: Turns text into tokens.
@@ -271,7 +271,7 @@ class DataLoader:
 
     def _plain(self, epoch: int, index: int) -> tuple[Any, ...]:
         """The parts of a record that Rust takes."""
-        record = self.records[index]
+        record = record_in_epoch(self.records, epoch, index)
         answers = None
         if record.answers is not None:
             known = self._answer_index

@@ -183,7 +183,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         split: its name, or several joined by "+". Of a file that does not tell its records' splits,
             all of them are read. Where "train" is one of several, Visual Genome and SBU, which have
             no other split, give that one, and Conceptual Captions their "val" if it is there.
-        options: of the reader, such as the `max_classes` of `sources.detection`.
+        options: of the reader, such as the `whole_expression` of `sources.referring`.
 
     Raises:
         FileNotFoundError: if there is no such folder or file, or none that the source may be.

@@ -6,8 +6,8 @@ A prompt is one caption in which every label (a class, a phrase) has a place: "m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from fiber.data.records import CharSpan
@@ -22,6 +22,41 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> tuple[list[int], Any]:
         """Give ids, <s> and </s> included, and something more."""
         ...
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A class and the words around its name: "puffin" in "puffin with orange beaks".
+
+    The model reads all of it, and the name alone says how a box scores.
+
+    Raises:
+        TypeError: if a part is no str.
+    """
+
+    name: str
+    #: Stands before the name as it is; a space between the two belongs to it.
+    prefix: str = ""
+    #: Stands behind the name as it is.
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"class {self.name!r:.60}: {part.name} is the {type(value).__name__}"
+                    f" {value!r:.60}; expected a str"
+                )
+
+    @property
+    def text(self) -> str:
+        """What a prompt says for the class."""
+        return f"{self.prefix}{clean_class_name(self.name)}{self.suffix}"
+
+
+#: A class as a user names it: a mapping has the fields of `ClassName`.
+ClassLike = str | ClassName | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,60 +101,116 @@ def clean_class_name(name: str) -> str:
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
+def as_class(given: Any, number: int) -> ClassName:
+    """Turn what a user named into a class.
+
+    Args:
+        given: a name, a `ClassName`, or a mapping such as {"prefix": "", "name": "puffin",
+            "suffix": " with orange beaks"}, where "name" alone is needed.
+        number: place in the user's list, for messages.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if a mapping has other keys or no name, or if nothing is left of the name.
+    """
+    if isinstance(given, str):
+        found = ClassName(given)
+    elif isinstance(given, ClassName):
+        found = given
+    elif isinstance(given, Mapping):
+        known = [part.name for part in fields(ClassName)]
+        if "name" not in given or not set(given) <= set(known):
+            raise ValueError(
+                f"class {number} has the keys {', '.join(map(repr, given)) or 'of nothing'};"
+                f" expected 'name', and 'prefix' and 'suffix' if it has them"
+            )
+        found = ClassName(**given)
+    else:
+        raise TypeError(
+            f"class {number} is the {type(given).__name__} {given!r:.60}; expected a str, a"
+            " ClassName or a mapping with 'prefix', 'name' and 'suffix'"
+        )
+    if not clean_class_name(found.name).strip():
+        raise ValueError(f"class {number} ({found.name!r}) is empty; expected words")
+    return found
+
+
 def phrase_prompt(phrases: Sequence[str]) -> Prompt:
     """Join phrases: ["a red mug", "the laptop"] -> "a red mug. the laptop".
 
     Raises:
         ValueError: for an empty phrase, by its number.
     """
-    return _joined(phrases, [phrase.strip() for phrase in phrases], "phrase", 0)
+    for number, phrase in enumerate(phrases):
+        if not phrase.strip():
+            raise ValueError(f"phrase {number} ({phrase!r}) is empty; expected words")
+    return _joined(phrases, [("", phrase.strip(), "") for phrase in phrases], 0)
 
 
-def class_prompt(names: Sequence[str]) -> Prompt:
-    """Join class names, cleaned by `clean_class_name`: "mug. traffic light".
+def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
+    """Join classes, their names cleaned by `clean_class_name`: "mug. traffic light".
 
     Raises:
-        ValueError: for a name of which nothing is left, by its number.
+        TypeError, ValueError: for one that is no class, or of whose name nothing is left, by its
+            number.
     """
-    return _joined(names, [clean_class_name(name) for name in names], "class", 0)
+    return _class_prompt([as_class(given, number) for number, given in enumerate(classes)], 0)
 
 
-def class_prompts(names: Sequence[str], tokenizer: Encoder, max_tokens: int) -> list[Prompt]:
-    """Join class names into as few prompts as fit the text tower, in order.
+def class_prompts(
+    classes: Sequence[ClassLike],
+    tokenizer: Encoder,
+    max_tokens: int,
+    *,
+    max_classes: int | None = None,
+) -> list[Prompt]:
+    """Join classes into prompts that fit the text tower, in order.
 
     Args:
-        names: any number of classes.
+        classes: any number of them.
         tokenizer: that of the model.
         max_tokens: longest text in tokens, <s> and </s> included.
+        max_classes: classes go into blocks of so many (published: 40 for LVIS), each a prompt of
+            its own, or several where it does not fit. None: as few prompts as hold them.
 
     Returns:
-        Prompts whose `first_label` counts through `names`.
+        Prompts whose `first_label` counts through `classes`.
 
     Raises:
-        ValueError: for a name that is empty or does not fit alone, by its number.
+        TypeError, ValueError: for one that is no class or empty, or that does not fit alone, by
+            its number; for a `max_classes` below 1.
     """
-    cleaned = [clean_class_name(name) for name in names]
+    if max_classes is not None and max_classes < 1:
+        raise ValueError(f"classes of a prompt: expected 1 or more, got {max_classes}")
+    named = [as_class(given, number) for number, given in enumerate(classes)]
+    texts = [each.text for each in named]
     prompts = []
     start = 0
-    while start < len(names):
-        end = _longest_fit(cleaned, start, tokenizer, max_tokens)
+    while start < len(named):
+        last = len(named)
+        if max_classes is not None:
+            last = min(last, (start // max_classes + 1) * max_classes)
+        end = longest_fit(texts, start, last, tokenizer, max_tokens)
         if end == start:
             raise ValueError(
-                f"class {start} ({names[start][:60]!r}) has"
-                f" {len(tokenizer.encode(cleaned[start])[0])} tokens alone; expected at most"
+                f"class {start} ({texts[start][:60]!r}) has"
+                f" {len(tokenizer.encode(texts[start])[0])} tokens alone; expected at most"
                 f" {max_tokens}"
             )
-        prompts.append(_joined(names[start:end], cleaned[start:end], "class", start))
+        prompts.append(_class_prompt(named[start:end], start))
         start = end
     return prompts
 
 
-def _longest_fit(cleaned: Sequence[str], start: int, tokenizer: Encoder, max_tokens: int) -> int:
-    """End of the longest run of names from `start` whose joined text fits, by bisection."""
-    low, high = start, len(cleaned)
+def longest_fit(
+    texts: Sequence[str], start: int, last: int, tokenizer: Encoder, max_tokens: int
+) -> int:
+    """End of the longest run of texts[start:last] that fits when joined, by bisection."""
+    # A text has at least one token.
+    low, high = start, min(last, start + max_tokens)
     while low < high:
         middle = (low + high + 1) // 2
-        if len(tokenizer.encode(SEPARATOR.join(cleaned[start:middle]))[0]) <= max_tokens:
+        if len(tokenizer.encode(SEPARATOR.join(texts[start:middle]))[0]) <= max_tokens:
             low = middle
         else:
             high = middle - 1
@@ -162,13 +253,17 @@ def _find(caption: str, phrase: str, start: int) -> CharSpan | None:
     return None
 
 
-def _joined(labels: Sequence[str], texts: Sequence[str], what: str, first: int) -> Prompt:
+def _class_prompt(classes: Sequence[ClassName], first: int) -> Prompt:
+    parts = [(each.prefix, clean_class_name(each.name), each.suffix) for each in classes]
+    return _joined([each.name for each in classes], parts, first)
+
+
+def _joined(labels: Sequence[str], parts: Sequence[tuple[str, str, str]], first: int) -> Prompt:
+    """Join (prefix, name, suffix), the spans those of the names."""
     spans, position = [], 0
-    for number, text in enumerate(texts, first):
-        if not text.strip():
-            raise ValueError(
-                f"{what} {number} ({labels[number - first]!r}) is empty; expected words"
-            )
-        spans.append(((position, position + len(text)),))
-        position += len(text) + len(SEPARATOR)
-    return Prompt(SEPARATOR.join(texts), tuple(labels), tuple(spans), first)
+    for prefix, name, suffix in parts:
+        start = position + len(prefix)
+        spans.append(((start, start + len(name)),))
+        position = start + len(name) + len(suffix) + len(SEPARATOR)
+    text = SEPARATOR.join("".join(part) for part in parts)
+    return Prompt(text, tuple(labels), tuple(spans), first)

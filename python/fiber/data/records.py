@@ -87,6 +87,22 @@ class RecordSet(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
+@runtime_checkable
+class EpochRecords(RecordSet, Protocol):
+    """Records some of which differ from epoch to epoch, such as prompts that are drawn anew."""
+
+    def in_epoch(self, epoch: int, index: int, /) -> Record:
+        """Give a record as an epoch, counted from 0, has it."""
+        ...
+
+
+def record_in_epoch(records: RecordSet, epoch: int, index: int) -> Record:
+    """Give a record as an epoch has it; most sets have the same ones in all."""
+    if isinstance(records, EpochRecords):
+        return records.in_epoch(epoch, index)
+    return records[index]
+
+
 class ConcatRecords(Sequence[Record]):
     """Several record sets, one after the other."""
 
@@ -108,8 +124,18 @@ class ConcatRecords(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        part, place = self._find(index)
+        return self.parts[part][place]
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Give a record as an epoch has it."""
+        part, place = self._find(index)
+        return record_in_epoch(self.parts[part], epoch, place)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Give the part that holds a record, and its place there."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         part = next(i for i, start in enumerate(self._starts[1:]) if index < start)
-        return self.parts[part][index - self._starts[part]]
+        return part, index - self._starts[part]

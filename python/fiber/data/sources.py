@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.annotations import FILES
-from fiber.data.draws import Draws
 from fiber.data.prompts import class_prompt
 from fiber.data.records import CharSpan, Record
 from fiber.data.source_files import (
@@ -40,9 +39,6 @@ from fiber.data.source_files import (
     read_json_lines,
     without_garbage_collection,
 )
-
-# Stream of draws of which classes a prompt asks for.
-_PROMPTS = 253
 
 AnyPath = str | PathLike[str]
 
@@ -229,22 +225,18 @@ def detection(
     *,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
-    max_classes: int | None = None,
-    seed: int = 0,
 ) -> RecordList:
     """Read boxes of classes (COCO instances): one record for each picture, with or without boxes.
 
     The text is the prompt with every class, by id: "circle. square. triangle". `labels` are the
-    class names as the file has them.
+    class names as the file has them. For training, `drawn_prompts.DrawnPrompts` gives every picture
+    a text of its own.
 
     Args:
         folder: a data folder.
         split: such as "train".
         annotations: the file, if it is not "instances_<split>.json" in the folder.
         images: where its file names start, if not "images" in the folder.
-        max_classes: for training with more classes than a text holds: each record's prompt has the
-            classes of its boxes, and others drawn for it up to this many, in random order.
-        seed: of those draws.
 
     Raises:
         FileNotFoundError: if the file or the folder of pictures is missing.
@@ -256,7 +248,8 @@ def detection(
     for entry in file.walk("categories"):
         names[file.get(entry, "id", int)] = file.text(entry, "name")
     ids = sorted(names)
-    all_classes = class_prompt([names[category] for category in ids])
+    prompt = class_prompt([names[category] for category in ids])
+    places = {category: place for place, category in enumerate(ids)}
     boxes = boxes_by_image(file)
     out = RecordList()
     for entry in file.pictures():
@@ -267,14 +260,6 @@ def detection(
             file.at("annotations", box)
             file.look_up(names, box, "category_id", "categories")
             own.append(box["category_id"])
-        order, prompt = ids, all_classes
-        if max_classes is not None and len(ids) > max_classes:
-            draws = Draws(seed, _PROMPTS, len(out))
-            others = draws.shuffled([category for category in ids if category not in own])
-            order = sorted(set(own)) + others[: max(0, max_classes - len(set(own)))]
-            order = draws.shuffled(order)
-            prompt = class_prompt([names[category] for category in order])
-        places = {category: place for place, category in enumerate(order)}
         image = f"{root}/{entry['file_name']}"
         out.append(
             Record(

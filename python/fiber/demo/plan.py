@@ -97,7 +97,7 @@ _FAST_FINE = {"train.steps": 190, "train.checkpoint_every": 95, "optim.warmup_fr
 
 #: Stamps have hundreds of nouns, which are answers too. As classes a few of them fit into one text.
 _STAMPS_COARSE = {"model.image_text.num_answers": 512}
-_STAMPS_FINE = {"tasks.grounding.max_classes": 6}
+_STAMPS_FINE = {"tasks.grounding.max_classes": 6, "tasks.grounding.shuffle_classes": True}
 
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {

@@ -2,9 +2,9 @@
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train grounding --data DIR --init PRETRAINED
 Data: DIR/flickr_train.json in MDETR's form (Flickr30k Entities and MDETR's mixed set joined) and
-    DIR/instances_train.json in COCO's form, with as many classes as one prompt of 256 tokens holds
-    (COCO's 80 do); pictures below DIR/images. The published run has Objects365 in place of the
-    latter, whose prompts need a draw of classes for each picture.
+    DIR/instances_train.json in COCO's form, with any number of classes, of which every picture's
+    text asks for some (`tasks.grounding`); pictures below DIR/images. The published run has
+    Objects365 in place of the latter.
 Hardware: published on 64 GPUs, one picture each.
 Expected: with Objects365, zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the
     phrases of the Flickr30k test split (FIBER's README); for the data above there is no published

@@ -8,6 +8,7 @@ from typing import Any
 from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, RandAugment
+from fiber.data.drawn_prompts import dropped_boxes
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.opening import counted
@@ -145,6 +146,13 @@ class TaskStreams:
                     f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} left out,"
                     f" since the text that names {'it' if cut == 1 else 'them'} is longer than"
                     " model.max_tokens"
+                )
+            dropped = dropped_boxes(loader.records)
+            if dropped:
+                were = "was" if dropped == 1 else "were"
+                lines.append(
+                    f"{name}: {counted(dropped, 'boxes')} {were} left out, since the classes drawn"
+                    " for their texts are others"
                 )
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fiber.data.prompt_rules import ClassRule, PromptRules
 from fiber.fields import nearest, require
 
 #: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
@@ -26,6 +27,8 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
+#: Sources whose records name classes, of which every text of a run draws some.
+CLASS_SOURCES = ("detection",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +146,13 @@ class GroundingTask:
     share: int = 0
     #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: Class names in a text of the source "detection", at most: those of the picture's boxes and
-    #: others drawn for it. None: every class of the file in each text.
+    #: Which classes the texts of the source "detection" ask for, drawn for every picture and epoch:
+    #: see `fiber.data.prompt_rules.PromptRules`.
+    class_rule: ClassRule = "fitting"
     max_classes: int | None = None
+    max_negatives: int | None = None
+    negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    shuffle_classes: bool = True
     #: Weight of each loss.
     alignment: float = 1.0
     box: float = 2.0
@@ -154,6 +161,20 @@ class GroundingTask:
     def weights(self) -> dict[str, float]:
         """Weight of each loss by name."""
         return {"alignment": self.alignment, "box": self.box, "centerness": self.centerness}
+
+    def prompt_rules(self) -> PromptRules:
+        """Which classes a text asks for.
+
+        Raises:
+            ValueError: for a value out of its range.
+        """
+        return PromptRules(
+            class_rule=self.class_rule,
+            max_classes=self.max_classes,
+            max_negatives=self.max_negatives,
+            negative_chances=self.negative_chances,
+            shuffle_classes=self.shuffle_classes,
+        )
 
 
 TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | GroundingTask
@@ -177,11 +198,10 @@ class TasksConfig:
                     source in SOURCES,
                     f"tasks.{name}.sources: {source!r} is no source; {nearest(source, SOURCES)}",
                 )
-        classes = self.grounding.max_classes
-        require(
-            classes is None or classes >= 1,
-            f"tasks.grounding.max_classes must be 1 or more, got {classes}",
-        )
+        try:
+            self.grounding.prompt_rules()
+        except ValueError as problem:
+            raise ValueError(f"tasks.grounding.{problem}") from None
         for name, value in (
             ("image_text.queue_length", self.image_text.queue_length),
             ("caption.gold_copy_every", self.caption.gold_copy_every),

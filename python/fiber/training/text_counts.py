@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.records import Record, RecordSet
+from fiber.data.records import Record, RecordSet, record_in_epoch
 
 #: The largest id of the special tokens that every tokenizer begins with; <mask> has the last id.
 LAST_SPECIAL_ID = 3
@@ -40,7 +40,13 @@ class NotedLengths:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self.records[index]
+        return self._noted(self.records[index])
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Give a record as an epoch has it."""
+        return self._noted(record_in_epoch(self.records, epoch, index))
+
+    def _noted(self, record: Record) -> Record:
         if is_longer(record.text, self.tokenizer, self.max_tokens):
             self.longer.add(record.key)
         return record

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data import Tokenizer
+from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.opening import SeveralFormsError, left_out_lines, open_source
-from fiber.data.records import ConcatRecords, Record, RecordSet
+from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.training.checkpoint import Words
 from fiber.training.run_config import RunConfig
-from fiber.training.task_config import ImageTextTask
+from fiber.training.task_config import CLASS_SOURCES, ImageTextTask
 from fiber.training.trained_on import absolute
 from fiber.training.words import (
     TRAIN_ONE,
@@ -102,7 +103,7 @@ def open_data(
         where = absolute(path)
         for name, task in active.items():
             try:
-                parts = [_read(config, source, path) for source in task.sources]
+                parts = [open_source(s, path, config.data.split) for s in task.sources]
             except SeveralFormsError as problem:
                 raise ValueError(
                     f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
@@ -166,6 +167,8 @@ def open_data(
         tokenizer = train_tokenizer(records)
         lines.append(f"a tokenizer of {tokenizer.vocab_size} tokens was trained on the texts")
     words = Words(open_tokenizer(tokenizer), vocabulary)
+    if where is not None and "grounding" in records:
+        records["grounding"] = _with_drawn_prompts(config, records["grounding"], words.tokenizer)
     return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
 
 
@@ -228,6 +231,27 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
         )
 
 
+def _with_drawn_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
+    """Give pictures with classes texts of their own; `records` are those of the task's sources."""
+    task = config.tasks.grounding
+    parts = [records]
+    if len(task.sources) > 1 and isinstance(records, ConcatRecords):
+        parts = records.parts
+    drawn = [
+        DrawnPrompts(
+            part,
+            tokenizer,
+            max_tokens=config.model.max_tokens,
+            rules=task.prompt_rules(),
+            seed=config.train.seed,
+        )
+        if source in CLASS_SOURCES
+        else part
+        for source, part in zip(task.sources, parts, strict=True)
+    ]
+    return ConcatRecords(drawn) if len(drawn) > 1 else drawn[0]
+
+
 class ChosenRecords:
     """Some records of a set, in its order."""
 
@@ -241,6 +265,10 @@ class ChosenRecords:
 
     def __getitem__(self, index: int) -> Record:
         return self.records[self.indices[index]]
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Give a record as an epoch has it."""
+        return record_in_epoch(self.records, epoch, self.indices[index])
 
 
 def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
@@ -268,17 +296,6 @@ def _other_sources(task: str, names: Sequence[str]) -> str:
         return ""
     which = "one or more of them" if len(names) > 1 else "that one"
     return f", or read {which} with --set tasks.{task}.sources={','.join(names)}"
-
-
-def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
-    """Read one source the way that the run's config asks for."""
-    options = {}
-    if source == "detection":
-        options = {
-            "max_classes": config.tasks.grounding.max_classes,
-            "seed": config.train.seed,
-        }
-    return open_source(source, data, config.data.split, **options)
 
 
 def existing_data(data: str | os.PathLike[str]) -> Path:

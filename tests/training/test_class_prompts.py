@@ -1,0 +1,101 @@
+"""Class prompts in a training run: which are drawn, when, and what is counted."""
+
+import json
+import re
+
+import torch
+
+from fiber.data import sources
+from fiber.data.records import record_in_epoch
+from fiber.data.scenes import generate
+from fiber.training.distributed import Processes
+from fiber.training.streams import TaskStreams
+from fiber.training.training_data import open_data
+from tests.training.micro_runs import fine_config
+
+PROCESSES = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def class_config(**changes):
+    """A run on classes, whose texts hold all eight of them."""
+    whole = {"tasks__grounding__sources": ("detection",), "model__max_tokens": 40}
+    return fine_config(**whole | changes)
+
+
+def test_training_prompts_have_as_many_classes_as_asked_for(tmp_path):
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+
+    def prompts(**changes):
+        records = open_data(class_config(**changes), folder).records["grounding"]
+        return [records[index].labels for index in range(len(records))]
+
+    every = prompts(tasks__grounding__shuffle_classes=False)
+    assert [len(labels) for labels in every] == [8] * 6 and len(set(every)) == 1
+    assert {tuple(sorted(labels)) for labels in prompts()} == {tuple(sorted(every[0]))}
+    assert len(set(prompts())) > 1
+    few = prompts(tasks__grounding__max_classes=5)
+    assert [len(labels) for labels in few] == [5] * 6
+    assert few == prompts(tasks__grounding__max_classes=5)
+    assert few != prompts(tasks__grounding__max_classes=5, train__seed=1)
+
+
+def test_only_class_sources_are_drawn_and_anew_in_every_epoch(tmp_path):
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+    whole = open_data(class_config(tasks__grounding__sources=("detection", "referring")), folder)
+    records = whole.records["grounding"]
+    texts = [
+        [record_in_epoch(records, epoch, i).text for i in range(len(records))] for epoch in (0, 1)
+    ]
+    changed = [i for i, (one, other) in enumerate(zip(*texts, strict=True)) if one != other]
+    assert changed and max(changed) < 6 < len(records)
+    others = sources.referring(folder, "train")
+    assert [records[6 + index] for index in range(len(others))] == others
+    # A stream goes through the epochs: one batch of all six pictures each.
+    config = class_config(data__batch_size=6)
+
+    def epochs(consumed=0):
+        data = open_data(config, folder)
+        stream = TaskStreams(config, data, PROCESSES, consumed={"grounding": consumed}, threads=1)
+        batches = [stream.next_batch("grounding") for _ in range(2)]
+        decode = data.words.tokenizer.decode
+        return [
+            {key: decode(ids.tolist()) for key, ids in zip(b.keys, b.token_ids, strict=True)}
+            for b in batches
+        ]
+
+    first, second = epochs()
+    assert first.keys() == second.keys() and first != second
+    # A run that is resumed goes on with the same texts.
+    assert epochs(consumed=6)[0] == second
+
+
+def test_boxes_of_classes_that_are_not_drawn_are_counted(tmp_path):
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+    chances = {"tasks__grounding__negative_chances": (0.0, 0.0, 0.0, 1.0)}
+    config = class_config(data__batch_size=6, **chances)
+    data = open_data(config, folder)
+    stream = TaskStreams(config, data, PROCESSES, consumed={}, threads=1)
+    boxes = sum(len(r.boxes_xyxy) for r in sources.detection(folder, "train"))
+    kept = sum(stream.next_batch("grounding").boxes_per_image.sum().item() for _ in range(3))
+    (line,) = stream.left_out()
+    # The loader reads ahead, so that more may have been left out than was seen.
+    lost = int(re.fullmatch(r"grounding: (\d+) boxes were left out, since the classes.*", line)[1])
+    assert 0 < 3 * boxes - kept <= lost
+
+
+def test_words_of_a_vocabulary_that_no_text_holds(tmp_path):
+    """Three hundred classes: every picture's own are asked for, and others as far as they fit."""
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+    path = folder / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["categories"] += [{"id": 1000 + i, "name": f"thing {i}"} for i in range(300)]
+    path.write_text(json.dumps(content))
+    config = class_config(data__batch_size=6)
+    stream = TaskStreams(config, open_data(config, folder), PROCESSES, consumed={}, threads=1)
+    boxes = sum(len(r.boxes_xyxy) for r in sources.detection(folder, "train"))
+    for _ in range(3):
+        batch = stream.next_batch("grounding")
+        assert batch.boxes_per_image.sum().item() == boxes and batch.positive_map.any(1).all()
+        limit = config.model.max_tokens
+        assert limit - 8 < batch.text_mask.sum(1).min() <= batch.text_mask.sum(1).max() <= limit
+    assert stream.left_out() == []
