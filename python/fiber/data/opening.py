@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data import arrow_files, downloads, own_data, sources
+from fiber.data import arrow_files, coco_folders, downloads, own_data, sources
 from fiber.data.annotations import FILES
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
@@ -142,7 +142,19 @@ FORMS: dict[str, list[Form]] = {
     ],
     "phrases": [Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form")],
     "referring": [Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")],
-    "detection": [Form(FILES["detection"], sources.detection, "COCO instances")],
+    "detection": [
+        Form(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
+        *(
+            Form(name, coco_folders.coco_detection, kind)
+            for kind, names in coco_folders.SPLIT_FILES.items()
+            for name in names
+        ),
+        *(
+            Form(name, coco_folders.coco_detection, "one file for all pictures", split)
+            for split in ("train", coco_folders.HELD_OUT)
+            for name in coco_folders.WHOLE_FILES
+        ),
+    ],
     "swapped": [Form(FILES["swapped"], sources.swapped, "Winoground")],
 }
 # What "{split}.json" may be named, so that no other file is taken for one.
@@ -168,7 +180,7 @@ _BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
     ("phrases", ".json"): sources.phrases,
     ("referring", ".json"): sources.referring,
-    ("detection", ".json"): sources.detection,
+    ("detection", ".json"): coco_folders.coco_detection,
     ("swapped", ".jsonl"): sources.swapped,
 }
 
@@ -232,11 +244,27 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
 
 
 def left_out_lines(records: RecordSet) -> list[str]:
-    """Say what `left_out` counts, a line for each kind: "3 empty captions were left out ..."."""
-    return [
+    """Say what `left_out` counts, a line for each kind: "3 empty captions were left out ...".
+
+    What else readers noted comes before.
+    """
+    return [note for part in _parts(records) for note in getattr(part, "notes", ())] + [
         f"{counted(count, what)} {'was' if count == 1 else 'were'} left out or changed"
         for what, count in left_out(records).items()
     ]
+
+
+def classes_of(records: RecordSet) -> tuple[str, ...]:
+    """Return the names of the classes that files of boxes list, each once; () if there are none."""
+    found = (name for part in _parts(records) for name in getattr(part, "classes", ()))
+    return tuple(dict.fromkeys(found))
+
+
+def _parts(records: RecordSet) -> list[RecordSet]:
+    """List what records were joined of."""
+    if not isinstance(records, ConcatRecords):
+        return [records]
+    return [part for each in records.parts for part in _parts(each)]
 
 
 def counted(count: int, what: str) -> str:
@@ -255,11 +283,9 @@ def counted(count: int, what: str) -> str:
 
 def left_out(records: RecordSet) -> dict[str, int]:
     """Count what readers left out of some records, or changed: {"empty captions": 3}."""
-    if not isinstance(records, ConcatRecords):
-        return dict(getattr(records, "counts", {}))
     counts: Counter[str] = Counter()
-    for part in records.parts:
-        counts.update(left_out(part))
+    for part in _parts(records):
+        counts.update(getattr(part, "counts", {}))
     return dict(counts)
 
 
@@ -267,6 +293,9 @@ def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -
     first = FORMS[source][0]
     # What the recipes name comes before all else.
     if first.holds(split) and _matching(data, first.pattern, split):
+        return first.reader(data, split, **options)
+    # A split of boxes may be a part of another file.
+    if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader(data, split, **options)
     found = _forms_there(source, data, split)
     if not found:
@@ -281,7 +310,7 @@ def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -
             ),
         )
     ((reader, file),) = found.items()
-    return reader(data, split, annotations=file)
+    return reader(data, split, annotations=file, **options)
 
 
 def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,10 @@ class RecordList(list[Record]):
         super().__init__()
         #: What was left out or changed -> how many times.
         self.counts: dict[str, int] = {}
+        #: What else a user should be told of how the data were read, in sentences.
+        self.notes: list[str] = []
+        #: Names of the classes that boxes may have, by id; empty where boxes have phrases.
+        self.classes: tuple[str, ...] = ()
 
     def count(self, what: Any) -> int:
         """Return how often something was left out or changed, such as "crowd boxes"."""
@@ -77,6 +82,8 @@ class SourceFile:
         self.path = path
         self.kind = kind
         self.data = data
+        #: Whether a box that does not fit is left out or cut, and counted, instead of an error.
+        self.skips_errors = False
         self._where = ""
         self._index: int | None = None
 
@@ -109,9 +116,16 @@ class SourceFile:
             yield entry
 
     def pictures(self) -> Iterator[dict[str, Any]]:
-        """Yield the entries of `images`; each has an `id` and a `file_name`."""
+        """Yield the entries of `images`; each has an `id` of its own and a `file_name`."""
+        seen: dict[int | str, int | None] = {}
         for entry in self.walk("images"):
-            self.get(entry, "id", int, str)
+            number = self.get(entry, "id", int, str)
+            if number in seen:
+                # Boxes could be those of either.
+                raise self.error(
+                    f"has the id {number!r}, as images[{seen[number]}] has; expected each id once"
+                )
+            seen[number] = self._index
             if "file_name" not in entry and "coco_url" in entry:
                 # LVIS names pictures by the last two parts of their address.
                 entry["file_name"] = "/".join(str(entry["coco_url"]).split("/")[-2:])
@@ -250,6 +264,13 @@ def _splits_beside(path: Path) -> list[str]:
     return sorted(match.group(1) for match in matches if match)
 
 
+def annotation_file(
+    folder: str | PathLike[str], split: str, kind: str, path: str | PathLike[str] | None
+) -> Path:
+    """Return the path of an annotation file: the one named, else that of `FILES`."""
+    return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
+
+
 def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | None) -> str:
     """Return the folder where file names start; it must exist."""
     root = Path(folder) / "images" if images is None else Path(images)
@@ -287,9 +308,13 @@ def char_spans(file: SourceFile, entry: Mapping[str, Any], key: str) -> tuple[Ch
 def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
     """Check `bbox` (x, y, width, height); return whether it is more than a line."""
     box = file.get(entry, "bbox", list)
-    if len(box) != 4 or not all(isinstance(v, int | float) and v == v for v in box):
+    if len(box) != 4 or not all(map(_is_number, box)):
         raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
     return box[2] > EMPTY_BOX_PIXELS and box[3] > EMPTY_BOX_PIXELS
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def xyxy_box(
@@ -302,19 +327,37 @@ def xyxy_box(
     """Return `bbox` as (x0, y0, x1, y1), half-open, and whether it was clipped.
 
     Raises:
-        ValueError: if it leaves the picture by more than a pixel, naming record and box.
+        ValueError: if it leaves the picture by more than a pixel, naming record and box, unless the
+            file skips errors.
     """
     x, y, box_width, box_height = entry["bbox"]
     height, width = image_size
     box = (float(x), float(y), float(x + box_width), float(y + box_height))
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    if beyond > BOX_SLACK_PIXELS:
+    if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
         raise file.error(
             f"of record {key!r}: box {number} is (x0, y0, x1, y1) = {box}, {beyond:g} pixels"
             f" outside its picture of {height} x {width} (height x width)"
         )
     return clipped, beyond > 0
+
+
+def class_names(file: SourceFile) -> dict[int, str]:
+    """Return the name of each of the `categories`, by id.
+
+    Raises:
+        ValueError: for an id or a name that stands there twice.
+    """
+    names: dict[int, str] = {}
+    for entry in file.walk("categories"):
+        number, name = file.get(entry, "id", int), file.text(entry, "name")
+        if number in names:
+            raise file.error(f"has the id {number}, as {names[number]!r} has; expected each once")
+        if name in names.values():
+            raise file.error(f"has the name {name!r}, as another category has; expected each once")
+        names[number] = name
+    return names
 
 
 def boxes_by_image(file: SourceFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
@@ -336,20 +379,36 @@ def read_boxes(
     entries: list[tuple[int, dict[str, Any]]],
     out: RecordList,
 ) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
-    """Return the boxes of a picture with their entries; crowds and empty boxes are counted."""
+    """Return the boxes of a picture with their entries.
+
+    Crowds and boxes no wider or higher than a pixel, turned inside out ones among them, are left
+    out and counted. Where the file skips errors, so are boxes that are no four numbers, and boxes
+    of which clipping leaves nothing.
+    """
     size = (file.get(picture, "height", int), file.get(picture, "width", int))
     found = []
     for index, entry in entries:
         file.at("annotations", entry, index)
         if entry.get("iscrowd"):
             out.add("crowd boxes")
-        elif not has_box(file, entry):
+            continue
+        try:
+            is_more_than_a_line = has_box(file, entry)
+        except ValueError:
+            if not file.skips_errors:
+                raise
+            out.add("boxes that are no four numbers")
+            continue
+        if not is_more_than_a_line:
             out.add("empty boxes")
-        else:
-            box, clipped = xyxy_box(file, entry, size, key, len(found))
-            if clipped:
-                out.add("clipped boxes")
-            found.append((box, entry))
+            continue
+        box, clipped = xyxy_box(file, entry, size, key, len(found))
+        if min(box[2] - box[0], box[3] - box[1]) <= 0:
+            out.add("boxes outside their pictures")
+            continue
+        if clipped:
+            out.add("clipped boxes")
+        found.append((box, entry))
     return found
 
 

@@ -22,15 +22,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fiber.data.annotations import FILES
+from fiber.data.mdetr import label_boxes, phrases, referring
 from fiber.data.prompts import class_prompt
-from fiber.data.records import CharSpan, Record
+from fiber.data.records import Record
 from fiber.data.source_files import (
     NO_VOTES,
     RecordList,
+    SourceFile,
     Votes,
+    annotation_file,
     boxes_by_image,
-    char_spans,
+    class_names,
     images_folder,
     picture_folder,
     read_answers,
@@ -39,6 +41,18 @@ from fiber.data.source_files import (
     read_json_lines,
     without_garbage_collection,
 )
+
+__all__ = [
+    "captions",
+    "detection",
+    "detection_records",
+    "label_boxes",
+    "phrases",
+    "questions",
+    "reasoning",
+    "referring",
+    "swapped",
+]
 
 AnyPath = str | PathLike[str]
 
@@ -65,7 +79,7 @@ def captions(
         FileNotFoundError: if the file or the folder of pictures is missing.
         ValueError: if an entry is not as expected, with file, entry and key.
     """
-    path = _file(folder, split, "captions", annotations)
+    path = annotation_file(folder, split, "captions", annotations)
     file, root = read_json(path, "COCO captions"), images_folder(folder, images)
     pictures = {entry["id"]: entry for entry in file.pictures()}
     out, shown = RecordList(), set()
@@ -83,138 +97,6 @@ def captions(
             )
         )
     out.add("pictures without captions", len(pictures) - len(shown))
-    return out
-
-
-@without_garbage_collection
-def phrases(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
-) -> RecordList:
-    """Read captions with phrases and boxes (Flickr30k Entities in MDETR's form).
-
-    One record for each caption. `labels` and `label_spans` are the phrases of
-    `tokens_positive_eval` (without it, the different `tokens_positive`); a box has the spans of all
-    phrases that name it and the first of them as `box_labels`: see `label_boxes`.
-    Arguments and errors are those of `captions`; the file is "flickr_<split>.json".
-    """
-    path = _file(folder, split, "phrases", annotations)
-    file, root = read_json(path, "Flickr30k Entities, MDETR's form"), images_folder(folder, images)
-    boxes = boxes_by_image(file)
-    out = RecordList()
-    for entry in file.pictures():
-        text = file.text(entry, "caption")
-        key = f"{path.stem}/{entry['id']}"
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
-        spans = []
-        for _, box in found:
-            file.at("annotations", box)
-            spans.append(char_spans(file, box, "tokens_positive"))
-        file.at("images", entry)
-        evaluated = entry.get("tokens_positive_eval")
-        labels = (
-            [*dict.fromkeys(spans)]
-            if evaluated is None
-            else [char_spans(file, {"spans": phrase}, "spans") for phrase in evaluated]
-        )
-        for own in spans:
-            if not any(_shares(label, own) for label in labels):
-                labels.append(own)
-        out.append(
-            file.record(
-                key=key,
-                images=(f"{root}/{entry['file_name']}",),
-                image_id=f"{root}/{entry['file_name']}",
-                text=text,
-                boxes_xyxy=tuple(box for box, _ in found),
-                char_spans=tuple(spans),
-                box_labels=tuple(
-                    next(i for i, label in enumerate(labels) if _shares(label, own))
-                    for own in spans
-                ),
-                labels=tuple(" ".join(text[a:b] for a, b in label) for label in labels),
-                label_spans=tuple(labels),
-                group=entry.get("group", ""),
-            )
-        )
-    return out
-
-
-def label_boxes(record: Record) -> list[list[int]]:
-    """Return, for each of a record's labels, the indices of all boxes that it names.
-
-    A box that several phrases name is in several lists; `Record.box_labels` has room for one.
-    """
-    return [
-        [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
-        for label in record.label_spans
-    ]
-
-
-def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
-    """Whether a label and a box have a span in common."""
-    return any(span in spans for span in label)
-
-
-@without_garbage_collection
-def referring(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
-    whole_expression: bool = False,
-) -> RecordList:
-    """Read referring expressions (RefCOCO in MDETR's form): one record for each expression.
-
-    Each has one label, the expression, and its boxes (one, in the public sets). Expressions whose
-    boxes were all dropped are left out and counted.
-
-    Args:
-        folder: a data folder.
-        split: such as "train".
-        annotations: the file, if it is not "refcoco_<split>.json" in the folder.
-        images: where its file names start, if not "images" in the folder.
-        whole_expression: spans cover the whole text; otherwise they are the file's
-            `tokens_positive`: its head phrase, "the star" of "the star left of the ring".
-
-    Raises:
-        FileNotFoundError: if the file or the folder of pictures is missing.
-        ValueError: if an entry is not as expected, with file, entry and key.
-    """
-    path = _file(folder, split, "referring", annotations)
-    file, root = read_json(path, "RefCOCO, MDETR's form"), images_folder(folder, images)
-    boxes = boxes_by_image(file)
-    out = RecordList()
-    for entry in file.pictures():
-        text = file.text(entry, "caption")
-        key = f"{path.stem}/{entry['id']}"
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
-        if not found:
-            out.add("expressions without a box")
-            continue
-        spans = ((0, len(text)),)
-        if not whole_expression:
-            file.at("annotations", found[0][1])
-            spans = char_spans(file, found[0][1], "tokens_positive")
-        file.at("images", entry)
-        out.append(
-            file.record(
-                key=key,
-                images=(f"{root}/{entry['file_name']}",),
-                image_id=f"{root}/{entry['file_name']}",
-                text=text,
-                boxes_xyxy=tuple(box for box, _ in found),
-                char_spans=(spans,) * len(found),
-                box_labels=(0,) * len(found),
-                labels=(text,),
-                label_spans=(spans,),
-                group=entry.get("group", ""),
-            )
-        )
     return out
 
 
@@ -242,18 +124,22 @@ def detection(
         FileNotFoundError: if the file or the folder of pictures is missing.
         ValueError: if an entry is not as expected, with file, entry and key.
     """
-    path = _file(folder, split, "detection", annotations)
+    path = annotation_file(folder, split, "detection", annotations)
     file, root = read_json(path, "COCO instances"), images_folder(folder, images)
-    names = {}
-    for entry in file.walk("categories"):
-        names[file.get(entry, "id", int)] = file.text(entry, "name")
+    return detection_records(file, root)
+
+
+def detection_records(file: SourceFile, root: str) -> RecordList:
+    """Make the records of `detection` of a file that was read; its pictures are below `root`."""
+    names = class_names(file)
     ids = sorted(names)
     prompt = class_prompt([names[category] for category in ids])
     places = {category: place for place, category in enumerate(ids)}
     boxes = boxes_by_image(file)
     out = RecordList()
+    out.classes = tuple(names[category] for category in ids)
     for entry in file.pictures():
-        key = f"{path.stem}/{entry['id']}"
+        key = f"{file.path.stem}/{entry['id']}"
         found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
         own = []
         for _, box in found:
@@ -303,9 +189,9 @@ def questions(
         FileNotFoundError: if a file or the folder of pictures is missing.
         ValueError: if an entry is not as expected, with file, entry and key.
     """
-    path = _file(folder, split, "questions", annotations)
+    path = annotation_file(folder, split, "questions", annotations)
     file = read_json(path, "VQAv2 questions")
-    answers_path = _file(folder, split, "answers", answers)
+    answers_path = annotation_file(folder, split, "answers", answers)
     original = re.fullmatch(r"(.*)OpenEnded_(.+)_questions\.json", path.name)
     if answers is None and original:
         answers_path = path.with_name("{}{}_annotations.json".format(*original.groups()))
@@ -356,7 +242,7 @@ def reasoning(
     Arguments and errors are those of `captions`; the file is "nlvr2_<split>.jsonl" (the original
     train.json, dev.json and test1.json have the same lines).
     """
-    path = _file(folder, split, "reasoning", annotations)
+    path = annotation_file(folder, split, "reasoning", annotations)
     file = read_json_lines(path, "NLVR2")
     out, root, folders = RecordList(), "", {}
     for entry in file.walk("lines"):
@@ -404,7 +290,7 @@ def swapped(
     Arguments and errors are those of `captions`; the file is "winoground_<split>.jsonl". A picture
     whose name has no suffix is a ".png".
     """
-    path = _file(folder, split, "swapped", annotations)
+    path = annotation_file(folder, split, "swapped", annotations)
     file, root = read_json_lines(path, "Winoground"), images_folder(folder, images)
     out = RecordList()
     for entry in file.walk("lines"):
@@ -425,8 +311,3 @@ def swapped(
                     )
                 )
     return out
-
-
-def _file(folder: AnyPath, split: str, kind: str, path: AnyPath | None) -> Path:
-    """Return the path of an annotation file."""
-    return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)

@@ -103,7 +103,7 @@ def open_data(
         where = absolute(path)
         for name, task in active.items():
             try:
-                parts = [open_source(s, path, config.data.split) for s in task.sources]
+                parts = [_read(config, source, path) for source in task.sources]
             except SeveralFormsError as problem:
                 raise ValueError(
                     f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
@@ -296,6 +296,14 @@ def _other_sources(task: str, names: Sequence[str]) -> str:
         return ""
     which = "one or more of them" if len(names) > 1 else "that one"
     return f", or read {which} with --set tasks.{task}.sources={','.join(names)}"
+
+
+def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
+    """Read one source the way that the run's config asks for."""
+    options = {}
+    if source == "detection":
+        options = {"on_error": config.data.on_error}
+    return open_source(source, data, config.data.split, **options)
 
 
 def existing_data(data: str | os.PathLike[str]) -> Path:
