@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from fiber.metrics import box_matching, precision
 from fiber.metrics.detection import (
     COCO_THRESHOLDS,
     ScoredBoxes,
@@ -14,6 +15,12 @@ from fiber.metrics.detection import (
 )
 
 BOX = [0.0, 0.0, 10.0, 10.0]
+#: In pycocotools' order.
+COCO_NAMES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_at_1", "ar_at_10", "ar_at_100", "ar_small", "ar_medium", "ar_large"),
+)
+ARS = {"ar_at_1", "ar_at_10", "ar_at_100"}
 
 
 def test_nothing_to_measure_is_nan():
@@ -24,7 +31,10 @@ def test_nothing_to_measure_is_nan():
 
 def test_no_detection_is_zero():
     found = average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], ["cat"])])
-    assert found == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ar": 0.0}
+    measured = {name for name, value in found.items() if not math.isnan(value)}
+    # The box of 10 x 10 is small.
+    assert measured == {"ap", "ap50", "ap75", "ap_small", "ar_small"} | ARS
+    assert all(found[name] == 0.0 for name in measured)
 
 
 def test_a_perfect_detector():
@@ -42,7 +52,9 @@ def test_by_hand():
     found = average_precision(detections, truths)
     # Precision 1 at the 51 recalls up to 0.5, 2/3 at the 50 above.
     assert found["ap50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert found["ar"] == 1.0
+    assert found["ar_at_100"] == 1.0
+    # The best detection alone finds one of two.
+    assert found["ar_at_1"] == 0.5
 
 
 def test_overlap_decides_at_each_threshold():
@@ -77,6 +89,28 @@ def test_classes_apart_and_sorted():
     assert average_precision(detections, truths)["ap"] == pytest.approx(0.5)
 
 
+def test_the_area_of_the_thing_decides_its_range():
+    # Both boxes are 40 x 40, medium; what the first one frames has 900 square pixels, small.
+    first, second = [0, 0, 40, 40], [100, 0, 140, 40]
+    truths = [TrueBoxes([first, second], ["cat", "cat"], areas=[900.0, 1600.0])]
+    found = average_precision([ScoredBoxes([first], [0.5], ["cat"])], truths)
+    assert (found["ap_small"], found["ap_medium"]) == (pytest.approx(1.0), 0.0)
+    # Without areas both are medium, of which one is found: precision 1 up to recall 0.5.
+    boxes_alone = [TrueBoxes([first, second], ["cat", "cat"])]
+    found = average_precision([ScoredBoxes([first], [0.5], ["cat"])], boxes_alone)
+    assert math.isnan(found["ap_small"]) and found["ap_medium"] == pytest.approx(51 / 101)
+
+
+def test_the_hundred_and_first_detection_is_not_looked_at():
+    wrong = [[500.0 + i, 0, 501.0 + i, 1] for i in range(100)]
+    boxes, scores = [*wrong, BOX], [*(0.9,) * 100, 0.1]
+    truths = [TrueBoxes([BOX], ["cat"])]
+    assert average_precision([ScoredBoxes(boxes, scores, ["cat"] * 101)], truths)["ar_at_100"] == 0
+    found = average_precision([ScoredBoxes(boxes[1:], scores[1:], ["cat"] * 100)], truths)
+    assert found["ar_at_100"] == 1.0 and found["ar_at_10"] == 0.0
+    assert found["ap50"] == pytest.approx(1 / 100)
+
+
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="detections of 1 pictures; expected 0"):
         average_precision([ScoredBoxes([], [], [])], [])
@@ -84,68 +118,97 @@ def test_wrong_input_is_named():
         average_precision([ScoredBoxes([BOX], [0.1, 0.2], ["a"])], [TrueBoxes([], [])])
     with pytest.raises(ValueError, match="picture 0 has 1 true boxes, 0 labels"):
         average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], [])])
+    with pytest.raises(ValueError, match="1 crowd flags and 2 areas"):
+        average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], ["a"], areas=[1, 2])])
 
 
-def random_pictures(seed, pictures, classes, levels, grid=0):
+def random_pictures(seed, *, pictures, classes, levels, grid=0, empty=0.0, scale=1.0, doubled=3):
     """Boxes that often overlap, some of them crowds; `levels` different scores.
 
-    With a grid, corners are multiples of it, so that overlaps are often equal.
+    Areas of things are a part of their boxes'. With a grid, corners are multiples of it, so that
+    overlaps are often equal; `empty` of the pictures lack true boxes, as many lack detections.
     """
     random = np.random.default_rng(seed)
     detections, truths = [], []
     for _ in range(pictures):
-        count = int(random.integers(0, 9))
-        start = random.uniform(0, 60, (count, 2))
-        own = np.concatenate([start, start + random.uniform(4, 40, (count, 2))], axis=1)
+        count = int(random.integers(0, 9)) if random.random() >= empty else 0
+        own = drawn_boxes(random, count, scale)
         labels = random.integers(0, classes, count)
-        truths.append(TrueBoxes(own, labels.tolist(), random.random(count) < 0.15))
-        near = np.repeat(own, 3, axis=0) + random.normal(0, 2.5, (3 * count, 4))
-        far_start = random.uniform(0, 60, (6, 2))
-        far = np.concatenate([far_start, far_start + random.uniform(4, 40, (6, 2))], axis=1)
-        boxes = np.concatenate([near, far])
+        near = np.repeat(own, doubled, axis=0)
+        near = near + random.normal(0, 2.5 * scale, (doubled * count, 4))
+        boxes = np.concatenate([near, drawn_boxes(random, 6, scale)])
         if grid:
-            own[:] = np.round(own / grid) * grid
+            own = np.round(own / grid) * grid
             boxes = np.round(boxes / grid) * grid
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 0.5)
-        guessed = np.concatenate([np.repeat(labels, 3), random.integers(0, classes, 6)])
+        areas = np.prod(own[:, 2:] - own[:, :2], axis=1) * random.uniform(0.4, 1, count)
+        crowd = random.random(count) < 0.15
+        truths.append(TrueBoxes(own, labels.tolist(), crowd, areas))
+        guessed = np.concatenate([np.repeat(labels, doubled), random.integers(0, classes, 6)])
         scores = random.integers(1, levels, len(boxes)) / levels
+        if random.random() < empty:
+            boxes, scores, guessed = boxes[:0], scores[:0], guessed[:0]
         detections.append(ScoredBoxes(boxes, scores, guessed.tolist()))
     return detections, truths
 
 
+def drawn_boxes(random, count, scale):
+    start = random.uniform(0, 60, (count, 2))
+    return np.concatenate([start, start + random.uniform(4, 40, (count, 2))], axis=1) * scale
+
+
 @pytest.mark.parametrize(
-    ("seed", "pictures", "classes", "levels", "max_detections", "grid"),
+    ("pictures", "classes", "levels", "options"),
     [
-        (0, 1, 1, 1000, 100, 0),
-        (1, 12, 3, 10**6, 100, 0),
-        (2, 25, 5, 10, 100, 0),
-        (3, 25, 2, 1000, 4, 0),
-        (4, 7, 40, 1000, 100, 0),
-        (5, 40, 1, 1000, 100, 16),
+        (1, 1, 1000, {}),
+        (12, 3, 10**6, {}),
+        (25, 5, 10, {"scale": 2}),
+        (7, 40, 1000, {}),
+        (40, 1, 1000, {"grid": 16}),
+        (30, 4, 50, {"empty": 0.4}),
+        (10, 2, 8, {"doubled": 60, "scale": 3, "grid": 8}),
+        (40, 6, 1000, {"scale": 4}),
     ],
     ids=[
         "one picture",
         "distinct scores",
         "equal scores",
-        "few detections",
-        "rare classes",
+        "classes without truths",
         "equal overlaps",
+        "empty pictures",
+        "more than 100 detections",
+        "large things",
     ],
 )
-def test_equals_pycocotools(seed, pictures, classes, levels, max_detections, grid):
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_pycocotools(seed, pictures, classes, levels, options):
     pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `eval`)")
-    detections, truths = random_pictures(seed, pictures, classes, levels, grid)
-    expected, expected_by_class = coco_numbers(detections, truths, classes, max_detections)
-    found = average_precision(detections, truths, max_detections=max_detections)
+    detections, truths = random_pictures(
+        seed, pictures=pictures, classes=classes, levels=levels, **options
+    )
+    expected, expected_by_class = coco_numbers(detections, truths, classes)
+    found = average_precision(detections, truths)
+    assert len(expected) == 12 and found.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
-    by_class = average_precision_by_class(detections, truths, max_detections=max_detections)
+        # pycocotools has -1 for what has no true box.
+        value = float("nan") if value == -1 else value
+        assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+    by_class = average_precision_by_class(detections, truths)
     assert by_class.keys() == expected_by_class.keys()
     for label, value in expected_by_class.items():
         assert by_class[label]["ap"] == pytest.approx(value, abs=1e-9), label
 
 
-def coco_numbers(detections, truths, classes, max_detections):
+def test_blocks_of_classes_change_nothing(monkeypatch):
+    detections, truths = random_pictures(9, pictures=20, classes=6, levels=20)
+    whole = average_precision_by_class(detections, truths)
+    monkeypatch.setattr(precision, "_DETECTIONS_AT_ONCE", 30)
+    monkeypatch.setattr(box_matching, "_PAIRS_AT_ONCE", 7)
+    assert str(average_precision_by_class(detections, truths)) == str(whole)
+
+
+def coco_numbers(detections, truths, classes):
+    """The twelve numbers of pycocotools, and AP class by class."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -154,10 +217,10 @@ def coco_numbers(detections, truths, classes, max_detections):
 
     annotations, results = [], []
     for image, (found, true) in enumerate(zip(detections, truths, strict=True), start=1):
-        for box, label, crowd in zip(true.boxes_xyxy, true.labels, true.crowd, strict=True):
+        for box, label, crowd, area in zip(*true, strict=True):
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": image, "category_id": label + 1}
-                | {"bbox": sides(box), "area": 1.0, "iscrowd": int(crowd)}
+                | {"bbox": sides(box), "area": float(area), "iscrowd": int(crowd)}
             )
         for box, score, label in zip(*found, strict=True):
             results.append(
@@ -174,19 +237,13 @@ def coco_numbers(detections, truths, classes, max_detections):
         }
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluation.params.maxDets = [max_detections]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         assert np.allclose(evaluation.params.iouThrs, COCO_THRESHOLDS, atol=0)
         evaluation.evaluate()
         evaluation.accumulate()
-    # (thresholds, recalls, classes) and (thresholds, classes); -1 where a class has no true box.
-    precisions = evaluation.eval["precision"][:, :, :, 0, 0]
-    recalls = evaluation.eval["recall"][:, :, 0, 0]
-    seen = recalls[0] > -1
-    totals = {
-        "ap": precisions[:, :, seen].mean(),
-        "ap50": precisions[0][:, seen].mean(),
-        "ap75": precisions[5][:, seen].mean(),
-        "ar": recalls[:, seen].mean(),
+        evaluation.summarize()
+    # (thresholds, recalls, classes); -1 where a class has no true box.
+    precisions = evaluation.eval["precision"][:, :, :, 0, 2]
+    seen = precisions[0, 0] > -1
+    return dict(zip(COCO_NAMES, evaluation.stats.tolist(), strict=True)), {
+        c: precisions[:, :, c].mean() for c in range(classes) if seen[c]
     }
-    return totals, {c: precisions[:, :, c].mean() for c in range(classes) if seen[c]}

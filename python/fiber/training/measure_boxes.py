@@ -118,7 +118,12 @@ def coco(subject: Subject, records: RecordSet) -> Measured:
                 )
             ]
     truths = [TrueBoxes(record.boxes_xyxy, record.box_labels) for record in asked]
-    return Measured(average_precision(found, truths), predictions)
+    numbers = average_precision(found, truths)
+    # Numbers of a size that no true box has are left out; without any true box `ap` is NaN.
+    return Measured(
+        {name: value for name, value in numbers.items() if name == "ap" or value == value},
+        predictions,
+    )
 
 
 def _needing_boxes(records: RecordSet) -> list[Record]:
