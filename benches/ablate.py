@@ -10,7 +10,6 @@ budget is used up.
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments import Rows, measure, use_one_thread
+from experiments import Rows, cpu_seconds, measure, use_one_thread
 
 from fiber.fields import replace_fields
 from fiber.training.checkpoint import load_model
@@ -55,7 +54,7 @@ def config_of(arm: str, seed: int) -> RunConfig:
 def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Train one run and measure it: its row."""
     use_one_thread()
-    began = _cpu_seconds()
+    began = cpu_seconds()
     config = config_of(arm, seed)
     with tempfile.TemporaryDirectory() as output:
         run = Path(output) / "run"
@@ -65,18 +64,13 @@ def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         "arm": arm,
         "seed": seed,
         "steps": config.train.steps,
-        "cpu_seconds": f"{_cpu_seconds() - began:.0f}",
+        "cpu_seconds": f"{cpu_seconds() - began:.0f}",
         **{
             f"{task}/{metric}/{split}": f"{numbers[task, split, metric]:.4f}"
             for task, metric in SHOWN
             for split in ("val", "novel")
         },
     }
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import random
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,11 +64,17 @@ class Rows:
 class SeenInputs(Sequence[Record]):
     """Records with one of their inputs taken away."""
 
-    def __init__(self, records: RecordSet, inputs: Inputs) -> None:
-        """Args: any records; what is left of them."""
+    def __init__(self, records: Sequence[Record] | RecordSet, inputs: Inputs, side: int = 32):
+        """Prepare the records.
+
+        Args:
+            records: any.
+            inputs: what is left of them.
+            side: of the grey pictures in pixels; boxes need that of the pictures themselves.
+        """
         self.records, self.inputs = records, inputs
         grey = io.BytesIO()
-        Image.new("RGB", (32, 32), (128, 128, 128)).save(grey, "PNG")
+        Image.new("RGB", (side, side), (128, 128, 128)).save(grey, "PNG")
         self._grey = grey.getvalue()
 
     def __len__(self) -> int:
@@ -122,6 +129,12 @@ def measure(
                 if "/" not in metric:
                     found[task, split, metric] = value
     return found
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def use_one_thread() -> None:

@@ -1,0 +1,357 @@
+"""What the coarse stage saves in boxes: the fine stage from it and from nothing, with ever fewer.
+
+Command: fiber data scenes --output runs/scenes --images 24000
+         fiber data stamps --output runs/stamps --images 10000
+         python benches/boxes.py runs/scenes runs/stamps
+Rows: results/boxes.csv, one for each run; `results_page.py` makes the table and the curve. A run
+that has its row is not trained again; --cpu-hours stops starting new ones when the budget is used
+up.
+
+Boxes are known of so many pictures of the training split alone (`BOXED`), all of them or a part.
+The coarse stage reads the captions and questions of all pictures, and no box. One coarse model of
+each data set is trained, once more where its folder is gone; the fine stage is trained with three
+seeds, which also choose the pictures. Every run has the same steps, so that boxes are all that
+differs; "fine only, longer" has the steps of both stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from box_measures import (
+    GROUPS,
+    NUMBERS,
+    Asked,
+    Values,
+    guess_by_chance,
+    guess_frequent_boxes,
+    measure_boxes,
+    open_asked,
+    side_of,
+)
+from experiments import Inputs, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
+
+from fiber.data import sources
+from fiber.data.records import Record, RecordSet
+from fiber.fields import replace_fields
+from fiber.files import read_json
+from fiber.training.checkpoint import load_model
+from fiber.training.loop import train
+from fiber.training.run_config import RunConfig, load_recipe
+from fiber.training.run_folder import RunFolder
+
+KNOWN_BY = ("data", "arm", "percent", "seed")
+#: Pictures whose boxes are known, at most.
+BOXED = 2400
+#: Parts of them that are trained with, in percent.
+PERCENTS = (100, 25, 5)
+#: What is compared, and what stands beside it.
+COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
+#: Fine only with grey pictures, in training and in measuring.
+TEXT_ONLY = "text only"
+#: Rows that no fine model was trained for.
+COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
+#: Part of the boxes that "fine only, longer" is trained with, and its data.
+LONGER_PERCENT, LONGER_DATA = 25, ("scenes",)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long a data set's models are trained."""
+
+    coarse: int
+    fine: int
+
+
+STEPS = {"scenes": Steps(coarse=600, fine=400), "stamps": Steps(coarse=300, fine=300)}
+#: What the coarse run changes in its recipe; `ablate.py` shows why pairs are drawn at random.
+COARSE_CHANGES: dict[str, dict[str, Any]] = {
+    "scenes": {"tasks.image_text.itm_negatives": "random"},
+    "stamps": {
+        "tasks.image_text.itm_negatives": "random",
+        "model.image_text.num_answers": 512,
+    },
+}
+#: What the fine run changes: of hundreds of nouns few fit into a text.
+FINE_CHANGES: dict[str, dict[str, Any]] = {
+    "scenes": {},
+    "stamps": {"tasks.grounding.max_classes": 6},
+}
+#: The number that tells whether the coarse stage learned.
+RETRIEVAL = ("retrieval", "val", "text_to_image_recall_at_10")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one data set."""
+
+    arm: str
+    percent: int
+    seed: int
+
+    @property
+    def needs_coarse(self) -> bool:
+        """Whether it starts from the coarse model."""
+        return self.arm == COARSE_FINE
+
+    def known(self, kind: str) -> dict[str, Any]:
+        """Columns that its row is known by."""
+        return {"data": kind, "arm": self.arm, "percent": self.percent, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one data set and its coarse model are."""
+
+    data: Path
+    runs: Path
+
+    @property
+    def kind(self) -> str:
+        """What made the data: "scenes" or "stamps"."""
+        return read_json(self.data / "dataset.json")["parameters"]["generator"]
+
+    @property
+    def coarse(self) -> Path:
+        """The coarse model."""
+        return self.runs / f"boxes-coarse-{self.kind}"
+
+    @property
+    def has_coarse(self) -> bool:
+        """Whether it is trained."""
+        return RunFolder(path=self.coarse).is_finished
+
+
+def coarse_config(kind: str) -> RunConfig:
+    """How the coarse model is trained."""
+    changes = {"train.steps": STEPS[kind].coarse, **COARSE_CHANGES[kind]}
+    return replace_fields(load_recipe("scenes_coarse"), changes)
+
+
+def fine_config(kind: str, job: Job) -> RunConfig:
+    """How a fine model is trained."""
+    steps = STEPS[kind].fine + (STEPS[kind].coarse if job.arm == LONGER else 0)
+    changes = {"train.steps": steps, "train.seed": job.seed, "train.checkpoint_every": 0}
+    return replace_fields(load_recipe("scenes_fine"), {**changes, **FINE_CHANGES[kind]})
+
+
+def chosen_pictures(pictures: Iterable[str], percent: int, seed: int) -> list[str]:
+    """Choose the pictures whose boxes are known; a smaller part is contained in a larger one.
+
+    Args:
+        pictures: of the training split, by `image_id`.
+        percent: of `BOXED`, or of all pictures where they are fewer.
+        seed: of the order in which they are taken.
+    """
+    order = sorted(set(pictures))
+    random.Random(seed).shuffle(order)
+    return order[: max(1, round(min(BOXED, len(order)) * percent / 100))]
+
+
+def boxed_records(
+    folder: Path, config: RunConfig, percent: int, seed: int
+) -> dict[str, list[Record]]:
+    """Read the records with boxes of the chosen pictures, by source."""
+    task = config.tasks.grounding
+    asked = sources.detection(folder, "train", max_classes=task.max_classes, seed=config.train.seed)
+    chosen = set(chosen_pictures((record.image_id for record in asked), percent, seed))
+    everything: dict[str, RecordSet] = {
+        "referring": sources.referring(folder, "train"),
+        "phrases": sources.phrases(folder, "train"),
+        "detection": asked,
+    }
+    return {
+        source: [r for r in (records[i] for i in range(len(records))) if r.image_id in chosen]
+        for source, records in everything.items()
+    }
+
+
+def finish(place: Place, job: Job) -> list[dict[str, Any]]:
+    """Do one run: its rows."""
+    return guess(place) if job.arm == CHANCE else [train_fine(place, job)]
+
+
+def train_coarse(place: Place) -> list[dict[str, Any]]:
+    """Train the coarse model, or what is left of it, and measure it: its row."""
+    use_one_thread()
+    began = cpu_seconds()
+    config = coarse_config(place.kind)
+    train(config, data=place.data, output=place.coarse, resume=True, threads=1, quiet=True)
+    numbers = measure(load_model(place.coarse), place.data, {"retrieval": 1000})
+    row = _row(
+        place.kind,
+        Job(arm=COARSE, percent=0, seed=config.train.seed),
+        steps=config.train.steps,
+        batch_size=config.data.batch_size,
+        seconds=cpu_seconds() - began,
+        retrieval=f"{numbers[RETRIEVAL]:.4f}",
+    )
+    return [row]
+
+
+def train_fine(place: Place, job: Job) -> dict[str, Any]:
+    """Train a fine model and measure it: its row."""
+    use_one_thread()
+    began = cpu_seconds()
+    kind, inputs = place.kind, inputs_of(job)
+    config = fine_config(kind, job)
+    parts = boxed_records(place.data, config, job.percent, job.seed)
+    records = [record for source in config.tasks.grounding.sources for record in parts[source]]
+    with tempfile.TemporaryDirectory() as output:
+        run = Path(output) / "run"
+        train(
+            config,
+            data={"grounding": SeenInputs(records, inputs, side=side_of(place.data))},
+            output=run,
+            init=place.coarse if job.needs_coarse else None,
+            tokenizer=place.data / "tokenizer.json",
+            device="cpu",
+            threads=1,
+            quiet=True,
+        )
+        values = measure_boxes(load_model(run), open_asked(place.data), inputs)
+    return _row(
+        kind,
+        job,
+        parts["detection"],
+        steps=config.train.steps,
+        batch_size=config.data.batch_size,
+        seconds=cpu_seconds() - began,
+        values=values,
+    )
+
+
+def inputs_of(job: Job) -> Inputs:
+    """What a run may see."""
+    return "text" if job.arm == TEXT_ONLY else "both"
+
+
+def guess(place: Place) -> list[dict[str, Any]]:
+    """Work out what chance and the most frequent boxes reach: rows like those of a run."""
+    began = cpu_seconds()
+    asked: Asked = open_asked(place.data)
+    job = Job(arm=FREQUENT, percent=100, seed=0)
+    training = boxed_records(place.data, fine_config(place.kind, job), job.percent, job.seed)
+    chance, frequent = guess_by_chance(asked), guess_frequent_boxes(asked, training)
+    seconds = cpu_seconds() - began
+    return [
+        _row(place.kind, Job(arm=CHANCE, percent=0, seed=0), values=chance),
+        _row(place.kind, job, training["detection"], seconds=seconds, values=frequent),
+    ]
+
+
+def _row(
+    kind: str,
+    job: Job,
+    boxed: Sequence[Record] = (),
+    *,
+    steps: int = 0,
+    batch_size: int = 0,
+    seconds: float = 0.0,
+    retrieval: str = "",
+    values: Values | None = None,
+) -> dict[str, Any]:
+    """Make a row, with the same columns for every kind of run."""
+    numbers = {
+        f"{column}/{group}": "" if values is None else f"{values[column, group]:.4f}"
+        for _, _, column in NUMBERS
+        for group in GROUPS
+    }
+    return {
+        **job.known(kind),
+        "pictures": len(boxed),
+        "boxes": sum(len(record.boxes_xyxy) for record in boxed),
+        "steps": steps,
+        "batch_size": batch_size,
+        "cpu_seconds": f"{seconds:.0f}",
+        "coarse_text_to_image_recall_at_10": retrieval,
+        **numbers,
+    }
+
+
+def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Job]]:
+    """List the runs in their order: data after data, seed after seed, then the longer runs."""
+    for kind in kinds:
+        yield kind, Job(CHANCE, 0, 0)
+        for seed in seeds:
+            for percent in PERCENTS:
+                for arm in (FINE, COARSE_FINE):
+                    yield kind, Job(arm, percent, seed)
+            if seed == seeds[0]:
+                yield kind, Job(TEXT_ONLY, 100, seed)
+    for kind in kinds:
+        if kind in LONGER_DATA:
+            for seed in seeds:
+                yield kind, Job(LONGER, LONGER_PERCENT, seed)
+
+
+def main() -> None:
+    """Train and measure all that has no row yet, within the budget."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path, nargs="+", help="folders of scenes or stamps")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="of the coarse models")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all rows together")
+    options = parser.parse_args()
+    places = {place.kind: place for place in (Place(data, options.output) for data in options.data)}
+    use_one_thread()
+    rows = Rows("boxes", KNOWN_BY)
+    waiting = [
+        (kind, job)
+        for kind, job in wanted(options.seeds, list(places))
+        if not rows.has(**job.known(kind))
+    ]
+    run_all(places, waiting, rows, options.workers, options.cpu_hours)
+
+
+def run_all(
+    places: dict[str, Place],
+    waiting: list[tuple[str, Job]],
+    rows: Rows,
+    workers: int,
+    cpu_hours: float,
+) -> None:
+    """Run what waits, in its order, but for what a coarse model is still trained for."""
+    running: dict[Future[list[dict[str, Any]]], str] = {}
+    begun: set[str] = set()
+
+    def start(pool: ProcessPoolExecutor) -> bool:
+        """Start the first run that can start."""
+        for at, (kind, job) in enumerate(waiting):
+            place = places[kind]
+            if not job.needs_coarse or place.has_coarse:
+                del waiting[at]
+                name = f"{kind}: {job.arm}, {job.percent} %, seed {job.seed}"
+                running[pool.submit(finish, place, job)] = name
+                return True
+            if kind not in begun:
+                begun.add(kind)
+                running[pool.submit(train_coarse, place)] = f"{kind}: {COARSE}"
+                return True
+        return False
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while waiting or running:
+            while len(running) < workers and start(pool):
+                pass
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                rows.add(future.result())
+                used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
+                print(f"{name}: {used:.2f} CPU hours so far", flush=True)
+                if used >= cpu_hours and waiting:
+                    print(f"{len(waiting)} runs are left out: the budget is used up", flush=True)
+                    waiting.clear()
+
+
+if __name__ == "__main__":
+    main()
