@@ -7,14 +7,13 @@ compares.
 
 from __future__ import annotations
 
-import csv
-import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import boxes_page
 from ablate import ARMS, SHOWN
-from experiments import RESULTS, SPLITS
+from experiments import SPLITS
 from finetune import CHANCE, COUNTED, FINETUNED
+from page_parts import change, machines, read, spread, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -99,42 +98,22 @@ def main() -> None:
     """Write the page."""
     PAGE.write_text(page(), encoding="utf-8")
     print(f"wrote {PAGE}")
+    rows = read("boxes")
+    if rows:
+        boxes_page.draw(rows, PAGE.parent / "images" / boxes_page.PICTURE)
+        print(f"wrote {PAGE.parent / 'images' / boxes_page.PICTURE}")
 
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *_finetuned(_read("finetune")), *_ablated(_read("ablate")), *_benches()]
+    parts = [
+        HEAD,
+        *_finetuned(read("finetune")),
+        *_ablated(read("ablate")),
+        *boxes_page.section(read("boxes")),
+        *_benches(),
+    ]
     return "\n".join(parts)
-
-
-def _read(name: str) -> list[dict[str, str]]:
-    file = RESULTS / f"{name}.csv"
-    if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean of the seeds, with the smallest and the largest where there are several."""
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
-
-
-def _machines(rows: Iterable[dict[str, str]]) -> str:
-    found = dict.fromkeys(
-        f"{row['processor']}, {row['cores']} cores, torch {row['torch']}, commit"
-        f" {row['commit'][:12]}"
-        for row in rows
-    )
-    return "; ".join(found)
 
 
 def _finetuned(rows: list[dict[str, str]]) -> list[str]:
@@ -164,7 +143,7 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
                 if not by_inputs.get("both"):
                     continue
                 columns = (CHANCE, COUNTED, "text", "picture", "both")
-                cells = [_spread(by_inputs.get(column, [])) for column in columns]
+                cells = [spread(by_inputs.get(column, [])) for column in columns]
                 lines.append([name, split, *cells])
                 without = [v for k, vs in by_inputs.items() if k != "both" for v in vs]
                 above = min(by_inputs["both"]) > max(without, default=0.0)
@@ -177,13 +156,13 @@ def _finetuned(rows: list[dict[str, str]]) -> list[str]:
         head = ["task", "split", "chance", "counted", "text only", "picture only", "both"]
         parts += [
             f"### {data}\n",
-            _table(head, lines),
+            table(head, lines),
             f"Learned from both inputs: {'; '.join(learned) or 'nothing'}."
             f" Not learned: {'; '.join(missed) or 'nothing'}.\n\n"
             f"{max(int(row['coarse_steps']) for row in own)} steps of coarse pre-training before,"
             f" then {_steps(own)}."
             f" A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one"
-            f" thread, with others beside it: {_machines(own)}.\n",
+            f" thread, with others beside it: {machines(own)}.\n",
         ]
     return parts
 
@@ -215,11 +194,11 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
     for (task, metric), name in zip(SHOWN, ABLATED_NAMES, strict=True):
         for split in SPLITS:
             key = (task, metric, split)
-            lines.append([name, split, *(_spread(values[arm][key]) for arm in ARMS)])
+            lines.append([name, split, *(spread(values[arm][key]) for arm in ARMS)])
             for arm in ARMS:
-                change = _change(values["whole"][key], values[arm][key])
-                if arm != "whole" and change:
-                    verdicts.append(f"- {arm}: {name} on {split} {change}")
+                apart = change(values["whole"][key], values[arm][key])
+                if arm != "whole" and apart:
+                    verdicts.append(f"- {arm}: {name} on {split} {apart}")
     quiet = [arm for arm in ARMS if arm != "whole" and not any(f"- {arm}:" in v for v in verdicts)]
     if verdicts and quiet:
         verdicts.append(f"- no difference found: {', '.join(quiet)}")
@@ -230,7 +209,7 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
         " part that the column names; what is left out of the losses is measured all the same,"
         " with a head that was never trained. Mean of the seeds, smallest and largest in"
         " brackets.\n",
-        _table(["metric", "split", *ARMS], lines),
+        table(["metric", "split", *ARMS], lines),
         ABLATION_SHOWS,
         "A difference is named where every one of three seeds of one lies above every seed of the"
         " other and the means are two of the larger standard deviation apart; three seeds cannot"
@@ -238,7 +217,7 @@ def _ablated(rows: list[dict[str, str]]) -> list[str]:
         f" comparisons; the table has {len(lines) * (len(ARMS) - 1)} of them, so that a small"
         " difference that stands alone means little.\n",
         ("\n".join(verdicts) or _no_difference(rows)) + "\n",
-        f"{len(rows)} of {3 * len(ARMS)} runs, {hours:.1f} CPU hours: {_machines(rows)}.\n",
+        f"{len(rows)} of {3 * len(ARMS)} runs, {hours:.1f} CPU hours: {machines(rows)}.\n",
     ]
 
 
@@ -249,21 +228,10 @@ def _no_difference(rows: list[dict[str, str]]) -> str:
     return "No difference is that large."
 
 
-def _change(whole: Sequence[float], other: Sequence[float]) -> str:
-    """Say how an arm differs from the whole, if three seeds can show it."""
-    if len(whole) < 3 or len(other) < 3:
-        return ""
-    apart = statistics.mean(other) - statistics.mean(whole)
-    separate = min(other) > max(whole) or max(other) < min(whole)
-    if not separate or abs(apart) < 2 * max(statistics.stdev(whole), statistics.stdev(other)):
-        return ""
-    return f"{'rises' if apart > 0 else 'falls'} by {abs(apart):.3f}"
-
-
 def _benches() -> list[str]:
     lines, used = [], []
     for name, what in BENCHES.items():
-        newest: dict[str, dict[str, str]] = {row["side"]: row for row in _read(name)}
+        newest: dict[str, dict[str, str]] = {row["side"]: row for row in read(name)}
         last = max((row["date"] for row in newest.values()), default="")
         for row in newest.values():
             if row["date"] == last and row["side"] != row["peer"]:
@@ -283,9 +251,9 @@ def _benches() -> list[str]:
     return [
         "## Speed and memory\n\nMedians of interleaved rounds in one process or, for whole"
         " processes, of interleaved starts; the newest rows of each bench.\n",
-        _table(["what", "side", "peer", "ratio", "target"], lines),
+        table(["what", "side", "peer", "ratio", "target"], lines),
         HELD_BACK,
-        f"{_machines(used)}.\n",
+        f"{machines(used)}.\n",
     ]
 
 

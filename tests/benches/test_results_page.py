@@ -9,7 +9,8 @@ BENCHES = Path(__file__).parents[2] / "benches"
 @pytest.fixture
 def results_page(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHES))
-    names = ("results_page", "finetune", "ablate", "experiments")
+    names = ("results_page", "boxes_page", "page_parts", "boxes", "finetune", "ablate")
+    names += ("experiments", "box_measures")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     import results_page
@@ -24,7 +25,7 @@ def test_the_page_is_what_its_rows_give(results_page):
 
 
 def test_a_difference_needs_separate_seeds_and_two_deviations(results_page):
-    change = results_page._change
+    change = results_page.change
     assert change([0.5, 0.5, 0.52], [0.3, 0.31, 0.3]) == "falls by 0.203"
     assert change([0.3, 0.31, 0.3], [0.5, 0.5, 0.52]) == "rises by 0.203"
     assert change([0.5, 0.6, 0.7], [0.69, 0.8, 0.9]) == ""

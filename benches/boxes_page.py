@@ -1,0 +1,272 @@
+"""The section of the results page, and the curve, of the rows of `boxes.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from box_measures import GROUPS, NUMBERS
+from boxes import (
+    BOXED,
+    CHANCE,
+    COARSE,
+    COARSE_FINE,
+    FINE,
+    FREQUENT,
+    LONGER,
+    LONGER_DATA,
+    LONGER_PERCENT,
+    PERCENTS,
+    TEXT_ONLY,
+)
+from page_parts import change, machines, spread, table
+
+#: File name of the curve, in docs/images.
+PICTURE = "boxes.png"
+#: What a person reads for a number.
+NAMES = {
+    "phrases/recall_at_1": "phrases, R@1",
+    "phrases/recall_at_5": "phrases, R@5",
+    "referring/accuracy": "expressions, accuracy",
+    "detection/ap50": "detection, AP50",
+    "detection/ap": "detection, AP",
+}
+#: Numbers that have a panel in the curve.
+DRAWN = ("phrases/recall_at_1", "referring/accuracy", "detection/ap50")
+#: Lines of a panel: the two arms with their colours, and what stands beside them.
+ARMS = {COARSE_FINE: "tab:blue", FINE: "tab:orange"}
+BESIDE = {TEXT_ONLY: ":", FREQUENT: "-.", CHANCE: "--"}
+#: Seeds that a judgement needs.
+SEEDS = 3
+
+INTRODUCTION = f"""## What the coarse stage saves in boxes
+
+The fine stage from a coarse model and from nothing (`benches/boxes.py`), with the boxes of 100,
+25 and 5 % of {BOXED} pictures of the training split, at equal steps, so that the number of boxes
+is all that differs along a line. The coarse stage reads captions and questions of all training
+pictures and no box; each data set has one coarse model, and the seeds are those of the fine stage
+and of the choice of pictures. *Seen*: val. *Unseen*: what novel names of the colours with shapes
+(scenes) or nouns (stamps) that neither stage was shown; for expressions and detection of scenes,
+whose classes are shapes, all of novel, each of whose pictures shows such a pair. Detection of
+stamps asks for the held-out nouns and as many others, those that training shows most. *Chance* is
+told all boxes of a picture and takes them in random order, so that its R@5 is 1 where no picture
+has more than five; *most frequent box* sees no picture; *text only* is the fine stage from
+nothing, with every picture grey in training and in measuring (one seed).
+"""
+CANNOT_SHOW = """What this cannot show: the fine stage from nothing has the coarse stage's steps
+less, so that a difference may come from training longer and not from captions;
+*fine only, longer* stands for that where it was run. One coarse model of each
+data set: how much another one would differ is not in the ranges. The runs are a
+few hundred steps of a small model: what boxes or captions bring only after more
+of them does not show.
+"""
+
+
+class Point(NamedTuple):
+    """Seeds of one arm with one number of boxes."""
+
+    boxes: float
+    mean: float
+    least: float
+    most: float
+
+
+def section(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The section; nothing without a trained run."""
+    if not any(row["arm"] in ARMS for row in rows):
+        return []
+    parts = [INTRODUCTION, f"![accuracy against number of boxes](images/{PICTURE})\n"]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        if any(row["arm"] in ARMS for row in own):
+            parts += [f"### {data}, boxes\n", _numbers(own), _judged(own), _cost(own)]
+    return [*parts, CANNOT_SHOW, _state(rows)]
+
+
+def values(
+    rows: Sequence[dict[str, str]], arm: str, column: str, percent: int | None = None
+) -> list[float]:
+    """A number of an arm, seed by seed; without `percent` those of all parts of the boxes."""
+    return [
+        float(row[column])
+        for row in rows
+        if row["arm"] == arm and percent in (None, int(row["percent"])) and row[column]
+    ]
+
+
+def points(rows: Sequence[dict[str, str]], arm: str, column: str) -> list[Point]:
+    """The line of an arm, fewest boxes first."""
+    line = []
+    for percent in sorted(PERCENTS):
+        found = values(rows, arm, column, percent)
+        if found:
+            boxes = values(rows, arm, "boxes", percent)
+            numbers = statistics.mean(found), min(found), max(found)
+            line.append(Point(statistics.mean(boxes), *numbers))
+    return line
+
+
+def _columns() -> list[tuple[str, str, str]]:
+    """All numbers: column of the rows, what a person reads, group."""
+    return [
+        (f"{number}/{group}", NAMES[number], group) for _, _, number in NUMBERS for group in GROUPS
+    ]
+
+
+def _numbers(own: Sequence[dict[str, str]]) -> str:
+    beside = (CHANCE, FREQUENT, TEXT_ONLY)
+    arms = [FINE, COARSE_FINE]
+    if any(row["arm"] == LONGER for row in own):
+        arms.append(LONGER)
+    lines = []
+    for column, name, group in _columns():
+        for percent in PERCENTS:
+            first = percent == PERCENTS[0]
+            lines.append(
+                [
+                    name if first else "",
+                    group if first else "",
+                    *(spread(values(own, arm, column)) if first else "" for arm in beside),
+                    f"{percent} %",
+                    *(spread(values(own, arm, column, percent)) for arm in arms),
+                ]
+            )
+    return table(["number", "group", *beside, "boxes", *arms], lines)
+
+
+def _judged(own: Sequence[dict[str, str]]) -> str:
+    """Name the differences of the two arms, by the rule of the ablation above."""
+    whole = [p for p in PERCENTS if all(_is_whole(own, arm, p) for arm in ARMS)]
+    if not whole:
+        return f"Fewer than {SEEDS} seeds have run: no difference is judged yet.\n"
+    verdicts = []
+    for percent in whole:
+        found = []
+        for column, name, group in _columns():
+            pair = [values(own, arm, column, percent) for arm in (FINE, COARSE_FINE)]
+            apart = change(*pair)
+            if apart:
+                found.append(f"{name} ({group}) {apart}")
+        verdicts.append(
+            f"- the coarse stage, {percent} % of the boxes:"
+            f" {'; '.join(found) or 'no difference found'}"
+        )
+    if _is_whole(own, LONGER, LONGER_PERCENT) and LONGER_PERCENT in whole:
+        found = []
+        for column, name, group in _columns():
+            pair = [values(own, arm, column, LONGER_PERCENT) for arm in (LONGER, COARSE_FINE)]
+            apart = change(*pair)
+            if apart:
+                found.append(f"{name} ({group}) {apart}")
+        verdicts.append(
+            f"- the coarse stage in place of as many fine steps, {LONGER_PERCENT} % of the boxes:"
+            f" {'; '.join(found) or 'no difference found'}"
+        )
+    count = len(whole) * len(_columns())
+    return (
+        f"Differences by the rule of the ablation above, of {count} comparisons of the two arms,"
+        " one of ten of which is apart by luck alone:\n\n"
+        + "\n".join(verdicts)
+        + "\n"
+        + _saved(own)
+    )
+
+
+def _saved(own: Sequence[dict[str, str]]) -> str:
+    """Say with what part of the boxes the coarse stage reaches what all boxes reach without it."""
+    if not all(_is_whole(own, arm, percent) for arm in ARMS for percent in PERCENTS):
+        return ""
+    said = []
+    for column, name, group in _columns():
+        goal = statistics.mean(values(own, FINE, column, PERCENTS[0]))
+        reached = [
+            percent
+            for percent in PERCENTS
+            if statistics.mean(values(own, COARSE_FINE, column, percent)) >= goal
+        ]
+        said.append(f"{name} ({group}) {f'{min(reached)} %' if reached else 'never'}")
+    return (
+        "\nLeast part of the boxes with which the mean after the coarse stage reaches the mean of"
+        f" all boxes without it: {'; '.join(said)}.\n"
+    )
+
+
+def _is_whole(own: Sequence[dict[str, str]], arm: str, percent: int) -> bool:
+    rows = [row for row in own if row["arm"] == arm and int(row["percent"]) == percent]
+    return len(rows) >= SEEDS
+
+
+def _cost(own: Sequence[dict[str, str]]) -> str:
+    """Say how long the models were trained, and whether the coarse one learned."""
+    said = []
+    for row in (row for row in own if row["arm"] == COARSE):
+        said.append(
+            f"{row['steps']} coarse steps of {row['batch_size']}, after which text finds picture"
+            f" among 1000 captions of val with R@10 {row['coarse_text_to_image_recall_at_10']}"
+        )
+    for arm in (FINE, LONGER):
+        steps = {f"{row['steps']} of {row['batch_size']}" for row in own if row["arm"] == arm}
+        if steps:
+            said.append(f"{', '.join(sorted(steps))} ({arm})")
+    boxes = [
+        f"{percent} %: {statistics.mean(found):.0f}"
+        for percent in PERCENTS
+        for found in [[b for arm in ARMS for b in values(own, arm, "boxes", percent)]]
+        if found
+    ]
+    return f"Steps: {'; '.join(dict.fromkeys(said))}. Boxes: {', '.join(boxes)}.\n"
+
+
+def _state(rows: Sequence[dict[str, str]]) -> str:
+    trained = [row for row in rows if row["arm"] in (*ARMS, LONGER, TEXT_ONLY)]
+    wanted = 2 * (SEEDS * len(PERCENTS) * len(ARMS) + 1) + SEEDS * len(LONGER_DATA)
+    hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
+    return f"{len(trained)} of {wanted} fine runs, {hours:.1f} CPU hours: {machines(rows)}.\n"
+
+
+def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Draw accuracy against the number of boxes: mean of the seeds, and their range.
+
+    Args:
+        rows: of `boxes.py`.
+        path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    trained = dict.fromkeys(row["data"] for row in rows if row["arm"] in ARMS)
+    panels = [(number, group) for number in DRAWN for group in GROUPS]
+    figure, axes = pyplot.subplots(
+        len(trained),
+        len(panels),
+        figsize=(3 * len(panels), 2.9 * len(trained)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row_of_axes, data in zip(axes, trained, strict=True):
+        own = [row for row in rows if row["data"] == data]
+        for panel, (number, group) in zip(row_of_axes, panels, strict=True):
+            column = f"{number}/{group}"
+            for arm, color in ARMS.items():
+                line = points(own, arm, column)
+                x = [point.boxes for point in line]
+                panel.plot(x, [point.mean for point in line], "o-", color=color, label=arm)
+                ends = [point.least for point in line], [point.most for point in line]
+                panel.fill_between(x, *ends, color=color, alpha=0.2)
+            for arm, style in BESIDE.items():
+                for value in values(own, arm, column)[:1]:
+                    panel.axhline(value, color="grey", linestyle=style, label=arm)
+            panel.set_xscale("log")
+            panel.set_ylim(bottom=0)
+            panel.set_title(f"{data}: {NAMES[number]}, {group}", fontsize=8)
+            panel.set_xlabel("boxes", fontsize=8)
+            panel.tick_params(labelsize=7)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    pyplot.close(figure)

@@ -1,0 +1,215 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fiber.data.records import Record
+from fiber.data.scenes import generate
+
+BENCHES = Path(__file__).parents[2] / "benches"
+
+
+@pytest.fixture
+def boxes(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHES))
+    for name in ("boxes", "box_measures", "experiments"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import boxes
+    import experiments
+
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    return boxes
+
+
+@pytest.fixture
+def box_measures(boxes):
+    import box_measures
+
+    return box_measures
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("boxes") / "scenes"
+    return generate(folder, train=60, val=12, novel=12, image_size=48, max_objects=3)
+
+
+def test_fewer_pictures_are_part_of_more_and_always_the_same(boxes):
+    pictures = [f"{number}.jpg" for number in range(5000)]
+    whole, quarter, least = (
+        boxes.chosen_pictures(pictures, percent, seed=1) for percent in boxes.PERCENTS
+    )
+    assert (len(whole), len(quarter), len(least)) == (2400, 600, 120)
+    assert set(least) < set(quarter) < set(whole)
+    # Neither the order of the records nor how many a picture has decides.
+    assert boxes.chosen_pictures([*reversed(pictures), *pictures], 5, seed=1) == least
+    other = boxes.chosen_pictures(pictures, 5, seed=2)
+    assert len(set(other) & set(least)) < len(least) / 2
+
+
+def test_few_pictures_are_all_the_boxes_there_are(boxes):
+    assert len(boxes.chosen_pictures(["a", "b", "c"], 100, seed=0)) == 3
+    assert len(boxes.chosen_pictures(["a", "b", "c"], 5, seed=0)) == 1
+
+
+def test_every_record_of_a_chosen_picture_is_taken_and_no_other(boxes, scenes):
+    config = boxes.fine_config("scenes", boxes.Job(boxes.FINE, 25, 0))
+    parts = boxes.boxed_records(scenes, config, 25, seed=0)
+    pictures = {record.image_id for record in parts["detection"]}
+    assert len(parts["detection"]) == len(pictures) == 15
+    whole = boxes.boxed_records(scenes, config, 100, seed=0)
+    for source, records in parts.items():
+        kept = [record.key for record in whole[source] if record.image_id in pictures]
+        assert [record.key for record in records] == kept and kept
+
+
+def test_both_arms_and_all_parts_have_the_same_steps(boxes):
+    jobs = [job for kind, job in boxes.wanted([0, 1], ["scenes", "stamps"]) if kind == "scenes"]
+    steps = {
+        job.arm: boxes.fine_config("scenes", job).train.steps
+        for job in jobs
+        if job.arm != boxes.CHANCE
+    }
+    assert steps[boxes.FINE] == steps[boxes.COARSE_FINE] == steps[boxes.TEXT_ONLY]
+    assert steps[boxes.LONGER] == steps[boxes.FINE] + boxes.coarse_config("scenes").train.steps
+    assert len({(job.arm, job.percent, job.seed) for job in jobs}) == len(jobs)
+    assert [job.seed for job in jobs if job.arm == boxes.COARSE_FINE] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_run_that_has_its_row_is_known_again(boxes):
+    from experiments import Rows
+
+    job = boxes.Job(boxes.COARSE_FINE, 25, 1)
+    Rows("boxes", boxes.KNOWN_BY).add([boxes._row("scenes", job)])
+    again = Rows("boxes", boxes.KNOWN_BY)
+    assert again.has(**job.known("scenes"))
+    for other in (
+        boxes.Job(boxes.FINE, 25, 1),
+        boxes.Job(job.arm, 5, 1),
+        boxes.Job(job.arm, 25, 0),
+    ):
+        assert not again.has(**other.known("scenes"))
+    assert not again.has(**job.known("stamps"))
+
+
+def test_a_missing_coarse_model_is_trained_before_what_needs_it_and_only_then(
+    boxes, monkeypatch, tmp_path
+):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from experiments import Rows
+
+    done = []
+
+    def coarse(place):
+        done.append(boxes.COARSE)
+        place.coarse.mkdir(parents=True)
+        (place.coarse / "model.safetensors").touch()
+        return [boxes._row("scenes", boxes.Job(boxes.COARSE, 0, 0), seconds=3600)]
+
+    def finish(place, job):
+        assert place.has_coarse or not job.needs_coarse
+        done.append(job.arm)
+        return [boxes._row("scenes", job, seconds=3600)]
+
+    monkeypatch.setattr(boxes, "train_coarse", coarse)
+    monkeypatch.setattr(boxes, "finish", finish)
+    monkeypatch.setattr(
+        boxes, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+    )
+    places = {"scenes": boxes.Place(tmp_path, tmp_path)}
+    monkeypatch.setattr(boxes.Place, "kind", "scenes")
+    fine, both = boxes.Job(boxes.FINE, 5, 0), boxes.Job(boxes.COARSE_FINE, 5, 0)
+    rows = Rows("boxes", boxes.KNOWN_BY)
+    boxes.run_all(places, [("scenes", fine)], rows, 2, 100)
+    assert done == [boxes.FINE]
+    boxes.run_all(places, [("scenes", both)], rows, 2, 100)
+    assert done == [boxes.FINE, boxes.COARSE, boxes.COARSE_FINE]
+    # The budget is what all rows took, those of earlier calls included.
+    waiting = [("scenes", boxes.Job(boxes.FINE, 5, seed)) for seed in (1, 2, 3)]
+    boxes.run_all(places, waiting, rows, 1, 4)
+    assert len(done) == 4 and len(rows.rows) == 4
+
+
+def test_what_was_held_out_is_known_by_its_noun_or_by_colour_and_shape(box_measures):
+    names = box_measures.names_held_out({"nouns": ["sea lion", "bear"]})
+    assert names("a bear") and names("three large sea lions")
+    assert not names("a bear cub") and not names("a beard") and not names("a sea lion's pup")
+    names = box_measures.names_held_out({"color_shape": [["blue", "cross"], ["red", "ring"]]})
+    assert names("a plain blue cross") and names("two blue crosses")
+    assert not names("a red cross") and not names("the blue ring")
+
+
+def test_of_a_caption_only_the_phrases_about_what_was_held_out_are_asked(box_measures):
+    text = "a blue cross and a red star"
+    first, second = ((0, 12),), ((17, 27),)
+    record = Record(
+        key="r",
+        images=("x.png",),
+        text=text,
+        boxes_xyxy=((0, 0, 9, 9), (20, 20, 30, 30)),
+        char_spans=(first, second),
+        box_labels=(0, 1),
+        labels=("a blue cross", "a red star"),
+        label_spans=(first, second),
+    )
+    kept = box_measures.only_phrases(record, lambda phrase: phrase.endswith("star"))
+    assert (kept.text, kept.labels, kept.boxes_xyxy) == (text, ("a red star",), ((20, 20, 30, 30),))
+    assert [phrase for _, phrase, _ in box_measures.phrases_of([kept])] == ["a red star"]
+    assert not box_measures.only_phrases(record, lambda phrase: False).labels
+
+
+def test_classes_that_are_not_asked_for_lose_their_boxes(box_measures):
+    record = Record(
+        key="r",
+        images=("x.png",),
+        text="cat. dog. fox",
+        boxes_xyxy=((0, 0, 9, 9), (20, 20, 30, 30)),
+        char_spans=(((0, 3),), ((10, 13),)),
+        box_labels=(0, 2),
+        labels=("cat", "dog", "fox"),
+        label_spans=(((0, 3),), ((5, 8),), ((10, 13),)),
+    )
+    fewer = box_measures.with_classes(record, ("dog", "fox"))
+    assert (fewer.labels, fewer.box_labels) == (("dog", "fox"), (1,))
+    assert fewer.boxes_xyxy == ((20, 20, 30, 30),)
+    assert fewer.text[slice(*fewer.char_spans[0][0])] == "fox"
+
+
+def test_results_are_read_back_picture_by_picture(box_measures):
+    rows = [
+        {"image_id": 1, "category_id": 3, "bbox": [2.0, 3.0, 4.0, 5.0], "score": 0.5},
+        {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.25},
+    ]
+    empty, found = box_measures.scored_boxes(rows, 2)
+    assert len(empty.labels) == 0 and np.shape(empty.boxes_xyxy) == (0, 4)
+    assert np.array(found.boxes_xyxy).tolist() == [[2, 3, 6, 8], [0, 0, 1, 1]]
+    assert (list(found.labels), list(found.scores)) == ([2, 0], [0.5, 0.25])
+
+
+def test_groups_of_scenes_are_val_and_novel_and_guesses_have_every_number(
+    boxes, box_measures, scenes
+):
+    asked = box_measures.open_asked(scenes)
+    images = {group: {r.image_id for r in asked.refcoco[group]} for group in box_measures.GROUPS}
+    assert all("/val/" in image for image in images["seen"])
+    assert all("/novel/" in image for image in images["unseen"])
+    seen, unseen = (box_measures.true_boxes(asked, group) for group in box_measures.GROUPS)
+    counts = [(len(a.labels), len(b.labels)) for a, b in zip(seen, unseen, strict=True)]
+    assert all((a > 0) != (b > 0) for a, b in counts)
+    phrases = box_measures.phrases_of(asked.flickr["unseen"])
+    names = box_measures.names_held_out(box_measures.read_json(scenes / "dataset.json")["held_out"])
+    assert phrases and all(names(phrase) for _, phrase, _ in phrases)
+
+    config = boxes.fine_config("scenes", boxes.Job(boxes.FREQUENT, 100, 0))
+    training = boxes.boxed_records(scenes, config, 100, seed=0)
+    wanted = {
+        (column, group) for _, _, column in box_measures.NUMBERS for group in ("seen", "unseen")
+    }
+    for values in (
+        box_measures.guess_by_chance(asked),
+        box_measures.guess_frequent_boxes(asked, training),
+    ):
+        assert values.keys() == wanted
+        assert all(0 <= value <= 1 for value in values.values())

@@ -1,0 +1,98 @@
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHES = Path(__file__).parents[2] / "benches"
+
+
+@pytest.fixture
+def boxes_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHES))
+    for name in ("boxes_page", "page_parts", "boxes", "box_measures", "experiments"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import boxes_page
+
+    return boxes_page
+
+
+def rows_of(boxes_page, values, *, seeds=3, data="scenes"):
+    """Rows of both arms: `values` gives a number by arm and percent, plus 0.01 for each seed."""
+    columns = [column for column, _, _ in boxes_page._columns()]
+    return [
+        {
+            "data": data,
+            "arm": arm,
+            "percent": str(percent),
+            "seed": str(seed),
+            "boxes": str(70 * percent + seed),
+            "steps": "400",
+            "batch_size": "16",
+            "cpu_seconds": "1800",
+            "coarse_text_to_image_recall_at_10": "",
+            **dict.fromkeys(columns, f"{value + 0.01 * seed:.4f}"),
+            "processor": "x",
+            "cores": "2",
+            "torch": "2",
+            "commit": "c",
+        }
+        for (arm, percent), value in values.items()
+        for seed in range(seeds)
+    ]
+
+
+def lines_of(boxes_page, coarse_fine, fine):
+    parts = boxes_page.PERCENTS
+    return {(boxes_page.COARSE_FINE, p): v for p, v in zip(parts, coarse_fine, strict=True)} | {
+        (boxes_page.FINE, p): v for p, v in zip(parts, fine, strict=True)
+    }
+
+
+def test_no_section_before_a_run_is_trained(boxes_page):
+    assert boxes_page.section([]) == []
+    chance = rows_of(boxes_page, {(boxes_page.CHANCE, 0): 0.3}, seeds=1)
+    assert boxes_page.section(chance) == []
+
+
+def test_differences_are_named_part_by_part_and_the_saving_is_computed(boxes_page):
+    rows = rows_of(boxes_page, lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3)))
+    text = "\n".join(boxes_page.section(rows))
+    assert "- the coarse stage, 100 % of the boxes: phrases, R@1 (seen) rises by 0.150" in text
+    assert "- the coarse stage, 25 % of the boxes: phrases, R@1 (seen) rises by 0.200" in text
+    assert "- the coarse stage, 5 % of the boxes: no difference found" in text
+    assert "all boxes without it: phrases, R@1 (seen) 25 %;" in text
+    assert "0.710 (0.700 to 0.720)" in text
+    assert "18 of 41 fine runs, 9.0 CPU hours" in text
+
+
+def test_a_coarse_stage_that_brings_nothing_is_told_so(boxes_page):
+    rows = rows_of(boxes_page, lines_of(boxes_page, (0.5, 0.4, 0.3), (0.6, 0.4, 0.3)))
+    text = "\n".join(boxes_page.section(rows))
+    assert "100 % of the boxes: phrases, R@1 (seen) falls by 0.100" in text
+    assert "phrases, R@1 (seen) never;" in text
+
+
+def test_too_few_seeds_are_not_judged(boxes_page):
+    rows = rows_of(boxes_page, lines_of(boxes_page, (0.9, 0.8, 0.7), (0.3, 0.2, 0.1)), seeds=2)
+    text = "\n".join(boxes_page.section(rows))
+    assert "Fewer than 3 seeds have run: no difference is judged yet." in text
+    assert "rises" not in text
+
+
+def test_as_many_steps_without_captions_are_compared_too(boxes_page):
+    values = lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3))
+    rows = rows_of(boxes_page, values | {(boxes_page.LONGER, 25): 0.8})
+    text = "\n".join(boxes_page.section(rows))
+    assert "in place of as many fine steps, 25 % of the boxes: phrases, R@1 (seen) falls by" in text
+
+
+def test_points_of_the_curve_are_mean_and_range_by_number_of_boxes(boxes_page, tmp_path):
+    rows = rows_of(boxes_page, lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3)))
+    line = boxes_page.points(rows, boxes_page.FINE, "detection/ap50/unseen")
+    assert [point.boxes for point in line] == [351, 1751, 7001]
+    assert line[1].mean == pytest.approx(statistics.mean((0.4, 0.41, 0.42)))
+    assert (line[1].least, line[1].most) == (0.4, 0.42)
+    picture = tmp_path / "images" / "curve.png"
+    boxes_page.draw(rows, picture)
+    assert picture.stat().st_size > 10_000
