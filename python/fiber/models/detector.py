@@ -267,7 +267,10 @@ class FiberDetector(nn.Module):
         """
         levels = range(len(self.config.detector.strides))
         sizes = [
-            tuple(max(own[level][axis] for _, own, _ in outputs) for axis in (0, 1))
+            (
+                max(own[level][0] for _, own, _ in outputs),
+                max(own[level][1] for _, own, _ in outputs),
+            )
             for level in levels
         ]
 
