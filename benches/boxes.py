@@ -39,14 +39,16 @@ from box_measures import (
 )
 from experiments import Inputs, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
 
-from fiber.data import sources
-from fiber.data.records import Record, RecordSet
+from fiber.data import Tokenizer, sources
+from fiber.data.drawn_prompts import DrawnPrompts
+from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.fields import replace_fields
 from fiber.files import read_json
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
+from fiber.training.task_config import CLASS_SOURCES
 
 KNOWN_BY = ("data", "arm", "percent", "seed")
 #: Pictures whose boxes are known, at most.
@@ -156,12 +158,9 @@ def chosen_pictures(pictures: Iterable[str], percent: int, seed: int) -> list[st
     return order[: max(1, round(min(BOXED, len(order)) * percent / 100))]
 
 
-def boxed_records(
-    folder: Path, config: RunConfig, percent: int, seed: int
-) -> dict[str, list[Record]]:
+def boxed_records(folder: Path, percent: int, seed: int) -> dict[str, list[Record]]:
     """Read the records with boxes of the chosen pictures, by source."""
-    task = config.tasks.grounding
-    asked = sources.detection(folder, "train", max_classes=task.max_classes, seed=config.train.seed)
+    asked = sources.detection(folder, "train")
     chosen = set(chosen_pictures((record.image_id for record in asked), percent, seed))
     everything: dict[str, RecordSet] = {
         "referring": sources.referring(folder, "train"),
@@ -203,8 +202,18 @@ def train_fine(place: Place, job: Job) -> dict[str, Any]:
     began = cpu_seconds()
     kind, inputs = place.kind, inputs_of(job)
     config = fine_config(kind, job)
-    parts = boxed_records(place.data, config, job.percent, job.seed)
-    records = [record for source in config.tasks.grounding.sources for record in parts[source]]
+    parts = boxed_records(place.data, job.percent, job.seed)
+    task, words = config.tasks.grounding, place.data / "tokenizer.json"
+    drawn = DrawnPrompts(
+        parts["detection"],
+        Tokenizer.from_file(words),
+        max_tokens=config.model.max_tokens,
+        rules=task.prompt_rules(),
+        seed=config.train.seed,
+    )
+    records = ConcatRecords(
+        [drawn if source in CLASS_SOURCES else parts[source] for source in task.sources]
+    )
     with tempfile.TemporaryDirectory() as output:
         run = Path(output) / "run"
         train(
@@ -212,7 +221,7 @@ def train_fine(place: Place, job: Job) -> dict[str, Any]:
             data={"grounding": SeenInputs(records, inputs, side=side_of(place.data))},
             output=run,
             init=place.coarse if job.needs_coarse else None,
-            tokenizer=place.data / "tokenizer.json",
+            tokenizer=words,
             device="cpu",
             threads=1,
             quiet=True,
@@ -239,7 +248,7 @@ def guess(place: Place) -> list[dict[str, Any]]:
     began = cpu_seconds()
     asked: Asked = open_asked(place.data)
     job = Job(arm=FREQUENT, percent=100, seed=0)
-    training = boxed_records(place.data, fine_config(place.kind, job), job.percent, job.seed)
+    training = boxed_records(place.data, job.percent, job.seed)
     chance, frequent = guess_by_chance(asked), guess_frequent_boxes(asked, training)
     seconds = cpu_seconds() - began
     return [

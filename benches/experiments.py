@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from fiber.data.records import Record, RecordSet
+from fiber.data.records import Record, RecordSet, record_in_epoch
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
 from fiber.training.checkpoint import StoredModel
@@ -81,7 +81,13 @@ class SeenInputs(Sequence[Record]):
         return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self.records[index]
+        return self._seen(self.records[index])
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Give a record as an epoch has it."""
+        return self._seen(record_in_epoch(self.records, epoch, index))
+
+    def _seen(self, record: Record) -> Record:
         if self.inputs == "text":
             images = (self._grey,) * len(record.images)
             return dataclasses.replace(record, images=images)

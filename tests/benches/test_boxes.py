@@ -54,11 +54,10 @@ def test_few_pictures_are_all_the_boxes_there_are(boxes):
 
 
 def test_every_record_of_a_chosen_picture_is_taken_and_no_other(boxes, scenes):
-    config = boxes.fine_config("scenes", boxes.Job(boxes.FINE, 25, 0))
-    parts = boxes.boxed_records(scenes, config, 25, seed=0)
+    parts = boxes.boxed_records(scenes, 25, seed=0)
     pictures = {record.image_id for record in parts["detection"]}
     assert len(parts["detection"]) == len(pictures) == 15
-    whole = boxes.boxed_records(scenes, config, 100, seed=0)
+    whole = boxes.boxed_records(scenes, 100, seed=0)
     for source, records in parts.items():
         kept = [record.key for record in whole[source] if record.image_id in pictures]
         assert [record.key for record in records] == kept and kept
@@ -202,8 +201,7 @@ def test_groups_of_scenes_are_val_and_novel_and_guesses_have_every_number(
     names = box_measures.names_held_out(box_measures.read_json(scenes / "dataset.json")["held_out"])
     assert phrases and all(names(phrase) for _, phrase, _ in phrases)
 
-    config = boxes.fine_config("scenes", boxes.Job(boxes.FREQUENT, 100, 0))
-    training = boxes.boxed_records(scenes, config, 100, seed=0)
+    training = boxes.boxed_records(scenes, 100, seed=0)
     wanted = {
         (column, group) for _, _, column in box_measures.NUMBERS for group in ("seen", "unseen")
     }
