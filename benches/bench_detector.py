@@ -52,6 +52,8 @@ COCO_TOKENS = (
 SHORT_TOKENS = (1, 2, 1)
 #: Largest difference of logits and deltas that counts as equal.
 TOLERANCE = 1e-3
+#: Processes of each side whose memory is measured.
+MEMORY_ROUNDS = 2
 PAD_ID = 1
 
 
@@ -241,26 +243,24 @@ def has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
-def peak_mebibytes(name: str, *, quick: bool) -> float:
+def peak_mebibytes(model: Path, *, quick: bool) -> float:
     """Measure in a new process how far a picture's peak lies above the loaded model."""
-    command = [sys.executable, __file__, "--peak-of", name, *(["--quick"] if quick else [])]
+    command = [sys.executable, __file__, "--peak-of", str(model), *(["--quick"] if quick else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
 
-def _print_peak(name: str, config: FiberConfig, case: Case) -> None:
-    """Print the peak of the first picture of a process that holds one model."""
-    eager, ours = draw_models(config)
-    if name == PEER:
-        del ours
-        run = functools.partial(run_eager, eager, case)
-    else:
-        del eager
-        run = functools.partial(run_ours, ours, case)
+def _print_peak(path: str, case: Case) -> None:
+    """Print the peak of the first picture of a process that has held nothing but one model.
+
+    What was freed before would be used again, and not be counted.
+    """
+    model = torch.load(path, weights_only=False)
+    run = run_eager if isinstance(model, EagerDetector) else run_ours
     # Linux: makes the peak so far the current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = kibibytes("VmRSS")
-    run()
+    run(model, case)
     print((kibibytes("VmHWM") - before) / 1024)
 
 
@@ -282,7 +282,7 @@ def main() -> None:
     case = draw_case(config, size, lengths)
     with torch.no_grad():
         if options.peak_of:
-            _print_peak(options.peak_of, config, case)
+            _print_peak(options.peak_of, case)
             return
         refuse_debug_build()
         _measure(config, case, options, results)
@@ -308,10 +308,18 @@ def _measure(config: FiberConfig, case: Case, options: argparse.Namespace, resul
         # The processes that are measured next need the memory.
         del eager, ours
     if "memory" in parts:
-        peaks = {
-            name: [peak_mebibytes(name, quick=options.quick) for _ in range(2)]
-            for name in (PEER, OURS)
-        }
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {
+                name: Path(folder) / f"{number}.pt" for number, name in enumerate((PEER, OURS))
+            }
+            for path, model in zip(paths.values(), draw_models(config), strict=True):
+                torch.save(model, path)
+            del model
+            sides = {
+                name: functools.partial(peak_mebibytes, path, quick=options.quick)
+                for name, path in paths.items()
+            }
+            peaks = interleave(sides, MEMORY_ROUNDS)
         report("detector_memory", "MiB", peaks, peer=PEER, results=results)
 
 
