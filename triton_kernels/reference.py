@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window_rows import SEAMS, WindowRows, from_windows, to_windows, window_rows
+from .window_rows import SEAMS, WindowRows, from_windows, to_windows, window_rows, windows_piece
+
+#: Queries, keys and values that are read at once without gradients, in bytes: part of a cache.
+PIECE_BYTES = 8_000_000
 
 
 def window_attention(
@@ -31,23 +34,16 @@ def window_attention(
     rows = window_rows(tuple(sizes), (height, width), window_size, shift, qkv.device)
     tokens = window_size**2
     masks = _masks(rows, window_size, shift)
-    # (B, H, W, 3, h, d) -> (nW N, 3 h d) -> 3 x (nW, h, N, d), of which nothing is copied again
-    query, key, value = (
-        to_windows(qkv.flatten(3).flatten(0, 2), qkv_bias.to(qkv.dtype).flatten(), rows)
-        .view(-1, tokens, 3, heads, head_width)
-        .permute(2, 0, 3, 1, 4)
-        .unbind(0)
-    )
+    flat, padding = qkv.flatten(3).flatten(0, 2), qkv_bias.to(qkv.dtype).flatten()
     # (N N, h) -> (h, N, N)
     bias = bias_table.index_select(0, _bias_index(window_size, bias_table.device))
     bias = bias.t().reshape(heads, tokens, tokens)
     if torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad):
         # The fused CPU kernel has no gradient for its mask.
-        windows = _scored_windows(query, key, value, bias, masks)
+        packed = to_windows(flat, padding, rows).view(-1, tokens, 3, heads, head_width)
+        windows = _scored_windows(packed, bias, masks)
     else:
-        windows = _fused_windows(query, key, value, bias, masks)
-    # (nW, h, N, d) -> (nW N, h d)
-    windows = windows.transpose(1, 2).reshape(-1, heads * head_width)
+        windows = _fused_windows(flat, padding, bias, masks, rows)
     return from_windows(windows, rows).view(batch, height, width, heads, head_width)
 
 
@@ -116,35 +112,49 @@ def _masks(rows: WindowRows, window_size: int, shift: int) -> list[tuple[slice, 
 
 
 def _fused_windows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    qkv: Tensor,
+    padding: Tensor,
     bias: Tensor,
     masks: list[tuple[slice, Tensor | None]],
+    rows: WindowRows,
 ) -> Tensor:
-    """Attend inside windows, run by run: 3 x (nW, h, N, d) and bias (h, N, N) -> (nW, h, N, d)."""
-    outputs = []
+    """Attend inside windows, some at a time, so that what is read stays in the cache.
+
+    Args:
+        qkv: (M, 3 h d) of all tokens.
+        padding: (3 h d,) of a padded place.
+        bias: (h, N, N) scores to add in every window.
+        masks: of runs of windows.
+        rows: which tokens the windows hold.
+
+    Returns:
+        (nW N, h d).
+    """
+    heads, tokens = bias.shape[:2]
+    width = qkv.shape[1] // 3
+    out = qkv.new_empty(len(rows.tokens), width)
+    at_once = max(1, PIECE_BYTES // (tokens * qkv.shape[1] * qkv.element_size()))
     for run, mask in masks:
-        scores = (bias if mask is None else bias + mask).unsqueeze(0).to(query.dtype)
-        outputs.append(
-            F.scaled_dot_product_attention(query[run], key[run], value[run], attn_mask=scores)
-        )
-    if len(outputs) == 1:
-        return outputs[0]
-    # The kernel gives (n, N, h, d) in memory, and so it is joined.
-    return torch.cat([out.transpose(1, 2) for out in outputs] or [value.transpose(1, 2)]).transpose(
-        1, 2
-    )
+        scores = (bias if mask is None else bias + mask).unsqueeze(0).to(qkv.dtype)
+        for start in range(run.start, run.stop, at_once):
+            piece = slice(start * tokens, min(start + at_once, run.stop) * tokens)
+            # (n N, 3 h d) -> 3 x (n, h, N, d), of which nothing is copied again
+            query, key, value = (
+                windows_piece(qkv, padding, rows, piece)
+                .view(-1, tokens, 3, heads, width // heads)
+                .permute(2, 0, 3, 1, 4)
+                .unbind(0)
+            )
+            read = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+            out[piece] = read.transpose(1, 2).reshape(-1, width)
+    return out
 
 
 def _scored_windows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor,
-    masks: list[tuple[slice, Tensor | None]],
+    packed: Tensor, bias: Tensor, masks: list[tuple[slice, Tensor | None]]
 ) -> Tensor:
-    """The same with every score written out."""
+    """The same with every score written out: (nW, N, 3, h, d) and bias (h, N, N) -> (nW N, h d)."""
+    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
     if scores.dtype.itemsize < 4:
         scores = scores.float()
@@ -154,7 +164,8 @@ def _scored_windows(
         for run, mask in masks:
             if mask is not None:
                 scores[run].add_(mask)
-    return scores.softmax(-1).to(value.dtype) @ value
+    read = scores.softmax(-1).to(value.dtype) @ value
+    return read.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _inside(valid_sizes: Tensor, height: int, width: int) -> Tensor:

@@ -101,6 +101,13 @@ def to_windows(tokens: Tensor, padding: Tensor, rows: WindowRows) -> Tensor:
     return _Moved.apply(tokens, padding, rows.tokens, rows.padded, rows.places, rows.outside)
 
 
+def windows_piece(tokens: Tensor, padding: Tensor, rows: WindowRows, piece: slice) -> Tensor:
+    """Some of the places that `to_windows` gives, without a gradient."""
+    first, last = torch.searchsorted(rows.padded, rows.padded.new_tensor([piece.start, piece.stop]))
+    padded = rows.padded[first:last] - piece.start
+    return _moved(tokens, padding, rows.tokens[piece], padded)
+
+
 def from_windows(windows: Tensor, rows: WindowRows) -> Tensor:
     """Bring tokens back: (nW N, R) -> (M, R); 0 for a token outside its sample's own map."""
     nothing = windows.new_zeros(windows.shape[1])

@@ -164,9 +164,14 @@ class FiberDetector(nn.Module):
         Raises:
             ValueError: if the pictures' size does not fit.
         """
-        prefix = self.image_prefix(images, image_sizes)
-        text = self.backbone.text_prefix(token_ids, text_mask)
-        return self.predict(self.backbone.fuse(prefix, text, text_mask))
+        # Nothing keeps a name, so that what has been read can be freed.
+        return self.predict(
+            self.backbone.fuse(
+                self.image_prefix(images, image_sizes),
+                self.backbone.text_prefix(token_ids, text_mask),
+                text_mask,
+            )
+        )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
         """Run the part of the image tower that does not depend on a text.
@@ -191,7 +196,9 @@ class FiberDetector(nn.Module):
         sizes = None
         if image_sizes is not None:
             images, sizes = _own_parts(images, image_sizes, divisor)
-        return self.backbone.image_prefix(images, sizes)
+        prefix = self.backbone.image_prefix(images, sizes)
+        # The pyramid begins with the second stage.
+        return prefix._replace(stages=prefix.stages[1:])
 
     def predict(self, features: BackboneOutput) -> DetectorOutput:
         """Predict from what the backbone's `encode_pair` or `fuse` gave.
@@ -202,10 +209,12 @@ class FiberDetector(nn.Module):
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
             raise ValueError("the detector needs the text's tokens; use backbone.encode_pair")
-        maps = self.stage_maps(features)
-        sizes = features.sizes
+        sizes, maps = features.sizes, self.stage_maps(features)
+        del features
         if sizes is None:
-            return self._predict(maps, text, text_mask)
+            levels = self.pyramid(maps)
+            del maps
+            return self._predict(levels, text, text_mask)
         outputs = []
         # Convolutions, group norms and pooling would see the padding of a shared map.
         for own in dict.fromkeys(sizes):
@@ -215,13 +224,13 @@ class FiberDetector(nn.Module):
                 level[rows, :, :height, :width]
                 for level, (height, width) in zip(maps, self._level_sizes(*own), strict=False)
             ]
-            output = self._predict(cut, text[rows], text_mask[rows])
+            output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
             outputs.append((rows, self._level_sizes(*own), output))
         return self._join(outputs, text_mask)
 
-    def _predict(self, maps: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
-        """Predict for pictures of one size."""
-        levels = self.tower(self.pyramid(maps))
+    def _predict(self, levels: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
+        """Predict for pictures of one size from the levels of their pyramid."""
+        levels = self.tower(levels)
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         lengths = [height * width for height, width in sizes]
         tokens, deltas, centerness = self.head(levels, text, text_mask)
@@ -238,7 +247,7 @@ class FiberDetector(nn.Module):
         return [
             # (B, H, W, C) -> (B, C, H, W)
             norm(stage).permute(0, 3, 1, 2)
-            for norm, stage in zip(self.stage_norms, features.stages[1:], strict=True)
+            for norm, stage in zip(self.stage_norms, features.stages[-3:], strict=True)
         ]
 
     def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:

@@ -120,8 +120,10 @@ class DynamicBlock(nn.Module):
             branches.append(
                 F.interpolate(mixed, size=features.shape[-2:], mode="bilinear", align_corners=True)
             )
-        weighted = [branch * self._scale(branch) for branch in branches]
-        return torch.stack(weighted).mean(dim=0)
+        mixed = branches[0] * self._scale(branches[0])
+        for branch in branches[1:]:
+            mixed = torch.addcmul(mixed, branch, self._scale(branch))
+        return mixed / len(branches)
 
     def _scale(self, branch: Tensor) -> Tensor:
         """Weight of a branch, (B, 1, 1, 1) in [0.5, 1]."""

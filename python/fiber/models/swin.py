@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 
+#: Hidden layer of an MLP that is computed at once without gradients, in bytes: part of a cache.
+PIECE_BYTES = 8_000_000
 #: Epsilon of every LayerNorm of the tower.
 LAYER_NORM_EPS = 1e-5
 
@@ -162,7 +164,14 @@ class SwinBlock(nn.Module):
         if branch is not None:
             attended = branch(attended)
         tokens = tokens + self._drop(attended)
-        return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
+        if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
+            return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
+        # The hidden layer, four times as wide as the map, stays in the cache.
+        hidden = cast(nn.Linear, self.mlp[0]).out_features
+        at_once = max(1, PIECE_BYTES // (hidden * tokens.element_size()))
+        for piece in tokens.flatten(0, 2).split(at_once):
+            piece += self.mlp(self.mlp_norm(piece))
+        return tokens
 
     def _attend(self, tokens: Tensor, sizes: MapSizes | None) -> Tensor:
         if sizes is None:

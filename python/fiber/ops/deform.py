@@ -15,6 +15,8 @@ from torchvision.ops import deform_conv2d
 
 #: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation.
 TAPS = 9
+#: Taps that are gathered at once without gradients, in bytes: part of a cache.
+PIECE_BYTES = 8_000_000
 
 
 def modulated_deform_conv(
@@ -53,14 +55,24 @@ def modulated_deform_conv(
         )
     batch, channels, height, width = features.shape
     out_height, out_width = offsets.shape[-2:]
-    places = out_height * out_width
     rows, weights = _corners(offsets, modulation, height, width, stride)
     # (B, C, H, W) -> (B H W, C): a row is all channels of one pixel.
     table = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    # (B h w K, C): each tap is a weighted sum of four rows.
-    taps = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     kernel = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
-    out = torch.addmm(bias, taps.view(batch * places, TAPS * channels), kernel)
+
+    def convolve(rows: Tensor, weights: Tensor) -> Tensor:
+        """(n K, 4) rows and their weights -> (n, C_out)."""
+        # (n K, C): each tap is a weighted sum of four rows.
+        taps = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+        return torch.addmm(bias, taps.view(-1, TAPS * channels), kernel)
+
+    if torch.is_grad_enabled():
+        out = convolve(rows, weights)
+    else:
+        # The taps, nine times as large as the map, stay in the cache.
+        at_once = TAPS * max(1, PIECE_BYTES // (TAPS * channels * features.element_size()))
+        pieces = zip(rows.split(at_once), weights.split(at_once), strict=True)
+        out = torch.cat([convolve(*piece) for piece in pieces])
     # (B h w, C_out) -> (B, C_out, h, w), channels last in memory
     return out.view(batch, out_height, out_width, len(bias)).permute(0, 3, 1, 2)
 

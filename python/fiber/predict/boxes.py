@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 
 from fiber.data.prompts import Prompt, caption_prompt, class_prompts
-from fiber.models.backbone import ImagePrefix
 from fiber.models.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.predict.inputs import Inputs, not_empty
@@ -98,7 +97,7 @@ def find_boxes(
     """
     found: list[Detections | None] = [None] * len(pictures)
     for batch in inputs.images(pictures):
-        prefix = network.backbone.image_prefix(batch.images)
+        prefix = network.image_prefix(batch.images, batch.image_sizes)
         todo = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
         at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
         chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
@@ -108,7 +107,7 @@ def find_boxes(
             backbone = network.backbone
             output = network.predict(
                 backbone.fuse(
-                    _take(prefix, rows),
+                    prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
                     backbone.text_prefix(texts.token_ids, texts.text_mask),
                     texts.text_mask,
                 )
@@ -162,10 +161,3 @@ def _select(
         score_threshold=thresholds.score,
         nms_threshold=thresholds.nms,
     )
-
-
-def _take(prefix: ImagePrefix, rows: Sequence[int]) -> ImagePrefix:
-    """Choose pictures, repeats allowed, with the stages that the pyramid reads."""
-    chosen = torch.tensor(rows, device=prefix.tokens.device)
-    stages = tuple(stage.index_select(0, chosen) for stage in prefix.stages)
-    return ImagePrefix(prefix.tokens.index_select(0, chosen), stages)
