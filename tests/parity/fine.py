@@ -16,6 +16,7 @@ from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_geometry import compare_geometry
 from tests.parity.fine_groups import compare_groups
 from tests.parity.fine_prompts import compare_drawn_prompts
+from tests.parity.fine_inputs import compare_inputs, unknown_parts
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
@@ -27,6 +28,18 @@ LOSSES = {
     "box": ("loss_reg", 2.0),
     "centerness": ("loss_centerness", 1.0),
 }
+#: Recorded edge cases: pictures that lose their boxes, and the tokens that count as real, None
+#: where they are those of the text.
+EDGE_CASES: dict[str, tuple[set[int], int | None]] = {
+    "both": (set(), None),
+    "second_image_empty": ({1}, None),
+    "both_empty": ({0, 1}, None),
+    "all_256_tokens_valid": (set(), 256),
+    "first_255_tokens_valid": (set(), 255),
+}
+
+#: Of a layer that nothing reads; never compared (golden/fine README).
+DEAD_EDGE_LOSS = "cls"
 
 #: A fine case reads every tensor and number that is recorded beside it.
 READ_COMPANIONS = (".safetensors", "_grad_l2.json", "_edge_losses.json")
@@ -57,6 +70,7 @@ def compare_case(path: Path) -> Comparison:
     model = case.model()
     count = sum(parameter.numel() for parameter in model.parameters())
     comparison.number("parameters", "num_params", count, case.config["num_params"], 0.0)
+    compare_inputs(comparison, case, path)
 
     batch = case.batch()
     output, found = run_detector(model, "train", batch.images, batch.token_ids, batch.text_mask)
@@ -69,7 +83,9 @@ def compare_case(path: Path) -> Comparison:
         test_output, found = run_detector(model, "test", batch.images, *text)
         _compare_tensors(comparison, case, found, allowed)
     _compare_detections(comparison, case, test_output, allowed)
-    comparison.not_compared = sorted({*case.tensors} - comparison.compared)
+    comparison.not_compared += sorted({*case.tensors} - comparison.compared) + unknown_parts(case)
+    if not case.tensors:
+        comparison.not_compared.append(f"no tensor is recorded beside {path.name}")
     return comparison
 
 
@@ -109,6 +125,10 @@ def _compare_losses(
             "losses", theirs, weight * losses[ours].item(), recorded[theirs], allowed.losses
         )
         total = total + weight * losses[ours]
+    # The loss of a layer that nothing reads is multiplied by 0.
+    comparison.group("losses", allowed.losses).add("loss_cls", abs(recorded.get("loss_cls", 0.0)))
+    known = {"loss_cls", *(theirs for theirs, _ in LOSSES.values())}
+    comparison.not_compared += [f"losses.{name}" for name in recorded if name not in known]
     comparison.number("losses", "total", total.item(), case.content["loss_total"], allowed.losses)
     positives = case.content["atss_num_positive_per_image"]
     labels = assignment(output, case)["atss.cls_labels"]
@@ -119,16 +139,20 @@ def _compare_losses(
         total.backward()
         _compare_gradients(comparison, case, model, allowed)
     for variant, expected in case.edge_losses.items():
-        losses = _edge_losses(case, model, output, variant)
+        losses = edge_losses(case, model, output, variant)
         for ours, (theirs, weight) in LOSSES.items():
             if theirs in expected:
                 # A loss of exactly 0 is compared absolutely.
                 error = abs(weight * losses[ours].item() - expected[theirs])
                 group = comparison.group("edge losses", allowed.losses)
                 group.add(f"{variant} {theirs}", error / (abs(expected[theirs]) or 1.0))
+        known = {DEAD_EDGE_LOSS, *(theirs for theirs, _ in LOSSES.values())}
+        comparison.not_compared += [
+            f"edge losses, {variant}: {name}" for name in expected if name not in known
+        ]
 
 
-def _edge_losses(
+def edge_losses(
     case: FineCase, model: FiberDetector, output: DetectorOutput, variant: str
 ) -> dict[str, Tensor]:
     """Losses of one recorded edge case.
@@ -137,16 +161,15 @@ def _edge_losses(
         ValueError: for a case that this code does not know.
     """
     batch = case.batch()
-    empty = {"both": set(), "second_image_empty": {1}, "both_empty": {0, 1}}
+    if variant not in EDGE_CASES:
+        raise ValueError(f"edge loss {variant!r} is not known")
     with torch.no_grad():
-        if variant in empty:
-            batch = without_boxes_of(batch, empty[variant])
-        elif variant in ("all_256_tokens_valid", "first_255_tokens_valid"):
+        images, tokens = EDGE_CASES[variant]
+        batch = without_boxes_of(batch, {image for image in images if image < len(batch)})
+        if tokens is not None:
             mask = torch.ones_like(batch.text_mask)
-            mask[:, 256 if variant.startswith("all") else 255 :] = False
+            mask[:, tokens:] = False
             output = dataclasses.replace(output, text_mask=mask)
-        else:
-            raise ValueError(f"edge loss {variant!r} is not known")
         return grounding_losses(output, batch, model.config, background_token=255)
 
 
@@ -177,9 +200,21 @@ def _compare_detections(
 ) -> None:
     """Compare sets of detections: label equal, box within 1e-2 pixels, score within 1e-4."""
     variants = {name.split(".")[1] for name in case.tensors if name.startswith("det.")}
-    for variant in sorted(variants):
+    settings = case.content["detection"]
+    described = {name for name in settings if name not in ("caption", "label_to_token")}
+    comparison.not_compared += [f"detection.{name}" for name in variants - described]
+    for variant in sorted(described):
+        counts = settings[variant]["num"]
         for image, found in enumerate(detections(output, case, variant)):
             name = f"det.{variant}.{image}"
-            lost = not_recovered(found, case, name)
-            comparison.group("detections", allowed.detections).add(name, float(lost))
-            comparison.compared |= {f"{name}.{part}" for part in ("boxes", "scores", "labels")}
+            group = comparison.group("numbers of detections", allowed.detections)
+            group.add(name, abs(len(found.scores) - counts[image]))
+            parts = {f"{name}.{part}" for part in ("boxes", "scores", "labels")}
+            missing = parts - {*case.tensors}
+            group = comparison.group("detections", allowed.detections)
+            if not missing:
+                group.add(name, float(not_recovered(found, case, name)))
+                comparison.compared |= parts
+            # Of some settings only the number is recorded.
+            elif variant in variants:
+                group.add(f"{', '.join(sorted(missing))} missing", float("nan"))

@@ -34,13 +34,21 @@ class FineCase:
         tensors: everything recorded in safetensors files.
         gradients: published name -> L2 norm, or None where there is no gradient.
         edge_losses: variant -> loss -> value.
+
+    Raises:
+        FileNotFoundError: if the pictures and texts of the case are not beside it.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
         self.content: dict[str, Any] = json.loads(path.read_text())
         self.config: dict[str, Any] = self.content["config"]
-        self.inputs = load_file(path.with_name(f"{self.config['kind']}_inputs.safetensors"))
+        inputs = path.with_name(f"{self.config['kind']}_inputs.safetensors")
+        if not inputs.exists():
+            raise FileNotFoundError(
+                f"{inputs} does not exist; expected the pictures and texts of {path.name}"
+            )
+        self.inputs = load_file(inputs)
         cases = [other.stem for other in path.parent.glob("*.json") if _is_case(other)]
         self.tensors: dict[str, Tensor] = {}
         for file in sorted(path.parent.glob("*.safetensors")):
