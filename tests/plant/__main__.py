@@ -1,4 +1,4 @@
-"""`python -m tests.plant coarse`: plant known mistakes one by one; which test sees each.
+"""`python -m tests.plant coarse|fine`: plant known mistakes one by one; which test sees each.
 
 Each mistake goes into a copy of the package; the tests of `SUITES` run on the copy until one fails.
 Exit code 0 only if the untouched copy passes and every mistake is seen.
@@ -20,8 +20,11 @@ from tests.plant.mistakes import MISTAKES, Mistake
 ROOT = Path(__file__).parents[2]
 
 #: What must see the mistakes of a kind, as pytest takes it. Tests that plant mistakes themselves
-#: would fail on a planted copy for their own reasons.
-SUITES = {"coarse": ("tests/parity/test_coarse.py", "-k", "equals or equal")}
+#: would fail on a planted copy for their own reasons. Of the fine cases the sharp one is there.
+SUITES = {
+    "coarse": ("tests/parity/test_coarse.py", "-k", "equals or equal"),
+    "fine": ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

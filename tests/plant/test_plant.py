@@ -10,11 +10,16 @@ from tests.plant.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / "../shared/golden/coarse"
+FINE = ROOT / "../shared/golden/fine/mutation_sensitivity.txt"
 
-ALL = [mistake for mistakes in MISTAKES.values() for mistake in mistakes]
+ALL = [
+    pytest.param(mistake, id=f"{kind} {mistake.name}")
+    for kind, mistakes in MISTAKES.items()
+    for mistake in mistakes
+]
 
 
-@pytest.mark.parametrize("mistake", ALL, ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", ALL)
 def test_mistakes_fit_the_source(mistake):
     source = (ROOT / mistake.file).read_text()
     assert mistake.planted(source) != source
@@ -34,9 +39,18 @@ def test_every_recorded_mistake_is_planted(case):
     assert mistakes == {mistake.name for mistake in MISTAKES["coarse"]}
 
 
+@pytest.mark.skipif(not FINE.exists(), reason=f"{FINE} is absent")
+def test_every_recorded_fine_mistake_is_planted():
+    _, _, table = FINE.read_text().partition("---- mutations vs sharp\n")
+    lines = table.partition("---- ")[0].splitlines()
+    recorded = {line.partition(" C3=")[0].strip() for line in lines}
+    assert len(recorded) == 16
+    assert recorded == {mistake.name for mistake in MISTAKES["fine"]}
+
+
 @pytest.mark.slow
 def test_seen_and_surviving_mistakes(monkeypatch, capsys):
-    seen = next(mistake for mistake in ALL if mistake.name == "no shifted-window mask")
+    seen = next(each for each in MISTAKES["coarse"] if each.name == "no shifted-window mask")
     harmless = Mistake("harmless", seen.file, seen.right, seen.right + "  # as before")
     monkeypatch.setitem(plant.MISTAKES, "coarse", (seen, harmless))
     assert plant.main(["coarse"]) == 1
@@ -45,6 +59,15 @@ def test_seen_and_surviving_mistakes(monkeypatch, capsys):
     assert lines[1].split() == ["harmless", "SURVIVES"]
     assert lines[2] == "1 of 2 mistakes are seen"
     assert plant.main(["coarse", "shifted"]) == 0
+
+
+@pytest.mark.slow
+def test_a_fine_mistake_is_seen(capsys):
+    """The smallest of all in the recorded table; `python -m tests.plant fine` plants the others."""
+    assert plant.main(["fine", "GELU tanh"]) == 0
+    out = capsys.readouterr().out
+    assert "test_the_committed_case_equals_the_recorded_tensors" in out
+    assert "1 of 1 mistakes are seen" in out
 
 
 def test_unknown_mistake_is_named(capsys):
