@@ -1,7 +1,7 @@
 """`python -m tests.parity coarse|fine DIR`: compare with the recorded tensors of a folder.
 
-`python -m tests.parity coarse --preset base` runs every mode of the base model without recordings:
-outputs must be finite and of the published shapes; time and peak memory are printed.
+`python -m tests.parity coarse|fine --preset base` runs every mode of the base model without
+recordings: outputs must be finite and of the published shapes; time and peak memory are printed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="instead of a folder: run the coarse model of that case without recordings",
+        help="instead of a folder: run the model of that case without recordings",
     )
     parser.add_argument(
         "--model",
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     if (parsed.directory is None) == (parsed.preset is None):
         parser.error("expected a folder or --preset, one of them")
     if parsed.preset is not None:
-        if (parsed.kind, parsed.model) != ("coarse", "fiber"):
-            parser.error("--preset: expected coarse and the package's own model")
-        return _run_preset(parsed.preset)
+        if parsed.model != "fiber":
+            parser.error("--preset: expected the package's own model")
+        return _run_preset(parsed.kind, parsed.preset)
     if not parsed.directory.is_dir():
         print(f"{parsed.directory}: no such folder", file=sys.stderr)
         return 2
@@ -61,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     kind = importlib.import_module(f"tests.parity.{parsed.kind}")
     good = True
     for path in cases:
-        good = _print(kind.compare_case(path)) and good
+        try:
+            good = _print(kind.compare_case(path)) and good
+        except FileNotFoundError as error:
+            print(error, file=sys.stderr)
+            good = False
     for name, compare in (*kind.UNIT_FILES.items(), *kind.SECTIONS.items()):
         if (parsed.directory / name).exists():
             good = _print(compare(parsed.directory / name)) and good
@@ -75,9 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def _run_preset(name: str) -> int:
+def _run_preset(kind: str, name: str) -> int:
     """Run every mode of a case that has no recordings."""
-    run = importlib.import_module("tests.parity.coarse_preset_run")
+    run = importlib.import_module(f"tests.parity.{kind}_preset_run")
     try:
         report = run.run_preset(name, lambda text: print(text, flush=True))
     except (FileNotFoundError, ValueError) as error:

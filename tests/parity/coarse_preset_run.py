@@ -6,8 +6,6 @@ case of these settings has. Time and memory are printed.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,57 +22,13 @@ from tests.parity.coarse_losses import Losses, sampled_captions
 from tests.parity.coarse_preset import SAMPLES, PresetCase
 from tests.parity.coarse_runs import run_beams, run_caption, run_dual, run_fused
 from tests.parity.coarse_training import OPTIM, STEPS
+from tests.parity.modes import Mode, Shape, peak_bytes
 
 #: Published weights that no loss of pre-training reads.
 NOT_PRETRAINED = ("vqa_classifier.", "nlvr2_classifier.", "cross_modal_att_layers.")
 
-Shape = tuple[int, ...]
 #: Tensors by name, and the shape that each of them must have.
 Output = tuple[dict[str, Tensor], dict[str, Shape]]
-
-
-@dataclass
-class Mode:
-    """What one mode gave."""
-
-    name: str
-    #: Tensors that were looked at.
-    count: int = 0
-    #: Their largest absolute value, numbers of tokens aside.
-    largest: float = 0.0
-    #: Shapes by name, of tensors that a case records.
-    shapes: dict[str, Shape] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    #: Largest memory of the process so far.
-    peak_bytes: int = 0
-
-    def add(self, found: dict[str, Tensor], expected: dict[str, Shape]) -> None:
-        """Look at every tensor that is expected; others are none that a case records."""
-        for name, shape in expected.items():
-            self.count += 1
-            if name not in found:
-                self.faults.append(f"{name} is missing")
-            elif tuple(found[name].shape) != shape:
-                self.faults.append(f"{name} has shape {tuple(found[name].shape)}, expected {shape}")
-            else:
-                largest = found[name].detach().abs().max().item()
-                if not largest < float("inf"):
-                    self.faults.append(f"{name} is not finite")
-                if found[name].is_floating_point():
-                    self.largest = max(self.largest, largest)
-
-    def __str__(self) -> str:
-        verdict = "FAILED" if self.faults else "ok"
-        lines = [
-            f"  {self.name:<22} {self.count:>5}  {self.largest:8.1e}  {self.seconds:7.1f}"
-            f"  {self.peak_bytes / 1e9:7.2f}  {verdict}"
-        ]
-        lines += [f"    {fault}" for fault in self.faults[:5]]
-        if len(self.faults) > 5:
-            lines.append(f"    and {len(self.faults) - 5} more")
-        lines += [f"      {line}" for line in _shape_lines(self.shapes)]
-        return "\n".join(lines)
 
 
 @dataclass
@@ -119,18 +73,6 @@ class Report:
         )
 
 
-def _shape_lines(shapes: dict[str, Shape]) -> Iterator[str]:
-    """Every shape once, with the names that have it."""
-    by_shape: dict[Shape, list[str]] = {}
-    for name, shape in shapes.items():
-        by_shape.setdefault(shape, []).append(name)
-    for shape, names in by_shape.items():
-        size = " x ".join(map(str, shape)) or "one number"
-        if len(names) > 4:
-            names = [names[0], f"{len(names) - 2} more", names[-1]]
-        yield f"{size:<16} {', '.join(names)}"
-
-
 def run_preset(name: str, show: Callable[[str], None]) -> Report:
     """Run every mode of a case of its settings alone.
 
@@ -143,7 +85,7 @@ def run_preset(name: str, show: Callable[[str], None]) -> Report:
         ValueError: if the weights of those names do not fit the model.
     """
     case = PresetCase(name)
-    report = Report(case, empty_bytes=_peak_bytes())
+    report = Report(case, empty_bytes=peak_bytes())
     show(report.head)
     start = time.perf_counter()
     model = case.model()
@@ -155,7 +97,7 @@ def run_preset(name: str, show: Callable[[str], None]) -> Report:
             mode.add(found, expected)
             mode.shapes |= {key: shape for key, shape in expected.items() if key in case.records}
         mode.seconds, start = time.perf_counter() - start, time.perf_counter()
-        mode.peak_bytes = _peak_bytes()
+        mode.peak_bytes = peak_bytes()
         report.modes.append(mode)
         if len(report.modes) == len(modes):
             mode.faults += _never_given(report)
@@ -304,10 +246,3 @@ _MODES: dict[str, Callable[[FiberImageText, PresetCase], Iterator[Output]]] = {
     "queue": _queue,
     "optimizer step": _step,
 }
-
-
-def _peak_bytes() -> int:
-    """Largest memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -16,7 +16,8 @@ from tests.parity import coarse_preset, coarse_preset_run
 from tests.parity.__main__ import main
 from tests.parity.coarse import compare_case
 from tests.parity.coarse_preset import PresetCase, recorded_shapes
-from tests.parity.coarse_preset_run import NOT_PRETRAINED, Mode
+from tests.parity.coarse_preset_run import NOT_PRETRAINED
+from tests.parity.modes import Mode
 from tests.parity.recording import record_case
 from tests.published_keys import needs_keys
 
@@ -140,7 +141,7 @@ def test_without_the_published_names_it_is_said_what_is_needed(monkeypatch, tmp_
     [
         (["coarse"], "expected a folder or --preset"),
         (["coarse", "somewhere", "--preset", "base"], "expected a folder or --preset"),
-        (["fine", "--preset", "base"], "--preset: expected coarse"),
+        (["fine", "--preset", "base", "--model", "eager"], "the package's own model"),
         (["coarse", "--preset", "base", "--model", "eager"], "the package's own model"),
         (["coarse", "--preset", "huge"], "invalid choice: 'huge'"),
     ],
