@@ -64,3 +64,17 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(results_pa
     assert "Learned from both inputs: nothing." in text
     text = "\n".join(results_page._finetuned(seen[:-2]))
     assert "Not learned: nothing." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "judged"),
+    [
+        ("detector_backbone", "0.7", "0.667: missed; gate 0.769: met"),
+        ("detector", "0.9", "0.714: missed; gate 0.877: missed"),
+        ("detector_memory", "0.6", "0.600: met"),
+        ("detector_short", "0.1", ""),
+    ],
+)
+def test_a_ratio_is_held_against_its_aim_and_its_gate(results_page, name, ratio, judged):
+    row = {"side": "fiber", "ratio_to_peer": ratio}
+    assert results_page._judged(name, row) == judged

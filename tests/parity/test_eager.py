@@ -43,12 +43,6 @@ def test_a_tensor_that_is_not_there_is_named():
         eager.build(case)
 
 
-def test_there_is_no_eager_fine_model(capsys):
-    with pytest.raises(SystemExit):
-        main(["fine", str(GOLDEN), "--model", "eager"])
-    assert "coarse stage only" in capsys.readouterr().err
-
-
 def test_pretraining_loss_teaches():
     case = CoarseCase(GOLDEN / "micro.json")
     model = eager.build(case)
