@@ -117,6 +117,8 @@ def reader_folder(tmp_path, micro_models, scene_picture):
     for stage in ("coarse", "fine"):
         shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
     generate(tmp_path / "runs" / "scenes", train=8, val=4, novel=4)
+    # What a script of the examples makes, or a user has.
+    shutil.copytree(tmp_path / "runs" / "scenes", tmp_path / "runs" / "own")
     for name in ("photo", "a", "b", "left", "right"):
         shutil.copy(scene_picture, tmp_path / f"{name}.jpg")
     return tmp_path

@@ -1,12 +1,17 @@
 """The scripts of examples/ run as they stand."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from fiber.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -43,6 +48,54 @@ def test_answer_questions(tmp_path, micro_models, scene_picture):
     out = run(tmp_path, "answer_questions.py", micro_models["coarse"], scene_picture, "is it red?")
     assert out.startswith("is it red? ")
     assert len(out.splitlines()) == 3
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    """Cut-outs of four kinds of things, and a photograph."""
+    folder, random = tmp_path_factory.mktemp("cutouts"), np.random.default_rng(0)
+    for name in ("frog", "owl", "mug", "tent"):
+        pixels = random.integers(0, 256, (60, 60, 4)).astype(np.uint8)
+        pixels[..., 3] = 255
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"A {name}.")
+    (folder / "photos").mkdir()
+    noise = random.integers(0, 256, (90, 130, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(folder / "photos" / "a.jpg")
+    return ["--stamps", folder, "--backgrounds", folder / "photos"]
+
+
+@pytest.mark.parametrize("layout", ["coco", "roboflow", "single"])
+def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkeypatch, capsys):
+    """A folder of one's own: trained on, measured and looked at, with nothing but its name."""
+    arguments = ["--layout", layout, "--images", "10", "--classes", "3", "--image-size", "96"]
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path, "coco_folder.py", "own", *arguments, *cutouts) == "own\n"
+    few = ["train.steps=2", "data.batch_size=2", "train.checkpoint_every=1"]
+    settings = [word for change in few for word in ("--set", change)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["train", "small_detection", "--data", "own", "--output", "run"]
+    assert main([*command, *settings, "--device", "cpu"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "run\n"
+    held_out = "so 2 of its 10 pictures, chosen by their names, are held out as split 'val'"
+    assert (held_out in said.err) == (layout == "single")
+    assert f"records: grounding {8 if layout == 'single' else 10}" in said.err
+    assert "a tokenizer of" in said.err and "coco on val 0." in said.err
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["validation"].keys() >= {"ap", "ap50"}
+
+    assert main(["eval", "run", "coco", "--data", "own", "--split", "val"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() >= {"ap", "ap50"}
+    picture = next(str(path) for path in sorted(Path("own").rglob("*.jpg")))
+    asked = ["--model", "run", "--threshold", "0", "--save", "seen", "--max-detections", "3"]
+    assert main(["detect", picture, *asked]) == 0
+    said = capsys.readouterr()
+    classes = json.loads(Path("run/classes.json").read_text())
+    assert len(classes) == 3 and f"looking for {', '.join(classes)}" in said.err
+    found = json.loads(said.out)["detections"]
+    assert len(found) == 3 and {box["label"] for box in found} <= set(classes)
+    assert len(list(Path("seen").glob("*.png"))) == 1
 
 
 @pytest.mark.slow

@@ -148,6 +148,12 @@ def test_roboflows_heading_is_no_class(folder):
     boxes[0]["category_id"] = 0
     folder("val/labels.json", instances(["1.jpg"], [heading, *classes], boxes), "val")
     assert open_source("detection", folder.path, "val")[0].labels == ("vehicles", "car")
+    # So is a group that is in a group itself.
+    heading["supercategory"] = "vehicles"
+    boxes[0]["category_id"] = 1
+    folder("val/labels.json", instances(["1.jpg"], [heading, *classes], boxes), "val")
+    assert open_source("detection", folder.path, "val")[0].labels == ("vehicles", "car")
+    heading["supercategory"] = "none"
     # A first class of many groups is one too.
     classes[0]["supercategory"] = "other"
     boxes[0]["category_id"] = 1

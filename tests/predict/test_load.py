@@ -8,6 +8,8 @@ import torch
 import fiber
 from fiber.data import Tokenizer
 from fiber.data.records import Record
+from fiber.predict import Model
+from fiber.predict.convert import convert
 from fiber.recipes import scenes_fine
 from fiber.training.checkpoint import Words, write_weights
 from fiber.training.run_folder import RunFolder
@@ -34,6 +36,21 @@ class TestLoadAndSave:
         again = fiber.load(tmp_path / "copy", device="cpu")
         assert again.heads == coarse.heads
         assert again.answer(pictures[0], "why?") == coarse.answer(pictures[0], "why?")
+
+    def test_classes_are_remembered(self, fine, pictures, tmp_path):
+        names = ("red circle", "blue square")
+        with pytest.raises(ValueError, match="not trained to detect classes of its own; name what"):
+            fine.detect(pictures[0])
+        knowing = Model(fine.network, fine.tokenizer, classes=names)
+        knowing.save(tmp_path / "copy")
+        convert(tmp_path / "copy", tmp_path / "again", to="fiber")
+        expected = fine.detect(pictures, names, score_threshold=0, max_detections=5)
+        for folder in ("copy", "again"):
+            model = fiber.load(tmp_path / folder, device="cpu")
+            assert model.classes == names
+            found = model.detect(pictures, score_threshold=0, max_detections=5)
+            assert [f.to_dict() for f in found] == [f.to_dict() for f in expected]
+            assert {label for f in found for label in f.labels} <= set(names)
 
     def test_only_a_free_folder_takes_a_model(self, micro_models, coarse, tmp_path):
         (tmp_path / "photo.jpg").write_bytes(b"")

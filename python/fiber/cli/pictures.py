@@ -25,6 +25,8 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _IMAGES = "a picture, or a folder: every picture in it, at any depth"
 #: Pictures that are decoded and held at once.
 _AT_ONCE = 16
+#: Names of classes that one line lists.
+_NAMES = 12
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -42,8 +44,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     detect = _command(commands, "detect", _detect, "find every object of some classes")
     detect.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
-    classes = detect.add_mutually_exclusive_group(required=True)
-    classes.add_argument("--classes", help='"mug; traffic light"')
+    classes = detect.add_mutually_exclusive_group()
+    classes.add_argument(
+        "--classes", help='"mug; traffic light" (default: those that the model was trained on)'
+    )
     classes.add_argument("--classes-file", type=Path, help="a text file with one class a line")
     _box_options(detect)
 
@@ -111,12 +115,13 @@ def _ground(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
+    classes = None
     if options.classes_file is not None:
         lines = options.classes_file.read_text(encoding="utf-8").splitlines()
         classes = [line.strip() for line in lines if line.strip()]
         if not classes:
             raise ValueError(f"{options.classes_file}: expected one class a line, found none")
-    else:
+    elif options.classes is not None:
         classes = _items(options.classes, "--classes")
     return _boxes(options, "detect", {"classes": classes})
 
@@ -124,6 +129,8 @@ def _detect(options: argparse.Namespace) -> int:
 def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
     paths = _paths(options.images)
     model, name = _load(options, "grounding")
+    if method == "detect" and asked["classes"] is None and model.classes:
+        print(f"fiber: looking for {_some(model.classes)}", file=sys.stderr)
     asked = asked | {"max_detections": options.max_detections}
     if options.threshold is not None:
         asked["score_threshold"] = options.threshold
@@ -210,6 +217,12 @@ def _load(options: argparse.Namespace, *heads: str) -> tuple[Model, str]:
     import fiber
 
     return fiber.load(path, options.tokenizer, options.answers, options.device), path
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, of many the first ones: "mug, laptop and 78 others"."""
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} others" if more > 0 else "")
 
 
 def _items(text: str, option: str) -> list[str]:

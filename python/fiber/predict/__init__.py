@@ -70,6 +70,7 @@ def load(
         stored.model,
         stored.tokenizer,
         stored.answers,
+        classes=stored.classes,
         dtype=dtype,
         trained_on=stored.trained_on,
     )

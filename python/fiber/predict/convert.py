@@ -64,7 +64,7 @@ def convert(
         *_filled(stored),
     ]
     if to == "fiber":
-        save_model(stored.model, path, stored.tokenizer, stored.answers)
+        save_model(stored.model, path, stored.tokenizer, stored.answers, stored.classes)
         lines += [f"wrote {path}: {len(stored.model.state_dict())} tensors", *_words(stored)]
     elif to == "published":
         lines.append(f"wrote {path}: {len(write_published(stored.model, path))} tensors")

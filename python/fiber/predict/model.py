@@ -37,7 +37,7 @@ from fiber.predict.inputs import (
     one_list_for_each,
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
-from fiber.training.checkpoint import NO_ANSWERS, save_model
+from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.training.measure_pairs import CAPTION_BEAMS
 from fiber.training.streams import inference_transform
 from fiber.training.trained_on import TrainedOn
@@ -70,6 +70,7 @@ class Model:
         network: a coarse or a fine model; it stays where it is and is set to evaluation mode.
         tokenizer: needed by every method that takes a text.
         answers: in the order of the VQA head's logits; needed by `answer`.
+        classes: that `detect` looks for where it is not told any.
         dtype: of the arithmetic; weights stay as they are.
         trained_on: the data of its run, if they are known; `fiber.evaluate` warns of them.
     """
@@ -80,6 +81,7 @@ class Model:
         tokenizer: Tokenizer | None = None,
         answers: Sequence[str] = (),
         *,
+        classes: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         trained_on: TrainedOn | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Model:
         self.config: FiberConfig = network.config
         self.tokenizer = tokenizer
         self.answers = tuple(answers)
+        self.classes = tuple(classes)
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.trained_on = trained_on
@@ -148,7 +151,7 @@ class Model:
     def detect(
         self,
         pictures: Any,
-        classes: str | Sequence[str] | Sequence[Sequence[str]],
+        classes: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         *,
         score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.6,
@@ -160,7 +163,8 @@ class Model:
 
         Args:
             pictures: one or a list.
-            classes: a list of names for every picture, or one list for each picture.
+            classes: a list of names for every picture, or one list for each picture; by default
+                those that the model was trained to detect.
             score_threshold: lowest score of a box, in [0, 1].
             nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
             max_detections: boxes of a picture, best first.
@@ -170,7 +174,9 @@ class Model:
         """
         self.need_head("grounding", "detect")
         given, single = as_list(pictures)
-        lists = one_list_for_each(classes, len(given), "class")
+        if classes is None and not self.classes:
+            raise ValueError(NO_CLASSES)
+        lists = one_list_for_each(self.classes if classes is None else classes, len(given), "class")
         prompts = [prompts_for_classes(each, self._inputs) for each in lists]
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
@@ -402,7 +408,7 @@ class Model:
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors, tokenizer.json and answers.json.
+        """Write config.json, model.safetensors, tokenizer.json, answers.json and classes.json.
 
         A part that the model came without is not written.
 
@@ -413,7 +419,7 @@ class Model:
             NotADirectoryError: if `folder` is a file.
             FileExistsError: if it holds a part of a model or of a run.
         """
-        save_model(self.network, Path(folder), self.tokenizer, self.answers)
+        save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
         """Check that the model has a head.

@@ -1,9 +1,9 @@
 """Models and checkpoints on disk. Whatever bears its final name is whole.
 
 A finished model is `config.json`, `model.safetensors`, `tokenizer.json` and, with a VQA head,
-`answers.json`. A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt`
-(optimiser and moving average, loadable with weights_only=True) and `data.json` (position in the
-data).
+`answers.json`, or, trained to detect classes, `classes.json`. A checkpoint is a folder
+`step-00000500` with `model.safetensors`, `training.pt` (optimiser and moving average, loadable with
+weights_only=True) and `data.json` (position in the data).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fiber.training.trained_on import TrainedOn
 
 STEP = "step-"
 #: What a finished model consists of.
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json")
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 
 #: What a model says that lacks its words. Published files hold neither.
@@ -50,6 +50,11 @@ NO_ANSWERS = (
     " `fiber convert MODEL OUT --to fiber --answers FILE` writes them beside the model for good"
 )
 
+NO_CLASSES = (
+    'the model was not trained to detect classes of its own; name what to look for: --classes "mug;'
+    ' laptop", or model.detect(pictures, ["mug", "laptop"])'
+)
+
 
 class Words(NamedTuple):
     """What turns a model's numbers into words and back; it belongs to the model's weights."""
@@ -57,6 +62,8 @@ class Words(NamedTuple):
     tokenizer: Tokenizer
     #: Answers of the VQA head, in the order of its logits; empty without one.
     answers: tuple[str, ...] = ()
+    #: Classes that a fine model was trained to detect; empty where it learned from phrases alone.
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,8 @@ class StoredModel:
     tokenizer: Tokenizer | None = None
     #: Answers of the VQA head, in the order of its logits; empty without one.
     answers: tuple[str, ...] = ()
+    #: Classes that a fine model was trained to detect, if its folder tells.
+    classes: tuple[str, ...] = ()
     #: Tensors of a published checkpoint that the model has no use for, each with the reason.
     ignored: Mapping[str, str] = field(default_factory=dict)
     #: Tensors of the model that a published checkpoint does not hold, each with its value.
@@ -114,6 +123,7 @@ def save_model(
     folder: Path,
     tokenizer: Tokenizer | None = None,
     answers: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> None:
     """Write a finished model, `config.json` last: a folder that has it holds a whole model.
 
@@ -122,6 +132,7 @@ def save_model(
         folder: made if absent; it must hold neither a model nor a run.
         tokenizer: written as tokenizer.json.
         answers: written as answers.json if there are any.
+        classes: written as classes.json if there are any.
 
     Raises:
         NotADirectoryError: if `folder` is a file.
@@ -139,9 +150,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if tokenizer is not None:
-            write_words(folder, Words(tokenizer, answers))
-        elif answers:
-            write_json(folder / "answers.json", list(answers))
+            write_words(folder, Words(tokenizer, answers, classes))
+        else:
+            _write_lists(folder, answers=answers, classes=classes)
         write_weights(folder, model.state_dict())
         write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
     except BaseException:
@@ -197,26 +208,35 @@ def load_model(
         model=model.eval(),
         path=folder,
         tokenizer=words.tokenizer if words else None,
-        answers=_read_answers(folder),
+        answers=_read_list(folder, "answers"),
+        classes=_read_list(folder, "classes"),
         trained_on=TrainedOn.read(values),
     )
 
 
 def write_words(folder: Path, words: Words) -> None:
-    """Write tokenizer.json and, if there are answers, answers.json."""
+    """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
     write_whole(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
-    if words.answers:
-        write_json(folder / "answers.json", list(words.answers))
+    _write_lists(folder, answers=words.answers, classes=words.classes)
 
 
 def read_words(folder: Path) -> Words | None:
     """Read what `write_words` wrote; None where there is no tokenizer."""
     path = folder / "tokenizer.json"
-    return Words(Tokenizer.from_file(str(path)), _read_answers(folder)) if path.exists() else None
+    if not path.exists():
+        return None
+    lists = _read_list(folder, "answers"), _read_list(folder, "classes")
+    return Words(Tokenizer.from_file(str(path)), *lists)
 
 
-def _read_answers(folder: Path) -> tuple[str, ...]:
-    path = folder / "answers.json"
+def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:
+    for name, texts in lists.items():
+        if texts:
+            write_json(folder / f"{name}.json", list(texts))
+
+
+def _read_list(folder: Path, name: str) -> tuple[str, ...]:
+    path = folder / f"{name}.json"
     return tuple(read_json(path)) if path.exists() else ()
 
 

@@ -140,14 +140,21 @@ def train(
         # counted from the data, as a resumed run may have them, are not those.
         start = dataclasses.replace(start, answers=open_answers(named))
     if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
-        known = Words(start.tokenizer, start.answers)
+        known = Words(start.tokenizer, start.answers, start.classes)
     if tokenizer == TRAIN_ONE and isinstance(start, StoredModel):
         raise ValueError(
             f"tokenizer {TRAIN_ONE!r} makes new tokens, and the weights of {start.path} belong to"
             " others; name the tokenizer of that model"
         )
     with joined(device) as processes:
-        source = open_data(config, data, tokenizer=tokenizer, answers=answers, known=known)
+        source = open_data(
+            config,
+            data,
+            tokenizer=tokenizer,
+            answers=answers,
+            known=known,
+            from_nothing=start is None,
+        )
         config = source.fit_model(config)
         folder.check(config, resume=resume)
         # No rank may see the files that the first one is about to write.

@@ -29,6 +29,9 @@ class DataConfig:
     #: Whether "token"s are picked one by one, as published, or whole "word"s.
     mlm_unit: Literal["token", "word"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
+    #: Whether a model from nothing gets a tokenizer that is trained on its texts where neither the
+    #: data nor the user has one; otherwise that is an error.
+    train_tokenizer: bool = False
     #: What a broken record does: "raise" stops the run, "skip" counts it and takes the next one.
     on_error: Literal["raise", "skip"] = "raise"
 

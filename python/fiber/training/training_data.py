@@ -11,7 +11,7 @@ from typing import Any
 
 from fiber.data import Tokenizer
 from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.opening import SeveralFormsError, left_out_lines, open_source
+from fiber.data.opening import SeveralFormsError, classes_of, left_out_lines, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.training.checkpoint import Words
 from fiber.training.run_config import RunConfig
@@ -71,6 +71,7 @@ def open_data(
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     answers: Answers | None = None,
     known: Words | None = None,
+    from_nothing: bool = True,
 ) -> TrainingData:
     """Find the records of every active task, the tokenizer and the answers.
 
@@ -86,6 +87,8 @@ def open_data(
             model.image_text.num_answers.
         known: words of a model that this run starts from. Its answers are kept if all that would
             be counted are among them.
+        from_nothing: whether the run starts from no other model, so that it may have any tokenizer
+            (`data.train_tokenizer`).
 
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
@@ -163,10 +166,15 @@ def open_data(
         vocabulary = known.answers
     if tokenizer is None:
         tokenizer = known.tokenizer if known else in_folder
-    elif tokenizer == TRAIN_ONE:
+        lacks_one = not known and not (in_folder and in_folder.is_file())
+        if lacks_one and config.data.train_tokenizer and from_nothing:
+            tokenizer = TRAIN_ONE
+    if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
         tokenizer = train_tokenizer(records)
         lines.append(f"a tokenizer of {tokenizer.vocab_size} tokens was trained on the texts")
-    words = Words(open_tokenizer(tokenizer), vocabulary)
+    classes = classes_of(records["grounding"]) if "grounding" in records else ()
+    classes = classes or (known.classes if known else ())
+    words = Words(open_tokenizer(tokenizer), vocabulary, classes)
     if where is not None and "grounding" in records:
         records["grounding"] = _with_drawn_prompts(config, records["grounding"], words.tokenizer)
     return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
