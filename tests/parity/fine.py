@@ -15,8 +15,8 @@ from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_geometry import compare_geometry
 from tests.parity.fine_groups import compare_groups
-from tests.parity.fine_prompts import compare_drawn_prompts
 from tests.parity.fine_inputs import compare_inputs, unknown_parts
+from tests.parity.fine_prompts import compare_drawn_prompts
 from tests.parity.fine_runs import assignment, detections, not_recovered, run_detector
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
