@@ -15,11 +15,11 @@ from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import (
     coarse_keys,
-    coarse_to_fine,
     filled_in,
     ignored_coarse_key,
     load_published_coarse,
     published_coarse_state,
+    transfer_backbone,
 )
 from tests.parity.coarse_case import CoarseCase
 
@@ -155,14 +155,14 @@ def micro(stage: str, **changes) -> FiberConfig:
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_coarse_to_fine_copies_the_backbone(version):
+def test_the_backbone_is_copied_from_coarse_to_fine(version):
     torch.manual_seed(0)
     coarse = FiberImageText(micro("coarse"))
     for parameter in coarse.parameters():
         parameter.data = torch.randn_like(parameter)
     detector = FiberDetector(micro("fine", version=version))
     fresh = {name: value.clone() for name, value in detector.state_dict().items()}
-    report = coarse_to_fine(coarse, detector)
+    report = transfer_backbone(coarse, detector)
     state, source = detector.state_dict(), coarse.state_dict()
     assert set(report.taken) | set(report.created) == set(state)
     assert set(report.taken) | set(report.dropped) == set(source)
@@ -177,9 +177,28 @@ def test_coarse_to_fine_copies_the_backbone(version):
     assert "itm_head.weight" in report.dropped
 
 
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_the_backbone_is_copied_from_fine_to_coarse(version):
+    detector = FiberDetector(micro("fine", version=version))
+    for parameter in detector.parameters():
+        parameter.data = torch.randn_like(parameter)
+    coarse = FiberImageText(micro("coarse"))
+    report = transfer_backbone(detector, coarse)
+    state, source = coarse.state_dict(), detector.state_dict()
+    backbone = {name for name in state if name.startswith("backbone.")}
+    norms = {name for name in backbone if "image_to_text.norm" in name}
+    assert len(norms) == 6
+    assert set(report.taken) == backbone - (norms if version == "v2" else set())
+    for name in report.taken:
+        assert torch.equal(state[name], source[name]), name
+    assert {name.split(".")[0] for name in report.dropped} == {
+        *("stage_norms", "pyramid", "tower", "head")
+    }
+
+
 def test_the_report_can_be_read():
     coarse, detector = FiberImageText(micro("coarse")), FiberDetector(micro("fine", version="v2"))
-    page = str(coarse_to_fine(coarse.state_dict(), detector))
+    page = str(transfer_backbone(coarse.state_dict(), detector))
     assert page.startswith("taken: ")
     assert "backbone.fusion.*.image_to_text.norm: 6" in page
     assert "vqa_head" in page.split("dropped: ")[1].split("created: ")[0]
@@ -192,7 +211,7 @@ def test_backbones_of_other_sizes_are_refused():
     coarse["backbone.image.patch_embedding.norm.weight"] = torch.zeros(3)
     before = detector.state_dict()["backbone.image.patch_embedding.norm.bias"].clone()
     with pytest.raises(ValueError, match=r"patch_embedding.norm.weight \(3,\), expected \(16,\)"):
-        coarse_to_fine(coarse, detector)
+        transfer_backbone(coarse, detector)
     assert torch.equal(detector.state_dict()["backbone.image.patch_embedding.norm.bias"], before)
     with pytest.raises(ValueError, match="share no tensor"):
-        coarse_to_fine({"head.weight": torch.zeros(1)}, detector)
+        transfer_backbone({"head.weight": torch.zeros(1)}, detector)

@@ -315,10 +315,21 @@ def test_coarse_run_starts_a_fine_one(pictures, tmp_path, capsys):
     assert shared and all(torch.equal(old[name], new[name]) for name in shared)
 
 
-def test_fine_model_cannot_start_a_coarse_one(pictures, tmp_path):
+def test_fine_model_starts_a_coarse_one(pictures, tmp_path):
     fine = run(fine_config(train__steps=1), pictures, tmp_path / "fine")
-    with pytest.raises(ValueError, match="a fine model cannot start a coarse one"):
-        run(coarse_config(), pictures, tmp_path / "c", init=fine.folder, tokenizer=None)
+    coarse = run(
+        coarse_config(optim__lr=0.0, train__steps=1),
+        pictures,
+        tmp_path / "c",
+        init=fine.folder,
+        tokenizer=None,
+    )
+    old, new = (
+        load_file(fine.folder / "model.safetensors"),
+        load_file(coarse.folder / "model.safetensors"),
+    )
+    shared = [name for name in new if name.startswith("backbone.")]
+    assert shared and all(torch.equal(old[name], new[name]) for name in shared)
 
 
 def test_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):

@@ -180,13 +180,13 @@ def published_coarse_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class TransferReport(NamedTuple):
-    """What became of the tensors of a coarse model; `str()` is the page to read."""
+    """What became of the tensors of a model that another one starts from; `str()` is the page."""
 
     #: Names that both models have; the values were copied exactly.
     taken: tuple[str, ...]
-    #: Names of the coarse model alone.
+    #: Names of the first model alone.
     dropped: tuple[str, ...]
-    #: Names of the fine model alone; they keep their initial values.
+    #: Names of the new model alone; they keep their initial values.
     created: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -197,12 +197,15 @@ class TransferReport(NamedTuple):
         return "\n".join(lines)
 
 
-def coarse_to_fine(coarse: nn.Module | Mapping[str, Tensor], detector: nn.Module) -> TransferReport:
-    """Start a detector's backbone from a coarse model.
+def transfer_backbone(source: nn.Module | Mapping[str, Tensor], model: nn.Module) -> TransferReport:
+    """Start the backbone of a model of one stage from that of the other stage.
+
+    The norms of image-to-text queries, which fine v2 has not, are dropped or new; what one stage
+    alone has (heads; pyramid and dynamic head) always is.
 
     Args:
-        coarse: a `FiberImageText`, or its state dict.
-        detector: a model whose `backbone` is a `FiberBackbone`.
+        source: a `FiberImageText` or a `FiberDetector`, or its state dict.
+        model: of the other stage.
 
     Returns:
         What was taken, dropped and newly created, by name.
@@ -210,18 +213,18 @@ def coarse_to_fine(coarse: nn.Module | Mapping[str, Tensor], detector: nn.Module
     Raises:
         ValueError: if a tensor that both have differs in shape, or if they share none.
     """
-    state = coarse.state_dict() if isinstance(coarse, nn.Module) else coarse
-    own = detector.state_dict()
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    own = model.state_dict()
     taken = [name for name in own if name.startswith("backbone.") and name in state]
     if not taken:
-        raise ValueError("coarse_to_fine: the two models share no tensor of a backbone")
+        raise ValueError("the two models share no tensor of a backbone")
     wrong = [
         f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in taken
         if state[name].shape != own[name].shape
     ]
     if wrong:
-        raise ValueError("coarse_to_fine: other shapes than the detector's: " + "; ".join(wrong))
+        raise ValueError("the backbones have other shapes: " + "; ".join(wrong))
     with torch.no_grad():
         for name in taken:
             own[name].copy_(state[name])

@@ -7,7 +7,7 @@ import torch
 from fiber.config import PRESETS, FiberConfig
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.models.weights import TransferReport, coarse_to_fine
+from fiber.models.weights import TransferReport, transfer_backbone
 from fiber.models.weights_layouts import FIRST_CONVOLUTION, load_tower
 from fiber.models.weights_towers import resize_bias_table
 from fiber.training.checkpoint import StoredModel
@@ -37,7 +37,8 @@ def initialise(
 
     Args:
         model: a new model.
-        start: a finished one: the same stage, or a coarse one for a fine model; or towers.
+        start: a finished one of either stage, of which the other stage takes the backbone; or
+            towers.
         answers: of the new model's VQA head, in the order of its logits. Unless the finished one
             has the same, its last layer stays new.
 
@@ -46,8 +47,7 @@ def initialise(
 
     Raises:
         ValueError: if another shared tensor has another shape (the answers of a VQA head may),
-            with the sizes of the two models where they tell why, else with the tensors; or if a
-            fine model shall start a coarse one.
+            with the sizes of the two models where they tell why, else with the tensors.
     """
     if isinstance(start, Towers):
         return _initialise_from_towers(model, start)
@@ -62,17 +62,13 @@ def initialise(
     }
     if model.config.channel_order != start.config.channel_order:
         given[FIRST_CONVOLUTION] = given[FIRST_CONVOLUTION].flip(1)
-    if (start.config.stage, model.config.stage) == ("fine", "coarse"):
-        raise ValueError(
-            "a fine model cannot start a coarse one; start from the coarse model it came from"
-        )
     shared = [name for name in own if name in given]
     other_shape = {name for name in shared if own[name].shape != given[name].shape}
     wrong = [name for name in other_shape if not name.startswith(SIZED_BY_DATA)]
     if wrong:
         _check_sizes(model.config, start)
     if model.config.stage != start.config.stage:
-        return coarse_to_fine(given, model)
+        return transfer_backbone(given, model)
     other_answers = {
         name for name in shared if name.startswith(SIZED_BY_DATA) and start.answers != answers
     }

@@ -102,8 +102,8 @@ def train(
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
         validation: records that the finished model is chosen by, where the recipe says what is
             measured (`validation.task`); default: the split `validation.split` of `data`.
-        init: what to start from: folder of a finished model or a published checkpoint, of which a
-            coarse one may start a fine one; or a file with a Swin (as Microsoft or timm name it) or
+        init: what to start from: folder of a finished model or a published checkpoint, of which the
+            other stage takes the backbone; or a file with a Swin (as Microsoft or timm name it) or
             a RoBERTa (transformers), or a folder with such files. A resumed run keeps its own.
         resume: go on from the newest whole checkpoint in `output`, from step 0 if there is none,
             and do nothing if the run is finished.
