@@ -16,6 +16,7 @@ from fiber.data.prompts import class_prompt, clean_class_name
 from fiber.data.published_spans import published_positive_tokens
 from fiber.data.records import CharSpan
 from tests.parity.comparison import Comparison, Reading
+from tests.parity.fine_prompts import SECTION
 from tests.parity.tolerances import GEOMETRY
 
 #: The vocabulary, from the folder of recordings and from the repository.
@@ -24,19 +25,10 @@ VOCABULARIES = ("../../assets/roberta-base", "../shared/assets/roberta-base")
 MAX_TOKENS = 256
 #: Explanations, for readers.
 NOTES = ("note", "rule")
-#: Their outcome depends on the order in which the published code calls the generators of Python and
-#: numpy, or is an assertion of it: examples (golden/fine README, Tolerances).
-EXAMPLES = (
-    "optimized_seeded",
-    "optimized_with_released_CONTROL_PROB",
-    "check_for_positive_overflow",
-)
-#: Words around the names of classes, and prompts of training pictures.
-PENDING = "waits for the published prompts of classes"
 
 
 def compare_text(path: Path) -> Comparison:
-    """Compare `data_text.json`."""
+    """Compare `data_text.json`; its class prompts of training, `fine_prompts` compares."""
     recorded = json.loads(path.read_text())
     comparison = Comparison(path.stem)
     tokenizer = find_tokenizer(path)
@@ -49,13 +41,9 @@ def compare_text(path: Path) -> Comparison:
         for entry in recorded["detection_queries"]:
             case = Reading(comparison, f"detection_queries.{entry['name']}", entry)
             _compare_prompt(comparison, case, tokenizer)
-        for number, entry in enumerate(recorded["od_to_grounding"]):
-            if entry["fn"] not in EXAMPLES:
-                name = f"od_to_grounding.{number} ({entry['fn']})"
-                comparison.set_aside[name] = PENDING
     except KeyError as error:
         comparison.group("names", 0.0).add(f"{error} is missing", 1.0)
-    known = {"positive_map", "detection_queries", "od_to_grounding"}
+    known = {"positive_map", "detection_queries", SECTION}
     comparison.not_compared += [*maps.unread(NOTES), *({*recorded} - known)]
     return comparison
 
@@ -138,11 +126,9 @@ def _spans(spans: list[list[int]]) -> list[CharSpan]:
 
 def _compare_prompt(comparison: Comparison, case: Reading, tokenizer: Tokenizer | None) -> None:
     """The caption that asks for classes, and the tokens of each."""
-    if "prompt" in case.content:
-        comparison.set_aside[case.name] = PENDING
-        return
     names = case["names"]
-    prompt = class_prompt(names)
+    # Words around the names, where there are some.
+    prompt = class_prompt(case["prompt"] if "prompt" in case.content else names)
     _exact(comparison, "prompts", f"{case.name}.caption", prompt.text, case["caption"])
     if "cleaned" in case.content:
         cleaned = [clean_class_name(name) for name in names]
