@@ -34,7 +34,8 @@ def unknown_parts(case: FineCase) -> list[str]:
 
 def compare_inputs(comparison: Comparison, case: FineCase, path: Path) -> None:
     """Compare boxes and labels, and where the vocabulary is there, ids and positive maps."""
-    annotations, inputs = case.content["annotations"], case.inputs
+    inputs, count = case.inputs, len(case.inputs["in.images"])
+    annotations = case.content["annotations"][:count]
     boxes = [box for each in annotations for box in each["boxes"]]
     labels = [label for each in annotations for label in each["labels"]]
     made = {
@@ -44,7 +45,7 @@ def compare_inputs(comparison: Comparison, case: FineCase, path: Path) -> None:
         "in.image_sizes_hw": torch.tensor([each["image_size_hw"] for each in annotations]),
     }
     captions = [each["caption"] for each in annotations]
-    error = float(captions != case.content["captions"])
+    error = float(captions != case.content["captions"][:count])
     comparison.group("inputs", 0.0).add("captions", error)
     tokenizer = find_tokenizer(path)
     if tokenizer is None:

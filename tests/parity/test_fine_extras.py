@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import nms
 
 from fiber.models import dyhead
-from tests.parity import fine_geometry, fine_groups, fine_text, fine_units
+from tests.parity import fine, fine_geometry, fine_groups, fine_text, fine_units
+from tests.parity.__main__ import files_not_compared
 from tests.parity.comparison import Comparison
 from tests.parity.fine_geometry import compare_geometry, compare_part
 from tests.parity.fine_groups import compare_groups
@@ -34,6 +35,12 @@ needs_vocabulary = pytest.mark.skipif(
 
 def failures(comparison: Comparison) -> list[str]:
     return [failure for group in comparison.groups.values() for failure in group.failures]
+
+
+@needs_recorded
+def test_every_recorded_file_is_read():
+    assert files_not_compared(RECORDED, ["tiny_v2", "tiny_v2_sharp", "tiny_v3"], fine) == []
+    assert not fine.PENDING_FILES
 
 
 @needs_recorded
