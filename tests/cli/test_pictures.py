@@ -1,5 +1,6 @@
 """Every command that looks at pictures, and everything that can be wrong with what it is given."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -60,6 +61,29 @@ class TestPictureCommands:
             "traffic light, red",
         }
         assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "b.png"]
+
+    def test_detect_says_what_it_took(self, desk, capsys):
+        Path("classes.json").write_text(
+            '["circle", {"name": "star", "prefix": "red "}, {"name": "ring", "suffix": " of tin"}]'
+        )
+        asked = ["--classes-file", "classes.json", "--threshold", "0", "--max-detections", "2000"]
+        assert main(["detect", "a.jpg", "b.jpg", *asked, "--classes-per-prompt", "2"]) == 0
+        output = capsys.readouterr()
+        found = [json.loads(line)["detections"] for line in output.out.splitlines()]
+        for some in found:
+            assert {item["label"] for item in some} == {"circle", "star", "ring"}
+        line = "fiber: 3 classes in 2 prompts, 2 pictures, 1 pass of the image trunk"
+        assert output.err.splitlines()[-1] == line
+        assert main(["detect", "a.jpg", "--classes", "circle"]) == 0
+        line = "fiber: 1 class in 1 prompt, 1 picture, 1 pass of the image trunk"
+        assert capsys.readouterr().err.splitlines()[-1] == line
+
+    def test_detect_with_bad_classes(self, desk, capsys):
+        Path("classes.json").write_text('["circle", {"title": "star"}]')
+        assert main(["detect", "a.jpg", "--classes-file", "classes.json"]) == 2
+        assert "classes.json: class 1 has the keys 'title'" in error_line(capsys)
+        assert main(["detect", "a.jpg", "--classes", "circle; star; circle"]) == 2
+        assert "class 2 ('circle') is class 0 again" in error_line(capsys)
 
     def test_a_folder_stands_for_pictures_at_any_depth(self, desk, capsys):
         for name in ("nested/val/000/b.jpg", "nested/val/000/a.JPG", "nested/c.png/d.jpg"):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fiber.data import Tokenizer
 from fiber.data.prompts import (
+    ClassName,
     Prompt,
     caption_prompt,
     class_prompt,
@@ -15,7 +17,9 @@ from fiber.data.prompts import (
 
 from .words import Words
 
-RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_text.json"
+SHARED = Path(__file__).parents[2] / ".." / "shared"
+RECORDED = SHARED / "golden" / "fine" / "data_text.json"
+ROBERTA = SHARED / "assets" / "roberta-base"
 
 
 def named(prompt):
@@ -49,6 +53,34 @@ def test_classes_are_joined_by_points():
 )
 def test_class_names_are_cleaned(name, expected):
     assert clean_class_name(name) == expected
+
+
+def test_words_around_a_name_are_no_part_of_its_span():
+    puffin = {"name": "puffin", "prefix": "", "suffix": " with orange beaks "}
+    prompt = class_prompt([ClassName("fish", prefix=" "), puffin, "hot_dog", ClassName("sea_ray")])
+    assert prompt.text == " fish. puffin with orange beaks . hot dog. sea ray"
+    assert prompt.labels == ("fish", "puffin", "hot_dog", "sea_ray")
+    assert named(prompt) == [["fish"], ["puffin"], ["hot dog"], ["sea ray"]]
+
+
+@pytest.mark.parametrize("max_classes", [1, 3, 4, 100])
+def test_blocks_of_classes(max_classes):
+    names = [f"class{number}" for number in range(10)]
+    prompts = class_prompts(names, Words(), 100, max_classes=max_classes)
+    starts = list(range(0, 10, max_classes))
+    assert [prompt.first_label for prompt in prompts] == starts
+    assert [prompt.labels for prompt in prompts] == [
+        tuple(names[start : start + max_classes]) for start in starts
+    ]
+
+
+def test_a_block_that_does_not_fit_is_split_and_the_others_stay():
+    names = [f"class{number}" for number in range(10)]
+    # Two tokens a class, <s> and </s>, and no point behind the last one: three classes fit.
+    prompts = class_prompts(names, Words(), 7, max_classes=4)
+    assert [prompt.first_label for prompt in prompts] == [0, 3, 4, 7, 8]
+    with pytest.raises(ValueError, match="classes of a prompt: expected 1 or more, got 0"):
+        class_prompts(names, Words(), 7, max_classes=0)
 
 
 def test_phrases_are_joined_as_they_are():
@@ -146,12 +178,22 @@ def recorded():
 def test_detection_texts_are_the_published_ones(recorded):
     compared = 0
     for case in recorded["detection_queries"]:
-        # Prompts with words around the names are no lists of names.
-        if case["name"].endswith("caption_prompt"):
-            continue
-        assert class_prompt(case["names"]).text == case["caption"], case["name"]
+        prompt = class_prompt(case.get("prompt", case["names"]))
+        assert prompt.text == case["caption"], case["name"]
+        assert list(prompt.labels) == case["names"]
         compared += 1
-    assert compared > 0
+    assert compared > 3
+
+
+def test_names_of_published_prompts_are_the_same_tokens(recorded):
+    if not ROBERTA.is_dir():
+        pytest.skip(f"no vocabulary at {ROBERTA}")
+    tokenizer = Tokenizer.from_vocabulary(ROBERTA / "vocab.json", ROBERTA / "merges.txt")
+    for case in recorded["detection_queries"]:
+        prompt = class_prompt(case.get("prompt", case["names"]))
+        _, offsets = tokenizer.encode(prompt.text)
+        # Labels count from 1, or are ids of their own in the order of the names.
+        assert prompt.token_map(offsets) == list(case["label_to_tokens"].values()), case["name"]
 
 
 def test_spans_of_classes_are_the_published_ones(recorded):

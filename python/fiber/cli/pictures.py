@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fiber.predict import Model
+    from fiber.predict.boxes import PassCounts
 
 #: Files that a folder on the command line stands for.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -48,7 +49,17 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     classes.add_argument(
         "--classes", help='"mug; traffic light" (default: those that the model was trained on)'
     )
-    classes.add_argument("--classes-file", type=Path, help="a text file with one class a line")
+    classes.add_argument(
+        "--classes-file",
+        type=Path,
+        help='one class a line; or a .json list of names or of {"prefix", "name", "suffix"}',
+    )
+    detect.add_argument(
+        "--classes-per-prompt",
+        type=count,
+        metavar="N",
+        help="classes of a text (default: as many as fit; published for LVIS: 40)",
+    )
     _box_options(detect)
 
     answer = _command(commands, "answer", _answer, "answer a question about a picture")
@@ -115,15 +126,15 @@ def _ground(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
-    classes = None
+    classes: list[Any] | None = None
     if options.classes_file is not None:
-        lines = options.classes_file.read_text(encoding="utf-8").splitlines()
-        classes = [line.strip() for line in lines if line.strip()]
-        if not classes:
-            raise ValueError(f"{options.classes_file}: expected one class a line, found none")
+        from fiber.data.class_files import read_classes
+
+        classes = list(read_classes(options.classes_file))
     elif options.classes is not None:
         classes = _items(options.classes, "--classes")
-    return _boxes(options, "detect", {"classes": classes})
+    asked = {"classes": classes, "classes_per_prompt": options.classes_per_prompt}
+    return _boxes(options, "detect", asked)
 
 
 def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
@@ -146,7 +157,21 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
             show.line(result, rows or [("nothing found",)])
             if options.save:
                 found.save(show.file_for(path))
+    if method == "detect":
+        print(f"fiber: {_taken(len(asked['classes']), model.passes)}", file=sys.stderr)
     return 0
+
+
+def _taken(classes: int, passes: PassCounts) -> str:
+    """Say what detection took: every picture meets every prompt, after the trunk."""
+    from fiber.data.opening import counted
+
+    return (
+        f"{counted(classes, 'classes')} in"
+        f" {counted(passes.pairs // max(passes.pictures, 1), 'prompts')},"
+        f" {counted(passes.pictures, 'pictures')},"
+        f" {counted(passes.trunk_passes, 'passes')} of the image trunk"
+    )
 
 
 def _answer(options: argparse.Namespace) -> int:

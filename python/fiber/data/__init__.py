@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     )
     from fiber.data.images import load_image
     from fiber.data.loader import DataLoader
+    from fiber.data.prompts import ClassName
     from fiber.data.records import ConcatRecords, Record, RecordSet
 
 __all__ = [
     "Batch",
+    "ClassName",
     "ConcatRecords",
     "DataLoader",
     "GroundingBatch",
@@ -35,6 +37,7 @@ __all__ = [
 # Where each public name lives: records and transforms can be used without torch.
 _HOMES = {
     "Batch": "fiber.data.batches",
+    "ClassName": "fiber.data.prompts",
     "ConcatRecords": "fiber.data.records",
     "DataLoader": "fiber.data.loader",
     "GroundingBatch": "fiber.data.batches",

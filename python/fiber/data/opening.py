@@ -162,7 +162,7 @@ _SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
 # Readers of files that hold every split.
 _WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
 _NOUN = re.compile(r"\b\w+s\b")
-_SINGULARS = {"boxes": "box"}
+_SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 # Sources and readers of sets that nothing but a training split was ever made of.
 _TRAINING_ONLY = {"visual_genome", "sbu"}
 _TRAINING_READERS = {downloads.visual_genome, downloads.sbu}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from fiber.data.prompts import Prompt, caption_prompt, class_prompts
+from fiber.data.prompts import Prompt
 from fiber.models.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.predict.inputs import Inputs, not_empty
-from fiber.predict.phrases import noun_phrases
+from fiber.predict.inputs import Inputs
 
 #: Pixels of the transformed pictures that go through the fused layers at once, all pairs together.
 PAIR_PIXELS = 4_000_000
@@ -44,36 +44,16 @@ class Thresholds(NamedTuple):
                 raise ValueError(f"{name}: expected 1 or more, got {count}")
 
 
-def prompts_for_classes(names: Sequence[str], inputs: Inputs) -> list[Prompt]:
-    """Put classes side by side into as few texts as the model can read."""
-    names = not_empty(names, "class")
-    return class_prompts(names, inputs.needed_tokenizer(), inputs.config.max_tokens)
+@dataclass
+class PassCounts:
+    """What looking for boxes took so far."""
 
-
-def prompts_for_phrases(phrases: Sequence[str]) -> list[Prompt]:
-    """Give every phrase a text of its own: its boxes do not depend on the other phrases.
-
-    The whole phrase is read, but a box is scored by the words that name the thing looked for, "the
-    star" in "the star left of the ring": so referring expressions are trained and measured.
-    """
-    prompts = []
-    for number, phrase in enumerate(not_empty(phrases, "phrase")):
-        head = next(iter(noun_phrases(phrase)), (0, len(phrase)))
-        prompts.append(Prompt(phrase, (phrase,), ((head,),), number))
-    return prompts
-
-
-def prompt_for_caption(caption: str, phrases: Sequence[str] | None) -> list[Prompt]:
-    """Look for phrases, by default all that `noun_phrases` sees, in their caption.
-
-    Raises:
-        ValueError: for a caption without phrases, or a phrase that does not occur in it.
-    """
-    if phrases is None:
-        phrases = [caption[start:end] for start, end in noun_phrases(caption)]
-        if not phrases:
-            raise ValueError(f"caption {caption!r} holds no phrase that names a thing")
-    return [caption_prompt(caption, not_empty(phrases, "phrase"))]
+    #: Pictures that were looked at.
+    pictures: int = 0
+    #: Passes of the image trunk, each over all pictures of one padded size that are at hand.
+    trunk_passes: int = 0
+    #: Pairs of a picture and a prompt, each of which goes through the fused layers and the head.
+    pairs: int = 0
 
 
 def find_boxes(
@@ -82,6 +62,7 @@ def find_boxes(
     pictures: Sequence[Any],
     prompts: Sequence[Sequence[Prompt]],
     thresholds: Thresholds,
+    passes: PassCounts,
 ) -> list[Detections]:
     """Find the boxes of every picture's prompts.
 
@@ -91,6 +72,7 @@ def find_boxes(
         pictures: n of whatever `load_image` takes.
         prompts: n lists; the labels of a list count through all its prompts.
         thresholds: what is kept.
+        passes: what this takes is added to it.
 
     Returns:
         n detections, best box first.
@@ -99,11 +81,17 @@ def find_boxes(
     for batch in inputs.images(pictures):
         prefix = network.image_prefix(batch.images, batch.image_sizes)
         todo = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
+        passes.pictures += len(batch.indices)
+        passes.trunk_passes += 1
+        passes.pairs += len(todo)
         at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
         chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
         for start in range(0, len(todo), at_once):
             rows = [row for row, _ in todo[start : start + at_once]]
-            texts = inputs.texts([prompt.text for _, prompt in todo[start : start + at_once]])
+            # Whoever made the prompts has told what a cut costs.
+            texts = inputs.texts(
+                [prompt.text for _, prompt in todo[start : start + at_once]], tell_of_cuts=False
+            )
             backbone = network.backbone
             output = network.predict(
                 backbone.fuse(

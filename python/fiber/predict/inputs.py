@@ -206,8 +206,8 @@ class Inputs:
                         pictures=list(arrays),
                     )
 
-    def texts(self, texts: Sequence[str]) -> TextBatch:
-        """Tokenize texts; one that is too long is cut, with a warning.
+    def texts(self, texts: Sequence[str], *, tell_of_cuts: bool = True) -> TextBatch:
+        """Tokenize texts; one that is too long is cut, with a warning unless told otherwise.
 
         Raises:
             ValueError: if the model came without a tokenizer, or a text holds nothing but special
@@ -218,7 +218,7 @@ class Inputs:
         for text, (ids, _) in zip(texts, encoded, strict=True):
             if not has_words(ids, tokenizer.mask_id):
                 raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
-            if len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
+            if tell_of_cuts and len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
                     f"the model reads the first {limit} tokens only of {text[:60]!r}...",
                     UserWarning,

@@ -15,17 +15,11 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
-from fiber.data.prompts import Prompt
+from fiber.data.prompts import ClassLike, Prompt
 from fiber.models.captioner import beam_search, sample_captions, written_tokens
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
-from fiber.predict.boxes import (
-    Thresholds,
-    find_boxes,
-    prompt_for_caption,
-    prompts_for_classes,
-    prompts_for_phrases,
-)
+from fiber.predict.boxes import PassCounts, Thresholds, find_boxes
 from fiber.predict.heads import choose_ranking, need_head
 from fiber.predict.inputs import (
     Inputs,
@@ -34,9 +28,9 @@ from fiber.predict.inputs import (
     check_top_k,
     not_empty,
     one_for_each,
-    one_list_for_each,
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
+from fiber.predict.prompts import detection_prompts, grounding_prompts
 from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.training.measure_pairs import CAPTION_BEAMS
 from fiber.training.streams import inference_transform
@@ -93,6 +87,8 @@ class Model:
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.trained_on = trained_on
+        #: What `ground` and `detect` took since the model was loaded.
+        self.passes = PassCounts()
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
 
     @property
@@ -109,6 +105,7 @@ class Model:
         phrases: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         *,
         caption: str | Sequence[str] | None = None,
+        spans: Sequence[Any] | None = None,
         boxes_per_phrase: int = 1,
         score_threshold: float = 0.0,
         nms_threshold: float = 0.6,
@@ -123,9 +120,13 @@ class Model:
             pictures: one or a list.
             phrases: a phrase, a list of them for every picture, or one list for each picture.
             caption: the sentence that the phrases stand in, one for every picture or one for each;
-                without phrases, those that a rule of thumb sees in it are taken.
+                without phrases and spans, those that a parser sees in it are taken, see
+                `fiber.predict.phrases`.
+            spans: in place of phrases, half-open ranges (start, end) of the caption's code points,
+                each of which names something; a list of ranges for a phrase in several parts. One
+                list for one caption, or one for each caption.
             boxes_per_phrase: how many of the best boxes of a phrase are given.
-            score_threshold: lowest score of a box, in [0, 1].
+            score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
             nms_threshold: of two boxes of a phrase whose IoU exceeds it, the better one stays.
             max_detections: boxes of a picture.
 
@@ -134,38 +135,34 @@ class Model:
         """
         self.need_head("grounding", "ground")
         given, single = as_list(pictures)
-        lists = None if phrases is None else one_list_for_each(phrases, len(given), "phrase")
-        if caption is not None:
-            captions = one_for_each(caption, len(given), "caption")
-            prompts = [
-                prompt_for_caption(text, lists[index] if lists else None)
-                for index, text in enumerate(captions)
-            ]
-        elif lists is not None:
-            prompts = [prompts_for_phrases(each) for each in lists]
-        else:
-            raise ValueError("ground: give phrases, a caption, or both")
+        prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
         return self._boxes(given, single, prompts, limits)
 
     def detect(
         self,
         pictures: Any,
-        classes: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        classes: ClassLike | Sequence[ClassLike] | Sequence[Sequence[ClassLike]] | None = None,
         *,
+        classes_per_prompt: int | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Any:
         """Find every object of some classes; the classes stand side by side in one text.
 
-        Classes that do not fit into the model's longest text go into further texts.
+        Classes that do not fit into the model's longest text go into further texts, for which the
+        image trunk below the first fused block is not run again.
 
         Args:
             pictures: one or a list.
             classes: a list of names for every picture, or one list for each picture; by default
-                those that the model was trained to detect.
-            score_threshold: lowest score of a box, in [0, 1].
+                those that the model was trained to detect. In place of a name a
+                `fiber.data.ClassName`, or a mapping of its fields, puts words before and behind it.
+                Each class is there once; names that differ in capitals are two classes.
+            classes_per_prompt: classes of a text; None: as many as fit. 40 is the published way for
+                LVIS. What else stands in a text changes scores a little.
+            score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
             nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
             max_detections: boxes of a picture, best first.
 
@@ -174,10 +171,11 @@ class Model:
         """
         self.need_head("grounding", "detect")
         given, single = as_list(pictures)
-        if classes is None and not self.classes:
-            raise ValueError(NO_CLASSES)
-        lists = one_list_for_each(self.classes if classes is None else classes, len(given), "class")
-        prompts = [prompts_for_classes(each, self._inputs) for each in lists]
+        if classes is None:
+            if not self.classes:
+                raise ValueError(NO_CLASSES)
+            classes = self.classes
+        prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
 
@@ -454,7 +452,7 @@ class Model:
         thresholds.check()
         with self._running():
             network = cast(FiberDetector, self.network)
-            found = find_boxes(network, self._inputs, pictures, prompts, thresholds)
+            found = find_boxes(network, self._inputs, pictures, prompts, thresholds, self.passes)
         return found[0] if single else found
 
     def _score(

@@ -1,10 +1,13 @@
-"""The phrases of a caption, without a parser: what stands between words that join phrases."""
+"""The phrases of a caption: by a parser, or without one what stands between joining words."""
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
 
 from fiber.data.records import CharSpan
+from fiber.predict.parser import english_parser
 
 #: Groups of words that join two phrases though one of them could belong to a phrase.
 _JOINING_GROUPS = (
@@ -50,11 +53,41 @@ _EMPTY = re.compile(r"(?:a|an|the|some|one|each|every|no|left|right|other|anothe
 _PARTICIPLE = re.compile(r"\w{3,}ed|seen|lit|made|full", re.IGNORECASE)
 
 
+def caption_phrases(caption: str) -> list[CharSpan]:
+    """Find the phrases of a caption that may name something, in order.
+
+    By spaCy where it is installed with an English pipeline, see `fiber.predict.parser`; else by
+    `noun_phrases`, which takes "a dog catches a frisbee" for one phrase. A warning tells of it
+    once.
+
+    Returns:
+        Half-open spans of code points.
+    """
+    parser = english_parser()
+    if parser is not None:
+        return parser.noun_phrases(caption)
+    _tell_of_the_rule()
+    return noun_phrases(caption)
+
+
+@functools.cache
+def _tell_of_the_rule() -> None:
+    """Say once in a process that there is no parser."""
+    warnings.warn(
+        "the phrases of captions are found by a rule of thumb, since spaCy with an English pipeline"
+        " is not installed (fiber-vl[phrases], then python -m spacy download en_core_web_sm);"
+        " phrases or spans that are given need neither",
+        UserWarning,
+        # The caller of `Model.ground`.
+        stacklevel=6,
+    )
+
+
 def noun_phrases(caption: str) -> list[CharSpan]:
     """Find the phrases of a caption that may name something.
 
-    A rule of thumb: English captions of everyday scenes come out well, free prose does not. Who
-    knows the phrases better gives them.
+    A rule of thumb that knows no verbs but those of captions: English captions of everyday scenes
+    come out well, free prose does not.
 
     Returns:
         Half-open spans of code points, in order.
