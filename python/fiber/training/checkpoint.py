@@ -295,6 +295,8 @@ class Position:
     #: The step that measured best so far (0: none was measured), and its score.
     best_step: int = 0
     best_score: float = 0.0
+    #: What was measured so far, in order.
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

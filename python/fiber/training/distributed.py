@@ -144,6 +144,15 @@ def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
     return values
 
 
+def first_rank_says(value: float, processes: Processes) -> float:
+    """Give every rank the first one's number; what the others pass is not read."""
+    if processes.world_size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
+    dist.broadcast(shared, src=0)
+    return float(shared)
+
+
 def wait_for_all(processes: Processes) -> None:
     """Return once every rank has come here."""
     if processes.world_size > 1:

@@ -36,6 +36,7 @@ from fiber.training.distributed import (
     Processes,
     average_gradients,
     broadcast_parameters,
+    first_rank_says,
     joined,
     wait_for_all,
 )
@@ -50,6 +51,7 @@ from fiber.training.optim import (
     lr_factor,
     set_learning_rate,
 )
+from fiber.training.plateau import count_falls, has_stalled
 from fiber.training.progress import Progress, readable_seconds, say
 from fiber.training.rewards import CaptionRewards, caption_rewards
 from fiber.training.run_config import RunConfig, load_recipe
@@ -155,7 +157,7 @@ def train(
             known=known,
             from_nothing=start is None,
         )
-        config = source.fit_model(config)
+        config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
         # No rank may see the files that the first one is about to write.
         wait_for_all(processes)
@@ -248,6 +250,7 @@ def _train(
     tasks, rotation = config.tasks.active(), config.tasks.rotation()
     window = Window(processes, images=position.images, seconds=position.seconds)
     best_step, best_score = position.best_step, position.best_score
+    scores, stop_after = list(position.scores), config.validation.stop_after
     began = time.monotonic() - position.seconds
     if not quiet:
         origin = str(start.path) if start is not None else "random weights"
@@ -257,11 +260,19 @@ def _train(
 
     with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:
         for step in range(position.step, settings.steps):
+            if has_stalled(scores, stop_after):
+                progress.say(f"none of the last {stop_after} measurements came up to the best one")
+                break
             name = rotation[step % len(rotation)]
             weights = tasks[name].weights()
             backward = _weighted(weights, settings.accumulation, device)
+            factor = lr_factor(step, settings.steps, config.optim, scores)
+            has_fallen = count_falls(scores, config.optim.plateau_patience) > 0
+            is_bounded = config.optim.schedule == "plateau" and has_fallen
             set_learning_rate(
-                optimizer, config.optim.lr * lr_factor(step, settings.steps, config.optim)
+                optimizer,
+                config.optim.lr * factor,
+                least=config.optim.plateau_least_lr if is_bounded else 0.0,
             )
             torch.manual_seed(_step_seed(settings.seed, step, processes.rank))
             memory.begin_step(step, model)
@@ -295,20 +306,24 @@ def _train(
                 entry = window.close(
                     step=done, seconds=seconds, optimizer=optimizer, model=model, gradient_norm=norm
                 )
-                if chooser is not None and (is_last or is_saved) and processes.is_first:
-                    state = average.weights(model) if average else model.state_dict()
-                    with torch.autocast(
-                        device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-                    ):
-                        measured = chooser.measure(model, state, threads)
-                    if not best_step or measured["score"] >= best_score:
-                        best_step, best_score = done, measured["score"]
-                        chooser.keep(state, done)
-                    entry["validation"] = measured
-                    progress.say(
-                        f"step {done}: {chooser.task} on {config.validation.split}"
-                        f" {measured['score']:.4f}, best {best_score:.4f} at step {best_step}"
-                    )
+                if chooser is not None and (is_last or is_saved):
+                    score = math.nan
+                    if processes.is_first:
+                        state = average.weights(model) if average else model.state_dict()
+                        with torch.autocast(
+                            device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+                        ):
+                            measured = chooser.measure(model, state, threads)
+                        score = measured["score"]
+                        if not best_step or score >= best_score:
+                            best_step, best_score = done, score
+                            chooser.keep(state, done)
+                        entry["validation"] = measured
+                        progress.say(
+                            f"step {done}: {chooser.task} on {config.validation.split}"
+                            f" {score:.4f}, best {best_score:.4f} at step {best_step}"
+                        )
+                    scores.append(first_rank_says(score, processes))
                 if processes.is_first:
                     folder.add_metrics(entry)
                     progress.show(entry)
@@ -329,6 +344,7 @@ def _train(
                         records=counts,
                         best_step=best_step,
                         best_score=best_score,
+                        scores=tuple(scores),
                     ),
                     keep=settings.keep_checkpoints,
                 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fiber.training.plateau import count_falls
 from fiber.training.run_config import OptimConfig
 
 #: What a parameter is: biases (tables of position biases too) are never decayed, vectors (weights
@@ -185,13 +187,14 @@ class PublishedAdamW(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
-def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Say which part of the peak learning rate a step is trained with.
 
     Args:
         step: from 0.
         steps: of the whole run.
         config: warm-up and schedule.
+        scores: of the measurements before the step, which "plateau" goes by.
 
     Returns:
         The linear rise from `warmup_start` (as published, a start of 0 makes the first step one
@@ -204,13 +207,15 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     if config.schedule == "multistep":
         passed = bisect.bisect_right([milestone * steps for milestone in config.milestones], step)
         return rise * 0.1**passed
+    if config.schedule == "plateau":
+        return rise * 0.1 ** count_falls(scores, config.plateau_patience)
     return rise if step < warmup else max(0, steps - step) / max(1, steps - warmup)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its factor of the learning rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, least: float = 0.0) -> None:
+    """Give every group its factor of the learning rate, and no less than `least`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = max(lr * group["lr_factor"], least)
 
 
 class MovingAverage:

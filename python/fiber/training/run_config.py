@@ -5,6 +5,7 @@ Nothing here imports torch, so that recipes can be listed and checked in a momen
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ class DataConfig:
 
     #: Split of the data that is trained on; "+" joins several, as in "train+val".
     split: str = "train"
+    #: Pictures of each class that the source "detection" gives, chosen as published for few-shot
+    #: training; 0: all.
+    shots: int = 0
     #: Samples of one optimiser step, over all processes and all accumulated passes.
     batch_size: int = 64
     #: Probability that a token is picked for the masked-word loss.
@@ -37,6 +41,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")
+        require(self.shots >= 0, f"data.shots must be 0 or more, got {self.shots}")
         require(
             0 <= self.mlm_probability <= 1,
             f"data.mlm_probability must be in [0, 1], got {self.mlm_probability}",
@@ -72,15 +77,20 @@ class OptimConfig:
     warmup_fraction: float = 0.1
     #: Learning rate of the first step as a part of the peak.
     warmup_start: float = 0.0
-    #: "linear" falls to 0 at the last step; "multistep" is multiplied by 0.1 at each milestone.
-    schedule: Literal["linear", "multistep"] = "linear"
+    #: "linear" falls to 0 at the last step; "multistep" is multiplied by 0.1 at each milestone;
+    #: "plateau" by 0.1 whenever more than `plateau_patience` measurements in a row
+    #: (`validation.task`) are no better than the best one.
+    schedule: Literal["linear", "multistep", "plateau"] = "linear"
     #: Parts of the run at which "multistep" falls.
     milestones: tuple[float, ...] = (0.67, 0.89)
+    plateau_patience: int = 3
+    #: Learning rate that "plateau" does not go below.
+    plateau_least_lr: float = 1e-6
     #: Largest L2 norm of the whole gradient; 0 does not clip.
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "eps"):
+        for name in ("lr", "weight_decay", "eps", "plateau_least_lr", "plateau_patience"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"optim.{name} must be 0 or more, got {value}")
         require(
@@ -102,8 +112,11 @@ class OptimConfig:
 class TrainConfig:
     """Length, precision and bookkeeping of a run."""
 
-    #: Optimiser steps.
+    #: Optimiser steps, at most.
     steps: int = 1000
+    #: Passes over the records of the run's one task, at most: the run ends after these or after
+    #: `steps`, whichever comes first; 0: after `steps`.
+    epochs: float = 0.0
     #: Passes whose gradients are averaged into one step.
     accumulation: int = 1
     #: Arithmetic of the passes; weights, losses and optimiser stay float32.
@@ -116,6 +129,9 @@ class TrainConfig:
     log_every: int = 20
     #: Steps from one checkpoint to the next; 0 writes none but the finished model.
     checkpoint_every: int = 500
+    #: Passes over the records from one checkpoint to the next, in place of `checkpoint_every`; 0 is
+    #: off.
+    checkpoint_epochs: float = 0.0
     #: How many of the newest checkpoints are kept.
     keep_checkpoints: int = 2
     #: Seed of the new weights, the order of the data and every random draw.
@@ -129,6 +145,9 @@ class TrainConfig:
             self.checkpoint_every >= 0,
             f"train.checkpoint_every must be 0 or more, got {self.checkpoint_every}",
         )
+        for name in ("epochs", "checkpoint_epochs"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"train.{name} must be 0 or more, got {value}")
         require(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
@@ -158,13 +177,17 @@ class ValidationConfig:
     split: str = "val"
     #: Pictures that are measured at most, with all of their texts, drawn once; 0: all of them.
     pictures: int = 0
+    #: The run ends after so many measurements in a row that are below the best one; 0: it does not.
+    stop_after: int = 0
 
     def __post_init__(self) -> None:
         require(
             self.task is None or self.task in CHOSEN_BY,
             f"validation.task {self.task!r} does not exist; {nearest(str(self.task), CHOSEN_BY)}",
         )
-        require(self.pictures >= 0, f"validation.pictures must be 0 or more, got {self.pictures}")
+        for name in ("pictures", "stop_after"):
+            value = getattr(self, name)
+            require(value >= 0, f"validation.{name} must be 0 or more, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +248,7 @@ class RunConfig:
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation"
             f" {self.train.accumulation}",
         )
+        self._check_length()
         pairs = self.data.batch_size // self.train.accumulation
         require(
             pairs > 1
@@ -235,6 +259,39 @@ class RunConfig:
             f"data.batch_size {self.data.batch_size} in {self.train.accumulation} passes"
             " (train.accumulation) leaves one pair a pass; tasks.image_text.itc and itm need 2 or"
             " more, since the other pairs are the negatives",
+        )
+
+    def _check_length(self) -> None:
+        """Check what a run counts its length by."""
+        measured = self.validation.task is not None
+        saved = self.train.checkpoint_every > 0 or self.train.checkpoint_epochs > 0
+        for name, asked in (
+            ("optim.schedule 'plateau'", self.optim.schedule == "plateau"),
+            ("validation.stop_after", self.validation.stop_after > 0),
+        ):
+            require(
+                not asked or (measured and saved),
+                f"{name} goes by what is measured at checkpoints; set validation.task, and"
+                " train.checkpoint_every or train.checkpoint_epochs",
+            )
+        counted = self.train.epochs > 0 or self.train.checkpoint_epochs > 0
+        require(
+            not counted or len(self.tasks.active()) == 1,
+            "train.epochs and train.checkpoint_epochs count passes over the records of one task;"
+            f" the run has {', '.join(self.tasks.active())}",
+        )
+
+    def with_length(self, records: int) -> RunConfig:
+        """Turn passes over this many records into steps: `epochs` and `checkpoint_epochs`."""
+        train = self.train
+        steps_of_epoch = records / self.data.batch_size
+        steps, every = train.steps, train.checkpoint_every
+        if train.epochs > 0:
+            steps = min(steps, max(1, math.ceil(train.epochs * steps_of_epoch)))
+        if train.checkpoint_epochs > 0:
+            every = max(1, round(train.checkpoint_epochs * steps_of_epoch))
+        return dataclasses.replace(
+            self, train=dataclasses.replace(train, steps=steps, checkpoint_every=every)
         )
 
     def needed_heads(self) -> tuple[str, ...]:
