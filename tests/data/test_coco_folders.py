@@ -60,6 +60,8 @@ LAYOUTS = {
     "fiftyone": ("{}/labels.json", "{}/data", "train", "validation"),
     "beside": ("{}.json", "", "train", "val"),
     "lvis": ("lvis_v1_{}.json", "images", "train", "val"),
+    "lvis-published": ("lvis_od_{}.json", "images", "train", "val"),
+    "odinw-flat": ("{}_annotations_without_background.json", "", "train", "val"),
 }
 
 
@@ -165,7 +167,9 @@ def test_pictures_that_are_nowhere_are_named(folder):
     path = folder("annotations/instances_val2017.json", instances(["1.jpg", "2.jpg"]), "elsewhere")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "val")
-    assert f"{path} names '1.jpg' and 1 other pictures; none of the 2 looked" in str(error.value)
+    assert f"{path} names 2 pictures, such as '1.jpg'; those that were looked for are" in str(
+        error.value
+    )
     assert str(folder.path / "annotations") in str(error.value)
 
 
@@ -189,6 +193,47 @@ def test_another_split_is_answered_with_those_that_are_there(folder):
     assert "Roboflow: test/_annotations.coco.json" in str(error.value)
     with pytest.raises(FileNotFoundError, match="holds no boxes of split 'test'"):
         coco_detection(folder.path, "test")
+
+
+# ---- few pictures of each class
+
+
+def published_selection(file, shots):
+    """What the published loop keeps, with the boxes of the file as they are."""
+    budget = {entry["id"]: shots for entry in file["categories"]}
+    kept = []
+    for number in sorted(entry["id"] for entry in file["images"]):
+        shown = {a["category_id"] for a in file["annotations"] if a["image_id"] == number}
+        if sum(budget[category] > 0 for category in shown):
+            kept.append(number)
+            for category in shown:
+                budget[category] -= 1
+    return kept
+
+
+def test_a_few_pictures_of_each_class(folder):
+    classes = [{"id": i, "name": f"thing {i}"} for i in (3, 5, 9)]
+    names = [f"{i}.jpg" for i in range(12)]
+    # Pictures 0 and 7 show nothing, some show two classes; the file is not in the order of ids.
+    shown = {1: [3], 2: [3, 5], 3: [3], 4: [3, 5], 5: [5], 6: [9, 5], 8: [9], 9: [9], 10: [9, 3]}
+    boxes = [
+        {"id": n, "image_id": image, "category_id": category, "bbox": [5, 6, 20, 10]}
+        for n, (image, category) in enumerate((i, c) for i in reversed(shown) for c in shown[i])
+    ]
+    # A crowd counts too, though its box is not trained on.
+    boxes.append({**boxes[0], "id": 99, "image_id": 11, "category_id": 5, "iscrowd": 1})
+    content = instances(names, classes, boxes)
+    content["images"].reverse()
+    folder("train.json", content)
+    folder("val.json", content)
+    for shots in (1, 2, 3, 20):
+        found = open_source("detection", folder.path, "train", shots=shots)
+        kept = sorted(int(Path(str(record.images[0])).stem) for record in found)
+        assert kept == published_selection(content, shots)
+        said = f"{len(kept)} of 12 pictures are kept: {shots} of each class, as published"
+        assert left_out_lines(found)[0] == said
+    assert published_selection(content, 1) == [1, 2, 6]
+    assert len(open_source("detection", folder.path, "train")) == 12
 
 
 # ---- what does not fit

@@ -3,6 +3,7 @@
 import pytest
 
 from fiber.data import sources
+from fiber.data.opening import SeveralFormsError, open_source
 
 PICTURE = {"id": 391895, "file_name": "COCO_val2014_000000391895.jpg", "height": 360, "width": 640}
 
@@ -203,3 +204,99 @@ def test_unknown_categories_are_named(data):
     data("instances_val.json", content)
     with pytest.raises(ValueError, match=r"annotations entry 1 has category_id 9, which is not in"):
         sources.detection(data.folder, "val")
+
+
+# ---- MDETR's own files
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+BOX = {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}
+
+
+@pytest.mark.parametrize("below", ["", "mdetr_annotations/"])
+def test_the_published_files_of_flickr(data, below):
+    (data.folder / "mdetr_annotations").mkdir()
+    path = data(f"{below}final_flickr_separateGT_train.json", flickr([BOX]))
+    touch(data.folder, "flickr30k/flickr30k_images/train/1007129816.jpg")
+    where = f"{data.folder}/flickr30k/flickr30k_images/train/1007129816.jpg"
+    for named in (data.folder, path):
+        (record,) = open_source("phrases", named, "train")
+        assert record.images == (where,) and record.image_id == where
+    with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: train"):
+        open_source("phrases", data.folder, "val")
+
+
+def mixed(*sources):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}
+    for number, source in enumerate(sources):
+        own = flickr([BOX], data_source=source, file_name=f"{source}{number}.jpg", id=number)
+        del own["images"][0]["tokens_positive_eval"]
+        content["images"] += own["images"]
+        content["annotations"].append({**own["annotations"][0], "image_id": number, "id": number})
+    return content
+
+
+def test_the_mixed_set_has_two_folders_of_pictures(data):
+    path = data("final_mixed_train_no_coco.json", mixed("coco", "vg", "coco"))
+    with pytest.raises(FileNotFoundError, match="names 2 pictures of data_source 'coco', such as"):
+        open_source("mixed", data.folder, "train")
+    touch(data.folder, "refcoco/train2014/coco0.jpg", "gqa/images/vg1.jpg")
+    for named in (data.folder, path):
+        found = open_source("mixed", named, "train+val")
+        assert [record.images[0] for record in found] == [
+            f"{data.folder}/refcoco/train2014/coco0.jpg",
+            f"{data.folder}/gqa/images/vg1.jpg",
+            f"{data.folder}/refcoco/train2014/coco2.jpg",
+        ]
+        assert {record.labels for record in found} == {("A man",)}
+    with pytest.raises(ValueError, match="mixed has only a training split, no 'val'"):
+        open_source("mixed", data.folder, "val")
+    content = mixed("coco")
+    del content["images"][0]["data_source"]
+    data("final_mixed_train_no_coco.json", content)
+    with pytest.raises(ValueError, match=r"images\[0\] has no 'data_source'"):
+        open_source("mixed", data.folder, "train")
+
+
+def test_three_sets_of_expressions_are_told_apart(data):
+    touch(data.folder, "refcoco/train2014/1007129816.jpg")
+    names = {
+        "refcoco": "finetune_refcoco_testA.json",
+        "refcocoplus": "finetune_refcoco+_testA.json",
+        "refcocog": "finetune_refcocog_testA.json",
+    }
+    for source, name in names.items():
+        data(name, flickr([BOX], caption=f"a man of {source}"))
+    for source, name in names.items():
+        for found in (
+            open_source(source, data.folder, "testA"),
+            open_source("referring", data.folder / name, "testA"),
+        ):
+            assert [record.text for record in found] == [f"a man of {source}"]
+            assert found[0].images == (f"{data.folder}/refcoco/train2014/1007129816.jpg",)
+    with pytest.raises(
+        SeveralFormsError, match="in several forms: finetune_refcoco_testA"
+    ) as error:
+        open_source("referring", data.folder, "testA")
+    assert error.value.sources == tuple(names)
+    # The corrected file of RefCOCOg comes before the other one.
+    data("finetune_refcocog_test.json", flickr([BOX], caption="a man as it was"))
+    data("finetune_refcocog_test_corrected.json", flickr([BOX], caption="a man corrected"))
+    (record,) = open_source("refcocog", data.folder, "test")
+    assert record.text == "a man corrected"
+
+
+def test_boxes_of_phrases_that_do_not_fit_are_counted_where_asked_for(data):
+    bad = {**BOX, "bbox": [320, 20, 30, 40]}
+    data("flickr_val.json", flickr([BOX, bad]))
+    found = sources.phrases(data.folder, "val", on_error="skip")
+    assert found[0].boxes_xyxy == ((10, 20, 40, 60), (320, 20, 333, 60))
+    assert found.count("clipped boxes") == 1
+    data("refcoco_val.json", flickr([{**BOX, "bbox": [400, 20, 30, 40]}]))
+    found = sources.referring(data.folder, "val", on_error="skip")
+    assert found == [] and found.count("expressions without a box") == 1

@@ -27,7 +27,9 @@ def test_recipe_builds_and_survives_json(name):
     optimizer = build_optimizer(model, config.optim)
     grouped = sum(len(group["params"]) for group in optimizer.param_groups)
     assert grouped == sum(p.requires_grad for p in model.parameters())
-    assert 0 <= lr_factor(0, config.train.steps, config.optim) < 1e-2
+    # It rises from little, but where nothing is to warm up.
+    first = lr_factor(0, config.train.steps, config.optim)
+    assert first == 1 if config.optim.warmup_fraction == 0 else 0 <= first < 1e-2
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -50,6 +52,26 @@ def test_published_numbers_of_trained_parameters():
         freeze_image_stages(model, config.optim.frozen_image_stages)
         frozen[name] = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert frozen == {"grounding": 559_960, "coco_detection": 20_560}
+
+
+def test_published_fine_tuning_on_odinw():
+    """The specification's section 5.4, and its second row for few pictures."""
+    config = load_recipe("odinw_full")
+    optim, train, transform = config.optim, config.train, config.data.transform
+    assert (optim.lr, optim.text_lr_multiplier, optim.weight_decay) == (1e-4, 0.1, 0.05)
+    assert (optim.warmup_fraction, optim.frozen_image_stages, train.ema_decay) == (0, 1, 0)
+    assert (optim.schedule, optim.plateau_patience, optim.plateau_least_lr) == ("plateau", 3, 1e-6)
+    assert (train.epochs, train.checkpoint_epochs, config.validation.stop_after) == (200, 1, 8)
+    assert (config.data.batch_size, train.seed, transform.shorter_sides) == (4, 10, (800,))
+    few = load_recipe("odinw_few_shot")
+    assert {line.partition(":")[0] for line in differences(config, few)} == {
+        "data.shots",
+        "train.epochs",
+        "train.checkpoint_epochs",
+    }
+    # One pass is over eight copies.
+    assert few.train.epochs / few.train.checkpoint_epochs == 200
+    assert few.with_length(4).train.steps == 1600
 
 
 #: Recipe -> learning rate, factor of heads, samples of a step, tokens, pixels (specification of the

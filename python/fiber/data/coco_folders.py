@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from fiber.data.annotations import FILES
 from fiber.data.source_files import (
     RecordList,
     SourceFile,
+    folder_with,
     images_folder,
     read_json,
     without_garbage_collection,
@@ -43,7 +44,10 @@ SPLIT_FILES = {
         "annotations/instances_{split}.json",
         "annotations/instances_{split}20*.json",
     ),
-    "ODinW": ("{split}/annotations_without_background.json",),
+    "ODinW": (
+        "{split}/annotations_without_background.json",
+        "{split}_annotations_without_background.json",
+    ),
     "Roboflow": ("{split}/_annotations.coco.json",),
     "COCO format": (
         "annotations/{split}.json",
@@ -51,7 +55,13 @@ SPLIT_FILES = {
         "{split}/labels.json",
         "{split}.json",
     ),
-    "LVIS": ("lvis_v1_{split}.json", "annotations/lvis_v1_{split}.json"),
+    "LVIS": (
+        "lvis_v1_{split}.json",
+        "annotations/lvis_v1_{split}.json",
+        # As the published code names them.
+        "lvis_od_{split}.json",
+        "lvis_v1_{split}_inserted_image_name.json",
+    ),
 }
 #: Files that hold all pictures of a folder, whatever their split.
 WHOLE_FILES = (
@@ -70,8 +80,6 @@ _NAMES = {"val": ("val", "mini_val", "valid", "validation"), "train": ("train", 
 #: The part of the training pictures that is held out where a folder has no file for it.
 HELD_OUT = "val"
 _HELD_OUT_PART, _MOST_HELD_OUT = 0.2, 1000
-# Pictures that are looked for to tell in which folder they lie.
-_LOOKED_FOR = 20
 
 
 class _Found(NamedTuple):
@@ -89,6 +97,7 @@ def coco_detection(
     *,
     annotations: AnyPath | None = None,
     on_error: str = "raise",
+    shots: int = 0,
 ) -> RecordList:
     """Read boxes of classes from a folder of any known form, or from one file: `sources.detection`.
 
@@ -99,6 +108,7 @@ def coco_detection(
             around it.
         on_error: "raise", or "skip": boxes outside their pictures are cut, what is no box is left
             out, and both are counted.
+        shots: pictures of each class, for training on few (`_choose_shots`); 0: all pictures.
 
     Raises:
         FileNotFoundError: if there is no file of this split, or none of its first pictures.
@@ -121,6 +131,8 @@ def coco_detection(
     root = _pictures_root(file, Path(folder), split)
     if found.is_divided:
         told.append(_divide(file, split))
+    if shots:
+        told.append(_choose_shots(file, shots))
     out = sources.detection_records(file, root)
     out.notes += told
     return out
@@ -207,19 +219,16 @@ def _pictures_root(file: SourceFile, folder: Path, split: str) -> str:
             roots += [base / part, base / "images" / part, base / part / "images"]
     for base in bases:
         roots += [base / "images", base / "data", base]
-    places = [root for root in dict.fromkeys(roots) if root.is_dir()]
-    looked_for = names[:: max(1, -(-len(names) // _LOOKED_FOR))]
-    counts = [sum((root / name).is_file() for name in looked_for) for root in places]
-    is_own = file.path == folder / FILES["detection"].format(split=split)
-    if max(counts, default=0) == 0 and is_own:
-        return images_folder(folder, None)
-    if max(counts, default=0) == 0 and names:
-        looked_in = ", ".join(map(str, places))
-        raise FileNotFoundError(
-            f"{file.path} names {looked_for[0]!r} and {len(names) - 1} other pictures; none of the"
-            f" {len(looked_for)} looked for is in {looked_in}"
-        )
-    return str(places[counts.index(max(counts))])
+    found = folder_with(names, roots)
+    if found is not None:
+        return str(found)
+    if not names or file.path == folder / FILES["detection"].format(split=split):
+        return images_folder(folder, None) if names else str(folder)
+    looked_in = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
+    raise FileNotFoundError(
+        f"{file.path} names {len(names)} pictures, such as {names[0]!r}; those that were looked for"
+        f" are not in {looked_in}"
+    )
 
 
 def _divide(file: SourceFile, split: str) -> str:
@@ -244,12 +253,39 @@ def _divide(file: SourceFile, split: str) -> str:
             " expected two or more different ones"
         )
     ids = {entry["id"] for entry in file.data["images"]}
-    dropped = held_out if split == "train" else ids - held_out
-    file.data["images"] = [e for e in file.data["images"] if e["id"] not in dropped]
-    file.data["annotations"] = [
-        entry for entry in file.walk("annotations") if entry.get("image_id") not in dropped
-    ]
+    _drop(file, held_out if split == "train" else ids - held_out)
     return (
         f"{file.path.name} is the only file, so {len(held_out)} of its {total} pictures, chosen by"
         f" their names, are held out as split {HELD_OUT!r}; {total - len(held_out)} are 'train'"
     )
+
+
+def _drop(file: SourceFile, ids: set[Any]) -> None:
+    """Drop pictures with their boxes."""
+    file.data["images"] = [entry for entry in file.data["images"] if entry["id"] not in ids]
+    file.data["annotations"] = [
+        entry for entry in file.walk("annotations") if entry.get("image_id") not in ids
+    ]
+
+
+def _choose_shots(file: SourceFile, shots: int) -> str:
+    """Keep few pictures of each class, and say what was done.
+
+    By ascending id a picture is kept if one of the classes in it has less than `shots` pictures so
+    far; it then counts for all of its classes. So a class that stands beside others may get more,
+    and pictures without boxes are never kept.
+
+    Source: the published few-shot fine-tuning on ODinW.
+    """
+    classes: dict[Any, set[Any]] = defaultdict(set)
+    for entry in file.walk("annotations"):
+        classes[entry.get("image_id")].add(entry.get("category_id"))
+    total, kept = len(file.data["images"]), set()
+    counts: Counter[Any] = Counter()
+    for entry in sorted(file.pictures(), key=lambda entry: (str(type(entry["id"])), entry["id"])):
+        shown = classes[entry["id"]]
+        if any(counts[category] < shots for category in shown):
+            kept.add(entry["id"])
+            counts.update(shown)
+    _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
+    return f"{len(kept)} of {total} pictures are kept: {shots} of each class, as published"

@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data import arrow_files, coco_folders, downloads, own_data, sources
+from fiber.data import arrow_files, coco_folders, downloads, mdetr, own_data, sources, tsv_files
 from fiber.data.annotations import FILES
+from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
 
@@ -113,6 +115,24 @@ _BESIDE = {
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
 }
 
+
+def _in_mdetr(*names: str) -> list[str]:
+    """Names of files in a data folder, and in the folder that MDETR's archive unpacks to."""
+    return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
+
+
+def _refcoco(*names: str) -> list[Form]:
+    """The forms of one of the sets; each has a reader of its own, so that they are told apart."""
+    reader = partial(sources.referring)
+    return [Form(name, reader, "RefCOCO, MDETR's files") for name in _in_mdetr(*names)]
+
+
+_REFERRING = Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
+_REFCOCO = _refcoco("finetune_refcoco_{split}.json")
+_REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
+# The published test file of RefCOCOg is a corrected one.
+_REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json")
+
 #: For each source that a task may name, its forms; the first is what `fiber data` writes.
 FORMS: dict[str, list[Form]] = {
     "captions": [
@@ -140,8 +160,25 @@ FORMS: dict[str, list[Form]] = {
         Form("{split}.json", sources.reasoning, "NLVR2, original file"),
         _arrow(arrow_files.arrow_statements, "nlvr2_{split}.arrow"),
     ],
-    "phrases": [Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form")],
-    "referring": [Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")],
+    "phrases": [
+        Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
+        *(
+            Form(name, sources.phrases, "Flickr30k Entities, MDETR's files")
+            for name in _in_mdetr("final_flickr_separateGT_{split}.json")
+        ),
+    ],
+    "mixed": [
+        Form(name, mdetr.mixed, mdetr.MIXED, "train")
+        for file in mdetr.MIXED_FILES
+        for name in _in_mdetr(file)
+    ],
+    "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
+    "refcoco": [_REFERRING, *_REFCOCO],
+    "refcocoplus": _REFCOCOPLUS,
+    "refcocog": _REFCOCOG,
+    "objects365": [
+        Form(name, tsv_files.objects365, tsv_files.KIND, "train") for name in tsv_files.FILES
+    ],
     "detection": [
         Form(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
         *(
@@ -164,7 +201,7 @@ _WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
 _NOUN = re.compile(r"\b\w+s\b")
 _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 # Sources and readers of sets that nothing but a training split was ever made of.
-_TRAINING_ONLY = {"visual_genome", "sbu"}
+_TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 _TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
 # What a file of another name is taken for, by source and end of its name.
 _BY_SUFFIX: dict[tuple[str, str], Reader] = {
@@ -179,7 +216,12 @@ _BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("reasoning", ".json"): sources.reasoning,
     ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
     ("phrases", ".json"): sources.phrases,
+    ("mixed", ".json"): mdetr.mixed,
     ("referring", ".json"): sources.referring,
+    ("refcoco", ".json"): sources.referring,
+    ("refcocoplus", ".json"): sources.referring,
+    ("refcocog", ".json"): sources.referring,
+    ("objects365", ".yaml"): tsv_files.objects365,
     ("detection", ".json"): coco_folders.coco_detection,
     ("swapped", ".jsonl"): sources.swapped,
 }
@@ -243,14 +285,23 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     return reader in _WITH_SPLITS
 
 
-def left_out_lines(records: RecordSet) -> list[str]:
-    """Say what `left_out` counts, a line for each kind: "3 empty captions were left out ...".
+def left_out_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
+    """Say what was left out, a line for each kind: "3 empty captions were left out ...".
 
     What else readers noted comes before.
+
+    Args:
+        records: of any readers.
+        while_reading: what is counted as records are read one by one, in place of the rest.
     """
-    return [note for part in _parts(records) for note in getattr(part, "notes", ())] + [
+    parts = [
+        part
+        for part in _parts(records)
+        if getattr(part, "counts_while_reading", False) == while_reading
+    ]
+    return [note for part in parts for note in getattr(part, "notes", ())] + [
         f"{counted(count, what)} {'was' if count == 1 else 'were'} left out or changed"
-        for what, count in left_out(records).items()
+        for what, count in left_out(ConcatRecords(parts)).items()
     ]
 
 
@@ -261,7 +312,9 @@ def classes_of(records: RecordSet) -> tuple[str, ...]:
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """List what records were joined of."""
+    """List what records were joined of, as their readers gave them."""
+    if isinstance(records, DrawnPrompts):
+        return _parts(records.records)
     if not isinstance(records, ConcatRecords):
         return [records]
     return [part for each in records.parts for part in _parts(each)]
@@ -292,8 +345,9 @@ def left_out(records: RecordSet) -> dict[str, int]:
 def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
     first = FORMS[source][0]
     # What the recipes name comes before all else.
-    if first.holds(split) and _matching(data, first.pattern, split):
-        return first.reader(data, split, **options)
+    if first.holds(split) and (files := _matching(data, first.pattern, split)):
+        named = {} if first.pattern in FILES.values() else {"annotations": files[0]}
+        return first.reader(data, split, **named, **options)
     # A split of boxes may be a part of another file.
     if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader(data, split, **options)
@@ -388,7 +442,7 @@ def _name(form: Form, split: str) -> str:
 
 def _kind(source: str) -> str:
     """What records of a source hold: those of a named data set hold captions."""
-    return source if (source, ".json") in _BY_SUFFIX or source == "swapped" else "captions"
+    return source if any(source == name for name, _ in _BY_SUFFIX) else "captions"
 
 
 def _matching(folder: Path, pattern: str, split: str) -> list[Path]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from fiber.data.annotations import FILES
-from fiber.data.records import CharSpan, Record
+from fiber.data.records import Record
 
-#: Boxes may leave the picture by this much (rounding) and are clipped; beyond it is an error.
-BOX_SLACK_PIXELS = 1.0
-#: Boxes no wider or no higher than this are dropped, as the published code does.
-EMPTY_BOX_PIXELS = 1.0
+# Pictures that are looked for to tell in which folder they lie.
+_LOOKED_FOR = 20
 
 #: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
@@ -31,6 +28,8 @@ _HOW_TO_GET = {
     "COCO": "https://cocodataset.org",
     "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
+    "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
+    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as GLIP's DATA.md says",
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
@@ -50,6 +49,8 @@ _NOT_GENERATED = {
     "SBU captions",
     "Conceptual Captions",
     "VQAv2 annotations, original files",
+    "MDETR's mixed set",
+    "Objects365, the published TSV files",
 }
 
 
@@ -281,6 +282,22 @@ def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | Non
     return str(root)
 
 
+def folder_with(names: Sequence[str], places: Iterable[Path]) -> Path | None:
+    """Find the folder that has most of some pictures; of long lists a few are looked for.
+
+    Args:
+        names: of the pictures, below the folder.
+        places: folders, the likelier ones first; those that do not exist are passed over.
+
+    Returns:
+        The first of the folders with most of them; None where none has any.
+    """
+    looked_for = names[:: max(1, -(-len(names) // _LOOKED_FOR))]
+    there = [place for place in dict.fromkeys(places) if place.is_dir()]
+    counts = [sum((place / name).is_file() for name in looked_for) for place in there]
+    return there[counts.index(max(counts))] if max(counts, default=0) else None
+
+
 def picture_folder(
     folder: str | PathLike[str], images: str | PathLike[str] | None, name: str
 ) -> str:
@@ -291,125 +308,6 @@ def picture_folder(
     roots = [Path(folder) / "images", Path(folder)] if images is None else [Path(images)]
     found = next((root / name for root in roots if (root / name).is_dir()), None)
     return str(found) if found else images_folder(folder, images)
-
-
-def char_spans(file: SourceFile, entry: Mapping[str, Any], key: str) -> tuple[CharSpan, ...]:
-    """Return a needed list of [start, end) as spans."""
-    spans = file.get(entry, key, list)
-    try:
-        found = tuple((start, end) for start, end in spans)
-    except (TypeError, ValueError):
-        found = ((None, None),)
-    if not all(isinstance(value, int) for span in found for value in span):
-        raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
-    return found
-
-
-def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
-    """Check `bbox` (x, y, width, height); return whether it is more than a line."""
-    box = file.get(entry, "bbox", list)
-    if len(box) != 4 or not all(map(_is_number, box)):
-        raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
-    return box[2] > EMPTY_BOX_PIXELS and box[3] > EMPTY_BOX_PIXELS
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def xyxy_box(
-    file: SourceFile,
-    entry: Mapping[str, Any],
-    image_size: tuple[int, int],
-    key: str,
-    number: int,
-) -> tuple[tuple[float, float, float, float], bool]:
-    """Return `bbox` as (x0, y0, x1, y1), half-open, and whether it was clipped.
-
-    Raises:
-        ValueError: if it leaves the picture by more than a pixel, naming record and box, unless the
-            file skips errors.
-    """
-    x, y, box_width, box_height = entry["bbox"]
-    height, width = image_size
-    box = (float(x), float(y), float(x + box_width), float(y + box_height))
-    clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-    beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
-        raise file.error(
-            f"of record {key!r}: box {number} is (x0, y0, x1, y1) = {box}, {beyond:g} pixels"
-            f" outside its picture of {height} x {width} (height x width)"
-        )
-    return clipped, beyond > 0
-
-
-def class_names(file: SourceFile) -> dict[int, str]:
-    """Return the name of each of the `categories`, by id.
-
-    Raises:
-        ValueError: for an id or a name that stands there twice.
-    """
-    names: dict[int, str] = {}
-    for entry in file.walk("categories"):
-        number, name = file.get(entry, "id", int), file.text(entry, "name")
-        if number in names:
-            raise file.error(f"has the id {number}, as {names[number]!r} has; expected each once")
-        if name in names.values():
-            raise file.error(f"has the name {name!r}, as another category has; expected each once")
-        names[number] = name
-    return names
-
-
-def boxes_by_image(file: SourceFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Group `annotations` by `image_id`; each with its place in the file."""
-    known = {entry.get("id") for entry in file.walk("images")}
-    boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
-    for index, entry in enumerate(file.walk("annotations")):
-        image_id = file.get(entry, "image_id", int, str)
-        if image_id not in known:
-            raise file.error(f"has image_id {image_id!r}, which is not in 'images'")
-        boxes.setdefault(image_id, []).append((index, entry))
-    return boxes
-
-
-def read_boxes(
-    file: SourceFile,
-    key: str,
-    picture: dict[str, Any],
-    entries: list[tuple[int, dict[str, Any]]],
-    out: RecordList,
-) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
-    """Return the boxes of a picture with their entries.
-
-    Crowds and boxes no wider or higher than a pixel, turned inside out ones among them, are left
-    out and counted. Where the file skips errors, so are boxes that are no four numbers, and boxes
-    of which clipping leaves nothing.
-    """
-    size = (file.get(picture, "height", int), file.get(picture, "width", int))
-    found = []
-    for index, entry in entries:
-        file.at("annotations", entry, index)
-        if entry.get("iscrowd"):
-            out.add("crowd boxes")
-            continue
-        try:
-            is_more_than_a_line = has_box(file, entry)
-        except ValueError:
-            if not file.skips_errors:
-                raise
-            out.add("boxes that are no four numbers")
-            continue
-        if not is_more_than_a_line:
-            out.add("empty boxes")
-            continue
-        box, clipped = xyxy_box(file, entry, size, key, len(found))
-        if min(box[2] - box[0], box[3] - box[1]) <= 0:
-            out.add("boxes outside their pictures")
-            continue
-        if clipped:
-            out.add("clipped boxes")
-        found.append((box, entry))
-    return found
 
 
 class Votes(NamedTuple):

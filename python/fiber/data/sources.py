@@ -25,18 +25,16 @@ from typing import Any
 from fiber.data.mdetr import label_boxes, phrases, referring
 from fiber.data.prompts import class_prompt
 from fiber.data.records import Record
+from fiber.data.source_boxes import boxes_by_image, class_names, read_boxes
 from fiber.data.source_files import (
     NO_VOTES,
     RecordList,
     SourceFile,
     Votes,
     annotation_file,
-    boxes_by_image,
-    class_names,
     images_folder,
     picture_folder,
     read_answers,
-    read_boxes,
     read_json,
     read_json_lines,
     without_garbage_collection,

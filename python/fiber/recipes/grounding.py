@@ -1,15 +1,18 @@
 """Fine pre-training: boxes for the phrases of captions and for class names.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train grounding --data DIR --init PRETRAINED
-Data: DIR/flickr_train.json in MDETR's form (Flickr30k Entities and MDETR's mixed set joined) and
-    DIR/instances_train.json in COCO's form, with any number of classes, of which every picture's
-    text asks for some (`tasks.grounding`); pictures below DIR/images. The published run has
-    Objects365 in place of the latter.
+Data: DIR with MDETR's final_mixed_train_no_coco.json and final_flickr_separateGT_train.json (there
+    or in DIR/mdetr_annotations), objects365_train*.yaml with its TSV files (there or in
+    DIR/Objects365), and the pictures: refcoco/train2014, gqa/images,
+    flickr30k/flickr30k_images/train. `--set tasks.grounding.sources=phrases,detection` reads
+    flickr_train.json and COCO's boxes alone.
 Hardware: published on 64 GPUs, one picture each.
-Expected: with Objects365, zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the
-    phrases of the Flickr30k test split (FIBER's README); for the data above there is no published
-    number.
+Expected: zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the phrases of the Flickr30k
+    test split (FIBER's README).
 
+The three sets are joined and drawn from evenly, as published. A text for Objects365 holds classes of
+its picture and others that are drawn for it, with the released numbers; the published code refuses
+the fourth of its chances, see `fiber.data.prompt_rules` for what it does here.
 Parameter groups, schedule, clipping, average and frozen layers are the published ones. Pictures are
 RGB, as the coarse model was trained; the published fine stage reads BGR with RGB-trained weights.
 """
@@ -26,7 +29,14 @@ def recipe() -> RunConfig:
     """The whole run."""
     return RunConfig(
         model=detector(),
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("phrases", "detection"))),
+        tasks=TasksConfig(
+            grounding=GroundingTask(
+                share=1,
+                sources=("mixed", "phrases", "objects365"),
+                max_negatives=85,
+                negative_chances=(0.05, 0.05, 0.5, 0.2),
+            )
+        ),
         data=DataConfig(
             batch_size=64,
             transform=TransformConfig(kind="shorter_side", flip_probability=0.5),

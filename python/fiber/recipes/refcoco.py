@@ -1,8 +1,8 @@
 """Published fine-tuning on RefCOCO: the one thing that an expression means.
 
 Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
-Data: DIR/refcoco_train.json in MDETR's form (finetune_refcoco_train.json), and COCO's train2014
-    below DIR/images. RefCOCO+ and RefCOCOg train in the same way, from their files under this name.
+Data: DIR with finetune_refcoco_train.json of MDETR's mdetr_annotations (there or in a folder of
+    that name), and COCO's train2014 as DIR/refcoco/train2014, coco/train2014 or train2014.
 Hardware: published on 16 GPUs, one picture each.
 Expected: accuracy 90.68 / 92.59 / 87.26 on val / testA / testB (FIBER's README), where a box is
     right from a GIoU of 0.5 on.
@@ -20,7 +20,7 @@ def recipe() -> RunConfig:
     base = grounding.recipe()
     return dataclasses.replace(
         base,
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("referring",))),
+        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("refcoco",))),
         data=dataclasses.replace(
             base.data,
             batch_size=16,

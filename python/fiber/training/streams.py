@@ -11,7 +11,7 @@ from fiber.data import DataLoader, ImageTransform, RandAugment
 from fiber.data.drawn_prompts import dropped_boxes
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
-from fiber.data.opening import counted
+from fiber.data.opening import counted, left_out_lines
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
 from fiber.training.text_counts import NotedLengths, TextCounts
@@ -154,6 +154,8 @@ class TaskStreams:
                     f"{name}: {counted(dropped, 'boxes')} {were} left out, since the classes drawn"
                     " for their texts are others"
                 )
+            late = left_out_lines(loader.records, while_reading=True)
+            lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]
         return lines

@@ -21,6 +21,11 @@ SOURCES = (
     "phrases",
     "referring",
     "detection",
+    "mixed",
+    "objects365",
+    "refcoco",
+    "refcocoplus",
+    "refcocog",
     "coco_karpathy",
     "flickr30k_karpathy",
     "visual_genome",
@@ -28,7 +33,19 @@ SOURCES = (
     "conceptual_captions",
 )
 #: Sources whose records name classes, of which every text of a run draws some.
-CLASS_SOURCES = ("detection",)
+CLASS_SOURCES = ("detection", "objects365")
+
+#: Sources that hold boxes.
+BOX_SOURCES = (
+    "phrases",
+    "referring",
+    "detection",
+    "mixed",
+    "objects365",
+    "refcoco",
+    "refcocoplus",
+    "refcocog",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from fiber.data.opening import SeveralFormsError, classes_of, left_out_lines, op
 from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.training.checkpoint import Words
 from fiber.training.run_config import RunConfig
-from fiber.training.task_config import CLASS_SOURCES, ImageTextTask
+from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 from fiber.training.trained_on import absolute
 from fiber.training.words import (
     TRAIN_ONE,
@@ -308,9 +308,11 @@ def _other_sources(task: str, names: Sequence[str]) -> str:
 
 def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
     """Read one source the way that the run's config asks for."""
-    options = {}
+    options: dict[str, Any] = {}
+    if source in BOX_SOURCES:
+        options["on_error"] = config.data.on_error
     if source == "detection":
-        options = {"on_error": config.data.on_error}
+        options["shots"] = config.data.shots
     return open_source(source, data, config.data.split, **options)
 
 

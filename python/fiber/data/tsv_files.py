@@ -1,0 +1,317 @@
+"""Boxes of classes in the TSV files that the published code reads Objects365 from.
+
+A YAML file names the others, which lie beside it:
+
+    img: train.images.tsv            key, ..., picture as base64, the last column
+    label: train.label.tsv           key, JSON list of {"class": "mug", "rect": [x0, y0, x1, y1]}
+    hw: train.hw.tsv                 key, JSON list with {"height": 480, "width": 640}
+    labelmap: train.labelmap.json    {"mug": 1, ...}
+    linelist: train.linelist.tsv     numbers of the lines that are read, repeats allowed; optional
+
+Beside every .tsv may lie a .lineidx with the byte at which each line starts; without one the file
+is gone through once. Pictures are read when their turn comes, never all of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from fiber.data.prompts import class_prompt
+from fiber.data.records import Record
+from fiber.data.source_boxes import EMPTY_BOX_PIXELS, is_number
+from fiber.data.source_files import read_text
+
+AnyPath = str | PathLike[str]
+
+KIND = "Objects365, the published TSV files"
+#: Names of the YAML file below a data folder; the first that is there counts.
+FILES = ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml")
+
+_NEEDED, _SIDES = ("img", "label", "labelmap"), ("height", "width")
+
+
+class TsvFile:
+    """Lines of a file, found by their number without reading the others."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if its .lineidx is not one.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
+        self.path = path
+        self._size = path.stat().st_size
+        index = path.with_suffix(".lineidx")
+        self._starts = _read_index(index, self._size) if index.is_file() else _find_lines(path)
+        self._file: int | None = None
+        self._process = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, number: int) -> list[str]:
+        """Return the columns of a line, from 0."""
+        if self._process != os.getpid():
+            # A descriptor is shared with the process that forked; its reads have no position.
+            self._file, self._process = os.open(self.path, os.O_RDONLY), os.getpid()
+        assert self._file is not None
+        start = int(self._starts[number])
+        end = int(self._starts[number + 1]) if number + 1 < len(self) else self._size
+        data = bytearray()
+        while len(data) < end - start:
+            part = os.pread(self._file, end - start - len(data), start + len(data))
+            if not part:
+                break
+            data += part
+        try:
+            return data.decode("utf-8").rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as problem:
+            raise ValueError(f"{self.path}: line {number} is not text ({problem})") from None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None and self._process == os.getpid():
+            os.close(self._file)  # type: ignore[arg-type]
+
+
+def _read_index(path: Path, size: int) -> np.ndarray:
+    try:
+        starts = np.array(path.read_text(encoding="ascii").split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{path}: expected a number a line, the start of each line") from None
+    if len(starts) and (starts[0] != 0 or starts[-1] >= size or (np.diff(starts) <= 0).any()):
+        raise ValueError(
+            f"{path} does not belong to the file of {size} bytes beside it: starts of lines must"
+            " grow from 0 and stay below that; delete it to have the lines found"
+        )
+    return starts
+
+
+def _find_lines(path: Path) -> np.ndarray:
+    starts, position = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            starts.append(position)
+            position += len(line)
+    return np.array(starts, dtype=np.int64)
+
+
+class TsvRecords(Sequence[Record]):
+    """Records that are made when they are asked for."""
+
+    #: Counts grow while records are read; what is read twice counts twice.
+    counts_while_reading = True
+
+    def __init__(
+        self,
+        annotations: Path,
+        *,
+        on_error: str = "raise",
+    ) -> None:
+        """Args: as for `objects365`."""
+        files = _read_yaml(annotations)
+        self._name = annotations.stem
+        self._pictures = TsvFile(annotations.parent / files["img"])
+        self._labels = TsvFile(annotations.parent / files["label"])
+        self._sizes = TsvFile(annotations.parent / files["hw"]) if "hw" in files else None
+        for other in filter(None, (self._labels, self._sizes)):
+            if len(other) != len(self._pictures):
+                raise ValueError(
+                    f"{other.path} has {len(other)} lines, {self._pictures.path}"
+                    f" {len(self._pictures)}; expected a line for each picture"
+                )
+        names = _read_labelmap(annotations.parent / files["labelmap"])
+        #: Names of the classes, by id.
+        self.classes = tuple(names)
+        self._places = {name: place for place, name in enumerate(names)}
+        self._lines: Sequence[int] | np.ndarray = range(len(self._pictures))
+        if "linelist" in files:
+            self._lines = _read_lines(annotations.parent / files["linelist"], len(self._pictures))
+        self._prompt = class_prompt(self.classes)
+        self._skips_errors = on_error == "skip"
+        self.counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        """Read a record.
+
+        Raises:
+            ValueError: if its label or picture is not as expected, with file and line.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        line = int(self._lines[index])
+        boxes, labels = self._boxes(line)
+        prompt = self._prompt
+        key = f"{self._name}/{line}"
+        return Record(
+            key=key,
+            images=(self._picture(line),),
+            image_id=key,
+            text=prompt.text,
+            boxes_xyxy=tuple(boxes),
+            char_spans=tuple(prompt.spans[label] for label in labels),
+            box_labels=tuple(labels),
+            labels=prompt.labels,
+            label_spans=prompt.spans,
+        )
+
+    def _boxes(self, line: int) -> tuple[list[tuple[float, float, float, float]], list[int]]:
+        """Return boxes (half-open, pixels) and the places of their classes."""
+        row = self._labels.row(line)
+        where = f"{self._labels.path}: line {line}"
+        objects = _json_column(row, where)
+        if isinstance(objects, dict):
+            objects = objects.get("objects")
+        if not isinstance(objects, list):
+            raise ValueError(f"{where} holds no list of objects, but {str(objects)[:60]}")
+        size = self._size(line)
+        boxes, own = [], []
+        for number, entry in enumerate(objects):
+            problem = None
+            rect = entry.get("rect") if isinstance(entry, dict) else None
+            if not isinstance(rect, list) or len(rect) != 4 or not all(map(is_number, rect)):
+                problem = f"has 'rect' {str(rect)[:60]}; expected [x0, y0, x1, y1] in pixels"
+            elif entry.get("class") not in self._places:
+                problem = f"has the class {str(entry.get('class'))[:60]!r}, which no labelmap has"
+            if problem:
+                if not self._skips_errors:
+                    raise ValueError(f"{where}: object {number} {problem}")
+                self.counts["objects that are no boxes of a class"] += 1
+                continue
+            x0, y0, x1, y1 = map(float, rect)  # type: ignore[arg-type]
+            if entry.get("iscrowd"):
+                self.counts["crowd boxes"] += 1
+                continue
+            box = (max(x0, 0.0), max(y0, 0.0), min(x1, size[1]), min(y1, size[0]))
+            # The published code clips and drops without an error.
+            if box[2] - box[0] <= EMPTY_BOX_PIXELS or box[3] - box[1] <= EMPTY_BOX_PIXELS:
+                self.counts["empty boxes"] += 1
+                continue
+            self.counts["clipped boxes"] += box != (x0, y0, x1, y1)
+            boxes.append(box)
+            own.append(self._places[entry["class"]])
+        return boxes, own
+
+    def _size(self, line: int) -> tuple[float, float]:
+        """Return (height, width) in pixels; without a file of sizes, no bound."""
+        if self._sizes is None:
+            return math.inf, math.inf
+        where = f"{self._sizes.path}: line {line}"
+        found = _json_column(self._sizes.row(line), where)
+        found = found[0] if isinstance(found, list) and found else found
+        values = [
+            found.get(key) if isinstance(found, dict) else None for key in ("height", "width")
+        ]
+        if not all(map(is_number, values)):
+            raise ValueError(f"{where} holds {str(found)[:60]}; expected height and width")
+        return float(values[0]), float(values[1])  # type: ignore[arg-type]
+
+    def _picture(self, line: int) -> bytes:
+        """Return the bytes of a picture's file."""
+        try:
+            return base64.b64decode(self._pictures.row(line)[-1], validate=True)
+        except binascii.Error as problem:
+            raise ValueError(
+                f"{self._pictures.path}: line {line} ends in no picture in base64 ({problem})"
+            ) from None
+
+
+def objects365(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    on_error: str = "raise",
+) -> TsvRecords:
+    """Read boxes of classes from TSV files: one record for each line of the list of lines.
+
+    Boxes are cut to their pictures; empty ones and crowds are left out, and all of that is counted
+    as it is read. A `rect` is taken as half-open.
+
+    Args:
+        folder: a data folder.
+        split: "train"; the published files hold nothing else.
+        annotations: the YAML file, if it is none of `FILES` in the folder.
+        on_error: "raise", or "skip": objects that are no box of a class are left out and counted.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is not as expected, with its name.
+    """
+    if annotations is None:
+        found = [path for name in FILES for path in sorted(Path(folder).glob(name))]
+        if not found:
+            raise FileNotFoundError(f"{folder} holds no {' or '.join(FILES)}")
+        annotations = found[0]
+    return TsvRecords(Path(annotations), on_error=on_error)
+
+
+def _json_column(row: list[str], where: str) -> Any:
+    try:
+        return json.loads(row[1])
+    except (IndexError, json.JSONDecodeError) as problem:
+        raise ValueError(f"{where} has no JSON in its second column ({problem})") from None
+
+
+def _read_yaml(path: Path) -> dict[str, str]:
+    """Read a flat list of `name: value`, which is all that these files hold."""
+    found = {}
+    for line in read_text(path, KIND).splitlines():
+        name, colon, value = line.partition(":")
+        value = value.partition(" #")[0].strip().strip("'\"")
+        if colon and value and not line.lstrip().startswith("#"):
+            found[name.strip()] = value
+    missing = [name for name in _NEEDED if name not in found]
+    if missing:
+        raise ValueError(
+            f"{path} names no {', '.join(missing)}; expected img, label, labelmap and perhaps hw"
+            f" and linelist; it has {', '.join(found) or 'nothing'}"
+        )
+    return found
+
+
+def _read_labelmap(path: Path) -> list[str]:
+    """Return the names of the classes in the order of their numbers."""
+    try:
+        content = json.loads(read_text(path, KIND))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path} is not JSON ({problem}); expected class names") from None
+    numbers = content.get("label_to_idx", content) if isinstance(content, Mapping) else None
+    if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
+        raise ValueError(f'{path}: expected the number of each class, {{"mug": 1}}')
+    # The published code adds this one, which is no class.
+    return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
+
+
+def _read_lines(path: Path, count: int) -> np.ndarray:
+    try:
+        lines = np.array(read_text(path, KIND).split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{path}: expected the number of a line on each line") from None
+    if len(lines) and (lines.min() < 0 or lines.max() >= count):
+        wrong = int(lines[(lines < 0) | (lines >= count)][0])
+        raise ValueError(f"{path} names line {wrong} of {count}; lines count from 0")
+    return lines
