@@ -10,9 +10,9 @@ Hardware: published on 64 GPUs, one picture each.
 Expected: zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the phrases of the Flickr30k
     test split (FIBER's README).
 
-The three sets are joined and drawn from evenly, as published. A text for Objects365 holds classes of
-its picture and others that are drawn for it, with the released numbers; the published code refuses
-the fourth of its chances, see `fiber.data.prompt_rules` for what it does here.
+The three sets are joined and drawn from evenly, as published. A text for Objects365 holds classes
+of its picture and others that are drawn for it, with the released numbers; the published code
+refuses the fourth of its chances, see `fiber.data.prompt_rules` for what it does here.
 Parameter groups, schedule, clipping, average and frozen layers are the published ones. Pictures are
 RGB, as the coarse model was trained; the published fine stage reads BGR with RGB-trained weights.
 """
