@@ -261,6 +261,9 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
                 for value in values(own, arm, column)[:1]:
                     panel.axhline(value, color="grey", linestyle=style, label=arm)
             panel.set_xscale("log")
+            marks = sorted({point.boxes for arm in ARMS for point in points(own, arm, column)})
+            panel.set_xticks(marks, [f"{mark:.0f}" for mark in marks], minor=False)
+            panel.minorticks_off()
             panel.set_ylim(bottom=0)
             panel.set_title(f"{data}: {NAMES[number]}, {group}", fontsize=8)
             panel.set_xlabel("boxes", fontsize=8)
