@@ -12,6 +12,7 @@ from fiber.data.prompts import Prompt
 from fiber.models.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.predict.inputs import Inputs
+from fiber.predict.text_prefixes import TextPrefixes
 
 #: Pixels of the transformed pictures that go through the fused layers at once, all pairs together.
 PAIR_PIXELS = 4_000_000
@@ -59,6 +60,7 @@ class PassCounts:
 def find_boxes(
     network: FiberDetector,
     inputs: Inputs,
+    text_prefixes: TextPrefixes,
     pictures: Sequence[Any],
     prompts: Sequence[Sequence[Prompt]],
     thresholds: Thresholds,
@@ -69,6 +71,7 @@ def find_boxes(
     Args:
         network: in evaluation mode.
         inputs: of the same model.
+        text_prefixes: of the same model, which keeps those of its prompts.
         pictures: n of whatever `load_image` takes.
         prompts: n lists; the labels of a list count through all its prompts.
         thresholds: what is kept.
@@ -88,15 +91,13 @@ def find_boxes(
         chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
         for start in range(0, len(todo), at_once):
             rows = [row for row, _ in todo[start : start + at_once]]
-            # Whoever made the prompts has told what a cut costs.
-            texts = inputs.texts(
-                [prompt.text for _, prompt in todo[start : start + at_once]], tell_of_cuts=False
+            texts = text_prefixes.batch(
+                [prompt.text for _, prompt in todo[start : start + at_once]]
             )
-            backbone = network.backbone
             output = network.predict(
-                backbone.fuse(
+                network.backbone.fuse(
                     prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
-                    backbone.text_prefix(texts.token_ids, texts.text_mask),
+                    texts.prefix,
                     texts.text_mask,
                 )
             )

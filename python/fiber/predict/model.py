@@ -31,6 +31,7 @@ from fiber.predict.inputs import (
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.predict.prompts import detection_prompts, grounding_prompts
+from fiber.predict.text_prefixes import TextPrefixes
 from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.training.measure_pairs import CAPTION_BEAMS
 from fiber.training.streams import inference_transform
@@ -90,6 +91,8 @@ class Model:
         #: What `ground` and `detect` took since the model was loaded.
         self.passes = PassCounts()
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
+        if isinstance(network, FiberDetector):
+            self._text_prefixes = TextPrefixes(network, self._inputs)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -452,7 +455,15 @@ class Model:
         thresholds.check()
         with self._running():
             network = cast(FiberDetector, self.network)
-            found = find_boxes(network, self._inputs, pictures, prompts, thresholds, self.passes)
+            found = find_boxes(
+                network,
+                self._inputs,
+                self._text_prefixes,
+                pictures,
+                prompts,
+                thresholds,
+                self.passes,
+            )
         return found[0] if single else found
 
     def _score(
