@@ -16,10 +16,11 @@ from torch import Tensor
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.prompts import ClassLike, Prompt
-from fiber.models.captioner import beam_search, sample_captions, written_tokens
+from fiber.models.captioner import written_tokens
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.predict.boxes import PassCounts, Thresholds, find_boxes
+from fiber.predict.captions import caption_writer
 from fiber.predict.heads import choose_ranking, need_head
 from fiber.predict.inputs import (
     Inputs,
@@ -33,7 +34,6 @@ from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, sc
 from fiber.predict.prompts import detection_prompts, grounding_prompts
 from fiber.predict.text_prefixes import TextPrefixes
 from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
-from fiber.training.measure_pairs import CAPTION_BEAMS
 from fiber.training.streams import inference_transform
 from fiber.training.trained_on import TrainedOn
 
@@ -238,7 +238,9 @@ class Model:
                 range.
         """
         self.need_head("caption", "caption")
-        write = self._caption_writer(num_beams, max_tokens or self.config.max_tokens, sample, seed)
+        write = caption_writer(
+            self._coarse, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
+        )
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(pictures)
         texts = [""] * len(given)
@@ -248,33 +250,6 @@ class Model:
                 for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
                     texts[index] = tokenizer.decode(written_tokens(ids)).strip()
         return texts[0] if single else texts
-
-    def _caption_writer(
-        self, num_beams: int | None, max_tokens: int, sample: bool, seed: int
-    ) -> Callable[[Tensor], Tensor]:
-        """Give what writes captions: (B, H, W, C) image tokens -> (B, n) int64 without <s>."""
-        for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
-            if type(value) is not kind:
-                raise TypeError(f"caption: {name} is {value!r:.60}; expected {kind.__name__}")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"caption: seed is {seed}; expected 0 to 2**63 - 1")
-        if not sample:
-            beams = CAPTION_BEAMS if num_beams is None else num_beams
-            return lambda tokens: (
-                beam_search(self._coarse, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
-            )
-        if num_beams is not None:
-            raise ValueError(
-                f"caption: num_beams is {num_beams}, but a drawn caption has no beams; expected"
-                " num_beams or sample"
-            )
-
-        def draw(tokens: Tensor) -> Tensor:
-            sources = [torch.Generator(self.device).manual_seed(seed) for _ in tokens]
-            found = sample_captions(self._coarse, tokens, max_tokens=max_tokens, generator=sources)
-            return found.token_ids[:, 0]
-
-        return draw
 
     def match(self, pictures: Any, texts: str | Sequence[str]) -> Any:
         """Say how likely each text and each picture belong together (ITM).
