@@ -49,14 +49,14 @@ COARSE = (
     Mistake(
         "no relative position bias",
         _KERNELS,
-        "bias = bias.t().reshape(1, heads, tokens, tokens)",
-        "bias = 0 * bias.t().reshape(1, heads, tokens, tokens)",
+        "bias = bias.t().reshape(heads, tokens, tokens)",
+        "bias = 0 * bias.t().reshape(heads, tokens, tokens)",
     ),
     Mistake(
         "relative position index transposed",
         _KERNELS,
-        "bias = bias.t().reshape(1, heads, tokens, tokens)",
-        "bias = bias.t().reshape(1, heads, tokens, tokens).mT",
+        "bias = bias.t().reshape(heads, tokens, tokens)",
+        "bias = bias.t().reshape(heads, tokens, tokens).mT",
     ),
     Mistake("no shifted-window mask", _KERNELS, ".float() * -100.0", ".float() * 0.0"),
     Mistake(
@@ -86,8 +86,8 @@ COARSE = (
     Mistake(
         "alpha_t2i = 0",
         _BACKBONE,
-        "lambda attended: fusion.text_to_image(attended, tokens),\n            normalize",
-        "lambda attended: attended,\n            normalize",
+        "lambda attended: fusion.text_to_image(attended, tokens, own),",
+        "lambda attended: attended,",
     ),
     Mistake(
         "final LayerNorm applied in last fused text layer",
@@ -124,8 +124,8 @@ COARSE = (
     Mistake(
         "sequential fusion (text reads updated image)",
         _BACKBONE,
-        "lambda attended: fusion.text_to_image(attended, tokens),\n            normalize",
-        "lambda attended: fusion.text_to_image(attended, new_tokens),\n            normalize",
+        "lambda attended: fusion.text_to_image(attended, tokens, own),",
+        "lambda attended: fusion.text_to_image(attended, new_tokens, own),",
     ),
     Mistake(
         "patch merging order (0,0),(0,1),(1,0),(1,1)",
@@ -156,10 +156,11 @@ FINE = (
     Mistake(
         "sequential instead of parallel fusion (s3)",
         _BACKBONE,
-        "lambda attended: fusion.text_to_image(attended, tokens),\n            normalize",
+        "lambda attended: fusion.text_to_image(attended, tokens, own),",
         # The first four of the six pairs are those of the third stage.
-        "lambda attended: fusion.text_to_image(attended, new_tokens if pair < 4 else tokens),\n"
-        "            normalize",
+        "lambda attended: fusion.text_to_image(\n"
+        "                attended, new_tokens if pair < 4 else tokens, own\n"
+        "            ),",
     ),
     Mistake(
         "v3 LayerNorm used for v2",
