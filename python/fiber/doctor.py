@@ -24,6 +24,7 @@ EXTRAS = {
     "train": "progress bars and curves while training",
     "demo": "`fiber demo` and its report",
     "eval": "pycocotools beside our own detection metric",
+    "phrases": "noun phrases of captions by spaCy, with a pipeline for English of its own releases",
     "hf": "comparison with the transformers library",
     "arrow": "the published Arrow files",
     "bench": "the peers that `benches/` time fiber against",
