@@ -59,6 +59,21 @@ def test_flickr_phrases(data):
     assert sources.label_boxes(record) == [[1], [0, 1], []]
 
 
+def test_spans_that_split_a_character_are_widened_and_counted(data):
+    wave = "\U0001f44b\U0001f3fd"
+    caption = f"a {wave} man and e\u0301clairs"
+    boxes = [
+        {"bbox": [10, 20, 30, 40], "tokens_positive": [[3, 8]]},
+        {"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 3], [13, 14]]},
+        {"bbox": [10, 20, 30, 40], "tokens_positive": [[5, 8]]},
+    ]
+    data("flickr_val.json", flickr(boxes, caption, tokens_positive_eval=[[[3, 8]]]))
+    records = sources.phrases(data.folder, "val")
+    assert records[0].char_spans == (((2, 8),), ((0, 4), (13, 15)), ((5, 8),))
+    assert records[0].label_spans[0] == ((2, 8),)
+    assert records.counts == {"spans that split a character": 4}
+
+
 def test_phrases_without_the_list_of_evaluated_ones(data):
     """The mixed training file of MDETR has no tokens_positive_eval."""
     content = flickr(

@@ -134,13 +134,13 @@ def _phrase_records(file: SourceFile, root: Callable[[dict[str, Any]], str]) -> 
         spans = []
         for _, box in found:
             file.at("annotations", box)
-            spans.append(char_spans(file, box, "tokens_positive"))
+            spans.append(char_spans(file, box, "tokens_positive", text, out))
         file.at("images", entry)
         evaluated = entry.get("tokens_positive_eval")
         labels = (
             [*dict.fromkeys(spans)]
             if evaluated is None
-            else [char_spans(file, {"spans": phrase}, "spans") for phrase in evaluated]
+            else [char_spans(file, {"spans": phrase}, "spans", text, out) for phrase in evaluated]
         )
         for own in spans:
             if not any(_shares(label, own) for label in labels):
@@ -227,7 +227,7 @@ def referring(
         spans = ((0, len(text)),)
         if not whole_expression:
             file.at("annotations", found[0][1])
-            spans = char_spans(file, found[0][1], "tokens_positive")
+            spans = char_spans(file, found[0][1], "tokens_positive", text, out)
         file.at("images", entry)
         out.append(
             file.record(

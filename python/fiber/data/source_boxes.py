@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fiber.data.char_spans import whole_characters
 from fiber.data.records import CharSpan
 from fiber.data.source_files import RecordList, SourceFile
 
@@ -15,16 +16,27 @@ BOX_SLACK_PIXELS = 1.0
 EMPTY_BOX_PIXELS = 1.0
 
 
-def char_spans(file: SourceFile, entry: Mapping[str, Any], key: str) -> tuple[CharSpan, ...]:
-    """Return a needed list of [start, end) as spans."""
+def char_spans(
+    file: SourceFile, entry: Mapping[str, Any], key: str, text: str, out: RecordList
+) -> tuple[CharSpan, ...]:
+    """Return a needed list of [start, end) of a text as spans.
+
+    One that splits a character of several code points is widened and counted; one outside the text
+    is an error of the record that is made of it.
+    """
     spans = file.get(entry, key, list)
     try:
-        found = tuple((start, end) for start, end in spans)
+        found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
+        whole_numbers = all(isinstance(value, int) for span in found for value in span)
     except (TypeError, ValueError):
-        found = ((None, None),)
-    if not all(isinstance(value, int) for span in found for value in span):
+        found, whole_numbers = (), False
+    if not whole_numbers:
         raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
-    return found
+    if text.isascii():
+        return found
+    whole = tuple(whole_characters(text, span) for span in found)
+    out.add("spans that split a character", sum(a != b for a, b in zip(whole, found, strict=True)))
+    return whole
 
 
 def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
