@@ -315,3 +315,41 @@ def test_boxes_of_phrases_that_do_not_fit_are_counted_where_asked_for(data):
     data("refcoco_val.json", flickr([{**BOX, "bbox": [400, 20, 30, 40]}]))
     found = sources.referring(data.folder, "val", on_error="skip")
     assert found == [] and found.count("expressions without a box") == 1
+
+
+def test_objects_are_as_the_file_has_them(data):
+    boxes = [
+        {"bbox": [10, 20, 30, 40.5], "category_id": 13, "area": 700.5, "iscrowd": 0},
+        {"bbox": [0, 0, 100, 50], "category_id": 2, "area": 9, "iscrowd": 1},
+        {"bbox": [5, 5, 0.5, 9], "category_id": 2, "iscrowd": 0},
+        {"bbox": [-0.5, 0, 20, 9], "category_id": 13, "area": 1},
+    ]
+    known = {"neg_category_ids": [2], "not_exhaustive_category_ids": [13]}
+    content = {
+        "images": [PICTURE | known, PICTURE | {"id": 7}],
+        "annotations": [{"id": i, "image_id": 391895} | box for i, box in enumerate(boxes)],
+        "categories": [
+            {"id": 13, "name": "stop sign", "frequency": "r"},
+            {"id": 2, "name": "bicycle", "frequency": "f"},
+        ],
+    }
+    data("instances_val.json", content)
+    records = sources.detection(data.folder, "val", objects=True)
+    objects = records[0].objects
+    expected = ((10, 20, 40, 60.5), (0, 0, 100, 50), (5, 5, 5.5, 14), (-0.5, 0, 19.5, 9))
+    assert objects.boxes_xyxy == expected
+    assert objects.labels == (1, 0, 0, 1) and objects.crowd == (False, True, False, False)
+    # The area of the thing, or that of its box.
+    assert objects.areas == (700.5, 9, 4.5, 1)
+    assert objects.absent == {0} and objects.incomplete == {1}
+    assert records[1].objects.absent is None and records[1].objects.boxes_xyxy == ()
+    assert records[0].label_ids == (2, 13) and records[0].label_groups == ("f", "r")
+    # Nothing was left out of what is measured; training says what it does without.
+    assert records.counts == {}
+    trained_on = sources.detection(data.folder, "val")
+    assert trained_on[0].objects is None and len(trained_on[0].boxes_xyxy) == 2
+    assert trained_on.counts == {"crowd boxes": 1, "empty boxes": 1, "clipped boxes": 1}
+    content["images"][0]["neg_category_ids"] = [4]
+    data("instances_val.json", content)
+    with pytest.raises(ValueError, match="neg_category_ids 4, which is not in 'categories'"):
+        sources.detection(data.folder, "val", objects=True)

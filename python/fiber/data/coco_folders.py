@@ -98,6 +98,7 @@ def coco_detection(
     annotations: AnyPath | None = None,
     on_error: str = "raise",
     shots: int = 0,
+    objects: bool = False,
 ) -> RecordList:
     """Read boxes of classes from a folder of any known form, or from one file: `sources.detection`.
 
@@ -109,6 +110,7 @@ def coco_detection(
         on_error: "raise", or "skip": boxes outside their pictures are cut, what is no box is left
             out, and both are counted.
         shots: pictures of each class, for training on few (`_choose_shots`); 0: all pictures.
+        objects: see `sources.detection`.
 
     Raises:
         FileNotFoundError: if there is no file of this split, or none of its first pictures.
@@ -133,7 +135,7 @@ def coco_detection(
         told.append(_divide(file, split))
     if shots:
         told.append(_choose_shots(file, shots))
-    out = sources.detection_records(file, root)
+    out = sources.detection_records(file, root, objects=objects)
     out.notes += told
     return out
 

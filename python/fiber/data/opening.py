@@ -18,7 +18,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data import arrow_files, coco_folders, downloads, mdetr, own_data, sources, tsv_files
+from fiber.data import (
+    arrow_files,
+    coco_folders,
+    downloads,
+    flickr_entities,
+    mdetr,
+    own_data,
+    sources,
+    tsv_files,
+)
 from fiber.data.annotations import FILES
 from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.records import ConcatRecords, RecordSet
@@ -166,6 +175,10 @@ FORMS: dict[str, list[Form]] = {
             Form(name, sources.phrases, "Flickr30k Entities, MDETR's files")
             for name in _in_mdetr("final_flickr_separateGT_{split}.json")
         ),
+        *(
+            Form(name, flickr_entities.flickr_entities, flickr_entities.KIND)
+            for name in flickr_entities.LISTS
+        ),
     ],
     "mixed": [
         Form(name, mdetr.mixed, mdetr.MIXED, "train")
@@ -216,6 +229,7 @@ _BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("reasoning", ".json"): sources.reasoning,
     ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
     ("phrases", ".json"): sources.phrases,
+    ("phrases", ".txt"): flickr_entities.flickr_entities,
     ("mixed", ".json"): mdetr.mixed,
     ("referring", ".json"): sources.referring,
     ("refcoco", ".json"): sources.referring,

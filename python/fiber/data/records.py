@@ -18,6 +18,28 @@ CharSpan = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrueObjects:
+    """Every object of a picture as its annotation file has it, for metrics that count all of them.
+
+    Boxes that training leaves out or clips (crowds, empty ones, those beyond the border) are here
+    as they were written.
+    """
+
+    #: Half-open pixels of the stored picture.
+    boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    #: For each box its place in `Record.labels`.
+    labels: tuple[int, ...] = ()
+    #: For each box the square pixels of the thing itself.
+    areas: tuple[float, ...] = ()
+    #: For each box whether it stands for a crowd.
+    crowd: tuple[bool, ...] = ()
+    #: Places in `Record.labels` of what was looked for and is not there; None: all that has no box.
+    absent: frozenset[int] | None = None
+    #: Places in `Record.labels` of what may have more than its boxes.
+    incomplete: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One picture (or two) with a text and what is known about them.
 
@@ -43,6 +65,12 @@ class Record:
     labels: tuple[str, ...] = ()
     #: For each of `labels`, the spans of `text` that name it, whether it has a box or not.
     label_spans: tuple[tuple[CharSpan, ...], ...] = ()
+    #: For each of `labels` its id in the annotation file, for result files.
+    label_ids: tuple[int, ...] = ()
+    #: For each of `labels` what it is counted among: LVIS' "r", "c" and "f".
+    label_groups: tuple[str, ...] = ()
+    #: What detections are measured by; None: `boxes_xyxy`.
+    objects: TrueObjects | None = None
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
     #: What each person answered, as written (VQAv2: ten people), for the two named accuracies.

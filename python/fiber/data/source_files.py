@@ -27,6 +27,7 @@ _HOW_TO_GET = {
     " https://cocodataset.org",
     "COCO": "https://cocodataset.org",
     "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
+    "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
     "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
     "Objects365": "the page of Objects365 (Shao et al. 2019), packed as GLIP's DATA.md says",
@@ -45,6 +46,7 @@ TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
 _NOT_GENERATED = {
     "COCO, Karpathy's splits",
     "Flickr30k, Karpathy's splits",
+    "Flickr30k Entities, original files",
     "Visual Genome's region descriptions",
     "SBU captions",
     "Conceptual Captions",

@@ -39,6 +39,7 @@ from fiber.data.source_files import (
     read_json_lines,
     without_garbage_collection,
 )
+from fiber.data.true_objects import frequencies, true_objects
 
 __all__ = [
     "captions",
@@ -105,6 +106,7 @@ def detection(
     *,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
+    objects: bool = False,
 ) -> RecordList:
     """Read boxes of classes (COCO instances): one record for each picture, with or without boxes.
 
@@ -117,6 +119,7 @@ def detection(
         split: such as "train".
         annotations: the file, if it is not "instances_<split>.json" in the folder.
         images: where its file names start, if not "images" in the folder.
+        objects: for metrics: also give `Record.objects`, every box as the file has it.
 
     Raises:
         FileNotFoundError: if the file or the folder of pictures is missing.
@@ -124,12 +127,12 @@ def detection(
     """
     path = annotation_file(folder, split, "detection", annotations)
     file, root = read_json(path, "COCO instances"), images_folder(folder, images)
-    return detection_records(file, root)
+    return detection_records(file, root, objects=objects)
 
 
-def detection_records(file: SourceFile, root: str) -> RecordList:
+def detection_records(file: SourceFile, root: str, *, objects: bool = False) -> RecordList:
     """Make the records of `detection` of a file that was read; its pictures are below `root`."""
-    names = class_names(file)
+    names, groups = class_names(file), frequencies(file)
     ids = sorted(names)
     prompt = class_prompt([names[category] for category in ids])
     places = {category: place for place, category in enumerate(ids)}
@@ -138,7 +141,9 @@ def detection_records(file: SourceFile, root: str) -> RecordList:
     out.classes = tuple(names[category] for category in ids)
     for entry in file.pictures():
         key = f"{file.path.stem}/{entry['id']}"
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+        # What training leaves out is among the objects.
+        left_out = RecordList() if objects else out
+        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), left_out)
         own = []
         for _, box in found:
             file.at("annotations", box)
@@ -156,6 +161,9 @@ def detection_records(file: SourceFile, root: str) -> RecordList:
                 box_labels=tuple(places[category] for category in own),
                 labels=prompt.labels,
                 label_spans=prompt.spans,
+                label_ids=tuple(ids),
+                label_groups=tuple(groups[category] for category in ids),
+                objects=true_objects(file, entry, boxes, places) if objects else None,
             )
         )
     return out
