@@ -9,8 +9,8 @@ from PIL import Image
 
 from fiber import _core
 from fiber.config import preset
-from fiber.data import Tokenizer, load_image
-from fiber.data.records import Record
+from fiber.data import Tokenizer, load_image, sources
+from fiber.data.records import Record, TrueObjects
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import answer_scores
 from fiber.models.captioner import END_ID, Captions, beam_search
@@ -80,6 +80,13 @@ def detection_records(pictures):
             box_labels=(0,),
             labels=names,
             label_spans=(((0, 6),), ((8, 14),)),
+            objects=TrueObjects(
+                boxes_xyxy=record.boxes_xyxy,
+                labels=(0,),
+                areas=(100.0,),
+                crowd=(False,),
+                absent=frozenset({1}),
+            ),
         )
         for number, record in enumerate(all_records(pictures)["grounding"])
     ]
@@ -87,7 +94,8 @@ def detection_records(pictures):
 
 def measure(task, models, pictures, **options):
     model = models["fine" if TASKS[task][0] == "grounding" else "coarse"]
-    records = detection_records(pictures) if task == "coco" else records_for(task, pictures)
+    is_detection = TASKS[task][1] is sources.detection
+    records = detection_records(pictures) if is_detection else records_for(task, pictures)
     return evaluate(model, task, data=records, threads=1, **options)
 
 

@@ -36,6 +36,17 @@ def count(text: str) -> int:
     return number
 
 
+def whole_number(text: str) -> int:
+    """Read a whole number of 0 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, with what was given.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
 def candidates(text: str) -> int:
     """Read how many candidates are looked at: a whole number, or "all" for `sys.maxsize`.
 

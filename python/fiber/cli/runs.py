@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fiber.cli.arguments import add_words, candidates, count
+from fiber.cli.arguments import add_words, candidates, count, whole_number
 from fiber.cli.models import RUNS
 from fiber.files import write_json
 from fiber.training.run_config import CHOSEN_BY
@@ -172,12 +172,14 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("model", metavar="MODEL", help="folder or file of a finished model")
     add_words(evaluate)
-    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(CHOSEN_BY)}")
+    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(CHOSEN_BY)}, odinw")
     evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)
     evaluate.add_argument(
         "--split", default="val", help="(default: val; a file without splits is read whole)"
     )
-    evaluate.add_argument("--output", type=Path, metavar="FILE", help="write the predictions here")
+    evaluate.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the predictions here; odinw: a folder"
+    )
     evaluate.add_argument(
         "--rerank",
         type=candidates,
@@ -185,6 +187,21 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         help="retrieval: order the N best of each query again by matching picture and text"
         " together; 0: none, all: every pair (default: 32; a model that cannot match ranks without,"
         " one that can match alone matches every pair)",
+    )
+    evaluate.add_argument(
+        "--classes-per-prompt",
+        type=whole_number,
+        metavar="N",
+        help="coco, lvis, odinw: classes that a text asks for at most, 0: as many as fit"
+        " (default: 40 for lvis, as published, else 0)",
+    )
+    evaluate.add_argument(
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="coco, lvis: what a text says for each class, by their ids: one a line, or a JSON list"
+        ' such as ["fish", {"name": "puffin", "suffix": " with orange beaks"}]; odinw: a folder'
+        " with NAME.json for each data set (default: the names of the classes)",
     )
     evaluate.add_argument(
         "--batch-size",
@@ -333,6 +350,8 @@ def _eval(options: argparse.Namespace) -> int:
         split=options.split,
         output=options.output,
         **asked,
+        classes_per_prompt=options.classes_per_prompt,
+        classes=options.classes_file,
         batch_size=options.batch_size,
         threads=options.threads,
     )

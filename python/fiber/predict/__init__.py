@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +13,13 @@ import torch
 from fiber.data import Tokenizer
 from fiber.files import check_target
 from fiber.models.weights_file import Weights
+from fiber.predict.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.predict.heads import MissingHeadError, choose_ranking
 from fiber.predict.model import Answer, Hit, Model
 from fiber.predict.reading import read_with_words
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel
+from fiber.training.odinw import evaluate_odinw
 from fiber.training.training_data import Data
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
@@ -87,6 +90,8 @@ def evaluate(
     fusion: bool = True,
     rerank: bool | None = None,
     candidates: int | None = None,
+    classes_per_prompt: int | None = None,
+    classes: GivenClasses = None,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
@@ -100,7 +105,7 @@ def evaluate(
     Args:
         model: a model, or what `load` takes.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
-            "refcoco", "flickr" or "coco".
+            "refcoco", "flickr", "coco", "lvis" or "odinw".
         data: a data folder, an annotation file of any form that `fiber.data.opening` knows (such as
             a .jsonl of your own), or records of your own.
         split: of the folder or file; "+" joins several.
@@ -114,6 +119,11 @@ def evaluate(
             asked for more.
         candidates: of "retrieval": how many of each query are ordered again, 1 or more, 32 by
             default; as many as there are, or more, match every pair.
+        classes_per_prompt: of tasks that detect classes: how many a text asks for at most; 0: as
+            many as fit; default: 40 for "lvis", as published, else as many as fit.
+        classes: of the same tasks: what a text says for each class, by their ids: a list as
+            `Model.detect` takes it, or a file of `--classes-file`; for "odinw" such lists by the
+            names of the sets, or a folder with a file NAME.json for each.
         batch_size: records that the model looks at together; fewer need less memory.
         threads: that decode pictures; 0 uses every core.
 
@@ -127,12 +137,14 @@ def evaluate(
         ValueError: for an unknown task, records without what it needs, or a batch of none.
         OSError: if `output` is the name of something else than a regular file.
     """
-    if output is not None:
+    if output is not None and task != "odinw":
         # Before the measuring, which may take hours.
         check_target(Path(output))
     if not isinstance(model, Model):
         model = load(model)
-    model.need_head(measuring.needed_head(task, model.heads), f"task {task!r}")
+    # ODinW is COCO's task on several sets.
+    asked = "coco" if task == "odinw" else task
+    model.need_head(measuring.needed_head(asked, model.heads), f"task {task!r}")
     chosen = 0
     if task == "retrieval":
         ranking = choose_ranking(model.config, rerank, candidates, f"task {task!r}")
@@ -143,16 +155,21 @@ def evaluate(
         answers=model.answers,
         trained_on=model.trained_on,
     )
+    run: Callable[..., dict[str, float]]
+    if task == "odinw":
+        run = partial(evaluate_odinw, classes=classes_of_sets(classes))
+    else:
+        run = partial(measuring.evaluate, task=task, classes=listed_classes(classes))
     with model.arithmetic():
-        return measuring.evaluate(
+        return run(
             stored,
-            task,
             data=data,
             split=split,
             output=output,
             permute_images=permute_images,
             fusion=fusion,
             candidates=chosen,
+            classes_per_prompt=classes_per_prompt,
             batch_size=batch_size,
             threads=threads,
         )

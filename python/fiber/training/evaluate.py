@@ -21,10 +21,11 @@ from torch import nn
 
 from fiber.data import sources
 from fiber.data.opening import left_out_lines, open_source
+from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
-from fiber.training import measure_boxes, measure_pairs, measure_retrieval
+from fiber.training import measure_boxes, measure_detection, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.text_counts import odd_texts
@@ -42,7 +43,8 @@ TASKS: dict[str, tuple[str, Any, Measure]] = {
     "winoground": ("itm", sources.swapped, measure_pairs.winoground),
     "refcoco": ("grounding", sources.referring, measure_boxes.refcoco),
     "flickr": ("grounding", sources.phrases, measure_boxes.flickr),
-    "coco": ("grounding", sources.detection, measure_boxes.coco),
+    "coco": ("grounding", sources.detection, measure_detection.coco),
+    "lvis": ("grounding", sources.detection, measure_detection.lvis),
 }
 
 
@@ -57,6 +59,8 @@ def evaluate(
     permute_images: bool = False,
     fusion: bool = True,
     candidates: int = 0,
+    classes_per_prompt: int | None = None,
+    classes: Sequence[ClassName] | None = None,
     batch_size: int = 64,
     threads: int = 0,
 ) -> dict[str, float]:
@@ -73,6 +77,10 @@ def evaluate(
         fusion: False switches the cross-attentions off.
         candidates: of "retrieval": how many of the best of each query by contrast (ITC) are ordered
             again by matching (ITM); as many as there are, or more, score every pair.
+        classes_per_prompt: of tasks that detect classes: how many a text asks for at most; 0: as
+            many as fit; default: 40 for "lvis", as published, else as many as fit.
+        classes: of the same tasks: what a text says for each class, by their ids; default: their
+            names.
         batch_size: records at a time.
         threads: of the loader; 0 uses every core.
 
@@ -95,6 +103,7 @@ def evaluate(
         raise ValueError(NO_TOKENIZER)
     if candidates:
         check_candidates(task, model.config.heads, candidates)
+    check_classes(task, classes_per_prompt, classes)
     records = open_records(data, task, split, reader)
     if isinstance(data, (str, os.PathLike)):
         seen = seen_before(model.trained_on, reader.__name__, data, split)
@@ -115,6 +124,8 @@ def evaluate(
         threads=threads,
         own_pictures=not permute_images,
         candidates=candidates,
+        classes_per_prompt=classes_per_prompt,
+        classes=classes,
     )
     with fusion_off(model.model) if not fusion else _unchanged():
         measured = measure(subject, records)
@@ -158,6 +169,22 @@ def check_candidates(task: str, heads: Sequence[str], candidates: int) -> None:
         raise ValueError(f"{candidates} candidates; expected 0 or more")
 
 
+def check_classes(
+    task: str, classes_per_prompt: int | None, classes: Sequence[ClassName] | None
+) -> None:
+    """Check that a task detects classes where something is said of them.
+
+    Raises:
+        ValueError: if it does not, or the number is below 0.
+    """
+    if find_task(task)[1] is sources.detection:
+        if classes_per_prompt is not None and classes_per_prompt < 0:
+            raise ValueError(f"{classes_per_prompt} classes in a prompt; expected 0 or more")
+    elif classes_per_prompt is not None or classes is not None:
+        given = "classes" if classes_per_prompt is None else "classes_per_prompt"
+        raise ValueError(f"{given} is given, but task {task!r} detects no classes; expected None")
+
+
 def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
     """Read the records of a split, or hand a user's own on.
 
@@ -168,7 +195,8 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
         try:
-            records: RecordSet = open_source(reader.__name__, path, split)
+            options = {"objects": True} if reader is sources.detection else {}
+            records: RecordSet = open_source(reader.__name__, path, split, **options)
         except ValueError as problem:
             raise ValueError(f"task {task!r}: {problem}") from None
         for line in left_out_lines(records):

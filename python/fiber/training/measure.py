@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fiber.data import DataLoader, Tokenizer
+from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.groups import by_group
 from fiber.models.backbone import BackboneOutput, ImagePrefix, Wanted
@@ -42,6 +43,10 @@ class Subject:
     own_pictures: bool = True
     #: Best candidates of each query of a retrieval that matching orders again.
     candidates: int = 0
+    #: Classes that a prompt of detection asks for; 0: as many as fit; None: as the task has it.
+    classes_per_prompt: int | None = None
+    #: What prompts say for the classes of detection, in their order; None: their names.
+    classes: Sequence[ClassName] | None = None
 
     @property
     def device(self) -> torch.device:

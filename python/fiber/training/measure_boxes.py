@@ -1,129 +1,117 @@
-"""Measurements of the fine model: boxes of expressions, phrases and classes."""
+"""Measurements of the fine model: boxes of expressions and phrases.
+
+Each is measured twice on the same pass of the model. As we would do it: every phrase gets its own
+best boxes, whatever the others score, and boxes are half-open. As published (names that start with
+"published_"): detections of all phrases of a text compete for 100 places, and boxes are compared as
+the published code writes them, without their last pixel on the right and below. Expressions are
+published with GIoU in place of IoU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fiber.data.prompts import Prompt, class_prompts
+from fiber.data.prompts import Prompt
 from fiber.data.records import Record, RecordSet
 from fiber.data.sources import label_boxes
-from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
-from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.training.measure import Measured, Subject, entry_id, with_groups
+from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
+from fiber.training.measure import Measured, Subject, with_groups
 
 #: Boxes of each phrase that are looked at, as recall at 10 needs them.
 BOXES_PER_PHRASE = 10
+#: Numbers of boxes that are looked at.
+KS = (1, 5, 10)
+#: What the published code asks of a text: scores above which a box counts, and candidates a level.
+PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
+PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
+
+
+class Grounded(NamedTuple):
+    """What was found for the phrases of one text."""
+
+    #: Best boxes of each phrase, half-open.
+    own: FoundBoxes
+    #: The best 100 of all phrases, corners as the published code has them.
+    published: FoundBoxes
 
 
 def refcoco(subject: Subject, records: RecordSet) -> Measured:
     """Find the one thing that each expression means."""
     asked = _needing_boxes(records)
-    predicted, predictions = [], []
-    for record, found in _ground(subject, asked, boxes_per_phrase=1):
-        boxes = found.boxes_xyxy[found.label_indices == 0].cpu().numpy()
+    predicted, published, predictions = [], [], []
+    for record, found in _ground(subject, asked, PUBLISHED_REFERRING):
+        boxes, scores = _of_phrase(found.own, 0)
         predicted.append(boxes)
+        published.append(_of_phrase(found.published, 0)[0])
         predictions.append(
             {
                 "key": record.key,
                 "box_xyxy": boxes[0].tolist() if len(boxes) else None,
-                "score": float(found.scores[0]) if len(boxes) else 0.0,
+                "score": float(scores[0]) if len(boxes) else 0.0,
             }
         )
     truths = np.array([record.boxes_xyxy[0] for record in asked])
     groups = [record.group for record in asked]
-    return Measured(with_groups(referring_accuracy, groups, predicted, truths), predictions)
+    metrics = with_groups(referring_accuracy, groups, predicted, truths, ks=KS)
+    as_published = referring_accuracy(published, truths, KS)
+    metrics |= {f"published_accuracy_at_{k}": as_published[f"giou_accuracy_at_{k}"] for k in KS}
+    return Measured(metrics, predictions)
 
 
 def flickr(subject: Subject, records: RecordSet) -> Measured:
     """Find the boxes of every phrase of a caption; phrases without a true box do not count."""
     asked = _needing_boxes(records)
-    predicted, truths, predictions = [], [], []
-    for record, found in _ground(subject, asked, boxes_per_phrase=BOXES_PER_PHRASE):
-        named = label_boxes(record)
-        boxes, labels = found.boxes_xyxy.cpu().numpy(), found.label_indices.cpu().numpy()
-        scores = found.scores.cpu().numpy()
-        for label, own in enumerate(named):
-            if own:
-                predicted.append(boxes[labels == label])
-                truths.append(np.array([record.boxes_xyxy[box] for box in own]))
-        predictions.append(
-            {
-                "key": record.key,
-                "phrases": [
-                    {
-                        "phrase": phrase,
-                        "boxes_xyxy": boxes[labels == label].tolist(),
-                        "scores": scores[labels == label].tolist(),
-                    }
-                    for label, phrase in enumerate(record.labels)
-                ],
-            }
-        )
-    return Measured(phrase_recall(predicted, truths), predictions)
-
-
-def coco(subject: Subject, records: RecordSet) -> Measured:
-    """Detect classes; all classes of the records are asked for in every picture.
-
-    The prediction file is COCO's result format. Its category ids are the places of the names in the
-    records' labels, from 1, which are the ids of a file that counts its categories from 1.
-    """
-    asked = [records[i] for i in range(len(records))]
-    names = asked[0].labels
-    if any(record.labels != names for record in asked):
-        raise ValueError("detection needs the same labels (class names) in every record")
-    network, config = subject.detector, subject.network.config
-    prompts = class_prompts(names, subject.tokenizer, config.max_tokens)
-    tokens = [_tokens(subject, prompt.text, prompt.spans) for prompt in prompts]
-    found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(asked)
+    predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
-    for batch, places in _pictures(subject, asked):
-        prefix = network.backbone.image_prefix(batch.images)
-        chunks = []
-        for prompt, token_map in zip(prompts, tokens, strict=True):
-            ids, mask = subject.texts([prompt.text])
-            count = len(batch.images)
-            ids, mask = ids.expand(count, -1), mask.expand(count, -1)
-            features = network.backbone.fuse(prefix, network.backbone.text_prefix(ids, mask), mask)
-            chunks.append(
-                detect_boxes(
-                    network.predict(features),
-                    [token_map] * count,
-                    batch.image_sizes,
-                    batch.original_sizes,
-                )
-            )
-        firsts = [prompt.first_label for prompt in prompts]
-        for row, place in enumerate(places):
-            joined = join_chunks([chunk[row] for chunk in chunks], firsts, max_detections=100)
-            boxes, scores = joined.boxes_xyxy.cpu().numpy(), joined.scores.cpu().numpy()
-            labels = joined.label_indices.tolist()
-            found[place] = ScoredBoxes(boxes, scores, labels)
-            predictions += [
+    for record, found in _ground(subject, asked, PUBLISHED_PHRASES):
+        phrases = []
+        for label, own in enumerate(label_boxes(record)):
+            boxes, scores = _of_phrase(found.own, label)
+            phrases.append(
                 {
-                    "image_id": entry_id(asked[place].key),
-                    "category_id": label + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": score,
+                    "phrase": record.labels[label],
+                    "boxes_xyxy": boxes.tolist(),
+                    "scores": scores.tolist(),
                 }
-                for (x0, y0, x1, y1), score, label in zip(
-                    boxes.tolist(), scores.tolist(), labels, strict=True
-                )
-            ]
-    truths = [TrueBoxes(record.boxes_xyxy, record.box_labels) for record in asked]
-    numbers = average_precision(found, truths)
-    # Numbers of a size that no true box has are left out; without any true box `ap` is NaN.
-    return Measured(
-        {name: value for name, value in numbers.items() if name == "ap" or value == value},
-        predictions,
-    )
+            )
+            if own:
+                predicted.append(boxes)
+                published.append(_of_phrase(found.published, label)[0])
+                truths.append(np.array([record.boxes_xyxy[box] for box in own]))
+                kinds.append(record.label_groups[label] if record.label_groups else "")
+        predictions.append({"key": record.key, "phrases": phrases})
+    metrics = phrase_recall(predicted, truths, KS)
+    metrics |= _published(phrase_recall(published, truths, KS))
+    # A phrase may be of several kinds, and counts for each of them.
+    kinds_of = [own.split("/") for own in kinds]
+    for kind in sorted({part for own in kinds_of for part in own if part}):
+        of_kind = [number for number, own in enumerate(kinds_of) if kind in own]
+        found_of_kind = phrase_recall(
+            [published[number] for number in of_kind], [truths[number] for number in of_kind], KS
+        )
+        metrics |= {f"{kind}/{name}": v for name, v in _published(found_of_kind).items()}
+    return Measured(metrics, predictions)
+
+
+def _published(numbers: dict[str, float]) -> dict[str, float]:
+    return {f"published_{name}": value for name, value in numbers.items()}
+
+
+def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes and scores of one phrase by falling score, of equal ones by falling corners."""
+    chosen = found.label_indices == label
+    boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
+    # The last key of lexsort counts first.
+    order = np.lexsort((*(-boxes[:, side] for side in (3, 2, 1, 0)), -scores))
+    return boxes[order], scores[order]
 
 
 def _needing_boxes(records: RecordSet) -> list[Record]:
@@ -140,26 +128,38 @@ def _needing_boxes(records: RecordSet) -> list[Record]:
 
 
 def _ground(
-    subject: Subject, asked: list[Record], *, boxes_per_phrase: int
-) -> Iterator[tuple[Record, FoundBoxes]]:
+    subject: Subject, asked: list[Record], published: Mapping[str, Any]
+) -> Iterator[tuple[Record, Grounded]]:
     """Find the boxes of each record's labels in its text, in order."""
     network = subject.detector
-    results: dict[int, FoundBoxes] = {}
-    for batch, places in _pictures(subject, asked):
+    results: dict[int, Grounded] = {}
+    for batch, places in same_sized(subject, asked):
         shown = [asked[place] for place in places]
-        found = ground_phrases(
-            network.predict(subject.encode_pair(batch, shown, batch.token_ids)),
-            [_tokens(subject, record.text, record.label_spans) for record in shown],
-            batch.image_sizes,
-            batch.original_sizes,
-            boxes_per_phrase=boxes_per_phrase,
-        )
-        results |= zip(places, found, strict=True)
+        output = network.predict(subject.encode_pair(batch, shown, batch.token_ids))
+        tokens = [label_tokens(subject, record.text, record.label_spans) for record in shown]
+        sizes = batch.image_sizes, batch.original_sizes
+        own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
+        all_found = detect_boxes(output, tokens, *sizes, **published)
+        for place, best, found, size, original in zip(places, own, all_found, *sizes, strict=True):
+            results[place] = Grounded(best, _inclusive(found, size, original))
     for place, record in enumerate(asked):
         yield record, results[place]
 
 
-def _pictures(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, list[int]]]:
+def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
+    """Write boxes with their last pixel as the right and lower corner, scaled as published.
+
+    Args:
+        found: half-open boxes of the original picture.
+        size: (height, width) of the picture that the model saw.
+        original: (height, width).
+    """
+    height, width = (original / size).tolist()
+    pixel = found.boxes_xyxy.new_tensor([0.0, 0.0, width, height])
+    return found._replace(boxes_xyxy=found.boxes_xyxy - pixel)
+
+
+def same_sized(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, list[int]]]:
     """Give batches of pictures of one padded size with the places of their records.
 
     The model sees the padding, so that a picture padded to the size of another one would be judged
@@ -199,7 +199,7 @@ def _rows(batch: Any, rows: Tensor, height: int, width: int) -> Any:
     )
 
 
-def _tokens(subject: Subject, text: str, spans: Sequence[Any]) -> list[list[int]]:
+def label_tokens(subject: Subject, text: str, spans: Sequence[Any]) -> list[list[int]]:
     """Find the tokens of each label; none for one behind the last token that the model reads."""
     _, offsets = subject.tokenizer.encode(text, max_tokens=subject.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

@@ -163,6 +163,7 @@ CHOSEN_BY: dict[str, tuple[str, ...]] = {
     "refcoco": ("accuracy_at_1",),
     "flickr": ("any_recall_at_1",),
     "coco": ("ap",),
+    "lvis": ("ap",),
 }
 
 
