@@ -1,11 +1,13 @@
-"""Fixed AP, by hand: the `lvis` package, whose numbers are published, needs an old numpy.
+"""Fixed AP by hand, and as the `lvis` package gave it (`record_lvis.py`): it needs an old numpy.
 
 Every box is 10 x 10 (or as said) and a detection is a true box itself or far from all, so that each
 is right or wrong at every threshold and AP is the precision at 101 recalls of one list. With one
 true box, found at place n of its class's list (1 is the surest), AP is 1 / n.
 """
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +169,39 @@ def test_wrong_input_is_named():
     wrong = FederatedTruth([BOX], [], frozenset())
     with pytest.raises(ValueError, match="picture 0 has 1 true boxes, 0 classes and 1 areas"):
         fixed_average_precision(BestOfClasses(1).table(), [wrong], ["r"])
+
+
+def test_equals_what_the_lvis_package_gave():
+    recorded = json.loads(Path(__file__).with_name("lvis_recorded.json").read_text())
+    truth, results = recorded["truth"], recorded["results"]
+    truths = []
+    for image in truth["images"]:
+        own = [entry for entry in truth["annotations"] if entry["image_id"] == image["id"]]
+        truths.append(
+            FederatedTruth(
+                [corners(entry["bbox"]) for entry in own],
+                [entry["category_id"] - 1 for entry in own],
+                frozenset(number - 1 for number in image["neg_category_ids"]),
+                frozenset(number - 1 for number in image["not_exhaustive_category_ids"]),
+                [entry["area"] for entry in own],
+            )
+        )
+    rows = [
+        (entry["image_id"] - 1, entry["category_id"] - 1, corners(entry["bbox"]), entry["score"])
+        for entry in results
+    ]
+    frequencies = [category["frequency"] for category in truth["categories"]]
+    numbers = fixed_average_precision(table(*rows), truths, frequencies)
+    names = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium"}
+    names |= {"APl": "ap_large", "APr": "apr", "APc": "apc", "APf": "apf"}
+    assert recorded["numbers"].keys() == names.keys()
+    for name, value in recorded["numbers"].items():
+        assert 0 < value < 1
+        assert numbers[names[name]] == pytest.approx(value, abs=1e-9), name
+
+
+def corners(sides):
+    return [sides[0], sides[1], sides[0] + sides[2], sides[1] + sides[3]]
 
 
 def spelled_out(detections, truths, num_classes):

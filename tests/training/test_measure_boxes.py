@@ -159,6 +159,10 @@ def test_expressions_as_we_do_and_as_published(model, picture, monkeypatch):
     assert metrics["published_accuracy_at_1"] == 0.0
     assert metrics["published_accuracy_at_5"] == 1.0
     assert seen == [{"score_threshold": 0.0, "candidates_per_level": 3000}]
+    # As published, a box of IoU above 0.5 and GIoU below it is a miss.
+    put(monkeypatch, found((0, shifted, 0.9)), found((0, plus_one(shifted), 0.9)))
+    metrics = evaluate(model, "refcoco", data=[record])
+    assert metrics["accuracy_at_10"] == 1.0 and metrics["published_accuracy_at_10"] == 0.0
 
 
 def test_the_best_box_of_an_expression_is_the_same_in_both(model, picture):

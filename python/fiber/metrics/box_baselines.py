@@ -195,6 +195,8 @@ def detection_chance(
 ) -> dict[str, float]:
     """`detection.average_precision` of the true boxes with random classes and scores.
 
+    Numbers of a size that no true box has are left out.
+
     Args:
         truths: of each picture.
         seed: of the draws, the only baseline here that is drawn and not computed.
@@ -210,7 +212,8 @@ def detection_chance(
             labels = [classes[i] for i in random.integers(0, max(1, len(classes)), count)]
             detections.append(ScoredBoxes(true.boxes_xyxy, random.random(count), labels))
         totals.append(average_precision(detections, truths))
-    return {key: mean(np.array([total[key] for total in totals])) for key in totals[0]}
+    means = {key: mean(np.array([total[key] for total in totals])) for key in totals[0]}
+    return {key: value for key, value in means.items() if value == value or not key.endswith(SIZES)}
 
 
 def detection_blind(
