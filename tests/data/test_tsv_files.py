@@ -145,7 +145,7 @@ def test_batches_of_it(write):
     assert batch.original_sizes.tolist() == [[30, 40]] * 4
 
 
-def test_a_fork_opens_the_files_anew(write):
+def test_a_fork_reads_too(write):
     write()
     file = TsvFile(write.folder / "train.label.tsv")
     first = file.row(0)

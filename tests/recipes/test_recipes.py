@@ -7,7 +7,7 @@ from fiber import recipes
 from fiber.fields import from_dict, to_dict
 from fiber.training.checkpoint import build_model
 from fiber.training.evaluate import find_task
-from fiber.training.optim import build_optimizer, freeze_image_stages, lr_factor
+from fiber.training.optim import build_optimizer, freeze, lr_factor
 from fiber.training.run_config import RunConfig, differences, load_recipe
 from fiber.training.streams import training_transform
 from fiber.training.transform_config import RandAugmentConfig
@@ -23,7 +23,7 @@ def test_recipe_builds_and_survives_json(name):
     assert from_dict(RunConfig, to_dict(config)) == config
     with torch.device("meta"):
         model = build_model(config.model)
-    freeze_image_stages(model, config.optim.frozen_image_stages)
+    freeze(model, config.optim.frozen)
     optimizer = build_optimizer(model, config.optim)
     grouped = sum(len(group["params"]) for group in optimizer.param_groups)
     assert grouped == sum(p.requires_grad for p in model.parameters())
@@ -49,7 +49,7 @@ def test_published_numbers_of_trained_parameters():
         config = load_recipe(name)
         with torch.device("meta"):
             model = build_model(config.model)
-        freeze_image_stages(model, config.optim.frozen_image_stages)
+        freeze(model, config.optim.frozen)
         frozen[name] = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert frozen == {"grounding": 559_960, "coco_detection": 20_560}
 
@@ -59,7 +59,7 @@ def test_published_fine_tuning_on_odinw():
     config = load_recipe("odinw_full")
     optim, train, transform = config.optim, config.train, config.data.transform
     assert (optim.lr, optim.text_lr_multiplier, optim.weight_decay) == (1e-4, 0.1, 0.05)
-    assert (optim.warmup_fraction, optim.frozen_image_stages, train.ema_decay) == (0, 1, 0)
+    assert (optim.warmup_fraction, len(optim.frozen), train.ema_decay) == (0, 2, 0)
     assert (optim.schedule, optim.plateau_patience, optim.plateau_least_lr) == ("plateau", 3, 1e-6)
     assert (train.epochs, train.checkpoint_epochs, config.validation.stop_after) == (200, 1, 8)
     assert (config.data.batch_size, train.seed, transform.shorter_sides) == (4, 10, (800,))

@@ -39,6 +39,10 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
+#: The patch embedding and the first two stages.
+FROZEN = tuple(f"backbone.image.{part}" for part in ("patch_embedding", "stages.0", "stages.1"))
+
+
 def processes(kind="cpu", rank=0):
     return Processes(rank=rank, world_size=2, device=torch.device(kind))
 
@@ -102,7 +106,7 @@ def test_bytes_of_a_run_by_hand():
     config = coarse_config()
     count = sum(parameter.numel() for parameter in build_model(config.model).parameters())
     assert needed_bytes(config) == (count, 16 * count)
-    frozen = replace_fields(config, {"optim.frozen_image_stages": 2})
+    frozen = replace_fields(config, {"optim.frozen": FROZEN})
     image = build_model(config.model).backbone.image
     still = [image.patch_embedding, *image.stages[:2]]
     fixed = sum(p.numel() for part in still for p in part.parameters())

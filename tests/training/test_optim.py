@@ -11,6 +11,7 @@ from fiber.training.optim import (
     PublishedAdamW,
     build_optimizer,
     factor_of,
+    freeze,
     is_decayed,
     kind_of,
     lr_factor,
@@ -219,3 +220,35 @@ def test_moving_average_by_hand_and_through_its_state():
         model.weight.data.fill_(7.0)
         each.update(model)
     assert torch.equal(copy.weights(model)["weight"], average.weights(model)["weight"])
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_what_is_named_is_frozen():
+    model = build_model(preset("micro", stage="fine"))
+    everything = trained(model)
+    freeze(model, ())
+    assert trained(model) == everything
+    freeze(model, ("backbone.image.stages.0", "*.mlp_norm.weight", "head.text_bias"))
+    frozen = everything - trained(model)
+    assert frozen == {
+        name
+        for name in everything
+        if name.startswith("backbone.image.stages.0.")
+        or name.endswith(".mlp_norm.weight")
+        or name == "head.text_bias"
+    }
+    average = MovingAverage(model, 0.9)
+    assert not frozen & set(average.state_dict())
+
+
+def test_patterns_that_freeze_nothing_are_named():
+    model = build_model(preset("micro", stage="fine"))
+    with pytest.raises(ValueError, match=r"called 'backbone.image.stage.0', nor in it; did you"):
+        freeze(model, ("backbone.text", "backbone.image.stage.0"))
+    with pytest.raises(ValueError, match=r"called 'stages.1', nor in it; "):
+        freeze(model, ("stages.1",))
+    with pytest.raises(ValueError, match=r"optim.frozen: \* leave no parameter to train"):
+        freeze(model, ("*",))

@@ -58,17 +58,15 @@ class TsvFile:
         index = path.with_suffix(".lineidx")
         self._starts = _read_index(index, self._size) if index.is_file() else _find_lines(path)
         self._file: int | None = None
-        self._process = 0
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def row(self, number: int) -> list[str]:
         """Return the columns of a line, from 0."""
-        if self._process != os.getpid():
-            # A descriptor is shared with the process that forked; its reads have no position.
-            self._file, self._process = os.open(self.path, os.O_RDONLY), os.getpid()
-        assert self._file is not None
+        if self._file is None:
+            # Threads and forks may share it: its reads have no position.
+            self._file = os.open(self.path, os.O_RDONLY)
         start = int(self._starts[number])
         end = int(self._starts[number + 1]) if number + 1 < len(self) else self._size
         data = bytearray()
@@ -83,8 +81,9 @@ class TsvFile:
             raise ValueError(f"{self.path}: line {number} is not text ({problem})") from None
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None and self._process == os.getpid():
-            os.close(self._file)  # type: ignore[arg-type]
+        file = getattr(self, "_file", None)
+        if file is not None:
+            os.close(file)
 
 
 def _read_index(path: Path, size: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def recipe() -> RunConfig:
             warmup_start=0.001,
             schedule="multistep",
             clip_norm=1.0,
-            frozen_image_stages=1,
+            frozen=("backbone.image.patch_embedding", "backbone.image.stages.0"),
         ),
         train=TrainConfig(
             steps=800_000,

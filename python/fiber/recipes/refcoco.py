@@ -34,7 +34,7 @@ def recipe() -> RunConfig:
             text_lr_multiplier=1.0,
             warmup_fraction=2000 / 150_780,
             clip_norm=0.0,
-            frozen_image_stages=0,
+            frozen=(),
         ),
         train=dataclasses.replace(base.train, steps=150_780, gradient_checkpointing=True),
     )

@@ -47,7 +47,7 @@ from fiber.training.model_files import Towers, read_start
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
-    freeze_image_stages,
+    freeze,
     lr_factor,
     set_learning_rate,
 )
@@ -226,7 +226,7 @@ def _train(
         report = initialise(model, start, source.words.answers)
         if not quiet:
             say(f"weights from {start.path}:\n{report}")
-    freeze_image_stages(model, config.optim.frozen_image_stages)
+    freeze(model, config.optim.frozen)
     optimizer = build_optimizer(model, config.optim)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
     memory = Memory.of(config, device, rewards)

@@ -11,7 +11,7 @@ import torch
 
 from fiber.training.checkpoint import build_model
 from fiber.training.distributed import Processes
-from fiber.training.optim import freeze_image_stages
+from fiber.training.optim import freeze
 from fiber.training.run_config import RunConfig
 
 #: Bytes of a trained parameter: weight, gradient and AdamW's two moments, in float32.
@@ -73,7 +73,7 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
     """
     with torch.device("meta"):
         model = build_model(config.model)
-    freeze_image_stages(model, config.optim.frozen_image_stages)
+    freeze(model, config.optim.frozen)
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     count = sum(p.numel() for p in parameters)

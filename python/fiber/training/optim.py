@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fiber.fields import nearest
 from fiber.training.plateau import count_falls
 from fiber.training.run_config import OptimConfig
 
@@ -107,14 +109,36 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 
 
-def freeze_image_stages(model: nn.Module, stages: int) -> None:
-    """Exempt the patch embedding and the first stages of the image tower from training."""
-    frozen = [f"backbone.image.stages.{stage}." for stage in range(stages)]
-    if stages:
-        frozen.append("backbone.image.patch_embedding.")
-    for name, parameter in model.named_parameters():
-        if name.startswith(tuple(frozen)):
-            parameter.requires_grad_(False)
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Exempt parts of a model from training.
+
+    Args:
+        model: whose parameters lose their gradients.
+        patterns: names of parameters or of modules with all that is in them, as in
+            "backbone.image.stages.0"; * stands for anything.
+
+    Raises:
+        ValueError: for a pattern that no parameter has, with the nearest names, or if nothing is
+            left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        frozen = [
+            name
+            for name in parameters
+            if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+        ]
+        if not frozen:
+            parts = (name.split(".") for name in parameters)
+            modules = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
+            raise ValueError(
+                f"optim.frozen: no parameter is called {pattern!r}, nor in it;"
+                f" {nearest(pattern, sorted(modules))}"
+            )
+        for name in frozen:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError(f"optim.frozen: {', '.join(patterns)} leave no parameter to train")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

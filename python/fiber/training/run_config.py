@@ -65,8 +65,9 @@ class OptimConfig:
     text_lr_multiplier: float = 1.0
     bias_lr_multiplier: float = 1.0
     gate_lr_multiplier: float = 1.0
-    #: Stages of the image tower that are not trained, from the first on, the patches included.
-    frozen_image_stages: int = 0
+    #: What is not trained: names of parameters, or of modules with all that is in them, as in
+    #: "backbone.image.stages.0" or "backbone.text"; * stands for anything.
+    frozen: tuple[str, ...] = ()
     #: Decay norm weights, gates and other vectors too; biases and bias tables never are.
     decay_vectors: bool = False
     #: Groups and arithmetic of the published coarse code: gates, the temperature, the norms of
@@ -100,10 +101,6 @@ class OptimConfig:
         require(
             0 <= self.warmup_fraction < 1,
             f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}",
-        )
-        require(
-            0 <= self.frozen_image_stages <= 4,
-            f"optim.frozen_image_stages must be in 0 to 4, got {self.frozen_image_stages}",
         )
         require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
 
