@@ -1,6 +1,7 @@
 """The text that a picture with class boxes gets, drawn for an epoch."""
 
 import collections
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from fiber.data import ConcatRecords, Record
 from fiber.data.drawn_prompts import DrawnPrompts, dropped_boxes
 from fiber.data.prompt_rules import PromptRules
 from fiber.data.prompts import class_prompt
-from fiber.data.records import record_in_epoch
+from fiber.data.records import TrueObjects, record_in_epoch
 
 from .words import Words
 
@@ -226,6 +227,18 @@ def test_published_rules_can_be_trained_by():
         assert length(record) <= 62 and len(record.labels) <= 20
     assert background > 0
     assert records.in_epoch(3, 0) == records.in_epoch(3, 0) != records.in_epoch(4, 0)
+
+
+def test_what_counts_through_all_classes_is_left_out():
+    whole = dataclasses.replace(
+        picture(1, 3),
+        label_ids=tuple(range(len(THINGS))),
+        label_groups=("f",) * len(THINGS),
+        objects=TrueObjects(boxes_xyxy=((0.0, 0.0, 9.0, 9.0),), labels=(3,)),
+    )
+    record = drawn([whole], max_classes=2)[0]
+    assert len(record.labels) == 2
+    assert (record.label_ids, record.label_groups, record.objects) == ((), (), None)
 
 
 def test_parts_of_a_set_are_drawn_by_epoch():

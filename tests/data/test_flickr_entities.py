@@ -1,5 +1,7 @@
 """Flickr30k Entities in the authors' format, made up here."""
 
+import json
+
 import pytest
 
 from fiber.data.flickr_entities import Phrase, flickr_entities, read_sentence
@@ -86,6 +88,16 @@ def test_folders_and_lists_are_found(folder, tmp_path):
     pictures.mkdir(parents=True)
     first = open_source("phrases", below, "val")[0]
     assert first.images == (str(pictures / "12.jpg"),)
+
+
+def test_any_other_form_comes_before_a_list(folder):
+    """A file called "val.txt" may be anything."""
+    other = folder / "mdetr_annotations"
+    other.mkdir()
+    (folder / "images").mkdir()
+    content = {"images": [], "annotations": [], "categories": []}
+    (other / "final_flickr_separateGT_val.json").write_text(json.dumps(content))
+    assert open_source("phrases", folder, "val") == []
 
 
 @pytest.mark.parametrize(

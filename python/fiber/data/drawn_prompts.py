@@ -106,6 +106,10 @@ class DrawnPrompts:
             box_labels=tuple(places),
             labels=prompt.labels,
             label_spans=prompt.spans,
+            # What counts through all classes, for metrics, does not count through those drawn.
+            label_ids=(),
+            label_groups=(),
+            objects=None,
         )
         return drawn, len(record.box_labels) - len(kept)
 

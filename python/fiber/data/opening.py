@@ -11,32 +11,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from fnmatch import fnmatch
-from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fiber.data import (
-    arrow_files,
-    coco_folders,
-    downloads,
-    flickr_entities,
-    mdetr,
-    own_data,
-    sources,
-    tsv_files,
-)
+from fiber.data import coco_folders, own_data
 from fiber.data.annotations import FILES
 from fiber.data.drawn_prompts import DrawnPrompts
+from fiber.data.forms import (
+    BESIDE,
+    BY_SUFFIX,
+    FORMS,
+    SPLIT_NAMES,
+    TRAINING_ONLY,
+    TRAINING_READERS,
+    WITH_SPLITS,
+    Form,
+    Reader,
+    matching,
+)
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
 
 AnyPath = str | PathLike[str]
 
-#: Reads records of a split: (folder, split, annotations=file).
-Reader = Callable[..., RecordSet]
+_NOUN = re.compile(r"\b\w+s\b")
+_SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
 class SeveralFormsError(ValueError):
@@ -52,200 +53,11 @@ class SeveralFormsError(ValueError):
         self.sources = sources
 
 
-class Form(NamedTuple):
-    """One form that records of a source come in."""
-
-    #: Name of the file below the data folder; * stands for anything, {split} for the split.
-    pattern: str
-    reader: Reader
-    #: What the file is, as `where_to_get` knows it.
-    kind: str
-    #: The only split whose records the file holds; "": any, told by its name or inside it.
-    split: str = ""
-
-    def holds(self, split: str) -> bool:
-        """Whether a file of this form may hold a split."""
-        return self.split in ("", split)
-
-
-def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str, only: str = "") -> Form:
-    """The form of Arrow files; the first of several parts of a folder stands for all of them."""
-
-    def reader(folder: AnyPath, split: str, *, annotations: AnyPath) -> RecordSet:
-        parts = _matching(Path(folder), files, split)
-        return read(*(parts if Path(annotations) in parts[:1] else [annotations]))
-
-    return Form(files, reader, arrow_files.KIND, only)
-
-
-def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
-    """Read one Arrow file of whatever name."""
-    return lambda folder, split, *, annotations: read(annotations)
-
-
-_OWN = "lines of your own"
-_COCO = [
-    *(
-        Form(name, downloads.coco_karpathy, "COCO, Karpathy's splits")
-        for name in downloads.COCO_KARPATHY
-    ),
-    _arrow(arrow_files.arrow_captions, "coco_caption_karpathy_{split}.arrow"),
-]
-_FLICKR30K = [
-    *(
-        Form(name, downloads.flickr30k_karpathy, "Flickr30k, Karpathy's splits")
-        for name in downloads.FLICKR30K_KARPATHY
-    ),
-    _arrow(arrow_files.arrow_captions, "f30k_caption_karpathy_{split}.arrow"),
-]
-_VISUAL_GENOME = [
-    *(
-        Form(name, downloads.visual_genome, "Visual Genome's region descriptions", "train")
-        for name in downloads.VISUAL_GENOME
-    ),
-    _arrow(arrow_files.arrow_captions, "vg.arrow", "train"),
-]
-_SBU = [
-    *(Form(name, downloads.sbu, "SBU captions", "train") for name in downloads.SBU),
-    _arrow(arrow_files.arrow_captions, "sbu_*.arrow", "train"),
-]
-_CONCEPTUAL_CAPTIONS = [
-    *(
-        Form(name, downloads.conceptual_captions, "Conceptual Captions", split)
-        for split, names in downloads.CONCEPTUAL_CAPTIONS.items()
-        for name in names
-    ),
-    _arrow(arrow_files.arrow_captions, "conceptual_caption_{split}_*.arrow"),
-]
-_VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-# Files that stand beside those of a form.
-_BESIDE = {
-    FILES["questions"]: [FILES["answers"]],
-    _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
-}
-
-
-def _in_mdetr(*names: str) -> list[str]:
-    """Names of files in a data folder, and in the folder that MDETR's archive unpacks to."""
-    return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
-
-
-def _refcoco(*names: str) -> list[Form]:
-    """The forms of one of the sets; each has a reader of its own, so that they are told apart."""
-    reader = partial(sources.referring)
-    return [Form(name, reader, "RefCOCO, MDETR's files") for name in _in_mdetr(*names)]
-
-
-_REFERRING = Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
-_REFCOCO = _refcoco("finetune_refcoco_{split}.json")
-_REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
-# The published test file of RefCOCOg is a corrected one.
-_REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json")
-
-#: For each source that a task may name, its forms; the first is what `fiber data` writes.
-FORMS: dict[str, list[Form]] = {
-    "captions": [
-        Form(FILES["captions"], sources.captions, "COCO captions"),
-        Form("{split}.jsonl", own_data.own_captions, _OWN),
-        *_COCO,
-        *_FLICKR30K,
-        *_VISUAL_GENOME,
-        *_SBU,
-        *_CONCEPTUAL_CAPTIONS,
-    ],
-    "coco_karpathy": _COCO,
-    "flickr30k_karpathy": _FLICKR30K,
-    "visual_genome": _VISUAL_GENOME,
-    "sbu": _SBU,
-    "conceptual_captions": _CONCEPTUAL_CAPTIONS,
-    "questions": [
-        Form(FILES["questions"], sources.questions, "VQAv2 questions"),
-        Form("{split}.jsonl", own_data.own_questions, _OWN),
-        Form(_VQAV2, sources.questions, "VQAv2, original files"),
-        _arrow(arrow_files.arrow_questions, "vqav2_{split}.arrow"),
-    ],
-    "reasoning": [
-        Form(FILES["reasoning"], sources.reasoning, "NLVR2"),
-        Form("{split}.json", sources.reasoning, "NLVR2, original file"),
-        _arrow(arrow_files.arrow_statements, "nlvr2_{split}.arrow"),
-    ],
-    "phrases": [
-        Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
-        *(
-            Form(name, sources.phrases, "Flickr30k Entities, MDETR's files")
-            for name in _in_mdetr("final_flickr_separateGT_{split}.json")
-        ),
-        *(
-            Form(name, flickr_entities.flickr_entities, flickr_entities.KIND)
-            for name in flickr_entities.LISTS
-        ),
-    ],
-    "mixed": [
-        Form(name, mdetr.mixed, mdetr.MIXED, "train")
-        for file in mdetr.MIXED_FILES
-        for name in _in_mdetr(file)
-    ],
-    "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
-    "refcoco": [_REFERRING, *_REFCOCO],
-    "refcocoplus": _REFCOCOPLUS,
-    "refcocog": _REFCOCOG,
-    "objects365": [
-        Form(name, tsv_files.objects365, tsv_files.KIND, "train") for name in tsv_files.FILES
-    ],
-    "detection": [
-        Form(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
-        *(
-            Form(name, coco_folders.coco_detection, kind)
-            for kind, names in coco_folders.SPLIT_FILES.items()
-            for name in names
-        ),
-        *(
-            Form(name, coco_folders.coco_detection, "one file for all pictures", split)
-            for split in ("train", coco_folders.HELD_OUT)
-            for name in coco_folders.WHOLE_FILES
-        ),
-    ],
-    "swapped": [Form(FILES["swapped"], sources.swapped, "Winoground")],
-}
-# What "{split}.json" may be named, so that no other file is taken for one.
-_SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
-# Readers of files that hold every split.
-_WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
-_NOUN = re.compile(r"\b\w+s\b")
-_SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
-# Sources and readers of sets that nothing but a training split was ever made of.
-_TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
-_TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
-# What a file of another name is taken for, by source and end of its name.
-_BY_SUFFIX: dict[tuple[str, str], Reader] = {
-    ("captions", ".jsonl"): own_data.own_captions,
-    ("captions", ".json"): sources.captions,
-    ("captions", ".tsv"): downloads.conceptual_captions,
-    ("captions", ".arrow"): _arrow_file(arrow_files.arrow_captions),
-    ("questions", ".jsonl"): own_data.own_questions,
-    ("questions", ".json"): sources.questions,
-    ("questions", ".arrow"): _arrow_file(arrow_files.arrow_questions),
-    ("reasoning", ".jsonl"): sources.reasoning,
-    ("reasoning", ".json"): sources.reasoning,
-    ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
-    ("phrases", ".json"): sources.phrases,
-    ("phrases", ".txt"): flickr_entities.flickr_entities,
-    ("mixed", ".json"): mdetr.mixed,
-    ("referring", ".json"): sources.referring,
-    ("refcoco", ".json"): sources.referring,
-    ("refcocoplus", ".json"): sources.referring,
-    ("refcocog", ".json"): sources.referring,
-    ("objects365", ".yaml"): tsv_files.objects365,
-    ("detection", ".json"): coco_folders.coco_detection,
-    ("swapped", ".jsonl"): sources.swapped,
-}
-
-
 def open_source(source: str, data: AnyPath, split: str, **options: Any) -> RecordSet:
     """Read a source's records of a split, whatever form they are in.
 
     Args:
-        source: a key of `FORMS`.
+        source: a key of `forms.FORMS`.
         data: a data folder, or the annotation file. A file's pictures are looked for from its
             folder.
         split: its name, or several joined by "+". Of a file that does not tell its records' splits,
@@ -262,8 +74,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     if path.is_file():
         reader = _file_reader(source, path, split)
         # Of other files all is read, whatever the split, and that once.
-        splits = asked if reader in _WITH_SPLITS else [split]
-        if reader in _TRAINING_READERS and "train" in asked:
+        splits = asked if reader in WITH_SPLITS else [split]
+        if reader in TRAINING_READERS and "train" in asked:
             splits = ["train"]
         parts = [reader(path.parent, part, annotations=path, **options) for part in splits]
     else:
@@ -274,7 +86,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
 def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
     """Keep, of the splits asked for, those that a source has."""
-    if source in _TRAINING_ONLY:
+    if source in TRAINING_ONLY:
         if "train" not in asked:
             raise ValueError(
                 f"{source} has only a training split, no {'+'.join(asked)!r}; expected 'train'"
@@ -296,7 +108,7 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     reader = _file_reader(source, path, split)
     if reader in (own_data.own_captions, own_data.own_questions):
         return own_data.names_splits(path)
-    return reader in _WITH_SPLITS
+    return reader in WITH_SPLITS
 
 
 def left_out_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
@@ -359,7 +171,7 @@ def left_out(records: RecordSet) -> dict[str, int]:
 def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
     first = FORMS[source][0]
     # What the recipes name comes before all else.
-    if first.holds(split) and (files := _matching(data, first.pattern, split)):
+    if first.holds(split) and (files := matching(data, first.pattern, split)):
         named = {} if first.pattern in FILES.values() else {"annotations": files[0]}
         return first.reader(data, split, **named, **options)
     # A split of boxes may be a part of another file.
@@ -384,8 +196,10 @@ def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -
 def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
     """Find the forms of a source that a folder holds: its reader, and the first of its files."""
     found: dict[Reader, Path] = {}
-    for form in FORMS[source]:
-        for path in _matching(folder, form.pattern, split)[:1] if form.holds(split) else ():
+    for form in sorted(FORMS[source], key=lambda form: form.yields):
+        if not form.holds(split) or (form.yields and found):
+            continue
+        for path in matching(folder, form.pattern, split)[:1]:
             found.setdefault(form.reader, path)
     return found
 
@@ -393,7 +207,7 @@ def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
 def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path]) -> bool:
     """Whether a source reads one of the forms found: its only one there, or that which is first."""
     own = found.keys() & {form.reader for form in FORMS[source]}
-    return len(own) == 1 or bool(own and _matching(folder, FORMS[source][0].pattern, split))
+    return len(own) == 1 or bool(own and matching(folder, FORMS[source][0].pattern, split))
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
@@ -406,7 +220,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     kinds: dict[str, list[str]] = {}
     for form in FORMS[source]:
         if form.holds(split):
-            names = " with ".join([form.pattern, *_BESIDE.get(form.pattern, ())])
+            names = " with ".join([form.pattern, *BESIDE.get(form.pattern, ())])
             kinds.setdefault(form.kind, []).append(names.format(split=split))
     generated = {form.kind for form in FORMS[source] if form.pattern in FILES.values()}
     forms = []
@@ -426,9 +240,9 @@ def _splits_there(source: str, folder: Path) -> list[str]:
     for form in FORMS[source]:
         pattern = re.escape(form.pattern).replace(r"\*", ".*")
         # Any file may be called "x.json".
-        any_split = _SPLIT_NAMES if form.pattern.startswith("{split}.") else ".+?"
+        any_split = SPLIT_NAMES if form.pattern.startswith("{split}.") or form.yields else ".+?"
         pattern = pattern.replace(r"\{split\}", f"(?P<split>{any_split})")
-        for path in _matching(folder, form.pattern, "*"):
+        for path in matching(folder, form.pattern, "*"):
             match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
             if match:
                 found.add(form.split or match.groupdict().get("split"))
@@ -441,8 +255,8 @@ def _file_reader(source: str, path: Path, split: str) -> Reader:
         # An Arrow file that is named is read alone, without the other parts of its set.
         if path.suffix != ".arrow" and fnmatch(path.name, _name(form, split)):
             return form.reader
-    forms = [end for name, end in _BY_SUFFIX if name == _kind(source)]
-    reader = _BY_SUFFIX.get((_kind(source), path.suffix))
+    forms = [end for name, end in BY_SUFFIX if name == _kind(source)]
+    reader = BY_SUFFIX.get((_kind(source), path.suffix))
     if reader is None:
         raise ValueError(
             f"{path}: a file of {source} ends in {', '.join(forms)}, or the data are a folder"
@@ -456,15 +270,4 @@ def _name(form: Form, split: str) -> str:
 
 def _kind(source: str) -> str:
     """What records of a source hold: those of a named data set hold captions."""
-    return source if any(source == name for name, _ in _BY_SUFFIX) else "captions"
-
-
-def _matching(folder: Path, pattern: str, split: str) -> list[Path]:
-    """List the files of a pattern, those with numbers in their order."""
-    found = folder.glob(pattern.format(split=split)) if folder.is_dir() else ()
-    return sorted((path for path in found if path.is_file()), key=_numbered)
-
-
-def _numbered(path: Path) -> tuple[int, str]:
-    last = path.stem.rpartition("_")[2]
-    return (int(last) if last.isdigit() else 0, path.name)
+    return source if any(source == name for name, _ in BY_SUFFIX) else "captions"

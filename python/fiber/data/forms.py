@@ -1,0 +1,227 @@
+"""The forms that records of each source come in, told apart by the names of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+from fiber.data import (
+    arrow_files,
+    coco_folders,
+    downloads,
+    flickr_entities,
+    mdetr,
+    own_data,
+    sources,
+    tsv_files,
+)
+from fiber.data.annotations import FILES
+from fiber.data.records import RecordSet
+
+AnyPath = str | PathLike[str]
+
+#: Reads records of a split: (folder, split, annotations=file).
+Reader = Callable[..., RecordSet]
+
+
+class Form(NamedTuple):
+    """One form that records of a source come in."""
+
+    #: Name of the file below the data folder; * stands for anything, {split} for the split.
+    pattern: str
+    reader: Reader
+    #: What the file is, as `where_to_get` knows it.
+    kind: str
+    #: The only split whose records the file holds; "": any, told by its name or inside it.
+    split: str = ""
+    #: Whether it counts only where no other form is there, since other things have such names too.
+    yields: bool = False
+
+    def holds(self, split: str) -> bool:
+        """Whether a file of this form may hold a split."""
+        return self.split in ("", split)
+
+
+def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str, only: str = "") -> Form:
+    """The form of Arrow files; the first of several parts of a folder stands for all of them."""
+
+    def reader(folder: AnyPath, split: str, *, annotations: AnyPath) -> RecordSet:
+        parts = matching(Path(folder), files, split)
+        return read(*(parts if Path(annotations) in parts[:1] else [annotations]))
+
+    return Form(files, reader, arrow_files.KIND, only)
+
+
+def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
+    """Read one Arrow file of whatever name."""
+    return lambda folder, split, *, annotations: read(annotations)
+
+
+_OWN = "lines of your own"
+_COCO = [
+    *(
+        Form(name, downloads.coco_karpathy, "COCO, Karpathy's splits")
+        for name in downloads.COCO_KARPATHY
+    ),
+    _arrow(arrow_files.arrow_captions, "coco_caption_karpathy_{split}.arrow"),
+]
+_FLICKR30K = [
+    *(
+        Form(name, downloads.flickr30k_karpathy, "Flickr30k, Karpathy's splits")
+        for name in downloads.FLICKR30K_KARPATHY
+    ),
+    _arrow(arrow_files.arrow_captions, "f30k_caption_karpathy_{split}.arrow"),
+]
+_VISUAL_GENOME = [
+    *(
+        Form(name, downloads.visual_genome, "Visual Genome's region descriptions", "train")
+        for name in downloads.VISUAL_GENOME
+    ),
+    _arrow(arrow_files.arrow_captions, "vg.arrow", "train"),
+]
+_SBU = [
+    *(Form(name, downloads.sbu, "SBU captions", "train") for name in downloads.SBU),
+    _arrow(arrow_files.arrow_captions, "sbu_*.arrow", "train"),
+]
+_CONCEPTUAL_CAPTIONS = [
+    *(
+        Form(name, downloads.conceptual_captions, "Conceptual Captions", split)
+        for split, names in downloads.CONCEPTUAL_CAPTIONS.items()
+        for name in names
+    ),
+    _arrow(arrow_files.arrow_captions, "conceptual_caption_{split}_*.arrow"),
+]
+_VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
+# Files that stand beside those of a form.
+BESIDE = {
+    FILES["questions"]: [FILES["answers"]],
+    _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
+}
+
+
+def _in_mdetr(*names: str) -> list[str]:
+    """Names of files in a data folder, and in the folder that MDETR's archive unpacks to."""
+    return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
+
+
+def _refcoco(*names: str) -> list[Form]:
+    """The forms of one of the sets; each has a reader of its own, so that they are told apart."""
+    reader = partial(sources.referring)
+    return [Form(name, reader, "RefCOCO, MDETR's files") for name in _in_mdetr(*names)]
+
+
+_REFERRING = Form(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
+_REFCOCO = _refcoco("finetune_refcoco_{split}.json")
+_REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
+# The published test file of RefCOCOg is a corrected one.
+_REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json")
+
+#: For each source that a task may name, its forms; the first is what `fiber data` writes.
+FORMS: dict[str, list[Form]] = {
+    "captions": [
+        Form(FILES["captions"], sources.captions, "COCO captions"),
+        Form("{split}.jsonl", own_data.own_captions, _OWN),
+        *_COCO,
+        *_FLICKR30K,
+        *_VISUAL_GENOME,
+        *_SBU,
+        *_CONCEPTUAL_CAPTIONS,
+    ],
+    "coco_karpathy": _COCO,
+    "flickr30k_karpathy": _FLICKR30K,
+    "visual_genome": _VISUAL_GENOME,
+    "sbu": _SBU,
+    "conceptual_captions": _CONCEPTUAL_CAPTIONS,
+    "questions": [
+        Form(FILES["questions"], sources.questions, "VQAv2 questions"),
+        Form("{split}.jsonl", own_data.own_questions, _OWN),
+        Form(_VQAV2, sources.questions, "VQAv2, original files"),
+        _arrow(arrow_files.arrow_questions, "vqav2_{split}.arrow"),
+    ],
+    "reasoning": [
+        Form(FILES["reasoning"], sources.reasoning, "NLVR2"),
+        Form("{split}.json", sources.reasoning, "NLVR2, original file"),
+        _arrow(arrow_files.arrow_statements, "nlvr2_{split}.arrow"),
+    ],
+    "phrases": [
+        Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
+        *(
+            Form(name, sources.phrases, "Flickr30k Entities, MDETR's files")
+            for name in _in_mdetr("final_flickr_separateGT_{split}.json")
+        ),
+        *(
+            Form(name, flickr_entities.flickr_entities, flickr_entities.KIND, yields=True)
+            for name in flickr_entities.LISTS
+        ),
+    ],
+    "mixed": [
+        Form(name, mdetr.mixed, mdetr.MIXED, "train")
+        for file in mdetr.MIXED_FILES
+        for name in _in_mdetr(file)
+    ],
+    "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
+    "refcoco": [_REFERRING, *_REFCOCO],
+    "refcocoplus": _REFCOCOPLUS,
+    "refcocog": _REFCOCOG,
+    "objects365": [
+        Form(name, tsv_files.objects365, tsv_files.KIND, "train") for name in tsv_files.FILES
+    ],
+    "detection": [
+        Form(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
+        *(
+            Form(name, coco_folders.coco_detection, kind)
+            for kind, names in coco_folders.SPLIT_FILES.items()
+            for name in names
+        ),
+        *(
+            Form(name, coco_folders.coco_detection, "one file for all pictures", split)
+            for split in ("train", coco_folders.HELD_OUT)
+            for name in coco_folders.WHOLE_FILES
+        ),
+    ],
+    "swapped": [Form(FILES["swapped"], sources.swapped, "Winoground")],
+}
+#: What "{split}.json" may be named, so that no other file is taken for one.
+SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
+#: Readers of files that hold every split.
+WITH_SPLITS = {downloads.coco_karpathy, downloads.flickr30k_karpathy}
+#: Sources and readers of sets that nothing but a training split was ever made of.
+TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
+TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
+#: What a file of another name is taken for, by source and end of its name.
+BY_SUFFIX: dict[tuple[str, str], Reader] = {
+    ("captions", ".jsonl"): own_data.own_captions,
+    ("captions", ".json"): sources.captions,
+    ("captions", ".tsv"): downloads.conceptual_captions,
+    ("captions", ".arrow"): _arrow_file(arrow_files.arrow_captions),
+    ("questions", ".jsonl"): own_data.own_questions,
+    ("questions", ".json"): sources.questions,
+    ("questions", ".arrow"): _arrow_file(arrow_files.arrow_questions),
+    ("reasoning", ".jsonl"): sources.reasoning,
+    ("reasoning", ".json"): sources.reasoning,
+    ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
+    ("phrases", ".json"): sources.phrases,
+    ("phrases", ".txt"): flickr_entities.flickr_entities,
+    ("mixed", ".json"): mdetr.mixed,
+    ("referring", ".json"): sources.referring,
+    ("refcoco", ".json"): sources.referring,
+    ("refcocoplus", ".json"): sources.referring,
+    ("refcocog", ".json"): sources.referring,
+    ("objects365", ".yaml"): tsv_files.objects365,
+    ("detection", ".json"): coco_folders.coco_detection,
+    ("swapped", ".jsonl"): sources.swapped,
+}
+
+
+def matching(folder: Path, pattern: str, split: str) -> list[Path]:
+    """List the files of a pattern, those with numbers in their order."""
+    found = folder.glob(pattern.format(split=split)) if folder.is_dir() else ()
+    return sorted((path for path in found if path.is_file()), key=_numbered)
+
+
+def _numbered(path: Path) -> tuple[int, str]:
+    last = path.stem.rpartition("_")[2]
+    return (int(last) if last.isdigit() else 0, path.name)
