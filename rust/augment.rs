@@ -5,6 +5,7 @@
 
 use crate::Error;
 use crate::boxes::{self, BoxXyxy};
+use crate::crop::{Cut, check_scale, cut_out, random_crop, shorter_side};
 use crate::image::Rgb;
 use crate::normalize::Normalization;
 use crate::rand_augment::{Operation, RandAugment};
@@ -36,6 +37,8 @@ pub enum Geometry {
         max_size: usize,
         /// Batches are padded right and bottom to a multiple of this many pixels.
         divisor: usize,
+        /// What is cut out of the picture before.
+        cut: Cut,
     },
 }
 
@@ -68,6 +71,9 @@ pub struct Plan {
     /// What is done to the resized picture, in this order.
     pub operations: Vec<Operation>,
     filter: Filter,
+    /// (height, width) in pixels that the whole picture would be resized to; where a part is cut out
+    /// by [`Cut`], boxes may ask for it.
+    whole: Option<(usize, usize)>,
 }
 
 impl Transform {
@@ -95,6 +101,7 @@ impl Transform {
             height,
             width,
         };
+        let mut whole_size = None;
         let (crop, size) = match &self.geometry {
             Geometry::Squash { size } => (whole, (*size, *size)),
             Geometry::RandomResizedCrop { size, scale, ratio } => (
@@ -102,10 +109,22 @@ impl Transform {
                 (*size, *size),
             ),
             Geometry::ShorterSide {
-                sizes, max_size, ..
+                sizes,
+                max_size,
+                cut,
+                ..
             } => {
                 let shorter = sizes[draws.index(sizes.len())];
-                (whole, shorter_side(height, width, shorter, *max_size))
+                let uncut = shorter_side(height, width, shorter, *max_size);
+                // Without cuts the draws are those that follow.
+                if cut.probability > 0.0 && draws.unit() < cut.probability {
+                    whole_size = Some(uncut);
+                    let crop = cut_out(height, width, cut.scale, draws);
+                    let size = shorter_side(crop.height, crop.width, shorter, *max_size);
+                    (crop, size)
+                } else {
+                    (whole, uncut)
+                }
             }
         };
         Plan {
@@ -115,6 +134,7 @@ impl Transform {
             flip: draws.unit() < self.flip_probability,
             operations: self.rand_augment.draw(draws),
             filter: self.filter,
+            whole: whole_size,
         }
     }
 
@@ -135,12 +155,7 @@ impl Geometry {
                 Err(Error::argument("size", "0 pixels; expected 1 or more"))
             }
             Self::RandomResizedCrop { scale, ratio, .. } => {
-                if !(0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0) {
-                    return Err(Error::argument(
-                        "scale",
-                        format!("{scale:?} is no range inside (0, 1]"),
-                    ));
-                }
+                check_scale("scale", *scale)?;
                 if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
                     return Err(Error::argument(
                         "ratio",
@@ -153,7 +168,15 @@ impl Geometry {
                 sizes,
                 max_size,
                 divisor,
+                cut,
             } => {
+                check_scale("crop_scale", cut.scale)?;
+                if !(0.0..=1.0).contains(&cut.probability) {
+                    return Err(Error::argument(
+                        "crop_probability",
+                        format!("{} is not between 0 and 1", cut.probability),
+                    ));
+                }
                 if sizes.is_empty() || sizes.contains(&0) {
                     return Err(Error::argument(
                         "sizes",
@@ -173,81 +196,26 @@ impl Geometry {
     }
 }
 
-/// Height and width whose shorter side is `shorter`, or less where the longer would pass `max_size`.
-///
-/// Rounding as in the published detector: a size that must shrink is rounded to nearest, the longer
-/// side is truncated.
-#[must_use]
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)] // Sizes are far below 2^53.
-pub fn shorter_side(
-    height: usize,
-    width: usize,
-    shorter: usize,
-    max_size: usize,
-) -> (usize, usize) {
-    let least = height.min(width) as f64;
-    let most = height.max(width) as f64;
-    let mut size = shorter;
-    if most / least * size as f64 > max_size as f64 {
-        size = ((max_size as f64 * least / most).round_ties_even() as usize).max(1);
-    }
-    let longer = ((size as f64 * most / least) as usize).max(1);
-    if width < height {
-        (longer, size)
-    } else {
-        (size, longer)
-    }
-}
-
-/// The rectangle of torchvision's `RandomResizedCrop`.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)] // Sizes are far below 2^53.
-fn random_crop(
-    height: usize,
-    width: usize,
-    scale: (f64, f64),
-    ratio: (f64, f64),
-    draws: &mut Draws,
-) -> Crop {
-    let area = (height * width) as f64;
-    for _ in 0..10 {
-        let target = area * draws.range(scale.0, scale.1);
-        let aspect = draws.range(ratio.0.ln(), ratio.1.ln()).exp();
-        let crop_width = (target * aspect).sqrt().round() as usize;
-        let crop_height = (target / aspect).sqrt().round() as usize;
-        if (1..=width).contains(&crop_width) && (1..=height).contains(&crop_height) {
-            return Crop {
-                top: draws.index(height - crop_height + 1),
-                left: draws.index(width - crop_width + 1),
-                height: crop_height,
-                width: crop_width,
-            };
-        }
-    }
-    // No rectangle fitted: the largest central one of an allowed ratio.
-    let whole = width as f64 / height as f64;
-    let (mut crop_height, mut crop_width) = (height, width);
-    if whole < ratio.0 {
-        crop_height = ((width as f64 / ratio.0).round() as usize).clamp(1, height);
-    } else if whole > ratio.1 {
-        crop_width = ((height as f64 * ratio.1).round() as usize).clamp(1, width);
-    }
-    Crop {
-        top: (height - crop_height) / 2,
-        left: (width - crop_width) / 2,
-        height: crop_height,
-        width: crop_width,
-    }
-}
-
 impl Plan {
+    /// The same plan for the whole picture of `height` x `width` pixels, if this one cuts a part out
+    /// of a picture that might be whole.
+    #[must_use]
+    pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
+        let (whole_height, whole_width) = self.whole?;
+        Some(Self {
+            crop: Crop {
+                top: 0,
+                left: 0,
+                height,
+                width,
+            },
+            height: whole_height,
+            width: whole_width,
+            whole: None,
+            ..self.clone()
+        })
+    }
+
     /// Carry the plan out on the picture.
     ///
     /// # Errors
@@ -335,6 +303,7 @@ mod tests {
             sizes: vec![4],
             max_size: 8,
             divisor: 32,
+            cut: Cut::off(),
         };
         for geometry in [Geometry::Squash { size: 4 }, crop, shorter] {
             let plan = transform(geometry, 1.0).plan(1, 1, &mut draws(0));
@@ -344,35 +313,70 @@ mod tests {
         }
     }
 
+    fn cutting(probability: f64, scale: (f64, f64)) -> Transform {
+        let geometry = Geometry::ShorterSide {
+            sizes: vec![20, 30],
+            max_size: 100,
+            divisor: 1,
+            cut: Cut { probability, scale },
+        };
+        transform(geometry, 0.5)
+    }
+
     #[test]
-    fn crops_stay_inside_and_within_their_ranges() {
-        let (scale, ratio) = ((0.5, 1.0), (0.75, 4.0 / 3.0));
+    fn parts_are_cut_out_as_often_and_as_large_as_asked_for() {
+        let transform = cutting(0.25, (0.3, 0.6));
+        let mut cuts = 0;
         for index in 0..2000 {
-            let (height, width) = (50 + draws(index).index(100), 100);
-            let crop = random_crop(height, width, scale, ratio, &mut draws(index));
-            assert!(crop.top + crop.height <= height && crop.left + crop.width <= width);
-            let area = (crop.height * crop.width) as f64 / (height * width) as f64;
-            let aspect = crop.width as f64 / crop.height as f64;
-            // Whole pixels of a side of 35 or more leave the ranges by less than 3 %.
-            assert!((0.485..=1.0).contains(&area), "{area}");
-            assert!((0.73..1.37).contains(&aspect), "{aspect}");
+            let plan = transform.plan(90, 160, &mut draws(index));
+            let crop = plan.crop;
+            let Some(whole) = plan.uncut(90, 160) else {
+                assert_eq!((crop.height, crop.width), (90, 160));
+                continue;
+            };
+            cuts += 1;
+            assert!(crop.top + crop.height <= 90 && crop.left + crop.width <= 160);
+            let area = (crop.height * crop.width) as f64 / (90.0 * 160.0);
+            assert!((0.28..=0.62).contains(&area), "{area}");
+            let ratio = crop.width as f64 / crop.height as f64 / (160.0 / 90.0);
+            assert!((0.72..1.39).contains(&ratio), "{ratio}");
+            // The part is resized as a picture of its own, and so is the whole, to the same side.
+            let shorter = plan.height.min(plan.width);
+            assert_eq!(
+                (plan.height, plan.width),
+                shorter_side(crop.height, crop.width, shorter, 100)
+            );
+            assert_eq!(
+                (whole.height, whole.width),
+                shorter_side(90, 160, shorter, 100)
+            );
+            assert_eq!((whole.crop.height, whole.crop.width), (90, 160));
+            assert_eq!(
+                (whole.flip, &whole.operations),
+                (plan.flip, &plan.operations)
+            );
+            assert_eq!(whole.uncut(90, 160), None);
         }
+        // Four standard deviations.
+        assert!((422..=578).contains(&cuts), "{cuts}");
     }
 
     #[test]
-    fn an_extreme_picture_gets_a_central_crop() {
-        let crop = random_crop(1000, 10, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut draws(0));
-        assert_eq!((crop.height, crop.width, crop.top), (13, 10, 493));
-        let crop = random_crop(10, 1000, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut draws(0));
-        assert_eq!((crop.height, crop.width, crop.left), (10, 13, 493));
-    }
-
-    #[test]
-    fn shorter_side_keeps_within_the_longest() {
-        assert_eq!(shorter_side(480, 640, 480, 1333), (480, 640));
-        assert_eq!(shorter_side(480, 640, 800, 1333), (800, 1066));
-        assert_eq!(shorter_side(2000, 500, 800, 1333), (1332, 333));
-        assert_eq!(shorter_side(1, 100_000, 800, 1333), (1, 100_000));
+    fn without_cuts_the_draws_are_as_before() {
+        let plain = transform(
+            Geometry::ShorterSide {
+                sizes: vec![20, 30],
+                max_size: 100,
+                divisor: 1,
+                cut: Cut::off(),
+            },
+            0.5,
+        );
+        for index in 0..20 {
+            let never = cutting(0.0, (0.3, 0.6)).plan(90, 160, &mut draws(index));
+            assert_eq!(never, plain.plan(90, 160, &mut draws(index)));
+            assert_eq!(never.uncut(90, 160), None);
+        }
     }
 
     #[test]
@@ -381,6 +385,7 @@ mod tests {
             sizes: vec![10, 20, 30],
             max_size: 100,
             divisor: 1,
+            cut: Cut::off(),
         };
         let transform = transform(geometry, 0.0);
         let mut seen: Vec<usize> = (0..50)
@@ -406,7 +411,11 @@ mod tests {
             sizes: vec![],
             max_size: 1,
             divisor: 1,
+            cut: Cut::off(),
         };
         assert_eq!(name(&transform(sizes, 0.0)), "sizes");
+        assert_eq!(name(&cutting(1.5, (0.5, 1.0))), "crop_probability");
+        assert_eq!(name(&cutting(0.5, (0.0, 1.0))), "crop_scale");
+        assert_eq!(name(&cutting(0.5, (0.5, 1.1))), "crop_scale");
     }
 }

@@ -182,6 +182,7 @@ mod tests {
             sizes: vec![1],
             max_size: 1,
             divisor: 4,
+            cut: crate::crop::Cut::off(),
         };
         settings.transform.normalization = Normalization {
             channel_order: ChannelOrder::Bgr,

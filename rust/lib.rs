@@ -1,14 +1,15 @@
 //! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
-//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`resize`], [`rand_augment`], [`affine`],
-//! [`enhance`], [`boxes`], [`tokenizer`], [`spans`] and [`random`]) -> [`collate`], on the threads of
-//! [`loader`].
+//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`crop`], [`resize`], [`rand_augment`],
+//! [`affine`], [`enhance`], [`boxes`], [`tokenizer`], [`spans`] and [`random`]) -> [`collate`], on the
+//! threads of [`loader`].
 
 pub mod affine;
 pub mod augment;
 pub mod boxes;
 pub mod collate;
+pub mod crop;
 pub mod enhance;
 pub mod error;
 pub mod image;

@@ -88,16 +88,22 @@ impl Settings {
             let image = stored.decode(self.max_pixels)?;
             let size = (image.height, image.width);
             let mut draws = self.draws(record, Purpose::Picture(number));
-            let plan = self.transform.plan(size.0, size.1, &mut draws);
-            sample.images.push(plan.apply(&image)?);
+            let mut plan = self.transform.plan(size.0, size.1, &mut draws);
             if number == 0 {
                 sample.original_size = size;
                 flipped = plan.flip;
                 if self.task == Task::Grounding {
-                    let moved = plan.move_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                    let mut moved = plan.move_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                    let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
+                    if let Some(whole) = plan.uncut(size.0, size.1).filter(|_| loses_all) {
+                        // The text would have nothing left that it is true of.
+                        plan = whole;
+                        moved = plan.move_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                    }
                     self.ground(record, flipped, &moved, &mut sample)?;
                 }
             }
+            sample.images.push(plan.apply(&image)?);
         }
         match self.task {
             Task::Grounding => {}
@@ -232,6 +238,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::augment::Geometry;
+    use crate::crop::Cut;
     use crate::image;
     use crate::normalize::Normalization;
     use crate::rand_augment::RandAugment;
@@ -334,6 +341,33 @@ pub(crate) mod tests {
         record.images.push(record.images[0].clone());
         let sample = settings.prepare(&record).unwrap();
         assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the left cup");
+    }
+
+    #[test]
+    fn a_cut_that_would_lose_every_box_is_not_made() {
+        let mut settings = settings(Task::Grounding);
+        settings.transform.geometry = Geometry::ShorterSide {
+            sizes: vec![10],
+            max_size: 64,
+            divisor: 1,
+            cut: Cut {
+                probability: 1.0,
+                scale: (0.2, 0.3),
+            },
+        };
+        let mut whole = 0;
+        let mut record = record("a");
+        for index in 0..200 {
+            record.index = index;
+            let sample = settings.prepare(&record).unwrap();
+            assert_eq!((sample.boxes_xyxy.len(), sample.cropped_boxes), (1, 0));
+            whole += usize::from((sample.images[0].height, sample.images[0].width) == (10, 20));
+        }
+        assert!((20..180).contains(&whole), "{whole}");
+        // Of a picture without boxes any part will do.
+        record.boxes_xyxy.clear();
+        record.char_spans.clear();
+        assert!(settings.prepare(&record).unwrap().boxes_xyxy.is_empty());
     }
 
     #[test]

@@ -114,6 +114,8 @@ class ImageTransform:
         sizes: Sequence[int],
         max_size: int,
         *,
+        crop_probability: float = 0.0,
+        crop_scale: tuple[float, float] = ...,
         flip_probability: float = 0.0,
         rand_augment: RandAugment | None = None,
         divisor: int = 32,
@@ -127,6 +129,10 @@ class ImageTransform:
         Args:
             sizes: Lengths in pixels, one of which is drawn for each picture.
             max_size: Longest longer side in pixels; the shorter one gives way.
+            crop_probability: Probability that a part of about the picture's shape is cut out first.
+                A box whose centre lies outside the part, or of which less than a tenth is left, is
+                dropped; the others are cut. A part without any of the picture's boxes is not taken.
+            crop_scale: Least and largest part of the area that is kept; default (0.5, 1.0).
             flip_probability: Probability of mirroring left and right.
             rand_augment: See the class.
             divisor: A batch is padded right and bottom, with zeros, to the largest height and

@@ -11,6 +11,7 @@ use super::arrays::{Buffer, Values};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
+use crate::crop::Cut;
 use crate::image::{self, Rgb};
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization};
 use crate::rand_augment;
@@ -107,10 +108,12 @@ impl ImageTransform {
 
     /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
     #[staticmethod]
-    #[pyo3(signature = (sizes, max_size, *, flip_probability = 0.0, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
         sizes: Vec<usize>,
         max_size: usize,
+        crop_probability: f64,
+        crop_scale: (f64, f64),
         flip_probability: f64,
         rand_augment: Option<&RandAugment>,
         divisor: usize,
@@ -131,6 +134,10 @@ impl ImageTransform {
             sizes,
             max_size,
             divisor,
+            cut: Cut {
+                probability: crop_probability,
+                scale: crop_scale,
+            },
         };
         Self::new(geometry, &common)
     }
@@ -159,10 +166,13 @@ impl ImageTransform {
                 sizes,
                 max_size,
                 divisor,
+                cut,
             } => {
                 settings.set_item("kind", "shorter_side")?;
                 settings.set_item("sizes", sizes)?;
                 settings.set_item("max_size", max_size)?;
+                settings.set_item("crop_probability", cut.probability)?;
+                settings.set_item("crop_scale", [cut.scale.0, cut.scale.1])?;
                 settings.set_item("divisor", divisor)?;
             }
         }

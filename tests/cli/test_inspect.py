@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,24 @@ class TestInspect:
         assert "none: no such folder" in error_line(capsys)
         assert main(["data", "inspect", "more"]) == 2
         assert "no annotation file" in error_line(capsys)
+
+
+def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        shutil.copy(scene_picture, tmp_path / "images" / f"{number}.jpg")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 70, "width": 90} for i in range(5)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 12, 24, 24]} for i in range(5)
+        ],
+        "categories": [{"id": 1, "name": "circle"}, {"id": 2, "name": "star"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    assert main(["data", "inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "train\n  detection  4 records, 2 to 2 words, 4 boxes, 2 classes (circle 4, star 0)" in out
+    )
+    assert "val\n  detection  1 records" in out and "1 of its 5 pictures" in out
+    assert "train      4 pictures" in out and "0 broken" in out

@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fiber.data import load_image, sources
+from fiber.data import coco_folders, load_image, sources
 from fiber.data.annotations import FILES
 from fiber.data.opening import counted
 from fiber.data.records import Record
 
+#: Classes of a file that are named with their boxes.
+_CLASSES = 12
 #: Faults of one kind that are named one by one.
 _NAMED = 10
 _READERS: dict[str, Callable[..., Any]] = {
@@ -22,7 +24,7 @@ _READERS: dict[str, Callable[..., Any]] = {
     "phrases": sources.phrases,
     "referring": sources.referring,
     "questions": sources.questions,
-    "detection": sources.detection,
+    "detection": coco_folders.coco_detection,
     "reasoning": sources.reasoning,
     "swapped": sources.swapped,
 }
@@ -80,6 +82,10 @@ def _annotation_files(folder: Path) -> dict[str, list[str]]:
             match = re.fullmatch(pattern, path.name)
             if match and kind in _READERS:
                 found.setdefault(match.group(1), []).append(kind)
+    # Boxes in the layouts of other tools; a split may be a part of another one's file.
+    for split in ("train", "val", "test"):
+        if coco_folders.find(folder, split) is not None and "detection" not in found.get(split, ()):
+            found.setdefault(split, []).append("detection")
     return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
 
 
@@ -91,6 +97,14 @@ def _summary(records: Any) -> str:
         parts.append(f"{min(words)} to {max(words)} words")
     if boxes:
         parts.append(f"{boxes} boxes")
+    if getattr(records, "classes", ()):
+        # From the most to the least frequent; what no box shows is not learned.
+        shown = Counter(r.labels[label] for r in records for label in r.box_labels)
+        counts = [(name, shown[name]) for name in records.classes]
+        counts.sort(key=lambda item: -item[1])
+        named = [f"{name} {count}" for name, count in counts]
+        some = named if len(named) <= _CLASSES else [*named[: _CLASSES - 1], "...", named[-1]]
+        parts.append(f"{len(named)} classes ({', '.join(some)})")
     answers = Counter(answer for record in records if (answer := _best_answer(record)) is not None)
     if answers:
         common = ", ".join(f"{answer} {count}" for answer, count in answers.most_common(3))
@@ -99,7 +113,7 @@ def _summary(records: Any) -> str:
     if truths:
         parts.append(f"{truths[True]} true, {truths[False]} false")
     parts += [counted(count, what) for what, count in sorted(records.counts.items())]
-    return ", ".join(parts)
+    return "; ".join([", ".join(parts), *records.notes])
 
 
 def _best_answer(record: Record) -> str | None:

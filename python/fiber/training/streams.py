@@ -18,6 +18,8 @@ from fiber.training.text_counts import NotedLengths, TextCounts
 from fiber.training.training_data import TrainingData
 from fiber.training.transform_config import TransformConfig
 
+_SKIP = "--set data.on_error=skip leaves out such records and counts them"
+
 #: Batch type of the loader for each task.
 BATCH_TYPES: dict[str, BatchType] = {
     "image_text": "image_text",
@@ -35,6 +37,8 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
         return ImageTransform.shorter_side(
             list(transform.shorter_sides),
             transform.max_size,
+            crop_probability=transform.crop_probability,
+            crop_scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
             rand_augment=rand_augment,
             channel_order=model.channel_order,
@@ -154,6 +158,10 @@ class TaskStreams:
                     f"{name}: {counted(dropped, 'boxes')} {were} left out, since the classes drawn"
                     " for their texts are others"
                 )
+            if loader.cropped_boxes:
+                boxes = counted(loader.cropped_boxes, "boxes")
+                was = "was" if loader.cropped_boxes == 1 else "were"
+                lines.append(f"{name}: {boxes} {was} left out, since a crop left too little")
             late = left_out_lines(loader.records, while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
@@ -164,16 +172,17 @@ class TaskStreams:
         """Take the next batch of a task.
 
         Raises:
-            DecodeError: for a broken picture where data.on_error is "raise", with the record.
+            DecodeError, FileNotFoundError: for a broken or missing picture where data.on_error is
+                "raise", with the record.
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         try:
             batch = next(self._iterators[name])
         except DecodeError as problem:
-            raise DecodeError(
-                f"{problem}; --set data.on_error=skip leaves out such records and counts them"
-            ) from None
+            raise DecodeError(f"{problem}; {_SKIP}") from None
+        except FileNotFoundError as problem:
+            raise FileNotFoundError(f"{problem.strerror}: {problem.filename!r}; {_SKIP}") from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
         if self._words is not None and name == "image_text":

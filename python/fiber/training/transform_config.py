@@ -71,8 +71,14 @@ class TransformConfig:
     #: Probability of a mirrored picture ("crop" and "shorter_side"); the words for left and
     #: right change places in its text, but not in a statement about two pictures.
     flip_probability: float = 0.0
-    #: Smallest and largest share of the picture's area that "crop" keeps.
+    #: Smallest and largest share of the picture's area that "crop" keeps, and "shorter_side" where
+    #: it cuts.
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    #: Probability that "shorter_side" cuts a part of about the picture's shape out before the
+    #: resize. A box whose centre lies outside the part, or of which less than a tenth is left, is
+    #: left out and counted; its words stay in the text, where they are true of nothing. A part
+    #: without any of the picture's boxes is not taken.
+    crop_probability: float = 0.0
     #: Lengths in pixels of which "shorter_side" draws one for each picture.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
     #: Largest longer side in pixels that "shorter_side" allows.
