@@ -137,7 +137,8 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
     records = all_records(folder)
     data = {name: records[name] for name in config.tasks.active()}
     if config.validation.task is not None:
-        options.setdefault("validation", records["question"][:6])
+        asked = "grounding" if config.model.stage == "fine" else "question"
+        options.setdefault("validation", records[asked][:6])
     options.setdefault("tokenizer", str(folder / "tokenizer.json"))
     return train(config, data=data, output=output, quiet=True, device="cpu", threads=1, **options)
 

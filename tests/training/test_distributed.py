@@ -40,8 +40,8 @@ def test_buckets_hold_everything_once_and_in_order(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "objective"),
-    [("coarse", "likelihood"), ("coarse", "cider"), ("fine", "likelihood")],
-    ids=["coarse", "self-critical", "fine"],
+    [("coarse", "likelihood"), ("coarse", "cider"), ("fine", "likelihood"), ("fine", "plateau")],
+    ids=["coarse", "self-critical", "fine", "slowing down"],
 )
 def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, stage, objective):
     # data.batch_size counts samples over all processes, so both runs have the same configuration.
@@ -51,6 +51,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, sta
         changes["validation__task"] = "vqa"
         changes["tasks__image_text__itm_negatives"] = "half"
         changes["tasks__caption__objective"] = objective
+    measured = stage == "coarse" or objective == "plateau"
+    if objective == "plateau":
+        # Only the first rank measures, and both slow down.
+        changes |= {"validation__task": "refcoco", "train__checkpoint_every": 2}
+        changes |= {"optim__schedule": "plateau", "optim__plateau_patience": 0}
     settings = {"stage": stage, "data": str(pictures), "changes": changes}
     settings |= {"output": str(tmp_path / "two"), "resume": False}
     with socket.socket() as free:
@@ -82,5 +87,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, sta
         assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-3)
         assert ours["images"] == theirs["images"]
         assert ours.get("validation") == theirs.get("validation")
-    assert ("validation" in two[-1]) == (stage == "coarse")
+        assert ours["learning_rates"] == theirs["learning_rates"]
+    assert ("validation" in two[-1]) == measured
+    if objective == "plateau":
+        assert two[-1]["learning_rates"]["x1"] < 0.5 * two[2]["learning_rates"]["x1"]
     assert (tmp_path / "two" / "model.safetensors").exists()

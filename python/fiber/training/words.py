@@ -64,7 +64,10 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             return Tokenizer.from_vocabulary(*two)
         path = path / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer {path} does not exist")
+        raise FileNotFoundError(
+            f"tokenizer {path} does not exist; name one (--tokenizer), or a model that has one to"
+            " start from (--init)"
+        )
     return Tokenizer.from_file(path)
 
 
