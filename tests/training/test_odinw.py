@@ -74,16 +74,22 @@ def test_there_are_thirteen_sets():
             "EgoHands/generic/mini_val/annotations_without_background.json",
         ),
         ("Aquarium", "test", "Aquarium/instances_test.json"),
+        ("Packages", "test", "Packages/test/_annotations.coco.json"),
     ],
 )
 def test_sets_are_found_where_they_lie(tmp_path, name, split, place):
     assert find_set(tmp_path, name, split) is None and open_set(tmp_path, name, split) is None
     file = write_set(tmp_path, name, place=place)
-    assert find_set(tmp_path, name, split)[1] == file
+    assert find_set(tmp_path, name, split) == file
     (record,) = open_set(tmp_path, name, split)
     # The published names in the order of the ids, which result files still have.
     assert record.labels == ODINW_13[name].classes
     assert record.label_ids == tuple(10 * i for i in range(1, len(record.labels) + 1))
+
+
+def test_a_part_of_the_training_pictures_is_no_split(tmp_path):
+    write_set(tmp_path, "Raccoon", place="Raccoon/train/_annotations.coco.json")
+    assert find_set(tmp_path, "Raccoon", "val") is None
 
 
 def test_all_thirteen_give_the_average(model, tmp_path):

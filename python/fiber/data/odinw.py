@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from fiber.data import sources
+from fiber.data import coco_folders
 from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
 
@@ -80,23 +80,22 @@ _SPLITS = {"val": ("val", "valid", "mini_val")}
 _OWN_SPLITS = {("PascalVOC", "test"): ("test", "valid")}
 
 
-def find_set(root: str | PathLike[str], name: str, split: str) -> tuple[Path, Path, Path] | None:
-    """Find a set's folder, its annotation file of a split and the folder of its pictures.
+def find_set(root: str | PathLike[str], name: str, split: str) -> Path | None:
+    """Find the annotation file of a split of a set; None where there is none.
 
-    Returns:
-        The three paths, or None where there is none.
+    Raises:
+        ValueError: if a folder has several files of one form, with their names.
     """
     names = _OWN_SPLITS.get((name, split)) or _SPLITS.get(split, (split,))
     for folder in (Path(root) / ODINW_13[name].folder, Path(root) / name):
         for part in names:
-            places = (
-                (folder / part / _FILE, folder / part),
-                (folder / f"{part}_{_FILE}", folder),
-                (folder / f"instances_{part}.json", folder / "images"),
-            )
-            for file, pictures in places:
-                if file.is_file():
-                    return folder, file, pictures
+            for place in (folder / part / _FILE, folder / f"{part}_{_FILE}"):
+                if place.is_file():
+                    return place
+        other = coco_folders.find(folder, split)
+        # A part of the training pictures is no split of a benchmark.
+        if other is not None and not other.is_divided:
+            return other.file
     return None
 
 
@@ -106,15 +105,14 @@ def open_set(root: str | PathLike[str], name: str, split: str) -> RecordSet | No
     Raises:
         ValueError: if the file has another number of classes, with both lists.
     """
-    found = find_set(root, name, split)
-    if found is None:
+    file = find_set(root, name, split)
+    if file is None:
         return None
-    folder, file, pictures = found
-    records = sources.detection(folder, split, annotations=file, images=pictures, objects=True)
+    records = coco_folders.coco_detection(file.parent, split, annotations=file, objects=True)
     names = ODINW_13[name].classes
-    if records and len(records[0].labels) != len(names):
+    if len(records.classes) != len(names):
         raise ValueError(
-            f"{file} has {len(records[0].labels)} classes ({', '.join(records[0].labels)[:200]});"
+            f"{file} has {len(records.classes)} classes ({', '.join(records.classes)[:200]});"
             f" expected the {len(names)} of {name}: {', '.join(names)}"
         )
     return [_renamed(record, names) for record in records]
