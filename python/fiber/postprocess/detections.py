@@ -38,13 +38,17 @@ MIN_DRAWN_SIDE = 384
 class Detections:
     """What was found in one picture.
 
+    A score is sqrt(p * c): p is the mean probability of the tokens that name the label, c the
+    centerness of the place that the box comes from. It orders the boxes of one label in one text;
+    it is not calibrated, and cannot be compared between texts, labels or models: docs/grounding.md.
+
     Raises:
         ValueError: if the parts differ in length.
     """
 
     #: (n, 4) float32, half-open pixels of the picture, best first or phrase by phrase.
     boxes_xyxy: np.ndarray
-    #: (n,) float32 in [0, 1].
+    #: (n,) float32 in [0, 1]; no probabilities, see above.
     scores: np.ndarray
     #: (n,) what each box shows.
     labels: list[str]
