@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fiber.data.coco_folders import coco_detection
-from fiber.data.opening import classes_of, left_out, left_out_lines, open_source
+from fiber.data.left_out import classes_of, left_out, left_out_lines
+from fiber.data.opening import open_source
 
 SIZE = {"height": 40, "width": 60}
 CLASSES = [{"id": 1, "name": "mug"}, {"id": 2, "name": "traffic light"}]

@@ -5,13 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fiber.data.opening import (
-    SeveralFormsError,
-    counted,
-    left_out,
-    left_out_lines,
-    open_source,
-)
+from fiber.data.left_out import counted, left_out, left_out_lines
+from fiber.data.opening import SeveralFormsError, open_source
 from fiber.data.records import ConcatRecords
 
 LINE = json.dumps({"image": "1.png", "text": "mine"})

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.opening import classes_of, left_out, left_out_lines, open_source
+from fiber.data.left_out import classes_of, left_out, left_out_lines
+from fiber.data.opening import open_source
 from fiber.data.prompt_rules import PromptRules
 from fiber.data.tsv_files import TsvFile, objects365
 

@@ -11,7 +11,7 @@ import torch
 from fiber.models.detector import FiberDetector
 from fiber.models.weights_fine import fine_keys
 from fiber.recipes import coco_detection, grounding, refcoco
-from fiber.training.optim import build_optimizer, freeze_image_stages
+from fiber.training.optim import build_optimizer, freeze
 from fiber.training.run_config import RunConfig
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import LEARNING_RATES
@@ -59,7 +59,7 @@ def published_groups(
     """
     with torch.device("meta"):
         model = FiberDetector(run.model.fine(version=version))
-    freeze_image_stages(model, run.optim.frozen_image_stages)
+    freeze(model, run.optim.frozen)
     keys = fine_keys(model.config)
     names = {parameter: keys[name] for name, parameter in model.named_parameters()}
     found: dict[str, tuple[float, float]] = {}

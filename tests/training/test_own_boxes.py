@@ -99,6 +99,20 @@ def test_a_box_outside_its_picture_stops_a_run_or_is_cut(folder, tmp_path, capsy
     assert "grounding: 1 clipped box was left out or changed" in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsys):
+    data = folder([[BOX]] * 4)
+    measured = config(**{"validation.task": "coco"})
+    run(measured, data / "train.json", tmp_path / "whole")
+    said = capsys.readouterr().err
+    assert "records: grounding 4" in said
+    assert "Name the folder in place of the file, or other records (--validation FILE" in said
+    (data / "val.json").unlink()
+    run(measured, data, tmp_path / "divided")
+    said = capsys.readouterr().err
+    assert "records: grounding 3" in said and "coco on val" in said
+    assert "train.json is the only file, so 1 of its 4 pictures, chosen by their names" in said
+
+
 def test_the_classes_of_a_run_are_kept(folder, tmp_path):
     data = folder([[BOX, BOX]] * 2)
     first = run(config(), data, tmp_path / "first").folder

@@ -12,7 +12,7 @@ from typing import Any
 
 from fiber.data import coco_folders, load_image, sources
 from fiber.data.annotations import FILES
-from fiber.data.opening import counted
+from fiber.data.left_out import counted
 from fiber.data.records import Record
 
 #: Classes of a file that are named with their boxes.

@@ -164,7 +164,7 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
 
 def _taken(classes: int, passes: PassCounts) -> str:
     """Say what detection took: every picture meets every prompt, after the trunk."""
-    from fiber.data.opening import counted
+    from fiber.data.left_out import counted
 
     return (
         f"{counted(classes, 'classes')} in"

@@ -10,7 +10,6 @@ Forms are told apart by the names of their files. Splits joined by "+" follow on
 from __future__ import annotations
 
 import re
-from collections import Counter
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 from fiber.data import coco_folders, own_data
 from fiber.data.annotations import FILES
-from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.forms import (
     BESIDE,
     BY_SUFFIX,
@@ -35,9 +33,6 @@ from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
 
 AnyPath = str | PathLike[str]
-
-_NOUN = re.compile(r"\b\w+s\b")
-_SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
 class SeveralFormsError(ValueError):
@@ -109,63 +104,6 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     if reader in (own_data.own_captions, own_data.own_questions):
         return own_data.names_splits(path)
     return reader in WITH_SPLITS
-
-
-def left_out_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
-    """Say what was left out, a line for each kind: "3 empty captions were left out ...".
-
-    What else readers noted comes before.
-
-    Args:
-        records: of any readers.
-        while_reading: what is counted as records are read one by one, in place of the rest.
-    """
-    parts = [
-        part
-        for part in _parts(records)
-        if getattr(part, "counts_while_reading", False) == while_reading
-    ]
-    return [note for part in parts for note in getattr(part, "notes", ())] + [
-        f"{counted(count, what)} {'was' if count == 1 else 'were'} left out or changed"
-        for what, count in left_out(ConcatRecords(parts)).items()
-    ]
-
-
-def classes_of(records: RecordSet) -> tuple[str, ...]:
-    """Return the names of the classes that files of boxes list, each once; () if there are none."""
-    found = (name for part in _parts(records) for name in getattr(part, "classes", ()))
-    return tuple(dict.fromkeys(found))
-
-
-def _parts(records: RecordSet) -> list[RecordSet]:
-    """List what records were joined of, as their readers gave them."""
-    if isinstance(records, DrawnPrompts):
-        return _parts(records.records)
-    if not isinstance(records, ConcatRecords):
-        return [records]
-    return [part for each in records.parts for part in _parts(each)]
-
-
-def counted(count: int, what: str) -> str:
-    """Put a number before what is counted: 1, "pictures that are missing" -> "1 picture that is
-    missing".
-
-    Args:
-        count: how many.
-        what: they are: a plural, whose first word that ends in "s" is the noun.
-    """
-    if count == 1:
-        what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)
-        what = what.replace(" that are ", " that is ", 1)
-    return f"{count} {what}"
-
-
-def left_out(records: RecordSet) -> dict[str, int]:
-    """Count what readers left out of some records, or changed: {"empty captions": 3}."""
-    counts: Counter[str] = Counter()
-    for part in _parts(records):
-        counts.update(getattr(part, "counts", {}))
-    return dict(counts)
 
 
 def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:

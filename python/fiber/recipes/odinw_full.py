@@ -6,8 +6,9 @@ Data: the folder of one set, with train/annotations_without_background.json and 
 Hardware: published on 4 GPUs, one picture each.
 Expected: a mean AP of 65.9 over the test splits of the thirteen sets (FIBER's README).
 
-At most 200 passes, measured after each; AP that does not rise slows the run down, then ends it. The
-published run asks for the classes by name alone but for Aquarium, whose names have descriptions.
+Classes stand in the order of the file, as published. At most 200 passes, measured after each; AP
+that does not rise slows the run down, then ends it. The published run asks for the classes by name
+alone but for Aquarium, whose names have descriptions.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ def recipe() -> RunConfig:
     base = grounding.recipe()
     return RunConfig(
         model=base.model,
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("detection",))),
+        tasks=TasksConfig(
+            grounding=GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
+        ),
         data=DataConfig(
             batch_size=4,
             # The published configurations of the sets.

@@ -9,7 +9,8 @@ Expected: on pictures like those that it trained on; docs/detection.md shows som
     is no published number. Pictures are shrunk to a shorter side of 128 pixels, so that things must
     be large in them; `own_detection` is the recipe for real work.
 
-The model starts from nothing and knows no word but the names of the classes.
+The model starts from nothing and knows no word but the names of the classes, which are asked for in
+the order of the file, as in measuring.
 """
 
 import dataclasses
@@ -30,7 +31,11 @@ def recipe() -> RunConfig:
     """The whole run."""
     return RunConfig(
         model=detector(),
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("detection",), max_classes=24)),
+        tasks=TasksConfig(
+            grounding=GroundingTask(
+                share=1, sources=("detection",), max_classes=24, shuffle_classes=False
+            )
+        ),
         data=DataConfig(
             batch_size=16,
             train_tokenizer=True,

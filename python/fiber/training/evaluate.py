@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from fiber.data import sources
-from fiber.data.opening import left_out_lines, open_source
+from fiber.data.left_out import left_out_lines
+from fiber.data.opening import open_source
 from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest

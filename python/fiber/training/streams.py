@@ -9,9 +9,9 @@ from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, RandAugment
 from fiber.data.drawn_prompts import dropped_boxes
+from fiber.data.left_out import counted, left_out_lines
 from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
-from fiber.data.opening import counted, left_out_lines
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
 from fiber.training.text_counts import NotedLengths, TextCounts

@@ -11,7 +11,8 @@ from typing import Any
 
 from fiber.data import Tokenizer
 from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.opening import SeveralFormsError, classes_of, left_out_lines, open_source
+from fiber.data.left_out import classes_of, left_out_lines
+from fiber.data.opening import SeveralFormsError, open_source
 from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.training.checkpoint import Words
 from fiber.training.run_config import RunConfig

@@ -132,10 +132,13 @@ def open_validation(
         )
     is_path = isinstance(data, (str, os.PathLike))
     if held_out is None and not (is_path and has_splits(reader.__name__, data, settings.split)):
+        way_out = "Give every line a field 'split', or name"
+        if head == "grounding":
+            way_out = "Name the folder in place of the file, or"
         return None, (
             f"validation.task is {settings.task!r}, but the data do not tell splits, so that"
-            " nothing is held out to choose a step by: the last one becomes the model. Give every"
-            " line a field 'split', or name other records (--validation FILE, validation=...)"
+            " nothing is held out to choose a step by: the last one becomes the model."
+            f" {way_out} other records (--validation FILE, validation=...)"
         )
     try:
         records = open_records(
