@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fiber.data.prompts import Prompt, class_prompts
@@ -19,6 +20,19 @@ from fiber.training.measure_boxes import label_tokens, same_sized
 COCO_DETECTIONS = 100
 #: As published for LVIS: classes of a prompt, and boxes of a picture that are kept of each.
 LVIS_CLASSES, LVIS_DETECTIONS = 40, 300
+# Numbers that are also given for boxes with the corners that the published code writes.
+_COCO_NUMBERS, _LVIS_NUMBERS = ("ap", "ap50", "ap75"), ("ap", "apr", "apc", "apf")
+
+
+class FoundInPicture(NamedTuple):
+    """What the prompts found in one picture."""
+
+    #: Place of its record.
+    place: int
+    #: For each prompt, half-open boxes of the original picture.
+    chunks: list[FoundBoxes]
+    #: (width, height), in pixels of the original picture, of a pixel that the model saw.
+    pixel: tuple[float, float]
 
 
 class AskedPrompt(NamedTuple):
@@ -48,13 +62,20 @@ def coco(subject: Subject, records: RecordSet) -> Measured:
     found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(asked)
     predictions: list[list[dict[str, Any]]] = [[]] * len(asked)
     prompts = ask_classes(subject, names, classes_per_prompt=subject.classes_per_prompt or 0)
-    for place, chunks in detect(subject, asked, prompts):
-        firsts = [prompt.first_label for prompt in prompts]
+    firsts = [prompt.first_label for prompt in prompts]
+    published = list(found)
+    for place, chunks, (width, height) in detect(subject, asked, prompts):
         joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
-        found[place] = scored_boxes(joined)
+        found[place] = own = scored_boxes(joined)
+        # Published: the last pixel is one of the original picture.
+        corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
+        published[place] = own._replace(boxes_xyxy=corners)
         predictions[place] = coco_results(asked[place], joined, ids)
-    numbers = average_precision(found, [true_boxes(record) for record in asked])
-    return Measured(_seen(numbers), [entry for entries in predictions for entry in entries])
+    truths = [true_boxes(record) for record in asked]
+    numbers = _seen(average_precision(found, truths))
+    as_published = average_precision(published, truths)
+    numbers |= _seen({f"published_{name}": as_published[name] for name in _COCO_NUMBERS})
+    return Measured(numbers, [entry for entries in predictions for entry in entries])
 
 
 def lvis(subject: Subject, records: RecordSet) -> Measured:
@@ -74,11 +95,19 @@ def lvis(subject: Subject, records: RecordSet) -> Measured:
     prompts = ask_classes(subject, names, classes_per_prompt=size, kept=_lvis_boxes)
     firsts = [prompt.first_label for prompt in prompts]
     best = BestOfClasses(len(names))
-    for place, chunks in detect(subject, asked, prompts):
+    pixels = np.zeros((len(asked), 2))
+    for place, chunks, pixel in detect(subject, asked, prompts):
         joined = join_chunks(chunks, firsts)
         best.add(place, *(part.cpu().numpy() for part in joined))
-    kept = best.table()
-    numbers = fixed_average_precision(kept, truths, asked[0].label_groups or ("",) * len(names))
+        pixels[place] = pixel
+    kept, groups = best.table(), asked[0].label_groups or ("",) * len(names)
+    numbers = _seen(fixed_average_precision(kept, truths, groups))
+    # Published: boxes lack their last pixel on the right and below.
+    corners = (
+        kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.pictures]
+    )
+    as_published = fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups)
+    numbers |= _seen({f"published_{name}": as_published[name] for name in _LVIS_NUMBERS})
     results = [
         _result(asked[place], box, score, ids[label])
         for place, box, score, label in zip(
@@ -89,7 +118,7 @@ def lvis(subject: Subject, records: RecordSet) -> Measured:
             strict=True,
         )
     ]
-    return Measured(_seen(numbers), results)
+    return Measured(numbers, results)
 
 
 def _lvis_boxes(classes: int) -> int:
@@ -110,7 +139,7 @@ def _federated(record: Record) -> FederatedTruth:
 
 
 def _seen(numbers: dict[str, float]) -> dict[str, float]:
-    """Leave out what no true box has; without any true box `ap` stays, NaN."""
+    """Leave out what no true box has; without any true box AP stays, NaN."""
     return {name: value for name, value in numbers.items() if name == "ap" or value == value}
 
 
@@ -225,7 +254,7 @@ def _prompts(subject: Subject, names: Sequence[str], classes_per_prompt: int) ->
 
 def detect(
     subject: Subject, asked: list[Record], prompts: Sequence[AskedPrompt]
-) -> Iterator[tuple[int, list[FoundBoxes]]]:
+) -> Iterator[FoundInPicture]:
     """Ask all prompts of every picture, whose trunk below the first fused block runs once.
 
     Args:
@@ -234,7 +263,7 @@ def detect(
         prompts: of `ask_classes`.
 
     Yields:
-        The place of a record, and what each prompt found in its picture.
+        What was found, picture by picture, in any order.
     """
     network = subject.detector
     for batch, places in same_sized(subject, asked):
@@ -252,5 +281,7 @@ def detect(
                     max_detections=prompt.max_detections,
                 )
             )
+        heights, widths = (batch.original_sizes / batch.image_sizes).T.tolist()
         for row, place in enumerate(places):
-            yield place, [chunk[row] for chunk in chunks]
+            found = [chunk[row] for chunk in chunks]
+            yield FoundInPicture(place, found, (widths[row], heights[row]))
