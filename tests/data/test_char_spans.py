@@ -28,6 +28,7 @@ def test_no_text():
         ("\u00e9a", set()),
         (FAMILY, {1, 2, 3, 4}),
         (f"a{WAVE}b", {2}),
+        ("\U0001f44b\U0001f3fb\U0001f44b\U0001f3ff", {1, 3}),
         (FLAGS, {1, 3}),
         (f"x{FLAGS}", {2, 4}),
         (SCOTLAND, set(range(1, 7))),
