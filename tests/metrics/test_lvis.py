@@ -149,6 +149,29 @@ def test_the_best_of_a_class_over_the_whole_set():
     assert best.table().pictures.tolist() == [2, 3, 4]
 
 
+@pytest.mark.parametrize("waiting", [0, 3, 10**6])
+def test_when_worse_ones_are_dropped_changes_nothing(waiting):
+    """Against all detections at once, sorted in plain Python; scores are often equal."""
+    random = np.random.default_rng(0)
+    best, everything = BestOfClasses(4, limit=5, waiting=waiting), []
+    for picture in random.permutation(12).tolist():
+        count = int(random.integers(0, 8))
+        labels = random.integers(0, 3, count).tolist()
+        scores = (random.integers(1, 6, count) / 8).tolist()
+        best.add(picture, [BOX] * count, scores, labels)
+        everything += zip(labels, scores, [picture] * count, strict=True)
+    kept = best.table()
+    found = zip(kept.classes.tolist(), kept.pictures.tolist(), kept.scores.tolist(), strict=True)
+    expected = []
+    for label in range(4):
+        own = [(score, picture) for number, score, picture in everything if number == label]
+        # `sorted` is stable.
+        chosen = sorted(own, key=lambda row: -row[0])[:5]
+        expected += [(label, picture, score) for score, picture in chosen]
+    assert sorted(found) == sorted(expected)
+    assert kept.classes.tolist() == sorted(kept.classes.tolist())
+
+
 def test_what_is_cut_is_cut_before_classes_are_left_out():
     """The published order: the limit first, then what nobody looked for.
 

@@ -46,6 +46,7 @@ class FederatedTruth(NamedTuple):
 
 
 class _Rows(NamedTuple):
+    classes: NDArray[np.int32]
     pictures: NDArray[np.int32]
     scores: NDArray[np.float32]
     boxes_xyxy: NDArray[np.float32]
@@ -59,12 +60,18 @@ class BestOfClasses:
     Args:
         num_classes: classes are numbers below it.
         limit: detections kept of each.
+        waiting: detections that may come in before the worse ones are dropped.
     """
 
-    def __init__(self, num_classes: int, limit: int = FIXED_DETECTIONS) -> None:
+    def __init__(
+        self, num_classes: int, limit: int = FIXED_DETECTIONS, *, waiting: int = 1 << 22
+    ) -> None:
         self.limit = limit
-        self._parts: list[list[_Rows]] = [[] for _ in range(num_classes)]
-        self._counts = np.zeros(num_classes, np.int64)
+        self.waiting = waiting
+        self._parts: list[_Rows] = []
+        self._count = 0
+        # Score that a detection of each class must exceed to be among its best.
+        self._least = np.full(num_classes, -np.inf, np.float32)
 
     def add(
         self, picture: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike
@@ -81,54 +88,58 @@ class BestOfClasses:
             ValueError: if the numbers of boxes, scores and classes differ.
         """
         boxes, marks = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
-        labels = np.asarray(classes, dtype=np.int64)
+        labels = np.asarray(classes, dtype=np.int32)
         if not len(boxes) == len(marks) == len(labels):
             raise ValueError(
                 f"picture {picture} has {len(boxes)} detected boxes, {len(marks)} scores and"
                 f" {len(labels)} classes; expected as many of each"
             )
-        for label in np.unique(labels).tolist():
-            own = labels == label
-            rows = _Rows(
-                np.full(own.sum(), picture, np.int32), marks[own], boxes[own].astype(np.float32)
-            )
-            self._parts[label].append(rows)
-            self._counts[label] += len(rows.scores)
-            # Pruned now and then, so that a set of any size fits the memory.
-            if self._counts[label] > 2 * self.limit:
-                self._prune(label)
+        good = marks > self._least[labels]
+        rows = _Rows(
+            labels[good],
+            np.full(good.sum(), picture, np.int32),
+            marks[good],
+            boxes[good].astype(np.float32),
+        )
+        self._parts.append(rows)
+        self._count += len(rows.scores)
+        if self._count > self.waiting:
+            self._drop_worse()
 
     def table(self) -> DetectionTable:
         """Give what was kept, class by class, in the order of the pictures."""
-        parts = []
-        for label in range(len(self._parts)):
-            self._prune(label)
-            for rows in self._parts[label]:
-                order = np.argsort(rows.pictures, kind="stable")
-                parts.append((np.full(len(order), label), *(part[order] for part in rows)))
-        if not parts:
-            none = np.zeros(0, np.int64)
-            return DetectionTable(none, none, np.zeros((0, 4)), np.zeros(0))
-        classes, pictures, scores, boxes = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
+        rows = self._drop_worse()
+        order = np.lexsort((rows.pictures, rows.classes))
         return DetectionTable(
-            pictures.astype(np.int64),
-            classes.astype(np.int64),
-            boxes.astype(np.float64),
-            scores.astype(np.float64),
+            rows.pictures[order].astype(np.int64),
+            rows.classes[order].astype(np.int64),
+            rows.boxes_xyxy[order].astype(np.float64),
+            rows.scores[order].astype(np.float64),
         )
 
-    def _prune(self, label: int) -> None:
-        """Keep the best of a class, in the order in which they came."""
-        parts = self._parts[label]
-        if len(parts) > 1 or self._counts[label] > self.limit:
-            scores = np.concatenate([rows.scores for rows in parts])
-            pictures = np.concatenate([rows.pictures for rows in parts])
-            boxes = np.concatenate([rows.boxes_xyxy for rows in parts])
-            best = np.sort(np.argsort(-scores, kind="stable")[: self.limit])
-            self._parts[label] = [_Rows(pictures[best], scores[best], boxes[best])]
-            self._counts[label] = len(best)
+    def _drop_worse(self) -> _Rows:
+        """Keep the best of each class, in the order in which they came."""
+        none = np.zeros(0, np.int32)
+        parts = [_Rows(none, none, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))]
+        parts += self._parts
+        classes = np.concatenate([part.classes for part in parts])
+        scores = np.concatenate([part.scores for part in parts])
+        # lexsort is stable, so that of equal scores those that came earlier are before the others.
+        order = np.lexsort((-scores, classes))
+        starts = np.searchsorted(classes[order], np.arange(len(self._least)))
+        ranks = np.arange(len(order)) - starts[classes[order]]
+        last = order[ranks == self.limit - 1]
+        self._least[classes[last]] = scores[last]
+        best = np.sort(order[ranks < self.limit])
+        rows = _Rows(
+            classes[best],
+            np.concatenate([part.pictures for part in parts])[best],
+            scores[best],
+            np.concatenate([part.boxes_xyxy for part in parts])[best],
+        )
+        # What is kept does not count as waiting.
+        self._parts, self._count = [rows], 0
+        return rows
 
 
 def fixed_average_precision(
