@@ -158,7 +158,8 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
             if options.save:
                 found.save(show.file_for(path))
     if method == "detect":
-        print(f"fiber: {_taken(len(asked['classes']), model.passes)}", file=sys.stderr)
+        classes = model.classes if asked["classes"] is None else asked["classes"]
+        print(f"fiber: {_taken(len(classes), model.passes)}", file=sys.stderr)
     return 0
 
 
