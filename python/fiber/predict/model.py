@@ -123,8 +123,7 @@ class Model:
             pictures: one or a list.
             phrases: a phrase, a list of them for every picture, or one list for each picture.
             caption: the sentence that the phrases stand in, one for every picture or one for each;
-                without phrases and spans, those that a parser sees in it are taken, see
-                `fiber.predict.phrases`.
+                alone, for the phrases that `fiber.predict.phrases` sees in it.
             spans: in place of phrases, half-open ranges (start, end) of the caption's code points,
                 each of which names something; a list of ranges for a phrase in several parts. One
                 list for one caption, or one for each caption.
@@ -163,8 +162,7 @@ class Model:
                 those that the model was trained to detect. In place of a name a
                 `fiber.data.ClassName`, or a mapping of its fields, puts words before and behind it.
                 Each class is there once; names that differ in capitals are two classes.
-            classes_per_prompt: classes of a text; None: as many as fit. 40 is the published way for
-                LVIS. What else stands in a text changes scores a little.
+            classes_per_prompt: classes of a text (published for LVIS: 40); None: as many as fit.
             score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
             nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
             max_detections: boxes of a picture, best first.
