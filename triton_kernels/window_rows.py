@@ -29,6 +29,8 @@ class WindowRows(NamedTuple):
     outside: Tensor
     #: Windows with each of `SEAMS`.
     counts: tuple[int, ...]
+    #: `padded` once more, rising, where it can be searched without waiting for a device.
+    padded_places: np.ndarray
 
 
 @lru_cache(maxsize=64)
@@ -70,7 +72,11 @@ def window_rows(
         torch.from_numpy(each).to(device)
         for each in (tokens.clip(min=0), np.flatnonzero(padded), places.clip(min=0), outside)
     ]
-    return WindowRows(*tensors, counts=tuple(len(each) for each in by_kind))
+    return WindowRows(
+        *tensors,
+        counts=tuple(len(each) for each in by_kind),
+        padded_places=np.flatnonzero(padded),
+    )
 
 
 def _windows(
@@ -103,7 +109,7 @@ def to_windows(tokens: Tensor, padding: Tensor, rows: WindowRows) -> Tensor:
 
 def windows_piece(tokens: Tensor, padding: Tensor, rows: WindowRows, piece: slice) -> Tensor:
     """Some of the places that `to_windows` gives, without a gradient."""
-    first, last = torch.searchsorted(rows.padded, rows.padded.new_tensor([piece.start, piece.stop]))
+    first, last = np.searchsorted(rows.padded_places, (piece.start, piece.stop)).tolist()
     padded = rows.padded[first:last] - piece.start
     return _moved(tokens, padding, rows.tokens[piece], padded)
 
