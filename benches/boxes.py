@@ -10,8 +10,8 @@ up.
 Boxes are known of so many pictures of the training split alone (`BOXED`), all of them or a part.
 The coarse stage reads the captions and questions of all pictures, and no box. One coarse model of
 each data set is trained, once more where its folder is gone; the fine stage is trained with three
-seeds, which also choose the pictures. Every run has the same steps, so that boxes are all that
-differs; "fine only, longer" has the steps of both stages.
+seeds, which also choose the pictures. Every run of an arm has the same steps, so that boxes are all
+that differs; "fine only, longer" has the steps of both stages.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer
 TEXT_ONLY = "text only"
 #: Rows that no fine model was trained for.
 COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
-#: Part of the boxes that "fine only, longer" is trained with, and its data.
-LONGER_PERCENT, LONGER_DATA = 25, ("scenes",)
+#: Data that "fine only, longer" is trained on: within the budget, those whose words are learned.
+LONGER_DATA = ("scenes",)
 
 
 @dataclass(frozen=True)
@@ -287,19 +287,16 @@ def _row(
 
 
 def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Job]]:
-    """List the runs in their order: data after data, seed after seed, then the longer runs."""
+    """List the runs in their order: data after data, seed after seed."""
     for kind in kinds:
         yield kind, Job(CHANCE, 0, 0)
+        arms = (FINE, COARSE_FINE, LONGER) if kind in LONGER_DATA else (FINE, COARSE_FINE)
         for seed in seeds:
             for percent in PERCENTS:
-                for arm in (FINE, COARSE_FINE):
+                for arm in arms:
                     yield kind, Job(arm, percent, seed)
             if seed == seeds[0]:
                 yield kind, Job(TEXT_ONLY, 100, seed)
-    for kind in kinds:
-        if kind in LONGER_DATA:
-            for seed in seeds:
-                yield kind, Job(LONGER, LONGER_PERCENT, seed)
 
 
 def main() -> None:

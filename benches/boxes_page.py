@@ -16,11 +16,11 @@ from boxes import (
     FINE,
     FREQUENT,
     LONGER,
-    LONGER_DATA,
-    LONGER_PERCENT,
     PERCENTS,
+    STEPS,
     TEXT_ONLY,
 )
+from boxes import wanted as runs
 from page_parts import change, machines, spread, table
 
 #: File name of the curve, in docs/images.
@@ -35,8 +35,8 @@ NAMES = {
 }
 #: Numbers that have a panel in the curve.
 DRAWN = ("phrases/recall_at_1", "referring/accuracy", "detection/ap50")
-#: Lines of a panel: the two arms with their colours, and what stands beside them.
-ARMS = {COARSE_FINE: "tab:blue", FINE: "tab:orange"}
+#: Lines of a panel: the arms with their colours, and what stands beside them.
+ARMS = {COARSE_FINE: "tab:blue", FINE: "tab:orange", LONGER: "tab:green"}
 BESIDE = {TEXT_ONLY: ":", FREQUENT: "-.", CHANCE: "--"}
 #: Seeds that a judgement needs.
 SEEDS = 3
@@ -45,22 +45,23 @@ INTRODUCTION = f"""## What the coarse stage saves in boxes
 
 The fine stage from a coarse model and from nothing (`benches/boxes.py`), with the boxes of 100,
 25 and 5 % of {BOXED} pictures of the training split, at equal steps, so that the number of boxes
-is all that differs along a line. The coarse stage reads captions and questions of all training
-pictures and no box; each data set has one coarse model, and the seeds are those of the fine stage
-and of the choice of pictures. *Seen*: val. *Unseen*: what novel names of the colours with shapes
-(scenes) or nouns (stamps) that neither stage was shown; for expressions and detection of scenes,
-whose classes are shapes, all of novel, each of whose pictures shows such a pair. Detection of
-stamps asks for the held-out nouns and as many others, those that training shows most. *Chance* is
-told all boxes of a picture and takes them in random order, so that its R@5 is 1 where no picture
-has more than five; *most frequent box* sees no picture; *text only* is the fine stage from
-nothing, with every picture grey in training and in measuring (one seed).
+is all that differs along a line; *fine only, longer* has the steps of both stages. The coarse
+stage reads captions and questions of all training pictures and no box; each data set has one
+coarse model, and the seeds are those of the fine stage and of the choice of pictures. *Seen*:
+val. *Unseen*: what novel names of the colours with shapes (scenes) or nouns (stamps) that neither
+stage was shown; for expressions and detection of scenes, whose classes are shapes, all of novel,
+each of whose pictures shows such a pair. Detection of stamps asks for the held-out nouns and as
+many others, those that training shows most. *Chance* is told all boxes of a picture and takes
+them in random order, so that its R@5 is 1 where no picture has more than five; *most frequent
+box* sees no picture; *text only* is the fine stage from nothing, with every picture grey in
+training and in measuring (one seed).
 """
-CANNOT_SHOW = """What this cannot show: the fine stage from nothing has the coarse stage's steps
-less, so that a difference may come from training longer and not from captions;
-*fine only, longer* stands for that where it was run. One coarse model of each
-data set: how much another one would differ is not in the ranges. The runs are a
-few hundred steps of a small model: what boxes or captions bring only after more
-of them does not show.
+CANNOT_SHOW = """What this cannot show: *fine only* has the coarse stage's steps less, so that it
+may fall behind for want of training and not of captions; *fine only, longer* is
+the fair one by steps, though a fine step reads fewer pictures than a coarse one.
+One coarse model of each data set: how much another one would differ is not in the
+ranges. The runs are a few hundred steps of a small model: what boxes or captions
+bring only after more of them does not show.
 """
 
 
@@ -117,9 +118,7 @@ def _columns() -> list[tuple[str, str, str]]:
 
 def _numbers(own: Sequence[dict[str, str]]) -> str:
     beside = (CHANCE, FREQUENT, TEXT_ONLY)
-    arms = [FINE, COARSE_FINE]
-    if any(row["arm"] == LONGER for row in own):
-        arms.append(LONGER)
+    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in own)]
     lines = []
     for column, name, group in _columns():
         for percent in PERCENTS:
@@ -137,50 +136,39 @@ def _numbers(own: Sequence[dict[str, str]]) -> str:
 
 
 def _judged(own: Sequence[dict[str, str]]) -> str:
-    """Name the differences of the two arms, by the rule of the ablation above."""
-    whole = [p for p in PERCENTS if all(_is_whole(own, arm, p) for arm in ARMS)]
-    if not whole:
-        return f"Fewer than {SEEDS} seeds have run: no difference is judged yet.\n"
+    """Name the differences that the coarse stage makes, by the rule of the ablation above."""
     verdicts = []
-    for percent in whole:
-        found = []
-        for column, name, group in _columns():
-            pair = [values(own, arm, column, percent) for arm in (FINE, COARSE_FINE)]
-            apart = change(*pair)
-            if apart:
-                found.append(f"{name} ({group}) {apart}")
-        verdicts.append(
-            f"- the coarse stage, {percent} % of the boxes:"
-            f" {'; '.join(found) or 'no difference found'}"
-        )
-    if _is_whole(own, LONGER, LONGER_PERCENT) and LONGER_PERCENT in whole:
-        found = []
-        for column, name, group in _columns():
-            pair = [values(own, arm, column, LONGER_PERCENT) for arm in (LONGER, COARSE_FINE)]
-            apart = change(*pair)
-            if apart:
-                found.append(f"{name} ({group}) {apart}")
-        verdicts.append(
-            f"- the coarse stage in place of as many fine steps, {LONGER_PERCENT} % of the boxes:"
-            f" {'; '.join(found) or 'no difference found'}"
-        )
-    count = len(whole) * len(_columns())
+    for without in (FINE, LONGER):
+        for percent in PERCENTS:
+            if not all(_is_whole(own, arm, percent) for arm in (COARSE_FINE, without)):
+                continue
+            found = []
+            for column, name, group in _columns():
+                pair = [values(own, arm, column, percent) for arm in (without, COARSE_FINE)]
+                apart = change(*pair)
+                if apart:
+                    found.append(f"{name} ({group}) {apart}")
+            verdicts.append(
+                f"- {COARSE_FINE} beside {without}, {percent} % of the boxes:"
+                f" {'; '.join(found) or 'no difference found'}"
+            )
+    if not verdicts:
+        return f"Fewer than {SEEDS} seeds have run: no difference is judged yet.\n"
+    saved = [line for line in (_saved(own, without) for without in (FINE, LONGER)) if line]
     return (
-        f"Differences by the rule of the ablation above, of {count} comparisons of the two arms,"
-        " one of ten of which is apart by luck alone:\n\n"
-        + "\n".join(verdicts)
-        + "\n"
-        + _saved(own)
+        f"Differences by the rule of the ablation above; of the {len(verdicts) * len(_columns())}"
+        " comparisons luck alone sets one in ten apart:\n\n" + "\n".join([*verdicts, *saved]) + "\n"
     )
 
 
-def _saved(own: Sequence[dict[str, str]]) -> str:
+def _saved(own: Sequence[dict[str, str]], without: str) -> str:
     """Say with what part of the boxes the coarse stage reaches what all boxes reach without it."""
-    if not all(_is_whole(own, arm, percent) for arm in ARMS for percent in PERCENTS):
+    needed = [(COARSE_FINE, percent) for percent in PERCENTS] + [(without, PERCENTS[0])]
+    if not all(_is_whole(own, arm, percent) for arm, percent in needed):
         return ""
     said = []
     for column, name, group in _columns():
-        goal = statistics.mean(values(own, FINE, column, PERCENTS[0]))
+        goal = statistics.mean(values(own, without, column, PERCENTS[0]))
         reached = [
             percent
             for percent in PERCENTS
@@ -188,8 +176,8 @@ def _saved(own: Sequence[dict[str, str]]) -> str:
         ]
         said.append(f"{name} ({group}) {f'{min(reached)} %' if reached else 'never'}")
     return (
-        "\nLeast part of the boxes with which the mean after the coarse stage reaches the mean of"
-        f" all boxes without it: {'; '.join(said)}.\n"
+        f"- least part of the boxes with which the mean of {COARSE_FINE} reaches that of {without}"
+        f" with {PERCENTS[0]} %: {'; '.join(said)}"
     )
 
 
@@ -220,8 +208,8 @@ def _cost(own: Sequence[dict[str, str]]) -> str:
 
 
 def _state(rows: Sequence[dict[str, str]]) -> str:
-    trained = [row for row in rows if row["arm"] in (*ARMS, LONGER, TEXT_ONLY)]
-    wanted = 2 * (SEEDS * len(PERCENTS) * len(ARMS) + 1) + SEEDS * len(LONGER_DATA)
+    trained = [row for row in rows if row["arm"] in (*ARMS, TEXT_ONLY)]
+    wanted = len([job for _, job in runs([*range(SEEDS)], [*STEPS]) if job.arm != CHANCE])
     hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
     return f"{len(trained)} of {wanted} fine runs, {hours:.1f} CPU hours: {machines(rows)}.\n"
 

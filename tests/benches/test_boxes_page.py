@@ -58,12 +58,13 @@ def test_no_section_before_a_run_is_trained(boxes_page):
 def test_differences_are_named_part_by_part_and_the_saving_is_computed(boxes_page):
     rows = rows_of(boxes_page, lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3)))
     text = "\n".join(boxes_page.section(rows))
-    assert "- the coarse stage, 100 % of the boxes: phrases, R@1 (seen) rises by 0.150" in text
-    assert "- the coarse stage, 25 % of the boxes: phrases, R@1 (seen) rises by 0.200" in text
-    assert "- the coarse stage, 5 % of the boxes: no difference found" in text
-    assert "all boxes without it: phrases, R@1 (seen) 25 %;" in text
+    assert "- coarse, then fine beside fine only, 100 % of the boxes: phrases, R@1 (seen)" in text
+    assert "beside fine only, 100 % of the boxes: phrases, R@1 (seen) rises by 0.150" in text
+    assert "beside fine only, 25 % of the boxes: phrases, R@1 (seen) rises by 0.200" in text
+    assert "beside fine only, 5 % of the boxes: no difference found" in text
+    assert "reaches that of fine only with 100 %: phrases, R@1 (seen) 25 %;" in text
     assert "0.710 (0.700 to 0.720)" in text
-    assert "18 of 41 fine runs, 9.0 CPU hours" in text
+    assert "18 of 47 fine runs, 9.0 CPU hours" in text
 
 
 def test_a_coarse_stage_that_brings_nothing_is_told_so(boxes_page):
@@ -84,7 +85,7 @@ def test_as_many_steps_without_captions_are_compared_too(boxes_page):
     values = lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3))
     rows = rows_of(boxes_page, values | {(boxes_page.LONGER, 25): 0.8})
     text = "\n".join(boxes_page.section(rows))
-    assert "in place of as many fine steps, 25 % of the boxes: phrases, R@1 (seen) falls by" in text
+    assert "beside fine only, longer, 25 % of the boxes: phrases, R@1 (seen) falls by" in text
 
 
 def test_points_of_the_curve_are_mean_and_range_by_number_of_boxes(boxes_page, tmp_path):
