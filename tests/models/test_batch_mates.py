@@ -12,7 +12,8 @@ import torch
 
 from fiber.config import preset
 from fiber.data.batches import GroundingBatch
-from fiber.losses.grounding import grounding_losses
+from fiber.losses.assign import atss_assign
+from fiber.losses.grounding import centerness_targets, grounding_losses
 from fiber.models.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import detect_boxes, ground_phrases
 
@@ -176,29 +177,35 @@ def test_losses_of_a_batch_are_those_of_its_pictures(seed):
     with torch.no_grad():
         together = grounding_losses(run(model, batch), batch, model.config)
         sums = dict.fromkeys(together, 0.0)
-        count = 0.0
+        totals = dict.fromkeys(together, 0.0)
         for row in range(len(batch)):
             single = alone(batch, row)
             output = run(model, single)
             losses = grounding_losses(output, single, model.config)
-            positives = _positives(model, output, single)
-            count += positives
-            for name in ("alignment", "centerness"):
-                sums[name] += losses[name].item() * max(1.0, positives)
-    for name in ("alignment", "centerness"):
-        assert together[name].item() * count == pytest.approx(sums[name], rel=1e-5)
+            for name, divisor in divisors(model, output, single).items():
+                totals[name] += divisor
+                # A picture without a box has a divisor of 1 alone, and none in a batch.
+                sums[name] += losses[name].item() * (divisor or 1.0)
+    for name, total in totals.items():
+        assert total > 0
+        assert together[name].item() * total == pytest.approx(sums[name], rel=1e-5)
 
 
-def _positives(model: FiberDetector, output: DetectorOutput, batch: GroundingBatch) -> float:
-    from fiber.losses.assign import atss_assign
-
+def divisors(
+    model: FiberDetector, output: DetectorOutput, batch: GroundingBatch
+) -> dict[str, float]:
+    """What each loss of some pictures is divided by."""
     assigned = atss_assign(
         output.anchors,
         batch.boxes_xyxy,
         batch.boxes_per_image,
         top_k=model.config.detector.atss_top_k,
     )
-    return float((assigned >= 0).sum())
+    image, anchor = (assigned >= 0).nonzero(as_tuple=True)
+    anchors = torch.cat(output.anchors)[anchor]
+    central = centerness_targets(anchors, batch.boxes_xyxy[assigned[image, anchor]]).sum().item()
+    count = float(len(anchor))
+    return {"alignment": count, "box": central, "centerness": count}
 
 
 def test_gradients_flow_into_every_picture_and_none_into_padding():

@@ -97,6 +97,16 @@ def test_a_large_picture_keeps_its_size():
     assert each.draw().size == (900, 400)
 
 
+@pytest.mark.parametrize(("size", "drawn"), [((1, 4000), (4000, 1)), ((3, 1000), (4000, 12))])
+def test_a_strip_is_not_enlarged_beyond_measure(size, drawn, tmp_path):
+    each = Detections.from_found(
+        found([[0, 0, 500, 1]], [0.5], [0]), ["x"], size, np.zeros((*size, 3), np.uint8)
+    )
+    assert each.draw().size == drawn
+    each.save(tmp_path / "strip.png")
+    assert Image.open(tmp_path / "strip.png").size == drawn
+
+
 def test_boxes_and_labels_at_the_border_are_drawn():
     boxes = [[0, 0, 1, 1], [79, 59, 80, 60], [79, 0, 80, 60], [0, 30, 80, 30]]
     label = "a label that is much wider than the whole picture is, and then some more words"

@@ -157,3 +157,19 @@ def test_a_real_photograph(fine):
     found = fine.ground(data.astronaut(), ["the flag", "the helmet"])
     assert sorted(found.labels) == ["the flag", "the helmet"]
     assert found.image_size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "message"),
+    [
+        ("score_threshold", "high", TypeError, "score_threshold: expected a number from 0 to 1"),
+        ("nms_threshold", 1.5, ValueError, "nms_threshold: expected 0 to 1, got 1.5"),
+        ("nms_threshold", float("nan"), ValueError, "nms_threshold: expected 0 to 1, got nan"),
+        ("max_detections", 1.5, TypeError, "max_detections: expected a whole number, got 1.5"),
+        ("max_detections", 0, ValueError, "max_detections: expected 1 or more, got 0"),
+        ("boxes_per_phrase", "2", TypeError, "boxes_per_phrase: expected a whole number"),
+    ],
+)
+def test_wrong_limits_are_named(fine, pictures, option, value, error, message):
+    with pytest.raises(error, match=message):
+        fine.ground(pictures[0], ["a dog"], **{option: value})

@@ -158,6 +158,11 @@ class TestCuts:
         with pytest.warns(UserWarning, match="first 16 tokens only .*: all of its phrases"):
             grounding(fine, ["a dog"], caption="a dog " * 20)
 
+    def test_a_phrase_that_is_cut_in_two_says_so(self, fine):
+        caption = "a dog " * 20
+        with pytest.warns(UserWarning, match="first 16 tokens only .*: of 'a dog .* a part is"):
+            grounding(fine, caption=caption, spans=[(0, len(caption) - 1)])
+
     def test_five_thousand_words(self, fine, pictures):
         words = " ".join(["a dog"] * 2500)
         with pytest.warns(UserWarning, match="first 16 tokens only") as told:

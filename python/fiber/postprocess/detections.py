@@ -32,6 +32,8 @@ COLORS = (
 )
 #: Shorter side that a small picture is enlarged to before it is drawn on, in pixels.
 MIN_DRAWN_SIDE = 384
+#: Longer side that a picture is enlarged to at most, in pixels; a row of pixels stays one.
+MAX_DRAWN_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Detections:
         from PIL import ImageDraw, ImageFont
 
         image = self._open()
-        scale = max(1, math.ceil(MIN_DRAWN_SIDE / min(image.size)))
+        scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
+        scale = max(1, min(scale, MAX_DRAWN_SIDE // max(image.size)))
         image = image.resize((image.width * scale, image.height * scale))
         draw = ImageDraw.Draw(image)
         thickness = max(2, min(image.size) // 250)

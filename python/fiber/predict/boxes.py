@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,13 +35,18 @@ class Thresholds(NamedTuple):
         """Check the values.
 
         Raises:
+            TypeError: for one of another type.
             ValueError: for one out of its range.
         """
         for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name}: expected a number from 0 to 1, got {value!r:.60}")
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, got {value}")
         counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
         for name, count in counts.items():
+            if count is not None and not isinstance(count, numbers.Integral):
+                raise TypeError(f"{name}: expected a whole number, got {count!r:.60}")
             if count is not None and count < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {count}")
 

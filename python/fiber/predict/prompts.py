@@ -185,18 +185,23 @@ def _tell_of_cut(prompt: Prompt, inputs: Inputs) -> None:
     tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):
         return
-    _, offsets = tokenizer.encode(prompt.text, max_tokens=limit)
-    behind = [
+    whole = prompt.token_map(tokenizer.encode(prompt.text)[1])
+    read = prompt.token_map(tokenizer.encode(prompt.text, max_tokens=limit)[1])
+    behind = [label for label, tokens in zip(prompt.labels, read, strict=True) if not tokens]
+    parted = [
         label
-        for label, tokens in zip(prompt.labels, prompt.token_map(offsets), strict=True)
-        if not tokens
+        for label, some, every in zip(prompt.labels, read, whole, strict=True)
+        if 0 < len(some) < len(every)
     ]
-    cost = "all of its phrases are read"
+    costs = []
     if behind:
-        cost = (
+        costs.append(
             f"{len(behind)} of its {len(prompt.labels)} phrases lie behind them and are not looked"
             f" for, first {behind[0][:60]!r}"
         )
+    if parted:
+        costs.append(f"of {parted[0][:60]!r} a part is read")
+    cost = "; ".join(costs) or "all of its phrases are read"
     warnings.warn(
         f"the model reads the first {limit} tokens only of {prompt.text[:60]!r}...: {cost}",
         UserWarning,
