@@ -53,7 +53,7 @@ SHORT_TOKENS = (1, 2, 1)
 #: Largest difference of logits and deltas that counts as equal.
 TOLERANCE = 1e-3
 #: Processes of each side whose memory is measured.
-MEMORY_ROUNDS = 2
+MEMORY_ROUNDS = 5
 PAD_ID = 1
 
 

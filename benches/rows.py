@@ -59,7 +59,7 @@ def report(
     rows = []
     print(f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}")
     for side, found in values.items():
-        fifths = statistics.quantiles(found, n=5)
+        fifths = statistics.quantiles(found, n=5, method="inclusive")
         median = statistics.median(found)
         ratio = median / base
         print(
