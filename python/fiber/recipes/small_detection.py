@@ -4,7 +4,7 @@ Command: fiber train small_detection --data DIR --output runs/own
 Data: boxes of classes in any form that `fiber.data.coco_folders` knows: an export of COCO format by
     Roboflow, CVAT, Label Studio or FiftyOne, a set of ODinW, or COCO itself. Without a validation
     split a fifth of the pictures is held out.
-Hardware: two CPU cores, minutes.
+Hardware: two CPU cores.
 Expected: finds things on pictures like those that it trained on, see docs/detection.md. There
     is no published number. Pictures are shrunk to a shorter side of 128 pixels, so that things must
     be large in them; `own_detection` is the recipe for real work.
