@@ -119,3 +119,26 @@ def test_boxes_of_other_pictures_do_not_matter():
 )
 def test_a_box_that_no_anchor_can_learn_is_left(box):
     assert (atss_assign(anchors(), torch.tensor([box]), torch.tensor([1])) == -1).all()
+
+
+def test_a_picture_in_a_larger_map_is_assigned_as_alone():
+    """Anchors outside the picture's own map are no candidates, however near they are."""
+    strides, generator = (8, 16, 32), torch.Generator().manual_seed(0)
+    whole, own = [(20, 20), (10, 10), (5, 5)], [(12, 8), (6, 4), (3, 2)]
+    corners = torch.rand(200, 4, generator=generator) * torch.tensor([64.0, 96.0, 64.0, 96.0])
+    low, high = corners.view(-1, 2, 2).amin(1), corners.view(-1, 2, 2).amax(1)
+    boxes = torch.cat([low, high + 1], dim=1)
+    inside = torch.cat(
+        [
+            ((torch.arange(h)[:, None] < own_h) & (torch.arange(w) < own_w)).flatten()
+            for (h, w), (own_h, own_w) in zip(whole, own, strict=True)
+        ]
+    )
+    for box in boxes:
+        count = torch.tensor([1])
+        alone = atss_assign(pyramid_anchors(own, strides, 4.0), box[None], count)
+        together = atss_assign(
+            pyramid_anchors(whole, strides, 4.0), box[None], count, inside=inside[None]
+        )
+        assert torch.equal(together[:, inside], alone)
+        assert (together[:, ~inside] == -1).all()

@@ -12,29 +12,6 @@ from typing import Literal
 from fiber.data.prompt_rules import ClassRule, PromptRules
 from fiber.fields import nearest, require
 
-#: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
-#: captions by its name.
-SOURCES = (
-    "captions",
-    "questions",
-    "reasoning",
-    "phrases",
-    "referring",
-    "detection",
-    "mixed",
-    "objects365",
-    "refcoco",
-    "refcocoplus",
-    "refcocog",
-    "coco_karpathy",
-    "flickr30k_karpathy",
-    "visual_genome",
-    "sbu",
-    "conceptual_captions",
-)
-#: Sources whose records name classes, of which every text of a run draws some.
-CLASS_SOURCES = ("detection", "objects365")
-
 #: Sources that hold boxes.
 BOX_SOURCES = (
     "phrases",
@@ -46,6 +23,21 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
+#: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
+#: captions by its name.
+SOURCES = (
+    "captions",
+    "questions",
+    "reasoning",
+    *BOX_SOURCES,
+    "coco_karpathy",
+    "flickr30k_karpathy",
+    "visual_genome",
+    "sbu",
+    "conceptual_captions",
+)
+#: Sources whose records name classes, of which every text of a run draws some.
+CLASS_SOURCES = ("detection", "objects365")
 
 
 @dataclass(frozen=True, kw_only=True)
