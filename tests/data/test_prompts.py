@@ -12,7 +12,6 @@ from fiber.data.prompts import (
     class_prompt,
     class_prompts,
     clean_class_name,
-    phrase_prompt,
 )
 
 from .words import Words
@@ -30,7 +29,6 @@ def named(prompt):
 def test_no_labels_make_an_empty_text():
     assert class_prompt([]) == Prompt("", (), ())
     assert class_prompts([], Words(), 8) == []
-    assert phrase_prompt([]).text == ""
     assert caption_prompt("A mug.", []).spans == ()
 
 
@@ -83,17 +81,10 @@ def test_a_block_that_does_not_fit_is_split_and_the_others_stay():
         class_prompts(names, Words(), 7, max_classes=0)
 
 
-def test_phrases_are_joined_as_they_are():
-    prompt = phrase_prompt(["a red_mug", " the laptop (grey) "])
-    assert prompt.text == "a red_mug. the laptop (grey)"
-    assert named(prompt) == [["a red_mug"], ["the laptop (grey)"]]
-
-
-@pytest.mark.parametrize("make", [class_prompt, phrase_prompt])
 @pytest.mark.parametrize("empty", ["", "  "])
-def test_an_empty_label_is_named(make, empty):
-    with pytest.raises(ValueError, match=rf"(class|phrase) 1 \({empty!r}\) is empty"):
-        make(["mug", empty])
+def test_an_empty_label_is_named(empty):
+    with pytest.raises(ValueError, match=rf"class 1 \({empty!r}\) is empty"):
+        class_prompt(["mug", empty])
 
 
 def test_a_class_of_which_cleaning_leaves_nothing_is_named():

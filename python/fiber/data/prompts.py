@@ -135,18 +135,6 @@ def as_class(given: Any, number: int) -> ClassName:
     return found
 
 
-def phrase_prompt(phrases: Sequence[str]) -> Prompt:
-    """Join phrases: ["a red mug", "the laptop"] -> "a red mug. the laptop".
-
-    Raises:
-        ValueError: for an empty phrase, by its number.
-    """
-    for number, phrase in enumerate(phrases):
-        if not phrase.strip():
-            raise ValueError(f"phrase {number} ({phrase!r}) is empty; expected words")
-    return _joined(phrases, [("", phrase.strip(), "") for phrase in phrases], 0)
-
-
 def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
     """Join classes, their names cleaned by `clean_class_name`: "mug. traffic light".
 
