@@ -57,11 +57,14 @@ BOXED = 2400
 PERCENTS = (100, 25, 5)
 #: What is compared, and what stands beside it.
 COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
+#: The same two with fewer fine steps, where neither tells phrases apart yet.
+SHORT, SHORT_FINE = "coarse, then fine, short", "fine only, short"
 #: Fine only with grey pictures, in training and in measuring.
 TEXT_ONLY = "text only"
 #: Rows that no fine model was trained for.
 COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
-#: Data that "fine only, longer" is trained on: within the budget, those whose words are learned.
+#: Data that the longer and the shorter ones are trained on, with the first seed: what the budget
+#: leaves room for.
 LONGER_DATA = ("scenes",)
 
 
@@ -73,7 +76,8 @@ class Steps:
     fine: int
 
 
-STEPS = {"scenes": Steps(coarse=600, fine=400), "stamps": Steps(coarse=300, fine=300)}
+SHORT_STEPS = 400
+STEPS = {"scenes": Steps(coarse=600, fine=960), "stamps": Steps(coarse=300, fine=300)}
 #: What the coarse run changes in its recipe; `ablate.py` shows why pairs are drawn at random.
 COARSE_CHANGES: dict[str, dict[str, Any]] = {
     "scenes": {"tasks.image_text.itm_negatives": "random"},
@@ -102,7 +106,7 @@ class Job:
     @property
     def needs_coarse(self) -> bool:
         """Whether it starts from the coarse model."""
-        return self.arm == COARSE_FINE
+        return self.arm in (COARSE_FINE, SHORT)
 
     def known(self, kind: str) -> dict[str, Any]:
         """Columns that its row is known by."""
@@ -141,6 +145,8 @@ def coarse_config(kind: str) -> RunConfig:
 def fine_config(kind: str, job: Job) -> RunConfig:
     """How a fine model is trained."""
     steps = STEPS[kind].fine + (STEPS[kind].coarse if job.arm == LONGER else 0)
+    if job.arm in (SHORT, SHORT_FINE):
+        steps = SHORT_STEPS
     changes = {"train.steps": steps, "train.seed": job.seed, "train.checkpoint_every": 0}
     return replace_fields(load_recipe("scenes_fine"), {**changes, **FINE_CHANGES[kind]})
 
@@ -287,16 +293,19 @@ def _row(
 
 
 def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Job]]:
-    """List the runs in their order: data after data, seed after seed."""
+    """List the runs in their order: seed after seed, so that a budget cuts off whole seeds."""
     for kind in kinds:
         yield kind, Job(CHANCE, 0, 0)
-        arms = (FINE, COARSE_FINE, LONGER) if kind in LONGER_DATA else (FINE, COARSE_FINE)
-        for seed in seeds:
+    for seed in seeds:
+        for kind in kinds:
             for percent in PERCENTS:
-                for arm in arms:
-                    yield kind, Job(arm, percent, seed)
+                yield kind, Job(COARSE_FINE, percent, seed)
+                yield kind, Job(FINE, percent, seed)
             if seed == seeds[0]:
                 yield kind, Job(TEXT_ONLY, 100, seed)
+                if kind in LONGER_DATA:
+                    yield from ((kind, Job(arm, 100, seed)) for arm in (SHORT, SHORT_FINE))
+                    yield from ((kind, Job(LONGER, percent, seed)) for percent in PERCENTS)
 
 
 def main() -> None:
@@ -334,14 +343,15 @@ def run_all(
         """Start the first run that can start."""
         for at, (kind, job) in enumerate(waiting):
             place = places[kind]
+            measured = rows.has(**Job(COARSE, 0, coarse_config(kind).train.seed).known(kind))
+            if job.needs_coarse and kind not in begun and not (place.has_coarse and measured):
+                begun.add(kind)
+                running[pool.submit(train_coarse, place)] = f"{kind}: {COARSE}"
+                return True
             if not job.needs_coarse or place.has_coarse:
                 del waiting[at]
                 name = f"{kind}: {job.arm}, {job.percent} %, seed {job.seed}"
                 running[pool.submit(finish, place, job)] = name
-                return True
-            if kind not in begun:
-                begun.add(kind)
-                running[pool.submit(train_coarse, place)] = f"{kind}: {COARSE}"
                 return True
         return False
 

@@ -17,6 +17,8 @@ from boxes import (
     FREQUENT,
     LONGER,
     PERCENTS,
+    SHORT,
+    SHORT_FINE,
     STEPS,
     TEXT_ONLY,
 )
@@ -204,11 +206,22 @@ def _cost(own: Sequence[dict[str, str]]) -> str:
         for found in [[b for arm in ARMS for b in values(own, arm, "boxes", percent)]]
         if found
     ]
-    return f"Steps: {'; '.join(dict.fromkeys(said))}. Boxes: {', '.join(boxes)}.\n"
+    return f"Steps: {'; '.join(dict.fromkeys(said))}. Boxes: {', '.join(boxes)}.\n{_short(own)}"
+
+
+def _short(own: Sequence[dict[str, str]]) -> str:
+    """Say what fewer fine steps gave."""
+    phrases, told = "phrases/recall_at_1/seen", []
+    for row in (row for row in own if row["arm"] in (SHORT, SHORT_FINE)):
+        told.append(f"{row['arm']}, {row['steps']} fine steps: {row[phrases]}")
+    chance = values(own, CHANCE, phrases)
+    if not told or not chance:
+        return ""
+    return f"\nPhrases, R@1 (seen), chance {chance[0]:.3f}: {'; '.join(told)}.\n"
 
 
 def _state(rows: Sequence[dict[str, str]]) -> str:
-    trained = [row for row in rows if row["arm"] in (*ARMS, TEXT_ONLY)]
+    trained = [row for row in rows if row["arm"] in (*ARMS, SHORT, SHORT_FINE, TEXT_ONLY)]
     wanted = len([job for _, job in runs([*range(SEEDS)], [*STEPS]) if job.arm != CHANCE])
     hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
     return f"{len(trained)} of {wanted} fine runs, {hours:.1f} CPU hours: {machines(rows)}.\n"

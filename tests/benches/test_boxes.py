@@ -73,8 +73,12 @@ def test_both_arms_and_all_parts_have_the_same_steps(boxes):
     assert steps[boxes.FINE] == steps[boxes.COARSE_FINE] == steps[boxes.TEXT_ONLY]
     assert steps[boxes.LONGER] == steps[boxes.FINE] + boxes.coarse_config("scenes").train.steps
     assert len({(job.arm, job.percent, job.seed) for job in jobs}) == len(jobs)
-    for arm in (boxes.COARSE_FINE, boxes.FINE, boxes.LONGER):
+    assert steps[boxes.SHORT] == steps[boxes.SHORT_FINE] < steps[boxes.FINE]
+    for arm in (boxes.COARSE_FINE, boxes.FINE):
         assert [job.seed for job in jobs if job.arm == arm] == [0, 0, 0, 1, 1, 1]
+    assert [(job.percent, job.seed) for job in jobs if job.arm == boxes.LONGER] == [
+        (percent, 0) for percent in boxes.PERCENTS
+    ]
 
 
 def test_a_run_that_has_its_row_is_known_again(boxes):
