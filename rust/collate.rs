@@ -1,8 +1,7 @@
-//! Samples -> one batch: pictures padded and normalised into one block, texts padded, boxes ragged.
+//! Samples -> one batch: the block of painted pictures, texts padded, boxes ragged.
 
-use crate::augment::Transform;
-use crate::image::Rgb;
-use crate::normalize;
+use crate::buffers::Block;
+use crate::paint::Status;
 use crate::record::Task;
 use crate::sample::{Sample, Settings};
 use crate::tokenizer::PAD_ID;
@@ -11,12 +10,14 @@ use crate::tokenizer::PAD_ID;
 pub const IGNORED_LABEL: i64 = -100;
 
 /// A batch in plain memory; `B` samples, `L` tokens, `G` boxes.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// Names of the records.
     pub keys: Vec<String>,
-    /// `image_shape` normalised values.
-    pub images: Vec<f32>,
+    /// What became of each record's pictures.
+    pub statuses: Vec<Status>,
+    /// `image_shape` normalised values; none where there are no samples.
+    pub images: Option<Block>,
     /// (B, 3, H, W), or (B, 2, 3, H, W) where records have two pictures.
     pub image_shape: Vec<usize>,
     /// (B, 2): (height, width) inside the padded picture.
@@ -45,18 +46,39 @@ pub struct Batch {
     pub boxes_per_image: Vec<i64>,
     /// (G, L).
     pub positive_map: Vec<bool>,
-    /// (key, reason) of samples that were left out.
-    pub skipped: Vec<(String, String)>,
+    /// Samples that were left out.
+    pub skipped: Vec<Skipped>,
     /// Boxes left out because no token names them.
     pub truncated_boxes: usize,
     /// Boxes left out because a crop left too little of them.
     pub cropped_boxes: usize,
 }
 
-/// Put samples together in their order.
+/// A sample that was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Name of the record.
+    pub key: String,
+    /// What became of it, in a word; see [`crate::Error::status`].
+    pub status: &'static str,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Put samples together in their order; their pictures are `size` = (height, width) in `images`.
 #[must_use]
-pub fn collate(samples: &[Sample], settings: &Settings) -> Batch {
+pub fn collate(
+    samples: &[&Sample],
+    images: Option<Block>,
+    size: (usize, usize),
+    settings: &Settings,
+) -> Batch {
     let mut batch = Batch {
+        images,
+        image_shape: match settings.task.pictures() {
+            1 => vec![samples.len(), 3, size.0, size.1],
+            count => vec![samples.len(), count, 3, size.0, size.1],
+        },
         num_tokens: samples
             .iter()
             .map(|sample| sample.token_ids.len())
@@ -64,9 +86,22 @@ pub fn collate(samples: &[Sample], settings: &Settings) -> Batch {
             .unwrap_or(0),
         ..Batch::default()
     };
-    collate_images(samples, &settings.transform, settings.task, &mut batch);
     for sample in samples {
         batch.keys.push(sample.key.clone());
+        for (height, width, sizes) in [
+            (
+                sample.image_size.0,
+                sample.image_size.1,
+                &mut batch.image_sizes,
+            ),
+            (
+                sample.original_size.0,
+                sample.original_size.1,
+                &mut batch.original_sizes,
+            ),
+        ] {
+            sizes.extend([integer(height), integer(width)]);
+        }
         collate_text(sample, &mut batch);
         match settings.task {
             Task::ImageText => batch.image_ids.push(sample.image_id),
@@ -88,28 +123,6 @@ pub fn collate(samples: &[Sample], settings: &Settings) -> Batch {
         batch.cropped_boxes += sample.cropped_boxes;
     }
     batch
-}
-
-fn collate_images(samples: &[Sample], transform: &Transform, task: Task, batch: &mut Batch) {
-    let pictures: Vec<&Rgb> = samples.iter().flat_map(|sample| &sample.images).collect();
-    let (values, (height, width)) =
-        normalize::write(&pictures, &transform.normalization, transform.divisor());
-    batch.images = values;
-    batch.image_shape = match task.pictures() {
-        1 => vec![samples.len(), 3, height, width],
-        count => vec![samples.len(), count, 3, height, width],
-    };
-    for sample in samples {
-        if let Some(image) = sample.images.first() {
-            batch
-                .image_sizes
-                .extend([integer(image.height), integer(image.width)]);
-        }
-        let (height, width) = sample.original_size;
-        batch
-            .original_sizes
-            .extend([integer(height), integer(width)]);
-    }
 }
 
 fn collate_text(sample: &Sample, batch: &mut Batch) {
@@ -155,19 +168,14 @@ fn integer(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::Geometry;
-    use crate::normalize::{ChannelOrder, Normalization};
+    use crate::buffers::Pool;
     use crate::sample::tests::settings;
 
     fn sample(height: usize, width: usize, tokens: usize, boxes: usize) -> Sample {
         Sample {
             key: format!("{height}x{width}"),
-            images: vec![Rgb {
-                height,
-                width,
-                pixels: [10, 20, 30].repeat(height * width),
-            }],
-            original_size: (height, width),
+            image_size: (height, width),
+            original_size: (2 * height, width),
             token_ids: vec![5; tokens],
             boxes_xyxy: vec![[0.0, 1.0, 2.0, 3.0]; boxes],
             positive_map: vec![vec![true; tokens]; boxes],
@@ -177,21 +185,13 @@ mod tests {
 
     #[test]
     fn everything_is_padded_to_the_largest() {
-        let mut settings = settings(Task::Grounding);
-        settings.transform.geometry = Geometry::ShorterSide {
-            sizes: vec![1],
-            max_size: 1,
-            divisor: 4,
-            cut: crate::crop::Cut::off(),
-        };
-        settings.transform.normalization = Normalization {
-            channel_order: ChannelOrder::Bgr,
-            mean: [0.0; 3],
-            std: [1.0 / 255.0; 3],
-        };
-        let batch = collate(&[sample(3, 5, 2, 1), sample(1, 1, 4, 2)], &settings);
+        let samples = [sample(3, 5, 2, 1), sample(1, 1, 4, 2)];
+        let block = Pool::new(0).take(2 * 3 * 4 * 8 * 4);
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let batch = collate(&samples, Some(block), (4, 8), &settings(Task::Grounding));
         assert_eq!(batch.image_shape, [2, 3, 4, 8]);
         assert_eq!(batch.image_sizes, [3, 5, 1, 1]);
+        assert_eq!(batch.original_sizes, [6, 5, 2, 1]);
         assert_eq!(batch.num_tokens, 4);
         assert_eq!(batch.token_ids, [5, 5, 1, 1, 5, 5, 5, 5]);
         assert_eq!(
@@ -201,21 +201,13 @@ mod tests {
         assert_eq!(batch.boxes_per_image, [1, 2]);
         assert_eq!(batch.positive_map.len(), 3 * 4);
         assert_eq!(batch.positive_map[..4], [true, true, false, false]);
-        // Blue comes first; beyond the picture everything is zero.
-        let at = |picture: usize, channel: usize, y: usize, x: usize| {
-            batch.images[((picture * 3 + channel) * 4 + y) * 8 + x]
-        };
-        let close = |value: f32, expected: f32| (value - expected).abs() < 1e-3;
-        assert!(close(at(0, 0, 2, 4), 30.0) && close(at(0, 2, 0, 0), 10.0));
-        assert!(close(at(0, 0, 3, 0), 0.0) && close(at(0, 0, 0, 5), 0.0));
-        assert!(close(at(1, 1, 0, 0), 20.0) && close(at(1, 1, 0, 1), 0.0));
     }
 
     #[test]
     fn no_samples_make_an_empty_batch() {
-        let batch = collate(&[], &settings(Task::Reasoning));
+        let batch = collate(&[], None, (0, 0), &settings(Task::Reasoning));
         assert_eq!(batch.image_shape, [0, 2, 3, 0, 0]);
-        assert!(batch.images.is_empty() && batch.keys.is_empty());
+        assert!(batch.images.is_none() && batch.keys.is_empty());
     }
 
     #[test]
@@ -224,7 +216,8 @@ mod tests {
         settings.mirrored_answers = vec![0, 1, 2];
         let mut first = sample(1, 1, 2, 0);
         first.answers = vec![(2, 0.5), (0, 1.0)];
-        let batch = collate(&[first, sample(1, 1, 2, 0)], &settings);
+        let second = sample(1, 1, 2, 0);
+        let batch = collate(&[&first, &second], None, (1, 1), &settings);
         let expected: [f32; 6] = [1.0, 0.0, 0.5, 0.0, 0.0, 0.0];
         assert!(
             batch

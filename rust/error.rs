@@ -20,6 +20,13 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A picture of a kind that nobody here can decode.
+    Unsupported {
+        /// The file, where there is one.
+        path: Option<PathBuf>,
+        /// What is not supported.
+        reason: String,
+    },
     /// A picture larger than the limit.
     TooManyPixels {
         /// Height in pixels.
@@ -90,6 +97,19 @@ impl Error {
         }
     }
 
+    /// What became of the picture, in a word: "missing", "corrupt", "unsupported", or "invalid" where
+    /// the fault is in another field of the record.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "missing",
+            Self::Decode { .. } => "corrupt",
+            Self::Unsupported { .. } | Self::TooManyPixels { .. } => "unsupported",
+            Self::InRecord { source, .. } => source.status(),
+            _ => "invalid",
+        }
+    }
+
     /// Say in which file a decoding fault is.
     #[must_use]
     pub fn in_file(self, file: &std::path::Path) -> Self {
@@ -98,10 +118,12 @@ impl Error {
                 path: Some(file.to_owned()),
                 reason,
             },
-            Self::TooManyPixels { .. } => Self::Decode {
-                path: Some(file.to_owned()),
-                reason: self.to_string(),
-            },
+            Self::TooManyPixels { .. } | Self::Unsupported { path: None, .. } => {
+                Self::Unsupported {
+                    path: Some(file.to_owned()),
+                    reason: self.to_string(),
+                }
+            }
             other => other,
         }
     }
@@ -138,8 +160,14 @@ impl fmt::Display for Error {
             Self::Decode {
                 path: Some(path),
                 reason,
+            }
+            | Self::Unsupported {
+                path: Some(path),
+                reason,
             } => write!(f, "{}: {reason}", path.display()),
-            Self::Decode { path: None, reason } | Self::Tokenizer(reason) => f.write_str(reason),
+            Self::Decode { path: None, reason }
+            | Self::Unsupported { path: None, reason }
+            | Self::Tokenizer(reason) => f.write_str(reason),
             Self::TooManyPixels {
                 height,
                 width,

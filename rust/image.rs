@@ -124,7 +124,11 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     })
 }
 
-fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
+/// Refuse a picture without pixels, or with more than `limit`.
+///
+/// # Errors
+/// [`Error::Decode`] and [`Error::TooManyPixels`].
+pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
         return Err(Error::decode(format!(
             "picture of {height} x {width} pixels; expected 1 or more"

@@ -6,8 +6,10 @@
 //! threads of [`loader`].
 
 pub mod affine;
+pub mod assembly;
 pub mod augment;
 pub mod boxes;
+pub mod buffers;
 pub mod collate;
 pub mod crop;
 pub mod enhance;
@@ -15,6 +17,7 @@ pub mod error;
 pub mod image;
 pub mod loader;
 pub mod normalize;
+pub mod paint;
 pub mod rand_augment;
 pub mod random;
 pub mod record;

@@ -11,26 +11,26 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::Error;
-use crate::collate::{self, Batch};
+use crate::assembly::{Advance, Assembly, Canvas, Place, ToPaint};
+use crate::buffers::Pool;
+use crate::collate::{Batch, Skipped};
+use crate::paint::Painter;
 use crate::record::{Record, Task};
-use crate::sample::{Sample, Settings};
+use crate::sample::{Planned, Settings};
 
-/// What a worker does next: one record of a batch.
+/// What a worker does next, for one record of a batch.
 struct Job {
     session: Arc<SessionState>,
-    batch: Arc<Pending>,
+    batch: Arc<Mutex<Assembly>>,
     place: usize,
-    record: Record,
+    step: Step,
 }
 
-/// A batch in the making.
-struct Pending {
-    samples: Mutex<Unfinished>,
-}
-
-struct Unfinished {
-    samples: Vec<Option<Result<Sample, Error>>>,
-    missing: usize,
+enum Step {
+    /// Read it and draw what happens to it; boxed, as it is the larger.
+    Plan(Box<Record>),
+    /// Decode its pictures into the batch.
+    Paint(Arc<Planned>, Canvas),
 }
 
 #[derive(Default)]
@@ -39,10 +39,15 @@ struct SessionState {
     changed: Condvar,
 }
 
-/// A place in the queue: the batch in the making and, once done, what came of it.
+/// A place in the queue: the batch in the making and, once there is something to tell, what it is.
 struct Slot {
-    pending: Arc<Pending>,
-    outcome: Option<Result<Batch, Error>>,
+    batch: Arc<Mutex<Assembly>>,
+    outcome: Option<Outcome>,
+}
+
+enum Outcome {
+    Done(Result<Box<Batch>, Error>),
+    Replace(Vec<(usize, Skipped)>),
 }
 
 /// Batches of one session, in order.
@@ -55,20 +60,23 @@ struct Queue {
 
 #[derive(Default)]
 struct Jobs {
-    waiting: VecDeque<Job>,
+    /// First of all: they are of batches that are further.
+    to_paint: VecDeque<Job>,
+    to_plan: VecDeque<Job>,
     stopped: bool,
 }
 
-#[derive(Default)]
-struct Pool {
+/// What threads and sessions share.
+struct Crew {
+    settings: Settings,
+    pool: Arc<Pool>,
     jobs: Mutex<Jobs>,
     changed: Condvar,
 }
 
 /// Threads with the settings that they work by.
 pub struct Loader {
-    settings: Arc<Settings>,
-    pool: Arc<Pool>,
+    crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
     /// The process in which the threads live: a fork has none of them.
     process: u32,
@@ -76,8 +84,7 @@ pub struct Loader {
 
 /// One pass over data.
 pub struct Session {
-    settings: Arc<Settings>,
-    pool: Arc<Pool>,
+    crew: Arc<Crew>,
     state: Arc<SessionState>,
     process: u32,
 }
@@ -87,6 +94,8 @@ pub struct Session {
 pub enum Next {
     /// The next batch.
     Batch(Box<Batch>),
+    /// These places of the next batch wait for other records, by [`Session::replace`].
+    Replace(Vec<(usize, Skipped)>),
     /// Nothing within the time given.
     NotYet,
     /// There will be no more.
@@ -99,11 +108,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Loader {
-    /// Start `threads` threads; 0 means one for each core.
+    /// Start `threads` threads, 0 means one for each core, that keep the memory of `keep` batches for
+    /// later ones.
     ///
     /// # Errors
     /// [`Error::Argument`] for settings outside their ranges or where threads cannot be started.
-    pub fn new(settings: Settings, threads: usize) -> Result<Self, Error> {
+    pub fn new(settings: Settings, threads: usize, keep: usize) -> Result<Self, Error> {
         settings.transform.check()?;
         if settings.task == Task::Grounding {
             settings.transform.rand_augment.check_boxes()?;
@@ -121,16 +131,20 @@ impl Loader {
             threads
         };
         let mut loader = Self {
-            settings: Arc::new(settings),
-            pool: Arc::new(Pool::default()),
+            crew: Arc::new(Crew {
+                settings,
+                pool: Pool::new(keep),
+                jobs: Mutex::default(),
+                changed: Condvar::new(),
+            }),
             threads: Vec::with_capacity(count),
             process: std::process::id(),
         };
         for number in 0..count {
-            let (pool, settings) = (Arc::clone(&loader.pool), Arc::clone(&loader.settings));
+            let crew = Arc::clone(&loader.crew);
             let thread = std::thread::Builder::new()
                 .name(format!("fiber-loader-{number}"))
-                .spawn(move || work(&pool, &settings))
+                .spawn(move || crew.work())
                 .map_err(|error| Error::argument("threads", format!("cannot start: {error}")))?;
             loader.threads.push(thread);
         }
@@ -141,11 +155,16 @@ impl Loader {
     #[must_use]
     pub fn open(&self) -> Session {
         Session {
-            settings: Arc::clone(&self.settings),
-            pool: Arc::clone(&self.pool),
+            crew: Arc::clone(&self.crew),
             state: Arc::new(SessionState::default()),
             process: self.process,
         }
+    }
+
+    /// Bytes of all batches' pictures that are held, and the most that there ever were.
+    #[must_use]
+    pub fn picture_bytes(&self) -> (usize, usize) {
+        (self.crew.pool.bytes(), self.crew.pool.peak_bytes())
     }
 }
 
@@ -155,12 +174,15 @@ impl Drop for Loader {
             return;
         }
         let waiting = {
-            let mut jobs = lock(&self.pool.jobs);
+            let mut jobs = lock(&self.crew.jobs);
             jobs.stopped = true;
-            std::mem::take(&mut jobs.waiting)
+            (
+                std::mem::take(&mut jobs.to_paint),
+                std::mem::take(&mut jobs.to_plan),
+            )
         };
         drop(waiting);
-        self.pool.changed.notify_all();
+        self.crew.changed.notify_all();
         for thread in self.threads.drain(..) {
             // A thread that panicked has nothing left to say.
             let _ = thread.join();
@@ -171,32 +193,49 @@ impl Drop for Loader {
 impl Session {
     /// Hand in the records of one batch.
     pub fn submit(&self, records: Vec<Record>) {
-        let missing = records.len();
-        let pending = Arc::new(Pending {
-            samples: Mutex::new(Unfinished {
-                samples: (0..missing).map(|_| None).collect(),
-                missing,
-            }),
-        });
+        let crew = &self.crew;
+        let assembly = Assembly::new(records.len(), &crew.settings, &crew.pool);
+        let batch = Arc::new(Mutex::new(assembly));
         {
             let mut queue = lock(&self.state.queue);
             if queue.closed {
                 return;
             }
             queue.slots.push_back(Slot {
-                pending: Arc::clone(&pending),
-                outcome: (missing == 0).then(|| Ok(collate::collate(&[], &self.settings))),
+                batch: Arc::clone(&batch),
+                outcome: None,
             });
         }
-        let jobs = records.into_iter().enumerate().map(|(place, record)| Job {
+        if records.is_empty() {
+            crew.advance(&self.state, &batch);
+            return;
+        }
+        let jobs = records.into_iter().enumerate();
+        let jobs = jobs.map(|(place, record)| self.plan(&batch, place, record));
+        lock(&crew.jobs).to_plan.extend(jobs);
+        crew.changed.notify_all();
+    }
+
+    /// Hand in other records for places that [`Next::Replace`] named.
+    pub fn replace(&self, records: Vec<(usize, Record)>) {
+        let batch = match lock(&self.state.queue).slots.front() {
+            Some(slot) => Arc::clone(&slot.batch),
+            None => return,
+        };
+        lock(&batch).reopen(records.len());
+        let jobs = records.into_iter();
+        let jobs = jobs.map(|(place, record)| self.plan(&batch, place, record));
+        lock(&self.crew.jobs).to_paint.extend(jobs);
+        self.crew.changed.notify_all();
+    }
+
+    fn plan(&self, batch: &Arc<Mutex<Assembly>>, place: usize, record: Record) -> Job {
+        Job {
             session: Arc::clone(&self.state),
-            batch: Arc::clone(&pending),
+            batch: Arc::clone(batch),
             place,
-            record,
-        });
-        lock(&self.pool.jobs).waiting.extend(jobs);
-        self.pool.changed.notify_all();
-        self.state.changed.notify_all();
+            step: Step::Plan(Box::new(record)),
+        }
     }
 
     /// Say that no more batches will be handed in.
@@ -214,16 +253,18 @@ impl Session {
             std::mem::take(&mut queue.slots)
         };
         drop(dropped);
-        lock(&self.pool.jobs)
-            .waiting
-            .retain(|job| !Arc::ptr_eq(&job.session, &self.state));
+        let mut jobs = lock(&self.crew.jobs);
+        let other = |job: &Job| !Arc::ptr_eq(&job.session, &self.state);
+        jobs.to_paint.retain(other);
+        jobs.to_plan.retain(other);
+        drop(jobs);
         self.state.changed.notify_all();
     }
 
     /// Wait for the next batch, at most `timeout`.
     ///
     /// # Errors
-    /// The first fault of the batch's records, unless bad samples are left out.
+    /// The first fault of the batch's records, unless bad samples are left out or replaced.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
         let (mut queue, _) = self
             .state
@@ -236,10 +277,11 @@ impl Session {
             })
             .unwrap_or_else(PoisonError::into_inner);
         match queue.slots.front_mut().map(|slot| slot.outcome.take()) {
-            Some(Some(outcome)) => {
+            Some(Some(Outcome::Done(outcome))) => {
                 queue.slots.pop_front();
-                Ok(Next::Batch(Box::new(outcome?)))
+                Ok(Next::Batch(outcome?))
             }
+            Some(Some(Outcome::Replace(places))) => Ok(Next::Replace(places)),
             None if queue.finished => Ok(Next::End),
             _ => Ok(Next::NotYet),
         }
@@ -254,76 +296,104 @@ impl Drop for Session {
     }
 }
 
-/// Take jobs until the loader goes away.
-fn work(pool: &Pool, settings: &Settings) {
-    loop {
-        let job = {
-            let mut jobs = pool
-                .changed
-                .wait_while(lock(&pool.jobs), |jobs| {
-                    jobs.waiting.is_empty() && !jobs.stopped
-                })
-                .unwrap_or_else(PoisonError::into_inner);
-            if jobs.stopped {
+impl Crew {
+    /// Take jobs until the loader goes away.
+    fn work(&self) {
+        let mut painter = Painter::default();
+        loop {
+            let job = {
+                let mut jobs = self
+                    .changed
+                    .wait_while(lock(&self.jobs), |jobs| {
+                        jobs.to_paint.is_empty() && jobs.to_plan.is_empty() && !jobs.stopped
+                    })
+                    .unwrap_or_else(PoisonError::into_inner);
+                if jobs.stopped {
+                    return;
+                }
+                let urgent = jobs.to_paint.pop_front();
+                urgent.or_else(|| jobs.to_plan.pop_front())
+            };
+            if let Some(job) = job {
+                self.perform(job, &mut painter);
+            }
+        }
+    }
+
+    fn perform(&self, job: Job, painter: &mut Painter) {
+        let (session, batch, place) = (job.session, job.batch, job.place);
+        if lock(&session.queue).closed {
+            return;
+        }
+        let key = match &job.step {
+            Step::Plan(record) => record.key.clone(),
+            Step::Paint(planned, _) => planned.sample.key.clone(),
+        };
+        // A batch whose worker is gone would be waited for without end.
+        let outcome = catch_unwind(AssertUnwindSafe(|| match job.step {
+            Step::Plan(record) => match self.settings.plan(&record) {
+                Err(error) => Place::Failed(error),
+                Ok(planned) => {
+                    let planned = Arc::new(planned);
+                    let canvas = lock(&batch).canvas_at_once(&self.settings);
+                    match canvas {
+                        Some(canvas) => canvas
+                            .paint(place, planned, &self.settings, painter)
+                            .without_bytes(),
+                        None => Place::Planned(planned),
+                    }
+                }
+            },
+            Step::Paint(planned, canvas) => canvas.paint(place, planned, &self.settings, painter),
+        }))
+        .unwrap_or_else(|_| {
+            *painter = Painter::default();
+            Place::Failed(Error::Worker.in_record(&key))
+        });
+        lock(&batch).put(place, outcome);
+        self.advance(&session, &batch);
+    }
+
+    /// Do what a batch needs next, if nobody works on it.
+    fn advance(&self, session: &Arc<SessionState>, batch: &Arc<Mutex<Assembly>>) {
+        let outcome = match lock(batch).advance(&self.settings, &self.pool) {
+            Advance::Wait => return,
+            Advance::Paint(places) => {
+                let jobs = places.into_iter().map(|to_paint| {
+                    let ToPaint {
+                        place,
+                        planned,
+                        canvas,
+                    } = to_paint;
+                    Job {
+                        session: Arc::clone(session),
+                        batch: Arc::clone(batch),
+                        place,
+                        step: Step::Paint(planned, canvas),
+                    }
+                });
+                lock(&self.jobs).to_paint.extend(jobs);
+                self.changed.notify_all();
                 return;
             }
-            jobs.waiting.pop_front()
+            Advance::Replace(places) => Outcome::Replace(places),
+            Advance::Done(outcome) => Outcome::Done(outcome),
         };
-        if let Some(job) = job {
-            perform(&job, settings);
-        }
-    }
-}
-
-fn perform(job: &Job, settings: &Settings) {
-    if lock(&job.session.queue).closed {
-        return;
-    }
-    // A batch whose worker is gone would be waited for without end.
-    let sample = catch_unwind(AssertUnwindSafe(|| settings.prepare(&job.record)))
-        .unwrap_or_else(|_| Err(Error::Worker.in_record(&job.record.key)));
-    let complete = {
-        let mut unfinished = lock(&job.batch.samples);
-        if let Some(slot) = unfinished.samples.get_mut(job.place) {
-            *slot = Some(sample);
-        }
-        unfinished.missing -= 1;
-        (unfinished.missing == 0).then(|| std::mem::take(&mut unfinished.samples))
-    };
-    if let Some(samples) = complete {
-        let outcome = assemble(samples.into_iter().flatten().collect(), settings);
-        let mut queue = lock(&job.session.queue);
+        let mut queue = lock(&session.queue);
         let mut slots = queue.slots.iter_mut();
-        if let Some(slot) = slots.find(|slot| Arc::ptr_eq(&slot.pending, &job.batch)) {
+        if let Some(slot) = slots.find(|slot| Arc::ptr_eq(&slot.batch, batch)) {
             slot.outcome = Some(outcome);
         }
         drop(queue);
-        job.session.changed.notify_all();
+        session.changed.notify_all();
     }
-}
-
-/// Collate, with bad samples left out and told, or with the first of them as the error.
-fn assemble(results: Vec<Result<Sample, Error>>, settings: &Settings) -> Result<Batch, Error> {
-    let mut samples = Vec::with_capacity(results.len());
-    let mut skipped = Vec::new();
-    for result in results {
-        match result {
-            Ok(sample) => samples.push(sample),
-            Err(Error::InRecord { key, source }) if settings.skip_errors => {
-                skipped.push((key, source.to_string()));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let mut batch = collate::collate(&samples, settings);
-    batch.skipped = skipped;
-    Ok(batch)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::StoredImage;
+    use crate::sample::OnError;
     use crate::sample::tests::{png, record, settings};
 
     const LONG: Duration = Duration::from_secs(20);
@@ -333,7 +403,7 @@ mod tests {
         loop {
             match session.next(LONG).unwrap() {
                 Next::Batch(batch) => all.push(batch.keys),
-                Next::NotYet => panic!("no batch in time"),
+                Next::NotYet | Next::Replace(_) => panic!("no batch in time"),
                 Next::End => return all,
             }
         }
@@ -341,7 +411,7 @@ mod tests {
 
     #[test]
     fn no_batches_end_at_once() {
-        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let loader = Loader::new(settings(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
         assert!(matches!(session.next(Duration::ZERO), Ok(Next::NotYet)));
         session.finish();
@@ -350,7 +420,7 @@ mod tests {
 
     #[test]
     fn an_empty_batch_comes_out_empty() {
-        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let loader = Loader::new(settings(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
         session.submit(Vec::new());
         let Ok(Next::Batch(batch)) = session.next(LONG) else {
@@ -361,13 +431,13 @@ mod tests {
 
     #[test]
     fn batches_come_in_order_whatever_they_cost() {
-        let loader = Loader::new(settings(Task::ImageText), 4).unwrap();
+        let loader = Loader::new(settings(Task::ImageText), 4, 2).unwrap();
         let session = loader.open();
         for batch in 0..20_usize {
             let side = if batch % 3 == 0 { 300 } else { 2 };
             let records = (0..3).map(|place| {
                 let mut record = record(&format!("{batch}.{place}"));
-                record.images = vec![StoredImage::Bytes(png(side, side))];
+                record.images = vec![StoredImage::Bytes(Arc::new(png(side, side)))];
                 record
             });
             session.submit(records.collect());
@@ -382,10 +452,10 @@ mod tests {
 
     #[test]
     fn a_fault_comes_in_its_batch_only() {
-        let loader = Loader::new(settings(Task::ImageText), 2).unwrap();
+        let loader = Loader::new(settings(Task::ImageText), 2, 2).unwrap();
         let session = loader.open();
         let mut bad = record("bad");
-        bad.images = vec![StoredImage::Bytes(Vec::new())];
+        bad.images = vec![StoredImage::Bytes(Arc::new(Vec::new()))];
         session.submit(vec![record("a")]);
         session.submit(vec![record("b"), bad]);
         session.submit(vec![record("c")]);
@@ -398,8 +468,8 @@ mod tests {
     #[test]
     fn bad_samples_are_left_out_and_told() {
         let mut settings = settings(Task::ImageText);
-        settings.skip_errors = true;
-        let loader = Loader::new(settings, 2).unwrap();
+        settings.on_error = OnError::Skip;
+        let loader = Loader::new(settings, 2, 2).unwrap();
         let session = loader.open();
         let mut bad = record("bad");
         bad.images = vec![StoredImage::Path("no/such.png".into())];
@@ -409,12 +479,12 @@ mod tests {
         };
         assert_eq!(batch.keys, ["a", "b"]);
         assert_eq!(batch.skipped.len(), 1);
-        assert!(batch.skipped[0].1.starts_with("no/such.png: "));
+        assert!(batch.skipped[0].reason.starts_with("no/such.png: "));
     }
 
     #[test]
     fn closing_gives_up_what_waits() {
-        let loader = Loader::new(settings(Task::ImageText), 1).unwrap();
+        let loader = Loader::new(settings(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
         (0..100).for_each(|_| session.submit(vec![record("a")]));
         session.close();
@@ -433,7 +503,7 @@ mod tests {
         let mut wrong = settings(Task::ImageText);
         wrong.max_tokens = 1;
         assert!(matches!(
-            Loader::new(wrong, 1).err(),
+            Loader::new(wrong, 1, 2).err(),
             Some(Error::Argument {
                 name: "max_tokens",
                 ..
@@ -441,6 +511,6 @@ mod tests {
         ));
         let mut wrong = settings(Task::ImageText);
         wrong.mlm_probability = f64::NAN;
-        assert!(Loader::new(wrong, 1).is_err());
+        assert!(Loader::new(wrong, 1, 2).is_err());
     }
 }

@@ -14,6 +14,8 @@ pub enum Purpose {
     Picture(u8),
     /// Which words are masked.
     MaskedWords,
+    /// Which record is taken in the place of a bad one, at this attempt.
+    Replacement(u8),
 }
 
 impl Purpose {
@@ -22,6 +24,7 @@ impl Purpose {
             Self::Order => 1,
             Self::MaskedWords => 2,
             Self::Picture(number) => 0x100 + u64::from(number),
+            Self::Replacement(attempt) => 0x200 + u64::from(attempt),
         }
     }
 }

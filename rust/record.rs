@@ -1,19 +1,33 @@
 //! Records as they are handed in.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
 use crate::image::{self, Rgb};
 use crate::spans::CharSpan;
 
+/// Bytes that anybody may own, such as an interpreter or a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A picture as it is stored.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum StoredImage {
     /// A file.
     Path(PathBuf),
     /// The bytes of one.
-    Bytes(Vec<u8>),
+    Bytes(SharedBytes),
+}
+
+impl fmt::Debug for StoredImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "Path({})", path.display()),
+            Self::Bytes(bytes) => write!(f, "Bytes({})", (**bytes).as_ref().len()),
+        }
+    }
 }
 
 /// What a batch is for, and so which fields it has.
@@ -83,14 +97,23 @@ pub struct Record {
 }
 
 impl StoredImage {
-    /// Read and decode the picture.
+    /// Its bytes.
     ///
     /// # Errors
-    /// As [`read_image`] and [`image::decode`].
-    pub fn decode(&self, max_pixels: usize) -> Result<Rgb, Error> {
+    /// [`Error::File`] where they cannot be read.
+    pub fn read(&self) -> Result<SharedBytes, Error> {
         match self {
-            Self::Bytes(bytes) => image::decode(bytes, max_pixels),
-            Self::Path(path) => read_image(path, max_pixels),
+            Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
+            Self::Path(path) => Ok(Arc::new(read_file(path)?)),
+        }
+    }
+
+    /// Say in which file a fault of its bytes is.
+    #[must_use]
+    pub fn name_fault(&self, fault: Error) -> Error {
+        match self {
+            Self::Bytes(_) => fault,
+            Self::Path(path) => fault.in_file(path),
         }
     }
 }
@@ -116,11 +139,14 @@ impl Record {
 /// # Errors
 /// [`Error::File`] where it cannot be read, [`Error::Decode`] where it is broken, both with its path.
 pub fn read_image(path: &Path, max_pixels: usize) -> Result<Rgb, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::File {
+    image::decode(&read_file(path)?, max_pixels).map_err(|error| error.in_file(path))
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::File {
         path: path.to_owned(),
         source,
-    })?;
-    image::decode(&bytes, max_pixels).map_err(|error| error.in_file(path))
+    })
 }
 
 #[cfg(test)]
@@ -145,7 +171,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let stored = StoredImage::Path("no/such.png".into());
-        let message = stored.decode(10).unwrap_err().to_string();
+        let message = stored.read().err().unwrap().to_string();
         assert!(message.starts_with("no/such.png: "), "{message}");
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::Error;
-use crate::augment::Transform;
+use crate::augment::{Plan, Transform};
 use crate::boxes::BoxXyxy;
-use crate::image::Rgb;
+use crate::paint::Opened;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
 use crate::spans::{self, CharSpan, Mirrored};
@@ -28,10 +28,50 @@ pub struct Settings {
     pub mlm_probability: f64,
     /// For each answer, the one that is right in the mirrored picture.
     pub mirrored_answers: Vec<usize>,
-    /// Leave bad samples out instead of stopping.
-    pub skip_errors: bool,
+    /// What happens to a bad sample.
+    pub on_error: OnError,
+    /// Take pictures with missing or damaged parts, filled as libjpeg fills them.
+    pub accept_truncated: bool,
     /// Largest picture.
     pub max_pixels: usize,
+}
+
+/// What happens to a sample that cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// It is the error of its batch.
+    Raise,
+    /// It is left out and told.
+    Skip,
+    /// Its batch waits until another record is handed in for it.
+    Resample,
+}
+
+impl OnError {
+    /// Find a policy by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "raise" => Ok(Self::Raise),
+            "skip" => Ok(Self::Skip),
+            "resample" => Ok(Self::Resample),
+            _ => Err(Error::argument(
+                "on_error",
+                format!("'{name}' is no policy; expected 'raise', 'skip' or 'resample'"),
+            )),
+        }
+    }
+}
+
+/// A record of which everything is known but the pixels.
+#[derive(Clone)]
+pub struct Planned {
+    /// All but the pictures.
+    pub sample: Sample,
+    /// The pictures and what happens to them.
+    pub pictures: Vec<(Opened, Plan)>,
 }
 
 /// A record, ready to be put into a batch.
@@ -39,8 +79,8 @@ pub struct Settings {
 pub struct Sample {
     /// Name of the record.
     pub key: String,
-    /// Resized pictures, not yet normalised.
-    pub images: Vec<Rgb>,
+    /// (height, width) of the first picture in the batch.
+    pub image_size: (usize, usize),
     /// (height, width) of the first stored picture.
     pub original_size: (usize, usize),
     /// Ids of the text.
@@ -66,16 +106,16 @@ pub struct Sample {
 }
 
 impl Settings {
-    /// Read, decode, transform, tokenise and mask one record.
+    /// Read one record, draw what happens to its pictures, move its boxes, tokenise and mask.
     ///
     /// # Errors
     /// [`Error::InRecord`] with what is wrong.
-    pub fn prepare(&self, record: &Record) -> Result<Sample, Error> {
-        self.prepare_unnamed(record)
+    pub fn plan(&self, record: &Record) -> Result<Planned, Error> {
+        self.plan_unnamed(record)
             .map_err(|error| error.in_record(&record.key))
     }
 
-    fn prepare_unnamed(&self, record: &Record) -> Result<Sample, Error> {
+    fn plan_unnamed(&self, record: &Record) -> Result<Planned, Error> {
         self.check(record)?;
         let mut sample = Sample {
             key: record.key.clone(),
@@ -83,10 +123,11 @@ impl Settings {
             truth: record.truth.unwrap_or(false),
             ..Sample::default()
         };
+        let mut pictures = Vec::with_capacity(record.images.len());
         let mut flipped = false;
         for (number, stored) in (0_u8..).zip(&record.images) {
-            let image = stored.decode(self.max_pixels)?;
-            let size = (image.height, image.width);
+            let opened = Opened::new(stored, self.max_pixels)?;
+            let size = opened.size;
             let mut draws = self.draws(record, Purpose::Picture(number));
             let mut plan = self.transform.plan(size.0, size.1, &mut draws);
             if number == 0 {
@@ -102,8 +143,9 @@ impl Settings {
                     }
                     self.ground(record, flipped, &moved, &mut sample)?;
                 }
+                sample.image_size = (plan.height, plan.width);
             }
-            sample.images.push(plan.apply(&image)?);
+            pictures.push((opened, plan));
         }
         match self.task {
             Task::Grounding => {}
@@ -123,7 +165,13 @@ impl Settings {
                 .map(|&(answer, score)| (self.answer(answer, flipped), score))
                 .collect();
         }
-        Ok(sample)
+        Ok(Planned { sample, pictures })
+    }
+
+    /// Bytes of one picture's place of (height, width) pixels in a batch.
+    #[must_use]
+    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+        3 * size.0 * size.1 * size_of::<f32>()
     }
 
     fn check(&self, record: &Record) -> Result<(), Error> {
@@ -241,6 +289,7 @@ pub(crate) mod tests {
     use crate::crop::Cut;
     use crate::image;
     use crate::normalize::Normalization;
+    use crate::paint::Painter;
     use crate::rand_augment::RandAugment;
     use crate::record::StoredImage;
     use crate::resize::Filter;
@@ -276,7 +325,8 @@ pub(crate) mod tests {
             seed: 0,
             mlm_probability: 0.15,
             mirrored_answers: Vec::new(),
-            skip_errors: false,
+            on_error: OnError::Raise,
+            accept_truncated: false,
             max_pixels: image::MAX_PIXELS,
         }
     }
@@ -284,7 +334,7 @@ pub(crate) mod tests {
     pub(crate) fn record(key: &str) -> Record {
         Record {
             key: key.to_owned(),
-            images: vec![StoredImage::Bytes(png(10, 20))],
+            images: vec![StoredImage::Bytes(Arc::new(png(10, 20)))],
             text: "the left cup".to_owned(),
             boxes_xyxy: vec![[1.0, 2.0, 5.0, 6.0]],
             char_spans: vec![vec![(4, 8)]],
@@ -292,18 +342,36 @@ pub(crate) mod tests {
         }
     }
 
+    fn sample_of(settings: &Settings, record: &Record) -> Sample {
+        settings.plan(record).unwrap().sample
+    }
+
+    /// Red of the picture's pixels, row by row.
+    fn reds(settings: &Settings, record: &Record) -> Vec<f32> {
+        let planned = settings.plan(record).unwrap();
+        let (opened, plan) = &planned.pictures[0];
+        let mut slot = vec![0; plan.height * plan.width * 3 * 4];
+        let size = (plan.height, plan.width);
+        Painter::default()
+            .paint(opened, plan, settings, &mut slot, size)
+            .unwrap();
+        let (values, _) = slot.as_chunks::<4>();
+        let values = values.iter().map(|&bytes| f32::from_ne_bytes(bytes));
+        values.take(plan.height * plan.width).collect()
+    }
+
     #[test]
     fn empty_text_has_two_tokens() {
         let mut record = record("a");
         record.text = String::new();
-        let sample = settings(Task::ImageText).prepare(&record).unwrap();
+        let sample = sample_of(&settings(Task::ImageText), &record);
         assert_eq!(sample.token_ids, [0, 2]);
         assert_eq!(sample.mlm_labels, [None, None]);
     }
 
     #[test]
     fn a_box_follows_its_picture() {
-        let sample = settings(Task::Grounding).prepare(&record("a")).unwrap();
+        let sample = sample_of(&settings(Task::Grounding), &record("a"));
         assert_eq!(sample.original_size, (10, 20));
         let expected: BoxXyxy = [1.0 * 0.4, 2.0 * 0.8, 5.0 * 0.4, 6.0 * 0.8];
         for (edge, expected) in sample.boxes_xyxy[0].iter().zip(expected) {
@@ -315,7 +383,7 @@ pub(crate) mod tests {
     fn a_mirrored_picture_swaps_words_spans_and_answers() {
         let mut settings = settings(Task::Grounding);
         settings.transform.flip_probability = 1.0;
-        let sample = settings.prepare(&record("a")).unwrap();
+        let sample = sample_of(&settings, &record("a"));
         let tokens = &settings.tokenizer;
         assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the right cup");
         let named: Vec<u32> = sample
@@ -327,19 +395,19 @@ pub(crate) mod tests {
         assert_eq!(tokens.decode(&named).unwrap(), " right");
         assert!((sample.boxes_xyxy[0][0] - (8.0 - 5.0 * 0.4)).abs() < 1e-12);
         // The brightness grows to the left now.
-        let pixels = &sample.images[0].pixels;
-        assert!(pixels[0] > pixels[3 * 7]);
+        let reds = reds(&settings, &record("a"));
+        assert!(reds[0] > reds[7]);
 
         settings.task = Task::Question;
         settings.mirrored_answers = vec![1, 0];
         let mut record = record("a");
         record.answers = Some(vec![(0, 0.5)]);
-        assert_eq!(settings.prepare(&record).unwrap().answers, [(1, 0.5)]);
+        assert_eq!(sample_of(&settings, &record).answers, [(1, 0.5)]);
 
         settings.task = Task::Reasoning;
         record.truth = Some(true);
         record.images.push(record.images[0].clone());
-        let sample = settings.prepare(&record).unwrap();
+        let sample = sample_of(&settings, &record);
         assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the left cup");
     }
 
@@ -359,22 +427,22 @@ pub(crate) mod tests {
         let mut record = record("a");
         for index in 0..200 {
             record.index = index;
-            let sample = settings.prepare(&record).unwrap();
+            let sample = sample_of(&settings, &record);
             assert_eq!((sample.boxes_xyxy.len(), sample.cropped_boxes), (1, 0));
-            whole += usize::from((sample.images[0].height, sample.images[0].width) == (10, 20));
+            whole += usize::from(sample.image_size == (10, 20));
         }
         assert!((20..180).contains(&whole), "{whole}");
         // Of a picture without boxes any part will do.
         record.boxes_xyxy.clear();
         record.char_spans.clear();
-        assert!(settings.prepare(&record).unwrap().boxes_xyxy.is_empty());
+        assert!(sample_of(&settings, &record).boxes_xyxy.is_empty());
     }
 
     #[test]
     fn a_box_without_tokens_is_left_out_and_counted() {
         let mut settings = settings(Task::Grounding);
         settings.max_tokens = 3;
-        let sample = settings.prepare(&record("a")).unwrap();
+        let sample = sample_of(&settings, &record("a"));
         assert_eq!(sample.token_ids.len(), 3);
         assert_eq!((sample.boxes_xyxy.len(), sample.truncated_boxes), (0, 1));
     }
@@ -384,7 +452,7 @@ pub(crate) mod tests {
         let message = |task, record: &Record| {
             let mut settings = settings(task);
             settings.mirrored_answers = vec![0];
-            settings.prepare(record).unwrap_err().to_string()
+            settings.plan(record).err().unwrap().to_string()
         };
         let mut record = record("a");
         assert!(message(Task::Question, &record).starts_with("record 'a': answers: "));
@@ -406,7 +474,7 @@ pub(crate) mod tests {
         let (mut words, mut picked, mut masked, mut same) = (0, 0, 0, 0);
         for index in 0..20 {
             record.index = index;
-            let sample = settings.prepare(&record).unwrap();
+            let sample = sample_of(&settings, &record);
             words += sample.token_ids.len() - 2;
             for (position, label) in sample.mlm_labels.iter().enumerate() {
                 let (id, now) = (sample.token_ids[position], sample.masked_ids[position]);

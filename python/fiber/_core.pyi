@@ -22,6 +22,7 @@ __all__ = [
     "augment_image",
     "build_profile",
     "decode_image",
+    "draw_below",
     "mirror_words",
     "permutation",
     "positive_map",
@@ -283,9 +284,14 @@ class Loader:
         mlm_probability: float,
         mirrored_answers: Sequence[int],
         threads: int,
-        skip_errors: bool,
+        keep: int,
+        on_error: str,
+        accept_truncated: bool,
         max_pixels: int = ...,
     ) -> Loader: ...
+    @property
+    def picture_bytes(self) -> tuple[int, int]:
+        """Bytes of all batches' pictures that are held, and the most that there ever were."""
     def open(self) -> Session:
         """Begin a pass."""
 
@@ -300,14 +306,20 @@ class Session:
         None, truth or None); answers are (index in the vocabulary, score).
         """
 
+    def replace(self, records: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
+        """Hand in other records for places of the batch that `next` named."""
+
     def finish(self) -> None:
         """Say that no more batches will be handed in."""
 
     def close(self) -> None:
         """Give up what is waiting."""
 
-    def next(self) -> dict[str, Any] | None:
+    def next(self) -> dict[str, Any] | list[tuple[int, str, str, str]] | None:
         """Wait for the next batch without the interpreter lock; None after the last one.
+
+        A list instead names bad samples of the next batch, which waits for others: (place in the
+        batch, key, status, reason).
 
         Raises:
             FileNotFoundError, DecodeError, ValueError: for a bad record, with its key.
@@ -405,6 +417,9 @@ def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
     """Swap the words for left and right, and move spans of code points with them."""
+
+def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
+    """Draw a number below `bound`; the same arguments give the same one."""
 
 def permutation(count: int, seed: int, epoch: int) -> Buffer:
     """Draw the order of an epoch: an int64 array that holds every number below `count` once."""

@@ -8,6 +8,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use crate::buffers::Block;
+
 /// The values of a [`Buffer`].
 pub enum Values {
     /// Bytes.
@@ -18,6 +20,8 @@ pub enum Values {
     Int64(Vec<i64>),
     /// Truth values.
     Bool(Vec<bool>),
+    /// Single precision, in a block of a loader's pool.
+    PooledFloat32(Block),
 }
 
 impl Values {
@@ -27,13 +31,14 @@ impl Values {
             Self::Float32(values) => values.len(),
             Self::Int64(values) => values.len(),
             Self::Bool(values) => values.len(),
+            Self::PooledFloat32(block) => block.len() / size_of::<f32>(),
         }
     }
 
     fn item_size(&self) -> usize {
         match self {
             Self::Uint8(_) | Self::Bool(_) => 1,
-            Self::Float32(_) => 4,
+            Self::Float32(_) | Self::PooledFloat32(_) => 4,
             Self::Int64(_) => 8,
         }
     }
@@ -41,7 +46,7 @@ impl Values {
     fn format(&self) -> &'static CStr {
         match self {
             Self::Uint8(_) => c"B",
-            Self::Float32(_) => c"f",
+            Self::Float32(_) | Self::PooledFloat32(_) => c"f",
             Self::Int64(_) => c"q",
             Self::Bool(_) => c"?",
         }
@@ -50,7 +55,7 @@ impl Values {
     fn dtype(&self) -> &'static str {
         match self {
             Self::Uint8(_) => "uint8",
-            Self::Float32(_) => "float32",
+            Self::Float32(_) | Self::PooledFloat32(_) => "float32",
             Self::Int64(_) => "int64",
             Self::Bool(_) => "bool",
         }
@@ -62,6 +67,7 @@ impl Values {
             Self::Float32(values) => values.as_mut_ptr().cast(),
             Self::Int64(values) => values.as_mut_ptr().cast(),
             Self::Bool(values) => values.as_mut_ptr().cast(),
+            Self::PooledFloat32(block) => block.as_mut_ptr().cast(),
         }
     }
 }

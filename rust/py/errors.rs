@@ -33,7 +33,9 @@ impl From<Error> for PyErr {
                     PyOSError::new_err(arguments)
                 }
             }
-            Error::Decode { .. } | Error::TooManyPixels { .. } => DecodeError::new_err(message),
+            Error::Decode { .. } | Error::Unsupported { .. } | Error::TooManyPixels { .. } => {
+                DecodeError::new_err(message)
+            }
             Error::Worker => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }

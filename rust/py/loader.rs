@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::arrays::{Buffer, Values};
 use super::image::ImageTransform;
 use super::tokenizer::Tokenizer;
 use crate::boxes::BoxXyxy;
-use crate::collate::Batch;
+use crate::collate::{Batch, Skipped};
 use crate::loader::{self, Next};
-use crate::random;
+use crate::random::{self, Draws, Purpose};
 use crate::record::{Record, StoredImage, Task};
-use crate::sample::Settings;
+use crate::sample::{OnError, Settings};
 use crate::spans::CharSpan;
 
 /// How long a wait lasts before Python may handle signals, such as Ctrl-C.
@@ -55,7 +56,7 @@ type PlainRecord<'py> = (
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, skip_errors, max_pixels = crate::image::MAX_PIXELS))]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, max_pixels = crate::image::MAX_PIXELS))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn new(
         batch_type: &str,
@@ -66,7 +67,9 @@ impl Loader {
         mlm_probability: f64,
         mirrored_answers: Vec<usize>,
         threads: usize,
-        skip_errors: bool,
+        keep: usize,
+        on_error: &str,
+        accept_truncated: bool,
         max_pixels: usize,
     ) -> PyResult<Self> {
         let task = Task::from_name(batch_type)?;
@@ -79,11 +82,12 @@ impl Loader {
             seed,
             mlm_probability,
             mirrored_answers,
-            skip_errors,
+            on_error: OnError::from_name(on_error)?,
+            accept_truncated,
             max_pixels,
         };
         Ok(Self {
-            inner: loader::Loader::new(settings, threads)?,
+            inner: loader::Loader::new(settings, threads, keep)?,
             task,
             num_answers,
         })
@@ -97,7 +101,16 @@ impl Loader {
             num_answers: self.num_answers,
         }
     }
+
+    /// Bytes of all batches' pictures that are held, and the most that there ever were.
+    #[getter]
+    fn picture_bytes(&self) -> (usize, usize) {
+        self.inner.picture_bytes()
+    }
 }
+
+/// A bad sample: its place in the batch, key, status, reason.
+type BadPlace = (usize, String, &'static str, String);
 
 #[pymethods]
 impl Session {
@@ -105,6 +118,16 @@ impl Session {
     fn submit(&self, records: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
         let records = records.iter().map(to_record).collect::<PyResult<_>>()?;
         self.inner.submit(records);
+        Ok(())
+    }
+
+    /// Hand in other records for places of the batch that `next` named.
+    fn replace(&self, records: Vec<(usize, Bound<'_, PyTuple>)>) -> PyResult<()> {
+        let records = records
+            .iter()
+            .map(|(place, record)| Ok((*place, to_record(record)?)))
+            .collect::<PyResult<_>>()?;
+        self.inner.replace(records);
         Ok(())
     }
 
@@ -118,11 +141,19 @@ impl Session {
         py.detach(|| self.inner.close());
     }
 
-    /// Wait for the next batch without the interpreter lock; None after the last one.
-    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    /// Wait for the next batch without the interpreter lock; None after the last one, a list of bad
+    /// samples where it waits for others in their places.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
             match py.detach(|| self.inner.next(SLICE))? {
-                Next::Batch(batch) => return self.to_dict(py, *batch).map(Some),
+                Next::Batch(batch) => return Ok(Some(self.to_dict(py, *batch)?.into_any())),
+                Next::Replace(places) => {
+                    let places = places.into_iter();
+                    let places: Vec<BadPlace> = places
+                        .map(|(place, it)| (place, it.key, it.status, it.reason))
+                        .collect();
+                    return Ok(Some(places.into_pyobject(py)?.into_any()));
+                }
                 Next::End => return Ok(None),
                 Next::NotYet => py.check_signals()?,
             }
@@ -139,7 +170,11 @@ impl Session {
         let set = |name: &str, values: Values, shape: &[usize]| {
             fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
         };
-        set("images", Values::Float32(batch.images), &batch.image_shape)?;
+        let images = match batch.images {
+            Some(block) => Values::PooledFloat32(block),
+            None => Values::Float32(Vec::new()),
+        };
+        set("images", images, &batch.image_shape)?;
         set("image_sizes", Values::Int64(batch.image_sizes), &[size, 2])?;
         set(
             "original_sizes",
@@ -183,7 +218,19 @@ impl Session {
             }
         }
         fields.set_item("keys", batch.keys)?;
-        fields.set_item("skipped", batch.skipped)?;
+        let statuses: Vec<&str> = batch.statuses.iter().map(|it| it.name()).collect();
+        fields.set_item("statuses", statuses)?;
+        let skipped = batch.skipped.into_iter();
+        let skipped: Vec<(String, &str, String)> = skipped
+            .map(
+                |Skipped {
+                     key,
+                     status,
+                     reason,
+                 }| (key, status, reason),
+            )
+            .collect();
+        fields.set_item("skipped", skipped)?;
         fields.set_item("truncated_boxes", batch.truncated_boxes)?;
         fields.set_item("cropped_boxes", batch.cropped_boxes)?;
         Ok(fields)
@@ -195,6 +242,12 @@ impl Session {
 pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyResult<Buffer> {
     let order = py.detach(|| random::permutation(count, seed, epoch));
     Buffer::new(Values::Int64(order), &[count])
+}
+
+/// A number below `bound` that depends on the other arguments only.
+#[pyfunction]
+pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) -> u64 {
+    Draws::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
 }
 
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
@@ -223,7 +276,8 @@ fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
 /// Bytes are a picture's content, everything else is a path.
 fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
     if let Ok(bytes) = image.cast::<PyBytes>() {
-        Ok(StoredImage::Bytes(bytes.as_bytes().to_vec()))
+        let bytes = PyBackedBytes::from(bytes.clone());
+        Ok(StoredImage::Bytes(Arc::new(bytes)))
     } else {
         Ok(StoredImage::Path(image.extract::<PathBuf>()?))
     }

@@ -39,5 +39,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
     module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;
+    module.add_function(wrap_pyfunction!(loader::draw_below, module)?)?;
     Ok(())
 }

@@ -34,7 +34,9 @@ def run(tokenizer, *, task="grounding", **changes):
         mlm_probability=0.15,
         mirrored_answers=[],
         threads=1,
-        skip_errors=False,
+        keep=2,
+        on_error="raise",
+        accept_truncated=False,
     )
     session = loader.open()
     session.submit([tuple(record.values())])

@@ -302,8 +302,8 @@ def test_bad_samples_can_be_left_out(tokenizer):
     # Nothing is left of the last batch.
     assert [batch.keys for batch in batches] == [("r0", "r1", "r3"), ("r4", "r6", "r7")]
     assert batches[0].images.shape[0] == 3
-    assert [key for key, _ in loader.skipped] == ["r2", "r5", "r8", "r9"]
-    assert loader.skipped[1][1].startswith("no/such.jpg: No such file")
+    assert [bad.key for bad in loader.skipped] == ["r2", "r5", "r8", "r9"]
+    assert loader.skipped[1].reason.startswith("no/such.jpg: No such file")
     # The other samples are what they were.
     whole = {row[0]: row for row in samples(make(tokenizer, RECORDS[:10]).epoch())}
     assert all(row == whole[row[0]] for row in samples(batches))
@@ -343,7 +343,7 @@ def test_faults_of_the_record_set_come_through_as_they_are(tokenizer):
 def test_faulty_records_can_be_left_out_too(tokenizer):
     loader = make(tokenizer, Failing(RECORDS, 1, ValueError("no such row")), on_error="skip")
     assert next(loader.epoch()).keys == ("r0", "r2", "r3")
-    assert loader.skipped == [("#1", "ValueError: no such row")]
+    assert loader.skipped == [("#1", "invalid", "ValueError: no such row")]
     loader = make(tokenizer, Failing(RECORDS, 1, LookupError("a bug")), on_error="skip")
     with pytest.raises(LookupError):
         next(loader.epoch())

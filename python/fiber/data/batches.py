@@ -32,6 +32,9 @@ class Batch:
     token_ids: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor
+    #: What became of each sample's pictures, as the loader found them: "ok", or "truncated" where a
+    #: part was missing or damaged and is filled. Empty for batches that were made otherwise.
+    statuses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         size = len(self.keys)

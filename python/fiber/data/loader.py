@@ -7,13 +7,12 @@ depends on (seed, epoch, index of the record) only, never on threads, ranks or t
 
 from __future__ import annotations
 
+import hashlib
 import os
-import threading
 import warnings
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from fiber import _core
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.feeder import Feeder
 from fiber.data.records import RecordSet, record_in_epoch
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
@@ -37,6 +37,21 @@ _DTYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
+
+
+#: Records that the fingerprint of a data set is made from, spread over all of it.
+FINGERPRINT_RECORDS = 64
+
+
+class Skipped(NamedTuple):
+    """A sample that was left out or replaced."""
+
+    #: Key of the record; "#index" where the record itself cannot be had.
+    key: str
+    #: "missing", "corrupt", "unsupported", or "invalid": the picture is not at fault.
+    status: str
+    #: What is wrong.
+    reason: str
 
 
 class DataLoader:
@@ -60,12 +75,21 @@ class DataLoader:
         rank: This process's number, below `world_size`.
         world_size: Processes that share the data.
         on_error: "raise" stops at a bad sample; "skip" leaves it out, notes it in `skipped` and
-            warns once.
+            warns once; "resample" notes it too and takes another record in its place, drawn from
+            (seed, epoch, index), so that batches keep their size.
+        accept_truncated: Take pictures of which a part is missing or damaged, filled as libjpeg
+            fills them; the batch's `statuses` tell which they are. Without it they are bad samples.
+        drop_last: Leave out the last batch of an epoch where it would not be full on every rank.
+            Iterating does; `epoch` gives every record.
         pin_memory: Put tensors into page-locked memory where CUDA is there.
 
+    Iterating gives the epoch that `set_epoch` chose, from where `load_state_dict` says on. Memory
+    of pictures is used again once no tensor shares it; what is still in use is never overwritten.
+
     Attributes:
-        skipped: (key, reason) of every sample left out; the key is "#index" where the record itself
-            cannot be had.
+        skipped: Every sample left out or replaced.
+        statuses: How many samples were "ok", "truncated", "missing", "corrupt", "unsupported" and
+            "invalid" so far.
         truncated_boxes: Boxes left out because none of the kept tokens names them.
         cropped_boxes: Boxes left out because a crop left too little of them.
 
@@ -90,7 +114,9 @@ class DataLoader:
         prefetch: int = 2,
         rank: int = 0,
         world_size: int = 1,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: Literal["raise", "skip", "resample"] = "raise",
+        accept_truncated: bool = False,
+        drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
         for name, value, least in (
@@ -105,8 +131,8 @@ class DataLoader:
                 raise ValueError(f"{name} is {value}; expected {least} or more")
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; expected less than world_size {world_size}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
+        if on_error not in ("raise", "skip", "resample"):
+            raise ValueError(f"on_error is {on_error!r}; expected 'raise', 'skip' or 'resample'")
         if batch_type == "reasoning" and not transform.is_square:
             raise ValueError(
                 f"a record of 'reasoning' has two pictures, which {transform} would give different"
@@ -126,7 +152,9 @@ class DataLoader:
         self.world_size = world_size
         self.on_error = on_error
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.skipped: list[tuple[str, str]] = []
+        self.drop_last = drop_last
+        self.skipped: list[Skipped] = []
+        self.statuses: Counter[str] = Counter()
         self.truncated_boxes = 0
         self.cropped_boxes = 0
         self._answer_index = {answer: index for index, answer in enumerate(self.answers)}
@@ -142,13 +170,123 @@ class DataLoader:
             mlm_probability=mlm_probability,
             mirrored_answers=[self._mirrored_answer(answer) for answer in self.answers],
             threads=threads,
-            skip_errors=on_error == "skip",
+            # Those made ahead, the one in use and the one that is about to be.
+            keep=prefetch + 2,
+            on_error=on_error,
+            accept_truncated=accept_truncated,
         )
+        self._epoch, self._sample, self._resume = 0, 0, 0
+        self._fingerprint: str | None = None
         self._core, self._process = self._make_core(), os.getpid()
 
     def __len__(self) -> int:
-        """Batches of `epoch()` on this rank."""
-        return -(-len(self._share(len(self.records))) // self.batch_size)
+        """Batches of a whole pass by iteration on this rank."""
+        return len(self._steps(0))
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        """Give the batches of an epoch; after the last one the next epoch is due.
+
+        A pass that was broken off begins anew, unless `load_state_dict` says where to go on.
+
+        Step k of W ranks covers the positions [k * B * W, (k + 1) * B * W) of the epoch's order,
+        and rank r takes the r-th slice of B; what is left at the end is shared out evenly, so that
+        a rank may have a batch less (`drop_last` leaves it out). The samples of a step are the
+        same for any number of ranks with the same B * W.
+        """
+        epoch, start = self._epoch, self._resume
+        self._sample, self._resume = start, 0
+        steps = self._steps(start)
+
+        def batches() -> Iterator[list[tuple[int, int]]]:
+            order = self._order(epoch)
+            for positions, _ in steps:
+                yield [(epoch, int(order[p])) for p in positions]
+
+        ends = iter([end for _, end in steps])
+        # One entry for each batch handed in, also for those of which nothing is left.
+        for batch in self._run(batches(), empty=True):
+            self._sample = next(ends)
+            if self._sample == len(self.records):
+                self._epoch, self._sample = epoch + 1, 0
+            if len(batch):
+                yield batch
+        if self._epoch == epoch:
+            # What `drop_last` leaves out, or what no batch of this rank holds.
+            self._epoch, self._sample = epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that iterating gives next.
+
+        From its start, or from where `load_state_dict` says if that is in the same epoch.
+
+        Raises:
+            ValueError: for a number below 0.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; expected 0 or more")
+        if epoch != self._epoch:
+            self._epoch, self._sample, self._resume = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell where iterating is: what `load_state_dict` of any number of ranks takes.
+
+        Returns:
+            "epoch", "sample" (samples of it that all ranks together have taken), "seed", and
+            "fingerprint" of the data.
+        """
+        return {
+            "epoch": self._epoch,
+            "sample": self._sample,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader of the same data and seed was.
+
+        Raises:
+            ValueError: for the state of other data or another seed, naming both.
+        """
+        for name, own in (("seed", self.seed), ("fingerprint", self.fingerprint)):
+            if state[name] != own:
+                raise ValueError(
+                    f"the state's {name} is {state[name]!r}, this loader's is {own!r};"
+                    " expected a state of the same data and seed"
+                )
+        epoch, sample = int(state["epoch"]), int(state["sample"])
+        if epoch < 0 or not 0 <= sample <= len(self.records):
+            raise ValueError(
+                f"the state's epoch is {epoch} and its sample {sample}; expected an epoch of 0 or"
+                f" more and a sample of 0 to {len(self.records)}"
+            )
+        self._epoch, self._sample, self._resume = epoch, sample, sample
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data: its length and the keys and texts of records spread over it."""
+        if self._fingerprint is None:
+            count = len(self.records)
+            digest = hashlib.sha256(str(count).encode())
+            for index in range(0, count, max(1, count // FINGERPRINT_RECORDS)):
+                record = record_in_epoch(self.records, 0, index)
+                digest.update(f"\0{record.key}\0{record.text}".encode())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @property
+    def picture_bytes(self) -> tuple[int, int]:
+        """Bytes of pictures in batches that are held now, and the most that there ever were."""
+        return (0, 0) if self._core is None else self._core.picture_bytes
+
+    def close(self) -> None:
+        """Let the threads go; a pass after that starts new ones."""
+        self._core, self._process = None, -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
         """Give every record of this rank once; the last batch may be smaller.
@@ -202,7 +340,32 @@ class DataLoader:
                 yield batch
                 position += self.batch_size * self.world_size
 
-        return self._run(batches(), endless=True)
+        return self._stream(batches())
+
+    def _stream(self, batches: Iterable[list[tuple[int, int]]]) -> Generator[Any, None, None]:
+        """Refuse batches of which nothing is left."""
+        for batch in self._run(batches, empty=True):
+            if not len(batch):
+                last = self.skipped[-1]
+                raise ValueError(
+                    f"no sample of a batch of {self.batch_size} can be read;"
+                    f" the last one: record {last.key!r}: {last.reason}"
+                )
+            yield batch
+
+    def _steps(self, start: int) -> list[tuple[range, int]]:
+        """List this rank's positions of each step of an epoch, and where all ranks are after it."""
+        count, step = len(self.records), self.batch_size * self.world_size
+        steps = []
+        while start + step <= count:
+            first = start + self.rank * self.batch_size
+            start += step
+            steps.append((range(first, first + self.batch_size), start))
+        if start < count and not self.drop_last:
+            share = self._share(count - start)
+            if len(share):
+                steps.append((range(start + share.start, start + share.stop), count))
+        return steps
 
     def _share(self, count: int) -> range:
         """Positions of an epoch that belong to this rank."""
@@ -221,53 +384,63 @@ class DataLoader:
         return self._answer_index.get(mirrored, self._answer_index[answer])
 
     def _run(
-        self, batches: Iterable[list[tuple[int, int]]], *, endless: bool = False
+        self, batches: Iterable[list[tuple[int, int]]], *, empty: bool = False
     ) -> Generator[Any, None, None]:
-        """Start the feeder and give what comes out; closing the generator stops everything."""
-        if self._process != os.getpid():
+        """Start the feeder and give what comes out; closing the generator stops everything.
+
+        With `empty` also the batches of which nothing is left.
+        """
+        if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = self._make_core(), os.getpid()
-        feeder = _Feeder(self, self._core.open(), batches)
+        feeder = Feeder(
+            self._core.open(),
+            batches,
+            plain=self._plain,
+            replacement=self._replacement,
+            prefetch=self.prefetch,
+            on_error=self.on_error,
+        )
         try:
             feeder.start()
-            while (fields := feeder.session.next()) is not None:
-                feeder.slots.release()
+            while (fields := feeder.next()) is not None:
                 while feeder.skipped:
-                    self._skip(*feeder.skipped.popleft())
+                    self._skip(Skipped(*feeder.skipped.popleft()))
                 batch = self._finish(fields)
-                if len(batch):
+                if len(batch) or empty:
                     yield batch
-                elif endless:
-                    key, reason = self.skipped[-1]
-                    raise ValueError(
-                        f"no sample of a batch of {self.batch_size} can be read;"
-                        f" the last one: record {key!r}: {reason}"
-                    )
             if feeder.error is not None:
                 raise feeder.error
         finally:
             feeder.stop()
 
+    def _replacement(self, epoch: int, index: int, attempt: int) -> int:
+        """Draw a record to take in the place of a bad one."""
+        return _core.draw_below(len(self.records), self.seed, epoch, index, attempt)
+
     def _finish(self, fields: dict[str, Any]) -> Batch:
         self.truncated_boxes += fields.pop("truncated_boxes")
         self.cropped_boxes += fields.pop("cropped_boxes")
-        for key, reason in fields.pop("skipped"):
-            self._skip(key, reason)
-        keys = tuple(fields.pop("keys"))
+        for bad in fields.pop("skipped"):
+            self._skip(Skipped(*bad))
+        keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
+        self.statuses.update(statuses)
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
         if self.pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return _BATCH_CLASSES[self.batch_type](keys=keys, **tensors)
+        return _BATCH_CLASSES[self.batch_type](keys=keys, statuses=statuses, **tensors)
 
-    def _skip(self, key: str, reason: str) -> None:
+    def _skip(self, bad: Skipped) -> None:
         if not self.skipped:
+            what = "left out" if self.on_error == "skip" else "replaced"
             warnings.warn(
-                f"record {key!r} is left out: {reason}"
+                f"record {bad.key!r} is {what}: {bad.reason}"
                 " (told once; DataLoader.skipped lists them all)",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self.skipped.append((key, reason))
+        self.skipped.append(bad)
+        self.statuses[bad.status] += 1
 
     def _plain(self, epoch: int, index: int) -> tuple[Any, ...]:
         """The parts of a record that Rust takes."""
@@ -288,56 +461,6 @@ class DataLoader:
             answers,
             record.truth,
         )
-
-
-@dataclass
-class _Feeder:
-    """The thread that reads records ahead of the Rust threads."""
-
-    loader: DataLoader
-    session: _core.Session
-    batches: Iterable[list[tuple[int, int]]]
-    error: BaseException | None = None
-    stopped: bool = False
-    skipped: deque[tuple[str, str]] = field(default_factory=deque)
-    slots: threading.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.slots = threading.Semaphore(self.loader.prefetch)
-        # It waits in Python only, so that the interpreter can end while it waits.
-        self.thread = threading.Thread(target=self._feed, name="fiber-feeder", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Let everything go; a record set that is in the middle of something is not waited for."""
-        self.stopped = True
-        self.slots.release()
-        self.session.close()
-        self.thread.join(timeout=0.5)
-
-    def _feed(self) -> None:
-        try:
-            for batch in self.batches:
-                self.slots.acquire()
-                if self.stopped:
-                    return
-                self.session.submit([plain for sample in batch if (plain := self._plain(*sample))])
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.session.finish()
-
-    def _plain(self, epoch: int, index: int) -> tuple[Any, ...] | None:
-        """Ask for a record; faults of the data are treated as the loader is told to."""
-        try:
-            return self.loader._plain(epoch, index)
-        except (OSError, ValueError) as error:
-            if self.loader.on_error == "raise":
-                raise
-            self.skipped.append((f"#{index}", f"{type(error).__name__}: {error}"))
-            return None
 
 
 def _to_tensor(buffer: _core.Buffer) -> Tensor:

@@ -36,8 +36,11 @@ class DataConfig:
     #: Whether a model from nothing gets a tokenizer that is trained on its texts where neither the
     #: data nor the user has one; otherwise that is an error.
     train_tokenizer: bool = False
-    #: What a broken record does: "raise" stops the run, "skip" counts it and takes the next one.
-    on_error: Literal["raise", "skip"] = "raise"
+    #: What a broken record does: "raise" stops the run, "skip" counts it and leaves it out,
+    #: "resample" counts it and draws another one in its place.
+    on_error: Literal["raise", "skip", "resample"] = "raise"
+    #: Whether pictures of which a part is missing are taken, filled as libjpeg fills them.
+    accept_truncated: bool = False
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")

@@ -118,6 +118,7 @@ class TaskStreams:
                 rank=processes.rank,
                 world_size=processes.world_size,
                 on_error=config.data.on_error,
+                accept_truncated=config.data.accept_truncated,
                 pin_memory=processes.device.type == "cuda",
             )
             for name, records in data.records.items()
@@ -140,7 +141,7 @@ class TaskStreams:
         lines = []
         for name, loader in self._loaders.items():
             if loader.skipped:
-                key, reason = loader.skipped[0]
+                key, _, reason = loader.skipped[0]
                 broken = counted(len(loader.skipped), "broken records")
                 were = "was" if len(loader.skipped) == 1 else "were"
                 lines.append(f"{name}: {broken} {were} skipped, first {key!r}: {reason}")

@@ -311,7 +311,8 @@ def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
     """Read one source the way that the run's config asks for."""
     options: dict[str, Any] = {}
     if source in BOX_SOURCES:
-        options["on_error"] = config.data.on_error
+        # Boxes that are none are left out; no other record takes their place.
+        options["on_error"] = "raise" if config.data.on_error == "raise" else "skip"
     if source == "detection":
         options["shots"] = config.data.shots
     return open_source(source, data, config.data.split, **options)

@@ -1,0 +1,130 @@
+"""The thread that reads records ahead of the Rust threads, and finds others for bad ones."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fiber import _core
+
+#: Other records that are tried in the place of a bad one before the loader gives up.
+ATTEMPTS = 10
+
+#: (epoch, index) of a record.
+Wanted = tuple[int, int]
+#: (key, status, reason) of a bad sample.
+Bad = tuple[str, str, str]
+
+
+@dataclass
+class Feeder:
+    """Hands the records of batch after batch to a session, at most `prefetch` batches ahead."""
+
+    session: _core.Session
+    #: What each batch holds.
+    batches: Iterable[list[Wanted]]
+    #: Gives the plain parts of a record, by epoch and index.
+    plain: Callable[[int, int], tuple[Any, ...]]
+    #: Gives the index of a record to take instead, by epoch, index and attempt (from 0).
+    replacement: Callable[[int, int, int], int]
+    prefetch: int
+    on_error: str
+    #: What the record set raised, but for faults of the data that are left out.
+    error: BaseException | None = None
+    #: Samples that the record set could not give.
+    skipped: deque[Bad] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.prefetch)
+        self._stopped = False
+        #: For each batch under way, what stands at each of its places.
+        self._under_way: deque[list[Wanted]] = deque()
+        # It waits in Python only, so that the interpreter can end while it waits.
+        self._thread = threading.Thread(target=self._feed, name="fiber-feeder", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let everything go; a record set that is in the middle of something is not waited for."""
+        self._stopped = True
+        self._slots.release()
+        self.session.close()
+        self._thread.join(timeout=0.5)
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for the next batch; None after the last one.
+
+        Raises:
+            ValueError: if no record that can be read was found in the place of a bad one.
+        """
+        attempts: dict[int, int] = {}
+        bad: list[Bad] = []
+        while isinstance(found := self.session.next(), list):
+            bad += [(key, status, reason) for _, key, status, reason in found]
+            others = []
+            for place, *_ in found:
+                wanted = self._under_way[0][place]
+                plain = self._other(wanted, attempts, place, bad)
+                others.append((place, plain))
+            self.session.replace(others)
+        if found is not None:
+            self._under_way.popleft()
+            self._slots.release()
+        return found
+
+    def _other(
+        self, wanted: Wanted, attempts: dict[int, int], place: int, bad: list[Bad]
+    ) -> tuple[Any, ...]:
+        """Find another record for a place of a batch."""
+        epoch, index = wanted
+        while (attempt := attempts.get(place, 0)) < ATTEMPTS:
+            attempts[place] = attempt + 1
+            other = self.replacement(epoch, index, attempt)
+            try:
+                return self.plain(epoch, other)
+            except (OSError, ValueError) as error:
+                fault = (f"#{other}", "invalid", f"{type(error).__name__}: {error}")
+                self.skipped.append(fault)
+                bad.append(fault)
+        key, _, reason = bad[-1]
+        raise ValueError(
+            f"none of {ATTEMPTS} other records can be read in the place of record {index};"
+            f" the last one: record {key!r}: {reason}"
+        )
+
+    def _feed(self) -> None:
+        try:
+            for batch in self.batches:
+                self._slots.acquire()
+                if self._stopped:
+                    return
+                taken, records = [], []
+                for wanted in batch:
+                    plain = self._plain(*wanted)
+                    if plain is not None:
+                        taken.append(wanted)
+                        records.append(plain)
+                self._under_way.append(taken)
+                self.session.submit(records)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.session.finish()
+
+    def _plain(self, epoch: int, index: int) -> tuple[Any, ...] | None:
+        """Ask for a record; faults of the data are treated as the loader is told to."""
+        try:
+            return self.plain(epoch, index)
+        except (OSError, ValueError) as error:
+            if self.on_error == "raise":
+                raise
+            fault = (f"#{index}", "invalid", f"{type(error).__name__}: {error}")
+            self.skipped.append(fault)
+            if self.on_error == "skip":
+                return None
+            return self._other((epoch, index), {}, 0, [fault])

@@ -1,0 +1,308 @@
+//! Memory of batches: blocks that are used again, and disjoint parts of one for many threads.
+//!
+//! A fresh block of a hundred megabytes costs as much in page faults as the pictures cost to write, so
+//! a [`Pool`] keeps those that come back. A [`Block`] returns to its pool when it is dropped, wherever
+//! that is: a tensor of Python that shares it keeps it, and no batch is ever overwritten under its
+//! reader. The only `unsafe` code outside the bindings and the SIMD files.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Alignment of every block in bytes: a cache line.
+pub const ALIGNMENT: usize = 64;
+
+/// Blocks that wait to be used again, and how much memory all of them take.
+#[derive(Debug)]
+pub struct Pool {
+    free: Mutex<Vec<Vec<u128>>>,
+    keep: usize,
+    bytes: AtomicUsize,
+    peak_bytes: AtomicUsize,
+}
+
+/// Bytes at an [`ALIGNMENT`], of a pool.
+pub struct Block {
+    memory: Vec<u128>,
+    /// First byte that is used.
+    offset: usize,
+    bytes: usize,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// A pool that keeps at most `keep` blocks for later.
+    #[must_use]
+    pub fn new(keep: usize) -> Arc<Self> {
+        Arc::new(Self {
+            free: Mutex::new(Vec::new()),
+            keep,
+            bytes: AtomicUsize::new(0),
+            peak_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// A block of `bytes` bytes; what is in it is zero or what an earlier user left.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Block {
+        let words = (bytes + ALIGNMENT).div_ceil(size_of::<u128>());
+        let memory = {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let fitting = (0..free.len())
+                .filter(|&at| free[at].len() >= words)
+                .min_by_key(|&at| free[at].len());
+            match fitting {
+                Some(at) => Some(free.swap_remove(at)),
+                None if free.len() >= self.keep.max(1) => {
+                    // A larger one takes the place of the smallest.
+                    let smallest = (0..free.len()).min_by_key(|&at| free[at].len());
+                    let dropped = smallest.map(|at| free.swap_remove(at));
+                    self.forget(dropped.as_ref());
+                    None
+                }
+                None => None,
+            }
+        };
+        let memory = memory.unwrap_or_else(|| {
+            let held = self
+                .bytes
+                .fetch_add(words * size_of::<u128>(), Ordering::Relaxed)
+                + words * size_of::<u128>();
+            self.peak_bytes.fetch_max(held, Ordering::Relaxed);
+            vec![0; words]
+        });
+        let offset = memory.as_ptr().addr().wrapping_neg() % ALIGNMENT;
+        Block {
+            memory,
+            offset,
+            bytes,
+            pool: Arc::clone(self),
+        }
+    }
+
+    /// Bytes of all blocks that are in use or kept.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that there ever were.
+    #[must_use]
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    fn forget(&self, dropped: Option<&Vec<u128>>) {
+        let bytes = dropped.map_or(0, |memory| memory.len() * size_of::<u128>());
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, memory: Vec<u128>) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < self.keep {
+            free.push(memory);
+        } else {
+            self.forget(Some(&memory));
+        }
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&**self).finish()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.memory));
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `take` made the memory at least `offset + bytes` bytes long, all of it is
+        // initialised, and bytes have no alignment.
+        unsafe {
+            let start = self.memory.as_ptr().cast::<u8>().add(self.offset);
+            std::slice::from_raw_parts(start, self.bytes)
+        }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; the block is borrowed mutably.
+        unsafe {
+            let start = self.memory.as_mut_ptr().cast::<u8>().add(self.offset);
+            std::slice::from_raw_parts_mut(start, self.bytes)
+        }
+    }
+}
+
+impl Block {
+    /// Shorten it to its first bytes.
+    pub fn truncate(&mut self, bytes: usize) {
+        self.bytes = self.bytes.min(bytes);
+    }
+}
+
+/// A block in equal parts, each of which one thread at a time may write.
+#[derive(Debug)]
+pub struct Slots {
+    /// First byte of the block.
+    start: *mut u8,
+    block: Block,
+    slot_bytes: usize,
+    taken: Box<[AtomicBool]>,
+}
+
+// SAFETY: the memory is plain bytes of the block that the same value owns. It is reached only through
+// `SlotMut`s, of which `taken` lets one exist for each part, and by value when nobody else owns it.
+unsafe impl Send for Slots {}
+// SAFETY: see above.
+unsafe impl Sync for Slots {}
+
+/// One part of [`Slots`], for writing.
+#[derive(Debug)]
+pub struct SlotMut {
+    slots: Arc<Slots>,
+    index: usize,
+}
+
+impl Slots {
+    /// Divide a new block of the pool into `count` parts.
+    #[must_use]
+    pub fn new(pool: &Arc<Pool>, count: usize, slot_bytes: usize) -> Arc<Self> {
+        let mut block = pool.take(count * slot_bytes);
+        Arc::new(Self {
+            start: block.as_mut_ptr(),
+            block,
+            slot_bytes,
+            taken: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        })
+    }
+
+    /// Take a part for writing; none where it does not exist or somebody has it.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, index: usize) -> Option<SlotMut> {
+        let free = !self.taken.get(index)?.swap(true, Ordering::Acquire);
+        free.then(|| SlotMut {
+            slots: Arc::clone(self),
+            index,
+        })
+    }
+
+    /// The block, once nobody else has a part of it.
+    #[must_use]
+    pub fn into_block(self: Arc<Self>) -> Option<Block> {
+        Arc::into_inner(self).map(|slots| slots.block)
+    }
+}
+
+impl SlotMut {
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `Slots::new` made the block long enough for every part, and `take` gives out none
+        // that does not exist.
+        unsafe { self.slots.start.add(self.index * self.slots.slot_bytes) }
+    }
+}
+
+impl Drop for SlotMut {
+    fn drop(&mut self) {
+        if let Some(taken) = self.slots.taken.get(self.index) {
+            taken.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl Deref for SlotMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the part lies inside the block, whose memory does not move, and is written through
+        // this value alone.
+        unsafe { std::slice::from_raw_parts(self.start(), self.slots.slot_bytes) }
+    }
+}
+
+impl DerefMut for SlotMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; parts do not overlap and `taken` lets one value exist for each.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.slots.slot_bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bytes_are_a_block_too() {
+        let pool = Pool::new(1);
+        assert!(pool.take(0).is_empty());
+    }
+
+    #[test]
+    fn blocks_are_aligned_and_used_again() {
+        let pool = Pool::new(2);
+        for bytes in [1, 63, 64, 1000, 100_000] {
+            let block = pool.take(bytes);
+            assert_eq!(block.len(), bytes);
+            assert_eq!(block.as_ptr().addr() % ALIGNMENT, 0);
+        }
+        let pool = Pool::new(2);
+        let mut block = pool.take(1000);
+        block.fill(7);
+        let address = block.as_ptr().addr();
+        let held = pool.bytes();
+        drop(block);
+        let block = pool.take(900);
+        assert_eq!((block.as_ptr().addr(), pool.bytes()), (address, held));
+        assert!(block.iter().all(|&byte| byte == 7));
+        // The first is in use: another is made.
+        assert_ne!(pool.take(900).as_ptr().addr(), address);
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_kept() {
+        let pool = Pool::new(2);
+        let blocks: Vec<Block> = (0..5).map(|_| pool.take(1 << 12)).collect();
+        let one = pool.bytes() / 5;
+        drop(blocks);
+        assert_eq!((pool.bytes(), pool.peak_bytes()), (2 * one, 5 * one));
+        // A larger one takes the place of one that nobody can use.
+        let larger = pool.take(1 << 16);
+        assert!(larger.len() == 1 << 16 && pool.bytes() < 2 * one + (1 << 16));
+    }
+
+    #[test]
+    fn threads_write_parts_that_do_not_overlap() {
+        let pool = Pool::new(1);
+        let slots = Slots::new(&pool, 8, 1000);
+        std::thread::scope(|scope| {
+            for index in 0..8_u8 {
+                let slots = Arc::clone(&slots);
+                scope.spawn(move || slots.take(index.into()).unwrap().fill(index));
+            }
+        });
+        let block = slots.into_block().unwrap();
+        for (index, part) in (0..).zip(block.chunks_exact(1000)) {
+            assert!(part.iter().all(|&byte| byte == index));
+        }
+    }
+
+    #[test]
+    fn a_part_is_given_to_one_at_a_time() {
+        let slots = Slots::new(&Pool::new(1), 2, 10);
+        let first = slots.take(0).unwrap();
+        assert!(slots.take(0).is_none() && slots.take(2).is_none());
+        drop(first);
+        let again = slots.take(0);
+        assert!(again.is_some());
+        assert!(slots.into_block().is_none());
+    }
+}
