@@ -15,6 +15,7 @@ pub mod crop;
 pub mod enhance;
 pub mod error;
 pub mod image;
+pub mod instructions;
 pub mod loader;
 pub mod normalize;
 pub mod paint;
@@ -30,4 +31,10 @@ pub use error::Error;
 
 #[cfg(feature = "python")]
 mod py;
+mod resize_weights;
 mod simd_loops;
+mod simd_resize;
+#[cfg(target_arch = "x86_64")]
+mod simd_resize_avx2;
+#[cfg(target_arch = "x86_64")]
+mod simd_resize_avx512;

@@ -1,16 +1,22 @@
 //! Antialiased resize, equal to Pillow's `Image.resize` of eight-bit pictures value by value.
 //!
 //! A separable convolution: rows first, then columns, each pass with weights in 22-bit fixed point
-//! and eight-bit results. The weights follow Pillow's `Resample.c` step by step, because a sum in
-//! another order rounds differently. Rows always come first, as in the Pillow that the published
-//! models were trained with; Pillow 13 takes columns first where the height shrinks and the width
-//! does not, or does less, and so gives other values there.
+//! and eight-bit results. Rows always come first, as in the Pillow that the published models were
+//! trained with; Pillow 13 takes columns first where the height shrinks and the width does not, or
+//! does less, and so gives other values there.
+//!
+//! Rows go through one after the other ([`RowResizer`]): those of the source come in from the top,
+//! finished ones go out, and only the few that are still needed are kept.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::Error;
 use crate::image::Rgb;
-
-/// Bits behind the point of a weight: eight bits of pixel and two of headroom are kept free.
-const PRECISION_BITS: u32 = 32 - 8 - 2;
+use crate::instructions::Instructions;
+use crate::resize_weights::{QUAD, QuadWeights, Weights};
+use crate::simd_resize::{Across, COLUMNS, Passes};
 
 /// The convolution kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +52,14 @@ impl Filter {
         }
     }
 
-    fn support(self) -> f64 {
+    pub(crate) fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
         }
     }
 
-    fn weight(self, x: f64) -> f64 {
+    pub(crate) fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let x = x.abs();
         match self {
@@ -78,63 +84,253 @@ pub struct Crop {
     pub width: usize,
 }
 
-/// Weights of one axis: for each output position, the first input position and its weights.
-struct Weights {
-    starts: Vec<usize>,
-    /// `taps` entries for each output position, in fixed point; unused ones are absent.
-    counts: Vec<usize>,
-    values: Vec<i32>,
-    taps: usize,
+impl Crop {
+    /// The whole picture.
+    #[must_use]
+    pub fn whole(height: usize, width: usize) -> Self {
+        Self {
+            top: 0,
+            left: 0,
+            height,
+            width,
+        }
+    }
 }
 
-impl Weights {
-    fn new(input: usize, output: usize, filter: Filter) -> Self {
-        #![allow(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss
-        )] // Sizes are far below 2^53, positions are clamped to the picture.
-        let scale = input as f64 / output as f64;
-        let filter_scale = scale.max(1.0);
-        let support = filter.support() * filter_scale;
-        let taps = support.ceil() as usize * 2 + 1;
-        let inverse = 1.0 / filter_scale;
-        let mut weights = Self {
-            starts: Vec::with_capacity(output),
-            counts: Vec::with_capacity(output),
-            values: vec![0; output * taps],
-            taps,
-        };
-        let mut row = Vec::with_capacity(taps);
-        for (position, values) in weights.values.chunks_exact_mut(taps).enumerate() {
-            let center = (position as f64 + 0.5) * scale;
-            let start = (center - support + 0.5).max(0.0) as usize;
-            let end = ((center + support + 0.5) as usize).min(input);
-            row.clear();
-            let mut sum = 0.0;
-            for tap in 0..end - start {
-                let weight = filter.weight(((tap + start) as f64 - center + 0.5) * inverse);
-                row.push(weight);
-                sum += weight;
-            }
-            for (value, weight) in values.iter_mut().zip(&row) {
-                let weight = if sum == 0.0 { *weight } else { weight / sum };
-                let fixed = weight * f64::from(1_u32 << PRECISION_BITS);
-                *value = (fixed + 0.5_f64.copysign(fixed)) as i32;
-            }
-            weights.starts.push(start);
-            weights.counts.push(end - start);
+/// Memory and tables of weights that resizes share, one after the other.
+#[derive(Debug)]
+pub struct ResizeScratch {
+    passes: Passes,
+    across: Cache<Across>,
+    down: Cache<QuadWeights>,
+    /// Four rows of the source, each in three planes.
+    planes: Vec<u8>,
+    /// Rows of the output's width, four at a time.
+    ring: Vec<u8>,
+    /// A row of the output with its padding.
+    row: Vec<u8>,
+    /// Where the rows of the source that make a row of the output lie in the ring.
+    starts: Vec<usize>,
+}
+
+impl Default for ResizeScratch {
+    fn default() -> Self {
+        Self::new(Instructions::best())
+    }
+}
+
+impl ResizeScratch {
+    /// Nothing is taken yet. Instructions that the processor lacks are not used.
+    #[must_use]
+    pub fn new(instructions: Instructions) -> Self {
+        Self {
+            passes: Passes::new(instructions),
+            across: Cache::default(),
+            down: Cache::default(),
+            planes: Vec::new(),
+            ring: Vec::new(),
+            row: Vec::new(),
+            starts: Vec::new(),
         }
-        weights
+    }
+}
+
+/// (input, output) in pixels and the kernel.
+type Key = (usize, usize, Filter);
+
+/// Tables that were used last, the latest first.
+#[derive(Debug)]
+struct Cache<T>(VecDeque<(Key, Arc<T>)>);
+
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T> Cache<T> {
+    /// Sizes of pictures vary, but most data sets have a few that are frequent.
+    const ENTRIES: usize = 16;
+
+    fn get(&mut self, key: Key, make: impl FnOnce(Weights) -> T) -> Arc<T> {
+        let found = self.0.iter().position(|(known, _)| *known == key);
+        let entry = found.and_then(|place| self.0.remove(place));
+        let (input, output, filter) = key;
+        let (_, table) =
+            entry.unwrap_or_else(|| (key, Arc::new(make(Weights::new(input, output, filter)))));
+        self.0.truncate(Self::ENTRIES - 1);
+        self.0.push_front((key, Arc::clone(&table)));
+        table
+    }
+}
+
+/// One resize, row by row.
+#[derive(Debug)]
+pub struct RowResizer<'a> {
+    scratch: &'a mut ResizeScratch,
+    across: Arc<Across>,
+    down: Arc<QuadWeights>,
+    /// (height, width) of the source.
+    source: (usize, usize),
+    crop: Crop,
+    /// (height, width) of the output.
+    output: (usize, usize),
+    /// Width of the output with its padding.
+    columns: usize,
+    /// Bytes of one channel of a row of the source, with padding.
+    plane: usize,
+    /// Rows inside the crop that have come in.
+    received: usize,
+    /// Rows of the output that have gone out.
+    emitted: usize,
+}
+
+impl<'a> RowResizer<'a> {
+    /// Cut a rectangle out of a picture of `source` (height, width) and resize it to `output`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where a size is 0 or the crop leaves the picture.
+    pub fn new(
+        scratch: &'a mut ResizeScratch,
+        source: (usize, usize),
+        crop: Crop,
+        output: (usize, usize),
+        filter: Filter,
+    ) -> Result<Self, Error> {
+        check(source, crop, output)?;
+        let passes = scratch.passes;
+        let across = scratch
+            .across
+            .get((crop.width, output.1, filter), |weights| {
+                passes.lay_out(weights)
+            });
+        let down = scratch
+            .down
+            .get((crop.height, output.0, filter), |weights| {
+                QuadWeights::new(&weights)
+            });
+        let columns = output.1.next_multiple_of(COLUMNS);
+        let plane = across.plane(crop.width);
+        grow(&mut scratch.planes, 3 * QUAD * plane);
+        grow(&mut scratch.ring, down.most * 3 * QUAD * columns);
+        grow(&mut scratch.row, 3 * columns);
+        Ok(Self {
+            scratch,
+            across,
+            down,
+            source,
+            crop,
+            output,
+            columns,
+            plane,
+            received: 0,
+            emitted: 0,
+        })
     }
 
-    /// (first input position, weights) of every output position.
-    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        self.starts
-            .iter()
-            .zip(&self.counts)
-            .zip(self.values.chunks_exact(self.taps))
-            .map(|((&start, &count), values)| (start, &values[..count]))
+    /// Number of the source's last row that is of any use.
+    #[must_use]
+    pub fn last_row_needed(&self) -> usize {
+        self.crop.top + self.down.needed - 1
+    }
+
+    /// Take whole rows of the source, from the top on, and give out the rows of the output that they
+    /// complete: the number of each and its RGB bytes.
+    ///
+    /// Rows above the crop may be left out, and so may those after [`Self::last_row_needed`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where rows are missing or repeated, or the bytes are no whole rows.
+    pub fn push_rows(
+        &mut self,
+        first_row: usize,
+        rows: &[u8],
+        emit: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Error> {
+        let stride = self.source.1 * 3;
+        if !rows.len().is_multiple_of(stride) {
+            return Err(Error::argument(
+                "rows",
+                format!("{} bytes are no rows of {stride} bytes", rows.len()),
+            ));
+        }
+        let next = self.crop.top + self.received;
+        if first_row > next || (self.received > 0 && first_row != next) {
+            return Err(Error::argument(
+                "rows",
+                format!("row {first_row} comes where row {next} is needed"),
+            ));
+        }
+        let columns = self.crop.left * 3..(self.crop.left + self.crop.width) * 3;
+        let needed = self.down.needed - self.received;
+        for row in rows
+            .chunks_exact(stride)
+            .skip(next - first_row)
+            .take(needed)
+        {
+            let row = row.get(columns.clone()).unwrap_or_default();
+            let place = self.received % QUAD * 3;
+            let planes = [0, 1, 2].map(|channel| (place + channel) * self.plane);
+            let scratch = &mut *self.scratch;
+            scratch.passes.split(row, &mut scratch.planes, planes);
+            self.received += 1;
+            if self.received.is_multiple_of(QUAD) || self.received == self.down.needed {
+                self.finish_quad();
+                self.emit_rows(emit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a quad of the ring.
+    fn quad(&self) -> usize {
+        3 * QUAD * self.columns
+    }
+
+    /// Put the rows that came in last through the horizontal pass. In an unfinished quad old rows may
+    /// stand below them; their weights are 0.
+    fn finish_quad(&mut self) {
+        let number = (self.received - 1) / QUAD;
+        let start = number % self.down.most * self.quad();
+        let scratch = &mut *self.scratch;
+        if let Some(quad) = scratch.ring.get_mut(start..) {
+            let (planes, plane) = (&scratch.planes, self.plane);
+            let passes = scratch.passes;
+            passes.across(&self.across, planes, plane, quad, self.columns);
+        }
+    }
+
+    fn emit_rows(&mut self, emit: &mut dyn FnMut(usize, &[u8])) {
+        let finished = self.received.div_ceil(QUAD);
+        let (quad, most) = (self.quad(), self.down.most);
+        let bytes = 3 * self.output.1;
+        let scratch = &mut *self.scratch;
+        while let Some((first, weights)) = self.down.of(self.emitted) {
+            if first + weights.len() > finished {
+                break;
+            }
+            scratch.starts.clear();
+            let numbers = first..first + weights.len();
+            scratch
+                .starts
+                .extend(numbers.map(|number| number % most * quad));
+            scratch.passes.down(
+                &scratch.ring,
+                &scratch.starts,
+                weights,
+                self.columns,
+                &mut scratch.row,
+            );
+            emit(self.emitted, scratch.row.get(..bytes).unwrap_or_default());
+            self.emitted += 1;
+        }
+    }
+}
+
+/// Memory only grows; what stands there is of no meaning.
+fn grow(memory: &mut Vec<u8>, bytes: usize) {
+    if memory.len() < bytes {
+        memory.resize(bytes, 0);
     }
 }
 
@@ -149,92 +345,59 @@ pub fn resize(
     width: usize,
     filter: Filter,
 ) -> Result<Rgb, Error> {
-    check(image, crop, height, width)?;
-    // Only the rows that the vertical pass reads go through the horizontal one.
-    let cropped = horizontal(image, crop, width, filter);
-    let pixels = vertical(cropped, crop.height, height, width, filter);
+    thread_local! {
+        static SCRATCH: RefCell<ResizeScratch> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), filter))
+}
+
+/// The same with memory and instructions of the caller's choice; `output` is (height, width).
+///
+/// # Errors
+/// As of [`resize`].
+pub fn resize_with(
+    scratch: &mut ResizeScratch,
+    image: &Rgb,
+    crop: Crop,
+    output: (usize, usize),
+    filter: Filter,
+) -> Result<Rgb, Error> {
+    let source = (image.height, image.width);
+    let mut resizer = RowResizer::new(scratch, source, crop, output, filter)?;
+    let mut pixels = Vec::with_capacity(output.0 * output.1 * 3);
+    resizer.push_rows(0, &image.pixels, &mut |_, row| {
+        pixels.extend_from_slice(row);
+    })?;
     Ok(Rgb {
-        height,
-        width,
+        height: output.0,
+        width: output.1,
         pixels,
     })
 }
 
-fn check(image: &Rgb, crop: Crop, height: usize, width: usize) -> Result<(), Error> {
-    if height == 0 || width == 0 {
+fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(), Error> {
+    if output.0 == 0 || output.1 == 0 {
         return Err(Error::argument(
             "size",
-            format!("cannot resize to {height} x {width} pixels; expected 1 or more"),
+            format!(
+                "cannot resize to {} x {} pixels; expected 1 or more",
+                output.0, output.1
+            ),
         ));
     }
-    if crop.height == 0
-        || crop.width == 0
-        || crop.top + crop.height > image.height
-        || crop.left + crop.width > image.width
-    {
+    let inside = |start: usize, length: usize, whole: usize| {
+        length > 0 && start.checked_add(length).is_some_and(|end| end <= whole)
+    };
+    if !inside(crop.top, crop.height, source.0) || !inside(crop.left, crop.width, source.1) {
         return Err(Error::argument(
             "crop",
             format!(
                 "{crop:?} is not inside a picture of {} x {} pixels",
-                image.height, image.width
+                source.0, source.1
             ),
         ));
     }
     Ok(())
-}
-
-/// `crop.height` rows of `width` pixels.
-fn horizontal(image: &Rgb, crop: Crop, width: usize, filter: Filter) -> Vec<u8> {
-    let rows = image
-        .pixels
-        .chunks_exact(image.width * 3)
-        .skip(crop.top)
-        .take(crop.height)
-        .map(|row| &row[crop.left * 3..(crop.left + crop.width) * 3]);
-    let mut output = Vec::with_capacity(crop.height * width * 3);
-    if crop.width == width {
-        rows.for_each(|row| output.extend_from_slice(row));
-        return output;
-    }
-    let weights = Weights::new(crop.width, width, filter);
-    for row in rows {
-        for (start, values) in weights.iter() {
-            let mut sums = [1_i32 << (PRECISION_BITS - 1); 3];
-            let taps = row[start * 3..].chunks_exact(3);
-            for (pixel, &value) in taps.zip(values) {
-                for (sum, &channel) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(channel) * value;
-                }
-            }
-            output.extend(sums.map(clip));
-        }
-    }
-    output
-}
-
-/// `height` rows out of `input` rows of `width` pixels.
-fn vertical(pixels: Vec<u8>, input: usize, height: usize, width: usize, filter: Filter) -> Vec<u8> {
-    if input == height {
-        return pixels;
-    }
-    let stride = width * 3;
-    let mut output = Vec::with_capacity(height * stride);
-    let mut sums = vec![0_i32; stride];
-    for (start, values) in Weights::new(input, height, filter).iter() {
-        sums.fill(1 << (PRECISION_BITS - 1));
-        for (row, &value) in pixels[start * stride..].chunks_exact(stride).zip(values) {
-            for (sum, &channel) in sums.iter_mut().zip(row) {
-                *sum += i32::from(channel) * value;
-            }
-        }
-        output.extend(sums.iter().map(|&sum| clip(sum)));
-    }
-    output
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
-fn clip(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
 #[cfg(test)]
@@ -242,12 +405,7 @@ mod tests {
     use super::*;
 
     fn whole(image: &Rgb) -> Crop {
-        Crop {
-            top: 0,
-            left: 0,
-            height: image.height,
-            width: image.width,
-        }
+        Crop::whole(image.height, image.width)
     }
 
     fn gradient(height: usize, width: usize) -> Rgb {
@@ -313,18 +471,88 @@ mod tests {
         );
     }
 
+    /// Rows in portions, from the crop's first to the last one needed.
+    fn streamed(scratch: &mut ResizeScratch, image: &Rgb, crop: Crop, portion: usize) -> Vec<u8> {
+        let source = (image.height, image.width);
+        let mut resizer = RowResizer::new(scratch, source, crop, (9, 13), Filter::Bicubic).unwrap();
+        let rows: Vec<&[u8]> = image.pixels.chunks(image.width * 3).collect();
+        let numbers: Vec<usize> = (crop.top..=resizer.last_row_needed()).collect();
+        let mut pixels = Vec::new();
+        for numbers in numbers.chunks(portion) {
+            let rows = rows[numbers[0]..numbers[0] + numbers.len()].concat();
+            let mut emit = |y, row: &[u8]| {
+                assert_eq!(y * 13 * 3, pixels.len());
+                pixels.extend_from_slice(row);
+            };
+            resizer.push_rows(numbers[0], &rows, &mut emit).unwrap();
+        }
+        pixels
+    }
+
     #[test]
-    fn weights_add_up_to_one() {
-        for (input, output) in [(1, 1), (1, 7), (7, 1), (97, 13), (13, 97), (5000, 3)] {
-            for filter in [Filter::Bilinear, Filter::Bicubic] {
-                for (start, values) in Weights::new(input, output, filter).iter() {
-                    assert!(start + values.len() <= input);
-                    let sum: i64 = values.iter().map(|&value| i64::from(value)).sum();
-                    let rounding = i64::try_from(values.len()).unwrap();
-                    assert!((sum - (1 << PRECISION_BITS)).abs() <= rounding);
+    fn rows_in_portions_give_the_same_with_all_instructions() {
+        let crop = |top, left, height, width| Crop {
+            top,
+            left,
+            height,
+            width,
+        };
+        for (height, width, crop) in [
+            (20, 30, crop(0, 0, 20, 30)),
+            (40, 33, crop(7, 3, 30, 29)),
+            (5, 7, crop(1, 2, 3, 4)),
+            (300, 900, crop(2, 1, 291, 890)),
+        ] {
+            let image = gradient(height, width);
+            let mut plain = ResizeScratch::new(Instructions::Scalar);
+            let expected = streamed(&mut plain, &image, crop, 1);
+            assert_eq!(expected.len(), 9 * 13 * 3);
+            for instructions in Instructions::available() {
+                let mut scratch = ResizeScratch::new(instructions);
+                for portion in [1, 3, 8, 1000] {
+                    assert!(
+                        streamed(&mut scratch, &image, crop, portion) == expected,
+                        "{instructions:?}, {portion} rows of {crop:?}"
+                    );
                 }
             }
         }
+    }
+
+    #[test]
+    fn tables_are_kept_and_found_again() {
+        let mut scratch = ResizeScratch::default();
+        let image = gradient(4, 6);
+        for side in (1..40).chain([1, 39, 38]) {
+            let output = (side, side);
+            let found = resize_with(&mut scratch, &image, whole(&image), output, Filter::Bicubic);
+            let fresh = resize(&image, whole(&image), side, side, Filter::Bicubic);
+            assert_eq!(found.unwrap(), fresh.unwrap());
+            assert!(scratch.down.0.len() <= Cache::<QuadWeights>::ENTRIES);
+        }
+        assert_eq!(scratch.down.0[0].0, (4, 38, Filter::Bicubic));
+        assert_eq!(scratch.across.0[1].0, (6, 39, Filter::Bicubic));
+    }
+
+    #[test]
+    fn missing_and_repeated_rows_are_named() {
+        let mut scratch = ResizeScratch::default();
+        let image = gradient(9, 2);
+        let (size, crop) = ((9, 2), whole(&image));
+        let mut resizer =
+            RowResizer::new(&mut scratch, size, crop, (3, 3), Filter::Bilinear).unwrap();
+        let mut push = |first, bytes: &[u8]| {
+            let pushed = resizer.push_rows(first, bytes, &mut |_, _| {});
+            pushed.err().map(|error| error.to_string())
+        };
+        assert_eq!(push(0, &image.pixels[..12]), None);
+        assert_eq!(
+            push(3, &image.pixels[..6]).unwrap(),
+            "rows: row 3 comes where row 2 is needed"
+        );
+        assert!(push(1, &image.pixels[..6]).is_some());
+        assert!(push(2, &image.pixels[..5]).unwrap().contains("5 bytes"));
+        assert_eq!(push(2, &image.pixels[12..]), None);
     }
 
     #[test]

@@ -351,9 +351,32 @@ def read_image(path: str | PathLike[str], *, max_pixels: int = ...) -> Buffer:
     """
 
 def resize_image(
-    image: Buffer | np.ndarray, height: int, width: int, filter: str = "bicubic"
+    image: Buffer | np.ndarray,
+    height: int,
+    width: int,
+    filter: str = "bicubic",
+    *,
+    crop: tuple[int, int, int, int] | None = None,
+    rows_at_once: int = 0,
+    instructions: str | None = None,
 ) -> Buffer:
-    """Resize a uint8 array (H, W, 3) with antialiasing, equal to Pillow's value by value."""
+    """Resize a uint8 array (H, W, 3) with antialiasing, equal to Pillow's value by value.
+
+    Args:
+        image: The array.
+        height: Of the output, in pixels.
+        width: Of the output, in pixels.
+        filter: "bilinear" or "bicubic".
+        crop: (top, left, height, width) in pixels of what is resized; the whole picture if None.
+        rows_at_once: How many rows go in at a time, as from a decoder; 0 for all. Values do not
+            depend on it.
+        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
+            the same values.
+
+    Raises:
+        ValueError: for a size of 0, a crop that leaves the picture, an unknown filter, and for
+            instructions that the processor lacks.
+    """
 
 def augment_image(
     image: Buffer | np.ndarray, operation: str, argument: float | None = None

@@ -13,11 +13,12 @@ use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
 use crate::crop::Cut;
 use crate::image::{self, Rgb};
+use crate::instructions::Instructions;
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization};
 use crate::rand_augment;
 use crate::random::{Draws, Purpose};
 use crate::record;
-use crate::resize::{self, Crop, Filter};
+use crate::resize::{self, Crop, Filter, ResizeScratch, RowResizer};
 
 /// What happens to a picture and its boxes on their way into a batch.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -222,26 +223,56 @@ pub fn read_image(py: Python<'_>, path: PathBuf, max_pixels: usize) -> PyResult<
     to_buffer(py.detach(|| record::read_image(&path, max_pixels))?)
 }
 
-/// Resize an array (H, W, 3) of uint8.
+/// Resize an array (H, W, 3) of uint8, or a crop (top, left, height, width) of it.
+///
+/// Rows go through `rows_at_once` at a time, 0 for all.
 #[pyfunction]
-#[pyo3(signature = (image, height, width, filter = "bicubic"))]
+#[pyo3(signature = (image, height, width, filter = "bicubic", *, crop = None, rows_at_once = 0, instructions = None))]
 pub fn resize_image(
     image: &Bound<'_, PyAny>,
     height: usize,
     width: usize,
     filter: &str,
+    crop: Option<(usize, usize, usize, usize)>,
+    rows_at_once: usize,
+    instructions: Option<&str>,
 ) -> PyResult<Buffer> {
     let image_array = to_rgb(image)?;
     let filter = Filter::from_name(filter)?;
-    let crop = Crop {
-        top: 0,
-        left: 0,
-        height: image_array.height,
-        width: image_array.width,
-    };
-    let resized = image
-        .py()
-        .detach(|| resize::resize(&image_array, crop, height, width, filter))?;
+    let source = (image_array.height, image_array.width);
+    let crop = crop.map_or(
+        Crop::whole(source.0, source.1),
+        |(top, left, height, width)| Crop {
+            top,
+            left,
+            height,
+            width,
+        },
+    );
+    let instructions = instructions.map(Instructions::from_name).transpose()?;
+    let resized = image.py().detach(|| {
+        if instructions.is_none() && rows_at_once == 0 {
+            return resize::resize(&image_array, crop, height, width, filter);
+        }
+        let mut scratch = ResizeScratch::new(instructions.unwrap_or_else(Instructions::best));
+        let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), filter)?;
+        let mut pixels = Vec::new();
+        let count = if rows_at_once == 0 {
+            source.0
+        } else {
+            rows_at_once
+        };
+        let rows = image_array.pixels.chunks(count * source.1 * 3);
+        let last = resizer.last_row_needed();
+        for (first, rows) in (0..=last).step_by(count).zip(rows) {
+            resizer.push_rows(first, rows, &mut |_, row| pixels.extend_from_slice(row))?;
+        }
+        Ok(Rgb {
+            height,
+            width,
+            pixels,
+        })
+    })?;
     to_buffer(resized)
 }
 

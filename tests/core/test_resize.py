@@ -9,42 +9,87 @@ from fiber import _core
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+def has(instructions: str) -> bool:
+    try:
+        _core.resize_image(np.zeros((1, 1, 3), np.uint8), 1, 1, instructions=instructions)
+    except ValueError:
+        return False
+    return True
+
+
+INSTRUCTIONS = [
+    pytest.param(name, marks=pytest.mark.skipif(not has(name), reason=f"needs {name}"))
+    for name in ("scalar", "avx2", "avx512")
+]
+
+
 def by_pillow(image: np.ndarray, height: int, width: int, kernel: str) -> np.ndarray:
     """Rows first, then columns, in two calls: the order of Pillow before version 13."""
     rows = Image.fromarray(image).resize((width, image.shape[0]), FILTERS[kernel])
     return np.asarray(rows.resize((width, height), FILTERS[kernel]))
 
 
-def assert_same(image: np.ndarray, height: int, width: int, kernel: str) -> None:
-    resized = np.asarray(_core.resize_image(image, height, width, kernel))
+def assert_same(image: np.ndarray, height: int, width: int, kernel: str, **options) -> None:
+    resized = np.asarray(_core.resize_image(image, height, width, kernel, **options))
+    if options.get("crop"):
+        top, left, h, w = options["crop"]
+        image = image[top : top + h, left : left + w]
     expected = by_pillow(image, height, width, kernel)
     different = int((resized != expected).sum())
     assert different == 0, f"{image.shape} to {(height, width)}: {different} values differ"
 
 
+def sizes(rng: np.random.Generator) -> list[int]:
+    """Two heights and two widths: from alike to a hundred times as large, often one pixel."""
+    return [int(n) for n in np.exp(rng.uniform(0, np.log(rng.choice([8, 120, 600])), 4))]
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("kernel", FILTERS)
-def test_random_sizes(kernel):
+def test_random_sizes(kernel, instructions):
     rng = np.random.default_rng(0)
-    for _ in range(300):
-        h, w, height, width = (int(n) for n in rng.integers(1, 120, 4))
-        assert_same(rng.integers(0, 256, (h, w, 3), dtype=np.uint8), height, width, kernel)
+    for _ in range(200):
+        h, w, height, width = sizes(rng)
+        image = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+        assert_same(image, height, width, kernel, instructions=instructions)
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("rows_at_once", [1, 8, 16])
+def test_crops_row_by_row(rows_at_once, instructions):
+    rng = np.random.default_rng(rows_at_once)
+    options = {"rows_at_once": rows_at_once, "instructions": instructions}
+    for number in range(60):
+        h, w, height, width = sizes(rng)
+        top, left = int(rng.integers(0, 40)), int(rng.integers(0, 40))
+        below, right = int(rng.integers(0, 40)), int(rng.integers(0, 40))
+        shape = (top + h + below, left + w + right, 3)
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        kernel = list(FILTERS)[number % 2]
+        assert_same(image, height, width, kernel, crop=(top, left, h, w), **options)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("kernel", FILTERS)
 @pytest.mark.parametrize(
-    "size", [(480, 640, 384, 384), (333, 500, 800, 1201), (1, 3000, 5, 2)], ids=str
+    "size",
+    [(480, 640, 384, 384), (333, 500, 800, 1201), (1, 3000, 5, 2), (900, 1200, 100, 160)],
+    ids=str,
 )
-def test_sizes_of_recipes(size, kernel):
+def test_sizes_of_recipes(size, kernel, instructions):
     h, w, height, width = size
     image = np.random.default_rng(1).integers(0, 256, (h, w, 3), dtype=np.uint8)
-    assert_same(image, height, width, kernel)
+    assert_same(image, height, width, kernel, instructions=instructions)
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("kernel", FILTERS)
-def test_extreme_values_do_not_wrap(kernel):
+def test_extreme_values_do_not_wrap(kernel, instructions):
     image = (np.indices((31, 47)).sum(0)[..., None] % 2 * 255).repeat(3, axis=2).astype(np.uint8)
-    assert_same(image, 64, 20, kernel)
-    assert_same(image, 20, 64, kernel)
+    for height, width in ((64, 20), (20, 64), (7, 3)):
+        assert_same(image, height, width, kernel, instructions=instructions)
+        white = np.full_like(image, 255)
+        assert_same(white, height, width, kernel, instructions=instructions)
 
 
 def test_one_pixel_and_the_same_size():
@@ -66,6 +111,10 @@ def test_errors():
         _core.resize_image(image, 2, 2, "nearest")
     with pytest.raises(ValueError, match="cannot resize to 0 x 2 pixels"):
         _core.resize_image(image, 0, 2)
+    with pytest.raises(ValueError, match=r"crop: .* is not inside a picture of 2 x 2 pixels"):
+        _core.resize_image(image, 2, 2, crop=(1, 0, 2, 1))
+    with pytest.raises(ValueError, match="instructions: 'sse' is no set"):
+        _core.resize_image(image, 2, 2, instructions="sse")
     with pytest.raises(ValueError, match="0 x 4"):
         _core.resize_image(np.zeros((0, 4, 3), np.uint8), 2, 2)
     with pytest.raises(ValueError, match=r"\[2, 2\]"):

@@ -1,0 +1,176 @@
+//! The weights of a resize along one axis, as Pillow computes them.
+//!
+//! They follow Pillow's `Resample.c` step by step, because a sum in another order rounds differently.
+
+use crate::resize::Filter;
+
+/// Bits behind the point of a weight: eight bits of pixel and two of headroom are kept free.
+pub(crate) const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Rows or columns that are weighed together.
+pub(crate) const QUAD: usize = 4;
+
+/// For each output position, the first input position and its weights.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    starts: Vec<usize>,
+    /// How many of the `taps` entries of each output position count; the others are 0.
+    counts: Vec<usize>,
+    /// `taps` entries for each output position, in fixed point.
+    values: Vec<i32>,
+    taps: usize,
+}
+
+impl Weights {
+    pub(crate) fn new(input: usize, output: usize, filter: Filter) -> Self {
+        #![allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss
+        )] // Sizes are far below 2^53, positions are clamped to the picture.
+        let scale = input as f64 / output as f64;
+        let filter_scale = scale.max(1.0);
+        let support = filter.support() * filter_scale;
+        let taps = support.ceil() as usize * 2 + 1;
+        let inverse = 1.0 / filter_scale;
+        let mut weights = Self {
+            starts: Vec::with_capacity(output),
+            counts: Vec::with_capacity(output),
+            values: vec![0; output * taps],
+            taps,
+        };
+        let mut row = Vec::with_capacity(taps);
+        for (position, values) in weights.values.chunks_exact_mut(taps).enumerate() {
+            let center = (position as f64 + 0.5) * scale;
+            let start = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(input);
+            row.clear();
+            let mut sum = 0.0;
+            for tap in 0..end - start {
+                let weight = filter.weight(((tap + start) as f64 - center + 0.5) * inverse);
+                row.push(weight);
+                sum += weight;
+            }
+            for (value, weight) in values.iter_mut().zip(&row) {
+                let weight = if sum == 0.0 { *weight } else { weight / sum };
+                let fixed = weight * f64::from(1_u32 << PRECISION_BITS);
+                *value = (fixed + 0.5_f64.copysign(fixed)) as i32;
+            }
+            weights.starts.push(start);
+            weights.counts.push(end - start);
+        }
+        weights
+    }
+
+    /// Positions of the output.
+    pub(crate) fn output(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The most weights of one output position.
+    pub(crate) fn most(&self) -> usize {
+        self.counts.iter().copied().max().unwrap_or(0)
+    }
+
+    /// (first input position, weights) of every output position.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (usize, &[i32])> {
+        self.starts
+            .iter()
+            .zip(&self.counts)
+            .zip(self.values.chunks_exact(self.taps))
+            .map(|((&start, &count), values)| (start, &values[..count]))
+    }
+}
+
+/// The weights of one axis by quads: the input's positions 0 to 3, 4 to 7 and so on.
+#[derive(Debug)]
+pub(crate) struct QuadWeights {
+    /// For each output position, the first quad and the place of its weights in `quads`.
+    outputs: Vec<(usize, std::ops::Range<usize>)>,
+    /// The weights of each quad.
+    quads: Vec<[i32; QUAD]>,
+    /// The most quads of one output position.
+    pub most: usize,
+    /// Positions of the input up to the last one that any output needs.
+    pub needed: usize,
+}
+
+impl QuadWeights {
+    pub(crate) fn new(weights: &Weights) -> Self {
+        let mut found = Self {
+            outputs: Vec::with_capacity(weights.output()),
+            quads: Vec::new(),
+            most: 0,
+            needed: 0,
+        };
+        for (start, values) in weights.iter() {
+            let (first, end) = (start / QUAD, (start + values.len()).div_ceil(QUAD));
+            let place = found.quads.len();
+            found.quads.resize(place + end - first, [0; QUAD]);
+            let own = found.quads[place..].as_flattened_mut();
+            own[start % QUAD..][..values.len()].copy_from_slice(values);
+            found.outputs.push((first, place..found.quads.len()));
+            found.most = found.most.max(end - first);
+            found.needed = found.needed.max(start + values.len());
+        }
+        found
+    }
+
+    /// The first quad of an output position and the weights of it and those that follow.
+    pub(crate) fn of(&self, output: usize) -> Option<(usize, &[[i32; QUAD]])> {
+        let (first, place) = self.outputs.get(output)?;
+        Some((*first, self.quads.get(place.clone())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [(usize, usize); 7] = [
+        (1, 1),
+        (1, 7),
+        (7, 1),
+        (97, 13),
+        (13, 97),
+        (5000, 3),
+        (64, 64),
+    ];
+
+    #[test]
+    fn weights_add_up_to_one() {
+        for (input, output) in SIZES {
+            for filter in [Filter::Bilinear, Filter::Bicubic] {
+                let weights = Weights::new(input, output, filter);
+                assert_eq!(weights.output(), output);
+                for (start, values) in weights.iter() {
+                    assert!(start + values.len() <= input);
+                    let sum: i64 = values.iter().map(|&value| i64::from(value)).sum();
+                    let rounding = i64::try_from(values.len()).unwrap();
+                    assert!((sum - (1 << PRECISION_BITS)).abs() <= rounding);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quads_hold_the_same_weights() {
+        for (input, output) in SIZES {
+            let weights = Weights::new(input, output, Filter::Bicubic);
+            let quads = QuadWeights::new(&weights);
+            for (position, (start, values)) in weights.iter().enumerate() {
+                let (first, own) = quads.of(position).unwrap();
+                let flat = own.as_flattened();
+                let before = start - first * QUAD;
+                assert_eq!(flat[before..before + values.len()], *values);
+                assert_eq!(
+                    flat.iter().filter(|&&w| w != 0).count(),
+                    values.iter().filter(|&&w| w != 0).count()
+                );
+                assert!(own.len() <= quads.most);
+            }
+            assert_eq!(quads.needed, input);
+            assert!(quads.of(output).is_none());
+        }
+    }
+}

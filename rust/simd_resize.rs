@@ -1,0 +1,206 @@
+//! The two passes of a resize over a few rows: which instructions carry them out, and plain loops.
+//!
+//! Four rows are taken at a time. Their pixels are parted into planes, one for each channel; the
+//! horizontal pass leaves the four rows of every column side by side, a quad, so that the vertical
+//! pass has the bytes that are weighed together next to each other.
+
+use crate::instructions::Instructions;
+use crate::resize_weights::{PRECISION_BITS, QUAD, Weights};
+use crate::simd_loops::{self, Loop};
+#[cfg(target_arch = "x86_64")]
+use crate::{simd_resize_avx2 as avx2, simd_resize_avx512 as avx512};
+
+/// Columns are padded to a multiple of this.
+pub(crate) const COLUMNS: usize = 64;
+
+/// The weights of the horizontal pass in the order in which they are used.
+#[derive(Debug)]
+pub(crate) enum Across {
+    Plain(Weights),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Table),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Table),
+}
+
+impl Across {
+    /// Bytes that each of the planes needs.
+    pub(crate) fn plane(&self, columns: usize) -> usize {
+        let reach = match self {
+            Self::Plain(_) => 0,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(table) => table.reach(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(table) => table.reach(),
+        };
+        reach.max(columns).next_multiple_of(COLUMNS)
+    }
+}
+
+/// The passes, with instructions that the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passes(Instructions);
+
+impl Passes {
+    /// Instructions that the processor lacks are not used.
+    pub(crate) fn new(instructions: Instructions) -> Self {
+        Self(instructions.min(Instructions::best()))
+    }
+
+    /// Lay out weights of the horizontal pass.
+    pub(crate) fn lay_out(self, weights: Weights) -> Across {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let table = match self.0 {
+                Instructions::Scalar => None,
+                Instructions::Avx2 => avx2::Table::new(&weights).map(Across::Avx2),
+                Instructions::Avx512 => avx512::Table::new(&weights).map(Across::Avx512),
+            };
+            if let Some(table) = table {
+                return table;
+            }
+        }
+        Across::Plain(weights)
+    }
+
+    /// Part pixels of three bytes into planes, which start at the places given.
+    pub(crate) fn split(self, row: &[u8], output: &mut [u8], planes: [usize; 3]) {
+        match self.0 {
+            // SAFETY: the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => unsafe { avx2::split(row, output, planes) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => unsafe { avx512::split(row, output, planes) },
+            _ => {
+                for (channel, start) in planes.into_iter().enumerate() {
+                    let values = row.iter().skip(channel).step_by(3);
+                    for (output, &value) in output.iter_mut().skip(start).zip(values) {
+                        *output = value;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Make four rows of the output's width out of four of the input's.
+    ///
+    /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three of
+    /// `columns` * 4 bytes, four rows of every column side by side.
+    pub(crate) fn across(
+        self,
+        table: &Across,
+        planes: &[u8],
+        plane: usize,
+        quads: &mut [u8],
+        columns: usize,
+    ) {
+        match table {
+            Across::Plain(weights) => {
+                let work = PlainAcross {
+                    weights,
+                    planes,
+                    plane,
+                    quads,
+                    columns,
+                };
+                match self.0 {
+                    Instructions::Scalar => work.run(),
+                    _ => simd_loops::run(work),
+                }
+            }
+            // SAFETY: such tables are made where the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Across::Avx2(table) => unsafe { avx2::across(table, planes, plane, quads, columns) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Across::Avx512(table) => unsafe {
+                avx512::across(table, planes, plane, quads, columns);
+            },
+        }
+    }
+
+    /// Make a row of the output out of quads of rows: bytes of `columns` pixels, which are padded.
+    ///
+    /// `starts` are where the quads start in `ring`, each of three times `columns` * 4 bytes.
+    pub(crate) fn down(
+        self,
+        ring: &[u8],
+        starts: &[usize],
+        weights: &[[i32; QUAD]],
+        columns: usize,
+        output: &mut [u8],
+    ) {
+        match self.0 {
+            // SAFETY: the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => unsafe { avx2::down(ring, starts, weights, columns, output) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => unsafe {
+                avx512::down(ring, starts, weights, columns, output);
+            },
+            _ => plain_down(ring, starts, weights, columns, output),
+        }
+    }
+}
+
+struct PlainAcross<'a> {
+    weights: &'a Weights,
+    planes: &'a [u8],
+    plane: usize,
+    quads: &'a mut [u8],
+    columns: usize,
+}
+
+impl Loop for PlainAcross<'_> {
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+    fn run(self) {
+        let channels = self.quads.chunks_exact_mut(self.columns * QUAD).take(3);
+        for (channel, quads) in channels.enumerate() {
+            let (quads, _) = quads.as_chunks_mut::<QUAD>();
+            for (quad, (start, values)) in quads.iter_mut().zip(self.weights.iter()) {
+                for (row, value) in quad.iter_mut().enumerate() {
+                    let first = (row * 3 + channel) * self.plane + start;
+                    let taps = &self.planes[first..][..values.len()];
+                    *value = weigh(taps.iter().zip(values));
+                }
+            }
+        }
+    }
+}
+
+fn plain_down(
+    ring: &[u8],
+    starts: &[usize],
+    weights: &[[i32; QUAD]],
+    columns: usize,
+    output: &mut [u8],
+) {
+    let (pixels, _) = output.as_chunks_mut::<3>();
+    for (x, pixel) in pixels.iter_mut().take(columns).enumerate() {
+        for (channel, value) in pixel.iter_mut().enumerate() {
+            let place = (channel * columns + x) * QUAD;
+            let quads = starts
+                .iter()
+                .flat_map(|start| &ring[start + place..][..QUAD]);
+            *value = weigh(quads.zip(weights.as_flattened()));
+        }
+    }
+}
+
+/// The weighted sum, rounded and cut off at 0 and 255.
+#[inline(always)]
+#[allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)] // Compiled for several instruction sets; clamped.
+fn weigh<'a>(values: impl Iterator<Item = (&'a u8, &'a i32)>) -> u8 {
+    let half = 1_i32 << (PRECISION_BITS - 1);
+    let sum: i32 = values
+        .map(|(&value, &weight)| i32::from(value) * weight)
+        .sum();
+    ((sum + half) >> PRECISION_BITS).clamp(0, 255) as u8
+}
