@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fiber.data import Tokenizer
 from fiber.data.prompts import SEPARATOR, class_prompt
-from fiber.data.published_spans import published_positive_tokens
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase
 from tests.parity.fine_text import find_tokenizer
+from tests.parity.published_spans import published_positive_tokens
 
 #: Parts of `<name>.json` that are read, and those that are never compared (golden/fine README).
 READ = ("annotations", "atss_num_positive_per_image", "captions", "config", "detection", "losses")

@@ -13,10 +13,10 @@ from typing import Any
 
 from fiber.data import Tokenizer
 from fiber.data.prompts import class_prompt, clean_class_name
-from fiber.data.published_spans import published_positive_tokens
 from fiber.data.records import CharSpan
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.fine_prompts import SECTION
+from tests.parity.published_spans import published_positive_tokens
 from tests.parity.tolerances import GEOMETRY
 
 #: The vocabulary, from the folder of recordings and from the repository.

@@ -43,13 +43,15 @@ class ModulatedConv(nn.Module):
         Returns:
             (B, C, h, w).
         """
+        # Double precision stays what it is.
+        exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             out = modulated_deform_conv(
-                features.float(),
-                offsets.float(),
-                modulation.float(),
-                self.weight.float(),
-                self.bias.float(),
+                features.to(exact),
+                offsets.to(exact),
+                modulation.to(exact),
+                self.weight.to(exact),
+                self.bias.to(exact),
                 stride=self.stride,
             )
         return self.norm(out.to(self.norm.weight.dtype))

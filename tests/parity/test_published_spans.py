@@ -1,6 +1,6 @@
 import pytest
 
-from fiber.data.published_spans import published_positive_tokens
+from tests.parity.published_spans import published_positive_tokens
 
 #: "a   man ☕ b" as RoBERTa splits it: runs of spaces belong to no character, ☕ is two tokens.
 TEXT = "a   man \u2615 b"
