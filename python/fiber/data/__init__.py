@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         QuestionBatch,
         ReasoningBatch,
     )
+    from fiber.data.collate import Collator
     from fiber.data.images import load_image
     from fiber.data.loader import DataLoader
     from fiber.data.prompts import ClassName
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "ClassName",
+    "Collator",
     "ConcatRecords",
     "DataLoader",
     "GroundingBatch",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Batch": "fiber.data.batches",
     "ClassName": "fiber.data.prompts",
+    "Collator": "fiber.data.collate",
     "ConcatRecords": "fiber.data.records",
     "DataLoader": "fiber.data.loader",
     "GroundingBatch": "fiber.data.batches",

@@ -8,7 +8,6 @@ depends on (seed, epoch, index of the record) only, never on threads, ranks or t
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,28 +15,13 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fiber import _core
 from fiber._core import ImageTransform, Tokenizer
-from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.batches import Batch
+from fiber.data.collate import BatchType, Collator
 from fiber.data.feeder import Feeder
 from fiber.data.records import RecordSet, record_in_epoch
-
-BatchType = Literal["image_text", "question", "reasoning", "grounding"]
-_BATCH_CLASSES: dict[str, type[Batch]] = {
-    "image_text": ImageTextBatch,
-    "question": QuestionBatch,
-    "reasoning": ReasoningBatch,
-    "grounding": GroundingBatch,
-}
-_DTYPES = {
-    "uint8": torch.uint8,
-    "float32": torch.float32,
-    "int64": torch.int64,
-    "bool": torch.bool,
-}
-
 
 #: Records that the fingerprint of a data set is made from, spread over all of it.
 FINGERPRINT_RECORDS = 64
@@ -131,13 +115,6 @@ class DataLoader:
                 raise ValueError(f"{name} is {value}; expected {least} or more")
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; expected less than world_size {world_size}")
-        if on_error not in ("raise", "skip", "resample"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'raise', 'skip' or 'resample'")
-        if batch_type == "reasoning" and not transform.is_square:
-            raise ValueError(
-                f"a record of 'reasoning' has two pictures, which {transform} would give different"
-                " sizes; expected a transform with one size"
-            )
         self.records = records
         self.batch_type = batch_type
         self.tokenizer = tokenizer
@@ -157,27 +134,22 @@ class DataLoader:
         self.statuses: Counter[str] = Counter()
         self.truncated_boxes = 0
         self.cropped_boxes = 0
-        self._answer_index = {answer: index for index, answer in enumerate(self.answers)}
-        if len(self._answer_index) < len(self.answers):
-            twice = next(a for i, a in enumerate(self.answers) if self._answer_index[a] != i)
-            raise ValueError(f"answers holds {twice!r} more than once; expected each answer once")
-        self._make_core = lambda: _core.Loader(
+        self._collator = Collator(
             batch_type,
-            tokenizer,
-            transform,
+            tokenizer=tokenizer,
+            transform=transform,
             max_tokens=max_tokens,
+            answers=answers,
             seed=seed,
             mlm_probability=mlm_probability,
-            mirrored_answers=[self._mirrored_answer(answer) for answer in self.answers],
             threads=threads,
-            # Those made ahead, the one in use and the one that is about to be.
-            keep=prefetch + 2,
             on_error=on_error,
             accept_truncated=accept_truncated,
+            # Those made ahead, the one in use and the one that is about to be.
+            keep=prefetch + 2,
         )
         self._epoch, self._sample, self._resume = 0, 0, 0
         self._fingerprint: str | None = None
-        self._core, self._process = self._make_core(), os.getpid()
 
     def __len__(self) -> int:
         """Batches of a whole pass by iteration on this rank."""
@@ -276,11 +248,11 @@ class DataLoader:
     @property
     def picture_bytes(self) -> tuple[int, int]:
         """Bytes of pictures in batches that are held now, and the most that there ever were."""
-        return (0, 0) if self._core is None else self._core.picture_bytes
+        return self._collator.picture_bytes
 
     def close(self) -> None:
         """Let the threads go; a pass after that starts new ones."""
-        self._core, self._process = None, -1
+        self._collator.close()
 
     def __enter__(self) -> Self:
         return self
@@ -378,11 +350,6 @@ class DataLoader:
             return np.arange(count)
         return np.asarray(_core.permutation(count, self.seed, epoch))
 
-    def _mirrored_answer(self, answer: str) -> int:
-        """Index of the answer that is right in a mirrored picture."""
-        mirrored, _ = _core.mirror_words(answer)
-        return self._answer_index.get(mirrored, self._answer_index[answer])
-
     def _run(
         self, batches: Iterable[list[tuple[int, int]]], *, empty: bool = False
     ) -> Generator[Any, None, None]:
@@ -390,11 +357,8 @@ class DataLoader:
 
         With `empty` also the batches of which nothing is left.
         """
-        if self._core is None or self._process != os.getpid():
-            # Threads do not survive a fork.
-            self._core, self._process = self._make_core(), os.getpid()
         feeder = Feeder(
-            self._core.open(),
+            self._collator.open(),
             batches,
             plain=self._plain,
             replacement=self._replacement,
@@ -423,12 +387,9 @@ class DataLoader:
         self.cropped_boxes += fields.pop("cropped_boxes")
         for bad in fields.pop("skipped"):
             self._skip(Skipped(*bad))
-        keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
-        self.statuses.update(statuses)
-        tensors = {name: _to_tensor(value) for name, value in fields.items()}
-        if self.pin_memory:
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return _BATCH_CLASSES[self.batch_type](keys=keys, statuses=statuses, **tensors)
+        batch = self._collator.finish(fields, pin_memory=self.pin_memory)
+        self.statuses.update(batch.statuses)
+        return batch
 
     def _skip(self, bad: Skipped) -> None:
         if not self.skipped:
@@ -443,29 +404,5 @@ class DataLoader:
         self.statuses[bad.status] += 1
 
     def _plain(self, epoch: int, index: int) -> tuple[Any, ...]:
-        """The parts of a record that Rust takes."""
-        record = record_in_epoch(self.records, epoch, index)
-        answers = None
-        if record.answers is not None:
-            known = self._answer_index
-            answers = [(known[a], score) for a, score in record.answers.items() if a in known]
-        return (
-            record.key,
-            epoch,
-            index,
-            record.images,
-            record.text,
-            record.image_id,
-            record.boxes_xyxy,
-            record.char_spans,
-            answers,
-            record.truth,
-        )
-
-
-def _to_tensor(buffer: _core.Buffer) -> Tensor:
-    """Share a buffer's memory with torch."""
-    dtype = _DTYPES[buffer.dtype]
-    if 0 in buffer.shape:
-        return torch.empty(buffer.shape, dtype=dtype)
-    return torch.frombuffer(buffer, dtype=dtype).view(buffer.shape)
+        """Give the parts of a record that Rust takes."""
+        return self._collator.plain(record_in_epoch(self.records, epoch, index), epoch, index)
