@@ -2,19 +2,13 @@
 //!
 //! The format is told from the content, never from a name. What comes out is what Pillow's
 //! `convert("RGB")` gives: alpha is dropped, grey is repeated, orientation tags are not applied. Of 16
-//! bits the upper eight are taken, for grey too, which Pillow would cut off at 255. JPEGs differ from
-//! libjpeg's result by rounding (up to 5 of 255), and where colour is stored at half the size by more
-//! in the last two rows and columns; such pictures of fewer than five columns get wrong colours.
+//! bits the upper eight are taken, for grey too, which Pillow would cut off at 255.
 
+use std::cell::RefCell;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
-
-use crate::Error;
+use crate::{Error, jpeg};
 
 /// The most pixels of a picture unless another limit is given; twice Pillow's warning level.
 pub const MAX_PIXELS: usize = 178_956_970;
@@ -82,10 +76,7 @@ impl Format {
 pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
     let (height, width) = guarded(|| match format {
-        Format::Jpeg => {
-            let mut decoder = jpeg_decoder(bytes);
-            jpeg_size(&mut decoder)
-        }
+        Format::Jpeg => jpeg::read_header(bytes).map(|header| (header.height, header.width)),
         Format::Png => png_reader(bytes).map(|reader| png_size(&reader)),
         Format::WebP => webp_decoder(bytes).map(|decoder| webp_size(&decoder)),
     })?;
@@ -100,7 +91,7 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     let format = Format::of(bytes)?;
     let image = guarded(|| match format {
-        Format::Jpeg => decode_jpeg(bytes, max_pixels),
+        Format::Jpeg => decode_whole_jpeg(bytes, max_pixels),
         Format::Png => decode_png(bytes, max_pixels),
         Format::WebP => decode_webp(bytes, max_pixels),
     })?;
@@ -144,65 +135,46 @@ pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<()
     Ok(())
 }
 
-type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
-
-fn jpeg_decoder(bytes: &[u8]) -> Jpeg<'_> {
-    let options = DecoderOptions::default()
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .set_strict_mode(true)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    JpegDecoder::new_with_options(ZCursor::new(bytes), options)
+thread_local! {
+    /// One for each thread, so that its memory is kept from picture to picture.
+    static JPEG: RefCell<jpeg::Decoder> = RefCell::new(jpeg::Decoder::new());
 }
 
-fn jpeg_size(decoder: &mut Jpeg<'_>) -> Result<(usize, usize), Error> {
-    decoder.decode_headers().map_err(|e| broken_jpeg(&e))?;
-    let info = decoder
-        .info()
-        .ok_or_else(|| Error::decode("JPEG: no frame header"))?;
-    Ok((usize::from(info.height), usize::from(info.width)))
+/// Decode a JPEG, filled in where it is damaged, and say whether it was.
+///
+/// # Errors
+/// As [`jpeg::Decoder::decode`].
+pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::Status), Error> {
+    let header = jpeg::read_header(bytes)?;
+    check_size(header.height, header.width, request.max_pixels)?;
+    let (height, width) = (
+        request.scale.apply(header.height),
+        request.scale.apply(header.width),
+    );
+    let height = request.stop_row.map_or(height, |row| row.min(height));
+    let mut pixels = Vec::with_capacity(height * width * 3);
+    let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
+    let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
+    Ok((
+        Rgb {
+            height,
+            width,
+            pixels,
+        },
+        status,
+    ))
 }
 
-fn decode_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
-    let mut decoder = jpeg_decoder(bytes);
-    let (height, width) = jpeg_size(&mut decoder)?;
-    check_size(height, width, max_pixels)?;
-    let pixels = decoder.decode().map_err(|e| broken_jpeg(&e))?;
-    // The decoder fills up what is missing at the very end.
-    if !jpeg_ends(bytes) {
-        return Err(Error::decode(
-            "JPEG: the end marker is missing, so the file is truncated",
-        ));
+fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    let request = jpeg::Request {
+        scale: jpeg::Scale::Full,
+        stop_row: None,
+        max_pixels,
+    };
+    match decode_jpeg(bytes, &request)? {
+        (image, jpeg::Status::Whole) => Ok(image),
+        (_, jpeg::Status::Filled(reason)) => Err(Error::decode(reason)),
     }
-    Ok(Rgb {
-        height,
-        width,
-        pixels,
-    })
-}
-
-/// Whether the end marker follows the start of the first scan.
-fn jpeg_ends(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: u8 = 0xDA;
-    let mut rest = bytes.get(2..).unwrap_or_default();
-    while let [0xFF, marker, after @ ..] = rest {
-        rest = match (marker, after) {
-            (0xFF, _) => &rest[1..],
-            (&START_OF_SCAN, _) => break,
-            (0x01 | 0xD0..=0xD7, _) => after,
-            (_, [high, low, ..]) => {
-                let length = usize::from(u16::from_be_bytes([*high, *low]));
-                after.get(length..).unwrap_or_default()
-            }
-            _ => &[],
-        };
-    }
-    rest.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
-}
-
-fn broken_jpeg(error: &zune_jpeg::errors::DecodeErrors) -> Error {
-    let reason = error.to_string();
-    Error::decode(format!("JPEG: {}", reason.trim().trim_matches('"')))
 }
 
 type Png<'a> = png::Reader<Cursor<&'a [u8]>>;
@@ -361,14 +333,5 @@ mod tests {
     fn a_panic_becomes_an_error() {
         let result: Result<(), Error> = guarded(|| panic!("as a decoder might"));
         assert!(matches!(result, Err(Error::Decode { .. })));
-    }
-
-    #[test]
-    fn end_marker_counts_after_the_first_scan_only() {
-        // A thumbnail in APP1 has an end marker of its own.
-        let start = [0xFF, 0xD8, 0xFF, 0xE1, 0, 4, 0xFF, 0xD9, 0xFF, 0xDA, 0, 2];
-        assert!(!jpeg_ends(&start));
-        assert!(jpeg_ends(&[&start[..], &[1, 2, 0xFF, 0xD9, 0]].concat()));
-        assert!(!jpeg_ends(&[]));
     }
 }

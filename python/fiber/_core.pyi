@@ -22,12 +22,14 @@ __all__ = [
     "augment_image",
     "build_profile",
     "decode_image",
+    "decode_jpeg",
     "draw_below",
     "mirror_words",
     "permutation",
     "positive_map",
     "probe_image",
     "read_image",
+    "read_jpeg_header",
     "resize_image",
 ]
 
@@ -340,6 +342,37 @@ def decode_image(data: bytes, *, max_pixels: int = ...) -> Buffer:
 
     Raises:
         DecodeError: for other formats, broken or truncated bytes, and too many pixels.
+    """
+
+def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
+    """Read (height, width, EXIF orientation 1 to 8) of a JPEG; 1 where it has no valid one."""
+
+def decode_jpeg(
+    data: bytes,
+    *,
+    divisor: int = 1,
+    stop_row: int | None = None,
+    max_pixels: int = ...,
+    wide: bool = True,
+) -> tuple[Buffer, str | None]:
+    """Decode a JPEG to (H, W, 3) uint8, filled in where it is damaged, and say why.
+
+    Every value is libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`.
+
+    Args:
+        data: The bytes of a JPEG file.
+        divisor: 1, 2, 4 or 8: decode to that part of height and width, rounded up.
+        stop_row: The first row that is not needed.
+        max_pixels: Largest picture in the file; default 178,956,970, Pillow's limit.
+        wide: Whether wide instructions may be used; the pixels are the same without.
+
+    Returns:
+        The picture, and why some of it is filled in, or None where nothing is.
+
+    Raises:
+        DecodeError: for what is no JPEG, unsupported ("unsupported" in the message), hopeless, or
+            larger than `max_pixels`.
+        ValueError: for another divisor.
     """
 
 def read_image(path: str | PathLike[str], *, max_pixels: int = ...) -> Buffer:

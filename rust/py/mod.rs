@@ -7,6 +7,7 @@ mod arrays;
 mod boxes;
 mod errors;
 mod image;
+mod jpeg;
 mod loader;
 mod rand_augment;
 mod tokenizer;
@@ -35,6 +36,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image::read_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::resize_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
+    module.add_function(wrap_pyfunction!(jpeg::read_jpeg_header, module)?)?;
+    module.add_function(wrap_pyfunction!(jpeg::decode_jpeg, module)?)?;
     module.add_function(wrap_pyfunction!(rand_augment::augment_image, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;

@@ -1,0 +1,138 @@
+//! Bits of entropy-coded data, most significant first.
+
+use super::huffman::{Entry, FAST_BITS, Symbol, Table, extend, step};
+
+/// Bits that a refill leaves at least.
+const FULL: u32 = 56;
+
+/// A reader of bits. Past the last byte come zeros for ever; [`Bits::is_overrun`] tells.
+#[derive(Clone, Copy)]
+pub(super) struct Bits<'a> {
+    bytes: &'a [u8],
+    /// The next byte to load; counts on past the end.
+    position: usize,
+    /// Loaded bits from the top; below the counted ones stand bits that are loaded again.
+    buffer: u64,
+    count: u32,
+}
+
+impl<'a> Bits<'a> {
+    #[inline]
+    pub(super) fn new(bytes: &'a [u8], state: State) -> Self {
+        Self {
+            bytes,
+            position: state.position,
+            buffer: state.buffer,
+            count: state.count,
+        }
+    }
+
+    #[inline]
+    pub(super) fn state(&self) -> State {
+        State {
+            position: self.position,
+            buffer: self.buffer,
+            count: self.count,
+        }
+    }
+
+    /// The next byte to load.
+    #[inline]
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Load at least [`FULL`] bits.
+    #[inline]
+    pub(super) fn refill(&mut self) {
+        let chunk = self
+            .bytes
+            .get(self.position..)
+            .and_then(<[u8]>::first_chunk::<8>);
+        let word = match chunk {
+            Some(chunk) => u64::from_be_bytes(*chunk),
+            None => self.last_word(),
+        };
+        self.buffer |= word >> self.count;
+        self.position += ((63 - self.count) >> 3) as usize;
+        self.count |= FULL;
+    }
+
+    #[cold]
+    fn last_word(&self) -> u64 {
+        let mut word = [0; 8];
+        let rest = self.bytes.get(self.position..).unwrap_or_default();
+        for (to, from) in word.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        u64::from_be_bytes(word)
+    }
+
+    /// Whether more bits were taken than there are.
+    #[inline]
+    pub(super) fn is_overrun(&self) -> bool {
+        self.position * 8 > self.bytes.len() * 8 + self.count as usize
+    }
+
+    /// Entry of the next bits; at least 10 of them must be loaded.
+    #[inline]
+    pub(super) fn peek(&self, table: &Table) -> Entry {
+        table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
+    }
+
+    /// Take loaded bits.
+    #[inline]
+    pub(super) fn skip(&mut self, count: u32) {
+        self.buffer <<= count;
+        self.count -= count;
+    }
+
+    /// Take 0 to 15 loaded bits.
+    #[inline]
+    fn loaded(&mut self, count: u32) -> u32 {
+        let value = (self.buffer >> 1 >> (63 - count)) as u32;
+        self.skip(count);
+        value
+    }
+
+    /// Take 0 to 15 bits.
+    #[inline]
+    pub(super) fn take(&mut self, count: u32) -> u32 {
+        self.refill();
+        self.loaded(count)
+    }
+
+    /// Take a symbol.
+    #[inline]
+    pub(super) fn symbol(&mut self, table: &Table) -> Symbol {
+        self.refill();
+        let symbol = table.symbol(self.buffer);
+        self.skip(symbol.length);
+        symbol
+    }
+
+    /// Take a symbol of any length and the coefficient behind it, which is put where a fast entry has
+    /// it; the bits are taken already, so that the entry's count is zero.
+    pub(super) fn long_entry(&mut self, table: &Table, is_dc: bool, is_bad: &mut bool) -> Entry {
+        let symbol = self.symbol(table);
+        *is_bad |= symbol.is_bad;
+        let size = u32::from(symbol.value & 15);
+        let value = extend(self.loaded(size), size) as u16;
+        step(symbol.value, is_dc) << 8 | u32::from(value) << 16
+    }
+}
+
+/// A place in entropy-coded data.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State {
+    pub(super) position: usize,
+    pub(super) buffer: u64,
+    pub(super) count: u32,
+}
+
+impl State {
+    /// Whole bytes that are not taken yet, of `length`.
+    pub(super) fn bytes_left(&self, length: usize) -> usize {
+        (length * 8 + self.count as usize).saturating_sub(self.position * 8) / 8
+    }
+}

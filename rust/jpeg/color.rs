@@ -1,0 +1,66 @@
+//! From the components of a row of pixels to red, green and blue.
+
+use super::markers::ColorSpace;
+
+/// Factors of JFIF's conversion, multiples of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
+const RED: i32 = 91881;
+const GREEN_CB: i32 = 22554;
+const GREEN_CR: i32 = 46802;
+const BLUE: i32 = 116_130;
+const HALF: i32 = 1 << 15;
+
+/// Convert a row of pixels, three bytes each.
+///
+/// `rows` are those of the components, as long as there are pixels or longer.
+pub(super) fn convert(space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8]) {
+    let [first, second, third, fourth] = rows;
+    let pixels = out.chunks_exact_mut(3);
+    match space {
+        ColorSpace::Gray => {
+            for (pixel, &gray) in pixels.zip(first) {
+                pixel.fill(gray);
+            }
+        }
+        ColorSpace::Rgb => {
+            for (((pixel, &red), &green), &blue) in pixels.zip(first).zip(second).zip(third) {
+                pixel.copy_from_slice(&[red, green, blue]);
+            }
+        }
+        ColorSpace::YCbCr => {
+            for (((pixel, &y), &cb), &cr) in pixels.zip(first).zip(second).zip(third) {
+                pixel.copy_from_slice(&rgb(y, cb, cr));
+            }
+        }
+        ColorSpace::Cmyk => {
+            let inks = first.iter().zip(second).zip(third).zip(fourth);
+            for (pixel, (((&c, &m), &y), &k)) in pixels.zip(inks) {
+                pixel.copy_from_slice(&[ink(c, k), ink(m, k), ink(y, k)]);
+            }
+        }
+        ColorSpace::Ycck => {
+            let inks = first.iter().zip(second).zip(third).zip(fourth);
+            for (pixel, (((&y, &cb), &cr), &k)) in pixels.zip(inks) {
+                pixel.copy_from_slice(&rgb(y, cb, cr).map(|value| ink(255 - value, k)));
+            }
+        }
+    }
+}
+
+#[inline]
+fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+    let limit = |value: i32| value.clamp(0, 255) as u8;
+    [
+        limit(y + ((RED * cr + HALF) >> 16)),
+        limit(y + ((HALF - GREEN_CB * cb - GREEN_CR * cr) >> 16)),
+        limit(y + ((BLUE * cb + HALF) >> 16)),
+    ]
+}
+
+/// Light that an ink and black leave. As Pillow, which takes all inks as Adobe stores them: 255 is none.
+#[inline]
+fn ink(ink: u8, black: u8) -> u8 {
+    let (ink, light) = (255 - u32::from(ink), u32::from(black));
+    let product = ink * light + 128;
+    light.saturating_sub((product + (product >> 8)) >> 8) as u8
+}

@@ -1,0 +1,124 @@
+//! The geometry of a picture: components, blocks, MCUs and rows.
+
+use super::markers::{broken, unsupported};
+use crate::Error;
+
+/// The most blocks of an MCU that the standard allows.
+pub(super) const MAX_MCU_BLOCKS: usize = 10;
+
+/// One component of the frame header, and what follows from it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Component {
+    pub(super) id: u8,
+    /// Blocks of an MCU in a row and in a column.
+    pub(super) h: usize,
+    pub(super) v: usize,
+    pub(super) quantisation: usize,
+    /// Blocks that hold pixels.
+    pub(super) blocks_wide: usize,
+    pub(super) blocks_high: usize,
+}
+
+impl Component {
+    pub(super) fn new(id: u8, h: u8, v: u8, quantisation: u8) -> Self {
+        Self {
+            id,
+            h: h.into(),
+            v: v.into(),
+            quantisation: quantisation.into(),
+            ..Self::default()
+        }
+    }
+}
+
+/// The frame header.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) is_progressive: bool,
+    pub(super) components: Vec<Component>,
+    pub(super) max_h: usize,
+    pub(super) max_v: usize,
+    /// MCUs of a scan of all components.
+    pub(super) mcus_wide: usize,
+    pub(super) mcus_high: usize,
+}
+
+/// Which component a scan holds, coded by which tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScanComponent {
+    pub(super) index: usize,
+    pub(super) dc: usize,
+    pub(super) ac: usize,
+}
+
+/// The header of a scan.
+#[derive(Clone, Debug)]
+pub(super) struct Scan {
+    pub(super) components: Vec<ScanComponent>,
+    /// First and last coefficient, in zigzag order.
+    pub(super) start: usize,
+    pub(super) end: usize,
+    /// Bit position of the scan before and of this one.
+    pub(super) high: u32,
+    pub(super) low: u32,
+}
+
+impl Frame {
+    /// Check the sampling factors and compute the sizes.
+    pub(super) fn new(
+        height: usize,
+        width: usize,
+        is_progressive: bool,
+        mut components: Vec<Component>,
+    ) -> Result<Self, Error> {
+        let (mut max_h, mut max_v) = (1, 1);
+        for component in &components {
+            if !(1..=4).contains(&component.h) || !(1..=4).contains(&component.v) {
+                return Err(broken(format!(
+                    "sampling factors {} x {}; expected 1 to 4",
+                    component.h, component.v
+                )));
+            }
+            max_h = max_h.max(component.h);
+            max_v = max_v.max(component.v);
+        }
+        for component in &mut components {
+            if max_h % component.h != 0 || max_v % component.v != 0 {
+                return Err(unsupported(format!(
+                    "sampling factors {} x {} of {max_h} x {max_v}; expected divisors",
+                    component.h, component.v
+                )));
+            }
+            component.blocks_wide = (width * component.h).div_ceil(8 * max_h);
+            component.blocks_high = (height * component.v).div_ceil(8 * max_v);
+        }
+        Ok(Self {
+            height,
+            width,
+            is_progressive,
+            mcus_wide: width.div_ceil(8 * max_h),
+            mcus_high: height.div_ceil(8 * max_v),
+            components,
+            max_h,
+            max_v,
+        })
+    }
+
+    /// Check what only a scan of several components must keep to.
+    pub(super) fn check_scan(&self, scan: &Scan) -> Result<(), Error> {
+        let blocks: usize = scan
+            .components
+            .iter()
+            .filter_map(|part| self.components.get(part.index))
+            .map(|component| component.h * component.v)
+            .sum();
+        if scan.components.len() > 1 && blocks > MAX_MCU_BLOCKS {
+            return Err(broken(format!(
+                "an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}"
+            )));
+        }
+        Ok(())
+    }
+}

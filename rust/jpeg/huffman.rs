@@ -1,0 +1,215 @@
+//! Huffman tables made ready for decoding, kept from picture to picture.
+
+use std::sync::Arc;
+
+use super::markers::broken;
+use crate::Error;
+
+/// Bits by which the fast tables are indexed: two tables of 4 KiB stay in the first cache.
+pub(super) const FAST_BITS: u32 = 10;
+/// The longest code.
+const MAX_LENGTH: usize = 16;
+/// The step of an end of block: past any place of a block.
+const END_OF_BLOCK: u32 = 128;
+
+/// A table as it stands in the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spec {
+    /// Codes by length, from 1 bit.
+    pub(super) counts: [u8; MAX_LENGTH],
+    pub(super) values: [u8; 256],
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            counts: [0; MAX_LENGTH],
+            values: [0; 256],
+        }
+    }
+}
+
+impl Spec {
+    pub(super) fn of((counts, symbols): ([u8; MAX_LENGTH], &[u8])) -> Self {
+        let mut values = [0; 256];
+        for (value, &symbol) in values.iter_mut().zip(symbols) {
+            *value = symbol;
+        }
+        Self { counts, values }
+    }
+
+    pub(super) fn symbols(&self) -> usize {
+        self.counts.iter().map(|&count| usize::from(count)).sum()
+    }
+}
+
+/// What the next bits mean: symbol, and coefficient where it fits.
+///
+/// Bits 0 to 7: how many bits to take; 8 to 15: how far to go on in the zigzag order; 16 to 31: the
+/// coefficient. Zero where code and coefficient together are longer than [`FAST_BITS`].
+pub(super) type Entry = u32;
+
+/// A table to decode with.
+pub(super) struct Table {
+    /// By the next [`FAST_BITS`] bits.
+    pub(super) fast: [Entry; 1 << FAST_BITS],
+    /// By the same bits: length << 8 | symbol; zero where the code is longer.
+    pub(super) symbols: [u16; 1 << FAST_BITS],
+    /// The largest code of each length, -1 where there is none; index 17 ends every search.
+    max_code: [i32; MAX_LENGTH + 2],
+    /// Added to a code of that length, the index of its symbol.
+    offset: [i32; MAX_LENGTH + 2],
+    values: [u8; 256],
+}
+
+/// A symbol, and how many bits it took.
+pub(super) struct Symbol {
+    pub(super) value: u8,
+    pub(super) length: u32,
+    /// Whether the bits are no code at all.
+    pub(super) is_bad: bool,
+}
+
+impl Table {
+    /// Build a table.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for counts that make no prefix code, and for symbols of a DC table above 15.
+    pub(super) fn new(spec: &Spec, is_dc: bool) -> Result<Self, Error> {
+        let count = spec.symbols();
+        if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
+            return Err(broken("a Huffman table of DC with symbols above 15"));
+        }
+        let mut table = Self {
+            fast: [0; 1 << FAST_BITS],
+            symbols: [0; 1 << FAST_BITS],
+            max_code: [-1; MAX_LENGTH + 2],
+            offset: [0; MAX_LENGTH + 2],
+            values: spec.values,
+        };
+        table.max_code[MAX_LENGTH + 1] = i32::MAX;
+        let (mut code, mut index) = (0_i32, 0_i32);
+        for (length, &codes) in (1_u32..).zip(&spec.counts) {
+            let (at, codes) = (length as usize, i32::from(codes));
+            if codes > 0 {
+                table.offset[at] = index - code;
+                for symbol in spec.values.iter().skip(index as usize).take(codes as usize) {
+                    table.enter(code, length, *symbol, is_dc);
+                    code += 1;
+                }
+                table.max_code[at] = code - 1;
+                index += codes;
+                // All ones are no code.
+                if code >= 1 << length {
+                    return Err(broken("a Huffman table with more codes than fit"));
+                }
+            }
+            code <<= 1;
+        }
+        Ok(table)
+    }
+
+    /// Fill in the fast entries of one code.
+    fn enter(&mut self, code: i32, length: u32, symbol: u8, is_dc: bool) {
+        let Some(free) = FAST_BITS.checked_sub(length) else {
+            return;
+        };
+        let first = (code as usize) << free;
+        let size = u32::from(symbol & 15);
+        for (rest, at) in (first..first + (1 << free)).enumerate() {
+            let Some(short) = self.symbols.get_mut(at) else {
+                return;
+            };
+            *short = (length as u16) << 8 | u16::from(symbol);
+            if let (Some(entry), Some(unused)) = (self.fast.get_mut(at), free.checked_sub(size)) {
+                let value = extend((rest as u32) >> unused, size) as u16;
+                *entry = (length + size) | step(symbol, is_dc) << 8 | u32::from(value) << 16;
+            }
+        }
+    }
+
+    /// Find the symbol whose code stands at the top of `bits`.
+    #[inline]
+    pub(super) fn symbol(&self, bits: u64) -> Symbol {
+        let short = self.symbols[(bits >> (64 - FAST_BITS)) as usize];
+        if short != 0 {
+            return Symbol {
+                value: short as u8,
+                length: u32::from(short >> 8),
+                is_bad: false,
+            };
+        }
+        self.long_symbol(bits)
+    }
+
+    fn long_symbol(&self, bits: u64) -> Symbol {
+        for length in FAST_BITS + 1..=MAX_LENGTH as u32 {
+            let code = (bits >> (64 - length)) as i32;
+            let at = length as usize;
+            if code <= self.max_code[at] {
+                return Symbol {
+                    value: self.values[(code + self.offset[at]) as usize & 255],
+                    length,
+                    is_bad: false,
+                };
+            }
+        }
+        // What libjpeg-turbo makes of bits that are no code.
+        Symbol {
+            value: 0,
+            length: MAX_LENGTH as u32 + 1,
+            is_bad: true,
+        }
+    }
+}
+
+/// How far a symbol goes on in the zigzag order.
+#[inline]
+pub(super) fn step(symbol: u8, is_dc: bool) -> u32 {
+    match (symbol >> 4, symbol & 15) {
+        (15, 0) => 16,
+        (_, 0) if !is_dc => END_OF_BLOCK,
+        (run, _) => u32::from(run) + 1,
+    }
+}
+
+/// The number that `size` bits stand for: those with the upper bit clear are negative (figure F.12).
+#[inline]
+pub(super) fn extend(bits: u32, size: u32) -> i32 {
+    let is_negative = (bits << 1 >> size) & 1 ^ 1;
+    bits as i32 - ((is_negative << size) as i32 - is_negative as i32)
+}
+
+/// Tables of the pictures before. Nearly all pictures share those of the standard.
+#[derive(Default)]
+pub(super) struct Cache {
+    tables: Vec<(Spec, bool, Arc<Table>)>,
+    next: usize,
+}
+
+impl Cache {
+    const SIZE: usize = 16;
+
+    /// Find or build a table.
+    ///
+    /// # Errors
+    /// As [`Table::new`].
+    pub(super) fn table(&mut self, spec: &Spec, is_dc: bool) -> Result<Arc<Table>, Error> {
+        let known = self
+            .tables
+            .iter()
+            .find(|(other, kind, _)| *kind == is_dc && other == spec);
+        if let Some((_, _, table)) = known {
+            return Ok(Arc::clone(table));
+        }
+        let table = Arc::new(Table::new(spec, is_dc)?);
+        let entry = (*spec, is_dc, Arc::clone(&table));
+        if self.tables.len() < Self::SIZE {
+            self.tables.push(entry);
+        } else if let Some(slot) = self.tables.get_mut(self.next) {
+            *slot = entry;
+            self.next = (self.next + 1) % Self::SIZE;
+        }
+        Ok(table)
+    }
+}

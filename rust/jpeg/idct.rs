@@ -1,0 +1,242 @@
+//! The inverse DCT of blocks: eight by eight, and four, two or one of each for smaller pictures.
+//!
+//! The accurate integer method of libjpeg ("islow", after Loeffler, Ligtenberg and Moschytz), to the
+//! bit, with the 16-bit intermediates that libjpeg-turbo's AVX2 and SSE2 code has: damaged data, which
+//! leave the range of real pictures, come out the same, too. All constants are multiples of 2^-13.
+
+use super::sequential::Block;
+
+const FIX_0_298631336: i32 = 2446;
+const FIX_0_390180644: i32 = 3196;
+const FIX_0_541196100: i32 = 4433;
+const FIX_0_765366865: i32 = 6270;
+const FIX_0_899976223: i32 = 7373;
+const FIX_1_175875602: i32 = 9633;
+const FIX_1_501321110: i32 = 12299;
+const FIX_1_847759065: i32 = 15137;
+const FIX_1_961570560: i32 = 16069;
+const FIX_2_053119869: i32 = 16819;
+const FIX_2_562915447: i32 = 20995;
+const FIX_3_072711026: i32 = 25172;
+
+/// Factors of the even part: of inputs 2 and 6 in the sum 3, and in the sum 2.
+pub(super) const EVEN: [[i16; 2]; 2] = [
+    pair(FIX_0_541196100 + FIX_0_765366865, FIX_0_541196100),
+    pair(FIX_0_541196100, FIX_0_541196100 - FIX_1_847759065),
+];
+/// Factors of the sums of odd inputs, 3 + 7 and 1 + 5.
+pub(super) const CROSS: [[i16; 2]; 2] = [
+    pair(FIX_1_175875602 - FIX_1_961570560, FIX_1_175875602),
+    pair(FIX_1_175875602, FIX_1_175875602 - FIX_0_390180644),
+];
+/// Factors of inputs 7 and 1.
+pub(super) const ODD_71: [[i16; 2]; 2] = [
+    pair(FIX_0_298631336 - FIX_0_899976223, -FIX_0_899976223),
+    pair(-FIX_0_899976223, FIX_1_501321110 - FIX_0_899976223),
+];
+/// Factors of inputs 5 and 3.
+pub(super) const ODD_53: [[i16; 2]; 2] = [
+    pair(FIX_2_053119869 - FIX_2_562915447, -FIX_2_562915447),
+    pair(-FIX_2_562915447, FIX_3_072711026 - FIX_2_562915447),
+];
+
+/// Bits of the constants, and bits kept between the two passes.
+pub(super) const CONSTANT_BITS: u32 = 13;
+pub(super) const PASS_BITS: u32 = 2;
+
+const fn pair(first: i32, second: i32) -> [i16; 2] {
+    [first as i16, second as i16]
+}
+
+/// Transform a block to `size` x `size` samples, which are 8, 4, 2 or 1.
+///
+/// Row r of them goes to `out[r * stride..]`; what lies outside of `out` is left out.
+pub(super) fn transform(
+    block: &Block,
+    quantisation: &[u16; 64],
+    size: usize,
+    out: &mut [u8],
+    stride: usize,
+) {
+    let mut samples = [0; 64];
+    match size {
+        8 => eight(block, quantisation, &mut samples),
+        4 => four(block, quantisation, &mut samples),
+        2 => two(block, quantisation, &mut samples),
+        _ => samples[0] = one(block, quantisation),
+    }
+    for (row, from) in samples.chunks_exact(8).take(size).enumerate() {
+        if let Some(to) = out.get_mut(row * stride..row * stride + size) {
+            to.copy_from_slice(&from[..size]);
+        }
+    }
+}
+
+/// Multiply with the quantisation table, in 16 bits.
+fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
+    let mut values = [0; 64];
+    for ((value, &coefficient), &step) in values.iter_mut().zip(block).zip(quantisation) {
+        *value = i32::from(coefficient.wrapping_mul(step as i16));
+    }
+    values
+}
+
+/// The sum of two products, as `pmaddwd` forms it.
+fn dot(a: i32, b: i32, factors: [i16; 2]) -> i32 {
+    (a * i32::from(factors[0])).wrapping_add(b * i32::from(factors[1]))
+}
+
+/// Round to fewer bits and limit to 16.
+fn descale(value: i32, bits: u32) -> i32 {
+    (value.wrapping_add(1 << (bits - 1)) >> bits).clamp(i16::MIN.into(), i16::MAX.into())
+}
+
+/// Limit to a sample.
+fn sample(value: i32) -> u8 {
+    (value.clamp(-128, 127) + 128) as u8
+}
+
+/// Eight values from eight.
+fn eight_values(input: [i32; 8], bits: u32) -> [i32; 8] {
+    let wrap = |value: i32| i32::from(value as i16);
+    let sum_3 = dot(input[2], input[6], EVEN[0]);
+    let sum_2 = dot(input[2], input[6], EVEN[1]);
+    let sum_0 = wrap(input[0] + input[4]) << CONSTANT_BITS;
+    let sum_1 = wrap(input[0] - input[4]) << CONSTANT_BITS;
+    let even = [
+        sum_0.wrapping_add(sum_3),
+        sum_1.wrapping_add(sum_2),
+        sum_1.wrapping_sub(sum_2),
+        sum_0.wrapping_sub(sum_3),
+    ];
+    let (z3, z4) = (wrap(input[3] + input[7]), wrap(input[1] + input[5]));
+    let (cross_3, cross_4) = (dot(z3, z4, CROSS[0]), dot(z3, z4, CROSS[1]));
+    let odd = [
+        dot(input[7], input[1], ODD_71[1]).wrapping_add(cross_4),
+        dot(input[5], input[3], ODD_53[1]).wrapping_add(cross_3),
+        dot(input[5], input[3], ODD_53[0]).wrapping_add(cross_4),
+        dot(input[7], input[1], ODD_71[0]).wrapping_add(cross_3),
+    ];
+    let mut output = [0; 8];
+    for at in 0..4 {
+        output[at] = descale(even[at].wrapping_add(odd[at]), bits);
+        output[7 - at] = descale(even[at].wrapping_sub(odd[at]), bits);
+    }
+    output
+}
+
+/// Whether only the first row of coefficients differs from zero, apart from rows that do not count.
+fn has_one_row(block: &Block, ignored: usize) -> bool {
+    block
+        .chunks_exact(8)
+        .enumerate()
+        .skip(1)
+        .all(|(row, values)| row == ignored || values.iter().all(|&value| value == 0))
+}
+
+pub(super) fn eight(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
+    let values = dequantise(block, quantisation);
+    let mut between = [0_i32; 64];
+    if has_one_row(block, 0) {
+        for (at, value) in between.iter_mut().enumerate() {
+            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
+        }
+    } else {
+        for column in 0..8 {
+            let input = std::array::from_fn(|row| values[row * 8 + column]);
+            let output = eight_values(input, CONSTANT_BITS - PASS_BITS);
+            for (row, value) in output.into_iter().enumerate() {
+                between[row * 8 + column] = value;
+            }
+        }
+    }
+    for row in 0..8 {
+        let input = std::array::from_fn(|column| between[row * 8 + column]);
+        let output = eight_values(input, CONSTANT_BITS + PASS_BITS + 3);
+        for (column, value) in output.into_iter().enumerate() {
+            samples[row * 8 + column] = sample(value);
+        }
+    }
+}
+
+/// Four values from eight, of which the fifth does not count.
+fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
+    let sum_0 = input[0] << (CONSTANT_BITS + 1);
+    let sum_2 = dot(input[2], input[6], [15137, -6270]);
+    let (even_0, even_2) = (sum_0.wrapping_add(sum_2), sum_0.wrapping_sub(sum_2));
+    let odd_0 = dot(input[1], input[3], [8697, -17799]).wrapping_add(dot(
+        input[5],
+        input[7],
+        [11893, -1730],
+    ));
+    let odd_2 = dot(input[1], input[3], [20995, 7373]).wrapping_add(dot(
+        input[5],
+        input[7],
+        [-4926, -4176],
+    ));
+    [
+        descale(even_0.wrapping_add(odd_2), bits),
+        descale(even_2.wrapping_add(odd_0), bits),
+        descale(even_2.wrapping_sub(odd_0), bits),
+        descale(even_0.wrapping_sub(odd_2), bits),
+    ]
+}
+
+fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
+    let values = dequantise(block, quantisation);
+    let mut between = [0_i32; 32];
+    if has_one_row(block, 4) {
+        for (at, value) in between.iter_mut().enumerate() {
+            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
+        }
+    } else {
+        for column in 0..8 {
+            let input = std::array::from_fn(|row| values[row * 8 + column]);
+            let output = four_values(input, CONSTANT_BITS - PASS_BITS + 1);
+            for (row, value) in output.into_iter().enumerate() {
+                between[row * 8 + column] = value;
+            }
+        }
+    }
+    for row in 0..4 {
+        let input = std::array::from_fn(|column| between[row * 8 + column]);
+        let output = four_values(input, CONSTANT_BITS + PASS_BITS + 3 + 1);
+        for (column, value) in output.into_iter().enumerate() {
+            samples[row * 8 + column] = sample(value);
+        }
+    }
+}
+
+fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
+    const FIRST: [i16; 2] = [29692, -10426];
+    const SECOND: [i16; 2] = [6967, -5906];
+    let values = dequantise(block, quantisation);
+    let odd = |at: [i32; 4]| dot(at[0], at[1], FIRST).wrapping_add(dot(at[2], at[3], SECOND));
+    let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
+    let bits = CONSTANT_BITS - PASS_BITS + 2;
+    // (upper, lower) of each column that counts.
+    let column = |column: usize| {
+        let sum = odd([1, 3, 5, 7].map(|row| values[row * 8 + column]));
+        let base = values[column] << (CONSTANT_BITS + 2);
+        [
+            half(base.wrapping_add(sum), bits),
+            half(base.wrapping_sub(sum), bits),
+        ]
+    };
+    let columns = [0, 1, 3, 5, 7].map(column);
+    let bits = CONSTANT_BITS + PASS_BITS + 3 + 2;
+    for row in 0..2 {
+        let limit = |value: i32| value.clamp(i16::MIN.into(), i16::MAX.into());
+        let sum = odd([1, 2, 3, 4].map(|at| limit(columns[at][row])));
+        let base = columns[0][row].wrapping_shl(CONSTANT_BITS + 2);
+        samples[row * 8] = sample(descale(base.wrapping_add(sum), bits));
+        samples[row * 8 + 1] = sample(descale(base.wrapping_sub(sum), bits));
+    }
+}
+
+/// Of the mean alone; out of range it wraps at 10 bits.
+fn one(block: &Block, quantisation: &[u16; 64]) -> u8 {
+    let value = i32::from(block[0]) * i32::from(quantisation[0] as i16);
+    let wrapped = ((value + 4) >> 3) << 22 >> 22;
+    sample(wrapped)
+}

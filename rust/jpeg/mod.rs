@@ -1,0 +1,163 @@
+//! JPEG files -> rows of RGB pixels, bit for bit as libjpeg-turbo decodes them by default: its accurate
+//! integer inverse DCT ("islow"), its smooth ("fancy") upsampling and its conversion of colours; CMYK
+//! and YCCK become RGB as in Pillow's `convert("RGB")`.
+//!
+//! Baseline, extended sequential and progressive Huffman coding of 8 bits a sample. Where data are
+//! missing or damaged, the same pixels come out that libjpeg-turbo fills in, and [`Status`] says so.
+//! Arithmetic coding, 12 bits, lossless and hierarchical files are [`Error::Decode`] with "unsupported".
+
+// Codes, coefficients and samples are cut to their bits all along, as the standard and libjpeg-turbo
+// have it; every wrap and every limit is part of the result.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
+
+mod bits;
+mod collect;
+mod color;
+mod exif;
+mod frame;
+mod huffman;
+mod idct;
+mod markers;
+mod progressive;
+mod rows;
+mod scans;
+mod sequential;
+mod smooth;
+mod stream;
+mod tables;
+mod upsample;
+
+use crate::Error;
+use markers::{Markers, Reader};
+
+/// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
+/// and its fuzzers stop at this one.
+pub const MAX_SCANS: usize = 500;
+
+/// Size of the pixels that come out, as a part of the size in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// As in the file.
+    #[default]
+    Full,
+    /// Half the height and width, rounded up.
+    Half,
+    /// A quarter of each.
+    Quarter,
+    /// An eighth of each.
+    Eighth,
+}
+
+impl Scale {
+    /// By how much height and width are divided.
+    #[must_use]
+    pub fn divisor(self) -> usize {
+        match self {
+            Self::Full => 1,
+            Self::Half => 2,
+            Self::Quarter => 4,
+            Self::Eighth => 8,
+        }
+    }
+
+    /// The size that comes out, in pixels.
+    #[must_use]
+    pub fn apply(self, size: usize) -> usize {
+        size.div_ceil(self.divisor())
+    }
+}
+
+/// What a file says before its pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// How EXIF says that the picture is to be turned, 1 (not at all) to 8; 1 where it says nothing.
+    pub orientation: u8,
+    /// Whether the file is progressive.
+    pub is_progressive: bool,
+    /// Components: 1 for grey, 3 for colour, 4 for inks.
+    pub components: usize,
+}
+
+/// Whether all pixels came from the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// They did.
+    Whole,
+    /// Some are filled in, for this reason, as libjpeg-turbo fills them in.
+    Filled(String),
+}
+
+/// What is wanted of a picture.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Size of the pixels.
+    pub scale: Scale,
+    /// The first row that is not needed, in pixels that come out; decoding ends there.
+    pub stop_row: Option<usize>,
+    /// The most pixels that the file may have, whatever comes out.
+    pub max_pixels: usize,
+}
+
+/// Read what a file says before its pixels.
+///
+/// # Errors
+/// [`Error::Decode`] for a broken or unsupported header.
+pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
+    let mut markers = Markers::default();
+    let mut reader = Reader { bytes, position: 0 };
+    let frame = markers.read_frame(&mut reader)?;
+    let (height, width) = (frame.height, frame.width);
+    let (is_progressive, components) = (frame.is_progressive, frame.components.len());
+    Ok(Header {
+        height,
+        width,
+        orientation: markers.orientation.unwrap_or(1),
+        is_progressive,
+        components,
+    })
+}
+
+/// A decoder. Its memory is kept from picture to picture: use one for each thread.
+#[derive(Default)]
+pub struct Decoder {
+    arena: scans::Arena,
+}
+
+impl Decoder {
+    /// Make a decoder, which holds no memory yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Make a decoder that uses no wide instructions. Its pixels are the same.
+    #[must_use]
+    pub fn portable() -> Self {
+        Self::default()
+    }
+
+    /// Decode a picture.
+    ///
+    /// `sink` gets the index of a row and complete rows from there on, `n * width * 3` bytes, red
+    /// first; the calls go from the top to the bottom, or to `stop_row`, without a gap.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for what is no JPEG, unsupported, or too broken for libjpeg-turbo, too; rows
+    /// may have been handed on before. [`Error::TooManyPixels`] above the limit, told from the header.
+    pub fn decode(
+        &mut self,
+        bytes: &[u8],
+        request: &Request,
+        sink: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<Status, Error> {
+        self.arena.decode(bytes, request, sink)
+    }
+}

@@ -1,0 +1,250 @@
+//! From the scans of a file to its rows.
+
+use super::collect;
+use super::frame::{Frame, Scan};
+use super::huffman::{Cache, Spec};
+use super::markers::{ColorSpace, Markers, Reader, Stop, broken};
+use super::rows::Rows;
+use super::sequential::{self, Block, Coefficients, Part, Place, Restarts};
+use super::stream::{Damage, Stream};
+use super::tables;
+use super::{Request, Status};
+use crate::Error;
+
+/// MCUs that are decoded before they are transformed, so that their coefficients stay in the first cache.
+const CHUNK: usize = 8;
+
+/// Memory that is kept from picture to picture.
+#[derive(Default)]
+pub(super) struct Arena {
+    pub(super) tables: Cache,
+    pub(super) window: Vec<u8>,
+    pub(super) coefficients: Vec<Coefficients>,
+    pub(super) smooth: Vec<Block>,
+    pub(super) rows: Rows,
+}
+
+/// Where rows go to.
+pub(super) struct Output<'o> {
+    space: ColorSpace,
+    /// The first row that is not wanted.
+    end: usize,
+    sink: &'o mut dyn FnMut(usize, &[u8]),
+}
+
+impl Output<'_> {
+    /// Hand on what is complete after a row of MCUs. Returns whether that was the last row wanted.
+    pub(super) fn emit(&mut self, rows: &mut Rows, mcu_row: usize) -> bool {
+        rows.emit(mcu_row, self.space, self.end, self.sink);
+        rows.is_done(self.end)
+    }
+}
+
+/// What was found wrong, in the order of the file.
+#[derive(Default)]
+pub(super) struct Findings {
+    reasons: Vec<String>,
+}
+
+impl Findings {
+    pub(super) fn add(&mut self, reason: impl Into<String>) {
+        let reason = reason.into();
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+
+    pub(super) fn add_damage(&mut self, damage: Damage) {
+        if damage.is_short {
+            self.add("the data end before the last block");
+        }
+        if damage.is_bad_code {
+            self.add("bits that are no Huffman code");
+        }
+        if damage.is_out_of_order {
+            self.add("restart markers out of order");
+        }
+        if damage.unused_bytes > 0 {
+            self.add("data that belong to no block");
+        }
+    }
+
+    pub(super) fn status(self) -> Status {
+        if self.reasons.is_empty() {
+            Status::Whole
+        } else {
+            Status::Filled(format!("JPEG: {}", self.reasons.join(", ")))
+        }
+    }
+}
+
+impl Arena {
+    pub(super) fn decode(
+        &mut self,
+        bytes: &[u8],
+        request: &Request,
+        sink: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<Status, Error> {
+        let mut reader = Reader { bytes, position: 0 };
+        let mut markers = Markers::default();
+        let frame = markers.read_frame(&mut reader)?.clone();
+        if frame.height.saturating_mul(frame.width) > request.max_pixels {
+            return Err(Error::TooManyPixels {
+                height: frame.height,
+                width: frame.width,
+                limit: request.max_pixels,
+            });
+        }
+        let Stop::Scan(scan) = markers.read_to_scan(&mut reader, None)? else {
+            return Err(broken("no scan"));
+        };
+        if !frame.is_progressive {
+            set_standard_tables(&mut markers);
+        }
+        self.rows.reset(&frame, 8 / request.scale.divisor());
+        self.coefficients.truncate(frame.components.len());
+        self.coefficients
+            .resize_with(frame.components.len(), Coefficients::default);
+        let mut output = Output {
+            space: markers.color_space(),
+            end: request
+                .stop_row
+                .map_or(self.rows.height, |row| row.min(self.rows.height)),
+            sink,
+        };
+        if !frame.is_progressive && scan.components.len() == frame.components.len() {
+            self.stream(&frame, &scan, markers, reader, &mut output)
+        } else {
+            let findings = collect::decode(self, &frame, scan, markers, reader, &mut output)?;
+            Ok(findings.status())
+        }
+    }
+
+    /// Decode the one scan of a file, row by row.
+    fn stream(
+        &mut self,
+        frame: &Frame,
+        scan: &Scan,
+        mut markers: Markers,
+        reader: Reader<'_>,
+        output: &mut Output<'_>,
+    ) -> Result<Status, Error> {
+        let mut parts = parts(&mut self.tables, frame, scan, &markers)?;
+        latch_quantisation(&mut self.rows, frame, scan, &markers)?;
+        let mut stream = Stream::new(reader, &mut self.window);
+        let mut restarts = Restarts::new(markers.restart_interval);
+        let mut findings = Findings::default();
+        for mcu_row in 0..frame.mcus_high {
+            let mut first = 0;
+            while first < frame.mcus_wide {
+                let count = CHUNK.min(frame.mcus_wide - first);
+                for (target, component) in self.coefficients.iter_mut().zip(&frame.components) {
+                    target.reset(CHUNK * component.h, component.v);
+                }
+                let place = Place {
+                    row: 0,
+                    first: 0,
+                    count,
+                };
+                sequential::decode(
+                    &mut stream,
+                    &mut parts,
+                    &mut self.coefficients,
+                    &mut restarts,
+                    place,
+                );
+                for (index, (from, component)) in
+                    self.coefficients.iter().zip(&frame.components).enumerate()
+                {
+                    for row in 0..component.v {
+                        let blocks = from.row(row, count * component.h);
+                        self.rows.transform(index, row, first * component.h, blocks);
+                    }
+                }
+                first += count;
+            }
+            if output.emit(&mut self.rows, mcu_row) && mcu_row + 1 < frame.mcus_high {
+                findings.add_damage(stream.damage);
+                return Ok(findings.status());
+            }
+        }
+        let (mut reader, marker, damage) = stream.finish();
+        findings.add_damage(damage);
+        match markers.read_to_scan(&mut reader, Some(marker)) {
+            Ok(Stop::End) if reader.is_past_end() => findings.add("the end marker is missing"),
+            Ok(Stop::End) => {}
+            Ok(Stop::Scan(_)) => findings.add("a scan behind the last one"),
+            Err(error) => findings.add(format!("behind the last scan, {error}")),
+        }
+        Ok(findings.status())
+    }
+}
+
+/// Give motion JPEG, which leaves them out, the tables of the standard.
+fn set_standard_tables(markers: &mut Markers) {
+    let dc = [tables::DC_LUMINANCE, tables::DC_CHROMINANCE];
+    let ac = [tables::AC_LUMINANCE, tables::AC_CHROMINANCE];
+    for (slots, standard) in [(&mut markers.dc, dc), (&mut markers.ac, ac)] {
+        for (slot, table) in slots.iter_mut().zip(standard) {
+            slot.get_or_insert_with(|| Spec::of(table));
+        }
+    }
+}
+
+/// Prepare the components of a sequential scan.
+pub(super) fn parts(
+    cache: &mut Cache,
+    frame: &Frame,
+    scan: &Scan,
+    markers: &Markers,
+) -> Result<Vec<Part>, Error> {
+    frame.check_scan(scan)?;
+    let mut parts = Vec::with_capacity(scan.components.len());
+    for part in &scan.components {
+        let Some(component) = frame.components.get(part.index) else {
+            continue;
+        };
+        let is_alone = scan.components.len() == 1;
+        parts.push(Part {
+            index: part.index,
+            h: if is_alone { 1 } else { component.h },
+            v: if is_alone { 1 } else { component.v },
+            dc: cache.table(huffman_table(&markers.dc, part.dc)?, true)?,
+            ac: cache.table(huffman_table(&markers.ac, part.ac)?, false)?,
+            prediction: 0,
+        });
+    }
+    Ok(parts)
+}
+
+/// Find a Huffman table by its number.
+pub(super) fn huffman_table(tables: &[Option<Spec>; 4], number: usize) -> Result<&Spec, Error> {
+    tables
+        .get(number)
+        .and_then(Option::as_ref)
+        .ok_or_else(|| broken(format!("Huffman table {number} is missing")))
+}
+
+/// Note the quantisation tables of the components that a scan is the first to have.
+pub(super) fn latch_quantisation(
+    rows: &mut Rows,
+    frame: &Frame,
+    scan: &Scan,
+    markers: &Markers,
+) -> Result<(), Error> {
+    for part in &scan.components {
+        let Some(component) = frame.components.get(part.index) else {
+            continue;
+        };
+        if rows.quantisation(part.index).is_none() {
+            let number = component.quantisation;
+            let table = markers
+                .quantisation
+                .get(number)
+                .and_then(Option::as_ref)
+                .ok_or_else(|| broken(format!("quantisation table {number} is missing")))?;
+            rows.set_quantisation(part.index, table);
+        }
+    }
+    Ok(())
+}

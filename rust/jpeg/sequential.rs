@@ -1,0 +1,211 @@
+//! Entropy decoding of baseline and extended sequential scans.
+
+use std::sync::Arc;
+
+use super::bits::Bits;
+use super::huffman::{Entry, Table};
+use super::stream::Stream;
+use super::tables::NATURAL_ORDER;
+
+/// The coefficients of a block, in natural order, as they stand in the file.
+pub(super) type Block = [i16; 64];
+
+/// Coefficients of a component, all of them or those of some MCUs.
+#[derive(Default)]
+pub(super) struct Coefficients {
+    pub(super) blocks: Vec<Block>,
+    /// Blocks from one row of blocks to the next.
+    pub(super) stride: usize,
+}
+
+impl Coefficients {
+    /// Make room for some blocks, all zero.
+    pub(super) fn reset(&mut self, wide: usize, high: usize) {
+        self.blocks.clear();
+        self.blocks.resize(wide * high, [0; 64]);
+        self.stride = wide;
+    }
+
+    /// Some blocks of a row.
+    pub(super) fn row(&self, row: usize, count: usize) -> &[Block] {
+        let start = row * self.stride;
+        self.blocks.get(start..start + count).unwrap_or_default()
+    }
+}
+
+/// A component of a scan.
+pub(super) struct Part {
+    /// Which of the coefficients it fills.
+    pub(super) index: usize,
+    /// Blocks of an MCU of this scan.
+    pub(super) h: usize,
+    pub(super) v: usize,
+    pub(super) dc: Arc<Table>,
+    pub(super) ac: Arc<Table>,
+    pub(super) prediction: i32,
+}
+
+/// Restart interval and what is left of it, in MCUs; an interval of zero never ends.
+#[derive(Clone, Copy)]
+pub(super) struct Restarts {
+    interval: usize,
+    left: usize,
+}
+
+impl Restarts {
+    pub(super) fn new(interval: usize) -> Self {
+        Self {
+            interval,
+            left: interval,
+        }
+    }
+
+    /// Whether a restart marker comes before the next MCU; begins the next interval if so.
+    pub(super) fn is_due(&mut self) -> bool {
+        let is_due = self.interval > 0 && self.left == 0;
+        if is_due {
+            self.left = self.interval;
+        }
+        is_due
+    }
+
+    /// How many of some MCUs lie before the next restart.
+    pub(super) fn run(&self, count: usize) -> usize {
+        if self.interval == 0 {
+            count
+        } else {
+            count.min(self.left)
+        }
+    }
+
+    pub(super) fn pass(&mut self, count: usize) {
+        if self.interval > 0 {
+            self.left -= count;
+        }
+    }
+}
+
+/// Where MCUs go to.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The row of MCUs.
+    pub(super) row: usize,
+    /// First MCU in the row.
+    pub(super) first: usize,
+    pub(super) count: usize,
+}
+
+/// Decode some MCUs of a row. Those without data stay as they are.
+pub(super) fn decode(
+    stream: &mut Stream<'_, '_>,
+    parts: &mut [Part],
+    coefficients: &mut [Coefficients],
+    restarts: &mut Restarts,
+    place: Place,
+) {
+    let mut done = 0;
+    while done < place.count {
+        if restarts.is_due() {
+            stream.restart();
+            for part in &mut *parts {
+                part.prediction = 0;
+            }
+        }
+        let run = restarts.run(place.count - done);
+        let end = done + run;
+        while done < end && !stream.is_exhausted {
+            let place = Place {
+                first: place.first + done,
+                count: end - done,
+                ..place
+            };
+            done += decode_run(stream, parts, coefficients, place);
+        }
+        done = end;
+        restarts.pass(run);
+    }
+}
+
+/// Decode MCUs until the data made ready end; returns how many.
+fn decode_run(
+    stream: &mut Stream<'_, '_>,
+    parts: &mut [Part],
+    coefficients: &mut [Coefficients],
+    place: Place,
+) -> usize {
+    let (mut bits, limit) = stream.bits();
+    let mut is_bad = false;
+    let mut done = 0;
+    while done < place.count && bits.position() <= limit && !bits.is_overrun() {
+        let column = place.first + done;
+        for part in &mut *parts {
+            let Some(target) = coefficients.get_mut(part.index) else {
+                continue;
+            };
+            let (dc, ac) = (&*part.dc, &*part.ac);
+            for y in 0..part.v {
+                let start = (place.row * part.v + y) * target.stride + column * part.h;
+                let blocks = target
+                    .blocks
+                    .get_mut(start..start + part.h)
+                    .unwrap_or_default();
+                for block in blocks {
+                    decode_block(&mut bits, dc, ac, &mut part.prediction, block, &mut is_bad);
+                }
+            }
+        }
+        done += 1;
+    }
+    let (state, is_overrun) = (bits.state(), bits.is_overrun());
+    stream.resume(state, is_overrun, is_bad);
+    done
+}
+
+/// Decode a block into `block`, which is all zero.
+#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+#[inline(always)]
+fn decode_block(
+    bits: &mut Bits<'_>,
+    dc: &Table,
+    ac: &Table,
+    prediction: &mut i32,
+    block: &mut Block,
+    is_bad: &mut bool,
+) {
+    bits.refill();
+    let mut entry = bits.peek(dc);
+    if entry == 0 {
+        entry = bits.long_entry(dc, true, is_bad);
+    }
+    bits.skip(entry & 0xFF);
+    *prediction = prediction.wrapping_add(value(entry).into());
+    block[0] = *prediction as i16;
+    let mut at = 0_u32;
+    loop {
+        bits.refill();
+        // 56 bits hold five fast entries.
+        for _ in 0..5 {
+            let mut entry = bits.peek(ac);
+            if entry == 0 {
+                entry = bits.long_entry(ac, false, is_bad);
+                at += entry >> 8 & 0xFF;
+                block[usize::from(NATURAL_ORDER[at as usize & 255]) & 63] = value(entry);
+                if at >= 63 {
+                    return;
+                }
+                break;
+            }
+            bits.skip(entry & 0xFF);
+            at += entry >> 8 & 0xFF;
+            block[usize::from(NATURAL_ORDER[at as usize & 255]) & 63] = value(entry);
+            if at >= 63 {
+                return;
+            }
+        }
+    }
+}
+
+#[inline]
+fn value(entry: Entry) -> i16 {
+    (entry >> 16) as u16 as i16
+}

@@ -1,0 +1,88 @@
+//! From the samples of a component to rows as wide as the picture.
+
+/// How a component's samples become rows of the picture, chosen as libjpeg-turbo chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upsampling {
+    /// Samples and pixels are the same.
+    None,
+    /// Every sample is repeated, `h` times in a row and in `v` rows.
+    Repeat { h: usize, v: usize },
+    /// Twice as wide: three parts of the nearer sample, one of the farther.
+    Wide,
+    /// Twice as high, by the same weights.
+    High,
+    /// Twice as wide and high, by the same weights in both directions.
+    Both,
+}
+
+impl Upsampling {
+    /// Choose for a component that is `h` and `v` times smaller than the picture.
+    ///
+    /// `is_smooth` is false for pictures of an eighth of the size, whose samples are only repeated.
+    pub(super) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
+        match (h, v) {
+            (1, 1) => Self::None,
+            (2, 1) if is_smooth && width > 2 => Self::Wide,
+            (1, 2) if is_smooth => Self::High,
+            (2, 2) if is_smooth && width > 2 => Self::Both,
+            _ => Self::Repeat { h, v },
+        }
+    }
+
+    /// Whether the rows above and below are needed.
+    pub(super) fn needs_context(self) -> bool {
+        matches!(self, Self::High | Self::Both)
+    }
+
+    /// How many rows come of one row of samples.
+    pub(super) fn rows(self) -> usize {
+        match self {
+            Self::None | Self::Wide => 1,
+            Self::High | Self::Both => 2,
+            Self::Repeat { v, .. } => v,
+        }
+    }
+}
+
+/// Repeat every sample.
+pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
+    for (to, &sample) in out.chunks_mut(times).zip(samples) {
+        to.fill(sample);
+    }
+}
+
+/// Double the width. There are at least two samples; `out` holds twice as many.
+pub(super) fn wide(samples: &[u8], out: &mut [u8]) {
+    weigh(samples.len(), out, 2, [1, 2], |at| u32::from(samples[at]));
+}
+
+/// Weigh two rows: three parts of the nearer one. `is_lower` for the row below the nearer one's middle.
+pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
+    let bias = if is_lower { 2 } else { 1 };
+    for ((to, &near), &far) in out.iter_mut().zip(near).zip(far) {
+        *to = ((3 * u16::from(near) + u16::from(far) + bias) >> 2) as u8;
+    }
+}
+
+/// Double the width of two weighed rows. There are at least two samples; `out` holds twice as many.
+pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) {
+    let count = near.len().min(far.len());
+    weigh(count, out, 4, [8, 7], |at| {
+        3 * u32::from(near[at]) + u32::from(far[at])
+    });
+}
+
+/// Weigh neighbours in a row, the nearer one by three, and divide by 2 to the power of `bits`.
+///
+/// `biases` are added to the left and to the right pixel of a sample, so that halves are rounded up and
+/// down in turn.
+#[inline]
+fn weigh(count: usize, out: &mut [u8], bits: u32, biases: [u32; 2], value: impl Fn(usize) -> u32) {
+    let last = count.saturating_sub(1);
+    for (at, pixels) in out.chunks_exact_mut(2).take(count).enumerate() {
+        let here = value(at);
+        let (left, right) = (value(at.saturating_sub(1)), value((at + 1).min(last)));
+        pixels[0] = ((3 * here + left + biases[0]) >> bits) as u8;
+        pixels[1] = ((3 * here + right + biases[1]) >> bits) as u8;
+    }
+}

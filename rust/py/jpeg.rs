@@ -1,0 +1,65 @@
+//! Bindings of the JPEG decoder alone.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::arrays::Buffer;
+use super::image::to_buffer;
+use crate::image::{self, Rgb};
+use crate::jpeg::{self, Decoder, Request, Scale, Status};
+
+/// Read (height, width, EXIF orientation) of a JPEG file.
+#[pyfunction]
+pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
+    let header = jpeg::read_header(data)?;
+    Ok((header.height, header.width, header.orientation))
+}
+
+/// Decode a JPEG file, filled in where it is damaged, and say what is wrong with it.
+#[pyfunction]
+#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, wide = true))]
+pub fn decode_jpeg(
+    py: Python<'_>,
+    data: &[u8],
+    divisor: usize,
+    stop_row: Option<usize>,
+    max_pixels: usize,
+    wide: bool,
+) -> PyResult<(Buffer, Option<String>)> {
+    let scale = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth]
+        .into_iter()
+        .find(|scale| scale.divisor() == divisor)
+        .ok_or_else(|| {
+            PyValueError::new_err(format!("divisor: {divisor}; expected 1, 2, 4 or 8"))
+        })?;
+    let request = Request {
+        scale,
+        stop_row,
+        max_pixels,
+    };
+    let (image, status) = py.detach(|| {
+        if wide {
+            return image::decode_jpeg(data, &request);
+        }
+        let mut pixels = Vec::new();
+        let header = jpeg::read_header(data)?;
+        let status = Decoder::portable().decode(data, &request, &mut |_, rows| {
+            pixels.extend_from_slice(rows);
+        })?;
+        let width = scale.apply(header.width);
+        let height = pixels.len() / (3 * width);
+        Ok((
+            Rgb {
+                height,
+                width,
+                pixels,
+            },
+            status,
+        ))
+    })?;
+    let reason = match status {
+        Status::Whole => None,
+        Status::Filled(reason) => Some(reason),
+    };
+    Ok((to_buffer(image)?, reason))
+}
