@@ -15,11 +15,8 @@ pub mod crop;
 pub mod enhance;
 pub mod error;
 pub mod image;
-<<<<<<< HEAD
 pub mod instructions;
-=======
 pub mod jpeg;
->>>>>>> 18d4187 (JPEGs decode bit for bit as libjpeg-turbo decodes them, by our own decoder)
 pub mod loader;
 pub mod normalize;
 pub mod paint;

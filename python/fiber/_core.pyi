@@ -353,7 +353,7 @@ def decode_jpeg(
     divisor: int = 1,
     stop_row: int | None = None,
     max_pixels: int = ...,
-    wide: bool = True,
+    instructions: str | None = None,
 ) -> tuple[Buffer, str | None]:
     """Decode a JPEG to (H, W, 3) uint8, filled in where it is damaged, and say why.
 
@@ -364,7 +364,8 @@ def decode_jpeg(
         divisor: 1, 2, 4 or 8: decode to that part of height and width, rounded up.
         stop_row: The first row that is not needed.
         max_pixels: Largest picture in the file; default 178,956,970, Pillow's limit.
-        wide: Whether wide instructions may be used; the pixels are the same without.
+        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
+            the same picture.
 
     Returns:
         The picture, and why some of it is filled in, or None where nothing is.
@@ -372,7 +373,7 @@ def decode_jpeg(
     Raises:
         DecodeError: for what is no JPEG, unsupported ("unsupported" in the message), hopeless, or
             larger than `max_pixels`.
-        ValueError: for another divisor.
+        ValueError: for another divisor, and for instructions that the processor lacks.
     """
 
 def read_image(path: str | PathLike[str], *, max_pixels: int = ...) -> Buffer:

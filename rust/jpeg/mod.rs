@@ -32,6 +32,7 @@ mod tables;
 mod upsample;
 
 use crate::Error;
+use crate::instructions::Instructions;
 use markers::{Markers, Reader};
 
 /// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
@@ -126,22 +127,23 @@ pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
 }
 
 /// A decoder. Its memory is kept from picture to picture: use one for each thread.
-#[derive(Default)]
 pub struct Decoder {
     arena: scans::Arena,
 }
 
 impl Decoder {
-    /// Make a decoder, which holds no memory yet.
+    /// Make a decoder that uses the widest instructions. It holds no memory yet.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self::with(Instructions::best())
     }
 
-    /// Make a decoder that uses no wide instructions. Its pixels are the same.
+    /// Make a decoder that uses these instructions. All of them give the same pixels.
     #[must_use]
-    pub fn portable() -> Self {
-        Self::default()
+    pub fn with(instructions: Instructions) -> Self {
+        Self {
+            arena: scans::Arena::new(instructions),
+        }
     }
 
     /// Decode a picture.
@@ -159,5 +161,11 @@ impl Decoder {
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
         self.arena.decode(bytes, request, sink)
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -10,13 +10,14 @@ use super::stream::{Damage, Stream};
 use super::tables;
 use super::{Request, Status};
 use crate::Error;
+use crate::instructions::Instructions;
 
 /// MCUs that are decoded before they are transformed, so that their coefficients stay in the first cache.
 const CHUNK: usize = 8;
 
 /// Memory that is kept from picture to picture.
-#[derive(Default)]
 pub(super) struct Arena {
+    pub(super) instructions: Instructions,
     pub(super) tables: Cache,
     pub(super) window: Vec<u8>,
     pub(super) coefficients: Vec<Coefficients>,
@@ -79,6 +80,17 @@ impl Findings {
 }
 
 impl Arena {
+    pub(super) fn new(instructions: Instructions) -> Self {
+        Self {
+            instructions,
+            tables: Cache::default(),
+            window: Vec::new(),
+            coefficients: Vec::new(),
+            smooth: Vec::new(),
+            rows: Rows::default(),
+        }
+    }
+
     pub(super) fn decode(
         &mut self,
         bytes: &[u8],

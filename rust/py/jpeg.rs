@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use super::arrays::Buffer;
 use super::image::to_buffer;
 use crate::image::{self, Rgb};
+use crate::instructions::Instructions;
 use crate::jpeg::{self, Decoder, Request, Scale, Status};
 
 /// Read (height, width, EXIF orientation) of a JPEG file.
@@ -17,14 +18,14 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
 
 /// Decode a JPEG file, filled in where it is damaged, and say what is wrong with it.
 #[pyfunction]
-#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, wide = true))]
+#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None))]
 pub fn decode_jpeg(
     py: Python<'_>,
     data: &[u8],
     divisor: usize,
     stop_row: Option<usize>,
     max_pixels: usize,
-    wide: bool,
+    instructions: Option<&str>,
 ) -> PyResult<(Buffer, Option<String>)> {
     let scale = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth]
         .into_iter()
@@ -37,13 +38,14 @@ pub fn decode_jpeg(
         stop_row,
         max_pixels,
     };
+    let instructions = instructions.map(Instructions::from_name).transpose()?;
     let (image, status) = py.detach(|| {
-        if wide {
+        let Some(instructions) = instructions else {
             return image::decode_jpeg(data, &request);
-        }
+        };
         let mut pixels = Vec::new();
         let header = jpeg::read_header(data)?;
-        let status = Decoder::portable().decode(data, &request, &mut |_, rows| {
+        let status = Decoder::with(instructions).decode(data, &request, &mut |_, rows| {
             pixels.extend_from_slice(rows);
         })?;
         let width = scale.apply(header.width);
