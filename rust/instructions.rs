@@ -7,7 +7,7 @@ use crate::Error;
 pub enum Instructions {
     /// What every processor has.
     Scalar,
-    /// AVX2 and FMA: 256 bits.
+    /// AVX2, FMA and F16C: 256 bits.
     Avx2,
     /// AVX-512 with VBMI (shuffles of single bytes) and VNNI (products of bytes, four at a time).
     Avx512,
@@ -30,7 +30,9 @@ impl Instructions {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vbmi")
                 && is_x86_feature_detected!("avx512vnni");
-            let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let narrow = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             if wide && narrow {
                 return Self::Avx512;
             }

@@ -24,8 +24,10 @@ pub mod rand_augment;
 pub mod random;
 pub mod record;
 pub mod resize;
+pub mod row_resizer;
 pub mod sample;
 pub mod spans;
+pub mod storage;
 pub mod tokenizer;
 
 pub use error::Error;
@@ -34,6 +36,11 @@ pub use error::Error;
 mod py;
 mod resize_weights;
 mod simd_loops;
+mod simd_normalize;
+#[cfg(target_arch = "x86_64")]
+mod simd_normalize_avx2;
+#[cfg(target_arch = "x86_64")]
+mod simd_normalize_avx512;
 mod simd_resize;
 #[cfg(target_arch = "x86_64")]
 mod simd_resize_avx2;

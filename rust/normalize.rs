@@ -1,7 +1,11 @@
-//! RGB bytes -> normalised single-precision planes, padded to a common size.
+//! RGB bytes -> values of a batch, normalised and padded to a common size.
 
 use crate::Error;
 use crate::image::Rgb;
+use crate::instructions::Instructions;
+use crate::simd_normalize::{Arithmetic, SEGMENT, Table, Values, bytes_of};
+use crate::simd_resize::Passes;
+use crate::storage::{Dtype, Layout};
 
 /// Means of ImageNet's channels, red first, of values in [0, 1].
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
@@ -85,22 +89,221 @@ impl Normalization {
         Ok(())
     }
 
-    /// For each written channel, the stored one and the normalised value of each byte.
-    fn tables(&self) -> [(usize, [f32; 256]); 3] {
-        let order = match self.channel_order {
+    /// For each written channel, the stored one.
+    fn channels(&self) -> [usize; 3] {
+        match self.channel_order {
             ChannelOrder::Rgb => [0, 1, 2],
             ChannelOrder::Bgr => [2, 1, 0],
+        }
+    }
+
+    /// The normalised value of each byte of a stored channel: the arithmetic of torchvision's
+    /// `ToTensor` and `Normalize`.
+    #[allow(clippy::cast_possible_truncation)] // It is in single precision.
+    fn table(&self, channel: usize) -> [f32; 256] {
+        let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
+        let mut table = [0.0; 256];
+        for (value, entry) in (0_u16..).zip(&mut table) {
+            *entry = (f32::from(value) / 255.0 - mean) / std;
+        }
+        table
+    }
+
+    /// A quick way to the values of a stored channel's table, if it gives them all.
+    #[allow(clippy::cast_possible_truncation)] // Rounded.
+    fn arithmetic(&self, channel: usize) -> Option<Arithmetic> {
+        let std = f64::from(self.std[channel] as f32);
+        let high = (1.0 / std) as f32;
+        let arithmetic = Arithmetic {
+            mean: self.mean[channel] as f32,
+            scale: [high, (1.0 / std - f64::from(high)) as f32],
         };
-        order.map(|channel| {
-            // The arithmetic of torchvision's ToTensor and Normalize in single precision.
-            #[allow(clippy::cast_possible_truncation)]
-            let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
-            let mut table = [0.0; 256];
-            for (value, entry) in (0_u16..).zip(&mut table) {
-                *entry = (f32::from(value) / 255.0 - mean) / std;
+        let table = self.table(channel);
+        let same = (0_u8..=255)
+            .zip(table)
+            .all(|(byte, value)| arithmetic.value(byte).to_bits() == value.to_bits());
+        (same && table.iter().all(|value| value.is_finite())).then_some(arithmetic)
+    }
+}
+
+/// Writes rows of pictures into their places in a batch.
+#[derive(Clone, Debug)]
+pub struct RowWriter {
+    layout: Layout,
+    values: Values,
+}
+
+impl RowWriter {
+    /// Make the tables.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a mean or a standard deviation that cannot be.
+    pub fn new(
+        normalization: &Normalization,
+        layout: Layout,
+        dtype: Dtype,
+        instructions: Instructions,
+    ) -> Result<Self, Error> {
+        normalization.check()?;
+        Ok(Self::of_checked(normalization, layout, dtype, instructions))
+    }
+
+    fn of_checked(
+        normalization: &Normalization,
+        layout: Layout,
+        dtype: Dtype,
+        instructions: Instructions,
+    ) -> Self {
+        let channels = normalization.channels();
+        let tables = channels.map(|channel| {
+            let values = normalization.table(channel);
+            Table::new(|byte| dtype.stored(byte, values[usize::from(byte)]))
+        });
+        let [first, second, third] = channels.map(|channel| normalization.arithmetic(channel));
+        let arithmetic = match (first, second, third) {
+            // Bytes are not computed with.
+            _ if dtype == Dtype::Uint8 => Some([Arithmetic::default(); 3]),
+            (Some(first), Some(second), Some(third)) => Some([first, second, third]),
+            _ => None,
+        };
+        Self {
+            layout,
+            values: Values {
+                passes: Passes::new(instructions),
+                dtype,
+                channels,
+                tables,
+                arithmetic,
+            },
+        }
+    }
+
+    /// Bytes of a picture of `size` (height, width).
+    #[must_use]
+    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+        size.0 * size.1 * 3 * self.values.dtype.bytes()
+    }
+
+    /// Write a row of RGB bytes as row `y` of the picture in `slot`, mirrored on demand, and zeros to
+    /// its right.
+    ///
+    /// `slot` are the bytes of one picture of the batch, whose padded size is `slot_size` (height,
+    /// width).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the row or the slot do not fit.
+    pub fn write_row(
+        &self,
+        row: &[u8],
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        y: usize,
+        flip: bool,
+    ) -> Result<(), Error> {
+        if !row.len().is_multiple_of(3) || row.len() / 3 > slot_size.1 || y >= slot_size.0 {
+            return Err(Error::argument(
+                "row",
+                format!(
+                    "row {y} of {} bytes does not fit into {} x {} pixels of three",
+                    row.len(),
+                    slot_size.0,
+                    slot_size.1
+                ),
+            ));
+        }
+        self.check_slot(slot, slot_size)?;
+        self.put_row(row, slot, slot_size, y, flip);
+        Ok(())
+    }
+
+    fn put_row(
+        &self,
+        row: &[u8],
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        y: usize,
+        flip: bool,
+    ) {
+        let bytes = self.values.dtype.bytes();
+        let (stride, used) = (slot_size.1 * bytes, row.len() / 3 * bytes);
+        match self.layout {
+            Layout::Chw => {
+                let (red, rest) = slot.split_at_mut(stride * slot_size.0);
+                let (green, blue) = rest.split_at_mut(stride * slot_size.0);
+                let mut planes =
+                    [red, green, blue].map(|plane| &mut plane[y * stride..(y + 1) * stride]);
+                for plane in &mut planes {
+                    plane[used..].fill(0);
+                }
+                for_segments(row, flip, |x, segment| {
+                    let place = x * bytes..x * bytes + segment.len() / 3 * bytes;
+                    let outputs = planes.each_mut().map(|plane| &mut plane[place.clone()]);
+                    self.values.write_planes(segment, flip, outputs);
+                });
             }
-            (channel, table)
-        })
+            Layout::Hwc => {
+                let output = &mut slot[y * 3 * stride..(y + 1) * 3 * stride];
+                output[3 * used..].fill(0);
+                for_segments(row, flip, |x, segment| {
+                    let output = &mut output[3 * x * bytes..][..segment.len() * bytes];
+                    self.values.write_pixels(segment, flip, output);
+                });
+            }
+        }
+    }
+
+    /// Write zeros below a picture of `height` rows.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the slot is of another size.
+    pub fn pad_below(
+        &self,
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        height: usize,
+    ) -> Result<(), Error> {
+        self.check_slot(slot, slot_size)?;
+        let parts = match self.layout {
+            Layout::Chw => 3,
+            Layout::Hwc => 1,
+        };
+        let written = self.slot_bytes((height, slot_size.1)) / parts;
+        for part in slot.chunks_exact_mut((slot.len() / parts).max(1)) {
+            part.get_mut(written..).unwrap_or_default().fill(0);
+        }
+        Ok(())
+    }
+
+    fn check_slot(&self, slot: &[u8], slot_size: (usize, usize)) -> Result<(), Error> {
+        if slot.len() == self.slot_bytes(slot_size) {
+            return Ok(());
+        }
+        Err(Error::argument(
+            "slot",
+            format!(
+                "{} bytes; expected {} for {} x {} pixels",
+                slot.len(),
+                self.slot_bytes(slot_size),
+                slot_size.0,
+                slot_size.1
+            ),
+        ))
+    }
+}
+
+/// Parts of a row with the first column of each in the output.
+fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
+    let segments = row.len().div_ceil(3 * SEGMENT);
+    for number in 0..segments {
+        let (start, end) = (
+            3 * SEGMENT * number,
+            row.len().min(3 * SEGMENT * (number + 1)),
+        );
+        if flip {
+            write(start / 3, &row[row.len() - end..row.len() - start]);
+        } else {
+            write(start / 3, &row[start..end]);
+        }
     }
 }
 
@@ -119,18 +322,17 @@ pub fn write(
     };
     let (height, width) = (largest(|image| image.height), largest(|image| image.width));
     let mut values = vec![0.0; pictures.len() * 3 * height * width];
-    let tables = normalization.tables();
-    let planes = values.chunks_exact_mut((height * width).max(1));
-    let channels = pictures
-        .iter()
-        .flat_map(|image| tables.iter().map(move |table| (image, table)));
-    for (plane, (image, (channel, table))) in planes.zip(channels) {
-        let rows = image.pixels.chunks_exact(image.width * 3);
-        for (output, row) in plane.chunks_exact_mut(width).zip(rows) {
-            let (pixels, _) = row.as_chunks::<3>();
-            for (value, pixel) in output.iter_mut().zip(pixels) {
-                *value = table[usize::from(pixel[*channel])];
-            }
+    let writer = RowWriter::of_checked(
+        normalization,
+        Layout::Chw,
+        Dtype::Float32,
+        Instructions::best(),
+    );
+    let slots = values.chunks_exact_mut((3 * height * width).max(1));
+    for (slot, image) in slots.zip(pictures) {
+        let slot = bytes_of(slot);
+        for (y, row) in image.pixels.chunks_exact(image.width * 3).enumerate() {
+            writer.put_row(row, slot, (height, width), y, false);
         }
     }
     (values, (height, width))

@@ -47,6 +47,11 @@ impl Passes {
         Self(instructions.min(Instructions::best()))
     }
 
+    /// The instructions, which the processor has.
+    pub(crate) fn instructions(self) -> Instructions {
+        self.0
+    }
+
     /// Lay out weights of the horizontal pass.
     pub(crate) fn lay_out(self, weights: Weights) -> Across {
         #[cfg(target_arch = "x86_64")]
@@ -73,10 +78,10 @@ impl Passes {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::split(row, output, planes) },
             _ => {
+                let (pixels, _) = row.as_chunks::<3>();
                 for (channel, start) in planes.into_iter().enumerate() {
-                    let values = row.iter().skip(channel).step_by(3);
-                    for (output, &value) in output.iter_mut().skip(start).zip(values) {
-                        *output = value;
+                    for (output, pixel) in output[start..].iter_mut().zip(pixels) {
+                        *output = pixel[channel];
                     }
                 }
             }

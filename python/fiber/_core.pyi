@@ -25,6 +25,7 @@ __all__ = [
     "decode_jpeg",
     "draw_below",
     "mirror_words",
+    "normalize_image",
     "permutation",
     "positive_map",
     "probe_image",
@@ -410,6 +411,42 @@ def resize_image(
     Raises:
         ValueError: for a size of 0, a crop that leaves the picture, an unknown filter, and for
             instructions that the processor lacks.
+    """
+
+def normalize_image(
+    image: Buffer | np.ndarray,
+    height: int,
+    width: int,
+    *,
+    layout: str = "chw",
+    dtype: str = "float32",
+    flip: bool = False,
+    channel_order: str = "rgb",
+    mean: Sequence[float] = ...,
+    std: Sequence[float] = ...,
+    instructions: str | None = None,
+) -> Buffer:
+    """Write a uint8 array (H, W, 3) as it stands in a batch, with zeros on the right and below.
+
+    Args:
+        image: The array.
+        height: Of the picture in the batch, in pixels; H or more.
+        width: Of the picture in the batch, in pixels; W or more.
+        layout: "chw" for (3, height, width), "hwc" for (height, width, 3).
+        dtype: "float32"; "float16" and "bfloat16", rounded from it to nearest with ties to even; or
+            "uint8", which is not normalised.
+        flip: Whether left and right are mirrored.
+        channel_order: "rgb" or "bgr".
+        mean: Subtracted from values in [0, 1]; red first. ImageNet's by default.
+        std: Divides what is left; red first. ImageNet's by default.
+        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
+            the same bytes.
+
+    Returns:
+        The bytes of all values, without a shape.
+
+    Raises:
+        ValueError: for a picture that does not fit, and unknown names.
     """
 
 def augment_image(

@@ -14,11 +14,12 @@ use crate::boxes::BoxXyxy;
 use crate::crop::Cut;
 use crate::image::{self, Rgb};
 use crate::instructions::Instructions;
-use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization};
+use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
 use crate::rand_augment;
 use crate::random::{Draws, Purpose};
 use crate::record;
 use crate::resize::{self, Crop, Filter, ResizeScratch, RowResizer};
+use crate::storage::{Dtype, Layout};
 
 /// What happens to a picture and its boxes on their way into a batch.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -274,6 +275,49 @@ pub fn resize_image(
         })
     })?;
     to_buffer(resized)
+}
+
+/// Normalise an array (H, W, 3) of uint8 into the bytes of a picture of `height` x `width` pixels.
+#[pyfunction]
+#[pyo3(signature = (image, height, width, *, layout = "chw", dtype = "float32", flip = false, channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD, instructions = None))]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+pub fn normalize_image(
+    image: &Bound<'_, PyAny>,
+    height: usize,
+    width: usize,
+    layout: &str,
+    dtype: &str,
+    flip: bool,
+    channel_order: &str,
+    mean: [f64; 3],
+    std: [f64; 3],
+    instructions: Option<&str>,
+) -> PyResult<Buffer> {
+    let picture = to_rgb(image)?;
+    let normalization = Normalization {
+        channel_order: ChannelOrder::from_name(channel_order)?,
+        mean,
+        std,
+    };
+    let instructions = instructions.map(Instructions::from_name).transpose()?;
+    let writer = RowWriter::new(
+        &normalization,
+        Layout::from_name(layout)?,
+        Dtype::from_name(dtype)?,
+        instructions.unwrap_or_else(Instructions::best),
+    )?;
+    let size = (height, width);
+    // Memory of a batch is used again and again; whatever is not written would be seen.
+    let mut slot = vec![0xAA; writer.slot_bytes(size)];
+    image.py().detach(|| {
+        let rows = picture.pixels.chunks_exact((picture.width * 3).max(1));
+        for (y, row) in rows.enumerate() {
+            writer.write_row(row, &mut slot, size, y, flip)?;
+        }
+        writer.pad_below(&mut slot, size, picture.height)
+    })?;
+    let bytes = slot.len();
+    Buffer::new(Values::Uint8(slot), &[bytes])
 }
 
 /// Run a transform on one picture, an array (H, W, 3) of uint8 or the bytes of a file.

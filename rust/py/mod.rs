@@ -35,6 +35,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image::decode_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::read_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::resize_image, module)?)?;
+    module.add_function(wrap_pyfunction!(image::normalize_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::read_jpeg_header, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::decode_jpeg, module)?)?;
