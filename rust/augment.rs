@@ -70,7 +70,8 @@ pub struct Plan {
     pub flip: bool,
     /// What is done to the resized picture, in this order.
     pub operations: Vec<Operation>,
-    filter: Filter,
+    /// Kernel of the resize.
+    pub filter: Filter,
     /// (height, width) in pixels that the whole picture would be resized to; where a part is cut out
     /// by [`Cut`], boxes may ask for it.
     whole: Option<(usize, usize)>,
@@ -259,7 +260,7 @@ impl Plan {
     }
 }
 
-fn mirror(image: &mut Rgb) {
+pub(crate) fn mirror(image: &mut Rgb) {
     for row in image.pixels.chunks_exact_mut(image.width * 3) {
         let (pixels, _) = row.as_chunks_mut::<3>();
         pixels.reverse();

@@ -4,6 +4,7 @@ use crate::buffers::Block;
 use crate::paint::Status;
 use crate::record::Task;
 use crate::sample::{Sample, Settings};
+use crate::storage::Layout;
 use crate::tokenizer::PAD_ID;
 
 /// Label of a token that is not asked for.
@@ -16,9 +17,9 @@ pub struct Batch {
     pub keys: Vec<String>,
     /// What became of each record's pictures.
     pub statuses: Vec<Status>,
-    /// `image_shape` normalised values; none where there are no samples.
+    /// `image_shape` values as the settings' `dtype`; none where there are no samples.
     pub images: Option<Block>,
-    /// (B, 3, H, W), or (B, 2, 3, H, W) where records have two pictures.
+    /// (B, 3, H, W), or (B, 2, 3, H, W) where records have two pictures; 3 last in the other layout.
     pub image_shape: Vec<usize>,
     /// (B, 2): (height, width) inside the padded picture.
     pub image_sizes: Vec<i64>,
@@ -75,10 +76,7 @@ pub fn collate(
 ) -> Batch {
     let mut batch = Batch {
         images,
-        image_shape: match settings.task.pictures() {
-            1 => vec![samples.len(), 3, size.0, size.1],
-            count => vec![samples.len(), count, 3, size.0, size.1],
-        },
+        image_shape: image_shape(samples.len(), size, settings),
         num_tokens: samples
             .iter()
             .map(|sample| sample.token_ids.len())
@@ -123,6 +121,18 @@ pub fn collate(
         batch.cropped_boxes += sample.cropped_boxes;
     }
     batch
+}
+
+fn image_shape(count: usize, size: (usize, usize), settings: &Settings) -> Vec<usize> {
+    let mut shape = vec![count];
+    if settings.task.pictures() > 1 {
+        shape.push(settings.task.pictures());
+    }
+    shape.extend(match settings.layout {
+        Layout::Chw => [3, size.0, size.1],
+        Layout::Hwc => [size.0, size.1, 3],
+    });
+    shape
 }
 
 fn collate_text(sample: &Sample, batch: &mut Batch) {

@@ -29,6 +29,7 @@ pub mod sample;
 pub mod spans;
 pub mod storage;
 pub mod tokenizer;
+pub mod turn;
 
 pub use error::Error;
 

@@ -142,9 +142,10 @@ impl Loader {
         };
         for number in 0..count {
             let crew = Arc::clone(&loader.crew);
+            let painter = Painter::new(&crew.settings)?;
             let thread = std::thread::Builder::new()
                 .name(format!("fiber-loader-{number}"))
-                .spawn(move || crew.work())
+                .spawn(move || crew.work(painter))
                 .map_err(|error| Error::argument("threads", format!("cannot start: {error}")))?;
             loader.threads.push(thread);
         }
@@ -298,8 +299,7 @@ impl Drop for Session {
 
 impl Crew {
     /// Take jobs until the loader goes away.
-    fn work(&self) {
-        let mut painter = Painter::default();
+    fn work(&self, mut painter: Painter) {
         loop {
             let job = {
                 let mut jobs = self
@@ -347,7 +347,10 @@ impl Crew {
             Step::Paint(planned, canvas) => canvas.paint(place, planned, &self.settings, painter),
         }))
         .unwrap_or_else(|_| {
-            *painter = Painter::default();
+            // What it keeps may be half-done.
+            if let Ok(anew) = Painter::new(&self.settings) {
+                *painter = anew;
+            }
             Place::Failed(Error::Worker.in_record(&key))
         });
         lock(&batch).put(place, outcome);

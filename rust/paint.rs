@@ -1,11 +1,19 @@
 //! One picture: from the bytes of its file to its place in a batch.
+//!
+//! Rows go from the decoder through the resize into the batch as they come, so that no picture of full
+//! size leaves the processor's cache; only what needs a whole picture gets one (operations of
+//! `RandAugment`, turning by EXIF, formats other than JPEG).
 
 use crate::Error;
-use crate::augment::Plan;
-use crate::image;
-use crate::normalize;
+use crate::augment::{Plan, mirror};
+use crate::image::{self, Format, Rgb};
+use crate::instructions::Instructions;
+use crate::jpeg::{self, Scale};
+use crate::normalize::RowWriter;
 use crate::record::{SharedBytes, StoredImage};
+use crate::resize::{Crop, ResizeScratch, RowResizer};
 use crate::sample::Settings;
+use crate::turn;
 
 /// What became of a picture that is in its batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,64 +41,294 @@ impl Status {
 pub struct Opened {
     stored: StoredImage,
     bytes: SharedBytes,
-    /// (height, width) in pixels of the stored picture.
+    format: Format,
+    /// How it is turned before anything else, as EXIF counts; 1 is not at all.
+    orientation: u8,
+    /// (height, width) in pixels, after it is turned.
     pub size: (usize, usize),
 }
 
-/// (height, width) in pixels of the places of a batch.
-pub type SlotSize = (usize, usize);
-
 /// What one thread keeps from picture to picture.
-#[derive(Default)]
-pub struct Painter {}
+pub struct Painter {
+    decoder: jpeg::Decoder,
+    scratch: ResizeScratch,
+    writer: RowWriter,
+    /// Pixels of a picture that is needed whole.
+    whole: Vec<u8>,
+}
 
 impl Opened {
     /// Read the picture's bytes and their header.
     ///
     /// # Errors
     /// [`Error::File`] where a file cannot be read, [`Error::Decode`] for a broken header, and
-    /// [`Error::TooManyPixels`] above `max_pixels`.
-    pub fn new(stored: &StoredImage, max_pixels: usize) -> Result<Self, Error> {
+    /// [`Error::TooManyPixels`] above the limit.
+    pub fn new(stored: &StoredImage, settings: &Settings) -> Result<Self, Error> {
         let bytes = stored.read()?;
-        let (height, width, _) =
-            image::probe((*bytes).as_ref()).map_err(|fault| stored.name_fault(fault))?;
-        image::check_size(height, width, max_pixels).map_err(|fault| stored.name_fault(fault))?;
+        Self::of_bytes(stored, bytes, settings).map_err(|fault| stored.name_fault(fault))
+    }
+
+    fn of_bytes(
+        stored: &StoredImage,
+        bytes: SharedBytes,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
+        let content = (*bytes).as_ref();
+        let format = Format::of(content)?;
+        let (mut size, turned) = if format == Format::Jpeg {
+            let header = jpeg::read_header(content)?;
+            ((header.height, header.width), header.orientation)
+        } else {
+            let (height, width, _) = image::probe(content)?;
+            ((height, width), 1)
+        };
+        let orientation = if settings.apply_orientation {
+            turned
+        } else {
+            1
+        };
+        image::check_size(size.0, size.1, settings.max_pixels)?;
+        if turn::swaps_sides(orientation) {
+            size = (size.1, size.0);
+        }
         Ok(Self {
             stored: stored.clone(),
             bytes,
-            size: (height, width),
+            format,
+            orientation,
+            size,
         })
+    }
+
+    /// Decode the picture, cut and resize it as the plan says: the rows go to `take` from the top.
+    fn resize(
+        &self,
+        plan: &Plan,
+        settings: &Settings,
+        decoder: &mut jpeg::Decoder,
+        scratch: &mut ResizeScratch,
+        take: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<jpeg::Status, Error> {
+        let output = (plan.height, plan.width);
+        let bytes = (*self.bytes).as_ref();
+        if self.format == Format::Jpeg && self.orientation == 1 {
+            let scale = if settings.scaled_decoding {
+                scale_for(plan)
+            } else {
+                Scale::Full
+            };
+            let source = (scale.apply(self.size.0), scale.apply(self.size.1));
+            let crop = scaled(plan.crop, scale, source);
+            let mut resizer = RowResizer::new(scratch, source, crop, output, plan.filter)?;
+            let request = jpeg::Request {
+                scale,
+                stop_row: Some(resizer.last_row_needed() + 1),
+                max_pixels: settings.max_pixels,
+            };
+            let mut pushed = Ok(());
+            let status = decoder.decode(bytes, &request, &mut |first_row, rows| {
+                if pushed.is_ok() {
+                    pushed = resizer.push_rows(first_row, rows, take);
+                }
+            })?;
+            return pushed.map(|()| status);
+        }
+        let (picture, status) = if self.format == Format::Jpeg {
+            let request = jpeg::Request {
+                scale: Scale::Full,
+                stop_row: None,
+                max_pixels: settings.max_pixels,
+            };
+            let (picture, status) = image::decode_jpeg(bytes, &request)?;
+            (turn::turn(picture, self.orientation), status)
+        } else {
+            let picture = image::decode(bytes, settings.max_pixels)?;
+            (picture, jpeg::Status::Whole)
+        };
+        let source = (picture.height, picture.width);
+        let mut resizer = RowResizer::new(scratch, source, plan.crop, output, plan.filter)?;
+        resizer.push_rows(0, &picture.pixels, take)?;
+        Ok(status)
     }
 }
 
 impl Painter {
-    /// Decode a picture, do to it what `plan` says, and write it into `slot`.
+    /// Make the tables.
     ///
     /// # Errors
-    /// [`Error::Decode`] for broken bytes.
+    /// [`Error::Argument`] for a normalisation that cannot be.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let instructions = Instructions::best();
+        Ok(Self {
+            decoder: jpeg::Decoder::with(instructions),
+            scratch: ResizeScratch::new(instructions),
+            writer: RowWriter::new(
+                &settings.transform.normalization,
+                settings.layout,
+                settings.dtype,
+                instructions,
+            )?,
+            whole: Vec::new(),
+        })
+    }
+
+    /// Decode a picture, do to it what `plan` says, and write it into `slot`, which has `slot_size` =
+    /// (height, width) pixels.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for broken bytes, also where a part is filled in and the settings do not
+    /// accept that.
     pub fn paint(
         &mut self,
         opened: &Opened,
         plan: &Plan,
         settings: &Settings,
         slot: &mut [u8],
-        slot_size: SlotSize,
+        slot_size: (usize, usize),
     ) -> Result<Status, Error> {
-        let bytes = (*opened.bytes).as_ref();
-        let picture = image::decode(bytes, image::MAX_PIXELS)
-            .map_err(|fault| opened.stored.name_fault(fault))?;
-        let resized = plan.apply(&picture)?;
-        let (values, _) = normalize::write(&[&resized], &settings.transform.normalization, 1);
-        slot.fill(0);
-        let planes = slot.chunks_exact_mut(slot_size.0 * slot_size.1 * 4);
-        for (plane, values) in planes.zip(values.chunks_exact(plan.height * plan.width)) {
-            let rows = plane.chunks_exact_mut(slot_size.1 * 4);
-            for (row, values) in rows.zip(values.chunks_exact(plan.width)) {
-                for (place, value) in row.chunks_exact_mut(4).zip(values) {
-                    place.copy_from_slice(&value.to_ne_bytes());
-                }
+        self.try_paint(opened, plan, settings, slot, slot_size)
+            .map_err(|fault| opened.stored.name_fault(fault))
+    }
+
+    fn try_paint(
+        &mut self,
+        opened: &Opened,
+        plan: &Plan,
+        settings: &Settings,
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+    ) -> Result<Status, Error> {
+        let Self {
+            decoder,
+            scratch,
+            writer,
+            whole,
+        } = self;
+        let mut written = Ok(());
+        whole.clear();
+        let is_direct = plan.operations.is_empty();
+        let status = opened.resize(plan, settings, decoder, scratch, &mut |y, row| {
+            if !is_direct {
+                whole.extend_from_slice(row);
+            } else if written.is_ok() {
+                written = writer.write_row(row, slot, slot_size, y, plan.flip);
             }
+        })?;
+        written?;
+        if let jpeg::Status::Filled(reason) = &status
+            && !settings.accept_truncated
+        {
+            return Err(Error::decode(reason));
         }
-        Ok(Status::Ok)
+        if !is_direct {
+            let mut picture = Rgb {
+                height: plan.height,
+                width: plan.width,
+                pixels: std::mem::take(whole),
+            };
+            if plan.flip {
+                mirror(&mut picture);
+            }
+            for operation in &plan.operations {
+                operation.apply(&mut picture);
+            }
+            for (y, row) in picture.pixels.chunks_exact(plan.width * 3).enumerate() {
+                writer.write_row(row, slot, slot_size, y, false)?;
+            }
+            *whole = picture.pixels;
+        }
+        writer.pad_below(slot, slot_size, plan.height)?;
+        Ok(match status {
+            jpeg::Status::Whole => Status::Ok,
+            jpeg::Status::Filled(_) => Status::Truncated,
+        })
+    }
+}
+
+/// The smallest scale of which the crop still has the pixels of the output.
+fn scale_for(plan: &Plan) -> Scale {
+    let fits = |scale: &Scale| {
+        plan.crop.height >= scale.divisor() * plan.height
+            && plan.crop.width >= scale.divisor() * plan.width
+    };
+    [Scale::Eighth, Scale::Quarter, Scale::Half]
+        .into_iter()
+        .find(fits)
+        .unwrap_or_default()
+}
+
+/// The crop in pixels of the scaled picture, its edges rounded to the nearest.
+fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
+    let divisor = scale.divisor();
+    let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
+    let span = |start: usize, length: usize, size: usize| {
+        let first = edge(start, size - 1);
+        let end = edge(start + length, size).max(first + 1);
+        (first, end - first)
+    };
+    let (top, height) = span(crop.top, crop.height, source.0);
+    let (left, width) = span(crop.left, crop.width, source.1);
+    Crop {
+        top,
+        left,
+        height,
+        width,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Task;
+    use crate::sample::tests::settings;
+
+    #[test]
+    fn a_crop_keeps_its_place_in_a_scaled_picture() {
+        let crop = Crop {
+            top: 16,
+            left: 33,
+            height: 64,
+            width: 100,
+        };
+        let expected = Crop {
+            top: 4,
+            left: 8,
+            height: 16,
+            width: 25,
+        };
+        assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
+        assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
+        // The last column of an odd picture, and less than a pixel of the scaled one.
+        let crop = Crop {
+            top: 0,
+            left: 16,
+            height: 1,
+            width: 1,
+        };
+        let expected = Crop {
+            top: 0,
+            left: 2,
+            height: 1,
+            width: 1,
+        };
+        assert_eq!(scaled(crop, Scale::Eighth, (1, 3)), expected);
+    }
+
+    #[test]
+    fn the_scale_leaves_the_pixels_that_are_needed() {
+        let mut plan = settings(Task::ImageText).transform.plan(
+            64,
+            64,
+            &mut crate::random::Draws::new(0, 0, 0, crate::random::Purpose::Picture(0)),
+        );
+        for (side, scale) in [
+            (15, Scale::Full),
+            (16, Scale::Half),
+            (63, Scale::Quarter),
+            (64, Scale::Eighth),
+        ] {
+            plan.crop = Crop::whole(side, 64);
+            assert_eq!((plan.height, scale_for(&plan)), (8, scale));
+        }
     }
 }

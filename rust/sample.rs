@@ -9,6 +9,7 @@ use crate::paint::Opened;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
 use crate::spans::{self, CharSpan, Mirrored};
+use crate::storage::{Dtype, Layout};
 use crate::tokenizer::{Encoded, Tokenizer};
 
 /// Everything that turns records into samples.
@@ -32,6 +33,14 @@ pub struct Settings {
     pub on_error: OnError,
     /// Take pictures with missing or damaged parts, filled as libjpeg fills them.
     pub accept_truncated: bool,
+    /// Decode JPEGs at a half, quarter or eighth of their size where that leaves pixels enough.
+    pub scaled_decoding: bool,
+    /// Turn pictures as EXIF says; boxes are then those of the turned picture.
+    pub apply_orientation: bool,
+    /// What values of pictures are stored as.
+    pub dtype: Dtype,
+    /// Where they stand.
+    pub layout: Layout,
     /// Largest picture.
     pub max_pixels: usize,
 }
@@ -126,7 +135,7 @@ impl Settings {
         let mut pictures = Vec::with_capacity(record.images.len());
         let mut flipped = false;
         for (number, stored) in (0_u8..).zip(&record.images) {
-            let opened = Opened::new(stored, self.max_pixels)?;
+            let opened = Opened::new(stored, self)?;
             let size = opened.size;
             let mut draws = self.draws(record, Purpose::Picture(number));
             let mut plan = self.transform.plan(size.0, size.1, &mut draws);
@@ -171,7 +180,7 @@ impl Settings {
     /// Bytes of one picture's place of (height, width) pixels in a batch.
     #[must_use]
     pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
-        3 * size.0 * size.1 * size_of::<f32>()
+        3 * size.0 * size.1 * self.dtype.bytes()
     }
 
     fn check(&self, record: &Record) -> Result<(), Error> {
@@ -327,6 +336,10 @@ pub(crate) mod tests {
             mirrored_answers: Vec::new(),
             on_error: OnError::Raise,
             accept_truncated: false,
+            scaled_decoding: false,
+            apply_orientation: false,
+            dtype: Dtype::Float32,
+            layout: Layout::Chw,
             max_pixels: image::MAX_PIXELS,
         }
     }
@@ -352,7 +365,8 @@ pub(crate) mod tests {
         let (opened, plan) = &planned.pictures[0];
         let mut slot = vec![0; plan.height * plan.width * 3 * 4];
         let size = (plan.height, plan.width);
-        Painter::default()
+        Painter::new(settings)
+            .unwrap()
             .paint(opened, plan, settings, &mut slot, size)
             .unwrap();
         let (values, _) = slot.as_chunks::<4>();

@@ -61,6 +61,17 @@ impl Dtype {
         }
     }
 
+    /// Name in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::BFloat16 => "bfloat16",
+            Self::Uint8 => "uint8",
+        }
+    }
+
     /// Bytes of a value.
     #[must_use]
     pub fn bytes(self) -> usize {
@@ -136,7 +147,8 @@ mod tests {
             ("bfloat16", 2),
             ("uint8", 1),
         ] {
-            assert_eq!(Dtype::from_name(name).unwrap().bytes(), bytes);
+            let dtype = Dtype::from_name(name).unwrap();
+            assert_eq!((dtype.bytes(), dtype.name()), (bytes, name));
         }
         assert!(Dtype::from_name("float64").is_err());
     }

@@ -16,6 +16,7 @@ use fiber_core::rand_augment::RandAugment;
 use fiber_core::record::{Record, StoredImage, Task};
 use fiber_core::resize::Filter;
 use fiber_core::sample::{OnError, Settings};
+use fiber_core::storage::{Dtype, Layout};
 use fiber_core::tokenizer::Tokenizer;
 
 const TEXT: &str = "the left cup stands on the right table";
@@ -45,6 +46,10 @@ fn settings(task: Task) -> Settings {
         mirrored_answers: Vec::new(),
         on_error: OnError::Raise,
         accept_truncated: false,
+        scaled_decoding: false,
+        apply_orientation: false,
+        dtype: Dtype::Float32,
+        layout: Layout::Chw,
         max_pixels: MAX_PIXELS,
     }
 }

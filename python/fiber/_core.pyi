@@ -54,7 +54,9 @@ class Buffer:
         """Length of every dimension."""
 
     @property
-    def dtype(self) -> Literal["uint8", "float32", "int64", "bool"]:
+    def dtype(
+        self,
+    ) -> Literal["uint8", "float16", "bfloat16", "float32", "int64", "bool"]:
         """Type of the values, by numpy's name."""
 
     # Older versions have the protocol, but not under this name.
@@ -290,6 +292,10 @@ class Loader:
         keep: int,
         on_error: str,
         accept_truncated: bool,
+        scaled_decoding: bool,
+        apply_orientation: bool,
+        dtype: str,
+        layout: str,
         max_pixels: int = ...,
     ) -> Loader: ...
     @property

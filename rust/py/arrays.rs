@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::buffers::Block;
+use crate::storage::Dtype;
 
 /// The values of a [`Buffer`].
 pub enum Values {
@@ -20,8 +21,8 @@ pub enum Values {
     Int64(Vec<i64>),
     /// Truth values.
     Bool(Vec<bool>),
-    /// Single precision, in a block of a loader's pool.
-    PooledFloat32(Block),
+    /// Values of pictures, in a block of a loader's pool.
+    Pooled(Block, Dtype),
 }
 
 impl Values {
@@ -31,22 +32,26 @@ impl Values {
             Self::Float32(values) => values.len(),
             Self::Int64(values) => values.len(),
             Self::Bool(values) => values.len(),
-            Self::PooledFloat32(block) => block.len() / size_of::<f32>(),
+            Self::Pooled(block, dtype) => block.len() / dtype.bytes(),
         }
     }
 
     fn item_size(&self) -> usize {
         match self {
             Self::Uint8(_) | Self::Bool(_) => 1,
-            Self::Float32(_) | Self::PooledFloat32(_) => 4,
+            Self::Float32(_) => 4,
             Self::Int64(_) => 8,
+            Self::Pooled(_, dtype) => dtype.bytes(),
         }
     }
 
     fn format(&self) -> &'static CStr {
         match self {
-            Self::Uint8(_) => c"B",
-            Self::Float32(_) | Self::PooledFloat32(_) => c"f",
+            Self::Uint8(_) | Self::Pooled(_, Dtype::Uint8) => c"B",
+            Self::Float32(_) | Self::Pooled(_, Dtype::Float32) => c"f",
+            Self::Pooled(_, Dtype::Float16) => c"e",
+            // The protocol has no name for it.
+            Self::Pooled(_, Dtype::BFloat16) => c"H",
             Self::Int64(_) => c"q",
             Self::Bool(_) => c"?",
         }
@@ -55,7 +60,8 @@ impl Values {
     fn dtype(&self) -> &'static str {
         match self {
             Self::Uint8(_) => "uint8",
-            Self::Float32(_) | Self::PooledFloat32(_) => "float32",
+            Self::Float32(_) => "float32",
+            Self::Pooled(_, dtype) => dtype.name(),
             Self::Int64(_) => "int64",
             Self::Bool(_) => "bool",
         }
@@ -67,7 +73,7 @@ impl Values {
             Self::Float32(values) => values.as_mut_ptr().cast(),
             Self::Int64(values) => values.as_mut_ptr().cast(),
             Self::Bool(values) => values.as_mut_ptr().cast(),
-            Self::PooledFloat32(block) => block.as_mut_ptr().cast(),
+            Self::Pooled(block, _) => block.as_mut_ptr().cast(),
         }
     }
 }
@@ -148,7 +154,7 @@ impl Buffer {
         PyTuple::new(py, self.shape.iter())
     }
 
-    /// "uint8", "float32", "int64" or "bool".
+    /// "uint8", "float16", "bfloat16", "float32", "int64" or "bool".
     #[getter]
     fn dtype(&self) -> &'static str {
         self.dtype

@@ -19,6 +19,7 @@ use crate::random::{self, Draws, Purpose};
 use crate::record::{Record, StoredImage, Task};
 use crate::sample::{OnError, Settings};
 use crate::spans::CharSpan;
+use crate::storage::{Dtype, Layout};
 
 /// How long a wait lasts before Python may handle signals, such as Ctrl-C.
 const SLICE: Duration = Duration::from_millis(50);
@@ -29,6 +30,7 @@ pub struct Loader {
     inner: loader::Loader,
     task: Task,
     num_answers: usize,
+    dtype: Dtype,
 }
 
 /// One pass over data.
@@ -37,6 +39,7 @@ pub struct Session {
     inner: loader::Session,
     task: Task,
     num_answers: usize,
+    dtype: Dtype,
 }
 
 /// Key, epoch, index, images, text, image id, boxes, spans, answers, truth.
@@ -56,7 +59,7 @@ type PlainRecord<'py> = (
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, max_pixels = crate::image::MAX_PIXELS))]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, dtype, layout, max_pixels = crate::image::MAX_PIXELS))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn new(
         batch_type: &str,
@@ -70,9 +73,14 @@ impl Loader {
         keep: usize,
         on_error: &str,
         accept_truncated: bool,
+        scaled_decoding: bool,
+        apply_orientation: bool,
+        dtype: &str,
+        layout: &str,
         max_pixels: usize,
     ) -> PyResult<Self> {
         let task = Task::from_name(batch_type)?;
+        let dtype = Dtype::from_name(dtype)?;
         let num_answers = mirrored_answers.len();
         let settings = Settings {
             task,
@@ -84,12 +92,17 @@ impl Loader {
             mirrored_answers,
             on_error: OnError::from_name(on_error)?,
             accept_truncated,
+            scaled_decoding,
+            apply_orientation,
+            dtype,
+            layout: Layout::from_name(layout)?,
             max_pixels,
         };
         Ok(Self {
             inner: loader::Loader::new(settings, threads, keep)?,
             task,
             num_answers,
+            dtype,
         })
     }
 
@@ -99,6 +112,7 @@ impl Loader {
             inner: self.inner.open(),
             task: self.task,
             num_answers: self.num_answers,
+            dtype: self.dtype,
         }
     }
 
@@ -171,7 +185,7 @@ impl Session {
             fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
         };
         let images = match batch.images {
-            Some(block) => Values::PooledFloat32(block),
+            Some(block) => Values::Pooled(block, self.dtype),
             None => Values::Float32(Vec::new()),
         };
         set("images", images, &batch.image_shape)?;

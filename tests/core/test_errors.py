@@ -37,6 +37,10 @@ def run(tokenizer, *, task="grounding", **changes):
         keep=2,
         on_error="raise",
         accept_truncated=False,
+        scaled_decoding=False,
+        apply_orientation=False,
+        dtype="float32",
+        layout="chw",
     )
     session = loader.open()
     session.submit([tuple(record.values())])

@@ -19,6 +19,7 @@ from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBa
 from fiber.data.records import Record
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
+ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 _BATCH_CLASSES: dict[str, type[Batch]] = {
     "image_text": ImageTextBatch,
     "question": QuestionBatch,
@@ -27,6 +28,8 @@ _BATCH_CLASSES: dict[str, type[Batch]] = {
 }
 _DTYPES = {
     "uint8": torch.uint8,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
     "float32": torch.float32,
     "int64": torch.int64,
     "bool": torch.bool,
@@ -55,6 +58,10 @@ class Collator:
         on_error: What a bad sample does: "raise", "skip" (it is left out; `DataLoader` counts
             them), "resample" (`DataLoader` only).
         accept_truncated: Take pictures of which a part is missing; see `DataLoader`.
+        scaled_decoding: Decode large JPEGs smaller; see `DataLoader`.
+        apply_orientation: Turn pictures as EXIF says; see `DataLoader`.
+        image_dtype: What pictures are stored as; see `DataLoader`.
+        channels_last: Where their values stand; see `DataLoader`.
         keep: Batches whose memory is kept for later ones.
 
     Raises:
@@ -74,6 +81,10 @@ class Collator:
         threads: int = 1,
         on_error: Literal["raise", "skip", "resample"] = "raise",
         accept_truncated: bool = False,
+        scaled_decoding: bool = False,
+        apply_orientation: bool = False,
+        image_dtype: ImageDtype = "float32",
+        channels_last: bool = False,
         keep: int = 2,
     ) -> None:
         for name, value in (("threads", threads), ("seed", seed), ("keep", keep)):
@@ -104,6 +115,10 @@ class Collator:
             "keep": keep,
             "on_error": on_error,
             "accept_truncated": accept_truncated,
+            "scaled_decoding": scaled_decoding,
+            "apply_orientation": apply_orientation,
+            "dtype": image_dtype,
+            "layout": "hwc" if channels_last else "chw",
         }
         self._core, self._process = _core.Loader(**self._settings), os.getpid()
 
@@ -171,6 +186,9 @@ class Collator:
         """Make the batch of what a session gave, but for what it counts."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
+        if self._settings["layout"] == "hwc":
+            # (B, H, W, 3) -> (B, 3, H, W), with the channels last in memory.
+            tensors["images"] = tensors["images"].movedim(-1, -3)
         if pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return _BATCH_CLASSES[self.batch_type](keys=keys, statuses=statuses, **tensors)

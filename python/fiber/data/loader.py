@@ -19,7 +19,7 @@ import torch
 from fiber import _core
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.batches import Batch
-from fiber.data.collate import BatchType, Collator
+from fiber.data.collate import BatchType, Collator, ImageDtype
 from fiber.data.feeder import Feeder
 from fiber.data.records import RecordSet, record_in_epoch
 
@@ -63,6 +63,13 @@ class DataLoader:
             (seed, epoch, index), so that batches keep their size.
         accept_truncated: Take pictures of which a part is missing or damaged, filled as libjpeg
             fills them; the batch's `statuses` tell which they are. Without it they are bad samples.
+        scaled_decoding: Decode a JPEG at a half, a quarter or an eighth of its size where what is
+            taken of it still has the pixels that come out: faster, with other values. For training.
+        apply_orientation: Turn pictures as their EXIF tag says; boxes are then those of the turned
+            picture. The published pipelines leave them as they are stored.
+        image_dtype: What pictures are stored as: "float32", "float16" or "bfloat16" (normalised,
+            rounded to nearest), or "uint8" (bytes without normalisation; padding is 0).
+        channels_last: Give pictures the memory format `torch.channels_last`.
         drop_last: Leave out the last batch of an epoch where it would not be full on every rank.
             Iterating does; `epoch` gives every record.
         pin_memory: Put tensors into page-locked memory where CUDA is there.
@@ -100,6 +107,10 @@ class DataLoader:
         world_size: int = 1,
         on_error: Literal["raise", "skip", "resample"] = "raise",
         accept_truncated: bool = False,
+        scaled_decoding: bool = False,
+        apply_orientation: bool = False,
+        image_dtype: ImageDtype = "float32",
+        channels_last: bool = False,
         drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
@@ -145,6 +156,10 @@ class DataLoader:
             threads=threads,
             on_error=on_error,
             accept_truncated=accept_truncated,
+            scaled_decoding=scaled_decoding,
+            apply_orientation=apply_orientation,
+            image_dtype=image_dtype,
+            channels_last=channels_last,
             # Those made ahead, the one in use and the one that is about to be.
             keep=prefetch + 2,
         )

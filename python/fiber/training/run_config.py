@@ -41,6 +41,9 @@ class DataConfig:
     on_error: Literal["raise", "skip", "resample"] = "raise"
     #: Whether pictures of which a part is missing are taken, filled as libjpeg fills them.
     accept_truncated: bool = False
+    #: Whether training decodes JPEGs smaller where they have at least twice the pixels that are
+    #: needed along both sides; measuring never does.
+    scaled_decoding: bool = True
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"data.batch_size must be 1 or more, got {self.batch_size}")

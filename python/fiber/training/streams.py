@@ -119,6 +119,7 @@ class TaskStreams:
                 world_size=processes.world_size,
                 on_error=config.data.on_error,
                 accept_truncated=config.data.accept_truncated,
+                scaled_decoding=config.data.scaled_decoding,
                 pin_memory=processes.device.type == "cuda",
             )
             for name, records in data.records.items()

@@ -1,0 +1,192 @@
+"""What the loader writes into a batch: the pixels of a plain pipeline, in every form."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from fiber import DecodeError, _core
+from fiber.data import ImageTransform, Tokenizer
+from tests.data.loader_records import TEXT, make, png, record
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT] * 3, 300)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture of waves, as a JPEG holds them well."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 40
+    waves = [np.sin(a * y + b * x + c) for a, b, c in random.uniform(0.3, 2, (3, 3))]
+    return np.uint8(127 + 120 * np.stack(waves, axis=-1))
+
+
+def jpeg(height: int, width: int, seed: int = 0, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(smooth(height, width, seed)).save(stream, "jpeg", quality=92, **options)
+    return stream.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def resized(pixels: np.ndarray, height: int, width: int, kernel: str = "bicubic") -> np.ndarray:
+    """Rows first, then columns, by Pillow."""
+    method = Image.Resampling[kernel.upper()]
+    picture = Image.fromarray(pixels).resize((width, pixels.shape[0]), method)
+    return np.asarray(picture.resize((width, height), method))
+
+
+def normalised(pixels: np.ndarray) -> torch.Tensor:
+    """As torchvision's ToTensor and Normalize."""
+    values = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div(255)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return values.sub(mean).div(std)
+
+
+def only(tokenizer, data: bytes | list[bytes], batch_type="image_text", **options):
+    many = data if isinstance(data, list) else [data]
+    fields = {} if batch_type == "image_text" else {"boxes_xyxy": (), "char_spans": ()}
+    records = [record(i, images=(content,), **fields) for i, content in enumerate(many)]
+    (batch,) = make(tokenizer, records, batch_type, batch_size=len(many), **options)
+    return batch
+
+
+FILES = {
+    "jpeg": jpeg(61, 83),
+    "jpeg of all colours": jpeg(61, 83, subsampling=0),
+    "progressive jpeg": jpeg(61, 83, progressive=True),
+    "png": png(3, 61, 83),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("size", [1, 24, 100])
+def test_a_squashed_picture_is_that_of_pillow_and_torchvision(tokenizer, name, size):
+    batch = only(tokenizer, FILES[name], transform=ImageTransform.squash(size))
+    expected = normalised(resized(pixels_of(FILES[name]), size, size))
+    assert torch.equal(batch.images[0], expected)
+    assert batch.statuses == ("ok",)
+
+
+def test_pictures_of_many_sizes_are_padded_with_zeros(tokenizer):
+    """Also where the memory was another batch's before."""
+    transform = ImageTransform.shorter_side([20], 50, filter="bilinear", divisor=16)
+    sizes = [(61, 83), (30, 90), (64, 64), (90, 31)]
+    files = [jpeg(*size, seed) for seed, size in enumerate(sizes)]
+    records = [record(i, images=(files[i % 4],), boxes_xyxy=(), char_spans=()) for i in range(24)]
+    loader = make(tokenizer, records, "grounding", transform=transform, batch_size=3, prefetch=1)
+    first = set()
+    for batch in loader:
+        first.add(batch.images.data_ptr())
+        for at, key in enumerate(batch.keys):
+            height, width = batch.image_sizes[at].tolist()
+            pixels = pixels_of(files[int(key[1:]) % 4])
+            expected = torch.zeros(batch.images.shape[1:])
+            expected[:, :height, :width] = normalised(resized(pixels, height, width, "bilinear"))
+            assert torch.equal(batch.images[at], expected)
+        del batch
+    assert len(first) < 8
+
+
+@pytest.mark.parametrize("kind", ["squash", "shorter side"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+def test_every_form_holds_the_same_picture(tokenizer, dtype, kind):
+    transform = ImageTransform.squash(24)
+    if kind == "shorter side":
+        transform = ImageTransform.shorter_side([24], 60)
+    files, options = [FILES["jpeg"], FILES["png"]], {"transform": transform}
+    expected = only(tokenizer, files, "grounding", **options).images.to(getattr(torch, dtype))
+    if dtype == "uint8":
+        expected = torch.zeros(expected.shape, dtype=torch.uint8)
+        for at, data in enumerate(files):
+            size = (24, 24) if kind == "squash" else (24, 32)
+            pixels = resized(pixels_of(data), *size, "bicubic" if kind == "squash" else "bilinear")
+            expected[at, :, : size[0], : size[1]] = torch.from_numpy(pixels.copy()).movedim(2, 0)
+    for channels_last in (False, True):
+        form = {"image_dtype": dtype, "channels_last": channels_last}
+        images = only(tokenizer, files, "grounding", **options, **form).images
+        assert torch.equal(images, expected)
+        assert images.is_contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+
+
+def test_pairs_of_pictures_stand_side_by_side(tokenizer):
+    records = [record(0, images=(FILES["png"], FILES["jpeg"]))]
+    for channels_last in (False, True):
+        (batch,) = make(
+            tokenizer,
+            records,
+            "reasoning",
+            transform=ImageTransform.squash(8),
+            channels_last=channels_last,
+        )
+        for at, name in enumerate(("png", "jpeg")):
+            assert torch.equal(
+                batch.images[0, at], normalised(resized(pixels_of(FILES[name]), 8, 8))
+            )
+
+
+def test_crops_and_flips_take_the_pixels_that_the_transform_says(tokenizer):
+    """The loader against the same transform on decoded pixels."""
+    transform = ImageTransform.random_resized_crop(16)
+    records = [record(i, images=(FILES["jpeg"],)) for i in range(12)]
+    pixels = pixels_of(FILES["jpeg"])
+    for batch in make(tokenizer, records, transform=transform, seed=4):
+        for at, key in enumerate(batch.keys):
+            expected, _, _ = _core.apply_transform(pixels, transform, seed=4, index=int(key[1:]))
+            assert torch.equal(batch.images[at], torch.from_numpy(np.asarray(expected)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_on_demand(tokenizer, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(20, 30, exif=exif)
+    transform = ImageTransform.squash(12)
+    batch = only(tokenizer, data, transform=transform, apply_orientation=True)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    expected = normalised(resized(np.asarray(upright.convert("RGB")), 12, 12))
+    assert torch.equal(batch.images[0], expected)
+    assert batch.original_sizes.tolist() == [[upright.height, upright.width]]
+    stored = only(tokenizer, data, transform=transform)
+    assert torch.equal(stored.images[0], normalised(resized(pixels_of(data), 12, 12)))
+    assert stored.original_sizes.tolist() == [[20, 30]]
+
+
+def test_a_truncated_picture_is_refused_or_filled_and_told(tokenizer):
+    data = jpeg(64, 96)[:-700]
+    transform = ImageTransform.squash(32)
+    with pytest.raises(DecodeError, match="record 'r0': JPEG"):
+        only(tokenizer, data, transform=transform)
+    batch = only(tokenizer, [data, jpeg(64, 96)], transform=transform, accept_truncated=True)
+    assert batch.statuses == ("truncated", "ok")
+    whole = normalised(resized(pixels_of(jpeg(64, 96)), 32, 32))
+    assert torch.equal(batch.images[1], whole)
+    filled, reason = _core.decode_jpeg(data)
+    assert reason
+    assert torch.equal(batch.images[0], normalised(resized(np.asarray(filled), 32, 32)))
+    assert not torch.equal(batch.images[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor"), [((63, 200), 1), ((64, 64), 2), ((128, 130), 4), ((256, 300), 8)], ids=str
+)
+def test_large_pictures_can_be_decoded_smaller(tokenizer, size, divisor):
+    data, transform = jpeg(*size), ImageTransform.squash(32, filter="bilinear")
+    found = only(tokenizer, data, transform=transform, scaled_decoding=True).images[0]
+    picture = Image.open(io.BytesIO(data))
+    scaled = (-(-size[1] // divisor), -(-size[0] // divisor))
+    picture.draft("RGB", (size[1] // divisor, size[0] // divisor))
+    assert picture.size == scaled
+    assert torch.equal(found, normalised(resized(np.asarray(picture), 32, 32, "bilinear")))
+    whole = only(tokenizer, data, transform=transform).images[0]
+    assert torch.equal(found, whole) == (divisor == 1)
