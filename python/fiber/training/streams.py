@@ -8,9 +8,9 @@ from typing import Any
 from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import DataLoader, ImageTransform, RandAugment
+from fiber.data.collate import BatchType
 from fiber.data.drawn_prompts import dropped_boxes
 from fiber.data.left_out import counted, left_out_lines
-from fiber.data.loader import BatchType
 from fiber.data.masking import WholeWords
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
