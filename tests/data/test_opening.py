@@ -97,6 +97,12 @@ def test_one_is_no_plural(count, what, said):
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
 SCENES = "(`fiber data scenes --output DIR` makes a data set to try with)"
 ARROW = "from the published code's write_*.py, which make it of the original downloads"
+TABLES_AND_SHARDS = [
+    "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"
+    " val/data-*-of-*.arrow or validation.parquet or validation-*-of-*.parquet or"
+    " data/validation-*-of-*.parquet or validation/data-*-of-*.arrow",
+    "WebDataset shards: val-[0-9]*.tar or val_[0-9]*.tar or val.tar or val/*.tar",
+]
 VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
 
 
@@ -109,10 +115,11 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             [
                 "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
                 f" from {VQAV2} {SCENES}",
-                "lines of your own: val.jsonl",
+                "lines of your own: val.jsonl or val.csv or val.json",
                 "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
                 f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
                 f"published Arrow data: vqav2_val.arrow, {ARROW}",
+                *TABLES_AND_SHARDS,
             ],
         ),
         (
@@ -256,11 +263,11 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
     # Nor are its Arrow files read for the same records a second time.
     read = []
     monkeypatch.setattr(
-        "fiber.data.arrow_files._open",
-        lambda path: read.append(path.name) or SimpleNamespace(column_names=()),
+        "fiber.data.table_records.open_table",
+        lambda path, kind: read.append(path.name) or SimpleNamespace(path=path, columns=()),
     )
     for source in ("visual_genome", "sbu"):
-        with pytest.raises(ValueError, match="has no column 'image', 'caption'"):
+        with pytest.raises(ValueError, match="has no column 'image' or"):
             open_source(source, folder.folder, "train+val")
     assert read == ["vg.arrow", "sbu_0.arrow"]
     # A file of Conceptual Captions can be had.
@@ -275,10 +282,10 @@ def test_a_file_of_another_name_is_told_by_its_end(folder):
     (folder.folder / "mine/2.png").touch()
     path = folder("cc.tsv", "a dog\tmine/2.png\n")
     assert texts("conceptual_captions", path) == texts("captions", path) == ["a dog"]
-    with pytest.raises(ValueError, match=r"mine\.csv: a file of captions ends in \.jsonl, \.json,"):
-        open_source("captions", folder("mine.csv", ""), "train")
+    with pytest.raises(ValueError, match=r"mine\.xls: a file of captions ends in \.jsonl, \.json,"):
+        open_source("captions", folder("mine.xls", ""), "train")
     with pytest.raises(ValueError, match=r"a file of reasoning ends in \.jsonl, \.json, \.arrow"):
-        open_source("reasoning", folder("mine.csv", ""), "train")
+        open_source("reasoning", folder("mine.xls", ""), "train")
 
 
 @pytest.mark.parametrize(
@@ -325,13 +332,12 @@ def test_the_original_files_of_nlvr2(folder):
 def test_parts_of_an_arrow_set_follow_in_the_order_of_their_numbers(folder, monkeypatch):
     seen = []
 
-    class Table:
-        column_names = ("image", "caption", "image_id")
+    def open_table(path, kind):
+        seen.append(path)
+        columns = ("image", "caption", "image_id")
+        return SimpleNamespace(path=path, columns=columns, values=lambda name: [])
 
-        def column(self, name):
-            return SimpleNamespace(to_pylist=list)
-
-    monkeypatch.setattr("fiber.data.arrow_files._open", lambda path: seen.append(path) or Table())
+    monkeypatch.setattr("fiber.data.table_records.open_table", open_table)
     paths = [folder(f"conceptual_caption_train_{number}.arrow", "") for number in (10, 9, 0)]
     assert len(open_source("conceptual_captions", folder.folder, "train")) == 0
     assert seen == paths[::-1]

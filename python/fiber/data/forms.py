@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fiber.data import (
-    arrow_files,
     coco_folders,
     downloads,
     flickr_entities,
     mdetr,
     own_data,
     sources,
+    table_records,
     tsv_files,
+    webdataset_shards,
 )
 from fiber.data.annotations import FILES
 from fiber.data.records import RecordSet
@@ -45,46 +47,102 @@ class Form(NamedTuple):
         return self.split in ("", split)
 
 
-def _arrow(read: Callable[..., arrow_files.ArrowRecords], files: str, only: str = "") -> Form:
-    """The form of Arrow files; the first of several parts of a folder stands for all of them."""
-
-    def reader(folder: AnyPath, split: str, *, annotations: AnyPath) -> RecordSet:
-        parts = matching(Path(folder), files, split)
-        return read(*(parts if Path(annotations) in parts[:1] else [annotations]))
-
-    return Form(files, reader, arrow_files.KIND, only)
+#: Reads records of files that belong together: (*files, options).
+SetReader = Callable[..., RecordSet]
 
 
-def _arrow_file(read: Callable[..., arrow_files.ArrowRecords]) -> Reader:
-    """Read one Arrow file of whatever name."""
-    return lambda folder, split, *, annotations: read(annotations)
+def _parts(read: SetReader, kind: str, *files: tuple[str, str], yields: bool = False) -> list[Form]:
+    """The form of files in several parts; the first part of a folder stands for all of them.
+
+    Args:
+        read: reads the parts.
+        kind: what they are.
+        files: names as in `Form.pattern`, and the only split that they hold or "".
+        yields: see `Form`.
+    """
+
+    def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
+        for pattern, _ in files:
+            parts = matching(Path(folder), pattern, split)
+            if Path(annotations) in parts[:1]:
+                return read(*parts, **options)
+        return read(annotations, **options)
+
+    return [Form(pattern, reader, kind, only, yields) for pattern, only in files]
+
+
+def _arrow(read: SetReader, files: str, only: str = "") -> Form:
+    """The form of the Arrow files that the published code trains on."""
+    (form,) = _parts(partial(read, kind=table_records.KIND), table_records.KIND, (files, only))
+    return form
+
+
+def _one(read: SetReader) -> Reader:
+    """Read one file of whatever name."""
+    return lambda folder, split, *, annotations, **options: read(annotations, **options)
+
+
+def _tables(read: SetReader) -> list[Form]:
+    """Tables by the names that Hugging Face's `datasets` and its hub give them."""
+    names = [
+        (pattern, "")
+        for pattern in (
+            "{split}.parquet",
+            "{split}-*-of-*.parquet",
+            "data/{split}-*-of-*.parquet",
+            "{split}/data-*-of-*.arrow",
+        )
+    ]
+    # The hub's own name for it.
+    others = [(name.replace("{split}", "validation"), "val") for name, _ in names]
+    return _parts(read, table_records.TABLE_KIND, *names, *others)
+
+
+def _shards(read: SetReader) -> list[Form]:
+    """Shards of one split, by their names or their folder's, and those that have numbers alone."""
+    names = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
+    return [
+        *_parts(read, webdataset_shards.KIND, *((name, "") for name in names)),
+        *_parts(read, webdataset_shards.KIND, ("[0-9]*.tar", "train"), yields=True),
+    ]
 
 
 _OWN = "lines of your own"
+
+
+def _own(read: Reader) -> list[Form]:
+    """The forms of a user's own pictures. NLVR2's own files are called "{split}.json" too."""
+    return [
+        Form("{split}.jsonl", read, _OWN),
+        Form("{split}.csv", read, _OWN),
+        Form("{split}.json", read, _OWN, yields=True),
+    ]
+
+
 _COCO = [
     *(
         Form(name, downloads.coco_karpathy, "COCO, Karpathy's splits")
         for name in downloads.COCO_KARPATHY
     ),
-    _arrow(arrow_files.arrow_captions, "coco_caption_karpathy_{split}.arrow"),
+    _arrow(table_records.table_captions, "coco_caption_karpathy_{split}.arrow"),
 ]
 _FLICKR30K = [
     *(
         Form(name, downloads.flickr30k_karpathy, "Flickr30k, Karpathy's splits")
         for name in downloads.FLICKR30K_KARPATHY
     ),
-    _arrow(arrow_files.arrow_captions, "f30k_caption_karpathy_{split}.arrow"),
+    _arrow(table_records.table_captions, "f30k_caption_karpathy_{split}.arrow"),
 ]
 _VISUAL_GENOME = [
     *(
         Form(name, downloads.visual_genome, "Visual Genome's region descriptions", "train")
         for name in downloads.VISUAL_GENOME
     ),
-    _arrow(arrow_files.arrow_captions, "vg.arrow", "train"),
+    _arrow(table_records.table_captions, "vg.arrow", "train"),
 ]
 _SBU = [
     *(Form(name, downloads.sbu, "SBU captions", "train") for name in downloads.SBU),
-    _arrow(arrow_files.arrow_captions, "sbu_*.arrow", "train"),
+    _arrow(table_records.table_captions, "sbu_*.arrow", "train"),
 ]
 _CONCEPTUAL_CAPTIONS = [
     *(
@@ -92,7 +150,7 @@ _CONCEPTUAL_CAPTIONS = [
         for split, names in downloads.CONCEPTUAL_CAPTIONS.items()
         for name in names
     ),
-    _arrow(arrow_files.arrow_captions, "conceptual_caption_{split}_*.arrow"),
+    _arrow(table_records.table_captions, "conceptual_caption_{split}_*.arrow"),
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
 # Files that stand beside those of a form.
@@ -123,12 +181,14 @@ _REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refco
 FORMS: dict[str, list[Form]] = {
     "captions": [
         Form(FILES["captions"], sources.captions, "COCO captions"),
-        Form("{split}.jsonl", own_data.own_captions, _OWN),
+        *_own(own_data.own_captions),
         *_COCO,
         *_FLICKR30K,
         *_VISUAL_GENOME,
         *_SBU,
         *_CONCEPTUAL_CAPTIONS,
+        *_tables(table_records.table_captions),
+        *_shards(webdataset_shards.shard_captions),
     ],
     "coco_karpathy": _COCO,
     "flickr30k_karpathy": _FLICKR30K,
@@ -137,14 +197,16 @@ FORMS: dict[str, list[Form]] = {
     "conceptual_captions": _CONCEPTUAL_CAPTIONS,
     "questions": [
         Form(FILES["questions"], sources.questions, "VQAv2 questions"),
-        Form("{split}.jsonl", own_data.own_questions, _OWN),
+        *_own(own_data.own_questions),
         Form(_VQAV2, sources.questions, "VQAv2, original files"),
-        _arrow(arrow_files.arrow_questions, "vqav2_{split}.arrow"),
+        _arrow(table_records.table_questions, "vqav2_{split}.arrow"),
+        *_tables(table_records.table_questions),
+        *_shards(webdataset_shards.shard_questions),
     ],
     "reasoning": [
         Form(FILES["reasoning"], sources.reasoning, "NLVR2"),
         Form("{split}.json", sources.reasoning, "NLVR2, original file"),
-        _arrow(arrow_files.arrow_statements, "nlvr2_{split}.arrow"),
+        _arrow(table_records.table_statements, "nlvr2_{split}.arrow"),
     ],
     "phrases": [
         Form(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
@@ -181,6 +243,8 @@ FORMS: dict[str, list[Form]] = {
             for split in ("train", coco_folders.HELD_OUT)
             for name in coco_folders.WHOLE_FILES
         ),
+        *_tables(table_records.table_boxes),
+        *_shards(webdataset_shards.shard_boxes),
     ],
     "swapped": [Form(FILES["swapped"], sources.swapped, "Winoground")],
 }
@@ -195,14 +259,21 @@ TRAINING_READERS = {downloads.visual_genome, downloads.sbu}
 BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("captions", ".jsonl"): own_data.own_captions,
     ("captions", ".json"): sources.captions,
+    ("captions", ".csv"): own_data.own_captions,
     ("captions", ".tsv"): downloads.conceptual_captions,
-    ("captions", ".arrow"): _arrow_file(arrow_files.arrow_captions),
+    ("captions", ".arrow"): _one(table_records.table_captions),
+    ("captions", ".parquet"): _one(table_records.table_captions),
+    ("captions", ".tar"): _one(webdataset_shards.shard_captions),
     ("questions", ".jsonl"): own_data.own_questions,
     ("questions", ".json"): sources.questions,
-    ("questions", ".arrow"): _arrow_file(arrow_files.arrow_questions),
+    ("questions", ".csv"): own_data.own_questions,
+    ("questions", ".arrow"): _one(table_records.table_questions),
+    ("questions", ".parquet"): _one(table_records.table_questions),
+    ("questions", ".tar"): _one(webdataset_shards.shard_questions),
     ("reasoning", ".jsonl"): sources.reasoning,
     ("reasoning", ".json"): sources.reasoning,
-    ("reasoning", ".arrow"): _arrow_file(arrow_files.arrow_statements),
+    ("reasoning", ".arrow"): _one(table_records.table_statements),
+    ("reasoning", ".parquet"): _one(table_records.table_statements),
     ("phrases", ".json"): sources.phrases,
     ("phrases", ".txt"): flickr_entities.flickr_entities,
     ("mixed", ".json"): mdetr.mixed,
@@ -212,8 +283,13 @@ BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("refcocog", ".json"): sources.referring,
     ("objects365", ".yaml"): tsv_files.objects365,
     ("detection", ".json"): coco_folders.coco_detection,
+    ("detection", ".arrow"): _one(table_records.table_boxes),
+    ("detection", ".parquet"): _one(table_records.table_boxes),
+    ("detection", ".tar"): _one(webdataset_shards.shard_boxes),
     ("swapped", ".jsonl"): sources.swapped,
 }
+#: Ends of files that are parts of sets; one that is named is read without the others.
+PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 
 
 def matching(folder: Path, pattern: str, split: str) -> list[Path]:
@@ -223,5 +299,5 @@ def matching(folder: Path, pattern: str, split: str) -> list[Path]:
 
 
 def _numbered(path: Path) -> tuple[int, str]:
-    last = path.stem.rpartition("_")[2]
-    return (int(last) if last.isdigit() else 0, path.name)
+    last = re.search(r"\d+$", path.stem)
+    return (int(last[0]) if last else 0, path.name)

@@ -21,6 +21,7 @@ from fiber.data.forms import (
     BESIDE,
     BY_SUFFIX,
     FORMS,
+    PART_SUFFIXES,
     SPLIT_NAMES,
     TRAINING_ONLY,
     TRAINING_READERS,
@@ -33,6 +34,9 @@ from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
 
 AnyPath = str | PathLike[str]
+
+#: What a user's own lines may hold.
+OWN_KINDS = ("captions", "questions")
 
 
 class SeveralFormsError(ValueError):
@@ -190,11 +194,13 @@ def _splits_there(source: str, folder: Path) -> list[str]:
 def _file_reader(source: str, path: Path, split: str) -> Reader:
     """Tell a file's form by its name, else by the end of its name."""
     for form in FORMS[source]:
-        # An Arrow file that is named is read alone, without the other parts of its set.
-        if path.suffix != ".arrow" and fnmatch(path.name, _name(form, split)):
+        if path.suffix not in PART_SUFFIXES and fnmatch(path.name, _name(form, split)):
             return form.reader
     forms = [end for name, end in BY_SUFFIX if name == _kind(source)]
-    reader = BY_SUFFIX.get((_kind(source), path.suffix))
+    suffix = path.suffix
+    if suffix == ".json" and _kind(source) in OWN_KINDS and own_data.is_list(path):
+        suffix = ".jsonl"
+    reader = BY_SUFFIX.get((_kind(source), suffix))
     if reader is None:
         raise ValueError(
             f"{path}: a file of {source} ends in {', '.join(forms)}, or the data are a folder"

@@ -1,5 +1,8 @@
 """Readers of a user's own pictures: one JSON object a line, in a file beside them.
 
+The same objects may stand in a list in a .json file; a .csv file has a line with the names of the
+fields first, and one text or answer a line.
+
     {"image": "photos/1.jpg", "text": "a dog on a beach"}
     {"image": "photos/1.jpg", "texts": ["a dog on a beach", "a brown dog runs"]}
     {"image": "photos/1.jpg", "question": "what is on the beach?", "answer": "dog"}
@@ -17,8 +20,9 @@ field is an error. A text that stands a second time beside its picture is left o
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import math
 from collections.abc import Iterator
 from itertools import islice
 from os import PathLike
@@ -26,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.records import Record
-from fiber.data.source_files import ANSWER_SCORES, RecordList, without_garbage_collection
+from fiber.data.rows import check_scores, scores_of
+from fiber.data.source_files import RecordList, without_garbage_collection
 from fiber.fields import nearest
 
 AnyPath = str | PathLike[str]
@@ -34,6 +39,8 @@ AnyPath = str | PathLike[str]
 _FIELDS = ("image", "text", "texts", "question", "answer", "answers", "id", "split")
 # Which of them only one kind of line has.
 _OF_CAPTIONS, _OF_QUESTIONS = {"text", "texts"}, {"question", "answer", "answers"}
+# Fields that a cell of a table cannot hold, and what it holds instead.
+_LISTS = {"texts": "text", "answers": "answer"}
 # What other formats call a field, though its name looks like none of ours or like another one.
 _OTHER_NAMES = {
     "caption": "text",
@@ -47,8 +54,6 @@ _OTHER_NAMES = {
     "filename": "image",
     "path": "image",
 }
-# Annotators of a VQAv2 question, for whom the table of scores is made.
-_PEOPLE = 10
 
 
 class _Lines:
@@ -59,22 +64,16 @@ class _Lines:
         folder = path.parent
         self._roots = [folder, folder / "images"] if images is None else [Path(images)]
         self._number = 0
+        self._what = "line"
         self._found: dict[str, str] = {}
 
     def error(self, problem: str) -> ValueError:
-        return ValueError(f"{self.path}: line {self._number} {problem}")
+        return ValueError(f"{self.path}: {self._what} {self._number} {problem}")
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the number of each line that is not blank, from 1, with its checked object."""
-        # Only line feeds end lines: JSON strings may hold Unicode's other line separators.
-        for number, line in enumerate(_read(self.path).split("\n"), 1):
+        for number, entry in self._entries():
             self._number = number
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as problem:
-                raise self.error(f"is not JSON ({problem})") from None
             if not isinstance(entry, dict):
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             for field in entry:
@@ -83,6 +82,57 @@ class _Lines:
                     said = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
                     raise self.error(f"has the unknown field {field!r}; {said}")
             yield number, entry
+
+    def _entries(self) -> Iterator[tuple[int, Any]]:
+        """Yield what stands on each line, or in each place of a list, with its number from 1."""
+        text = _read(self.path)
+        if self.path.suffix.lower() == ".json":
+            self._what = "entry"
+            yield from enumerate(self._list(text), 1)
+            return
+        if self.path.suffix.lower() == ".csv":
+            yield from self._cells(text)
+            return
+        # Only line feeds end lines: JSON strings may hold Unicode's other line separators.
+        for number, line in enumerate(text.split("\n"), 1):
+            self._number = number
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as problem:
+                raise self.error(f"is not JSON ({problem})") from None
+
+    def _list(self, text: str) -> list[Any]:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{self.path} is not JSON ({problem})") from None
+        if not isinstance(found, list):
+            raise ValueError(f"{self.path} holds a {type(found).__name__}; expected a list")
+        return found
+
+    def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the lines of a table by the names in its first line; empty cells are not there."""
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            for field in reader.fieldnames or ():
+                if field in _LISTS:
+                    self._number = 1
+                    raise self.error(
+                        f"has the field {field!r}; expected {_LISTS[field]!r}, one a line"
+                    )
+            for cells in reader:
+                self._number = reader.line_num
+                if None in cells:
+                    raise self.error(
+                        f"has more cells than the first line, which names"
+                        f" {', '.join(map(repr, reader.fieldnames or ()))}"
+                    )
+                yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
+        except csv.Error as problem:
+            self._number = reader.line_num
+            raise self.error(f"is no line of a table ({problem})") from None
 
     def text(self, entry: dict[str, Any], field: str) -> str:
         """Return a needed text that is not empty."""
@@ -106,8 +156,8 @@ class _Lines:
             if path is None:
                 looked = " or ".join(dict.fromkeys(map(str, places)))
                 raise FileNotFoundError(
-                    f"{self.path}: line {self._number} has 'image' {name!r}, but {looked} is no"
-                    " file"
+                    f"{self.path}: {self._what} {self._number} has 'image' {name!r}, but {looked}"
+                    " is no file"
                 )
             self._found[name] = str(path)
         return self._found[name]
@@ -283,17 +333,22 @@ def _answers(lines: _Lines, entry: dict[str, Any], *, optional: bool) -> dict[st
         )
     for answer in answers:
         lines.checked_text(answer, "answers")
-    if isinstance(answers, dict):
-        for answer, score in answers.items():
-            if isinstance(score, bool) or not isinstance(score, int | float):
-                score = math.nan
-            if not 0 <= score <= 1:
-                raise lines.error(
-                    f"has the score {answers[answer]!r} of answer {answer!r} in 'answers'; expected"
-                    " a number from 0 to 1"
-                )
-        return {answer: float(score) for answer, score in answers.items()}
-    return {
-        answer: ANSWER_SCORES[min(4, round(_PEOPLE * answers.count(answer) / len(answers)))]
-        for answer in answers
-    }
+    if isinstance(answers, list):
+        return scores_of(answers)
+    try:
+        return check_scores(answers)
+    except ValueError as problem:
+        raise lines.error(str(problem)) from None
+
+
+def is_list(path: Path) -> bool:
+    """Tell whether a .json file holds a list, as a user's own may."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while start := file.read(64):
+                if start.strip():
+                    return start.lstrip().startswith("[")
+    except (OSError, UnicodeDecodeError):
+        # Its reader says what is wrong.
+        pass
+    return False

@@ -6,15 +6,56 @@ do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 #: A picture as it is stored: the path of a file or the bytes of one.
 StoredImage = str | PathLike[str] | bytes
 #: Half-open range [start, end) of code points in a text.
 CharSpan = tuple[int, int]
+
+
+class StoredPictures(Sequence[StoredImage]):
+    """Pictures of a record that are read each time that they are looked at, and not before.
+
+    So the texts of a set can be gone through without reading a picture. Two are equal if they are
+    read by the same function from the same places.
+
+    Args:
+        read: gives the picture of a place; several threads may call it at once.
+        places: of each picture.
+    """
+
+    def __init__(self, read: Callable[[Any], StoredImage], places: tuple[Hashable, ...]) -> None:
+        self._read = read
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[StoredImage]: ...
+
+    def __getitem__(self, index: int | slice) -> StoredImage | Sequence[StoredImage]:
+        if isinstance(index, slice):
+            return StoredPictures(self._read, self._places[index])
+        return self._read(self._places[index])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoredPictures):
+            return NotImplemented
+        return self._places == other._places and self._read == other._read
+
+    def __hash__(self) -> int:
+        return hash((self._read, self._places))
+
+    def __repr__(self) -> str:
+        return f"StoredPictures{self._places!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +91,13 @@ class Record:
     #: Name of the record in messages and prediction files, unique in its data set.
     key: str
     #: One picture; two for NLVR2-like statements (left, right).
-    images: tuple[StoredImage, ...]
+    images: tuple[StoredImage, ...] | StoredPictures
     #: Caption, question, statement or prompt.
     text: str
     #: Records with the same image_id show the same picture. Default: the key.
     image_id: str = ""
+    #: (height, width) in pixels that the annotation file gives the picture; None: it does not say.
+    image_size: tuple[int, int] | None = None
     #: Boxes (x0, y0, x1, y1) in pixels of the stored picture, half-open.
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     #: For each box, the spans of `text` that name it.

@@ -6,8 +6,8 @@ enough; for real data name the file and the folder of its pictures:
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
 
-A user's own lines and other originals: `own_data`, `downloads`, `arrow_files`; `opening` picks the
-reader by the names of the files.
+A user's own lines and other originals: `own_data`, `downloads`; tables and shards: `table_records`,
+`webdataset_shards`; `opening` picks the reader by the names of the files.
 
 Keys that a format does not need are ignored. A needed key that is missing, a file of another
 format and a box outside its picture are errors that name file, entry and key. Pictures are not

@@ -12,8 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from fiber.data.arrow_files import arrow_answers
 from fiber.data.source_files import read_json, where_to_get, without_garbage_collection
+from fiber.data.table_records import table_answers
 from fiber.metrics.vqa import normalize_answer
 
 #: Answers of the published head.
@@ -99,7 +99,7 @@ def _majority(path: Path) -> list[str]:
 
 
 def _from_arrow(paths: Sequence[Path]) -> PublishedAnswers:
-    known = arrow_answers(*paths)
+    known = table_answers(*paths)
     if not known:
         raise ValueError(f"{paths[0].parent}: {' and '.join(_ARROW)} hold no answers")
     total = max(known) + 1

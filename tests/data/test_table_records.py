@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from fiber.data.arrow_files import arrow_captions, arrow_questions, arrow_statements
+from fiber.data.table_records import table_captions, table_questions, table_statements
 
 
 class _Value:
@@ -93,9 +93,9 @@ def test_captions_of_several_files(write):
         split=["val", "val"],
     )
     two = write("coco_1.arrow", image=[b"\x03"], caption=[[]], image_id=["c.jpg"], split=["val"])
-    found = arrow_captions(one, two)
+    found = table_captions(one, two)
     assert len(found) == 2
-    assert [(r.key, r.text, r.image_id, r.images) for r in found] == [
+    assert [(r.key, r.text, r.image_id, tuple(r.images)) for r in found] == [
         ("coco_0/0-0", "a dog", "COCO_val2014_000000391895.jpg", (b"\x01",)),
         ("coco_0/0-1", "a cat", "COCO_val2014_000000391895.jpg", (b"\x01",)),
     ]
@@ -121,15 +121,15 @@ def test_questions_with_and_without_answers(write):
         "answer_labels": [[[5, 7], [9]]],
         "answer_scores": [[[1.0, 0.3], [0.6]]],
     }
-    found = arrow_questions(write("vqav2_val.arrow", **columns, **answers))
+    found = table_questions(write("vqav2_val.arrow", **columns, **answers))
     assert [(r.key, r.text, r.answers) for r in found] == [
         ("vqav2_val/262148000", "what?", {"dog": 1.0, "pet": 0.3}),
         ("vqav2_val/262148001", "where?", {"here": 0.6}),
     ]
     assert found[0].image_id == "262148"
-    assert [r.answers for r in arrow_questions(write("vqav2_test.arrow", **columns))] == [None] * 2
+    assert [r.answers for r in table_questions(write("vqav2_test.arrow", **columns))] == [None] * 2
     none = {"answers": [[]], "answer_scores": [[]]}
-    found = arrow_questions(write("vqav2_test.arrow", **columns, **none))
+    found = table_questions(write("vqav2_test.arrow", **columns, **none))
     assert [r.answers for r in found] == [None] * 2
 
 
@@ -142,12 +142,12 @@ def test_statements_show_two_pictures(write):
         answers=[["True", "False"]],
         identifier=["dev-850-0"],
     )
-    found = arrow_statements(path)
+    found = table_statements(path)
     assert [(r.key, r.truth) for r in found] == [
         ("nlvr2_dev/dev-850-0-0", True),
         ("nlvr2_dev/dev-850-0-1", False),
     ]
-    assert found[1].images == (b"\x01", b"\x02")
+    assert tuple(found[1].images) == (b"\x01", b"\x02")
     path = write(
         "nlvr2_dev.arrow",
         image_0=[b""],
@@ -157,23 +157,24 @@ def test_statements_show_two_pictures(write):
         identifier=["dev-850-0"],
     )
     with pytest.raises(ValueError, match=r"nlvr2_dev\.arrow: row 0 has the answer 'maybe'"):
-        arrow_statements(path)
+        table_statements(path)
 
 
 def test_files_that_do_not_fit_are_named(write, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"none\.arrow does not exist; it comes from the pub"
+        FileNotFoundError, match=r"none\.arrow does not exist; expected an Arrow or Parquet"
     ):
-        arrow_captions(tmp_path / "none.arrow")
+        table_captions(tmp_path / "none.arrow")
     path = tmp_path / "text.arrow"
     path.write_text("no table")
     with pytest.raises(ValueError, match=r"text\.arrow is no Arrow file"):
-        arrow_captions(path)
+        table_captions(path)
     path = write("vg.arrow", image=[b""], width=[3])
     with pytest.raises(
-        ValueError, match="no column 'caption', 'image_id'; it has 'image', 'width'"
+        ValueError,
+        match=r"vg\.arrow has no column 'caption' or 'captions' .*; it has 'image', 'width'",
     ):
-        arrow_captions(path)
+        table_captions(path)
 
 
 def test_without_pyarrow_it_is_asked_for(monkeypatch):
@@ -181,4 +182,4 @@ def test_without_pyarrow_it_is_asked_for(monkeypatch):
     with pytest.raises(
         ModuleNotFoundError, match=r"vg\.arrow needs pyarrow to be read; pip install"
     ):
-        arrow_captions("vg.arrow")
+        table_captions("vg.arrow")
