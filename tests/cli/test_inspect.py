@@ -3,12 +3,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fiber.cli import main
+from fiber.cli.arguments import byte_count
 from fiber.data import sources
 from fiber.data.scenes import generate
 
-from .output import error_line
+from .output import error_line, lines
 
 
 class TestInspect:
@@ -68,3 +70,62 @@ def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):
     )
     assert "val\n  detection  1 records" in out and "1 of its 5 pictures" in out
     assert "train      4 pictures" in out and "0 broken" in out
+
+
+class TestOptions:
+    @pytest.fixture
+    def folder(self, tmp_path, scene_picture):
+        shutil.copy(scene_picture, tmp_path / "1.jpg")
+        lines = [{"image": "1.jpg", "text": "a b"}, {"image": "1.jpg", "text": "a b c d"}]
+        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path
+
+    def test_a_file(self, folder, capsys):
+        assert main(["data", "inspect", str(folder / "mine.jsonl")]) == 0
+        out = capsys.readouterr().out
+        assert "train\n  captions   2 records, 2 to 4 words" in out
+        assert "words of a text, captions\n  2  ####" in out and "1 pictures, all 90 x 70" in out
+
+    def test_json(self, folder, capsys):
+        (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
+        assert main(["data", "inspect", str(folder / "mine.jsonl"), "--json"]) == 1
+        (found,) = lines(capsys)
+        assert found["parts"][0]["records"] == 2
+        assert found["pictures"][0]["statuses"]["truncated"] == 1
+        assert len(found["faults"]) == 1
+
+    def test_a_sheet(self, folder, capsys):
+        sheet = folder / "sheet.png"
+        assert main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(sheet)]) == 0
+        with Image.open(sheet) as image:
+            assert image.width > 1000
+        assert main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(folder)]) == 2
+
+    def test_a_split_that_is_not_there(self, folder, capsys):
+        assert main(["data", "inspect", str(folder / "mine.jsonl"), "--split", "dev"]) == 2
+        assert "has no split dev; it has train" in error_line(capsys)
+
+
+class TestPack:
+    def test_pack_and_what_is_said(self, desk, capsys):
+        generate("runs/scenes", train=3, val=2, novel=0)
+        command = ["data", "pack", "runs/scenes", "--output", "packed", "--shard-size", "20KB"]
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "packed\n"
+        assert "fiber: train: " in printed.err and ", fingerprint " in printed.err
+        assert "fiber: 5 pictures in" in printed.err
+        assert main(command) == 2
+        assert "packed exists; name a folder that does not exist" in error_line(capsys)
+        assert main(["data", "inspect", "packed"]) == 0
+
+    def test_sizes_of_shards(self, desk, capsys):
+        for size in ("0", "MB", "-1", "12TB", "1.5GB"):
+            with pytest.raises(SystemExit):
+                main(["data", "pack", "a", "--output", "b", "--shard-size", size])
+            assert f"expected a size such as 256MB, got '{size}'" in capsys.readouterr().err
+        assert byte_count("3GB") == 3 << 30 and byte_count("7") == 7 and byte_count("2k") == 2048
+
+    def test_nothing_to_pack(self, desk, capsys):
+        assert main(["data", "pack", "none", "--output", "packed"]) == 2
+        assert "none: no such folder or file" in error_line(capsys)

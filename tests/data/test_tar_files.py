@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fiber.data import tar_files
+from fiber.data import pooled_files, tar_files
 from fiber.data.tar_files import TarFile
 
 from .shards import write_tar
@@ -144,7 +144,7 @@ def test_what_is_no_tar_file_is_named(tmp_path):
 def test_a_file_that_changes_while_it_is_used(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     file = TarFile(path)
-    tar_files.forget_open_files()
+    pooled_files.forget_open_files()
     write_tar(path, CONTENT * 9)
     with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
         file.read(512, 3)
@@ -164,8 +164,8 @@ def test_a_file_that_is_cut_while_it_is_open(tmp_path):
 
 
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_files, "OPEN_FILES", 3)
-    tar_files.forget_open_files()
+    monkeypatch.setattr(pooled_files, "OPEN_FILES", 3)
+    pooled_files.forget_open_files()
     files = [
         TarFile(
             write_tar(tmp_path / f"{n}.tar", [(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)])
@@ -197,7 +197,7 @@ def test_threads_share_few_open_files(tmp_path, monkeypatch):
 def test_a_fork_reads_too(tmp_path):
     file = TarFile(write_tar(tmp_path / "a.tar", CONTENT))
     expected = contents(file)
-    with tar_files._POOL.lock:
+    with pooled_files._POOL.lock:
         child = os.fork()
         if child == 0:
             os._exit(0 if contents(file) == expected else 1)

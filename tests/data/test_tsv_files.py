@@ -102,7 +102,7 @@ def test_records_of_all_lines(write, index):
         assert left_out(records) == {"clipped boxes": 1, "empty boxes": 2, "crowd boxes": 1}
         assert left_out_lines(records) == []
         assert "1 crowd box was left out or changed" in left_out_lines(records, while_reading=True)
-        assert [record.images for record in records] == [(picture(40 * i),) for i in range(4)]
+        assert [list(record.images) for record in records] == [[picture(40 * i)] for i in range(4)]
         assert len({record.key for record in records}) == 4
 
 
@@ -205,7 +205,7 @@ def test_files_that_do_not_fit(write):
     path = write()
     write_tsv(write.folder / "train.images.tsv", [["a", "no base64!"]] * 4)
     with pytest.raises(ValueError, match=r"train\.images\.tsv: line 2 ends in no picture in base"):
-        objects365(write.folder, "train", annotations=path)[2]
+        objects365(write.folder, "train", annotations=path)[2].images[0]
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         open_source("objects365", write.folder / "nowhere", "train")
     with pytest.raises(ValueError, match="objects365 has only a training split, no 'val'"):

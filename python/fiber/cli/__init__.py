@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import convert, pictures, runs
+from fiber.cli import convert, data, pictures, runs
 
 #: Errors of the system that say something about this machine's state, not about the input.
-_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EROFS}
+_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runs.add_commands(commands)
+    data.add_commands(commands)
     pictures.add_commands(commands)
     convert.add_commands(commands)
     doctor = commands.add_parser(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
 
 def add_words(command: argparse.ArgumentParser) -> None:
     """Add the options that name what a published file of a model does not hold."""
@@ -58,3 +60,15 @@ def candidates(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number or all, got {text!r}")
     return int(text)
+
+
+def byte_count(text: str) -> int:
+    """Read a size: a number of bytes, or of KB, MB or GB (powers of 1,024), as in "256MB".
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, with what was given.
+    """
+    number, unit = text.rstrip("KMGkmgBb"), text.lstrip("0123456789").upper().removesuffix("B")
+    if not number.isdecimal() or int(number) < 1 or unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
+    return int(number) * _UNITS[unit]

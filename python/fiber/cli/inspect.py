@@ -1,149 +1,141 @@
-"""`fiber data inspect`: what a data folder holds, and which of its files are broken."""
+"""`fiber data inspect`: what data hold, and which of their files are broken."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fiber.data import coco_folders, load_image, sources
-from fiber.data.annotations import FILES
+from fiber.data.contact_sheet import ContactSheet
+from fiber.data.inspection import Bar, PartReport, PictureReport, Report, histogram
+from fiber.data.inspection import inspect as look
 from fiber.data.left_out import counted
-from fiber.data.records import Record
 
 #: Classes of a file that are named with their boxes.
 _CLASSES = 12
-#: Faults of one kind that are named one by one.
+#: Faults that are named one by one.
 _NAMED = 10
-_READERS: dict[str, Callable[..., Any]] = {
-    "captions": sources.captions,
-    "phrases": sources.phrases,
-    "referring": sources.referring,
-    "questions": sources.questions,
-    "detection": coco_folders.coco_detection,
-    "reasoning": sources.reasoning,
-    "swapped": sources.swapped,
-}
+#: Letters of the longest bar.
+_BAR = 30
 
 
-def inspect(folder: Path) -> int:
-    """Print counts and faults; gives the exit code: 1 if there are faults.
+def inspect(
+    source: Path, splits: Sequence[str] = (), *, sheet: Path | None = None, as_json: bool = False
+) -> int:
+    """Print what is there; gives the exit code: 1 if there are faults.
+
+    Args:
+        source: a folder or a file.
+        splits: those that are looked into; by default all.
+        sheet: file to draw some pictures to.
+        as_json: print one JSON object in place of text for people.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no annotation file that we read.
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if it holds nothing that is known.
+        OSError: if the sheet cannot be written.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    found = _annotation_files(folder)
-    if not found:
-        names = ", ".join(name.format(split="SPLIT") for name in FILES.values())
-        raise ValueError(f"{folder}: no annotation file in this folder; expected some of {names}")
-    description = folder / "dataset.json"
+    drawn = ContactSheet()
+    report = look(source, splits, shown=drawn.add if sheet is not None else None)
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        _print(report, source)
+    if sheet is not None:
+        from fiber.postprocess.files import save_picture
+
+        save_picture(drawn.draw, sheet)
+    return 1 if report.faults else 0
+
+
+def _print(report: Report, source: Path) -> None:
+    description = source / "dataset.json"
     if description.is_file():
         made = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
         print(", ".join(f"{name} {value}" for name, value in made.items()))
-    faults: list[str] = []
-    pictures: dict[str, Counter[str]] = {}
-    for split, kinds in found.items():
-        shown = pictures.setdefault(split, Counter())
+    for split in dict.fromkeys(part.split for part in report.parts):
         print(f"\n{split}")
-        for kind in kinds:
-            try:
-                records = _READERS[kind](folder, split)
-            except (ValueError, OSError) as error:
-                faults.append(str(error))
-                print(f"  {kind:<10} unreadable")
-                continue
-            shown.update(str(image) for record in records for image in record.images)
-            print(f"  {kind:<10} {_summary(records)}")
+        for part in (part for part in report.parts if part.split == split):
+            said = "unreadable" if part.fault else _summary(part)
+            print(f"  {part.source:<10} {said}")
     print("\npictures")
-    for split, shown in pictures.items():
-        sizes, broken = _check_pictures(sorted(shown))
-        faults += broken
-        print(f"  {split:<10} {len(shown)} pictures, {_sizes(sizes)}, {len(broken)} broken")
+    for pictures in report.pictures:
+        print(f"  {pictures.split:<10} {_pictures(pictures)}")
+    _print_histograms(report)
+    faults = report.faults
     for fault in faults[:_NAMED]:
         print(f"fault: {fault}")
     if len(faults) > _NAMED:
-        print(f"and {len(faults) - _NAMED} more")
-    return 1 if faults else 0
+        print(f"and {len(faults) - _NAMED} more (--json lists all)")
 
 
-def _annotation_files(folder: Path) -> dict[str, list[str]]:
-    """Find the kinds of annotations of every split; "train" comes first, then the rest by name."""
-    found: dict[str, list[str]] = {}
-    for kind, template in FILES.items():
-        pattern = re.escape(template).replace(r"\{split\}", "(.+)")
-        for path in sorted(folder.iterdir()):
-            match = re.fullmatch(pattern, path.name)
-            if match and kind in _READERS:
-                found.setdefault(match.group(1), []).append(kind)
-    # Boxes in the layouts of other tools; a split may be a part of another one's file.
-    for split in ("train", "val", "test"):
-        if coco_folders.find(folder, split) is not None and "detection" not in found.get(split, ()):
-            found.setdefault(split, []).append("detection")
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
+def _print_histograms(report: Report) -> None:
+    words: dict[str, list[int]] = {}
+    sides: dict[str, list[float]] = {}
+    for part in report.parts:
+        words.setdefault(part.source, []).extend(part.words)
+        sides.setdefault(part.source, []).extend(part.boxes.sides)
+    for source, counts in words.items():
+        _print_bars(f"words of a text, {source}", histogram(counts))
+    for source, lengths in sides.items():
+        _print_bars(f"side of a box in pixels (root of its area), {source}", histogram(lengths))
+    shorter = [
+        min(size)
+        for pictures in report.pictures
+        for size, count in pictures.sizes.items()
+        for _ in range(count)
+    ]
+    _print_bars("shorter side of a picture in pixels", histogram(shorter))
 
 
-def _summary(records: Any) -> str:
-    boxes = sum(len(record.boxes_xyxy) for record in records)
-    words = [len(record.text.split()) for record in records]
-    parts = [f"{len(records)} records"]
-    if words:
-        parts.append(f"{min(words)} to {max(words)} words")
+def _print_bars(title: str, bars: list[Bar]) -> None:
+    if len(bars) < 2:
+        # One number for all stands above.
+        return
+    most = max(bar.number for bar in bars)
+    names = [f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}" for b in bars]
+    width = max(map(len, names))
+    print(f"\n{title}")
+    for name, bar in zip(names, bars, strict=True):
+        print(f"  {name:>{width}}  {'#' * -(-_BAR * bar.number // most):<{_BAR}}  {bar.number}")
+
+
+def _summary(part: PartReport) -> str:
+    parts = [f"{part.records} records"]
+    if part.words:
+        parts.append(f"{min(part.words)} to {max(part.words)} words")
+    boxes = part.boxes.to_dict()
     if boxes:
-        parts.append(f"{boxes} boxes")
-    if getattr(records, "classes", ()):
+        parts.append(f"{boxes['boxes']} boxes")
+    if part.classes:
         # From the most to the least frequent; what no box shows is not learned.
-        shown = Counter(r.labels[label] for r in records for label in r.box_labels)
-        counts = [(name, shown[name]) for name in records.classes]
-        counts.sort(key=lambda item: -item[1])
+        counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         some = named if len(named) <= _CLASSES else [*named[: _CLASSES - 1], "...", named[-1]]
         parts.append(f"{len(named)} classes ({', '.join(some)})")
-    answers = Counter(answer for record in records if (answer := _best_answer(record)) is not None)
-    if answers:
-        common = ", ".join(f"{answer} {count}" for answer, count in answers.most_common(3))
-        parts.append(f"{len(answers)} answers ({common}, ...)")
-    truths = Counter(record.truth for record in records if record.truth is not None)
-    if truths:
-        parts.append(f"{truths[True]} true, {truths[False]} false")
-    parts += [counted(count, what) for what, count in sorted(records.counts.items())]
-    return "; ".join([", ".join(parts), *records.notes])
+    if part.answers:
+        common = ", ".join(f"{answer} {count}" for answer, count in part.answers.most_common(3))
+        parts.append(f"{len(part.answers)} answers ({common}, ...)")
+    if part.truths:
+        parts.append(f"{part.truths[True]} true, {part.truths[False]} false")
+    if boxes:
+        parts.append(
+            f"{boxes['small']} small, {boxes['medium']} medium, {boxes['large']} large boxes,"
+            f" {boxes['per_record_most']} in a record at most"
+        )
+    parts += [counted(count, what) for what, count in sorted(part.counts.items())]
+    return "; ".join([", ".join(parts), *part.notes])
 
 
-def _best_answer(record: Record) -> str | None:
-    answers = record.answers
-    return max(answers, key=lambda answer: answers[answer]) if answers else None
-
-
-def _check_pictures(paths: list[str]) -> tuple[Counter[tuple[int, int]], list[str]]:
-    """Decode every picture; gives how often each (height, width) occurs, and what is broken."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    broken = []
-    with ThreadPoolExecutor() as pool:
-        for size, fault in pool.map(_check_picture, paths):
-            if fault:
-                broken.append(fault)
-            elif size:
-                sizes[size] += 1
-    return sizes, broken
-
-
-def _check_picture(path: str) -> tuple[tuple[int, int] | None, str]:
-    try:
-        height, width = load_image(path).shape[:2]
-    except FileNotFoundError:
-        return None, f"picture {path} does not exist"
-    except OSError as error:
-        return None, f"picture {path} cannot be read: {error.strerror or error}"
-    except ValueError as error:
-        return None, str(error)
-    return (height, width), ""
+def _pictures(pictures: PictureReport) -> str:
+    statuses = pictures.statuses
+    broken = statuses.total() - statuses["ok"]
+    kinds = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "ok")
+    said = f"{statuses.total()} pictures, {_sizes(pictures.sizes)}, {broken} broken"
+    if pictures.other_sizes:
+        said += f", {len(pictures.other_sizes)} of another size than annotated"
+    return f"{said} ({kinds})" if kinds else said
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:

@@ -1,18 +1,16 @@
-"""The commands that make data, train and measure: demo, data, train, recipes, eval."""
+"""The commands that train and measure: demo, train, recipes, eval."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from fiber.cli.arguments import add_words, candidates, count, whole_number
 from fiber.cli.models import RUNS
-from fiber.files import write_json
 from fiber.training.run_config import CHOSEN_BY
 
 _DATA = (
@@ -25,7 +23,6 @@ _DATA = (
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
     _add_demo(commands)
-    _add_data(commands)
     _add_train(commands)
     recipes = commands.add_parser("recipes", help="list the recipes that `fiber train` knows")
     recipes.set_defaults(run=_recipes)
@@ -53,68 +50,6 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         help="measure with the pictures exchanged: every floor must fall, exit code 1",
     )
     demo.set_defaults(run=_demo, when_stopped="the same command goes on from here")
-
-
-def _add_data(commands: argparse._SubParsersAction) -> None:
-    data = commands.add_parser("data", help="make a data set, or look into one")
-    kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
-    # The numbers are the defaults of `generate`, which is not imported for a table of options.
-    for kind, text, novel, images in (
-        (
-            "scenes",
-            "rendered pictures of shapes, with captions, questions and boxes",
-            "pairs of colour and shape",
-            20000,
-        ),
-        ("stamps", "real cut-outs on photographs, with captions and boxes", "nouns", 8000),
-    ):
-        make = kinds.add_parser(
-            kind,
-            help=text,
-            description=f"Make {text}. Beside the training split there are always 500 pictures of"
-            f" val, which show what training shows, and 500 of novel, which show {novel} that"
-            " training does not.",
-        )
-        make.add_argument("--output", type=Path, required=True, metavar="DIR")
-        make.add_argument(
-            "--images",
-            type=count,
-            default=None,
-            metavar="N",
-            help=f"pictures of the training split, 1 or more (default: {images})",
-        )
-        make.add_argument(
-            "--seed", type=int, default=0, help="decides every picture and text (default: 0)"
-        )
-        make.add_argument(
-            "--tokenizer", type=Path, metavar="DIR", help="take this one instead of training one"
-        )
-        make.set_defaults(run=_make_data, when_stopped="nothing was kept of the unfinished folder")
-        if kind == "stamps":
-            make.add_argument(
-                "--backgrounds", type=Path, metavar="DIR", help="photographs to paste objects on"
-            )
-            make.add_argument(
-                "--stamps",
-                type=Path,
-                metavar="DIR",
-                help="cut-outs: PNG files beside .txt captions",
-            )
-    inspect = kinds.add_parser("inspect", help="count what a data set holds and find broken files")
-    inspect.add_argument("source", type=Path, metavar="DIR")
-    inspect.set_defaults(run=_inspect)
-    answers = kinds.add_parser(
-        "answers",
-        help="make the list of answers of the published VQA head",
-        description="Make the list of answers of the published VQA head, for --answers, from"
-        " VQAv2's v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or"
-        " from the published vqav2_train.arrow and vqav2_val.arrow.",
-    )
-    answers.add_argument("source", type=Path, metavar="DIR", help="folder with the two files")
-    answers.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="JSON list to write"
-    )
-    answers.set_defaults(run=_make_answers)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -238,50 +173,6 @@ def _demo(options: argparse.Namespace) -> int:
         seed=options.seed,
         permute_pictures=options.permute_pictures,
     )
-
-
-def _make_data(options: argparse.Namespace) -> int:
-    module = importlib.import_module(f"fiber.data.{options.kind}")
-    settings = {
-        "train": options.images,
-        "tokenizer": options.tokenizer,
-        "backgrounds": getattr(options, "backgrounds", None),
-        "stamps": getattr(options, "stamps", None),
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
-    folder = module.generate(
-        options.output, seed=options.seed, workers=_cores(), progress=_show_progress, **given
-    )
-    print(folder)
-    return 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from fiber.cli.inspect import inspect
-
-    return inspect(options.source)
-
-
-def _make_answers(options: argparse.Namespace) -> int:
-    from fiber.training.published_answers import published_answers
-
-    found = published_answers(options.source)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, list(found.answers))
-    for line in found.told:
-        print(f"fiber: {line}", file=sys.stderr)
-    print(options.output)
-    return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done >= total else ""
-        print(f"\rfiber: {done} of {total} pictures", end=end, file=sys.stderr, flush=True)
 
 
 def _train(options: argparse.Namespace) -> int:

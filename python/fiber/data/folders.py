@@ -28,6 +28,12 @@ ResultT = TypeVar("ResultT")
 #: Called with (pictures done, pictures in all).
 Progress = Callable[[int, int], None]
 
+#: Errors of the system by which nothing more can be written, in words.
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than is allowed here",
+}
 _DESCRIPTION = "dataset.json"
 _TOKENIZER = "tokenizer.json"
 _PICTURES_PER_JOB = 200
@@ -116,9 +122,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     except BaseException as problem:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
-            message = "the disk is full; nothing was kept. Free some space or name another folder"
-            raise OSError(errno.ENOSPC, message, str(folder)) from problem
+        if isinstance(problem, OSError) and problem.errno in FULL:
+            where = problem.filename or str(folder)
+            message = (
+                f"{FULL[problem.errno]}; nothing was kept. Free some space or name another folder"
+            )
+            raise OSError(problem.errno, message, where) from problem
         raise
 
 

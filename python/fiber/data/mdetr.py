@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.records import CharSpan, Record
-from fiber.data.source_boxes import boxes_by_image, char_spans, read_boxes
+from fiber.data.source_boxes import boxes_by_image, char_spans, read_boxes, told_size
 from fiber.data.source_files import (
     RecordList,
     SourceFile,
@@ -151,6 +151,7 @@ def _phrase_records(file: SourceFile, root: Callable[[dict[str, Any]], str]) -> 
                 key=key,
                 images=(image,),
                 image_id=image,
+                image_size=told_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=tuple(spans),
@@ -234,6 +235,7 @@ def referring(
                 key=key,
                 images=(f"{root}/{entry['file_name']}",),
                 image_id=f"{root}/{entry['file_name']}",
+                image_size=told_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=(spans,) * len(found),

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fiber.data import coco_folders, own_data
+from fiber.data import coco_folders, own_data, packs
 from fiber.data.annotations import FILES
 from fiber.data.forms import (
     BESIDE,
@@ -70,8 +70,10 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         ValueError: if the source never has such a split, or a file is not as expected.
     """
     path, asked = Path(data), split.split("+")
-    if path.is_file():
-        reader = _file_reader(source, path, split)
+    if packs.is_pack(path):
+        parts = [packs.open_pack(path, source, part, **options) for part in asked]
+    elif path.is_file():
+        reader = file_reader(source, path, split)
         # Of other files all is read, whatever the split, and that once.
         splits = asked if reader in WITH_SPLITS else [split]
         if reader in TRAINING_READERS and "train" in asked:
@@ -104,21 +106,36 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     path = Path(data)
     if not path.is_file():
         return True
-    reader = _file_reader(source, path, split)
+    reader = file_reader(source, path, split)
     if reader in (own_data.own_captions, own_data.own_questions):
         return own_data.names_splits(path)
     return reader in WITH_SPLITS
 
 
 def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
+    reader, file = choose_form(source, data, split)
+    named = {} if file is None else {"annotations": file}
+    return reader(data, split, **named, **options)
+
+
+def choose_form(source: str, data: Path, split: str) -> tuple[Reader, Path | None]:
+    """Choose the form in which a folder holds a split of a source.
+
+    Returns:
+        Its reader, and the first of its files; None: the reader finds it by itself.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        SeveralFormsError: if there are several.
+        ValueError: if there are several files of boxes of one form.
+    """
     first = FORMS[source][0]
     # What the recipes name comes before all else.
     if first.holds(split) and (files := matching(data, first.pattern, split)):
-        named = {} if first.pattern in FILES.values() else {"annotations": files[0]}
-        return first.reader(data, split, **named, **options)
+        return first.reader, None if first.pattern in FILES.values() else files[0]
     # A split of boxes may be a part of another file.
     if source == "detection" and coco_folders.find(data, split) is not None:
-        return first.reader(data, split, **options)
+        return first.reader, None
     found = _forms_there(source, data, split)
     if not found:
         raise FileNotFoundError(_missing(source, data, split))
@@ -131,8 +148,7 @@ def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -
                 name for name in FORMS if name != source and _reads_one(name, data, split, found)
             ),
         )
-    ((reader, file),) = found.items()
-    return reader(data, split, annotations=file, **options)
+    return next(iter(found.items()))
 
 
 def _forms_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
@@ -156,7 +172,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     """Say that a folder holds no form of a source, what it might hold, and where to get that."""
     problem = f"{folder} does not exist"
     if folder.is_dir():
-        splits = ", ".join(_splits_there(source, folder))
+        splits = ", ".join(splits_there(source, folder))
         problem = f"{folder} holds no {source} of split {split!r}"
         problem += f", only of the splits whose files are there: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
@@ -176,7 +192,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     )
 
 
-def _splits_there(source: str, folder: Path) -> list[str]:
+def splits_there(source: str, folder: Path) -> list[str]:
     """List the splits of which a folder has files of a source."""
     found = set()
     for form in FORMS[source]:
@@ -191,8 +207,12 @@ def _splits_there(source: str, folder: Path) -> list[str]:
     return sorted(filter(None, found))
 
 
-def _file_reader(source: str, path: Path, split: str) -> Reader:
-    """Tell a file's form by its name, else by the end of its name."""
+def file_reader(source: str, path: Path, split: str) -> Reader:
+    """Tell a file's form by its name, else by the end of its name.
+
+    Raises:
+        ValueError: if no file of the source ends so.
+    """
     for form in FORMS[source]:
         if path.suffix not in PART_SUFFIXES and fnmatch(path.name, _name(form, split)):
             return form.reader

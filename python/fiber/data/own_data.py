@@ -72,7 +72,7 @@ class _Lines:
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the number of each line that is not blank, from 1, with its checked object."""
-        for number, entry in self._entries():
+        for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
@@ -83,7 +83,7 @@ class _Lines:
                     raise self.error(f"has the unknown field {field!r}; {said}")
             yield number, entry
 
-    def _entries(self) -> Iterator[tuple[int, Any]]:
+    def entries(self) -> Iterator[tuple[int, Any]]:
         """Yield what stands on each line, or in each place of a list, with its number from 1."""
         text = _read(self.path)
         if self.path.suffix.lower() == ".json":
@@ -339,6 +339,29 @@ def _answers(lines: _Lines, entry: dict[str, Any], *, optional: bool) -> dict[st
         return check_scores(answers)
     except ValueError as problem:
         raise lines.error(str(problem)) from None
+
+
+def splits_in(path: Path) -> list[str]:
+    """List the splits that the lines of a file name, in the order of their first lines."""
+    found = (entry.get("split") for _, entry in _Lines(path, None).walk())
+    return list(dict.fromkeys(str(split) for split in found if split is not None))
+
+
+def kinds_in(path: Path) -> set[str]:
+    """Tell which sources the objects of a file may be read as: a user's own or public ones.
+
+    Raises:
+        ValueError: if the file is no list of objects.
+    """
+    fields: set[str] = set()
+    for _, entry in _Lines(path, None).entries():
+        fields |= set(entry) if isinstance(entry, dict) else set()
+    if {"sentence", "label"} <= fields:
+        return {"reasoning"}
+    if {"caption_0", "image_0"} <= fields:
+        return {"swapped"}
+    found = {"captions"} if fields & _OF_CAPTIONS else set()
+    return found | ({"questions"} if fields & _OF_QUESTIONS else set())
 
 
 def is_list(path: Path) -> bool:

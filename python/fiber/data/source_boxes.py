@@ -52,6 +52,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def told_size(picture: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (height, width) of a picture as its entry has them; None if it has none."""
+    size = picture.get("height"), picture.get("width")
+    if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+        return size  # type: ignore[return-value]
+    return None
+
+
 def xyxy_box(
     file: SourceFile,
     entry: Mapping[str, Any],

@@ -25,7 +25,7 @@ from typing import Any
 from fiber.data.mdetr import label_boxes, phrases, referring
 from fiber.data.prompts import class_prompt
 from fiber.data.records import Record
-from fiber.data.source_boxes import boxes_by_image, class_names, read_boxes
+from fiber.data.source_boxes import boxes_by_image, class_names, read_boxes, told_size
 from fiber.data.source_files import (
     NO_VOTES,
     RecordList,
@@ -91,6 +91,7 @@ def captions(
                 key=f"{path.stem}/{file.get(entry, 'id', int, str)}",
                 images=(image,),
                 image_id=image,
+                image_size=told_size(picture),
                 text=file.text(entry, "caption"),
                 group=entry.get("group", ""),
             )
@@ -155,6 +156,7 @@ def detection_records(file: SourceFile, root: str, *, objects: bool = False) -> 
                 key=key,
                 images=(image,),
                 image_id=image,
+                image_size=told_size(entry),
                 text=prompt.text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=tuple(prompt.spans[places[category]] for category in own),

@@ -2,7 +2,6 @@
 
 The headers are gone through once; what was found is kept beside the file as "<name>.index" where
 that can be written, and is used again as long as the file's size and time of change are the same.
-Reads have no position (pread), so that threads share one open file; at most `OPEN_FILES` are open.
 
 Source of the format: POSIX.1-2017, pax, and the manual of GNU tar ("Basic Tar Format").
 """
@@ -13,14 +12,12 @@ import contextlib
 import json
 import os
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.data.pooled_files import PooledFile
 from fiber.files import PART
 
-#: Tar files of this process that are open at once.
-OPEN_FILES = 64
 _BLOCK = 512
 #: Longest name or list of attributes that a header of its own may hold, in bytes.
 _MOST_HEADER_BYTES = 1 << 20
@@ -39,48 +36,7 @@ class Member(NamedTuple):
     size: int
 
 
-class _OpenFile:
-    """A file descriptor, closed when the last one who reads from it lets it go."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-class _Pool:
-    """The files that are open, the one that was used last at the end."""
-
-    def __init__(self) -> None:
-        self.files: OrderedDict[tuple[Path, int, int], _OpenFile] = OrderedDict()
-        self.lock = threading.Lock()
-
-    def unlock(self) -> None:
-        """Forget who held the lock: in a forked process that thread is not there."""
-        self.lock = threading.Lock()
-
-    def get(self, shard: TarFile) -> _OpenFile:
-        key = (shard.path, shard.bytes, shard.changed)
-        with self.lock:
-            if key not in self.files:
-                opened = _OpenFile(shard.path)
-                shard.check(os.fstat(opened.descriptor))
-                self.files[key] = opened
-                while len(self.files) > OPEN_FILES:
-                    # A thread that reads from it keeps it open until it is done.
-                    self.files.popitem(last=False)
-            self.files.move_to_end(key)
-            return self.files[key]
-
-
-_POOL = _Pool()
-os.register_at_fork(after_in_child=_POOL.unlock)
-
-
-class TarFile:
+class TarFile(PooledFile):
     """A tar file and its members, in their order.
 
     Args:
@@ -98,37 +54,13 @@ class TarFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a tar file")
-        self.path = path
-        found = path.stat()
-        self.bytes, self.changed = found.st_size, found.st_mtime_ns
+        super().__init__(path)
         self.members: list[Member] = []
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []
         if not self._read_index():
             _Scan(self).run()
             self._write_index()
-
-    def read(self, start: int, size: int) -> bytes:
-        """Read bytes from a place.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ValueError: if it has changed since it was opened, with its name.
-        """
-        file = _POOL.get(self)
-        parts, done = [], 0
-        while done < size:
-            part = os.pread(file.descriptor, size - done, start + done)
-            if not part:
-                raise ValueError(
-                    f"{self.path} ends at byte {start + done}, inside a member of {size} bytes at"
-                    f" byte {start}: it has been cut since it was opened"
-                )
-            parts.append(part)
-            done += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def text(self, member: Member) -> str:
         """Read a member that holds text.
@@ -142,18 +74,6 @@ class TarFile:
             raise ValueError(
                 f"{self.path}: member {member.name!r} is not UTF-8 text ({problem})"
             ) from None
-
-    def check(self, found: os.stat_result) -> None:
-        """Check that the file is the one that was gone through.
-
-        Raises:
-            ValueError: if its size or time of change is another.
-        """
-        if (found.st_size, found.st_mtime_ns) != (self.bytes, self.changed):
-            raise ValueError(
-                f"{self.path} has changed since it was opened: {self.bytes} bytes then,"
-                f" {found.st_size} now; open the data again"
-            )
 
     def _index_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.index")
@@ -332,11 +252,6 @@ def _pax_records(data: bytes) -> list[tuple[str, str]]:
         records.append((key.decode("utf-8"), value.decode("utf-8")))
         data = rest[end:]
     return records
-
-
-def forget_open_files() -> None:
-    """Close every file of the pool that nobody reads from."""
-    _POOL.files.clear()
 
 
 def as_json(text: str, where: str) -> dict[str, Any]:

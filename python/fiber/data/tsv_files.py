@@ -28,7 +28,7 @@ from typing import Any, overload
 import numpy as np
 
 from fiber.data.prompts import class_prompt
-from fiber.data.records import Record
+from fiber.data.records import Record, StoredPictures
 from fiber.data.source_boxes import EMPTY_BOX_PIXELS, is_number
 from fiber.data.source_files import read_text
 
@@ -156,19 +156,22 @@ class TsvRecords(Sequence[Record]):
         """Read a record.
 
         Raises:
-            ValueError: if its label or picture is not as expected, with file and line.
+            ValueError: if its label is not as expected, with file and line; so is its picture when
+                it is looked at.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         line = int(self._lines[index])
-        boxes, labels = self._boxes(line)
+        size = self._size(line)
+        boxes, labels = self._boxes(line, size)
         prompt = self._prompt
         key = f"{self._name}/{line}"
         return Record(
             key=key,
-            images=(self._picture(line),),
+            images=StoredPictures(self._picture, (line,)),
             image_id=key,
+            image_size=None if math.isinf(size[0]) else (int(size[0]), int(size[1])),
             text=prompt.text,
             boxes_xyxy=tuple(boxes),
             char_spans=tuple(prompt.spans[label] for label in labels),
@@ -177,7 +180,9 @@ class TsvRecords(Sequence[Record]):
             label_spans=prompt.spans,
         )
 
-    def _boxes(self, line: int) -> tuple[list[tuple[float, float, float, float]], list[int]]:
+    def _boxes(
+        self, line: int, size: tuple[float, float]
+    ) -> tuple[list[tuple[float, float, float, float]], list[int]]:
         """Return boxes (half-open, pixels) and the places of their classes."""
         row = self._labels.row(line)
         where = f"{self._labels.path}: line {line}"
@@ -186,7 +191,6 @@ class TsvRecords(Sequence[Record]):
             objects = objects.get("objects")
         if not isinstance(objects, list):
             raise ValueError(f"{where} holds no list of objects, but {str(objects)[:60]}")
-        size = self._size(line)
         boxes, own = [], []
         for number, entry in enumerate(objects):
             problem = None

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fiber.data.row_records import (
     Row,
@@ -117,7 +117,7 @@ class _Shards:
                 if picture is None:
                     self._count("samples without a picture")
                     continue
-                values = _values(file, sample)
+                values = fields_of(file, sample)
                 if not any(name in values for name in wanted):
                     self._count(f"samples without {what}")
                     continue
@@ -150,9 +150,13 @@ class _Shards:
         self.counts[what] = self.counts.get(what, 0) + 1
 
 
-def _values(file: TarFile, sample: Sample) -> dict:
-    """Return the fields of a sample; a text is the caption of JSON that has none."""
-    values = {}
+def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
+    """Return the fields of a sample; a text is the caption of JSON that has none.
+
+    Raises:
+        ValueError: if its text or JSON is none, with file and member.
+    """
+    values: dict[str, Any] = {}
     if "json" in sample.members:
         member = sample.members["json"]
         values = as_json(file.text(member), f"{file.path}: member {member.name!r}")

@@ -16,11 +16,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from fiber.data import sources
+from fiber.data.box_drawing import COLORS
 from fiber.data.records import Record
 from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
-from fiber.postprocess.detections import COLORS
 from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import evaluate
 

@@ -11,25 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiber.data.box_drawing import draw_boxes
 from fiber.postprocess.files import save_picture
 from fiber.postprocess.find import FoundBoxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Colours of boxes, by label; chosen to differ on light and on dark ground.
-COLORS = (
-    (230, 25, 75),
-    (60, 160, 75),
-    (0, 110, 220),
-    (245, 130, 48),
-    (145, 30, 180),
-    (0, 150, 150),
-    (200, 40, 160),
-    (140, 100, 20),
-    (90, 90, 200),
-    (120, 130, 0),
-)
 #: Shorter side that a small picture is enlarged to before it is drawn on, in pixels.
 MIN_DRAWN_SIDE = 384
 #: Longer side that a picture is enlarged to at most, in pixels; a row of pixels stays one.
@@ -130,34 +118,22 @@ class Detections:
     def draw(self) -> Image:
         """Draw boxes and labels on the picture; a small picture is enlarged first.
 
+        The best box lies on top. No label covers another one, unless there are too many for the
+        picture.
+
         Raises:
             ValueError: if the picture is not known or has another size.
         """
-        from PIL import ImageDraw, ImageFont
-
         image = self._open()
         scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
         scale = max(1, min(scale, MAX_DRAWN_SIDE // max(image.size)))
         image = image.resize((image.width * scale, image.height * scale))
-        draw = ImageDraw.Draw(image)
-        thickness = max(2, min(image.size) // 250)
-        font = ImageFont.load_default(size=max(12, min(image.size) // 35))
-        # The best box last, so that it lies on top.
-        for place in reversed(range(len(self))):
-            color = COLORS[int(self.indices[place]) % len(COLORS)]
-            x0, y0, x1, y1 = (float(number) * scale for number in self.boxes_xyxy[place])
-            # PIL counts the last pixel of a rectangle in.
-            draw.rectangle(
-                (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=color, width=thickness
-            )
-            text = f"{self.labels[place]} {self.scores[place]:.2f}"
-            left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-            width, height = right - left + 6, bottom - top + 6
-            # Above the box where there is room, else inside it; never outside the picture.
-            x = min(max(x0, 0), max(image.width - width, 0))
-            y = y0 - height if y0 >= height else y0
-            draw.rectangle((x, y, x + width, y + height), fill=color)
-            draw.text((x + 3 - left, y + 3 - top), text, fill=(255, 255, 255), font=font)
+        draw_boxes(
+            image,
+            [[float(number) * scale for number in box] for box in self.boxes_xyxy],
+            [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)],
+            [int(index) for index in self.indices],
+        )
         return image
 
     def save(self, path: str | os.PathLike[str]) -> None:

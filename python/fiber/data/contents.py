@@ -1,0 +1,220 @@
+"""What a folder or a file holds: which sources, of which splits."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fiber.data import coco_folders, own_data, packs, rows
+from fiber.data.forms import FORMS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
+from fiber.data.opening import (
+    SeveralFormsError,
+    choose_form,
+    file_reader,
+    open_source,
+    splits_there,
+)
+from fiber.data.records import RecordSet
+from fiber.data.source_files import read_json
+from fiber.data.table_records import TABLE_KIND
+from fiber.data.tables import open_table
+from fiber.data.tar_files import TarFile
+from fiber.data.webdataset_shards import fields_of, samples_of
+
+AnyPath = str | PathLike[str]
+
+#: Sources that are looked for; the others are named sets of these.
+SOURCES = (
+    "captions",
+    "phrases",
+    "mixed",
+    "referring",
+    "questions",
+    "detection",
+    "objects365",
+    "reasoning",
+    "swapped",
+)
+#: Sources whose readers can leave faulty boxes out.
+SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
+#: Samples or entries of a file that are looked into to tell what it holds.
+_LOOKED_AT = 100
+_NAMES_OF_SPLITS = r"train|val|test|dev"
+# Names of splits for others that readers know.
+_OTHER_SPLITS = {"validation", "valid", "mini_val", "training"}
+
+
+class Part(NamedTuple):
+    """One source and split that a folder or a file holds."""
+
+    source: str
+    split: str
+    #: The folder or file.
+    data: Path
+
+    def open(self, **options: Any) -> RecordSet:
+        """Read the records; arguments and errors are those of `open_source`."""
+        return open_source(self.source, self.data, self.split, **options)
+
+
+def parts_of(data: AnyPath) -> list[Part]:
+    """Find what a folder or a file holds; "train" comes first, then the other splits by name.
+
+    Nothing is read whole but a file that is named, or that is called like files of several kinds.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if it holds nothing that is known.
+    """
+    path = Path(data)
+    if packs.is_pack(path):
+        description = packs.read_description(path)
+        found = [Part(part["source"], part["split"], path) for part in description["parts"]]
+    elif path.is_dir():
+        found = [part for source in SOURCES for part in _in_folder(source, path)]
+    elif path.is_file():
+        found = list(_in_file(path))
+    else:
+        raise FileNotFoundError(f"{path}: no such folder or file")
+    if not found:
+        raise ValueError(f"{path}: {_nothing(path)}")
+    order = {source: place for place, source in enumerate(FORMS)}
+    return sorted(found, key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
+
+
+def _nothing(path: Path) -> str:
+    names = ", ".join(
+        forms[0].pattern.format(split="SPLIT") for forms in (FORMS[source] for source in SOURCES)
+    )
+    if path.is_dir():
+        return (
+            f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl,"
+            " SPLIT-*.tar, SPLIT-*.parquet, COCO's files or another form that docs/data.md lists"
+        )
+    return (
+        "its records are of no known kind; expected captions, questions, statements or boxes in"
+        " one of the forms that docs/data.md lists"
+    )
+
+
+def _in_folder(source: str, folder: Path) -> Iterator[Part]:
+    for split in _candidates(source, folder):
+        try:
+            reader, file = choose_form(source, folder, split)
+        except FileNotFoundError:
+            continue
+        except SeveralFormsError as problem:
+            # Each of them has a name of its own, or opening says that they are several.
+            yield from (Part(name, split, folder) for name in problem.sources or (source,))
+            continue
+        except ValueError:
+            # Opening says what is wrong.
+            yield Part(source, split, folder)
+            continue
+        if source == "detection" and file is None:
+            found = coco_folders.find(folder, split)
+            file = None if found is None else found.file
+        if reader in WITH_SPLITS and file is not None and split not in _karpathy_splits(file):
+            continue
+        if file is None or not _may_be_another(file) or source in kinds_of(file):
+            yield Part(source, split, folder)
+
+
+def _candidates(source: str, folder: Path) -> Iterable[str]:
+    splits = dict.fromkeys(("train", "restval", "val", "test"))
+    if source == "detection":
+        own = FORMS[source][0].pattern.replace("{split}", "*")
+        # Of other tools' names for splits `coco_folders` knows those that count.
+        names = [path.name for path in folder.glob(own)]
+        splits |= dict.fromkeys(name.removeprefix("instances_")[:-5] for name in names)
+    else:
+        splits |= dict.fromkeys(splits_there(source, folder))
+    return [split for split in splits if split not in _OTHER_SPLITS]
+
+
+def _may_be_another(file: Path) -> bool:
+    """Whether files of several sources are called so: "train.json" may be anything."""
+    return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
+        file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
+    )
+
+
+def _karpathy_splits(file: Path) -> set[str]:
+    found = read_json(file, "Karpathy's splits").data.get("images", ())
+    return {str(entry.get("split")) for entry in found if isinstance(entry, dict)}
+
+
+def _in_file(path: Path) -> Iterator[Part]:
+    named = [
+        source
+        for source in SOURCES
+        for form in FORMS[source]
+        if not Path(form.pattern).name.startswith(("{split}.", "*."))
+        and path.suffix not in PART_SUFFIXES
+        and fnmatch(path.name, Path(form.pattern.format(split="*")).name)
+    ]
+    for source in dict.fromkeys(named or sorted(kinds_of(path), key=SOURCES.index)):
+        told = re.search(rf"(?<![a-z])({_NAMES_OF_SPLITS})(?![a-z])", path.stem)
+        splits = [told[1] if told else "train"]
+        reader = file_reader(source, path, splits[0])
+        if reader in WITH_SPLITS:
+            splits = sorted(_karpathy_splits(path))
+        elif reader in (own_data.own_captions, own_data.own_questions):
+            splits = own_data.splits_in(path) or splits
+        yield from (Part(source, split, path) for split in splits)
+
+
+def kinds_of(path: Path) -> set[str]:
+    """Tell which sources a file may hold by what is in it; a broken one holds none."""
+    try:
+        if path.suffix in (".parquet", ".arrow"):
+            return _kinds_of_fields(open_table(path, TABLE_KIND).columns)
+        if path.suffix == ".tar":
+            file = TarFile(path)
+            some = itertools.islice(samples_of(file, {}), _LOOKED_AT)
+            return _kinds_of_fields({name for sample in some for name in fields_of(file, sample)})
+        if path.suffix in (".jsonl", ".csv") or own_data.is_list(path):
+            return own_data.kinds_in(path)
+        if path.suffix == ".json":
+            return _kinds_of_json(read_json(path, "annotations").data, path.name)
+    except (ValueError, OSError):
+        return _by_suffix(path.suffix)
+    return {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}.get(
+        path.suffix, set()
+    )
+
+
+def _by_suffix(suffix: str) -> set[str]:
+    """Take a broken file for what it likely is; its reader says what is wrong."""
+    return {".json": {"detection"}}.get(suffix, {"captions"})
+
+
+def _kinds_of_fields(fields: Iterable[str]) -> set[str]:
+    known = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
+    found = {source for source, names in known.items() if not set(names).isdisjoint(fields)}
+    return {"reasoning"} if "image_0" in fields else found
+
+
+def _kinds_of_json(data: dict[str, Any], name: str) -> set[str]:
+    first = {
+        key: value[0]
+        for key, value in data.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    picture, box = first.get("images", {}), first.get("annotations", {})
+    if "questions" in data:
+        return {"questions"}
+    if "sentences" in picture or "caption" in box:
+        return {"captions"}
+    if "caption" in picture:
+        if "data_source" in picture:
+            return {"mixed"}
+        return {"referring"} if "refcoco" in name else {"phrases"}
+    if "identifier" in data:
+        return {"reasoning"}
+    return {"detection"} if "images" in data and "annotations" in data else set()
