@@ -2,14 +2,18 @@
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
 //! [`record`] -> [`sample`] (by [`image`], [`augment`], [`crop`], [`resize`], [`rand_augment`],
-//! [`affine`], [`enhance`], [`boxes`], [`tokenizer`], [`spans`] and [`random`]) -> [`collate`], on the
-//! threads of [`loader`].
+//! [`affine`], [`enhance`], [`boxes`], [`tokenizer`], [`prompts`], [`spans`] and [`random`]) ->
+//! [`collate`], on the threads of [`loader`]. Texts alone: [`text_batch`].
 
+mod added_tokens;
 pub mod affine;
 pub mod assembly;
 pub mod augment;
 pub mod boxes;
+mod bpe;
 pub mod buffers;
+mod byte_level;
+mod characters;
 pub mod collate;
 pub mod crop;
 pub mod enhance;
@@ -20,6 +24,8 @@ pub mod jpeg;
 pub mod loader;
 pub mod normalize;
 pub mod paint;
+mod pretokens;
+pub mod prompts;
 pub mod rand_augment;
 pub mod random;
 pub mod record;
@@ -28,8 +34,12 @@ pub mod row_resizer;
 pub mod sample;
 pub mod spans;
 pub mod storage;
+pub mod text_batch;
 pub mod tokenizer;
+pub mod tokenizer;
+mod tokenizer_json;
 pub mod turn;
+mod word_cache;
 
 pub use error::Error;
 

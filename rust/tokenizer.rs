@@ -1,16 +1,23 @@
 //! Byte-level BPE as RoBERTa uses it, with the span of code points of every token.
+//!
+//! Texts go through [`crate::byte_level`] where the file is a byte-level BPE and nothing more, else
+//! through the crate `tokenizers`, which also trains, reads, writes and decodes. Both give the same.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{AddedToken, ModelWrapper, Tokenizer as Inner};
+use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Inner};
 
 use crate::Error;
+use crate::byte_level::{ByteLevel as Fast, Tokens};
+use crate::prompts::{Prompt, Prompts};
 use crate::spans::CharSpan;
+use crate::tokenizer_json;
 
 /// Id of `<s>`, which starts every text.
 pub const START_ID: u32 = 0;
@@ -36,11 +43,28 @@ pub struct Encoded {
     pub offsets: Vec<CharSpan>,
 }
 
+impl Encoded {
+    /// Cut to a number of tokens, of which the last is `</s>`.
+    pub(crate) fn cut(&mut self, max_tokens: Option<usize>) {
+        if let Some(limit) = max_tokens
+            && self.ids.len() > limit
+        {
+            self.ids.truncate(limit.saturating_sub(1));
+            self.ids.push(END_ID);
+            self.offsets.truncate(limit.saturating_sub(1));
+            self.offsets.push((0, 0));
+        }
+    }
+}
+
 /// A byte-level BPE tokenizer.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
+    /// The same without what `tokenizers` spends on other kinds.
+    fast: Option<Arc<Fast>>,
     vocab_size: usize,
+    prompts: Arc<Prompts>,
 }
 
 impl Tokenizer {
@@ -138,7 +162,20 @@ impl Tokenizer {
                 )));
             }
         }
-        Ok(Self { inner, vocab_size })
+        let json = inner.to_string(false).map_err(tokenizer_error)?;
+        let known = inner.get_model().get_vocab_size();
+        Ok(Self {
+            fast: tokenizer_json::read(&json, known)?.map(Arc::new),
+            inner,
+            vocab_size,
+            prompts: Arc::default(),
+        })
+    }
+
+    /// Whether texts go through our own byte-level BPE, not through `tokenizers`.
+    #[must_use]
+    pub fn is_fast(&self) -> bool {
+        self.fast.is_some()
     }
 
     /// Write a `tokenizer.json`; the file appears whole or not at all.
@@ -185,9 +222,33 @@ impl Tokenizer {
 
     /// Split a text into tokens; at most `max_tokens`, of which the last is always `</s>`.
     ///
+    /// Long texts are kept, since prompts come again.
+    ///
     /// # Errors
     /// [`Error::Argument`] where `max_tokens` is below 2.
     pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        if let Some(limit) = max_tokens {
+            check_max_tokens(limit)?;
+        }
+        if Prompts::keeps(text) {
+            return Ok(self.prompt(text)?.encoded(max_tokens));
+        }
+        self.encode_anew(text, max_tokens)
+    }
+
+    fn encode_anew(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        if let Some(fast) = &self.fast {
+            let mut tokens = Tokens::default();
+            let limit = (max_tokens.unwrap_or(usize::MAX), END_ID);
+            fast.encode(std::iter::once(text), limit, true, &mut tokens);
+            let spans = tokens.spans.iter();
+            return Ok(Encoded {
+                offsets: spans
+                    .map(|&(start, end)| (start as usize, end as usize))
+                    .collect(),
+                ids: tokens.ids,
+            });
+        }
         let encoding = self
             .inner
             .encode_char_offsets(text, true)
@@ -196,16 +257,51 @@ impl Tokenizer {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
         };
+        encoded.cut(max_tokens);
+        Ok(encoded)
+    }
+
+    /// The tokens of a text that is likely to come again.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where `tokenizers` gives up.
+    pub fn prompt(&self, text: &str) -> Result<Arc<Prompt>, Error> {
+        self.prompts
+            .get_or_make(text, || self.encode_anew(text, None))
+    }
+
+    /// Append the tokens of texts, each cut to `max_tokens`; returns their counts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_into<'a>(
+        &self,
+        texts: impl Iterator<Item = &'a str>,
+        max_tokens: Option<usize>,
+        with_spans: bool,
+        tokens: &mut Tokens,
+    ) -> Result<Vec<usize>, Error> {
         if let Some(limit) = max_tokens {
             check_max_tokens(limit)?;
-            if encoded.ids.len() > limit {
-                encoded.ids.truncate(limit - 1);
-                encoded.ids.push(END_ID);
-                encoded.offsets.truncate(limit - 1);
-                encoded.offsets.push((0, 0));
-            }
         }
-        Ok(encoded)
+        if let Some(fast) = &self.fast {
+            let limit = (max_tokens.unwrap_or(usize::MAX), END_ID);
+            return Ok(fast.encode(texts, limit, with_spans, tokens));
+        }
+        let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+        texts
+            .map(|text| {
+                let encoded = self.encode(text, max_tokens)?;
+                tokens.ids.extend_from_slice(&encoded.ids);
+                if with_spans {
+                    let spans = encoded.offsets.iter();
+                    tokens
+                        .spans
+                        .extend(spans.map(|&(start, end)| (number(start), number(end))));
+                }
+                Ok(encoded.ids.len())
+            })
+            .collect()
     }
 
     /// Join tokens to a text; special ones are left out.

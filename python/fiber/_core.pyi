@@ -264,6 +264,79 @@ class Tokenizer:
             in front of a word; special tokens cover (0, 0).
         """
 
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        pad_to: int | None = None,
+        offsets: bool = False,
+    ) -> dict[str, Buffer]:
+        """Split B texts into padded arrays of L tokens.
+
+        Args:
+            texts: Any texts.
+            max_tokens: Longest text; longer ones are cut and still end with </s>.
+            pad_to: L; the longest text's tokens unless given.
+            offsets: Whether spans are wanted.
+
+        Returns:
+            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True = real token, and where wanted
+            "offsets" (B, L, 2) int64, as `encode` gives them and (0, 0) for padding.
+
+        Raises:
+            ValueError: if `max_tokens` is below 2 or `pad_to` below the longest text's tokens.
+        """
+
+    def encode_masked_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        mlm_probability: float,
+        seed: int,
+        epoch: int,
+        indices: Sequence[int],
+        max_tokens: int | None = None,
+        pad_to: int | None = None,
+    ) -> dict[str, Buffer]:
+        """Split B texts and mask words, as the loader does.
+
+        Args:
+            texts: Any texts.
+            mlm_probability: Of a token to be picked: 80 % of those become <mask>, 10 % another token.
+            seed: Start of the draws.
+            epoch: Epoch of the draws.
+            indices: Number of each text's sample; draws depend on nothing else.
+            max_tokens: As in `encode_batch`.
+            pad_to: As in `encode_batch`.
+
+        Returns:
+            "token_ids", "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; the label of
+            a token that was not picked is -100.
+
+        Raises:
+            ValueError: as `encode_batch`, for a probability outside 0 to 1, and if there is not one
+                number for each text.
+        """
+
+    def positive_map(
+        self,
+        text: str,
+        char_spans: Sequence[Sequence[tuple[int, int]]],
+        *,
+        max_tokens: int | None = None,
+    ) -> Buffer:
+        """Tell for every box which tokens of a text name it; long texts are kept encoded.
+
+        Args:
+            text: The caption or prompt.
+            char_spans: For each of G boxes, its half-open spans of code points.
+            max_tokens: As in `encode`.
+
+        Returns:
+            (G, L) bool, as `fiber._core.positive_map` of the text's offsets.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Join tokens to a text; special ones are left out.
 

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyDict, PyTuple};
 
+use super::arrays::{Buffer, Values};
 use crate::spans::CharSpan;
+use crate::text_batch::{self, Layout, Masking, TextBatch};
 use crate::tokenizer;
 
 /// Byte-level BPE as RoBERTa uses it.
@@ -86,6 +89,70 @@ impl Tokenizer {
         Ok((encoded.ids, encoded.offsets))
     }
 
+    /// Split texts into padded arrays.
+    #[pyo3(signature = (texts, *, max_tokens = None, pad_to = None, offsets = false))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<PyBackedStr>,
+        max_tokens: Option<usize>,
+        pad_to: Option<usize>,
+        offsets: bool,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let layout = Layout {
+            max_tokens,
+            pad_to,
+            offsets,
+            masking: None,
+        };
+        self.batch(py, &texts, &layout)
+    }
+
+    /// Split texts into padded arrays, and mask words.
+    #[pyo3(signature = (texts, *, mlm_probability, seed, epoch, indices, max_tokens = None, pad_to = None))]
+    #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+    fn encode_masked_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<PyBackedStr>,
+        mlm_probability: f64,
+        seed: u64,
+        epoch: u64,
+        indices: Vec<u64>,
+        max_tokens: Option<usize>,
+        pad_to: Option<usize>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let masking = Masking {
+            probability: mlm_probability,
+            seed,
+            epoch,
+            indices,
+        };
+        let layout = Layout {
+            max_tokens,
+            pad_to,
+            offsets: false,
+            masking: Some(masking),
+        };
+        self.batch(py, &texts, &layout)
+    }
+
+    /// Tell for every box which tokens of a text name it.
+    #[pyo3(signature = (text, char_spans, *, max_tokens = None))]
+    fn positive_map(
+        &self,
+        text: &str,
+        char_spans: Vec<Vec<CharSpan>>,
+        max_tokens: Option<usize>,
+    ) -> PyResult<Buffer> {
+        if let Some(limit) = max_tokens {
+            tokenizer::check_max_tokens(limit)?;
+        }
+        let prompt = self.inner.prompt(text)?;
+        let (rows, tokens) = prompt.positive_map(&char_spans, max_tokens);
+        Buffer::new(Values::Bool(rows), &[char_spans.len(), tokens])
+    }
+
     /// Join tokens to a text.
     fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
         Ok(self.inner.decode(&ids)?)
@@ -108,5 +175,39 @@ impl Tokenizer {
                 PyTuple::new(slf.py(), [slf.get().to_json()?])?.into_any(),
             ],
         )
+    }
+}
+
+impl Tokenizer {
+    fn batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &[PyBackedStr],
+        layout: &Layout,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let batch = py.detach(|| text_batch::encode(&self.inner, texts, layout))?;
+        let TextBatch {
+            num_tokens,
+            token_ids,
+            text_mask,
+            offsets,
+            masked_ids,
+            mlm_labels,
+        } = batch;
+        let fields = PyDict::new(py);
+        let shape = [texts.len(), num_tokens, 2];
+        let set = |name: &str, values: Values, shape: &[usize]| {
+            fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
+        };
+        set("token_ids", Values::Int64(token_ids), &shape[..2])?;
+        set("text_mask", Values::Bool(text_mask), &shape[..2])?;
+        if layout.offsets {
+            set("offsets", Values::Int64(offsets), &shape)?;
+        }
+        if layout.masking.is_some() {
+            set("masked_ids", Values::Int64(masked_ids), &shape[..2])?;
+            set("mlm_labels", Values::Int64(mlm_labels), &shape[..2])?;
+        }
+        Ok(fields)
     }
 }

@@ -1,11 +1,15 @@
 """The tokenizer against the published vocabulary's own implementation."""
 
+import json
 import pickle
 import random
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fiber import _core
 from fiber._core import Tokenizer
 
 ROBERTA = Path(__file__).parents[2] / "../shared/assets/roberta-base"
@@ -28,6 +32,14 @@ def test_empty_text(tokenizer):
     assert tokenizer.encode("") == ([0, 2], [(0, 0), (0, 0)])
     assert tokenizer.encode("", max_tokens=2) == ([0, 2], [(0, 0), (0, 0)])
     assert tokenizer.decode([]) == ""
+
+
+def test_no_texts(tokenizer):
+    for offsets in (False, True):
+        batch = tokenizer.encode_batch([], offsets=offsets)
+        assert batch["token_ids"].shape == batch["text_mask"].shape == (0, 0)
+    assert tokenizer.encode_batch([], pad_to=5)["token_ids"].shape == (0, 5)
+    assert np.asarray(tokenizer.positive_map("a", [])).shape[0] == 0
 
 
 def test_special_tokens(tokenizer):
@@ -65,6 +77,104 @@ def test_truncation_keeps_the_end(tokenizer):
         assert ids == [*whole[:kept], 2] and offsets == [*whole_offsets[:kept], (0, 0)]
     with pytest.raises(ValueError, match="max_tokens: 1; expected 2 or more"):
         tokenizer.encode("a", max_tokens=1)
+
+
+@pytest.mark.parametrize("limit", [None, 2, 7, 100])
+@pytest.mark.parametrize("pad_to", [None, 60])
+def test_a_batch_is_its_texts_padded(tokenizer, limit, pad_to):
+    rng = random.Random(1)
+    texts = ["", *CAPTIONS[:5], *(random_text(rng)[:20] for _ in range(20)), "the <mask> cube"]
+    encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
+    pad_to = pad_to and max(pad_to, *(len(ids) for ids, _ in encoded))
+    batch = tokenizer.encode_batch(texts, max_tokens=limit, pad_to=pad_to, offsets=True)
+    length = pad_to or max(len(ids) for ids, _ in encoded)
+    ids, mask, offsets = (np.asarray(batch[k]) for k in ("token_ids", "text_mask", "offsets"))
+    assert (ids.dtype, mask.dtype, offsets.dtype) == (np.int64, np.bool_, np.int64)
+    assert ids.shape == mask.shape == (len(texts), length) and offsets.shape == (*ids.shape, 2)
+    for row, (expected, spans) in enumerate(encoded):
+        rest = length - len(expected)
+        assert ids[row].tolist() == expected + [1] * rest
+        assert mask[row].tolist() == [True] * len(expected) + [False] * rest
+        assert offsets[row].tolist() == [list(span) for span in spans] + [[0, 0]] * rest
+    without = tokenizer.encode_batch(texts, max_tokens=limit, pad_to=pad_to)
+    assert set(without) == {"token_ids", "text_mask"}
+    assert np.array_equal(np.asarray(without["token_ids"]), ids)
+
+
+def test_masking_depends_on_the_sample_only(tokenizer):
+    def run(texts, indices, **changes):
+        settings = {"mlm_probability": 0.3, "seed": 1, "epoch": 2, "pad_to": 40} | changes
+        batch = tokenizer.encode_masked_batch(texts, indices=indices, **settings)
+        return {name: np.asarray(values) for name, values in batch.items()}
+
+    batch = run(CAPTIONS, list(range(len(CAPTIONS))))
+    ids, seen, labels = batch["token_ids"], batch["masked_ids"], batch["mlm_labels"]
+    picked = labels != -100
+    assert 0.2 < picked[ids > 3].mean() < 0.4 and not picked[ids <= 3].any()
+    assert (labels[picked] == ids[picked]).all() and (seen[~picked] == ids[~picked]).all()
+    assert 0.6 < (seen[picked] == tokenizer.mask_id).mean() < 0.95
+    alone = run(CAPTIONS[5:6], [5])
+    assert all(np.array_equal(alone[name][0], values[5]) for name, values in batch.items())
+    assert not np.array_equal(run(CAPTIONS[5:6], [5], epoch=3)["masked_ids"][0], seen[5])
+    assert (run(CAPTIONS, [0] * len(CAPTIONS), mlm_probability=0)["mlm_labels"] == -100).all()
+
+
+def test_wrong_batches_are_named(tokenizer):
+    with pytest.raises(ValueError, match="pad_to: 3; expected"):
+        tokenizer.encode_batch(CAPTIONS, pad_to=3)
+    with pytest.raises(ValueError, match="max_tokens: 1; expected 2"):
+        tokenizer.encode_batch(CAPTIONS, max_tokens=1)
+    with pytest.raises(ValueError, match="max_tokens: 1; expected 2"):
+        tokenizer.positive_map("a", [], max_tokens=1)
+    with pytest.raises(TypeError):
+        tokenizer.encode_batch("a text alone")
+    masking = {"mlm_probability": 0.5, "seed": 0, "epoch": 0}
+    with pytest.raises(ValueError, match="indices: 1 numbers; expected one for each of 2 texts"):
+        tokenizer.encode_masked_batch(["a", "b"], indices=[0], **masking)
+    with pytest.raises(ValueError, match="mlm_probability: 2; expected 0 to 1"):
+        tokenizer.encode_masked_batch([], indices=[], **(masking | {"mlm_probability": 2}))
+
+
+@pytest.mark.parametrize("limit", [None, 2, 30, 1000])
+def test_positive_maps_of_short_and_kept_texts(tokenizer, limit):
+    for text in ("a red cube", "☕ the red cube. ", "the red ring. ☕ a blue sphere. " * 20):
+        boxes = [[(2, 5)], [], [(0, 1), (len(text) - 3, len(text))], [(0, len(text))]]
+        for _ in range(2):
+            _, offsets = tokenizer.encode(text, max_tokens=limit)
+            expected = np.asarray(_core.positive_map(offsets, boxes))
+            found = np.asarray(tokenizer.positive_map(text, boxes, max_tokens=limit))
+            assert found.dtype == np.bool_ and np.array_equal(found, expected)
+
+
+def test_threads_share_a_tokenizer(tokenizer):
+    expected = [tokenizer.encode(text) for text in CAPTIONS]
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            wrong.extend(
+                t for t, e in zip(CAPTIONS, expected, strict=True) if tokenizer.encode(t) != e
+            )
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_other_kinds_of_tokenizers_are_encoded_too(tokenizer):
+    """What is no plain byte-level BPE goes through the crate, in batches as alone."""
+    content = json.loads(tokenizer.to_json())
+    content["normalizer"] = {"type": "Lowercase"}
+    other = Tokenizer.from_json(json.dumps(content))
+    texts = ["A RED Cube", "the BLUE ring" * 30]
+    assert [other.encode(text) for text in texts] == [tokenizer.encode(t.lower()) for t in texts]
+    theirs, ours = (t.encode_batch(texts, offsets=True) for t in (other, tokenizer))
+    assert not np.array_equal(theirs["token_ids"], ours["token_ids"])
+    ours = tokenizer.encode_batch([text.lower() for text in texts], offsets=True)
+    assert all(np.array_equal(theirs[name], ours[name]) for name in ours)
 
 
 def test_files_and_pickles(tokenizer, tmp_path):

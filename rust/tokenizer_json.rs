@@ -1,0 +1,185 @@
+//! Which `tokenizer.json` is a byte-level BPE and nothing more, and what it says.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use crate::Error;
+use crate::added_tokens::{AddedToken, AddedTokens};
+use crate::bpe::Bpe;
+use crate::byte_level::{ByteLevel, Rules};
+
+/// Read what `tokenizers` writes of a model with so many `known` tokens; `None` where a part is of another kind, which that crate carries out.
+///
+/// # Errors
+/// [`Error::Tokenizer`] where it is no JSON.
+pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error> {
+    let content: Value = serde_json::from_str(json)
+        .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))?;
+    let parts = || {
+        Some((
+            bpe(&content["model"], known)?,
+            added_tokens(&content["added_tokens"])?,
+            rules(&content)?,
+        ))
+    };
+    parts()
+        .map(|(bpe, added, rules)| ByteLevel::new(bpe, added, rules))
+        .transpose()
+}
+
+fn id(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}
+
+fn is_type(value: &Value, name: &str) -> bool {
+    value["type"].as_str() == Some(name)
+}
+
+/// The letters that stand for bytes: printable ones for themselves, the others from U+0100 on
+/// (Radford et al. 2019).
+fn letters() -> HashMap<char, u8> {
+    let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let printed = (0..=255_u8)
+        .filter(is_printable)
+        .map(|byte| (char::from(byte), byte));
+    let others = (0..=255_u8).filter(|byte| !is_printable(byte));
+    printed.chain(('\u{100}'..).zip(others)).collect()
+}
+
+/// The model, where no option changes what merges alone give.
+fn bpe(model: &Value, known: usize) -> Option<Bpe> {
+    let is_off = |name: &str| match &model[name] {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        _ => false,
+    };
+    let options = [
+        "dropout",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+    ];
+    // `unk_token` and `fuse_unk` are for letters without a token, and every byte has one here.
+    if !is_type(model, "BPE") || !options.into_iter().all(is_off) {
+        return None;
+    }
+    let vocabulary = model["vocab"].as_object()?;
+    // Of two tokens with one id only one is written.
+    if vocabulary.len() != known {
+        return None;
+    }
+    let mut ids = HashMap::with_capacity(vocabulary.len());
+    for (token, value) in vocabulary {
+        ids.insert(token.as_str(), id(value)?);
+    }
+    let letters = letters();
+    let mut bytes = [0; 256];
+    let mut buffer = [0; 4];
+    for (letter, &byte) in &letters {
+        bytes[usize::from(byte)] = *ids.get(&*letter.encode_utf8(&mut buffer))?;
+    }
+    let mut merges = Vec::new();
+    for pair in model["merges"].as_array()? {
+        let (left, right) = (pair[0].as_str()?, pair[1].as_str()?);
+        let whole = ids.get(format!("{left}{right}").as_str())?;
+        merges.push((*ids.get(left)?, *ids.get(right)?, *whole));
+    }
+    let mut whole_words = HashMap::new();
+    if model["ignore_merges"].as_bool()? {
+        for (token, &id) in &ids {
+            let word: Option<Vec<u8>> = token.chars().map(|c| letters.get(&c).copied()).collect();
+            if let Some(word) = word {
+                whole_words.insert(word.into_boxed_slice(), id);
+            }
+        }
+    }
+    Some(Bpe::new(&bytes, merges.into_iter(), whole_words))
+}
+
+fn added_tokens(tokens: &Value) -> Option<AddedTokens> {
+    let token = |value: &Value| {
+        let flag = |name: &str| value[name].as_bool();
+        Some(AddedToken {
+            content: value["content"].as_str()?.to_owned(),
+            id: id(&value["id"])?,
+            single_word: flag("single_word")?,
+            lstrip: flag("lstrip")?,
+            rstrip: flag("rstrip")?,
+            normalized: flag("normalized")?,
+        })
+    };
+    let tokens: Option<Vec<_>> = tokens.as_array()?.iter().map(token).collect();
+    Some(AddedTokens::new(tokens?))
+}
+
+fn rules(content: &Value) -> Option<Rules> {
+    let splitter = &content["pre_tokenizer"];
+    if !content["normalizer"].is_null() || !is_type(splitter, "ByteLevel") {
+        return None;
+    }
+    let mut rules = Rules {
+        use_pattern: splitter["use_regex"].as_bool()?,
+        prefix_space: splitter["add_prefix_space"].as_bool()?,
+        ..Rules::default()
+    };
+    match &content["post_processor"] {
+        Value::Null => {}
+        processor if is_type(processor, "Sequence") => {
+            let mut done = false;
+            for part in processor["processors"].as_array()? {
+                // Once ids stand around the text, another step would count them.
+                if done || (rules.trim.is_some() && !is_type(part, "TemplateProcessing")) {
+                    return None;
+                }
+                process(part, &mut rules)?;
+                done = !is_type(part, "ByteLevel");
+            }
+        }
+        processor => process(processor, &mut rules)?,
+    }
+    Some(rules)
+}
+
+/// Add what one step does after the merges.
+fn process(step: &Value, rules: &mut Rules) -> Option<()> {
+    let trim = |step: &Value| {
+        let keeps_first = step["add_prefix_space"].as_bool()?;
+        Some(step["trim_offsets"].as_bool()?.then_some(keeps_first))
+    };
+    match step["type"].as_str()? {
+        "ByteLevel" => rules.trim = trim(step)?,
+        "RobertaProcessing" => {
+            rules.trim = trim(step)?;
+            rules.before.push(id(&step["cls"][1])?);
+            rules.after.push(id(&step["sep"][1])?);
+        }
+        "TemplateProcessing" => {
+            let mut is_behind = false;
+            for piece in step["single"].as_array()? {
+                if piece.get("Sequence").is_some() {
+                    if is_behind {
+                        return None;
+                    }
+                    is_behind = true;
+                    continue;
+                }
+                let name = piece["SpecialToken"]["id"].as_str()?;
+                let ids = step["special_tokens"][name]["ids"].as_array()?;
+                let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
+                let side = if is_behind {
+                    &mut rules.after
+                } else {
+                    &mut rules.before
+                };
+                side.extend(ids?);
+            }
+            if !is_behind {
+                return None;
+            }
+        }
+        _ => return None,
+    }
+    Some(())
+}
