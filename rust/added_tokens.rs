@@ -37,6 +37,8 @@ struct Set {
     by_first: Vec<Vec<AddedToken>>,
     /// Whether a token starts with the byte.
     starts: [bool; 256],
+    /// Those bytes.
+    firsts: Vec<u8>,
 }
 
 impl Set {
@@ -52,7 +54,24 @@ impl Set {
         for tokens in &mut by_first {
             tokens.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
         }
-        starts.contains(&true).then_some(Self { by_first, starts })
+        let firsts: Vec<u8> = (0..=255)
+            .filter(|&byte| starts[usize::from(byte)])
+            .collect();
+        (!firsts.is_empty()).then_some(Self {
+            by_first,
+            starts,
+            firsts,
+        })
+    }
+
+    /// Whether there may be one in a text.
+    #[inline]
+    fn may_be_in(&self, text: &[u8]) -> bool {
+        // One byte is sought in many at once, many bytes one by one.
+        match self.firsts.as_slice() {
+            [first] => text.contains(first),
+            _ => text.iter().any(|&byte| self.starts[usize::from(byte)]),
+        }
     }
 
     /// The longest token that starts at or behind `from`, at the first place that has one.
@@ -146,7 +165,7 @@ impl AddedTokens {
         [&self.first, &self.second]
             .into_iter()
             .flatten()
-            .any(|set| text.iter().any(|&byte| set.starts[usize::from(byte)]))
+            .any(|set| set.may_be_in(text))
     }
 
     /// Cut a text into added tokens and what stands between them; `pieces` is emptied first.

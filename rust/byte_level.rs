@@ -288,15 +288,23 @@ impl ByteLevel {
             } else {
                 Word::new(padded, at, end)
             };
-            if let Some((ids, ends)) = cache.short(word.key) {
-                tokens.ids.extend_from_slice(ids);
-                if SPANS {
+            let span = |from: usize, to: usize, tokens: &Tokens| {
+                self.span(padded, &place, from, to, first == tokens.spans.len())
+            };
+            if let Some(slot) = cache.short(word.key) {
+                if let Some(id) = slot.only_id() {
+                    tokens.ids.push(id);
+                    if SPANS {
+                        tokens.spans.push(span(at, word.end, tokens));
+                    }
+                } else {
                     let mut from = at;
-                    for &token_end in ends {
-                        let to = at + usize::from(token_end);
-                        let span = self.span(padded, &place, from, to, first == tokens.spans.len());
-                        tokens.spans.push(span);
-                        from = to;
+                    for (id, end) in slot.tokens() {
+                        tokens.ids.push(id);
+                        if SPANS {
+                            tokens.spans.push(span(from, at + end, tokens));
+                        }
+                        from = at + end;
                     }
                 }
             } else {
@@ -311,8 +319,7 @@ impl ByteLevel {
                     let to = at + token.end as usize;
                     tokens.ids.push(token.id);
                     if SPANS {
-                        let span = self.span(padded, &place, from, to, first == tokens.spans.len());
-                        tokens.spans.push(span);
+                        tokens.spans.push(span(from, to, tokens));
                     }
                     from = to;
                 }

@@ -16,7 +16,7 @@ const LONGEST: usize = 128;
 /// A short word; a line of the processor's cache.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Slot {
+pub(crate) struct Slot {
     /// See [`crate::pretokens::Word::key`]; 0 = empty.
     key: u128,
     ids: [u32; SHORT_TOKENS],
@@ -58,15 +58,28 @@ fn set(key: u128) -> usize {
     (((product >> 64) ^ product) as u64 >> 20) as usize % SETS
 }
 
-impl WordCache {
-    /// Ids and ends of a short word's tokens.
+impl Slot {
+    /// The id of a word that is one token.
     #[inline]
-    pub(crate) fn short(&self, key: u128) -> Option<(&[u32], &[u8])> {
+    pub(crate) fn only_id(&self) -> Option<u32> {
+        (self.count == 1).then_some(self.ids[0])
+    }
+
+    /// Ids, and where each token ends in the word.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, usize)> {
+        let ids = self.ids.iter().take(usize::from(self.count));
+        ids.zip(&self.ends)
+            .map(|(&id, &end)| (id, usize::from(end)))
+    }
+}
+
+impl WordCache {
+    /// A short word's tokens.
+    #[inline]
+    pub(crate) fn short(&self, key: u128) -> Option<&Slot> {
         let slots = self.short.get(set(key))?;
         // An empty slot has the key of no short word.
-        let slot = slots.iter().find(|slot| slot.key == key && key != 0)?;
-        let count = usize::from(slot.count);
-        Some((slot.ids.get(..count)?, slot.ends.get(..count)?))
+        slots.iter().find(|slot| slot.key == key && key != 0)
     }
 
     /// The tokens of a longer word, or of one with many.
@@ -125,10 +138,11 @@ mod tests {
     fn words_are_found_as_they_were_kept() {
         let mut cache = WordCache::default();
         cache.keep(key(b" cat"), b" cat", &tokens(3));
-        assert_eq!(
-            cache.short(key(b" cat")),
-            Some((&[0, 7, 14][..], &[1, 2, 3][..]))
-        );
+        let found = cache.short(key(b" cat")).unwrap();
+        assert!(found.tokens().eq([(0, 1), (7, 2), (14, 3)]));
+        assert_eq!(found.only_id(), None);
+        cache.keep(key(b"a"), b"a", &tokens(1));
+        assert_eq!(cache.short(key(b"a")).unwrap().only_id(), Some(0));
         assert!(cache.short(key(b" ca")).is_none());
         // The length belongs to the key, so that a zero byte at the end counts.
         assert!(cache.short(key(b" cat\0")).is_none());
@@ -151,7 +165,7 @@ mod tests {
             );
             let found = cache.short(key(word.as_bytes()));
             assert_eq!(
-                found.map(|(ids, _)| ids.len()),
+                found.map(|slot| slot.tokens().count()),
                 Some(1 + number as usize % 8)
             );
             cache.keep(0, format!("{number:020}").as_bytes(), &tokens(1));
