@@ -36,7 +36,6 @@ pub mod spans;
 pub mod storage;
 pub mod text_batch;
 pub mod tokenizer;
-pub mod tokenizer;
 mod tokenizer_json;
 pub mod turn;
 mod word_cache;

@@ -26,17 +26,21 @@ from fiber.data.scenes import generate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Imported by the test runner's own process, so nothing that ends it or parses its arguments.
+# Imported by the test runner's own process, so nothing that ends it or parses its arguments, and no
+# peer of the benchmark, whose library may be missing.
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(fiber.__path__, "fiber.")
     if not info.name.endswith(("__main__", "._core"))
+    and not info.name.startswith("fiber.benchmarks.peers.")
 )
 
 # What is added to a command so that it ends soon; a later option wins. The demo, which is long at
-# its shortest, is read by the parser only: the tests of its own run it.
+# its shortest, is read by the parser only: the tests of its own run it. A bench names what it would
+# measure.
 SHORTER = {
     "data": ["--images", "12"],
+    "bench": ["--list"],
     "train": ["--set", "train.steps=2", "--set", "data.batch_size=2"],
 }
 

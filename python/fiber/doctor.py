@@ -27,7 +27,7 @@ EXTRAS = {
     "phrases": "noun phrases of captions by spaCy, with a pipeline for English of its own releases",
     "hf": "comparison with the transformers library",
     "arrow": "the published Arrow files",
-    "bench": "the peers that `benches/` time fiber against",
+    "bench": "the peers that `fiber bench` and `benches/` time fiber against",
     "dev": "building, testing and linting fiber itself",
 }
 

@@ -10,7 +10,7 @@ import fiber
 from fiber.cli import main, parser
 
 TABLE = """
-demo data train recipes eval convert
+demo data train recipes eval convert bench
 ground detect answer caption match search
 doctor
 """

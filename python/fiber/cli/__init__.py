@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import convert, data, pictures, runs
+from fiber.cli import bench, convert, data, pictures, runs
 
 #: Errors of the system that say something about this machine's state, not about the input.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_commands(commands)
     pictures.add_commands(commands)
     convert.add_commands(commands)
+    bench.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, which backend runs and why, what is missing"
     )

@@ -1,0 +1,1 @@
+"""What `fiber bench` runs: fiber beside every peer that is installed, on one machine in one run."""

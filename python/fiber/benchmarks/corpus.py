@@ -1,0 +1,272 @@
+"""JPEG corpora cut out of photographs: the same photographs give the same files, byte by byte.
+
+Picture i of a corpus depends on the corpus's plan, the list of photographs, i and Pillow's version
+alone, so that a shorter corpus is the beginning of a longer one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import PIL
+from PIL import Image, ImageFilter
+
+from fiber.benchmarks.photos import HOW_TO_GET
+from fiber.files import write_json, write_whole
+
+#: Rises when the same plan gives other files.
+VERSION = 1
+_JPEG_SUFFIXES = {".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusPlan:
+    """How a corpus is cut."""
+
+    name: str
+    #: Pictures of a whole run, and of a quick one.
+    count: int
+    quick_count: int
+    #: (width, height) in pixels, each as often as it is listed.
+    shapes: tuple[tuple[int, int], ...]
+    #: JPEG qualities, drawn evenly.
+    qualities: tuple[int, ...]
+    #: Chroma subsampling as Pillow names it.
+    subsampling: str = "4:2:0"
+    #: Crops tried for most pictures, of which the one with most bytes is kept: photographs that
+    #: people share are sharper and fuller than the mean crop of a large one.
+    candidates: int = 3
+    #: Strength of the unsharp mask after shrinking, in percent; 0: none.
+    sharpening: int = 70
+    #: Least part of a photograph's largest crop of the same shape that is cut out.
+    least_part: float = 0.3
+    #: Photographs below one of these are not taken: shorter side, area.
+    least_side_pixels: int = 0
+    least_area_pixels: int = 0
+    #: Corpora of one seed show the same crops.
+    seed: str
+
+
+#: Shapes in the proportions in which COCO has them.
+_COCO_SHAPES = (
+    *[(640, 480)] * 11,
+    *[(480, 640)] * 4,
+    *[(640, 427)] * 3,
+    (427, 640),
+    (500, 375),
+)
+_COCO640 = CorpusPlan(
+    name="coco640",
+    count=512,
+    quick_count=128,
+    shapes=_COCO_SHAPES,
+    qualities=(94, 95, 96, 97),
+    seed="coco",
+)
+PLANS = {
+    plan.name: plan
+    for plan in (
+        _COCO640,
+        replace(_COCO640, name="coco444", count=256, qualities=(95, 96, 97), subsampling="4:4:4"),
+        CorpusPlan(
+            name="det1333",
+            count=128,
+            quick_count=64,
+            shapes=(*[(1333, 800)] * 3, (1200, 800), (1067, 800)),
+            qualities=(90, 92, 95),
+            sharpening=60,
+            least_side_pixels=1500,
+            seed="det",
+        ),
+        CorpusPlan(
+            name="big12",
+            count=48,
+            quick_count=16,
+            shapes=((4000, 3000),),
+            qualities=(92, 95),
+            candidates=1,
+            sharpening=80,
+            least_part=0.98,
+            least_area_pixels=7_500_000,
+            seed="big",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Files of one kind, all JPEG."""
+
+    name: str
+    files: tuple[Path, ...]
+    mean_bytes: float
+    #: Width times height.
+    mean_pixels: float
+    #: What it was made of, for reports.
+    source: str
+
+    def first(self, count: int) -> Corpus:
+        """Take the first pictures only."""
+        return (
+            self
+            if count >= len(self.files)
+            else _described(self.name, self.files[:count], self.source)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {len(self.files)} pictures, mean {self.mean_bytes / 1000:.0f} KB,"
+            f" {self.mean_pixels / 1e6:.2f} megapixels, {self.source}"
+        )
+
+
+def make_corpus(
+    plan: CorpusPlan, count: int, photographs: Sequence[Path], cache: Path, threads: int = 1
+) -> Corpus:
+    """Cut the first `count` pictures of a corpus, or find them in the cache.
+
+    Args:
+        plan: what to cut.
+        count: pictures.
+        photographs: files, in the order of `find_photographs`.
+        cache: folder in which every corpus has one of its own, named by its fingerprint.
+        threads: photographs that are decoded at a time.
+
+    Raises:
+        FileNotFoundError: if no photograph is large enough for the plan.
+        OSError: if a photograph cannot be read, with its name.
+    """
+    usable = [path for path in photographs if _is_large_enough(path, plan)]
+    if not usable:
+        raise FileNotFoundError(
+            f"none of {len(photographs)} photographs will do for the corpus {plan.name}, which"
+            f" needs a shorter side of {plan.least_side_pixels} pixels and an area of"
+            f" {plan.least_area_pixels} or more; {HOW_TO_GET}"
+        )
+    folder = cache / f"{plan.name}-{_fingerprint(plan, usable)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{index:05d}.jpg" for index in range(count)]
+    missing: dict[int, list[int]] = {}
+    for index, path in enumerate(files):
+        if not path.is_file():
+            missing.setdefault(index % len(usable), []).append(index)
+
+    def cut(number: int) -> None:
+        with _opened(usable[number]) as photograph:
+            pixels = photograph.convert("RGB")
+        for index in missing[number]:
+            data = _cut_picture(plan, index, pixels)
+            write_whole(files[index], lambda part, data=data: part.write_bytes(data))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(cut, missing))
+    corpus = _described(plan.name, files, f"{plan.subsampling}, of {len(usable)} photographs")
+    write_json(
+        folder / "corpus.json",
+        {
+            "plan": asdict(plan),
+            "pillow": PIL.__version__,
+            "photographs": [path.name for path in usable],
+        },
+    )
+    return corpus
+
+
+def own_corpus(folder: Path, count: int) -> Corpus:
+    """Take the JPEG files of a user's folder as they are, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no file named .jpg or .jpeg.
+        ValueError: if one of the files is no JPEG file, with its name.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with JPEG files")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no file named .jpg or .jpeg")
+    return _described("images", found[:count], f"the first of {len(found)} files of {folder}")
+
+
+def _described(name: str, files: Sequence[Path], source: str) -> Corpus:
+    sizes = []
+    for path in files:
+        with _opened(path) as picture:
+            if picture.format not in ("JPEG", "MPO"):
+                raise ValueError(f"{path} is a file of {picture.format}; expected JPEG")
+            sizes.append(picture.width * picture.height)
+    return Corpus(
+        name=name,
+        files=tuple(files),
+        mean_bytes=sum(path.stat().st_size for path in files) / len(files),
+        mean_pixels=sum(sizes) / len(sizes),
+        source=source,
+    )
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{path} is no picture that Pillow can read") from None
+
+
+def _is_large_enough(path: Path, plan: CorpusPlan) -> bool:
+    with _opened(path) as photograph:
+        width, height = photograph.size
+    enough = min(width, height) >= plan.least_side_pixels
+    return enough and width * height >= plan.least_area_pixels
+
+
+def _fingerprint(plan: CorpusPlan, photographs: Sequence[Path]) -> str:
+    how = {key: value for key, value in asdict(plan).items() if "count" not in key}
+    names = [(path.name, path.stat().st_size) for path in photographs]
+    text = json.dumps([VERSION, PIL.__version__, how, names])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _cut_picture(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
+    """Cut out, shrink, sharpen and encode one picture."""
+    draw = random.Random(f"{plan.seed} {index}")
+    shape = draw.choice(plan.shapes)
+    tries = plan.candidates if draw.random() < 0.8 else 1
+    crops = [_crop(photograph, shape, plan.least_part, draw) for _ in range(tries)]
+    if plan.sharpening:
+        crops = [c.filter(ImageFilter.UnsharpMask(0.8, plan.sharpening, 0)) for c in crops]
+    # Compared in one form, so that corpora with one seed keep the same crop.
+    kept = max(crops, key=lambda c: len(_encoded(c, 95, "4:2:0"))) if tries > 1 else crops[0]
+    quality = plan.qualities[int(draw.random() * len(plan.qualities))]
+    return _encoded(kept, quality, plan.subsampling)
+
+
+def _encoded(picture: Image.Image, quality: int, subsampling: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return buffer.getvalue()
+
+
+def _crop(
+    photograph: Image.Image, shape: tuple[int, int], least_part: float, draw: random.Random
+) -> Image.Image:
+    width, height = shape
+    # The largest rectangle of this shape, and of it a random part that is still to be shrunk.
+    full_width = min(photograph.width, photograph.height * width / height)
+    part = min(1.0, max(draw.uniform(least_part, 1.0), 1.15 * width / full_width))
+    crop_width, crop_height = full_width * part, full_width * part * height / width
+    left = draw.uniform(0, photograph.width - crop_width)
+    top = draw.uniform(0, max(0.0, photograph.height - crop_height))
+    box = (
+        left,
+        top,
+        min(left + crop_width, photograph.width),
+        min(top + crop_height, photograph.height),
+    )
+    picture = photograph.resize(shape, Image.Resampling.LANCZOS, box=box)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else picture

@@ -1,0 +1,226 @@
+"""One line of the benchmark: open every peer, warm it up, and let them take turns."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import fiber
+from fiber.benchmarks.lines import Line
+from fiber.benchmarks.peers import OURS, Peer
+from fiber.benchmarks.peers.task import (
+    FINE_MEAN,
+    FINE_STD,
+    MEAN,
+    SIZE,
+    STD,
+    Task,
+    fine_size,
+)
+from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
+
+#: Mean distance in levels (of 255) from Pillow's picture above which ours is taken for wrong.
+WRONG_LEVELS = 1.0
+
+
+@dataclass(kw_only=True)
+class Side:
+    """What one peer cost in one line."""
+
+    peer: Peer
+    #: What its batches hold; ours may lack the line's.
+    output: str
+    #: Units of the line for each picture or text, one value a round.
+    costs: list[float] = field(default_factory=list)
+    #: Pictures or texts in a second of wall-clock time, one value a round.
+    rates: list[float] = field(default_factory=list)
+    #: Largest resident sizes of its processes, added up.
+    peak_bytes: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    #: Mean distance of its first pictures from Pillow's, in levels of 255; None: not comparable.
+    levels: float | None = None
+    remark: str = ""
+    #: Why it could not be measured.
+    failure: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median cost."""
+        return statistics.median(self.costs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A line with all that was found."""
+
+    line: Line
+    #: What the pictures or texts were.
+    material: str
+    sides: tuple[Side, ...]
+    #: Names of peers that do this work and are not installed.
+    absent: tuple[str, ...] = ()
+    #: Mean of the processes that wanted a core in the last minute.
+    load: float = 0.0
+
+    def side(self, name: str) -> Side | None:
+        """Find a peer that was measured."""
+        return next((s for s in self.sides if s.peer.name == name and s.costs), None)
+
+
+def measure_line(
+    line: Line,
+    task: Task,
+    peers: Sequence[Peer],
+    *,
+    rounds: int,
+    pythons: Mapping[str, str],
+    folder: Path,
+) -> list[Side]:
+    """Let the peers take turns, epoch by epoch, after one that is not counted.
+
+    Args:
+        line: what is measured.
+        task: of every peer, but for variant and cache.
+        peers: whom to measure, ours among them.
+        rounds: epochs that count.
+        pythons: interpreter of each peer by its name; without one, this process's.
+        folder: for samples, logs and converted files.
+
+    Raises:
+        PeerError: if ours fails, or gives wrong pictures.
+    """
+    sides = [_side(peer, task) for peer in peers]
+    with ExitStack() as open_processes:
+        running: list[tuple[Side, PeerProcess]] = []
+        for side in sides:
+            print(f"  {side.peer.name}: {side.peer.title}", file=sys.stderr)
+            try:
+                process = open_processes.enter_context(
+                    _opened(side, task, pythons.get(side.peer.name, sys.executable), folder)
+                )
+                sample = folder / f"{side.peer.name}.npy"
+                cost = process.epoch(0, sample)
+                _check_count(cost, task)
+                side.levels = levels_from_pillow(sample, task)
+            except PeerError as error:
+                _failed(side, error)
+                continue
+            side.versions = {**_own_version(side.peer), **process.versions}
+            if side.peer is OURS and (side.levels or 0) > WRONG_LEVELS:
+                raise PeerError(
+                    f"{line.name}: the pictures are {side.levels:.2f} levels from Pillow's on"
+                    f" average, expected {WRONG_LEVELS:.0f} or less; no speed is reported"
+                )
+            running.append((side, process))
+        for number in range(rounds):
+            # Nobody always comes after the same one.
+            turn = number % max(1, len(running))
+            for side, process in [*running[turn:], *running[:turn]]:
+                if side.failure:
+                    continue
+                try:
+                    cost = process.epoch(number + 1)
+                    _check_count(cost, task)
+                except PeerError as error:
+                    _failed(side, error)
+                    continue
+                side.costs.append(cost.cpu_seconds / cost.count * line.per_second)
+                side.rates.append(cost.count / cost.wall_seconds)
+            print(f"  round {number + 1} of {rounds}", file=sys.stderr)
+        for side, process in running:
+            side.peak_bytes = process.peak_bytes()
+    return sides
+
+
+def _side(peer: Peer, task: Task) -> Side:
+    """Begin a peer's side; one that lacks the output gives float32, and says so."""
+    output, remark = task.output, peer.remark(task.work)
+    if (task.work, output) not in peer.does:
+        output = "float32"
+        remark = "; ".join(text for text in (f"gives {output}", remark) if text)
+    return Side(peer=peer, output=output, remark=remark)
+
+
+def _opened(side: Side, task: Task, python: str, folder: Path) -> PeerProcess:
+    peer = side.peer
+    cache = folder / "converted" / peer.name
+    cache.mkdir(parents=True, exist_ok=True)
+    own = replace(task, output=side.output, variant=peer.variant, cache=str(cache))
+    return PeerProcess(peer, own, python, folder / f"{peer.name}.log")
+
+
+def _own_version(peer: Peer) -> dict[str, str]:
+    """Give fiber's version, which may run without being installed."""
+    return {"fiber-vl": fiber.__version__} if peer is OURS else {}
+
+
+def _check_count(cost: EpochCost, task: Task) -> None:
+    once = task.sizes if task.work == "boxes" else task.texts
+    expected = len(task.files) or len(once) * task.repeats
+    if cost.count != expected:
+        raise PeerError(f"an epoch gave {cost.count} of {expected}")
+
+
+def _failed(side: Side, error: PeerError) -> None:
+    if side.peer is OURS:
+        raise PeerError(f"fiber itself failed: {error}") from error
+    side.failure = str(error)
+    side.costs.clear()
+    print(f"  {side.peer.name} failed: {error}", file=sys.stderr)
+
+
+def levels_from_pillow(sample: Path, task: Task) -> float | None:
+    """Give the mean distance of pictures from Pillow's antialiased resize, in levels of 255.
+
+    None where there is nothing to compare: random crops, texts, boxes.
+    """
+    if task.work not in ("squash", "fine"):
+        return None
+    pictures = np.load(sample)
+    fine = task.work == "fine"
+    if pictures.shape[-1] == 3:
+        # (B, H, W, 3) -> (B, 3, H, W)
+        pictures = pictures.transpose(0, 3, 1, 2)
+    if pictures.dtype != np.uint8:
+        mean = np.array(FINE_MEAN[::-1] if fine else MEAN).reshape(3, 1, 1)
+        std = np.array(FINE_STD[::-1] if fine else STD).reshape(3, 1, 1)
+        scale = 1 if fine else 255
+        pictures = (pictures * std + mean) * scale
+    return float(
+        np.mean(
+            [
+                _distance(picture, path, fine)
+                for picture, path in zip(pictures, task.files, strict=False)
+            ]
+        )
+    )
+
+
+def _distance(picture: np.ndarray, path: str, fine: bool) -> float:
+    """Compare one (3, H, W) picture of 0 to 255; a flip of the fine stage is looked through."""
+    stored = Image.open(path).convert("RGB")
+    if not fine:
+        wanted = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+        return float(np.abs(picture - wanted.transpose(2, 0, 1)).mean())
+    height, width = fine_size(stored.height, stored.width)
+    wanted = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    wanted = wanted.transpose(2, 0, 1)[::-1]
+    # A side may be rounded otherwise, by a pixel.
+    height, width = min(height, picture.shape[1]), min(width, picture.shape[2])
+    return min(
+        float(np.abs(picture[:, :height, :width] - one[:, :height, :width]).mean())
+        for one in (wanted, wanted[:, :, ::-1])
+    )
+
+
+def load_average() -> float:
+    """Give the mean number of processes that wanted a core in the last minute."""
+    return os.getloadavg()[0]

@@ -1,0 +1,132 @@
+"""NVIDIA DALI on the CPU (no device): its decoder and operators in `task.threads` threads."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from .task import (
+    DIVISOR,
+    FINE_MEAN,
+    FINE_STD,
+    LONGEST,
+    MEAN,
+    RATIO,
+    SCALE,
+    SHORTER,
+    SIZE,
+    STD,
+    Epoch,
+    Task,
+)
+
+
+def open_peer(task: Task) -> Epoch:
+    """Build the graph of one work."""
+    graphs = {"squash": _squash, "crop": _crop, "fine": _fine}
+    make = pipeline_def(
+        batch_size=task.batch_size,
+        num_threads=task.threads,
+        device_id=None,
+        prefetch_queue_depth=2,
+        seed=1,
+    )(graphs[task.work])
+    pipeline = make(task)
+    pipeline.build()
+    batches = len(task.files) // task.batch_size
+
+    def epoch(number: int) -> Iterator[Any]:
+        for _ in range(batches):
+            # The batch is read where it lies; DALI reuses it for a later one.
+            pictures, *boxes = pipeline.run()
+            array = np.asarray(pictures.as_tensor())
+            yield (array, *boxes) if boxes else array
+
+    return epoch
+
+
+def _encoded(task: Task) -> Any:
+    encoded, _ = fn.readers.file(files=list(task.files), random_shuffle=False)
+    return encoded
+
+
+def _squash(task: Task) -> Any:
+    pictures = fn.decoders.image(_encoded(task), device="cpu", output_type=types.RGB)
+    return _written(task, _resized(pictures), mirror=0)
+
+
+def _crop(task: Task) -> Any:
+    # The decoder that decodes the crop only, which is DALI's fastest way.
+    pictures = fn.decoders.image_random_crop(
+        _encoded(task),
+        device="cpu",
+        output_type=types.RGB,
+        random_area=list(SCALE),
+        random_aspect_ratio=list(RATIO),
+    )
+    return _written(task, _resized(pictures), mirror=fn.random.coin_flip(probability=0.5))
+
+
+def _resized(pictures: Any) -> Any:
+    return fn.resize(
+        pictures,
+        resize_x=SIZE,
+        resize_y=SIZE,
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+    )
+
+
+def _written(task: Task, pictures: Any, mirror: Any) -> Any:
+    floats = task.output == "float32"
+    return fn.crop_mirror_normalize(
+        pictures,
+        dtype=types.FLOAT if floats else types.UINT8,
+        output_layout="CHW",
+        mean=[m * 255 for m in MEAN] if floats else [0.0] * 3,
+        std=[s * 255 for s in STD] if floats else [1.0] * 3,
+        mirror=mirror,
+    )
+
+
+def _fine(task: Task) -> Any:
+    """Resize, mirror and normalise; boxes go from pixels to unit coordinates, which DALI flips."""
+
+    def next_boxes() -> Iterator[list[np.ndarray]]:
+        shares = [_unit(task, index) for index in range(len(task.files))]
+        while True:
+            for start in range(0, len(shares), task.batch_size):
+                yield shares[start : start + task.batch_size]
+
+    boxes = fn.external_source(source=next_boxes(), dtype=types.FLOAT, ndim=2)
+    mirror = fn.random.coin_flip(probability=0.5)
+    pictures = fn.decoders.image(_encoded(task), device="cpu", output_type=types.BGR)
+    pictures = fn.resize(
+        pictures,
+        mode="not_smaller",
+        size=SHORTER,
+        max_size=LONGEST,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+    pictures = fn.crop_mirror_normalize(
+        pictures,
+        dtype=types.FLOAT,
+        output_layout="CHW",
+        mean=list(FINE_MEAN[::-1]),
+        std=list(FINE_STD[::-1]),
+        mirror=mirror,
+    )
+    pictures = fn.pad(pictures, axis_names="HW", align=[DIVISOR, DIVISOR], fill_value=0)
+    return pictures, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
+
+
+def _unit(task: Task, index: int) -> np.ndarray:
+    height, width = task.sizes[index]
+    scale = np.array([width, height, width, height], np.float32)
+    return np.clip(np.asarray(task.boxes[index], np.float32) / scale, 0, 1)

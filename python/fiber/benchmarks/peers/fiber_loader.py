@@ -1,0 +1,130 @@
+"""fiber itself, by its public face: `fiber.data.DataLoader`, `Tokenizer`.
+
+Its batches hold more than a peer's: captions or prompts as tokens, with masked words or positive
+maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fiber import _core
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
+
+from .task import (
+    DIVISOR,
+    FINE_MEAN,
+    FINE_STD,
+    LONGEST,
+    MAX_TOKENS,
+    PAD_ID,
+    RATIO,
+    SCALE,
+    SHORTER,
+    SIZE,
+    Epoch,
+    Task,
+)
+from .texts import batches_of_texts
+
+_DTYPES = {"int64": torch.int64, "bool": torch.bool}
+
+
+def open_peer(task: Task) -> Epoch:
+    """Open the loader, or the tokenizer alone."""
+    if task.work in ("captions", "offsets", "prompt"):
+        return _texts(task)
+    torch.set_num_threads(1)
+    fine = task.work == "fine"
+    loader = DataLoader(
+        [_record(task, index) for index in range(len(task.files))],
+        "grounding" if fine else "image_text",
+        tokenizer=Tokenizer.from_file(task.tokenizer),
+        transform=_transform(task.work),
+        batch_size=task.batch_size,
+        max_tokens=MAX_TOKENS,
+        threads=task.threads,
+    )
+
+    def epoch(number: int) -> Iterator[Any]:
+        for batch in loader.epoch(number):
+            yield (batch.images, batch.boxes_xyxy) if fine else batch.images
+
+    return epoch
+
+
+def _record(task: Task, index: int) -> Record:
+    text = task.texts[index % len(task.texts)]
+    if task.work != "fine":
+        return Record(key=str(index), images=(task.files[index],), text=text)
+    boxes = task.boxes[index]
+    word = len(text.split()[0])
+    return Record(
+        key=str(index),
+        images=(task.files[index],),
+        text=text,
+        boxes_xyxy=tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
+        char_spans=(((0, word),),) * len(boxes),
+    )
+
+
+def _transform(work: str) -> ImageTransform:
+    if work == "squash":
+        return ImageTransform.squash(SIZE)
+    if work == "crop":
+        return ImageTransform.random_resized_crop(SIZE, scale=SCALE, ratio=RATIO)
+    return ImageTransform.shorter_side(
+        [SHORTER],
+        LONGEST,
+        flip_probability=0.5,
+        divisor=DIVISOR,
+        channel_order="bgr",
+        mean=[m / 255 for m in FINE_MEAN],
+        std=[s / 255 for s in FINE_STD],
+    )
+
+
+def _texts(task: Task) -> Epoch:
+    tokenizer = Tokenizer.from_file(task.tokenizer)
+    if task.work == "prompt":
+        spans = [[(start, end)] for start, end in task.char_spans[0]]
+        # A tokenizer that keeps long texts encoded has the map itself.
+        kept = getattr(tokenizer, "positive_map", None)
+
+        def map_boxes(text: str) -> Any:
+            if kept is not None:
+                return kept(text, spans)
+            return _core.positive_map(tokenizer.encode(text)[1], spans)
+
+        return batches_of_texts(task, lambda texts: [map_boxes(text) for text in texts])
+    offsets = task.work == "offsets"
+    in_one_call = getattr(tokenizer, "encode_batch", None)
+    if in_one_call is not None:
+        return batches_of_texts(
+            task,
+            lambda texts: tuple(
+                torch.frombuffer(array, dtype=_DTYPES[array.dtype]).view(array.shape)
+                for array in in_one_call(
+                    texts, max_tokens=MAX_TOKENS, pad_to=MAX_TOKENS, offsets=offsets
+                ).values()
+            ),
+        )
+    return batches_of_texts(task, lambda texts: _one_by_one(tokenizer, texts, offsets))
+
+
+def _one_by_one(
+    tokenizer: Tokenizer, texts: list[str], with_offsets: bool
+) -> tuple[torch.Tensor, ...]:
+    ids = torch.full((len(texts), MAX_TOKENS), PAD_ID)
+    mask = torch.zeros((len(texts), MAX_TOKENS), dtype=torch.bool)
+    offsets = torch.zeros((len(texts), MAX_TOKENS, 2), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        found, spans = tokenizer.encode(text, max_tokens=MAX_TOKENS)
+        ids[row, : len(found)] = torch.tensor(found)
+        mask[row, : len(found)] = True
+        if with_offsets:
+            offsets[row, : len(found)] = torch.tensor(spans)
+    return (ids, mask, offsets) if with_offsets else (ids, mask)

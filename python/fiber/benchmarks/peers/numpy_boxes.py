@@ -1,0 +1,27 @@
+"""Boxes in plain numpy: what a person who minds the time writes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .task import Epoch, Task, fine_size
+
+
+def open_peer(task: Task) -> Epoch:
+    """Clip, resize and mirror the boxes of one picture after the other."""
+    pictures = [np.asarray(boxes, np.float32) for boxes in task.boxes]
+
+    def moved(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        new_height, new_width = fine_size(height, width)
+        limit = np.array([width, height, width, height], np.float32)
+        scale = np.array([new_width, new_height, new_width, new_height], np.float32) / limit
+        boxes = np.minimum(np.maximum(boxes, 0), limit) * scale
+        return np.stack(
+            (new_width - boxes[:, 2], boxes[:, 1], new_width - boxes[:, 0], boxes[:, 3]), axis=1
+        )
+
+    def epoch(number: int):
+        for _ in range(task.repeats):
+            yield [moved(b, *size) for b, size in zip(pictures, task.sizes, strict=True)]
+
+    return epoch

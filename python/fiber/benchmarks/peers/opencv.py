@@ -1,0 +1,111 @@
+"""What people write by hand with OpenCV: no antialiasing, one pass into a batch that is kept."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .task import (
+    FINE_MEAN,
+    FINE_STD,
+    LONGEST,
+    MEAN,
+    SCALE,
+    SIZE,
+    STD,
+    Epoch,
+    Task,
+    fine_size,
+    padded_side,
+)
+
+#: Mean and standard deviation of values in [0, 255], in the order of the channels.
+_COARSE = ([m * 255 for m in MEAN], [s * 255 for s in STD])
+_FINE = (FINE_MEAN[::-1], FINE_STD[::-1])
+#: Memory of each thread that is used again.
+_kept = threading.local()
+
+
+def open_peer(task: Task) -> Epoch:
+    """Open threads that each decode, resize, mirror and normalise into a place of the batch."""
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(task.threads)
+    starts = range(0, len(task.files), task.batch_size)
+    kept = np.empty((task.batch_size, 3, SIZE, SIZE), np.float32)
+
+    def coarse(number: int) -> Iterator[np.ndarray]:
+        for start in starts:
+            files = task.files[start : start + task.batch_size]
+            list(pool.map(_coarse, files, kept, [task.work] * len(files)))
+            yield kept[: len(files)]
+
+    memory = np.empty(task.batch_size * 3 * padded_side(LONGEST) ** 2, np.float32)
+
+    def fine(number: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        for start in starts:
+            places = range(start, min(start + task.batch_size, len(task.files)))
+            found = list(pool.map(lambda index: _fine_pixels(task, index), places))
+            pixels = [pixels for pixels, _ in found]
+            height = padded_side(max(one.shape[0] for one in pixels))
+            width = padded_side(max(one.shape[1] for one in pixels))
+            shape = (len(found), 3, height, width)
+            batch = memory[: np.prod(shape)].reshape(shape)
+            list(pool.map(_normalise, pixels, batch, [_FINE] * len(found)))
+            yield batch, [boxes for _, boxes in found]
+
+    return fine if task.work == "fine" else coarse
+
+
+def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    return cv2.imdecode(np.fromfile(path, np.uint8), color)
+
+
+def _coarse(path: str, place: np.ndarray, work: str) -> None:
+    pixels = _read(path)
+    if work == "crop":
+        height, width = pixels.shape[:2]
+        part = random.uniform(*SCALE) ** 0.5
+        rows, columns = int(height * part), int(width * part)
+        top, left = random.randint(0, height - rows), random.randint(0, width - columns)
+        pixels = pixels[top : top + rows, left : left + columns]
+    pixels = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    if work == "crop" and random.random() < 0.5:
+        pixels = cv2.flip(pixels, 1)
+    _normalise(pixels, place, _COARSE)
+
+
+def _normalise(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
+    """Write (value - mean) / std of (h, w, 3) pixels into the top left of a (3, H, W) place."""
+    mean, std = numbers
+    height, width = pixels.shape[:2]
+    values = _kept.__dict__.get("values")
+    if values is None or values.shape != pixels.shape:
+        values = _kept.values = np.empty(pixels.shape, np.float32)
+    cv2.subtract(pixels, (*mean, 0), dst=values, dtype=cv2.CV_32F)
+    cv2.multiply(values, (*(1 / s for s in std), 0), dst=values)
+    for channel, plane in enumerate(place):
+        cv2.extractChannel(values, channel, plane[:height, :width])
+        plane[height:] = 0
+        plane[:height, width:] = 0
+
+
+def _fine_pixels(task: Task, index: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = _read(task.files[index], cv2.IMREAD_COLOR_BGR)
+    boxes = np.asarray(task.boxes[index], np.float32)
+    old_height, old_width = pixels.shape[:2]
+    height, width = fine_size(old_height, old_width)
+    limit = np.array([old_width, old_height] * 2, np.float32)
+    boxes = boxes.clip(0, limit) * (np.array([width, height] * 2, np.float32) / limit)
+    pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    if random.random() < 0.5:
+        pixels = cv2.flip(pixels, 1)
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return pixels, boxes

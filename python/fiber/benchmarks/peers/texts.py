@@ -1,0 +1,111 @@
+"""The peers for text: from strings to padded int64 ids, with offsets where they have them."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .task import MAX_TOKENS, PAD_ID, Epoch, Task
+
+#: Of a batch of texts: padded ids, mask and whatever else there is.
+Encode = Callable[[list[str]], Any]
+
+
+def open_peer(task: Task) -> Epoch:
+    """Open a tokenizer.
+
+    Args:
+        task: variant "tokenizers", "transformers" or "gigatoken"; works "captions" (ids), "offsets"
+            (ids and offsets) and "prompt" (one long text with its boxes' positive map).
+    """
+    # Read by the Rust libraries when their pools start.
+    os.environ["RAYON_NUM_THREADS"] = str(task.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if task.threads > 1 else "false"
+    makers = {"tokenizers": _tokenizers, "transformers": _transformers, "gigatoken": _gigatoken}
+    return batches_of_texts(task, makers[task.variant](task))
+
+
+def batches_of_texts(task: Task, encode: Encode) -> Epoch:
+    """Encode batch after batch, all texts `task.repeats` times."""
+    starts = range(0, len(task.texts), task.batch_size)
+    batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
+
+    def epoch(number: int) -> Iterator[Any]:
+        for _ in range(task.repeats):
+            for batch in batches:
+                yield encode(batch)
+
+    return epoch
+
+
+def _tokenizers(task: Task) -> Encode:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(task.tokenizer)
+    if task.work == "prompt":
+        return lambda texts: [
+            _positive_map(tokenizer.encode(text), task.char_spans[0]) for text in texts
+        ]
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding(length=MAX_TOKENS, pad_id=PAD_ID, pad_token="<pad>")
+    with_offsets = task.work == "offsets"
+
+    def encode(texts: list[str]) -> tuple[Any, ...]:
+        found = (tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast)(texts)
+        ids = np.array([one.ids for one in found], np.int64)
+        mask = np.array([one.attention_mask for one in found], bool)
+        if not with_offsets:
+            return ids, mask
+        return ids, mask, np.array([one.offsets for one in found], np.int64)
+
+    return encode
+
+
+def _positive_map(encoding: Any, char_spans: Sequence[Sequence[int]]) -> Any:
+    """Mark each phrase's tokens from the first character's to the last one's, as GLIP does."""
+    import numpy as np
+
+    marked = np.zeros((len(char_spans), 256), np.float32)
+    for row, (start, end) in zip(marked, char_spans, strict=True):
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        row[first : last + 1] = 1
+    return marked / (marked.sum(-1, keepdims=True) + 1e-6)
+
+
+def _transformers(task: Task) -> Encode:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=task.tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+    def encode(texts: list[str]) -> tuple[Any, ...]:
+        found = tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+            return_offsets_mapping=task.work == "offsets",
+        )
+        return tuple(found.values())
+
+    return encode
+
+
+def _gigatoken(task: Task) -> Encode:
+    import gigatoken
+
+    tokenizer = gigatoken.Tokenizer(task.tokenizer)
+
+    def encode(texts: list[str]) -> tuple[Any, Any]:
+        # <s> and </s> are its caller's business.
+        return tokenizer.encode_batch_padded(
+            texts, PAD_ID, MAX_TOKENS, pad_to_max_length=True, truncate=True, prefix=[0], suffix=[2]
+        )
+
+    return encode

@@ -1,0 +1,43 @@
+"""timm's transforms and uint8 collation; the batch is normalised on the CPU, as on a GPU."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from timm.data.loader import fast_collate
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+
+from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
+from .torch_batches import with_data_loader
+
+
+def open_peer(task: Task) -> Epoch:
+    """Open timm's training or evaluation pipeline."""
+    if task.work == "squash":
+        transform = transforms_imagenet_eval(
+            SIZE, crop_mode="squash", crop_pct=1.0, interpolation="bicubic", use_prefetcher=True
+        )
+    else:
+        transform = transforms_imagenet_train(
+            SIZE,
+            scale=SCALE,
+            ratio=RATIO,
+            color_jitter=None,
+            interpolation="bicubic",
+            use_prefetcher=True,
+        )
+    batches = with_data_loader(
+        lambda index: (transform(Image.open(task.files[index]).convert("RGB")), 0),
+        task,
+        fast_collate,
+    )
+    mean = torch.tensor(MEAN).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD).view(1, 3, 1, 1) * 255
+
+    def epoch(number: int):
+        for pictures, _ in batches(number):
+            yield pictures.float().sub_(mean).div_(std)
+
+    return epoch

@@ -1,0 +1,134 @@
+"""torchvision's second transforms, behind Pillow or its own decoder, in processes or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torchvision.transforms.v2 as T
+from PIL import Image
+from torch import Tensor
+from torchvision import io, tv_tensors
+from torchvision.transforms import InterpolationMode
+
+from .task import (
+    FINE_MEAN,
+    FINE_STD,
+    LONGEST,
+    MEAN,
+    RATIO,
+    SCALE,
+    SHORTER,
+    SIZE,
+    STD,
+    Epoch,
+    Task,
+)
+from .torch_batches import pad_pairs, with_data_loader, with_threads
+
+
+def open_peer(task: Task) -> Epoch:
+    """Open a pipeline.
+
+    Args:
+        task: variant "pil" reads with Pillow, "io" with torchvision's decoder, both in DataLoader;
+            "threads" is "io" in threads of one process.
+    """
+    if task.work == "boxes":
+        return _boxes_alone(task)
+    if task.work == "fine":
+        load = _fine(task)
+        if task.variant == "threads":
+            return with_threads(load, task, pad_pairs)
+        return with_data_loader(load, task, pad_pairs)
+    picture = _from_pillow(task) if task.variant == "pil" else _from_decoder(task)
+    return (with_threads if task.variant == "threads" else with_data_loader)(picture, task)
+
+
+def _geometry(work: str) -> list[Any]:
+    bicubic = InterpolationMode.BICUBIC
+    if work == "squash":
+        return [T.Resize((SIZE, SIZE), interpolation=bicubic, antialias=True)]
+    return [
+        T.RandomResizedCrop(SIZE, SCALE, RATIO, interpolation=bicubic, antialias=True),
+        T.RandomHorizontalFlip(),
+    ]
+
+
+def _values() -> list[Any]:
+    return [T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
+
+
+def _from_pillow(task: Task) -> Callable[[int], Any]:
+    transform = T.Compose([*_geometry(task.work), T.ToImage(), *_values()])
+
+    def load(index: int) -> Any:
+        return transform(Image.open(task.files[index]).convert("RGB"))
+
+    return load
+
+
+def decoded(path: str) -> Any:
+    """Read (3, H, W) uint8, red first."""
+    return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
+
+
+def _from_decoder(task: Task) -> Callable[[int], Any]:
+    floats = task.output == "float32"
+    transform = T.Compose([*_geometry(task.work), *(_values() if floats else [])])
+
+    def load(index: int) -> Any:
+        return transform(decoded(task.files[index]))
+
+    return load
+
+
+def _fine(task: Task) -> Callable[[int], tuple[Tensor, Tensor]]:
+    geometry = T.Compose(
+        [
+            T.ClampBoundingBoxes(),
+            T.Resize(SHORTER, max_size=LONGEST, antialias=True),
+            T.RandomHorizontalFlip(),
+        ]
+    )
+    values = T.Compose(
+        [
+            T.ToDtype(torch.float32, scale=True),
+            T.Normalize([m / 255 for m in FINE_MEAN[::-1]], [s / 255 for s in FINE_STD[::-1]]),
+        ]
+    )
+
+    def load(index: int) -> tuple[Tensor, Tensor]:
+        picture = decoded(task.files[index])
+        boxes = _boxes(task.boxes[index], (picture.shape[1], picture.shape[2]))
+        picture, boxes = geometry(tv_tensors.Image(picture), boxes)
+        # The decoder's layout is kept so far; what comes now is faster plane by plane.
+        return values(picture.flip(0).contiguous()), boxes
+
+    return load
+
+
+def _boxes(boxes: Any, size: Sequence[int]) -> Any:
+    return tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
+        torch.tensor(boxes), format="XYXY", canvas_size=(size[0], size[1])
+    )
+
+
+def _boxes_alone(task: Task) -> Epoch:
+    """Clip, resize and mirror the boxes of one picture after the other."""
+    torch.set_num_threads(1)
+    pictures = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]
+    transform = T.Compose(
+        [
+            T.ClampBoundingBoxes(),
+            T.Resize(SHORTER, max_size=LONGEST),
+            T.RandomHorizontalFlip(p=1.0),
+        ]
+    )
+
+    def epoch(number: int):
+        for _ in range(task.repeats):
+            yield [transform(boxes) for boxes in pictures]
+
+    return epoch

@@ -1,0 +1,49 @@
+"""webdataset: pictures from a tar file, the published transform, DataLoader."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import webdataset
+from torch.utils.data import DataLoader
+
+from .published import coarse_transform
+from .task import Epoch, Task
+from .torch_batches import one_thread
+
+
+def open_peer(task: Task) -> Epoch:
+    """Write one shard a worker, and open them."""
+    torch.set_num_threads(1)
+    # Whole batches in every shard, so that no batch comes out short.
+    batches = len(task.files) // task.batch_size
+    workers = min(task.threads, batches)
+    shards = []
+    for worker in range(workers):
+        start = worker * batches // workers * task.batch_size
+        stop = (worker + 1) * batches // workers * task.batch_size
+        path = Path(task.cache) / f"webdataset-{worker}.tar"
+        with webdataset.TarWriter(str(path)) as tar:
+            for index in range(start, stop):
+                data = Path(task.files[index]).read_bytes()
+                tar.write({"__key__": f"{index:06d}", "jpg": data})
+        shards.append(str(path))
+    transform = coarse_transform(task.work)
+    pictures = (
+        webdataset.WebDataset(shards, shardshuffle=False)
+        .decode("pil")
+        .to_tuple("jpg")
+        .map(lambda sample: transform(sample[0]))
+        .batched(task.batch_size, collation_fn=torch.stack)
+    )
+    loader = DataLoader(
+        pictures,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        worker_init_fn=one_thread,
+    )
+    return lambda number: loader

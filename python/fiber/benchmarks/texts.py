@@ -1,0 +1,102 @@
+"""Captions, a prompt and boxes for the benchmark, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+_CLASSES = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
+knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake,
+chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+hair drier, toothbrush
+"""
+#: The classes of COCO, in the order of its ids.
+COCO_CLASSES = tuple(" ".join(name.split()) for name in _CLASSES.split(","))
+_LOOKS = """
+small large young old red blue green white black brown wooden striped wet dusty colorful busy quiet
+empty modern rusty
+"""
+_PEOPLE = """
+man woman boy girl child skier surfer chef farmer tourist musician cyclist pedestrian toddler player
+"""
+_DOING = (
+    "holding",
+    "standing next to",
+    "sitting beside",
+    "looking at",
+    "walking past",
+    "leaning on",
+    "reaching for",
+    "riding behind",
+    "playing with",
+    "taking a picture of",
+    "waiting near",
+    "carrying",
+)
+_PLACES = (
+    "on a crowded street",
+    "in a kitchen",
+    "at the beach",
+    "in a grassy field",
+    "under a bridge",
+    "near the window of a restaurant",
+    "in front of a brick building",
+    "on top of a snowy mountain",
+    "in the middle of a parking lot",
+    "by the side of a river",
+    "inside a living room",
+    "at a train station",
+    "during the afternoon",
+    "while people watch",
+)
+
+
+def draw_captions(count: int) -> list[str]:
+    """Write captions with the length and the repetition of COCO's; the same ones every time."""
+    draw = random.Random("captions")
+    looks, people = _LOOKS.split(), _PEOPLE.split()
+
+    def thing() -> str:
+        name = draw.choice(COCO_CLASSES if draw.random() < 0.6 else people)
+        words = f"{draw.choice(looks)} {name}" if draw.random() < 0.6 else name
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+    captions = []
+    for _ in range(count):
+        text = f"{thing()} {draw.choice(_DOING)} {thing()} {draw.choice(_PLACES)}"
+        text = text[0].upper() + text[1:]
+        captions.append(f"{text}." if draw.random() < 0.7 else text)
+    return captions
+
+
+def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
+    """Join COCO's classes to one prompt; gives it and the (start, end) of each of `boxes` names."""
+    spans, start = [], 0
+    for name in COCO_CLASSES:
+        spans.append((start, start + len(name)))
+        start += len(name) + 2
+    return ". ".join(COCO_CLASSES) + ".", random.Random("prompt").sample(spans, boxes)
+
+
+def draw_boxes(
+    sizes: Sequence[tuple[int, int]], fewest: int, most: int
+) -> list[tuple[tuple[float, float, float, float], ...]]:
+    """Draw boxes (x0, y0, x1, y1) in pixels inside pictures of these (height, width)."""
+    pictures = []
+    for index, (height, width) in enumerate(sizes):
+        draw = random.Random(f"boxes {index}")
+        boxes = []
+        for _ in range(draw.randint(fewest, most)):
+            box_width = draw.uniform(0.05, 0.6) * width
+            box_height = draw.uniform(0.05, 0.6) * height
+            left = draw.uniform(0, width - box_width)
+            top = draw.uniform(0, height - box_height)
+            box = (left, top, left + box_width, top + box_height)
+            boxes.append(tuple(round(value, 2) for value in box))
+        pictures.append(tuple(boxes))
+    return pictures

@@ -1,0 +1,217 @@
+"""`fiber bench data` on eight tiny pictures, with the peers that are here; nothing is timed."""
+
+import csv
+import importlib.metadata
+
+import pytest
+
+from fiber.benchmarks import data, report
+from fiber.benchmarks.peers import BY_NAME
+from fiber.cli import main
+
+#: Few and quick to start; the last two are rarely installed.
+PEERS = ("published", "torchvision-threads", "dali", "ffcv-jpeg")
+
+
+def is_here(name: str) -> bool:
+    try:
+        importlib.metadata.version(BY_NAME[name].distributions[0])
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pictures, tmp_path_factory):
+    """A run: its folder, exit code and what it printed."""
+    folder = tmp_path_factory.mktemp("bench") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data._core, "build_profile", "release")
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **more: printed.append((words, more)))
+        chosen = [*("--images", str(tiny_pictures)), *("--work", "squash"), *("--rounds", "2")]
+        code = main(["bench", "data", *chosen, "--peers", ";".join(PEERS), "--output", str(folder)])
+    texts = [" ".join(map(str, words)) for words, more in printed if "file" not in more]
+    return folder, code, "\n".join(texts)
+
+
+# Every peer is a process that imports its library.
+a_run = pytest.mark.slow
+
+
+def rows_of(folder):
+    with (folder / "data.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@a_run
+def test_every_installed_peer_has_a_row(finished):
+    folder, code, _ = finished
+    assert code == 0
+    rows = rows_of(folder)
+    found = {(row["line"], row["side"]) for row in rows}
+    for name in ("fiber", *filter(is_here, PEERS)):
+        assert ("squash images float32", name) in found
+    assert ("squash images uint8", "fiber") in found
+    assert ("squash images uint8", "torchvision-threads") in found
+    # The published pipeline gives float32 only.
+    assert ("squash images uint8", "published") not in found
+
+
+@a_run
+def test_rows_hold_what_a_reader_needs(finished):
+    folder, _, _ = finished
+    for row in rows_of(folder):
+        assert set(report.ROW_COLUMNS) < set(row)
+        assert float(row["median"]) > 0 and float(row["per_wall_second"]) > 0
+        assert float(row["p20"]) <= float(row["median"]) <= float(row["p80"])
+        assert int(row["peak_megabytes"]) > 10
+        assert row["rounds"] == "2"
+        assert row["versions"] and row["commit"] and row["processor"]
+        assert "8 pictures" in row["material"] and "batches of 8" in row["material"]
+
+
+@a_run
+def test_pictures_are_those_that_were_asked_for(finished):
+    folder, _, _ = finished
+    for row in rows_of(folder):
+        if row["side"] in ("fiber", "published", "torchvision-threads"):
+            assert float(row["levels_from_pillow"]) <= 1
+
+
+@a_run
+def test_absent_peers_are_named_with_the_way_to_get_them(finished):
+    _, _, printed = finished
+    for name in PEERS:
+        said = f"not measured: {name}: {BY_NAME[name].distributions[0]} is not installed"
+        assert (said in printed) is not is_here(name)
+        if not is_here(name):
+            assert BY_NAME[name].install in printed
+
+
+@a_run
+def test_what_is_saved(finished):
+    folder, _, printed = finished
+    names = {path.name for path in folder.iterdir()}
+    assert {"data.csv", "data.txt", "data.png"} <= names
+    assert (folder / "data.txt").read_text().count("published") >= 1
+    assert str(folder / "data.png") in printed
+    assert list(folder.glob("work/*/converted")) == []
+
+
+class TestMistakes:
+    """Exit code 2 and one line that names what is wrong."""
+
+    @pytest.fixture(autouse=True)
+    def a_release_build(self, monkeypatch):
+        monkeypatch.setattr(data._core, "build_profile", "release")
+
+    def complaint(self, capsys, tmp_path, *words):
+        assert main(["bench", "data", "--output", str(tmp_path / "out"), *words]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("fiber: error: ")
+        return last
+
+    def test_no_folder_of_pictures(self, capsys, tmp_path):
+        said = self.complaint(capsys, tmp_path, "--images", str(tmp_path / "missing"))
+        assert "missing: no such folder" in said
+
+    def test_empty_folder_of_pictures(self, capsys, tmp_path):
+        assert "holds no file named" in self.complaint(capsys, tmp_path, "--images", str(tmp_path))
+
+    def test_no_folder_of_photographs(self, capsys, tmp_path):
+        said = self.complaint(capsys, tmp_path, "--photos", "missing", "--work", "squash")
+        assert "missing: no such folder" in said
+
+    @pytest.mark.parametrize(
+        ("option", "value", "named"),
+        [
+            ("--work", "squash; paint", "'paint' is no kind of work; expected one of squash"),
+            ("--peers", "nobody", "'nobody' is no peer; expected one of fiber"),
+            ("--corpora", "coco", "'coco' is no corpus; expected one of coco640"),
+            ("--python", "dali", "--python 'dali' is no pair"),
+            ("--python", "dali=/not/there", "/not/there: no such interpreter"),
+            ("--python", "nobody=/bin/sh", "'nobody' is no peer"),
+            ("--captions", "missing.txt", "missing.txt"),
+            ("--tokenizer", "missing.json", "missing.json"),
+        ],
+    )
+    def test_values(self, option, value, named, capsys, tmp_path):
+        assert named in self.complaint(capsys, tmp_path, option, value)
+
+    def test_nothing_to_measure(self, capsys, tmp_path):
+        said = self.complaint(capsys, tmp_path, "--work", "fine", "--corpora", "big12")
+        assert "no line measures fine on big12" in said
+
+    def test_captions_that_are_no_text(self, capsys, tmp_path):
+        (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
+        (tmp_path / "nothing").write_text("\n\n")
+        assert "no text in UTF-8" in self.complaint(
+            capsys, tmp_path, "--captions", str(tmp_path / "bytes")
+        )
+        assert "holds no caption" in self.complaint(
+            capsys, tmp_path, "--captions", str(tmp_path / "nothing")
+        )
+
+    def test_rows_of_another_kind(self, capsys, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "data.csv").write_text("a\n")
+        assert "has the columns ['a']" in self.complaint(capsys, tmp_path)
+
+    def test_own_pictures_and_a_corpus(self, capsys, tmp_path):
+        said = self.complaint(capsys, tmp_path, "--images", "x", "--corpora", "coco640")
+        assert "no corpus is made" in said
+
+    def test_debug_build(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setattr(data._core, "build_profile", "debug")
+        assert "debug build, whose times mean nothing" in self.complaint(capsys, tmp_path)
+
+
+def result_with(ratio: float):
+    """Results in which every gate has the same ratio."""
+    from fiber.benchmarks.lines import LINES
+    from fiber.benchmarks.measure import Result, Side
+
+    def side(peer, line):
+        cost = 1.0 if peer.name == "fiber" else ratio
+        return Side(peer=peer, output=line.output, costs=[cost], rates=[1.0])
+
+    return [
+        Result(
+            line=line,
+            material="",
+            sides=tuple(side(p, line) for p in BY_NAME.values() if p.can(line.work, line.output)),
+        )
+        for line in LINES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "check", "code"), [(9.0, True, 0), (8.9, True, 1), (8.9, False, 0)]
+)
+def test_gates_decide_the_exit_code(ratio, check, code, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_chart", lambda file, results: None)
+    options = data.Options(output=tmp_path, check=check)
+    assert data._finish(options, result_with(ratio), {}) == code
+    printed = capsys.readouterr().out
+    assert ("gate 9 holds" in printed) is (ratio == 9.0)
+    assert ("gate 9 MISSED" in printed) is (ratio != 9.0)
+
+
+def test_a_gate_that_was_not_measured_does_not_hold(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_chart", lambda file, results: None)
+    results = [r for r in result_with(20.0) if r.line.kind != "fine"]
+    assert data._finish(data.Options(output=tmp_path, check=True), results, {}) == 1
+    assert "fine coco640 float32 beside dali: not measured; gate 4.2" in capsys.readouterr().out
+
+
+def test_list(capsys):
+    assert main(["bench", "data", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name in BY_NAME:
+        assert f"\n{name} " in printed
+    assert "squash coco640 float32" in printed
+    for name in PEERS:
+        assert (f"{BY_NAME[name].distributions[0]} is not installed" in printed) is not is_here(
+            name
+        )

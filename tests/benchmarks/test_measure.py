@@ -1,0 +1,165 @@
+"""How far pictures are from Pillow's, and what becomes of sides that fail."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fiber.benchmarks import measure
+from fiber.benchmarks.lines import Line
+from fiber.benchmarks.measure import levels_from_pillow, measure_line
+from fiber.benchmarks.peers import BY_NAME, OURS
+from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, Task, fine_size
+from fiber.benchmarks.processes import EpochCost, PeerError
+
+LINE = Line(kind="boxes", work="boxes", output="float32", title="boxes", per_second=1e6)
+
+
+def task(work, files=()):
+    return Task(
+        work=work,
+        output="float32",
+        variant="",
+        batch_size=2,
+        threads=1,
+        files=tuple(map(str, files)),
+    )
+
+
+def column(values):
+    return np.array(values).reshape(3, 1, 1)
+
+
+class TestLevels:
+    @pytest.fixture
+    def files(self, tiny_pictures):
+        return sorted(tiny_pictures.iterdir())[:2]
+
+    @pytest.fixture
+    def squashed(self, files):
+        """Pillow's own pictures, (B, 3, H, W) of 0 to 255."""
+        resized = [Image.open(f).convert("RGB").resize((384, 384), 3) for f in files]
+        return np.stack([np.asarray(one).transpose(2, 0, 1) for one in resized])
+
+    def measured(self, tmp_path, array, work, files):
+        np.save(tmp_path / "sample.npy", array)
+        return levels_from_pillow(tmp_path / "sample.npy", task(work, files))
+
+    def test_pillow_itself(self, tmp_path, squashed, files):
+        normalised = (squashed / 255 - column(MEAN)) / column(STD)
+        assert self.measured(tmp_path, squashed, "squash", files) == 0
+        rows_first = squashed.transpose(0, 2, 3, 1)
+        assert self.measured(tmp_path, rows_first, "squash", files) == 0
+        assert self.measured(tmp_path, normalised, "squash", files) < 1e-3
+
+    def test_three_levels_off(self, tmp_path, squashed, files):
+        off = squashed.astype(int) // 2 * 2
+        off[off == 0] = 3
+        wanted = np.abs(off - squashed).mean()
+        found = self.measured(tmp_path, off.astype(np.uint8), "squash", files)
+        assert found == pytest.approx(wanted) and found > 0.3
+
+    def test_swapped_channels_are_seen(self, tmp_path, squashed, files):
+        assert self.measured(tmp_path, squashed[:, ::-1], "squash", files) > 1
+
+    def test_fine_pictures_may_be_mirrored_and_padded(self, tmp_path, files):
+        stored = [Image.open(f).convert("RGB") for f in files]
+        sizes = [fine_size(one.height, one.width) for one in stored]
+        batch = np.zeros((2, 3, 1344, 1344), np.float32)
+        for place, one, (height, width) in zip(batch, stored, sizes, strict=True):
+            values = np.asarray(one.resize((width, height), 2), float).transpose(2, 0, 1)
+            place[:, :height, :width] = (values - column(FINE_MEAN)) / column(FINE_STD)
+        height, width = sizes[1]
+        batch[1, :, :height, :width] = batch[1, :, :height, :width][:, :, ::-1].copy()
+        assert self.measured(tmp_path, batch[:, ::-1], "fine", files) < 1e-3
+        assert self.measured(tmp_path, batch, "fine", files) > 1
+
+    @pytest.mark.parametrize("work", ["crop", "captions", "boxes"])
+    def test_what_cannot_be_compared(self, work, tmp_path):
+        assert levels_from_pillow(tmp_path / "unread.npy", task(work)) is None
+
+
+class FakeProcess:
+    """A peer whose every epoch costs what its name says, in seconds."""
+
+    order: ClassVar[list[tuple[str, int]]] = []
+
+    def __init__(self, peer, own, python, log):
+        self.peer, self.task = peer, own
+        self.versions = {"it": "1"}
+        if peer.name == "broken":
+            raise PeerError("it does not load")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def epoch(self, number, sample=None):
+        self.order.append((self.peer.name, number))
+        count = 3 if self.peer.name == "short" and number == 2 else 4
+        return EpochCost(count=count, cpu_seconds=4.0 * (number + 1), wall_seconds=2.0)
+
+    def peak_bytes(self):
+        return 1000
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.setattr(measure, "PeerProcess", FakeProcess)
+    monkeypatch.setattr(FakeProcess, "order", [])
+    base = BY_NAME["numpy"]
+    return [replace(base, name=name) for name in ("a", "broken", "b", "short")]
+
+
+def run(peers, tmp_path, rounds=3):
+    sizes = ((10, 10), (20, 10))
+    boxes_task = replace(task("boxes"), sizes=sizes, boxes=((), ()), repeats=2, texts=("a",) * 9)
+    return measure_line(LINE, boxes_task, peers, rounds=rounds, pythons={}, folder=tmp_path)
+
+
+def test_peers_take_turns_and_the_first_round_does_not_count(fakes, tmp_path):
+    first, _, second, _ = run(fakes, tmp_path)
+    names = ["a", "b", "short"]
+    rounds = [FakeProcess.order[at : at + 3] for at in range(0, 9, 3)]
+    assert [{name for name, _ in one} for one in rounds] == [set(names)] * 3
+    # Nobody always follows the same one.
+    assert [one[0][0] for one in rounds] == ["a", "a", "b"]
+    # Epochs 1, 2 and 3 cost 2, 3 and 4 seconds for each of four pictures.
+    assert first.costs == [2e6, 3e6, 4e6] == second.costs
+    assert first.median == 3e6
+    assert first.rates == [2.0, 2.0, 2.0]
+    assert (first.peak_bytes, first.versions) == (1000, {"it": "1"})
+
+
+def test_a_peer_that_fails_is_named_and_the_others_go_on(fakes, tmp_path):
+    sides = {side.peer.name: side for side in run(fakes, tmp_path)}
+    assert sides["broken"].failure == "it does not load"
+    assert sides["short"].failure == "an epoch gave 3 of 4"
+    assert sides["short"].costs == [] == sides["broken"].costs
+    assert len(sides["a"].costs) == 3
+
+
+def test_ours_may_not_fail(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "OURS", fakes[1])
+    with pytest.raises(PeerError, match="fiber itself failed: it does not load"):
+        run(fakes, tmp_path)
+
+
+def test_wrong_pictures_of_ours_have_no_speed(fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "OURS", fakes[0])
+    monkeypatch.setattr(measure, "levels_from_pillow", lambda sample, own: 1.5)
+    with pytest.raises(PeerError, match=r"1\.50 levels from Pillow's.*no speed is reported"):
+        run(fakes, tmp_path)
+
+
+def test_a_peer_without_the_output_says_what_it_gives():
+    ours = measure._side(replace(OURS, does=frozenset({("crop", "float32")})), task("crop"))
+    assert ours.output == "float32" and "gives" not in ours.remark
+    lacking = replace(OURS, does=frozenset({("crop", "float32")}))
+    assert measure._side(lacking, replace(task("crop"), output="uint8")).remark.startswith(
+        "gives float32"
+    )

@@ -1,0 +1,156 @@
+"""A peer's process: what it answers, how it is measured, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fiber.benchmarks.peers import BY_NAME, Peer
+from fiber.benchmarks.peers.task import Task, fine_size, padded_side
+from fiber.benchmarks.processes import (
+    PeerError,
+    PeerProcess,
+    _process_cpu_seconds,
+    installed,
+    members_of_session,
+)
+
+NUMPY = BY_NAME["numpy"]
+BOXES = Task(
+    work="boxes",
+    output="float32",
+    variant="",
+    batch_size=1,
+    threads=1,
+    sizes=((480, 640), (640, 480)),
+    boxes=(((-5.0, 10.0, 700.0, 20.0),), ((0.0, 0.0, 48.0, 64.0),)),
+)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_task_survives_its_way():
+    again = Task.from_json(BOXES.to_json())
+    assert json.loads(again.to_json()) == json.loads(BOXES.to_json())
+
+
+def test_an_epoch_is_counted_and_measured(tmp_path):
+    with PeerProcess(NUMPY, replace(BOXES, repeats=300), sys.executable, tmp_path / "log") as peer:
+        assert peer.versions == {"numpy": np.__version__}
+        one = peer.epoch(0)
+        assert one.count == 600
+        assert 0 < one.cpu_seconds < 10
+        assert one.wall_seconds > 0
+        assert peer.peak_bytes() > 10_000_000
+        pid = peer._process.pid
+    assert not alive(pid)
+
+
+def test_a_sample_is_what_the_batch_began_with(tmp_path):
+    with PeerProcess(NUMPY, BOXES, sys.executable, tmp_path / "log") as peer:
+        peer.epoch(0, tmp_path / "sample.npy")
+    moved = np.load(tmp_path / "sample.npy")
+    # 640 x 480 becomes 1066 x 800; the first box is clipped, both are mirrored.
+    assert moved[0].tolist() == [pytest.approx([0, 10 * 800 / 480, 1066, 20 * 800 / 480], rel=1e-5)]
+    assert moved[1].tolist() == [pytest.approx([720, 0, 800, 64 / 640 * 1066], rel=1e-5)]
+
+
+def test_a_module_that_does_not_load(tmp_path):
+    peer = replace(NUMPY, module="not_there")
+    with pytest.raises(PeerError, match=r"ModuleNotFoundError.*not_there"):
+        PeerProcess(peer, BOXES, sys.executable, tmp_path / "log")
+
+
+def test_an_epoch_that_fails_says_why(tmp_path):
+    task = replace(BOXES, sizes=BOXES.sizes[:1])
+    peer = PeerProcess(NUMPY, task, sys.executable, tmp_path / "log")
+    with peer, pytest.raises(PeerError, match="ValueError: zip"):
+        peer.epoch(0)
+
+
+def test_a_process_that_goes_away(tmp_path):
+    script = tmp_path / "interpreter"
+    script.write_text("#!/bin/sh\necho the last word >&2\nexit 3\n")
+    script.chmod(0o755)
+    with pytest.raises(PeerError, match=r"ended \(exit code 3\): the last word"):
+        PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
+
+
+def test_children_count_and_end_with_it(tmp_path):
+    code = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c',"
+        " 'import time\\nwhile time.process_time() < 0.3: pass\\ntime.sleep(60)']);"
+        "import time; time.sleep(60)"
+    )
+    leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            members = members_of_session(leader.pid)
+            spent = sum(_process_cpu_seconds(pid) for pid in members)
+            if len(members) == 2 and spent > 0.3:
+                break
+            time.sleep(0.05)
+        assert len(members) == 2
+        assert spent > 0.3
+        assert _process_cpu_seconds(leader.pid) < spent - 0.25
+    finally:
+        for pid in members_of_session(leader.pid):
+            os.kill(pid, 9)
+        leader.wait()
+    while members_of_session(leader.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert members_of_session(leader.pid) == []
+    assert _process_cpu_seconds(leader.pid) == 0
+
+
+class TestInstalled:
+    def test_absent_ones_are_named_with_the_way_to_get_them(self):
+        absent = Peer(
+            name="nobody",
+            title="",
+            module="nobody",
+            does=frozenset(),
+            distributions=("fiber-no-such-package",),
+            install="pip install fiber-no-such-package",
+        )
+        library = replace(NUMPY, name="library", preload="libfiber-no-such-library.so.1")
+        found = installed([NUMPY, absent, library], {})
+        assert set(found) == {"nobody", "library"}
+        assert "pip install fiber-no-such-package" in found["nobody"]
+        assert "libfiber-no-such-library.so.1 is not installed" in found["library"]
+
+    def test_another_interpreter_is_asked(self, tmp_path):
+        empty = tmp_path / "python"
+        empty.write_text("#!/bin/sh\necho '{}'\n")
+        empty.chmod(0o755)
+        assert set(installed([NUMPY], {"numpy": str(empty)})) == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1066)),
+        ((640, 480), (1066, 800)),
+        ((100, 100), (800, 800)),
+        ((300, 1000), (400, 1333)),
+        ((427, 640), (800, 1199)),
+    ],
+)
+def test_sizes_of_the_fine_stage(size, expected):
+    assert fine_size(*size) == expected
+
+
+def test_padding():
+    assert [padded_side(n) for n in (1, 32, 33)] == [32, 32, 64]
