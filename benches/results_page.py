@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import boxes_page
+import data_page
 from ablate import ARMS, SHOWN
 from experiments import SPLITS
 from finetune import CHANCE, COUNTED, FINETUNED
@@ -112,6 +113,7 @@ def page() -> str:
         *_ablated(read("ablate")),
         *boxes_page.section(read("boxes")),
         *_benches(),
+        *data_page.section(read("data")),
     ]
     return "\n".join(parts)
 

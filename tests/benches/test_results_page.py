@@ -9,7 +9,7 @@ BENCHES = Path(__file__).parents[2] / "benches"
 @pytest.fixture
 def results_page(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHES))
-    names = ("results_page", "boxes_page", "page_parts", "boxes", "finetune", "ablate")
+    names = ("results_page", "boxes_page", "data_page", "page_parts", "boxes", "finetune", "ablate")
     names += ("experiments", "box_measures")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -13,6 +13,7 @@ from fiber.benchmarks.measure import levels_from_pillow, measure_line
 from fiber.benchmarks.peers import BY_NAME, OURS
 from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, Task, fine_size
 from fiber.benchmarks.processes import EpochCost, PeerError
+from fiber.data import Tokenizer
 
 LINE = Line(kind="boxes", work="boxes", output="float32", title="boxes", per_second=1e6)
 
@@ -26,6 +27,41 @@ def task(work, files=()):
         threads=1,
         files=tuple(map(str, files)),
     )
+
+
+class TestSample:
+    def check(self, tmp_path, array, work, output="float32", **more):
+        np.save(tmp_path / "sample.npy", array)
+        measure.check_sample(tmp_path / "sample.npy", replace(task(work), **more), output)
+
+    def test_pictures(self, tmp_path):
+        self.check(tmp_path, np.zeros((2, 3, 384, 384), np.float32), "crop")
+        self.check(tmp_path, np.zeros((2, 384, 384, 3), np.uint8), "crop", "uint8")
+
+    @pytest.mark.parametrize(
+        ("array", "said"),
+        [
+            (np.zeros((2, 3, 384, 384)), "are float64; expected float32"),
+            (np.zeros((2, 3, 384, 380), np.float32), r"shape \(3, 384, 380\); expected"),
+            (np.zeros((3, 384, 384), np.float32), r"shape \(384, 384\); expected"),
+            (np.full((1, 3, 384, 384), np.nan, np.float32), "not finite"),
+        ],
+        ids=["type", "side", "dimensions", "nan"],
+    )
+    def test_other_pictures(self, array, said, tmp_path):
+        with pytest.raises(PeerError, match=said):
+            self.check(tmp_path, array, "squash")
+
+    def test_tokens(self, tmp_path):
+        Tokenizer.train(["a red star"] * 9, 270).save(tmp_path / "t.json")
+        more = {"texts": ("a red star", "no"), "tokenizer": str(tmp_path / "t.json")}
+        tokenizer = Tokenizer.from_file(tmp_path / "t.json")
+        rows = [tokenizer.encode(text)[0] for text in more["texts"]]
+        rows = np.array([row + [1] * (40 - len(row)) for row in rows])
+        self.check(tmp_path, rows, "captions", **more)
+        rows[1, 2] += 1
+        with pytest.raises(PeerError, match=r"tokens of 'no' are .* expected"):
+            self.check(tmp_path, rows, "offsets", **more)
 
 
 def column(values):
@@ -99,6 +135,8 @@ class FakeProcess:
         pass
 
     def epoch(self, number, sample=None):
+        if sample is not None:
+            np.save(sample, np.zeros((2, 4, 4)))
         self.order.append((self.peer.name, number))
         count = 3 if self.peer.name == "short" and number == 2 else 4
         return EpochCost(count=count, cpu_seconds=4.0 * (number + 1), wall_seconds=2.0)

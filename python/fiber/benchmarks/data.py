@@ -44,6 +44,8 @@ class Options:
 
     #: Folder for rows, table and chart.
     output: Path
+    #: File that rows are added to; None: data.csv in `output`.
+    rows: Path | None = None
     #: Folder for corpora; None: in `output`.
     cache: Path | None = None
     #: Kinds of work, corpora and peers; empty: all.
@@ -86,6 +88,11 @@ class Options:
         return self.threads or usable_cores()
 
     @property
+    def rows_file(self) -> Path:
+        """File that rows are added to."""
+        return self.rows or self.output / "data.csv"
+
+    @property
     def used_rounds(self) -> int:
         """Rounds that count."""
         return self.rounds or (QUICK_ROUNDS if self.quick else ROUNDS)
@@ -113,8 +120,7 @@ def run(options: Options) -> int:
     lines = _lines(options)
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
     options.output.mkdir(parents=True, exist_ok=True)
-    rows_file = options.output / "data.csv"
-    report.check_columns(rows_file)
+    report.check_columns(options.rows_file)
     absent = installed(peers, options.pythons)
     material = _Material(options)
     print(_machine())
@@ -123,7 +129,7 @@ def run(options: Options) -> int:
         for line in lines:
             results.append(_measured(line, options, peers, absent, material))
             print(report.table(results[-1]), flush=True)
-            report.append_rows(rows_file, report.rows(results[-1:]))
+            report.append_rows(options.rows_file, report.rows(results[-1:]))
     except PeerError as error:
         print(f"fiber: error: {error}", file=sys.stderr)
         return 1
@@ -211,13 +217,13 @@ def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, st
             print(verdict)
     text = "\n".join([_machine(), *(report.table(result) for result in results)])
     (options.output / "data.txt").write_text(text + "\n", encoding="utf-8")
-    saved = ["data.csv", "data.txt"]
+    saved = [options.rows_file, options.output / "data.txt"]
     if importlib.util.find_spec("matplotlib") is None:
         print("no chart: pip install matplotlib", file=sys.stderr)
     else:
         report.draw_chart(options.output / "data.png", results)
-        saved.append("data.png")
-    print(f"\nsaved: {', '.join(str(options.output / name) for name in saved)}")
+        saved.append(options.output / "data.png")
+    print(f"\nsaved: {', '.join(map(str, saved))}")
     asked_for = [verdict for verdict in verdicts if verdict.gate.least is not None]
     return int(options.check and not all(verdict.holds for verdict in asked_for))
 

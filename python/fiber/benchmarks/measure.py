@@ -19,13 +19,16 @@ from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers.task import (
     FINE_MEAN,
     FINE_STD,
+    MAX_TOKENS,
     MEAN,
+    PAD_ID,
     SIZE,
     STD,
     Task,
     fine_size,
 )
 from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
+from fiber.data import Tokenizer
 
 #: Mean distance in levels (of 255) from Pillow's picture above which ours is taken for wrong.
 WRONG_LEVELS = 1.0
@@ -109,6 +112,7 @@ def measure_line(
                 sample = folder / f"{side.peer.name}.npy"
                 cost = process.epoch(0, sample)
                 _check_count(cost, task)
+                check_sample(sample, task, side.output)
                 side.levels = levels_from_pillow(sample, task)
             except PeerError as error:
                 _failed(side, error)
@@ -175,6 +179,31 @@ def _failed(side: Side, error: PeerError) -> None:
     side.failure = str(error)
     side.costs.clear()
     print(f"  {side.peer.name} failed: {error}", file=sys.stderr)
+
+
+def check_sample(sample: Path, task: Task, output: str) -> None:
+    """Check that a batch begins with what was asked for.
+
+    Raises:
+        PeerError: for pictures of another shape or type, and for other tokens than fiber's.
+    """
+    if task.work in ("prompt", "boxes"):
+        return
+    array = np.load(sample)
+    if task.work in ("captions", "offsets"):
+        tokenizer = Tokenizer.from_file(task.tokenizer)
+        for text, ids in zip(task.texts, array.tolist(), strict=False):
+            wanted = tokenizer.encode(text, max_tokens=MAX_TOKENS)[0]
+            if ids != wanted + [PAD_ID] * (MAX_TOKENS - len(wanted)):
+                raise PeerError(f"its tokens of {text!r} are {ids}; expected {wanted}")
+        return
+    if array.dtype != output:
+        raise PeerError(f"its pictures are {array.dtype}; expected {output}")
+    sides = array.shape[1:] if task.work == "fine" else (3, SIZE, SIZE)
+    if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
+        raise PeerError(f"its pictures have the shape {array.shape[1:]}; expected {sides}")
+    if not np.isfinite(array).all():
+        raise PeerError("its pictures hold values that are not finite")
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:

@@ -28,6 +28,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="for data.csv (rows are added), data.txt, data.png (default: %(default)s)",
     )
     data.add_argument(
+        "--rows", type=Path, metavar="FILE", help="add rows here (default: data.csv in --output)"
+    )
+    data.add_argument(
         "--cache", type=Path, metavar="DIR", help="for corpora (default: cache in --output)"
     )
     data.add_argument("--list", action="store_true", help="say what can be measured, with whom")
@@ -110,6 +113,7 @@ def _data(options: argparse.Namespace) -> int:
 
     chosen = data.Options(
         output=options.output,
+        rows=options.rows,
         cache=options.cache,
         kinds=options.work,
         corpora=options.corpora,
