@@ -264,6 +264,7 @@ class _Material:
             texts=tuple(self.captions),
             tokenizer=str(self.tokenizer),
             repeats=line.repeats,
+            scaled=line.scaled,
         )
         if line.corpus:
             return self._with_pictures(task, line)

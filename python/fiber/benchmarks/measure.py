@@ -30,9 +30,6 @@ from fiber.benchmarks.peers.task import (
 from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
 from fiber.data import Tokenizer
 
-#: Mean distance in levels (of 255) from Pillow's picture above which ours is taken for wrong.
-WRONG_LEVELS = 1.0
-
 
 @dataclass(kw_only=True)
 class Side:
@@ -118,10 +115,10 @@ def measure_line(
                 _failed(side, error)
                 continue
             side.versions = {**_own_version(side.peer), **process.versions}
-            if side.peer is OURS and (side.levels or 0) > WRONG_LEVELS:
+            if side.peer is OURS and (side.levels or 0) > line.most_levels:
                 raise PeerError(
                     f"{line.name}: the pictures are {side.levels:.2f} levels from Pillow's on"
-                    f" average, expected {WRONG_LEVELS:.0f} or less; no speed is reported"
+                    f" average, expected {line.most_levels:g} or less; no speed is reported"
                 )
             running.append((side, process))
         for number in range(rounds):

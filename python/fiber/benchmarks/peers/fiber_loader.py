@@ -47,6 +47,8 @@ def open_peer(task: Task) -> Epoch:
         batch_size=task.batch_size,
         max_tokens=MAX_TOKENS,
         threads=task.threads,
+        scaled_decoding=task.scaled,
+        image_dtype="uint8" if task.output == "uint8" else "float32",
     )
 
     def epoch(number: int) -> Iterator[Any]:

@@ -46,6 +46,8 @@ class Task:
     variant: str
     batch_size: int
     threads: int
+    #: Whether a JPEG may be decoded smaller than it is, as in training.
+    scaled: bool = False
     #: JPEG files; a multiple of the batch size.
     files: tuple[str, ...] = ()
     #: For each file its boxes (x0, y0, x1, y1) in pixels.
