@@ -303,7 +303,8 @@ class Tokenizer:
 
         Args:
             texts: Any texts.
-            mlm_probability: Of a token to be picked: 80 % of those become <mask>, 10 % another token.
+            mlm_probability: Of a token to be picked: 80 % of those become <mask>, 10 % another
+                token.
             seed: Start of the draws.
             epoch: Epoch of the draws.
             indices: Number of each text's sample; draws depend on nothing else.

@@ -6,6 +6,7 @@ traffic count alike. Linux only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import json
 import os
@@ -152,7 +153,10 @@ class PeerProcess:
         except BrokenPipeError:
             line = b""
         if not line:
-            code = self._process.poll()
+            # Its output is closed a moment before it is gone.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+            code = self._process.returncode
             raise PeerError(f"its process ended (exit code {code}): {self._last_words()}")
         answer = json.loads(line)
         if "error" in answer:
