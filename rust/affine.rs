@@ -19,6 +19,8 @@
 use std::cell::Cell;
 
 use crate::image::Rgb;
+#[cfg(target_arch = "x86_64")]
+use crate::simd_affine_avx512;
 use crate::simd_loops::{self as simd, INTEGER};
 
 /// Value of every channel where the picture has no pixel.
@@ -106,11 +108,17 @@ pub fn warp(image: &mut Rgb, map: &Affine) {
     }
     let mut output = SPARE.take();
     output.resize(image.pixels.len(), 0);
-    simd::run(WarpRows {
-        image,
-        map,
-        output: &mut output,
-    });
+    #[cfg(target_arch = "x86_64")]
+    let is_done = simd_affine_avx512::warp(image, map.x, map.y, &mut output);
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_done = false;
+    if !is_done {
+        simd::run(WarpRows {
+            image,
+            map,
+            output: &mut output,
+        });
+    }
     SPARE.set(std::mem::replace(&mut image.pixels, output));
 }
 
@@ -308,7 +316,7 @@ fn first_eight(bytes: &[u8]) -> u64 {
 
 /// A pixel, the one to its right, and the two below them, where some may lie outside.
 #[inline(never)] // Seldom needed, and the loop that calls it has no registers to spare.
-fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
+pub(crate) fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
     let near = |place: i32, end: usize| place >= -1 && (place < 0 || (place as usize) < end);
     if near(row, image.height) && near(column, image.width) {
         let places = [(0, 0), (0, 1), (1, 0), (1, 1)];
@@ -420,17 +428,34 @@ mod tests {
 
     #[test]
     fn other_instructions_give_the_same_bytes() {
-        for (height, width) in [(1, 40), (40, 1), (37, 53), (33, 16)] {
+        for (height, width) in [(1, 40), (40, 1), (2, 2), (37, 53), (33, 16), (90, 131)] {
             let image = noise(height, width);
-            for map in [Affine::rotate(-21.0, height, width), Affine::shear_y(0.21)] {
-                let mut plain = vec![0; image.pixels.len()];
-                simd::Loop::run(WarpRows {
-                    image: &image,
-                    map: &map,
-                    output: &mut plain,
+            for map in [
+                Affine::rotate(-21.0, height, width),
+                Affine::rotate(170.0, height, width),
+                Affine::shear_x(-0.3),
+                Affine::shear_y(0.21),
+                Affine::translate_x(2.3),
+                Affine::translate_y(-0.4),
+                Affine::shear_x(1e38),
+            ] {
+                let results = [false, true].map(|wide| {
+                    let mut output = vec![0; image.pixels.len()];
+                    let work = WarpRows {
+                        image: &image,
+                        map: &map,
+                        output: &mut output,
+                    };
+                    if wide {
+                        simd::run(work);
+                    } else {
+                        simd::Loop::run(work);
+                    }
+                    output
                 });
+                let widest = warp(&image, &map).pixels;
                 assert!(
-                    warp(&image, &map).pixels == plain,
+                    results.iter().all(|result| *result == widest),
                     "{height} x {width}: {map:?}"
                 );
             }

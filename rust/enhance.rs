@@ -3,6 +3,8 @@
 
 use crate::image::Rgb;
 use crate::simd_loops as simd;
+#[cfg(target_arch = "x86_64")]
+use crate::simd_tables_avx512;
 
 /// For each channel, the new value of every old one.
 type Tables = [[u8; 256]; 3];
@@ -121,8 +123,16 @@ pub fn brightness(image: &mut Rgb, factor: f64) {
 }
 
 fn look_up(image: &mut Rgb, tables: &Tables) {
+    #[cfg(target_arch = "x86_64")]
+    let done = simd_tables_avx512::look_up(&mut image.pixels, tables);
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    look_up_plain(image.pixels.get_mut(done..).unwrap_or_default(), tables);
+}
+
+fn look_up_plain(pixels: &mut [u8], tables: &Tables) {
     let [red, green, blue] = tables;
-    for pixel in image.pixels.as_chunks_mut::<3>().0 {
+    for pixel in pixels.as_chunks_mut::<3>().0 {
         pixel[0] = red[usize::from(pixel[0])];
         pixel[1] = green[usize::from(pixel[1])];
         pixel[2] = blue[usize::from(pixel[2])];
@@ -199,6 +209,32 @@ mod tests {
     fn changed(mut image: Rgb, change: impl Fn(&mut Rgb)) -> Rgb {
         change(&mut image);
         image
+    }
+
+    #[test]
+    fn other_instructions_look_up_the_same() {
+        let mut state = 1_u8;
+        let mut next = || {
+            state = state.wrapping_mul(29).wrapping_add(17);
+            state
+        };
+        for pixels in [1, 63, 64, 65, 200] {
+            let image = Rgb {
+                height: 1,
+                width: pixels,
+                pixels: (0..3 * pixels).map(|_| next()).collect(),
+            };
+            let table = UNCHANGED.map(|value| value.wrapping_mul(7).wrapping_add(3));
+            for tables in [
+                [table; 3],
+                [table, UNCHANGED.map(|value| !value), UNCHANGED],
+            ] {
+                let mut plain = image.pixels.clone();
+                look_up_plain(&mut plain, &tables);
+                let found = changed(image.clone(), |image| look_up(image, &tables));
+                assert_eq!(found.pixels, plain, "{pixels} pixels");
+            }
+        }
     }
 
     #[test]

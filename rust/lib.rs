@@ -45,6 +45,8 @@ pub use error::Error;
 #[cfg(feature = "python")]
 mod py;
 mod resize_weights;
+#[cfg(target_arch = "x86_64")]
+mod simd_affine_avx512;
 mod simd_loops;
 mod simd_normalize;
 #[cfg(target_arch = "x86_64")]
@@ -56,3 +58,5 @@ mod simd_resize;
 mod simd_resize_avx2;
 #[cfg(target_arch = "x86_64")]
 mod simd_resize_avx512;
+#[cfg(target_arch = "x86_64")]
+mod simd_tables_avx512;
