@@ -4,7 +4,7 @@
 //! follow the same plan, so that picture and boxes cannot part.
 
 use crate::Error;
-use crate::boxes::{self, BoxXyxy};
+use crate::boxes::{BoxXyxy, Journey};
 use crate::crop::{Cut, check_scale, cut_out, random_crop, shorter_side};
 use crate::image::Rgb;
 use crate::normalize::Normalization;
@@ -243,20 +243,13 @@ impl Plan {
         height: usize,
         width: usize,
     ) -> Result<Vec<Option<BoxXyxy>>, Error> {
-        let clipped = boxes::clip_all(boxes_xyxy, height, width)?;
-        Ok(clipped
-            .into_iter()
-            .map(|box_xyxy| {
-                let cropped = boxes::crop(box_xyxy, self.crop)?;
-                let from = (self.crop.height, self.crop.width);
-                let scaled = boxes::scale(cropped, from, (self.height, self.width));
-                Some(if self.flip {
-                    boxes::mirror(scaled, self.width)
-                } else {
-                    scaled
-                })
-            })
-            .collect())
+        let journey = Journey {
+            from: (height, width),
+            crop: self.crop,
+            to: (self.height, self.width),
+            flip: self.flip,
+        };
+        journey.move_all(boxes_xyxy)
     }
 }
 
