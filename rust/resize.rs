@@ -2,8 +2,8 @@
 //!
 //! A separable convolution: rows first, then columns, each pass with weights in 22-bit fixed point
 //! and eight-bit results. Rows always come first, as in the Pillow that the published models were
-//! trained with; Pillow 13 takes columns first where the height shrinks and the width does not, or
-//! does less, and so gives other values there.
+//! trained with; Pillow 12.3 takes columns first for a few shapes and 13 for more (where the height
+//! shrinks and the width does not, or does less), and so they give other values there.
 //!
 //! [`RowResizer`] takes rows one after the other; [`resize`] is it on a whole picture.
 

@@ -1,10 +1,18 @@
-"""Resizing against Pillow, value by value."""
+"""Resizing against Pillow, value by value: recorded with a version that takes rows first, and the one
+at hand in two calls."""
+
+import json
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fiber import _core
+from tests.core.record_resize import cases, picture
+
+RECORDED = json.loads(Path(__file__).with_name("resize.json").read_text())["sums"]
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -24,7 +32,7 @@ INSTRUCTIONS = [
 
 
 def by_pillow(image: np.ndarray, height: int, width: int, kernel: str) -> np.ndarray:
-    """Rows first, then columns, in two calls: the order of Pillow before version 13."""
+    """Rows first, then columns, in two calls: the order of Pillow before version 12."""
     rows = Image.fromarray(image).resize((width, image.shape[0]), FILTERS[kernel])
     return np.asarray(rows.resize((width, height), FILTERS[kernel]))
 
@@ -37,6 +45,17 @@ def assert_same(image: np.ndarray, height: int, width: int, kernel: str, **optio
     expected = by_pillow(image, height, width, kernel)
     different = int((resized != expected).sum())
     assert different == 0, f"{image.shape} to {(height, width)}: {different} values differ"
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_recorded_values(instructions):
+    for (h, w, height, width), sums in zip(cases(), RECORDED, strict=True):
+        for kernel, expected in zip(FILTERS, sums, strict=True):
+            resized = _core.resize_image(
+                picture(h, w), height, width, kernel, instructions=instructions
+            )
+            found = zlib.crc32(np.asarray(resized).tobytes())
+            assert found == expected, f"{(h, w)} to {(height, width)}, {kernel}"
 
 
 def sizes(rng: np.random.Generator) -> list[int]:
