@@ -49,6 +49,32 @@ class TestPictureCommands:
         (result,) = lines(capsys)
         assert {item["label"] for item in result["detections"]} == {"a circle", "the square"}
 
+    def test_ground_spans_of_a_caption(self, desk, capsys):
+        asked = ["ground", "a.jpg", "--threshold", "0", "--caption", "a circle next to the square"]
+        assert main([*asked, "--spans", "2:8,21:27; 17:27"]) == 0
+        (result,) = lines(capsys)
+        found = {item["label"]: item["index"] for item in result["detections"]}
+        assert found == {"circle square": 0, "the square": 1}
+        for spans, said in (
+            ("2-8", "--spans: '2-8' is no span; expected START:END, as in 2:12"),
+            ("2:8,", "--spans: '2:8,' is no span"),
+            (" ; ", "--spans is empty"),
+            ("2:99", "span 0, [2, 99), of the caption"),
+        ):
+            assert main([*asked, "--spans", spans]) == 2
+            assert said in error_line(capsys)
+        assert main(["ground", "a.jpg", "--phrases", "a", "--spans", "0:1"]) == 2
+        assert "--spans: give --caption, and no --phrases" in error_line(capsys)
+
+    def test_detect_with_as_many_classes_as_fit(self, desk, capsys):
+        asked = ["detect", "a.jpg", "--classes", "circle; star; ring", "--threshold", "0"]
+        told = []
+        for more in ([], ["--classes-per-prompt", "0"], ["--classes-per-prompt", "1"]):
+            assert main([*asked, *more]) == 0
+            told.append(capsys.readouterr().err.splitlines()[-1])
+        assert told[0] == told[1] and "3 classes in 1 prompt," in told[0]
+        assert "3 classes in 3 prompts," in told[2]
+
     def test_detect_classes_of_a_file_in_a_folder_of_pictures(self, desk, capsys):
         Path("classes.txt").write_text("circle\n\ntraffic light, red\n")
         asked = ["--classes-file", "classes.txt", "--threshold", "0", "--max-detections", "3"]

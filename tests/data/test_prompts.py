@@ -53,6 +53,26 @@ def test_class_names_are_cleaned(name, expected):
     assert clean_class_name(name) == expected
 
 
+def test_classes_of_one_name_have_different_labels():
+    stars = [
+        ClassName("star", prefix="red "),
+        "ring",
+        {"name": "star", "prefix": "wooden ", "suffix": " left"},
+        ClassName("star"),
+        ClassName("ring_(toy)", prefix="red "),
+    ]
+    labels = ("red star", "ring", "wooden star left", "star", "ring_(toy)")
+    prompt = class_prompt(stars)
+    assert prompt.labels == labels
+    assert prompt.text == "red star. ring. wooden star left. star. red ring "
+    # The name alone says how a box scores, and splitting the list changes no label.
+    assert [prompt.text[slice(*spans[0])] for spans in prompt.spans][:4] == [
+        *("star", "ring", "star", "star")
+    ]
+    split = class_prompts(stars, Words(), 99, max_classes=1)
+    assert [each.labels for each in split] == [(label,) for label in labels]
+
+
 def test_words_around_a_name_are_no_part_of_its_span():
     puffin = {"name": "puffin", "prefix": "", "suffix": " with orange beaks "}
     prompt = class_prompt([ClassName("fish", prefix=" "), puffin, "hot_dog", ClassName("sea_ray")])

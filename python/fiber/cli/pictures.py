@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiber.cli.arguments import add_words, count
+from fiber.cli.arguments import add_words, count, whole_number
 from fiber.cli.models import choose_model
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--caption", help='"a red mug next to the laptop": its phrases, or those of --phrases in it'
     )
     ground.add_argument(
+        "--spans",
+        metavar="S",
+        help='characters of the caption that name things, in place of --phrases: "2:12; 18:24", or'
+        ' "2:5,18:24" for a phrase in two parts; counted from 0, the end not counted in',
+    )
+    ground.add_argument(
         "--boxes-per-phrase", type=count, default=1, help="best boxes of a phrase (default: 1)"
     )
     _box_options(ground)
@@ -56,9 +63,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     detect.add_argument(
         "--classes-per-prompt",
-        type=count,
+        type=whole_number,
+        default=0,
         metavar="N",
-        help="classes of a text (default: as many as fit; published for LVIS: 40)",
+        help="classes of a text at most, 0: as many as fit (default: 0; published for LVIS: 40)",
     )
     _box_options(detect)
 
@@ -122,6 +130,10 @@ def _ground(options: argparse.Namespace) -> int:
         asked["phrases"] = _items(options.phrases, "--phrases")
     if options.caption is not None:
         asked["caption"] = options.caption
+    if options.spans is not None:
+        if options.caption is None or options.phrases is not None:
+            raise ValueError("--spans: give --caption, and no --phrases")
+        asked["spans"] = _spans(options.spans)
     return _boxes(options, "ground", asked)
 
 
@@ -257,6 +269,22 @@ def _items(text: str, option: str) -> list[str]:
     if not items:
         raise ValueError(f'{option} is empty; expected one or more, as in "a red mug; the laptop"')
     return items
+
+
+def _spans(text: str) -> list[list[tuple[int, int]]]:
+    """Read spans: those of phrases apart by semicolons, those of a phrase's parts by commas.
+
+    Raises:
+        ValueError: for one that is no two numbers.
+    """
+    spans = []
+    for item in _items(text, "--spans"):
+        found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]
+        parts = [(int(match[1]), int(match[2])) for match in found if match]
+        if len(parts) < len(found):
+            raise ValueError(f"--spans: {item!r} is no span; expected START:END, as in 2:12")
+        spans.append(parts)
+    return spans
 
 
 def _paths(images: Sequence[str]) -> list[Path]:

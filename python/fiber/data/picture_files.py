@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import NamedTuple
 
 from fiber import _core
-from fiber.data.images import load_image
 from fiber.data.records import StoredImage
 
 #: Status of a picture that was decoded, or why it could not be.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
+#: Endings of what is decoded.
+DECODED = ("jpg", "png", "webp")
 # Endings of formats by the bytes that a file begins with.
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "jpg"),
@@ -45,39 +46,37 @@ def ending_of(data: bytes) -> str:
 
 
 def check_picture(stored: StoredImage) -> CheckedPicture:
-    """Decode a picture and say what became of it."""
+    """Decode a picture and say what became of it.
+
+    "truncated" is what decoders can fill in: part of it is missing or damaged. The loader takes
+    such pictures where `accept_truncated` says so.
+    """
     try:
-        height, width = load_image(stored).shape[:2]
+        data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
     except FileNotFoundError:
         return CheckedPicture("missing", "does not exist")
     except OSError as problem:
         return CheckedPicture("missing", f"cannot be read: {problem.strerror or problem}")
-    except ValueError as problem:
-        return CheckedPicture(_status_of(stored), _without_path(stored, str(problem)))
-    return CheckedPicture("ok", "", (height, width))
-
-
-def _without_path(stored: StoredImage, said: str) -> str:
-    return said if isinstance(stored, bytes) else said.removeprefix(f"{os.fspath(stored)}: ")
-
-
-def _status_of(stored: StoredImage) -> str:
-    """Tell by its bytes why a picture cannot be decoded."""
-    if not isinstance(stored, bytes):
-        try:
-            with open(stored, "rb") as file:  # noqa: PTH123 (a path of any kind)
-                stored = file.read()
-        except OSError:
-            return "missing"
-    ending = ending_of(stored)
-    if not stored:
-        return "truncated"
+    ending = ending_of(data)
     try:
-        _core.probe_image(stored)
-    except ValueError:
-        if ending not in ("jpg", "png", "webp"):
-            return "unsupported" if ending != "bin" else "corrupt"
-    return "truncated" if _lacks_end(stored, ending) else "corrupt"
+        if ending == "jpg":
+            picture, filled = _core.decode_jpeg(data)
+            if filled is not None:
+                return CheckedPicture("truncated", filled)
+        else:
+            picture = _core.decode_image(data)
+    except ValueError as problem:
+        return CheckedPicture(_status_of(data, ending, str(problem)), str(problem))
+    return CheckedPicture("ok", "", picture.shape[:2])  # type: ignore[arg-type]
+
+
+def _status_of(data: bytes, ending: str, said: str) -> str:
+    """Tell why a picture cannot be decoded, by what the decoder said and by its bytes."""
+    if "unsupported" in said or ending not in (*DECODED, "bin"):
+        return "unsupported"
+    if not data:
+        return "truncated"
+    return "truncated" if _lacks_end(data, ending) else "corrupt"
 
 
 def _lacks_end(data: bytes, ending: str) -> bool:

@@ -6,6 +6,7 @@ A prompt is one caption in which every label (a class, a phrase) has a place: "m
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -142,7 +143,20 @@ def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
         TypeError, ValueError: for one that is no class, or of whose name nothing is left, by its
             number.
     """
-    return _class_prompt([as_class(given, number) for number, given in enumerate(classes)], 0)
+    named = [as_class(given, number) for number, given in enumerate(classes)]
+    return _class_prompt(named, class_labels(named), 0)
+
+
+def class_labels(classes: Sequence[ClassName]) -> list[str]:
+    """Give each class what it is called in answers: its name, where no other class has it.
+
+    Classes of one name are told apart by the words around it: "red star" and "wooden star".
+    """
+    times = Counter(each.name for each in classes)
+    return [
+        each.name if times[each.name] == 1 else f"{each.prefix}{each.name}{each.suffix}".strip()
+        for each in classes
+    ]
 
 
 def class_prompts(
@@ -171,7 +185,7 @@ def class_prompts(
     if max_classes is not None and max_classes < 1:
         raise ValueError(f"classes of a prompt: expected 1 or more, got {max_classes}")
     named = [as_class(given, number) for number, given in enumerate(classes)]
-    texts = [each.text for each in named]
+    texts, labels = [each.text for each in named], class_labels(named)
     prompts = []
     start = 0
     while start < len(named):
@@ -185,7 +199,7 @@ def class_prompts(
                 f" {len(tokenizer.encode(texts[start])[0])} tokens alone; expected at most"
                 f" {max_tokens}"
             )
-        prompts.append(_class_prompt(named[start:end], start))
+        prompts.append(_class_prompt(named[start:end], labels[start:end], start))
         start = end
     return prompts
 
@@ -241,9 +255,9 @@ def _find(caption: str, phrase: str, start: int) -> CharSpan | None:
     return None
 
 
-def _class_prompt(classes: Sequence[ClassName], first: int) -> Prompt:
+def _class_prompt(classes: Sequence[ClassName], labels: Sequence[str], first: int) -> Prompt:
     parts = [(each.prefix, clean_class_name(each.name), each.suffix) for each in classes]
-    return _joined([each.name for each in classes], parts, first)
+    return _joined(labels, parts, first)
 
 
 def _joined(labels: Sequence[str], parts: Sequence[tuple[str, str, str]], first: int) -> Prompt:

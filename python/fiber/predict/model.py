@@ -161,8 +161,10 @@ class Model:
             classes: a list of names for every picture, or one list for each picture; by default
                 those that the model was trained to detect. In place of a name a
                 `fiber.data.ClassName`, or a mapping of its fields, puts words before and behind it.
-                Each class is there once; names that differ in capitals are two classes.
-            classes_per_prompt: classes of a text (published for LVIS: 40); None: as many as fit.
+                Each class is there once; names that differ in capitals are two classes, and so
+                are names with other words around them, whose labels then have these words.
+            classes_per_prompt: classes of a text at most (published for LVIS: 40); 0 or None: as
+                many as fit.
             score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
             nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
             max_detections: boxes of a picture, best first.

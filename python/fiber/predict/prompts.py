@@ -29,7 +29,7 @@ def detection_prompts(
         classes: a list for all pictures, or one for each.
         count: of the pictures.
         inputs: of the model.
-        classes_per_prompt: as `max_classes` of `class_prompts`.
+        classes_per_prompt: classes of a text at most; 0 or None: as many as fit.
 
     Returns:
         For each picture its prompts.
@@ -112,7 +112,7 @@ def _class_prompts(
         named,
         inputs.needed_tokenizer(),
         inputs.config.max_tokens,
-        max_classes=classes_per_prompt,
+        max_classes=classes_per_prompt or None,
     )
 
 
