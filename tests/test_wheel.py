@@ -101,3 +101,30 @@ def test_sdist(tmp_path):
     names = zipfile.ZipFile(built).namelist()
     assert "fiber/kernels/reference.py" in names
     assert not [name for name in names if name.startswith("triton_kernels")]
+
+
+@pytest.mark.slow
+def test_builds_without_a_c_compiler(tmp_path):
+    """From nothing, with every tool that compiles C or C++ replaced by one that fails."""
+    rustc = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True)
+    host = re.search(r"^host: (.*)$", rustc.stdout, re.MULTILINE)[1]
+    tools = ("CC", "CXX", "AR", "CMAKE", "NASM", "HOST_CC", "HOST_CXX", "TARGET_CC", "TARGET_CXX")
+    environment = {
+        **os.environ,
+        **dict.fromkeys(tools, "false"),
+        "CARGO_TARGET_DIR": str(tmp_path / "target"),
+        # Rust's linker is the C compiler's driver; it links and compiles nothing.
+        f"CARGO_TARGET_{host.upper().replace('-', '_')}_LINKER": "cc",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "maturin", "build", "--profile", "dev", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("fiber_vl-*.whl"))
+    # What the variables would have been for.
+    assert not [p for p in (tmp_path / "target").rglob("*.a") if p.name.startswith("lib")]
