@@ -244,7 +244,7 @@ mod tests {
         for (row, text) in texts.iter().enumerate() {
             record.index = 7 + row as u64;
             record.text = (*text).to_owned();
-            let sample = settings.prepare(&record).unwrap();
+            let sample = settings.plan(&record).unwrap().sample;
             let pairs = sample.masked_ids.iter().zip(&sample.mlm_labels);
             for (place, (&seen, label)) in pairs.enumerate() {
                 let at = row * batch.num_tokens + place;

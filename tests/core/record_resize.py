@@ -3,9 +3,9 @@
     pip install "pillow<12" numpy
     python tests/core/record_resize.py
 
-writes resize.json beside this file: for each size and kernel the CRC-32 of the bytes. The published
-models were trained with a Pillow that takes rows first; 12.3 takes columns first for a few sizes, 13
-for more, and so gives other values there. Nothing of the package is imported.
+writes resize.json beside this file: for each size and kernel the CRC-32 of the bytes. The
+published models were trained with a Pillow that takes rows first; 12.3 takes columns first for a
+few sizes, 13 for more, and so gives other values there. Nothing of the package is imported.
 """
 
 import json

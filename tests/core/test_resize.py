@@ -1,5 +1,7 @@
-"""Resizing against Pillow, value by value: recorded with a version that takes rows first, and the one
-at hand in two calls."""
+"""Resizing against Pillow, value by value.
+
+Recorded with a version that takes rows first, and the one at hand in two calls.
+"""
 
 import json
 import zlib
