@@ -1,6 +1,6 @@
 //! Bits of entropy-coded data, most significant first.
 
-use super::huffman::{Entry, FAST_BITS, Symbol, Table, extend, step};
+use super::huffman::{Entry, FAST_BITS, Symbol, Table, extend};
 
 /// Bits that a refill leaves at least.
 const FULL: u32 = 56;
@@ -80,6 +80,20 @@ impl<'a> Bits<'a> {
         table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
     }
 
+    /// Take what the entry did not: a long code or the bits of a coefficient.
+    ///
+    /// The bits stay in registers, since no call gets their address.
+    #[inline]
+    pub(super) fn finish(&mut self, mut entry: Entry, table: &Table, is_dc: bool) -> (Entry, i16) {
+        self.refill();
+        if entry == Entry::LONG {
+            entry = table.long_entry(self.buffer, is_dc);
+        }
+        self.skip(entry.bits());
+        let size = entry.size();
+        (entry, extend(self.loaded(size), size) as i16)
+    }
+
     /// Take loaded bits.
     #[inline]
     pub(super) fn skip(&mut self, count: u32) {
@@ -89,7 +103,7 @@ impl<'a> Bits<'a> {
 
     /// Take 0 to 15 loaded bits.
     #[inline]
-    fn loaded(&mut self, count: u32) -> u32 {
+    pub(super) fn loaded(&mut self, count: u32) -> u32 {
         let value = (self.buffer >> 1 >> (63 - count)) as u32;
         self.skip(count);
         value
@@ -109,16 +123,6 @@ impl<'a> Bits<'a> {
         let symbol = table.symbol(self.buffer);
         self.skip(symbol.length);
         symbol
-    }
-
-    /// Take a symbol of any length and the coefficient behind it, which is put where a fast entry has
-    /// it; the bits are taken already, so that the entry's count is zero.
-    pub(super) fn long_entry(&mut self, table: &Table, is_dc: bool, is_bad: &mut bool) -> Entry {
-        let symbol = self.symbol(table);
-        *is_bad |= symbol.is_bad;
-        let size = u32::from(symbol.value & 15);
-        let value = extend(self.loaded(size), size) as u16;
-        step(symbol.value, is_dc) << 8 | u32::from(value) << 16
     }
 }
 

@@ -53,7 +53,14 @@ pub(super) fn decode(
                     first: 0,
                     count: wide,
                 };
-                sequential::decode(&mut stream, &mut parts, coefficients, &mut restarts, place);
+                sequential::decode(
+                    &mut stream,
+                    &mut parts,
+                    coefficients,
+                    &mut restarts,
+                    place,
+                    arena.rows.simd,
+                );
             }
         }
         let (next, marker, damage) = stream.finish();

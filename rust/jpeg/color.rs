@@ -1,6 +1,7 @@
 //! From the components of a row of pixels to red, green and blue.
 
 use super::markers::ColorSpace;
+use super::simd_face::Simd;
 
 /// Factors of JFIF's conversion, multiples of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
 const RED: i32 = 91881;
@@ -12,9 +13,13 @@ const HALF: i32 = 1 << 15;
 /// Convert a row of pixels, three bytes each.
 ///
 /// `rows` are those of the components, as long as there are pixels or longer.
-pub(super) fn convert(space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8]) {
-    let [first, second, third, fourth] = rows;
-    let pixels = out.chunks_exact_mut(3);
+pub(super) fn convert(simd: Simd, space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8]) {
+    let done = match space {
+        ColorSpace::YCbCr => simd.convert(rows[0], rows[1], rows[2], out),
+        _ => 0,
+    };
+    let [first, second, third, fourth] = rows.map(|row| row.get(done..).unwrap_or_default());
+    let pixels = out.chunks_exact_mut(3).skip(done);
     match space {
         ColorSpace::Gray => {
             for (pixel, &gray) in pixels.zip(first) {

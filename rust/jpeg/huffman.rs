@@ -11,6 +11,8 @@ pub(super) const FAST_BITS: u32 = 10;
 const MAX_LENGTH: usize = 16;
 /// The step of an end of block: past any place of a block.
 const END_OF_BLOCK: u32 = 128;
+/// The step of bits that are no code, which end a block, too.
+const BAD_CODE: u32 = 192;
 
 /// A table as it stands in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,11 +45,59 @@ impl Spec {
     }
 }
 
-/// What the next bits mean: symbol, and coefficient where it fits.
+/// What the next bits mean: a symbol, and the coefficient where it fits.
 ///
-/// Bits 0 to 7: how many bits to take; 8 to 15: how far to go on in the zigzag order; 16 to 31: the
-/// coefficient. Zero where code and coefficient together are longer than [`FAST_BITS`].
-pub(super) type Entry = u32;
+/// Bits 0 to 5: how many bits to take; 8 to 15: how far to go on in the zigzag order; 16 to 31: the
+/// coefficient, or the number of its bits where [`Entry::IS_SPLIT`] is set and they are yet to be taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry(u32);
+
+impl Entry {
+    const IS_SPLIT: u32 = 1 << 6;
+    /// A code that is longer than the table's index.
+    pub(super) const LONG: Self = Self(Self::IS_SPLIT);
+
+    fn whole(bits: u32, step: u32, value: i32) -> Self {
+        Self(bits | step << 8 | u32::from(value as u16) << 16)
+    }
+
+    fn split(bits: u32, step: u32, size: u32) -> Self {
+        Self(bits | Self::IS_SPLIT | step << 8 | size << 16)
+    }
+
+    #[inline]
+    pub(super) fn is_split(self) -> bool {
+        self.0 & Self::IS_SPLIT != 0
+    }
+
+    #[inline]
+    pub(super) fn bits(self) -> u32 {
+        self.0 & 63
+    }
+
+    #[inline]
+    pub(super) fn step(self) -> u32 {
+        self.0 >> 8 & 0xFF
+    }
+
+    /// The coefficient, of an entry that is not split.
+    #[inline]
+    pub(super) fn value(self) -> i16 {
+        (self.0 >> 16) as u16 as i16
+    }
+
+    /// Bits of the coefficient, of an entry that is split.
+    #[inline]
+    pub(super) fn size(self) -> u32 {
+        self.0 >> 16
+    }
+
+    /// Whether the bits are no code at all.
+    #[inline]
+    pub(super) fn is_bad(self) -> bool {
+        self.step() >= BAD_CODE
+    }
+}
 
 /// A table to decode with.
 pub(super) struct Table {
@@ -81,7 +131,7 @@ impl Table {
             return Err(broken("a Huffman table of DC with symbols above 15"));
         }
         let mut table = Self {
-            fast: [0; 1 << FAST_BITS],
+            fast: [Entry::LONG; 1 << FAST_BITS],
             symbols: [0; 1 << FAST_BITS],
             max_code: [-1; MAX_LENGTH + 2],
             offset: [0; MAX_LENGTH + 2],
@@ -121,9 +171,15 @@ impl Table {
                 return;
             };
             *short = (length as u16) << 8 | u16::from(symbol);
-            if let (Some(entry), Some(unused)) = (self.fast.get_mut(at), free.checked_sub(size)) {
-                let value = extend((rest as u32) >> unused, size) as u16;
-                *entry = (length + size) | step(symbol, is_dc) << 8 | u32::from(value) << 16;
+            if let Some(entry) = self.fast.get_mut(at) {
+                let step = step(symbol, is_dc);
+                *entry = match free.checked_sub(size) {
+                    Some(unused) => {
+                        let value = extend((rest as u32) >> unused, size);
+                        Entry::whole(length + size, step, value)
+                    }
+                    None => Entry::split(length, step, size),
+                };
             }
         }
     }
@@ -140,6 +196,18 @@ impl Table {
             };
         }
         self.long_symbol(bits)
+    }
+
+    /// The entry of a code that is longer than the index. It is split.
+    #[cold]
+    pub(super) fn long_entry(&self, bits: u64, is_dc: bool) -> Entry {
+        let symbol = self.long_symbol(bits);
+        let step = if symbol.is_bad {
+            BAD_CODE
+        } else {
+            step(symbol.value, is_dc)
+        };
+        Entry::split(symbol.length, step, u32::from(symbol.value & 15))
     }
 
     fn long_symbol(&self, bits: u64) -> Symbol {
@@ -164,8 +232,7 @@ impl Table {
 }
 
 /// How far a symbol goes on in the zigzag order.
-#[inline]
-pub(super) fn step(symbol: u8, is_dc: bool) -> u32 {
+fn step(symbol: u8, is_dc: bool) -> u32 {
     match (symbol >> 4, symbol & 15) {
         (15, 0) => 16,
         (_, 0) if !is_dc => END_OF_BLOCK,

@@ -26,6 +26,9 @@ mod progressive;
 mod rows;
 mod scans;
 mod sequential;
+mod simd_face;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86;
 mod smooth;
 mod stream;
 mod tables;
@@ -34,6 +37,7 @@ mod upsample;
 use crate::Error;
 use crate::instructions::Instructions;
 use markers::{Markers, Reader};
+use rows::Target;
 
 /// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
 /// and its fuzzers stop at this one.
@@ -160,7 +164,20 @@ impl Decoder {
         request: &Request,
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
-        self.arena.decode(bytes, request, sink)
+        self.arena.decode(bytes, request, Target::Sink(sink))
+    }
+
+    /// Decode a picture into `pixels`, which has room for all of its rows or for those up to `stop_row`.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`]; [`Error::Argument`] for `pixels` of another length.
+    pub fn decode_into(
+        &mut self,
+        bytes: &[u8],
+        request: &Request,
+        pixels: &mut [u8],
+    ) -> Result<Status, Error> {
+        self.arena.decode(bytes, request, Target::Picture(pixels))
     }
 }
 

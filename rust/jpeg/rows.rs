@@ -6,6 +6,7 @@ use super::frame::Frame;
 use super::idct;
 use super::markers::ColorSpace;
 use super::sequential::Block;
+use super::simd_face::Simd;
 use super::upsample::{self, Upsampling};
 
 /// The samples of a component: those of one row of MCUs, and the last ones of the row before.
@@ -42,9 +43,17 @@ impl Plane {
     }
 }
 
+/// Where rows of pixels go to.
+pub(super) enum Target<'t> {
+    /// Called with the index of a row and complete rows from there on.
+    Sink(&'t mut dyn FnMut(usize, &[u8])),
+    /// All rows.
+    Picture(&'t mut [u8]),
+}
+
 /// The picture as rows.
-#[derive(Default)]
 pub(super) struct Rows {
+    pub(super) simd: Simd,
     planes: Vec<Plane>,
     pub(super) height: usize,
     pub(super) width: usize,
@@ -57,6 +66,20 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    pub(super) fn new(simd: Simd) -> Self {
+        Self {
+            simd,
+            planes: Vec::new(),
+            height: 0,
+            width: 0,
+            mcu_height: 0,
+            group_height: 0,
+            has_context: false,
+            next_row: 0,
+            pixels: Vec::new(),
+        }
+    }
+
     /// Prepare for a picture of which every block of eight becomes `size` rows and columns.
     pub(super) fn reset(&mut self, frame: &Frame, size: usize) {
         let count = frame.components.len();
@@ -120,9 +143,17 @@ impl Rows {
         };
         let quantisation = plane.quantisation.unwrap_or([0; 64]);
         let start = (plane.kept + row * plane.scale) * plane.stride;
-        for (column, block) in (first..).zip(blocks) {
-            let at = start + column * plane.scale;
-            let out = plane.samples.get_mut(at..).unwrap_or_default();
+        let at = start + first * plane.scale;
+        let out = plane.samples.get_mut(at..).unwrap_or_default();
+        if plane.scale == 8
+            && self
+                .simd
+                .transform(blocks, &quantisation, out, plane.stride)
+        {
+            return;
+        }
+        for (column, block) in blocks.iter().enumerate() {
+            let out = out.get_mut(column * plane.scale..).unwrap_or_default();
             idct::transform(block, &quantisation, plane.scale, out, plane.stride);
         }
     }
@@ -133,7 +164,7 @@ impl Rows {
         mcu_row: usize,
         space: ColorSpace,
         end: usize,
-        sink: &mut dyn FnMut(usize, &[u8]),
+        target: &mut Target<'_>,
     ) {
         let below = (mcu_row + 1) * self.mcu_height;
         let complete = if below >= self.height {
@@ -146,13 +177,19 @@ impl Rows {
         let (first, last) = (self.next_row, complete.min(end));
         if first < last {
             let row_bytes = self.width * 3;
-            self.pixels.resize((last - first) * row_bytes, 0);
-            let mut pixels = std::mem::take(&mut self.pixels);
-            for (row, out) in (first..last).zip(pixels.chunks_exact_mut(row_bytes)) {
-                self.pixels_of(mcu_row, row, space, out);
+            match target {
+                Target::Sink(sink) => {
+                    let mut pixels = std::mem::take(&mut self.pixels);
+                    pixels.resize((last - first) * row_bytes, 0);
+                    self.fill(mcu_row, first, space, &mut pixels);
+                    sink(first, &pixels);
+                    self.pixels = pixels;
+                }
+                Target::Picture(pixels) => {
+                    let pixels = pixels.get_mut(first * row_bytes..last * row_bytes);
+                    self.fill(mcu_row, first, space, pixels.unwrap_or_default());
+                }
             }
-            sink(first, &pixels);
-            self.pixels = pixels;
             self.next_row = last;
         }
         for plane in &mut self.planes {
@@ -163,8 +200,16 @@ impl Rows {
         }
     }
 
+    /// Fill rows of pixels from row `first` on.
+    fn fill(&mut self, mcu_row: usize, first: usize, space: ColorSpace, pixels: &mut [u8]) {
+        for (row, out) in (first..).zip(pixels.chunks_exact_mut(self.width * 3)) {
+            self.pixels_of(mcu_row, row, space, out);
+        }
+    }
+
     /// Fill a row of pixels.
     fn pixels_of(&mut self, mcu_row: usize, row: usize, space: ColorSpace, out: &mut [u8]) {
+        let simd = self.simd;
         for plane in &mut self.planes {
             let Some(upsampling) = plane.upsampling else {
                 return;
@@ -182,7 +227,7 @@ impl Rows {
                 Upsampling::Repeat { h, .. } => {
                     upsample::repeat(plane.row(mcu_row, near), h, &mut wide);
                 }
-                Upsampling::Wide => upsample::wide(plane.row(mcu_row, near), &mut wide),
+                Upsampling::Wide => upsample::wide(simd, plane.row(mcu_row, near), &mut wide),
                 Upsampling::High => {
                     upsample::high(
                         plane.row(mcu_row, near),
@@ -192,7 +237,12 @@ impl Rows {
                     );
                 }
                 Upsampling::Both => {
-                    upsample::both(plane.row(mcu_row, near), plane.row(mcu_row, far), &mut wide);
+                    upsample::both(
+                        simd,
+                        plane.row(mcu_row, near),
+                        plane.row(mcu_row, far),
+                        &mut wide,
+                    );
                 }
             }
             plane.wide = wide;
@@ -204,6 +254,6 @@ impl Rows {
                 _ => &plane.wide,
             };
         }
-        color::convert(space, rows, out);
+        color::convert(simd, space, rows, out);
     }
 }

@@ -4,8 +4,9 @@ use super::collect;
 use super::frame::{Frame, Scan};
 use super::huffman::{Cache, Spec};
 use super::markers::{ColorSpace, Markers, Reader, Stop, broken};
-use super::rows::Rows;
+use super::rows::{Rows, Target};
 use super::sequential::{self, Block, Coefficients, Part, Place, Restarts};
+use super::simd_face::Simd;
 use super::stream::{Damage, Stream};
 use super::tables;
 use super::{Request, Status};
@@ -17,7 +18,6 @@ const CHUNK: usize = 8;
 
 /// Memory that is kept from picture to picture.
 pub(super) struct Arena {
-    pub(super) instructions: Instructions,
     pub(super) tables: Cache,
     pub(super) window: Vec<u8>,
     pub(super) coefficients: Vec<Coefficients>,
@@ -30,13 +30,13 @@ pub(super) struct Output<'o> {
     space: ColorSpace,
     /// The first row that is not wanted.
     end: usize,
-    sink: &'o mut dyn FnMut(usize, &[u8]),
+    target: Target<'o>,
 }
 
 impl Output<'_> {
     /// Hand on what is complete after a row of MCUs. Returns whether that was the last row wanted.
     pub(super) fn emit(&mut self, rows: &mut Rows, mcu_row: usize) -> bool {
-        rows.emit(mcu_row, self.space, self.end, self.sink);
+        rows.emit(mcu_row, self.space, self.end, &mut self.target);
         rows.is_done(self.end)
     }
 }
@@ -82,12 +82,11 @@ impl Findings {
 impl Arena {
     pub(super) fn new(instructions: Instructions) -> Self {
         Self {
-            instructions,
             tables: Cache::default(),
             window: Vec::new(),
             coefficients: Vec::new(),
             smooth: Vec::new(),
-            rows: Rows::default(),
+            rows: Rows::new(Simd::new(instructions)),
         }
     }
 
@@ -95,7 +94,7 @@ impl Arena {
         &mut self,
         bytes: &[u8],
         request: &Request,
-        sink: &mut dyn FnMut(usize, &[u8]),
+        target: Target<'_>,
     ) -> Result<Status, Error> {
         let mut reader = Reader { bytes, position: 0 };
         let mut markers = Markers::default();
@@ -122,8 +121,15 @@ impl Arena {
             end: request
                 .stop_row
                 .map_or(self.rows.height, |row| row.min(self.rows.height)),
-            sink,
+            target,
         };
+        if let Target::Picture(pixels) = &output.target {
+            let expected = output.end * self.rows.width * 3;
+            if pixels.len() != expected {
+                let reason = format!("{} bytes; expected {expected}", pixels.len());
+                return Err(Error::argument("pixels", reason));
+            }
+        }
         if !frame.is_progressive && scan.components.len() == frame.components.len() {
             self.stream(&frame, &scan, markers, reader, &mut output)
         } else {
@@ -164,6 +170,7 @@ impl Arena {
                     &mut self.coefficients,
                     &mut restarts,
                     place,
+                    self.rows.simd,
                 );
                 for (index, (from, component)) in
                     self.coefficients.iter().zip(&frame.components).enumerate()

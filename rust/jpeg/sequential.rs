@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::bits::Bits;
-use super::huffman::{Entry, Table};
+use super::huffman::Table;
+use super::simd_face::Simd;
 use super::stream::Stream;
 use super::tables::NATURAL_ORDER;
 
@@ -102,6 +103,7 @@ pub(super) fn decode(
     coefficients: &mut [Coefficients],
     restarts: &mut Restarts,
     place: Place,
+    simd: Simd,
 ) {
     let mut done = 0;
     while done < place.count {
@@ -119,7 +121,7 @@ pub(super) fn decode(
                 count: end - done,
                 ..place
             };
-            done += decode_run(stream, parts, coefficients, place);
+            done += simd.decode_run(stream, parts, coefficients, place);
         }
         done = end;
         restarts.pass(run);
@@ -127,7 +129,9 @@ pub(super) fn decode(
 }
 
 /// Decode MCUs until the data made ready end; returns how many.
-fn decode_run(
+#[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+#[inline(always)]
+pub(super) fn decode_run(
     stream: &mut Stream<'_, '_>,
     parts: &mut [Part],
     coefficients: &mut [Coefficients],
@@ -174,30 +178,34 @@ fn decode_block(
 ) {
     bits.refill();
     let mut entry = bits.peek(dc);
-    if entry == 0 {
-        entry = bits.long_entry(dc, true, is_bad);
+    let mut difference = entry.value();
+    if entry.is_split() {
+        (entry, difference) = bits.finish(entry, dc, true);
+        *is_bad |= entry.is_bad();
+    } else {
+        bits.skip(entry.bits());
     }
-    bits.skip(entry & 0xFF);
-    *prediction = prediction.wrapping_add(value(entry).into());
+    *prediction = prediction.wrapping_add(difference.into());
     block[0] = *prediction as i16;
-    let mut at = 0_u32;
+    let mut at = 0;
     loop {
         bits.refill();
-        // 56 bits hold five fast entries.
+        // 56 bits hold five entries that are not split.
         for _ in 0..5 {
-            let mut entry = bits.peek(ac);
-            if entry == 0 {
-                entry = bits.long_entry(ac, false, is_bad);
-                at += entry >> 8 & 0xFF;
-                block[usize::from(NATURAL_ORDER[at as usize & 255]) & 63] = value(entry);
+            let entry = bits.peek(ac);
+            if entry.is_split() {
+                let (entry, value) = bits.finish(entry, ac, false);
+                *is_bad |= entry.is_bad();
+                at += entry.step();
+                block[natural(at)] = value;
                 if at >= 63 {
                     return;
                 }
                 break;
             }
-            bits.skip(entry & 0xFF);
-            at += entry >> 8 & 0xFF;
-            block[usize::from(NATURAL_ORDER[at as usize & 255]) & 63] = value(entry);
+            bits.skip(entry.bits());
+            at += entry.step();
+            block[natural(at)] = entry.value();
             if at >= 63 {
                 return;
             }
@@ -206,6 +214,6 @@ fn decode_block(
 }
 
 #[inline]
-fn value(entry: Entry) -> i16 {
-    (entry >> 16) as u16 as i16
+fn natural(at: u32) -> usize {
+    usize::from(NATURAL_ORDER[at as usize & 255]) & 63
 }

@@ -1,5 +1,9 @@
 //! From the samples of a component to rows as wide as the picture.
 
+use std::ops::Range;
+
+use super::simd_face::Simd;
+
 /// How a component's samples become rows of the picture, chosen as libjpeg-turbo chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upsampling {
@@ -52,8 +56,18 @@ pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
 }
 
 /// Double the width. There are at least two samples; `out` holds twice as many.
-pub(super) fn wide(samples: &[u8], out: &mut [u8]) {
-    weigh(samples.len(), out, 2, [1, 2], |at| u32::from(samples[at]));
+pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
+    let done = simd.wide(samples, out);
+    let value = |at: usize| u32::from(samples[at]);
+    weigh(0..1, samples.len(), out, 2, [1, 2], value);
+    weigh(
+        done + 1..samples.len(),
+        samples.len(),
+        out,
+        2,
+        [1, 2],
+        value,
+    );
 }
 
 /// Weigh two rows: three parts of the nearer one. `is_lower` for the row below the nearer one's middle.
@@ -65,11 +79,12 @@ pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
 }
 
 /// Double the width of two weighed rows. There are at least two samples; `out` holds twice as many.
-pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) {
+pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
+    let done = simd.both(near, far, out);
     let count = near.len().min(far.len());
-    weigh(count, out, 4, [8, 7], |at| {
-        3 * u32::from(near[at]) + u32::from(far[at])
-    });
+    let value = |at: usize| 3 * u32::from(near[at]) + u32::from(far[at]);
+    weigh(0..1, count, out, 4, [8, 7], value);
+    weigh(done + 1..count, count, out, 4, [8, 7], value);
 }
 
 /// Weigh neighbours in a row, the nearer one by three, and divide by 2 to the power of `bits`.
@@ -77,9 +92,17 @@ pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) {
 /// `biases` are added to the left and to the right pixel of a sample, so that halves are rounded up and
 /// down in turn.
 #[inline]
-fn weigh(count: usize, out: &mut [u8], bits: u32, biases: [u32; 2], value: impl Fn(usize) -> u32) {
+fn weigh(
+    range: Range<usize>,
+    count: usize,
+    out: &mut [u8],
+    bits: u32,
+    biases: [u32; 2],
+    value: impl Fn(usize) -> u32,
+) {
     let last = count.saturating_sub(1);
-    for (at, pixels) in out.chunks_exact_mut(2).take(count).enumerate() {
+    let pixels = out.chunks_exact_mut(2).skip(range.start);
+    for (at, pixels) in range.zip(pixels) {
         let here = value(at);
         let (left, right) = (value(at.saturating_sub(1)), value((at + 1).min(last)));
         pixels[0] = ((3 * here + left + biases[0]) >> bits) as u8;
