@@ -87,7 +87,20 @@ def test_a_process_that_goes_away(tmp_path):
         PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
 
 
-def test_children_count_and_end_with_it(tmp_path):
+def test_what_a_peer_leaves_behind_is_ended(tmp_path):
+    script = tmp_path / "interpreter"
+    script.write_text("#!/bin/sh\nsleep 300 &\necho '{\"versions\": {}}'\nread order\nread more\n")
+    script.chmod(0o755)
+    with PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log") as peer:
+        leader = peer._process.pid
+        assert len(members_of_session(leader)) == 2
+    deadline = time.monotonic() + 30
+    while members_of_session(leader) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert members_of_session(leader) == []
+
+
+def test_the_time_of_children_counts():
     code = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c',"
         " 'import time\\nwhile time.process_time() < 0.3: pass\\ntime.sleep(60)']);"
@@ -145,6 +158,7 @@ class TestInstalled:
         ((640, 480), (1066, 800)),
         ((100, 100), (800, 800)),
         ((300, 1000), (400, 1333)),
+        ((301, 1000), (401, 1332)),
         ((427, 640), (800, 1199)),
     ],
 )
