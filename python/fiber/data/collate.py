@@ -173,7 +173,8 @@ class Collator:
             record.key,
             epoch,
             index,
-            record.images,
+            # Those of some sources are read here, where a fault is one of the record.
+            tuple(record.images),
             record.text,
             record.image_id,
             record.boxes_xyxy,

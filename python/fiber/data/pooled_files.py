@@ -84,6 +84,8 @@ class PooledFile:
             ValueError: if it has changed since it was opened, with its name.
         """
         file = _POOL.get(self)
+        # It may be written over while it is open.
+        self.check(os.fstat(file.descriptor))
         parts, done = [], 0
         while done < size:
             part = os.pread(file.descriptor, size - done, start + done)
