@@ -73,6 +73,13 @@ impl Frame {
         is_progressive: bool,
         mut components: Vec<Component>,
     ) -> Result<Self, Error> {
+        if let ([only], false) = (components.as_mut_slice(), is_progressive) {
+            // Its MCUs are single blocks, whatever the sampling factors are.
+            let are_valid = (1..=4).contains(&only.h) && (1..=4).contains(&only.v);
+            if are_valid {
+                (only.h, only.v) = (1, 1);
+            }
+        }
         let (mut max_h, mut max_v) = (1, 1);
         for component in &components {
             if !(1..=4).contains(&component.h) || !(1..=4).contains(&component.v) {

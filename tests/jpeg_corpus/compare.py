@@ -1,0 +1,115 @@
+"""Our decoder beside libjpeg-turbo's, value by value."""
+
+import importlib
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from fiber import DecodeError, _core
+
+from .plans import NOT_BY_SIMPLEJPEG, File
+
+DAMAGES = {"truncated", "damaged"}
+
+
+def instructions() -> list[str]:
+    """Every set of instructions that this processor has."""
+    found = []
+    for name in ("scalar", "avx2", "avx512"):
+        try:
+            _core.decode_jpeg(b"", instructions=name)
+        except DecodeError:
+            found.append(name)
+        except ValueError:
+            continue
+    return found
+
+
+def by_pillow(data: bytes, divisor: int = 1) -> np.ndarray:
+    """What Pillow's libjpeg-turbo gives, at a part of the size."""
+    with Image.open(io.BytesIO(data)) as image:
+        if divisor > 1:
+            image.draft(None, (max(1, image.width // divisor), max(1, image.height // divisor)))
+        return np.asarray(image.convert("RGB"))
+
+
+def by_simplejpeg(data: bytes, *, strict: bool = True) -> np.ndarray | None:
+    """What simplejpeg's libjpeg-turbo gives, or None for what it refuses."""
+    simplejpeg = importlib.import_module("simplejpeg")
+    try:
+        return simplejpeg.decode_jpeg(data, strict=strict)
+    except ValueError:
+        return None
+
+
+def is_refused(data: bytes) -> bool:
+    """Whether libjpeg-turbo gives up, other than with a warning.
+
+    Where it warned before it gave up, simplejpeg returns memory that nothing was written to.
+    """
+    simplejpeg = importlib.import_module("simplejpeg")
+    warnings = ("Corrupt JPEG data", "Premature end", "Invalid SOS", "Inconsistent progression")
+    try:
+        simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return not str(error).startswith(warnings)
+    return False
+
+
+def expected(file: File) -> np.ndarray | None:
+    """The right picture; None if libjpeg-turbo refuses the file."""
+    if file.features & DAMAGES:
+        return None if is_refused(file.data) else by_simplejpeg(file.data, strict=False)
+    return by_pillow(file.data)
+
+
+def differences(file: File, sets: list[str], has_simplejpeg: bool) -> Iterator[str]:
+    """Name everything in which our decoder differs from the right picture of a file."""
+    is_damaged = bool(file.features & DAMAGES)
+    if is_damaged and not has_simplejpeg:
+        return
+    right = expected(file)
+    if has_simplejpeg and not is_damaged and not file.features & NOT_BY_SIMPLEJPEG:
+        other = by_simplejpeg(file.data)
+        if other is None or right is None or not np.array_equal(gray_repeated(other), right):
+            yield "simplejpeg and Pillow differ"
+    for name in sets:
+        yield from (f"{name}: {text}" for text in differences_of(file, right, name))
+
+
+def differences_of(file: File, right: np.ndarray | None, name: str) -> Iterator[str]:
+    is_damaged = bool(file.features & DAMAGES)
+    try:
+        buffer, reason = _core.decode_jpeg(file.data, instructions=name)
+    except DecodeError as error:
+        if right is not None:
+            yield f"refused: {error}"
+        return
+    found = np.asarray(buffer)
+    if right is None:
+        if reason is None:
+            yield "taken as whole, which libjpeg-turbo refuses"
+        return
+    if not np.array_equal(found, gray_repeated(right)):
+        yield f"{(found != gray_repeated(right)).sum()} values differ"
+    if reason is not None and not is_damaged:
+        yield f"taken as damaged: {reason}"
+    if reason is None and "truncated" in file.features:
+        yield "taken as whole"
+    if is_damaged:
+        return
+    stop = 1 + found.shape[0] // 2
+    part, _ = _core.decode_jpeg(file.data, instructions=name, stop_row=stop)
+    if not np.array_equal(np.asarray(part), found[:stop]):
+        yield f"the first {stop} rows differ"
+    for divisor in (2, 4, 8):
+        if min(found.shape[:2]) >= divisor:
+            small = np.asarray(_core.decode_jpeg(file.data, divisor=divisor, instructions=name)[0])
+            if not np.array_equal(small, by_pillow(file.data, divisor)):
+                yield f"values differ at 1/{divisor} of the size"
+
+
+def gray_repeated(picture: np.ndarray) -> np.ndarray:
+    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
