@@ -9,7 +9,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use fiber_core::boxes::{BoxXyxy, Journey, Packed};
+use fiber_core::box_journey::{Journey, Packed};
+use fiber_core::boxes::BoxXyxy;
 use fiber_core::random::{Draws, Purpose};
 use fiber_core::resize::Crop;
 

@@ -4,7 +4,8 @@
 //! follow the same plan, so that picture and boxes cannot part.
 
 use crate::Error;
-use crate::boxes::{BoxXyxy, Journey};
+use crate::box_journey::Journey;
+use crate::boxes::BoxXyxy;
 use crate::crop::{Cut, check_scale, cut_out, random_crop, shorter_side};
 use crate::image::Rgb;
 use crate::normalize::Normalization;

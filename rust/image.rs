@@ -1,17 +1,20 @@
 //! Bytes of a picture file -> RGB, eight bits a channel.
 //!
 //! The format is told from the content, never from a name. What comes out is what Pillow's
-//! `convert("RGB")` gives: alpha is dropped, grey is repeated, orientation tags are not applied. Of 16
+//! `convert("RGB")` gives: alpha is dropped unless a colour is given to lay it over, grey is repeated, orientation tags are not applied. Of 16
 //! bits the upper eight are taken, for grey too, which Pillow would cut off at 255.
 
 use std::cell::RefCell;
-use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::formats::{bmp, gif, png, tiff, webp};
 use crate::{Error, jpeg};
 
 /// The most pixels of a picture unless another limit is given; twice Pillow's warning level.
 pub const MAX_PIXELS: usize = 178_956_970;
+
+/// What can be decoded, in messages.
+const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
 /// A picture: `height * width * 3` bytes, rows from the top, red first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,12 @@ pub enum Format {
     Png,
     /// WebP; of an animated one, the first frame.
     WebP,
+    /// The first frame of a GIF.
+    Gif,
+    /// Windows bitmaps.
+    Bmp,
+    /// The first picture of a TIFF.
+    Tiff,
 }
 
 impl Format {
@@ -43,6 +52,9 @@ impl Format {
             Self::Jpeg => "jpeg",
             Self::Png => "png",
             Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tiff",
         }
     }
 
@@ -57,12 +69,18 @@ impl Format {
             Ok(Self::Png)
         } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
             Ok(Self::WebP)
+        } else if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") {
+            Ok(Self::Gif)
+        } else if bytes.starts_with(b"BM") {
+            Ok(Self::Bmp)
+        } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
+            Ok(Self::Tiff)
         } else if bytes.is_empty() {
-            Err(Error::decode("no bytes; expected a JPEG, PNG or WebP file"))
+            Err(Error::decode(format!("no bytes; expected a {KNOWN} file")))
         } else {
             let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
             Err(Error::decode(format!(
-                "bytes that start with {} are no JPEG, PNG or WebP file",
+                "bytes that start with {} are no {KNOWN} file",
                 start.join(" ")
             )))
         }
@@ -77,23 +95,45 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
     let (height, width) = guarded(|| match format {
         Format::Jpeg => jpeg::read_header(bytes).map(|header| (header.height, header.width)),
-        Format::Png => png_reader(bytes).map(|reader| png_size(&reader)),
-        Format::WebP => webp_decoder(bytes).map(|decoder| webp_size(&decoder)),
+        Format::Png => png::size(bytes),
+        Format::WebP => webp::size(bytes),
+        Format::Gif => gif::size(bytes),
+        Format::Bmp => bmp::size(bytes),
+        Format::Tiff => tiff::size(bytes),
     })?;
     Ok((height, width, format))
 }
 
-/// Decode a picture file.
+/// Decode a picture file; alpha is dropped.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or broken or missing bytes, [`Error::TooManyPixels`]
-/// above `max_pixels`, told from the header before memory for the pixels is taken.
+/// [`Error::Decode`] for an unknown format or broken or missing bytes, [`Error::Unsupported`] for a
+/// kind of a known format, [`Error::TooManyPixels`] above `max_pixels`, told from the header before
+/// memory for the pixels is taken.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    decode_over(bytes, max_pixels, None)
+}
+
+/// Decode a picture file and lay what has alpha over a colour; without one alpha is dropped.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_over(
+    bytes: &[u8],
+    max_pixels: usize,
+    background: Option<[u8; 3]>,
+) -> Result<Rgb, Error> {
     let format = Format::of(bytes)?;
-    let image = guarded(|| match format {
-        Format::Jpeg => decode_whole_jpeg(bytes, max_pixels),
-        Format::Png => decode_png(bytes, max_pixels),
-        Format::WebP => decode_webp(bytes, max_pixels),
+    let image = guarded(|| {
+        let samples = match format {
+            Format::Jpeg => return decode_whole_jpeg(bytes, max_pixels),
+            Format::Png => png::decode(bytes, max_pixels),
+            Format::WebP => webp::decode(bytes, max_pixels),
+            Format::Gif => gif::decode(bytes, max_pixels),
+            Format::Bmp => bmp::decode(bytes, max_pixels),
+            Format::Tiff => tiff::decode(bytes, max_pixels),
+        };
+        samples.map(|samples| samples.over(background))
     })?;
     if image.pixels.len() != image.height * image.width * 3 {
         return Err(Error::decode(format!(
@@ -177,92 +217,13 @@ fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     }
 }
 
-type Png<'a> = png::Reader<Cursor<&'a [u8]>>;
-
-fn png_reader(bytes: &[u8]) -> Result<Png<'_>, Error> {
-    let mut decoder = png::Decoder::new(Cursor::new(bytes));
-    decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
-    decoder.read_info().map_err(|e| broken_png(&e))
-}
-
-fn png_size(reader: &Png<'_>) -> (usize, usize) {
-    let info = reader.info();
-    (info.height as usize, info.width as usize)
-}
-
-fn decode_png(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
-    let mut reader = png_reader(bytes)?;
-    let (height, width) = png_size(&reader);
-    check_size(height, width, max_pixels)?;
-    let size = reader
-        .output_buffer_size()
-        .ok_or_else(|| Error::decode("PNG: more bytes than memory can hold"))?;
-    let mut pixels = vec![0; size];
-    let frame = reader.next_frame(&mut pixels).map_err(|e| broken_png(&e))?;
-    pixels.truncate(frame.buffer_size());
-    Ok(Rgb {
-        height: frame.height as usize,
-        width: frame.width as usize,
-        pixels: to_rgb(pixels, frame.color_type.samples()),
-    })
-}
-
-fn broken_png(error: &png::DecodingError) -> Error {
-    Error::decode(format!("PNG: {error}"))
-}
-
-type WebP<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
-
-fn webp_decoder(bytes: &[u8]) -> Result<WebP<'_>, Error> {
-    image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(|e| broken_webp(&e))
-}
-
-fn webp_size(decoder: &WebP<'_>) -> (usize, usize) {
-    let (width, height) = decoder.dimensions();
-    (height as usize, width as usize)
-}
-
-fn decode_webp(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
-    let mut decoder = webp_decoder(bytes)?;
-    let (height, width) = webp_size(&decoder);
-    check_size(height, width, max_pixels)?;
-    let size = decoder
-        .output_buffer_size()
-        .ok_or_else(|| Error::decode("WebP: more bytes than memory can hold"))?;
-    let mut pixels = vec![0; size];
-    decoder
-        .read_image(&mut pixels)
-        .map_err(|e| broken_webp(&e))?;
-    Ok(Rgb {
-        height,
-        width,
-        pixels: to_rgb(pixels, if decoder.has_alpha() { 4 } else { 3 }),
-    })
-}
-
-fn broken_webp(error: &image_webp::DecodingError) -> Error {
-    Error::decode(format!("WebP: {error}"))
-}
-
-/// Repeat grey, drop alpha.
-fn to_rgb(pixels: Vec<u8>, channels: usize) -> Vec<u8> {
-    match channels {
-        1 => pixels.iter().flat_map(|&grey| [grey; 3]).collect(),
-        2 => pixels.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
-        4 => pixels
-            .chunks_exact(4)
-            .flat_map(|p| [p[0], p[1], p[2]])
-            .collect(),
-        _ => pixels,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ::png;
 
     /// A PNG of one pixel, written by the same crate that reads it.
-    fn png(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
+    fn png_of(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
         encoder.set_color(color);
@@ -297,7 +258,7 @@ mod tests {
     #[test]
     fn every_kind_of_pixel_becomes_rgb() {
         use png::{BitDepth, ColorType};
-        let of = |color, depth, data: &[u8]| pixel(&png(color, depth, data));
+        let of = |color, depth, data: &[u8]| pixel(&png_of(color, depth, data));
         assert_eq!(of(ColorType::Grayscale, BitDepth::One, &[0x80]), [255; 3]);
         assert_eq!(of(ColorType::Grayscale, BitDepth::Four, &[0x50]), [0x55; 3]);
         assert_eq!(
@@ -317,7 +278,7 @@ mod tests {
 
     #[test]
     fn size_is_checked_before_decoding() {
-        let bytes = png(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3]);
+        let bytes = png_of(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3]);
         assert_eq!(probe(&bytes).unwrap(), (1, 1, Format::Png));
         assert!(matches!(
             decode(&bytes, 0),

@@ -2,13 +2,14 @@
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
 //! [`record`] -> [`sample`] (by [`image`], [`augment`], [`crop`], [`resize`], [`rand_augment`],
-//! [`affine`], [`enhance`], [`boxes`], [`tokenizer`], [`prompts`], [`spans`] and [`random`]) ->
-//! [`collate`], on the threads of [`loader`]. Texts alone: [`text_batch`].
+//! [`affine`], [`enhance`], [`boxes`], [`box_journey`], [`tokenizer`], [`prompts`], [`spans`] and
+//! [`random`]) -> [`collate`], on the threads of [`loader`]. Texts alone: [`text_batch`].
 
 mod added_tokens;
 pub mod affine;
 pub mod assembly;
 pub mod augment;
+pub mod box_journey;
 pub mod boxes;
 mod bpe;
 pub mod buffers;
@@ -16,8 +17,10 @@ mod byte_level;
 mod characters;
 pub mod collate;
 pub mod crop;
+mod encoded;
 pub mod enhance;
 pub mod error;
+mod formats;
 pub mod image;
 pub mod instructions;
 pub mod jpeg;

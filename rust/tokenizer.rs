@@ -15,8 +15,8 @@ use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Inner};
 
 use crate::Error;
 use crate::byte_level::{ByteLevel as Fast, Tokens};
+pub use crate::encoded::Encoded;
 use crate::prompts::{Prompt, Prompts};
-use crate::spans::CharSpan;
 use crate::tokenizer_json;
 
 /// Id of `<s>`, which starts every text.
@@ -33,29 +33,6 @@ const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
 /// The smallest vocabulary: every byte and the special tokens.
 const SMALLEST: usize = 256 + SPECIALS.len() + 1;
-
-/// Token ids of a text with the span of code points that each covers; special tokens cover none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Encoded {
-    /// Ids, `<s>` and `</s>` included.
-    pub ids: Vec<u32>,
-    /// Spans without the space in front of a word.
-    pub offsets: Vec<CharSpan>,
-}
-
-impl Encoded {
-    /// Cut to a number of tokens, of which the last is `</s>`.
-    pub(crate) fn cut(&mut self, max_tokens: Option<usize>) {
-        if let Some(limit) = max_tokens
-            && self.ids.len() > limit
-        {
-            self.ids.truncate(limit.saturating_sub(1));
-            self.ids.push(END_ID);
-            self.offsets.truncate(limit.saturating_sub(1));
-            self.offsets.push((0, 0));
-        }
-    }
-}
 
 /// A byte-level BPE tokenizer.
 #[derive(Clone)]

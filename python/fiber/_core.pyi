@@ -409,20 +409,27 @@ class Session:
         """
 
 def probe_image(data: bytes) -> tuple[int, int, str]:
-    """Read (height, width, "jpeg" | "png" | "webp") without decoding the pixels."""
+    """Read (height, width, format) without decoding the pixels.
 
-def decode_image(data: bytes, *, max_pixels: int = ...) -> Buffer:
-    """Decode a JPEG, PNG or WebP file to (H, W, 3) uint8, red first.
+    The format is "jpeg", "png", "webp", "gif", "bmp" or "tiff", told from the content.
+    """
 
-    As Pillow's `convert("RGB")`: alpha is dropped, grey is repeated, orientation tags are not
-    applied. Of 16 bits the upper eight are taken.
+def decode_image(
+    data: bytes, *, max_pixels: int = ..., background: tuple[int, int, int] | None = None
+) -> Buffer:
+    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8, red first.
+
+    As Pillow's `convert("RGB")`: grey is repeated, orientation tags are not applied, of several
+    frames the first is taken. Of 16 bits the upper eight are taken.
 
     Args:
-        data: The bytes of a JPEG, PNG or WebP file.
+        data: The bytes of a picture file.
         max_pixels: Largest picture; default 178,956,970, Pillow's limit.
+        background: Red, green and blue that what is transparent is laid over; None drops alpha.
 
     Raises:
-        DecodeError: for other formats, broken or truncated bytes, and too many pixels.
+        DecodeError: for other formats, broken or truncated bytes, kinds of a format that are not
+            supported, and too many pixels.
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:

@@ -212,9 +212,15 @@ pub fn probe_image(data: &[u8]) -> PyResult<(usize, usize, &'static str)> {
 
 /// Decode the bytes of a picture file to (H, W, 3) uint8.
 #[pyfunction]
-#[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS))]
-pub fn decode_image(py: Python<'_>, data: &[u8], max_pixels: usize) -> PyResult<Buffer> {
-    to_buffer(py.detach(|| image::decode(data, max_pixels))?)
+#[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS, background = None))]
+pub fn decode_image(
+    py: Python<'_>,
+    data: &[u8],
+    max_pixels: usize,
+    background: Option<(u8, u8, u8)>,
+) -> PyResult<Buffer> {
+    let background = background.map(<[u8; 3]>::from);
+    to_buffer(py.detach(|| image::decode_over(data, max_pixels, background))?)
 }
 
 /// Decode a picture file to (H, W, 3) uint8.
