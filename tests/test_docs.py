@@ -39,7 +39,8 @@ MODULES = sorted(
 # its shortest, is read by the parser only: the tests of its own run it. A bench names what it would
 # measure.
 SHORTER = {
-    "data": ["--images", "12"],
+    "data scenes": ["--images", "12"],
+    "data stamps": ["--images", "12"],
     "bench": ["--list"],
     "train": ["--set", "train.steps=2", "--set", "data.batch_size=2"],
 }
@@ -179,6 +180,11 @@ fiber
     assert commands_of("") == []
 
 
+def shorter(command: list[str]) -> list[str]:
+    """What is added to a command, by its first word or by its first two."""
+    return SHORTER.get(command[0], SHORTER.get(" ".join(command[:2]), []))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines(page, reader_folder):
     commands = commands_of(page.read_text())
@@ -191,7 +197,7 @@ def test_shell_lines(page, reader_folder):
         if command[0] == "demo":
             continue
         done = subprocess.run(
-            [sys.executable, "-m", "fiber.cli", *command, *SHORTER.get(command[0], [])],
+            [sys.executable, "-m", "fiber.cli", *command, *shorter(command)],
             cwd=reader_folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fiber.data.collate import Collator
     from fiber.data.images import load_image
     from fiber.data.loader import DataLoader
+    from fiber.data.opening import open_source
+    from fiber.data.packing import pack
     from fiber.data.prompts import ClassName
     from fiber.data.records import ConcatRecords, Record, RecordSet
 
@@ -34,6 +36,8 @@ __all__ = [
     "RecordSet",
     "Tokenizer",
     "load_image",
+    "open_source",
+    "pack",
 ]
 
 # Where each public name lives: records and transforms can be used without torch.
@@ -53,6 +57,8 @@ _HOMES = {
     "RecordSet": "fiber.data.records",
     "Tokenizer": "fiber._core",
     "load_image": "fiber.data.images",
+    "open_source": "fiber.data.opening",
+    "pack": "fiber.data.packing",
 }
 
 
