@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fiber.data.opening import open_source
 from fiber.data.own_data import own_captions, own_questions
 
 CAPTION = {"image": "1.png", "text": "a dog"}
@@ -248,3 +249,92 @@ def test_a_file_of_the_other_kind_is_refused(lines):
         f"{path} has only lines with captions; expected lines with 'question' and 'answer' or"
         " 'answers'"
     )
+
+
+class TestListsAndTables:
+    """The same objects in a .json list, and one text or answer a line in a .csv table."""
+
+    @pytest.fixture
+    def folder(self, data):
+        for name in ("1.png", "2.png"):
+            (data.folder / "images" / name).touch()
+        return data
+
+    def test_a_list(self, folder):
+        entries = [
+            {"image": "1.png", "texts": ["a", "b"], "id": "x"},
+            {"image": "2.png", "text": "c"},
+        ]
+        path = folder("train.json", json.dumps(entries))
+        for found in (
+            own_captions(folder.folder, "train", annotations=path),
+            open_source("captions", folder.folder, "train"),
+        ):
+            assert [(r.key, r.text) for r in found] == [
+                ("train/x-0", "a"),
+                ("train/x-1", "b"),
+                ("train/2", "c"),
+            ]
+        lines = folder("again.jsonl", entries)
+        again = own_captions(folder.folder, "train", annotations=lines)
+        assert [r.text for r in again] == [r.text for r in found]
+
+    def test_a_table(self, folder):
+        path = folder(
+            "mine.csv",
+            'image,text,question,answer,split\n1.png,"a dog, ""Rex""\non grass",,,train\n'
+            "2.png,,what?,cat,val\n",
+        )
+        (record,) = own_captions(folder.folder, "train", annotations=path)
+        assert (record.key, record.text) == ("mine/3", 'a dog, "Rex"\non grass')
+        (asked,) = own_questions(folder.folder, "val", annotations=path)
+        assert (asked.text, asked.answers) == ("what?", {"cat": 1.0})
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.json", '{"image": "1.png"}', r"a\.json holds a dict; expected a list"),
+            ("a.json", "[1", r"a\.json is not JSON"),
+            ("a.json", "[1]", r"a\.json: entry 1 is '1'; expected an object"),
+            ("a.json", '[{"image": "1.png", "txt": "a"}]', "entry 1 has the unknown field 'txt'"),
+            ("a.json", "[]", r"a\.json is empty; expected one JSON object a line"),
+            ("a.csv", "", r"a\.csv is empty"),
+            ("a.csv", "image,texts\n1.png,a\n", "line 1 has the field 'texts'; expected 'text'"),
+            ("a.csv", "image,text\n1.png,a,b\n", "line 2 has more cells than the first line, wh"),
+            ("a.csv", 'image,text\n1.png,"a\n', r"line \d is no line of a table"),
+            ("a.csv", "image,text\n1.png,\n", "line 2 has 'image'; expected 'image' with 'text'"),
+            ("a.csv", "picture,text\n1.png,a\n", "line 2 has the unknown field 'picture'"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, name, content, message, folder):
+        with pytest.raises(ValueError, match=message):
+            own_captions(folder.folder, "train", annotations=folder(name, content))
+
+    def test_boxes(self, folder):
+        box = {"image": "1.png", "boxes_xyxy": [[1, 2, 30, 20.5]], "labels": ["mug"]}
+        none = {"image": "2.png", "boxes_xyxy": [], "labels": [], "id": "x"}
+        entries = [box, none, {"image": "1.png", "text": "a"}]
+        for path in (folder("train.jsonl", entries), folder("train.json", json.dumps(entries))):
+            first, second = records = open_source("detection", path, "train")
+            assert records.classes == ("mug",) and first.text == "mug"
+            assert (first.key, second.key) == ("train/1", "train/x")
+            assert first.boxes_xyxy == ((1, 2, 30, 20.5),) and first.box_labels == (0,)
+            assert list(first.images) == [f"{folder.images}/1.png"] == [first.image_id]
+            assert records.counts == {"lines with captions": 1}
+            assert [r.text for r in open_source("captions", path, "train")] == ["a"]
+        (folder.folder / "train.json").unlink()
+        assert len(open_source("detection", folder.folder, "train")) == 2
+        sized = {**box, "width": 20, "height": 30}
+        path = folder("train.jsonl", [box, sized])
+        with pytest.raises(ValueError, match=r"train\.jsonl: line 2 has box 0, .*, 10 pixels out"):
+            open_source("detection", path, "train")
+        cut = open_source("detection", path, "train", on_error="skip")
+        assert cut[1].boxes_xyxy == ((1, 2, 20, 20.5),) and cut[1].image_size == (30, 20)
+        path = folder("train.jsonl", [{**box, "labels": []}])
+        with pytest.raises(ValueError, match=r"line 1 has boxes .* expected a class for each box"):
+            open_source("detection", path, "train")
+
+    def test_a_missing_picture_is_named_with_its_place(self, folder):
+        path = folder("a.json", '[{"image": "9.png", "text": "a"}]')
+        with pytest.raises(FileNotFoundError, match=r"a\.json: entry 1 has 'image' '9\.png', but"):
+            own_captions(folder.folder, "train", annotations=path)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fiber.data import coco_folders, own_data, packs, rows
 from fiber.data.forms import FORMS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
 from fiber.data.opening import (
+    OWN_READERS,
     SeveralFormsError,
     choose_form,
     file_reader,
@@ -164,7 +165,7 @@ def _in_file(path: Path) -> Iterator[Part]:
         reader = file_reader(source, path, splits[0])
         if reader in WITH_SPLITS:
             splits = sorted(_karpathy_splits(path))
-        elif reader in (own_data.own_captions, own_data.own_questions):
+        elif reader in OWN_READERS:
             splits = own_data.splits_in(path) or splits
         yield from (Part(source, split, path) for split in splits)
 

@@ -243,6 +243,7 @@ FORMS: dict[str, list[Form]] = {
             for split in ("train", coco_folders.HELD_OUT)
             for name in coco_folders.WHOLE_FILES
         ),
+        Form("{split}.jsonl", own_data.own_boxes, _OWN),
         *_tables(table_records.table_boxes),
         *_shards(webdataset_shards.shard_boxes),
     ],
@@ -283,6 +284,7 @@ BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("refcocog", ".json"): sources.referring,
     ("objects365", ".yaml"): tsv_files.objects365,
     ("detection", ".json"): coco_folders.coco_detection,
+    ("detection", ".jsonl"): own_data.own_boxes,
     ("detection", ".arrow"): _one(table_records.table_boxes),
     ("detection", ".parquet"): _one(table_records.table_boxes),
     ("detection", ".tar"): _one(webdataset_shards.shard_boxes),

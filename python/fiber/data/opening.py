@@ -35,8 +35,9 @@ from fiber.data.source_files import TRY_WITH, where_to_get
 
 AnyPath = str | PathLike[str]
 
-#: What a user's own lines may hold.
-OWN_KINDS = ("captions", "questions")
+#: Readers of a user's own lines, and what these may hold.
+OWN_READERS = (own_data.own_captions, own_data.own_questions, own_data.own_boxes)
+OWN_KINDS = ("captions", "questions", "detection")
 
 
 class SeveralFormsError(ValueError):
@@ -107,7 +108,7 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     if not path.is_file():
         return True
     reader = file_reader(source, path, split)
-    if reader in (own_data.own_captions, own_data.own_questions):
+    if reader in OWN_READERS:
         return own_data.names_splits(path)
     return reader in WITH_SPLITS
 
@@ -213,7 +214,9 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
     Raises:
         ValueError: if no file of the source ends so.
     """
-    for form in FORMS[source]:
+    # A list is no file of COCO's, whatever its name.
+    is_own_list = source == "detection" and path.suffix == ".json" and own_data.is_list(path)
+    for form in () if is_own_list else FORMS[source]:
         if path.suffix not in PART_SUFFIXES and fnmatch(path.name, _name(form, split)):
             return form.reader
     forms = [end for name, end in BY_SUFFIX if name == _kind(source)]

@@ -8,6 +8,10 @@ fields first, and one text or answer a line.
     {"image": "photos/1.jpg", "question": "what is on the beach?", "answer": "dog"}
     {"image": "photos/1.jpg", "question": "what runs?", "answers": {"dog": 1.0, "animal": 0.6}}
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
+    {"image": "photos/1.jpg", "boxes_xyxy": [[10, 20, 90.5, 60]], "labels": ["dog"]}
+
+Boxes are half-open pixels, each with its class in `labels`; with `width` and `height` they are
+checked against the size of the picture.
 
 A list of answers is what several people said; an answer scores as in VQAv2, where three of ten give
 0.9 and four 1.0, with other numbers of people in proportion. Where every question has such a list,
@@ -30,17 +34,35 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.records import Record
+from fiber.data.row_records import Row, RowRecords, box_records
 from fiber.data.rows import check_scores, scores_of
 from fiber.data.source_files import RecordList, without_garbage_collection
 from fiber.fields import nearest
 
 AnyPath = str | PathLike[str]
 
-_FIELDS = ("image", "text", "texts", "question", "answer", "answers", "id", "split")
-# Which of them only one kind of line has.
-_OF_CAPTIONS, _OF_QUESTIONS = {"text", "texts"}, {"question", "answer", "answers"}
+_FIELDS = (
+    *("image", "text", "texts", "question", "answer", "answers", "id", "split"),
+    *("boxes_xyxy", "labels", "width", "height"),
+)
+# Which of them only one kind of line has, and what a line of the kind needs.
+_KINDS = {
+    "captions": {"text", "texts"},
+    "questions": {"question", "answer", "answers"},
+    "boxes": {"boxes_xyxy", "labels"},
+}
+_NEEDED = {
+    "captions": "'text' or 'texts'",
+    "questions": "'question' and 'answer' or 'answers'",
+    "boxes": "'boxes_xyxy' and 'labels'",
+}
 # Fields that a cell of a table cannot hold, and what it holds instead.
-_LISTS = {"texts": "text", "answers": "answer"}
+_LISTS = {
+    "texts": "'text', one a line",
+    "answers": "'answer', one a line",
+    "boxes_xyxy": "a .jsonl or .json file",
+    "labels": "a .jsonl or .json file",
+}
 # What other formats call a field, though its name looks like none of ours or like another one.
 _OTHER_NAMES = {
     "caption": "text",
@@ -53,6 +75,10 @@ _OTHER_NAMES = {
     "file_name": "image",
     "filename": "image",
     "path": "image",
+    "boxes": "boxes_xyxy",
+    "bbox": "boxes_xyxy",
+    "bboxes": "boxes_xyxy",
+    "classes": "labels",
 }
 
 
@@ -67,8 +93,13 @@ class _Lines:
         self._what = "line"
         self._found: dict[str, str] = {}
 
+    @property
+    def where(self) -> str:
+        """The line that is being read, in words."""
+        return f"{self.path}: {self._what} {self._number}"
+
     def error(self, problem: str) -> ValueError:
-        return ValueError(f"{self.path}: {self._what} {self._number} {problem}")
+        return ValueError(f"{self.where} {problem}")
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the number of each line that is not blank, from 1, with its checked object."""
@@ -120,7 +151,8 @@ class _Lines:
                 if field in _LISTS:
                     self._number = 1
                     raise self.error(
-                        f"has the field {field!r}; expected {_LISTS[field]!r}, one a line"
+                        f"has the field {field!r}; expected {_LISTS[field]}, since a cell holds"
+                        " no list"
                     )
             for cells in reader:
                 self._number = reader.line_num
@@ -156,8 +188,7 @@ class _Lines:
             if path is None:
                 looked = " or ".join(dict.fromkeys(map(str, places)))
                 raise FileNotFoundError(
-                    f"{self.path}: {self._what} {self._number} has 'image' {name!r}, but {looked}"
-                    " is no file"
+                    f"{self.where} has 'image' {name!r}, but {looked} is no file"
                 )
             self._found[name] = str(path)
         return self._found[name]
@@ -199,7 +230,7 @@ def own_captions(
     """
     lines = _Lines(_file(folder, split, annotations), images)
     out, keys, seen = RecordList(), set(), set()
-    for number, entry in _of_split(lines, split, out, _OF_CAPTIONS, "questions"):
+    for number, entry in _of_split(lines, split, out, "captions"):
         key = _key(lines, entry, number, keys)
         several = "texts" in entry
         if several and "text" in entry:
@@ -234,7 +265,7 @@ def own_questions(
     """
     lines = _Lines(_file(folder, split, annotations), images)
     out, keys = RecordList(), set()
-    for number, entry in _of_split(lines, split, out, _OF_QUESTIONS, "captions"):
+    for number, entry in _of_split(lines, split, out, "questions"):
         answers = _answers(lines, entry, optional=split.startswith("test"))
         image, people = lines.picture(entry), entry.get("answers")
         out.append(
@@ -250,6 +281,45 @@ def own_questions(
     return out
 
 
+def own_boxes(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+    on_error: str = "raise",
+    shots: int = 0,
+    objects: bool = False,
+) -> RowRecords:
+    """Read a user's boxes of classes: one record for each line; see `row_records.box_records`.
+
+    `objects` is for metrics, which measure by the boxes themselves where there are no crowds.
+    Other arguments and errors are those of `own_captions`.
+    """
+    lines = _Lines(_file(folder, split, annotations), images)
+    told, keys = RecordList(), set()
+
+    def rows() -> Iterator[Row]:
+        for number, entry in _of_split(lines, split, told, "boxes"):
+            image = lines.picture(entry)
+            yield Row(
+                where=lines.where,
+                key=_key(lines, entry, number, keys),
+                values={"boxes_xyxy": [], "image_id": image, **entry},
+                places=(image,),
+            )
+
+    out = box_records(rows(), _as_path, on_error=on_error, shots=shots)
+    for what, times in told.counts.items():
+        out.leave_out(what, times)
+    return out
+
+
+def _as_path(place: str) -> str:
+    """Give the path of a picture, whose place is its path."""
+    return place
+
+
 def names_splits(path: Path) -> bool:
     """Tell whether the lines of a file have the field `split`: all have it or none."""
     return any("split" in entry for _, entry in islice(_Lines(path, None).walk(), 1))
@@ -260,12 +330,12 @@ def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
 
 
 def _of_split(
-    lines: _Lines, split: str, out: RecordList, kind: set[str], others: str
+    lines: _Lines, split: str, out: RecordList, kind: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the lines of a split and kind; those of the other kind are counted."""
+    """Yield the lines of a split and kind; those of other kinds are counted."""
     wanted, splits = set(split.split("+")), set()
     having = lacking = 0
-    used = False
+    used, others = False, dict[str, None]()
     for number, entry in lines.walk():
         if "split" in entry:
             splits.add(lines.text(entry, "split"))
@@ -277,17 +347,17 @@ def _of_split(
                 f"does not fit: line {having} has the field 'split', line {lacking} has not;"
                 " expected it in every line or in none"
             )
-        is_caption, is_question = bool(_OF_CAPTIONS & set(entry)), bool(_OF_QUESTIONS & set(entry))
-        if is_caption == is_question:
+        kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
+        if len(kinds) != 1:
             have = ", ".join(map(repr, entry)) or "nothing"
             raise lines.error(
-                f"has {have}; expected 'image' with 'text' or 'texts', or with 'question' and"
-                " 'answer' or 'answers'"
+                f"has {have}; expected 'image' with {', or with '.join(_NEEDED.values())}"
             )
         if "split" in entry and entry["split"] not in wanted:
             continue
-        if not kind & set(entry):
-            out.add(f"lines with {others}")
+        if kinds[0] != kind:
+            others[kinds[0]] = None
+            out.add(f"lines with {kinds[0]}")
             continue
         used = True
         yield number, entry
@@ -298,10 +368,10 @@ def _of_split(
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
         raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
-    needed = "'text' or 'texts'"
-    if kind == _OF_QUESTIONS:
-        needed = "'question' and 'answer' or 'answers'"
-    raise ValueError(f"{lines.path} has only lines with {others}; expected lines with {needed}")
+    raise ValueError(
+        f"{lines.path} has only lines with {' and '.join(others)}; expected lines with"
+        f" {_NEEDED[kind]}"
+    )
 
 
 def _key(lines: _Lines, entry: dict[str, Any], number: int, keys: set[str]) -> str:
@@ -360,8 +430,8 @@ def kinds_in(path: Path) -> set[str]:
         return {"reasoning"}
     if {"caption_0", "image_0"} <= fields:
         return {"swapped"}
-    found = {"captions"} if fields & _OF_CAPTIONS else set()
-    return found | ({"questions"} if fields & _OF_QUESTIONS else set())
+    sources = {"captions": "captions", "questions": "questions", "boxes": "detection"}
+    return {source for kind, source in sources.items() if fields & _KINDS[kind]}
 
 
 def is_list(path: Path) -> bool:
