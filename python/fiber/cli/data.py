@@ -144,7 +144,13 @@ def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
 
     splits = options.split.split("+") if options.split else ()
-    return inspect(options.source, splits, sheet=options.sheet, as_json=options.json)
+    return inspect(
+        options.source,
+        splits,
+        sheet=options.sheet,
+        as_json=options.json,
+        progress=_show_progress,
+    )
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fiber.data.contact_sheet import ContactSheet
@@ -21,7 +21,12 @@ _BAR = 30
 
 
 def inspect(
-    source: Path, splits: Sequence[str] = (), *, sheet: Path | None = None, as_json: bool = False
+    source: Path,
+    splits: Sequence[str] = (),
+    *,
+    sheet: Path | None = None,
+    as_json: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Print what is there; gives the exit code: 1 if there are faults.
 
@@ -30,6 +35,7 @@ def inspect(
         splits: those that are looked into; by default all.
         sheet: file to draw some pictures to.
         as_json: print one JSON object in place of text for people.
+        progress: called with (pictures decoded, pictures in all) of each split.
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
@@ -37,7 +43,7 @@ def inspect(
         OSError: if the sheet cannot be written.
     """
     drawn = ContactSheet()
-    report = look(source, splits, shown=drawn.add if sheet is not None else None)
+    report = look(source, splits, shown=drawn.add if sheet is not None else None, progress=progress)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

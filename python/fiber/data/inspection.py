@@ -198,6 +198,7 @@ def inspect(
     splits: Sequence[str] = (),
     *,
     shown: Callable[[Part, RecordSet], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Read all records and decode all pictures.
 
@@ -205,6 +206,7 @@ def inspect(
         data: a folder or a file.
         splits: those that are looked into; by default all.
         shown: called with the records of each part that can be read.
+        progress: called with (pictures decoded, pictures in all) of each split.
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
@@ -231,7 +233,7 @@ def inspect(
                 continue
             if shown is not None:
                 shown(part, records)
-        report.pictures.append(pictures.check(split))
+        report.pictures.append(pictures.check(split, progress))
     return report
 
 
@@ -295,10 +297,15 @@ class _Pictures:
             images = record.images
             self._found[key] = _Shown(name, lambda: images[place], record.image_size)
 
-    def check(self, split: str) -> PictureReport:
+    def check(
+        self, split: str, progress: Callable[[int, int], None] | None = None
+    ) -> PictureReport:
         """Decode them all."""
         report, seen = PictureReport(split), set[bytes]()
-        for shown, digest, checked in _in_threads(list(self._found.values())):
+        done = enumerate(_in_threads(list(self._found.values())), 1)
+        for number, (shown, digest, checked) in done:
+            if progress is not None:
+                progress(number, len(self._found))
             # Sources that are read from one file show the same bytes.
             if digest is not None:
                 if digest in seen:
