@@ -52,10 +52,8 @@ def _newest(rows: Rows) -> list[dict[str, str]]:
 
 
 def _cells(row: dict[str, str]) -> list[str]:
-    output = row["output"]
-    other = output != row["line"].split()[-1]
     return [
-        f"{row['side']} ({output})" if other else row["side"],
+        row["side"],
         f"{row['median']} ({row['p20']} to {row['p80']})",
         row["ratio_to_peer"],
         row["per_wall_second"],

@@ -174,7 +174,7 @@ def result_with(ratio: float):
 
     def side(peer, line):
         cost = 1.0 if peer.name == "fiber" else ratio
-        return Side(peer=peer, output=line.output, costs=[cost], rates=[1.0])
+        return Side(peer=peer, costs=[cost], rates=[1.0])
 
     return [
         Result(

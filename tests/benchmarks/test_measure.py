@@ -10,7 +10,7 @@ from PIL import Image
 from fiber.benchmarks import measure
 from fiber.benchmarks.lines import Line
 from fiber.benchmarks.measure import levels_from_pillow, measure_line
-from fiber.benchmarks.peers import BY_NAME, OURS
+from fiber.benchmarks.peers import BY_NAME
 from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, Task, fine_size
 from fiber.benchmarks.processes import EpochCost, PeerError
 from fiber.data import Tokenizer
@@ -30,13 +30,13 @@ def task(work, files=()):
 
 
 class TestSample:
-    def check(self, tmp_path, array, work, output="float32", **more):
+    def check(self, tmp_path, array, work, **more):
         np.save(tmp_path / "sample.npy", array)
-        measure.check_sample(tmp_path / "sample.npy", replace(task(work), **more), output)
+        measure.check_sample(tmp_path / "sample.npy", replace(task(work), **more))
 
     def test_pictures(self, tmp_path):
         self.check(tmp_path, np.zeros((2, 3, 384, 384), np.float32), "crop")
-        self.check(tmp_path, np.zeros((2, 384, 384, 3), np.uint8), "crop", "uint8")
+        self.check(tmp_path, np.zeros((2, 384, 384, 3), np.uint8), "crop", output="uint8")
 
     @pytest.mark.parametrize(
         ("array", "said"),
@@ -192,12 +192,3 @@ def test_wrong_pictures_of_ours_have_no_speed(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "levels_from_pillow", lambda sample, own: 1.5)
     with pytest.raises(PeerError, match=r"1\.50 levels from Pillow's.*no speed is reported"):
         run(fakes, tmp_path)
-
-
-def test_a_peer_without_the_output_says_what_it_gives():
-    ours = measure._side(replace(OURS, does=frozenset({("crop", "float32")})), task("crop"))
-    assert ours.output == "float32" and "gives" not in ours.remark
-    lacking = replace(OURS, does=frozenset({("crop", "float32")}))
-    assert measure._side(lacking, replace(task("crop"), output="uint8")).remark.startswith(
-        "gives float32"
-    )

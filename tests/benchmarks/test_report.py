@@ -18,7 +18,6 @@ GATE = Gate(
 def side(name, costs, **more):
     return Side(
         peer=BY_NAME[name],
-        output="float32",
         costs=list(costs),
         rates=[100.0] * len(costs),
         peak_bytes=250_000_000,
@@ -35,7 +34,7 @@ def result():
         sides=(
             side(OURS.name, [2.0, 1.0, 6.0], levels=0.25),
             side("dali", [5.0, 4.0, 6.0], remark="as it is"),
-            Side(peer=BY_NAME["timm"], output="float32", failure="it broke"),
+            Side(peer=BY_NAME["timm"], failure="it broke"),
         ),
         absent=("spdl",),
         load=1.25,

@@ -36,8 +36,6 @@ class Side:
     """What one peer cost in one line."""
 
     peer: Peer
-    #: What its batches hold; ours may lack the line's.
-    output: str
     #: Units of the line for each picture or text, one value a round.
     costs: list[float] = field(default_factory=list)
     #: Pictures or texts in a second of wall-clock time, one value a round.
@@ -97,7 +95,7 @@ def measure_line(
     Raises:
         PeerError: if ours fails, or gives wrong pictures.
     """
-    sides = [_side(peer, task) for peer in peers]
+    sides = [Side(peer=peer, remark=peer.remark(task.work)) for peer in peers]
     with ExitStack() as open_processes:
         running: list[tuple[Side, PeerProcess]] = []
         for side in sides:
@@ -109,7 +107,7 @@ def measure_line(
                 sample = folder / f"{side.peer.name}.npy"
                 cost = process.epoch(0, sample)
                 _check_count(cost, task)
-                check_sample(sample, task, side.output)
+                check_sample(sample, task)
                 side.levels = levels_from_pillow(sample, task)
             except PeerError as error:
                 _failed(side, error)
@@ -141,20 +139,11 @@ def measure_line(
     return sides
 
 
-def _side(peer: Peer, task: Task) -> Side:
-    """Begin a peer's side; one that lacks the output gives float32, and says so."""
-    output, remark = task.output, peer.remark(task.work)
-    if (task.work, output) not in peer.does:
-        output = "float32"
-        remark = "; ".join(text for text in (f"gives {output}", remark) if text)
-    return Side(peer=peer, output=output, remark=remark)
-
-
 def _opened(side: Side, task: Task, python: str, folder: Path) -> PeerProcess:
     peer = side.peer
     cache = folder / "converted" / peer.name
     cache.mkdir(parents=True, exist_ok=True)
-    own = replace(task, output=side.output, variant=peer.variant, cache=str(cache))
+    own = replace(task, variant=peer.variant, cache=str(cache))
     return PeerProcess(peer, own, python, folder / f"{peer.name}.log")
 
 
@@ -178,7 +167,7 @@ def _failed(side: Side, error: PeerError) -> None:
     print(f"  {side.peer.name} failed: {error}", file=sys.stderr)
 
 
-def check_sample(sample: Path, task: Task, output: str) -> None:
+def check_sample(sample: Path, task: Task) -> None:
     """Check that a batch begins with what was asked for.
 
     Raises:
@@ -194,8 +183,8 @@ def check_sample(sample: Path, task: Task, output: str) -> None:
             if ids != wanted + [PAD_ID] * (MAX_TOKENS - len(wanted)):
                 raise PeerError(f"its tokens of {text!r} are {ids}; expected {wanted}")
         return
-    if array.dtype != output:
-        raise PeerError(f"its pictures are {array.dtype}; expected {output}")
+    if array.dtype != task.output:
+        raise PeerError(f"its pictures are {array.dtype}; expected {task.output}")
     sides = array.shape[1:] if task.work == "fine" else (3, SIZE, SIZE)
     if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
         raise PeerError(f"its pictures have the shape {array.shape[1:]}; expected {sides}")

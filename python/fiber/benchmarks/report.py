@@ -167,7 +167,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
                     "work": line.work,
                     "material": result.material,
                     "side": side.peer.name,
-                    "output": side.output,
+                    "output": line.output,
                     "unit": f"CPU {line.unit} a {line.counted}",
                     "median": f"{side.median:.4g}",
                     "p20": f"{low:.4g}",
@@ -237,9 +237,7 @@ def draw_chart(file: Path, results: Sequence[Result]) -> None:
     )
     for panel, result in zip(panels[:, 0], shown, strict=True):
         sides = sorted((s for s in result.sides if s.costs), key=lambda s: -s.median)
-        names = [
-            f"{s.peer.name} {s.output if s.output != result.line.output else ''}" for s in sides
-        ]
+        names = [side.peer.name for side in sides]
         colors = ["#c2410c" if side.peer is OURS else "#94a3b8" for side in sides]
         bars = panel.barh(names, [side.median for side in sides], color=colors)
         ours = result.side(OURS.name)

@@ -51,8 +51,8 @@ class Peer:
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Whether it takes part where this is asked for; ours may give another output."""
-        return (work, output) in self.does or (self is OURS and (work, "float32") in self.does)
+        """Whether it takes part where this is asked for."""
+        return (work, output) in self.does
 
     def remark(self, work: str) -> str:
         """Say how its result differs, if it does."""

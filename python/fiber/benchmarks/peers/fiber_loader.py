@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fiber import _core
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 
 from .task import (
@@ -20,7 +19,6 @@ from .task import (
     FINE_STD,
     LONGEST,
     MAX_TOKENS,
-    PAD_ID,
     RATIO,
     SCALE,
     SHORTER,
@@ -93,40 +91,18 @@ def _texts(task: Task) -> Epoch:
     tokenizer = Tokenizer.from_file(task.tokenizer)
     if task.work == "prompt":
         spans = [[(start, end)] for start, end in task.char_spans[0]]
-        # A tokenizer that keeps long texts encoded has the map itself.
-        kept = getattr(tokenizer, "positive_map", None)
-
-        def map_boxes(text: str) -> Any:
-            if kept is not None:
-                return kept(text, spans)
-            return _core.positive_map(tokenizer.encode(text)[1], spans)
-
-        return batches_of_texts(task, lambda texts: [map_boxes(text) for text in texts])
-    offsets = task.work == "offsets"
-    in_one_call = getattr(tokenizer, "encode_batch", None)
-    if in_one_call is not None:
         return batches_of_texts(
-            task,
-            lambda texts: tuple(
-                torch.frombuffer(array, dtype=_DTYPES[array.dtype]).view(array.shape)
-                for array in in_one_call(
-                    texts, max_tokens=MAX_TOKENS, pad_to=MAX_TOKENS, offsets=offsets
-                ).values()
-            ),
+            task, lambda texts: [tokenizer.positive_map(text, spans) for text in texts]
         )
-    return batches_of_texts(task, lambda texts: _one_by_one(tokenizer, texts, offsets))
+    offsets = task.work == "offsets"
 
+    def encode(texts: list[str]) -> tuple[torch.Tensor, ...]:
+        arrays = tokenizer.encode_batch(
+            texts, max_tokens=MAX_TOKENS, pad_to=MAX_TOKENS, offsets=offsets
+        )
+        return tuple(
+            torch.frombuffer(array, dtype=_DTYPES[array.dtype]).view(array.shape)
+            for array in arrays.values()
+        )
 
-def _one_by_one(
-    tokenizer: Tokenizer, texts: list[str], with_offsets: bool
-) -> tuple[torch.Tensor, ...]:
-    ids = torch.full((len(texts), MAX_TOKENS), PAD_ID)
-    mask = torch.zeros((len(texts), MAX_TOKENS), dtype=torch.bool)
-    offsets = torch.zeros((len(texts), MAX_TOKENS, 2), dtype=torch.int64)
-    for row, text in enumerate(texts):
-        found, spans = tokenizer.encode(text, max_tokens=MAX_TOKENS)
-        ids[row, : len(found)] = torch.tensor(found)
-        mask[row, : len(found)] = True
-        if with_offsets:
-            offsets[row, : len(found)] = torch.tensor(spans)
-    return (ids, mask, offsets) if with_offsets else (ids, mask)
+    return batches_of_texts(task, encode)
