@@ -11,7 +11,7 @@ use crate::instructions::Instructions;
 use crate::jpeg::{self, Scale};
 use crate::normalize::RowWriter;
 use crate::record::{SharedBytes, StoredImage};
-use crate::resize::{Crop, ResizeScratch, RowResizer};
+use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
 use crate::sample::Settings;
 use crate::turn;
 
@@ -119,16 +119,16 @@ impl Opened {
             };
             let source = (scale.apply(self.size.0), scale.apply(self.size.1));
             let crop = scaled(plan.crop, scale, source);
-            let mut resizer = RowResizer::new(scratch, source, crop, output, plan.filter)?;
+            let mut rows = Rows::new(scratch, source, crop, output, plan.filter)?;
             let request = jpeg::Request {
                 scale,
-                stop_row: Some(resizer.last_row_needed() + 1),
+                stop_row: Some(rows.last_row_needed() + 1),
                 max_pixels: settings.max_pixels,
             };
             let mut pushed = Ok(());
-            let status = decoder.decode(bytes, &request, &mut |first_row, rows| {
+            let status = decoder.decode(bytes, &request, &mut |first_row, decoded| {
                 if pushed.is_ok() {
-                    pushed = resizer.push_rows(first_row, rows, take);
+                    pushed = rows.push(first_row, decoded, take);
                 }
             })?;
             return pushed.map(|()| status);
@@ -146,9 +146,67 @@ impl Opened {
             (picture, jpeg::Status::Whole)
         };
         let source = (picture.height, picture.width);
-        let mut resizer = RowResizer::new(scratch, source, plan.crop, output, plan.filter)?;
-        resizer.push_rows(0, &picture.pixels, take)?;
+        let mut rows = Rows::new(scratch, source, plan.crop, output, plan.filter)?;
+        rows.push(0, &picture.pixels, take)?;
         Ok(status)
+    }
+}
+
+/// What is done with decoded rows.
+enum Rows<'a> {
+    /// They are resized.
+    Resized(RowResizer<'a>),
+    /// The crop has the size of the output, so that they are only cut out.
+    Cut {
+        crop: Crop,
+        /// Bytes of a decoded row.
+        stride: usize,
+    },
+}
+
+impl<'a> Rows<'a> {
+    fn new(
+        scratch: &'a mut ResizeScratch,
+        source: (usize, usize),
+        crop: Crop,
+        output: (usize, usize),
+        filter: Filter,
+    ) -> Result<Self, Error> {
+        let inside = crop.top + crop.height <= source.0 && crop.left + crop.width <= source.1;
+        if (crop.height, crop.width) == output && inside {
+            return Ok(Self::Cut {
+                crop,
+                stride: source.1 * 3,
+            });
+        }
+        RowResizer::new(scratch, source, crop, output, filter).map(Self::Resized)
+    }
+
+    fn last_row_needed(&self) -> usize {
+        match self {
+            Self::Resized(resizer) => resizer.last_row_needed(),
+            Self::Cut { crop, .. } => crop.top + crop.height - 1,
+        }
+    }
+
+    fn push(
+        &mut self,
+        first_row: usize,
+        decoded: &[u8],
+        take: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Error> {
+        match self {
+            Self::Resized(resizer) => resizer.push_rows(first_row, decoded, take),
+            Self::Cut { crop, stride } => {
+                let columns = crop.left * 3..(crop.left + crop.width) * 3;
+                for (y, row) in (first_row..).zip(decoded.chunks_exact(*stride)) {
+                    if (crop.top..crop.top + crop.height).contains(&y) {
+                        take(y - crop.top, row.get(columns.clone()).unwrap_or_default());
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 }
 

@@ -119,6 +119,22 @@ def test_every_form_holds_the_same_picture(tokenizer, dtype, kind):
         )
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("sizes", [[61], [61, 30]], ids=str)
+def test_pixels_that_need_no_resize_are_taken_as_they_are(tokenizer, name, sizes):
+    transform = ImageTransform.shorter_side(sizes, 200, crop_probability=0.5, divisor=1)
+    fields = {"boxes_xyxy": (), "char_spans": ()}
+    records = [record(i, images=(FILES[name],), **fields) for i in range(12)]
+    pixels, as_they_are = pixels_of(FILES[name]), 0
+    for batch in make(tokenizer, records, "grounding", transform=transform, batch_size=1):
+        expected, _, size = _core.apply_transform(pixels, transform, index=int(batch.keys[0][1:]))
+        assert torch.equal(batch.images[0], torch.from_numpy(np.asarray(expected)))
+        if tuple(size) == pixels.shape[:2]:
+            as_they_are += 1
+            assert torch.equal(batch.images[0], normalised(pixels))
+    assert as_they_are
+
+
 def test_pairs_of_pictures_stand_side_by_side(tokenizer):
     records = [record(0, images=(FILES["png"], FILES["jpeg"]))]
     for channels_last in (False, True):
