@@ -51,7 +51,7 @@ fn double_word(bytes: &[u8], at: usize) -> Result<u32, Error> {
 fn unsupported(what: &str) -> Error {
     Error::Unsupported {
         path: None,
-        reason: format!("BMP: {what}"),
+        reason: format!("BMP: unsupported {what}"),
     }
 }
 
@@ -76,7 +76,7 @@ fn read_header(bytes: &[u8]) -> Result<Header, Error> {
             double_word(bytes, at(16))?,
             double_word(bytes, at(32))? as usize,
         ),
-        _ => return Err(unsupported(&format!("a header of {length} bytes"))),
+        _ => return Err(unsupported(&format!("header of {length} bytes"))),
     };
     let storage = match (compression, bits) {
         (0, 16) => Storage::Masks([0x7C00, 0x03E0, 0x001F, 0]),

@@ -107,7 +107,7 @@ fn from_cmyk(stored: &[u8]) -> Vec<u8> {
 fn unsupported(what: &str) -> Error {
     Error::Unsupported {
         path: None,
-        reason: format!("TIFF: {what} are not supported"),
+        reason: format!("TIFF: unsupported {what}"),
     }
 }
 
@@ -115,7 +115,7 @@ fn fault(error: &tiff::TiffError) -> Error {
     match error {
         tiff::TiffError::UnsupportedError(what) => Error::Unsupported {
             path: None,
-            reason: format!("TIFF: {what}"),
+            reason: format!("TIFF: unsupported: {what}"),
         },
         other => Error::decode(format!("TIFF: {other}")),
     }

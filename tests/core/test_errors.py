@@ -60,7 +60,8 @@ def test_a_broken_file_is_a_decode_error(tokenizer, tmp_path):
     path.write_bytes(b"")
     with pytest.raises(DecodeError) as caught:
         run(tokenizer, images=[path])
-    expected = f"record 'coco/391895': {path}: no bytes; expected a JPEG, PNG or WebP file"
+    known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+    expected = f"record 'coco/391895': {path}: no bytes; expected a {known} file"
     assert str(caught.value) == expected
     with pytest.raises(DecodeError, match=r"^record 'coco/391895': bytes that start with 78 79"):
         run(tokenizer, images=[b"xy"])

@@ -18,7 +18,7 @@ def load_image(picture: Any) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file, with its name.
-        DecodeError: if the bytes are no JPEG, PNG or WebP picture, with the file's name.
+        DecodeError: if the bytes are no picture that can be read, with the file's name.
         ValueError: for an array of another shape or dtype, with both.
         TypeError: for anything else.
     """

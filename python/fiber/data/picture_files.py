@@ -11,7 +11,7 @@ from fiber.data.records import StoredImage
 #: Status of a picture that was decoded, or why it could not be.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
 #: Endings of what is decoded.
-DECODED = ("jpg", "png", "webp")
+DECODED = ("jpg", "png", "webp", "gif", "bmp", "tif")
 # Endings of formats by the bytes that a file begins with.
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "jpg"),
