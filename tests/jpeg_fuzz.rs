@@ -31,7 +31,7 @@ impl Random {
     }
 
     fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % (end.max(1) as u64)).unwrap()
+        usize::try_from(self.next() % (end.max(1) as u64)).unwrap_or(0)
     }
 
     fn byte(&mut self) -> u8 {
@@ -90,7 +90,7 @@ fn decode(
     let status = decoder
         .decode(bytes, request, &mut sink)
         .map_err(|error| error.to_string())?;
-    let height = read_header(bytes).unwrap().height;
+    let height = read_header(bytes).map_or(0, |header| header.height);
     let expected = request
         .scale
         .apply(height)

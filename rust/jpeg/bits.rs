@@ -1,6 +1,6 @@
 //! Bits of entropy-coded data, most significant first.
 
-use super::huffman::{Entry, FAST_BITS, Symbol, Table, extend};
+use super::huffman::{Entry, Symbol, Table, extend};
 
 /// Bits that a refill leaves at least.
 const FULL: u32 = 56;
@@ -74,24 +74,39 @@ impl<'a> Bits<'a> {
         self.position * 8 > self.bytes.len() * 8 + self.count as usize
     }
 
-    /// Entry of the next bits; at least 10 of them must be loaded.
+    /// Entry of the next bits of AC; at least 10 of them must be loaded.
     #[inline]
     pub(super) fn peek(&self, table: &Table) -> Entry {
-        table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
+        table.entry(self.buffer)
     }
 
     /// Take what the entry did not: a long code or the bits of a coefficient.
     ///
     /// The bits stay in registers, since no call gets their address.
     #[inline]
-    pub(super) fn finish(&mut self, mut entry: Entry, table: &Table, is_dc: bool) -> (Entry, i16) {
+    pub(super) fn finish(&mut self, mut entry: Entry, table: &Table) -> (Entry, i16) {
         self.refill();
         if entry == Entry::LONG {
-            entry = table.long_entry(self.buffer, is_dc);
+            entry = table.long_entry(self.buffer);
         }
         self.skip(entry.bits());
         let size = entry.size();
         (entry, extend(self.loaded(size), size) as i16)
+    }
+
+    /// Take the difference of a DC coefficient.
+    #[inline]
+    pub(super) fn difference(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
+        self.refill();
+        let mut entry = table.dc_entry(self.buffer);
+        if entry.is_long() {
+            let is_no_code;
+            (entry, is_no_code) = table.long_difference(self.buffer);
+            *is_bad |= is_no_code;
+        }
+        let value = entry.value(self.buffer);
+        self.skip(entry.bits());
+        value
     }
 
     /// Take loaded bits.
@@ -103,7 +118,7 @@ impl<'a> Bits<'a> {
 
     /// Take 0 to 15 loaded bits.
     #[inline]
-    pub(super) fn loaded(&mut self, count: u32) -> u32 {
+    fn loaded(&mut self, count: u32) -> u32 {
         let value = (self.buffer >> 1 >> (63 - count)) as u32;
         self.skip(count);
         value

@@ -99,10 +99,48 @@ impl Entry {
     }
 }
 
+/// What the next bits mean in a table of DC: a code, and how many bits of a difference come behind it.
+///
+/// Byte 0: how many bits to take; 2: 63 less the bits of the difference; 3: the bits of the code. Zero
+/// where the code is longer than [`FAST_BITS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct DcEntry(u32);
+
+impl DcEntry {
+    const LONG: Self = Self(0);
+
+    fn new(length: u32, size: u32) -> Self {
+        Self((length + size) | ((63 - size) << 16) | (length << 24))
+    }
+
+    #[inline]
+    pub(super) fn is_long(self) -> bool {
+        self == Self::LONG
+    }
+
+    #[inline]
+    pub(super) fn bits(self) -> u32 {
+        self.0 & 63
+    }
+
+    /// The difference, from the bits at whose top the code stands.
+    ///
+    /// Without a branch: how many bits it has is not to be foreseen.
+    #[inline]
+    pub(super) fn value(self, bits: u64) -> i16 {
+        let behind = bits << (self.0 >> 24 & 63);
+        let unused = self.0 >> 16 & 63;
+        // All ones where the upper bit is clear, which stands for a negative number (figure F.12).
+        let negative = !((behind as i64 >> 63) as u64);
+        let magnitude = behind >> 1 >> unused;
+        magnitude.wrapping_sub(negative >> 1 >> unused) as i16
+    }
+}
+
 /// A table to decode with.
 pub(super) struct Table {
-    /// By the next [`FAST_BITS`] bits.
-    pub(super) fast: [Entry; 1 << FAST_BITS],
+    /// By the next [`FAST_BITS`] bits: a [`DcEntry`] or an [`Entry`].
+    fast: [u32; 1 << FAST_BITS],
     /// By the same bits: length << 8 | symbol; zero where the code is longer.
     pub(super) symbols: [u16; 1 << FAST_BITS],
     /// The largest code of each length, -1 where there is none; index 17 ends every search.
@@ -131,7 +169,11 @@ impl Table {
             return Err(broken("a Huffman table of DC with symbols above 15"));
         }
         let mut table = Self {
-            fast: [Entry::LONG; 1 << FAST_BITS],
+            fast: [if is_dc {
+                DcEntry::LONG.0
+            } else {
+                Entry::LONG.0
+            }; 1 << FAST_BITS],
             symbols: [0; 1 << FAST_BITS],
             max_code: [-1; MAX_LENGTH + 2],
             offset: [0; MAX_LENGTH + 2],
@@ -172,16 +214,28 @@ impl Table {
             };
             *short = (length as u16) << 8 | u16::from(symbol);
             if let Some(entry) = self.fast.get_mut(at) {
-                let step = step(symbol, is_dc);
                 *entry = match free.checked_sub(size) {
+                    _ if is_dc => DcEntry::new(length, size).0,
                     Some(unused) => {
                         let value = extend((rest as u32) >> unused, size);
-                        Entry::whole(length + size, step, value)
+                        Entry::whole(length + size, step(symbol), value).0
                     }
-                    None => Entry::split(length, step, size),
+                    None => Entry::split(length, step(symbol), size).0,
                 };
             }
         }
+    }
+
+    /// Entry of the code of AC at the top of `bits`.
+    #[inline]
+    pub(super) fn entry(&self, bits: u64) -> Entry {
+        Entry(self.fast[(bits >> (64 - FAST_BITS)) as usize])
+    }
+
+    /// Entry of the code of DC at the top of `bits`.
+    #[inline]
+    pub(super) fn dc_entry(&self, bits: u64) -> DcEntry {
+        DcEntry(self.fast[(bits >> (64 - FAST_BITS)) as usize])
     }
 
     /// Find the symbol whose code stands at the top of `bits`.
@@ -198,14 +252,22 @@ impl Table {
         self.long_symbol(bits)
     }
 
-    /// The entry of a code that is longer than the index. It is split.
+    /// The entry of a code of DC that is longer than the index, and whether it is no code at all.
     #[cold]
-    pub(super) fn long_entry(&self, bits: u64, is_dc: bool) -> Entry {
+    pub(super) fn long_difference(&self, bits: u64) -> (DcEntry, bool) {
+        let symbol = self.long_symbol(bits);
+        let size = u32::from(symbol.value & 15);
+        (DcEntry::new(symbol.length, size), symbol.is_bad)
+    }
+
+    /// The entry of a code of AC that is longer than the index. It is split.
+    #[cold]
+    pub(super) fn long_entry(&self, bits: u64) -> Entry {
         let symbol = self.long_symbol(bits);
         let step = if symbol.is_bad {
             BAD_CODE
         } else {
-            step(symbol.value, is_dc)
+            step(symbol.value)
         };
         Entry::split(symbol.length, step, u32::from(symbol.value & 15))
     }
@@ -231,11 +293,11 @@ impl Table {
     }
 }
 
-/// How far a symbol goes on in the zigzag order.
-fn step(symbol: u8, is_dc: bool) -> u32 {
+/// How far a symbol of AC goes on in the zigzag order.
+fn step(symbol: u8) -> u32 {
     match (symbol >> 4, symbol & 15) {
         (15, 0) => 16,
-        (_, 0) if !is_dc => END_OF_BLOCK,
+        (_, 0) => END_OF_BLOCK,
         (run, _) => u32::from(run) + 1,
     }
 }

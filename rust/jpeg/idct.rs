@@ -40,6 +40,11 @@ pub(super) const ODD_53: [[i16; 2]; 2] = [
     pair(-FIX_2_562915447, FIX_3_072711026 - FIX_2_562915447),
 ];
 
+/// Of four samples: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
+pub(super) const FOUR_EVEN: [i16; 2] = [15137, -6270];
+pub(super) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
+pub(super) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
+
 /// Bits of the constants, and bits kept between the two passes.
 pub(super) const CONSTANT_BITS: u32 = 13;
 pub(super) const PASS_BITS: u32 = 2;
@@ -75,7 +80,7 @@ pub(super) fn transform(
 /// Multiply with the quantisation table, in 16 bits.
 fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
     let mut values = [0; 64];
-    for ((value, &coefficient), &step) in values.iter_mut().zip(block).zip(quantisation) {
+    for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantisation) {
         *value = i32::from(coefficient.wrapping_mul(step as i16));
     }
     values
@@ -162,27 +167,24 @@ pub(super) fn eight(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 
 /// Four values from eight, of which the fifth does not count.
 fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
     let sum_0 = input[0] << (CONSTANT_BITS + 1);
-    let sum_2 = dot(input[2], input[6], [15137, -6270]);
+    let sum_2 = dot(input[2], input[6], FOUR_EVEN);
     let (even_0, even_2) = (sum_0.wrapping_add(sum_2), sum_0.wrapping_sub(sum_2));
-    let odd_0 = dot(input[1], input[3], [8697, -17799]).wrapping_add(dot(
-        input[5],
-        input[7],
-        [11893, -1730],
-    ));
-    let odd_2 = dot(input[1], input[3], [20995, 7373]).wrapping_add(dot(
-        input[5],
-        input[7],
-        [-4926, -4176],
-    ));
+    let odd = [0, 1].map(|at| {
+        dot(input[1], input[3], FOUR_ODD_13[at]).wrapping_add(dot(
+            input[5],
+            input[7],
+            FOUR_ODD_57[at],
+        ))
+    });
     [
-        descale(even_0.wrapping_add(odd_2), bits),
-        descale(even_2.wrapping_add(odd_0), bits),
-        descale(even_2.wrapping_sub(odd_0), bits),
-        descale(even_0.wrapping_sub(odd_2), bits),
+        descale(even_0.wrapping_add(odd[1]), bits),
+        descale(even_2.wrapping_add(odd[0]), bits),
+        descale(even_2.wrapping_sub(odd[0]), bits),
+        descale(even_0.wrapping_sub(odd[1]), bits),
     ]
 }
 
-fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
+pub(super) fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
     let values = dequantise(block, quantisation);
     let mut between = [0_i32; 32];
     if has_one_row(block, 4) {

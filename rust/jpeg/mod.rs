@@ -3,7 +3,9 @@
 //! and YCCK become RGB as in Pillow's `convert("RGB")`.
 //!
 //! Baseline, extended sequential and progressive Huffman coding of 8 bits a sample. Where data are
-//! missing or damaged, the same pixels come out that libjpeg-turbo fills in, and [`Status`] says so.
+//! missing or damaged, the same pixels come out that libjpeg-turbo fills in, and [`Status`] says so. One
+//! case is left out: where damage makes FF FF 00 of the data, libjpeg-turbo keeps in one MCU what a first
+//! attempt left there.
 //! Arithmetic coding, 12 bits, lossless and hierarchical files are [`Error::Decode`] with "unsupported".
 
 // Codes, coefficients and samples are cut to their bits all along, as the standard and libjpeg-turbo
@@ -29,6 +31,10 @@ mod sequential;
 mod simd_face;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86_rows;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86_small;
 mod smooth;
 mod stream;
 mod tables;

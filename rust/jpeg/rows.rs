@@ -145,11 +145,8 @@ impl Rows {
         let start = (plane.kept + row * plane.scale) * plane.stride;
         let at = start + first * plane.scale;
         let out = plane.samples.get_mut(at..).unwrap_or_default();
-        if plane.scale == 8
-            && self
-                .simd
-                .transform(blocks, &quantisation, out, plane.stride)
-        {
+        let simd = self.simd;
+        if simd.transform(blocks, &quantisation, plane.scale, out, plane.stride) {
             return;
         }
         for (column, block) in blocks.iter().enumerate() {

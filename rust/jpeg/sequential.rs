@@ -1,15 +1,39 @@
 //! Entropy decoding of baseline and extended sequential scans.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use super::bits::Bits;
 use super::huffman::Table;
-use super::simd_face::Simd;
+use super::simd_face::{Simd, place};
 use super::stream::Stream;
-use super::tables::NATURAL_ORDER;
 
 /// The coefficients of a block, in natural order, as they stand in the file.
-pub(super) type Block = [i16; 64];
+///
+/// Aligned so that no register is loaded from two lines of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Block([i16; 64]);
+
+impl Block {
+    pub(super) const ZERO: Self = Self([0; 64]);
+}
+
+impl Deref for Block {
+    type Target = [i16; 64];
+
+    #[inline]
+    fn deref(&self) -> &[i16; 64] {
+        &self.0
+    }
+}
+
+impl DerefMut for Block {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [i16; 64] {
+        &mut self.0
+    }
+}
 
 /// Coefficients of a component, all of them or those of some MCUs.
 #[derive(Default)]
@@ -23,7 +47,7 @@ impl Coefficients {
     /// Make room for some blocks, all zero.
     pub(super) fn reset(&mut self, wide: usize, high: usize) {
         self.blocks.clear();
-        self.blocks.resize(wide * high, [0; 64]);
+        self.blocks.resize(wide * high, Block::ZERO);
         self.stride = wide;
     }
 
@@ -176,15 +200,7 @@ fn decode_block(
     block: &mut Block,
     is_bad: &mut bool,
 ) {
-    bits.refill();
-    let mut entry = bits.peek(dc);
-    let mut difference = entry.value();
-    if entry.is_split() {
-        (entry, difference) = bits.finish(entry, dc, true);
-        *is_bad |= entry.is_bad();
-    } else {
-        bits.skip(entry.bits());
-    }
+    let difference = bits.difference(dc, is_bad);
     *prediction = prediction.wrapping_add(difference.into());
     block[0] = *prediction as i16;
     let mut at = 0;
@@ -194,10 +210,10 @@ fn decode_block(
         for _ in 0..5 {
             let entry = bits.peek(ac);
             if entry.is_split() {
-                let (entry, value) = bits.finish(entry, ac, false);
+                let (entry, value) = bits.finish(entry, ac);
                 *is_bad |= entry.is_bad();
                 at += entry.step();
-                block[natural(at)] = value;
+                place(block, at, value);
                 if at >= 63 {
                     return;
                 }
@@ -205,15 +221,10 @@ fn decode_block(
             }
             bits.skip(entry.bits());
             at += entry.step();
-            block[natural(at)] = entry.value();
+            place(block, at, entry.value());
             if at >= 63 {
                 return;
             }
         }
     }
-}
-
-#[inline]
-fn natural(at: u32) -> usize {
-    usize::from(NATURAL_ORDER[at as usize & 255]) & 63
 }

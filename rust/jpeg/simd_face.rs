@@ -2,9 +2,10 @@
 //! how much it did.
 
 use super::sequential::{self, Block, Coefficients, Part, Place};
-#[cfg(target_arch = "x86_64")]
-use super::simd_x86;
 use super::stream::Stream;
+use super::tables::NATURAL_ORDER;
+#[cfg(target_arch = "x86_64")]
+use super::{simd_x86, simd_x86_rows, simd_x86_small};
 use crate::instructions::Instructions;
 
 /// Instructions that the processor has.
@@ -48,21 +49,27 @@ impl Simd {
         sequential::decode_run(stream, parts, coefficients, place)
     }
 
-    /// Transform blocks side by side to 8 x 8 samples each. Returns whether it did.
+    /// Transform blocks side by side to `size` x `size` samples each. Returns whether it did.
     pub(super) fn transform(
         self,
         blocks: &[Block],
         quantisation: &[u16; 64],
+        size: usize,
         out: &mut [u8],
         stride: usize,
     ) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
+        if self.has_avx2() && matches!(size, 4 | 8) {
             // SAFETY: the processor has AVX2, as `new` made sure.
-            unsafe { simd_x86::transform(blocks, quantisation, out, stride) };
+            unsafe {
+                match size {
+                    8 => simd_x86::transform(blocks, quantisation, out, stride),
+                    _ => simd_x86_small::transform(blocks, quantisation, out, stride),
+                }
+            }
             return true;
         }
-        let _ = (blocks, quantisation, out, stride);
+        let _ = (blocks, quantisation, size, out, stride);
         false
     }
 
@@ -71,7 +78,7 @@ impl Simd {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
             // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { simd_x86::wide(samples, out) };
+            return unsafe { simd_x86_rows::wide(samples, out) };
         }
         let _ = (samples, out);
         0
@@ -82,7 +89,7 @@ impl Simd {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
             // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { simd_x86::both(near, far, out) };
+            return unsafe { simd_x86_rows::both(near, far, out) };
         }
         let _ = (near, far, out);
         0
@@ -93,9 +100,26 @@ impl Simd {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
             // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { simd_x86::convert(luma, blue, red, out) };
+            return unsafe { simd_x86_rows::convert(luma, blue, red, out) };
         }
         let _ = (luma, blue, red, out);
         0
     }
 }
+
+/// Put a coefficient to its place in the zigzag order, or to the last one if it is past the end.
+#[inline]
+pub(super) fn place(block: &mut Block, at: u32, value: i16) {
+    let position = usize::from(NATURAL_ORDER[at as usize & 255]);
+    // SAFETY: every entry of the table is below 64, as the assertion behind it makes sure. A mask
+    // instead costs some percent of a whole picture, since this is done for every coefficient.
+    unsafe { *block.get_unchecked_mut(position) = value };
+}
+
+const _: () = {
+    let mut at = 0;
+    while at < NATURAL_ORDER.len() {
+        assert!(NATURAL_ORDER[at] < 64);
+        at += 1;
+    }
+};

@@ -1,0 +1,89 @@
+"""JPEG decoding against libjpeg-turbo 3, CPU time on one thread: `python benches/turbo/run.py`.
+
+Needs cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides keep
+their handle and their buffer; every value is compared before anything is timed. The pictures are cut
+from the photographs to 640 x 480 pixels: 4:2:0 and 4:4:4 of qualities 94 to 97, as much detail as data
+sets of photographs have, and 4:2:0 of qualities 75 to 85.
+"""
+
+import argparse
+import io
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageFilter
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import rows  # noqa: E402
+
+PHOTOS = HERE.parents[1] / "../shared/assets/photos"
+WIDTH, HEIGHT = 640, 480
+#: Name of a corpus, sampling, qualities.
+CORPORA = (
+    ("coco640", "4:2:0", (94, 95, 96, 97)),
+    ("coco444", "4:4:4", (95, 96, 97)),
+    ("small420", "4:2:0", (75, 80, 85)),
+)
+
+
+def cut(photo: Image.Image, rng: random.Random) -> Image.Image:
+    """Cut a part of a photograph, of at least a third of its width, and resize it to 640 x 480."""
+    ratio = WIDTH / HEIGHT
+    widest = min(photo.width, photo.height * ratio)
+    width = min(widest, max(rng.uniform(0.3, 1) * widest, 1.15 * WIDTH))
+    height = width / ratio
+    left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
+    box = (left, top, left + width, top + height)
+    resized = photo.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, box=box)
+    return resized.filter(ImageFilter.UnsharpMask(0.8, 70, 0))
+
+
+def write_corpus(folder: Path, sampling: str, qualities: tuple[int, ...], count: int) -> float:
+    """Write `count` files; returns their mean size in KiB."""
+    rng = random.Random(1234)
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
+    total = 0
+    for index in range(count):
+        stream = io.BytesIO()
+        picture = cut(photos[index % len(photos)], rng)
+        picture.save(stream, "JPEG", quality=rng.choice(qualities), subsampling=sampling)
+        (folder / f"{index:04}.jpg").write_bytes(stream.getvalue())
+        total += len(stream.getvalue())
+    return total / count / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--files", type=int, default=60, help="files of a corpus")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count")
+    parser.add_argument("--divisors", type=int, nargs="+", default=[1], help="1, 2, 4, 8")
+    arguments = parser.parse_args()
+    if not PHOTOS.exists():
+        sys.exit(f"{PHOTOS}: the photographs are absent")
+    subprocess.run(["cargo", "build", "--release"], cwd=HERE, check=True)
+    for name, sampling, qualities in CORPORA:
+        with tempfile.TemporaryDirectory() as folder:
+            size = write_corpus(Path(folder), sampling, qualities, arguments.files)
+            print(f"{name}: {arguments.files} files of {WIDTH} x {HEIGHT}, {size:.0f} KiB each")
+            for divisor in arguments.divisors:
+                values = timed(folder, arguments.rounds, divisor)
+                bench = name if divisor == 1 else f"{name}, 1/{divisor}"
+                named = {f"{bench}: {side}": times for side, times in values.items()}
+                rows.report("turbo", "ms a picture", named, f"{bench}: libjpeg-turbo")
+
+
+def timed(folder: str, rounds: int, divisor: int) -> dict[str, list[float]]:
+    """CPU milliseconds a picture by side and round; one more round before them is not counted."""
+    command = [HERE / "target/release/turbo-bench", folder, str(rounds + 1), str(divisor)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sides = [line.split() for line in output.splitlines()]
+    return {name: [float(time) for time in times[1:]] for name, *times in sides}
+
+
+if __name__ == "__main__":
+    main()
