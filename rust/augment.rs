@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::box_journey::Journey;
 use crate::boxes::BoxXyxy;
+use crate::color_jitter::{ColorChange, ColorJitter};
 use crate::crop::{Cut, check_scale, cut_out, random_crop, shorter_side};
 use crate::image::Rgb;
 use crate::normalize::Normalization;
@@ -52,7 +53,9 @@ pub struct Transform {
     pub filter: Filter,
     /// Probability of mirroring left and right.
     pub flip_probability: f64,
-    /// What is done to the resized picture.
+    /// What is done to the colours of the resized picture.
+    pub color_jitter: ColorJitter,
+    /// What is done to the resized picture after that.
     pub rand_augment: RandAugment,
     /// How bytes become values.
     pub normalization: Normalization,
@@ -69,7 +72,9 @@ pub struct Plan {
     pub width: usize,
     /// Whether left and right are mirrored.
     pub flip: bool,
-    /// What is done to the resized picture, in this order.
+    /// What is done to the colours of the resized picture, in this order.
+    pub colors: Vec<ColorChange>,
+    /// What is done to the resized picture after that, in this order.
     pub operations: Vec<Operation>,
     /// Kernel of the resize.
     pub filter: Filter,
@@ -91,6 +96,7 @@ impl Transform {
                 format!("{} is not between 0 and 1", self.flip_probability),
             ));
         }
+        self.color_jitter.check()?;
         self.rand_augment.check()?;
         self.normalization.check()
     }
@@ -134,6 +140,7 @@ impl Transform {
             height: size.0,
             width: size.1,
             flip: draws.unit() < self.flip_probability,
+            colors: self.color_jitter.draw(draws),
             operations: self.rand_augment.draw(draws),
             filter: self.filter,
             whole: whole_size,
@@ -224,13 +231,27 @@ impl Plan {
     /// [`Error::Argument`] where the plan was made for another size.
     pub fn apply(&self, image: &Rgb) -> Result<Rgb, Error> {
         let mut resized = resize::resize(image, self.crop, self.height, self.width, self.filter)?;
+        self.change(&mut resized);
+        Ok(resized)
+    }
+
+    /// Whether [`Self::change`] needs the whole picture at once; a mere flip does not.
+    #[must_use]
+    pub fn needs_whole(&self) -> bool {
+        !(self.colors.is_empty() && self.operations.is_empty())
+    }
+
+    /// Mirror the resized picture and do to it what else the plan says.
+    pub fn change(&self, resized: &mut Rgb) {
         if self.flip {
-            mirror(&mut resized);
+            mirror(resized);
+        }
+        for change in &self.colors {
+            change.apply(resized);
         }
         for operation in &self.operations {
-            operation.apply(&mut resized);
+            operation.apply(resized);
         }
-        Ok(resized)
     }
 
     /// Carry the plan out on boxes of the stored picture; `None` for those that the crop drops.
@@ -254,7 +275,7 @@ impl Plan {
     }
 }
 
-pub(crate) fn mirror(image: &mut Rgb) {
+fn mirror(image: &mut Rgb) {
     for row in image.pixels.chunks_exact_mut(image.width * 3) {
         let (pixels, _) = row.as_chunks_mut::<3>();
         pixels.reverse();
@@ -277,6 +298,7 @@ mod tests {
             geometry,
             filter: Filter::Bilinear,
             flip_probability,
+            color_jitter: ColorJitter::off(),
             rand_augment: RandAugment::off(),
             normalization: Normalization::default(),
         }

@@ -101,8 +101,8 @@ pub(crate) fn random_crop(
     for _ in 0..10 {
         let target = area * draws.range(scale.0, scale.1);
         let aspect = draws.range(ratio.0.ln(), ratio.1.ln()).exp();
-        let crop_width = (target * aspect).sqrt().round() as usize;
-        let crop_height = (target / aspect).sqrt().round() as usize;
+        let crop_width = (target * aspect).sqrt().round_ties_even() as usize;
+        let crop_height = (target / aspect).sqrt().round_ties_even() as usize;
         if (1..=width).contains(&crop_width) && (1..=height).contains(&crop_height) {
             return Crop {
                 top: draws.index(height - crop_height + 1),

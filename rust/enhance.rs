@@ -115,10 +115,16 @@ fn histograms(image: &Rgb) -> [[u64; 256]; 3] {
 }
 
 /// Multiply every value; what passes 255 stays there.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
+#[allow(clippy::cast_possible_truncation)] // The published code is in single precision.
 pub fn brightness(image: &mut Rgb, factor: f64) {
     let factor = factor as f32;
-    let table = UNCHANGED.map(|value| (f32::from(value) * factor).clamp(0.0, 255.0) as u8);
+    by_table(image, |value| f32::from(value) * factor);
+}
+
+/// Give every value a new one, cut off at 0 and 255 and behind the point.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
+pub(crate) fn by_table(image: &mut Rgb, new: impl Fn(u8) -> f32) {
+    let table = UNCHANGED.map(|value| new(value).clamp(0.0, 255.0) as u8);
     look_up(image, &[table; 3]);
 }
 

@@ -16,6 +16,7 @@ pub mod buffers;
 mod byte_level;
 mod characters;
 pub mod collate;
+pub mod color_jitter;
 pub mod crop;
 mod encoded;
 pub mod enhance;

@@ -2,10 +2,10 @@
 //!
 //! Rows go from the decoder through the resize into the batch as they come, so that no picture of full
 //! size leaves the processor's cache; only what needs a whole picture gets one (operations of
-//! `RandAugment`, turning by EXIF, formats other than JPEG).
+//! `RandAugment`, changes of colours, turning by EXIF, formats other than JPEG).
 
 use crate::Error;
-use crate::augment::{Plan, mirror};
+use crate::augment::Plan;
 use crate::image::{self, Format, Rgb};
 use crate::instructions::Instructions;
 use crate::jpeg::{self, Scale};
@@ -264,7 +264,7 @@ impl Painter {
         } = self;
         let mut written = Ok(());
         whole.clear();
-        let is_direct = plan.operations.is_empty();
+        let is_direct = !plan.needs_whole();
         let status = opened.resize(plan, settings, decoder, scratch, &mut |y, row| {
             if !is_direct {
                 whole.extend_from_slice(row);
@@ -284,12 +284,7 @@ impl Painter {
                 width: plan.width,
                 pixels: std::mem::take(whole),
             };
-            if plan.flip {
-                mirror(&mut picture);
-            }
-            for operation in &plan.operations {
-                operation.apply(&mut picture);
-            }
+            plan.change(&mut picture);
             for (y, row) in picture.pixels.chunks_exact(plan.width * 3).enumerate() {
                 writer.write_row(row, slot, slot_size, y, false)?;
             }

@@ -150,7 +150,7 @@ impl<'a> RowResizer<'a> {
     /// Take whole rows of the source, from the top on, and give out the rows of the output that they
     /// complete: the number of each and its RGB bytes.
     ///
-    /// Rows above the crop may be left out, and so may those after [`Self::last_row_needed`].
+    /// Rows above the crop and after [`Self::last_row_needed`] are not looked at and may be left out.
     ///
     /// # Errors
     /// [`Error::Argument`] where rows are missing or repeated, or the bytes are no whole rows.
@@ -166,6 +166,9 @@ impl<'a> RowResizer<'a> {
                 "rows",
                 format!("{} bytes are no rows of {stride} bytes", rows.len()),
             ));
+        }
+        if self.received == self.down.needed {
+            return Ok(());
         }
         let next = self.crop.top + self.received;
         if first_row > next || (self.received > 0 && first_row != next) {
@@ -375,5 +378,7 @@ mod tests {
         assert!(push(1, &image.pixels[..6]).is_some());
         assert!(push(2, &image.pixels[..5]).unwrap().contains("5 bytes"));
         assert_eq!(push(2, &image.pixels[12..]), None);
+        // Nothing is needed any more.
+        assert_eq!(push(20, &image.pixels[..6]), None);
     }
 }

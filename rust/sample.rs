@@ -327,6 +327,7 @@ pub(crate) mod tests {
                 geometry: Geometry::Squash { size: 8 },
                 filter: Filter::Bicubic,
                 flip_probability: 0.0,
+                color_jitter: crate::color_jitter::ColorJitter::off(),
                 rand_augment: RandAugment::off(),
                 normalization: Normalization::default(),
             },

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fiber_core::Error;
 use fiber_core::augment::{Geometry, Transform};
 use fiber_core::collate::Batch;
+use fiber_core::color_jitter::ColorJitter;
 use fiber_core::image::MAX_PIXELS;
 use fiber_core::loader::{Loader, Next};
 use fiber_core::normalize::Normalization;
@@ -33,6 +34,7 @@ fn settings(task: Task) -> Settings {
             },
             filter: Filter::Bicubic,
             flip_probability: 0.5,
+            color_jitter: ColorJitter::off(),
             rand_augment: RandAugment {
                 // Boxes do not follow operations that move pixels.
                 num_ops: if task == Task::Grounding { 0 } else { 2 },

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "Buffer",
+    "ColorJitter",
     "DecodeError",
     "ImageTransform",
     "Loader",
@@ -24,6 +25,7 @@ __all__ = [
     "decode_image",
     "decode_jpeg",
     "draw_below",
+    "jitter_image",
     "mirror_words",
     "normalize_image",
     "permutation",
@@ -70,14 +72,16 @@ class ImageTransform:
     Every transform resizes with antialiasing (`filter` "bilinear" or "bicubic") and writes
     (value / 255 - mean) / std in single precision. `mean` and `std` are always red first, also
     where `channel_order` is "bgr"; the defaults are ImageNet's. In batches, mirroring swaps the
-    words for left and right in the text too. `rand_augment` works on the resized and mirrored
-    picture; where there are boxes, one whose operations move pixels is refused with a ValueError.
+    words for left and right in the text too. `color_jitter`, then `rand_augment` work on the
+    resized and mirrored picture; where there are boxes, a `rand_augment` whose operations move
+    pixels is refused with a ValueError.
     """
 
     @staticmethod
     def squash(
         size: int,
         *,
+        color_jitter: ColorJitter | None = None,
         rand_augment: RandAugment | None = None,
         filter: str = "bicubic",
         channel_order: str = "rgb",
@@ -93,6 +97,7 @@ class ImageTransform:
         scale: tuple[float, float] = ...,
         ratio: tuple[float, float] = ...,
         flip_probability: float = 0.5,
+        color_jitter: ColorJitter | None = None,
         rand_augment: RandAugment | None = None,
         filter: str = "bicubic",
         channel_order: str = "rgb",
@@ -108,6 +113,7 @@ class ImageTransform:
             scale: Least and largest part of the picture's area; default (0.5, 1.0).
             ratio: Least and largest width / height; default (3 / 4, 4 / 3).
             flip_probability: Probability of mirroring left and right.
+            color_jitter: See the class.
             rand_augment: See the class.
             filter: See the class.
             channel_order: See the class.
@@ -123,6 +129,7 @@ class ImageTransform:
         crop_probability: float = 0.0,
         crop_scale: tuple[float, float] = ...,
         flip_probability: float = 0.0,
+        color_jitter: ColorJitter | None = None,
         rand_augment: RandAugment | None = None,
         divisor: int = 32,
         filter: str = "bilinear",
@@ -140,6 +147,7 @@ class ImageTransform:
                 dropped; the others are cut. A part without any of the picture's boxes is not taken.
             crop_scale: Least and largest part of the area that is kept; default (0.5, 1.0).
             flip_probability: Probability of mirroring left and right.
+            color_jitter: See the class.
             rand_augment: See the class.
             divisor: A batch is padded right and bottom, with zeros, to the largest height and
                 width, rounded up to a multiple of this.
@@ -155,6 +163,39 @@ class ImageTransform:
 
     def describe(self) -> dict[str, Any]:
         """Every setting by name, ready for JSON; `kind` is the constructor's name."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class ColorJitter:
+    """Brightness, contrast, saturation and hue at random, with torchvision's values.
+
+    Each factor is drawn from its range, then the changes are carried out in a random order. Against
+    `torchvision.transforms.v2.ColorJitter` of a uint8 tensor nothing differs but few values of
+    contrast, by one level: torchvision rounds the mean of the picture.
+
+    Args:
+        brightness: Least and largest factor of every value.
+        contrast: Least and largest factor of the distance from the mean grey.
+        saturation: Least and largest factor of the distance from a pixel's own grey.
+        hue: Least and largest turn, in parts of the circle from -0.5 to 0.5.
+
+    Raises:
+        ValueError: for what is no range.
+    """
+
+    def __new__(
+        cls,
+        *,
+        brightness: tuple[float, float] = ...,
+        contrast: tuple[float, float] = ...,
+        saturation: tuple[float, float] = ...,
+        hue: tuple[float, float] = ...,
+    ) -> ColorJitter: ...
+    def describe(self) -> dict[str, Any]:
+        """Every setting by name, ready for JSON."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -534,6 +575,18 @@ def normalize_image(
 
     Raises:
         ValueError: for a picture that does not fit, and unknown names.
+    """
+
+def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
+    """Carry one change of `ColorJitter` out on a uint8 array (H, W, 3), red first.
+
+    Args:
+        image: The array.
+        change: "brightness", "contrast", "saturation" or "hue".
+        factor: 0 or more; of hue, -0.5 to 0.5.
+
+    Raises:
+        ValueError: for an unknown change and a factor outside its range.
     """
 
 def augment_image(

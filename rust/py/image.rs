@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{Buffer, Values};
+use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
+use crate::color_jitter;
 use crate::crop::Cut;
 use crate::image::{self, Rgb};
 use crate::instructions::Instructions;
@@ -32,6 +34,7 @@ pub struct ImageTransform {
 struct Common<'a> {
     filter: &'a str,
     flip_probability: f64,
+    color_jitter: Option<&'a ColorJitter>,
     rand_augment: Option<&'a RandAugment>,
     channel_order: &'a str,
     mean: [f64; 3],
@@ -44,6 +47,9 @@ impl ImageTransform {
             geometry,
             filter: Filter::from_name(common.filter)?,
             flip_probability: common.flip_probability,
+            color_jitter: common
+                .color_jitter
+                .map_or_else(color_jitter::ColorJitter::off, |given| given.inner),
             rand_augment: common
                 .rand_augment
                 .map_or_else(rand_augment::RandAugment::off, |given| given.inner.clone()),
@@ -63,9 +69,10 @@ impl ImageTransform {
 impl ImageTransform {
     /// Resize to exactly size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
         size: usize,
+        color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         filter: &str,
         channel_order: &str,
@@ -75,6 +82,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability: 0.0,
+            color_jitter,
             rand_augment,
             channel_order,
             mean,
@@ -85,12 +93,13 @@ impl ImageTransform {
 
     /// Cut out a random rectangle and resize it to size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
         size: usize,
         scale: (f64, f64),
         ratio: (f64, f64),
         flip_probability: f64,
+        color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         filter: &str,
         channel_order: &str,
@@ -100,6 +109,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability,
+            color_jitter,
             rand_augment,
             channel_order,
             mean,
@@ -110,13 +120,14 @@ impl ImageTransform {
 
     /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
     #[staticmethod]
-    #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, color_jitter = None, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
         sizes: Vec<usize>,
         max_size: usize,
         crop_probability: f64,
         crop_scale: (f64, f64),
         flip_probability: f64,
+        color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         divisor: usize,
         filter: &str,
@@ -127,6 +138,7 @@ impl ImageTransform {
         let common = Common {
             filter,
             flip_probability,
+            color_jitter,
             rand_augment,
             channel_order,
             mean,
@@ -179,6 +191,10 @@ impl ImageTransform {
             }
         }
         settings.set_item("flip_probability", self.inner.flip_probability)?;
+        let color_jitter = &self.inner.color_jitter;
+        let is_on = *color_jitter != color_jitter::ColorJitter::off();
+        let drawn = is_on.then(|| describe_color_jitter(py, color_jitter));
+        settings.set_item("color_jitter", drawn.transpose()?)?;
         let rand_augment = &self.inner.rand_augment;
         let drawn = (rand_augment.num_ops > 0).then(|| describe_rand_augment(py, rand_augment));
         settings.set_item("rand_augment", drawn.transpose()?)?;

@@ -5,6 +5,7 @@
 
 mod arrays;
 mod boxes;
+mod color_jitter;
 mod errors;
 mod image;
 mod jpeg;
@@ -27,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DecodeError", module.py().get_type::<errors::DecodeError>())?;
     module.add_class::<arrays::Buffer>()?;
     module.add_class::<image::ImageTransform>()?;
+    module.add_class::<color_jitter::ColorJitter>()?;
     module.add_class::<rand_augment::RandAugment>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
     module.add_class::<loader::Loader>()?;
@@ -39,6 +41,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::read_jpeg_header, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::decode_jpeg, module)?)?;
+    module.add_function(wrap_pyfunction!(color_jitter::jitter_image, module)?)?;
     module.add_function(wrap_pyfunction!(rand_augment::augment_image, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader as TorchLoader
 
 from fiber import DecodeError
-from fiber.data import Collator, ImageTransform, RandAugment, Tokenizer
+from fiber.data import Collator, ColorJitter, ImageTransform, RandAugment, Tokenizer
 
 from .loader_records import CROP, RECORDS, TEXT, make, record, samples
 
@@ -68,9 +68,9 @@ def test_a_copy_works_alone(tokenizer):
     [
         ImageTransform.squash(8, filter="bilinear", rand_augment=RandAugment(num_ops=2)),
         ImageTransform.random_resized_crop(8, scale=(0.2, 0.9), flip_probability=0.25),
+        ImageTransform.squash(8, color_jitter=ColorJitter(hue=(-0.1, 0.2), contrast=(0.5, 1.5))),
         ImageTransform.shorter_side([8, 9], 20, crop_probability=0.5, divisor=4, mean=(0, 0, 0)),
     ],
-    ids=lambda transform: transform.describe()["kind"],
 )
 def test_transforms_are_copied_whole(transform):
     assert pickle.loads(pickle.dumps(transform)) == transform

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fiber import DecodeError, _core
-from fiber.data import ImageTransform, Tokenizer
+from fiber.data import ColorJitter, ImageTransform, RandAugment, Tokenizer
 from tests.data.loader_records import TEXT, make, png, record
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -151,9 +151,18 @@ def test_pairs_of_pictures_stand_side_by_side(tokenizer):
             )
 
 
-def test_crops_and_flips_take_the_pixels_that_the_transform_says(tokenizer):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rand_augment": RandAugment(num_ops=2)},
+        {"color_jitter": ColorJitter(hue=(-0.1, 0.1), contrast=(0.5, 2.0))},
+    ],
+    ids=["plain", "operations", "colours"],
+)
+def test_crops_and_flips_take_the_pixels_that_the_transform_says(tokenizer, options):
     """The loader against the same transform on decoded pixels."""
-    transform = ImageTransform.random_resized_crop(16)
+    transform = ImageTransform.random_resized_crop(16, **options)
     records = [record(i, images=(FILES["jpeg"],)) for i in range(12)]
     pixels = pixels_of(FILES["jpeg"])
     for batch in make(tokenizer, records, transform=transform, seed=4):

@@ -1,15 +1,9 @@
 """Compare our JPEG decoder with libjpeg-turbo's on the whole corpus: `python -m tests.jpeg_corpus`.
 
 Prints counts by feature and by encoder, and every difference; ends with 1 if there is one, or if
-<<<<<<< HEAD
 there are fewer files than asked for. Encoders that are absent are named; all come with `pip
-install simplejpeg imagecodecs opencv-python-headless jpeglib` and the Debian packages
-libjpeg-turbo-progs and imagemagick.
-=======
-there are fewer files than asked for. Encoders that are absent are named; all come with `pip install
-simplejpeg imagecodecs opencv-python-headless jpeglib` and of Debian libjpeg-turbo-progs and
+install simplejpeg imagecodecs opencv-python-headless jpeglib` and of Debian libjpeg-turbo-progs and
 imagemagick.
->>>>>>> 72fc477 (JPEGs of half the size decode faster; blocks stand on lines of the cache; a run against libjpeg-turbo)
 """
 
 import argparse

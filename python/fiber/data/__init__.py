@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fiber._core import ImageTransform, RandAugment, Tokenizer
+    from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
     from fiber.data.batches import (
         Batch,
         GroundingBatch,
@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "ClassName",
     "Collator",
+    "ColorJitter",
     "ConcatRecords",
     "DataLoader",
     "GroundingBatch",
@@ -45,6 +46,7 @@ _HOMES = {
     "Batch": "fiber.data.batches",
     "ClassName": "fiber.data.prompts",
     "Collator": "fiber.data.collate",
+    "ColorJitter": "fiber._core",
     "ConcatRecords": "fiber.data.records",
     "DataLoader": "fiber.data.loader",
     "GroundingBatch": "fiber.data.batches",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fiber import _core
-from fiber._core import ImageTransform, RandAugment, Tokenizer
+from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.data.records import Record
 
@@ -211,6 +211,9 @@ def _to_tensor(buffer: _core.Buffer) -> Tensor:
 def _transform_of(settings: dict[str, Any]) -> ImageTransform:
     """Make the transform that `ImageTransform.describe` describes."""
     settings = dict(settings)
+    if settings["color_jitter"] is not None:
+        ranges = settings["color_jitter"].items()
+        settings["color_jitter"] = ColorJitter(**{name: tuple(span) for name, span in ranges})
     if settings["rand_augment"] is not None:
         settings["rand_augment"] = RandAugment(**settings["rand_augment"])
     if "crop_scale" in settings:

@@ -1,0 +1,80 @@
+//! Bindings of colour jitter.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::arrays::Buffer;
+use super::image::{to_buffer, to_rgb};
+use crate::color_jitter::{self, ColorChange};
+
+/// Brightness, contrast, saturation and hue at random.
+#[pyclass(module = "fiber._core", frozen, eq)]
+#[derive(Clone, PartialEq)]
+pub struct ColorJitter {
+    pub(super) inner: color_jitter::ColorJitter,
+}
+
+#[pymethods]
+impl ColorJitter {
+    #[new]
+    #[pyo3(signature = (*, brightness = (1.0, 1.0), contrast = (1.0, 1.0), saturation = (1.0, 1.0), hue = (0.0, 0.0)))]
+    fn new(
+        brightness: (f64, f64),
+        contrast: (f64, f64),
+        saturation: (f64, f64),
+        hue: (f64, f64),
+    ) -> PyResult<Self> {
+        let inner = color_jitter::ColorJitter {
+            brightness,
+            contrast,
+            saturation,
+            hue,
+        };
+        inner.check()?;
+        Ok(Self { inner })
+    }
+
+    /// Every setting by name.
+    fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        describe(py, &self.inner)
+    }
+
+    fn __repr__(&self) -> String {
+        let color_jitter::ColorJitter {
+            brightness,
+            contrast,
+            saturation,
+            hue,
+        } = self.inner;
+        format!(
+            "ColorJitter(brightness={brightness:?}, contrast={contrast:?}, \
+             saturation={saturation:?}, hue={hue:?})"
+        )
+    }
+}
+
+/// Every setting by name.
+pub fn describe<'py>(
+    py: Python<'py>,
+    inner: &color_jitter::ColorJitter,
+) -> PyResult<Bound<'py, PyDict>> {
+    let settings = PyDict::new(py);
+    for (name, range) in [
+        ("brightness", inner.brightness),
+        ("contrast", inner.contrast),
+        ("saturation", inner.saturation),
+        ("hue", inner.hue),
+    ] {
+        settings.set_item(name, [range.0, range.1])?;
+    }
+    Ok(settings)
+}
+
+/// Carry one change of colours out on an array (H, W, 3) of uint8.
+#[pyfunction]
+pub fn jitter_image(image: &Bound<'_, PyAny>, change: &str, factor: f64) -> PyResult<Buffer> {
+    let change = ColorChange::from_name(change, factor)?;
+    let mut picture = to_rgb(image)?;
+    image.py().detach(|| change.apply(&mut picture));
+    to_buffer(picture)
+}
