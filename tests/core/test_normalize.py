@@ -70,6 +70,34 @@ def test_every_byte_of_random_settings(layout, instructions):
             assert torch.equal(found, expected(image, 1, 256, dtype, layout, **options))
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+def test_scales_of_which_little_is_left(layout, instructions):
+    # Reciprocals so small that their second parts lose bits, or whose values pass all bounds.
+    image = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    for std in ((1e30, 1e35, 3e38), (3e-39, 1e-40, 1.0), (1e-20, 1e20, 1e37)):
+        mean = (0.1, 0.3, 0.7)
+        options = {"flip": False, "channel_order": "rgb", "mean": mean, "std": std}
+        found = ours(image, 1, 256, "float32", layout, instructions=instructions, **options)
+        wanted = expected(image, 1, 256, "float32", layout, **options)
+        assert torch.equal(found.nan_to_num(7.0), wanted.nan_to_num(7.0)), std
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+@pytest.mark.parametrize(("dtype", "offset"), [("bfloat16", 256), ("float16", 2048)])
+def test_ties_go_to_even(dtype, offset, layout, instructions):
+    # Whole numbers of one bit more than the type holds.
+    image = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    mean, std = (-offset / 255,) * 3, (1 / 255,) * 3
+    options = {"flip": False, "channel_order": "rgb", "mean": mean, "std": std}
+    single = expected(image, 1, 256, "float32", layout, **options)
+    ties = (single % 4 == 1).sum(), (single % 4 == 3).sum()
+    assert min(ties) > 20
+    found = ours(image, 1, 256, dtype, layout, instructions=instructions, **options)
+    assert torch.equal(found, expected(image, 1, 256, dtype, layout, **options))
+
+
 def test_no_rows_leave_zeros():
     assert not ours(np.zeros((0, 3, 3), np.uint8), 2, 4, "float32", "chw").any()
     assert not ours(np.zeros((0, 3, 3), np.uint8), 2, 4, "float16", "hwc").any()
