@@ -266,6 +266,26 @@ def test_tiff_that_is_not_supported_is_named(mode, options):
         _core.decode_image(encode(image, "tiff", **options))
 
 
+# WebP
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("quality", [5, 60, 99])
+def test_lossy_webp_of_any_size(mode, quality):
+    for size in (*SIZES, (16, 16), (33, 2), (2, 35), (64, 47)):
+        data = encode(noise(mode, *size), "webp", quality=quality, lossless=False)
+        assert b"VP8 " in data
+        assert_as_pillow(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_first_frame_of_a_webp(mode):
+    frames = [noise(mode, 23, 37), noise(mode, 23, 37).rotate(180)]
+    data = encode(frames[0], "webp", save_all=True, append_images=frames[1:], duration=50)
+    assert b"ANMF" in data
+    assert_as_pillow(data)
+
+
 # Broken files
 
 
