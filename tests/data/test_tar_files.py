@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import tarfile
 import threading
 from pathlib import Path
@@ -200,6 +201,8 @@ def test_a_fork_reads_too(tmp_path):
     with pooled_files._POOL.lock:
         child = os.fork()
         if child == 0:
+            # A lock that nobody opens would hold it for ever.
+            signal.alarm(30)
             os._exit(0 if contents(file) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
