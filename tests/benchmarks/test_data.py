@@ -205,6 +205,26 @@ def test_a_gate_that_was_not_measured_does_not_hold(tmp_path, capsys, monkeypatc
     assert "fine coco640 float32 beside dali: not measured; gate 4.2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("kinds", "corpora", "wanted"),
+    [
+        (("large", "prompt"), (), ["large big12 float32", "prompt int64"]),
+        (("squash", "prompt"), ("det1333",), ["squash det1333 float32", "prompt int64"]),
+        ((), ("big12",), ["large big12 float32"]),
+    ],
+    ids=str,
+)
+def test_lines_are_chosen_by_kind_and_corpus(kinds, corpora, wanted, tmp_path):
+    options = data.Options(output=tmp_path, kinds=kinds, corpora=corpora)
+    assert [line.name for line in data._lines(options)] == wanted
+
+
+def test_own_pictures_take_the_place_of_corpora(tmp_path):
+    options = data.Options(output=tmp_path, images=tmp_path, kinds=("crop", "captions"))
+    names = ["crop images float32", "crop images uint8"]
+    assert [line.name for line in data._lines(options)] == names
+
+
 def test_list(capsys):
     assert main(["bench", "data", "--list"]) == 0
     printed = capsys.readouterr().out

@@ -151,7 +151,10 @@ def _lines(options: Options) -> list[Line]:
     """Choose lines; a user's own pictures take the place of the first corpus of a kind."""
     lines = [line for line in LINES if not options.kinds or line.kind in options.kinds]
     if options.images is None:
-        lines = [x for x in lines if not options.corpora or x.corpus in options.corpora]
+        if options.corpora:
+            # Work without pictures stays where it was asked for by name.
+            kept = (*options.corpora, "") if options.kinds else options.corpora
+            lines = [line for line in lines if line.corpus in kept]
         if not lines:
             raise ValueError(
                 f"no line measures {', '.join(options.kinds)} on {', '.join(options.corpora)};"
