@@ -10,7 +10,8 @@ use crate::augment::{Geometry, Transform};
 use crate::buffers::{Block, Pool, Slots};
 use crate::collate::{self, Batch, Skipped};
 use crate::paint::{Painter, Status};
-use crate::sample::{OnError, Planned, Sample, Settings};
+use crate::sample::{Planned, Sample};
+use crate::settings::{OnError, Settings};
 
 /// Where the pictures of a batch are painted.
 #[derive(Clone)]

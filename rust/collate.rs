@@ -3,7 +3,8 @@
 use crate::buffers::Block;
 use crate::paint::Status;
 use crate::record::Task;
-use crate::sample::{Sample, Settings};
+use crate::sample::Sample;
+use crate::settings::Settings;
 use crate::storage::Layout;
 use crate::tokenizer::PAD_ID;
 

@@ -12,7 +12,7 @@ use crate::jpeg::{self, Scale};
 use crate::normalize::RowWriter;
 use crate::record::{SharedBytes, StoredImage};
 use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
-use crate::sample::Settings;
+use crate::settings::Settings;
 use crate::turn;
 
 /// What became of a picture that is in its batch.

@@ -1,78 +1,15 @@
 //! How one record becomes a sample of a batch: read, decode, transform, tokenise, mask.
 
-use std::sync::Arc;
-
 use crate::Error;
-use crate::augment::{Plan, Transform};
+use crate::augment::Plan;
 use crate::boxes::BoxXyxy;
 use crate::paint::Opened;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
+use crate::settings::Settings;
 use crate::spans::{self, CharSpan, Mirrored};
-use crate::storage::{Dtype, Layout};
-use crate::tokenizer::{Encoded, Tokenizer};
-
-/// Everything that turns records into samples.
-#[derive(Clone)]
-pub struct Settings {
-    /// What the batches are for.
-    pub task: Task,
-    /// For the text.
-    pub tokenizer: Arc<Tokenizer>,
-    /// For the pictures and boxes.
-    pub transform: Transform,
-    /// Longest text in tokens, `<s>` and `</s>` included.
-    pub max_tokens: usize,
-    /// Start of every random draw.
-    pub seed: u64,
-    /// Part of the tokens that is picked for masking.
-    pub mlm_probability: f64,
-    /// For each answer, the one that is right in the mirrored picture.
-    pub mirrored_answers: Vec<usize>,
-    /// What happens to a bad sample.
-    pub on_error: OnError,
-    /// Take pictures with missing or damaged parts, filled as libjpeg fills them.
-    pub accept_truncated: bool,
-    /// Decode JPEGs at a half, quarter or eighth of their size where that leaves pixels enough.
-    pub scaled_decoding: bool,
-    /// Turn pictures as EXIF says; boxes are then those of the turned picture.
-    pub apply_orientation: bool,
-    /// What values of pictures are stored as.
-    pub dtype: Dtype,
-    /// Where they stand.
-    pub layout: Layout,
-    /// Largest picture.
-    pub max_pixels: usize,
-}
-
-/// What happens to a sample that cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// It is the error of its batch.
-    Raise,
-    /// It is left out and told.
-    Skip,
-    /// Its batch waits until another record is handed in for it.
-    Resample,
-}
-
-impl OnError {
-    /// Find a policy by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for another name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "raise" => Ok(Self::Raise),
-            "skip" => Ok(Self::Skip),
-            "resample" => Ok(Self::Resample),
-            _ => Err(Error::argument(
-                "on_error",
-                format!("'{name}' is no policy; expected 'raise', 'skip' or 'resample'"),
-            )),
-        }
-    }
-}
+use crate::text_batch;
+use crate::tokenizer::Encoded;
 
 /// A record of which everything is known but the pixels.
 #[derive(Clone)]
@@ -177,12 +114,6 @@ impl Settings {
         Ok(Planned { sample, pictures })
     }
 
-    /// Bytes of one picture's place of (height, width) pixels in a batch.
-    #[must_use]
-    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
-        3 * size.0 * size.1 * self.dtype.bytes()
-    }
-
     fn check(&self, record: &Record) -> Result<(), Error> {
         let pictures = self.task.pictures();
         if record.images.len() != pictures {
@@ -255,20 +186,11 @@ impl Settings {
     fn mask(&self, record: &Record, sample: &mut Sample) {
         let mut draws = self.draws(record, Purpose::MaskedWords);
         let mask_id = self.tokenizer.mask_id();
-        let specials = 0..=crate::tokenizer::UNKNOWN_ID;
         for &id in &sample.token_ids {
-            // Every token takes the same number of draws, whatever comes of them.
-            let (pick, kind, other) = (draws.unit(), draws.unit(), draws.below(mask_id.into()));
-            let is_word = !specials.contains(&id) && id != mask_id;
-            let picked = is_word && pick < self.mlm_probability;
-            sample.mlm_labels.push(picked.then_some(id));
-            sample.masked_ids.push(if !picked || kind >= 0.9 {
-                id
-            } else if kind < 0.8 {
-                mask_id
-            } else {
-                u32::try_from(other).unwrap_or(id)
-            });
+            let (masked, asked) =
+                text_batch::mask_one(id, mask_id, self.mlm_probability, &mut draws);
+            sample.mlm_labels.push(asked.then_some(id));
+            sample.masked_ids.push(masked);
         }
     }
 
@@ -293,6 +215,8 @@ fn mirror_if(flipped: bool, text: &str) -> Mirrored {
 pub(crate) mod tests {
     #![allow(clippy::cast_precision_loss)] // Small numbers.
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::augment::Geometry;
     use crate::crop::Cut;
@@ -302,6 +226,9 @@ pub(crate) mod tests {
     use crate::rand_augment::RandAugment;
     use crate::record::StoredImage;
     use crate::resize::Filter;
+    use crate::settings::OnError;
+    use crate::storage::{Dtype, Layout};
+    use crate::tokenizer::Tokenizer;
 
     /// A grey PNG whose brightness grows to the right.
     pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {

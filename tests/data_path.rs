@@ -16,7 +16,7 @@ use fiber_core::normalize::Normalization;
 use fiber_core::rand_augment::RandAugment;
 use fiber_core::record::{Record, StoredImage, Task};
 use fiber_core::resize::Filter;
-use fiber_core::sample::{OnError, Settings};
+use fiber_core::settings::{OnError, Settings};
 use fiber_core::storage::{Dtype, Layout};
 use fiber_core::tokenizer::Tokenizer;
 

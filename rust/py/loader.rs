@@ -17,7 +17,7 @@ use crate::collate::{Batch, Skipped};
 use crate::loader::{self, Next};
 use crate::random::{self, Draws, Purpose};
 use crate::record::{Record, StoredImage, Task};
-use crate::sample::{OnError, Settings};
+use crate::settings::{OnError, Settings};
 use crate::spans::CharSpan;
 use crate::storage::{Dtype, Layout};
 
