@@ -5,6 +5,9 @@ use super::huffman::{Entry, Symbol, Table, extend};
 /// Bits that a refill leaves at least.
 const FULL: u32 = 56;
 
+/// Bits that a symbol takes at most, and one for what is no code.
+const LONGEST: u32 = 17;
+
 /// A reader of bits. Past the last byte come zeros for ever; [`Bits::is_overrun`] tells.
 #[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
@@ -127,14 +130,18 @@ impl<'a> Bits<'a> {
     /// Take 0 to 15 bits.
     #[inline]
     pub(super) fn take(&mut self, count: u32) -> u32 {
-        self.refill();
+        if self.count < count {
+            self.refill();
+        }
         self.loaded(count)
     }
 
     /// Take a symbol.
     #[inline]
     pub(super) fn symbol(&mut self, table: &Table) -> Symbol {
-        self.refill();
+        if self.count < LONGEST {
+            self.refill();
+        }
         let symbol = table.symbol(self.buffer);
         self.skip(symbol.length);
         symbol

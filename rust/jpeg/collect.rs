@@ -7,6 +7,7 @@ use super::markers::{Markers, Reader, Stop, broken};
 use super::progressive::{self, Known, Pass};
 use super::scans::{Arena, Findings, Output, huffman_table, latch_quantisation, parts};
 use super::sequential::{self, Coefficients, Place, Restarts};
+use super::simd_face::Simd;
 use super::smooth::Smoothing;
 use super::stream::Stream;
 use crate::Error;
@@ -41,8 +42,14 @@ pub(super) fn decode(
                     known.note(&scan, scans == 1);
                 }
             }
-            last_good_row =
-                progressive_scan(frame, &mut pass, &mut stream, coefficients, last_good_row)?;
+            last_good_row = progressive_scan(
+                frame,
+                &mut pass,
+                &mut stream,
+                coefficients,
+                last_good_row,
+                arena.rows.simd,
+            )?;
         } else {
             let mut parts = parts(&mut arena.tables, frame, &scan, &markers)?;
             let (wide, high) = mcus(frame, &scan);
@@ -152,6 +159,7 @@ fn progressive_scan(
     stream: &mut Stream<'_, '_>,
     coefficients: &mut [Coefficients],
     mut last_good_row: usize,
+    simd: Simd,
 ) -> Result<usize, Error> {
     let (wide, high) = mcus(frame, pass.scan);
     let rows_per_mcu = match pass.scan.components.as_slice() {
@@ -162,7 +170,7 @@ fn progressive_scan(
         _ => 1,
     };
     for row in 0..high {
-        if pass.row(stream, coefficients, row, wide)? {
+        if pass.row(stream, coefficients, row, wide, simd)? {
             last_good_row = row / rows_per_mcu;
         }
     }

@@ -1,5 +1,6 @@
 //! Entropy decoding of progressive scans, and what is known of the coefficients after them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::bits::Bits;
@@ -7,6 +8,7 @@ use super::frame::Scan;
 use super::huffman::{Table, extend};
 use super::markers::broken;
 use super::sequential::{Block, Coefficients, Restarts};
+use super::simd_face::Simd;
 use super::stream::Stream;
 use super::tables::NATURAL_ORDER;
 use crate::Error;
@@ -93,6 +95,7 @@ impl Pass<'_> {
         coefficients: &mut [Coefficients],
         row: usize,
         count: usize,
+        simd: Simd,
     ) -> Result<bool, Error> {
         let mut had_data = false;
         let mut done = 0;
@@ -108,7 +111,7 @@ impl Pass<'_> {
             let end = done + run;
             while done < end && !stream.is_exhausted {
                 had_data = true;
-                done += self.run(stream, coefficients, row, done, end - done)?;
+                done += simd.progressive_run(self, stream, coefficients, row, done..end)?;
             }
             done = end;
             self.restarts.pass(run);
@@ -117,19 +120,20 @@ impl Pass<'_> {
     }
 
     /// Decode MCUs until the data made ready end; returns how many.
-    fn run(
+    #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+    #[inline(always)]
+    pub(super) fn run(
         &mut self,
         stream: &mut Stream<'_, '_>,
         coefficients: &mut [Coefficients],
         row: usize,
-        first: usize,
-        count: usize,
+        columns: Range<usize>,
     ) -> Result<usize, Error> {
         let (mut bits, limit) = stream.bits();
         let mut is_bad = false;
         let mut done = 0;
-        while done < count && bits.position() <= limit && !bits.is_overrun() {
-            let column = first + done;
+        while done < columns.len() && bits.position() <= limit && !bits.is_overrun() {
+            let column = columns.start + done;
             for part in &mut self.parts {
                 let Some(target) = coefficients.get_mut(part.index) else {
                     continue;
@@ -186,6 +190,8 @@ impl Pass<'_> {
     }
 }
 
+#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+#[inline(always)]
 fn first_dc(
     bits: &mut Bits<'_>,
     table: &Table,
@@ -205,6 +211,8 @@ fn first_dc(
     Ok(())
 }
 
+#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+#[inline(always)]
 fn first_ac(
     bits: &mut Bits<'_>,
     table: &Table,
@@ -236,6 +244,8 @@ fn first_ac(
     }
 }
 
+#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+#[inline(always)]
 fn refine_ac(
     bits: &mut Bits<'_>,
     table: &Table,
@@ -290,6 +300,7 @@ fn refine_ac(
 }
 
 /// Take a further bit of a coefficient.
+#[inline]
 fn refine(bits: &mut Bits<'_>, coefficient: &mut i16, bit: i16) {
     if bits.take(1) == 1 && *coefficient & bit == 0 {
         let change = if *coefficient >= 0 { bit } else { -bit };

@@ -1,11 +1,15 @@
 //! The safe face of the loops with wide instructions: each runs where the processor has them, and says
 //! how much it did.
 
+use std::ops::Range;
+
+use super::progressive::Pass;
 use super::sequential::{self, Block, Coefficients, Part, Place};
 use super::stream::Stream;
 use super::tables::NATURAL_ORDER;
 #[cfg(target_arch = "x86_64")]
 use super::{simd_x86, simd_x86_rows, simd_x86_small};
+use crate::Error;
 use crate::instructions::Instructions;
 
 /// Instructions that the processor has.
@@ -47,6 +51,23 @@ impl Simd {
             return unsafe { simd_x86::decode_run(stream, parts, coefficients, place) };
         }
         sequential::decode_run(stream, parts, coefficients, place)
+    }
+
+    /// Decode MCUs of a progressive scan, as [`Pass::run`].
+    pub(super) fn progressive_run(
+        self,
+        pass: &mut Pass<'_>,
+        stream: &mut Stream<'_, '_>,
+        coefficients: &mut [Coefficients],
+        row: usize,
+        columns: Range<usize>,
+    ) -> Result<usize, Error> {
+        #[cfg(target_arch = "x86_64")]
+        if self.has_avx2() {
+            // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
+            return unsafe { simd_x86::progressive_run(pass, stream, coefficients, row, columns) };
+        }
+        pass.run(stream, coefficients, row, columns)
     }
 
     /// Transform blocks side by side to `size` x `size` samples each. Returns whether it did.

@@ -10,10 +10,13 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi64, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
     _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
+use std::ops::Range;
 
 use super::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
+use super::progressive::Pass;
 use super::sequential::{self, Block, Coefficients, Part, Place};
 use super::stream::Stream;
+use crate::Error;
 
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
@@ -27,6 +30,18 @@ pub(super) fn decode_run(
     place: Place,
 ) -> usize {
     sequential::decode_run(stream, parts, coefficients, place)
+}
+
+/// [`Pass::run`] with shifts by any register.
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+pub(super) fn progressive_run(
+    pass: &mut Pass<'_>,
+    stream: &mut Stream<'_, '_>,
+    coefficients: &mut [Coefficients],
+    row: usize,
+    columns: Range<usize>,
+) -> Result<usize, Error> {
+    pass.run(stream, coefficients, row, columns)
 }
 
 /// Row `row` of two blocks, side by side.
