@@ -1,8 +1,8 @@
 """JPEG decoding against libjpeg-turbo 3, CPU time on one thread: `python benches/turbo/run.py`.
 
-Needs cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides
-keep their handle and their buffer; every value is compared before anything is timed. The pictures
-are cut from the photographs to 640 x 480 pixels: 4:2:0 and 4:4:4 of qualities 94 to 97, as much
+Needs cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides keep
+their handle and their buffer; every value is compared before anything is timed. The pictures are
+cut from the photographs to 640 x 480 pixels: 4:2:0 and 4:4:4 of qualities 94 to 97, with as much
 detail as data sets of photographs have, and 4:2:0 of qualities 75 to 85.
 """
 

@@ -1,9 +1,9 @@
 """Compare our JPEG decoder with libjpeg-turbo's on the whole corpus: `python -m tests.jpeg_corpus`.
 
 Prints counts by feature and by encoder, and every difference; ends with 1 if there is one, or if
-there are fewer files than asked for. Encoders that are absent are named; all come with `pip
-install simplejpeg imagecodecs opencv-python-headless jpeglib` and of Debian libjpeg-turbo-progs and
-imagemagick.
+there are fewer files than asked for. Encoders that are absent are named; all come with `pip install
+simplejpeg imagecodecs opencv-python-headless jpeglib` and the packages libjpeg-turbo-progs and
+imagemagick of Debian.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from .plans import files
 
 FEATURES = """
 baseline,extended,progressive,restart,4:4:4,4:2:2,4:2:0,4:4:0,4:1:1,uncommon sampling,grey,CMYK,
-CMYK without Adobe,YCCK,RGB,16-bit tables,standard tables,odd size,separate scans,incomplete,
-truncated,damaged
+CMYK without Adobe,YCCK,RGB,16-bit tables,standard tables,odd size,separate scans,
+incomplete,truncated,damaged
 """.replace("\n", "")
 
 
