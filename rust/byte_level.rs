@@ -15,6 +15,8 @@ use crate::word_cache::WordCache;
 
 /// Sets of working memory that are kept; more threads than these at once make their own.
 const MAX_WORKSPACES: usize = 64;
+/// Bytes of the longest text whose working memory is kept; others are rare.
+const LONGEST_KEPT: usize = 1 << 20;
 
 /// Ids, and where wanted the half-open spans of code points, of one or more texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,7 +142,7 @@ impl ByteLevel {
             })
             .collect();
         let mut kept = self.lock();
-        if kept.len() < MAX_WORKSPACES {
+        if kept.len() < MAX_WORKSPACES && workspace.padded.capacity() <= LONGEST_KEPT {
             kept.push(workspace);
         }
         counts
@@ -353,5 +355,61 @@ impl ByteLevel {
         let leading = bytes.iter().take_while(is_space).count();
         let trailing = bytes.iter().rev().take_while(is_space).count();
         self.trim(span, (leading, trailing), is_first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::Tokenizer;
+    use crate::tokenizer_json;
+
+    fn byte_level() -> ByteLevel {
+        let texts = ["a red cup", "the red cups"];
+        let tokenizer = Tokenizer::train(texts.into_iter(), 270).unwrap();
+        let json = tokenizer.to_json().unwrap();
+        // <mask> is no part of the model.
+        let read = tokenizer_json::read(&json, tokenizer.vocab_size() - 1);
+        read.unwrap().unwrap()
+    }
+
+    fn encode(level: &ByteLevel, texts: &[&str], limit: usize) -> (Tokens, Vec<usize>) {
+        let mut tokens = Tokens::default();
+        let texts = texts.iter().copied();
+        let counts = level.encode(texts, (limit, 2), true, &mut tokens);
+        (tokens, counts)
+    }
+
+    #[test]
+    fn texts_stand_behind_each_other() {
+        let level = byte_level();
+        assert_eq!(encode(&level, &[], 9), (Tokens::default(), vec![]));
+        let texts = ["", " red", "a red cup and more"];
+        let (all, counts) = encode(&level, &texts, 4);
+        assert_eq!(counts[0], 2);
+        assert_eq!(counts[2], 4);
+        let mut start = 0;
+        for (text, &count) in texts.iter().zip(&counts) {
+            let (alone, _) = encode(&level, &[text], 4);
+            assert_eq!(all.ids[start..start + count], alone.ids);
+            assert_eq!(all.spans[start..start + count], alone.spans);
+            start += count;
+        }
+        // What was cut ends as a whole text does, and covers nothing.
+        assert_eq!(
+            (all.ids.last(), all.spans.last()),
+            (Some(&2), Some(&(0, 0)))
+        );
+    }
+
+    #[test]
+    fn the_memory_of_a_huge_text_is_not_kept() {
+        let level = byte_level();
+        encode(&level, &["a red cup"], 9);
+        assert_eq!(level.lock().len(), 1);
+        let huge = "red ".repeat(LONGEST_KEPT / 2);
+        let (tokens, _) = encode(&level, &[&huge], 9);
+        assert_eq!(tokens.ids.len(), 9);
+        assert!(level.lock().is_empty());
     }
 }
