@@ -1,5 +1,8 @@
 //! Picture formats beside JPEG, one file each: `size` reads (height, width) from the header, `decode`
 //! gives samples of eight bits.
+//!
+//! AVIF is not among them: the decoders of its video format in Rust (`rav1d`, `re_rav1d`) are all of
+//! dav1d, translated around its C interface, and fast only with an assembler at build time.
 
 pub(crate) mod bmp;
 pub(crate) mod gif;
