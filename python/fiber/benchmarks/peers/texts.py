@@ -105,7 +105,15 @@ def _gigatoken(task: Task) -> Encode:
     def encode(texts: list[str]) -> tuple[Any, Any]:
         # <s> and </s> are its caller's business.
         return tokenizer.encode_batch_padded(
-            texts, PAD_ID, MAX_TOKENS, pad_to_max_length=True, truncate=True, prefix=[0], suffix=[2]
+            texts,
+            PAD_ID,
+            MAX_TOKENS,
+            pad_to_max_length=True,
+            truncate=True,
+            prefix=[0],
+            suffix=[2],
+            # Waking threads costs more than a batch of captions does.
+            parallel=False,
         )
 
     return encode
