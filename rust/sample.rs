@@ -218,7 +218,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::augment::Geometry;
+    use crate::augment::{Geometry, Transform};
     use crate::crop::Cut;
     use crate::image;
     use crate::normalize::Normalization;
