@@ -12,9 +12,6 @@ use super::smooth::Smoothing;
 use super::stream::Stream;
 use crate::Error;
 
-/// Coefficients that are kept from picture to picture, in blocks: 64 MiB.
-const KEPT_BLOCKS: usize = 1 << 19;
-
 /// Decode all scans of a file, then its rows.
 pub(super) fn decode(
     arena: &mut Arena,
@@ -29,8 +26,7 @@ pub(super) fn decode(
     }
     let mut findings = Findings::default();
     let mut known = vec![Known::default(); frame.components.len()];
-    let mut last_good_row = 0;
-    let mut scans = 1;
+    let (mut last_good_row, mut scans) = (0, 1);
     loop {
         latch_quantisation(&mut arena.rows, frame, &scan, &markers)?;
         let mut stream = Stream::new(reader, &mut arena.window);
@@ -52,21 +48,18 @@ pub(super) fn decode(
             )?;
         } else {
             let mut parts = parts(&mut arena.tables, frame, &scan, &markers)?;
-            let (wide, high) = mcus(frame, &scan);
             let mut restarts = Restarts::new(markers.restart_interval);
+            let (wide, high) = mcus(frame, &scan);
+            let simd = arena.rows.simd;
             for row in 0..high {
-                let place = Place {
-                    row,
-                    first: 0,
-                    count: wide,
-                };
+                let place = Place::row(row, wide);
                 sequential::decode(
                     &mut stream,
                     &mut parts,
                     coefficients,
                     &mut restarts,
                     place,
-                    arena.rows.simd,
+                    simd,
                 );
             }
         }
@@ -91,15 +84,13 @@ pub(super) fn decode(
     if quantisation.contains(&None) {
         findings.add("a component without a scan");
     }
-    let smoothing = frame
-        .is_progressive
-        .then(|| Smoothing::new(&known, &quantisation, scans, last_good_row))
-        .flatten();
+    let smoothing = Smoothing::new(&known, &quantisation, scans, last_good_row);
+    let smoothing = smoothing.filter(|_| frame.is_progressive);
     emit(arena, frame, smoothing.as_ref(), output);
-    for coefficients in &mut arena.coefficients {
-        coefficients.blocks.clear();
-        coefficients.blocks.shrink_to(KEPT_BLOCKS);
-    }
+    arena
+        .coefficients
+        .iter_mut()
+        .for_each(Coefficients::release);
     Ok(findings)
 }
 

@@ -35,6 +35,9 @@ impl DerefMut for Block {
     }
 }
 
+/// Blocks of a component that are kept from picture to picture: 64 MiB.
+const KEPT_BLOCKS: usize = 1 << 19;
+
 /// Coefficients of a component, all of them or those of some MCUs.
 #[derive(Default)]
 pub(super) struct Coefficients {
@@ -49,6 +52,12 @@ impl Coefficients {
         self.blocks.clear();
         self.blocks.resize(wide * high, Block::ZERO);
         self.stride = wide;
+    }
+
+    /// Give back memory, except for what most pictures need.
+    pub(super) fn release(&mut self) {
+        self.blocks.clear();
+        self.blocks.shrink_to(KEPT_BLOCKS);
     }
 
     /// Some blocks of a row.
@@ -118,6 +127,17 @@ pub(super) struct Place {
     /// First MCU in the row.
     pub(super) first: usize,
     pub(super) count: usize,
+}
+
+impl Place {
+    /// A whole row of MCUs.
+    pub(super) fn row(row: usize, count: usize) -> Self {
+        Self {
+            row,
+            first: 0,
+            count,
+        }
+    }
 }
 
 /// Decode some MCUs of a row. Those without data stay as they are.
