@@ -84,6 +84,8 @@ pub struct Record {
     pub images: Vec<StoredImage>,
     /// Caption, question, statement or prompt.
     pub text: String,
+    /// (height, width) of the first picture as the annotations have it, where they do.
+    pub image_size: Option<(usize, usize)>,
     /// Equal names mean the same picture.
     pub image_id: String,
     /// Boxes in pixels of the stored picture.

@@ -42,7 +42,7 @@ pub struct Session {
     dtype: Dtype,
 }
 
-/// Key, epoch, index, images, text, image id, boxes, spans, answers, truth.
+/// Key, epoch, index, images, text, image id, boxes, spans, answers, truth, annotated size.
 type PlainRecord<'py> = (
     String,
     u64,
@@ -54,6 +54,7 @@ type PlainRecord<'py> = (
     Vec<Vec<CharSpan>>,
     Option<Vec<(usize, f32)>>,
     Option<bool>,
+    Option<(usize, usize)>,
 );
 
 #[pymethods]
@@ -265,14 +266,25 @@ pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) ->
 }
 
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
-    let (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers, truth) =
-        plain.extract::<PlainRecord<'_>>().map_err(|error| {
-            let key = plain.get_item(0).map(|key| key.to_string());
-            let message = format!("record '{}': {error}", key.unwrap_or_default());
-            let named = PyTypeError::new_err(message);
-            named.set_cause(plain.py(), Some(error));
-            named
-        })?;
+    let (
+        key,
+        epoch,
+        index,
+        images,
+        text,
+        image_id,
+        boxes_xyxy,
+        char_spans,
+        answers,
+        truth,
+        image_size,
+    ) = plain.extract::<PlainRecord<'_>>().map_err(|error| {
+        let key = plain.get_item(0).map(|key| key.to_string());
+        let message = format!("record '{}': {error}", key.unwrap_or_default());
+        let named = PyTypeError::new_err(message);
+        named.set_cause(plain.py(), Some(error));
+        named
+    })?;
     Ok(Record {
         key,
         epoch,
@@ -284,6 +296,7 @@ fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
         char_spans,
         answers,
         truth,
+        image_size,
     })
 }
 

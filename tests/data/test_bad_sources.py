@@ -120,7 +120,7 @@ def test_a_table_that_is_cut_in_mid_epoch(tmp_path):
 
 
 def test_annotations_of_another_size_than_the_picture(data):
-    """A box that lies outside the real picture stops the loader; see also `fiber data inspect`."""
+    """It stops the loader, or is counted; see also `fiber data inspect`."""
     Image.new("RGB", (20, 15)).save(f"{data.images}/1.png")
     coco = {
         "images": [{"id": 1, "file_name": "1.png", "height": 30, "width": 40}],
@@ -138,5 +138,7 @@ def test_annotations_of_another_size_than_the_picture(data):
         batch_size=1,
         max_tokens=16,
     ).epoch()
-    with pytest.raises(ValueError, match="record 'instances_train/1': box 0 is"):
+    with pytest.raises(
+        ValueError, match="record 'instances_train/1': image_size: the annotations say 30 x 40"
+    ):
         next(batches)

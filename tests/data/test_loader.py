@@ -290,6 +290,14 @@ def test_a_box_outside_its_picture_names_both(tokenizer):
         list(make(tokenizer, [RECORDS[0], too_far], "grounding").epoch())
 
 
+def test_a_picture_of_another_size_than_annotated_is_named(tokenizer):
+    right, wrong = record(0, image_size=(24, 32)), record(1, image_size=(32, 24))
+    list(make(tokenizer, [right], "grounding").epoch())
+    message = r"record 'r1': image_size: the annotations say 32 x 24 pixels .* the picture has 24 x"
+    with pytest.raises(ValueError, match=message):
+        list(make(tokenizer, [right, wrong], "grounding").epoch())
+
+
 def test_bad_samples_can_be_left_out(tokenizer):
     records = list(RECORDS[:10])
     records[2] = record(2, images=(b"",))

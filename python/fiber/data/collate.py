@@ -181,6 +181,7 @@ class Collator:
             record.char_spans,
             answers,
             record.truth,
+            record.image_size,
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:

@@ -250,7 +250,9 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data: its length and the keys and texts of records spread over it."""
+        """A hash of the data: a packed folder's own, or of keys and texts all over it."""
+        if self._fingerprint is None:
+            self._fingerprint = getattr(self.records, "fingerprint", None)
         if self._fingerprint is None:
             count = len(self.records)
             digest = hashlib.sha256(str(count).encode())
