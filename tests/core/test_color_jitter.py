@@ -1,13 +1,16 @@
 """Colour jitter against torchvision's uint8 kernels."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from fiber._core import ColorJitter, ImageTransform, apply_transform, jitter_image
+from fiber.data import DataLoader, Record, Tokenizer
 
 CHANGES = {
     "brightness": functional.adjust_brightness,
@@ -80,6 +83,23 @@ def test_crop_and_flip_are_drawn_as_without_it_and_come_first():
         ours = np.rint(values(transform, index) * 255).astype(np.uint8).transpose(1, 2, 0)
         expected = jitter_image(np.ascontiguousarray(plain), "saturation", 0.25)
         assert np.array_equal(ours, np.asarray(expected))
+
+
+def test_batches_are_jittered():
+    stream = io.BytesIO()
+    Image.fromarray(pictures()["noise"]).save(stream, "png")
+    grey = crop(ColorJitter(saturation=(0, 0)))
+    loader = DataLoader(
+        [Record(key="a", images=(stream.getvalue(),), text="a cup")],
+        "image_text",
+        tokenizer=Tokenizer.train(["a cup"], 261),
+        transform=grey,
+        batch_size=1,
+        max_tokens=8,
+    )
+    images = next(iter(loader)).images
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert images.std() > 0.05
 
 
 def test_factors_differ_from_picture_to_picture():
