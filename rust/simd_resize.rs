@@ -183,29 +183,44 @@ fn plain_down(
     columns: usize,
     output: &mut [u8],
 ) {
-    let (pixels, _) = output.as_chunks_mut::<3>();
-    for (x, pixel) in pixels.iter_mut().take(columns).enumerate() {
-        for (channel, value) in pixel.iter_mut().enumerate() {
-            let place = (channel * columns + x) * QUAD;
-            let quads = starts
-                .iter()
-                .flat_map(|start| &ring[start + place..][..QUAD]);
-            *value = weigh(quads.zip(weights.as_flattened()));
+    // A few columns at a time, quad after quad: sums that stay in registers or close to them.
+    let mut sums = [0_i32; COLUMNS];
+    for first in (0..columns).step_by(COLUMNS) {
+        for channel in 0..3 {
+            sums.fill(1 << (PRECISION_BITS - 1));
+            for (start, weights) in starts.iter().zip(weights) {
+                let place = start + (channel * columns + first) * QUAD;
+                let (quads, _) = ring[place..][..COLUMNS * QUAD].as_chunks::<QUAD>();
+                for (sum, quad) in sums.iter_mut().zip(quads) {
+                    for (&value, &weight) in quad.iter().zip(weights) {
+                        *sum += i32::from(value) * weight;
+                    }
+                }
+            }
+            let (pixels, _) = output[3 * first..].as_chunks_mut::<3>();
+            for (pixel, &sum) in pixels.iter_mut().zip(&sums) {
+                pixel[channel] = rounded(sum);
+            }
         }
     }
 }
 
 /// The weighted sum, rounded and cut off at 0 and 255.
 #[inline(always)]
+#[allow(clippy::inline_always)] // Compiled for several instruction sets.
+fn weigh<'a>(values: impl Iterator<Item = (&'a u8, &'a i32)>) -> u8 {
+    let sum: i32 = values
+        .map(|(&value, &weight)| i32::from(value) * weight)
+        .sum();
+    rounded(sum + (1 << (PRECISION_BITS - 1)))
+}
+
+#[inline(always)]
 #[allow(
     clippy::inline_always,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss
 )] // Compiled for several instruction sets; clamped.
-fn weigh<'a>(values: impl Iterator<Item = (&'a u8, &'a i32)>) -> u8 {
-    let half = 1_i32 << (PRECISION_BITS - 1);
-    let sum: i32 = values
-        .map(|(&value, &weight)| i32::from(value) * weight)
-        .sum();
-    ((sum + half) >> PRECISION_BITS).clamp(0, 255) as u8
+fn rounded(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
