@@ -127,7 +127,7 @@ class TestPictureCommands:
         Path("empty/below").mkdir(parents=True)
         Path("empty/below/words.txt").write_text("no picture")
         assert main(["detect", "empty", "--classes", "circle"]) == 2
-        assert "empty: no .jpeg, .jpg, .png, .webp file in this folder or below" in error_line(
+        assert "empty: no .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp file" in error_line(
             capsys
         )
 
@@ -273,7 +273,7 @@ class TestBadInput:
             (["detect", "a.jpg", "--classes", ";"], "--classes is empty"),
             (["detect", "a.jpg", "--classes-file", "none.txt"], "none.txt: No such file"),
             (["detect", "a.jpg", "--classes-file", "blank.txt"], "blank.txt: expected one class"),
-            (["detect", "blank", "--classes", "dog"], "blank: no .jpeg, .jpg"),
+            (["detect", "blank", "--classes", "dog"], "blank: no .bmp, .gif"),
             (["answer", "a.jpg", ""], "question 0 is empty"),
             (["match", "a.jpg", " "], "text 0 is empty"),
             (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' holds special tokens alone"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import add_words, count, whole_number
 from fiber.cli.models import choose_model
+from fiber.data.picture_files import ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from fiber.predict import Model
     from fiber.predict.boxes import PassCounts
 
-#: Files that a folder on the command line stands for.
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _IMAGES = "a picture, or a folder: every picture in it, at any depth"
 #: Pictures that are decoded and held at once.
 _AT_ONCE = 16
@@ -297,12 +296,10 @@ def _paths(images: Sequence[str]) -> list[Path]:
         path = Path(image)
         if path.is_dir():
             inside = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.is_dir()
+                p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
             )
             if not inside:
-                raise ValueError(
-                    f"{path}: no {', '.join(sorted(_SUFFIXES))} file in this folder or below it"
-                )
+                raise ValueError(f"{path}: no {', '.join(ENDINGS)} file in this folder or below it")
             paths += inside
         elif path.exists():
             paths.append(path)

@@ -25,6 +25,10 @@ _BEGINNINGS = (
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
 
 
+#: Endings of files that a folder of pictures is searched for; what they hold is told by content.
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
 class CheckedPicture(NamedTuple):
     """What became of decoding a picture."""
 

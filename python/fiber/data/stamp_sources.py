@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fiber.data.picture_files import ENDINGS
+
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 #: Packages with photographs, and where in them.
 BACKGROUND_PACKAGES = {
@@ -45,7 +47,6 @@ _SHOWS_THINGS = (
     "backgrounds/seeding_by_Clements_Engelhardt.jpg",
 )
 _STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 _CAPTION = re.compile(
     r"(an?) ([a-z]+(?:[-'][a-z]+)*(?: [a-z]+(?:[-'][a-z]+)*){0,3})(?: \(.*\))?[.!]?"
@@ -174,15 +175,14 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> Collection:
         str(path)
         for folder in backgrounds
         for path in folder.rglob("*")
-        if path.suffix.lower() in _PHOTO_SUFFIXES
+        if path.suffix.lower() in ENDINGS
     )
     photos = [path for path in found_photos if not path.endswith(_SHOWS_THINGS)]
     if len(photos) < len(found_photos):
         left_out["photograph shows things"] = len(found_photos) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"{', '.join(map(str, backgrounds))} holds no photograph; expected"
-            f" {', '.join(sorted(_PHOTO_SUFFIXES))}"
+            f"{', '.join(map(str, backgrounds))} holds no photograph; expected {', '.join(ENDINGS)}"
         )
     return Collection(tuple(cutouts), tuple(photos), tuple(sorted(left_out.items())))
 
