@@ -427,7 +427,8 @@ class Session:
         """Hand in the records of one batch; returns at once.
 
         Each is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
-        None, truth or None); answers are (index in the vocabulary, score).
+        None, truth or None, annotated (height, width) or None); answers are (index in the
+        vocabulary, score).
         """
 
     def replace(self, records: Sequence[tuple[int, tuple[Any, ...]]]) -> None:

@@ -24,6 +24,7 @@ def run(tokenizer, *, task="grounding", **changes):
         "char_spans": [],
         "answers": None,
         "truth": None,
+        "image_size": None,
     } | changes
     loader = _core.Loader(
         task,
