@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
@@ -23,7 +24,7 @@ from fiber.data.source_files import where_to_get
 KEPT_BYTES = 1 << 28
 
 
-class Table:
+class Table(ABC):
     """A file with named columns.
 
     Args:
@@ -37,13 +38,13 @@ class Table:
         self.columns = columns
         self._metadata = metadata or {}
 
+    @abstractmethod
     def values(self, column: str) -> list[Any]:
         """Read a whole column."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value(self, column: str, row: int) -> Any:
         """Read one value of a column, not through `values`."""
-        raise NotImplementedError
 
     def picture(self, column: str, row: int) -> StoredImage:
         """Read a picture: bytes, the path of a file, or a struct with `bytes` or else `path`.
