@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections import Counter
 
-from .compare import differences, instructions
+from .compare import DAMAGES, differences, instructions
 from .encoders import available
 from .pictures import PHOTOS, sources
 from .plans import files
