@@ -121,6 +121,23 @@ impl StoredImage {
 }
 
 impl Record {
+    /// Refuse a picture of another size than annotated, whose boxes would be moved wrongly.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with both sizes.
+    pub fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
+        match self.image_size {
+            Some(annotated) if annotated != stored => Err(Error::field(
+                "image_size",
+                format!(
+                    "the annotations say {} x {} pixels (height x width), the picture has {} x {}",
+                    annotated.0, annotated.1, stored.0, stored.1
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// A number for the picture's name.
     ///
     /// FNV-1a, without the sign bit: the same name gives the same number in every process.

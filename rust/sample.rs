@@ -75,7 +75,7 @@ impl Settings {
             let opened = Opened::new(stored, self)?;
             let size = opened.size;
             if number == 0 {
-                check_size(record, size)?;
+                record.check_size(size)?;
             }
             let mut draws = self.draws(record, Purpose::Picture(number));
             let mut plan = self.transform.plan(size.0, size.1, &mut draws);
@@ -203,20 +203,6 @@ impl Settings {
         } else {
             answer
         }
-    }
-}
-
-/// Boxes of a picture of another size would be moved wrongly.
-fn check_size(record: &Record, stored: (usize, usize)) -> Result<(), Error> {
-    match record.image_size {
-        Some(annotated) if annotated != stored => Err(Error::field(
-            "image_size",
-            format!(
-                "the annotations say {} x {} pixels (height x width), the picture has {} x {}",
-                annotated.0, annotated.1, stored.0, stored.1
-            ),
-        )),
-        _ => Ok(()),
     }
 }
 
