@@ -141,12 +141,15 @@ impl Assembly {
             .filter(|_| fixed_size(&settings.transform).is_some())
     }
 
-    /// Note what became of a place.
-    pub fn put(&mut self, place: usize, outcome: Place) {
+    /// Note what became of a place; whether it was the last one that somebody worked on. Who is told
+    /// so calls [`Self::advance`], and nobody else does: a batch that is done would be begun anew.
+    #[must_use]
+    pub fn put(&mut self, place: usize, outcome: Place) -> bool {
         if let Some(entry) = self.places.get_mut(place) {
             *entry = outcome;
             self.missing -= 1;
         }
+        self.missing == 0
     }
 
     /// Say that so many places are worked on once more.

@@ -130,8 +130,10 @@ impl Crew {
             }
             Place::Failed(Error::Worker.in_record(&key))
         });
-        lock(&batch).put(place, outcome);
-        self.advance(&session, &batch);
+        let is_last = lock(&batch).put(place, outcome);
+        if is_last {
+            self.advance(&session, &batch);
+        }
     }
 
     /// Do what a batch needs next, if nobody works on it.
