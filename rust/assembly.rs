@@ -311,3 +311,28 @@ fn fixed_size(transform: &Transform) -> Option<(usize, usize)> {
         Geometry::ShorterSide { .. } => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Task;
+    use crate::sample::tests::settings;
+
+    #[test]
+    fn only_the_last_place_says_that_it_is_the_last() {
+        let (settings, pool) = (settings(Task::ImageText), Pool::new(1));
+        let mut assembly = Assembly::new(3, &settings, &pool);
+        let bad = || Place::Failed(Error::Worker.in_record("a"));
+        assert!(!assembly.put(2, bad()));
+        assert!(matches!(assembly.advance(&settings, &pool), Advance::Wait));
+        assert!(!assembly.put(0, bad()));
+        assert!(assembly.put(1, bad()));
+        let Advance::Done(Err(error)) = assembly.advance(&settings, &pool) else {
+            panic!("not done");
+        };
+        assert!(error.to_string().starts_with("record 'a': "));
+        // Another one takes the place of a bad one.
+        assembly.reopen(1);
+        assert!(assembly.put(1, bad()));
+    }
+}

@@ -297,21 +297,6 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_end_at_the_same_time_make_one_batch_of_it() {
-        let loader = Loader::new(settings(Task::ImageText), 8, 2).unwrap();
-        let session = loader.open();
-        let mut expected: Option<Vec<u8>> = None;
-        for _ in 0..3000 {
-            session.submit((0..8).map(|_| record("a")).collect());
-            let Ok(Next::Batch(batch)) = session.next(LONG) else {
-                panic!("no batch");
-            };
-            let pixels = batch.images.unwrap().to_vec();
-            assert_eq!(*expected.get_or_insert_with(|| pixels.clone()), pixels);
-        }
-    }
-
-    #[test]
     fn a_fault_comes_in_its_batch_only() {
         let loader = Loader::new(settings(Task::ImageText), 2, 2).unwrap();
         let session = loader.open();
