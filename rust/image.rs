@@ -5,9 +5,9 @@
 //! bits the upper eight are taken, for grey too, which Pillow would cut off at 255.
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::formats::{bmp, gif, png, tiff, webp};
+use crate::guard::guard;
 use crate::{Error, jpeg};
 
 /// The most pixels of a picture unless another limit is given; twice Pillow's warning level.
@@ -146,12 +146,10 @@ pub fn decode_over(
     Ok(image)
 }
 
-/// Turn a panic inside a decoder, which only broken bytes can cause, into an error.
+/// Work of a decoder, which broken bytes may make panic.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
-        Err(Error::decode(
-            "broken bytes, at which the decoder gave up unexpectedly",
-        ))
+    guard(decode, |why| {
+        Error::decode(format!("broken bytes, at which the decoder gave up: {why}"))
     })
 }
 

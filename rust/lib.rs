@@ -23,6 +23,7 @@ mod encoded;
 pub mod enhance;
 pub mod error;
 mod formats;
+mod guard;
 pub mod image;
 pub mod instructions;
 pub mod jpeg;

@@ -16,6 +16,7 @@ use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Inner};
 use crate::Error;
 use crate::byte_level::{ByteLevel as Fast, Tokens};
 pub use crate::encoded::Encoded;
+use crate::guard::guard;
 use crate::prompts::{Prompt, Prompts};
 use crate::tokenizer_json;
 
@@ -61,8 +62,10 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
     pub fn from_json(json: &str) -> Result<Self, Error> {
-        let inner = Inner::from_bytes(json.as_bytes()).map_err(tokenizer_error)?;
-        Self::checked(inner)
+        guarded(|| {
+            let inner = Inner::from_bytes(json.as_bytes()).map_err(tokenizer_error)?;
+            Self::checked(inner)
+        })
     }
 
     /// Read RoBERTa's two files, `vocab.json` and `merges.txt`.
@@ -226,10 +229,10 @@ impl Tokenizer {
                 ids: tokens.ids,
             });
         }
-        let encoding = self
-            .inner
-            .encode_char_offsets(text, true)
-            .map_err(tokenizer_error)?;
+        let encoding = guarded(|| {
+            let encoded = self.inner.encode_char_offsets(text, true);
+            encoded.map_err(tokenizer_error)
+        })?;
         let mut encoded = Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
@@ -292,8 +295,15 @@ impl Tokenizer {
                 format!("{id} is no token; expected less than {}", self.vocab_size),
             ));
         }
-        self.inner.decode(ids, true).map_err(tokenizer_error)
+        guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
     }
+}
+
+/// Work of the crate `tokenizers`, which broken files make panic.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    guard(work, |why| {
+        Error::Tokenizer(format!("the crate tokenizers gave up: {why}"))
+    })
 }
 
 /// Refuse a limit that cannot hold `<s>` and `</s>`.
@@ -368,6 +378,13 @@ mod tests {
         assert_eq!(encoded.ids, [START_ID, END_ID]);
         assert_eq!(encoded.offsets, [(0, 0), (0, 0)]);
         assert_eq!(tokenizer.decode(&[]).unwrap(), "");
+    }
+
+    #[test]
+    fn a_file_at_which_the_crate_panics_is_an_error() {
+        let json = r#"{"version": "1.0", "decoder": {"type": 1 2}}"#;
+        let error = Tokenizer::from_json(json).err().unwrap().to_string();
+        assert!(error.contains("gave up"), "{error}");
     }
 
     #[test]

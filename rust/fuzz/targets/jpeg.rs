@@ -1,0 +1,56 @@
+//! Any bytes as a JPEG: rows in order or an error, the same for every set of instructions.
+#![no_main]
+
+use std::cell::RefCell;
+
+use fiber_core::instructions::Instructions;
+use fiber_core::jpeg::{Decoder, Request, Scale, Status, read_header};
+use libfuzzer_sys::fuzz_target;
+
+/// The most pixels of a picture here: more only take longer.
+const MAX_PIXELS: usize = 1 << 16;
+
+thread_local! {
+    // Kept, as the loader's threads keep theirs: what one file leaves behind must not reach the next.
+    static DECODERS: RefCell<Vec<Decoder>> =
+        RefCell::new(Instructions::available().map(Decoder::with).collect());
+}
+
+fn decode(
+    decoder: &mut Decoder,
+    bytes: &[u8],
+    request: &Request,
+) -> Result<(Vec<u8>, Status), String> {
+    let (mut pixels, mut next_row) = (Vec::new(), 0);
+    let width = read_header(bytes).map_or(0, |header| request.scale.apply(header.width));
+    let mut sink = |row: usize, rows: &[u8]| {
+        assert_eq!(row, next_row);
+        assert!(!rows.is_empty() && rows.len().is_multiple_of(3 * width));
+        next_row += rows.len() / (3 * width);
+        pixels.extend_from_slice(rows);
+    };
+    let status = decoder
+        .decode(bytes, request, &mut sink)
+        .map_err(|error| error.to_string())?;
+    Ok((pixels, status))
+}
+
+fuzz_target!(|data: &[u8]| {
+    // The last byte chooses what is asked for: a file's end is where it matters least.
+    let (choice, bytes) = data.split_last().unwrap_or((&0, &[]));
+    let scales = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth];
+    let request = Request {
+        scale: scales[usize::from(choice & 3)],
+        stop_row: (choice & 4 != 0).then_some(usize::from(choice >> 3)),
+        max_pixels: MAX_PIXELS,
+    };
+    DECODERS.with_borrow_mut(|decoders| {
+        let mut results = decoders
+            .iter_mut()
+            .map(|decoder| decode(decoder, bytes, &request));
+        let first = results.next();
+        for other in results {
+            assert!(first.as_ref() == Some(&other), "instructions differ");
+        }
+    });
+});

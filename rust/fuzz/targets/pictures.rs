@@ -1,0 +1,15 @@
+//! Any bytes as a picture of any format: pixels of the size that the header says, or an error.
+#![no_main]
+
+use fiber_core::image::{decode_over, probe};
+use libfuzzer_sys::fuzz_target;
+
+// Panics of other crates become errors: only one that comes through is a find.
+fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |data: &[u8]| {
+    let Ok(image) = decode_over(data, 1 << 16, Some([9, 99, 199])) else {
+        return;
+    };
+    assert_eq!(image.pixels.len(), image.height * image.width * 3);
+    let (height, width, _) = probe(data).expect("what can be decoded has a size");
+    assert_eq!((height, width), (image.height, image.width));
+});
