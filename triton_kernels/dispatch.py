@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Literal, get_args
+import importlib
+import os
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 Backend = Literal["triton", "reference"]
 
-#: Operations that have a Triton kernel in this version.
-TRITON_OPERATIONS: frozenset[str] = frozenset()
+#: Oldest NVIDIA architecture that the kernels are compiled and counted for.
+OLDEST_CAPABILITY = (8, 0)
 
 # What `use_backend` asked for; None leaves the choice to the rule.
 _requested: Backend | None = None
@@ -47,16 +53,16 @@ def use_backend(name: Backend | None) -> _Restore:
 
     Raises:
         ValueError: for another name.
-        RuntimeError: for "triton" where this version has no Triton kernel.
+        RuntimeError: for "triton" where it is not installed, or where nothing can run its kernels.
     """
     global _requested
     if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'reference' or None, got {name!r}")
-    if name == "triton" and not TRITON_OPERATIONS:
-        raise RuntimeError(
-            "backend 'triton': no Triton kernel is built into this version of fiber.kernels;"
-            " use 'reference' or None"
-        )
+    if name == "triton":
+        if not _has_triton():
+            raise RuntimeError("backend 'triton': Triton is not installed; `pip install triton`")
+        if not torch.cuda.is_available() and not _interprets():
+            raise RuntimeError("backend 'triton': torch finds no GPU here; use 'reference' or None")
     previous = _requested
     _requested = name
     return _Restore(previous)
@@ -75,6 +81,46 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
         return _requested, f"use_backend({_requested!r}) was called"
     if tensor.device.type != "cuda":
         return "reference", f"the tensor is on {tensor.device.type}; Triton kernels need CUDA"
-    if not TRITON_OPERATIONS:
-        return "reference", "no Triton kernel is built into this version"
+    if not _has_triton():
+        return "reference", "Triton is not installed"
+    capability = torch.cuda.get_device_capability(tensor.device)
+    if torch.version.hip is None and capability < OLDEST_CAPABILITY:
+        found, least = (".".join(map(str, each)) for each in (capability, OLDEST_CAPABILITY))
+        return "reference", f"the GPU has compute capability {found}; Triton kernels need {least}"
     return "triton", "the tensor is on CUDA"
+
+
+def triton_module(name: str, tensor: Tensor, *shape: Any) -> ModuleType | None:
+    """Give the Triton code that one call runs; None for plain PyTorch.
+
+    A call that the kernel does not take is told once, with the reason.
+
+    Args:
+        name: of the module of this package, with `forward`, `backward` and `refusal`.
+        tensor: an input of the operation.
+        shape: whatever else that module's `refusal` looks at.
+    """
+    backend, _ = active_backend(tensor)
+    if backend == "reference":
+        return None
+    module = importlib.import_module(f".{name}", __package__)
+    refusal = module.refusal(tensor, *shape)
+    if refusal is None:
+        return module
+    _tell(name.removeprefix("triton_"), refusal)
+    return None
+
+
+@cache
+def _tell(operation: str, refusal: str) -> None:
+    warnings.warn(f"attention ({operation}): {refusal}; plain PyTorch runs instead", stacklevel=2)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _interprets() -> bool:
+    """Whether Triton runs its kernels in Python, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

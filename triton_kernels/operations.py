@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, registered
 
 
 def window_attention(
@@ -60,8 +60,12 @@ def window_attention(
         named["valid_sizes"] = valid_sizes
         _require(valid_sizes.shape == (qkv.shape[0], 2), "valid_sizes (B, 2)", named)
     _require_one_device(named)
-    return reference.window_attention(
-        qkv, bias_table, qkv_bias, window_size=window_size, shift=shift, valid_sizes=valid_sizes
+    # What gradients are computed from later is computed in the same order now.
+    trains = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (qkv, bias_table, qkv_bias)
+    )
+    return registered.window_attention(
+        qkv, bias_table, qkv_bias, window_size, shift, valid_sizes, trains
     )
 
 
@@ -103,7 +107,8 @@ def image_to_text_attention(
         _require(key_mask.shape == k.shape[:2], "key_mask (B, L)", named)
         _require(key_mask.dtype == torch.bool, "a bool key_mask", named)
     _require_one_device(named)
-    return reference.image_to_text_attention(q, k, v, key_lengths, key_mask=key_mask)
+    read, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
+    return read
 
 
 def text_to_image_attention(
@@ -145,9 +150,13 @@ def text_to_image_attention(
             named,
         )
     _require_one_device(named)
-    return reference.text_to_image_attention(
-        q, k, v, valid_sizes=valid_sizes, map_size=map_size, dropout_p=dropout_p
-    )
+    seed = None
+    if dropout_p:
+        # Drawn where the tensors are, so that no device waits and torch's seed decides.
+        seed = torch.randint(2**62, (1,), device=q.device)
+    size = None if valid_sizes is None else map_size
+    read, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)
+    return read
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:

@@ -1,81 +1,115 @@
-"""Every operation in plain PyTorch: the specification of its interface, and the path on a CPU.
+"""The operations in plain PyTorch: the specification of their interface, and the path on a CPU.
 
-Arguments are those of `operations.py`, already checked.
+Window attention is in `reference_windows.py`. Arguments are those of `operations.py`, already
+checked. Forward and backward passes are functions of their own, without autograd: nothing of the
+size of the scores is kept from one to the other.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window_rows import SEAMS, WindowRows, from_windows, to_windows, window_rows, windows_piece
-
-#: Queries, keys and values that are read at once without gradients, in bytes: part of a cache.
-PIECE_BYTES = 8_000_000
+#: What the logarithm of a sum counts in: kernels compute powers of two.
+LOG2_E = math.log2(math.e)
 
 
-def window_attention(
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    *,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None = None,
-) -> Tensor:
-    """See `operations.window_attention`."""
-    batch, height, width, _, heads, head_width = qkv.shape
-    sizes = [(height, width)] * batch
-    if valid_sizes is not None:
-        sizes = [(rows, columns) for rows, columns in valid_sizes.tolist()]
-    rows = window_rows(tuple(sizes), (height, width), window_size, shift, qkv.device)
-    tokens = window_size**2
-    masks = _masks(rows, window_size, shift)
-    flat, padding = qkv.flatten(3).flatten(0, 2), qkv_bias.to(qkv.dtype).flatten()
-    # (N N, h) -> (h, N, N)
-    bias = bias_table.index_select(0, _bias_index(window_size, bias_table.device))
-    bias = bias.t().reshape(heads, tokens, tokens)
-    if torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad):
-        # The fused CPU kernel has no gradient for its mask.
-        packed = to_windows(flat, padding, rows).view(-1, tokens, 3, heads, head_width)
-        windows = _scored_windows(packed, bias, masks)
+def cross_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attend from (B, n, h, d) to those keys of (B, m, h, d) that key_mask (B, m) marks.
+
+    Returns:
+        What is read, (B, n, h, d), and the logarithm of the sum of a query's exponentials in base
+        2, (B, h, n) float32 or wider.
+    """
+    k, v, scores = _hide(k, v, key_mask)
+    query, key, value = (each.transpose(1, 2) for each in (q, k, v))
+    if q.device.type == "cpu" and not dropout_p and q.numel() and k.numel():
+        read, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=scores
+        )
+        return read.transpose(1, 2), (logsumexp * LOG2_E).contiguous()
+    products = (query * q.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    products = products.to(torch.promote_types(q.dtype, torch.float32))
+    if scores is not None:
+        products += scores
+    weights = products.softmax(-1)
+    if dropout_p:
+        weights = weights * _kept(weights, dropout_p, seed)
+    read = weights.to(v.dtype) @ value
+    return read.transpose(1, 2).contiguous(), products.logsumexp(-1) * LOG2_E
+
+
+def cross_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `cross_attention`: of q, k and v."""
+    k, v, scores = _hide(k, v, key_mask)
+    grad, query, key, value = (each.transpose(1, 2) for each in (grad, q, k, v))
+    if q.device.type == "cpu" and not dropout_p and q.numel() and k.numel():
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, query, key, value, out.transpose(1, 2), logsumexp / LOG2_E, 0.0, False,
+            attn_mask=scores,
+        )  # fmt: skip
+        of_query, of_key, of_value = found
     else:
-        windows = _fused_windows(flat, padding, bias, masks, rows)
-    return from_windows(windows, rows).view(batch, height, width, heads, head_width)
+        of_query, of_key, of_value = _plain_backward(
+            grad, query, key, value, scores, logsumexp.dtype, dropout_p, seed
+        )
+    of_key, of_value = of_key.transpose(1, 2), of_value.transpose(1, 2)
+    if key_mask is not None:
+        hidden = ~key_mask[..., None, None]
+        of_key, of_value = of_key.masked_fill(hidden, 0), of_value.masked_fill(hidden, 0)
+    return of_query.transpose(1, 2).contiguous(), of_key.contiguous(), of_value.contiguous()
 
 
-def image_to_text_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_lengths: Tensor | None = None,
-    *,
-    key_mask: Tensor | None = None,
-) -> Tensor:
-    """See `operations.image_to_text_attention`."""
-    if key_lengths is not None:
-        positions = torch.arange(k.shape[1], device=k.device)
-        key_mask = positions < key_lengths[:, None]
-    return _attention(q, k, v, key_mask)
-
-
-def text_to_image_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    valid_sizes: Tensor | None = None,
-    map_size: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """See `operations.text_to_image_attention`."""
-    key_mask = None
-    if valid_sizes is not None and map_size is not None:
-        key_mask = _inside(valid_sizes, *map_size).flatten(1)
-    return _attention(q, k, v, key_mask, dropout_p)
+def _plain_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Tensor | None,
+    wide: torch.dtype,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with every score written out; tensors (B, h, tokens, d)."""
+    scale = query.shape[-1] ** -0.5
+    shape = (*query.shape[:3], key.shape[2])
+    kept = None
+    if dropout_p:
+        drawn = _kept(torch.empty(shape, dtype=wide, device=query.device), dropout_p, seed)
+        kept = drawn.flatten(0, 1)
+    if scores is not None:
+        scores = scores.expand(shape).flatten(0, 1)
+    grad, flat_query, flat_key, flat_value = (
+        each.flatten(0, 1) for each in (grad, query * scale, key, value)
+    )
+    out = [torch.empty_like(each) for each in (flat_query, flat_key, flat_value)]
+    attention_backward(grad, flat_query, flat_key, flat_value, scores, kept=kept, out=out)
+    return (
+        (out[0] * scale).view(query.shape),
+        out[1].view(key.shape),
+        out[2].view(value.shape),
+    )
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
@@ -83,116 +117,86 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
     return x + F.linear(y, gate * weight, gate * bias)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout_p: float = 0.0
+def key_mask_of(
+    key_lengths: Tensor | None,
+    valid_sizes: Tensor | None,
+    map_size: tuple[int, int] | None,
+    keys: int,
+) -> Tensor | None:
+    """Mark the keys that are read: (B, m) bool; None for all of them."""
+    if key_lengths is not None:
+        if key_lengths.device.type == "cpu" and bool((key_lengths >= keys).all()):
+            return None
+        return torch.arange(keys, device=key_lengths.device) < key_lengths[:, None]
+    if valid_sizes is None or map_size is None:
+        return None
+    rows = torch.arange(map_size[0], device=valid_sizes.device)[:, None] < valid_sizes[:, :1, None]
+    columns = torch.arange(map_size[1], device=valid_sizes.device) < valid_sizes[:, 1:, None]
+    return (rows & columns).flatten(1)
+
+
+def _hide(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Clear keys and values that are not read; gives scores to add, (B, 1, 1, m).
+
+    A sample none of whose keys is read attends to cleared ones: it reads 0.
+    """
+    if key_mask is None:
+        return k, v, None
+    # Keys that are not read may hold anything, NaN included: 0 * NaN would leak.
+    hidden = ~key_mask[..., None, None]
+    visible = key_mask | ~key_mask.any(1, keepdim=True)
+    scores = torch.zeros(visible.shape, dtype=k.dtype, device=k.device)
+    scores = scores.masked_fill(~visible, -torch.inf)[:, None, None]
+    return k.masked_fill(hidden, 0), v.masked_fill(hidden, 0), scores
+
+
+def products(query: Tensor, key: Tensor, scores: Tensor | None) -> Tensor:
+    """(b, n, d) x (b, m, d) + scores (b, n, m) -> (b, n, m), float32 or wider."""
+    keys = key.transpose(1, 2)
+    if query.dtype.itemsize < 4:
+        products = torch.bmm(query, keys).float()
+        return products if scores is None else products.add_(scores)
+    return torch.bmm(query, keys) if scores is None else torch.baddbmm(scores, query, keys)
+
+
+def attention_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Tensor | None,
+    *,
+    kept: Tensor | None = None,
+    out: Sequence[Tensor],
 ) -> Tensor:
-    """Attend from (B, n, h, d) to (B, m, h, d); key_mask (B, m) bool, True = read."""
-    mask = None
-    if key_mask is not None:
-        mask = key_mask[:, None, None, :]
-        # Keys that are not read may hold anything, NaN included: 0 * NaN would leak.
-        hidden = ~key_mask[..., None, None]
-        k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, dropout_p=dropout_p
-    )
-    return out.transpose(1, 2)
-
-
-def _masks(rows: WindowRows, window_size: int, shift: int) -> list[tuple[slice, Tensor | None]]:
-    """Runs of windows that share a mask, (N, N) scores to add; None where nothing is masked."""
-    runs: list[tuple[slice, Tensor | None]] = []
-    start = 0
-    for seams, count in zip(SEAMS, rows.counts, strict=True):
-        if count:
-            mask = _seam_mask(seams, window_size, shift, rows.tokens.device)
-            runs.append((slice(start, start + count), mask if any(seams) else None))
-        start += count
-    return runs
-
-
-def _fused_windows(
-    qkv: Tensor,
-    padding: Tensor,
-    bias: Tensor,
-    masks: list[tuple[slice, Tensor | None]],
-    rows: WindowRows,
-) -> Tensor:
-    """Attend inside windows, some at a time, so that what is read stays in the cache.
+    """Write the gradients of scaled queries, keys and values (b, tokens, d); gives the scores'.
 
     Args:
-        qkv: (M, 3 h d) of all tokens.
-        padding: (3 h d,) of a padded place.
-        bias: (h, N, N) scores to add in every window.
-        masks: of runs of windows.
-        rows: which tokens the windows hold.
-
-    Returns:
-        (nW N, h d).
+        grad: of what is read.
+        query: scaled.
+        key: keys.
+        value: values.
+        scores: to add.
+        kept: factors of the weights; None for 1.
+        out: where the gradients of the three go.
     """
-    heads, tokens = bias.shape[:2]
-    width = qkv.shape[1] // 3
-    out = qkv.new_empty(len(rows.tokens), width)
-    at_once = max(1, PIECE_BYTES // (tokens * qkv.shape[1] * qkv.element_size()))
-    for run, mask in masks:
-        scores = (bias if mask is None else bias + mask).unsqueeze(0).to(qkv.dtype)
-        for start in range(run.start, run.stop, at_once):
-            piece = slice(start * tokens, min(start + at_once, run.stop) * tokens)
-            # (n N, 3 h d) -> 3 x (n, h, N, d), of which nothing is copied again
-            query, key, value = (
-                windows_piece(qkv, padding, rows, piece)
-                .view(-1, tokens, 3, heads, width // heads)
-                .permute(2, 0, 3, 1, 4)
-                .unbind(0)
-            )
-            read = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
-            out[piece] = read.transpose(1, 2).reshape(-1, width)
-    return out
+    weights = products(query, key, scores).softmax(-1)
+    read_weights = weights if kept is None else weights * kept
+    torch.bmm(read_weights.to(grad.dtype).transpose(1, 2), grad, out=out[2])
+    of_weights = torch.bmm(grad, value.transpose(1, 2)).to(weights.dtype)
+    if kept is not None:
+        of_weights *= kept
+    # The softmax' own gradient in one pass: weights * (of_weights - their weighted sum).
+    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    narrow = of_scores.to(query.dtype)
+    torch.bmm(narrow, key, out=out[0])
+    torch.bmm(narrow.transpose(1, 2), query, out=out[1])
+    return of_scores
 
 
-def _scored_windows(
-    packed: Tensor, bias: Tensor, masks: list[tuple[slice, Tensor | None]]
-) -> Tensor:
-    """The same with every score written out: (nW, N, 3, h, d) and bias (h, N, N) -> (nW N, h d)."""
-    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
-    if scores.dtype.itemsize < 4:
-        scores = scores.float()
-    scores = scores.add_(bias)
-    with torch.no_grad():
-        # Constants: no gradient has to know of them.
-        for run, mask in masks:
-            if mask is not None:
-                scores[run].add_(mask)
-    read = scores.softmax(-1).to(value.dtype) @ value
-    return read.transpose(1, 2).flatten(0, 1).flatten(1)
-
-
-def _inside(valid_sizes: Tensor, height: int, width: int) -> Tensor:
-    """Mark the positions of each sample's own map: (B, 2) -> (B, H, W) bool."""
-    rows = torch.arange(height, device=valid_sizes.device)[:, None] < valid_sizes[:, :1, None]
-    columns = torch.arange(width, device=valid_sizes.device) < valid_sizes[:, 1:, None]
-    return rows & columns
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _bias_index(window_size: int, device: torch.device) -> Tensor:
-    """Rows of the bias table for every pair of tokens of a window: (N * N,) int64."""
-    ticks = torch.arange(window_size, device=device)
-    # (w, w): offset query - key along one axis, made non-negative
-    offset = ticks[:, None] - ticks + window_size - 1
-    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
-    return index.reshape(-1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _seam_mask(
-    seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
-) -> Tensor:
-    """Scores to add in a rolled map: (N, N), -100 where two tokens were no neighbours."""
-    behind = torch.arange(window_size, device=device) >= window_size - shift
-    rows, columns = (behind & seam for seam in seams)
-    regions = (2 * rows[:, None] + columns).flatten()
-    return (regions[:, None] != regions).float() * -100.0
+def _kept(weights: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """Draw which attention weights stay: 0 or 1 / (1 - p), a function of the seed alone."""
+    assert seed is not None
+    generator = torch.Generator(weights.device).manual_seed(int(seed.item()))
+    kept = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    return kept.bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)

@@ -5,8 +5,9 @@ Letters: M tokens of the whole batch, B H W; N tokens of a window; nW windows of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,17 +21,56 @@ class WindowRows(NamedTuple):
     """The windows of a batch; those with the same seams follow one another, in `SEAMS`' order."""
 
     #: (nW N,) int64, the token (of M) at each place of each window; 0 at a padded place.
-    tokens: Tensor
+    sources: Tensor
+    #: The same, with M at a padded place: the row behind the last takes what nobody reads.
+    targets: Tensor
     #: Places (of nW N) that are padded.
     padded: Tensor
-    #: (M,) int64, the place of each token; 0 for one outside its sample's own map.
-    places: Tensor
     #: Tokens (of M) outside their sample's own map.
     outside: Tensor
     #: Windows with each of `SEAMS`.
     counts: tuple[int, ...]
     #: `padded` once more, rising, where it can be searched without waiting for a device.
     padded_places: np.ndarray
+
+    def pieces(self, at_once: int, tokens: int) -> Iterator[tuple[int, Piece]]:
+        """Cut the windows into runs of at most `at_once` windows of N tokens with the same seams.
+
+        Yields:
+            The number of their seams in `SEAMS`, and the places.
+        """
+        start = 0
+        for seams, count in enumerate(self.counts):
+            for first in range(start, start + count, at_once):
+                last = min(first + at_once, start + count)
+                yield seams, self._piece(first * tokens, last * tokens)
+            start += count
+
+    def _piece(self, start: int, stop: int) -> Piece:
+        first, last = np.searchsorted(self.padded_places, (start, stop)).tolist()
+        return Piece(
+            self.sources[start:stop], self.targets[start:stop], self.padded[first:last] - start
+        )
+
+
+class Piece(NamedTuple):
+    """Some windows that are read at once."""
+
+    #: (n N,), as in `WindowRows`.
+    sources: Tensor
+    #: (n N,), as in `WindowRows`.
+    targets: Tensor
+    #: Places (of n N) that are padded.
+    padded: Tensor
+
+    def read(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        """Bring tokens into their windows: (M, R) and (R,) for padded places -> (n N, R)."""
+        if not len(tokens):
+            return padding.expand(len(self.sources), -1).clone()
+        out = tokens.index_select(0, self.sources)
+        if len(self.padded):
+            out[self.padded] = padding
+        return out
 
 
 @lru_cache(maxsize=64)
@@ -63,14 +103,18 @@ def window_rows(
             kind.append(moved.reshape(-1, window_size**2))
     by_kind = [np.concatenate(kind) if kind else np.empty((0, 1), np.int64) for kind in kinds]
     tokens = np.concatenate([each.ravel() for each in by_kind])
-    padded = tokens < 0
-    places = np.full(len(sizes) * height * width, -1)
-    places[tokens[~padded]] = np.flatnonzero(~padded)
-    outside = np.flatnonzero(places < 0)
+    padded, count = tokens < 0, len(sizes) * height * width
+    inside = np.zeros(count, bool)
+    inside[tokens[~padded]] = True
     # By way of numpy, so that a default device, such as meta, has no part in it.
     tensors = [
         torch.from_numpy(each).to(device)
-        for each in (tokens.clip(min=0), np.flatnonzero(padded), places.clip(min=0), outside)
+        for each in (
+            tokens.clip(min=0),
+            np.where(padded, count, tokens),
+            np.flatnonzero(padded),
+            np.flatnonzero(~inside),
+        )
     ]
     return WindowRows(
         *tensors,
@@ -100,62 +144,3 @@ def _windows(
         [np.broadcast_to(row_seams[:, None], shape), np.broadcast_to(column_seams, shape)], -1
     )
     return tokens, seams.reshape(-1, 2)
-
-
-def to_windows(tokens: Tensor, padding: Tensor, rows: WindowRows) -> Tensor:
-    """Bring tokens into their windows: (M, R) and (R,) for padded places -> (nW N, R)."""
-    return _Moved.apply(tokens, padding, rows.tokens, rows.padded, rows.places, rows.outside)
-
-
-def windows_piece(tokens: Tensor, padding: Tensor, rows: WindowRows, piece: slice) -> Tensor:
-    """Some of the places that `to_windows` gives, without a gradient."""
-    first, last = np.searchsorted(rows.padded_places, (piece.start, piece.stop)).tolist()
-    padded = rows.padded[first:last] - piece.start
-    return _moved(tokens, padding, rows.tokens[piece], padded)
-
-
-def from_windows(windows: Tensor, rows: WindowRows) -> Tensor:
-    """Bring tokens back: (nW N, R) -> (M, R); 0 for a token outside its sample's own map."""
-    nothing = windows.new_zeros(windows.shape[1])
-    return _Moved.apply(windows, nothing, rows.places, rows.outside, rows.tokens, rows.padded)
-
-
-class _Moved(torch.autograd.Function):
-    """Rows in another order, with a row of padding in some places.
-
-    Every row that is not left out has one place, so that its gradient stands in that place: the
-    backward pass reads rows as the forward pass does, where indexing would add them up.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        padding: Tensor,
-        sources: Tensor,
-        padded: Tensor,
-        places: Tensor,
-        left_out: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(padded, places, left_out)
-        return _moved(rows, padding, sources, padded)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        padded, places, left_out = ctx.saved_tensors
-        of_rows = of_padding = None
-        if ctx.needs_input_grad[0]:
-            of_rows = _moved(gradient, gradient.new_zeros(gradient.shape[1]), places, left_out)
-        if ctx.needs_input_grad[1]:
-            of_padding = gradient.index_select(0, padded).sum(0)
-        return of_rows, of_padding, None, None, None, None
-
-
-def _moved(rows: Tensor, padding: Tensor, sources: Tensor, padded: Tensor) -> Tensor:
-    if not len(rows):
-        return padding.expand(len(sources), -1).clone()
-    out = rows.index_select(0, sources)
-    if len(padded):
-        out[padded] = padding
-    return out

@@ -1,0 +1,282 @@
+"""The attention operations on a CPU, forward and with their gradients, beside two peers.
+
+Command: python benches/bench_kernels.py [--check] [--rounds N]
+Peers: the published code's eager formulation and the one with `scaled_dot_product_attention`, see
+`plain_kernels.py`. Before anything is timed all three must give the same, gradients included.
+Calls: those of the base model at 384 pixels, batch 1 and 8, and of a picture of 800 x 1344 pixels;
+float32. A text's keys are all real, which leaves ours nothing to skip. One row a call and a side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from plain_kernels import (
+    bias_index,
+    eager_image_to_text,
+    eager_text_to_image,
+    eager_windows,
+    from_windows,
+    sdpa_image_to_text,
+    sdpa_text_to_image,
+    sdpa_windows,
+    shift_mask,
+    to_windows,
+)
+from rows import interleave, refuse_debug_build, report
+from torch import Tensor
+
+from fiber import kernels
+
+SIDES = ("fiber", "eager", "sdpa")
+WINDOW = 12
+#: Least ratio of a peer's time to ours: on one call above a millisecond, and in the mean.
+EAGER_CALL, EAGER_MEAN = 0.95, 1.3
+SDPA_MEAN = {"windows": 1.0, "image to text": 1.3, "text to image": 1.0}
+
+
+class Outputs(NamedTuple):
+    """What a side computes, and what its gradients begin and end with."""
+
+    #: Computed tensors.
+    outputs: list[Tensor]
+    #: Gradients of the outputs.
+    directions: list[Tensor]
+    #: The tensors whose gradients are wanted.
+    inputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one operation, in three formulations."""
+
+    operation: str
+    name: str
+    #: By side, what computes it.
+    sides: dict[str, Callable[[], Outputs]]
+    #: Brings the peers' values and gradients into the form of ours.
+    like_ours: Callable[[list[Tensor]], list[Tensor]]
+
+
+def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, shift: int) -> Call:
+    """Windows of 12 of a map, head width 32."""
+    channels = 32 * heads
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, *map_size, 3 * channels, generator=generator)
+    # Ours reads a padded place in its bias, the peers in what they project: both are zero here.
+    table = torch.randn((2 * WINDOW - 1) ** 2, heads, generator=generator).requires_grad_()
+    padding = torch.zeros(3, heads, 32, requires_grad=True)
+    tokens = torch.randn(batch, *map_size, channels, generator=generator).requires_grad_()
+    direction = torch.randn(batch, *map_size, channels, generator=generator)
+    windows = to_windows(qkv, WINDOW, shift).requires_grad_()
+    moved = torch.randn_like(windows[..., :channels])
+    index, mask = bias_index(WINDOW), shift_mask(map_size, WINDOW, shift)
+    packed = qkv.view(batch, *map_size, 3, heads, 32).requires_grad_()
+
+    def ours() -> Outputs:
+        out = kernels.window_attention(packed, table, padding, window_size=WINDOW, shift=shift)
+        return Outputs([out], [direction.view_as(out)], [packed, table, padding])
+
+    def peer(attend: Callable[..., Tensor]) -> Callable[[], Outputs]:
+        def run() -> Outputs:
+            cut = to_windows(tokens, WINDOW, shift)
+            out = from_windows(attend(windows, table, index, mask), map_size, WINDOW, shift)
+            return Outputs([out, cut], [direction, moved], [windows, table, tokens])
+
+        return run
+
+    def like_ours(values: list[Tensor]) -> list[Tensor]:
+        out, _, of_windows, of_table, _ = values
+        shape = (batch, *map_size)
+        return [
+            out.view(*shape, heads, 32),
+            from_windows(of_windows, map_size, WINDOW, shift).view(*shape, 3, heads, 32),
+            of_table,
+        ]
+
+    sides = {"fiber": ours, "eager": peer(eager_windows), "sdpa": peer(sdpa_windows)}
+    return Call("windows", name, sides, like_ours)
+
+
+def cross_call(
+    name: str, batch: int, map_size: tuple[int, int], heads: int, text_tokens: int, *, to_text: bool
+) -> Call:
+    """Image tokens that read the text, heads of 32, or text that reads them, heads of 64."""
+    generator = torch.Generator().manual_seed(0)
+    head_width = 32 if to_text else 64
+    image_tokens = map_size[0] * map_size[1]
+    lengths = (image_tokens, text_tokens) if to_text else (text_tokens, image_tokens)
+    query, key, value, direction = (
+        torch.randn(batch, tokens, heads, head_width, generator=generator)
+        for tokens in (lengths[0], lengths[1], lengths[1], lengths[0])
+    )
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    real = torch.full((batch,), text_tokens)
+    # The published code reads in windows, padded places included.
+    cut = to_windows(query.detach().view(batch, *map_size, -1), WINDOW, 0) if to_text else query
+    cut = cut.detach().unflatten(-1, (heads, head_width)) if to_text else query
+    cut = cut.requires_grad_()
+    cut_direction = direction.flatten(2)
+    if to_text:
+        cut_direction = to_windows(direction.view(batch, *map_size, -1), WINDOW, 0)
+
+    def ours() -> Outputs:
+        if to_text:
+            out = kernels.image_to_text_attention(query, key, value, real)
+        else:
+            out = kernels.text_to_image_attention(query, key, value)
+        return Outputs([out], [direction], inputs)
+
+    def peer(attend: Callable[..., Tensor]) -> Callable[[], Outputs]:
+        mask = (torch.zeros(batch, text_tokens),) if to_text else ()
+
+        def run() -> Outputs:
+            return Outputs([attend(cut, key, value, *mask)], [cut_direction], [cut, key, value])
+
+        return run
+
+    def like_ours(values: list[Tensor]) -> list[Tensor]:
+        out, of_query, of_key, of_value = values
+        if to_text:
+            out, of_query = (
+                from_windows(each.flatten(2), map_size, WINDOW, 0) if to_text else each
+                for each in (out, of_query.flatten(2))
+            )
+        return [out.reshape_as(query), of_query.reshape_as(query), of_key, of_value]
+
+    if to_text:
+        peers = {"eager": peer(eager_image_to_text), "sdpa": peer(sdpa_image_to_text)}
+    else:
+        peers = {"eager": peer(eager_text_to_image), "sdpa": peer(sdpa_text_to_image)}
+    operation = "image to text" if to_text else "text to image"
+    return Call(operation, name, {"fiber": ours, **peers}, like_ours)
+
+
+def calls() -> Iterator[Call]:
+    """Every call of the base model's forward pass, each shape once."""
+    pictures = [
+        ("384", 1, (96, 96), 40),
+        ("384", 8, (96, 96), 40),
+        ("800x1344", 1, (200, 336), 256),
+    ]
+    for pixels, batch, whole, text_tokens in pictures:
+        for stage in range(4):
+            size = (-(-whole[0] // 2**stage), -(-whole[1] // 2**stage))
+            heads = 4 * 2**stage
+            where = f"{pixels}, batch {batch}, stage {stage + 1}"
+            for shift in (0, WINDOW // 2) if max(size) > WINDOW else (0,):
+                name = f"{where}, shift {shift}"
+                yield window_call(name, batch, size, heads, shift)
+            if stage >= 2:
+                yield cross_call(where, batch, size, heads, text_tokens, to_text=True)
+                yield cross_call(where, batch, size, 12, text_tokens, to_text=False)
+
+
+def values(outputs: Outputs) -> list[Tensor]:
+    """First the outputs, then the gradients of the inputs."""
+    gradients = torch.autograd.grad(outputs.outputs, outputs.inputs, outputs.directions)
+    return [each.detach() for each in (*outputs.outputs, *gradients)]
+
+
+def check_alike(call: Call) -> None:
+    """Stop if the sides do not compute the same.
+
+    Sums of up to 4,200 float32 products of size 1 in different orders, and gradients of the bias
+    over every window, relative to the largest value of a tensor.
+    """
+    ours = values(call.sides["fiber"]())
+    for side in SIDES[1:]:
+        for got, expected in zip(call.like_ours(values(call.sides[side]())), ours, strict=False):
+            worst = (got - expected).abs().max().item()
+            if not worst <= 2e-5 * expected.abs().max().item():
+                sys.exit(f"{call.operation}, {call.name}: {side} differs by {worst:.3g}")
+
+
+def timer(side: Callable[[], Outputs], *, with_gradients: bool) -> Callable[[], float]:
+    """Make what runs a side once and gives its milliseconds."""
+
+    def run() -> float:
+        began = time.perf_counter()
+        if with_gradients:
+            outputs = side()
+            torch.autograd.grad(outputs.outputs, outputs.inputs, outputs.directions)
+        else:
+            with torch.no_grad():
+                side()
+        return 1000 * (time.perf_counter() - began)
+
+    return run
+
+
+def failures(medians: dict[tuple[str, str, str], dict[str, float]]) -> list[str]:
+    """Compare with the least ratios, print the means and give what is missed.
+
+    Args:
+        medians: milliseconds by side, by (operation, pass, call).
+    """
+    missed = []
+    by_peer: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for (operation, what, name), times in medians.items():
+        of_eager = times["eager"] / times["fiber"]
+        by_peer["eager", "all", what].append(of_eager)
+        by_peer["sdpa", operation, what].append(times["sdpa"] / times["fiber"])
+        if times["eager"] > 1 and of_eager < EAGER_CALL:
+            missed.append(f"{operation}, {what}, {name}: {of_eager:.2f} of eager's time")
+    for (peer, operation, what), ratios in by_peer.items():
+        mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
+        least = EAGER_MEAN if peer == "eager" else SDPA_MEAN[operation]
+        print(f"geometric mean, {operation}, {what}: {mean:.2f} x {peer} (at least {least})")
+        if mean < least:
+            missed.append(f"{operation}, {what}: {mean:.2f} x {peer}, expected {least}")
+    return missed
+
+
+def main() -> None:
+    """Check, measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is missed")
+    parser.add_argument("--only", default="", help="calls whose operation or name holds this")
+    options = parser.parse_args()
+    refuse_debug_build()
+    medians = {}
+    for call in calls():
+        if options.only not in f"{call.operation}, {call.name}":
+            continue
+        check_alike(call)
+        for what, with_gradients in (("forward", False), ("forward and backward", True)):
+            steps = {
+                f"{side}, {call.operation}, {what}, {call.name}": timer(
+                    call.sides[side], with_gradients=with_gradients
+                )
+                for side in SIDES
+            }
+            times = interleave(steps, options.rounds)
+            if not options.only:
+                eager = f"eager, {call.operation}, {what}, {call.name}"
+                report("kernels", "ms", times, peer=eager)
+            found = {name.split(",")[0]: statistics.median(each) for name, each in times.items()}
+            medians[call.operation, what, call.name] = found
+            print(
+                f"{call.operation}, {call.name}, {what}: {found['fiber']:.2f} ms,"
+                f" eager {found['eager'] / found['fiber']:.2f} x,"
+                f" sdpa {found['sdpa'] / found['fiber']:.2f} x"
+            )
+    missed = failures(medians)
+    for line in missed:
+        print("missed:", line)
+    if options.check and missed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The operations as torch knows them: registered whole, traced, compiled, recomputed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fiber import kernels
+from fiber.kernels import reference, registered
+
+SIZES = torch.tensor([[5, 6], [2, 5]])
+LENGTHS = torch.tensor([5, 2])
+MASK = torch.tensor([[True, False, True, True, False], [False] * 5])
+SEED = torch.tensor([7])
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+
+def window_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    # The table and the bias are parameters: they stay float32 under autocast.
+    return random(2, 5, 6, 3, 2, 4, dtype=dtype), random(25, 2), random(3, 2, 4)
+
+
+def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(random(2, tokens, 2, 4, dtype=dtype) for tokens in (6, 5, 5))
+
+
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("exact_order", [False, True])
+def test_window_attention_is_registered_whole(sizes, exact_order):
+    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes, exact_order))
+
+
+def test_the_backward_pass_of_windows_is_registered_whole():
+    inputs = [tensor.detach() for tensor in window_inputs()]
+    grad = torch.ones(2, 5, 6, 2, 4)
+    torch.library.opcheck(registered.window_attention_backward, (grad, *inputs, 3, 1, SIZES))
+
+
+CROSS = {
+    "every key": (None, None, None, None, 0.0, None),
+    "lengths": (LENGTHS, None, None, None, 0.0, None),
+    "a mask": (None, MASK, None, None, 0.0, None),
+    "own sizes": (None, None, torch.tensor([[1, 5], [1, 2]]), [1, 5], 0.0, None),
+    "dropout": (LENGTHS, None, None, None, 0.5, SEED),
+}
+
+
+@pytest.mark.parametrize("arguments", CROSS.values(), ids=CROSS.keys())
+def test_cross_attention_is_registered_whole(arguments):
+    torch.library.opcheck(registered.cross_attention, (*cross_inputs(), *arguments))
+    inputs = [tensor.detach() for tensor in cross_inputs()]
+    saved = registered.cross_attention(*inputs, *arguments)
+    torch.library.opcheck(
+        registered.cross_attention_backward,
+        (torch.ones_like(saved[0]), *inputs, *saved, *arguments),
+    )
+
+
+def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor) -> Tensor:
+    """All operations, one after the other."""
+    read = kernels.window_attention(qkv, table, bias, window_size=3, shift=1, valid_sizes=SIZES)
+    tokens = read.flatten(1, 2)
+    of_text = kernels.image_to_text_attention(tokens, text, text, LENGTHS)
+    of_image = kernels.text_to_image_attention(
+        text, of_text, tokens, valid_sizes=SIZES, map_size=(5, 6), dropout_p=0.5
+    )
+    return kernels.gated_residual(
+        text.flatten(2), of_image.flatten(2), torch.eye(8), torch.ones(8), torch.tensor([0.5])
+    )
+
+
+def test_compiled_whole_with_gradients():
+    inputs = (*window_inputs(), random(2, 5, 2, 4))
+    results = []
+    for run in (everything, torch.compile(everything, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        out = run(*inputs)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_gradients_of_a_recomputed_block():
+    inputs = (*window_inputs(), random(2, 5, 2, 4))
+    results = []
+    for recomputed in (False, True):
+        torch.manual_seed(3)
+        out = (
+            checkpoint(everything, *inputs, use_reentrant=False)
+            if recomputed
+            else everything(*inputs)
+        )
+        results.append(torch.autograd.grad(out.square().sum(), inputs))
+    # Dropout draws the same again: the seed is drawn inside.
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_numbers_are_as_accurate_as_their_inputs(dtype):
+    """At most twice the error of the same inputs' rounded float64 result."""
+    qkv, table, bias = window_inputs(dtype)
+    q, k, v = cross_inputs(dtype)
+    step = torch.finfo(dtype).eps
+
+    def run(qkv: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> list[Tensor]:
+        read = kernels.window_attention(qkv, *rest, window_size=3, shift=1)
+        crossed = kernels.image_to_text_attention(q, k, v, LENGTHS)
+        inputs = [qkv, *rest, q, k, v]
+        return [read, crossed, *torch.autograd.grad(read.sum() + crossed.sum(), inputs)]
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_()
+
+    narrow = run(qkv, q, k, v, table, bias)
+    wide = run(*map(exact, (qkv, q, k, v, table, bias)))
+    for got, expected in zip(narrow, wide, strict=True):
+        # A few roundings of numbers of the tensor's own size, of which sums of 9 keep some.
+        assert (got.double() - expected).abs().max() <= 8 * step * expected.abs().max().clamp(min=1)
+
+
+def test_dropout_keeps_what_its_seed_says():
+    q, k, v = cross_inputs()
+    arguments = (LENGTHS, None, None, None, 0.25)
+    first, _ = registered.cross_attention(q, k, v, *arguments, SEED)
+    again, _ = registered.cross_attention(q, k, v, *arguments, SEED)
+    other, _ = registered.cross_attention(q, k, v, *arguments, SEED + 1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    weights = torch.zeros(2, 2, 6, 5)
+    kept = reference._kept(weights, 0.25, SEED)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 2
+    scores = scores.masked_fill(torch.arange(5) >= LENGTHS[:, None, None, None], -torch.inf)
+    expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1) * kept, v)
+    direction = torch.randn(first.shape, generator=torch.manual_seed(1))
+    torch.testing.assert_close(first, expected)
+    for got, wanted in zip(
+        torch.autograd.grad(first, (q, k, v), direction),
+        torch.autograd.grad(expected, (q, k, v), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_dropout_drops_as_many_as_it_says():
+    kept = reference._kept(torch.zeros(64, 4, 50, 50), 0.1, SEED)
+    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
+    dropped, count = (kept == 0).float().mean().item(), kept.numel()
+    # Five standard deviations of a mean of that many coins.
+    assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5
