@@ -43,20 +43,20 @@ _IMAGE_TEXT = "python/fiber/models/image_text.py"
 _HEADS = "python/fiber/models/heads.py"
 _DYHEAD = "python/fiber/models/dyhead.py"
 _DETECTOR = "python/fiber/models/detector.py"
-_KERNELS = "python/fiber/kernels/reference.py"
+_KERNELS = "python/fiber/kernels/reference_windows.py"
 
 COARSE = (
     Mistake(
         "no relative position bias",
         _KERNELS,
-        "bias = bias.t().reshape(heads, tokens, tokens)",
-        "bias = 0 * bias.t().reshape(heads, tokens, tokens)",
+        "bias = bias.t().reshape(1, -1, tokens, tokens)",
+        "bias = 0 * bias.t().reshape(1, -1, tokens, tokens)",
     ),
     Mistake(
         "relative position index transposed",
         _KERNELS,
-        "bias = bias.t().reshape(heads, tokens, tokens)",
-        "bias = bias.t().reshape(heads, tokens, tokens).mT",
+        "bias = bias.t().reshape(1, -1, tokens, tokens)",
+        "bias = bias.t().reshape(1, -1, tokens, tokens).mT",
     ),
     Mistake("no shifted-window mask", _KERNELS, ".float() * -100.0", ".float() * 0.0"),
     Mistake(

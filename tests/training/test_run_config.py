@@ -22,6 +22,7 @@ from fiber.training.task_config import (
 )
 from fiber.training.transform_config import (
     MOVING_OPERATIONS,
+    ColorJitterConfig,
     RandAugmentConfig,
     TransformConfig,
 )
@@ -263,6 +264,20 @@ def test_augmentation_is_set_by_dotted_name():
 def test_wrong_augmentation_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         RandAugmentConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"brightness": (-0.1, 1.0)}, r"color_jitter\.brightness .*\[0\.0, inf\].*\[-0\.1, 1\.0\]"),
+        ({"contrast": (1.2, 0.8)}, r"contrast .* smallest first, got \[1\.2, 0\.8\]"),
+        ({"hue": (0.0, 0.6)}, r"hue must be a range in \[-0\.5, 0\.5\]"),
+        ({"saturation": (float("nan"), 1.0)}, "saturation"),
+    ],
+)
+def test_a_wrong_change_of_colour_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ColorJitterConfig(**settings)
 
 
 def test_boxes_refuse_augmentation_that_moves_pixels():

@@ -14,7 +14,11 @@ from fiber.training.distributed import Processes
 from fiber.training.loop import train
 from fiber.training.streams import TaskStreams, inference_transform, training_transform
 from fiber.training.training_data import answerable, open_data
-from fiber.training.transform_config import RandAugmentConfig, TransformConfig
+from fiber.training.transform_config import (
+    ColorJitterConfig,
+    RandAugmentConfig,
+    TransformConfig,
+)
 from fiber.training.words import TRAINED_TOKENS, count_answers
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
@@ -396,6 +400,7 @@ def test_training_pictures_have_the_size_asked_for(kind):
     )
     assert transform.is_square == (kind != "shorter_side")
     assert transform.describe()["rand_augment"] is None
+    assert transform.describe()["color_jitter"] is None
 
 
 @pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
@@ -403,6 +408,14 @@ def test_training_pictures_are_augmented_as_asked_for(kind):
     asked = RandAugmentConfig(num_ops=3, magnitude=2.5, probability=1.0, operations=("Rotate",))
     transform = training_transform(preset("micro"), TransformConfig(kind=kind, rand_augment=asked))
     assert transform.describe()["rand_augment"] == to_dict(asked)
+    assert transform.describe()["color_jitter"] is None
+
+
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+def test_colours_of_training_pictures_change_as_asked_for(kind):
+    asked = ColorJitterConfig(brightness=(0.5, 1.5), hue=(-0.25, 0.0))
+    transform = training_transform(preset("micro"), TransformConfig(kind=kind, color_jitter=asked))
+    assert transform.describe()["color_jitter"] == to_dict(asked)
 
 
 def test_finished_models_see_whole_pictures():

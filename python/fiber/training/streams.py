@@ -7,7 +7,7 @@ from typing import Any
 
 from fiber import DecodeError
 from fiber.config import FiberConfig
-from fiber.data import DataLoader, ImageTransform, RandAugment
+from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.collate import BatchType
 from fiber.data.drawn_prompts import dropped_boxes
 from fiber.data.left_out import counted, left_out_lines
@@ -32,6 +32,7 @@ BATCH_TYPES: dict[str, BatchType] = {
 
 def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
     """What happens to the pictures of a training run."""
+    color_jitter = ColorJitter(**vars(transform.color_jitter))
     rand_augment = RandAugment(**vars(transform.rand_augment))
     if transform.kind == "shorter_side":
         return ImageTransform.shorter_side(
@@ -40,6 +41,7 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
             crop_probability=transform.crop_probability,
             crop_scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
+            color_jitter=color_jitter,
             rand_augment=rand_augment,
             channel_order=model.channel_order,
         )
@@ -48,11 +50,15 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
             model.image_size,
             scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
+            color_jitter=color_jitter,
             rand_augment=rand_augment,
             channel_order=model.channel_order,
         )
     return ImageTransform.squash(
-        model.image_size, rand_augment=rand_augment, channel_order=model.channel_order
+        model.image_size,
+        color_jitter=color_jitter,
+        rand_augment=rand_augment,
+        channel_order=model.channel_order,
     )
 
 

@@ -61,6 +61,32 @@ class RandAugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColorJitterConfig:
+    """Changes of colour, drawn for each picture, before the operations of RandAugment.
+
+    A range of one value is off, as all are by default; neither published stage has any.
+    """
+
+    #: Least and largest factor of every value.
+    brightness: tuple[float, float] = (1.0, 1.0)
+    #: Least and largest factor of the distance from the picture's mean grey.
+    contrast: tuple[float, float] = (1.0, 1.0)
+    #: Least and largest factor of the distance from a pixel's own grey.
+    saturation: tuple[float, float] = (1.0, 1.0)
+    #: Least and largest turn of the hue, in parts of the circle from -0.5 to 0.5.
+    hue: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in vars(self).items():
+            lowest, highest = (-0.5, 0.5) if name == "hue" else (0.0, float("inf"))
+            if not lowest <= least <= most <= highest:
+                raise ValueError(
+                    f"data.transform.color_jitter.{name} must be a range in [{lowest}, {highest}],"
+                    f" smallest first, got {[least, most]}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformConfig:
     """What happens to a training picture before the model sees it."""
 
@@ -83,4 +109,5 @@ class TransformConfig:
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
     #: Largest longer side in pixels that "shorter_side" allows.
     max_size: int = 1333
+    color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
