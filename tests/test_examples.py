@@ -1,5 +1,6 @@
 """The scripts of examples/ run as they stand."""
 
+import importlib
 import json
 import os
 import re
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fiber import kernels
 from fiber.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -107,3 +110,50 @@ def test_train_on_your_own_records(tmp_path):
     # two runs with other learning rates found 59 of 60.
     assert int(found.group(1)) >= 40
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+SWIN_SIZES = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    "side", [(28, 28), (56, 84), (50, 68), (60, 20)], ids=["small", "whole", "odd", "one side"]
+)
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_other_swins_give_the_same(library, side, monkeypatch):
+    """In float64, of outputs and of the gradient of every weight; dropout of paths is off."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    recipe = importlib.import_module("swin_kernels")
+    torch.manual_seed(0)
+    if library == "torchvision":
+        swin = importlib.import_module("torchvision.models.swin_transformer")
+        model = swin.SwinTransformer([4, 4], window_size=[7, 7], **SWIN_SIZES)
+        change = recipe.use_in_torchvision
+    else:
+        swin = pytest.importorskip("timm.models.swin_transformer", reason="timm is not installed")
+        model = swin.SwinTransformer(
+            img_size=side, window_size=7, always_partition=True, **SWIN_SIZES
+        )
+        change = recipe.use_in_timm
+    model = model.double().eval()
+    pictures = torch.randn(2, 3, *side, dtype=torch.float64)
+
+    def run() -> list[torch.Tensor]:
+        out = model(pictures)
+        return [out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+
+    before, calls = run(), []
+    attention = kernels.window_attention
+    monkeypatch.setattr(
+        kernels, "window_attention", lambda *a, **k: calls.append(k) or attention(*a, **k)
+    )
+    assert change(model) == 4
+    after = run()
+    # Blocks that do not shift run it on every map.
+    assert len(calls) >= 2
+    for ours, theirs in zip(after, before, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
+
+
+def test_swin_kernels(tmp_path):
+    out = run(tmp_path, "swin_kernels.py")
+    assert "torchvision: 4 blocks, largest difference " in out
