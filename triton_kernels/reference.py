@@ -98,13 +98,15 @@ def _plain_backward(
     if dropout_p:
         drawn = _kept(torch.empty(shape, dtype=wide, device=query.device), dropout_p, seed)
         kept = drawn.flatten(0, 1)
-    if scores is not None:
-        scores = scores.expand(shape).flatten(0, 1)
     grad, flat_query, flat_key, flat_value = (
         each.flatten(0, 1) for each in (grad, query * scale, key, value)
     )
     out = [torch.empty_like(each) for each in (flat_query, flat_key, flat_value)]
-    attention_backward(grad, flat_query, flat_key, flat_value, scores, kept=kept, out=out)
+    products = torch.bmm(flat_query, flat_key.transpose(1, 2)).to(wide)
+    if scores is not None:
+        products.view(shape).add_(scores)
+    weights = products.softmax(-1)
+    attention_backward(grad, flat_query, flat_key, flat_value, weights, kept=kept, out=out)
     return (
         (out[0] * scale).view(query.shape),
         out[1].view(key.shape),
@@ -150,21 +152,12 @@ def _hide(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor
     return k.masked_fill(hidden, 0), v.masked_fill(hidden, 0), scores
 
 
-def products(query: Tensor, key: Tensor, scores: Tensor | None) -> Tensor:
-    """(b, n, d) x (b, m, d) + scores (b, n, m) -> (b, n, m), float32 or wider."""
-    keys = key.transpose(1, 2)
-    if query.dtype.itemsize < 4:
-        products = torch.bmm(query, keys).float()
-        return products if scores is None else products.add_(scores)
-    return torch.bmm(query, keys) if scores is None else torch.baddbmm(scores, query, keys)
-
-
 def attention_backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scores: Tensor | None,
+    weights: Tensor,
     *,
     kept: Tensor | None = None,
     out: Sequence[Tensor],
@@ -176,11 +169,10 @@ def attention_backward(
         query: scaled.
         key: keys.
         value: values.
-        scores: to add.
+        weights: (b, n, m) softmax of the scores, float32 or wider.
         kept: factors of the weights; None for 1.
         out: where the gradients of the three go.
     """
-    weights = products(query, key, scores).softmax(-1)
     read_weights = weights if kept is None else weights * kept
     torch.bmm(read_weights.to(grad.dtype).transpose(1, 2), grad, out=out[2])
     of_weights = torch.bmm(grad, value.transpose(1, 2)).to(weights.dtype)

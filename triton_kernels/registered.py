@@ -15,10 +15,7 @@ from torch import Tensor
 from . import reference, reference_windows
 from .dispatch import triton_module
 
-_WINDOW_ARGUMENTS = (
-    "Tensor qkv, Tensor bias_table, Tensor qkv_bias, int window_size, int shift,"
-    " Tensor? valid_sizes"
-)
+_WINDOW_ARGUMENTS = "int window_size, int shift, Tensor? valid_sizes"
 _CROSS_ARGUMENTS = (
     "Tensor? key_lengths, Tensor? key_mask, Tensor? valid_sizes, int[]? map_size,"
     " float dropout_p, Tensor? seed"
@@ -28,7 +25,8 @@ _CROSS_ARGUMENTS = (
 @torch.library.custom_op(
     "fiber::window_attention",
     mutates_args=(),
-    schema=f"({_WINDOW_ARGUMENTS}, bool exact_order) -> Tensor",
+    schema=f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_WINDOW_ARGUMENTS}, bool trains)"
+    " -> (Tensor, Tensor)",
 )
 def window_attention(
     qkv: Tensor,
@@ -37,41 +35,55 @@ def window_attention(
     window_size: int,
     shift: int,
     valid_sizes: Tensor | None,
-    exact_order: bool,
-) -> Tensor:
-    """See `operations.window_attention` and `reference_windows.window_attention`."""
+    trains: bool,
+) -> tuple[Tensor, Tensor]:
+    """What is read, and what the backward pass is given; see `reference_windows`."""
     arguments = (qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
     triton = triton_module("triton_windows", qkv, window_size)
     if triton is not None:
-        return triton.forward(*arguments)
-    return reference_windows.window_attention(*arguments, exact_order=exact_order)
+        return triton.forward(*arguments), qkv.new_empty(0, dtype=torch.float32)
+    return reference_windows.window_attention(*arguments, trains=trains)
 
 
 @window_attention.register_fake
-def _(qkv: Tensor, *_: Any) -> Tensor:
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-
-
-@torch.library.custom_op(
-    "fiber::window_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_WINDOW_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-)
-def window_attention_backward(
-    grad: Tensor,
+def _(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
     window_size: int,
     shift: int,
     valid_sizes: Tensor | None,
+    trains: bool,
+) -> tuple[Tensor, Tensor]:
+    kept = (0,)
+    if trains:
+        kept = reference_windows.keeps_weights(qkv, window_size, valid_sizes)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), qkv.new_empty(kept, dtype=wide)
+
+
+@torch.library.custom_op(
+    "fiber::window_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor qkv, Tensor bias_table, Tensor qkv_bias, Tensor weights,"
+    f" {_WINDOW_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def window_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    qkv_bias: Tensor,
+    weights: Tensor,
+    window_size: int,
+    shift: int,
+    valid_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, bias_table and qkv_bias."""
-    arguments = (grad, qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
+    inputs, arguments = (grad, qkv, bias_table, qkv_bias), (window_size, shift, valid_sizes)
     triton = triton_module("triton_windows", qkv, window_size)
     if triton is not None:
-        return triton.backward(*arguments)
-    return reference_windows.window_attention_backward(*arguments)
+        return triton.backward(*inputs, *arguments)
+    return reference_windows.window_attention_backward(*inputs, weights, *arguments)
 
 
 @window_attention_backward.register_fake
@@ -85,16 +97,16 @@ def _(
     )
 
 
-def _window_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+def _window_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes, _ = inputs
-    ctx.save_for_backward(qkv, bias_table, qkv_bias, valid_sizes)
+    ctx.save_for_backward(qkv, bias_table, qkv_bias, output[1], valid_sizes)
 
 
-def _window_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, bias_table, qkv_bias, valid_sizes = ctx.saved_tensors
-    found = window_attention_backward(
-        grad, qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes
-    )
+def _window_gradients(
+    ctx: Any, grad: Tensor, of_weights: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, valid_sizes = ctx.saved_tensors
+    found = window_attention_backward(grad, *tensors, ctx.window_size, ctx.shift, valid_sizes)
     return *found, None, None, None, None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -33,29 +34,34 @@ class WindowRows(NamedTuple):
     #: `padded` once more, rising, where it can be searched without waiting for a device.
     padded_places: np.ndarray
 
-    def pieces(self, at_once: int, tokens: int) -> Iterator[tuple[int, Piece]]:
-        """Cut the windows into runs of at most `at_once` windows of N tokens with the same seams.
-
-        Yields:
-            The number of their seams in `SEAMS`, and the places.
-        """
-        start = 0
-        for seams, count in enumerate(self.counts):
-            for first in range(start, start + count, at_once):
-                last = min(first + at_once, start + count)
-                yield seams, self._piece(first * tokens, last * tokens)
-            start += count
-
-    def _piece(self, start: int, stop: int) -> Piece:
-        first, last = np.searchsorted(self.padded_places, (start, stop)).tolist()
-        return Piece(
-            self.sources[start:stop], self.targets[start:stop], self.padded[first:last] - start
-        )
+    def pieces(self, at_once: int, tokens: int) -> Iterator[Piece]:
+        """Cut the windows into runs of at most `at_once` windows of N tokens."""
+        ends = list(accumulate(self.counts))
+        for first in range(0, ends[-1], at_once):
+            last = min(first + at_once, ends[-1])
+            start, stop = first * tokens, last * tokens
+            padded = slice(*np.searchsorted(self.padded_places, (start, stop)).tolist())
+            seams = [
+                (number, slice(max(end - count, first) - first, min(end, last) - first))
+                for number, (end, count) in enumerate(zip(ends, self.counts, strict=True))
+                if max(end - count, first) < min(end, last)
+            ]
+            yield Piece(
+                slice(first, last),
+                seams,
+                self.sources[start:stop],
+                self.targets[start:stop],
+                self.padded[padded] - start,
+            )
 
 
 class Piece(NamedTuple):
     """Some windows that are read at once."""
 
+    #: Which of all windows they are.
+    windows: slice
+    #: Their seams, as numbers in `SEAMS`, and which of the n windows have these.
+    seams: list[tuple[int, slice]]
     #: (n N,), as in `WindowRows`.
     sources: Tensor
     #: (n N,), as in `WindowRows`.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fiber import kernels
-from fiber.kernels import reference, registered
+from fiber.kernels import reference, reference_windows, registered
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -31,15 +31,46 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-@pytest.mark.parametrize("exact_order", [False, True])
-def test_window_attention_is_registered_whole(sizes, exact_order):
-    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes, exact_order))
+@pytest.mark.parametrize("trains", [False, True])
+def test_window_attention_is_registered_whole(sizes, trains):
+    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes, trains))
 
 
-def test_the_backward_pass_of_windows_is_registered_whole():
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["kept weights", "own sizes"])
+def test_the_backward_pass_of_windows_is_registered_whole(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
-    grad = torch.ones(2, 5, 6, 2, 4)
-    torch.library.opcheck(registered.window_attention_backward, (grad, *inputs, 3, 1, SIZES))
+    out, weights = registered.window_attention(*inputs, 3, 1, sizes, True)
+    assert weights.shape == ((0,) if sizes is not None else (8, 2, 9, 9))
+    torch.library.opcheck(
+        registered.window_attention_backward,
+        (torch.ones_like(out), *inputs, weights, 3, 1, sizes),
+    )
+
+
+def test_weights_computed_anew_give_the_gradients_of_kept_ones(monkeypatch):
+    found = []
+    for most in (reference_windows.KEPT_BYTES, 0):
+        monkeypatch.setattr(reference_windows, "KEPT_BYTES", most)
+        inputs = window_inputs()
+        out = kernels.window_attention(*inputs, window_size=3, shift=1)
+        found.append(torch.autograd.grad(out.square().sum(), inputs))
+    for kept, anew in zip(*found, strict=True):
+        assert torch.equal(kept, anew)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_windows_in_pieces_are_the_same(monkeypatch, at_once):
+    """Pieces may begin and end anywhere among windows with and without seams."""
+    found = []
+    for windows in (100, at_once):
+        monkeypatch.setattr(reference_windows, "_at_once", lambda *a, n=windows, **k: n)
+        inputs = window_inputs()
+        out = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=SIZES)
+        with torch.no_grad():
+            fused = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=SIZES)
+        found.append((out, fused, *torch.autograd.grad(out.square().sum(), inputs)))
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(cut, whole)
 
 
 CROSS = {

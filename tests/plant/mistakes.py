@@ -49,14 +49,14 @@ COARSE = (
     Mistake(
         "no relative position bias",
         _KERNELS,
-        "bias = bias.t().reshape(1, -1, tokens, tokens)",
-        "bias = 0 * bias.t().reshape(1, -1, tokens, tokens)",
+        "self.bias = bias.t().reshape(-1, tokens, tokens)",
+        "self.bias = 0 * bias.t().reshape(-1, tokens, tokens)",
     ),
     Mistake(
         "relative position index transposed",
         _KERNELS,
-        "bias = bias.t().reshape(1, -1, tokens, tokens)",
-        "bias = bias.t().reshape(1, -1, tokens, tokens).mT",
+        "self.bias = bias.t().reshape(-1, tokens, tokens)",
+        "self.bias = bias.t().reshape(-1, tokens, tokens).mT",
     ),
     Mistake("no shifted-window mask", _KERNELS, ".float() * -100.0", ".float() * 0.0"),
     Mistake(
