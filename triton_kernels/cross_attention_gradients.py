@@ -1,0 +1,234 @@
+"""Triton kernels of the backward of attention from one sequence to another.
+
+One kernel keeps a tile of queries and walks over the keys, the other keeps a tile of keys and walks
+over the queries. Where the kept tile holds the whole of its side, the gradient of the other side
+is complete in every step, and the one kernel writes everything. Nothing is added atomically.
+
+Letters and the order of keys are those of `cross_attention_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .cross_attention_kernels import (
+    LOG2_E,
+    _any_place,
+    _dropout_scale,
+    _dropout_words,
+    _kept,
+    _load_rows,
+    _own_keys,
+    _place,
+    _store_rows,
+)
+
+
+@triton.jit
+def walk_keys(
+    queries, keys, values, grads, outputs, logsumexps, lengths, valid_sizes, seed, deltas,
+    grad_queries, grad_keys, grad_values,
+    q_sample, q_token, q_head, k_sample, k_token, k_head,
+    v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
+    num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
+    HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """Differentiate by one tile of queries what it read in one part of the keys.
+
+    Grid: (query tiles * S, h, B). `grad_queries` is (S, B, n, h, d), to be added up where S > 1.
+    `deltas` (B, h, n), if given, receives what `walk_queries` needs. `grad_keys` and `grad_values`
+    (B, m, h, d), if given, are written here; that needs one tile of queries. `outputs` and all
+    results are contiguous.
+    """
+    FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
+    SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
+    head, sample = tl.program_id(1), tl.program_id(2)
+    tiles = tl.cdiv(num_queries, BLOCK_QUERIES)
+    part = tl.program_id(0) // tiles
+    query = tl.program_id(0) % tiles * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    asks = query < num_queries
+    far = sample.to(tl.int64)
+    wide = num_heads * HEAD_WIDTH
+    q = _load_rows(
+        queries + far * q_sample + head * q_head, query, q_token, asks, HEAD_WIDTH, BLOCK_WIDTH
+    )
+    grad = _load_rows(
+        grads + far * grad_sample + head * grad_head,
+        query,
+        grad_token,
+        asks,
+        HEAD_WIDTH,
+        BLOCK_WIDTH,
+    )
+    out = _load_rows(
+        outputs + far * num_queries * wide + head * HEAD_WIDTH,
+        query,
+        wide,
+        asks,
+        HEAD_WIDTH,
+        BLOCK_WIDTH,
+    )
+    keys += far * k_sample + head * k_head
+    values += far * v_sample + head * v_head
+    rescale = _dropout_scale(seed, threshold, ACCUMULATOR)
+    # Dropout's factor is left out of every slope and made up for at the end.
+    delta = tl.sum(grad.to(ACCUMULATOR) * out.to(ACCUMULATOR), 1) / rescale
+    row = (far * num_heads + head) * num_queries + query
+    # The weights of absent queries become 0.
+    log_total = tl.load(logsumexps + row, mask=asks, other=float("inf"))
+    if deltas is not None:
+        # Every part knows the same; the first one says it.
+        tl.store(deltas + row, delta, mask=query < tl.where(part == 0, num_queries, 0))
+    count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
+    base, stir = _dropout_words(seed, sample, head)
+    factor = rescale * FACTOR
+    if grad_keys is not None:
+        grad_keys += far * num_keys * wide + head * HEAD_WIDTH
+        grad_values += far * num_keys * wide + head * HEAD_WIDTH
+
+    grad_q = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], ACCUMULATOR)
+    start = part * keys_per_part
+    stop = tl.minimum(start + keys_per_part, count)
+    for first in range(start, stop, BLOCK_KEYS):
+        rank = first + tl.arange(0, BLOCK_KEYS)
+        own = rank < stop
+        place = _place(rank, own_width, map_width, valid_sizes)
+        k = _load_rows(keys, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH)
+        v = _load_rows(values, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH)
+        scores = tl.dot(q, tl.trans(k), out_dtype=ACCUMULATOR, input_precision="ieee")
+        scores = tl.where(own[None, :], scores, float("-inf"))
+        weights = tl.exp2(scores * SCALE - log_total[:, None])
+        slopes = tl.dot(grad, tl.trans(v), out_dtype=ACCUMULATOR, input_precision="ieee")
+        left = weights
+        if seed is not None:
+            kept = _kept(query[:, None], rank[None, :], base, stir, threshold)
+            slopes = tl.where(kept, slopes, 0.0)
+            left = tl.where(kept, weights, 0.0)
+        grad_scores = (weights * (slopes - delta[:, None])).to(k.dtype)
+        grad_q += tl.dot(grad_scores, k, out_dtype=ACCUMULATOR, input_precision="ieee")
+        if grad_keys is not None:
+            anywhere = _any_place(rank, count, own_width, map_width, valid_sizes)
+            exists = rank < num_keys
+            grad_k = tl.dot(tl.trans(grad_scores), q, out_dtype=ACCUMULATOR, input_precision="ieee")
+            grad_v = tl.dot(
+                tl.trans(left.to(grad.dtype)), grad, out_dtype=ACCUMULATOR, input_precision="ieee"
+            )
+            _store_rows(grad_keys, anywhere, wide, exists, grad_k * factor, HEAD_WIDTH, BLOCK_WIDTH)
+            _store_rows(
+                grad_values, anywhere, wide, exists, grad_v * rescale, HEAD_WIDTH, BLOCK_WIDTH
+            )
+    if grad_keys is not None:
+        nothing = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
+        behind = start + tl.cdiv(tl.maximum(stop - start, 0), BLOCK_KEYS) * BLOCK_KEYS
+        for first in range(behind, tl.minimum(start + keys_per_part, num_keys), BLOCK_KEYS):
+            rank = first + tl.arange(0, BLOCK_KEYS)
+            anywhere = _any_place(rank, count, own_width, map_width, valid_sizes)
+            exists = rank < num_keys
+            _store_rows(grad_keys, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
+            _store_rows(grad_values, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
+    far = part.to(tl.int64) * tl.num_programs(2) + sample
+    grad_queries += far * num_queries * wide + head * HEAD_WIDTH
+    _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
+
+
+@triton.jit
+def walk_queries(
+    queries, keys, values, grads, logsumexps, lengths, valid_sizes, seed, deltas,
+    grad_queries, grad_keys, grad_values,
+    q_sample, q_token, q_head, k_sample, k_token, k_head,
+    v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
+    num_queries, num_keys, num_heads, queries_per_part, map_height, map_width, threshold,
+    HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """Differentiate by one tile of keys and values what one part of the queries read there.
+
+    Grid: (key tiles * S, h, B). `grad_keys` and `grad_values` are (S, B, m, h, d), to be added up
+    where S > 1; 0 behind a sample's own keys. `deltas` (B, h, n) comes from `walk_keys`; without it
+    there must be one tile of keys, and `grad_queries` (B, n, h, d) is written here. All results
+    are contiguous.
+    """
+    FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
+    SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
+    head, sample = tl.program_id(1), tl.program_id(2)
+    tiles = tl.cdiv(num_keys, BLOCK_KEYS)
+    part = tl.program_id(0) // tiles
+    first_key = tl.program_id(0) % tiles * BLOCK_KEYS
+    rank = first_key + tl.arange(0, BLOCK_KEYS)
+    count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
+    own = rank < count
+    place = _any_place(rank, count, own_width, map_width, valid_sizes)
+    far = sample.to(tl.int64)
+    wide = num_heads * HEAD_WIDTH
+    k = _load_rows(
+        keys + far * k_sample + head * k_head, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH
+    )
+    v = _load_rows(
+        values + far * v_sample + head * v_head, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH
+    )
+    queries += far * q_sample + head * q_head
+    grads += far * grad_sample + head * grad_head
+    logsumexps += (far * num_heads + head) * num_queries
+    rescale = _dropout_scale(seed, threshold, ACCUMULATOR)
+    base, stir = _dropout_words(seed, sample, head)
+    factor = rescale * FACTOR
+    start = part * queries_per_part
+    stop = tl.minimum(start + queries_per_part, num_queries)
+    if deltas is not None:
+        deltas += (far * num_heads + head) * num_queries
+        # Nothing is read behind a sample's own keys.
+        stop = tl.where(first_key < count, stop, start)
+    else:
+        grad_queries += far * num_queries * wide + head * HEAD_WIDTH
+
+    grad_k = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
+    grad_v = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
+    for first in range(start, stop, BLOCK_QUERIES):
+        query = first + tl.arange(0, BLOCK_QUERIES)
+        asks = query < stop
+        q = _load_rows(queries, query, q_token, asks, HEAD_WIDTH, BLOCK_WIDTH)
+        grad = _load_rows(grads, query, grad_token, asks, HEAD_WIDTH, BLOCK_WIDTH)
+        log_total = tl.load(logsumexps + query, mask=asks, other=float("inf"))
+        if deltas is None:
+            # A sample without keys.
+            log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
+        scores = tl.dot(k, tl.trans(q), out_dtype=ACCUMULATOR, input_precision="ieee")
+        scores = tl.where(own[:, None], scores, float("-inf"))
+        weights = tl.exp2(scores * SCALE - log_total[None, :])
+        slopes = tl.dot(v, tl.trans(grad), out_dtype=ACCUMULATOR, input_precision="ieee")
+        left = weights
+        if seed is not None:
+            kept = _kept(query[None, :], rank[:, None], base, stir, threshold)
+            slopes = tl.where(kept, slopes, 0.0)
+            left = tl.where(kept, weights, 0.0)
+        grad_v += tl.dot(left.to(grad.dtype), grad, out_dtype=ACCUMULATOR, input_precision="ieee")
+        if deltas is None:
+            delta = tl.sum(weights * slopes, 0)
+        else:
+            delta = tl.load(deltas + query, mask=asks, other=0.0)
+        grad_scores = (weights * (slopes - tl.expand_dims(delta, 0))).to(q.dtype)
+        grad_k += tl.dot(grad_scores, q, out_dtype=ACCUMULATOR, input_precision="ieee")
+        if deltas is None:
+            grad_q = tl.dot(tl.trans(grad_scores), k, out_dtype=ACCUMULATOR, input_precision="ieee")
+            _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
+    far = part.to(tl.int64) * tl.num_programs(2) + sample
+    target = far * num_keys * wide + head * HEAD_WIDTH
+    exists = rank < num_keys
+    _store_rows(grad_keys + target, place, wide, exists, grad_k * factor, HEAD_WIDTH, BLOCK_WIDTH)
+    _store_rows(
+        grad_values + target, place, wide, exists, grad_v * rescale, HEAD_WIDTH, BLOCK_WIDTH
+    )
+
+
+@triton.jit
+def add_parts(parts, sums, size, num_parts, BLOCK_SIZE: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """Add `parts` (S, size) up in their order, into `sums` (size,)."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = offsets < size
+    total = tl.zeros([BLOCK_SIZE], ACCUMULATOR)
+    for _ in range(num_parts):
+        total += tl.load(parts + offsets, mask=mask, other=0.0)
+        parts += size
+    tl.store(sums + offsets, total.to(sums.dtype.element_ty), mask=mask)
