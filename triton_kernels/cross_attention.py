@@ -8,6 +8,7 @@ Letters: B batch, n queries, m keys, h heads, d head width, S parts of a split l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
     if max(q.shape[0], q.shape[2]) >= 2**16:
         return f"{q.shape[0]} samples of {q.shape[2]} heads; expected fewer than 65536 of each"
     for name, tensor in (("queries", q), ("keys", k)):
-        if _reach(tensor) >= 2**31:
-            return f"{name} {tuple(tensor.shape)} with a sample of 2^31 elements or more"
+        if _reach(tensor) > 2**31:
+            return f"{name} {tuple(tensor.shape)} with samples of more than 2^31 elements"
     return None
 
 
@@ -128,12 +129,12 @@ def plan_forward(
     query_tiles = _tiles_of(num_queries, sizes["block_queries"])
     parts, keys_per_part = _split(k.shape[1], sizes["block_keys"], query_tiles * heads * batch)
     precise = _accumulator(q)
-    out = q.new_empty(q.shape)
-    logsumexp = q.new_empty((batch, heads, num_queries), dtype=precise)
+    out = _empty(q.shape, q)
+    logsumexp = _empty((batch, heads, num_queries), q, precise)
     part_out, part_logsumexp = out, logsumexp
     if parts > 1:
-        part_out = q.new_empty((parts, *out.shape), dtype=precise)
-        part_logsumexp = q.new_empty((parts, *logsumexp.shape), dtype=precise)
+        part_out = _empty((parts, *out.shape), q, precise)
+        part_logsumexp = _empty((parts, *logsumexp.shape), q, precise)
     launches = [
         Launch(
             attend,
@@ -203,7 +204,7 @@ def plan_backward(
         are not a sample's own.
     """
     q, k, v, grad = _with_rows(q), _with_rows(k), _with_rows(v), _with_rows(grad)
-    grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+    grad_q, grad_k, grad_v = (_empty(tensor.shape, tensor) for tensor in (q, k, v))
     arguments: dict[str, Any] = {
         "queries": q,
         "keys": k,
@@ -218,12 +219,12 @@ def plan_backward(
         **_dropout(dropout_p, seed),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
-    if k.shape[1] <= by_keys["block_keys"]:
+    if 0 < k.shape[1] <= by_keys["block_keys"]:
         launches = _plan_walk_queries(arguments, by_keys, delta=None)
-    elif q.shape[1] <= by_queries["block_queries"]:
+    elif 0 < q.shape[1] <= by_queries["block_queries"]:
         launches = _plan_walk_keys(arguments, by_queries, out, delta=None)
     else:
-        delta = torch.empty_like(arguments["logsumexps"])
+        delta = _empty(logsumexp.shape, logsumexp)
         launches = _plan_walk_keys(arguments, by_queries, out, delta)
         launches += _plan_walk_queries(arguments, by_keys, delta)
     return launches, (grad_q, grad_k, grad_v)
@@ -292,7 +293,7 @@ def _plan_walk_queries(
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
     """Allocate (S, ...) for parts of a tensor, and say what adds them up."""
     precise = _accumulator(total)
-    separate = total.new_empty((parts, *total.shape), dtype=precise)
+    separate = _empty((parts, *total.shape), total, precise)
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
     constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": _triton_dtype(precise)}
     grid = (_tiles_of(total.numel(), SUM_BLOCK),)
@@ -380,9 +381,15 @@ def _with_rows(tensor: Tensor) -> Tensor:
 
 
 def _reach(tensor: Tensor) -> int:
-    """Largest offset inside a sample, in elements."""
+    """Elements of a sample from its first to its last, here or in a contiguous result."""
     strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return sum(max(0, size - 1) * stride for size, stride in strided)
+    spread = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
+    return max(spread, math.prod(tensor.shape[1:]))
+
+
+def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate contiguous memory on the device (and with the dtype) of another tensor."""
+    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device)
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:

@@ -1,0 +1,381 @@
+"""Cross attention in Triton's interpreter: outputs and every gradient against the oracle."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fiber.kernels import cross_attention, reference
+from tests.kernels import oracle
+
+# Sums of at most 300 float64 terms of size 1, in another order.
+TOLERANCE = 1e-12
+# What rounding the result alone costs, relative to its largest element.
+FLOORS = {torch.float32: 2**-23, torch.float16: 2**-10}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; `lengths` or `sizes` may hide keys, and NaN stands in all that is hidden."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    lengths: tuple[int, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    map_size: tuple[int, int] | None = None
+
+    def key_mask(self) -> Tensor:
+        if self.lengths is not None:
+            return torch.arange(self.keys) < torch.tensor(self.lengths)[:, None]
+        mask = torch.ones(self.batch, self.keys, dtype=torch.bool)
+        if self.sizes is not None and self.map_size is not None:
+            for own, (height, width) in zip(mask, self.sizes, strict=True):
+                own.view(self.map_size)[height:] = False
+                own.view(self.map_size)[:, width:] = False
+        return mask
+
+    def options(self, dtype: torch.dtype = torch.int64) -> dict:
+        return {
+            "key_lengths": None if self.lengths is None else torch.tensor(self.lengths).to(dtype),
+            "valid_sizes": None if self.sizes is None else torch.tensor(self.sizes).to(dtype),
+            "map_size": self.map_size,
+        }
+
+    def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Queries, keys, values and the gradient of the output."""
+        generator = torch.Generator().manual_seed(self.queries + self.keys)
+        shapes = [(self.batch, n, self.heads, self.width) for n in self.lengths_of_inputs()]
+        return [
+            torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+            for shape in shapes
+        ]
+
+    def lengths_of_inputs(self) -> tuple[int, ...]:
+        return self.queries, self.keys, self.keys, self.queries
+
+
+def hide(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Put NaN where keys (B, m, h, d) are not to be read."""
+    return torch.where(mask[..., None, None], tensor, math.nan)
+
+
+def run(case: Case, inputs: list[Tensor], dropout_p: float = 0.0, seed: int = 0) -> list[Tensor]:
+    """Output and the three gradients."""
+    q, k, v, grad = inputs
+    mask = case.key_mask()
+    k, v = hide(k, mask), hide(v, mask)
+    dropout = (dropout_p, torch.tensor([seed])) if dropout_p else ()
+    options = case.options().values()
+    out, logsumexp = cross_attention.forward(q, k, v, *options, *dropout)
+    gradients = cross_attention.backward(grad, q, k, v, out, logsumexp, *options, *dropout)
+    return [out, *gradients]
+
+
+def differentiate(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Output and the three gradients of plain code."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs[:3]]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Largest error relative to the largest expected element; NaN counts as infinite."""
+    assert got.shape == expected.shape
+    largest = max(expected.abs().max().item(), 1e-300)
+    worst = ((got.double() - expected).abs().max() / largest).item()
+    return math.inf if math.isnan(worst) else worst
+
+
+def use_tiles(monkeypatch, queries: int, keys: int, programs: int = 1) -> None:
+    """Set tile sizes, and the number of programs that loops are split for."""
+    sizes = {"block_queries": queries, "block_keys": keys, "num_warps": 1, "num_stages": 1}
+    monkeypatch.setattr(cross_attention, "tile", lambda *_, **__: dict(sizes))
+    monkeypatch.setattr(cross_attention, "PROGRAMS", programs)
+
+
+MAP = {"map_size": (7, 10), "sizes": ((7, 10), (3, 4), (0, 5), (6, 10), (2, 0), (9, 11))}
+CASES = {
+    "one query, one key": Case(1, 1, 1, 1, 16),
+    "few of both": Case(2, 5, 7, 2, 32),
+    "short keys by length": Case(4, 37, 12, 1, 16, lengths=(12, 0, 1, 40)),
+    "short queries by length": Case(4, 9, 70, 1, 16, lengths=(70, 0, 33, 99)),
+    "both long, by length": Case(4, 40, 50, 1, 20, lengths=(50, 0, 32, 1)),
+    "a length below 0": Case(2, 3, 20, 1, 16, lengths=(-3, 20)),
+    "short queries on a map": Case(6, 5, 70, 1, 16, **MAP),
+    "both long, on a map": Case(6, 35, 70, 1, 16, **MAP),
+    "short keys on a map": Case(3, 35, 15, 1, 16, map_size=(5, 3), sizes=((5, 3), (2, 2), (0, 0))),
+    "a map of one column": Case(2, 3, 20, 1, 16, map_size=(20, 1), sizes=((20, 1), (7, 1))),
+    "narrow heads": Case(1, 17, 18, 3, 5),
+}
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    use_tiles(monkeypatch, 32, 32)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_oracle_in_float64(case):
+    inputs, mask = case.inputs(), case.key_mask()
+    expected = differentiate(lambda q, k, v: oracle.attention(q, k, v, mask), inputs)
+    ours = run(case, inputs)
+    for name, got, wanted in zip(("out", "q", "k", "v"), ours, expected, strict=True):
+        assert error(got, wanted) <= TOLERANCE, name
+    for gradient in ours[2:]:
+        assert (gradient[~mask] == 0).all()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("name", ["short keys by length", "both long, by length"])
+def test_as_accurate_as_plain_pytorch(name, dtype):
+    case = CASES[name]
+    inputs = case.inputs(dtype)
+    lengths = torch.tensor(case.lengths)
+    exact = [tensor.double() for tensor in inputs]
+    expected = differentiate(lambda q, k, v: oracle.attention(q, k, v, case.key_mask()), exact)
+    plain = differentiate(
+        lambda q, k, v: reference.image_to_text_attention(q, k, v, lengths), inputs
+    )
+    ours = run(case, inputs)
+    for part, got, other, wanted in zip(("out", "q", "k", "v"), ours, plain, expected, strict=True):
+        assert got.dtype == dtype
+        assert error(got, wanted) <= max(2 * error(other, wanted), FLOORS[dtype]), part
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_logsumexp_is_of_base_two():
+    case = CASES["short queries by length"]
+    q, k, v, _ = case.inputs()
+    _, logsumexp = cross_attention.forward(q, k, v, *case.options().values())
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
+    scores = scores.masked_fill(~case.key_mask()[:, None, None], -math.inf)
+    expected = scores.logsumexp(-1) / math.log(2)
+    assert (logsumexp[1] == -math.inf).all()
+    assert torch.allclose(logsumexp, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_lengths_and_sizes_of_any_integer_type(dtype):
+    for name in ("short keys by length", "short queries on a map"):
+        case = CASES[name]
+        q, k, v, _ = case.inputs()
+        out, _ = cross_attention.forward(q, k, v, *case.options(dtype).values())
+        assert error(out, oracle.attention(q, k, v, case.key_mask())) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", ["short keys by length", "both long, by length"])
+def test_views(name):
+    case = replace(CASES[name], heads=2)
+    q, k, v, grad = case.inputs()
+    expected = run(case, [q, k, v, grad[:1, :1, :1].expand_as(grad)])
+    packed = torch.stack([hide(k, case.key_mask()), hide(v, case.key_mask())], 2)
+    # As after a projection to all heads; heads before tokens; and a gradient of one row.
+    options = case.options().values()
+    views = q.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)
+    assert not any(view.is_contiguous() for view in views)
+    out, logsumexp = cross_attention.forward(*views, *options)
+    direction = grad[:1, :1, :1].expand_as(grad)
+    gradients = cross_attention.backward(direction, *views, out, logsumexp, *options)
+    for got, wanted in zip((out, *gradients), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_elements_of_a_row_apart():
+    case = CASES["few of both"]
+    inputs = case.inputs()
+    apart = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in inputs]
+    assert all(tensor.stride(-1) == 2 for tensor in apart)
+    for got, wanted in zip(run(case, apart), run(case, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 3, 4, 1), (2, 0, 4, 1), (2, 0, 70, 1), (2, 3, 0, 1), (2, 70, 0, 1), (2, 3, 4, 0)],
+    ids=str,
+)
+def test_empty(shape):
+    case = Case(*shape, width=16)
+    out, *gradients = run(case, case.inputs())
+    assert (out == 0).all()
+    for got, tensor in zip(gradients, case.inputs(), strict=False):
+        assert got.shape == tensor.shape
+        assert (got == 0).all()
+
+
+SPLIT_CASES = {
+    "queries of one tile": Case(2, 12, 150, 1, 16, lengths=(150, 37)),
+    "keys of one tile": Case(2, 150, 12, 1, 16, lengths=(12, 0)),
+    "both long": Case(2, 70, 70, 1, 16, lengths=(70, 0)),
+    "on a map": Case(2, 12, 150, 1, 16, map_size=(10, 15), sizes=((10, 15), (9, 4))),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT_CASES.values(), ids=SPLIT_CASES.keys())
+def test_split_loops_give_the_same(case, monkeypatch):
+    inputs = case.inputs()
+    counts, results = [], []
+    for programs in (1, 10_000):
+        use_tiles(monkeypatch, 16, 16, programs)
+        counts.append(number_of_launches(case))
+        results.append(run(case, inputs))
+    assert counts[1] > counts[0]
+    for got, wanted in zip(results[1], results[0], strict=True):
+        assert error(got, wanted) <= TOLERANCE
+
+
+def number_of_launches(case: Case) -> int:
+    q, k, v, grad = (tensor.to("meta") for tensor in case.inputs())
+    forward, (out, logsumexp) = cross_attention.plan_forward(q, k, v)
+    backward, _ = cross_attention.plan_backward(grad, q, k, v, out, logsumexp)
+    return len(forward) + len(backward)
+
+
+@pytest.mark.parametrize("name", ["queries of one tile", "both long"])
+def test_repeated_runs_are_the_same_bits(name, monkeypatch):
+    use_tiles(monkeypatch, 16, 16, 10_000)
+    case = SPLIT_CASES[name]
+    inputs = case.inputs(torch.float32)
+    first, second = run(case, inputs, 0.3), run(case, inputs, 0.3)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def recover_kept(case: Case, dropout_p: float, seed: int) -> Tensor:
+    """Read which weights survive, (B, h, n, m) bool, through values that are unit vectors."""
+    q, k, _, _ = case.inputs(torch.float32)
+    kept = []
+    for start in range(0, case.keys, case.width):
+        unit = torch.zeros(case.keys, case.width)
+        size = min(case.width, case.keys - start)
+        unit[start : start + size, :size] = torch.eye(size)
+        v = unit[None, :, None].expand(k.shape)
+        out, _ = cross_attention.forward(
+            0 * q, k, v, *case.options().values(), dropout_p, torch.tensor([seed])
+        )
+        kept.append(out.permute(0, 2, 1, 3)[..., :size] != 0)
+    return torch.cat(kept, -1)
+
+
+@pytest.mark.parametrize("name", SPLIT_CASES)
+def test_dropout_gradients(name, monkeypatch):
+    case, dropout_p = SPLIT_CASES[name], 0.25
+    use_tiles(monkeypatch, 16, 16)
+    kept = recover_kept(case, dropout_p, seed=7)
+    hidden = ~case.key_mask()
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
+        # Finite, for samples without keys; what is hidden is dropped anyway.
+        scores = scores.masked_fill(hidden[:, None, None], -1e4)
+        weights = scores.softmax(-1) * kept / (1 - dropout_p)
+        return torch.einsum("bhnm,bmhd->bnhd", weights, v)
+
+    inputs = case.inputs()
+    expected = differentiate(plain, inputs)
+    for programs in (1, 10_000):
+        use_tiles(monkeypatch, 16, 16, programs)
+        for got, wanted in zip(run(case, inputs, dropout_p, 7), expected, strict=True):
+            assert error(got, wanted) <= TOLERANCE
+
+
+def test_dropout_does_not_depend_on_tiles_or_parts(monkeypatch):
+    case = Case(2, 40, 100, 1, 128)
+    masks = []
+    for queries, keys, programs in ((16, 16, 1), (64, 32, 1), (32, 128, 1), (16, 16, 10_000)):
+        use_tiles(monkeypatch, queries, keys, programs)
+        masks.append(recover_kept(case, 0.4, seed=3))
+    assert 0 < masks[0].double().mean() < 1
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
+def test_dropout_does_not_depend_on_padding(monkeypatch):
+    use_tiles(monkeypatch, 16, 16)
+    alone = Case(1, 20, 12, 1, 16)
+    on_map = replace(alone, keys=70, map_size=(7, 10), sizes=((3, 4),))
+    wide = recover_kept(on_map, 0.4, seed=3)
+    own = wide[..., on_map.key_mask()[0]]
+    assert torch.equal(own, recover_kept(alone, 0.4, seed=3))
+    assert not wide[..., ~on_map.key_mask()[0]].any()
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.5, 2**-10])
+def test_rate_of_dropout(dropout_p, monkeypatch):
+    use_tiles(monkeypatch, 128, 128)
+    case = Case(2, 100, 128, 2, 128)
+    dropped = (~recover_kept(case, dropout_p, seed=11)).double()
+    deviation = math.sqrt(dropout_p * (1 - dropout_p))
+    for samples in (dropped.flatten(), *dropped.flatten(0, 1).flatten(1)):
+        assert abs(samples.mean() - dropout_p) <= 5 * deviation / math.sqrt(samples.numel())
+    # Rows and columns vary as independent draws do: no row is dropped as a whole.
+    for axis in (2, 3):
+        means = dropped.mean(axis)
+        expected = deviation**2 / dropped.shape[axis]
+        # The variance of draws that are 0 or 1 has this kurtosis.
+        kurtosis = (1 - 6 * deviation**2) / deviation**2 / dropped.shape[axis] + 2
+        spread = expected * math.sqrt(kurtosis / means.numel())
+        assert abs((means - dropout_p).square().mean() - expected) <= 5 * spread
+
+
+def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch):
+    use_tiles(monkeypatch, 128, 128)
+    case = Case(2, 100, 128, 2, 128)
+    kept = recover_kept(case, 0.5, seed=11)
+    pairs = {
+        "samples": (kept[0], kept[1]),
+        "heads": (kept[:, 0], kept[:, 1]),
+        "seeds": (kept, recover_kept(case, 0.5, seed=12)),
+        "seeds in the upper half": (kept, recover_kept(case, 0.5, seed=11 + 2**32)),
+        "next query": (kept[:, :, 1:], kept[:, :, :-1]),
+        "next key": (kept[..., 1:], kept[..., :-1]),
+        "next query and key": (kept[..., 1:, 1:], kept[..., :-1, :-1]),
+        "corners of a square": (
+            kept[..., 1:, 1:] ^ kept[..., :-1, :-1],
+            kept[..., :-1, 1:] ^ kept[..., 1:, :-1],
+        ),
+    }
+    for name, (one, other) in pairs.items():
+        same = (one == other).double()
+        assert abs(same.mean() - 0.5) <= 5 * 0.5 / math.sqrt(same.numel()), name
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 1.5, math.nan])
+def test_dropout_of_no_probability(dropout_p):
+    q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
+    with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
+        cross_attention.plan_forward(q, k, v, dropout_p=dropout_p, seed=torch.tensor([0]))
+
+
+REFUSED = {
+    "head width 0; expected 1 to 128": (1, 2, 1, 0),
+    "head width 200; expected 1 to 128": (1, 2, 1, 200),
+    "70000 samples of 1 heads; expected fewer than 65536": (70_000, 1, 1, 8),
+    "queries .* with samples of more than 2\\^31 elements": (1, 2**25 + 1, 2, 32),
+}
+
+
+@pytest.mark.parametrize(("message", "shape"), REFUSED.items(), ids=REFUSED.keys())
+def test_refusal(message, shape):
+    tensor = torch.empty(shape, dtype=torch.float16, device="meta")
+    assert re.match(message, cross_attention.refusal(tensor, tensor) or "")
+
+
+def test_refusal_by_dtype_and_none():
+    tensor = torch.empty(2, 3, 4, 32, dtype=torch.int32, device="meta")
+    assert (cross_attention.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert cross_attention.refusal(tensor.to(dtype), tensor.to(dtype)) is None
