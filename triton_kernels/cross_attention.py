@@ -135,28 +135,18 @@ def plan_forward(
     if parts > 1:
         part_out = _empty((parts, *out.shape), q, precise)
         part_logsumexp = _empty((parts, *logsumexp.shape), q, precise)
-    launches = [
-        Launch(
-            attend,
-            (query_tiles * parts, heads, batch),
-            {
-                "queries": q,
-                "keys": k,
-                "values": v,
-                "outputs": part_out,
-                "logsumexps": part_logsumexp,
-                "keys_per_part": keys_per_part,
-                **_keys(q, k, v, key_lengths, valid_sizes, map_size),
-                **_dropout(dropout_p, seed),
-            },
-            _constants(sizes, q),
-            sizes["num_warps"],
-            sizes["num_stages"],
-        )
-    ]
+    arguments = {
+        "outputs": part_out,
+        "logsumexps": part_logsumexp,
+        "keys_per_part": keys_per_part,
+        **_inputs(q, k, v, key_lengths, valid_sizes, map_size),
+        **_dropout(dropout_p, seed),
+    }
+    grid = (query_tiles * parts, heads, batch)
+    several = keys_per_part > sizes["block_keys"]
+    launches = [_walk(attend, grid, arguments, sizes, parts > 1, several)]
     if parts > 1:
-        constants = _constants(sizes, q)
-        del constants["BLOCK_KEYS"]
+        constants = {**_constants(q), "BLOCK_QUERIES": sizes["block_queries"]}
         arguments = {
             "parts": part_out,
             "part_logsumexps": part_logsumexp,
@@ -206,16 +196,13 @@ def plan_backward(
     q, k, v, grad = _with_rows(q), _with_rows(k), _with_rows(v), _with_rows(grad)
     grad_q, grad_k, grad_v = (_empty(tensor.shape, tensor) for tensor in (q, k, v))
     arguments: dict[str, Any] = {
-        "queries": q,
-        "keys": k,
-        "values": v,
         "grads": grad,
         "logsumexps": logsumexp.contiguous(),
         "grad_queries": grad_q,
         "grad_keys": grad_k,
         "grad_values": grad_v,
         **_strides("grad", grad),
-        **_keys(q, k, v, key_lengths, valid_sizes, map_size),
+        **_inputs(q, k, v, key_lengths, valid_sizes, map_size),
         **_dropout(dropout_p, seed),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
@@ -251,14 +238,8 @@ def _plan_walk_keys(
         arguments["grad_queries"], launch = _parts(grad_q, parts)
         sums = [launch]
     grid = (tiles * parts, heads, batch)
-    walk = Launch(
-        walk_keys,
-        grid,
-        arguments,
-        _constants(sizes, q),
-        sizes["num_warps"],
-        sizes["num_stages"],
-    )
+    several = keys_per_part > sizes["block_keys"]
+    walk = _walk(walk_keys, grid, arguments, sizes, parts > 1, several)
     return [walk, *sums]
 
 
@@ -279,14 +260,8 @@ def _plan_walk_queries(
             arguments[name], launch = _parts(arguments[name], parts)
             sums.append(launch)
     grid = (tiles * parts, heads, batch)
-    walk = Launch(
-        walk_queries,
-        grid,
-        arguments,
-        _constants(sizes, q),
-        sizes["num_warps"],
-        sizes["num_stages"],
-    )
+    several = queries_per_part > sizes["block_queries"]
+    walk = _walk(walk_queries, grid, arguments, sizes, parts > 1, several)
     return [walk, *sums]
 
 
@@ -319,23 +294,50 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
     )
     area = sizes["block_queries"] * sizes["block_keys"]
     for name, length in (("block_queries", q.shape[1]), ("block_keys", k.shape[1])):
-        sizes[name] = min(sizes[name], _power_of_two(length))
+        sizes[name] = _fitting(sizes[name], length)
     smaller = area // (sizes["block_queries"] * sizes["block_keys"])
     sizes["num_warps"] = max(1, sizes["num_warps"] // smaller)
     return sizes
 
 
-def _constants(sizes: dict[str, int], q: Tensor) -> dict[str, Any]:
+def _fitting(block: int, length: int) -> int:
+    """Halve a tile until at most a third is added to the sixteens that a length takes."""
+    block = min(block, _power_of_two(length))
+    while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
+        block //= 2
+    return block
+
+
+def _walk(
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, Any],
+    sizes: dict[str, int],
+    split: bool,
+    several: bool,
+) -> Launch:
+    """Launch a kernel that loops over tiles; `several`: more than one of them in a part."""
+    q = arguments["queries"]
+    constants = {
+        **_constants(q),
+        "BLOCK_QUERIES": sizes["block_queries"],
+        "BLOCK_KEYS": sizes["block_keys"],
+        "SPLIT": split,
+    }
+    # One tile has no next one that could be loaded ahead.
+    stages = sizes["num_stages"] if several else 1
+    return Launch(kernel, grid, arguments, constants, sizes["num_warps"], stages)
+
+
+def _constants(q: Tensor) -> dict[str, Any]:
     return {
         "HEAD_WIDTH": q.shape[3],
         "BLOCK_WIDTH": _power_of_two(q.shape[3]),
-        "BLOCK_QUERIES": sizes["block_queries"],
-        "BLOCK_KEYS": sizes["block_keys"],
         "ACCUMULATOR": _triton_dtype(_accumulator(q)),
     }
 
 
-def _keys(
+def _inputs(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -343,9 +345,12 @@ def _keys(
     valid_sizes: Tensor | None,
     map_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Arguments that all kernels need to find queries and keys."""
+    """Arguments by which all kernels find queries, keys and values."""
     height, width = (0, 0) if valid_sizes is None or map_size is None else map_size
     return {
+        "queries": q,
+        "keys": k,
+        "values": v,
         "lengths": None if key_lengths is None else key_lengths.contiguous(),
         "valid_sizes": None if valid_sizes is None else valid_sizes.contiguous(),
         **_strides("q", q),

@@ -22,6 +22,7 @@ from .cross_attention_kernels import (
     _own_keys,
     _place,
     _store_rows,
+    _tile_and_part,
 )
 
 
@@ -33,7 +34,7 @@ def walk_keys(
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Differentiate by one tile of queries what it read in one part of the keys.
 
@@ -45,9 +46,8 @@ def walk_keys(
     FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
     head, sample = tl.program_id(1), tl.program_id(2)
-    tiles = tl.cdiv(num_queries, BLOCK_QUERIES)
-    part = tl.program_id(0) // tiles
-    query = tl.program_id(0) % tiles * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    tile, part = _tile_and_part(num_queries, BLOCK_QUERIES, SPLIT)
+    query = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     asks = query < num_queries
     far = sample.to(tl.int64)
     wide = num_heads * HEAD_WIDTH
@@ -128,7 +128,7 @@ def walk_keys(
             exists = rank < num_keys
             _store_rows(grad_keys, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
             _store_rows(grad_values, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
-    far = part.to(tl.int64) * tl.num_programs(2) + sample
+    far += part * tl.num_programs(2)
     grad_queries += far * num_queries * wide + head * HEAD_WIDTH
     _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
 
@@ -141,7 +141,7 @@ def walk_queries(
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, queries_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Differentiate by one tile of keys and values what one part of the queries read there.
 
@@ -153,9 +153,8 @@ def walk_queries(
     FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
     head, sample = tl.program_id(1), tl.program_id(2)
-    tiles = tl.cdiv(num_keys, BLOCK_KEYS)
-    part = tl.program_id(0) // tiles
-    first_key = tl.program_id(0) % tiles * BLOCK_KEYS
+    tile, part = _tile_and_part(num_keys, BLOCK_KEYS, SPLIT)
+    first_key = tile * BLOCK_KEYS
     rank = first_key + tl.arange(0, BLOCK_KEYS)
     count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
     own = rank < count
@@ -213,7 +212,7 @@ def walk_queries(
         if deltas is None:
             grad_q = tl.dot(tl.trans(grad_scores), k, out_dtype=ACCUMULATOR, input_precision="ieee")
             _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
-    far = part.to(tl.int64) * tl.num_programs(2) + sample
+    far += part * tl.num_programs(2)
     target = far * num_keys * wide + head * HEAD_WIDTH
     exists = rank < num_keys
     _store_rows(grad_keys + target, place, wide, exists, grad_k * factor, HEAD_WIDTH, BLOCK_WIDTH)

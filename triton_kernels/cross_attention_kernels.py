@@ -36,6 +36,16 @@ def _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width):
 
 
 @triton.jit
+def _tile_and_part(length, BLOCK: tl.constexpr, SPLIT: tl.constexpr):
+    """Find this program's tile of the kept side and its part of the loop over the other side."""
+    if SPLIT:
+        tiles = tl.cdiv(length, BLOCK)
+        return tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    else:
+        return tl.program_id(0), 0
+
+
+@triton.jit
 def _place(rank, own_width, map_width, valid_sizes):
     """Where in the tensor the own key of a rank stands."""
     if valid_sizes is None:
@@ -135,7 +145,7 @@ def attend(
     v_sample, v_token, v_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Read the keys of one part for one tile of queries.
 
@@ -144,9 +154,8 @@ def attend(
     """
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
     head, sample = tl.program_id(1), tl.program_id(2)
-    tiles = tl.cdiv(num_queries, BLOCK_QUERIES)
-    part = tl.program_id(0) // tiles
-    query = tl.program_id(0) % tiles * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    tile, part = _tile_and_part(num_queries, BLOCK_QUERIES, SPLIT)
+    query = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     asks = query < num_queries
     far = sample.to(tl.int64)
     q = _load_rows(
@@ -184,7 +193,7 @@ def attend(
 
     total = tl.where(stop > start, total, 1.0)
     read = read * (_dropout_scale(seed, threshold, ACCUMULATOR) / total)[:, None]
-    far = part.to(tl.int64) * tl.num_programs(2) + sample
+    far += part * tl.num_programs(2)
     outputs += (far * num_queries * num_heads + head) * HEAD_WIDTH
     _store_rows(outputs, query, num_heads * HEAD_WIDTH, asks, read, HEAD_WIDTH, BLOCK_WIDTH)
     logsumexps += (far * num_heads + head) * num_queries

@@ -379,3 +379,28 @@ def test_refusal_by_dtype_and_none():
     assert (cross_attention.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert cross_attention.refusal(tensor.to(dtype), tensor.to(dtype)) is None
+
+
+@pytest.mark.parametrize("dtype", [*FLOORS, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [8, 32, 64, 128])
+def test_the_table_has_tiles_for(width, dtype):
+    q = torch.empty(1, 40, 2, width, dtype=dtype, device="meta")
+    k = torch.empty(1, 600, 2, width, dtype=dtype, device="meta")
+    launches, (out, logsumexp) = cross_attention.plan_forward(q, k, k)
+    launches += cross_attention.plan_backward(q, q, k, k, out, logsumexp)[0]
+    for launch in launches:
+        constants = launch.constants
+        rows = [constants.get(f"BLOCK_{side}", 16) for side in ("QUERIES", "KEYS")]
+        assert all(16 <= block <= 128 for block in rows)
+        assert launch.num_warps in (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("length", "block"),
+    [(1, 16), (17, 32), (40, 64), (70, 32), (80, 32), (144, 64), (576, 128), (4200, 128), (0, 16)],
+)
+def test_tiles_fit_the_sequence(length, block):
+    q = torch.empty(1, length, 2, 32, dtype=torch.float16, device="meta")
+    k = torch.empty(1, 40, 2, 32, dtype=torch.float16, device="meta")
+    launch = cross_attention.plan_forward(q, k, k)[0][0]
+    assert launch.constants["BLOCK_QUERIES"] == block
