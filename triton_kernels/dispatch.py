@@ -107,13 +107,13 @@ def triton_module(name: str, tensor: Tensor, *shape: Any) -> ModuleType | None:
     refusal = module.refusal(tensor, *shape)
     if refusal is None:
         return module
-    _tell(name.removeprefix("triton_"), refusal)
+    _tell(name, refusal)
     return None
 
 
 @cache
-def _tell(operation: str, refusal: str) -> None:
-    warnings.warn(f"attention ({operation}): {refusal}; plain PyTorch runs instead", stacklevel=2)
+def _tell(module: str, refusal: str) -> None:
+    warnings.warn(f"fiber.kernels.{module}: {refusal}; plain PyTorch runs instead", stacklevel=2)
 
 
 @cache

@@ -39,7 +39,7 @@ def window_attention(
 ) -> tuple[Tensor, Tensor]:
     """What is read, and what the backward pass is given; see `reference_windows`."""
     arguments = (qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    triton = triton_module("triton_windows", qkv, window_size)
+    triton = triton_module("window_plans", qkv, window_size)
     if triton is not None:
         return triton.forward(*arguments), qkv.new_empty(0, dtype=torch.float32)
     return reference_windows.window_attention(*arguments, trains=trains)
@@ -80,7 +80,7 @@ def window_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, bias_table and qkv_bias."""
     inputs, arguments = (grad, qkv, bias_table, qkv_bias), (window_size, shift, valid_sizes)
-    triton = triton_module("triton_windows", qkv, window_size)
+    triton = triton_module("window_plans", qkv, window_size)
     if triton is not None:
         return triton.backward(*inputs, *arguments)
     return reference_windows.window_attention_backward(*inputs, weights, *arguments)
@@ -130,7 +130,7 @@ def cross_attention(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What is read, and the base-2 logarithms of the sums of exponentials (B, h, n)."""
-    triton = triton_module("triton_cross", q, k)
+    triton = triton_module("cross_attention", q, k)
     if triton is not None:
         return triton.forward(q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed)
     mask = _mask(k, key_lengths, key_mask, valid_sizes, map_size)
@@ -165,7 +165,7 @@ def cross_attention_backward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    triton = triton_module("triton_cross", q, k)
+    triton = triton_module("cross_attention", q, k)
     if triton is not None:
         saved = (q, k, v, out, logsumexp)
         return triton.backward(grad, *saved, key_lengths, valid_sizes, map_size, dropout_p, seed)

@@ -84,11 +84,11 @@ def test_a_call_that_the_kernel_does_not_take_is_told_once(machine, monkeypatch)
     machine()
     monkeypatch.setattr(dispatch.importlib, "import_module", lambda name, package: Refuses)
     dispatch._tell.cache_clear()
-    assert dispatch.triton_module("triton_anything", OnGpu(), 3) is Refuses
-    with pytest.warns(UserWarning, match="anything.: width 4 is above 3"):
-        assert dispatch.triton_module("triton_anything", OnGpu(), 4) is None
+    assert dispatch.triton_module("anything", OnGpu(), 3) is Refuses
+    with pytest.warns(UserWarning, match="anything: width 4 is above 3"):
+        assert dispatch.triton_module("anything", OnGpu(), 4) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.triton_module("triton_anything", OnGpu(), 4) is None
+        assert dispatch.triton_module("anything", OnGpu(), 4) is None
     with pytest.warns(UserWarning, match="width 5"):
-        assert dispatch.triton_module("triton_anything", OnGpu(), 5) is None
+        assert dispatch.triton_module("anything", OnGpu(), 5) is None

@@ -1,0 +1,60 @@
+"""The public operations with the Triton kernels behind them: equal to plain PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from fiber import kernels
+from fiber.kernels import dispatch
+
+SIZES = torch.tensor([[5, 6], [2, 5]])
+LENGTHS = torch.tensor([5, 2])
+#: Products of at most 30 float64 terms of size 1, one after another through three operations.
+TOLERANCE = 1e-12
+
+
+def random(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor, gate: Tensor) -> Tensor:
+    read = kernels.window_attention(qkv, table, bias, window_size=3, shift=1, valid_sizes=SIZES)
+    tokens = read.flatten(1, 2)
+    of_text = kernels.image_to_text_attention(tokens, text, text, LENGTHS)
+    of_image = kernels.text_to_image_attention(
+        text, of_text, tokens, valid_sizes=SIZES, map_size=(5, 6)
+    )
+    weight = torch.arange(64, dtype=torch.float64).view(8, 8) / 64
+    return kernels.gated_residual(
+        text.flatten(2), of_image.flatten(2), weight, torch.ones(8, dtype=torch.float64), gate
+    )
+
+
+def test_the_kernels_give_what_plain_pytorch_gives():
+    inputs = (
+        random(2, 5, 6, 3, 2, 4), random(25, 2), random(3, 2, 4), random(2, 5, 2, 4),
+        torch.tensor([0.5], dtype=torch.float64, requires_grad=True),
+    )  # fmt: skip
+    results = []
+    for backend in ("reference", "triton"):
+        with kernels.use_backend(backend), warnings.catch_warnings():
+            # A call that a kernel refused would be plain PyTorch twice.
+            warnings.simplefilter("error")
+            out = everything(*inputs)
+            results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for plain, triton in zip(*results, strict=True):
+        assert (plain - triton).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1)
+    assert not torch.equal(results[0][1], results[1][1]), "the two never agree to the last bit"
+
+
+def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
+    dispatch._tell.cache_clear()
+    q, k, v = (torch.randn(1, tokens, 1, 160) for tokens in (3, 4, 4))
+    expected = kernels.image_to_text_attention(q, k, v)
+    with kernels.use_backend("triton"), pytest.warns(UserWarning, match="head width 160"):
+        assert torch.equal(kernels.image_to_text_attention(q, k, v), expected)
