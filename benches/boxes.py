@@ -37,13 +37,12 @@ from box_measures import (
     open_asked,
     side_of,
 )
-from experiments import Inputs, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
+from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
 
 from fiber.data import Tokenizer, sources
 from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.fields import replace_fields
-from fiber.files import read_json
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe
@@ -114,16 +113,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Place:
+class BoxPlace(Place):
     """Where one data set and its coarse model are."""
-
-    data: Path
-    runs: Path
-
-    @property
-    def kind(self) -> str:
-        """What made the data: "scenes" or "stamps"."""
-        return read_json(self.data / "dataset.json")["parameters"]["generator"]
 
     @property
     def coarse(self) -> Path:
@@ -179,12 +170,12 @@ def boxed_records(folder: Path, percent: int, seed: int) -> dict[str, list[Recor
     }
 
 
-def finish(place: Place, job: Job) -> list[dict[str, Any]]:
+def finish(place: BoxPlace, job: Job) -> list[dict[str, Any]]:
     """Do one run: its rows."""
     return guess(place) if job.arm == CHANCE else [train_fine(place, job)]
 
 
-def train_coarse(place: Place) -> list[dict[str, Any]]:
+def train_coarse(place: BoxPlace) -> list[dict[str, Any]]:
     """Train the coarse model, or what is left of it, and measure it: its row."""
     use_one_thread()
     began = cpu_seconds()
@@ -202,7 +193,7 @@ def train_coarse(place: Place) -> list[dict[str, Any]]:
     return [row]
 
 
-def train_fine(place: Place, job: Job) -> dict[str, Any]:
+def train_fine(place: BoxPlace, job: Job) -> dict[str, Any]:
     """Train a fine model and measure it: its row."""
     use_one_thread()
     began = cpu_seconds()
@@ -249,7 +240,7 @@ def inputs_of(job: Job) -> Inputs:
     return "text" if job.arm == TEXT_ONLY else "both"
 
 
-def guess(place: Place) -> list[dict[str, Any]]:
+def guess(place: BoxPlace) -> list[dict[str, Any]]:
     """Work out what chance and the most frequent boxes reach: rows like those of a run."""
     began = cpu_seconds()
     asked: Asked = open_asked(place.data)
@@ -317,7 +308,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all rows together")
     options = parser.parse_args()
-    places = {place.kind: place for place in (Place(data, options.output) for data in options.data)}
+    given = [BoxPlace(data=data, runs=options.output) for data in options.data]
+    places = {place.kind: place for place in given}
     use_one_thread()
     rows = Rows("boxes", KNOWN_BY)
     waiting = [
@@ -329,7 +321,7 @@ def main() -> None:
 
 
 def run_all(
-    places: dict[str, Place],
+    places: dict[str, BoxPlace],
     waiting: list[tuple[str, Job]],
     rows: Rows,
     workers: int,

@@ -21,6 +21,7 @@ from PIL import Image
 from fiber.data.records import Record, RecordSet, record_in_epoch
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
+from fiber.files import read_json
 from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import TASKS, evaluate
 
@@ -30,6 +31,19 @@ SPLITS = ("val", "novel")
 #: What a run is allowed to see. "text" gives every record the same grey picture, "picture" the same
 #: text, in training and in measuring alike.
 Inputs = Literal["both", "text", "picture"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one data set and its runs are."""
+
+    data: Path
+    runs: Path
+
+    @property
+    def kind(self) -> str:
+        """What made the data: "scenes" or "stamps"."""
+        return read_json(self.data / "dataset.json")["parameters"]["generator"]
 
 
 class Rows:

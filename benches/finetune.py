@@ -25,6 +25,7 @@ from typing import Any
 from experiments import (
     SPLITS,
     Inputs,
+    Place,
     Rows,
     SeenInputs,
     measure,
@@ -34,7 +35,6 @@ from experiments import (
 
 from fiber.data.records import Record
 from fiber.fields import replace_fields
-from fiber.files import read_json
 from fiber.metrics import baselines
 from fiber.training.checkpoint import load_model
 from fiber.training.evaluate import TASKS
@@ -79,16 +79,8 @@ FINETUNED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where one data set and its runs are."""
-
-    data: Path
-    runs: Path
-
-    @property
-    def kind(self) -> str:
-        """What made the data: "scenes" or "stamps"."""
-        return read_json(self.data / "dataset.json")["parameters"]["generator"]
+class TaskPlace(Place):
+    """Where one data set is, and the model that every task starts from."""
 
     @property
     def coarse(self) -> Path:
@@ -101,7 +93,7 @@ class Place:
         return replace_fields(load_recipe("scenes_coarse"), {**COARSE, **COARSE_OF[self.kind]})
 
 
-def train_coarse(place: Place) -> None:
+def train_coarse(place: TaskPlace) -> None:
     """Train the model that every task starts from, or what is left of it."""
     use_one_thread()
     train(
@@ -127,7 +119,7 @@ def config_of(task: Task, seed: int, kind: str) -> RunConfig:
     return replace_fields(recipe, changes)
 
 
-def finetune(place: Place, measured: str, inputs: Inputs, seed: int) -> list[dict]:
+def finetune(place: TaskPlace, measured: str, inputs: Inputs, seed: int) -> list[dict]:
     """Train one run and measure it: a row for each number."""
     use_one_thread()
     task = FINETUNED[measured]
@@ -165,7 +157,7 @@ def finetune(place: Place, measured: str, inputs: Inputs, seed: int) -> list[dic
     ]
 
 
-def guess(place: Place, measured: str) -> list[dict]:
+def guess(place: TaskPlace, measured: str) -> list[dict]:
     """Work out what chance and counting reach: rows like those of a run."""
     rows: list[dict] = []
     _, reader, _ = TASKS[measured]
@@ -240,7 +232,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(FINETUNED), default=list(FINETUNED))
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
-    places = [Place(data=data, runs=options.output / data.name) for data in options.data]
+    places = [TaskPlace(data=data, runs=options.output / data.name) for data in options.data]
     use_one_thread()
     rows = Rows("finetune", KNOWN_BY)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:

@@ -122,8 +122,8 @@ def test_a_missing_coarse_model_is_trained_before_what_needs_it_and_only_then(
     monkeypatch.setattr(
         boxes, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
     )
-    places = {"scenes": boxes.Place(tmp_path, tmp_path)}
-    monkeypatch.setattr(boxes.Place, "kind", "scenes")
+    places = {"scenes": boxes.BoxPlace(data=tmp_path, runs=tmp_path)}
+    monkeypatch.setattr(boxes.BoxPlace, "kind", "scenes")
     fine, both = boxes.Job(boxes.FINE, 5, 0), boxes.Job(boxes.COARSE_FINE, 5, 0)
     rows = Rows("boxes", boxes.KNOWN_BY)
     boxes.run_all(places, [("scenes", fine)], rows, 2, 100)
