@@ -6,6 +6,9 @@ Letters: h heads, w window side, N = w * w tokens of a window, S >= N rows and c
 stored for a window, a multiple of 16 (so that the attention kernels read whole tiles).
 """
 
+# The types of Triton's language do not say what its compiler takes.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import math
@@ -109,13 +112,14 @@ def plan_reduce(
     launches.append(
         Launch(
             kernel=gather_bias,
-            grid=(2 * window_size - 1, heads),
-            arguments={"pairs": summed, "out": out},
+            grid=(2 * window_size - 1, triton.cdiv(heads, sizes["heads"])),
+            arguments={"pairs": summed, "out": out, "heads": heads},
             constants={
                 "WINDOW": window_size,
                 "STORED": stored,
                 "BLOCK_OFFSETS": triton.next_power_of_2(2 * window_size - 1),
                 "BLOCK_KEYS": triton.next_power_of_2(window_size),
+                "HEADS": sizes["heads"],
                 "ACCUMULATOR": accumulator(dtype),
             },
             num_warps=sizes["num_warps"],
@@ -198,53 +202,70 @@ def expand_bias(
     real = is_key & (query < WINDOW * WINDOW)
     rows_parted = (query_y >= WINDOW - SHIFT) != (key_y >= WINDOW - SHIFT)
     columns_parted = (query_x >= WINDOW - SHIFT) != (key_x >= WINDOW - SHIFT)
+    # What is added in each class, the same for all heads.
     dtype = out.dtype.element_ty
-    for head in range(tl.program_id(1) * HEADS, min(heads, (tl.program_id(1) + 1) * HEADS)):
+    missing = tl.where(is_key, 0.0, NO_KEY).to(dtype)
+    across_columns = tl.where(columns_parted, PARTED, 0.0).to(dtype)
+    across_rows = tl.where(rows_parted, PARTED, 0.0).to(dtype)
+    across_both = tl.where(rows_parted | columns_parted, PARTED, 0.0).to(dtype)
+    first_head = tl.program_id(1) * HEADS
+    table += row * heads + first_head
+    out += first_head * (STORED * STORED) + pair
+    step = heads * (STORED * STORED)
+    for _ in range(min(heads - first_head, HEADS)):
         # Queries beyond the window keep finite scores: nobody reads what comes of them.
-        score = tl.load(table + row * heads + head, mask=real, other=0.0).to(dtype) * LOG2E
-        score = tl.where(is_key, score, NO_KEY).to(dtype)
-        place = out + head * (STORED * STORED) + pair
-        tl.store(place, score, mask=stored)
+        score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
+        tl.store(out, score, mask=stored)
         if SHIFT > 0:
-            step = heads * (STORED * STORED)
-            tl.store(place + step, tl.where(columns_parted, score + PARTED, score), mask=stored)
-            tl.store(place + 2 * step, tl.where(rows_parted, score + PARTED, score), mask=stored)
-            parted = rows_parted | columns_parted
-            tl.store(place + 3 * step, tl.where(parted, score + PARTED, score), mask=stored)
+            tl.store(out + step, score + across_columns, mask=stored)
+            tl.store(out + 2 * step, score + across_rows, mask=stored)
+            tl.store(out + 3 * step, score + across_both, mask=stored)
+        table += 1
+        out += STORED * STORED
 
 
 @triton.jit
 def gather_bias(
     pairs,
     out,
+    heads,
     WINDOW: tl.constexpr,
     STORED: tl.constexpr,
     BLOCK_OFFSETS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
+    HEADS: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """Grid (2 w - 1 offsets along y, h): the 2 w - 1 rows of the table with one offset along y."""
-    offset_y, head, heads = tl.program_id(0) - (WINDOW - 1), tl.program_id(1), tl.num_programs(1)
+    """Grid (2 w - 1 offsets along y, groups of heads): rows of the table with one offset along y.
+
+    The index of a pair serves all heads of a group.
+    """
+    offset_y, first_head = tl.program_id(0) - (WINDOW - 1), tl.program_id(1) * HEADS
     column = tl.arange(0, BLOCK_OFFSETS)
     key_x = tl.arange(0, BLOCK_KEYS)
     # (offsets along x, keys of one row)
     query_x = key_x[None, :] + column[:, None] - (WINDOW - 1)
     real = (query_x >= 0) & (query_x < WINDOW) & (key_x < WINDOW)[None, :]
     real = real & (column < 2 * WINDOW - 1)[:, None]
-    total = tl.zeros([BLOCK_OFFSETS, BLOCK_KEYS], ACCUMULATOR)
+    totals = ()
+    for _ in tl.static_range(HEADS):
+        totals = totals + (tl.zeros([BLOCK_OFFSETS, BLOCK_KEYS], ACCUMULATOR),)
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
         # The offset's bits, which `pair_places` describes.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
-        total += tl.load(pairs + head * (STORED * STORED) + place, mask=real, other=0.0)
-    row = tl.program_id(0) * (2 * WINDOW - 1) + column
-    tl.store(
-        out + row * heads + head,
-        tl.sum(total, 1).to(out.dtype.element_ty),
-        mask=column < 2 * WINDOW - 1,
-    )
+        sums = ()
+        for i in tl.static_range(HEADS):
+            # A head too many reads the last one again, and is not stored.
+            start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
+            sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
+        totals = sums
+    place = out + (tl.program_id(0) * (2 * WINDOW - 1) + column) * heads + first_head
+    for i in tl.static_range(HEADS):
+        end = tl.where(first_head + i < heads, 2 * WINDOW - 1, 0)
+        tl.store(place + i, tl.sum(totals[i], 1).to(out.dtype.element_ty), mask=column < end)
 
 
 @triton.jit

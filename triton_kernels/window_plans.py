@@ -182,7 +182,7 @@ def plan_backward(
 def _plan_whole(
     shared: _Shared, tensors: dict[str, Tensor], atomic_bias: bool
 ) -> tuple[list[Launch], Tensor, int, Tensor | None]:
-    """One kernel: the launches, the bias's gradient by chunks, its S, the padding's by chunks."""
+    """One kernel: the launches, the bias's gradient by chunks, its S, the padding's by windows."""
     sizes = shared.tile("window_backward")
     stored = shared.stored(sizes["rows"])
     launches, bias = shared.expand(stored, transposed=False)
@@ -190,7 +190,7 @@ def _plan_whole(
     grad_pairs = shared.pairs(1 if atomic_bias else chunks, stored)
     # Every program adds to what it finds.
     grad_pairs.zero_()
-    grad_padding = shared.parts(chunks)
+    grad_padding = shared.parts(shared.windows)
     tensors = tensors | {"bias": bias, "grad_bias": grad_pairs, "grad_padding": grad_padding}
     constants = {
         "PIECES": pieces(stored, sizes["piece"]),
@@ -299,6 +299,8 @@ class _Shared:
         self.down, self.across = (-(-side // window_size) for side in qkv.shape[1:3])
         self.windows = batch * self.down * self.across
         self.window_size, self.shift = window_size, shift
+        # Columns of a tile; the table has a line for these widths, not for every one.
+        self.block = max(16, triton.next_power_of_2(self.head_width))
         # Layouts other than that of a linear layer's output are copied.
         self.qkv, self.bias_table = qkv.contiguous(), bias_table
         self.padding = qkv_bias.contiguous()
@@ -311,7 +313,7 @@ class _Shared:
         return tile(
             kernel,
             window=self.window_size,
-            head_width=self.head_width,
+            head_width=self.block,
             dtype=self.qkv.dtype,
             device=self.qkv.device,
         )
@@ -370,7 +372,7 @@ class _Shared:
             "WINDOW": self.window_size,
             "SHIFT": self.shift,
             "WIDTH": self.head_width,
-            "BLOCK": max(16, triton.next_power_of_2(self.head_width)),
+            "BLOCK": self.block,
             "STORED": stored,
             "SCALE": scale * LOG2E,
             "QUERY_SCALE": scale,

@@ -138,9 +138,9 @@ def whole_backward(
         grad_bias += head * (STORED * STORED)
     else:
         grad_bias += (chunk * heads + head).to(tl.int64) * (STORED * STORED)
-    key_padding, value_padding = tl.zeros([BLOCK], ACCUMULATOR), tl.zeros([BLOCK], ACCUMULATOR)
     first_window = chunk * windows_per_chunk
-    for step in range(min(windows - first_window, windows_per_chunk)):
+    # What were hoisted out of this loop would take registers that the loop inside it needs.
+    for step in tl.range(0, min(windows - first_window, windows_per_chunk), disable_licm=True):
         number = first_window + step
         window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
         first_token = window[7].to(tl.int64) * height * width
@@ -170,23 +170,26 @@ def whole_backward(
             )  # fmt: skip
             query_grad = query_grad * QUERY_SCALE
             store_tokens(target, query_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
+        key_padding, value_padding = tl.zeros([BLOCK], ACCUMULATOR), tl.zeros([BLOCK], ACCUMULATOR)
         for i in tl.static_range(len(PIECES)):
             place = PIECES[i][0] + tl.arange(0, PIECES[i][1])
             tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
             key_grad, value_grad = key_grads[i] * QUERY_SCALE, value_grads[i]
-            target += channels
-            store_tokens(target, key_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
-            target += channels
-            store_tokens(target, value_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
-            target -= 2 * channels
+            key_target = target + channels
+            store_tokens(key_target, key_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
+            value_target = target + 2 * channels
+            store_tokens(
+                value_target, value_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED
+            )
             if PADDED:
                 padded = tokens[3][:, None]
                 key_padding += tl.sum(tl.where(padded, key_grad, 0.0), 0)
                 value_padding += tl.sum(tl.where(padded, value_grad, 0.0), 0)
-    if PADDED:
-        part = grad_padding + chunk * (2 * channels) + head * WIDTH + column
-        tl.store(part, key_padding, mask=column < WIDTH)
-        tl.store(part + channels, value_padding, mask=column < WIDTH)
+        if PADDED:
+            part = number.to(tl.int64) * (2 * channels) + head * WIDTH
+            part = grad_padding + part + column
+            tl.store(part, key_padding, mask=column < WIDTH)
+            tl.store(part + channels, value_padding, mask=column < WIDTH)
 
 
 @triton.jit

@@ -326,6 +326,25 @@ def test_sum_of_parts(count):
     assert torch.equal(out, parts.sum(0))
 
 
+@pytest.mark.parametrize("heads", [1, 9])
+def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
+    window_size, stored = 3, 32
+    table = torch.randn(25, heads, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    launches, bias = relative_bias.plan_expand(
+        table, window_size, 1, stored, torch.float64, transposed=False
+    )
+    more, summed = relative_bias.plan_reduce(bias[:1], table, window_size, stored, torch.float64)
+    for launch in launches + more:
+        launch.run()
+    # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart.
+    pairs = torch.tensor([1, 2, 3, 2, 1])
+    expected = table * relative_bias.LOG2E * (pairs[:, None] * pairs).reshape(-1, 1)
+    assert error(summed, expected) <= DOUBLE
+    # The second class has the mask of a seam between columns: 4 of 9 pairs of columns, and rows.
+    parted = (bias[1, 0] - bias[0, 0]) < -100
+    assert parted.sum() == 4 * 9
+
+
 def test_pieces_are_powers_of_two_that_cover_the_keys():
     assert window_plans.pieces(144, 128) == ((0, 128), (128, 16))
     assert window_plans.pieces(144, 64) == ((0, 64), (64, 64), (128, 16))
