@@ -5,7 +5,7 @@ in all of its tensor arguments, and checks that they fit together before it runs
 holds the operations in plain PyTorch; `dispatch.py` holds the rule that picks what runs.
 """
 
-from .dispatch import active_backend, use_backend
+from .dispatch import active_backend, use_atomics, use_backend
 from .operations import (
     gated_residual,
     image_to_text_attention,
@@ -18,6 +18,7 @@ __all__ = [
     "gated_residual",
     "image_to_text_attention",
     "text_to_image_attention",
+    "use_atomics",
     "use_backend",
     "window_attention",
 ]

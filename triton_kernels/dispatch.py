@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType, TracebackType
@@ -20,13 +21,15 @@ OLDEST_CAPABILITY = (8, 0)
 
 # What `use_backend` asked for; None leaves the choice to the rule.
 _requested: Backend | None = None
+# What `use_atomics` asked for.
+_atomics = False
 
 
 class _Restore:
-    """Handle of `use_backend`: as a context manager it puts the former choice back."""
+    """Handle of a choice: as a context manager it puts the former one back."""
 
-    def __init__(self, previous: Backend | None) -> None:
-        self._previous: Backend | None = previous
+    def __init__(self, restore: Callable[[], None]) -> None:
+        self._restore = restore
 
     def __enter__(self) -> None:
         return None
@@ -37,8 +40,7 @@ class _Restore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _requested
-        _requested = self._previous
+        self._restore()
 
 
 def use_backend(name: Backend | None) -> _Restore:
@@ -65,7 +67,39 @@ def use_backend(name: Backend | None) -> _Restore:
             raise RuntimeError("backend 'triton': torch finds no GPU here; use 'reference' or None")
     previous = _requested
     _requested = name
-    return _Restore(previous)
+
+    def restore() -> None:
+        global _requested
+        _requested = previous
+
+    return _Restore(restore)
+
+
+def use_atomics(enabled: bool) -> _Restore:
+    """Let the Triton kernels add gradients of biases up with atomics, or forbid it, as at first.
+
+    They need less memory, and the order of the sums changes from run to run, and so do last bits.
+
+    Args:
+        enabled: whether they may, from now on or inside a `with` block.
+
+    Returns:
+        A context manager that puts the former choice back; it may be ignored.
+    """
+    global _atomics
+    previous = _atomics
+    _atomics = enabled
+
+    def restore() -> None:
+        global _atomics
+        _atomics = previous
+
+    return _Restore(restore)
+
+
+def atomics() -> bool:
+    """Whether `use_atomics` allows them."""
+    return _atomics
 
 
 def active_backend(tensor: Tensor) -> tuple[Backend, str]:

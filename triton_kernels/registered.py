@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference, reference_windows
-from .dispatch import triton_module
+from .dispatch import atomics, triton_module
 
 _WINDOW_ARGUMENTS = "int window_size, int shift, Tensor? valid_sizes"
 _CROSS_ARGUMENTS = (
@@ -82,7 +82,7 @@ def window_attention_backward(
     inputs, arguments = (grad, qkv, bias_table, qkv_bias), (window_size, shift, valid_sizes)
     triton = triton_module("window_plans", qkv, window_size)
     if triton is not None:
-        return triton.backward(*inputs, *arguments)
+        return triton.backward(*inputs, *arguments, atomic_bias=atomics())
     return reference_windows.window_attention_backward(*inputs, weights, *arguments)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import dispatch
+from fiber.kernels import dispatch, window_plans
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -58,3 +58,28 @@ def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
     expected = kernels.image_to_text_attention(q, k, v)
     with kernels.use_backend("triton"), pytest.warns(UserWarning, match="head width 160"):
         assert torch.equal(kernels.image_to_text_attention(q, k, v), expected)
+
+
+def test_atomics_only_where_they_are_allowed(monkeypatch):
+    inputs = random(1, 4, 4, 3, 1, 4), random(9, 1), random(3, 1, 4)
+    given = []
+    backward = window_plans.backward
+
+    def noted(*arguments: object, atomic_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+        given.append(atomic_bias)
+        return backward(*arguments, atomic_bias=atomic_bias)
+
+    monkeypatch.setattr(window_plans, "backward", noted)
+
+    def gradients() -> tuple[Tensor, ...]:
+        out = kernels.window_attention(*inputs, window_size=2, shift=1)
+        return torch.autograd.grad(out.square().sum(), inputs)
+
+    with kernels.use_backend("triton"):
+        exact = gradients()
+        with kernels.use_atomics(True):
+            allowed = gradients()
+        gradients()
+    assert given == [False, True, False]
+    for one, other in zip(exact, allowed, strict=True):
+        torch.testing.assert_close(other, one)
