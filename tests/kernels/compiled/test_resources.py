@@ -1,0 +1,77 @@
+"""Registers, spills and shared memory, and the table that they may not outgrow."""
+
+import dataclasses
+import re
+
+import pytest
+
+from tests.kernels.compiled.compile import CHIPS, compile_launch
+from tests.kernels.compiled.resources import (
+    Row,
+    problems,
+    read_table,
+    regressions,
+    resources,
+    write_table,
+)
+from tests.kernels.compiled.sample_kernels import square_launch, sum_launch
+
+ROW = Row("sum_rows", "three rows", "sm_90", "3.9", 4, 20, 1024)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_a_small_kernel_has_no_problems(chip):
+    compiled = compile_launch(sum_launch(3), chip)
+    taken = resources(compiled)
+    assert 0 < taken.registers < 64
+    assert problems(compiled, taken) == []
+
+
+def test_spilled_registers_are_seen():
+    compiled = compile_launch(square_launch(128, num_warps=1), CHIPS["sm_90"])
+    taken = resources(compiled)
+    assert taken.spill_bytes > 0
+    assert any("registers spilled" in problem for problem in problems(compiled, taken))
+
+
+def test_spilled_registers_of_amd_are_seen():
+    compiled = compile_launch(sum_launch(3), CHIPS["gfx942"])
+    text = compiled.stages["amdgcn"]
+    assert len(re.findall(r"\.vgpr_spill_count:\s+0", text)) == 1
+    text = re.sub(r"(\.vgpr_spill_count:\s+)0", r"\g<1>5", text)
+    spilling = dataclasses.replace(compiled, stages=compiled.stages | {"amdgcn": text})
+    assert resources(spilling).spill_bytes == 20
+
+
+def test_too_much_shared_memory_is_seen():
+    compiled = compile_launch(sum_launch(3), CHIPS["sm_89"])
+    taken = dataclasses.replace(resources(compiled), shared_bytes=99 * 1024 + 1)
+    (problem,) = problems(compiled, taken)
+    assert problem == ("sum_rows on sm_89: 101377 bytes of shared memory; the chip has 101376")
+
+
+def test_regressions_name_what_grew():
+    assert regressions([ROW], [ROW]) == []
+    fewer = dataclasses.replace(ROW, registers=18)
+    assert regressions([fewer], [ROW]) == []
+    (text,) = regressions([ROW], [fewer])
+    assert "sum_rows, three rows, sm_90, Triton 3.9: 20 registers, 18 in registers.csv" in text
+    (text,) = regressions([dataclasses.replace(ROW, shared_bytes=2048)], [ROW])
+    assert "2048 shared bytes, 1024 in registers.csv" in text
+
+
+def test_a_missing_line_is_a_regression():
+    (text,) = regressions([ROW], [dataclasses.replace(ROW, triton="3.7")])
+    assert "not in registers.csv" in text
+
+
+def test_the_table_keeps_other_versions(tmp_path):
+    path = tmp_path / "registers.csv"
+    old = dataclasses.replace(ROW, triton="3.7", registers=30)
+    assert read_table(path) == []
+    write_table([old], path)
+    write_table([ROW], path)
+    assert read_table(path) == [old, ROW]
+    more = dataclasses.replace(ROW, registers=24)
+    write_table([more], path)
+    assert read_table(path) == [old, more]
