@@ -19,6 +19,10 @@ TABLE = Path(__file__).with_name("registers.csv")
 COLUMNS = ("kernel", "case", "chip", "triton", "warps", "registers", "shared_bytes")
 
 
+#: An instruction that changes memory atomically, as the assemblers of both makers spell it.
+_ATOMIC = re.compile(r"\b(?:atom|red)\.[a-z.]*\w+|\b(?:global|buffer|flat|ds)_atomic_\w+")
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one program (shared memory) and one thread (the rest) of a kernel take."""
@@ -73,6 +77,10 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
     """Say what is wrong with a kernel whatever the table holds."""
     found = []
     name = f"{compiled.name} on {compiled.chip.name}"
+    text = compiled.stages["amdgcn" if compiled.chip.backend == "hip" else "ptx"]
+    atomic = _ATOMIC.search(text)
+    if atomic:
+        found.append(f"{name}: {atomic[0]}; expected no atomics")
     if taken.spill_bytes:
         found.append(f"{name}: {taken.spill_bytes} bytes of registers spilled; expected none")
     if taken.stack_bytes:
@@ -126,10 +134,10 @@ def read_table(path: Path = TABLE) -> list[Row]:
 
 
 def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Put rows in the place of those of the same Triton; other versions' lines stay."""
+    """Put rows in the place of those of the same case and Triton; all other lines stay."""
     rows = list(rows)
-    versions = {row.triton for row in rows}
-    kept = [line for line in read_table(path) if line.triton not in versions]
+    done = {(row.case, row.triton) for row in rows}
+    kept = [line for line in read_table(path) if (line.case, line.triton) not in done]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

@@ -168,6 +168,11 @@ def _minimum_maximum(op: Instruction, sources: list[int]) -> list[int]:
     return [(min(a, b) if smaller else max(a, b)) & MASK]
 
 
+def _sum_minimum_maximum(op: Instruction, sources: list[int]) -> list[int]:
+    a, b, other, smaller = sources
+    return _minimum_maximum(op, [(a + b) & MASK, other, smaller])
+
+
 def _copy(op: Instruction, sources: list[int]) -> list[int]:
     return [sources[0] & MASK]
 
@@ -198,6 +203,7 @@ _DESCRIBED: dict[str, tuple[range, Callable[[Instruction, list[int]], list[int]]
     "IABS": (range(1, 2), lambda op, s: [abs(signed(s[0])) & MASK]),
     "IMNMX": (range(3, 4), _minimum_maximum),
     "VIMNMX": (range(3, 4), _minimum_maximum),
+    "VIADDMNMX": (range(4, 5), _sum_minimum_maximum),
 }
 
 

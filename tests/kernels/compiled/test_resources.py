@@ -27,6 +27,13 @@ def test_a_small_kernel_has_no_problems(chip):
     assert problems(compiled, taken) == []
 
 
+@pytest.mark.parametrize("name", ["sm_90", "gfx942"])
+def test_atomics_are_seen(name):
+    compiled = compile_launch(sum_launch(3, atomic=True), CHIPS[name])
+    (problem,) = problems(compiled, resources(compiled))
+    assert "expected no atomics" in problem
+
+
 def test_spilled_registers_are_seen():
     compiled = compile_launch(square_launch(128, num_warps=1), CHIPS["sm_90"])
     taken = resources(compiled)
@@ -65,13 +72,14 @@ def test_a_missing_line_is_a_regression():
     assert "not in registers.csv" in text
 
 
-def test_the_table_keeps_other_versions(tmp_path):
+def test_the_table_keeps_other_versions_and_cases(tmp_path):
     path = tmp_path / "registers.csv"
     old = dataclasses.replace(ROW, triton="3.7", registers=30)
+    other = dataclasses.replace(ROW, case="two rows")
     assert read_table(path) == []
-    write_table([old], path)
+    write_table([old, other], path)
     write_table([ROW], path)
-    assert read_table(path) == [old, ROW]
-    more = dataclasses.replace(ROW, registers=24)
-    write_table([more], path)
-    assert read_table(path) == [old, more]
+    assert read_table(path) == [old, ROW, other]
+    renamed = dataclasses.replace(ROW, kernel="sum_all_rows", registers=24)
+    write_table([renamed], path)
+    assert read_table(path) == [renamed, old, other]

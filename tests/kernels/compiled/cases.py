@@ -1,0 +1,180 @@
+"""The calls of the model whose kernels are compiled: shapes of its stages, planned on no device.
+
+Letters: B batch, h heads, d head width; the names of the stages are those of Swin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fiber.kernels import cross_attention, launch, window_plans
+from fiber.kernels.launch import Launch
+from tests.kernels.compiled.compile import Chip
+
+
+@dataclass(frozen=True)
+class Window:
+    """A call of the window attention."""
+
+    window_size: int
+    shift: int
+    #: (H, W) in tokens.
+    map_size: tuple[int, int]
+    heads: int
+    batch: int = 8
+    head_width: int = 32
+    #: Whether every sample has a map of its own size.
+    sized: bool = False
+
+    @property
+    def windows(self) -> int:
+        """Windows of one sample's map."""
+        return prod(-(-side // self.window_size) for side in self.map_size)
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int, int, Tensor | None]:
+        """What both plans take, gradients apart."""
+        rows = (2 * self.window_size - 1) ** 2
+        return (
+            _meta(self.batch, *self.map_size, 3, self.heads, self.head_width, dtype=dtype),
+            _meta(rows, self.heads, dtype=torch.float32),
+            _meta(3, self.heads, self.head_width, dtype=torch.float32),
+            self.window_size,
+            self.shift,
+            _meta(self.batch, 2, dtype=torch.int64) if self.sized else None,
+        )
+
+    def forward(self, dtype: torch.dtype) -> list[Launch]:
+        """What a forward pass launches."""
+        return window_plans.plan_forward(*self.inputs(dtype))[0]
+
+    def backward(self, dtype: torch.dtype, *, atomic_bias: bool = False) -> list[Launch]:
+        """What a backward pass launches."""
+        inputs = self.inputs(dtype)
+        grad = _meta(self.batch, *self.map_size, self.heads, self.head_width, dtype=dtype)
+        return window_plans.plan_backward(grad, *inputs, atomic_bias)[0]
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A call of the cross attention."""
+
+    queries: int
+    keys: int
+    heads: int
+    head_width: int
+    batch: int = 8
+    #: Whether every sample has a number of keys of its own.
+    lengths: bool = False
+    #: (H, W) of a map of keys of which every sample has a part of its own.
+    map_size: tuple[int, int] | None = None
+    dropout_p: float = 0.0
+
+    def _inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], list[object]]:
+        shape = (self.heads, self.head_width)
+        tensors = [
+            _meta(self.batch, count, *shape, dtype=dtype)
+            for count in (self.queries, self.keys, self.keys)
+        ]
+        return tensors, [
+            _meta(self.batch, dtype=torch.int64) if self.lengths else None,
+            _meta(self.batch, 2, dtype=torch.int64) if self.map_size else None,
+            self.map_size,
+            self.dropout_p,
+            _meta(1, dtype=torch.int64) if self.dropout_p else None,
+        ]
+
+    def forward(self, dtype: torch.dtype) -> list[Launch]:
+        """What a forward pass launches."""
+        tensors, others = self._inputs(dtype)
+        return cross_attention.plan_forward(*tensors, *others)[0]  # type: ignore[arg-type]
+
+    def backward(self, dtype: torch.dtype) -> list[Launch]:
+        """What a backward pass launches."""
+        tensors, others = self._inputs(dtype)
+        _, (out, logsumexp) = cross_attention.plan_forward(*tensors, *others)  # type: ignore[arg-type]
+        grad = torch.empty_like(out)
+        return cross_attention.plan_backward(grad, *tensors, out, logsumexp, *others)[0]  # type: ignore[arg-type]
+
+
+#: The calls by name: coarse at 384 and 576 pixels, fine at 800 x 1333, and Swin's own window.
+CALLS: dict[str, Window | Cross] = {
+    "window 12 shifted": Window(12, 6, (96, 96), 4),
+    "window 12 one window": Window(12, 0, (12, 12), 32),
+    "window 12 sized": Window(12, 6, (200, 336), 4, batch=2, sized=True),
+    "window 18 shifted": Window(18, 9, (144, 144), 4),
+    "window 7 shifted": Window(7, 3, (56, 56), 4),
+    "image to text": Cross(576, 40, 16, 32, lengths=True),
+    "image to text fine": Cross(4200, 256, 16, 32, batch=2, lengths=True),
+    "text to image": Cross(40, 576, 12, 64, dropout_p=0.1),
+    "text to image fine": Cross(256, 4200, 12, 64, batch=1, map_size=(50, 84)),
+}
+#: dtypes of every call on every chip, and those of some calls on two chips.
+DTYPES = (torch.bfloat16,)
+MORE_DTYPES = (torch.float32, torch.float16)
+MORE_CHIPS = ("sm_90", "gfx942")
+MORE_CALLS = ("window 12 shifted", "window 18 shifted", "image to text", "text to image")
+
+#: The call whose instructions and bytes have gates: the first stage at 384 pixels, batch 64.
+GATED = Window(12, 6, (96, 96), 4, batch=64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass of one call in one dtype."""
+
+    call: str
+    dtype: torch.dtype
+    backward: bool
+
+    @property
+    def name(self) -> str:
+        """Such as "window 12 shifted, bfloat16, forward"."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.call}, {dtype}, {'backward' if self.backward else 'forward'}"
+
+    def chips(self, chips: Iterable[Chip]) -> list[Chip]:
+        """Choose those that the case is compiled for."""
+        everywhere = self.dtype in DTYPES
+        return [chip for chip in chips if everywhere or chip.name in MORE_CHIPS]
+
+    def launches(self, chip: Chip) -> list[Launch]:
+        """Plan the pass with the tile sizes of a chip."""
+        call = CALLS[self.call]
+        plan: Callable[[torch.dtype], list[Launch]]
+        plan = call.backward if self.backward else call.forward
+        return planned(lambda: plan(self.dtype), chip)
+
+
+def planned(plan: Callable[[], list[Launch]], chip: Chip) -> list[Launch]:
+    """Plan as a tensor on a chip would have it planned; meta tensors have no architecture."""
+    with mock.patch.object(launch, "architecture", lambda device: chip.name):
+        return plan()
+
+
+def all_cases() -> list[Case]:
+    """Every call in every dtype that it is compiled in, forward and backward."""
+    return [
+        Case(call, dtype, backward)
+        for call in CALLS
+        for dtype in (*DTYPES, *(MORE_DTYPES if call in MORE_CALLS else ()))
+        for backward in (False, True)
+    ]
+
+
+def quick_cases() -> list[Case]:
+    """Those that the quick tests compile: what the gates are about."""
+    return [
+        Case(call, torch.bfloat16, backward)
+        for call in ("window 12 shifted", "image to text")
+        for backward in (False, True)
+    ]
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
