@@ -1,7 +1,8 @@
-"""`python -m tests.plant coarse|fine`: plant known mistakes one by one; which test sees each.
+"""`python -m tests.plant coarse|fine|kernels`: plant known mistakes one by one; which test sees it.
 
-Each mistake goes into a copy of the package; the tests of `SUITES` run on the copy until one fails.
-Exit code 0 only if the untouched copy passes and every mistake is seen.
+Each mistake goes into a copy of the package; tests run on the copy until one fails: those of
+`SUITES`, or of the one check that a mistake in a kernel names. Exit code 0 only if the untouched
+copy passes and every mistake is seen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.plant.kernel_mistakes import KERNELS, Check, KernelMistake
 from tests.plant.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
@@ -22,44 +24,59 @@ ROOT = Path(__file__).parents[2]
 #: What must see the mistakes of a kind, as pytest takes it. Tests that plant mistakes themselves
 #: would fail on a planted copy for their own reasons. Of the fine cases the sharp one is there.
 SUITES = {
-    "coarse": ("tests/parity/test_coarse.py", "-k", "equals or equal"),
-    "fine": ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals"),
+    "coarse": Check("coarse", ("tests/parity/test_coarse.py", "-k", "equals or equal"), None),
+    "fine": Check(
+        "fine", ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals"), None
+    ),
 }
+
+#: Every mistake by its kind.
+ALL: dict[str, tuple[Mistake, ...]] = {**MISTAKES, "kernels": KERNELS}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Plant every mistake of a kind; 1 if one survives, 2 if the tests fail without any."""
     parser = argparse.ArgumentParser(prog="python -m tests.plant", description=__doc__)
-    parser.add_argument("kind", choices=tuple(SUITES))
+    parser.add_argument("kind", choices=tuple(ALL))
     parser.add_argument("names", nargs="*", help="mistakes to plant, part of a name will do")
     options = parser.parse_args(arguments)
     chosen = [
         mistake
-        for mistake in MISTAKES[options.kind]
+        for mistake in ALL[options.kind]
         if not options.names or any(name in mistake.name for name in options.names)
     ]
     if not chosen:
-        known = "; ".join(mistake.name for mistake in MISTAKES[options.kind])
+        known = "; ".join(mistake.name for mistake in ALL[options.kind])
         print(f"no such mistake; there are: {known}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_package(Path(folder))
-        seen_by = first_failure(copy, options.kind)
-        if seen_by:
-            print(f"the tests fail without any mistake: {seen_by}", file=sys.stderr)
-            return 2
-        survivors = [mistake.name for mistake in chosen if not _plant(copy, mistake, options.kind)]
+        for check in dict.fromkeys(_check(mistake, options.kind) for mistake in chosen):
+            seen_by = first_failure(copy, check)
+            if seen_by:
+                print(f"the tests fail without any mistake: {seen_by}", file=sys.stderr)
+                return 2
+        survivors = [
+            mistake.name
+            for mistake in chosen
+            if not _plant(copy, mistake, _check(mistake, options.kind))
+        ]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mistakes are seen")
     return 1 if survivors else 0
 
 
-def _plant(copy: Path, mistake: Mistake, kind: str) -> bool:
+def _check(mistake: Mistake, kind: str) -> Check:
+    """Find what has to see a mistake."""
+    return mistake.check if isinstance(mistake, KernelMistake) else SUITES[kind]
+
+
+def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:
     """Put a mistake in, run the tests, take it out again; whether a test failed."""
     path = copy / mistake.file
     before = path.read_text(encoding="utf-8")
     path.write_text(mistake.planted(before), encoding="utf-8")
     try:
-        seen_by = first_failure(copy, kind)
+        seen_by = first_failure(copy, check)
     finally:
         path.write_text(before, encoding="utf-8")
     print(f"{mistake.name:<52} {seen_by or 'SURVIVES'}", flush=True)
@@ -67,16 +84,16 @@ def _plant(copy: Path, mistake: Mistake, kind: str) -> bool:
 
 
 def copy_package(folder: Path) -> Path:
-    """Copy what the tests need, links resolved: the package and the tests."""
-    skipped = shutil.ignore_patterns("__pycache__")
-    for name in ("python", "tests"):
+    """Copy what the tests need, links resolved: the package, the tests, and the eager model."""
+    skipped = shutil.ignore_patterns("__pycache__", "results")
+    for name in ("python", "tests", "benches"):
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
     return folder
 
 
-def first_failure(copy: Path, kind: str) -> str:
-    """Run the tests of a kind on a copy; the first one that fails, "" if none does.
+def first_failure(copy: Path, check: Check) -> str:
+    """Run the tests of a check on a copy; the first one that fails, "" if none does.
 
     Raises:
         RuntimeError: if pytest ended without a verdict on a test, with what it said.
@@ -91,10 +108,12 @@ def first_failure(copy: Path, kind: str) -> str:
             "-rf",
             "-p",
             "no:cacheprovider",
-            *SUITES[kind],
+            *check.arguments,
         ],
         cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy / "python"), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ
+        | {"PYTHONPATH": str(copy / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
+        | check.environment,
         capture_output=True,
         text=True,
         check=False,

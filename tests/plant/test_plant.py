@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.plant import __main__ as plant
+from tests.plant.kernel_mistakes import BYTES, KERNELS, KernelMistake
 from tests.plant.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +15,7 @@ FINE = ROOT / "../shared/golden/fine/mutation_sensitivity.txt"
 
 ALL = [
     pytest.param(mistake, id=f"{kind} {mistake.name}")
-    for kind, mistakes in MISTAKES.items()
+    for kind, mistakes in plant.ALL.items()
     for mistake in mistakes
 ]
 
@@ -52,7 +53,7 @@ def test_every_recorded_fine_mistake_is_planted():
 def test_seen_and_surviving_mistakes(monkeypatch, capsys):
     seen = next(each for each in MISTAKES["coarse"] if each.name == "no shifted-window mask")
     harmless = Mistake("harmless", seen.file, seen.right, seen.right + "  # as before")
-    monkeypatch.setitem(plant.MISTAKES, "coarse", (seen, harmless))
+    monkeypatch.setitem(plant.ALL, "coarse", (seen, harmless))
     assert plant.main(["coarse"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "test_micro_equals_the_recorded_tensors" in lines[0]
@@ -68,6 +69,19 @@ def test_a_fine_mistake_is_seen(capsys):
     out = capsys.readouterr().out
     assert "test_the_committed_case_equals_the_recorded_tensors" in out
     assert "1 of 1 mistakes are seen" in out
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_kernel_is_seen_by_its_check(monkeypatch, capsys):
+    """`python -m tests.plant kernels` plants the others."""
+    pytest.importorskip("triton")
+    seen = next(each for each in KERNELS if each.check == BYTES)
+    harmless = KernelMistake("harmless", seen.file, seen.right, seen.right + "\n", BYTES)
+    monkeypatch.setitem(plant.ALL, "kernels", (seen, harmless))
+    assert plant.main(["kernels"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "test_our_block_moves_few_bytes" in lines[0]
+    assert lines[1].split() == ["harmless", "SURVIVES"]
 
 
 def test_unknown_mistake_is_named(capsys):

@@ -1,0 +1,119 @@
+"""Mistakes in the kernels, each with the check that has to see it.
+
+A kernel may give the right numbers and still do twice the work: such mistakes are for the checks of
+what the compilers make of it, not for those of its results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.plant.mistakes import Mistake
+
+
+@dataclass(frozen=True)
+class Check:
+    """Tests that run in a process of their own."""
+
+    name: str
+    #: As pytest takes them.
+    arguments: tuple[str, ...]
+    #: Whether kernels run in Triton's interpreter, or are compiled; None where there are none.
+    interpreted: bool | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Triton reads when a kernel is decorated."""
+        if self.interpreted is None:
+            return {}
+        # One thread: the interpreter's products are too small to share.
+        return {"TRITON_INTERPRET": str(int(self.interpreted)), "OPENBLAS_NUM_THREADS": "1"}
+
+
+_COMPILED = "tests/kernels/compiled"
+INSTRUCTIONS = Check(
+    "instructions", (f"{_COMPILED}/test_gates.py", "-k", "stay_within_the_budget"), False
+)
+BYTES = Check("bytes", (f"{_COMPILED}/test_traffic.py", "-k", "our_block_moves_few_bytes"), False)
+ATOMICS = Check("atomics", (f"{_COMPILED}/test_gates.py", "-k", "no_atomics"), False)
+WINDOWS = Check(
+    "window attention against the oracle",
+    ("tests/kernels/triton/test_window_attention.py", "-k", "test_equals_formulation_in_float64"),
+    True,
+)
+GATE = Check("gated residual", ("tests/kernels/test_reference.py", "-k", "gated_residual"), None)
+
+
+@dataclass(frozen=True)
+class KernelMistake(Mistake):
+    """A mistake, and the one check that is asked whether it sees it."""
+
+    check: Check
+
+
+_WHOLE = "python/fiber/kernels/window_whole.py"
+_PLANS = "python/fiber/kernels/window_plans.py"
+_BIAS = "python/fiber/kernels/relative_bias.py"
+
+KERNELS = (
+    KernelMistake(
+        "every query twice",
+        _WHOLE,
+        "    for start in range(first, min(first + QUERIES, WINDOW * WINDOW), ROWS):\n",
+        "    for step in range(0, 2 * WINDOW * WINDOW, ROWS):\n"
+        "        start = step % (WINDOW * WINDOW)\n",
+        INSTRUCTIONS,
+    ),
+    KernelMistake(
+        "every query twice in the backward pass",
+        _WHOLE,
+        "        for start in range(0, WINDOW * WINDOW, ROWS):\n",
+        "        for twice in range(0, 2 * WINDOW * WINDOW, ROWS):\n"
+        "            start = twice % (WINDOW * WINDOW)\n",
+        INSTRUCTIONS,
+    ),
+    KernelMistake(
+        "a pass over the output after the kernel",
+        _PLANS,
+        "    return launches, out\n",
+        "    return launches, out * 1\n",
+        BYTES,
+    ),
+    KernelMistake(
+        "a pass over the output in the kernel",
+        _WHOLE,
+        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
+        "        mixed = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
+        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        BYTES,
+    ),
+    KernelMistake(
+        "atomics in the bias's gradient",
+        _WHOLE,
+        "            tl.store(place, tl.load(place) + flat)\n",
+        '            tl.atomic_add(place, flat, sem="relaxed")\n',
+        ATOMICS,
+    ),
+    KernelMistake(
+        "no shift mask",
+        _BIAS,
+        '            "PARTED": PARTED * LOG2E,\n',
+        '            "PARTED": 0.0,\n',
+        WINDOWS,
+    ),
+    KernelMistake(
+        "no gradient of the padding",
+        _PLANS,
+        "    if grad_padding is not None:\n",
+        "    if grad_padding is not None and not grad_padding.numel():\n",
+        WINDOWS,
+    ),
+    KernelMistake(
+        "gradient of the gate doubled",
+        "python/fiber/kernels/reference.py",
+        "F.linear(y, gate * weight, gate * bias)",
+        "F.linear(y, (2 * gate - gate.detach()) * weight, (2 * gate - gate.detach()) * bias)",
+        GATE,
+    ),
+)
