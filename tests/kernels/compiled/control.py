@@ -5,8 +5,9 @@ are carried out with the launch's own arguments, for every program of the grid w
 differ. Loops that a compiler unrolled, peeled or split are thereby counted as they are.
 
 What is not known counts as executed: a forward branch that hangs on data or on the thread falls
-through, so that what it would skip is counted; instructions under a false predicate take their
-issue slot too. A loop that hangs on an unknown value is an error, not a guess.
+through, so that what it would skip is counted (code that it would reach elsewhere, such as the slow
+path of a rare value, is not); instructions under a false predicate take their issue slot too. A
+loop that hangs on an unknown value is an error, not a guess.
 """
 
 from __future__ import annotations

@@ -42,9 +42,14 @@ def work(compiled: Compiled, loaded: int | None = None) -> Work:
     Args:
         compiled: for an NVIDIA chip.
         loaded: see `control.execute`.
+
+    Raises:
+        ValueError: for a chip of another maker.
     """
+    if "cubin" not in compiled.stages:
+        raise ValueError(f"{compiled.name}: no machine code of {compiled.chip.name} is read here")
     key = (
-        compiled.stages.get("cubin"),
+        compiled.stages["cubin"],
         compiled.launch.grid,
         tuple(argument_words(compiled).items()),
     )

@@ -14,7 +14,7 @@ import triton
 from tests.kernels.compiled.compile import Compiled, remembered
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?)(U?P[0-9T]+)\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?)(U?P[0-9T]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _REGISTER = re.compile(r"U?R(?:\d+|Z)$")
 _PREDICATE = re.compile(r"U?P(?:\d+|T|R)$")
 
