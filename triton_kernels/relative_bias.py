@@ -205,9 +205,9 @@ def expand_bias(
     # What is added in each class, the same for all heads.
     dtype = out.dtype.element_ty
     missing = tl.where(is_key, 0.0, NO_KEY).to(dtype)
-    across_columns = tl.where(columns_parted, PARTED, 0.0).to(dtype)
-    across_rows = tl.where(rows_parted, PARTED, 0.0).to(dtype)
-    across_both = tl.where(rows_parted | columns_parted, PARTED, 0.0).to(dtype)
+    across_columns = columns_parted.to(dtype) * PARTED
+    across_rows = rows_parted.to(dtype) * PARTED
+    across_both = (rows_parted | columns_parted).to(dtype) * PARTED
     first_head = tl.program_id(1) * HEADS
     table += row * heads + first_head
     out += first_head * (STORED * STORED) + pair

@@ -280,10 +280,10 @@ def test_padding_that_nobody_needs_may_hold_nan(whole):
 
 
 def test_sizes_beyond_the_map_count_as_the_map():
-    case = CASES["own maps, not shifted"]
+    case = CASES["own maps"]
     tensors, grad = inputs(case)
-    expected = run(case._replace(valid_sizes=[[4, 6], [0, 3]]), tensors, grad, True)
-    got = run(case._replace(valid_sizes=[[9, 7], [-2, 3]]), tensors, grad, True)
+    expected = run(case, tensors, grad, True)
+    got = run(case._replace(valid_sizes=[[9, 13], [3, 4], [-2, 7]]), tensors, grad, True)
     for ours, before in zip(got, expected, strict=True):
         assert torch.equal(ours, before)
 
@@ -333,16 +333,24 @@ def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
     launches, bias = relative_bias.plan_expand(
         table, window_size, 1, stored, torch.float64, transposed=False
     )
-    more, summed = relative_bias.plan_reduce(bias[:1], table, window_size, stored, torch.float64)
-    for launch in launches + more:
+    for launch in launches:
         launch.run()
-    # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart.
-    pairs = torch.tensor([1, 2, 3, 2, 1])
-    expected = table * relative_bias.LOG2E * (pairs[:, None] * pairs).reshape(-1, 1)
-    assert error(summed, expected) <= DOUBLE
-    # The second class has the mask of a seam between columns: 4 of 9 pairs of columns, and rows.
-    parted = (bias[1, 0] - bias[0, 0]) < -100
-    assert parted.sum() == 4 * 9
+    # The second class adds the mask of a seam between columns.
+    parted = (bias[1:2] - bias[:1]) / (-100 * relative_bias.LOG2E)
+    sums = []
+    for pairs in (bias[:1], parted):
+        launches, summed = relative_bias.plan_reduce(
+            pairs.contiguous(), table, window_size, stored, torch.float64
+        )
+        for launch in launches:
+            launch.run()
+        sums.append(summed)
+    # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart; beside the last token stand two.
+    count, seam = torch.tensor([1, 2, 3, 2, 1]), torch.tensor([1, 1, 0, 1, 1])
+    expected = table * relative_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
+    assert error(sums[0], expected) <= DOUBLE
+    expected = (count[:, None] * seam).reshape(-1, 1).expand(-1, heads).double()
+    assert error(sums[1], expected) <= DOUBLE
 
 
 def test_pieces_are_powers_of_two_that_cover_the_keys():
