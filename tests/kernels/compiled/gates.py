@@ -28,6 +28,10 @@ BUDGETS = {"forward": (11_400, 1.0), "backward": (20_000, 1.25)}
 BYTES = {"fused": 0.55, "eager": 0.22}
 
 
+#: Above the lines of `resources_report`.
+RESOURCES_HEAD = f"{'kernel':<26} {'case':<44} {'chip':<7} warps registers spilled shared"
+
+
 @dataclass
 class Report:
     """Lines to print and, in words, every gate that failed."""
@@ -48,7 +52,6 @@ def resources_report(
     """
     report, rows = Report(), []
     chips = list(chips)
-    show(f"{'kernel':<26} {'case':<44} {'chip':<7} warps registers spilled shared")
     for case in cases:
         for chip in case.chips(chips):
             names: Counter[str] = Counter()
