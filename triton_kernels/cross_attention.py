@@ -61,9 +61,12 @@ def forward(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `plan_forward` and return its outputs."""
-    launches, outputs = plan_forward(q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed)
+    launches, outputs = plan_forward(
+        q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
+    )
     for launch in launches:
         launch.run()
     return outputs
@@ -81,10 +84,11 @@ def backward(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `plan_backward` and return its outputs."""
     launches, outputs = plan_backward(
-        grad, q, k, v, out, logsumexp, key_lengths, valid_sizes, map_size, dropout_p, seed
+        grad, q, k, v, out, logsumexp, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
     )
     for launch in launches:
         launch.run()
@@ -100,6 +104,7 @@ def plan_forward(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
     """Say what is launched for softmax(q @ k.T * d ** -0.5) @ v of every head.
 
@@ -114,6 +119,7 @@ def plan_forward(
         dropout_p: probability of dropping a weight, below 1. What is dropped depends on the seed
             and on the indices of sample, head, query and own key, not on padding or tiles.
         seed: (1,) int64; needed where dropout_p > 0.
+        key_mask: (B, m) bool, True = is read; instead of lengths and sizes, and slower than these.
 
     Returns:
         The launches, and out (B, n, h, d) in q's dtype with the base-2 logarithm of the sum of
@@ -139,7 +145,7 @@ def plan_forward(
         "outputs": part_out,
         "logsumexps": part_logsumexp,
         "keys_per_part": keys_per_part,
-        **_inputs(q, k, v, key_lengths, valid_sizes, map_size),
+        **_inputs(q, k, v, key_lengths, valid_sizes, map_size, key_mask),
         **_dropout(dropout_p, seed),
     }
     grid = (query_tiles * parts, heads, batch)
@@ -173,6 +179,7 @@ def plan_backward(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """Say what is launched for the gradients of `plan_forward`.
 
@@ -188,6 +195,7 @@ def plan_backward(
         map_size: see there.
         dropout_p: see there.
         seed: see there.
+        key_mask: see there.
 
     Returns:
         The launches, and the gradients of q, k and v in their shapes, contiguous; 0 for keys that
@@ -202,7 +210,7 @@ def plan_backward(
         "grad_keys": grad_k,
         "grad_values": grad_v,
         **_strides("grad", grad),
-        **_inputs(q, k, v, key_lengths, valid_sizes, map_size),
+        **_inputs(q, k, v, key_lengths, valid_sizes, map_size, key_mask),
         **_dropout(dropout_p, seed),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
@@ -317,11 +325,12 @@ def _walk(
     several: bool,
 ) -> Launch:
     """Launch a kernel that loops over tiles; `several`: more than one of them in a part."""
-    q = arguments["queries"]
+    q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
         "BLOCK_QUERIES": sizes["block_queries"],
         "BLOCK_KEYS": sizes["block_keys"],
+        "BLOCK_MASK": 16 if masked is None else _power_of_two(masked.shape[1]),
         "SPLIT": split,
     }
     # One tile has no next one that could be loaded ahead.
@@ -344,6 +353,7 @@ def _inputs(
     key_lengths: Tensor | None,
     valid_sizes: Tensor | None,
     map_size: tuple[int, int] | None,
+    key_mask: Tensor | None,
 ) -> dict[str, Any]:
     """Arguments by which all kernels find queries, keys and values."""
     height, width = (0, 0) if valid_sizes is None or map_size is None else map_size
@@ -353,6 +363,7 @@ def _inputs(
         "values": v,
         "lengths": None if key_lengths is None else key_lengths.contiguous(),
         "valid_sizes": None if valid_sizes is None else valid_sizes.contiguous(),
+        "key_mask": None if key_mask is None else key_mask.contiguous().view(torch.uint8),
         **_strides("q", q),
         **_strides("k", k),
         **_strides("v", v),

@@ -17,6 +17,7 @@ from .cross_attention_kernels import (
     _any_place,
     _dropout_scale,
     _dropout_words,
+    _is_read,
     _kept,
     _load_rows,
     _own_keys,
@@ -28,13 +29,15 @@ from .cross_attention_kernels import (
 
 @triton.jit
 def walk_keys(
-    queries, keys, values, grads, outputs, logsumexps, lengths, valid_sizes, seed, deltas,
+    queries, keys, values, grads, outputs, logsumexps, lengths, valid_sizes, key_mask,
+    seed, deltas,
     grad_queries, grad_keys, grad_values,
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Differentiate by one tile of queries what it read in one part of the keys.
 
@@ -78,10 +81,15 @@ def walk_keys(
     row = (far * num_heads + head) * num_queries + query
     # The weights of absent queries become 0.
     log_total = tl.load(logsumexps + row, mask=asks, other=float("inf"))
+    if key_mask is not None:
+        # A sample without keys.
+        log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
     if deltas is not None:
         # Every part knows the same; the first one says it.
         tl.store(deltas + row, delta, mask=query < tl.where(part == 0, num_queries, 0))
-    count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
+    count, own_width = _own_keys(
+        lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
+    )
     base, stir = _dropout_words(seed, sample, head)
     factor = rescale * FACTOR
     if grad_keys is not None:
@@ -93,7 +101,7 @@ def walk_keys(
     stop = tl.minimum(start + keys_per_part, count)
     for first in range(start, stop, BLOCK_KEYS):
         rank = first + tl.arange(0, BLOCK_KEYS)
-        own = rank < stop
+        own = _is_read(rank, stop, key_mask, sample, num_keys)
         place = _place(rank, own_width, map_width, valid_sizes)
         k = _load_rows(keys, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH)
         v = _load_rows(values, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH)
@@ -135,13 +143,15 @@ def walk_keys(
 
 @triton.jit
 def walk_queries(
-    queries, keys, values, grads, logsumexps, lengths, valid_sizes, seed, deltas,
+    queries, keys, values, grads, logsumexps, lengths, valid_sizes, key_mask,
+    seed, deltas,
     grad_queries, grad_keys, grad_values,
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, queries_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Differentiate by one tile of keys and values what one part of the queries read there.
 
@@ -156,8 +166,10 @@ def walk_queries(
     tile, part = _tile_and_part(num_keys, BLOCK_KEYS, SPLIT)
     first_key = tile * BLOCK_KEYS
     rank = first_key + tl.arange(0, BLOCK_KEYS)
-    count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
-    own = rank < count
+    count, own_width = _own_keys(
+        lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
+    )
+    own = _is_read(rank, count, key_mask, sample, num_keys)
     place = _any_place(rank, count, own_width, map_width, valid_sizes)
     far = sample.to(tl.int64)
     wide = num_heads * HEAD_WIDTH

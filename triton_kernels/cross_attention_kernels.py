@@ -18,8 +18,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width):
-    """Count the keys of a sample and the columns of its own map; at least 1 of the latter."""
+def _own_keys(
+    lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width,
+    BLOCK_MASK: tl.constexpr,
+):  # fmt: skip
+    """Count the keys of a sample and the columns of its own map; at least 1 of the latter.
+
+    Under a mask the keys reach to the last one that it marks, with others between them.
+    """
     count = num_keys
     own_width = 1
     if lengths is not None:
@@ -32,7 +38,22 @@ def _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width):
         width = tl.minimum(tl.maximum(width, 0), map_width).to(tl.int32)
         count = height * width
         own_width = tl.maximum(width, 1)
+    if key_mask is not None:
+        position = tl.arange(0, BLOCK_MASK)
+        marks = key_mask + sample.to(tl.int64) * num_keys + position
+        marked = tl.load(marks, mask=position < num_keys, other=0) != 0
+        count = tl.max(tl.where(marked, position + 1, 0), 0)
     return count, own_width
+
+
+@triton.jit
+def _is_read(rank, below, key_mask, sample, num_keys):
+    """Whether the key of a rank stands below a bound, and is marked where there is a mask."""
+    own = rank < below
+    if key_mask is not None:
+        marks = key_mask + sample.to(tl.int64) * num_keys + rank
+        own = own & (tl.load(marks, mask=own, other=0) != 0)
+    return own
 
 
 @triton.jit
@@ -140,12 +161,13 @@ def _dropout_scale(seed, threshold, ACCUMULATOR: tl.constexpr):
 
 @triton.jit
 def attend(
-    queries, keys, values, lengths, valid_sizes, seed, outputs, logsumexps,
+    queries, keys, values, lengths, valid_sizes, key_mask, seed, outputs, logsumexps,
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, SPLIT: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Read the keys of one part for one tile of queries.
 
@@ -163,7 +185,9 @@ def attend(
     )
     keys += far * k_sample + head * k_head
     values += far * v_sample + head * v_head
-    count, own_width = _own_keys(lengths, valid_sizes, sample, num_keys, map_height, map_width)
+    count, own_width = _own_keys(
+        lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
+    )
     base, stir = _dropout_words(seed, sample, head)
 
     maximum = tl.full([BLOCK_QUERIES], float("-inf"), ACCUMULATOR)
@@ -173,16 +197,19 @@ def attend(
     stop = tl.minimum(start + keys_per_part, count)
     for first in range(start, stop, BLOCK_KEYS):
         rank = first + tl.arange(0, BLOCK_KEYS)
-        own = rank < stop
+        own = _is_read(rank, stop, key_mask, sample, num_keys)
         place = _place(rank, own_width, map_width, valid_sizes)
         k = _load_rows(keys, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH)
         v = _load_rows(values, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH)
         scores = tl.dot(q, tl.trans(k), out_dtype=ACCUMULATOR, input_precision="ieee")
         scores = tl.where(own[None, :], scores, float("-inf"))
-        # At least one key of the tile is real, so the new maximum is finite.
         higher = tl.maximum(maximum, tl.max(scores, 1) * SCALE)
-        weights = tl.exp2(scores * SCALE - higher[:, None])
-        shrink = tl.exp2(maximum - higher)
+        # Without a mask at least one key of the tile is real, so that the new maximum is finite.
+        finite = higher
+        if key_mask is not None:
+            finite = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores * SCALE - finite[:, None])
+        shrink = tl.exp2(maximum - finite)
         total = total * shrink + tl.sum(weights, 1)
         if seed is not None:
             kept = _kept(query[:, None], rank[None, :], base, stir, threshold)
@@ -191,7 +218,7 @@ def attend(
         read = read * shrink[:, None] + update
         maximum = higher
 
-    total = tl.where(stop > start, total, 1.0)
+    total = tl.where(maximum > float("-inf"), total, 1.0)
     read = read * (_dropout_scale(seed, threshold, ACCUMULATOR) / total)[:, None]
     far += part * tl.num_programs(2)
     outputs += (far * num_queries * num_heads + head) * HEAD_WIDTH

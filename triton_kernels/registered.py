@@ -132,7 +132,9 @@ def cross_attention(
     """What is read, and the base-2 logarithms of the sums of exponentials (B, h, n)."""
     triton = triton_module("cross_attention", q, k)
     if triton is not None:
-        return triton.forward(q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed)
+        return triton.forward(
+            q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
+        )
     mask = _mask(k, key_lengths, key_mask, valid_sizes, map_size)
     return reference.cross_attention(q, k, v, mask, dropout_p, seed)
 
@@ -168,7 +170,9 @@ def cross_attention_backward(
     triton = triton_module("cross_attention", q, k)
     if triton is not None:
         saved = (q, k, v, out, logsumexp)
-        return triton.backward(grad, *saved, key_lengths, valid_sizes, map_size, dropout_p, seed)
+        return triton.backward(
+            grad, *saved, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
+        )
     mask = _mask(k, key_lengths, key_mask, valid_sizes, map_size)
     return reference.cross_attention_backward(grad, q, k, v, out, logsumexp, mask, dropout_p, seed)
 

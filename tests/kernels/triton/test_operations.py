@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import dispatch, window_plans
+from fiber.kernels import cross_attention, dispatch, window_plans
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -83,3 +83,43 @@ def test_atomics_only_where_they_are_allowed(monkeypatch):
     assert given == [False, True, False]
     for one, other in zip(exact, allowed, strict=True):
         torch.testing.assert_close(other, one)
+
+
+MASKS = {
+    "with holes": [[True, False, True, True, False], [False, True, False, False, False]],
+    "nothing to read": [[False] * 5, [True] * 5],
+    "only the last": [[False, False, False, False, True], [True, False, False, False, True]],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("queries", [3, 40], ids=["few queries", "many queries"])
+def test_any_mask(mask, queries):
+    """Keys that are not read hold NaN, which reaches nothing."""
+    mask = torch.tensor(mask)
+    q, k, v = (random(2, tokens, 2, 4) for tokens in (queries, 5, 5))
+    with torch.no_grad():
+        k[~mask] = v[~mask] = torch.nan
+    results = []
+    for backend in ("reference", "triton"):
+        with kernels.use_backend(backend):
+            out = kernels.image_to_text_attention(q, k, v, key_mask=mask)
+            results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for plain, triton in zip(*results, strict=True):
+        assert (plain - triton).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1)
+
+
+def test_a_mask_over_several_tiles_of_keys(monkeypatch):
+    """Tiles in which nothing is read stand before, between and behind the others."""
+    sizes = {"block_queries": 16, "block_keys": 16, "num_warps": 1, "num_stages": 1}
+    monkeypatch.setattr(cross_attention, "tile", lambda *_, **__: dict(sizes))
+    mask = torch.zeros(2, 70, dtype=torch.bool)
+    mask[0, 18:22] = mask[0, 50] = mask[1, 64] = True
+    q, k, v = random(2, 20, 1, 4), random(2, 70, 1, 4), random(2, 70, 1, 4)
+    results = []
+    for backend in ("reference", "triton"):
+        with kernels.use_backend(backend):
+            out = kernels.image_to_text_attention(q, k, v, key_mask=mask)
+            results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for plain, triton in zip(*results, strict=True):
+        assert (plain - triton).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1)
