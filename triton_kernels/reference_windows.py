@@ -107,7 +107,8 @@ def window_attention_backward(
     rows, flat, padding = _inputs(qkv, qkv_bias, window_size, shift, valid_sizes)
     heads, tokens, width = qkv.shape[4], window_size**2, qkv.shape[5]
     scores = _Scores(bias_table, rows, window_size, shift, qkv.dtype)
-    grad_rows, nothing = grad.reshape(len(flat), -1), flat.new_zeros(heads * width)
+    grad_rows = grad.reshape(len(flat), heads * width)
+    nothing = flat.new_zeros(heads * width)
     of_qkv = flat.new_empty(len(flat) + 1, flat.shape[1])
     of_qkv[rows.outside] = 0
     wide = scores.bias.dtype

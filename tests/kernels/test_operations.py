@@ -76,3 +76,43 @@ def test_gated_residual_refuses():
         kernels.gated_residual(
             torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2)
         )
+
+
+def test_nothing_to_read_and_nothing_to_ask():
+    """Empty batches, texts and maps give tensors of their shapes, and zero gradients."""
+    for queries, keys, batch in ((0, 5, 2), (6, 0, 2), (6, 5, 0), (0, 0, 0)):
+        q, k, v = (
+            torch.randn(batch, tokens, 2, 8, requires_grad=True) for tokens in (queries, keys, keys)
+        )
+        for operation in (kernels.image_to_text_attention, kernels.text_to_image_attention):
+            out = operation(q, k, v)
+            assert out.shape == q.shape
+            assert (out == 0).all() or keys
+            grads = torch.autograd.grad(out.sum(), (q, k, v))
+            assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
+            assert all((grad == 0).all() for grad in grads) or (queries and keys)
+    qkv = torch.zeros(0, 4, 4, 3, 2, 8, requires_grad=True)
+    out = kernels.window_attention(qkv, TABLE, QKV_BIAS, window_size=2, shift=1)
+    assert out.shape == (0, 4, 4, 2, 8)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+
+
+def test_lengths_beyond_the_text_read_all_of_it():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 6, 2, 8), torch.randn(2, 5, 2, 8)
+    expected = kernels.image_to_text_attention(q, k, k, torch.tensor([5, 0]))
+    assert torch.equal(kernels.image_to_text_attention(q, k, k, torch.tensor([9, -3])), expected)
+
+
+def test_maps_beyond_two_to_the_31_elements():
+    """On the meta device, which computes shapes alone: nothing counts in 32 bits."""
+    qkv = torch.empty(40, 1024, 1024, 3, 4, 32, device="meta", requires_grad=True)
+    table, bias = (torch.empty(*shape, device="meta") for shape in ((529, 4), (3, 4, 32)))
+    out = kernels.window_attention(qkv, table, bias, window_size=12, shift=6)
+    assert out.shape == (40, 1024, 1024, 4, 32)
+    assert out.numel() > 2**31
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+    keys = torch.empty(40, 1024 * 1024, 4, 32, device="meta")
+    text = torch.empty(40, 7, 4, 32, device="meta")
+    assert kernels.text_to_image_attention(text, keys, keys).shape == text.shape
+    assert kernels.image_to_text_attention(keys, text, text).shape == keys.shape
