@@ -154,8 +154,8 @@ def whole_backward(
         )  # fmt: skip
         key_grads, value_grads = (), ()
         for i in tl.static_range(len(PIECES)):
-            key_grads = key_grads + (tl.zeros([PIECES[i][1], BLOCK], ACCUMULATOR),)
-            value_grads = value_grads + (tl.zeros([PIECES[i][1], BLOCK], ACCUMULATOR),)
+            key_grads = key_grads + (tl.full([PIECES[i][1], BLOCK], 0.0, ACCUMULATOR),)
+            value_grads = value_grads + (tl.full([PIECES[i][1], BLOCK], 0.0, ACCUMULATOR),)
         for start in range(0, WINDOW * WINDOW, ROWS):
             place = start + tl.arange(0, ROWS)
             tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
