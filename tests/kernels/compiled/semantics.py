@@ -7,6 +7,7 @@ depends on. Instructions that are not described here make their results unknown.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -213,6 +214,8 @@ def results_of(op: Instruction, state: State, constants: Mapping[int, int]) -> l
         return _of_constant(op, constants)
     if op.name == "CS2R" and op.operands[1] == "SRZ":
         return [0] * len(op.results)
+    if op.name == "HFMA2":
+        return [_of_two_halves(op)]
     operands = list(op.operands[op.operands_written :])
     wide = op.name == "IMAD" and "WIDE" in op.parts
     if wide:
@@ -242,6 +245,18 @@ def results_of(op: Instruction, state: State, constants: Mapping[int, int]) -> l
     return [
         bool(value) if "P" in name else value for name, value in zip(op.results, kept, strict=True)
     ]
+
+
+def _of_two_halves(op: Instruction) -> Value:
+    """Read a constant that is written as 0 * 0 + two numbers of 16 bits, the high one first."""
+    unknown = frozenset({f"{op.opcode} at 0x{op.address:x}"})
+    if len(op.operands) != 5 or {each.lstrip("-") for each in op.operands[1:3]} != {"RZ"}:
+        return unknown
+    try:
+        packed = [struct.pack(">e", float(half)) for half in op.operands[3:]]
+    except ValueError:
+        return unknown
+    return int.from_bytes(b"".join(packed), "big")
 
 
 def _of_constant(op: Instruction, constants: Mapping[int, int]) -> list[Value]:

@@ -58,6 +58,8 @@ ONE_BY_ONE = [
     ("IMNMX R0, R1, R3, !PT", [7]),
     ("VIADDMNMX.U32 R0, R1, R2, 0xb, PT", [11]),
     ("CS2R R0, SRZ", [0, 0]),
+    ("HFMA2.MMA R0, -RZ, RZ, 0, 1.370906829833984375e-06", [0x17]),
+    ("HFMA2.MMA R0, -RZ, RZ, 1.875, 0", [0x3F800000]),
     ("ULDC.64 UR6, c[0x0][0x210]", [3, 4]),
 ]
 
@@ -73,6 +75,7 @@ def test_results(text, expected):
     [
         ("IADD3 R0, R1, R9, RZ", "TID.X"),
         ("MUFU.RCP R0, R1", "MUFU.RCP at 0x0"),
+        ("HFMA2.MMA R0, R1, R2, RZ, RZ", "HFMA2.MMA at 0x0"),
         ("IADD3 R0, R1, R8, RZ", "R8, never written"),
         ("ULDC UR6, c[0x0][0x218]", "parameter word 0x218"),
     ],
