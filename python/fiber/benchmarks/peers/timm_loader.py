@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from timm.data.loader import fast_collate
@@ -15,6 +17,9 @@ from .torch_batches import with_data_loader
 
 def open_peer(task: Task) -> Epoch:
     """Open timm's training or evaluation pipeline."""
+    # timm's annotations know neither that None turns the colour jitter off nor that only a call
+    # with `separate` gives three transforms.
+    transform: Any
     if task.work == "squash":
         transform = transforms_imagenet_eval(
             SIZE, crop_mode="squash", crop_pct=1.0, interpolation="bicubic", use_prefetcher=True
@@ -24,7 +29,7 @@ def open_peer(task: Task) -> Epoch:
             SIZE,
             scale=SCALE,
             ratio=RATIO,
-            color_jitter=None,
+            color_jitter=None,  # pyright: ignore[reportArgumentType]
             interpolation="bicubic",
             use_prefetcher=True,
         )
