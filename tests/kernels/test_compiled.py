@@ -19,7 +19,7 @@ def run(*choice: str) -> None:
         pytest.skip("Triton is not installed")
     # Triton reads the variable when a kernel is decorated; interpreted kernels do not compile.
     environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/compiled", *choice]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels/compiled", *choice]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print("\n".join(done.stdout.splitlines()[-30:]))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
@@ -27,3 +27,8 @@ def run(*choice: str) -> None:
 
 def test_compiled_kernels():
     run("-m", "not slow")
+
+
+@pytest.mark.slow
+def test_every_call_on_every_chip():
+    run("-m", "slow")
