@@ -191,8 +191,9 @@ def _of_amd(compiled: Compiled) -> Resources:
             raise RuntimeError(f"{compiled.name}: no .{name} in the assembly")
         return int(found[1])
 
-    # Counted as registers, not as bytes; a register is four bytes wide.
-    spilled = 4 * (value("vgpr_spill_count") + value("sgpr_spill_count"))
+    # Counted as registers of four bytes. Scalar registers are spilled into the lanes of vector
+    # registers, not into memory: what of them does not fit shows among these.
+    spilled = 4 * value("vgpr_spill_count")
     return Resources(
         value("vgpr_count"), spilled, value("private_segment_fixed_size"), compiled.shared_bytes
     )
