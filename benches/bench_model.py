@@ -68,13 +68,13 @@ def without_dropout(name: str) -> FiberConfig:
 
 
 def side(
-    name: str, config: FiberConfig, size: int, *, backward: bool = True
+    name: str, config: FiberConfig, size: int, *, backward: bool = True, device: str = "cpu"
 ) -> tuple[nn.Module, Callable[[], None]]:
     """Build a model and what runs one batch through it, forward and, if asked, backward."""
     torch.manual_seed(0)
-    batch = draw_batch(config, size)
+    batch = Batch(*(tensor.to(device) for tensor in draw_batch(config, size)))
     if name == PEER:
-        eager = EagerFiber(config).train()
+        eager = EagerFiber(config).to(device).train()
 
         def run_peer() -> None:
             loss = pretraining_loss(eager, batch)
@@ -82,8 +82,8 @@ def side(
                 loss.backward()
 
         return eager, run_peer
-    model = FiberImageText(config).train()
-    sizes = torch.full((size, 2), config.image_size)
+    model = FiberImageText(config).to(device).train()
+    sizes = torch.full((size, 2), config.image_size, device=device)
     ours = ImageTextBatch(
         keys=tuple(str(number) for number in range(size)),
         images=batch.images,
@@ -93,7 +93,7 @@ def side(
         text_mask=batch.text_mask,
         masked_ids=batch.masked_ids,
         mlm_labels=batch.labels,
-        image_ids=torch.arange(size),
+        image_ids=torch.arange(size, device=device),
     )
     task, queue = ImageTextTask(share=1), None
     if name == QUEUE:
@@ -106,7 +106,7 @@ def side(
         )
 
     def run_backward(losses: dict[str, Tensor]) -> None:
-        sum(losses.values(), torch.zeros(())).backward()
+        sum(losses.values(), torch.zeros((), device=device)).backward()
 
     def run() -> None:
         draw = Draw(seed=0, number=0)
