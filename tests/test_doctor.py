@@ -81,8 +81,25 @@ def test_torch_that_does_not_load_is_a_fault(monkeypatch, capsys):
 def test_this_environment(capsys):
     assert doctor.main() == 0
     out = capsys.readouterr().out
-    for name in ("rust core", "cores", "free disk", "torch build", "kernels", "triton", "train"):
+    for name in (
+        "rust core",
+        "cores",
+        "free disk",
+        "torch build",
+        "kernels",
+        "tile sizes",
+        "triton",
+    ):
         assert f"\n  {name} " in out, name
+
+
+def test_a_broken_table_of_tile_sizes_is_a_fault(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    table = tmp_path / "fiber" / "tiles.json"
+    table.parent.mkdir()
+    table.write_text("[")
+    assert doctor.main() == 1
+    assert f"tile sizes   {table}, line 1: " in capsys.readouterr().out
 
 
 def test_the_wheel_alone(tmp_path):

@@ -6,8 +6,8 @@ are run, and the checks without a GPU compile exactly the same ones for every ar
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Tile sizes that come with the package; see `tile`.
-TABLE = Path(__file__).with_name("tiles.json")
+from .tile_table import PACKAGED, best, packaged_lines, users_lines, users_table
+
+# Sizes that `trying` asked for, by kernel; None outside of it.
+_tried: Mapping[str, Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def tile(
 ) -> dict[str, int]:
     """Read the tile sizes of one kernel.
 
-    The most exact line of the table wins, where a line that leaves out a key fits every value of
-    it: architecture first, then Triton's version, window, head width and dtype.
+    On a GPU, a line that fits in the user's table (`tile_table.users_table`) goes before the
+    package's own. Among the lines of a table the most exact one wins, where a line that leaves out
+    a key fits every value of it: architecture first, then Triton's version, window, head width and
+    dtype. A process reads a table once.
 
     Args:
         kernel: name of the kernel's line in the table.
@@ -71,31 +75,65 @@ def tile(
 
     Raises:
         LookupError: if no line fits, which a test rules out for every kernel of the package.
+        ValueError: if the user's table is broken, with its name and line.
     """
+    if _tried is not None and kernel in _tried:
+        return dict(_tried[kernel])
+    # Every line of a user's table is some chip's: off the GPU there is nothing to read.
+    users = users_table() if device.type == "cuda" and _tried is None else None
+    return dict(_lookup(kernel, architecture(device), window, head_width, dtype, users))
+
+
+@cache
+def _lookup(
+    kernel: str,
+    chip: str,
+    window: int | None,
+    head_width: int,
+    dtype: torch.dtype,
+    users: Path | None,
+) -> dict[str, int]:
     wanted = {
-        "architecture": architecture(device),
+        "architecture": chip,
         "triton": triton_minor(),
         "window": window,
         "head_width": head_width,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    best, best_rank = None, (-1,) * len(wanted)
-    for line in _lines(TABLE):
-        if line["kernel"] != kernel:
-            continue
-        if any(key in line and line[key] != value for key, value in wanted.items()):
-            continue
-        rank = tuple(int(key in line) for key in wanted)
-        if rank > best_rank:
-            best, best_rank = line, rank
-    if best is None:
-        raise LookupError(f"{TABLE.name}: no tile sizes for {kernel!r} with {wanted}")
-    return dict(best["tile"])
+    line = best(users_lines(users), kernel, wanted) if users is not None else None
+    line = line or best(packaged_lines(), kernel, wanted)
+    if line is None:
+        raise LookupError(f"{PACKAGED.name}: no tile sizes for {kernel!r} with {wanted}")
+    return line["tile"]
 
 
-@cache
-def _lines(table: Path) -> list[dict[str, Any]]:
-    return json.loads(table.read_text(encoding="utf-8"))
+def describe_tables(device: torch.device) -> str:
+    """Say which table's tile sizes are used on a device.
+
+    Raises:
+        ValueError: if the user's table is broken, with its name and line.
+    """
+    table = users_table()
+    if not table.is_file():
+        return "the package's table; `fiber tune` makes one for a GPU"
+    lines, chip = users_lines(table), architecture(device)
+    own = [
+        line for line in lines if (line["architecture"], line["triton"]) == (chip, triton_minor())
+    ]
+    if device.type != "cuda" or not own:
+        return f"the package's table; none of the {len(lines)} lines in {table} is for this machine"
+    return f"{len(own)} lines in {table}, the package's table for other calls"
+
+
+@contextmanager
+def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
+    """Give these sizes, by kernel, and the package's own for other kernels: to make a table."""
+    global _tried
+    before, _tried = _tried, sizes
+    try:
+        yield
+    finally:
+        _tried = before
 
 
 def architecture(device: torch.device) -> str:

@@ -15,6 +15,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fiber
 from fiber import _core
@@ -148,6 +149,17 @@ def _torch_rows() -> str | None:
         _row("triton", "not installed")
     name, reason = kernels.active_backend(torch.zeros(1, device="cuda" if cuda else "cpu"))
     _row("kernels", f"{name}: {reason}")
+    return _tile_row(torch.device("cuda" if cuda else "cpu"))
+
+
+def _tile_row(device: Any) -> str | None:
+    """Print which table of tile sizes the kernels read; gives what is broken, if anything."""
+    launch = importlib.import_module("fiber.kernels.launch")
+    try:
+        _row("tile sizes", launch.describe_tables(device))
+    except ValueError as error:
+        _row("tile sizes", str(error), False)
+        return str(error)
     return None
 
 

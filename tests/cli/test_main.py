@@ -12,7 +12,7 @@ from fiber.cli import main, parser
 TABLE = """
 demo data train recipes eval convert bench
 ground detect answer caption match search
-doctor
+tune doctor
 """
 COMMANDS = TABLE.split()
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, pictures, runs
+from fiber.cli import bench, convert, data, pictures, runs, tune
 
 #: Errors of the system that say something about this machine's state, not about the input.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     pictures.add_commands(commands)
     convert.add_commands(commands)
     bench.add_commands(commands)
+    tune.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, which backend runs and why, what is missing"
     )

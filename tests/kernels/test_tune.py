@@ -1,0 +1,152 @@
+"""`fiber tune` without a GPU: a timer and a device that are made up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fiber.cli import main
+from fiber.kernels import gpu_timer, launch, tile_table, tune
+
+META = torch.device("meta")
+CHIP = {"chip": "sm_90", "triton": "3.9"}
+
+
+class FakeMeasure:
+    """Times by what is launched: the wanted warps are fast, one candidate does not run."""
+
+    def __init__(self, warps: int, broken=lambda each: False) -> None:
+        self.warps, self.broken, self.cases = warps, broken, []
+
+    def __call__(self, case):
+        self.cases.append(case.name)
+        launches, results = case.plan()
+        assert results
+        if any(self.broken(each) for each in launches):
+            raise ValueError("does not run: too much shared memory")
+        return sum(1.0 + abs(each.num_warps - self.warps) for each in launches)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def tuned(cases, measure, said):
+    return tune.tune(cases, measure, said.append, **CHIP)
+
+
+def test_the_fastest_sizes_of_every_kernel_are_kept(said):
+    lines = tuned(tune.all_cases(META, [12, 18], [torch.bfloat16]), FakeMeasure(4), said)
+    kernels = {line["kernel"] for line in tile_table.packaged_lines()}
+    assert {line["kernel"] for line in lines} == kernels == set(tune.CANDIDATES)
+    for line in lines:
+        assert tile_table._fault(line) is None
+        assert (line["architecture"], line["triton"]) == ("sm_90", "3.9")
+        if any("num_warps" in each for each in tune.CANDIDATES[line["kernel"]]):
+            assert line["tile"]["num_warps"] == 4, line
+    windows = {line["window"] for line in lines if line["kernel"] == "expand_bias"}
+    assert windows == {12, 18}
+    assert {line["head_width"] for line in lines if line["kernel"].startswith("cross")} == {32, 64}
+
+
+def test_a_little_faster_is_no_reason_to_change(said):
+    (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
+    times = iter([1.0] + [0.98] * 100)
+    lines = tuned([forward], lambda case: next(times), said)
+    kept = tile_table.best(
+        tile_table.packaged_lines(), "expand_bias", lines[0] | {"head_width": 0, "triton": "none"}
+    )
+    assert kept is not None
+    assert lines[0]["tile"] == kept["tile"]
+
+
+def test_a_candidate_that_does_not_run_is_told_and_left_out(said):
+    (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
+    lines = tuned([forward], FakeMeasure(4, broken=lambda each: each.num_warps == 4), said)
+    assert all(line["tile"]["num_warps"] != 4 for line in lines)
+    assert any("num_warps=4" in line and "too much shared memory" in line for line in said)
+
+
+def test_the_packages_sizes_have_to_run(said):
+    (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
+    with pytest.raises(ValueError, match="windows of 12, bfloat16, forward, expand_bias"):
+        tuned([forward], FakeMeasure(4, broken=lambda each: True), said)
+
+
+def test_what_was_found_first_holds_for_the_kernels_after_it(said):
+    (_, backward) = tune.window_cases(META, 18, torch.bfloat16)
+    seen = []
+
+    def measure(case):
+        launches, _ = case.plan()
+        seen.append([each.num_warps for each in launches])
+        return sum(1.0 + abs(each.num_warps - 8) for each in launches)
+
+    tuned([backward], measure, said)
+    # expand, expand transposed, by queries, by keys, by pairs, and the reduction.
+    assert seen[-1][2:5] == [8, 8, 8]
+
+
+def test_results_are_compared_in_units_in_the_last_place():
+    wanted = torch.tensor([0.0, 2.0])
+    got = wanted + torch.tensor([2 * torch.finfo(torch.float32).eps, 0])
+    assert tune.difference(got, wanted) == 1
+    assert tune.difference(wanted, wanted) == 0
+    assert tune.difference(torch.full((2,), torch.nan), wanted) != 0
+
+
+def test_the_command_says_that_it_needs_a_gpu(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["tune", "--output", str(tmp_path / "tiles.json")]) == 2
+    assert "CUDA GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def pretended(monkeypatch, tmp_path):
+    """A GPU for the command, on which everything takes a millisecond."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "refusal", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(gpu_timer, "GpuTimer", lambda device: None)
+    monkeypatch.setattr(tune, "GpuMeasure", lambda timer: FakeMeasure(4))
+    every = tune.all_cases
+    monkeypatch.setattr(tune, "all_cases", lambda device, *rest: every(META, *rest))
+    return tmp_path / "fiber" / "tiles.json"
+
+
+def test_the_command_writes_the_table_that_kernels_read(pretended, capsys):
+    other = {"kernel": "gather_bias", "architecture": "sm_80", "triton": "3.9"}
+    other["tile"] = {"heads": 8, "num_warps": 2, "num_stages": 1}
+    pretended.parent.mkdir()
+    pretended.write_text(tile_table.written([other]))
+    assert main(["tune", "--windows", "12"]) == 0
+    lines = tile_table.read(pretended)
+    assert lines[0] == other
+    assert {line["window"] for line in lines if "window" in line} == {12}
+    assert "windows of 12, bfloat16, forward, window_forward" in capsys.readouterr().err
+
+
+def test_the_command_prints(pretended, capsys):
+    assert main(["tune", "--windows", "12", "--print"]) == 0
+    assert {line["architecture"] for line in json.loads(capsys.readouterr().out)} == {"sm_90"}
+    assert not pretended.exists()
+
+
+def test_the_command_tells_a_broken_table_before_it_spends_minutes(pretended, capsys):
+    pretended.parent.mkdir()
+    pretended.write_text("[\n{}]")
+    assert main(["tune"]) == 2
+    assert f"{pretended}, line 2: no kernel" in capsys.readouterr().err
+    assert pretended.read_text() == "[\n{}]"
+
+
+def test_the_command_refuses_other_dtypes(pretended, capsys):
+    assert main(["tune", "--dtypes", "float64"]) == 2
+    assert "float64: expected some of bfloat16; float16; float32" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""Tables of tile sizes: the package's own, and the one that `fiber tune` writes for a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+#: Tile sizes that come with the package; see `launch.tile`.
+PACKAGED = Path(__file__).with_name("tiles.json")
+
+#: What a line may say, and of which type; all but the kernel and its sizes may be left out.
+KEYS = {
+    "kernel": str,
+    "architecture": str,
+    "triton": str,
+    "window": int,
+    "head_width": int,
+    "dtype": str,
+    "tile": dict,
+}
+#: A line fits a call if it agrees in these; the first ones count most.
+RANKED = ("architecture", "triton", "window", "head_width", "dtype")
+
+
+def users_table() -> Path:
+    """Return where `fiber tune` writes: XDG_CACHE_HOME/fiber/tiles.json, or below ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "fiber" / "tiles.json"
+
+
+@cache
+def packaged_lines() -> list[Line]:
+    """Read the package's own table."""
+    return json.loads(PACKAGED.read_text(encoding="utf-8"))
+
+
+@cache
+def users_lines(path: Path) -> list[Line]:
+    """Read a user's table once for the whole process; nothing where there is none."""
+    return read(path) if path.is_file() else []
+
+
+def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
+    """Pick the most exact line for a call; a line that leaves out a key fits every value of it.
+
+    Args:
+        lines: of a table.
+        kernel: name of the kernel.
+        wanted: what the call is, by the names in `RANKED`.
+    """
+    found, found_rank = None, (-1,) * len(RANKED)
+    for line in lines:
+        if line["kernel"] != kernel:
+            continue
+        if any(key in line and line[key] != wanted[key] for key in RANKED):
+            continue
+        rank = tuple(int(key in line) for key in RANKED)
+        if rank > found_rank:
+            found, found_rank = line, rank
+    return found
+
+
+def read(path: Path) -> list[Line]:
+    """Read a table that is not the package's own, and check every line.
+
+    Raises:
+        ValueError: with the file and the number of the line, if it is no JSON list of lines, or a
+            line names no kernel of the package, not all of its sizes, no chip or no Triton.
+    """
+    lines = []
+    for number, line in _entries(path):
+        fault = _fault(line)
+        if fault is not None:
+            raise ValueError(f"{path}, line {number}: {fault}; {_REMEDY}")
+        lines.append(line)
+    return lines
+
+
+_REMEDY = "remove the file, or write it anew with `fiber tune`"
+
+
+def _entries(path: Path) -> list[tuple[int, Any]]:
+    """Parse a JSON list; gives each entry with the number of the line that it begins on."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        if not isinstance(json.loads(text), list):
+            raise ValueError(f"{path}, line 1: expected a list of lines; {_REMEDY}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}; {_REMEDY}") from None
+    decoder, entries = json.JSONDecoder(), []
+    place = text.index("[") + 1
+    while True:
+        while text[place].isspace() or text[place] == ",":
+            place += 1
+        if text[place] == "]":
+            return entries
+        entry, end = decoder.raw_decode(text, place)
+        entries.append((text.count("\n", 0, place) + 1, entry))
+        place = end
+
+
+def _fault(line: Any) -> str | None:
+    """Say what is wrong with a line, if anything."""
+    if not isinstance(line, dict):
+        return f"expected an object, got {line!r}"
+    for key, value in line.items():
+        if key not in KEYS:
+            return f"{key!r} is no key; expected some of {', '.join(KEYS)}"
+        if type(value) is not KEYS[key]:
+            return f"{key} {value!r}; expected {KEYS[key].__name__}"
+    for key in ("kernel", "architecture", "triton", "tile"):
+        if key not in line:
+            return f"no {key}, which a line that is not the package's own needs"
+    sizes = {each["kernel"]: set(each["tile"]) for each in packaged_lines()}
+    if line["kernel"] not in sizes:
+        return f"there is no kernel {line['kernel']!r}; expected one of {', '.join(sorted(sizes))}"
+    wanted = sizes[line["kernel"]]
+    if set(line["tile"]) != wanted:
+        return f"tile has {', '.join(line['tile'])}; expected {', '.join(sorted(wanted))}"
+    for name, value in line["tile"].items():
+        is_power = type(value) is int and value > 0 and value & (value - 1) == 0
+        if not (is_power or (name == "num_stages" and value == 3)):
+            return f"{name} {value!r}; expected a power of two"
+    return None
+
+
+def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
+    """Put new lines in the place of those that speak of the same calls, and keep the others."""
+
+    def calls(line: Line) -> tuple[Any, ...]:
+        return (line["kernel"], *(line.get(key) for key in RANKED))
+
+    fresh = {calls(line) for line in new}
+    return [*(line for line in old if calls(line) not in fresh), *new]
+
+
+def written(lines: Sequence[Line]) -> str:
+    """Give a table as text: one line of it on each line."""
+    body = ",\n".join(f"  {json.dumps({k: line[k] for k in KEYS if k in line})}" for line in lines)
+    return f"[\n{body}\n]\n"
