@@ -17,6 +17,7 @@ from .cross_attention_kernels import (
     _any_place,
     _dropout_scale,
     _dropout_words,
+    _hide,
     _is_read,
     _kept,
     _load_rows,
@@ -106,7 +107,7 @@ def walk_keys(
         k = _load_rows(keys, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH)
         v = _load_rows(values, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH)
         scores = tl.dot(q, tl.trans(k), out_dtype=ACCUMULATOR, input_precision="ieee")
-        scores = tl.where(own[None, :], scores, float("-inf"))
+        scores = _hide(scores, own[None, :], key_mask)
         weights = tl.exp2(scores * SCALE - log_total[:, None])
         slopes = tl.dot(grad, tl.trans(v), out_dtype=ACCUMULATOR, input_precision="ieee")
         left = weights
@@ -206,7 +207,7 @@ def walk_queries(
             # A sample without keys.
             log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
         scores = tl.dot(k, tl.trans(q), out_dtype=ACCUMULATOR, input_precision="ieee")
-        scores = tl.where(own[:, None], scores, float("-inf"))
+        scores = _hide(scores, own[:, None], key_mask)
         weights = tl.exp2(scores * SCALE - log_total[None, :])
         slopes = tl.dot(v, tl.trans(grad), out_dtype=ACCUMULATOR, input_precision="ieee")
         left = weights
