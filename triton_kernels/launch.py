@@ -7,7 +7,7 @@ are run, and the checks without a GPU compile exactly the same ones for every ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -39,17 +39,23 @@ class Launch:
     num_stages: int
 
     def run(self) -> None:
-        """Start the kernel on the current stream; nothing is started for an empty grid."""
+        """Start the kernel on the current stream of the tensors' own device.
+
+        Nothing is started for an empty grid.
+        """
         if 0 in self.grid:
             return
-        self.kernel[self.grid](
-            **self.arguments,
-            **self.constants,
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            # Triton's default changes in 3.10; the sums here are tested with fused multiply-adds.
-            enable_fp_fusion=True,
-        )
+        device = next(each.device for each in self.arguments.values() if isinstance(each, Tensor))
+        # Triton starts on the current device, which need not be that of the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](
+                **self.arguments,
+                **self.constants,
+                num_warps=self.num_warps,
+                num_stages=self.num_stages,
+                # Triton's default changes in 3.10; sums here are tested with fused multiply-adds.
+                enable_fp_fusion=True,
+            )
 
 
 def tile(

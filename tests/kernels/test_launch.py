@@ -1,0 +1,59 @@
+"""A launch starts its kernel once, where its tensors are."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from fiber.kernels.launch import Launch
+
+
+class Kernel:
+    """Notes how it was started, and on which device."""
+
+    current: torch.device | None = None
+
+    def __init__(self) -> None:
+        self.starts: list[tuple] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        return lambda **given: self.starts.append((grid, given, Kernel.current))
+
+
+class OnSecondGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 1)
+
+
+@contextlib.contextmanager
+def pretend(device: torch.device):
+    Kernel.current = device
+    yield
+    Kernel.current = None
+
+
+def launch(kernel: Kernel, tensor: torch.Tensor, grid: tuple[int, ...] = (3, 2)) -> Launch:
+    return Launch(kernel, grid, {"x": None, "y": tensor, "n": 5}, {"BLOCK": 16}, 4, 1)
+
+
+def test_nothing_is_started_for_an_empty_grid():
+    kernel = Kernel()
+    launch(kernel, torch.zeros(1), (0, 2)).run()
+    assert kernel.starts == []
+
+
+def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", pretend)
+    kernel, tensor = Kernel(), torch.zeros(1).as_subclass(OnSecondGpu)
+    launch(kernel, tensor).run()
+    launch(kernel, torch.zeros(1)).run()
+    (grid, given, where), (_, _, on_cpu) = kernel.starts
+    assert grid == (3, 2)
+    assert given["y"] is tensor
+    assert (given["n"], given["BLOCK"], given["num_warps"]) == (5, 16, 4)
+    assert where == torch.device("cuda", 1)
+    assert on_cpu is None
