@@ -114,10 +114,10 @@ CALLS: dict[str, Window | Cross] = {
     "text to image": Cross(40, 576, 12, 64, dropout_p=0.1),
     "text to image fine": Cross(256, 4200, 12, 64, batch=1, map_size=(50, 84)),
 }
-#: dtypes of every call on every chip, and those of some calls on two chips.
+#: dtypes of every call on every chip, and those of some calls on three chips.
 DTYPES = (torch.bfloat16,)
 MORE_DTYPES = (torch.float32, torch.float16)
-MORE_CHIPS = ("sm_90", "gfx942")
+MORE_CHIPS = ("sm_80", "sm_90", "gfx942")
 MORE_CALLS = ("window 12 shifted", "window 18 shifted", "image to text", "text to image")
 
 #: The call whose instructions and bytes have gates: the first stage at 384 pixels, batch 64.

@@ -13,6 +13,7 @@ from pathlib import Path
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from tests.kernels.compiled.compile import Compiled, remembered
+from tests.kernels.compiled.sass import tool
 
 #: Registers of every kernel; `python -m tests.kernels.compiled resources --write` makes it.
 TABLE = Path(__file__).with_name("registers.csv")
@@ -174,11 +175,21 @@ def _assembler_log(compiled: Compiled) -> str:
         )
         if done.returncode:
             raise RuntimeError(f"{compiled.name}: ptxas failed: {done.stderr}")
-        if binary.read_bytes() != compiled.stages["cubin"]:
-            raise RuntimeError(
-                f"{compiled.name} on {compiled.chip.name}: ptxas made another binary than in"
-                " Triton's hands; expected the options of its make_cubin"
-            )
+        # The log speaks of Triton's own binary only if that one says the same of itself.
+        binary.write_bytes(compiled.stages["cubin"])
+        said = subprocess.run(
+            [tool("cuobjdump"), "-res-usage", str(binary)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    logged = re.search(r"(\d+) bytes stack frame[\s\S]*?Used (\d+) registers", done.stderr)
+    if usage is None or logged is None or usage.groups() != logged.groups()[::-1]:
+        raise RuntimeError(
+            f"{compiled.name} on {compiled.chip.name}: ptxas and Triton's binary disagree; expected"
+            f" the options of Triton's make_cubin: {done.stderr}{said}"
+        )
     return done.stderr
 
 

@@ -163,11 +163,12 @@ def _listing(binary: bytes) -> str:
         file.write(binary)
         file.flush()
         return subprocess.run(
-            [_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True
+            [tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True
         ).stdout
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """Find one of the programs for binaries that come with Triton."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
