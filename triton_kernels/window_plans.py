@@ -18,9 +18,11 @@ from . import window_tiled, window_whole
 from .launch import Launch, tile
 from .relative_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
 
-#: Windows with at most so many tokens have their rows of scores in registers, up to a head width
-#: of 64 and in dtypes with matrix units (16 bits; float64 for tests).
-WHOLE_TOKENS = 160
+#: Whole rows of scores stay in registers, up to a head width of 64 and in dtypes with matrix units
+#: (16 bits; float64 for tests), forward with at most so many elements of keys (a window of 18 with
+#: a head width of 32), backward with at most so many keys.
+WHOLE_KEY_ELEMENTS = 336 * 32
+WHOLE_BACKWARD_KEYS = 160
 #: Memory for the bias's gradient, in bytes: with that much, all of it stays in the second cache of
 #: the GPUs that train (40 MB and more) beside what streams through.
 CHUNK_BYTES = 22_000_000
@@ -121,7 +123,7 @@ def plan_forward(
     if out.numel() == 0:
         return [], out
     shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    if takes_whole_rows(qkv, window_size) if whole is None else whole:
+    if _whole_forward(qkv, window_size) if whole is None else whole:
         sizes = shared.tile("window_forward")
         stored = shared.stored(sizes["rows"])
         programs = shared.windows * heads
@@ -167,7 +169,7 @@ def plan_backward(
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
     shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
     tensors = {"grad": grad.contiguous(), "grad_qkv": grad_qkv}
-    if takes_whole_rows(qkv, window_size) if whole is None else whole:
+    if _whole_backward(qkv, window_size) if whole is None else whole:
         launches, grad_pairs, stored, grad_padding = _plan_whole(shared, tensors, atomic_bias)
     else:
         launches, grad_pairs, stored, grad_padding = _plan_tiled(shared, tensors, atomic_bias)
@@ -268,9 +270,15 @@ def _plan_tiled(
     return launches, grad_pairs, stored, grad_padding
 
 
-def takes_whole_rows(qkv: Tensor, window_size: int) -> bool:
-    """Whether a window's rows of scores are kept in registers; see `WHOLE_TOKENS`."""
-    return window_size**2 <= WHOLE_TOKENS and qkv.shape[-1] <= 64 and qkv.dtype != torch.float32
+def _whole_forward(qkv: Tensor, window_size: int) -> bool:
+    """Whether rows of scores stay in registers; see `WHOLE_KEY_ELEMENTS`."""
+    block = triton.next_power_of_2(qkv.shape[-1])
+    elements = window_size**2 * block
+    return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
+
+
+def _whole_backward(qkv: Tensor, window_size: int) -> bool:
+    return _whole_forward(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:

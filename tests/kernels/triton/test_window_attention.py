@@ -50,7 +50,7 @@ LARGE = {
     "windows of 12, shifted": Case(1, 24, 24, 12, 6, 1, 32),
     "windows of 12, odd map": Case(1, 13, 7, 12, 6, 1, 32),
     "window of 18": Case(1, 18, 18, 18, 9, 1, 32),
-    "windows of 18, odd map": Case(1, 20, 18, 18, 0, 1, 32),
+    "window of 18, odd map": Case(1, 17, 18, 18, 0, 1, 32),
     "windows of 9, own maps": Case(2, 10, 9, 9, 4, 1, 24, [[10, 9], [9, 5]]),
 }
 
