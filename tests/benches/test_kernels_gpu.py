@@ -74,6 +74,23 @@ def test_the_kernels_themselves_are_verified_in_the_interpreter():
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr[-3000:]
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+        pytest.param(torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_the_checks_of_a_gpu_hold_for_plain_pytorch(dtype):
+    verify = importlib.import_module("gpu_verify")
+    every = list(verify.checks(dtype, micro=False))
+    assert len(every) >= 7
+    cpu = torch.device("cpu")
+    assert [told for check in every for told in verify.failures(check, cpu, dtype)] == []
+
+
 def test_a_wrong_gradient_stops_before_anything_is_timed(bench, tmp_path, monkeypatch, capsys):
     verify = importlib.import_module("gpu_verify")
     true = verify.kernels.window_attention
