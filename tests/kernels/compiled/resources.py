@@ -13,7 +13,7 @@ from pathlib import Path
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from tests.kernels.compiled.compile import Compiled, remembered
-from tests.kernels.compiled.sass import tool
+from tests.kernels.compiled.sass import tool, touches_local_memory
 
 #: Registers of every kernel; `python -m tests.kernels.compiled resources --write` makes it.
 TABLE = Path(__file__).with_name("registers.csv")
@@ -84,7 +84,8 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
         found.append(f"{name}: {atomic[0]}; expected no atomics")
     if taken.spill_bytes:
         found.append(f"{name}: {taken.spill_bytes} bytes of registers spilled; expected none")
-    if taken.stack_bytes:
+    # The assembler may reserve a frame that no instruction touches.
+    if taken.stack_bytes and (compiled.chip.backend == "hip" or touches_local_memory(compiled)):
         found.append(f"{name}: {taken.stack_bytes} bytes of local memory; expected none")
     if taken.shared_bytes > compiled.chip.shared_bytes:
         found.append(

@@ -158,6 +158,13 @@ def disassemble(compiled: Compiled) -> Program:
     return parse(remembered("nvdisasm", binary, lambda: _listing(binary)))
 
 
+def touches_local_memory(compiled: Compiled) -> bool:
+    """Whether an instruction of a kernel for an NVIDIA chip reads or writes local memory."""
+    binary = compiled.stages["cubin"]
+    listing = remembered("nvdisasm", binary, lambda: _listing(binary))
+    return re.search(r"\b(?:LDL|STL)\b", listing) is not None
+
+
 def _listing(binary: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)

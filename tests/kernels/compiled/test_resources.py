@@ -41,6 +41,16 @@ def test_spilled_registers_are_seen():
     assert any("registers spilled" in problem for problem in problems(compiled, taken))
 
 
+def test_a_frame_is_a_problem_where_it_is_touched():
+    touched = compile_launch(square_launch(128, num_warps=1), CHIPS["sm_90"])
+    untouched = compile_launch(sum_launch(3), CHIPS["sm_90"])
+    for compiled, expected in ((touched, ["8 bytes of local memory"]), (untouched, [])):
+        taken = dataclasses.replace(resources(compiled), spill_bytes=0, stack_bytes=8)
+        found = problems(compiled, taken)
+        assert [text for text in expected if not any(text in each for each in found)] == []
+        assert len(found) == len(expected)
+
+
 def test_spilled_registers_of_amd_are_seen():
     compiled = compile_launch(sum_launch(3), CHIPS["gfx942"])
     text = compiled.stages["amdgcn"]
