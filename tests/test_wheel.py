@@ -41,8 +41,10 @@ def test_names(wheel):
         for path in package.rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".so")
     }
-    own |= {f"fiber/kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
-    assert {"fiber/py.typed", "fiber/_core.pyi", "fiber/demo/floors.json"} < own
+    kernels = (ROOT / "triton_kernels").iterdir()
+    own |= {f"fiber/kernels/{path.name}" for path in kernels if path.suffix in (".py", ".json")}
+    known = {"_core.pyi", "demo/floors.json", "kernels/tiles.json", "kernels/window_plans.py"}
+    assert {f"fiber/{name}" for name in known} < own
     inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
     assert inside == own | {"fiber/_core.abi3.so"}
 
