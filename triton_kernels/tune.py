@@ -290,10 +290,12 @@ def window_cases(
         return launches, list(gradients)
 
     tiled = ("window_tiled_queries", "window_tiled_keys", "window_tiled_bias")
-    whole = window_plans.takes_whole_rows(qkv, window)
+    reads = window_plans.reads_whole_rows(qkv, window)
+    differentiates = window_plans.differentiates_whole_rows(qkv, window)
+    differentiated = ("window_backward",) if differentiates else tiled
     by_pass = {
-        "forward": ("expand_bias", "window_forward" if whole else "window_tiled_forward"),
-        "backward": (*(("window_backward",) if whole else tiled), "gather_bias", "sum_parts"),
+        "forward": ("expand_bias", "window_forward" if reads else "window_tiled_forward"),
+        "backward": (*differentiated, "gather_bias", "sum_parts"),
     }
     for name, plan in (("forward", forward), ("backward", backward)):
         named = f"windows of {window}, {str(dtype).removeprefix('torch.')}, {name}"

@@ -123,7 +123,7 @@ def plan_forward(
     if out.numel() == 0:
         return [], out
     shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    if _whole_forward(qkv, window_size) if whole is None else whole:
+    if reads_whole_rows(qkv, window_size) if whole is None else whole:
         sizes = shared.tile("window_forward")
         stored = shared.stored(sizes["rows"])
         programs = shared.windows * heads
@@ -169,7 +169,7 @@ def plan_backward(
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
     shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
     tensors = {"grad": grad.contiguous(), "grad_qkv": grad_qkv}
-    if _whole_backward(qkv, window_size) if whole is None else whole:
+    if differentiates_whole_rows(qkv, window_size) if whole is None else whole:
         launches, grad_pairs, stored, grad_padding = _plan_whole(shared, tensors, atomic_bias)
     else:
         launches, grad_pairs, stored, grad_padding = _plan_tiled(shared, tensors, atomic_bias)
@@ -270,15 +270,16 @@ def _plan_tiled(
     return launches, grad_pairs, stored, grad_padding
 
 
-def _whole_forward(qkv: Tensor, window_size: int) -> bool:
-    """Whether rows of scores stay in registers; see `WHOLE_KEY_ELEMENTS`."""
+def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
+    """Whether rows of scores stay in registers forward; see `WHOLE_KEY_ELEMENTS`."""
     block = triton.next_power_of_2(qkv.shape[-1])
     elements = window_size**2 * block
     return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
 
 
-def _whole_backward(qkv: Tensor, window_size: int) -> bool:
-    return _whole_forward(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
+def differentiates_whole_rows(qkv: Tensor, window_size: int) -> bool:
+    """Whether they do backward; see `WHOLE_BACKWARD_KEYS`."""
+    return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
