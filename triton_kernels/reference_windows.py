@@ -124,7 +124,7 @@ def window_attention_backward(
             of_piece = weights[piece.windows].flatten(0, 1)
         else:
             of_piece = scores.weights(query, key, piece)
-        of_packed = torch.empty((3, *query.shape), dtype=query.dtype)
+        of_packed = query.new_empty(3, *query.shape)
         added = attention_backward(of_read, query, key, value, of_piece, out=of_packed.unbind(0))
         of_scores += added.view(-1, heads, tokens, tokens).sum(0)
         of_packed[0] *= width**-0.5

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
+from fiber.kernels import reference, reference_windows
 from tests.kernels import oracle
 
 # Products of at most 400 float64 terms of size 1, summed in another order.
@@ -209,3 +210,22 @@ def test_caches_survive_inference_mode():
         kernels.window_attention(qkv, table, qkv_bias, window_size=7, shift=3)
     kernels.window_attention(qkv, table, qkv_bias, window_size=7, shift=3).sum().backward()
     assert table.grad is not None
+
+
+def test_plain_pytorch_stays_on_the_device_of_its_tensors():
+    """On the meta device, where a tensor of the CPU in between is an error, as it is on a GPU."""
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    windows = meta(2, 5, 6, 3, 2, 4), meta(25, 2), meta(3, 2, 4)
+    read, weights = reference_windows.window_attention(*windows, 3, 1, None, trains=True)
+    found = reference_windows.window_attention_backward(read, *windows, weights, 3, 1, None)
+    assert {each.device.type for each in (read, weights, *found)} == {"meta"}
+    assert [each.shape for each in found] == [each.shape for each in windows]
+    q, k, v = meta(2, 6, 2, 4), meta(2, 5, 2, 4), meta(2, 5, 2, 4)
+    mask = torch.empty(2, 5, dtype=torch.bool, device="meta")
+    out, logsumexp = reference.cross_attention(q, k, v, mask, 0.0, None)
+    found = reference.cross_attention_backward(out, q, k, v, out, logsumexp, mask, 0.0, None)
+    assert {each.device.type for each in (out, logsumexp, *found)} == {"meta"}
+    assert [each.shape for each in found] == [q.shape, k.shape, v.shape]
