@@ -121,12 +121,11 @@ def cross_call(
     )
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
     real = torch.full((batch,), text_tokens)
-    # The published code reads in windows, padded places included.
-    cut = to_windows(query.detach().view(batch, *map_size, -1), WINDOW, 0) if to_text else query
-    cut = cut.detach().unflatten(-1, (heads, head_width)) if to_text else query
-    cut = cut.requires_grad_()
-    cut_direction = direction.flatten(2)
+    cut, cut_direction = query, direction.flatten(2)
     if to_text:
+        # The published code reads in windows, padded places included.
+        cut = to_windows(query.detach().view(batch, *map_size, -1), WINDOW, 0)
+        cut = cut.unflatten(-1, (heads, head_width)).requires_grad_()
         cut_direction = to_windows(direction.view(batch, *map_size, -1), WINDOW, 0)
 
     def ours() -> Outputs:
@@ -148,8 +147,7 @@ def cross_call(
         out, of_query, of_key, of_value = values
         if to_text:
             out, of_query = (
-                from_windows(each.flatten(2), map_size, WINDOW, 0) if to_text else each
-                for each in (out, of_query.flatten(2))
+                from_windows(each, map_size, WINDOW, 0) for each in (out, of_query.flatten(2))
             )
         return [out.reshape_as(query), of_query.reshape_as(query), of_key, of_value]
 

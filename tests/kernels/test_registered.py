@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber import kernels
 from fiber.kernels import reference, reference_windows, registered
+from tests.kernels import oracle
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -134,26 +135,29 @@ def test_gradients_of_a_recomputed_block():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_numbers_are_as_accurate_as_their_inputs(dtype):
-    """At most twice the error of the same inputs' rounded float64 result."""
-    qkv, table, bias = window_inputs(dtype)
-    q, k, v = cross_inputs(dtype)
-    step = torch.finfo(dtype).eps
+def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
+    """At most twice the error of the oracle in the same dtype, or one rounding."""
+    qkv, table, bias = (each.detach().to(dtype) for each in window_inputs())
+    q, k, v = (each.detach() for each in cross_inputs(dtype))
+    mask = torch.arange(5) < LENGTHS[:, None]
 
-    def run(qkv: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> list[Tensor]:
-        read = kernels.window_attention(qkv, *rest, window_size=3, shift=1)
-        crossed = kernels.image_to_text_attention(q, k, v, LENGTHS)
-        inputs = [qkv, *rest, q, k, v]
+    def run(window, cross, wanted: torch.dtype) -> list[Tensor]:
+        inputs = [each.to(wanted).requires_grad_() for each in (qkv, table, bias, q, k, v)]
+        read, crossed = window(*inputs[:3], window_size=3, shift=1), cross(*inputs[3:])
         return [read, crossed, *torch.autograd.grad(read.sum() + crossed.sum(), inputs)]
 
-    def exact(tensor: Tensor) -> Tensor:
-        return tensor.detach().double().requires_grad_()
-
-    narrow = run(qkv, q, k, v, table, bias)
-    wide = run(*map(exact, (qkv, q, k, v, table, bias)))
-    for got, expected in zip(narrow, wide, strict=True):
-        # A few roundings of numbers of the tensor's own size, of which sums of 9 keep some.
-        assert (got.double() - expected).abs().max() <= 8 * step * expected.abs().max().clamp(min=1)
+    loops = oracle.window_attention, lambda q, k, v: oracle.attention(q, k, v, mask)
+    ours = (
+        kernels.window_attention,
+        lambda q, k, v: kernels.image_to_text_attention(q, k, v, LENGTHS),
+    )
+    exact, plain, got = (
+        run(*each) for each in ((*loops, torch.float64), (*loops, dtype), (*ours, dtype))
+    )
+    for one, other, wanted in zip(got, plain, exact, strict=True):
+        floor = torch.finfo(dtype).eps * wanted.abs().max()
+        off = (one.double() - wanted).abs().max()
+        assert off <= torch.maximum(2 * (other.double() - wanted).abs().max(), floor)
 
 
 def test_dropout_keeps_what_its_seed_says():
