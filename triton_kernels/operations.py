@@ -60,13 +60,7 @@ def window_attention(
         named["valid_sizes"] = valid_sizes
         _require(valid_sizes.shape == (qkv.shape[0], 2), "valid_sizes (B, 2)", named)
     _require_one_device(named)
-    trains = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (qkv, bias_table, qkv_bias)
-    )
-    read, _ = registered.window_attention(
-        qkv, bias_table, qkv_bias, window_size, shift, valid_sizes, trains
-    )
-    return read
+    return registered.window_attention(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
 
 
 def image_to_text_attention(

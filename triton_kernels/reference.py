@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .scratch import Scratch
+
 #: What the logarithm of a sum counts in: kernels compute powers of two.
 LOG2_E = math.log2(math.e)
 
@@ -106,7 +108,10 @@ def _plain_backward(
     if scores is not None:
         products.view(shape).add_(scores)
     weights = products.softmax(-1)
-    attention_backward(grad, flat_query, flat_key, flat_value, weights, kept=kept, out=out)
+    scratch = Scratch(grad.device)
+    attention_backward(
+        grad, flat_query, flat_key, flat_value, weights, kept=kept, scratch=scratch, out=out
+    )
     return (
         (out[0] * scale).view(query.shape),
         out[1].view(key.shape),
@@ -160,6 +165,7 @@ def attention_backward(
     weights: Tensor,
     *,
     kept: Tensor | None = None,
+    scratch: Scratch,
     out: Sequence[Tensor],
 ) -> Tensor:
     """Write the gradients of scaled queries, keys and values (b, tokens, d); gives the scores'.
@@ -171,16 +177,21 @@ def attention_backward(
         value: values.
         weights: (b, n, m) softmax of the scores, float32 or wider.
         kept: factors of the weights; None for 1.
+        scratch: what is computed in between goes there, and so does the result.
         out: where the gradients of the three go.
     """
-    read_weights = weights if kept is None else weights * kept
-    torch.bmm(read_weights.to(grad.dtype).transpose(1, 2), grad, out=out[2])
-    of_weights = torch.bmm(grad, value.transpose(1, 2)).to(weights.dtype)
+    read_weights = scratch.cast(weights if kept is None else weights * kept, grad.dtype)
+    torch.bmm(read_weights.transpose(1, 2), grad, out=out[2])
+    of_weights = scratch.empty(*weights.shape, dtype=grad.dtype)
+    torch.bmm(grad, value.transpose(1, 2), out=of_weights)
+    of_weights = scratch.cast(of_weights, weights.dtype)
     if kept is not None:
         of_weights *= kept
     # The softmax' own gradient in one pass: weights * (of_weights - their weighted sum).
-    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-    narrow = of_scores.to(query.dtype)
+    of_scores = torch.ops.aten._softmax_backward_data(
+        of_weights, weights, -1, weights.dtype, grad_input=of_weights
+    )
+    narrow = scratch.cast(of_scores, query.dtype)
     torch.bmm(narrow, key, out=out[0])
     torch.bmm(narrow.transpose(1, 2), query, out=out[1])
     return of_scores

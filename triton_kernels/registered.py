@@ -25,8 +25,7 @@ _CROSS_ARGUMENTS = (
 @torch.library.custom_op(
     "fiber::window_attention",
     mutates_args=(),
-    schema=f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_WINDOW_ARGUMENTS}, bool trains)"
-    " -> (Tensor, Tensor)",
+    schema=f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_WINDOW_ARGUMENTS}) -> Tensor",
 )
 def window_attention(
     qkv: Tensor,
@@ -35,37 +34,24 @@ def window_attention(
     window_size: int,
     shift: int,
     valid_sizes: Tensor | None,
-    trains: bool,
-) -> tuple[Tensor, Tensor]:
-    """What is read, and what the backward pass is given; see `reference_windows`."""
+) -> Tensor:
+    """What is read."""
     arguments = (qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
     triton = triton_module("window_plans", qkv, window_size)
     if triton is not None:
-        return triton.forward(*arguments), qkv.new_empty(0, dtype=torch.float32)
-    return reference_windows.window_attention(*arguments, trains=trains)
+        return triton.forward(*arguments)
+    return reference_windows.window_attention(*arguments)
 
 
 @window_attention.register_fake
-def _(
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
-    trains: bool,
-) -> tuple[Tensor, Tensor]:
-    kept = (0,)
-    if trains:
-        kept = reference_windows.keeps_weights(qkv, window_size, valid_sizes)
-    wide = torch.promote_types(qkv.dtype, torch.float32)
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), qkv.new_empty(kept, dtype=wide)
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
 
 @torch.library.custom_op(
     "fiber::window_attention_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor qkv, Tensor bias_table, Tensor qkv_bias, Tensor weights,"
+    schema="(Tensor grad, Tensor qkv, Tensor bias_table, Tensor qkv_bias,"
     f" {_WINDOW_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
 def window_attention_backward(
@@ -73,7 +59,6 @@ def window_attention_backward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    weights: Tensor,
     window_size: int,
     shift: int,
     valid_sizes: Tensor | None,
@@ -83,7 +68,7 @@ def window_attention_backward(
     triton = triton_module("window_plans", qkv, window_size)
     if triton is not None:
         return triton.backward(*inputs, *arguments, atomic_bias=atomics())
-    return reference_windows.window_attention_backward(*inputs, weights, *arguments)
+    return reference_windows.window_attention_backward(*inputs, *arguments)
 
 
 @window_attention_backward.register_fake
@@ -97,17 +82,15 @@ def _(
     )
 
 
-def _window_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes, _ = inputs
-    ctx.save_for_backward(qkv, bias_table, qkv_bias, output[1], valid_sizes)
+def _window_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+    qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes = inputs
+    ctx.save_for_backward(qkv, bias_table, qkv_bias, valid_sizes)
 
 
-def _window_gradients(
-    ctx: Any, grad: Tensor, of_weights: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _window_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, valid_sizes = ctx.saved_tensors
     found = window_attention_backward(grad, *tensors, ctx.window_size, ctx.shift, valid_sizes)
-    return *found, None, None, None, None
+    return *found, None, None, None
 
 
 window_attention.register_autograd(_window_gradients, setup_context=_window_context)

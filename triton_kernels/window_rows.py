@@ -1,79 +1,70 @@
 """Which tokens stand in which window: index arithmetic instead of padding, rolling and cutting.
 
-Letters: M tokens of the whole batch, B H W; N tokens of a window; nW windows of the whole batch.
+Letters: M tokens of the whole batch, B H W; N tokens of a window; n windows of a strip or a piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .scratch import Scratch
+
 #: Whether a window holds the seam of a rolled map: (between its rows, between its columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
 class WindowRows(NamedTuple):
-    """The windows of a batch; those with the same seams follow one another, in `SEAMS`' order."""
+    """The windows of a batch."""
 
-    #: (nW N,) int64, the token (of M) at each place of each window; 0 at a padded place.
-    sources: Tensor
-    #: The same, with M at a padded place: the row behind the last takes what nobody reads.
-    targets: Tensor
-    #: Places (of nW N) that are padded.
-    padded: Tensor
-    #: Tokens (of M) outside their sample's own map.
-    outside: Tensor
-    #: Windows with each of `SEAMS`.
-    counts: tuple[int, ...]
-    #: `padded` once more, rising, where it can be searched without waiting for a device.
-    padded_places: np.ndarray
+    strips: tuple[Strip, ...]
+    #: Tokens (of M) that no strip writes: rows below a sample's own map.
+    outside: tuple[slice, ...]
+    #: Which of `SEAMS` there are.
+    seams: frozenset[int]
 
-    def pieces(self, at_once: int, tokens: int) -> Iterator[Piece]:
-        """Cut the windows into runs of at most `at_once` windows of N tokens."""
-        ends = list(accumulate(self.counts))
-        for first in range(0, ends[-1], at_once):
-            last = min(first + at_once, ends[-1])
-            start, stop = first * tokens, last * tokens
-            padded = slice(*np.searchsorted(self.padded_places, (start, stop)).tolist())
-            seams = [
-                (number, slice(max(end - count, first) - first, min(end, last) - first))
-                for number, (end, count) in enumerate(zip(ends, self.counts, strict=True))
-                if max(end - count, first) < min(end, last)
-            ]
-            yield Piece(
-                slice(first, last),
-                seams,
-                self.sources[start:stop],
-                self.targets[start:stop],
-                self.padded[padded] - start,
-            )
+
+class Strip(NamedTuple):
+    """Windows that together hold whole rows of maps, so that what they give is written in runs."""
+
+    #: How many windows.
+    windows: int
+    #: Some of them at a time.
+    pieces: tuple[Piece, ...]
+    #: Runs of tokens (of M) that they write, and the place (of n N) of each; n N is nowhere: a
+    #: token outside its sample's own map.
+    runs: tuple[tuple[slice, Tensor], ...]
+
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Bring rows (n N + 1, R) of the windows' places to their tokens in `out` (M, R)."""
+        rows[-1] = 0
+        for run, places in self.runs:
+            torch.index_select(rows, 0, places, out=out[run])
 
 
 class Piece(NamedTuple):
-    """Some windows that are read at once."""
+    """Some windows of a strip, which are read at once."""
 
-    #: Which of all windows they are.
-    windows: slice
+    #: Their places (of the strip's n N).
+    places: slice
     #: Their seams, as numbers in `SEAMS`, and which of the n windows have these.
-    seams: list[tuple[int, slice]]
-    #: (n N,), as in `WindowRows`.
+    seams: tuple[tuple[int, slice], ...]
+    #: (n N,) int64, the token (of M) at each place of each window; 0 at a padded place.
     sources: Tensor
-    #: (n N,), as in `WindowRows`.
-    targets: Tensor
     #: Places (of n N) that are padded.
     padded: Tensor
 
-    def read(self, tokens: Tensor, padding: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
         """Bring tokens into their windows: (M, R) and (R,) for padded places -> (n N, R)."""
+        out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
         if not len(tokens):
-            return padding.expand(len(self.sources), -1).clone()
-        out = tokens.index_select(0, self.sources)
+            return out.copy_(padding.expand_as(out))
+        torch.index_select(tokens, 0, self.sources, out=out)
         if len(self.padded):
             out[self.padded] = padding
         return out
@@ -87,6 +78,9 @@ def window_rows(
     window_size: int,
     shift: int,
     device: torch.device,
+    *,
+    strip_windows: int,
+    piece_windows: int,
 ) -> WindowRows:
     """Cut every sample's own map, padded and rolled by itself, into windows.
 
@@ -96,57 +90,106 @@ def window_rows(
         window_size: side of a window in tokens.
         shift: roll of the map in tokens.
         device: where the answer is used.
+        strip_windows: most windows of a strip, which holds one row of windows at least.
+        piece_windows: most windows of a piece.
     """
     height, width = map_size
-    kinds: list[list[np.ndarray]] = [[] for _ in SEAMS]
-    for own in dict.fromkeys(sizes):
-        samples = np.array([number for number, size in enumerate(sizes) if size == own])
-        windows, seams = _windows(own, width, window_size, shift)
-        for kind, chosen in zip(kinds, SEAMS, strict=True):
-            same = windows[(seams == chosen).all(1)]
-            # (samples, windows, N); -1 stays where the place is padded.
-            moved = np.where(same < 0, same, same + samples[:, None, None] * (height * width))
-            kind.append(moved.reshape(-1, window_size**2))
-    by_kind = [np.concatenate(kind) if kind else np.empty((0, 1), np.int64) for kind in kinds]
-    tokens = np.concatenate([each.ravel() for each in by_kind])
-    padded, count = tokens < 0, len(sizes) * height * width
-    inside = np.zeros(count, bool)
-    inside[tokens[~padded]] = True
-    # By way of numpy, so that a default device, such as meta, has no part in it.
-    tensors = [
-        torch.from_numpy(each).to(device)
-        for each in (
-            tokens.clip(min=0),
-            np.where(padded, count, tokens),
-            np.flatnonzero(padded),
-            np.flatnonzero(~inside),
+    strips: list[Strip] = []
+    outside: list[slice] = []
+    # Rows of windows that are to be one strip: tokens (n, N), numbers of seams (n,), rows of maps.
+    gathered: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def close() -> None:
+        if gathered:
+            windows, seams, rows = (np.concatenate(each) for each in zip(*gathered, strict=True))
+            strips.append(_strip(windows, seams, rows, width, piece_windows, device))
+            gathered.clear()
+
+    for number, own in enumerate(sizes):
+        first = number * height
+        for windows, seams, rows in _rows_of_windows(own, width, window_size, shift):
+            if sum(len(each) for each, *_ in gathered) + len(windows) > strip_windows:
+                close()
+            moved = np.where(windows < 0, windows, windows + first * width)
+            gathered.append((moved, seams, rows + first))
+        # A map without columns has no windows either.
+        written = own[0] if own[1] else 0
+        if written < height:
+            outside.append(slice((first + written) * width, (first + height) * width))
+    close()
+    used = {seam for strip in strips for piece in strip.pieces for seam, _ in piece.seams}
+    return WindowRows(tuple(strips), tuple(outside), frozenset(used))
+
+
+def _strip(
+    windows: np.ndarray,
+    seams: np.ndarray,
+    rows: np.ndarray,
+    width: int,
+    piece_windows: int,
+    device: torch.device,
+) -> Strip:
+    """Order windows (n, N) by their seams (n,) and say where each token of rows (r,) stands."""
+    order = np.argsort(seams, kind="stable")
+    seams, places = seams[order], windows[order].ravel()
+    tokens = windows.shape[1]
+
+    def moved(values: np.ndarray) -> Tensor:
+        # By way of numpy, so that a default device, such as meta, has no part in it.
+        return torch.from_numpy(values).to(device)
+
+    pieces = []
+    for first in range(0, len(windows), piece_windows):
+        last = min(first + piece_windows, len(windows))
+        here = places[first * tokens : last * tokens]
+        kinds = [(kind, np.searchsorted(seams[first:last], (kind, kind + 1))) for kind in range(4)]
+        pieces.append(
+            Piece(
+                slice(first * tokens, last * tokens),
+                tuple((kind, slice(*ends.tolist())) for kind, ends in kinds if ends[0] < ends[1]),
+                moved(here.clip(min=0)),
+                moved(np.flatnonzero(here < 0)),
+            )
         )
-    ]
-    return WindowRows(
-        *tensors,
-        counts=tuple(len(each) for each in by_kind),
-        padded_places=np.flatnonzero(padded),
-    )
+    rows = np.sort(rows)
+    first_token = rows[0] * width
+    place_of = np.full((rows[-1] + 1) * width - first_token, len(places))
+    inside = np.flatnonzero(places >= 0)
+    place_of[places[inside] - first_token] = inside
+    # Rows that follow one another are written as one run.
+    runs = []
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        start, stop = int(run[0]) * width, (int(run[-1]) + 1) * width
+        runs.append(
+            (slice(start, stop), moved(place_of[start - first_token : stop - first_token].copy()))
+        )
+    return Strip(len(windows), tuple(pieces), tuple(runs))
 
 
-def _windows(
+def _rows_of_windows(
     own: tuple[int, int], width: int, window_size: int, shift: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (n, N) of one map, as tokens of a tensor `width` wide, and their seams (n, 2)."""
-    axes = []
-    for side in own:
-        count = -(-side // window_size)
-        # (n, w): the row or column at each place of the rolled map, -1 where it is padding
-        ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
-        ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)
-        seam = (np.arange(count) == count - 1) & (shift > 0)
-        axes.append((ticks, seam))
-    (rows, row_seams), (columns, column_seams) = axes
-    # (n, m, w, w)
-    y, x = rows[:, None, :, None], columns[None, :, None, :]
-    tokens = np.where((y < 0) | (x < 0), -1, y * width + x).reshape(-1, window_size**2)
-    shape = (len(rows), len(columns))
-    seams = np.stack(
-        [np.broadcast_to(row_seams[:, None], shape), np.broadcast_to(column_seams, shape)], -1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Windows of one map, row by row of windows.
+
+    Yields:
+        Tokens of a tensor `width` wide (n, N), -1 where a place is padding; their seams, as
+        numbers in `SEAMS` (n,); and the rows of the map that they hold.
+    """
+    (row_ticks, row_seams), (column_ticks, column_seams) = (
+        _ticks(side, window_size, shift) for side in own
     )
-    return tokens, seams.reshape(-1, 2)
+    if not len(column_ticks):
+        return
+    for ticks, seam in zip(row_ticks, row_seams, strict=True):
+        # (n, w, w)
+        y, x = ticks[None, :, None], column_ticks[:, None, :]
+        tokens = np.where((y < 0) | (x < 0), -1, y * width + x)
+        yield tokens.reshape(len(tokens), -1), 2 * int(seam) + column_seams, ticks[ticks >= 0]
+
+
+def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """One axis, padded and rolled: rows or columns (n, w) of windows, -1 padding; seams (n,)."""
+    count = -(-side // window_size)
+    ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
+    ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)
+    return ticks, (np.arange(count) == count - 1) & (shift > 0)

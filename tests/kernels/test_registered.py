@@ -32,44 +32,33 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-@pytest.mark.parametrize("trains", [False, True])
-def test_window_attention_is_registered_whole(sizes, trains):
-    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes, trains))
+def test_window_attention_is_registered_whole(sizes):
+    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes))
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["kept weights", "own sizes"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
 def test_the_backward_pass_of_windows_is_registered_whole(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
-    out, weights = registered.window_attention(*inputs, 3, 1, sizes, True)
-    assert weights.shape == ((0,) if sizes is not None else (8, 2, 9, 9))
+    out = registered.window_attention(*inputs, 3, 1, sizes)
     torch.library.opcheck(
-        registered.window_attention_backward,
-        (torch.ones_like(out), *inputs, weights, 3, 1, sizes),
+        registered.window_attention_backward, (torch.ones_like(out), *inputs, 3, 1, sizes)
     )
 
 
-def test_weights_computed_anew_give_the_gradients_of_kept_ones(monkeypatch):
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("windows_of_strip", [1, 3, 100])
+@pytest.mark.parametrize("windows_of_piece", [1, 3])
+def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_of_piece, sizes):
+    """Strips and pieces may begin and end anywhere among windows with and without seams."""
     found = []
-    for most in (reference_windows.KEPT_BYTES, 0):
-        monkeypatch.setattr(reference_windows, "KEPT_BYTES", most)
+    # Of a window of 9 places and 2 heads of 4: what is read, and the weights.
+    limits = {"STRIP_BYTES": 9 * 2 * 4 * 4, "PIECE_BYTES": 9 * 9 * 2 * 4}
+    for counts in ((100, 100), (windows_of_strip, windows_of_piece)):
+        for (name, size), count in zip(limits.items(), counts, strict=True):
+            monkeypatch.setattr(reference_windows, name, size * count)
         inputs = window_inputs()
-        out = kernels.window_attention(*inputs, window_size=3, shift=1)
-        found.append(torch.autograd.grad(out.square().sum(), inputs))
-    for kept, anew in zip(*found, strict=True):
-        assert torch.equal(kept, anew)
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_windows_in_pieces_are_the_same(monkeypatch, at_once):
-    """Pieces may begin and end anywhere among windows with and without seams."""
-    found = []
-    for windows in (100, at_once):
-        monkeypatch.setattr(reference_windows, "_at_once", lambda *a, n=windows, **k: n)
-        inputs = window_inputs()
-        out = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=SIZES)
-        with torch.no_grad():
-            fused = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=SIZES)
-        found.append((out, fused, *torch.autograd.grad(out.square().sum(), inputs)))
+        out = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=sizes)
+        found.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     for whole, cut in zip(*found, strict=True):
         torch.testing.assert_close(cut, whole)
 
