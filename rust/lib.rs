@@ -8,6 +8,7 @@
 mod added_tokens;
 pub mod affine;
 pub mod assembly;
+pub mod attention;
 pub mod augment;
 pub mod box_journey;
 pub mod boxes;

@@ -129,7 +129,8 @@ def test_kernels_stand_alone():
         module = module_name(path, KERNELS).replace("fiber", "fiber.kernels", 1)
         for one in imports_of(path.read_text(), module, path.name == "__init__.py", path):
             ours = one.module.split(".")[0] in ("fiber", "triton_kernels")
-            if ours and not one.module.startswith("fiber.kernels"):
+            # The extension's attention is one of the ways to run an operation; it knows no Python.
+            if ours and not one.module.startswith(("fiber.kernels", "fiber._core")):
                 wrong.append(str(one))
     assert not wrong, "\n".join(wrong)
 

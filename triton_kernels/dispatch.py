@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType, TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Backend = Literal["triton", "reference"]
+Backend = Literal["triton", "native", "reference"]
 
 #: Oldest NVIDIA architecture that the kernels are compiled and counted for.
 OLDEST_CAPABILITY = (8, 0)
@@ -47,8 +47,8 @@ def use_backend(name: Backend | None) -> _Restore:
     """Choose what runs from now on, or inside a `with` block.
 
     Args:
-        name: "reference" for plain PyTorch, "triton" for the Triton kernels, None for the rule
-            that `active_backend` describes.
+        name: "reference" for plain PyTorch, "native" for the extension's code on a CPU, "triton"
+            for the Triton kernels, None for the rule that `active_backend` describes.
 
     Returns:
         A context manager that puts the former choice back; it may be ignored.
@@ -59,7 +59,7 @@ def use_backend(name: Backend | None) -> _Restore:
     """
     global _requested
     if name is not None and name not in get_args(Backend):
-        raise ValueError(f"backend: expected 'triton', 'reference' or None, got {name!r}")
+        raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
     if name == "triton":
         if not _has_triton():
             raise RuntimeError("backend 'triton': Triton is not installed; `pip install triton`")
@@ -106,13 +106,17 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     """Say which code an operation on `tensor` runs, and why.
 
     Args:
-        tensor: any input of the operation; only its device is looked at.
+        tensor: any input of the operation; its device and dtype are looked at.
 
     Returns:
         The backend's name and the reason in words.
     """
     if _requested is not None:
         return _requested, f"use_backend({_requested!r}) was called"
+    if tensor.device.type == "cpu":
+        if tensor.dtype == torch.float32:
+            return "native", "the tensor is float32 on the CPU"
+        return "reference", f"the tensor is {tensor.dtype} on the CPU; native code takes float32"
     if tensor.device.type != "cuda":
         return "reference", f"the tensor is on {tensor.device.type}; Triton kernels need CUDA"
     if not _has_triton():
@@ -124,24 +128,26 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     return "triton", "the tensor is on CUDA"
 
 
-def triton_module(name: str, tensor: Tensor, *shape: Any) -> ModuleType | None:
-    """Give the Triton code that one call runs; None for plain PyTorch.
+def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> ModuleType | None:
+    """Give the module whose `forward` or `backward` one call runs; None for plain PyTorch.
 
-    A call that the kernel does not take is told once, with the reason.
+    A call that the kernels of a GPU, or those that were asked for, do not take is told once, with
+    the reason.
 
     Args:
-        name: of the module of this package, with `forward`, `backward` and `refusal`.
+        names: modules of this package by backend, each with a `refusal` beside the two.
         tensor: an input of the operation.
-        shape: whatever else that module's `refusal` looks at.
+        shape: whatever else `refusal` looks at.
     """
     backend, _ = active_backend(tensor)
     if backend == "reference":
         return None
-    module = importlib.import_module(f".{name}", __package__)
+    module = importlib.import_module(f".{names[backend]}", __package__)
     refusal = module.refusal(tensor, *shape)
     if refusal is None:
         return module
-    _tell(name, refusal)
+    if backend == "triton" or _requested is not None:
+        _tell(names[backend], refusal)
     return None
 
 

@@ -124,6 +124,20 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
     return x + F.linear(y, gate * weight, gate * bias)
 
 
+def mask_of(
+    k: Tensor,
+    key_lengths: Tensor | None,
+    key_mask: Tensor | None,
+    valid_sizes: Tensor | None,
+    map_size: Sequence[int] | None,
+) -> Tensor | None:
+    """Mark the keys that are read, whichever way they are told: (B, m) bool; None for all."""
+    if key_mask is not None:
+        return key_mask
+    size = (map_size[0], map_size[1]) if map_size is not None else None
+    return key_mask_of(key_lengths, valid_sizes, size, k.shape[1])
+
+
 def key_mask_of(
     key_lengths: Tensor | None,
     valid_sizes: Tensor | None,

@@ -1,31 +1,64 @@
 """The operations as torch knows them: registered, with shapes for tracing and gradients.
 
 `torch.compile` and `torch.export` take each as one call. Which code runs is decided in that call,
-by `dispatch.triton_module`. A backward pass is an operation of its own, so that it is compiled too.
+by `dispatch.kernel_module`. A backward pass is an operation of its own, so that it is compiled too.
 Names under `torch.ops.fiber` are private; `operations.py` is the door.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd import Function
 
 from . import reference, reference_windows
-from .dispatch import atomics, triton_module
+from .dispatch import Backend, atomics, kernel_module
 
+_WINDOWS: Mapping[Backend, str] = {"triton": "window_plans", "native": "native_windows"}
+_CROSS: Mapping[Backend, str] = {"triton": "cross_attention", "native": "native_cross"}
 _WINDOW_ARGUMENTS = "int window_size, int shift, Tensor? valid_sizes"
 _CROSS_ARGUMENTS = (
     "Tensor? key_lengths, Tensor? key_mask, Tensor? valid_sizes, int[]? map_size,"
     " float dropout_p, Tensor? seed"
 )
 
+# `torch.library.custom_op` would wrap every call in several layers of Python, which take as long as
+# the attention of a small map on a CPU.
+_LIBRARY = torch.library.Library("fiber", "FRAGMENT")
 
-@torch.library.custom_op(
-    "fiber::window_attention",
-    mutates_args=(),
-    schema=f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_WINDOW_ARGUMENTS}) -> Tensor",
+
+def _operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
+    """Register a function that runs on every device and has no gradients by itself."""
+
+    def register(function: Callable[..., Any]) -> OpOverload:
+        name = function.__name__
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return getattr(torch.ops.fiber, name).default
+
+    return register
+
+
+def _differentiate(operation: OpOverload, function: type[Function]) -> None:
+    """Register the gradients of an operation."""
+
+    def run(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(each, Tensor) and each.requires_grad for each in arguments
+        ):
+            return function.apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
+            return operation(*arguments)
+
+    _LIBRARY.impl(operation._schema.name.split("::")[1], run, "Autograd")
+
+
+@_operation(
+    f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_WINDOW_ARGUMENTS}) -> Tensor",
 )
 def window_attention(
     qkv: Tensor,
@@ -37,21 +70,19 @@ def window_attention(
 ) -> Tensor:
     """What is read."""
     arguments = (qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    triton = triton_module("window_plans", qkv, window_size)
-    if triton is not None:
-        return triton.forward(*arguments)
+    module = kernel_module(_WINDOWS, qkv, window_size)
+    if module is not None:
+        return module.forward(*arguments)
     return reference_windows.window_attention(*arguments)
 
 
-@window_attention.register_fake
+@torch.library.register_fake("fiber::window_attention", lib=_LIBRARY)
 def _(qkv: Tensor, *_: Any) -> Tensor:
     return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
 
-@torch.library.custom_op(
-    "fiber::window_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor qkv, Tensor bias_table, Tensor qkv_bias,"
+@_operation(
+    "(Tensor grad, Tensor qkv, Tensor bias_table, Tensor qkv_bias,"
     f" {_WINDOW_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
 def window_attention_backward(
@@ -65,13 +96,13 @@ def window_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, bias_table and qkv_bias."""
     inputs, arguments = (grad, qkv, bias_table, qkv_bias), (window_size, shift, valid_sizes)
-    triton = triton_module("window_plans", qkv, window_size)
-    if triton is not None:
-        return triton.backward(*inputs, *arguments, atomic_bias=atomics())
+    module = kernel_module(_WINDOWS, qkv, window_size)
+    if module is not None:
+        return module.backward(*inputs, *arguments, atomic_bias=atomics())
     return reference_windows.window_attention_backward(*inputs, *arguments)
 
 
-@window_attention_backward.register_fake
+@torch.library.register_fake("fiber::window_attention_backward", lib=_LIBRARY)
 def _(
     grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,24 +113,26 @@ def _(
     )
 
 
-def _window_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-    qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes = inputs
-    ctx.save_for_backward(qkv, bias_table, qkv_bias, valid_sizes)
+class _WindowAttention(Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes = arguments
+        ctx.save_for_backward(qkv, bias_table, qkv_bias, valid_sizes)
+        with torch._C._AutoDispatchBelowAutograd():
+            return window_attention(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, valid_sizes = ctx.saved_tensors
+        found = window_attention_backward(*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes)
+        return *found, None, None, None
 
 
-def _window_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, valid_sizes = ctx.saved_tensors
-    found = window_attention_backward(grad, *tensors, ctx.window_size, ctx.shift, valid_sizes)
-    return *found, None, None, None
+_differentiate(window_attention, _WindowAttention)
 
 
-window_attention.register_autograd(_window_gradients, setup_context=_window_context)
-
-
-@torch.library.custom_op(
-    "fiber::cross_attention",
-    mutates_args=(),
-    schema=f"(Tensor q, Tensor k, Tensor v, {_CROSS_ARGUMENTS}) -> (Tensor, Tensor)",
+@_operation(
+    f"(Tensor q, Tensor k, Tensor v, {_CROSS_ARGUMENTS}) -> (Tensor, Tensor)",
 )
 def cross_attention(
     q: Tensor,
@@ -113,26 +146,24 @@ def cross_attention(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What is read, and the base-2 logarithms of the sums of exponentials (B, h, n)."""
-    triton = triton_module("cross_attention", q, k)
-    if triton is not None:
-        return triton.forward(
+    module = kernel_module(_CROSS, q, k)
+    if module is not None:
+        return module.forward(
             q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
         )
-    mask = _mask(k, key_lengths, key_mask, valid_sizes, map_size)
+    mask = reference.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
     return reference.cross_attention(q, k, v, mask, dropout_p, seed)
 
 
-@cross_attention.register_fake
+@torch.library.register_fake("fiber::cross_attention", lib=_LIBRARY)
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     batch, queries, heads = q.shape[:3]
     return q.new_empty(q.shape), q.new_empty(batch, heads, queries, dtype=wide)
 
 
-@torch.library.custom_op(
-    "fiber::cross_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp,"
+@_operation(
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp,"
     f" {_CROSS_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
 def cross_attention_backward(
@@ -150,47 +181,45 @@ def cross_attention_backward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    triton = triton_module("cross_attention", q, k)
-    if triton is not None:
+    module = kernel_module(_CROSS, q, k)
+    if module is not None:
         saved = (q, k, v, out, logsumexp)
-        return triton.backward(
+        return module.backward(
             grad, *saved, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
         )
-    mask = _mask(k, key_lengths, key_mask, valid_sizes, map_size)
+    mask = reference.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
     return reference.cross_attention_backward(grad, q, k, v, out, logsumexp, mask, dropout_p, seed)
 
 
-@cross_attention_backward.register_fake
+@torch.library.register_fake("fiber::cross_attention_backward", lib=_LIBRARY)
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _cross_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed = inputs
-    ctx.save_for_backward(q, k, v, *output, key_lengths, key_mask, valid_sizes, seed)
+class _CrossAttention(Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = cross_attention(*arguments)
+        q, k, v, key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed = arguments
+        ctx.save_for_backward(q, k, v, *output, key_lengths, key_mask, valid_sizes, seed)
+        ctx.mark_non_differentiable(output[1])
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
+        found = cross_attention_backward(
+            grads[0],
+            *tensors,
+            key_lengths,
+            key_mask,
+            valid_sizes,
+            ctx.map_size,
+            ctx.dropout_p,
+            seed,
+        )
+        return *found, None, None, None, None, None, None
 
 
-def _cross_gradients(
-    ctx: Any, grad: Tensor, of_logsumexp: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
-    found = cross_attention_backward(
-        grad, *tensors, key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed
-    )
-    return *found, None, None, None, None, None, None
-
-
-cross_attention.register_autograd(_cross_gradients, setup_context=_cross_context)
-
-
-def _mask(
-    k: Tensor,
-    key_lengths: Tensor | None,
-    key_mask: Tensor | None,
-    valid_sizes: Tensor | None,
-    map_size: list[int] | None,
-) -> Tensor | None:
-    if key_mask is not None:
-        return key_mask
-    size = (map_size[0], map_size[1]) if map_size is not None else None
-    return reference.key_mask_of(key_lengths, valid_sizes, size, k.shape[1])
+_differentiate(cross_attention, _CrossAttention)

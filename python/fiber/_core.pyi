@@ -22,6 +22,8 @@ __all__ = [
     "apply_transform",
     "augment_image",
     "build_profile",
+    "cross_attention",
+    "cross_attention_backward",
     "decode_image",
     "decode_jpeg",
     "draw_below",
@@ -34,6 +36,8 @@ __all__ = [
     "read_image",
     "read_jpeg_header",
     "resize_image",
+    "window_attention",
+    "window_attention_backward",
 ]
 
 __version__: Final[str]
@@ -658,3 +662,125 @@ def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> i
 
 def permutation(count: int, seed: int, epoch: int) -> Buffer:
     """Draw the order of an epoch: an int64 array that holds every number below `count` once."""
+
+_Floats = np.ndarray
+
+def window_attention(
+    qkv: _Floats,
+    bias_table: _Floats,
+    qkv_bias: _Floats,
+    out: _Floats,
+    *,
+    window: int,
+    shift: int,
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int,
+    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+) -> None:
+    """Write what tokens read inside their windows; see `fiber.kernels.window_attention`.
+
+    Args:
+        qkv: float32 (B, H, W, 3, h, d), d a multiple of 16; arrays are contiguous.
+        bias_table: float32 ((2 window - 1) ** 2, h).
+        qkv_bias: float32 (3, h, d).
+        out: float32 (B, H, W, h, d), written.
+        window: side of a window in tokens.
+        shift: roll of the map in tokens.
+        sizes: (height, width) of each sample's own map; None for the whole one.
+        threads: at most so many.
+        instructions: None for the widest that the processor has.
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
+
+def window_attention_backward(
+    grad: _Floats,
+    qkv: _Floats,
+    bias_table: _Floats,
+    qkv_bias: _Floats,
+    of_qkv: _Floats,
+    of_bias_table: _Floats,
+    of_qkv_bias: _Floats,
+    *,
+    window: int,
+    shift: int,
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int,
+    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+) -> None:
+    """Write the gradients of qkv, bias_table and qkv_bias, with one sum whatever the threads.
+
+    Args:
+        grad: of what was read.
+        qkv: as in `window_attention`, like all that is not named here.
+        bias_table: see there.
+        qkv_bias: see there.
+        of_qkv: written, in the shape of qkv.
+        of_bias_table: written, in the shape of bias_table.
+        of_qkv_bias: written, in the shape of qkv_bias.
+        window: see there.
+        shift: see there.
+        sizes: see there.
+        threads: see there.
+        instructions: see there.
+    """
+
+def cross_attention(
+    query: _Floats,
+    key: _Floats,
+    value: _Floats,
+    out: _Floats,
+    sums: _Floats,
+    *,
+    key_lengths: Sequence[int] | None,
+    key_mask: np.ndarray | None,
+    threads: int,
+    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+) -> None:
+    """Write what queries read of the keys of their own sample.
+
+    Args:
+        query: float32 (B, n, h, d), d a multiple of 16; arrays are contiguous.
+        key: float32 (B, m, h, d).
+        value: float32 (B, m, h, d).
+        out: float32 (B, n, h, d), written.
+        sums: float32 (B, h, n), written: logarithms in base 2 of the sums of exponentials.
+        key_lengths: the first so many keys of each sample are read.
+        key_mask: uint8 (B, m), 0 for a key that is not read; without both every one is.
+        threads: at most so many.
+        instructions: None for the widest that the processor has.
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
+
+def cross_attention_backward(
+    grad: _Floats,
+    query: _Floats,
+    key: _Floats,
+    value: _Floats,
+    of_query: _Floats,
+    of_key: _Floats,
+    of_value: _Floats,
+    *,
+    key_lengths: Sequence[int] | None,
+    key_mask: np.ndarray | None,
+    threads: int,
+    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+) -> None:
+    """Write the gradients of query, key and value; those of keys that are not read are 0.
+
+    Args:
+        grad: of what was read.
+        query: as in `cross_attention`, like all that is not named here.
+        key: see there.
+        value: see there.
+        of_query: written, in the shape of query.
+        of_key: written, in the shape of key.
+        of_value: written, in the shape of value.
+        key_lengths: see there.
+        key_mask: see there.
+        threads: see there.
+        instructions: see there.
+    """

@@ -1,8 +1,9 @@
 //! Memory made by Rust, handed to Python without a copy; the only `unsafe` code of the bindings.
 
 use std::ffi::{CStr, c_int, c_void};
-use std::ptr;
+use std::{ptr, slice};
 
+use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -212,4 +213,41 @@ impl Buffer {
         }
         Ok(())
     }
+}
+
+/// The numbers of an array that Python keeps.
+///
+/// # Errors
+/// `ValueError` for an array whose numbers do not lie one behind another.
+pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a [T]> {
+    if !array.is_c_contiguous() {
+        return Err(PyValueError::new_err(format!(
+            "{name}: expected a contiguous array"
+        )));
+    }
+    if array.item_count() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the exporter keeps so many numbers in place as long as there is the buffer. Others
+    // could write them at the same time, as with any array that is shared; none of ours does.
+    Ok(unsafe { slice::from_raw_parts(array.buf_ptr().cast(), array.item_count()) })
+}
+
+/// The same, to be written.
+///
+/// # Errors
+/// As [`numbers`], and for an array that may only be read.
+#[allow(clippy::mut_from_ref)] // The array is Python's; this is the one place that writes it.
+pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a mut [T]> {
+    numbers(name, array)?;
+    if array.readonly() {
+        return Err(PyValueError::new_err(format!(
+            "{name}: the array is read-only"
+        )));
+    }
+    if array.item_count() == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as above; the caller passes no array twice.
+    Ok(unsafe { slice::from_raw_parts_mut(array.buf_ptr().cast(), array.item_count()) })
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod arrays;
+mod attention;
 mod boxes;
 mod color_jitter;
 mod errors;
@@ -43,6 +44,16 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(jpeg::decode_jpeg, module)?)?;
     module.add_function(wrap_pyfunction!(color_jitter::jitter_image, module)?)?;
     module.add_function(wrap_pyfunction!(rand_augment::augment_image, module)?)?;
+    module.add_function(wrap_pyfunction!(attention::window_attention, module)?)?;
+    module.add_function(wrap_pyfunction!(
+        attention::window_attention_backward,
+        module
+    )?)?;
+    module.add_function(wrap_pyfunction!(attention::cross_attention, module)?)?;
+    module.add_function(wrap_pyfunction!(
+        attention::cross_attention_backward,
+        module
+    )?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
     module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;

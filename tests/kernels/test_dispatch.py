@@ -30,9 +30,13 @@ def machine(monkeypatch):
 
 
 def test_reason_on_the_cpu():
-    name, reason = kernels.active_backend(torch.zeros(1))
+    assert kernels.active_backend(torch.zeros(1)) == ("native", "the tensor is float32 on the CPU")
+    name, reason = kernels.active_backend(torch.zeros(1, dtype=torch.bfloat16))
     assert name == "reference"
-    assert "on cpu" in reason
+    assert "bfloat16 on the CPU" in reason
+    name, reason = kernels.active_backend(torch.zeros(1, device="meta"))
+    assert name == "reference"
+    assert "on meta" in reason
 
 
 def test_reason_on_a_gpu(machine):
@@ -51,9 +55,9 @@ def test_override_restores_itself():
     with kernels.use_backend("reference"):
         assert "use_backend" in kernels.active_backend(torch.zeros(1))[1]
         with kernels.use_backend(None):
-            assert "on cpu" in kernels.active_backend(torch.zeros(1))[1]
+            assert "on the CPU" in kernels.active_backend(torch.zeros(1))[1]
         assert "use_backend" in kernels.active_backend(torch.zeros(1))[1]
-    assert "on cpu" in kernels.active_backend(torch.zeros(1))[1]
+    assert "on the CPU" in kernels.active_backend(torch.zeros(1))[1]
 
 
 def test_triton_is_refused_with_the_reason(machine, monkeypatch):
@@ -84,11 +88,11 @@ def test_a_call_that_the_kernel_does_not_take_is_told_once(machine, monkeypatch)
     machine()
     monkeypatch.setattr(dispatch.importlib, "import_module", lambda name, package: Refuses)
     dispatch._tell.cache_clear()
-    assert dispatch.triton_module("anything", OnGpu(), 3) is Refuses
+    assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 3) is Refuses
     with pytest.warns(UserWarning, match="anything: width 4 is above 3"):
-        assert dispatch.triton_module("anything", OnGpu(), 4) is None
+        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 4) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.triton_module("anything", OnGpu(), 4) is None
+        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 4) is None
     with pytest.warns(UserWarning, match="width 5"):
-        assert dispatch.triton_module("anything", OnGpu(), 5) is None
+        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 5) is None

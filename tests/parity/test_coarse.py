@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fiber.kernels import use_backend
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import ignored_coarse_key, published_coarse_state
 from tests.parity import coarse
@@ -31,8 +32,12 @@ def failures(comparison: Comparison) -> list[str]:
     return [failure for group in comparison.groups.values() for failure in group.failures]
 
 
-def test_micro_equals_the_recorded_tensors():
-    comparison = compare_case(GOLDEN / "micro.json")
+# Whichever code the kernels run where there is no GPU.
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.filterwarnings("ignore:fiber.kernels.native:UserWarning")
+def test_micro_equals_the_recorded_tensors(backend):
+    with use_backend(backend):
+        comparison = compare_case(GOLDEN / "micro.json")
     assert comparison.ok, str(comparison)
     assert not comparison.not_compared
     # Tensors, losses, gradients, groups of the optimiser, its steps and the queue.

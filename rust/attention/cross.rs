@@ -1,0 +1,201 @@
+//! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
+
+use super::head::{Gradients, Head, Rows};
+use super::{Shared, backward, forward, threads};
+use crate::Error;
+use crate::instructions::Instructions;
+
+/// Queries that a task takes at least, so that turning the keys is little beside them.
+const QUERIES_OF_TASK: usize = 64;
+/// Tasks for each thread, so that none waits long for the last.
+const TASKS_OF_THREAD: usize = 4;
+
+/// What is computed, and by whom.
+#[derive(Clone, Debug)]
+pub struct Cross {
+    /// B.
+    pub samples: usize,
+    /// n, of a sample.
+    pub queries: usize,
+    /// m, of a sample.
+    pub keys: usize,
+    /// h.
+    pub heads: usize,
+    /// d, as [`super::takes`] it.
+    pub head_width: usize,
+    /// Keys of each sample that are read; None for all.
+    pub real: Option<Vec<Vec<u32>>>,
+    /// How many threads at most.
+    pub threads: usize,
+    /// Which instructions.
+    pub instructions: Instructions,
+}
+
+/// Tensors (B, n or m, h, d) of the forward pass.
+pub struct Inputs<'a> {
+    /// (B, n, h, d).
+    pub query: &'a [f32],
+    /// (B, m, h, d).
+    pub key: &'a [f32],
+    /// (B, m, h, d).
+    pub value: &'a [f32],
+}
+
+/// Find the keys of each sample that a mask (B, m) marks with something else than 0.
+#[must_use]
+pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
+    let marked = |row: &[u8]| {
+        let places = (0u32..).zip(row).filter(|&(_, &is_real)| is_real != 0);
+        places.map(|(place, _)| place).collect()
+    };
+    mask.chunks_exact(keys.max(1)).map(marked).collect()
+}
+
+/// Take the first keys of each sample; None where these are all.
+#[must_use]
+pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
+    let all = lengths.iter().all(|&length| length as usize == keys);
+    (!all).then(|| {
+        lengths
+            .iter()
+            .map(|&length| (0..length).collect())
+            .collect()
+    })
+}
+
+impl Cross {
+    /// Numbers of a row of all heads.
+    fn row(&self) -> usize {
+        self.heads * self.head_width
+    }
+
+    fn check(&self, inputs: &Inputs) -> Result<(), Error> {
+        let sizes = [
+            ("query", inputs.query.len(), self.queries),
+            ("key", inputs.key.len(), self.keys),
+            ("value", inputs.value.len(), self.keys),
+        ];
+        for (name, found, tokens) in sizes {
+            super::expect(name, found, self.samples * tokens * self.row())?;
+        }
+        let places = self.real.iter().flatten().flatten();
+        if places.into_iter().any(|&place| place as usize >= self.keys)
+            || self
+                .real
+                .as_ref()
+                .is_some_and(|real| real.len() != self.samples)
+        {
+            return Err(Error::argument("real", "expected keys of each sample"));
+        }
+        super::expect_width(self.head_width)
+    }
+
+    /// Compute what is read (B, n, h, d), and the logarithms in base 2 of the sums of exponentials
+    /// (B, h, n).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where a tensor has another size.
+    pub fn forward(&self, inputs: &Inputs, out: &mut [f32], sums: &mut [f32]) -> Result<(), Error> {
+        self.check(inputs)?;
+        super::expect("out", out.len(), inputs.query.len())?;
+        super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
+        let pairs = self.samples * self.heads;
+        let wanted = (self.threads * TASKS_OF_THREAD).div_ceil(pairs.max(1));
+        let at_once = self.queries.div_ceil(wanted.max(1)).max(QUERIES_OF_TASK);
+        let parts = self.queries.div_ceil(at_once);
+        let (out, sums) = (Shared::new(out), Shared::new(sums));
+        let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Shared::read_only);
+        threads::run(pairs * parts, self.threads, &|task, space| {
+            let (pair, first) = (task / parts, task % parts * at_once);
+            let mut head = self.head(pair, query, key, value);
+            head.queries = at_once.min(self.queries - first);
+            // SAFETY: the sizes were checked; every task writes rows and sums of its own.
+            unsafe {
+                head.query.first = head.query.first.add(first * self.row());
+                let mut read = self.rows(out, pair, self.queries, None);
+                read.first = read.first.add(first * self.row());
+                let sums = sums.at(pair * self.queries + first);
+                forward(self.instructions, &head, &read, sums, space);
+            }
+        });
+        Ok(())
+    }
+
+    /// Compute the gradients of the inputs from the gradient of what was read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where a tensor has another size.
+    pub fn backward(
+        &self,
+        grad: &[f32],
+        inputs: &Inputs,
+        [of_query, of_key, of_value]: [&mut [f32]; 3],
+    ) -> Result<(), Error> {
+        self.check(inputs)?;
+        super::expect("grad", grad.len(), inputs.query.len())?;
+        super::expect("of_query", of_query.len(), inputs.query.len())?;
+        super::expect("of_key", of_key.len(), inputs.key.len())?;
+        super::expect("of_value", of_value.len(), inputs.value.len())?;
+        if self.real.is_some() {
+            of_key.fill(0.0);
+            of_value.fill(0.0);
+        }
+        let [query, key, value, grad] =
+            [inputs.query, inputs.key, inputs.value, grad].map(Shared::read_only);
+        let [of_query, of_key, of_value] = [of_query, of_key, of_value].map(Shared::new);
+        threads::run(self.samples * self.heads, self.threads, &|pair, space| {
+            let head = self.head(pair, query, key, value);
+            // SAFETY: the sizes were checked; every task writes rows of its own.
+            unsafe {
+                let gradients = Gradients {
+                    read: self.rows(grad, pair, self.queries, None),
+                    query: self.rows(of_query, pair, self.queries, None),
+                    key: self.rows(of_key, pair, self.keys, head.key.places),
+                    value: self.rows(of_value, pair, self.keys, head.key.places),
+                    bias: std::ptr::null_mut(),
+                };
+                backward(self.instructions, &head, &gradients, space);
+            }
+        });
+        Ok(())
+    }
+
+    /// One head of one sample.
+    fn head(&self, pair: usize, query: Shared, key: Shared, value: Shared) -> Head<'_> {
+        let real = self.real.as_ref().map(|real| &real[pair / self.heads][..]);
+        // SAFETY: there is such a pair, and the sizes were checked.
+        unsafe {
+            Head {
+                queries: self.queries,
+                keys: real.map_or(self.keys, <[u32]>::len),
+                width: self.head_width,
+                query: self.rows(query, pair, self.queries, None),
+                key: self.rows(key, pair, self.keys, real),
+                value: self.rows(value, pair, self.keys, real),
+                bias: std::ptr::null(),
+                mask: std::ptr::null(),
+            }
+        }
+    }
+
+    /// Rows of one head of one sample in a tensor (B, tokens, h, d).
+    ///
+    /// # Safety
+    /// The tensor has this shape.
+    unsafe fn rows<'a>(
+        &self,
+        tensor: Shared,
+        pair: usize,
+        tokens: usize,
+        places: Option<&'a [u32]>,
+    ) -> Rows<'a> {
+        let (sample, head) = (pair / self.heads, pair % self.heads);
+        Rows {
+            // SAFETY: as of the caller.
+            first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
+            stride: self.row(),
+            places,
+            padding: std::ptr::null_mut(),
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Numbers of one register, and the few operations on them that attention needs.
+//!
+//! Every function is inlined into one that is compiled for the processor's instructions; see
+//! [`super::dispatch`].
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+use std::arch::x86_64::*;
+
+/// Reduction of the exponent: log2(e), and ln(2) in two parts.
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+/// Below it the exponential is smaller than the smallest normal number.
+const LEAST: f32 = -87.3;
+/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2; S. Moshier's Cephes, `expf`.
+const POLYNOMIAL: [f32; 6] = [
+    1.987_569_1e-4,
+    1.398_199_9e-3,
+    8.333_452e-3,
+    4.166_579_6e-2,
+    1.666_666_5e-1,
+    5e-1,
+];
+
+/// Numbers of one register.
+///
+/// # Safety
+/// Implementations use instructions that the caller of every function must know the processor has;
+/// pointers must be valid for [`Lanes::WIDTH`] numbers.
+pub(super) unsafe trait Lanes: Copy {
+    /// How many.
+    const WIDTH: usize;
+
+    /// One number in every lane.
+    unsafe fn splat(value: f32) -> Self;
+    /// Read from memory.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Write to memory.
+    unsafe fn store(self, to: *mut f32);
+    /// self + other.
+    unsafe fn add(self, other: Self) -> Self;
+    /// self - other.
+    unsafe fn subtract(self, other: Self) -> Self;
+    /// self * other.
+    unsafe fn multiply(self, other: Self) -> Self;
+    /// self * factor + term.
+    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self;
+    /// The larger of each; `other` where one of them is not a number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// To the nearest whole number.
+    unsafe fn round(self) -> Self;
+    /// self * 2^power, for whole powers from -126 to 127.
+    unsafe fn scale(self, power: Self) -> Self;
+
+    /// The exponential, within two units in the last place; 0 or nearly so below [`LEAST`].
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        // SAFETY: as of the caller.
+        unsafe {
+            // In this order what is not a number stays so.
+            let x = Self::splat(LEAST).max(self);
+            let power = x.multiply(Self::splat(LOG2_E)).round();
+            let rest = power.multiply_add(Self::splat(-LN_2_HIGH), x);
+            let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
+            let mut sum = Self::splat(POLYNOMIAL[0]);
+            let mut i = 1;
+            while i < POLYNOMIAL.len() {
+                sum = sum.multiply_add(rest, Self::splat(POLYNOMIAL[i]));
+                i += 1;
+            }
+            let square = rest.multiply(rest);
+            sum.multiply_add(square, rest)
+                .add(Self::splat(1.0))
+                .scale(power)
+        }
+    }
+}
+
+/// Eight numbers without instructions of their own.
+#[derive(Clone, Copy)]
+pub(super) struct Plain([f32; 8]);
+
+impl Plain {
+    #[inline(always)]
+    fn each(self, other: Self, combine: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|lane| {
+            combine(self.0[lane], other.0[lane])
+        }))
+    }
+}
+
+// SAFETY: it uses no instructions that a processor may lack.
+unsafe impl Lanes for Plain {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as of the caller.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as of the caller.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn subtract(self, other: Self) -> Self {
+        self.each(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, other: Self) -> Self {
+        self.each(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
+        self.each(factor, |a, b| a * b).each(term, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.each(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.each(self, |a, _| a.round_ties_even())
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, power: Self) -> Self {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -126 to 127.
+        self.each(power, |a, b| {
+            a * f32::from_bits(((b as i32 + 127) as u32) << 23)
+        })
+    }
+}
+
+/// Eight numbers with AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256);
+
+// SAFETY: it needs AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Lanes for Avx2 {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as of the caller; so below.
+        Self(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm256_storeu_ps(to, self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn subtract(self, other: Self) -> Self {
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, other: Self) -> Self {
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(unsafe {
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, power: Self) -> Self {
+        unsafe {
+            let bits = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
+            let factor = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits));
+            Self(_mm256_mul_ps(self.0, factor))
+        }
+    }
+}
+
+/// Sixteen numbers with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+// SAFETY: it needs AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Lanes for Avx512 {
+    const WIDTH: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as of the caller; so below.
+        Self(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn subtract(self, other: Self) -> Self {
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, other: Self) -> Self {
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(unsafe {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, power: Self) -> Self {
+        Self(unsafe { _mm512_scalef_ps(self.0, power.0) })
+    }
+}

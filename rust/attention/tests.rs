@@ -1,0 +1,243 @@
+//! Attention against plain loops in double precision, with every set of instructions.
+
+use super::cross::{self, Cross};
+use super::windows::{self, Windows};
+use crate::instructions::Instructions;
+
+/// Numbers between -1 and 1, a function of the seed.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        #[allow(clippy::cast_precision_loss)] // 24 bits.
+        let value = (state >> 40) as f32;
+        value / f32::from(1_u16 << 12) / 2048.0 - 1.0
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+fn close(found: &[f32], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
+    for (place, (&found, expected)) in found.iter().zip(expected).enumerate() {
+        // Sums of at most some hundred products, each rounded to 2^-24.
+        let difference = (f64::from(found) - expected).abs();
+        assert!(
+            difference <= 5e-6 * largest,
+            "{what} {place}: {found}, {expected}"
+        );
+    }
+}
+
+/// What one query reads, and how the result changes with everything it read.
+struct Plain {
+    d: usize,
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+}
+
+impl Plain {
+    fn weights(&self, query: &[f64], added: &[f64]) -> Vec<f64> {
+        #[allow(clippy::cast_precision_loss)]
+        let scale = 1.0 / (self.d as f64).sqrt();
+        let scores: Vec<f64> = (self.keys.iter().zip(added))
+            .map(|(key, added)| dot(query, key) * scale + added)
+            .collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let all: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = all.iter().sum();
+        all.iter().map(|weight| weight / sum).collect()
+    }
+
+    fn read(&self, query: &[f64], added: &[f64]) -> Vec<f64> {
+        let mut out = vec![0.0; self.d];
+        for (weight, value) in self.weights(query, added).iter().zip(&self.values) {
+            out.iter_mut()
+                .zip(value)
+                .for_each(|(out, x)| *out += weight * x);
+        }
+        out
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn wide(numbers: &[f32]) -> Vec<f64> {
+    numbers.iter().copied().map(f64::from).collect()
+}
+
+fn cross_case(real: Option<Vec<Vec<u32>>>, instructions: Instructions) -> Cross {
+    Cross {
+        samples: 2,
+        queries: 13,
+        keys: 21,
+        heads: 3,
+        head_width: 32,
+        real,
+        threads: 2,
+        instructions,
+    }
+}
+
+/// Sum of what is read, weighed by `grad`, in double precision.
+fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
+    let (n, m, h, d) = (what.queries, what.keys, what.heads, what.head_width);
+    let row = |tensor: &[f64], sample: usize, tokens: usize, token: usize, head: usize| {
+        tensor[((sample * tokens + token) * h + head) * d..][..d].to_vec()
+    };
+    let mut out = vec![0.0; what.samples * n * h * d];
+    for (sample, head) in (0..what.samples).flat_map(|b| (0..h).map(move |head| (b, head))) {
+        let every: Vec<u32> = (0..21).collect();
+        let real = what.real.as_ref().map_or(&every, |real| &real[sample]);
+        let rows = |tensor: &[f64]| {
+            (real
+                .iter()
+                .map(|&key| row(tensor, sample, m, key as usize, head)))
+            .collect()
+        };
+        let plain = Plain {
+            d,
+            keys: rows(tensors[1]),
+            values: rows(tensors[2]),
+        };
+        for i in 0..n {
+            let query = row(tensors[0], sample, n, i, head);
+            let to = &mut out[((sample * n + i) * h + head) * d..][..d];
+            to.copy_from_slice(&plain.read(&query, &vec![0.0; real.len()]));
+        }
+    }
+    (dot(&out, grad), out)
+}
+
+#[test]
+fn cross_attention_is_that_of_plain_loops() {
+    let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
+    for (real, instructions) in [None, Some(some)]
+        .into_iter()
+        .flat_map(|real| Instructions::available().map(move |set| (real.clone(), set)))
+    {
+        let what = cross_case(real, instructions);
+        let row = what.heads * what.head_width;
+        let counts = [2 * 13 * row, 2 * 21 * row, 2 * 21 * row];
+        let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
+        let grad = numbers(counts[0], 9);
+        let inputs = cross::Inputs {
+            query: &tensors[0],
+            key: &tensors[1],
+            value: &tensors[2],
+        };
+        let mut out = vec![f32::NAN; counts[0]];
+        let mut sums = vec![f32::NAN; 2 * 3 * 13];
+        what.forward(&inputs, &mut out, &mut sums).unwrap();
+        let exact = [0, 1, 2].map(|i| wide(&tensors[i]));
+        let (_, expected) = cross_loss(&what, [0, 1, 2].map(|i| &exact[i][..]), &wide(&grad));
+        close(&out, &expected, "out");
+        assert!(sums.iter().all(|sum| sum.is_finite()));
+        let mut found = counts.map(|count| vec![f32::NAN; count]);
+        what.backward(&grad, &inputs, found.each_mut().map(|of| &mut of[..]))
+            .unwrap();
+        for (i, found) in found.iter().enumerate() {
+            // Some numbers of each tensor, by differences.
+            for place in (0..counts[i]).step_by(counts[i] / 37) {
+                let mut shifted = exact.clone();
+                let mut loss = |step: f64| {
+                    shifted[i][place] = exact[i][place] + step;
+                    cross_loss(&what, [0, 1, 2].map(|i| &shifted[i][..]), &wide(&grad)).0
+                };
+                let expected = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+                close(&found[place..=place], &[expected], "gradient");
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_that_are_not_read_may_hold_anything() {
+    let what = cross_case(Some(vec![vec![1, 2], vec![]]), Instructions::best());
+    let row = what.heads * what.head_width;
+    let query = numbers(2 * 13 * row, 1);
+    let mut key = numbers(2 * 21 * row, 2);
+    for (place, value) in key.iter_mut().enumerate() {
+        if !(row..3 * row).contains(&place) {
+            *value = f32::NAN;
+        }
+    }
+    let inputs = cross::Inputs {
+        query: &query,
+        key: &key,
+        value: &key.clone(),
+    };
+    let mut out = vec![f32::NAN; query.len()];
+    let mut sums = vec![f32::NAN; 2 * 3 * 13];
+    what.forward(&inputs, &mut out, &mut sums).unwrap();
+    assert!(out[..13 * row].iter().all(|x| x.is_finite() && *x != 0.0));
+    assert!(out[13 * row..].iter().all(|&x| x == 0.0));
+    assert!(sums[3 * 13..].iter().all(|&sum| sum == f32::NEG_INFINITY));
+    let mut found = [query.len(), key.len(), key.len()].map(|count| vec![f32::NAN; count]);
+    what.backward(&query, &inputs, found.each_mut().map(|of| &mut of[..]))
+        .unwrap();
+    for (i, found) in found.iter().enumerate() {
+        let read = if i == 0 { 0..13 * row } else { row..3 * row };
+        for (place, value) in found.iter().enumerate() {
+            assert!(value.is_finite() && (read.contains(&place) || *value == 0.0));
+        }
+    }
+}
+
+fn windows_case(threads: usize, instructions: Instructions) -> Windows {
+    Windows {
+        samples: 2,
+        map: (5, 7),
+        heads: 2,
+        head_width: 16,
+        window: 3,
+        shift: 1,
+        sizes: Some(vec![(5, 7), (2, 4)]),
+        threads,
+        instructions,
+    }
+}
+
+#[test]
+fn windows_are_the_same_with_any_number_of_threads() {
+    for instructions in Instructions::available() {
+        let run = |threads| {
+            let what = windows_case(threads, instructions);
+            let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 96].map(|n| numbers(n, n as u64));
+            let grad = numbers(2 * 35 * 32, 5);
+            let inputs = windows::Inputs {
+                qkv: &qkv,
+                bias_table: &table,
+                qkv_bias: &bias,
+            };
+            let mut all = [2 * 35 * 32, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
+            let [out, of_qkv, of_bias_table, of_qkv_bias] = &mut all;
+            what.forward(&inputs, out).unwrap();
+            let mut outputs = windows::Outputs {
+                of_qkv,
+                of_bias_table,
+                of_qkv_bias,
+            };
+            what.backward(&grad, &inputs, &mut outputs).unwrap();
+            all
+        };
+        assert_eq!(run(1), run(3));
+    }
+}
+
+#[test]
+fn wrong_sizes_are_refused() {
+    let what = windows_case(1, Instructions::best());
+    let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 95].map(|n| numbers(n, 1));
+    let inputs = windows::Inputs {
+        qkv: &qkv,
+        bias_table: &table,
+        qkv_bias: &bias,
+    };
+    let error = what.forward(&inputs, &mut [0.0; 2 * 35 * 32]).unwrap_err();
+    assert!(error.to_string().contains("95 numbers, expected 96"));
+}

@@ -1,0 +1,111 @@
+//! Work for several threads: those of OpenMP where the process has them.
+//!
+//! torch's threads wait busily for a while after each of its operations. Threads of our own would
+//! share the processors with them; work that OpenMP hands out runs on the same ones instead.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::head::Space;
+
+thread_local! {
+    /// Kept from call to call, since fresh pages take as long as the work.
+    static SPACE: RefCell<Space> = RefCell::default();
+}
+
+/// Run `body` for every number below `tasks`, on at most so many threads, the caller among them.
+pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut Space) + Sync)) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        SPACE.with_borrow_mut(|space| {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                body(task, space);
+            }
+        });
+    };
+    fork(threads.min(tasks), &work);
+}
+
+/// Run `work` on so many threads at once.
+fn fork(threads: usize, work: &(dyn Fn() + Sync)) {
+    if threads < 2 {
+        work();
+    } else if !openmp::fork(threads, work) {
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod openmp {
+    use std::ffi::{c_char, c_uint, c_void};
+    use std::mem;
+    use std::ptr;
+    use std::sync::OnceLock;
+
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+
+    /// `GOMP_parallel` of GNU's runtime, which LLVM's and Intel's have too.
+    type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+    /// Run `work` on a team; false where no library that is loaded has one.
+    pub(super) fn fork(threads: usize, work: &(dyn Fn() + Sync)) -> bool {
+        static PARALLEL: OnceLock<Option<Parallel>> = OnceLock::new();
+        let parallel = *PARALLEL.get_or_init(|| {
+            // SAFETY: a null library means every one that is loaded for all to see.
+            let found = unsafe { dlsym(ptr::null_mut(), c"GOMP_parallel".as_ptr()) };
+            // SAFETY: a function of this name has this type.
+            (!found.is_null()).then(|| unsafe { mem::transmute::<*mut c_void, Parallel>(found) })
+        });
+        let (Some(parallel), Ok(threads)) = (parallel, c_uint::try_from(threads)) else {
+            return false;
+        };
+        let mut data: &(dyn Fn() + Sync) = work;
+        // SAFETY: it returns when every thread is done, so `work` outlives them.
+        unsafe { parallel(enter, ptr::from_mut(&mut data).cast(), threads, 0) };
+        true
+    }
+
+    /// A panic in here ends the process: it must not reach frames of C.
+    extern "C" fn enter(data: *mut c_void) {
+        // SAFETY: `fork` passes a pointer to such a reference.
+        let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };
+        work();
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod openmp {
+    pub(super) fn fork(_: usize, _: &(dyn Fn() + Sync)) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 5] {
+            let done = Mutex::new(Vec::new());
+            run(7, threads, &|task, _| done.lock().unwrap().push(task));
+            let mut done = done.into_inner().unwrap();
+            done.sort_unstable();
+            assert_eq!(done, [0, 1, 2, 3, 4, 5, 6]);
+        }
+        run(0, 2, &|_, _| panic!("there is no task"));
+    }
+}
