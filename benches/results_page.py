@@ -12,6 +12,7 @@ from pathlib import Path
 
 import boxes_page
 import data_page
+import kernels_page
 from ablate import ARMS, SHOWN
 from experiments import SPLITS
 from finetune import CHANCE, COUNTED, FINETUNED
@@ -135,6 +136,7 @@ def page() -> str:
         *_ablated(read("ablate")),
         *boxes_page.section(read("boxes")),
         *_benches(),
+        *kernels_page.section(read("kernels")),
         *data_page.section(read("data")),
         *_data_parts(),
     ]

@@ -142,13 +142,18 @@ def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> 
     backend, _ = active_backend(tensor)
     if backend == "reference":
         return None
-    module = importlib.import_module(f".{names[backend]}", __package__)
+    module = _module(names[backend])
     refusal = module.refusal(tensor, *shape)
     if refusal is None:
         return module
     if backend == "triton" or _requested is not None:
         _tell(names[backend], refusal)
     return None
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __package__)
 
 
 @cache

@@ -218,14 +218,9 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
             weights.add(rows * p).write_bytes(0, (R - rows) * p);
             of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
             let (_, total) = exponentials::<L, R>(head, first, rows, weights, p);
-            for r in 0..rows {
-                let row = weights.add(r * p);
-                let to = if gradients.bias.is_null() {
-                    gradients.bias
-                } else {
-                    gradients.bias.add((first + r) * p)
-                };
-                softmax_backward::<L>(row, 1.0 / total[r], of_scores.add(r * p), p, to);
+            softmax_backward::<L, R>(weights, total, of_scores, p, rows);
+            if !gradients.bias.is_null() {
+                add::<L>(gradients.bias.add(first * p), of_scores, rows * p);
             }
             combine::<L, R>(of_scores, keys, (m, d, p), out);
             accumulate::<L, R>(weights, grad, (m, d, p), of_values);
@@ -484,38 +479,42 @@ unsafe fn exponentials<L: Lanes, const R: usize>(
     (largest, total)
 }
 
-/// Make weights (p,) of exponentials, and of the weights' gradients those of the scores, which are
-/// also added to `of_bias` if that is not null.
+/// Make weights (R, p) of exponentials and their sums, and of the weights' gradients those of the
+/// scores.
 #[inline(always)]
-unsafe fn softmax_backward<L: Lanes>(
+unsafe fn softmax_backward<L: Lanes, const R: usize>(
     weights: *mut f32,
-    factor: f32,
+    total: [f32; R],
     gradients: *mut f32,
     p: usize,
-    of_bias: *mut f32,
+    rows: usize,
 ) {
+    let mut weighted = [0.0; R];
     // SAFETY: as of the caller.
     unsafe {
-        let factor = L::splat(factor);
-        let mut sum = L::splat(0.0);
-        let mut column = 0;
-        while column < p {
-            let weight = L::load(weights.add(column)).multiply(factor);
-            weight.store(weights.add(column));
-            sum = weight.multiply_add(L::load(gradients.add(column)), sum);
-            column += L::WIDTH;
-        }
-        let less = L::splat(sum_of(sum));
-        let mut column = 0;
-        while column < p {
-            let gradient = L::load(gradients.add(column)).subtract(less);
-            let gradient = L::load(weights.add(column)).multiply(gradient);
-            gradient.store(gradients.add(column));
-            if !of_bias.is_null() {
-                let sum = L::load(of_bias.add(column)).add(gradient);
-                sum.store(of_bias.add(column));
+        for r in 0..rows {
+            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
+            let factor = L::splat(1.0 / total[r]);
+            let mut sum = L::splat(0.0);
+            let mut column = 0;
+            while column < p {
+                let weight = L::load(weights.add(column)).multiply(factor);
+                weight.store(weights.add(column));
+                sum = weight.multiply_add(L::load(gradients.add(column)), sum);
+                column += L::WIDTH;
             }
-            column += L::WIDTH;
+            weighted[r] = sum_of(sum);
+        }
+        for r in 0..rows {
+            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
+            let less = L::splat(weighted[r]);
+            let mut column = 0;
+            while column < p {
+                let gradient = L::load(gradients.add(column)).subtract(less);
+                let gradient = L::load(weights.add(column)).multiply(gradient);
+                gradient.store(gradients.add(column));
+                column += L::WIDTH;
+            }
         }
     }
 }
