@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from . import reference, reference_windows
 from .dispatch import Backend, atomics, kernel_module
@@ -122,6 +123,7 @@ class _WindowAttention(Function):
             return window_attention(*arguments)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, valid_sizes = ctx.saved_tensors
         found = window_attention_backward(*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes)
@@ -207,6 +209,7 @@ class _CrossAttention(Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
         found = cross_attention_backward(

@@ -63,6 +63,19 @@ def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_o
         torch.testing.assert_close(cut, whole)
 
 
+@pytest.mark.parametrize("operation", ["windows", "cross"])
+def test_gradients_of_gradients_are_refused(operation):
+    if operation == "windows":
+        inputs = window_inputs()
+        out = kernels.window_attention(*inputs, window_size=3, shift=1)
+    else:
+        inputs = cross_inputs()
+        out = kernels.text_to_image_attention(*inputs)
+    (first,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 CROSS = {
     "every key": (None, None, None, None, 0.0, None),
     "lengths": (LENGTHS, None, None, None, 0.0, None),
