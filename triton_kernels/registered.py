@@ -124,7 +124,9 @@ class _WindowAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         *tensors, valid_sizes = ctx.saved_tensors
         found = window_attention_backward(*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes)
         return *found, None, None, None
@@ -210,7 +212,9 @@ class _CrossAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
         found = cross_attention_backward(
             grads[0],
