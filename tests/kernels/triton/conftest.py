@@ -22,6 +22,8 @@ def nothing_is_zero_by_chance(monkeypatch):
         tensor = empty(*arguments, **keywords)
         if tensor.device.type == "meta":
             return tensor
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else 1 << 20)
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(255 if tensor.dtype == torch.uint8 else 1 << 20)
 
     monkeypatch.setattr(torch, "empty", filled)
