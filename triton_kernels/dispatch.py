@@ -114,6 +114,9 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     if _requested is not None:
         return _requested, f"use_backend({_requested!r}) was called"
     if tensor.device.type == "cpu":
+        # Its plain loops, for other processors, are slower than torch's products.
+        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            return "reference", "the processor has neither AVX2 nor AVX-512"
         if tensor.dtype == torch.float32:
             return "native", "the tensor is float32 on the CPU"
         return "reference", f"the tensor is {tensor.dtype} on the CPU; native code takes float32"

@@ -28,35 +28,34 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize>(
     // SAFETY: every block of columns ends within p.
     unsafe {
         while column + WIDE * L::WIDTH <= p {
-            scores_block::<L, R, WIDE>(x, y.add(column), d, p, out.add(column));
+            multiply_block::<L, R, WIDE>((x, d), (y.add(column), p), d, (out.add(column), p));
             column += WIDE * L::WIDTH;
         }
         while column < p {
-            scores_block::<L, R, 1>(x, y.add(column), d, p, out.add(column));
+            multiply_block::<L, R, 1>((x, d), (y.add(column), p), d, (out.add(column), p));
             column += L::WIDTH;
         }
     }
 }
 
-/// Some columns of [`scores`].
+/// Some columns of x (R, count) * y (count, ...); each is stored with a stride of its own.
 #[inline(always)]
-unsafe fn scores_block<L: Lanes, const R: usize, const C: usize>(
-    x: *const f32,
-    y: *const f32,
-    d: usize,
-    p: usize,
-    out: *mut f32,
+unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
+    (x, x_stride): (*const f32, usize),
+    (y, y_stride): (*const f32, usize),
+    count: usize,
+    (out, out_stride): (*mut f32, usize),
 ) {
     // SAFETY: as of the caller.
     unsafe {
         let mut sums = [[L::splat(0.0); C]; R];
-        for k in 0..d {
+        for k in 0..count {
             let mut columns = [L::splat(0.0); C];
             for c in 0..C {
-                columns[c] = L::load(y.add(k * p + c * L::WIDTH));
+                columns[c] = L::load(y.add(k * y_stride + c * L::WIDTH));
             }
             for r in 0..R {
-                let factor = L::splat(*x.add(r * d + k));
+                let factor = L::splat(*x.add(r * x_stride + k));
                 for c in 0..C {
                     sums[r][c] = factor.multiply_add(columns[c], sums[r][c]);
                 }
@@ -64,7 +63,7 @@ unsafe fn scores_block<L: Lanes, const R: usize, const C: usize>(
         }
         for r in 0..R {
             for c in 0..C {
-                sums[r][c].store(out.add(r * p + c * L::WIDTH));
+                sums[r][c].store(out.add(r * out_stride + c * L::WIDTH));
             }
         }
     }
@@ -85,43 +84,12 @@ pub(super) unsafe fn combine<L: Lanes, const R: usize>(
     // SAFETY: every block of columns ends within d.
     unsafe {
         while column + PAIR * L::WIDTH <= d {
-            combine_block::<L, R, PAIR>(x, y.add(column), (m, d, p), out.add(column));
+            multiply_block::<L, R, PAIR>((x, p), (y.add(column), d), m, (out.add(column), d));
             column += PAIR * L::WIDTH;
         }
         while column < d {
-            combine_block::<L, R, 1>(x, y.add(column), (m, d, p), out.add(column));
+            multiply_block::<L, R, 1>((x, p), (y.add(column), d), m, (out.add(column), d));
             column += L::WIDTH;
-        }
-    }
-}
-
-/// Some columns of [`combine`].
-#[inline(always)]
-unsafe fn combine_block<L: Lanes, const R: usize, const C: usize>(
-    x: *const f32,
-    y: *const f32,
-    (m, d, p): (usize, usize, usize),
-    out: *mut f32,
-) {
-    // SAFETY: as of the caller.
-    unsafe {
-        let mut sums = [[L::splat(0.0); C]; R];
-        for j in 0..m {
-            let mut columns = [L::splat(0.0); C];
-            for c in 0..C {
-                columns[c] = L::load(y.add(j * d + c * L::WIDTH));
-            }
-            for r in 0..R {
-                let factor = L::splat(*x.add(r * p + j));
-                for c in 0..C {
-                    sums[r][c] = factor.multiply_add(columns[c], sums[r][c]);
-                }
-            }
-        }
-        for r in 0..R {
-            for c in 0..C {
-                sums[r][c].store(out.add(r * d + c * L::WIDTH));
-            }
         }
     }
 }

@@ -39,6 +39,13 @@ def test_reason_on_the_cpu():
     assert "on meta" in reason
 
 
+def test_processors_without_wide_instructions_run_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    name, reason = kernels.active_backend(torch.zeros(1))
+    assert name == "reference"
+    assert "neither AVX2 nor AVX-512" in reason
+
+
 def test_reason_on_a_gpu(machine):
     machine()
     assert kernels.active_backend(OnGpu()) == ("triton", "the tensor is on CUDA")
