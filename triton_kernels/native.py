@@ -31,4 +31,4 @@ def array(tensor: Tensor) -> np.ndarray:
 
 def empty_like(tensor: Tensor) -> Tensor:
     """Give a contiguous float32 tensor of the same shape."""
-    return torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
+    return torch.empty_like(tensor, dtype=torch.float32, memory_format=torch.contiguous_format)

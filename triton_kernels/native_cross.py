@@ -64,7 +64,7 @@ def backward(
         )
     of_q, of_k, of_v = (native.empty_like(tensor) for tensor in (q, k, v))
     _core.cross_attention_backward(
-        *(native.array(tensor) for tensor in (grad, q, k, v, of_q, of_k, of_v)),
+        *(native.array(tensor) for tensor in (grad, q, k, v, out, logsumexp, of_q, of_k, of_v)),
         **_options(k, key_lengths, key_mask, valid_sizes, map_size),
     )
     return of_q, of_k, of_v

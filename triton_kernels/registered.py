@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
 from . import reference, reference_windows
 from .dispatch import Backend, atomics, kernel_module
@@ -30,6 +31,8 @@ _CROSS_ARGUMENTS = (
 # `torch.library.custom_op` would wrap every call in several layers of Python, which take as long as
 # the attention of a small map on a CPU.
 _LIBRARY = torch.library.Library("fiber", "FRAGMENT")
+#: What each operation runs.
+_BODIES: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def _operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
@@ -39,9 +42,26 @@ def _operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
         name = function.__name__
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        return getattr(torch.ops.fiber, name).default
+        operation = getattr(torch.ops.fiber, name).default
+        _BODIES[operation] = function
+        return operation
 
     return register
+
+
+def _below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
+    """Run an operation whose gradients are taken care of.
+
+    Where nobody watches the calls (fake tensors, tracing) its function is called at once: the way
+    back to it through torch takes as long as a small attention.
+    """
+    watched = torch._C._len_torch_dispatch_stack() > 0 or any(
+        isinstance(each, Tensor) and type(each) not in (Tensor, Parameter) for each in arguments
+    )
+    if not watched:
+        return _BODIES[operation](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
+        return operation(*arguments)
 
 
 def _differentiate(operation: OpOverload, function: type[Function]) -> None:
@@ -52,8 +72,7 @@ def _differentiate(operation: OpOverload, function: type[Function]) -> None:
             isinstance(each, Tensor) and each.requires_grad for each in arguments
         ):
             return function.apply(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
-            return operation(*arguments)
+        return _below_autograd(operation, arguments)
 
     _LIBRARY.impl(operation._schema.name.split("::")[1], run, "Autograd")
 
@@ -119,8 +138,7 @@ class _WindowAttention(Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         qkv, bias_table, qkv_bias, ctx.window_size, ctx.shift, valid_sizes = arguments
         ctx.save_for_backward(qkv, bias_table, qkv_bias, valid_sizes)
-        with torch._C._AutoDispatchBelowAutograd():
-            return window_attention(*arguments)
+        return _below_autograd(window_attention, arguments)
 
     @staticmethod
     @once_differentiable
@@ -128,7 +146,10 @@ class _WindowAttention(Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         *tensors, valid_sizes = ctx.saved_tensors
-        found = window_attention_backward(*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes)
+        found = _below_autograd(
+            window_attention_backward,
+            (*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes),
+        )
         return *found, None, None, None
 
 
@@ -203,11 +224,12 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 class _CrossAttention(Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = cross_attention(*arguments)
+        output = _below_autograd(cross_attention, arguments)
         q, k, v, key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed = arguments
         ctx.save_for_backward(q, k, v, *output, key_lengths, key_mask, valid_sizes, seed)
         ctx.mark_non_differentiable(output[1])
+        # No zeros are made for the sums, which nobody asks gradients of.
+        ctx.set_materialize_grads(False)
         return output
 
     @staticmethod
@@ -215,17 +237,11 @@ class _CrossAttention(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return (None,) * 9
         *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
-        found = cross_attention_backward(
-            grads[0],
-            *tensors,
-            key_lengths,
-            key_mask,
-            valid_sizes,
-            ctx.map_size,
-            ctx.dropout_p,
-            seed,
-        )
+        options = (key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed)
+        found = _below_autograd(cross_attention_backward, (grads[0], *tensors, *options))
         return *found, None, None, None, None, None, None
 
 

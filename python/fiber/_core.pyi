@@ -760,6 +760,8 @@ def cross_attention_backward(
     query: _Floats,
     key: _Floats,
     value: _Floats,
+    read: _Floats,
+    sums: _Floats,
     of_query: _Floats,
     of_key: _Floats,
     of_value: _Floats,
@@ -776,6 +778,8 @@ def cross_attention_backward(
         query: as in `cross_attention`, like all that is not named here.
         key: see there.
         value: see there.
+        read: `out` of `cross_attention`.
+        sums: see there.
         of_query: written, in the shape of query.
         of_key: written, in the shape of key.
         of_value: written, in the shape of value.

@@ -1,6 +1,7 @@
 //! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
 
-use super::head::{Gradients, Head, Rows};
+use super::head::{Gradients, Head, Known};
+use super::rows::Rows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
 use crate::instructions::Instructions;
@@ -121,7 +122,8 @@ impl Cross {
         Ok(())
     }
 
-    /// Compute the gradients of the inputs from the gradient of what was read.
+    /// Compute the gradients of the inputs from the gradient of what was read, and from what the
+    /// forward pass gave: what was read, and the logarithms.
     ///
     /// # Errors
     /// [`Error::Argument`] where a tensor has another size.
@@ -129,10 +131,13 @@ impl Cross {
         &self,
         grad: &[f32],
         inputs: &Inputs,
+        (read, sums): (&[f32], &[f32]),
         [of_query, of_key, of_value]: [&mut [f32]; 3],
     ) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("grad", grad.len(), inputs.query.len())?;
+        super::expect("read", read.len(), inputs.query.len())?;
+        super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
         super::expect("of_query", of_query.len(), inputs.query.len())?;
         super::expect("of_key", of_key.len(), inputs.key.len())?;
         super::expect("of_value", of_value.len(), inputs.value.len())?;
@@ -140,8 +145,8 @@ impl Cross {
             of_key.fill(0.0);
             of_value.fill(0.0);
         }
-        let [query, key, value, grad] =
-            [inputs.query, inputs.key, inputs.value, grad].map(Shared::read_only);
+        let [query, key, value, grad, read, sums] =
+            [inputs.query, inputs.key, inputs.value, grad, read, sums].map(Shared::read_only);
         let [of_query, of_key, of_value] = [of_query, of_key, of_value].map(Shared::new);
         threads::run(self.samples * self.heads, self.threads, &|pair, space| {
             let head = self.head(pair, query, key, value);
@@ -154,7 +159,11 @@ impl Cross {
                     value: self.rows(of_value, pair, self.keys, head.key.places),
                     bias: std::ptr::null_mut(),
                 };
-                backward(self.instructions, &head, &gradients, space);
+                let known = Known {
+                    sums: sums.at(pair * self.queries),
+                    read: self.rows(read, pair, self.queries, None),
+                };
+                backward(self.instructions, &head, &gradients, Some(&known), space);
             }
         });
         Ok(())

@@ -7,42 +7,8 @@
 
 use super::lanes::Lanes;
 use super::products::{PADDING, accumulate, combine, scores};
-
-/// Rows of one head in a tensor: queries, keys, values, or gradients of them.
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    /// First number of the head in row 0 of the tensor.
-    pub first: *mut f32,
-    /// Numbers from one row of the tensor to the next.
-    pub stride: usize,
-    /// Which rows of the tensor; [`Self::PADDED`] for the row `padding`. None: those from 0 on.
-    pub places: Option<&'a [u32]>,
-    /// The row of a padded place: what is read of it, or where gradients are added up.
-    pub padding: *mut f32,
-}
-
-impl Rows<'_> {
-    /// A place that is no row of the tensor.
-    pub(super) const PADDED: u32 = u32::MAX;
-
-    /// Where row i begins, and whether it is a padded one.
-    ///
-    /// # Safety
-    /// There is such a row.
-    #[inline(always)]
-    unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
-        let place = match self.places {
-            None => i,
-            // SAFETY: as of the caller.
-            Some(places) => match unsafe { *places.get_unchecked(i) } {
-                Self::PADDED => return (self.padding, true),
-                place => place as usize,
-            },
-        };
-        // SAFETY: as of the caller.
-        (unsafe { self.first.add(place * self.stride) }, false)
-    }
-}
+use super::rows::{Rows, gather, load, turn, write};
+use super::softmax::{add, dots, exponentials, known_softmax_backward, log2, softmax_backward};
 
 /// What is computed: n queries read m keys; d numbers each.
 #[derive(Clone, Copy)]
@@ -59,6 +25,25 @@ pub(super) struct Head<'a> {
     pub mask: *const f32,
 }
 
+impl Head<'_> {
+    /// What is added to the scores from a query on: the bias and the mask, or null.
+    ///
+    /// # Safety
+    /// There is such a query.
+    #[inline(always)]
+    unsafe fn added(&self, query: usize) -> [*const f32; 2] {
+        let place = query * padded(self.keys);
+        [self.bias, self.mask].map(|first| {
+            if first.is_null() {
+                first
+            } else {
+                // SAFETY: as of the caller.
+                unsafe { first.add(place) }
+            }
+        })
+    }
+}
+
 /// Gradients of a [`Head`]: the one that is given and those that are wanted.
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {
@@ -68,6 +53,27 @@ pub(super) struct Gradients<'a> {
     pub value: Rows<'a>,
     /// (n, p), where the gradients of the scores are added, or null.
     pub bias: *mut f32,
+}
+
+/// What the forward pass found of a [`Head`] without bias and mask.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// Logarithms in base 2 of the sums of exponentials: (n,).
+    pub sums: *const f32,
+    /// What was read.
+    pub read: Rows<'a>,
+}
+
+/// Numbers of the keys that are taken at once. The backward pass needs five times as many, turned
+/// and not and for the gradients: a good part of the second cache.
+const AT_ONCE: usize = 144 * 64;
+
+/// Keys that are taken at once where they may be parted: about as many each time.
+fn keys_at_once(keys: usize, width: usize, may_be_parted: bool) -> usize {
+    if !may_be_parted || keys * width <= AT_ONCE {
+        return keys;
+    }
+    padded(keys.div_ceil((keys * width).div_ceil(AT_ONCE)))
 }
 
 /// Round a number of keys up to whole registers.
@@ -104,6 +110,9 @@ impl Space {
 /// Compute what the queries read, and write it to `read`; where `sums` is not null it takes the
 /// logarithm of each query's sum of exponentials, in base 2.
 ///
+/// Without bias and mask a few keys at a time meet all queries, so that what belongs to those keys
+/// stays in the caches; what the parts give is put together as they come.
+///
 /// # Safety
 /// The processor has the instructions of the lanes. Rows hold `width` numbers, a multiple of
 /// [`PADDING`]; no other thread writes what is read or touches what is written.
@@ -114,59 +123,142 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     sums: *mut f32,
     space: &mut Space,
 ) {
-    let (m, d, p) = (head.keys, head.width, padded(head.keys));
-    let [turned_keys, values, query, weights, out, totals] =
-        space.parts([d * p, m * d, R * d, R * p, R * d, head.queries]);
+    let (n, d) = (head.queries, head.width);
+    let is_plain = head.bias.is_null() && head.mask.is_null();
+    let at_once = keys_at_once(head.keys, d, is_plain);
+    let is_whole = at_once >= head.keys;
+    let [
+        turned_keys,
+        values,
+        query,
+        weights,
+        out,
+        all_largest,
+        all_totals,
+        all_out,
+    ] = space.parts([
+        d * padded(at_once),
+        at_once * d,
+        R * d,
+        R * padded(at_once),
+        R * d,
+        n,
+        n,
+        if is_whole { 0 } else { n * d },
+    ]);
+    let mut begin = 0;
     // SAFETY: the parts have the sizes that the functions state.
     unsafe {
-        turn(&head.key, m, d, p, turned_keys);
-        gather::<L>(&head.value, m, d, values);
-        let mut first = 0;
-        while first < head.queries {
-            let rows = R.min(head.queries - first);
-            load::<L, R>(&head.query, first, rows, d, scale(d), query);
-            scores::<L, R>(query, turned_keys, d, p, weights);
-            let (largest, total) = exponentials::<L, R>(head, first, rows, weights, p);
-            for r in 0..rows {
-                *totals.add(first + r) = total[r];
-                if !sums.is_null() {
-                    *sums.add(first + r) = largest[r];
+        // Once at least: without a key nothing is read.
+        loop {
+            let m = at_once.min(head.keys - begin);
+            let p = padded(m);
+            let (key, value) = (head.key.from(begin), head.value.from(begin));
+            turn(&key, m, d, p, turned_keys);
+            gather::<L>(&value, m, d, values);
+            let mut first = 0;
+            while first < n {
+                let rows = R.min(n - first);
+                load::<L, R>(&head.query, first, rows, d, scale(d), query);
+                let next = first + R..first + 2 * R;
+                head.query.prefetch(next.clone(), n, d);
+                read.prefetch(next, n, d);
+                if !is_whole {
+                    let next = at_once + first * at_once / n..at_once + (first + R) * at_once / n;
+                    key.prefetch_apart(next.clone(), head.keys - begin, d);
+                    value.prefetch_apart(next, head.keys - begin, d);
                 }
+                scores::<L, R>(query, turned_keys, d, p, weights);
+                let added = head.added(first);
+                let (largest, total) = exponentials::<L, R>(weights, rows, (m, p), added);
+                combine::<L, R>(weights, values, (m, d, p), out);
+                for r in 0..rows {
+                    let i = first + r;
+                    let (own, so_far) = (out.add(r * d), all_out.add(i * d));
+                    let (largest_so_far, total_so_far) = (all_largest.add(i), all_totals.add(i));
+                    if begin == 0 {
+                        *largest_so_far = largest[r].first();
+                        *total_so_far = total[r].first();
+                        if is_whole {
+                            finish::<L>(read.row(i), own, d, *total_so_far);
+                        } else {
+                            write::<L>((so_far, false), own, d, 1.0, false);
+                        }
+                    } else {
+                        let before = (largest_so_far, total_so_far, so_far);
+                        join::<L>(before, (largest[r], total[r], own), d);
+                    }
+                }
+                first += R;
             }
-            combine::<L, R>(weights, values, (m, d, p), out);
-            for r in 0..rows {
-                let (to, is_padded) = read.row(first + r);
-                if is_padded {
-                    continue;
-                }
-                // Without a key nothing is read.
-                let factor = if m == 0 {
-                    0.0
-                } else {
-                    1.0 / *totals.add(first + r)
-                };
-                let factor = L::splat(factor);
-                let mut k = 0;
-                while k < d {
-                    L::load(out.add(r * d + k))
-                        .multiply(factor)
-                        .store(to.add(k));
-                    k += L::WIDTH;
-                }
+            begin += at_once;
+            if begin >= head.keys {
+                break;
             }
-            first += R;
+        }
+        for i in 0..n {
+            if !is_whole {
+                finish::<L>(read.row(i), all_out.add(i * d), d, *all_totals.add(i));
+            }
         }
         if !sums.is_null() {
-            for i in 0..head.queries {
-                let largest = *sums.add(i) * std::f32::consts::LOG2_E;
+            for i in 0..n {
                 // Without a key the largest score is -inf, and so is the sum.
-                *sums.add(i) = largest + log2(*totals.add(i));
+                let largest = *all_largest.add(i) * std::f32::consts::LOG2_E;
+                *sums.add(i) = largest + log2(*all_totals.add(i));
             }
         }
     }
 }
 
+/// Write what a query reads, unless it is a padded one: 0 where there is no key.
+#[inline(always)]
+unsafe fn finish<L: Lanes>(
+    (to, is_padded): (*mut f32, bool),
+    from: *const f32,
+    d: usize,
+    total: f32,
+) {
+    if is_padded {
+        return;
+    }
+    let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
+    // SAFETY: as of the caller.
+    unsafe { write::<L>((to, false), from, d, factor, false) };
+}
+
+/// Add what a query reads of some keys to what it reads of those before, each relative to its own
+/// largest score.
+#[inline(always)]
+unsafe fn join<L: Lanes>(
+    (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
+    (largest, total, own): (L, L, *const f32),
+    d: usize,
+) {
+    // SAFETY: as of the caller.
+    unsafe {
+        let before_it = L::splat(*largest_before);
+        let new = largest.max(before_it);
+        let (factor_before, factor) = (before_it.subtract(new).exp(), largest.subtract(new).exp());
+        let sum = total.multiply(factor);
+        *largest_before = new.first();
+        *total_before = L::splat(*total_before)
+            .multiply_add(factor_before, sum)
+            .first();
+        let mut k = 0;
+        while k < d {
+            let added = L::load(own.add(k)).multiply(factor);
+            let sum = L::load(before.add(k)).multiply_add(factor_before, added);
+            sum.store(before.add(k));
+            k += L::WIDTH;
+        }
+    }
+}
+
 /// Compute the gradients; weights are computed anew.
+///
+/// Where it is known what the forward pass found, a few keys at a time meet all queries, so that
+/// what belongs to those keys stays in the caches.
 ///
 /// # Safety
 /// As [`forward`].
@@ -174,9 +266,13 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
+    known: Option<&Known>,
     space: &mut Space,
 ) {
-    let (m, d, p) = (head.keys, head.width, padded(head.keys));
+    let (n, d) = (head.queries, head.width);
+    let at_once = keys_at_once(head.keys, d, known.is_some());
+    let is_whole = at_once >= head.keys;
+    let (most, wide) = (at_once * d, padded(at_once) * d);
     let [
         turned_keys,
         keys,
@@ -188,85 +284,89 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
         weights,
         of_scores,
         out,
+        deltas,
     ] = space.parts([
-        d * p,
-        m * d,
-        d * p,
-        m * d,
-        m * d,
+        wide,
+        most,
+        wide,
+        most,
+        most,
         R * d,
         R * d,
-        R * p,
-        R * p,
+        R * padded(at_once),
+        R * padded(at_once),
         R * d,
+        n,
     ]);
+    let mut begin = 0;
     // SAFETY: the parts have the sizes that the functions state.
     unsafe {
-        turn(&head.key, m, d, p, turned_keys);
-        turn(&head.value, m, d, p, turned_values);
-        gather::<L>(&head.key, m, d, keys);
-        of_keys.write_bytes(0, m * d);
-        of_values.write_bytes(0, m * d);
-        let mut first = 0;
-        while first < head.queries {
-            let rows = R.min(head.queries - first);
-            load::<L, R>(&head.query, first, rows, d, scale(d), query);
-            load::<L, R>(&gradients.read, first, rows, d, 1.0, grad);
-            scores::<L, R>(query, turned_keys, d, p, weights);
-            scores::<L, R>(grad, turned_values, d, p, of_scores);
-            // Rows that are none have no weights, whatever the keys hold.
-            weights.add(rows * p).write_bytes(0, (R - rows) * p);
-            of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
-            let (_, total) = exponentials::<L, R>(head, first, rows, weights, p);
-            softmax_backward::<L, R>(weights, total, of_scores, p, rows);
-            if !gradients.bias.is_null() {
-                add::<L>(gradients.bias.add(first * p), of_scores, rows * p);
+        // Once at least: without a key the queries' gradients are 0.
+        loop {
+            let m = at_once.min(head.keys - begin);
+            let p = padded(m);
+            let [key, value, of_key, of_value] =
+                [head.key, head.value, gradients.key, gradients.value].map(|rows| rows.from(begin));
+            turn(&key, m, d, p, turned_keys);
+            turn(&value, m, d, p, turned_values);
+            gather::<L>(&key, m, d, keys);
+            of_keys.write_bytes(0, m * d);
+            of_values.write_bytes(0, m * d);
+            let mut first = 0;
+            while first < n {
+                let rows = R.min(n - first);
+                load::<L, R>(&head.query, first, rows, d, scale(d), query);
+                load::<L, R>(&gradients.read, first, rows, d, 1.0, grad);
+                for rows in [&head.query, &gradients.read, &gradients.query] {
+                    rows.prefetch(first + R..first + 2 * R, n, d);
+                }
+                if !is_whole {
+                    let share = first * at_once / n..(first + R) * at_once / n;
+                    of_key.prefetch_apart(share.clone(), m, d);
+                    of_value.prefetch_apart(share.clone(), m, d);
+                    let next = at_once + share.start..at_once + share.end;
+                    key.prefetch_apart(next.clone(), head.keys - begin, d);
+                    value.prefetch_apart(next, head.keys - begin, d);
+                }
+                scores::<L, R>(query, turned_keys, d, p, weights);
+                scores::<L, R>(grad, turned_values, d, p, of_scores);
+                if let Some(known) = known {
+                    if begin == 0 {
+                        known.read.prefetch(first + R..first + 2 * R, n, d);
+                        dots::<L>(grad, &known.read, first..first + rows, d, deltas);
+                    }
+                    let (sums, deltas) = (known.sums.add(first), deltas.add(first));
+                    known_softmax_backward::<L>(weights, of_scores, (rows, p), sums, deltas);
+                } else {
+                    let added = head.added(first);
+                    let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
+                    softmax_backward::<L, R>(weights, total, of_scores, p, rows);
+                }
+                // Rows that are none have no weights, whatever the keys hold.
+                weights.add(rows * p).write_bytes(0, (R - rows) * p);
+                of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
+                if !gradients.bias.is_null() {
+                    add::<L>(gradients.bias.add(first * p), of_scores, rows * p);
+                }
+                combine::<L, R>(of_scores, keys, (m, d, p), out);
+                accumulate::<L, R>(weights, grad, (m, d, p), of_values);
+                accumulate::<L, R>(of_scores, query, (m, d, p), of_keys);
+                for r in 0..rows {
+                    let (row, from) = (gradients.query.row(first + r), out.add(r * d));
+                    write::<L>(row, from, d, scale(d), begin > 0);
+                }
+                first += R;
             }
-            combine::<L, R>(of_scores, keys, (m, d, p), out);
-            accumulate::<L, R>(weights, grad, (m, d, p), of_values);
-            accumulate::<L, R>(of_scores, query, (m, d, p), of_keys);
-            for r in 0..rows {
-                write::<L>(&gradients.query, first + r, out.add(r * d), d, scale(d));
+            for j in 0..m {
+                write::<L>(of_key.row(j), of_keys.add(j * d), d, 1.0, false);
+                write::<L>(of_value.row(j), of_values.add(j * d), d, 1.0, false);
             }
-            first += R;
-        }
-        for j in 0..m {
-            write::<L>(&gradients.key, j, of_keys.add(j * d), d, 1.0);
-            write::<L>(&gradients.value, j, of_values.add(j * d), d, 1.0);
+            begin += at_once;
+            if begin >= head.keys {
+                break;
+            }
         }
     }
-}
-
-/// The logarithm in base 2 of a normal number, or some finite number for 0; without branches, so that
-/// many are computed at once. S. Moshier's Cephes, `logf`.
-#[inline(always)]
-fn log2(x: f32) -> f32 {
-    const COEFFICIENTS: [f32; 9] = [
-        7.037_683_6e-2,
-        -1.151_461e-1,
-        1.167_699_9e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_8e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ];
-    let bits = x.to_bits();
-    // x = 2^exponent * fraction, and the fraction lies around 1.
-    let fraction = f32::from_bits((bits & 0x007f_ffff) | 0x3f00_0000);
-    let is_small = fraction < std::f32::consts::FRAC_1_SQRT_2;
-    let rest = if is_small { 2.0 * fraction } else { fraction } - 1.0;
-    #[allow(clippy::cast_possible_wrap, clippy::cast_precision_loss)] // Eight bits.
-    let exponent = ((bits >> 23) as i32 - 126 - i32::from(is_small)) as f32;
-    let mut sum = COEFFICIENTS[0];
-    let mut i = 1;
-    while i < COEFFICIENTS.len() {
-        sum = sum * rest + COEFFICIENTS[i];
-        i += 1;
-    }
-    let natural = rest + (sum * rest - 0.5) * rest * rest;
-    exponent + natural * std::f32::consts::LOG2_E
 }
 
 /// What queries are multiplied with.
@@ -275,300 +375,9 @@ fn scale(width: usize) -> f32 {
     (1.0 / (width as f64).sqrt()) as f32
 }
 
-/// Rows (m, d), turned to (d, p); the columns behind m are 0.
-#[inline(always)]
-unsafe fn turn(rows: &Rows, m: usize, d: usize, p: usize, to: *mut f32) {
-    let mut first = 0;
-    // SAFETY: as of the caller; widths are multiples of the square's side.
-    unsafe {
-        while first + SQUARE <= m {
-            let mut from = [std::ptr::null(); SQUARE];
-            for j in 0..SQUARE {
-                from[j] = rows.row(first + j).0.cast_const();
-            }
-            for k in (0..d).step_by(SQUARE) {
-                turn_square(from, k, to.add(k * p + first), p);
-            }
-            first += SQUARE;
-        }
-        for j in first..m {
-            let (row, _) = rows.row(j);
-            for k in 0..d {
-                *to.add(k * p + j) = *row.add(k);
-            }
-        }
-        for k in 0..d {
-            to.add(k * p + m).write_bytes(0, p - m);
-        }
-    }
-}
-
-/// Side of the squares that are turned at once.
-const SQUARE: usize = 4;
-
-/// Numbers k to k + 4 of four rows, turned, into four rows of p numbers.
-#[inline(always)]
-unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
-    // SAFETY: as of the caller; x86-64 has these instructions.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{
-            _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_storeu_ps, _mm_unpackhi_ps,
-            _mm_unpacklo_ps,
-        };
-        let [a, b, c, d] = [
-            _mm_loadu_ps(from[0].add(k)),
-            _mm_loadu_ps(from[1].add(k)),
-            _mm_loadu_ps(from[2].add(k)),
-            _mm_loadu_ps(from[3].add(k)),
-        ];
-        let (low_ab, low_cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
-        let (high_ab, high_cd) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-        _mm_storeu_ps(to, _mm_movelh_ps(low_ab, low_cd));
-        _mm_storeu_ps(to.add(p), _mm_movehl_ps(low_cd, low_ab));
-        _mm_storeu_ps(to.add(2 * p), _mm_movelh_ps(high_ab, high_cd));
-        _mm_storeu_ps(to.add(3 * p), _mm_movehl_ps(high_cd, high_ab));
-    }
-    // SAFETY: as of the caller.
-    #[cfg(not(target_arch = "x86_64"))]
-    unsafe {
-        for j in 0..SQUARE {
-            for i in 0..SQUARE {
-                *to.add(i * p + j) = *from[j].add(k + i);
-            }
-        }
-    }
-}
-
-/// Rows (m, d) one behind another.
-#[inline(always)]
-unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, to: *mut f32) {
-    for j in 0..m {
-        // SAFETY: as of the caller.
-        unsafe {
-            let (row, _) = rows.row(j);
-            let mut k = 0;
-            while k < d {
-                L::load(row.add(k)).store(to.add(j * d + k));
-                k += L::WIDTH;
-            }
-        }
-    }
-}
-
-/// A few rows (R, d), scaled; those that are none are 0, and so is the gradient of a padded place.
-#[inline(always)]
-unsafe fn load<L: Lanes, const R: usize>(
-    rows: &Rows,
-    first: usize,
-    count: usize,
-    d: usize,
-    factor: f32,
-    to: *mut f32,
-) {
-    // SAFETY: as of the caller.
-    unsafe {
-        for r in 0..count {
-            let (row, _) = rows.row(first + r);
-            let mut k = 0;
-            while k < d {
-                let value = L::load(row.add(k)).multiply(L::splat(factor));
-                value.store(to.add(r * d + k));
-                k += L::WIDTH;
-            }
-        }
-        to.add(count * d).write_bytes(0, (R - count) * d);
-    }
-}
-
-/// Write a row, scaled, or add it up where it is a padded one.
-#[inline(always)]
-unsafe fn write<L: Lanes>(rows: &Rows, i: usize, from: *const f32, d: usize, factor: f32) {
-    // SAFETY: as of the caller.
-    unsafe {
-        let (to, is_padded) = rows.row(i);
-        let factor = L::splat(factor);
-        let mut k = 0;
-        while k < d {
-            let mut value = L::load(from.add(k)).multiply(factor);
-            if is_padded {
-                value = value.add(L::load(to.add(k)));
-            }
-            value.store(to.add(k));
-            k += L::WIDTH;
-        }
-    }
-}
-
-/// Add the bias and then the mask of query i to its scores (p,).
-#[inline(always)]
-unsafe fn add_to_scores<L: Lanes>(head: &Head, i: usize, row: *mut f32, p: usize) {
-    // SAFETY: as of the caller.
-    unsafe {
-        if !head.bias.is_null() {
-            add::<L>(row, head.bias.add(i * p), p);
-        }
-        if !head.mask.is_null() {
-            add::<L>(row, head.mask.add(i * p), p);
-        }
-    }
-}
-
-/// Add p numbers to others.
-#[inline(always)]
-unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
-    let mut column = 0;
-    while column < p {
-        // SAFETY: as of the caller.
-        unsafe {
-            let sum = L::load(to.add(column)).add(L::load(from.add(column)));
-            sum.store(to.add(column));
-        }
-        column += L::WIDTH;
-    }
-}
-
-/// Add bias and mask to the scores (R, p) of a few queries and replace them by their exponentials
-/// less the largest one of a query; gives that and the sum of each.
-///
-/// What stands behind the last key is next to nothing.
-#[inline(always)]
-unsafe fn exponentials<L: Lanes, const R: usize>(
-    head: &Head,
-    first: usize,
-    rows: usize,
-    scores: *mut f32,
-    p: usize,
-) -> ([f32; R], [f32; R]) {
-    let (mut largest, mut total) = ([f32::NEG_INFINITY; R], [0.0; R]);
-    // Numbers that are written one by one could not be read at once without waiting for them.
-    let mut behind = [0.0; PADDING];
-    for column in (PADDING - (p - head.keys))..PADDING {
-        behind[column] = f32::NEG_INFINITY;
-    }
-    // SAFETY: as of the caller.
-    unsafe {
-        for r in 0..rows {
-            let row = scores.add(r * p);
-            add_to_scores::<L>(head, first + r, row, p);
-            if p > head.keys {
-                add::<L>(row.add(p - PADDING), behind.as_ptr(), PADDING);
-            }
-            let mut lanes = L::splat(f32::NEG_INFINITY);
-            let mut column = 0;
-            while column < p {
-                lanes = L::load(row.add(column)).max(lanes);
-                column += L::WIDTH;
-            }
-            largest[r] = largest_of(lanes);
-        }
-        for r in 0..rows {
-            let row = scores.add(r * p);
-            let less = L::splat(largest[r]);
-            let mut sum = L::splat(0.0);
-            let mut column = 0;
-            while column < p {
-                let weight = L::load(row.add(column)).subtract(less).exp();
-                weight.store(row.add(column));
-                sum = sum.add(weight);
-                column += L::WIDTH;
-            }
-            total[r] = sum_of(sum);
-        }
-    }
-    (largest, total)
-}
-
-/// Make weights (R, p) of exponentials and their sums, and of the weights' gradients those of the
-/// scores.
-#[inline(always)]
-unsafe fn softmax_backward<L: Lanes, const R: usize>(
-    weights: *mut f32,
-    total: [f32; R],
-    gradients: *mut f32,
-    p: usize,
-    rows: usize,
-) {
-    let mut weighted = [0.0; R];
-    // SAFETY: as of the caller.
-    unsafe {
-        for r in 0..rows {
-            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
-            let factor = L::splat(1.0 / total[r]);
-            let mut sum = L::splat(0.0);
-            let mut column = 0;
-            while column < p {
-                let weight = L::load(weights.add(column)).multiply(factor);
-                weight.store(weights.add(column));
-                sum = weight.multiply_add(L::load(gradients.add(column)), sum);
-                column += L::WIDTH;
-            }
-            weighted[r] = sum_of(sum);
-        }
-        for r in 0..rows {
-            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
-            let less = L::splat(weighted[r]);
-            let mut column = 0;
-            while column < p {
-                let gradient = L::load(gradients.add(column)).subtract(less);
-                let gradient = L::load(weights.add(column)).multiply(gradient);
-                gradient.store(gradients.add(column));
-                column += L::WIDTH;
-            }
-        }
-    }
-}
-
-/// The largest number of a register.
-#[inline(always)]
-unsafe fn largest_of<L: Lanes>(register: L) -> f32 {
-    let mut numbers = [f32::NEG_INFINITY; 16];
-    // SAFETY: no register is wider.
-    unsafe { register.store(numbers.as_mut_ptr()) };
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            if numbers[i + half] > numbers[i] {
-                numbers[i] = numbers[i + half];
-            }
-        }
-        half /= 2;
-    }
-    numbers[0]
-}
-
-/// The sum of the numbers of a register.
-#[inline(always)]
-unsafe fn sum_of<L: Lanes>(register: L) -> f32 {
-    let mut numbers = [0.0; 16];
-    // SAFETY: no register is wider.
-    unsafe { register.store(numbers.as_mut_ptr()) };
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            numbers[i] += numbers[i + half];
-        }
-        half /= 2;
-    }
-    numbers[0]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn logarithms_are_near_the_true_ones() {
-        for i in 0..50_000_u16 {
-            let x = 1.0 + f32::from(i) * 0.37;
-            let difference = f64::from(log2(x)) - f64::from(x).log2();
-            // Half a unit in the last place of the sum, and of the product with the logarithm of 2.
-            assert!(
-                difference.abs() <= 2e-7 * f64::from(x).log2().max(1.0),
-                "{x}"
-            );
-        }
-    }
 
     #[test]
     fn parts_of_the_memory_begin_lines_and_do_not_overlap() {

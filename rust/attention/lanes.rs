@@ -11,8 +11,9 @@ use std::arch::x86_64::*;
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// Below it the exponential is smaller than the smallest normal number.
-const LEAST: f32 = -87.3;
+/// Below it the exponential is taken for 0: 1.6e-28 of the largest weight, 1. Smaller ones would
+/// become subnormal when they are multiplied, and arithmetic with those is many times slower.
+const LEAST: f32 = -64.0;
 /// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2; S. Moshier's Cephes, `expf`.
 const POLYNOMIAL: [f32; 6] = [
     1.987_569_1e-4,
@@ -22,6 +23,12 @@ const POLYNOMIAL: [f32; 6] = [
     1.666_666_5e-1,
     5e-1,
 ];
+
+/// Orders of four: the halves changed places, and the neighbours.
+#[cfg(target_arch = "x86_64")]
+const HALVES: i32 = 0b01_00_11_10;
+#[cfg(target_arch = "x86_64")]
+const NEIGHBOURS: i32 = 0b10_11_00_01;
 
 /// Numbers of one register.
 ///
@@ -52,14 +59,23 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn round(self) -> Self;
     /// self * 2^power, for whole powers from -126 to 127.
     unsafe fn scale(self, power: Self) -> Self;
+    /// self, but 0 where a is less than b.
+    unsafe fn unless_less(self, a: Self, b: Self) -> Self;
+    /// The largest of all lanes, in every lane.
+    unsafe fn largest(self) -> Self;
+    /// The sum of all lanes, in every lane.
+    unsafe fn sum(self) -> Self;
+    /// The number of the first lane.
+    unsafe fn first(self) -> f32;
 
-    /// The exponential, within two units in the last place; 0 or nearly so below [`LEAST`].
+    /// The exponential, within two units in the last place; 0 below [`LEAST`].
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         // SAFETY: as of the caller.
         unsafe {
             // In this order what is not a number stays so.
-            let x = Self::splat(LEAST).max(self);
+            let least = Self::splat(LEAST);
+            let x = least.max(self);
             let power = x.multiply(Self::splat(LOG2_E)).round();
             let rest = power.multiply_add(Self::splat(-LN_2_HIGH), x);
             let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
@@ -73,6 +89,7 @@ pub(super) unsafe trait Lanes: Copy {
             sum.multiply_add(square, rest)
                 .add(Self::splat(1.0))
                 .scale(power)
+                .unless_less(self, least)
         }
     }
 }
@@ -148,6 +165,33 @@ unsafe impl Lanes for Plain {
             a * f32::from_bits(((b as i32 + 127) as u32) << 23)
         })
     }
+
+    #[inline(always)]
+    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            if a.0[lane] < b.0[lane] {
+                0.0
+            } else {
+                self.0[lane]
+            }
+        }))
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> Self {
+        let larger = |a, b| if a > b { a } else { b };
+        Self([self.0.into_iter().fold(f32::NEG_INFINITY, larger); 8])
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> Self {
+        Self([self.0.iter().sum(); 8])
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self.0[0]
+    }
 }
 
 /// Eight numbers with AVX2 and FMA.
@@ -216,6 +260,40 @@ unsafe impl Lanes for Avx2 {
             Self(_mm256_mul_ps(self.0, factor))
         }
     }
+
+    #[inline(always)]
+    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
+        Self(unsafe { _mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(a.0, b.0)) })
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> Self {
+        unsafe { self.folded(|a, b| a.max(b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> Self {
+        unsafe { self.folded(|a, b| a.add(b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm256_cvtss_f32(self.0) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    /// Combine all lanes, each with the one so many halves away; every lane ends with the same.
+    #[inline(always)]
+    unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
+        // SAFETY: as of the caller.
+        unsafe {
+            let x = combine(self, Self(_mm256_permute2f128_ps::<1>(self.0, self.0)));
+            let x = combine(x, Self(_mm256_permute_ps::<HALVES>(x.0)));
+            combine(x, Self(_mm256_permute_ps::<NEIGHBOURS>(x.0)))
+        }
+    }
 }
 
 /// Sixteen numbers with AVX-512.
@@ -279,5 +357,43 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn scale(self, power: Self) -> Self {
         Self(unsafe { _mm512_scalef_ps(self.0, power.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
+        Self(unsafe {
+            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a.0, b.0);
+            _mm512_maskz_mov_ps(kept, self.0)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> Self {
+        unsafe { self.folded(|a, b| a.max(b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> Self {
+        unsafe { self.folded(|a, b| a.add(b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm512_cvtss_f32(self.0) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// As [`Avx2::folded`].
+    #[inline(always)]
+    unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
+        // SAFETY: as of the caller.
+        unsafe {
+            let x = combine(self, Self(_mm512_shuffle_f32x4::<HALVES>(self.0, self.0)));
+            let x = combine(x, Self(_mm512_shuffle_f32x4::<NEIGHBOURS>(x.0, x.0)));
+            let x = combine(x, Self(_mm512_permute_ps::<HALVES>(x.0)));
+            combine(x, Self(_mm512_permute_ps::<NEIGHBOURS>(x.0)))
+        }
     }
 }

@@ -16,6 +16,8 @@ pub mod cross;
 mod head;
 mod lanes;
 mod products;
+mod rows;
+mod softmax;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -23,7 +25,8 @@ pub mod windows;
 
 use crate::Error;
 use crate::instructions::Instructions;
-use head::{Gradients, Head, Rows, Space};
+use head::{Gradients, Head, Known, Space};
+use rows::Rows;
 
 /// A pointer that several threads use, each for other numbers.
 #[derive(Clone, Copy)]
@@ -99,32 +102,43 @@ unsafe fn backward(
     instructions: Instructions,
     head: &Head,
     gradients: &Gradients,
+    known: Option<&Known>,
     space: &mut Space,
 ) {
     // SAFETY: as of the caller; there are no such instructions without the processor's.
     unsafe {
         match instructions {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => backward_avx512(head, gradients, space),
+            Instructions::Avx512 => backward_avx512(head, gradients, known, space),
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => backward_avx2(head, gradients, space),
-            _ => head::backward::<lanes::Plain, 4>(head, gradients, space),
+            Instructions::Avx2 => backward_avx2(head, gradients, known, space),
+            _ => head::backward::<lanes::Plain, 4>(head, gradients, known, space),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn backward_avx512(head: &Head, gradients: &Gradients, space: &mut Space) {
+unsafe fn backward_avx512(
+    head: &Head,
+    gradients: &Gradients,
+    known: Option<&Known>,
+    space: &mut Space,
+) {
     // SAFETY: as of the caller.
-    unsafe { head::backward::<lanes::Avx512, 8>(head, gradients, space) };
+    unsafe { head::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn backward_avx2(head: &Head, gradients: &Gradients, space: &mut Space) {
+unsafe fn backward_avx2(
+    head: &Head,
+    gradients: &Gradients,
+    known: Option<&Known>,
+    space: &mut Space,
+) {
     // SAFETY: as of the caller.
-    unsafe { head::backward::<lanes::Avx2, 4>(head, gradients, space) };
+    unsafe { head::backward::<lanes::Avx2, 4>(head, gradients, known, space) };
 }
 
 /// Whether heads of this width can be computed.

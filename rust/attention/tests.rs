@@ -70,11 +70,11 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().copied().map(f64::from).collect()
 }
 
-fn cross_case(real: Option<Vec<Vec<u32>>>, instructions: Instructions) -> Cross {
+fn cross_case(keys: usize, real: Option<Vec<Vec<u32>>>, instructions: Instructions) -> Cross {
     Cross {
         samples: 2,
         queries: 13,
-        keys: 21,
+        keys,
         heads: 3,
         head_width: 32,
         real,
@@ -91,7 +91,7 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
     };
     let mut out = vec![0.0; what.samples * n * h * d];
     for (sample, head) in (0..what.samples).flat_map(|b| (0..h).map(move |head| (b, head))) {
-        let every: Vec<u32> = (0..21).collect();
+        let every: Vec<u32> = (0..).take(m).collect();
         let real = what.real.as_ref().map_or(&every, |real| &real[sample]);
         let rows = |tensor: &[f64]| {
             (real
@@ -116,13 +116,17 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
 #[test]
 fn cross_attention_is_that_of_plain_loops() {
     let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
-    for (real, instructions) in [None, Some(some)]
+    // The backward pass takes more keys in parts.
+    let many = vec![(0..100).chain(105..201).collect(), (3..99).collect()];
+    for (keys, real, instructions) in [(21, None), (21, Some(some)), (201, None), (201, Some(many))]
         .into_iter()
-        .flat_map(|real| Instructions::available().map(move |set| (real.clone(), set)))
+        .flat_map(|(keys, real)| {
+            Instructions::available().map(move |set| (keys, real.clone(), set))
+        })
     {
-        let what = cross_case(real, instructions);
+        let what = cross_case(keys, real, instructions);
         let row = what.heads * what.head_width;
-        let counts = [2 * 13 * row, 2 * 21 * row, 2 * 21 * row];
+        let counts = [2 * 13 * row, 2 * keys * row, 2 * keys * row];
         let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
         let grad = numbers(counts[0], 9);
         let inputs = cross::Inputs {
@@ -138,8 +142,8 @@ fn cross_attention_is_that_of_plain_loops() {
         close(&out, &expected, "out");
         assert!(sums.iter().all(|sum| sum.is_finite()));
         let mut found = counts.map(|count| vec![f32::NAN; count]);
-        what.backward(&grad, &inputs, found.each_mut().map(|of| &mut of[..]))
-            .unwrap();
+        let of = found.each_mut().map(|of| &mut of[..]);
+        what.backward(&grad, &inputs, (&out, &sums), of).unwrap();
         for (i, found) in found.iter().enumerate() {
             // Some numbers of each tensor, by differences.
             for place in (0..counts[i]).step_by(counts[i] / 37) {
@@ -157,7 +161,7 @@ fn cross_attention_is_that_of_plain_loops() {
 
 #[test]
 fn keys_that_are_not_read_may_hold_anything() {
-    let what = cross_case(Some(vec![vec![1, 2], vec![]]), Instructions::best());
+    let what = cross_case(21, Some(vec![vec![1, 2], vec![]]), Instructions::best());
     let row = what.heads * what.head_width;
     let query = numbers(2 * 13 * row, 1);
     let mut key = numbers(2 * 21 * row, 2);
@@ -178,8 +182,8 @@ fn keys_that_are_not_read_may_hold_anything() {
     assert!(out[13 * row..].iter().all(|&x| x == 0.0));
     assert!(sums[3 * 13..].iter().all(|&sum| sum == f32::NEG_INFINITY));
     let mut found = [query.len(), key.len(), key.len()].map(|count| vec![f32::NAN; count]);
-    what.backward(&query, &inputs, found.each_mut().map(|of| &mut of[..]))
-        .unwrap();
+    let of = found.each_mut().map(|of| &mut of[..]);
+    what.backward(&query, &inputs, (&out, &sums), of).unwrap();
     for (i, found) in found.iter().enumerate() {
         let read = if i == 0 { 0..13 * row } else { row..3 * row };
         for (place, value) in found.iter().enumerate() {

@@ -4,7 +4,8 @@
 
 use std::iter;
 
-use super::head::{Gradients, Head, Rows, padded};
+use super::head::{Gradients, Head, padded};
+use super::rows::Rows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
 use crate::instructions::Instructions;
@@ -212,7 +213,7 @@ impl Windows {
                             value: of_part(2),
                             bias: of_bias.at(task * scores),
                         };
-                        backward(self.instructions, &what, &gradients, space);
+                        backward(self.instructions, &what, &gradients, None, space);
                     }
                 }
             });

@@ -146,7 +146,7 @@ pub fn cross_attention(
 
 /// Let queries read keys of the same sample, backward.
 #[pyfunction]
-#[pyo3(signature = (grad, query, key, value, of_query, of_key, of_value, *, key_lengths, key_mask, threads,
+#[pyo3(signature = (grad, query, key, value, read, sums, of_query, of_key, of_value, *, key_lengths, key_mask, threads,
                     instructions = None))]
 #[allow(clippy::too_many_arguments)] // Named in Python.
 pub fn cross_attention_backward(
@@ -155,6 +155,8 @@ pub fn cross_attention_backward(
     query: PyBuffer<f32>,
     key: PyBuffer<f32>,
     value: PyBuffer<f32>,
+    read: PyBuffer<f32>,
+    sums: PyBuffer<f32>,
     of_query: PyBuffer<f32>,
     of_key: PyBuffer<f32>,
     of_value: PyBuffer<f32>,
@@ -182,7 +184,8 @@ pub fn cross_attention_backward(
         numbers_mut("of_value", &of_value)?,
     ];
     let grad = numbers("grad", &grad)?;
-    py.detach(|| what.backward(grad, &inputs, outputs))
+    let known = (numbers("read", &read)?, numbers("sums", &sums)?);
+    py.detach(|| what.backward(grad, &inputs, known, outputs))
         .map_err(PyErr::from)
 }
 

@@ -35,6 +35,8 @@ CROSS = {
     "every key": (2, 11, 37, 3, 64, None, None),
     "one key more than a register": (2, 9, 17, 2, 32, None, None),
     "many queries": (1, 300, 5, 2, 16, None, None),
+    "many keys": (2, 19, 300, 2, 64, None, None),
+    "many keys, lengths": (3, 10, 200, 2, 32, [200, 97, 96], None),
     "lengths": (4, 11, 20, 2, 32, [20, 1, 0, 16], None),
     "a mask": (3, 7, 6, 2, 32, None, [[1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]),
 }

@@ -1,0 +1,266 @@
+//! From scores to weights and back, and logarithms of sums of exponentials.
+
+use std::ops::Range;
+
+use super::lanes::Lanes;
+use super::products::PADDING;
+use super::rows::Rows;
+
+/// Add p numbers to others.
+#[inline(always)]
+pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
+    let mut column = 0;
+    while column < p {
+        // SAFETY: as of the caller.
+        unsafe {
+            let sum = L::load(to.add(column)).add(L::load(from.add(column)));
+            sum.store(to.add(column));
+        }
+        column += L::WIDTH;
+    }
+}
+
+/// Add bias and mask to the scores (R, p) of a few queries and replace them by their exponentials
+/// less the largest one of a query; gives that and the sum of each, in every lane of a register:
+/// a number that is stored and read again as part of a wider one has to be waited for.
+///
+/// `added` are the rows (rows, p) of the bias and then of the mask, or null. What stands behind the
+/// last of m keys is 0.
+#[inline(always)]
+pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
+    scores: *mut f32,
+    rows: usize,
+    (m, p): (usize, usize),
+    added: [*const f32; 2],
+) -> ([L; R], [L; R]) {
+    // SAFETY: as of the caller; so below.
+    let nothing = unsafe { L::splat(0.0) };
+    let (mut largest, mut total) = ([nothing; R], [nothing; R]);
+    // Numbers that are written one by one could not be read at once without waiting for them.
+    let mut behind = [0.0; PADDING];
+    for column in (PADDING - (p - m))..PADDING {
+        behind[column] = f32::NEG_INFINITY;
+    }
+    // SAFETY: as of the caller.
+    unsafe {
+        for r in 0..rows {
+            let row = scores.add(r * p);
+            for added in added {
+                if !added.is_null() {
+                    add::<L>(row, added.add(r * p), p);
+                }
+            }
+            if p > m {
+                add::<L>(row.add(p - PADDING), behind.as_ptr(), PADDING);
+            }
+            let mut lanes = L::splat(f32::NEG_INFINITY);
+            let mut column = 0;
+            while column < p {
+                lanes = L::load(row.add(column)).max(lanes);
+                column += L::WIDTH;
+            }
+            largest[r] = lanes.largest();
+        }
+        for r in 0..rows {
+            let row = scores.add(r * p);
+            let less = largest[r];
+            let mut sum = nothing;
+            let mut column = 0;
+            while column < p {
+                let weight = L::load(row.add(column)).subtract(less).exp();
+                weight.store(row.add(column));
+                sum = sum.add(weight);
+                column += L::WIDTH;
+            }
+            total[r] = sum.sum();
+        }
+    }
+    (largest, total)
+}
+
+/// Make weights (R, p) of exponentials and their sums, and of the weights' gradients those of the
+/// scores.
+#[inline(always)]
+pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
+    weights: *mut f32,
+    total: [L; R],
+    gradients: *mut f32,
+    p: usize,
+    rows: usize,
+) {
+    // SAFETY: as of the caller.
+    unsafe {
+        let mut weighted = [L::splat(0.0); R];
+        for r in 0..rows {
+            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
+            let factor = L::splat(1.0 / total[r].first());
+            let mut sum = L::splat(0.0);
+            let mut column = 0;
+            while column < p {
+                let weight = L::load(weights.add(column)).multiply(factor);
+                weight.store(weights.add(column));
+                sum = weight.multiply_add(L::load(gradients.add(column)), sum);
+                column += L::WIDTH;
+            }
+            weighted[r] = sum.sum();
+        }
+        for r in 0..rows {
+            let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
+            let less = weighted[r];
+            let mut column = 0;
+            while column < p {
+                let gradient = L::load(gradients.add(column)).subtract(less);
+                let gradient = L::load(weights.add(column)).multiply(gradient);
+                gradient.store(gradients.add(column));
+                column += L::WIDTH;
+            }
+        }
+    }
+}
+
+/// Products of the rows (count, d) with those of a tensor, for [`known_softmax_backward`].
+#[inline(always)]
+pub(super) unsafe fn dots<L: Lanes>(
+    x: *const f32,
+    rows: &Rows,
+    which: Range<usize>,
+    d: usize,
+    out: *mut f32,
+) {
+    for (r, i) in which.enumerate() {
+        // SAFETY: as of the caller.
+        unsafe {
+            let (row, _) = rows.row(i);
+            let mut sum = L::splat(0.0);
+            let mut k = 0;
+            while k < d {
+                sum = L::load(x.add(r * d + k)).multiply_add(L::load(row.add(k)), sum);
+                k += L::WIDTH;
+            }
+            *out.add(i) = sum.sum().first();
+        }
+    }
+}
+
+/// Make weights (rows, p) of scores, and of the weights' gradients those of the scores, with the
+/// logarithm in base 2 of each row's sum of exponentials, and the product of what the row read with
+/// its gradient. What stands behind the last key has no meaning.
+#[inline(always)]
+pub(super) unsafe fn known_softmax_backward<L: Lanes>(
+    scores: *mut f32,
+    gradients: *mut f32,
+    (rows, p): (usize, usize),
+    sums: *const f32,
+    deltas: *const f32,
+) {
+    for r in 0..rows {
+        // SAFETY: as of the caller.
+        unsafe {
+            let (scores, gradients) = (scores.add(r * p), gradients.add(r * p));
+            let less = L::splat(*sums.add(r) * std::f32::consts::LN_2);
+            let delta = L::splat(*deltas.add(r));
+            let mut column = 0;
+            while column < p {
+                let weight = L::load(scores.add(column)).subtract(less).exp();
+                weight.store(scores.add(column));
+                let gradient = L::load(gradients.add(column)).subtract(delta);
+                weight.multiply(gradient).store(gradients.add(column));
+                column += L::WIDTH;
+            }
+        }
+    }
+}
+
+/// The logarithm in base 2 of a normal number, or some finite number for 0; without branches, so that
+/// many are computed at once. S. Moshier's Cephes, `logf`.
+#[inline(always)]
+pub(super) fn log2(x: f32) -> f32 {
+    const COEFFICIENTS: [f32; 9] = [
+        7.037_683_6e-2,
+        -1.151_461e-1,
+        1.167_699_9e-1,
+        -1.242_014_1e-1,
+        1.424_932_3e-1,
+        -1.666_805_8e-1,
+        2.000_071_5e-1,
+        -2.499_999_4e-1,
+        3.333_333e-1,
+    ];
+    let bits = x.to_bits();
+    // x = 2^exponent * fraction, and the fraction lies around 1.
+    let fraction = f32::from_bits((bits & 0x007f_ffff) | 0x3f00_0000);
+    let is_small = fraction < std::f32::consts::FRAC_1_SQRT_2;
+    let rest = if is_small { 2.0 * fraction } else { fraction } - 1.0;
+    #[allow(clippy::cast_possible_wrap, clippy::cast_precision_loss)] // Eight bits.
+    let exponent = ((bits >> 23) as i32 - 126 - i32::from(is_small)) as f32;
+    let mut sum = COEFFICIENTS[0];
+    let mut i = 1;
+    while i < COEFFICIENTS.len() {
+        sum = sum * rest + COEFFICIENTS[i];
+        i += 1;
+    }
+    let natural = rest + (sum * rest - 0.5) * rest * rest;
+    exponent + natural * std::f32::consts::LOG2_E
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exponentials of two rows of 21 scores, and the sum of each.
+    unsafe fn exponentials_of<L: Lanes>(scores: &mut [f32; 64]) -> [f32; 2] {
+        // SAFETY: as of the caller; two rows of 32.
+        let (_, total) = unsafe {
+            exponentials::<L, 2>(scores.as_mut_ptr(), 2, (21, 32), [std::ptr::null(); 2])
+        };
+        // SAFETY: as of the caller.
+        total.map(|sum| unsafe { sum.first() })
+    }
+
+    fn check_exponentials(run: unsafe fn(&mut [f32; 64]) -> [f32; 2]) {
+        let mut scores = [0.0; 64];
+        for column in 0..21_u8 {
+            scores[usize::from(column)] = 3.0 - 7.0 * f32::from(column);
+            scores[32 + usize::from(column)] = f32::from(column);
+        }
+        scores[32 + 5] = f32::NAN;
+        // SAFETY: the caller has seen that the processor has the instructions.
+        let sums = unsafe { run(&mut scores) };
+        let expected: f64 = (0..21).map(|column| (-7.0 * f64::from(column)).exp()).sum();
+        assert!((f64::from(sums[0]) - expected).abs() <= 2e-7 * expected);
+        for (column, &weight) in scores[..32].iter().enumerate() {
+            // Nothing below exp(-64), nor behind the last key; no subnormal number either.
+            assert_eq!(weight > 0.0, column <= 9, "{column}: {weight}");
+            assert!(weight == 0.0 || weight.is_normal());
+        }
+        assert!(sums[1].is_nan());
+    }
+
+    #[test]
+    fn next_to_no_weight_is_none() {
+        check_exponentials(exponentials_of::<crate::attention::lanes::Plain>);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::attention::lanes::{Avx2, Avx512};
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                check_exponentials(exponentials_of::<Avx2>);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                check_exponentials(exponentials_of::<Avx512>);
+            }
+        }
+    }
+
+    #[test]
+    fn logarithms_are_near_the_true_ones() {
+        for i in 0..50_000_u16 {
+            let x = 1.0 + f32::from(i) * 0.37;
+            let difference = f64::from(log2(x)) - f64::from(x).log2();
+            // Half a unit in the last place of the sum, and of the product with the logarithm of 2.
+            assert!(
+                difference.abs() <= 2e-7 * f64::from(x).log2().max(1.0),
+                "{x}"
+            );
+        }
+    }
+}
