@@ -81,7 +81,7 @@ def _options(
     if key_lengths is not None:
         # No length is below zero or beyond the keys, whatever was given.
         lengths = key_lengths.clamp(0, k.shape[1]).tolist()
-    else:
+    elif key_mask is not None or valid_sizes is not None:
         mask = reference.mask_of(k, None, key_mask, valid_sizes, map_size)
     return {
         "key_lengths": lengths,

@@ -202,5 +202,7 @@ def _require_attention_shapes(named: dict[str, Tensor]) -> None:
 
 
 def _require_one_device(named: dict[str, Tensor]) -> None:
-    devices = {str(tensor.device) for tensor in named.values()}
-    _require(len(devices) == 1, f"one device, not {' and '.join(sorted(devices))}", named)
+    devices = {tensor.device for tensor in named.values()}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        _require(False, f"one device, not {found}", named)

@@ -8,7 +8,7 @@
 use super::lanes::Lanes;
 use super::products::{PADDING, accumulate, combine, scores};
 use super::rows::{Rows, gather, load, turn, write};
-use super::softmax::{add, dots, exponentials, known_softmax_backward, log2, softmax_backward};
+use super::softmax::{add, dot, exponentials, known_softmax_backward, log2, softmax_backward};
 
 /// What is computed: n queries read m keys; d numbers each.
 #[derive(Clone, Copy)]
@@ -64,8 +64,7 @@ pub(super) struct Known<'a> {
     pub read: Rows<'a>,
 }
 
-/// Numbers of the keys that are taken at once. The backward pass needs five times as many, turned
-/// and not and for the gradients: a good part of the second cache.
+/// Numbers of the keys that are taken at once: they and the values fill a part of the second cache.
 const AT_ONCE: usize = 144 * 64;
 
 /// Keys that are taken at once where they may be parted: about as many each time.
@@ -155,7 +154,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
             let p = padded(m);
             let (key, value) = (head.key.from(begin), head.value.from(begin));
             turn(&key, m, d, p, turned_keys);
-            gather::<L>(&value, m, d, values);
+            gather::<L>(&value, m, d, 1.0, values);
             let mut first = 0;
             while first < n {
                 let rows = R.min(n - first);
@@ -182,7 +181,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
                         if is_whole {
                             finish::<L>(read.row(i), own, d, *total_so_far);
                         } else {
-                            write::<L>((so_far, false), own, d, 1.0, false);
+                            write::<L>((so_far, false), own, d, 1.0);
                         }
                     } else {
                         let before = (largest_so_far, total_so_far, so_far);
@@ -224,7 +223,7 @@ unsafe fn finish<L: Lanes>(
     }
     let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
     // SAFETY: as of the caller.
-    unsafe { write::<L>((to, false), from, d, factor, false) };
+    unsafe { write::<L>((to, false), from, d, factor) };
 }
 
 /// Add what a query reads of some keys to what it reads of those before, each relative to its own
@@ -255,10 +254,7 @@ unsafe fn join<L: Lanes>(
     }
 }
 
-/// Compute the gradients; weights are computed anew.
-///
-/// Where it is known what the forward pass found, a few keys at a time meet all queries, so that
-/// what belongs to those keys stays in the caches.
+/// Compute the gradients; weights are computed anew, for a few queries at a time.
 ///
 /// # Safety
 /// As [`forward`].
@@ -269,10 +265,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     known: Option<&Known>,
     space: &mut Space,
 ) {
-    let (n, d) = (head.queries, head.width);
-    let at_once = keys_at_once(head.keys, d, known.is_some());
-    let is_whole = at_once >= head.keys;
-    let (most, wide) = (at_once * d, padded(at_once) * d);
+    let (m, d, p) = (head.keys, head.width, padded(head.keys));
     let [
         turned_keys,
         keys,
@@ -284,89 +277,169 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
         weights,
         of_scores,
         out,
-        deltas,
     ] = space.parts([
-        wide,
-        most,
-        wide,
-        most,
-        most,
+        d * p,
+        m * d,
+        d * p,
+        m * d,
+        m * d,
         R * d,
         R * d,
-        R * padded(at_once),
-        R * padded(at_once),
+        R * p,
+        R * p,
         R * d,
-        n,
     ]);
-    let mut begin = 0;
     // SAFETY: the parts have the sizes that the functions state.
     unsafe {
-        // Once at least: without a key the queries' gradients are 0.
-        loop {
-            let m = at_once.min(head.keys - begin);
-            let p = padded(m);
-            let [key, value, of_key, of_value] =
-                [head.key, head.value, gradients.key, gradients.value].map(|rows| rows.from(begin));
-            turn(&key, m, d, p, turned_keys);
-            turn(&value, m, d, p, turned_values);
-            gather::<L>(&key, m, d, keys);
-            of_keys.write_bytes(0, m * d);
-            of_values.write_bytes(0, m * d);
-            let mut first = 0;
-            while first < n {
-                let rows = R.min(n - first);
-                load::<L, R>(&head.query, first, rows, d, scale(d), query);
-                load::<L, R>(&gradients.read, first, rows, d, 1.0, grad);
-                for rows in [&head.query, &gradients.read, &gradients.query] {
-                    rows.prefetch(first + R..first + 2 * R, n, d);
-                }
-                if !is_whole {
-                    let share = first * at_once / n..(first + R) * at_once / n;
-                    of_key.prefetch_apart(share.clone(), m, d);
-                    of_value.prefetch_apart(share.clone(), m, d);
-                    let next = at_once + share.start..at_once + share.end;
-                    key.prefetch_apart(next.clone(), head.keys - begin, d);
-                    value.prefetch_apart(next, head.keys - begin, d);
-                }
-                scores::<L, R>(query, turned_keys, d, p, weights);
-                scores::<L, R>(grad, turned_values, d, p, of_scores);
-                if let Some(known) = known {
-                    if begin == 0 {
-                        known.read.prefetch(first + R..first + 2 * R, n, d);
-                        dots::<L>(grad, &known.read, first..first + rows, d, deltas);
-                    }
-                    let (sums, deltas) = (known.sums.add(first), deltas.add(first));
-                    known_softmax_backward::<L>(weights, of_scores, (rows, p), sums, deltas);
-                } else {
-                    let added = head.added(first);
-                    let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
-                    softmax_backward::<L, R>(weights, total, of_scores, p, rows);
-                }
-                // Rows that are none have no weights, whatever the keys hold.
-                weights.add(rows * p).write_bytes(0, (R - rows) * p);
-                of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
-                if !gradients.bias.is_null() {
-                    add::<L>(gradients.bias.add(first * p), of_scores, rows * p);
-                }
-                combine::<L, R>(of_scores, keys, (m, d, p), out);
-                accumulate::<L, R>(weights, grad, (m, d, p), of_values);
-                accumulate::<L, R>(of_scores, query, (m, d, p), of_keys);
+        turn(&head.key, m, d, p, turned_keys);
+        turn(&head.value, m, d, p, turned_values);
+        gather::<L>(&head.key, m, d, 1.0, keys);
+        of_keys.write_bytes(0, m * d);
+        of_values.write_bytes(0, m * d);
+        let mut first = 0;
+        while first < head.queries {
+            let rows = R.min(head.queries - first);
+            load::<L, R>(&head.query, first, rows, d, scale(d), query);
+            load::<L, R>(&gradients.read, first, rows, d, 1.0, grad);
+            for rows in [&head.query, &gradients.read, &gradients.query] {
+                rows.prefetch(first + R..first + 2 * R, head.queries, d);
+            }
+            // Long before they are needed, since sums across a register take their time.
+            let mut deltas = [L::splat(0.0); R];
+            if let Some(known) = known {
+                known
+                    .read
+                    .prefetch(first + R..first + 2 * R, head.queries, d);
                 for r in 0..rows {
-                    let (row, from) = (gradients.query.row(first + r), out.add(r * d));
-                    write::<L>(row, from, d, scale(d), begin > 0);
+                    deltas[r] = dot::<L>(grad.add(r * d), known.read.row(first + r).0, d);
                 }
-                first += R;
             }
-            for j in 0..m {
-                write::<L>(of_key.row(j), of_keys.add(j * d), d, 1.0, false);
-                write::<L>(of_value.row(j), of_values.add(j * d), d, 1.0, false);
+            scores::<L, R>(query, turned_keys, d, p, weights);
+            scores::<L, R>(grad, turned_values, d, p, of_scores);
+            if let Some(known) = known {
+                for r in 0..rows {
+                    let (weights, of_scores) = (weights.add(r * p), of_scores.add(r * p));
+                    let less = L::splat(natural(*known.sums.add(first + r)));
+                    known_softmax_backward(weights, of_scores, p, |_| (less, deltas[r]));
+                }
+            } else {
+                let added = head.added(first);
+                let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
+                softmax_backward::<L, R>(weights, total, of_scores, p, rows);
             }
-            begin += at_once;
-            if begin >= head.keys {
-                break;
+            // Rows that are none have no weights, whatever the keys hold.
+            weights.add(rows * p).write_bytes(0, (R - rows) * p);
+            of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
+            if !gradients.bias.is_null() {
+                add::<L>(gradients.bias.add(first * p), of_scores, rows * p);
             }
+            combine::<L, R>(of_scores, keys, (m, d, p), out);
+            accumulate::<L, R>(weights, grad, (m, d, p), of_values);
+            accumulate::<L, R>(of_scores, query, (m, d, p), of_keys);
+            for r in 0..rows {
+                let to = gradients.query.row(first + r);
+                write::<L>(to, out.add(r * d), d, scale(d));
+            }
+            first += R;
+        }
+        for j in 0..m {
+            write::<L>(gradients.key.row(j), of_keys.add(j * d), d, 1.0);
+            write::<L>(gradients.value.row(j), of_values.add(j * d), d, 1.0);
         }
     }
+}
+
+/// The same for a few keys at a time, where there are more of them than queries: keys, values and
+/// their gradients, which do not fit into the caches, are touched once.
+///
+/// # Safety
+/// As [`forward`]; the head has no bias and no mask.
+#[inline(always)]
+pub(super) unsafe fn backward_by_keys<L: Lanes, const R: usize>(
+    head: &Head,
+    gradients: &Gradients,
+    known: &Known,
+    space: &mut Space,
+) {
+    let (n, d, p) = (head.queries, head.width, padded(head.queries));
+    let [
+        turned_queries,
+        queries,
+        turned_grads,
+        grads,
+        of_queries,
+        less,
+        deltas,
+        key,
+        value,
+        weights,
+        of_scores,
+        out,
+    ] = space.parts([
+        d * p,
+        n * d,
+        d * p,
+        n * d,
+        n * d,
+        p,
+        p,
+        R * d,
+        R * d,
+        R * p,
+        R * p,
+        R * d,
+    ]);
+    // SAFETY: the parts have the sizes that the functions state.
+    unsafe {
+        gather::<L>(&head.query, n, d, scale(d), queries);
+        gather::<L>(&gradients.read, n, d, 1.0, grads);
+        turn(&Rows::packed(queries, d), n, d, p, turned_queries);
+        turn(&Rows::packed(grads, d), n, d, p, turned_grads);
+        of_queries.write_bytes(0, n * d);
+        // What stands behind the last query is finite, and is not used.
+        less.write_bytes(0, p);
+        deltas.write_bytes(0, p);
+        for i in 0..n {
+            *less.add(i) = natural(*known.sums.add(i));
+            *deltas.add(i) = dot::<L>(grads.add(i * d), known.read.row(i).0, d).first();
+        }
+        let mut first = 0;
+        while first < head.keys {
+            let rows = R.min(head.keys - first);
+            load::<L, R>(&head.key, first, rows, d, 1.0, key);
+            load::<L, R>(&head.value, first, rows, d, 1.0, value);
+            for rows in [&head.key, &head.value, &gradients.key, &gradients.value] {
+                rows.prefetch_apart(first + R..first + 2 * R, head.keys, d);
+            }
+            scores::<L, R>(key, turned_queries, d, p, weights);
+            scores::<L, R>(value, turned_grads, d, p, of_scores);
+            for r in 0..rows {
+                let (weights, of_scores) = (weights.add(r * p), of_scores.add(r * p));
+                known_softmax_backward(weights, of_scores, p, |column| {
+                    (L::load(less.add(column)), L::load(deltas.add(column)))
+                });
+            }
+            of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
+            accumulate::<L, R>(of_scores, key, (n, d, p), of_queries);
+            combine::<L, R>(of_scores, queries, (n, d, p), out);
+            for r in 0..rows {
+                write::<L>(gradients.key.row(first + r), out.add(r * d), d, 1.0);
+            }
+            combine::<L, R>(weights, grads, (n, d, p), out);
+            for r in 0..rows {
+                write::<L>(gradients.value.row(first + r), out.add(r * d), d, 1.0);
+            }
+            first += R;
+        }
+        for i in 0..n {
+            write::<L>(gradients.query.row(i), of_queries.add(i * d), d, scale(d));
+        }
+    }
+}
+
+/// The natural logarithm of what a logarithm in base 2 is given of.
+fn natural(log2: f32) -> f32 {
+    log2 * std::f32::consts::LN_2
 }
 
 /// What queries are multiplied with.

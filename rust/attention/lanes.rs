@@ -14,14 +14,14 @@ const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// Below it the exponential is taken for 0: 1.6e-28 of the largest weight, 1. Smaller ones would
 /// become subnormal when they are multiplied, and arithmetic with those is many times slower.
 const LEAST: f32 = -64.0;
-/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2; S. Moshier's Cephes, `expf`.
-const POLYNOMIAL: [f32; 6] = [
-    1.987_569_1e-4,
-    1.398_199_9e-3,
-    8.333_452e-3,
-    4.166_579_6e-2,
-    1.666_666_5e-1,
-    5e-1,
+/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: the polynomial of this degree whose largest
+/// relative error is least.
+const POLYNOMIAL: [f32; 5] = [
+    1.381_459_9e-3,
+    8.368_717e-3,
+    4.166_839e-2,
+    1.666_652_1e-1,
+    4.999_999_4e-1,
 ];
 
 /// Orders of four: the halves changed places, and the neighbours.
@@ -73,9 +73,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn exp(self) -> Self {
         // SAFETY: as of the caller.
         unsafe {
-            // In this order what is not a number stays so.
-            let least = Self::splat(LEAST);
-            let x = least.max(self);
+            // What is not a number stays so; what comes of numbers far below is left out at the end.
+            let x = self;
             let power = x.multiply(Self::splat(LOG2_E)).round();
             let rest = power.multiply_add(Self::splat(-LN_2_HIGH), x);
             let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
@@ -89,7 +88,7 @@ pub(super) unsafe trait Lanes: Copy {
             sum.multiply_add(square, rest)
                 .add(Self::splat(1.0))
                 .scale(power)
-                .unless_less(self, least)
+                .unless_less(x, Self::splat(LEAST))
         }
     }
 }

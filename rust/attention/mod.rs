@@ -26,6 +26,7 @@ pub mod windows;
 use crate::Error;
 use crate::instructions::Instructions;
 use head::{Gradients, Head, Known, Space};
+use lanes::Lanes;
 use rows::Rows;
 
 /// A pointer that several threads use, each for other numbers.
@@ -94,6 +95,25 @@ unsafe fn forward_avx2(head: &Head, read: &Rows, sums: *mut f32, space: &mut Spa
     unsafe { head::forward::<lanes::Avx2, 4>(head, read, sums, space) };
 }
 
+/// Go back by whichever there are fewer of, where it is known what the forward pass found.
+#[inline(always)]
+unsafe fn backward_with<L: Lanes, const R: usize>(
+    head: &Head,
+    gradients: &Gradients,
+    known: Option<&Known>,
+    space: &mut Space,
+) {
+    // SAFETY: as of the caller.
+    unsafe {
+        match known {
+            Some(known) if head.keys > head.queries => {
+                head::backward_by_keys::<L, R>(head, gradients, known, space);
+            }
+            _ => head::backward::<L, R>(head, gradients, known, space),
+        }
+    }
+}
+
 /// [`head::backward`] with these instructions.
 ///
 /// # Safety
@@ -112,7 +132,7 @@ unsafe fn backward(
             Instructions::Avx512 => backward_avx512(head, gradients, known, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => backward_avx2(head, gradients, known, space),
-            _ => head::backward::<lanes::Plain, 4>(head, gradients, known, space),
+            _ => backward_with::<lanes::Plain, 4>(head, gradients, known, space),
         }
     }
 }
@@ -126,7 +146,7 @@ unsafe fn backward_avx512(
     space: &mut Space,
 ) {
     // SAFETY: as of the caller.
-    unsafe { head::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
+    unsafe { backward_with::<lanes::Avx512, 8>(head, gradients, known, space) };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -138,7 +158,7 @@ unsafe fn backward_avx2(
     space: &mut Space,
 ) {
     // SAFETY: as of the caller.
-    unsafe { head::backward::<lanes::Avx2, 4>(head, gradients, known, space) };
+    unsafe { backward_with::<lanes::Avx2, 4>(head, gradients, known, space) };
 }
 
 /// Whether heads of this width can be computed.

@@ -21,6 +21,16 @@ impl Rows<'_> {
     /// A place that is no row of the tensor.
     pub(super) const PADDED: u32 = u32::MAX;
 
+    /// Rows of d numbers one behind another.
+    pub(super) fn packed(first: *mut f32, d: usize) -> Self {
+        Self {
+            first,
+            stride: d,
+            places: None,
+            padding: std::ptr::null_mut(),
+        }
+    }
+
     /// Where row i begins, and whether it is a padded one.
     ///
     /// # Safety
@@ -167,19 +177,12 @@ unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usi
     }
 }
 
-/// Rows (m, d) one behind another.
+/// Rows (m, d) one behind another, scaled.
 #[inline(always)]
-pub(super) unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, to: *mut f32) {
+pub(super) unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, factor: f32, to: *mut f32) {
     for j in 0..m {
         // SAFETY: as of the caller.
-        unsafe {
-            let (row, _) = rows.row(j);
-            let mut k = 0;
-            while k < d {
-                L::load(row.add(k)).store(to.add(j * d + k));
-                k += L::WIDTH;
-            }
-        }
+        unsafe { write::<L>((to.add(j * d), false), rows.row(j).0, d, factor) };
     }
 }
 
@@ -208,14 +211,13 @@ pub(super) unsafe fn load<L: Lanes, const R: usize>(
     }
 }
 
-/// Write a row, scaled, or add it to what is there: to a padded one always.
+/// Write a row, scaled, or add it up where it is a padded one.
 #[inline(always)]
 pub(super) unsafe fn write<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
     from: *const f32,
     d: usize,
     factor: f32,
-    adds: bool,
 ) {
     // SAFETY: as of the caller.
     unsafe {
@@ -223,7 +225,7 @@ pub(super) unsafe fn write<L: Lanes>(
         let mut k = 0;
         while k < d {
             let mut value = L::load(from.add(k)).multiply(factor);
-            if is_padded || adds {
+            if is_padded {
                 value = value.add(L::load(to.add(k)));
             }
             value.store(to.add(k));

@@ -1,10 +1,7 @@
 //! From scores to weights and back, and logarithms of sums of exponentials.
 
-use std::ops::Range;
-
 use super::lanes::Lanes;
 use super::products::PADDING;
-use super::rows::Rows;
 
 /// Add p numbers to others.
 #[inline(always)]
@@ -118,56 +115,42 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     }
 }
 
-/// Products of the rows (count, d) with those of a tensor, for [`known_softmax_backward`].
+/// The product of two rows of d numbers, in every lane.
 #[inline(always)]
-pub(super) unsafe fn dots<L: Lanes>(
-    x: *const f32,
-    rows: &Rows,
-    which: Range<usize>,
-    d: usize,
-    out: *mut f32,
-) {
-    for (r, i) in which.enumerate() {
-        // SAFETY: as of the caller.
-        unsafe {
-            let (row, _) = rows.row(i);
-            let mut sum = L::splat(0.0);
-            let mut k = 0;
-            while k < d {
-                sum = L::load(x.add(r * d + k)).multiply_add(L::load(row.add(k)), sum);
-                k += L::WIDTH;
-            }
-            *out.add(i) = sum.sum().first();
+pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L {
+    // SAFETY: as of the caller.
+    unsafe {
+        let mut sum = L::splat(0.0);
+        let mut k = 0;
+        while k < d {
+            sum = L::load(x.add(k)).multiply_add(L::load(y.add(k)), sum);
+            k += L::WIDTH;
         }
+        sum.sum()
     }
 }
 
-/// Make weights (rows, p) of scores, and of the weights' gradients those of the scores, with the
-/// logarithm in base 2 of each row's sum of exponentials, and the product of what the row read with
-/// its gradient. What stands behind the last key has no meaning.
+/// Make weights (p,) of scores, and of the weights' gradients those of the scores. `known` gives of
+/// the queries at some columns the logarithm of the sum of exponentials, and the product of what was
+/// read with its gradient.
 #[inline(always)]
 pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     scores: *mut f32,
     gradients: *mut f32,
-    (rows, p): (usize, usize),
-    sums: *const f32,
-    deltas: *const f32,
+    p: usize,
+    known: impl Fn(usize) -> (L, L),
 ) {
-    for r in 0..rows {
+    let mut column = 0;
+    while column < p {
+        let (less, delta) = known(column);
         // SAFETY: as of the caller.
         unsafe {
-            let (scores, gradients) = (scores.add(r * p), gradients.add(r * p));
-            let less = L::splat(*sums.add(r) * std::f32::consts::LN_2);
-            let delta = L::splat(*deltas.add(r));
-            let mut column = 0;
-            while column < p {
-                let weight = L::load(scores.add(column)).subtract(less).exp();
-                weight.store(scores.add(column));
-                let gradient = L::load(gradients.add(column)).subtract(delta);
-                weight.multiply(gradient).store(gradients.add(column));
-                column += L::WIDTH;
-            }
+            let weight = L::load(scores.add(column)).subtract(less).exp();
+            weight.store(scores.add(column));
+            let gradient = L::load(gradients.add(column)).subtract(delta);
+            weight.multiply(gradient).store(gradients.add(column));
         }
+        column += L::WIDTH;
     }
 }
 
@@ -234,6 +217,52 @@ mod tests {
             assert!(weight == 0.0 || weight.is_normal());
         }
         assert!(sums[1].is_nan());
+    }
+
+    /// Exponentials of sixteen numbers.
+    unsafe fn exp_of<L: Lanes>(numbers: &mut [f32; 16]) {
+        for column in (0..16).step_by(L::WIDTH) {
+            // SAFETY: as of the caller; a width divides 16.
+            unsafe {
+                let place = numbers.as_mut_ptr().add(column);
+                L::load(place).exp().store(place);
+            }
+        }
+    }
+
+    fn check_exp(run: unsafe fn(&mut [f32; 16])) {
+        for step in 0..4_000_u16 {
+            let x: [f32; 16] = std::array::from_fn(|lane| {
+                #[allow(clippy::cast_precision_loss)] // Below 16.
+                let lane = lane as f32;
+                // To 16, which no score is above its row's known sum by.
+                16.0 - (f32::from(step) * 16.0 + lane) / 801.0
+            });
+            let mut found = x;
+            // SAFETY: the caller has seen that the processor has the instructions.
+            unsafe { run(&mut found) };
+            for (x, found) in x.into_iter().zip(found) {
+                let exact = f64::from(x).exp();
+                let difference = (f64::from(found) - exact).abs();
+                // Two units in the last place.
+                assert!(difference <= exact * 2.4e-7 || x < -64.0, "{x}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_near_the_true_ones() {
+        check_exp(exp_of::<crate::attention::lanes::Plain>);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::attention::lanes::{Avx2, Avx512};
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                check_exp(exp_of::<Avx2>);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                check_exp(exp_of::<Avx512>);
+            }
+        }
     }
 
     #[test]

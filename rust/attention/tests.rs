@@ -116,13 +116,17 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
 #[test]
 fn cross_attention_is_that_of_plain_loops() {
     let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
-    // The backward pass takes more keys in parts.
-    let many = vec![(0..100).chain(105..201).collect(), (3..99).collect()];
-    for (keys, real, instructions) in [(21, None), (21, Some(some)), (201, None), (201, Some(many))]
-        .into_iter()
-        .flat_map(|(keys, real)| {
-            Instructions::available().map(move |set| (keys, real.clone(), set))
-        })
+    // Fewer keys than queries, more of them, and so many that they are taken in parts.
+    let many = vec![(0..100).chain(105..401).collect(), (3..99).collect()];
+    for (keys, real, instructions) in [
+        (7, None),
+        (21, None),
+        (21, Some(some)),
+        (401, None),
+        (401, Some(many)),
+    ]
+    .into_iter()
+    .flat_map(|(keys, real)| Instructions::available().map(move |set| (keys, real.clone(), set)))
     {
         let what = cross_case(keys, real, instructions);
         let row = what.heads * what.head_width;
