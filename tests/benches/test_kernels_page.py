@@ -58,7 +58,7 @@ def test_slow_calls_are_named_unless_they_are_short(kernels_page):
     )
     text = "\n".join(kernels_page.section(rows))
     assert "Of the 1 calls" in text
-    assert "missed: windows, 384, batch 1, stage 3, forward (0.75)." in text
+    assert "missed: windows, forward, 384, batch 1, stage 3 (0.75)." in text
 
 
 def test_only_the_newest_rows_count(kernels_page):
