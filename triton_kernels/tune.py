@@ -291,7 +291,7 @@ def window_cases(
 
     tiled = ("window_tiled_queries", "window_tiled_keys", "window_tiled_bias")
     reads = window_plans.reads_whole_rows(qkv, window)
-    differentiates = window_plans.differentiates_whole_rows(qkv, window)
+    differentiates = window_plans.differentiates_whole_rows(qkv, window, is_sized=False)
     differentiated = ("window_backward",) if differentiates else tiled
     by_pass = {
         "forward": ("expand_bias", "window_forward" if reads else "window_tiled_forward"),

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import window_tiled, window_whole
+from . import launch, window_tiled, window_whole
 from .launch import Launch, tile
 from .relative_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
 
@@ -23,6 +23,8 @@ from .relative_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_su
 #: a head width of 32), backward with at most so many keys.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
+#: Chips and versions of Triton that spill registers there where maps have sizes of their own.
+SPILLED_SIZED = {("sm_120", "3.7")}
 #: Memory for the bias's gradient, in bytes: with that much, all of it stays in the second cache of
 #: the GPUs that train (40 MB and more) beside what streams through.
 CHUNK_BYTES = 22_000_000
@@ -61,8 +63,8 @@ def forward(
 ) -> Tensor:
     """See `operations.window_attention`."""
     launches, out = plan_forward(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    for launch in launches:
-        launch.run()
+    for each in launches:
+        each.run()
     return out
 
 
@@ -92,8 +94,8 @@ def backward(
     launches, gradients = plan_backward(
         grad, qkv, bias_table, qkv_bias, window_size, shift, valid_sizes, atomic_bias
     )
-    for launch in launches:
-        launch.run()
+    for each in launches:
+        each.run()
     return gradients
 
 
@@ -169,7 +171,9 @@ def plan_backward(
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
     shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
     tensors = {"grad": grad.contiguous(), "grad_qkv": grad_qkv}
-    if differentiates_whole_rows(qkv, window_size) if whole is None else whole:
+    if whole is None:
+        whole = differentiates_whole_rows(qkv, window_size, is_sized=valid_sizes is not None)
+    if whole:
         launches, grad_pairs, stored, grad_padding = _plan_whole(shared, tensors, atomic_bias)
     else:
         launches, grad_pairs, stored, grad_padding = _plan_tiled(shared, tensors, atomic_bias)
@@ -277,8 +281,10 @@ def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
     return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
 
 
-def differentiates_whole_rows(qkv: Tensor, window_size: int) -> bool:
-    """Whether they do backward; see `WHOLE_BACKWARD_KEYS`."""
+def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
+    """Whether they do backward; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
+    if is_sized and (launch.architecture(qkv.device), launch.triton_minor()) in SPILLED_SIZED:
+        return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 
 
