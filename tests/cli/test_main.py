@@ -89,9 +89,10 @@ class TestProcess:
         assert process.stderr.read() == b""
         process.stderr.close()
 
-    def test_module(self):
+    @pytest.mark.parametrize("module", ["fiber", "fiber.cli"])
+    def test_module(self, module):
         done = subprocess.run(
-            [sys.executable, "-m", "fiber.cli", "answer", "none.jpg", "why?"],
+            [sys.executable, "-m", module, "answer", "none.jpg", "why?"],
             capture_output=True,
             text=True,
             check=False,
