@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from fiber.data import Tokenizer
 from fiber.training.run_folder import RunFolder
+from tests.training.measured import new_models
 from tests.training.micro_runs import make_data
 
 
@@ -11,6 +13,18 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     make_data(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pictures):
+    """The pictures' own."""
+    return Tokenizer.from_file(str(pictures / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    """A new coarse and a new fine model, by stage."""
+    return new_models(tokenizer)
 
 
 @pytest.fixture(autouse=True)
