@@ -12,9 +12,17 @@ import fiber
 from fiber.cli import main
 from fiber.fields import replace_fields
 from fiber.models.image_text import FiberImageText
+from fiber.predict.model import SCORE_THRESHOLD
 from fiber.training.checkpoint import save_model
 
 from .output import error_line, lines
+
+
+def test_help_tells_the_lowest_score(capsys):
+    with pytest.raises(SystemExit):
+        main(["detect", "--help"])
+    said = f"(default: {SCORE_THRESHOLD} for detect, 0 for ground)"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 class TestPictureCommands:

@@ -8,6 +8,12 @@ from fiber.data import ClassName
 from fiber.data.class_files import read_classes
 
 
+def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("dog\r\ncat\r\n", encoding="utf-8-sig", newline="")
+    assert [one.name for one in read_classes(path)] == ["dog", "cat"]
+
+
 def test_names_line_by_line(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("mug\n\n  traffic light, red \nhot_dog\n", encoding="utf-8")

@@ -116,7 +116,10 @@ def _command(
 
 def _box_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--threshold", type=float, default=None, help="lowest score of a box, from 0 to 1"
+        "--threshold",
+        type=float,
+        default=None,
+        help="lowest score of a box, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
     )
     command.add_argument("--max-detections", type=count, default=100, help="boxes of a picture")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fiber.data.records import CharSpan
+if TYPE_CHECKING:
+    from fiber.data.records import CharSpan
 
 _JOINER = "\u200d"
 #: Not marks to Unicode, but never the first of a character: zero-width non-joiner and joiner.
@@ -76,7 +77,7 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             whole = whole_characters(text, (start, end))
             raise ValueError(
                 f"{of} {name} inside a character of several code points; expected"
-                f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}, or less"
+                f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}, or fewer whole characters"
             )
     return start, end
 

@@ -24,7 +24,8 @@ def read_classes(path: str | PathLike[str]) -> list[ClassName]:
     path = Path(path)
     if path.suffix.lower() != ".json":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # With or without a byte-order mark, which editors on Windows write.
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as problem:
             raise ValueError(f"{path} is not text ({problem}); expected one class a line") from None
         found = [ClassName(line.strip()) for line in lines if line.strip()]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from os import PathLike
 from typing import Any, Protocol, overload, runtime_checkable
+
+from fiber.data.char_spans import whole_characters
 
 #: A picture as it is stored: the path of a file or the bytes of one.
 StoredImage = str | PathLike[str] | bytes
@@ -131,19 +134,32 @@ class Record:
                 f"record {self.key!r} has {len(self.boxes_xyxy)} boxes and {len(self.char_spans)}"
                 " entries of char_spans; expected one entry for each box"
             )
-        for index, (x0, y0, x1, y1) in enumerate(self.boxes_xyxy):
-            # Written so that a NaN fails too.
-            if not (x0 <= x1 and y0 <= y1):
+        for index, box in enumerate(self.boxes_xyxy):
+            if len(box) != 4 or not all(map(isfinite, box)):
+                raise ValueError(
+                    f"record {self.key!r}: box {index} is {tuple(box)!r:.80}; expected four finite"
+                    " numbers (x0, y0, x1, y1) in pixels"
+                )
+            x0, y0, x1, y1 = box
+            if x0 > x1 or y0 > y1:
                 raise ValueError(
                     f"record {self.key!r}: box {index} is ({x0}, {y0}, {x1}, {y1});"
                     " expected x0 <= x1 and y0 <= y1 in pixels"
                 )
+        is_plain = self.text.isascii()
         for spans in (*self.char_spans, *self.label_spans):
-            for start, end in spans:
+            for span in spans:
+                start, end = span
                 if not 0 <= start < end <= len(self.text):
                     raise ValueError(
                         f"record {self.key!r}: span [{start}, {end}) is not inside its text of"
                         f" {len(self.text)} characters"
+                    )
+                if not is_plain and (whole := whole_characters(self.text, (start, end))) != span:
+                    raise ValueError(
+                        f"record {self.key!r}: span [{start}, {end}) begins or ends inside a"
+                        " character of several code points; expected"
+                        f" [{whole[0]}, {whole[1]}), {self.text[slice(*whole)]!r:.60}"
                     )
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)

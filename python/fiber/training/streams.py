@@ -156,8 +156,8 @@ class TaskStreams:
             if cut:
                 lines.append(
                     f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} left out,"
-                    f" since the text that names {'it' if cut == 1 else 'them'} is longer than"
-                    " model.max_tokens"
+                    f" since no word that is read names {'it' if cut == 1 else 'them'}: the text is"
+                    " longer than model.max_tokens, or the record has no span"
                 )
             dropped = dropped_boxes(loader.records)
             if dropped:
