@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import numpy as np
 from experiments import Inputs, SeenInputs
 
 from fiber.data import sources
-from fiber.data.prompts import class_prompt
 from fiber.data.records import Record, RecordSet
 from fiber.demo.measures import sample
 from fiber.files import read_json
@@ -83,7 +81,6 @@ def open_asked(folder: Path) -> Asked:
     nouns = held_out.get("nouns")
     if nouns:
         unseen_expressions = [r for r in unseen_expressions if names(head_phrase(r))]
-        chosen = [with_classes(r, detection_classes(folder, nouns)) for r in chosen]
         unseen: frozenset[str] = frozenset(nouns)
         counted = {
             "seen": lambda record, label: label not in unseen,
@@ -155,31 +152,6 @@ def only_phrases(record: Record, names: Names) -> Record:
         boxes_xyxy=tuple(record.boxes_xyxy[i] for i in boxes),
         char_spans=tuple(record.char_spans[i] for i in boxes),
         box_labels=(),
-    )
-
-
-def detection_classes(folder: Path, unseen: Sequence[str]) -> tuple[str, ...]:
-    """The nouns that were held out and as many that were not, those that training shows most."""
-    training = sources.detection(folder, "train")
-    counts = Counter(record.labels[label] for record in training for label in record.box_labels)
-    seen = sorted(counts, key=lambda noun: (-counts[noun], noun))[: len(unseen)]
-    return tuple(sorted({*unseen, *seen}))
-
-
-def with_classes(record: Record, classes: Sequence[str]) -> Record:
-    """Ask for these classes alone: boxes of others are left out."""
-    places = {name: place for place, name in enumerate(classes)}
-    named = [record.labels[label] for label in record.box_labels]
-    kept = [i for i, name in enumerate(named) if name in places]
-    prompt = class_prompt(classes)
-    return dataclasses.replace(
-        record,
-        text=prompt.text,
-        labels=prompt.labels,
-        label_spans=prompt.spans,
-        boxes_xyxy=tuple(record.boxes_xyxy[i] for i in kept),
-        char_spans=tuple(prompt.spans[places[named[i]]] for i in kept),
-        box_labels=tuple(places[named[i]] for i in kept),
     )
 
 

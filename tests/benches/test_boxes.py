@@ -164,23 +164,6 @@ def test_of_a_caption_only_the_phrases_about_what_was_held_out_are_asked(box_mea
     assert not box_measures.only_phrases(record, lambda phrase: False).labels
 
 
-def test_classes_that_are_not_asked_for_lose_their_boxes(box_measures):
-    record = Record(
-        key="r",
-        images=("x.png",),
-        text="cat. dog. fox",
-        boxes_xyxy=((0, 0, 9, 9), (20, 20, 30, 30)),
-        char_spans=(((0, 3),), ((10, 13),)),
-        box_labels=(0, 2),
-        labels=("cat", "dog", "fox"),
-        label_spans=(((0, 3),), ((5, 8),), ((10, 13),)),
-    )
-    fewer = box_measures.with_classes(record, ("dog", "fox"))
-    assert (fewer.labels, fewer.box_labels) == (("dog", "fox"), (1,))
-    assert fewer.boxes_xyxy == ((20, 20, 30, 30),)
-    assert fewer.text[slice(*fewer.char_spans[0][0])] == "fox"
-
-
 def test_results_are_read_back_picture_by_picture(box_measures):
     rows = [
         {"image_id": 1, "category_id": 3, "bbox": [2.0, 3.0, 4.0, 5.0], "score": 0.5},
