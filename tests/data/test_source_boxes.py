@@ -344,6 +344,9 @@ def test_objects_are_as_the_file_has_them(data):
     assert objects.absent == {0} and objects.incomplete == {1}
     assert records[1].objects.absent is None and records[1].objects.boxes_xyxy == ()
     assert records[0].label_ids == (2, 13) and records[0].label_groups == ("f", "r")
+    # Thousands of classes are kept once, and not for each picture.
+    for field in ("labels", "label_spans", "label_ids", "label_groups"):
+        assert getattr(records[0], field) is getattr(records[1], field)
     # Nothing was left out of what is measured; training says what it does without.
     assert records.counts == {}
     trained_on = sources.detection(data.folder, "val")

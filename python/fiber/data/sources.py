@@ -137,6 +137,8 @@ def detection_records(file: SourceFile, root: str, *, objects: bool = False) -> 
     ids = sorted(names)
     prompt = class_prompt([names[category] for category in ids])
     places = {category: place for place, category in enumerate(ids)}
+    # All records share these: files have thousands of classes.
+    label_ids, label_groups = tuple(ids), tuple(groups[category] for category in ids)
     boxes = boxes_by_image(file)
     out = RecordList()
     out.classes = tuple(names[category] for category in ids)
@@ -163,8 +165,8 @@ def detection_records(file: SourceFile, root: str, *, objects: bool = False) -> 
                 box_labels=tuple(places[category] for category in own),
                 labels=prompt.labels,
                 label_spans=prompt.spans,
-                label_ids=tuple(ids),
-                label_groups=tuple(groups[category] for category in ids),
+                label_ids=label_ids,
+                label_groups=label_groups,
                 objects=true_objects(file, entry, boxes, places) if objects else None,
             )
         )
