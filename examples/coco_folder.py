@@ -10,13 +10,12 @@ validation split). The cut-outs are Debian's, fetched with apt-get and kept in t
 
 import argparse
 import json
-import random
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fiber.data.stamp_sources import Cutout, debian_stamps, family_of, read_collection
+from fiber.data.stamp_sources import Cutout, debian_stamps, one_of_each, read_collection
 from fiber.data.stamps import generate
 
 #: Layout -> annotation file and folder of pictures of a split, and what it calls its splits.
@@ -74,19 +73,16 @@ def main() -> None:
 
 def choose(stamps: Path, classes: int, seed: int) -> Iterable[Cutout]:
     """Choose one cut-out of each of some kinds of things, the largest ones of a random draw."""
-    # Photographs do not matter here, but there must be some.
-    by_family: dict[str, Cutout] = {}
-    for cutout in read_collection(stamps, [stamps]).cutouts:
-        by_family.setdefault(family_of(cutout.noun), cutout)
     # The generator holds one kind in eight out of its training pictures.
     wanted = classes + 1
     while wanted - max(1, wanted // 8) < classes:
         wanted += 1
-    if len(by_family) < wanted:
-        raise SystemExit(f"{stamps} shows {len(by_family)} kinds of things; expected {wanted}")
-    drawn = random.Random(seed).sample(sorted(by_family), min(len(by_family), 3 * wanted))
-    largest = sorted(drawn, key=lambda family: -min(by_family[family].size))
-    return [by_family[family] for family in largest[:wanted]]
+    # Photographs do not matter here, but there must be some.
+    cutouts = read_collection(stamps, [stamps]).cutouts
+    try:
+        return one_of_each(cutouts, wanted, seed)
+    except ValueError as problem:
+        raise SystemExit(f"{stamps}: {problem}") from None
 
 
 def lay_out(data: Path, split: str, file: Path, pictures: Path) -> None:

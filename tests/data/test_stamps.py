@@ -19,9 +19,11 @@ from fiber.data.scene_graphs import SPLITS, relation
 from fiber.data.scene_texts import plural, with_article
 from fiber.data.stamp_sources import (
     STAMPS_PACKAGE,
+    Cutout,
     debian_stamps,
     family_of,
     noun_of,
+    one_of_each,
     opaque_box,
     read_collection,
     unpacked,
@@ -169,6 +171,23 @@ def test_what_cannot_be_used_is_counted(tmp_path, pictures):
         "few colours": 1,
         "cannot be decoded": 1,
     }
+
+
+def test_one_of_each_kind_is_chosen_the_largest_of_a_draw():
+    def cutout(noun, height, width=90):
+        return Cutout(f"{noun}.png", noun, (height, width))
+
+    kinds = [cutout(f"thing{number}", 40 + number) for number in range(20)]
+    # Of one kind the first counts, however large the other one is.
+    cutouts = [*kinds, cutout("thing0", 80), cutout("red thing1", 85)]
+    chosen = one_of_each(cutouts, 5, seed=3)
+    sides = [found.size[0] for found in chosen]
+    assert sides == sorted(sides, reverse=True) and len({c.noun for c in chosen}) == 5
+    assert set(chosen) <= set(kinds)
+    assert chosen == one_of_each(cutouts, 5, seed=3) != one_of_each(cutouts, 5, seed=4)
+    assert one_of_each(kinds, 20) == kinds[::-1]
+    with pytest.raises(ValueError, match="show 20 kinds of things; expected 21 or more"):
+        one_of_each(cutouts, 21)
 
 
 def test_too_few_kinds_of_things(tmp_path, pictures):

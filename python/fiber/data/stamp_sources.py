@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -185,6 +186,33 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> Collection:
             f"{', '.join(map(str, backgrounds))} holds no photograph; expected {', '.join(ENDINGS)}"
         )
     return Collection(tuple(cutouts), tuple(photos), tuple(sorted(left_out.items())))
+
+
+def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
+    """Choose one cut-out of each of some kinds of things, so that few are to be learned.
+
+    Args:
+        cutouts: to choose from; the first of each family counts.
+        kinds: how many families.
+        seed: of the draw of three times as many families, of which the largest cut-outs are taken,
+            by their shorter side in pixels.
+
+    Returns:
+        The cut-outs, largest first.
+
+    Raises:
+        ValueError: if they show fewer kinds of things.
+    """
+    by_family: dict[str, Cutout] = {}
+    for cutout in cutouts:
+        by_family.setdefault(family_of(cutout.noun), cutout)
+    if len(by_family) < kinds:
+        raise ValueError(
+            f"the stamps show {len(by_family)} kinds of things; expected {kinds} or more"
+        )
+    drawn = random.Random(seed).sample(sorted(by_family), min(len(by_family), 3 * kinds))
+    largest = sorted(drawn, key=lambda family: -min(by_family[family].size))
+    return [by_family[family] for family in largest[:kinds]]
 
 
 def _read_cutout(path: Path) -> Cutout | str:
