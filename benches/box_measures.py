@@ -155,8 +155,20 @@ def only_phrases(record: Record, names: Names) -> Record:
     )
 
 
-def measure_boxes(model: StoredModel, asked: Asked, inputs: Inputs = "both") -> Values:
-    """Measure a fine model; "text" shows it grey pictures."""
+def measure_boxes(
+    model: StoredModel,
+    asked: Asked,
+    inputs: Inputs = "both",
+    classes_per_prompt: int | None = None,
+) -> Values:
+    """Measure a fine model.
+
+    Args:
+        model: a finished one.
+        asked: what is measured.
+        inputs: what it may see; "text" shows it grey pictures.
+        classes_per_prompt: at most, where classes are detected; None: as many as fit.
+    """
     values: Values = {}
     for task in ("flickr", "refcoco"):
         for group, records in getattr(asked, task).items():
@@ -167,7 +179,14 @@ def measure_boxes(model: StoredModel, asked: Asked, inputs: Inputs = "both") -> 
         # Records of both splits have the same numbers.
         records = [dataclasses.replace(r, key=str(i)) for i, r in enumerate(asked.coco)]
         seen = SeenInputs(records, inputs, side=asked.side)
-        evaluate(model, "coco", data=seen, output=file, threads=1)
+        evaluate(
+            model,
+            "coco",
+            data=seen,
+            output=file,
+            classes_per_prompt=classes_per_prompt,
+            threads=1,
+        )
         found = scored_boxes(json.loads(file.read_text()), len(records))
     for group in GROUPS:
         values |= _named("coco", group, average_precision(found, true_boxes(asked, group)))

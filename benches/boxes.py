@@ -1,11 +1,12 @@
 """What the coarse stage saves in boxes: the fine stage from it and from nothing, with ever fewer.
 
 Command: fiber data scenes --output runs/scenes --images 24000
-         fiber data stamps --output runs/stamps --images 10000
-         python benches/boxes.py runs/scenes runs/stamps
+         python benches/few_stamps.py runs/stamp-files
+         fiber data stamps --stamps runs/stamp-files --output runs/few-stamps --images 10000
+         python benches/boxes.py runs/scenes runs/few-stamps
 Rows: results/boxes.csv, one for each run; `results_page.py` makes the table and the curve. A run
 that has its row is not trained again; --cpu-hours stops starting new ones when the budget is used
-up.
+up, which what is beside the comparison (`is_extra`) does not count for.
 
 Boxes are known of so many pictures of the training split alone (`BOXED`), all of them or a part.
 The coarse stage reads the captions and questions of all pictures, and no box. One coarse model of
@@ -19,9 +20,9 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, u
 
 from fiber.data import Tokenizer, sources
 from fiber.data.drawn_prompts import DrawnPrompts
+from fiber.data.prompts import class_prompt
 from fiber.data.records import ConcatRecords, Record, RecordSet
 from fiber.fields import replace_fields
+from fiber.files import read_json
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe
@@ -56,14 +59,11 @@ BOXED = 2400
 PERCENTS = (100, 25, 5)
 #: What is compared, and what stands beside it.
 COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
-#: The same two with fewer fine steps, where neither tells phrases apart yet.
-SHORT, SHORT_FINE = "coarse, then fine, short", "fine only, short"
 #: Fine only with grey pictures, in training and in measuring.
 TEXT_ONLY = "text only"
 #: Rows that no fine model was trained for.
 COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
-#: Data that the longer and the shorter ones are trained on, with the first seed: what the budget
-#: leaves room for.
+#: Data that the longer ones are trained on, with the first seed.
 LONGER_DATA = ("scenes",)
 
 
@@ -75,20 +75,14 @@ class Steps:
     fine: int
 
 
-SHORT_STEPS = 400
-STEPS = {"scenes": Steps(coarse=600, fine=960), "stamps": Steps(coarse=300, fine=300)}
+STEPS = {"scenes": Steps(coarse=600, fine=960), "stamps": Steps(coarse=300, fine=450)}
 #: What the coarse run changes in its recipe; `ablate.py` shows why pairs are drawn at random.
-COARSE_CHANGES: dict[str, dict[str, Any]] = {
-    "scenes": {"tasks.image_text.itm_negatives": "random"},
-    "stamps": {
-        "tasks.image_text.itm_negatives": "random",
-        "model.image_text.num_answers": 512,
-    },
-}
-#: What the fine run changes: of hundreds of nouns few fit into a text.
+COARSE_CHANGES: dict[str, Any] = {"tasks.image_text.itm_negatives": "random"}
+#: What the fine run changes: half of the stamps' nouns go into a text, and the few minutes that are
+#: left for stamps go into many small steps.
 FINE_CHANGES: dict[str, dict[str, Any]] = {
     "scenes": {},
-    "stamps": {"tasks.grounding.max_classes": 6},
+    "stamps": {"data.batch_size": 8, "tasks.grounding.max_classes": 8},
 }
 #: The number that tells whether the coarse stage learned.
 RETRIEVAL = ("retrieval", "val", "text_to_image_recall_at_10")
@@ -105,7 +99,7 @@ class Job:
     @property
     def needs_coarse(self) -> bool:
         """Whether it starts from the coarse model."""
-        return self.arm in (COARSE_FINE, SHORT)
+        return self.arm == COARSE_FINE
 
     def known(self, kind: str) -> dict[str, Any]:
         """Columns that its row is known by."""
@@ -129,15 +123,13 @@ class BoxPlace(Place):
 
 def coarse_config(kind: str) -> RunConfig:
     """How the coarse model is trained."""
-    changes = {"train.steps": STEPS[kind].coarse, **COARSE_CHANGES[kind]}
+    changes = {"train.steps": STEPS[kind].coarse, **COARSE_CHANGES}
     return replace_fields(load_recipe("scenes_coarse"), changes)
 
 
 def fine_config(kind: str, job: Job) -> RunConfig:
     """How a fine model is trained."""
     steps = STEPS[kind].fine + (STEPS[kind].coarse if job.arm == LONGER else 0)
-    if job.arm in (SHORT, SHORT_FINE):
-        steps = SHORT_STEPS
     changes = {"train.steps": steps, "train.seed": job.seed, "train.checkpoint_every": 0}
     return replace_fields(load_recipe("scenes_fine"), {**changes, **FINE_CHANGES[kind]})
 
@@ -164,10 +156,38 @@ def boxed_records(folder: Path, percent: int, seed: int) -> dict[str, list[Recor
         "phrases": sources.phrases(folder, "train"),
         "detection": asked,
     }
-    return {
+    parts = {
         source: [r for r in (records[i] for i in range(len(records))) if r.image_id in chosen]
         for source, records in everything.items()
     }
+    # As a class that no picture shows, one that is held out would be learned to be nowhere.
+    held_out = read_json(folder / "dataset.json")["held_out"].get("nouns", [])
+    parts["detection"] = without_classes(parts["detection"], held_out)
+    return parts
+
+
+def without_classes(records: Sequence[Record], classes: Sequence[str]) -> list[Record]:
+    """Ask for no such class in records of one file, none of which shows any."""
+    if not records:
+        return []
+    kept = [name for name in records[0].labels if name not in classes]
+    prompt, places = class_prompt(kept), {name: place for place, name in enumerate(kept)}
+    found = []
+    for record in records:
+        own = [places[record.labels[label]] for label in record.box_labels]
+        found.append(
+            replace(
+                record,
+                text=prompt.text,
+                labels=prompt.labels,
+                label_spans=prompt.spans,
+                char_spans=tuple(prompt.spans[place] for place in own),
+                box_labels=tuple(own),
+                label_ids=(),
+                label_groups=(),
+            )
+        )
+    return found
 
 
 def finish(place: BoxPlace, job: Job) -> list[dict[str, Any]]:
@@ -223,7 +243,9 @@ def train_fine(place: BoxPlace, job: Job) -> dict[str, Any]:
             threads=1,
             quiet=True,
         )
-        values = measure_boxes(load_model(run), open_asked(place.data), inputs)
+        values = measure_boxes(
+            load_model(run), open_asked(place.data), inputs, classes_per_prompt=task.max_classes
+        )
     return _row(
         kind,
         job,
@@ -295,8 +317,17 @@ def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Jo
             if seed == seeds[0]:
                 yield kind, Job(TEXT_ONLY, 100, seed)
                 if kind in LONGER_DATA:
-                    yield from ((kind, Job(arm, 100, seed)) for arm in (SHORT, SHORT_FINE))
                     yield from ((kind, Job(LONGER, percent, seed)) for percent in PERCENTS)
+
+
+def is_extra(row: Mapping[str, str]) -> bool:
+    """Whether a row is beside the comparison: of more steps, or of other data."""
+    return row["arm"] == LONGER or row["data"] not in STEPS
+
+
+def hours_of(rows: Iterable[Mapping[str, str]]) -> float:
+    """CPU hours that runs took in sum."""
+    return sum(float(row["cpu_seconds"]) for row in rows) / 3600
 
 
 def main() -> None:
@@ -306,7 +337,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="of the coarse models")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all rows together")
+    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all runs but extras")
     options = parser.parse_args()
     given = [BoxPlace(data=data, runs=options.output) for data in options.data]
     places = {place.kind: place for place in given}
@@ -354,7 +385,7 @@ def run_all(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 rows.add(future.result())
-                used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
+                used = hours_of(row for row in rows.rows if not is_extra(row))
                 print(f"{name}: {used:.2f} CPU hours so far", flush=True)
                 if used >= cpu_hours and waiting:
                     print(f"{len(waiting)} runs are left out: the budget is used up", flush=True)

@@ -17,12 +17,13 @@ from boxes import (
     FREQUENT,
     LONGER,
     PERCENTS,
-    SHORT,
-    SHORT_FINE,
     STEPS,
     TEXT_ONLY,
+    hours_of,
+    is_extra,
 )
 from boxes import wanted as runs
+from few_stamps import KINDS
 from page_parts import change, machines, spread, table
 
 #: File name of the curve, in docs/images.
@@ -40,30 +41,31 @@ DRAWN = ("phrases/recall_at_1", "referring/accuracy", "detection/ap50")
 #: Lines of a panel: the arms with their colours, and what stands beside them.
 ARMS = {COARSE_FINE: "tab:blue", FINE: "tab:orange", LONGER: "tab:green"}
 BESIDE = {TEXT_ONLY: ":", FREQUENT: "-.", CHANCE: "--"}
+#: Data of the rows of stamps with every noun of the collection, which were not learned.
+ALL_STAMPS = "all stamps"
 #: Seeds that a judgement needs.
 SEEDS = 3
 
 INTRODUCTION = f"""## What the coarse stage saves in boxes
 
-The fine stage from a coarse model and from nothing (`benches/boxes.py`), with the boxes of 100,
-25 and 5 % of {BOXED} pictures of the training split, at equal steps, so that the number of boxes
-is all that differs along a line; *fine only, longer* has the steps of both stages. The coarse
-stage reads captions and questions of all training pictures and no box; each data set has one
-coarse model, and the seeds are those of the fine stage and of the choice of pictures. *Seen*:
-val. *Unseen*: what novel names of the colours with shapes (scenes) or nouns (stamps) that neither
-stage was shown; for expressions and detection of scenes, whose classes are shapes, all of novel,
-each of whose pictures shows such a pair. Detection of stamps asks for the held-out nouns and as
-many others, those that training shows most. *Chance* is told all boxes of a picture and takes
-them in random order, so that its R@5 is 1 where no picture has more than five; *most frequent
-box* sees no picture; *text only* is the fine stage from nothing, with every picture grey in
-training and in measuring (one seed).
+The fine stage from a coarse model and from nothing (`benches/boxes.py`), with the boxes of 100, 25
+and 5 % of {BOXED} pictures of the training split, at equal steps, so that the number of boxes is
+all that differs along a line; *fine only, longer* has the steps of both stages. The coarse stage
+reads captions and questions of all training pictures and no box; all seeds start from one coarse
+model, and are those of the fine stage and of the choice of pictures. *Seen*: val. *Unseen*: what
+novel names of the colours with shapes (scenes) or nouns (stamps) that neither stage was shown; for
+expressions and detection of scenes, whose classes are shapes, all of novel, each of whose pictures
+shows such a pair. The stamps are one each of {KINDS} nouns, those held out among them, of which no
+text of training says a word, not even that they are absent. *Chance* is told all boxes of a picture
+and takes them in random order, so that its R@5 is 1 where no picture has more than five; *most
+frequent box* sees no picture; *text only* is the fine stage from nothing, with every picture grey
+in training and in measuring (one seed).
 """
 CANNOT_SHOW = """What this cannot show: *fine only* has the coarse stage's steps less, so that it
-may fall behind for want of training and not of captions; *fine only, longer* is
-the fair one by steps, though a fine step reads fewer pictures than a coarse one.
-One coarse model of each data set: how much another one would differ is not in the
-ranges. The runs are a few hundred steps of a small model: what boxes or captions
-bring only after more of them does not show.
+may fall behind for want of training and not of captions; *fine only, longer* is the fair one by
+steps, though a fine step reads fewer pictures than a coarse one. Coarse models are not compared
+with each other: how much another one would differ is not in the ranges. The runs are a few hundred
+steps of a small model: what boxes or captions bring only after more of them does not show.
 """
 
 
@@ -81,11 +83,11 @@ def section(rows: Sequence[dict[str, str]]) -> list[str]:
     if not any(row["arm"] in ARMS for row in rows):
         return []
     parts = [INTRODUCTION, f"![accuracy against number of boxes](images/{PICTURE})\n"]
-    for data in dict.fromkeys(row["data"] for row in rows):
+    for data in STEPS:
         own = [row for row in rows if row["data"] == data]
         if any(row["arm"] in ARMS for row in own):
             parts += [f"### {data}, boxes\n", _numbers(own), _judged(own), _cost(own)]
-    return [*parts, CANNOT_SHOW, _state(rows)]
+    return [*parts, _all_stamps(rows), CANNOT_SHOW, _state(rows)]
 
 
 def values(
@@ -191,10 +193,11 @@ def _is_whole(own: Sequence[dict[str, str]], arm: str, percent: int) -> bool:
 def _cost(own: Sequence[dict[str, str]]) -> str:
     """Say how long the models were trained, and whether the coarse one learned."""
     said = []
-    for row in (row for row in own if row["arm"] == COARSE):
+    for row, starts in _coarse(own):
         said.append(
             f"{row['steps']} coarse steps of {row['batch_size']}, after which text finds picture"
             f" among 1000 captions of val with R@10 {row['coarse_text_to_image_recall_at_10']}"
+            f" (start of {starts} runs)"
         )
     for arm in (FINE, LONGER):
         steps = {f"{row['steps']} of {row['batch_size']}" for row in own if row["arm"] == arm}
@@ -206,25 +209,64 @@ def _cost(own: Sequence[dict[str, str]]) -> str:
         for found in [[b for arm in ARMS for b in values(own, arm, "boxes", percent)]]
         if found
     ]
-    return f"Steps: {'; '.join(dict.fromkeys(said))}. Boxes: {', '.join(boxes)}.\n{_short(own)}"
+    return f"Steps: {'; '.join(dict.fromkeys(said))}. Boxes: {', '.join(boxes)}.\n"
 
 
-def _short(own: Sequence[dict[str, str]]) -> str:
-    """Say what fewer fine steps gave."""
-    phrases, told = "phrases/recall_at_1/seen", []
-    for row in (row for row in own if row["arm"] in (SHORT, SHORT_FINE)):
-        told.append(f"{row['arm']}, {row['steps']} fine steps: {row[phrases]}")
-    chance = values(own, CHANCE, phrases)
-    if not told or not chance:
+def _coarse(own: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], int]]:
+    """The coarse models, each with the number of runs that started from it.
+
+    One whose folder was gone was trained once more, for the runs behind it.
+    """
+    found: list[tuple[dict[str, str], int]] = []
+    for row in own:
+        if row["arm"] == COARSE:
+            found.append((row, 0))
+        elif row["arm"] == COARSE_FINE and found:
+            last, starts = found[-1]
+            found[-1] = last, starts + 1
+    return found
+
+
+def _all_stamps(rows: Sequence[dict[str, str]]) -> str:
+    """Say what was learned of stamps with every noun that there is; nothing without such rows."""
+    own = [row for row in rows if row["data"] == ALL_STAMPS]
+    said = []
+    for number in DRAWN:
+        column = f"{number}/seen"
+        beside = [f"{CHANCE} {row[column]}" for row in own if row["arm"] == CHANCE]
+        arms = [
+            f"{row['arm']}, {row['percent']} % of the boxes {row[column]}"
+            for row in own
+            if row["arm"] in ARMS
+        ]
+        said.append(f"{NAMES[number]} (seen): {', '.join([*beside, *arms])}")
+    steps = {row["steps"]: None for row in own if row["arm"] in ARMS}
+    if not steps:
         return ""
-    return f"\nPhrases, R@1 (seen), chance {chance[0]:.3f}: {'; '.join(told)}.\n"
+    return (
+        "Stamps of all nouns of the collection, hundreds of them, are too much for runs of this"
+        f" length (data *{ALL_STAMPS}* of the rows, {', '.join(steps)} fine steps, seed 0):"
+        f" {'; '.join(said)}. So the stamps above show few nouns.\n"
+    )
 
 
 def _state(rows: Sequence[dict[str, str]]) -> str:
-    trained = [row for row in rows if row["arm"] in (*ARMS, SHORT, SHORT_FINE, TEXT_ONLY)]
-    wanted = len([job for _, job in runs([*range(SEEDS)], [*STEPS]) if job.arm != CHANCE])
-    hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
-    return f"{len(trained)} of {wanted} fine runs, {hours:.1f} CPU hours: {machines(rows)}.\n"
+    """Say how many runs there are, what they cost, and what was spent beside the comparison."""
+    counted = [row for row in rows if not is_extra(row)]
+    trained = [row for row in counted if row["arm"] in (*ARMS, TEXT_ONLY)]
+    wanted = [job for _, job in runs([*range(SEEDS)], [*STEPS]) if job.arm not in (CHANCE, LONGER)]
+    extras = []
+    for name, own in (
+        (LONGER, [row for row in rows if row["arm"] == LONGER]),
+        (ALL_STAMPS, [row for row in rows if row["data"] == ALL_STAMPS]),
+    ):
+        if own:
+            extras.append(f"{name}: {hours_of(own):.1f}")
+    beside = f" (besides, {', '.join(extras)})" if extras else ""
+    return (
+        f"{len(trained)} of {len(wanted)} fine runs, {hours_of(counted):.1f} CPU hours"
+        f"{beside}: {machines(rows)}.\n"
+    )
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -239,7 +281,9 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    trained = dict.fromkeys(row["data"] for row in rows if row["arm"] in ARMS)
+    trained = [
+        data for data in STEPS if any(row["data"] == data and row["arm"] in ARMS for row in rows)
+    ]
     panels = [(number, group) for number in DRAWN for group in GROUPS]
     figure, axes = pyplot.subplots(
         len(trained),

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fiber.data import stamps
 from fiber.data.records import Record
 from fiber.data.scenes import generate
+from tests.data.cutouts import write_pictures, write_stamp
 
 BENCHES = Path(__file__).parents[2] / "benches"
 
@@ -13,7 +15,7 @@ BENCHES = Path(__file__).parents[2] / "benches"
 @pytest.fixture
 def boxes(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHES))
-    for name in ("boxes", "box_measures", "experiments"):
+    for name in ("boxes", "box_measures", "experiments", "few_stamps"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import boxes
     import experiments
@@ -33,6 +35,15 @@ def box_measures(boxes):
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boxes") / "scenes"
     return generate(folder, train=60, val=12, novel=12, image_size=48, max_objects=3)
+
+
+@pytest.fixture(scope="module")
+def few_stamps(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stamps")
+    pictures = write_pictures(root)
+    return stamps.generate(
+        root / "data", train=30, val=12, novel=12, image_size=96, max_objects=3, **pictures
+    )
 
 
 def test_fewer_pictures_are_part_of_more_and_always_the_same(boxes):
@@ -63,6 +74,41 @@ def test_every_record_of_a_chosen_picture_is_taken_and_no_other(boxes, scenes):
         assert [record.key for record in records] == kept and kept
 
 
+def test_nouns_that_are_held_out_are_not_asked_for_in_training(boxes, few_stamps):
+    held_out = boxes.read_json(few_stamps / "dataset.json")["held_out"]["nouns"]
+    everything = boxes.sources.detection(few_stamps, "train")
+    asked = boxes.boxed_records(few_stamps, 100, seed=0)["detection"]
+    assert held_out and set(held_out) < set(everything[0].labels)
+    for before, record in zip(everything, asked, strict=True):
+        # One list of labels for all: what draws their prompts looks whether it is the same one.
+        assert record.labels is asked[0].labels
+        assert set(record.labels) == set(before.labels) - set(held_out)
+        assert record.boxes_xyxy == before.boxes_xyxy
+        names = [record.labels[label] for label in record.box_labels]
+        assert names == [before.labels[label] for label in before.box_labels]
+        said = [record.text[start:end] for ((start, end),) in record.char_spans]
+        assert said == names
+
+
+def test_groups_of_stamps_are_nouns_that_training_shows_and_those_held_out(
+    boxes, box_measures, few_stamps
+):
+    nouns = boxes.read_json(few_stamps / "dataset.json")["held_out"]["nouns"]
+    asked = box_measures.open_asked(few_stamps)
+    for group, unseen in (("seen", False), ("unseen", True)):
+        labels = [
+            record.labels[label]
+            for record, true in zip(asked.coco, box_measures.true_boxes(asked, group), strict=True)
+            for label in true.labels
+        ]
+        assert labels and all((label in nouns) == unseen for label in labels)
+    heads = {box_measures.head_phrase(record) for record in asked.refcoco["unseen"]}
+    assert heads and all(head.endswith(tuple(nouns)) for head in heads)
+    training = boxes.boxed_records(few_stamps, 100, seed=0)
+    values = box_measures.guess_frequent_boxes(asked, training)
+    assert all(0 <= value <= 1 for value in values.values())
+
+
 def test_both_arms_and_all_parts_have_the_same_steps(boxes):
     jobs = [job for kind, job in boxes.wanted([0, 1], ["scenes", "stamps"]) if kind == "scenes"]
     steps = {
@@ -73,7 +119,6 @@ def test_both_arms_and_all_parts_have_the_same_steps(boxes):
     assert steps[boxes.FINE] == steps[boxes.COARSE_FINE] == steps[boxes.TEXT_ONLY]
     assert steps[boxes.LONGER] == steps[boxes.FINE] + boxes.coarse_config("scenes").train.steps
     assert len({(job.arm, job.percent, job.seed) for job in jobs}) == len(jobs)
-    assert steps[boxes.SHORT] == steps[boxes.SHORT_FINE] < steps[boxes.FINE]
     for arm in (boxes.COARSE_FINE, boxes.FINE):
         assert [job.seed for job in jobs if job.arm == arm] == [0, 0, 0, 1, 1, 1]
     assert [(job.percent, job.seed) for job in jobs if job.arm == boxes.LONGER] == [
@@ -130,10 +175,12 @@ def test_a_missing_coarse_model_is_trained_before_what_needs_it_and_only_then(
     assert done == [boxes.FINE]
     boxes.run_all(places, [("scenes", both)], rows, 2, 100)
     assert done == [boxes.FINE, boxes.COARSE, boxes.COARSE_FINE]
-    # The budget is what all rows took, those of earlier calls included.
+    # The budget is what all rows but extras took, those of earlier calls included.
+    longer = boxes._row("scenes", boxes.Job(boxes.LONGER, 5, 0), seconds=7200)
+    rows.add([longer, {**longer, "data": "other"}])
     waiting = [("scenes", boxes.Job(boxes.FINE, 5, seed)) for seed in (1, 2, 3)]
     boxes.run_all(places, waiting, rows, 1, 4)
-    assert len(done) == 4 and len(rows.rows) == 4
+    assert len(done) == 4 and len(rows.rows) == 6
 
 
 def test_what_was_held_out_is_known_by_its_noun_or_by_colour_and_shape(box_measures):
@@ -199,3 +246,24 @@ def test_groups_of_scenes_are_val_and_novel_and_guesses_have_every_number(
     ):
         assert values.keys() == wanted
         assert all(0 <= value <= 1 for value in values.values())
+
+
+def test_few_stamps_are_one_of_each_kind_with_a_name_of_one_word(boxes, tmp_path):
+    import few_stamps
+
+    for name, caption in (
+        ("animals/a", "A frog."),
+        ("animals/b", "A frog (a green one)."),
+        ("animals/c", "A tree frog."),
+        ("things/a", "A mug."),
+        ("things/b", "A hen."),
+        ("things/c", "A rooster."),
+    ):
+        write_stamp(tmp_path / "from" / f"{name}.png", caption)
+    few_stamps.choose(tmp_path / "from", tmp_path / "to", 3)
+    files = sorted(path.name for path in (tmp_path / "to").iterdir())
+    assert files == [f"{noun}{end}" for noun in ("frog", "hen", "mug") for end in (".png", ".txt")]
+    with pytest.raises(FileExistsError):
+        few_stamps.choose(tmp_path / "from", tmp_path / "to", 3)
+    with pytest.raises(ValueError, match="3 kinds of things; expected 4 or more"):
+        few_stamps.choose(tmp_path / "from", tmp_path / "more", 4)

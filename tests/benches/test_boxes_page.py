@@ -64,7 +64,7 @@ def test_differences_are_named_part_by_part_and_the_saving_is_computed(boxes_pag
     assert "beside fine only, 5 % of the boxes: no difference found" in text
     assert "reaches that of fine only with 100 %: phrases, R@1 (seen) 25 %;" in text
     assert "0.710 (0.700 to 0.720)" in text
-    assert "18 of 43 fine runs, 9.0 CPU hours" in text
+    assert "18 of 38 fine runs, 9.0 CPU hours: x, 2 cores" in text
 
 
 def test_a_coarse_stage_that_brings_nothing_is_told_so(boxes_page):
@@ -86,6 +86,28 @@ def test_as_many_steps_without_captions_are_compared_too(boxes_page):
     rows = rows_of(boxes_page, values | {(boxes_page.LONGER, 25): 0.8})
     text = "\n".join(boxes_page.section(rows))
     assert "beside fine only, longer, 25 % of the boxes: phrases, R@1 (seen) falls by" in text
+
+
+def test_extras_and_stamps_of_all_nouns_are_told_and_counted_apart(boxes_page):
+    values = lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3))
+    rows = rows_of(boxes_page, values)
+    rows += rows_of(boxes_page, {(boxes_page.LONGER, 25): 0.8}, seeds=1)
+    others = {(boxes_page.CHANCE, 0): 0.4, (boxes_page.FINE, 100): 0.25}
+    rows += rows_of(boxes_page, others, seeds=1, data=boxes_page.ALL_STAMPS)
+    text = "\n".join(boxes_page.section(rows))
+    assert "### all stamps" not in text
+    assert "expressions, accuracy (seen): chance 0.4000, fine only, 100 % of the boxes 0.25" in text
+    counted = "18 of 38 fine runs, 9.0 CPU hours"
+    assert f"{counted} (besides, fine only, longer: 0.5, all stamps: 1.0): x, 2 cores" in text
+
+
+def test_a_coarse_model_trained_once_more_has_the_runs_behind_it(boxes_page):
+    own = rows_of(boxes_page, lines_of(boxes_page, (0.7, 0.6, 0.3), (0.55, 0.4, 0.3)))
+    coarse = rows_of(boxes_page, {(boxes_page.COARSE, 0): 0.0}, seeds=2)
+    coarse[0]["coarse_text_to_image_recall_at_10"] = "0.4200"
+    text = "\n".join(boxes_page.section([coarse[0], *own[:7], coarse[1], *own[7:]]))
+    assert "R@10 0.4200 (start of 7 runs); 400 coarse steps" in text
+    assert "R@10  (start of 2 runs); 400 of 16 (fine only). Boxes:" in text
 
 
 def test_points_of_the_curve_are_mean_and_range_by_number_of_boxes(boxes_page, tmp_path):
