@@ -106,8 +106,8 @@ def test_a_coarse_model_trained_once_more_has_the_runs_behind_it(boxes_page):
     coarse = rows_of(boxes_page, {(boxes_page.COARSE, 0): 0.0}, seeds=2)
     coarse[0]["coarse_text_to_image_recall_at_10"] = "0.4200"
     text = "\n".join(boxes_page.section([coarse[0], *own[:7], coarse[1], *own[7:]]))
-    assert "R@10 0.4200 (start of 7 runs); 400 coarse steps" in text
-    assert "R@10  (start of 2 runs); 400 of 16 (fine only). Boxes:" in text
+    assert "R@10 0.4200 (runs from it: 7); 400 coarse steps" in text
+    assert "R@10  (runs from it: 2); 400 of 16 (fine only). Boxes:" in text
 
 
 def test_points_of_the_curve_are_mean_and_range_by_number_of_boxes(boxes_page, tmp_path):
