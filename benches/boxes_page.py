@@ -166,22 +166,28 @@ def _judged(own: Sequence[dict[str, str]]) -> str:
 
 
 def _saved(own: Sequence[dict[str, str]], without: str) -> str:
-    """Say with what part of the boxes the coarse stage reaches what all boxes reach without it."""
-    needed = [(COARSE_FINE, percent) for percent in PERCENTS] + [(without, PERCENTS[0])]
+    """Say with what part of the boxes each arm reaches what all boxes reach without the coarse one.
+
+    That of the arm without it stands beside: where fewer boxes are as good for it, none are saved.
+    """
+    needed = [(arm, percent) for arm in (COARSE_FINE, without) for percent in PERCENTS]
     if not all(_is_whole(own, arm, percent) for arm, percent in needed):
         return ""
     said = []
     for column, name, group in _columns():
         goal = statistics.mean(values(own, without, column, PERCENTS[0]))
-        reached = [
-            percent
-            for percent in PERCENTS
-            if statistics.mean(values(own, COARSE_FINE, column, percent)) >= goal
-        ]
-        said.append(f"{name} ({group}) {f'{min(reached)} %' if reached else 'never'}")
+        parts = []
+        for arm in (COARSE_FINE, without):
+            reached = [
+                percent
+                for percent in PERCENTS
+                if statistics.mean(values(own, arm, column, percent)) >= goal
+            ]
+            parts.append(f"{min(reached)} %" if reached else "never")
+        said.append(f"{name} ({group}) {' and '.join(parts)}")
     return (
-        f"- least part of the boxes with which the mean of {COARSE_FINE} reaches that of {without}"
-        f" with {PERCENTS[0]} %: {'; '.join(said)}"
+        f"- least part of the boxes with which the means of {COARSE_FINE} and of {without} itself"
+        f" reach that of {without} with {PERCENTS[0]} %: {'; '.join(said)}"
     )
 
 

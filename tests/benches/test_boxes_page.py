@@ -62,7 +62,7 @@ def test_differences_are_named_part_by_part_and_the_saving_is_computed(boxes_pag
     assert "beside fine only, 100 % of the boxes: phrases, R@1 (seen) rises by 0.150" in text
     assert "beside fine only, 25 % of the boxes: phrases, R@1 (seen) rises by 0.200" in text
     assert "beside fine only, 5 % of the boxes: no difference found" in text
-    assert "reaches that of fine only with 100 %: phrases, R@1 (seen) 25 %;" in text
+    assert "reach that of fine only with 100 %: phrases, R@1 (seen) 25 % and 100 %;" in text
     assert "0.710 (0.700 to 0.720)" in text
     assert "18 of 38 fine runs, 9.0 CPU hours: x, 2 cores" in text
 
@@ -71,7 +71,12 @@ def test_a_coarse_stage_that_brings_nothing_is_told_so(boxes_page):
     rows = rows_of(boxes_page, lines_of(boxes_page, (0.5, 0.4, 0.3), (0.6, 0.4, 0.3)))
     text = "\n".join(boxes_page.section(rows))
     assert "100 % of the boxes: phrases, R@1 (seen) falls by 0.100" in text
-    assert "phrases, R@1 (seen) never;" in text
+    assert "phrases, R@1 (seen) never and 100 %;" in text
+
+
+def test_boxes_that_nobody_needs_are_not_saved(boxes_page):
+    rows = rows_of(boxes_page, lines_of(boxes_page, (0.5, 0.6, 0.6), (0.5, 0.4, 0.5)))
+    assert "phrases, R@1 (seen) 5 % and 5 %;" in "\n".join(boxes_page.section(rows))
 
 
 def test_too_few_seeds_are_not_judged(boxes_page):
