@@ -51,8 +51,9 @@ INTRODUCTION = f"""## What the coarse stage saves in boxes
 The fine stage from a coarse model and from nothing (`benches/boxes.py`), with the boxes of 100, 25
 and 5 % of {BOXED} pictures of the training split, at equal steps, so that the number of boxes is
 all that differs along a line; *fine only, longer* has the steps of both stages. The coarse stage
-reads captions and questions of all training pictures and no box; all seeds start from one coarse
-model, and are those of the fine stage and of the choice of pictures. *Seen*: val. *Unseen*: what
+reads captions and questions of all training pictures and no box; seeds are those of the fine stage
+and of the choice of pictures, and start from one coarse model, or from one that was trained anew
+where its folder was gone (the steps below tell). *Seen*: val. *Unseen*: what
 novel names of the colours with shapes (scenes) or nouns (stamps) that neither stage was shown; for
 expressions and detection of scenes, whose classes are shapes, all of novel, each of whose pictures
 shows such a pair. The stamps are one each of {KINDS} nouns, those held out among them, of which no
