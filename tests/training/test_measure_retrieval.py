@@ -14,8 +14,8 @@ from fiber.metrics.retrieval import recall_at_k
 from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import evaluate
 from tests.models.test_swin import randomise
+from tests.training.measured import pixels_of
 from tests.training.micro_runs import all_records, colour_of
-from tests.training.test_evaluate import pixels_of
 
 PICTURES = 5
 
