@@ -53,12 +53,14 @@ class TestInputs:
             one_for_each(["a", "\n"], 2, "question")
         with pytest.raises(TypeError, match="question 0 is a int"):
             one_for_each([1, "a"], 2, "question")
+        with pytest.raises(ValueError, match=r"question 0 is '\\ud83d dog'; expected whole code"):
+            one_for_each(["\ud83d dog", "a"], 2, "question")
 
     def test_lists_of_texts(self):
         assert one_list_for_each("a", 2, "phrase") == [["a"], ["a"]]
         assert one_list_for_each(["a", "b"], 2, "phrase") == [["a", "b"], ["a", "b"]]
         assert one_list_for_each([["a"], ["b", "c"]], 2, "phrase") == [["a"], ["b", "c"]]
-        for empty in ([], [["a"], []], [["a"], "b"]):
+        for empty in ([], [["a"], []], [["a"], "b"], [3, ["a"]]):
             with pytest.raises(ValueError, match="expected a list of one or more"):
                 one_list_for_each(empty, 2, "phrase")
         with pytest.raises(ValueError, match="1 lists of texts for 2 pictures"):

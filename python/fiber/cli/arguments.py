@@ -45,7 +45,7 @@ def whole_number(text: str) -> int:
         argparse.ArgumentTypeError: for anything else, with what was given.
     """
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
     return int(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -116,9 +116,9 @@ def one_list_for_each(
             " for all pictures, or one list for each"
         )
     for index, each in enumerate(given):
-        if isinstance(each, str) or not each:
+        if isinstance(each, str) or not isinstance(each, Collection) or not each:
             raise ValueError(
-                f"{what} list {index} is {each!r}; expected a list of one or more texts"
+                f"{what} list {index} is {each!r:.60}; expected a list of one or more texts"
             )
     return [list(each) for each in given]
 
@@ -134,6 +134,10 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
             raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty; expected words")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(
+                f"{what} {index} is {text!r:.60}; expected whole code points of Unicode"
+            )
     return [text.strip() for text in texts]
 
 
