@@ -1,6 +1,5 @@
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,8 @@ class TestModelChoice:
 
     def test_the_newest_one_with_the_head(self, desk, capsys):
         shutil.copytree("runs/demo/fine", "runs/later")
-        past = time.time() - 100
+        # The copy has the time of its model, which may be long ago.
+        past = Path("runs/later/model.safetensors").stat().st_mtime - 100
         os.utime("runs/demo/fine/model.safetensors", (past, past))
         assert choose_model(None, "grounding") == "runs/later"
         assert capsys.readouterr().err == "fiber: using the model runs/later\n"
