@@ -1,6 +1,7 @@
 //! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
 
-use super::head::{Gradients, Head, Known};
+use super::gradients::{Gradients, Known};
+use super::head::Head;
 use super::rows::Rows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;

@@ -1,7 +1,7 @@
 //! Numbers of one register, and the few operations on them that attention needs.
 //!
 //! Every function is inlined into one that is compiled for the processor's instructions; see
-//! [`super::dispatch`].
+//! [`super`].
 
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::wildcard_imports)] // Every name tells where it is from.
@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 
 /// Reduction of the exponent: log2(e), and ln(2) in two parts.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
+const LN_2: f32 = std::f32::consts::LN_2;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// Below it the exponential is taken for 0: 1.6e-28 of the largest weight, 1. Smaller ones would
@@ -61,34 +62,63 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn scale(self, power: Self) -> Self;
     /// self, but 0 where a is less than b.
     unsafe fn unless_less(self, a: Self, b: Self) -> Self;
-    /// The largest of all lanes, in every lane.
-    unsafe fn largest(self) -> Self;
-    /// The sum of all lanes, in every lane.
-    unsafe fn sum(self) -> Self;
+    /// Combine all lanes, each with the one so many halves away; every lane ends with the same.
+    unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self;
     /// The number of the first lane.
     unsafe fn first(self) -> f32;
+
+    /// The largest of all lanes, in every lane.
+    #[inline(always)]
+    unsafe fn largest(self) -> Self {
+        // SAFETY: as of the caller; so below.
+        unsafe { self.folded(|a, b| a.max(b)) }
+    }
+
+    /// The sum of all lanes, in every lane.
+    #[inline(always)]
+    unsafe fn sum(self) -> Self {
+        unsafe { self.folded(|a, b| a.add(b)) }
+    }
 
     /// The exponential, within two units in the last place; 0 below [`LEAST`].
     #[inline(always)]
     unsafe fn exp(self) -> Self {
-        // SAFETY: as of the caller.
         unsafe {
             // What is not a number stays so; what comes of numbers far below is left out at the end.
-            let x = self;
-            let power = x.multiply(Self::splat(LOG2_E)).round();
-            let rest = power.multiply_add(Self::splat(-LN_2_HIGH), x);
+            let power = self.multiply(Self::splat(LOG2_E)).round();
+            let rest = power.multiply_add(Self::splat(-LN_2_HIGH), self);
             let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
+            rest.near_one(power).unless_less(self, Self::splat(LEAST))
+        }
+    }
+
+    /// The exponential of self less a number that is given times log2(e): the product is not rounded,
+    /// whose error would be as large as that of the difference.
+    #[inline(always)]
+    unsafe fn exp_less(self, less: Self) -> Self {
+        unsafe {
+            let x = self.multiply_add(Self::splat(LOG2_E), Self::splat(0.0).subtract(less));
+            let power = x.round();
+            let rest = x.subtract(power).multiply(Self::splat(LN_2));
+            let least = Self::splat(LEAST * LOG2_E);
+            rest.near_one(power).unless_less(x, least)
+        }
+    }
+
+    /// exp(self) * 2^power, for numbers of [`POLYNOMIAL`].
+    #[inline(always)]
+    unsafe fn near_one(self, power: Self) -> Self {
+        unsafe {
             let mut sum = Self::splat(POLYNOMIAL[0]);
             let mut i = 1;
             while i < POLYNOMIAL.len() {
-                sum = sum.multiply_add(rest, Self::splat(POLYNOMIAL[i]));
+                sum = sum.multiply_add(self, Self::splat(POLYNOMIAL[i]));
                 i += 1;
             }
-            let square = rest.multiply(rest);
-            sum.multiply_add(square, rest)
+            let square = self.multiply(self);
+            sum.multiply_add(square, self)
                 .add(Self::splat(1.0))
                 .scale(power)
-                .unless_less(x, Self::splat(LEAST))
         }
     }
 }
@@ -177,14 +207,10 @@ unsafe impl Lanes for Plain {
     }
 
     #[inline(always)]
-    unsafe fn largest(self) -> Self {
-        let larger = |a, b| if a > b { a } else { b };
-        Self([self.0.into_iter().fold(f32::NEG_INFINITY, larger); 8])
-    }
-
-    #[inline(always)]
-    unsafe fn sum(self) -> Self {
-        Self([self.0.iter().sum(); 8])
+    unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
+        [4, 2, 1].into_iter().fold(self, |x, half| {
+            combine(x, Self(std::array::from_fn(|lane| x.0[lane ^ half])))
+        })
     }
 
     #[inline(always)]
@@ -266,25 +292,6 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn largest(self) -> Self {
-        unsafe { self.folded(|a, b| a.max(b)) }
-    }
-
-    #[inline(always)]
-    unsafe fn sum(self) -> Self {
-        unsafe { self.folded(|a, b| a.add(b)) }
-    }
-
-    #[inline(always)]
-    unsafe fn first(self) -> f32 {
-        unsafe { _mm256_cvtss_f32(self.0) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Avx2 {
-    /// Combine all lanes, each with the one so many halves away; every lane ends with the same.
-    #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
         // SAFETY: as of the caller.
         unsafe {
@@ -292,6 +299,11 @@ impl Avx2 {
             let x = combine(x, Self(_mm256_permute_ps::<HALVES>(x.0)));
             combine(x, Self(_mm256_permute_ps::<NEIGHBOURS>(x.0)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm256_cvtss_f32(self.0) }
     }
 }
 
@@ -367,25 +379,6 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn largest(self) -> Self {
-        unsafe { self.folded(|a, b| a.max(b)) }
-    }
-
-    #[inline(always)]
-    unsafe fn sum(self) -> Self {
-        unsafe { self.folded(|a, b| a.add(b)) }
-    }
-
-    #[inline(always)]
-    unsafe fn first(self) -> f32 {
-        unsafe { _mm512_cvtss_f32(self.0) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Avx512 {
-    /// As [`Avx2::folded`].
-    #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
         // SAFETY: as of the caller.
         unsafe {
@@ -394,5 +387,10 @@ impl Avx512 {
             let x = combine(x, Self(_mm512_permute_ps::<HALVES>(x.0)));
             combine(x, Self(_mm512_permute_ps::<NEIGHBOURS>(x.0)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        unsafe { _mm512_cvtss_f32(self.0) }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What `triton_kernels/reference.py` says in plain torch, fused: scores never leave the caches,
 //! windows are cut and put together again by index arithmetic, and nothing of the size of the
-//! scores is kept for the backward pass. [`windows`] and [`cross`] part the work; [`head`] does it.
+//! scores is kept for the backward pass. [`windows`] and [`cross`] part the work; [`head`] and [`gradients`] do it.
 
 // Shapes have the letters that the modules state. What is not inlined into a function of wider
 // instructions does not have them, and calls of iterators are not always inlined.
@@ -13,6 +13,7 @@
 )]
 
 pub mod cross;
+mod gradients;
 mod head;
 mod lanes;
 mod products;
@@ -25,8 +26,8 @@ pub mod windows;
 
 use crate::Error;
 use crate::instructions::Instructions;
-use head::{Gradients, Head, Known, Space};
-use lanes::Lanes;
+use gradients::{Gradients, Known};
+use head::{Head, Space};
 use rows::Rows;
 
 /// A pointer that several threads use, each for other numbers.
@@ -95,26 +96,7 @@ unsafe fn forward_avx2(head: &Head, read: &Rows, sums: *mut f32, space: &mut Spa
     unsafe { head::forward::<lanes::Avx2, 4>(head, read, sums, space) };
 }
 
-/// Go back by whichever there are fewer of, where it is known what the forward pass found.
-#[inline(always)]
-unsafe fn backward_with<L: Lanes, const R: usize>(
-    head: &Head,
-    gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
-) {
-    // SAFETY: as of the caller.
-    unsafe {
-        match known {
-            Some(known) if head.keys > head.queries => {
-                head::backward_by_keys::<L, R>(head, gradients, known, space);
-            }
-            _ => head::backward::<L, R>(head, gradients, known, space),
-        }
-    }
-}
-
-/// [`head::backward`] with these instructions.
+/// [`gradients::backward`] with these instructions.
 ///
 /// # Safety
 /// See there.
@@ -132,7 +114,7 @@ unsafe fn backward(
             Instructions::Avx512 => backward_avx512(head, gradients, known, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => backward_avx2(head, gradients, known, space),
-            _ => backward_with::<lanes::Plain, 4>(head, gradients, known, space),
+            _ => gradients::backward::<lanes::Plain, 4>(head, gradients, known, space),
         }
     }
 }
@@ -146,7 +128,7 @@ unsafe fn backward_avx512(
     space: &mut Space,
 ) {
     // SAFETY: as of the caller.
-    unsafe { backward_with::<lanes::Avx512, 8>(head, gradients, known, space) };
+    unsafe { gradients::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -158,7 +140,7 @@ unsafe fn backward_avx2(
     space: &mut Space,
 ) {
     // SAFETY: as of the caller.
-    unsafe { backward_with::<lanes::Avx2, 4>(head, gradients, known, space) };
+    unsafe { gradients::backward::<lanes::Avx2, 4>(head, gradients, known, space) };
 }
 
 /// Whether heads of this width can be computed.

@@ -131,8 +131,8 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
 }
 
 /// Make weights (p,) of scores, and of the weights' gradients those of the scores. `known` gives of
-/// the queries at some columns the logarithm of the sum of exponentials, and the product of what was
-/// read with its gradient.
+/// the queries at some columns the logarithm in base 2 of the sum of exponentials, and the product of
+/// what was read with its gradient.
 #[inline(always)]
 pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     scores: *mut f32,
@@ -145,7 +145,7 @@ pub(super) unsafe fn known_softmax_backward<L: Lanes>(
         let (less, delta) = known(column);
         // SAFETY: as of the caller.
         unsafe {
-            let weight = L::load(scores.add(column)).subtract(less).exp();
+            let weight = L::load(scores.add(column)).exp_less(less);
             weight.store(scores.add(column));
             let gradient = L::load(gradients.add(column)).subtract(delta);
             weight.multiply(gradient).store(gradients.add(column));
@@ -189,6 +189,7 @@ pub(super) fn log2(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attention::lanes;
 
     /// Exponentials of two rows of 21 scores, and the sum of each.
     unsafe fn exponentials_of<L: Lanes>(scores: &mut [f32; 64]) -> [f32; 2] {
@@ -250,34 +251,29 @@ mod tests {
         }
     }
 
+    /// Check a function of lanes with each kind that the processor has.
+    macro_rules! check_all {
+        ($check:ident, $of:ident) => {
+            $check($of::<lanes::Plain>);
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                $check($of::<lanes::Avx2>);
+            }
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx512f") {
+                $check($of::<lanes::Avx512>);
+            }
+        };
+    }
+
     #[test]
     fn exponentials_are_near_the_true_ones() {
-        check_exp(exp_of::<crate::attention::lanes::Plain>);
-        #[cfg(target_arch = "x86_64")]
-        {
-            use crate::attention::lanes::{Avx2, Avx512};
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                check_exp(exp_of::<Avx2>);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                check_exp(exp_of::<Avx512>);
-            }
-        }
+        check_all!(check_exp, exp_of);
     }
 
     #[test]
     fn next_to_no_weight_is_none() {
-        check_exponentials(exponentials_of::<crate::attention::lanes::Plain>);
-        #[cfg(target_arch = "x86_64")]
-        {
-            use crate::attention::lanes::{Avx2, Avx512};
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                check_exponentials(exponentials_of::<Avx2>);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                check_exponentials(exponentials_of::<Avx512>);
-            }
-        }
+        check_all!(check_exponentials, exponentials_of);
     }
 
     #[test]

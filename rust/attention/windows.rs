@@ -4,7 +4,8 @@
 
 use std::iter;
 
-use super::head::{Gradients, Head, padded};
+use super::gradients::Gradients;
+use super::head::{Head, padded};
 use super::rows::Rows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from fiber import kernels
@@ -94,6 +95,39 @@ def test_cross_attention_is_registered_whole(arguments):
         registered.cross_attention_backward,
         (torch.ones_like(saved[0]), *inputs, *saved, *arguments),
     )
+
+
+def test_operations_are_seen_by_those_who_watch():
+    """Counters of operations and memory, and tracing, hang on torch's dispatch modes."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            seen.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    with Watch():
+        everything(*window_inputs(), random(2, 5, 2, 4)).sum().backward()
+    for name in ("window_attention", "cross_attention"):
+        assert f"fiber.{name}.default" in seen
+        assert f"fiber.{name}_backward.default" in seen
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_who_asks_no_gradient_of_what_was_read_gets_none(backend):
+    class Ends(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, read):
+            return read.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    inputs = [random(1, tokens, 2, 16) for tokens in (3, 4, 4)]
+    with kernels.use_backend(backend):
+        Ends.apply(kernels.image_to_text_attention(*inputs)).sum().backward()
+    assert all(tensor.grad is None for tensor in inputs)
 
 
 def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor) -> Tensor:

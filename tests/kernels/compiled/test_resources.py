@@ -4,7 +4,10 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
+from fiber.kernels import launch
+from tests.kernels.compiled.cases import CALLS, planned
 from tests.kernels.compiled.compile import CHIPS, compile_launch
 from tests.kernels.compiled.resources import (
     Row,
@@ -93,3 +96,20 @@ def test_the_table_keeps_other_versions_and_cases(tmp_path):
     renamed = dataclasses.replace(ROW, kernel="sum_all_rows", registers=24)
     write_table([renamed], path)
     assert read_table(path) == [renamed, old, other]
+
+
+@pytest.mark.parametrize(
+    ("chip", "version", "call", "whole"),
+    [
+        ("sm_120", "3.7", "window 12 sized", False),
+        ("sm_120", "3.7", "window 12 shifted", True),
+        ("sm_120", "3.9", "window 12 sized", True),
+        ("sm_90", "3.7", "window 12 sized", True),
+    ],
+)
+def test_what_spills_is_not_chosen(monkeypatch, chip, version, call, whole):
+    monkeypatch.setattr(launch, "triton_minor", lambda: version)
+    launches = planned(lambda: CALLS[call].backward(torch.bfloat16), CHIPS[chip])
+    names = {each.kernel.__name__ for each in launches}
+    assert ("whole_backward" in names) == whole
+    assert ("tiled_backward_keys" in names) != whole
