@@ -216,7 +216,7 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
                     (L::load(less.add(column)), L::load(deltas.add(column)))
                 });
             }
-            of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
+            // Rows that are no keys are 0, and so are their scores.
             accumulate::<L, R>(of_scores, key, (n, d, p), of_queries);
             combine::<L, R>(of_scores, queries, (n, d, p), out);
             for r in 0..rows {

@@ -16,7 +16,7 @@ def kernels_page(monkeypatch):
     return kernels_page
 
 
-def rows_of(times, date="2026-11-26"):
+def rows_of(times, date="2026-11-26", commit="c"):
     """Rows by (operation, pass): milliseconds of the three sides."""
     return [
         {
@@ -26,7 +26,7 @@ def rows_of(times, date="2026-11-26"):
             "processor": "x",
             "cores": "2",
             "torch": "2",
-            "commit": "c",
+            "commit": commit,
         }
         for (operation, what), medians in times.items()
         for side, median in zip(("fiber", "eager", "sdpa"), medians, strict=True)
@@ -65,3 +65,10 @@ def test_only_the_newest_rows_count(kernels_page):
     old = rows_of({("windows", "forward"): (9, 1, 1)}, date="2026-11-25")
     new = rows_of({("windows", "forward"): (1, 2, 3)})
     assert kernels_page.section(old + new) == kernels_page.section(new)
+
+
+def test_of_one_day_only_the_last_run_counts(kernels_page):
+    first = rows_of({("windows", "forward"): (9, 1, 1)}, commit="first")
+    last = rows_of({("windows", "forward"): (1, 2, 3)}, commit="last")
+    assert kernels_page.section(first + last) == kernels_page.section(last)
+    assert "first" not in "".join(kernels_page.section(first + last))

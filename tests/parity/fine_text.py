@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data import Tokenizer
+from fiber.data.char_spans import CharSpan
 from fiber.data.prompts import class_prompt, clean_class_name
-from fiber.data.records import CharSpan
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.fine_prompts import SECTION
 from tests.parity.published_spans import published_positive_tokens

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan
 
 #: Characters that the rule goes on by where a span's first or last one belongs to no token.
 STEPS = 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan
 
 #: File of each kind for a split.
 FILES = {

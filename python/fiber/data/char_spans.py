@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fiber.data.records import CharSpan
+#: Half-open range [start, end) of code points in a text.
+CharSpan = tuple[int, int]
 
 _JOINER = "\u200d"
 #: Not marks to Unicode, but never the first of a character: zero-width non-joiner and joiner.

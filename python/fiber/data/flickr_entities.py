@@ -18,7 +18,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from fiber.data.records import CharSpan, Record
+from fiber.data.char_spans import CharSpan
+from fiber.data.records import Record
 from fiber.data.source_files import RecordList, read_text, without_garbage_collection
 
 AnyPath = str | PathLike[str]

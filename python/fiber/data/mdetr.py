@@ -13,7 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fiber.data.records import CharSpan, Record
+from fiber.data.char_spans import CharSpan
+from fiber.data.records import Record
 from fiber.data.source_boxes import boxes_by_image, char_spans, read_boxes, told_size
 from fiber.data.source_files import (
     RecordList,

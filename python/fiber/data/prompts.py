@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan
 
 #: Published separator of labels; none follows the last.
 SEPARATOR = ". "

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fiber.data.char_spans import CharSpan
 from fiber.data.prompts import SEPARATOR, ClassName, clean_class_name
-from fiber.data.records import CharSpan
 
 #: What a class with the id 0 is called where a file lists one.
 BACKGROUND = "__background__"

@@ -12,12 +12,10 @@ from math import isfinite
 from os import PathLike
 from typing import Any, Protocol, overload, runtime_checkable
 
-from fiber.data.char_spans import whole_characters
+from fiber.data.char_spans import CharSpan, whole_characters
 
 #: A picture as it is stored: the path of a file or the bytes of one.
 StoredImage = str | PathLike[str] | bytes
-#: Half-open range [start, end) of code points in a text.
-CharSpan = tuple[int, int]
 
 
 class StoredPictures(Sequence[StoredImage]):

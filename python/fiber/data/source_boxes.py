@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fiber.data.char_spans import whole_characters
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.data.source_files import RecordList, SourceFile
 
 #: Boxes may leave the picture by this much (rounding) and are clipped; beyond it is an error.

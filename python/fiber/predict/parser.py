@@ -11,7 +11,7 @@ import functools
 import re
 from typing import Any, NamedTuple
 
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan
 
 #: Pipelines of spaCy's own, the most accurate first; others come behind them, by name.
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")

@@ -6,7 +6,7 @@ import functools
 import re
 import warnings
 
-from fiber.data.records import CharSpan
+from fiber.data.char_spans import CharSpan
 from fiber.predict.parser import english_parser
 
 #: Groups of words that join two phrases though one of them could belong to a phrase.

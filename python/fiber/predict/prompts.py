@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fiber.data.char_spans import check_span
+from fiber.data.char_spans import CharSpan, check_span
 from fiber.data.prompts import ClassLike, ClassName, Prompt, as_class, caption_prompt, class_prompts
-from fiber.data.records import CharSpan
 from fiber.predict.inputs import (
     Inputs,
     as_texts,
