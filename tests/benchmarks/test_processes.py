@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fiber.benchmarks import processes
 from fiber.benchmarks.peers import BY_NAME, Peer
 from fiber.benchmarks.peers.task import Task, fine_size, padded_side
 from fiber.benchmarks.processes import (
@@ -85,6 +86,20 @@ def test_a_process_that_goes_away(tmp_path):
     script.chmod(0o755)
     with pytest.raises(PeerError, match=r"ended \(exit code 3\): the last word"):
         PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
+
+
+def test_a_peer_that_is_stuck_is_named(tmp_path, monkeypatch):
+    """It waits for something that never comes; one that works for as long is waited for."""
+    monkeypatch.setattr(processes, "STUCK_SECONDS", 1.0)
+    script = tmp_path / "interpreter"
+    script.write_text("#!/bin/sh\necho waiting for a worker >&2\nexec sleep 300\n")
+    script.chmod(0o755)
+    with pytest.raises(PeerError, match=r"^stuck: no answer.*last said: waiting for a worker$"):
+        PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
+    code = "import time\nwhile time.process_time() < 3: pass\nprint('{\"versions\": {}}')"
+    script.write_text(f"#!{sys.executable}\n{code}\n")
+    with PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log") as peer:
+        assert peer.versions == {}
 
 
 def test_what_a_peer_leaves_behind_is_ended(tmp_path):

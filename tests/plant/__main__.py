@@ -1,6 +1,7 @@
-"""`python -m tests.plant coarse|fine|kernels`: plant known mistakes one by one; which test sees it.
+"""Plant known mistakes one by one; which test sees it: `python -m tests.plant KIND`.
 
-Each mistake goes into a copy of the package; tests run on the copy until one fails: those of
+KIND is coarse, fine, kernels or decoder. Each mistake goes into a copy of the package, which is
+built again where it is one of the Rust code; tests run on the copy until one fails: those of
 `SUITES`, or of the one check that a mistake in a kernel names. Exit code 0 only if the untouched
 copy passes and every mistake is seen.
 """
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.plant.decoder_mistakes import DECODER
 from tests.plant.kernel_mistakes import KERNELS, Check, KernelMistake
 from tests.plant.mistakes import MISTAKES, Mistake
 
@@ -31,10 +33,15 @@ SUITES = {
         ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals and not native"),
         None,
     ),
+    "decoder": Check("decoder", ("tests/core/test_jpeg.py", "-k", "values or rows"), None),
 }
 
 #: Every mistake by its kind.
-ALL: dict[str, tuple[Mistake, ...]] = {**MISTAKES, "kernels": KERNELS}
+ALL: dict[str, tuple[Mistake, ...]] = {
+    **MISTAKES,
+    "kernels": KERNELS,
+    "decoder": DECODER,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +86,8 @@ def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:
     before = path.read_text(encoding="utf-8")
     path.write_text(mistake.planted(before), encoding="utf-8")
     try:
+        if path.suffix == ".rs":
+            build_extension(copy)
         seen_by = first_failure(copy, check)
     finally:
         path.write_text(before, encoding="utf-8")
@@ -89,10 +98,47 @@ def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:
 def copy_package(folder: Path) -> Path:
     """Copy what the tests need, links resolved: the package, the tests, and the eager model."""
     skipped = shutil.ignore_patterns("__pycache__", "results")
-    for name in ("python", "tests", "benches"):
+    for name in ("python", "tests", "benches", "rust"):
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
-    shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    for name in ("pyproject.toml", "Cargo.toml", "Cargo.lock"):
+        shutil.copy(ROOT / name, folder / name)
     return folder
+
+
+def build_extension(copy: Path) -> None:
+    """Build the extension of a copy, and put it into its package.
+
+    Raises:
+        RuntimeError: if it does not compile, which shows nothing of the tests, with what was said.
+    """
+    target = ROOT / "target" / "plant"
+    # Quickly built rather than quick: crates that it depends on are kept from mistake to mistake.
+    settings = {"CARGO_PROFILE_RELEASE_LTO": "false", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16"}
+    command = [
+        "cargo",
+        "rustc",
+        "--release",
+        "--lib",
+        "--features",
+        "python",
+        "--crate-type",
+        "cdylib",
+    ]
+    done = subprocess.run(
+        [*command, "--target-dir", str(target)],
+        cwd=copy,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the planted extension does not compile: {done.stderr}")
+    built = next(path for path in target.glob("release/libfiber_core.*") if path.suffix != ".d")
+    # The name beside it is that of the extension which the copy came with.
+    (extension,) = (copy / "python" / "fiber").glob("_core*.so")
+    extension.unlink()
+    shutil.copy(built, extension)
 
 
 def first_failure(copy: Path, check: Check) -> str:

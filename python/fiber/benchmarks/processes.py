@@ -31,6 +31,9 @@ _LOOK_SECONDS = 0.02
 _REST_SECONDS = 2.0
 #: Time in which a peer must open, with its conversions, or finish an epoch.
 TIMEOUT_SECONDS = 1800.0
+#: A peer that owes an answer and used less than this share of a core for so long is stuck.
+STUCK_SECONDS = 60.0
+_STUCK_SHARE = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -165,13 +168,23 @@ class PeerProcess:
 
     def _line(self) -> bytes:
         stdout = _opened(self._process.stdout)
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while not select.select([stdout], [], [], 1.0)[0]:
+        now = time.monotonic()
+        deadline, looked, cpu = now + TIMEOUT_SECONDS, now, self.cpu_seconds()
+        while not select.select([stdout], [], [], min(1.0, STUCK_SECONDS))[0]:
             # Its children may hold the pipe open when it is gone.
             if self._process.poll() is not None:
                 return b""
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise PeerError(f"no answer in {TIMEOUT_SECONDS:.0f} seconds")
+            if now - looked >= STUCK_SECONDS:
+                used = self.cpu_seconds() - cpu
+                if used < _STUCK_SHARE * (now - looked):
+                    raise PeerError(
+                        f"stuck: no answer, and {used:.2f} seconds of CPU in the last"
+                        f" {now - looked:.0f}; it last said: {self._last_words()}"
+                    )
+                looked, cpu = now, cpu + used
         return stdout.readline()
 
     def _last_words(self) -> str:

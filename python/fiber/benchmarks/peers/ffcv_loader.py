@@ -51,7 +51,9 @@ def open_peer(task: Task) -> Epoch:
     numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
     path = Path(task.cache) / f"ffcv-{task.variant}.beton"
     field = RGBImageField(write_mode=task.variant, jpeg_quality=95)
-    writer = DatasetWriter(str(path), {"image": field, "label": IntField()}, num_workers=1)
+    writer = DatasetWriter(
+        str(path), {"image": field, "label": IntField()}, num_workers=1, page_size=_page_size(task)
+    )
     writer.from_indexed_dataset(Pictures(tuple(task.files)))
     loader = Loader(
         str(path),
@@ -68,6 +70,21 @@ def open_peer(task: Task) -> Epoch:
             yield pictures
 
     return epoch
+
+
+def _page_size(task: Task) -> int:
+    """FFCV's own page of 8 MiB, or a larger one that holds any of the pictures.
+
+    A picture that does not fit ends its writer's worker, and the writer waits for ever.
+    """
+    largest = max(height * width * 3 for height, width in _sizes(task.files))
+    return max(1 << 23, 1 << largest.bit_length())
+
+
+def _sizes(files: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    for file in files:
+        with Image.open(file) as image:
+            yield image.height, image.width
 
 
 def _operations(task: Task) -> list[Any]:
