@@ -7,6 +7,8 @@ use crate::Error;
 pub enum Instructions {
     /// What every processor has.
     Scalar,
+    /// NEON, which every 64-bit ARM processor has: 128 bits.
+    Neon,
     /// AVX2, FMA and F16C: 256 bits.
     Avx2,
     /// AVX-512 with VBMI (shuffles of single bytes) and VNNI (products of bytes, four at a time).
@@ -14,8 +16,9 @@ pub enum Instructions {
 }
 
 /// Every set with its name.
-const NAMES: [(Instructions, &str); 3] = [
+const NAMES: [(Instructions, &str); 4] = [
     (Instructions::Scalar, "scalar"),
+    (Instructions::Neon, "neon"),
     (Instructions::Avx2, "avx2"),
     (Instructions::Avx512, "avx512"),
 ];
@@ -40,7 +43,16 @@ impl Instructions {
                 return Self::Avx2;
             }
         }
+        if cfg!(target_arch = "aarch64") {
+            return Self::Neon;
+        }
         Self::Scalar
+    }
+
+    /// Whether the processor has the set.
+    fn is_here(self) -> bool {
+        // Of two kinds of processors neither has what the other has.
+        self <= Self::best() && (self != Self::Neon || cfg!(target_arch = "aarch64"))
     }
 
     /// Find a set by name.
@@ -52,10 +64,10 @@ impl Instructions {
         let (found, _) = found.ok_or_else(|| {
             Error::argument(
                 "instructions",
-                format!("'{name}' is no set; expected 'scalar', 'avx2' or 'avx512'"),
+                format!("'{name}' is no set; expected 'scalar', 'neon', 'avx2' or 'avx512'"),
             )
         })?;
-        if found > Self::best() {
+        if !found.is_here() {
             return Err(Error::argument(
                 "instructions",
                 format!("this processor does not have '{name}'"),
@@ -66,11 +78,10 @@ impl Instructions {
 
     /// Every set that the processor has, the narrowest first.
     pub fn available() -> impl Iterator<Item = Self> {
-        let best = Self::best();
         NAMES
             .into_iter()
             .map(|(set, _)| set)
-            .filter(move |&set| set <= best)
+            .filter(|set| set.is_here())
     }
 }
 

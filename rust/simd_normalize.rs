@@ -5,6 +5,7 @@
 //! itself. AVX2 has nothing of the kind and computes: division by a constant is multiplication by its
 //! reciprocal in two parts, which is compared with the tables beforehand for every byte.
 
+#[cfg(target_arch = "x86_64")]
 use crate::instructions::Instructions;
 use crate::simd_resize::Passes;
 use crate::storage::Dtype;
@@ -23,6 +24,7 @@ pub(crate) const PLANE: usize = SEGMENT + 2 * MARGIN;
 #[repr(align(64))]
 pub(crate) struct Table {
     /// All first bytes, all second bytes and so on.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Only AVX-512 reads it.
     pub parts: [[u8; 256]; 4],
     whole: [[u8; 4]; 256],
 }
@@ -80,6 +82,8 @@ pub(crate) struct Values {
     /// For each written channel.
     pub tables: [Table; 3],
     /// For each written channel; `None` where it would not give what the tables hold.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    // Only AVX2 and AVX-512 read it.
     pub arithmetic: Option<[Arithmetic; 3]>,
 }
 

@@ -7,6 +7,8 @@
 use crate::instructions::Instructions;
 use crate::resize_weights::{PRECISION_BITS, QUAD, Weights};
 use crate::simd_loops::{self, Loop};
+#[cfg(target_arch = "aarch64")]
+use crate::simd_resize_neon as neon;
 #[cfg(target_arch = "x86_64")]
 use crate::{simd_resize_avx2 as avx2, simd_resize_avx512 as avx512};
 
@@ -21,6 +23,8 @@ pub(crate) enum Across {
     Avx2(avx2::Table),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Table),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Table),
 }
 
 impl Across {
@@ -32,6 +36,8 @@ impl Across {
             Self::Avx2(table) => table.reach(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(table) => table.reach(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(table) => table.reach(),
         };
         reach.max(columns).next_multiple_of(COLUMNS)
     }
@@ -48,6 +54,7 @@ impl Passes {
     }
 
     /// The instructions, which the processor has.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn instructions(self) -> Instructions {
         self.0
     }
@@ -57,13 +64,17 @@ impl Passes {
         #[cfg(target_arch = "x86_64")]
         {
             let table = match self.0 {
-                Instructions::Scalar => None,
+                Instructions::Scalar | Instructions::Neon => None,
                 Instructions::Avx2 => avx2::Table::new(&weights).map(Across::Avx2),
                 Instructions::Avx512 => avx512::Table::new(&weights).map(Across::Avx512),
             };
             if let Some(table) = table {
                 return table;
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self.0 == Instructions::Neon {
+            return Across::Neon(neon::Table::new(&weights));
         }
         Across::Plain(weights)
     }
@@ -77,6 +88,9 @@ impl Passes {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::split(row, output, planes) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Instructions::Neon => unsafe { neon::split(row, output, planes) },
             _ => {
                 let (pixels, _) = row.as_chunks::<3>();
                 for (channel, start) in planes.into_iter().enumerate() {
@@ -122,6 +136,9 @@ impl Passes {
             Across::Avx512(table) => unsafe {
                 avx512::across(table, planes, plane, quads, columns);
             },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Across::Neon(table) => unsafe { neon::across(table, planes, plane, quads, columns) },
         }
     }
 
@@ -145,6 +162,9 @@ impl Passes {
             Instructions::Avx512 => unsafe {
                 avx512::down(ring, starts, weights, columns, output);
             },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Instructions::Neon => unsafe { neon::down(ring, starts, weights, columns, output) },
             _ => plain_down(ring, starts, weights, columns, output),
         }
     }

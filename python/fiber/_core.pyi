@@ -498,8 +498,8 @@ def decode_jpeg(
         divisor: 1, 2, 4 or 8: decode to that part of height and width, rounded up.
         stop_row: The first row that is not needed.
         max_pixels: Largest picture in the file; default 178,956,970, Pillow's limit.
-        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
-            the same picture.
+        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
+            them give the same picture.
 
     Returns:
         The picture, and why some of it is filled in, or None where nothing is.
@@ -538,8 +538,8 @@ def resize_image(
         crop: (top, left, height, width) in pixels of what is resized; the whole picture if None.
         rows_at_once: How many rows go in at a time, as from a decoder; 0 for all. Values do not
             depend on it.
-        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
-            the same values.
+        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
+            them give the same values.
 
     Raises:
         ValueError: for a size of 0, a crop that leaves the picture, an unknown filter, and for
@@ -572,8 +572,8 @@ def normalize_image(
         channel_order: "rgb" or "bgr".
         mean: Subtracted from values in [0, 1]; red first. ImageNet's by default.
         std: Divides what is left; red first. ImageNet's by default.
-        instructions: "scalar", "avx2" or "avx512"; the processor's widest if None. All of them give
-            the same bytes.
+        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
+            them give the same bytes.
 
     Returns:
         The bytes of all values, without a shape.
@@ -675,7 +675,7 @@ def window_attention(
     shift: int,
     sizes: Sequence[tuple[int, int]] | None,
     threads: int,
-    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+    instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
     """Write what tokens read inside their windows; see `fiber.kernels.window_attention`.
 
@@ -707,7 +707,7 @@ def window_attention_backward(
     shift: int,
     sizes: Sequence[tuple[int, int]] | None,
     threads: int,
-    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+    instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
     """Write the gradients of qkv, bias_table and qkv_bias, with one sum whatever the threads.
 
@@ -736,7 +736,7 @@ def cross_attention(
     key_lengths: Sequence[int] | None,
     key_mask: np.ndarray | None,
     threads: int,
-    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+    instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
     """Write what queries read of the keys of their own sample.
 
@@ -769,7 +769,7 @@ def cross_attention_backward(
     key_lengths: Sequence[int] | None,
     key_mask: np.ndarray | None,
     threads: int,
-    instructions: Literal["scalar", "avx2", "avx512"] | None = None,
+    instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
     """Write the gradients of query, key and value; those of keys that are not read are 0.
 

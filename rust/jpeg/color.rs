@@ -10,6 +10,16 @@ const GREEN_CR: i32 = 46802;
 const BLUE: i32 = 116_130;
 const HALF: i32 = 1 << 15;
 
+/// The same for loops with products of 16 bits. Multiples of 2^-15 that give the rounded products for
+/// every one of the 256 values: of Cr less one whole, and of Cb less two.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) const RED_15: i16 = 13173;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) const BLUE_15: i16 = -7471;
+/// Multiples of 2^-16: of Cb, and of Cr less one whole.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) const GREEN_16: [i16; 2] = [-22554, 18734];
+
 /// Convert a row of pixels, three bytes each.
 ///
 /// `rows` are those of the components, as long as there are pixels or longer.

@@ -28,6 +28,8 @@ mod progressive;
 mod rows;
 mod scans;
 mod sequential;
+#[cfg(target_arch = "aarch64")]
+mod simd_arm;
 mod simd_face;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use super::progressive::Pass;
 use super::sequential::{self, Block, Coefficients, Part, Place};
+#[cfg(target_arch = "aarch64")]
+use super::simd_arm;
 use super::stream::Stream;
 use super::tables::NATURAL_ORDER;
 #[cfg(target_arch = "x86_64")]
@@ -35,6 +37,11 @@ impl Simd {
     #[cfg(target_arch = "x86_64")]
     fn has_avx2(self) -> bool {
         self.instructions >= Instructions::Avx2
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn has_neon(self) -> bool {
+        self.instructions >= Instructions::Neon
     }
 
     /// Decode MCUs until the data made ready end; returns how many.
@@ -90,6 +97,12 @@ impl Simd {
             }
             return true;
         }
+        #[cfg(target_arch = "aarch64")]
+        if self.has_neon() && size == 8 {
+            // SAFETY: the processor has NEON, as `new` made sure.
+            unsafe { simd_arm::transform(blocks, quantisation, out, stride) };
+            return true;
+        }
         let _ = (blocks, quantisation, size, out, stride);
         false
     }
@@ -100,6 +113,11 @@ impl Simd {
         if self.has_avx2() {
             // SAFETY: the processor has AVX2, as `new` made sure.
             return unsafe { simd_x86_rows::wide(samples, out) };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self.has_neon() {
+            // SAFETY: the processor has NEON, as `new` made sure.
+            return unsafe { simd_arm::wide(samples, out) };
         }
         let _ = (samples, out);
         0
@@ -112,6 +130,11 @@ impl Simd {
             // SAFETY: the processor has AVX2, as `new` made sure.
             return unsafe { simd_x86_rows::both(near, far, out) };
         }
+        #[cfg(target_arch = "aarch64")]
+        if self.has_neon() {
+            // SAFETY: the processor has NEON, as `new` made sure.
+            return unsafe { simd_arm::both(near, far, out) };
+        }
         let _ = (near, far, out);
         0
     }
@@ -122,6 +145,11 @@ impl Simd {
         if self.has_avx2() {
             // SAFETY: the processor has AVX2, as `new` made sure.
             return unsafe { simd_x86_rows::convert(luma, blue, red, out) };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self.has_neon() {
+            // SAFETY: the processor has NEON, as `new` made sure.
+            return unsafe { simd_arm::convert(luma, blue, red, out) };
         }
         let _ = (luma, blue, red, out);
         0

@@ -8,7 +8,9 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
+use super::color::{BLUE_15, GREEN_16, RED_15};
 use super::simd_x86::{add, dot, down, pairs};
+use super::upsample::next_start;
 
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -77,14 +79,6 @@ pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
     done
 }
 
-/// Where the next 16 samples begin that have neighbours: behind the `done` ones from the second sample
-/// on, or before, so that the last ones are of a whole register, too.
-#[inline]
-fn next_start(done: usize, count: usize) -> Option<usize> {
-    let last = count.checked_sub(17)?;
-    (last > 0 && done < last + 15).then(|| (done + 1).min(last))
-}
-
 /// Weigh two rows.
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -147,12 +141,6 @@ pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> u
     }
 }
 
-/// Multiples of 2^-15 that give the rounded products for every one of the 256 values.
-const RED: i16 = 13173;
-const BLUE: i16 = -7471;
-/// Multiples of 2^-16: of Cb, and of Cr less one whole.
-const GREEN: [i16; 2] = [-22554, 18734];
-
 /// Red, green and blue of 32 pixels. All products are those of [`super::color`], to the bit.
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -182,14 +170,14 @@ fn rgb_half(y: __m256i, cb: __m256i, cr: __m256i) -> [__m256i; 3] {
     let center = _mm256_set1_epi16(128);
     let (cb, cr) = (_mm256_sub_epi16(cb, center), _mm256_sub_epi16(cr, center));
     // 1.402 Cr = Cr + 0.402 Cr, and 1.772 Cb = 2 Cb - 0.228 Cb.
-    let red = _mm256_add_epi16(cr, _mm256_mulhrs_epi16(cr, _mm256_set1_epi16(RED)));
+    let red = _mm256_add_epi16(cr, _mm256_mulhrs_epi16(cr, _mm256_set1_epi16(RED_15)));
     let blue = _mm256_add_epi16(
         _mm256_add_epi16(cb, cb),
-        _mm256_mulhrs_epi16(cb, _mm256_set1_epi16(BLUE)),
+        _mm256_mulhrs_epi16(cb, _mm256_set1_epi16(BLUE_15)),
     );
     // -0.714 Cr = 0.286 Cr - Cr.
     let half = _mm256_set1_epi32(1 << 15);
-    let products = add(dot(pairs(cb, cr), GREEN), [half, half]);
+    let products = add(dot(pairs(cb, cr), GREEN_16), [half, half]);
     let green = _mm256_sub_epi16(down::<16>(products), cr);
     [
         _mm256_add_epi16(y, red),

@@ -109,3 +109,11 @@ fn weigh(
         pixels[1] = ((3 * here + right + biases[1]) >> bits) as u8;
     }
 }
+/// Where the next 16 samples begin that have neighbours: behind the `done` ones from the second sample
+/// on, or before, so that the last ones are of a whole register, too.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline]
+pub(super) fn next_start(done: usize, count: usize) -> Option<usize> {
+    let last = count.checked_sub(17)?;
+    (last > 0 && done < last + 15).then(|| (done + 1).min(last))
+}

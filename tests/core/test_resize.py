@@ -4,6 +4,7 @@ Recorded with a version that takes rows first, and the one at hand in two calls.
 """
 
 import json
+import platform
 import zlib
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def has(instructions: str) -> bool:
     return True
 
 
+WIDE = ("neon",) if platform.machine() in ("aarch64", "arm64") else ("avx2", "avx512")
 INSTRUCTIONS = [
     pytest.param(name, marks=pytest.mark.skipif(not has(name), reason=f"needs {name}"))
-    for name in ("scalar", "avx2", "avx512")
+    for name in ("scalar", *WIDE)
 ]
 
 

@@ -17,7 +17,7 @@ DAMAGES = {"truncated", "damaged"}
 def instructions() -> list[str]:
     """Every set of instructions that this processor has."""
     found = []
-    for name in ("scalar", "avx2", "avx512"):
+    for name in ("scalar", "neon", "avx2", "avx512"):
         try:
             _core.decode_jpeg(b"", instructions=name)
         except DecodeError:
