@@ -45,6 +45,10 @@ pub(super) const FOUR_EVEN: [i16; 2] = [15137, -6270];
 pub(super) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
 pub(super) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
 
+/// Of two samples: factors of inputs 1 and 3, and of 5 and 7.
+pub(super) const TWO_13: [i16; 2] = [29692, -10426];
+pub(super) const TWO_57: [i16; 2] = [6967, -5906];
+
 /// Bits of the constants, and bits kept between the two passes.
 pub(super) const CONSTANT_BITS: u32 = 13;
 pub(super) const PASS_BITS: u32 = 2;
@@ -210,10 +214,8 @@ pub(super) fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 6
 }
 
 fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    const FIRST: [i16; 2] = [29692, -10426];
-    const SECOND: [i16; 2] = [6967, -5906];
     let values = dequantise(block, quantisation);
-    let odd = |at: [i32; 4]| dot(at[0], at[1], FIRST).wrapping_add(dot(at[2], at[3], SECOND));
+    let odd = |at: [i32; 4]| dot(at[0], at[1], TWO_13).wrapping_add(dot(at[2], at[3], TWO_57));
     let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
     let bits = CONSTANT_BITS - PASS_BITS + 2;
     // (upper, lower) of each column that counts.

@@ -87,12 +87,13 @@ impl Simd {
         stride: usize,
     ) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() && matches!(size, 4 | 8) {
+        if self.has_avx2() && matches!(size, 2 | 4 | 8) {
             // SAFETY: the processor has AVX2, as `new` made sure.
             unsafe {
                 match size {
                     8 => simd_x86::transform(blocks, quantisation, out, stride),
-                    _ => simd_x86_small::transform(blocks, quantisation, out, stride),
+                    4 => simd_x86_small::four(blocks, quantisation, out, stride),
+                    _ => simd_x86_small::two(blocks, quantisation, out, stride),
                 }
             }
             return true;
