@@ -35,6 +35,7 @@ DECODER = (
         "FOUR_EVEN: [i16; 2] = [15137, -6270];",
         "FOUR_EVEN: [i16; 2] = [15138, -6270];",
     ),
-    _one_more(_COLOR, "RED", "91881"),
-    _one_more(_COLOR, "BLUE", "116_130"),
+    # Of red and blue another constant may round to the same products of all 256 values.
+    _one_more(_COLOR, "GREEN_CB", "22554"),
+    _one_more(_COLOR, "GREEN_CR", "46802"),
 )
