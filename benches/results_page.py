@@ -97,11 +97,12 @@ pictures leave beam search waiting for small products; many keep it busy.
 """
 
 #: What holds missed targets of the data path back, and what was not measured.
-DATA_HELD_BACK = """What holds the missed ratios of the data path back (`perf record` of the loader on
-one thread): the largest part of a squashed picture is its Huffman codes, which are read one after
-the other, and of a 12-megapixel photograph they are most. Every peer has to read them, too; there
-fiber gains less than around them. A picture of the fine stage is written to the batch as ten
-megabytes of floats, once, which takes as long as its codes; stores past the caches took no less.
+DATA_HELD_BACK = """What holds the missed ratios of the data path back (`perf record` of the
+loader on one thread): the largest part of a squashed picture is its Huffman codes, which are read
+one after the other, and of a 12-megapixel photograph they are most. Every peer has to read them,
+too; there fiber gains less than around them. A picture of the fine stage is written to the batch as
+ten megabytes of floats, once, which takes as long as its codes; stores past the caches took no
+less.
 
 On ARM no time was measured: instructions were counted under emulation (`arm.py`), beside a
 program of libjpeg-turbo that writes its picture to a file as well.
