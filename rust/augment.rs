@@ -160,10 +160,9 @@ impl Transform {
 impl Geometry {
     fn check(&self) -> Result<(), Error> {
         match self {
-            Self::Squash { size: 0 } | Self::RandomResizedCrop { size: 0, .. } => {
-                Err(Error::argument("size", "0 pixels; expected 1 or more"))
-            }
-            Self::RandomResizedCrop { scale, ratio, .. } => {
+            Self::Squash { size } => resize::check_output("size", *size, *size),
+            Self::RandomResizedCrop { size, scale, ratio } => {
+                resize::check_output("size", *size, *size)?;
                 check_scale("scale", *scale)?;
                 if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
                     return Err(Error::argument(
@@ -198,9 +197,12 @@ impl Geometry {
                         format!("{max_size} and {divisor}; expected 1 or more"),
                     ));
                 }
-                Ok(())
+                let padded = |side: usize| side.checked_next_multiple_of(*divisor);
+                let shorter = sizes.iter().copied().max().map(|size| size.min(*max_size));
+                let largest = shorter.and_then(padded).zip(padded(*max_size));
+                let (height, width) = largest.unwrap_or((usize::MAX, usize::MAX));
+                resize::check_output("sizes, max_size", height, width)
             }
-            Self::Squash { .. } => Ok(()),
         }
     }
 }
@@ -427,6 +429,22 @@ mod tests {
             cut: Cut::off(),
         };
         assert_eq!(name(&transform(sizes, 0.0)), "sizes");
+        let large = Geometry::Squash { size: 13_378 };
+        assert_eq!(name(&transform(large, 0.0)), "size");
+        for (max_size, divisor, fault) in [
+            (100_000, 32, "none"),
+            (1_000_000, 32, "sizes, max_size"),
+            (1333, 1 << 20, "sizes, max_size"),
+            (usize::MAX, 2, "sizes, max_size"),
+        ] {
+            let sizes = Geometry::ShorterSide {
+                sizes: vec![800],
+                max_size,
+                divisor,
+                cut: Cut::off(),
+            };
+            assert_eq!(name(&transform(sizes, 0.0)), fault);
+        }
         assert_eq!(name(&cutting(1.5, (0.5, 1.0))), "crop_probability");
         assert_eq!(name(&cutting(0.5, (0.0, 1.0))), "crop_scale");
         assert_eq!(name(&cutting(0.5, (0.5, 1.1))), "crop_scale");

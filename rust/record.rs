@@ -162,7 +162,15 @@ pub fn read_image(path: &Path, max_pixels: usize) -> Result<Rgb, Error> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::File {
+    let read = || {
+        // A pipe that nobody writes to would be waited for, a device might never end.
+        let kind = std::fs::metadata(path)?.file_type();
+        if !kind.is_file() && !kind.is_dir() {
+            return Err(std::io::Error::other("it is no regular file"));
+        }
+        std::fs::read(path)
+    };
+    read().map_err(|source| Error::File {
         path: path.to_owned(),
         source,
     })

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 
 use crate::Error;
-use crate::image::Rgb;
+use crate::image::{MAX_PIXELS, Rgb};
 pub use crate::row_resizer::{ResizeScratch, RowResizer};
 
 /// The convolution kernel.
@@ -89,6 +89,23 @@ impl Crop {
             height,
             width,
         }
+    }
+}
+
+/// Check the size of a picture that is to be made.
+///
+/// # Errors
+/// [`Error::Argument`] of the given name for sides of 0, and for more than [`MAX_PIXELS`] in all.
+pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> Result<(), Error> {
+    match height.checked_mul(width) {
+        Some(1..=MAX_PIXELS) => Ok(()),
+        _ => Err(Error::argument(
+            name,
+            format!(
+                "cannot resize to {height} x {width} pixels; expected 1 or more, and at most \
+                 {MAX_PIXELS} in all"
+            ),
+        )),
     }
 }
 

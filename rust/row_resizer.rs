@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::instructions::Instructions;
-use crate::resize::{Crop, Filter};
+use crate::resize::{Crop, Filter, check_output};
 use crate::resize_weights::{QUAD, QuadWeights, Weights};
 use crate::simd_resize::{Across, COLUMNS, Passes};
 
@@ -251,15 +251,7 @@ fn grow(memory: &mut Vec<u8>, bytes: usize) {
 }
 
 fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(), Error> {
-    if output.0 == 0 || output.1 == 0 {
-        return Err(Error::argument(
-            "size",
-            format!(
-                "cannot resize to {} x {} pixels; expected 1 or more",
-                output.0, output.1
-            ),
-        ));
-    }
+    check_output("size", output.0, output.1)?;
     let inside = |start: usize, length: usize, whole: usize| {
         length > 0 && start.checked_add(length).is_some_and(|end| end <= whole)
     };

@@ -528,7 +528,7 @@ def resize_image(
     rows_at_once: int = 0,
     instructions: str | None = None,
 ) -> Buffer:
-    """Resize a uint8 array (H, W, 3) with antialiasing, equal to Pillow's value by value.
+    """Resize a uint8 array (H, W, 3) with antialiasing, as Pillow does, rows before columns.
 
     Args:
         image: The array.

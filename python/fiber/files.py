@@ -84,6 +84,11 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+#: What `json.loads` raises for a text that is no JSON, or that is JSON to do harm: thousands of
+#: brackets, a number of thousands of digits.
+JSON_ERRORS = (ValueError, RecursionError)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -92,7 +97,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except JSON_ERRORS as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 

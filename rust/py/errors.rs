@@ -49,8 +49,11 @@ fn innermost(error: &Error) -> &Error {
     }
 }
 
+/// The number that systems give what is no use to them, EINVAL.
+const INVALID: i32 = 22;
+
 /// The system's number and words; Rust's words end with the number that Python shows in front.
-fn describe(source: &std::io::Error) -> (Option<i32>, String) {
+fn describe(source: &std::io::Error) -> (i32, String) {
     let number = source.raw_os_error();
     let words = source.to_string();
     let words = number.map_or(words.as_str(), |number| {
@@ -58,5 +61,5 @@ fn describe(source: &std::io::Error) -> (Option<i32>, String) {
             .strip_suffix(&format!(" (os error {number})"))
             .unwrap_or(&words)
     });
-    (number, words.to_owned())
+    (number.unwrap_or(INVALID), words.to_owned())
 }

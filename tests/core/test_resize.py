@@ -132,6 +132,9 @@ def test_errors():
     image = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="filter: 'nearest' is no filter"):
         _core.resize_image(image, 2, 2, "nearest")
+    for side in (10**5, 2**63):
+        with pytest.raises(ValueError, match=f"to {side} x {side} pixels; .* at most 178956970"):
+            _core.resize_image(np.zeros((4, 4, 3), np.uint8), side, side)
     with pytest.raises(ValueError, match="cannot resize to 0 x 2 pixels"):
         _core.resize_image(image, 0, 2)
     with pytest.raises(ValueError, match=r"crop: .* is not inside a picture of 2 x 2 pixels"):

@@ -1,12 +1,13 @@
 """What can go wrong with sources while they are opened and while batches are made of them."""
 
 import json
+import os
 import shutil
 
 import pytest
 from PIL import Image
 
-from fiber.data import DataLoader, ImageTransform, Tokenizer
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 from fiber.data.opening import open_source
 
 from .shards import picture, write_tar
@@ -82,6 +83,13 @@ def samples(count):
     for number in range(count):
         members += [(f"{number}.png", picture(9 * number)), (f"{number}.txt", b"a dog runs")]
     return members
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"record '0': it is no regular file: '.*/pipe'"):
+        list(loader([Record(key="0", images=(str(pipe),), text="a")]))
 
 
 def test_a_shard_that_vanishes_or_changes_in_mid_epoch(tmp_path):

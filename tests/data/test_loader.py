@@ -357,10 +357,21 @@ def test_faulty_records_can_be_left_out_too(tokenizer):
         next(loader.epoch())
 
 
+def test_wrong_types_are_named(tokenizer):
+    for name in ("batch_size", "prefetch", "threads", "seed", "rank", "world_size"):
+        with pytest.raises(TypeError, match=f"{name} is '4'; expected a whole number"):
+            make(tokenizer, **{name: "4"})
+    with pytest.raises(
+        TypeError, match=r"records is of type generator; expected .* such as a list"
+    ):
+        make(tokenizer, (record for record in RECORDS))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616; expected less than 2.64"),
         ({"prefetch": 0}, "prefetch is 0"),
         ({"threads": -1}, "threads is -1"),
         ({"rank": 2, "world_size": 2}, "rank is 2; expected less than world_size 2"),

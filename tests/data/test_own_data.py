@@ -224,15 +224,32 @@ def test_questions_that_do_not_fit_are_named(lines, bad, message):
         questions(path)
 
 
-def test_a_missing_picture_is_named(lines):
-    path = lines(CAPTION, CAPTION | {"image": "3.png"})
+def test_a_first_picture_that_is_missing_is_named(lines):
+    path = lines(CAPTION | {"image": "3.png"}, CAPTION)
     with pytest.raises(FileNotFoundError) as error:
         captions(path)
     folder = lines.folder
     assert str(error.value) == (
-        f"{path}: line 2 has 'image' '3.png', but {folder}/3.png or {folder}/images/3.png"
+        f"{path}: line 1 has 'image' '3.png', but {folder}/3.png or {folder}/images/3.png"
         " is no file"
     )
+
+
+def test_a_later_picture_that_is_missing_is_for_who_loads_it(lines):
+    path = lines(CAPTION, CAPTION | {"image": "3.png"})
+    found = captions(path)
+    assert [record.images for record in found] == [
+        (f"{lines.folder}/1.png",),
+        (f"{lines.folder}/3.png",),
+    ]
+
+
+@pytest.mark.parametrize("bad", ["[" * 100_000, '{"image": ' + "9" * 5000 + "}"])
+def test_json_that_does_harm_is_an_error_with_its_line(lines, bad):
+    path = lines(CAPTION)
+    path.write_text(f"{path.read_text()}{bad}\n")
+    with pytest.raises(ValueError, match=rf"{path}: line 2 is not JSON \("):
+        captions(path)
 
 
 def test_a_file_of_the_other_kind_is_refused(lines):

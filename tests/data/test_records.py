@@ -16,6 +16,27 @@ def record(**values: object) -> Record:
 
 
 @pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ("a.jpg", "record 'a': images is one str; expected a tuple of pictures"),
+        (b"\xff", "record 'a': images is one bytes; expected a tuple of pictures"),
+        (("a.jpg", 5), "record 'a': picture 1 is of type int; expected the path of a file, or its"),
+    ],
+)
+def test_pictures_of_other_types_are_named(images, said):
+    with pytest.raises(TypeError, match=f"^{said}"):
+        Record(key="a", images=images, text="x")
+
+
+def test_texts_that_are_none_or_half_a_character():
+    with pytest.raises(TypeError, match=r"^record 'a': text is of type NoneType; expected str$"):
+        Record(key="a", images=("a.jpg",), text=None)
+    with pytest.raises(ValueError, match=r"^record 'a': .* '\\ud800', at 1; expected whole"):
+        Record(key="a", images=("a.jpg",), text="c\ud800d")
+    assert Record(key="a", images=("a.jpg",), text="c\U0001f436d").text == "c\U0001f436d"
+
+
+@pytest.mark.parametrize(
     ("box", "said"),
     [
         ((1, 2, 3), r"box 0 is \(1, 2, 3\); expected four finite numbers"),

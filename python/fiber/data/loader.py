@@ -11,7 +11,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -122,10 +122,20 @@ class DataLoader:
             ("world_size", world_size, 1),
             ("rank", rank, 0),
         ):
+            if not isinstance(value, SupportsIndex):
+                raise TypeError(f"{name} is {value!r:.40}; expected a whole number")
             if value < least:
                 raise ValueError(f"{name} is {value}; expected {least} or more")
+        if seed >= 1 << 64:
+            raise ValueError(f"seed is {seed}; expected less than 2^64")
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; expected less than world_size {world_size}")
+        if not isinstance(records, RecordSet):
+            raise TypeError(
+                f"records is of type {type(records).__name__}; expected records that can be counted"
+                " and read in any order (__len__, __getitem__), such as a list; for a stream use a"
+                " DataLoader of torch with fiber.data.Collator"
+            )
         self.records = records
         self.batch_type = batch_type
         self.tokenizer = tokenizer

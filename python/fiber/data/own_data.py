@@ -38,6 +38,7 @@ from fiber.data.row_records import Row, RowRecords, box_records
 from fiber.data.rows import check_scores, scores_of
 from fiber.data.source_files import RecordList, without_garbage_collection
 from fiber.fields import nearest
+from fiber.files import JSON_ERRORS
 
 AnyPath = str | PathLike[str]
 
@@ -131,13 +132,13 @@ class _Lines:
                 continue
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as problem:
+            except JSON_ERRORS as problem:
                 raise self.error(f"is not JSON ({problem})") from None
 
     def _list(self, text: str) -> list[Any]:
         try:
             found = json.loads(text)
-        except json.JSONDecodeError as problem:
+        except JSON_ERRORS as problem:
             raise ValueError(f"{self.path} is not JSON ({problem})") from None
         if not isinstance(found, list):
             raise ValueError(f"{self.path} holds a {type(found).__name__}; expected a list")
@@ -180,17 +181,21 @@ class _Lines:
         return value
 
     def picture(self, entry: dict[str, Any]) -> str:
-        """Return the path of the line's picture, which must exist."""
+        """Return the path of the line's picture.
+
+        The first one must exist, or all would be looked for in the wrong place; a later one that
+        is missing is for who loads it to raise, or to skip and count.
+        """
         name = self.text(entry, "image")
         if name not in self._found:
             places = [root / name for root in self._roots]
             path = next((place for place in places if place.is_file()), None)
-            if path is None:
+            if path is None and not self._found:
                 looked = " or ".join(dict.fromkeys(map(str, places)))
                 raise FileNotFoundError(
                     f"{self.where} has 'image' {name!r}, but {looked} is no file"
                 )
-            self._found[name] = str(path)
+            self._found[name] = str(path or places[0])
         return self._found[name]
 
 

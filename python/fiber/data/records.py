@@ -125,8 +125,13 @@ class Record:
     group: str = ""
 
     def __post_init__(self) -> None:
-        if not self.images:
-            raise ValueError(f"record {self.key!r} has no picture")
+        _check_pictures(self.key, self.images)
+        if not isinstance(self.text, str):
+            raise TypeError(
+                f"record {self.key!r}: text is of type {type(self.text).__name__}; expected str"
+            )
+        if not self.text.isascii():
+            _check_characters(self.key, self.text)
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
             raise ValueError(
                 f"record {self.key!r} has {len(self.boxes_xyxy)} boxes and {len(self.char_spans)}"
@@ -161,6 +166,34 @@ class Record:
                     )
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
+
+
+def _check_pictures(key: str, images: Any) -> None:
+    if isinstance(images, str | bytes):
+        raise TypeError(
+            f"record {key!r}: images is one {type(images).__name__}; expected a tuple of pictures"
+        )
+    if not images:
+        raise ValueError(f"record {key!r} has no picture")
+    if isinstance(images, StoredPictures):
+        return
+    for number, image in enumerate(images):
+        if not isinstance(image, str | bytes | PathLike):
+            raise TypeError(
+                f"record {key!r}: picture {number} is of type {type(image).__name__}; expected the"
+                " path of a file, or its bytes"
+            )
+
+
+def _check_characters(key: str, text: str) -> None:
+    """Refuse halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"record {key!r}: its text has half a surrogate pair, {text[error.start]!r}, at"
+            f" {error.start}; expected whole characters"
+        ) from None
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from fiber.data.annotations import FILES
 from fiber.data.records import Record
+from fiber.files import JSON_ERRORS
 
 # Pictures that are looked for to tell in which folder they lie.
 _LOOKED_FOR = 20
@@ -198,9 +199,10 @@ def without_garbage_collection(
 
 def read_json(path: Path, kind: str) -> SourceFile:
     """Read a file that is one JSON object."""
+    text = read_text(path, kind)
     try:
-        data = json.loads(read_text(path, kind))
-    except json.JSONDecodeError as problem:
+        data = json.loads(text)
+    except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}; expected the object of {kind}")
@@ -214,7 +216,7 @@ def read_json_lines(path: Path, kind: str) -> SourceFile:
         if line.strip():
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError as problem:
+            except JSON_ERRORS as problem:
                 raise ValueError(
                     f"{path}: line {number} is not JSON ({problem}); expected {kind}"
                 ) from None
@@ -223,9 +225,10 @@ def read_json_lines(path: Path, kind: str) -> SourceFile:
 
 def read_json_array(path: Path, kind: str) -> SourceFile:
     """Read a file that is one JSON array; its items become its list "entries"."""
+    text = read_text(path, kind)
     try:
-        data = json.loads(read_text(path, kind))
-    except json.JSONDecodeError as problem:
+        data = json.loads(text)
+    except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, list):
         raise ValueError(f"{path} holds a {type(data).__name__}; expected the list of {kind}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data.pooled_files import PooledFile
-from fiber.files import PART
+from fiber.files import JSON_ERRORS, PART
 
 _BLOCK = 512
 #: Longest name or list of attributes that a header of its own may hold, in bytes.
@@ -262,7 +262,7 @@ def as_json(text: str, where: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except JSON_ERRORS as problem:
         raise ValueError(f"{where} is not JSON ({problem})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{where} holds {str(found)[:40]!r}; expected a JSON object")

@@ -31,6 +31,7 @@ from fiber.data.prompts import class_prompt
 from fiber.data.records import Record, StoredPictures
 from fiber.data.source_boxes import EMPTY_BOX_PIXELS, is_number
 from fiber.data.source_files import read_text
+from fiber.files import JSON_ERRORS
 
 AnyPath = str | PathLike[str]
 
@@ -275,7 +276,7 @@ def objects365(
 def _json_column(row: list[str], where: str) -> Any:
     try:
         return json.loads(row[1])
-    except (IndexError, json.JSONDecodeError) as problem:
+    except (IndexError, *JSON_ERRORS) as problem:
         raise ValueError(f"{where} has no JSON in its second column ({problem})") from None
 
 
@@ -298,9 +299,10 @@ def _read_yaml(path: Path) -> dict[str, str]:
 
 def _read_labelmap(path: Path) -> list[str]:
     """Return the names of the classes in the order of their numbers."""
+    text = read_text(path, KIND)
     try:
-        content = json.loads(read_text(path, KIND))
-    except json.JSONDecodeError as problem:
+        content = json.loads(text)
+    except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected class names") from None
     numbers = content.get("label_to_idx", content) if isinstance(content, Mapping) else None
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
