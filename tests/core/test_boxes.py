@@ -184,7 +184,10 @@ def test_describe_and_compare():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImageTransform.squash(0), "size: 0 pixels"),
+        (
+            lambda: ImageTransform.squash(0),
+            "size: cannot resize to 0 x 0 pixels; expected 1 or more",
+        ),
         (lambda: ImageTransform.squash(8, filter="nearest"), "filter: 'nearest'"),
         (lambda: ImageTransform.squash(8, channel_order="gbr"), "channel_order: 'gbr'"),
         (lambda: ImageTransform.squash(8, std=(1, 0, 1)), "std: "),
