@@ -5,9 +5,10 @@ Command: python benches/arm.py --djpeg DIR FILE... [--sysroot DIR] [--binary FIL
 No ARM machine was at hand to time anything: instructions are not time, but plain loops that NEON
 replaces cost instructions, and emulation counts those of any program alike. The peer is
 libjpeg-turbo's own `djpeg` with its NEON code, in the same run, with its `libjpeg` and C library
-under DIR (Debian's libjpeg-turbo-progs, libjpeg62-turbo, libc6 and libgcc-s1 for arm64, unpacked
-by `dpkg -x`); it also writes its picture to a file. What a program does without any picture is
-taken off. First of all, pixels: NEON, plain loops and this processor must give the same.
+under DIR (Debian's libjpeg-turbo-progs, libjpeg62-turbo, libc6 and libgcc-s1 for arm64, unpacked by
+`dpkg -x`, and DIR/lib a link to usr/lib); it also writes its picture to a file. What a program does
+without any picture is taken off. First of all, pixels: NEON, plain loops and this processor must
+give the same.
 
 Needs qemu-user, a C compiler, and cargo able to build for aarch64-unknown-linux-gnu (in
 CONTRIBUTING.md, where the tests run under emulation, too). --binary takes a benches/arm.rs that was

@@ -542,8 +542,8 @@ def resize_image(
             them give the same values.
 
     Raises:
-        ValueError: for a size of 0, a crop that leaves the picture, an unknown filter, and for
-            instructions that the processor lacks.
+        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop that leaves the
+            picture, an unknown filter, and for instructions that the processor lacks.
     """
 
 def normalize_image(

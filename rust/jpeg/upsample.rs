@@ -109,6 +109,7 @@ fn weigh(
         pixels[1] = ((3 * here + right + biases[1]) >> bits) as u8;
     }
 }
+
 /// Where the next 16 samples begin that have neighbours: behind the `done` ones from the second sample
 /// on, or before, so that the last ones are of a whole register, too.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

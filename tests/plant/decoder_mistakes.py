@@ -35,6 +35,18 @@ DECODER = (
         "FOUR_EVEN: [i16; 2] = [15137, -6270];",
         "FOUR_EVEN: [i16; 2] = [15138, -6270];",
     ),
+    Mistake(
+        "a constant of the quarter-size IDCT one more",
+        _IDCT,
+        "TWO_13: [i16; 2] = [29692, -10426];",
+        "TWO_13: [i16; 2] = [29693, -10426];",
+    ),
+    Mistake(
+        "the quarter-size IDCT with AVX2 leaves a column out",
+        "rust/jpeg/simd_x86_small.rs",
+        "_mm256_setr_epi16(0, a, 0, b, 0, c, 0, d, 0, a,",
+        "_mm256_setr_epi16(0, a, 0, b, 0, c, 0, 0, 0, a,",
+    ),
     # Of red and blue another constant may round to the same products of all 256 values.
     _one_more(_COLOR, "GREEN_CB", "22554"),
     _one_more(_COLOR, "GREEN_CR", "46802"),
