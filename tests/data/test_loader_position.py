@@ -123,10 +123,20 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
             ValueError, match=r"state's fingerprint is '.*expected a state of the same"
         ):
             make(tokenizer, other).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"its sample 24; expected .* 0 to 23"):
+    with pytest.raises(ValueError, match=r"state's sample is 24; expected 0 to 23"):
         make(tokenizer).load_state_dict({**state, "sample": 24})
+    with pytest.raises(ValueError, match=r"its sample -1; expected 0 or more"):
+        make(tokenizer).load_state_dict({**state, "sample": -1})
     with pytest.raises(ValueError, match="epoch is -1"):
         make(tokenizer).set_epoch(-1)
+
+
+@pytest.mark.parametrize("name", ["epoch", "sample", "seed", "fingerprint"])
+def test_states_without_an_entry_are_refused(tokenizer, name):
+    state = make(tokenizer).state_dict()
+    for wrong in ({k: v for k, v in state.items() if k != name}, {**state, name: None}):
+        with pytest.raises(ValueError, match=rf"state's {name} is None; expected what state_dict"):
+            make(tokenizer).load_state_dict(wrong)
 
 
 def broken(count: int = 10, *bad: int) -> list:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fiber import _core
+from fiber.data.passes import Wanted
 
 #: Other records that are tried in the place of a bad one before the loader gives up.
 ATTEMPTS = 10
 
-#: (epoch, index) of a record.
-Wanted = tuple[int, int]
 #: (key, status, reason) of a bad sample.
 Bad = tuple[str, str, str]
 
@@ -26,10 +25,10 @@ class Feeder:
     session: _core.Session
     #: What each batch holds.
     batches: Iterable[list[Wanted]]
-    #: Gives the plain parts of a record, by epoch and index.
-    plain: Callable[[int, int], tuple[Any, ...]]
-    #: Gives the index of a record to take instead, by epoch, index and attempt (from 0).
-    replacement: Callable[[int, int, int], int]
+    #: Gives the plain parts of a record.
+    plain: Callable[[Wanted], tuple[Any, ...]]
+    #: Gives what to take instead of a sample, by attempt (from 0).
+    replacement: Callable[[Wanted, int], Wanted]
     prefetch: int
     on_error: str
     #: What the record set raised, but for faults of the data that are left out.
@@ -81,19 +80,18 @@ class Feeder:
         self, wanted: Wanted, attempts: dict[int, int], place: int, bad: list[Bad]
     ) -> tuple[Any, ...]:
         """Find another record for a place of a batch."""
-        epoch, index = wanted
         while (attempt := attempts.get(place, 0)) < ATTEMPTS:
             attempts[place] = attempt + 1
-            other = self.replacement(epoch, index, attempt)
+            other = self.replacement(wanted, attempt)
             try:
-                return self.plain(epoch, other)
+                return self.plain(other)
             except (OSError, ValueError) as error:
-                fault = (f"#{other}", "invalid", f"{type(error).__name__}: {error}")
+                fault = (f"#{other.number}", "invalid", f"{type(error).__name__}: {error}")
                 self.skipped.append(fault)
                 bad.append(fault)
         key, _, reason = bad[-1]
         raise ValueError(
-            f"none of {ATTEMPTS} other records can be read in the place of record {index};"
+            f"none of {ATTEMPTS} other records can be read in the place of record {wanted.number};"
             f" the last one: record {key!r}: {reason}"
         )
 
@@ -105,9 +103,10 @@ class Feeder:
                     return
                 taken, records = [], []
                 for wanted in batch:
-                    plain = self._plain(*wanted)
+                    plain = self._plain(wanted)
                     if plain is not None:
-                        taken.append(wanted)
+                        # Without the record of a stream, whose memory is Rust's business now.
+                        taken.append(wanted._replace(record=None))
                         records.append(plain)
                 self._under_way.append(taken)
                 self.session.submit(records)
@@ -116,15 +115,15 @@ class Feeder:
         finally:
             self.session.finish()
 
-    def _plain(self, epoch: int, index: int) -> tuple[Any, ...] | None:
+    def _plain(self, wanted: Wanted) -> tuple[Any, ...] | None:
         """Ask for a record; faults of the data are treated as the loader is told to."""
         try:
-            return self.plain(epoch, index)
+            return self.plain(wanted)
         except (OSError, ValueError) as error:
             if self.on_error == "raise":
                 raise
-            fault = (f"#{index}", "invalid", f"{type(error).__name__}: {error}")
+            fault = (f"#{wanted.number}", "invalid", f"{type(error).__name__}: {error}")
             self.skipped.append(fault)
             if self.on_error == "skip":
                 return None
-            return self._other((epoch, index), {}, 0, [fault])
+            return self._other(wanted, {}, 0, [fault])

@@ -7,24 +7,19 @@ depends on (seed, epoch, index of the record) only, never on threads, ranks or t
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 
-import numpy as np
 import torch
 
-from fiber import _core
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.batches import Batch
 from fiber.data.collate import BatchType, Collator, ImageDtype
 from fiber.data.feeder import Feeder
-from fiber.data.records import RecordSet, record_in_epoch
-
-#: Records that the fingerprint of a data set is made from, spread over all of it.
-FINGERPRINT_RECORDS = 64
+from fiber.data.passes import CollectionPasses, Passes, Sharing, Step, StreamPasses, Wanted
+from fiber.data.records import Record, RecordSet
 
 
 class Skipped(NamedTuple):
@@ -39,10 +34,12 @@ class Skipped(NamedTuple):
 
 
 class DataLoader:
-    """Batches of a record set, made ahead on all cores without the interpreter lock.
+    """Batches of records, made ahead on all cores without the interpreter lock.
 
     Args:
-        records: Any map-style collection of `Record`; `EpochRecords` differ from epoch to epoch.
+        records: Any map-style collection of `Record`; `EpochRecords` differ from epoch to epoch. Or
+            an iterable of them, torch's `IterableDataset` too: each epoch iterates anew, after its
+            `set_epoch` where it has one; every rank iterates over all and takes its share.
         batch_type: Which batch class comes out: "image_text", "question", "reasoning" (two
             pictures a record) or "grounding".
         tokenizer: Turns text into tokens.
@@ -51,7 +48,7 @@ class DataLoader:
         batch_size: Samples in a batch of this rank.
         max_tokens: Longest text in tokens, <s> and </s> included; longer ones are cut.
         answers: Answer vocabulary of "question"; empty where no targets are wanted.
-        shuffle: Whether each epoch has its own order.
+        shuffle: Whether each epoch has its own order; an iterable's is its own business.
         seed: Start of every random draw.
         mlm_probability: Part of the words that "image_text" picks for masking.
         threads: Worker threads; 0 means one for each core.
@@ -60,7 +57,7 @@ class DataLoader:
         world_size: Processes that share the data.
         on_error: "raise" stops at a bad sample; "skip" leaves it out, notes it in `skipped` and
             warns once; "resample" notes it too and takes another record in its place, drawn from
-            (seed, epoch, index), so that batches keep their size.
+            (seed, epoch, index), so that batches keep their size (not of an iterable).
         accept_truncated: Take pictures of which a part is missing or damaged, filled as libjpeg
             fills them; the batch's `statuses` tell which they are. Without it they are bad samples.
         scaled_decoding: Decode a JPEG at a half, a quarter or an eighth of its size where what is
@@ -85,12 +82,14 @@ class DataLoader:
         cropped_boxes: Boxes left out because a crop left too little of them.
 
     Raises:
-        ValueError: for an argument outside its range, by name.
+        TypeError: for an argument of another type, by name.
+        ValueError: for an argument outside its range, by name, and for `shuffle` or "resample" with
+            an iterable.
     """
 
     def __init__(
         self,
-        records: RecordSet,
+        records: RecordSet | Iterable[Record],
         batch_type: BatchType,
         *,
         tokenizer: Tokenizer,
@@ -130,12 +129,6 @@ class DataLoader:
             raise ValueError(f"seed is {seed}; expected less than 2^64")
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; expected less than world_size {world_size}")
-        if not isinstance(records, RecordSet):
-            raise TypeError(
-                f"records is of type {type(records).__name__}; expected records that can be counted"
-                " and read in any order (__len__, __getitem__), such as a list; for a stream use a"
-                " DataLoader of torch with fiber.data.Collator"
-            )
         self.records = records
         self.batch_type = batch_type
         self.tokenizer = tokenizer
@@ -173,12 +166,17 @@ class DataLoader:
             # Those made ahead, the one in use and the one that is about to be.
             keep=prefetch + 2,
         )
-        self._epoch, self._sample, self._resume = 0, 0, 0
-        self._fingerprint: str | None = None
+        sharing = Sharing(batch_size, rank, world_size, drop_last)
+        self._passes = _passes(records, sharing, shuffle=shuffle, seed=seed, on_error=on_error)
+        self._epoch, self._sample, self._resume, self._passed = 0, 0, 0, ""
 
     def __len__(self) -> int:
-        """Batches of a whole pass by iteration on this rank."""
-        return len(self._steps(0))
+        """Batches of a whole pass by iteration on this rank.
+
+        Raises:
+            TypeError: if the records are an iterable without a length.
+        """
+        return len(self._passes)
 
     def __iter__(self) -> Generator[Any, None, None]:
         """Give the batches of an epoch; after the last one the next epoch is due.
@@ -191,25 +189,27 @@ class DataLoader:
         same for any number of ranks with the same B * W.
         """
         epoch, start = self._epoch, self._resume
-        self._sample, self._resume = start, 0
-        steps = self._steps(start)
+        passed = self._passed if start else ""
+        self._sample, self._passed, self._resume = start, passed, 0
+        steps: deque[Step] = deque()
 
-        def batches() -> Iterator[list[tuple[int, int]]]:
-            order = self._order(epoch)
-            for positions, _ in steps:
-                yield [(epoch, int(order[p])) for p in positions]
+        def batches() -> Iterator[list[Wanted]]:
+            for step in self._passes.steps(epoch, start, passed):
+                # Noted before it is handed in, so that it is there when its batch comes out.
+                steps.append(step)
+                yield step.wanted
 
-        ends = iter([end for _, end in steps])
         # One entry for each batch handed in, also for those of which nothing is left.
         for batch in self._run(batches(), empty=True):
-            self._sample = next(ends)
-            if self._sample == len(self.records):
-                self._epoch, self._sample = epoch + 1, 0
+            step = steps.popleft()
+            self._sample, self._passed = step.end, step.passed
+            if step.is_last:
+                self._begin(epoch + 1)
             if len(batch):
                 yield batch
         if self._epoch == epoch:
             # What `drop_last` leaves out, or what no batch of this rank holds.
-            self._epoch, self._sample = epoch + 1, 0
+            self._begin(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating gives next.
@@ -222,14 +222,17 @@ class DataLoader:
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; expected 0 or more")
         if epoch != self._epoch:
-            self._epoch, self._sample, self._resume = epoch, 0, 0
+            self._begin(epoch)
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._sample, self._resume, self._passed = epoch, 0, 0, ""
 
     def state_dict(self) -> dict[str, Any]:
         """Tell where iterating is: what `load_state_dict` of any number of ranks takes.
 
         Returns:
             "epoch", "sample" (samples of it that all ranks together have taken), "seed", and
-            "fingerprint" of the data.
+            "fingerprint" of the data (of an iterable: of those samples).
         """
         return {
             "epoch": self._epoch,
@@ -241,36 +244,38 @@ class DataLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader of the same data and seed was.
 
+        An iterable is iterated over up to there, and refused in that pass if it gives others.
+
         Raises:
-            ValueError: for the state of other data or another seed, naming both.
+            ValueError: for a state without one of its entries, and for that of other data or
+                another seed, naming both.
         """
-        for name, own in (("seed", self.seed), ("fingerprint", self.fingerprint)):
-            if state[name] != own:
+        for name, kind in (("epoch", int), ("sample", int), ("seed", int), ("fingerprint", str)):
+            if not isinstance(found := state.get(name), kind):
                 raise ValueError(
-                    f"the state's {name} is {state[name]!r}, this loader's is {own!r};"
-                    " expected a state of the same data and seed"
+                    f"the state's {name} is {found!r:.40}; expected what state_dict() gives"
                 )
-        epoch, sample = int(state["epoch"]), int(state["sample"])
-        if epoch < 0 or not 0 <= sample <= len(self.records):
+        epoch, sample = state["epoch"], state["sample"]
+        if state["seed"] != self.seed:
             raise ValueError(
-                f"the state's epoch is {epoch} and its sample {sample}; expected an epoch of 0 or"
-                f" more and a sample of 0 to {len(self.records)}"
+                f"the state's seed is {state['seed']}, this loader's is {self.seed}; expected a"
+                " state of the same seed"
             )
+        if epoch < 0 or sample < 0:
+            raise ValueError(
+                f"the state's epoch is {epoch} and its sample {sample}; expected 0 or more"
+            )
+        self._passes.check(sample, state["fingerprint"])
         self._epoch, self._sample, self._resume = epoch, sample, sample
+        self._passed = state["fingerprint"]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data: a packed folder's own, or of keys and texts all over it."""
-        if self._fingerprint is None:
-            self._fingerprint = getattr(self.records, "fingerprint", None)
-        if self._fingerprint is None:
-            count = len(self.records)
-            digest = hashlib.sha256(str(count).encode())
-            for index in range(0, count, max(1, count // FINGERPRINT_RECORDS)):
-                record = record_in_epoch(self.records, 0, index)
-                digest.update(f"\0{record.key}\0{record.text}".encode())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        """A hash of the data: a packed folder's own, or of keys and texts all over it.
+
+        Of an iterable, of the keys and texts of the epoch's samples so far.
+        """
+        return self._passes.fingerprint(self._passed)
 
     @property
     def picture_bytes(self) -> tuple[int, int]:
@@ -295,16 +300,11 @@ class DataLoader:
 
         Args:
             number: Which epoch the order and the random draws are those of.
+
+        Raises:
+            TypeError: for several ranks and an iterable, which has no consecutive shares.
         """
-        share = self._share(len(self.records))
-
-        def batches() -> Iterator[list[tuple[int, int]]]:
-            order = self._order(number)
-            for start in range(share.start, share.stop, self.batch_size):
-                stop = min(start + self.batch_size, share.stop)
-                yield [(number, int(index)) for index in order[start:stop]]
-
-        return self._run(batches())
+        return self._run(self._passes.whole(number))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
         """Give batches without end.
@@ -320,28 +320,12 @@ class DataLoader:
             ValueError: if there are no records, and later where none of a batch's samples can be
                 read, which would leave the ranks out of step.
         """
-        count = len(self.records)
-        if count == 0:
-            raise ValueError("no records; expected 1 or more for an endless stream")
         if start < 0:
             raise ValueError(f"start is {start}; expected 0 or more")
 
-        def batches() -> Iterator[list[tuple[int, int]]]:
-            position = start + self.rank * self.batch_size
-            epoch, order = -1, np.empty(0, dtype=np.int64)
-            while True:
-                batch = []
-                for p in range(position, position + self.batch_size):
-                    if p // count != epoch:
-                        epoch = p // count
-                        order = self._order(epoch)
-                    batch.append((epoch, int(order[p % count])))
-                yield batch
-                position += self.batch_size * self.world_size
+        return self._stream(self._passes.endless(start))
 
-        return self._stream(batches())
-
-    def _stream(self, batches: Iterable[list[tuple[int, int]]]) -> Generator[Any, None, None]:
+    def _stream(self, batches: Iterable[list[Wanted]]) -> Generator[Any, None, None]:
         """Refuse batches of which nothing is left."""
         for batch in self._run(batches, empty=True):
             if not len(batch):
@@ -352,33 +336,8 @@ class DataLoader:
                 )
             yield batch
 
-    def _steps(self, start: int) -> list[tuple[range, int]]:
-        """List this rank's positions of each step of an epoch, and where all ranks are after it."""
-        count, step = len(self.records), self.batch_size * self.world_size
-        steps = []
-        while start + step <= count:
-            first = start + self.rank * self.batch_size
-            start += step
-            steps.append((range(first, first + self.batch_size), start))
-        if start < count and not self.drop_last:
-            share = self._share(count - start)
-            if len(share):
-                steps.append((range(start + share.start, start + share.stop), count))
-        return steps
-
-    def _share(self, count: int) -> range:
-        """Positions of an epoch that belong to this rank."""
-        rank, ranks = self.rank, self.world_size
-        return range(rank * count // ranks, (rank + 1) * count // ranks)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        count = len(self.records)
-        if not self.shuffle:
-            return np.arange(count)
-        return np.asarray(_core.permutation(count, self.seed, epoch))
-
     def _run(
-        self, batches: Iterable[list[tuple[int, int]]], *, empty: bool = False
+        self, batches: Iterable[list[Wanted]], *, empty: bool = False
     ) -> Generator[Any, None, None]:
         """Start the feeder and give what comes out; closing the generator stops everything.
 
@@ -388,7 +347,7 @@ class DataLoader:
             self._collator.open(),
             batches,
             plain=self._plain,
-            replacement=self._replacement,
+            replacement=self._passes.replacement,
             prefetch=self.prefetch,
             on_error=self.on_error,
         )
@@ -404,10 +363,6 @@ class DataLoader:
                 raise feeder.error
         finally:
             feeder.stop()
-
-    def _replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """Draw a record to take in the place of a bad one."""
-        return _core.draw_below(len(self.records), self.seed, epoch, index, attempt)
 
     def _finish(self, fields: dict[str, Any]) -> Batch:
         self.truncated_boxes += fields.pop("truncated_boxes")
@@ -430,6 +385,27 @@ class DataLoader:
         self.skipped.append(bad)
         self.statuses[bad.status] += 1
 
-    def _plain(self, epoch: int, index: int) -> tuple[Any, ...]:
+    def _plain(self, wanted: Wanted) -> tuple[Any, ...]:
         """Give the parts of a record that Rust takes."""
-        return self._collator.plain(record_in_epoch(self.records, epoch, index), epoch, index)
+        return self._collator.plain(self._passes.record(wanted), wanted.epoch, wanted.number)
+
+
+def _passes(records: Any, sharing: Sharing, *, shuffle: bool, seed: int, on_error: str) -> Passes:
+    """Tell collections from streams."""
+    # torch's has the method that looks records up, which always raises.
+    is_stream = isinstance(records, torch.utils.data.IterableDataset)
+    if isinstance(records, RecordSet) and not is_stream and not isinstance(records, Mapping | str):
+        return CollectionPasses(records, sharing, shuffle=shuffle, seed=seed)
+    kind = type(records).__name__
+    if not isinstance(records, Iterable) or isinstance(records, Mapping | str):
+        raise TypeError(
+            f"records is of type {kind}; expected a collection of fiber.data.Record (__len__,"
+            " __getitem__), such as a list, or an iterable of them"
+        )
+    for name, value in (("shuffle", shuffle), ("on_error", on_error)):
+        if value in (True, "resample"):
+            raise ValueError(
+                f"{name} is {value!r}, which needs records that can be read in any order; they are"
+                f" an iterable of type {kind}"
+            )
+    return StreamPasses(records, sharing)

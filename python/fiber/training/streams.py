@@ -107,9 +107,10 @@ class TaskStreams:
             for name, records in data.records.items()
             if name != "grounding"
         }
+        self._records = {name: noted.get(name, records) for name, records in data.records.items()}
         self._loaders = {
             name: DataLoader(
-                noted.get(name, records),
+                records,
                 BATCH_TYPES[name],
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
@@ -128,7 +129,7 @@ class TaskStreams:
                 scaled_decoding=config.data.scaled_decoding,
                 pin_memory=processes.device.type == "cuda",
             )
-            for name, records in data.records.items()
+            for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
         self._texts = {
@@ -159,7 +160,7 @@ class TaskStreams:
                     f" since no word that is read names {'it' if cut == 1 else 'them'}: the text is"
                     " longer than model.max_tokens, or the record has no span"
                 )
-            dropped = dropped_boxes(loader.records)
+            dropped = dropped_boxes(self._records[name])
             if dropped:
                 were = "was" if dropped == 1 else "were"
                 lines.append(
@@ -170,7 +171,7 @@ class TaskStreams:
                 boxes = counted(loader.cropped_boxes, "boxes")
                 was = "was" if loader.cropped_boxes == 1 else "were"
                 lines.append(f"{name}: {boxes} {was} left out, since a crop left too little")
-            late = left_out_lines(loader.records, while_reading=True)
+            late = left_out_lines(self._records[name], while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]
