@@ -205,6 +205,26 @@ def test_a_gate_that_was_not_measured_does_not_hold(tmp_path, capsys, monkeypatc
     assert "fine coco640 float32 beside dali: not measured; gate 4.2" in capsys.readouterr().out
 
 
+def test_gates_of_what_was_not_chosen_are_not_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_chart", lambda file, results: None)
+    chosen = {"kinds": ("squash",), "corpora": ("coco640",), "peers": ("dali", "ffcv-jpeg")}
+    options = data.Options(output=tmp_path, check=True, **chosen)
+    results = [r for r in result_with(4.5) if r.line.name.startswith("squash coco640")]
+    assert data._finish(options, results, {}) == 0
+    printed = capsys.readouterr().out
+    assert "beside dali: 4.50 (dali); gate 4.5 holds" in printed
+    assert "beside ffcv-jpeg: 4.50 (ffcv-jpeg); gate 1.8 holds" in printed
+    assert "fine" not in printed and "published" not in printed
+    # A peer that was chosen and is not there is no gate that holds.
+    assert data._finish(options, [], {}) == 1
+
+
+@pytest.mark.parametrize("chosen", [{"kinds": ("prompt",)}, {"peers": ("timm",)}], ids=str)
+def test_a_check_of_nothing_is_an_error(chosen, tmp_path):
+    with pytest.raises(ValueError, match="no ratio that a release must reach belongs to what"):
+        data.run(data.Options(output=tmp_path, check=True, **chosen))
+
+
 @pytest.mark.parametrize(
     ("kinds", "corpora", "wanted"),
     [

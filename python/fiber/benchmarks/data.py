@@ -14,7 +14,7 @@ from PIL import Image
 from fiber import _core
 from fiber.benchmarks import report
 from fiber.benchmarks.corpus import PLANS, Corpus, make_corpus, own_corpus
-from fiber.benchmarks.lines import CORPORA, KINDS, LINES, OWN_KINDS, Line
+from fiber.benchmarks.lines import CORPORA, GATES, KINDS, LINES, OWN_KINDS, Gate, Line
 from fiber.benchmarks.measure import Result, load_average, measure_line
 from fiber.benchmarks.peers import BY_NAME, OURS, PEERS, Peer
 from fiber.benchmarks.peers.task import Task
@@ -110,7 +110,8 @@ def run(options: Options) -> int:
 
     Raises:
         FileNotFoundError: if photographs, pictures, captions or an interpreter are missing.
-        ValueError: for a debug build, unknown names, and files of the wrong kind.
+        ValueError: for a debug build, unknown names, files of the wrong kind, and where nothing
+            that was chosen can be checked.
     """
     if _core.build_profile != "release":
         raise ValueError(
@@ -118,6 +119,8 @@ def run(options: Options) -> int:
             " build it with `maturin develop --release`"
         )
     lines = _lines(options)
+    if options.check and not any(gate.least is not None for gate in _gates(options)):
+        raise ValueError("no ratio that a release must reach belongs to what was chosen to check")
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
     options.output.mkdir(parents=True, exist_ok=True)
     report.check_columns(options.rows_file)
@@ -145,6 +148,17 @@ def list_all(options: Options) -> int:
     for peer in (OURS, *PEERS):
         print(f"{peer.name:<22} {absent.get(peer.name, peer.title)}")
     return 0
+
+
+def _gates(options: Options) -> list[Gate]:
+    """Find the gates of what was chosen, whether it can be measured or not."""
+    lines = {(line.kind, line.corpus, line.output) for line in _lines(options)}
+    chosen = set(options.peers or BY_NAME)
+    return [
+        gate
+        for gate in GATES
+        if (gate.kind, gate.corpus, gate.output) in lines and chosen.intersection(gate.rivals)
+    ]
 
 
 def _lines(options: Options) -> list[Line]:
@@ -211,13 +225,10 @@ def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, st
     asked = {peer.name for result in results for peer in PEERS if peer.name in result.absent}
     for name in sorted(asked):
         print(f"\nnot measured: {name}: {absent[name]}", end="")
-    verdicts = report.judge(results)
-    kinds = {(r.line.kind, r.line.corpus, r.line.output) for r in results}
+    verdicts = report.judge(results, _gates(options))
     print("\n")
     for verdict in verdicts:
-        gate = verdict.gate
-        if options.check or (gate.kind, gate.corpus, gate.output) in kinds:
-            print(verdict)
+        print(verdict)
     text = "\n".join([_machine(), *(report.table(result) for result in results)])
     (options.output / "data.txt").write_text(text + "\n", encoding="utf-8")
     saved = [options.rows_file, options.output / "data.txt"]

@@ -91,7 +91,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     data.add_argument(
         "--check",
         action="store_true",
-        help="exit code 1 if a ratio that a release must reach is missed or not measured",
+        help="exit code 1 if a ratio that a release must reach is missed or not measured, of the"
+        " works and peers chosen",
     )
     data.set_defaults(run=_data, when_stopped="lines that were finished stand in data.csv")
 
