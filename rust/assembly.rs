@@ -66,10 +66,24 @@ pub enum Advance {
 
 impl Canvas {
     /// Places for `count` records.
-    fn new(count: usize, size: (usize, usize), settings: &Settings, pool: &Arc<Pool>) -> Self {
-        let slot_bytes = settings.slot_bytes(size);
-        let slots = Slots::new(pool, count * settings.task.pictures(), slot_bytes);
-        Self { slots, size }
+    fn new(
+        count: usize,
+        size: (usize, usize),
+        settings: &Settings,
+        pool: &Arc<Pool>,
+    ) -> Result<Self, Error> {
+        let what = || {
+            let shape = collate::image_shape(count, size, settings);
+            format!(
+                "the pictures of a batch, {shape:?} values of {}; expected a smaller batch_size, \
+                 smaller pictures (each takes the largest height and width of its batch) or a \
+                 smaller prefetch",
+                settings.dtype.name()
+            )
+        };
+        let pictures = count * settings.task.pictures();
+        let slots = Slots::new(pool, pictures, settings.slot_bytes(size), what)?;
+        Ok(Self { slots, size })
     }
 
     /// Paint the pictures of one record; what became of the record.
@@ -128,7 +142,8 @@ impl Assembly {
             missing: count,
             canvas: fixed_size(&settings.transform)
                 .filter(|_| count > 0)
-                .map(|size| Canvas::new(count, size, settings, pool)),
+                // Without memory it is tried again once all are planned: a batch may be given back.
+                .and_then(|size| Canvas::new(count, size, settings, pool).ok()),
             skipped: Vec::new(),
         }
     }
@@ -162,16 +177,16 @@ impl Assembly {
         if self.missing > 0 {
             return Advance::Wait;
         }
-        match settings.on_error {
-            OnError::Raise => {
-                for place in &mut self.places {
-                    if let Place::Failed(_) = place
-                        && let Place::Failed(error) = std::mem::replace(place, Place::Waiting)
-                    {
-                        return Advance::Done(Err(error));
-                    }
-                }
+        // What is left out must not depend on how much memory there is.
+        let is_final = |error: &Error| settings.on_error == OnError::Raise || error.is_memory();
+        for place in &mut self.places {
+            if matches!(place, Place::Failed(error) if is_final(error))
+                && let Place::Failed(error) = std::mem::replace(place, Place::Waiting)
+            {
+                return Advance::Done(Err(error));
             }
+        }
+        match settings.on_error {
             OnError::Resample => {
                 let failed = self.take_failed();
                 if !failed.is_empty() {
@@ -180,14 +195,15 @@ impl Assembly {
                     return Advance::Replace(failed);
                 }
             }
-            OnError::Skip => {}
+            OnError::Raise | OnError::Skip => {}
         }
-        let to_paint = self.unpainted(settings, pool);
-        if to_paint.is_empty() {
-            Advance::Done(self.collate(settings))
-        } else {
-            self.missing = to_paint.len();
-            Advance::Paint(to_paint)
+        match self.unpainted(settings, pool) {
+            Err(error) => Advance::Done(Err(error)),
+            Ok(to_paint) if to_paint.is_empty() => Advance::Done(self.collate(settings)),
+            Ok(to_paint) => {
+                self.missing = to_paint.len();
+                Advance::Paint(to_paint)
+            }
         }
     }
 
@@ -203,10 +219,11 @@ impl Assembly {
     }
 
     /// The records that are to be painted: all of them where the size of the batch has changed.
-    fn unpainted(&mut self, settings: &Settings, pool: &Arc<Pool>) -> Vec<ToPaint> {
+    fn unpainted(&mut self, settings: &Settings, pool: &Arc<Pool>) -> Result<Vec<ToPaint>, Error> {
         let size = fixed_size(&settings.transform).unwrap_or_else(|| self.padded_size(settings));
         if self.canvas.as_ref().is_none_or(|it| it.size != size) && size.0 > 0 {
-            self.canvas = Some(Canvas::new(self.places.len(), size, settings, pool));
+            let canvas = Canvas::new(self.places.len(), size, settings, pool)?;
+            self.canvas = Some(canvas);
             for place in &mut self.places {
                 if let Place::Painted(planned, _) = place {
                     *place = Place::Planned(Arc::clone(planned));
@@ -214,7 +231,7 @@ impl Assembly {
             }
         }
         let Some(canvas) = &self.canvas else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
         let mut to_paint = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
@@ -227,7 +244,7 @@ impl Assembly {
                 *place = Place::Waiting;
             }
         }
-        to_paint
+        Ok(to_paint)
     }
 
     /// (height, width) of the largest pictures, rounded up; 0 where there are none.
@@ -273,7 +290,7 @@ impl Assembly {
             }
             None => None,
         };
-        let mut batch = collate::collate(&samples, images, size, settings);
+        let mut batch = collate::collate(&samples, images, size, settings)?;
         batch.statuses = statuses;
         batch.skipped = std::mem::take(&mut self.skipped);
         Ok(Box::new(batch))
@@ -334,5 +351,22 @@ mod tests {
         // Another one takes the place of a bad one.
         assembly.reopen(1);
         assert!(assembly.put(1, bad()));
+    }
+    #[test]
+    fn memory_that_is_short_is_no_fault_of_a_record() {
+        let (mut settings, pool) = (settings(Task::ImageText), Pool::new(1));
+        for policy in [OnError::Skip, OnError::Resample] {
+            settings.on_error = policy;
+            let mut assembly = Assembly::new(1, &settings, &pool);
+            let error = Error::Memory {
+                bytes: 1,
+                what: "a test".to_owned(),
+            };
+            assert!(assembly.put(0, Place::Failed(error.in_record("a"))));
+            let Advance::Done(Err(error)) = assembly.advance(&settings, &pool) else {
+                panic!("left out");
+            };
+            assert!(error.is_memory());
+        }
     }
 }

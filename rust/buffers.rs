@@ -5,10 +5,14 @@
 //! that is: a tensor of Python that shares it keeps it, and no batch is ever overwritten under its
 //! reader. The only `unsafe` code outside the bindings and the SIMD files.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::Error;
 
 /// Alignment of every block in bytes: a cache line.
 pub const ALIGNMENT: usize = 64;
@@ -43,10 +47,17 @@ impl Pool {
         })
     }
 
-    /// A block of `bytes` bytes; what is in it is zero or what an earlier user left.
-    #[must_use]
-    pub fn take(self: &Arc<Self>, bytes: usize) -> Block {
-        let words = (bytes + ALIGNMENT).div_ceil(size_of::<u128>());
+    /// A block of `bytes` bytes, for what `what` says; what is in it is zero or what an earlier user
+    /// left.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no memory for it, even after those that are kept were let go.
+    pub fn take(
+        self: &Arc<Self>,
+        bytes: usize,
+        what: impl FnOnce() -> String,
+    ) -> Result<Block, Error> {
+        let words = bytes.saturating_add(ALIGNMENT).div_ceil(size_of::<u128>());
         let memory = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let fitting = (0..free.len())
@@ -64,21 +75,39 @@ impl Pool {
                 None => None,
             }
         };
-        let memory = memory.unwrap_or_else(|| {
-            let held = self
-                .bytes
-                .fetch_add(words * size_of::<u128>(), Ordering::Relaxed)
-                + words * size_of::<u128>();
-            self.peak_bytes.fetch_max(held, Ordering::Relaxed);
-            vec![0; words]
-        });
+        let memory = match memory {
+            Some(memory) => memory,
+            None => self.make(words).ok_or_else(|| Error::Memory {
+                bytes,
+                what: what(),
+            })?,
+        };
         let offset = memory.as_ptr().addr().wrapping_neg() % ALIGNMENT;
-        Block {
+        Ok(Block {
             memory,
             offset,
             bytes,
             pool: Arc::clone(self),
-        }
+        })
+    }
+
+    /// New memory, in the place of what is kept where there is none left.
+    fn make(&self, words: usize) -> Option<Vec<u128>> {
+        let memory = zeroed(words).or_else(|| {
+            let kept = {
+                let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *free)
+            };
+            for memory in &kept {
+                self.forget(Some(memory));
+            }
+            drop(kept);
+            zeroed(words)
+        })?;
+        let bytes = words * size_of::<u128>();
+        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak_bytes.fetch_max(held, Ordering::Relaxed);
+        Some(memory)
     }
 
     /// Bytes of all blocks that are in use or kept.
@@ -105,6 +134,23 @@ impl Pool {
         } else {
             self.forget(Some(&memory));
         }
+    }
+}
+
+/// What `vec![0; words]` gives, with pages that the system fills when they are first touched; none
+/// where it has none.
+fn zeroed(words: usize) -> Option<Vec<u128>> {
+    let layout = Layout::array::<u128>(words).ok()?;
+    if layout.size() == 0 {
+        return Some(Vec::new());
+    }
+    // SAFETY: the layout has a size. The memory, where there is any, comes from the allocator that a
+    // box uses, with the layout of one of `words` values, all of which are initialised: zeros.
+    unsafe {
+        #[allow(clippy::cast_ptr_alignment)] // It is that of the layout.
+        let start = alloc_zeroed(layout).cast::<u128>();
+        let values = ptr::slice_from_raw_parts_mut(start, words);
+        (!start.is_null()).then(|| Box::from_raw(values).into_vec())
     }
 }
 
@@ -174,16 +220,24 @@ pub struct SlotMut {
 }
 
 impl Slots {
-    /// Divide a new block of the pool into `count` parts.
-    #[must_use]
-    pub fn new(pool: &Arc<Pool>, count: usize, slot_bytes: usize) -> Arc<Self> {
-        let mut block = pool.take(count * slot_bytes);
-        Arc::new(Self {
+    /// Divide a new block of the pool into `count` parts, for what `what` says.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no memory for it.
+    pub fn new(
+        pool: &Arc<Pool>,
+        count: usize,
+        slot_bytes: usize,
+        what: impl FnOnce() -> String,
+    ) -> Result<Arc<Self>, Error> {
+        // A product that wraps would be shorter than its parts.
+        let mut block = pool.take(count.saturating_mul(slot_bytes), what)?;
+        Ok(Arc::new(Self {
             start: block.as_mut_ptr(),
             block,
             slot_bytes,
             taken: (0..count).map(|_| AtomicBool::new(false)).collect(),
-        })
+        }))
     }
 
     /// Take a part for writing; none where it does not exist or somebody has it.
@@ -240,49 +294,69 @@ impl DerefMut for SlotMut {
 mod tests {
     use super::*;
 
+    fn take(pool: &Arc<Pool>, bytes: usize) -> Block {
+        pool.take(bytes, String::new).unwrap()
+    }
+
     #[test]
     fn no_bytes_are_a_block_too() {
         let pool = Pool::new(1);
-        assert!(pool.take(0).is_empty());
+        assert!(take(&pool, 0).is_empty());
     }
 
     #[test]
     fn blocks_are_aligned_and_used_again() {
         let pool = Pool::new(2);
         for bytes in [1, 63, 64, 1000, 100_000] {
-            let block = pool.take(bytes);
+            let block = take(&pool, bytes);
             assert_eq!(block.len(), bytes);
             assert_eq!(block.as_ptr().addr() % ALIGNMENT, 0);
         }
         let pool = Pool::new(2);
-        let mut block = pool.take(1000);
+        let mut block = take(&pool, 1000);
         block.fill(7);
         let address = block.as_ptr().addr();
         let held = pool.bytes();
         drop(block);
-        let block = pool.take(900);
+        let block = take(&pool, 900);
         assert_eq!((block.as_ptr().addr(), pool.bytes()), (address, held));
         assert!(block.iter().all(|&byte| byte == 7));
         // The first is in use: another is made.
-        assert_ne!(pool.take(900).as_ptr().addr(), address);
+        assert_ne!(take(&pool, 900).as_ptr().addr(), address);
     }
 
     #[test]
     fn no_more_than_so_many_are_kept() {
         let pool = Pool::new(2);
-        let blocks: Vec<Block> = (0..5).map(|_| pool.take(1 << 12)).collect();
+        let blocks: Vec<Block> = (0..5).map(|_| take(&pool, 1 << 12)).collect();
         let one = pool.bytes() / 5;
         drop(blocks);
         assert_eq!((pool.bytes(), pool.peak_bytes()), (2 * one, 5 * one));
         // A larger one takes the place of one that nobody can use.
-        let larger = pool.take(1 << 16);
+        let larger = take(&pool, 1 << 16);
         assert!(larger.len() == 1 << 16 && pool.bytes() < 2 * one + (1 << 16));
+    }
+
+    #[test]
+    fn more_than_there_is_makes_an_error_and_lets_go_what_is_kept() {
+        let pool = Pool::new(2);
+        drop(take(&pool, 1 << 12));
+        assert!(pool.bytes() >= 1 << 12);
+        for bytes in [1 << 60, isize::MAX as usize, usize::MAX] {
+            let error = pool.take(bytes, || "a test".to_owned()).unwrap_err();
+            let expected = format!("out of memory: {bytes} bytes for a test");
+            assert_eq!(error.to_string(), expected);
+        }
+        assert_eq!(pool.bytes(), 0);
+        assert_eq!(take(&pool, 100).len(), 100);
+        // Of so many parts the sizes add up to more than can be counted.
+        assert!(Slots::new(&pool, usize::MAX / 2, 3, String::new).is_err());
     }
 
     #[test]
     fn threads_write_parts_that_do_not_overlap() {
         let pool = Pool::new(1);
-        let slots = Slots::new(&pool, 8, 1000);
+        let slots = Slots::new(&pool, 8, 1000, String::new).unwrap();
         std::thread::scope(|scope| {
             for index in 0..8_u8 {
                 let slots = Arc::clone(&slots);
@@ -297,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_part_is_given_to_one_at_a_time() {
-        let slots = Slots::new(&Pool::new(1), 2, 10);
+        let slots = Slots::new(&Pool::new(1), 2, 10, String::new).unwrap();
         let first = slots.take(0).unwrap();
         assert!(slots.take(0).is_none() && slots.take(2).is_none());
         drop(first);

@@ -1,6 +1,8 @@
 //! Samples -> one batch: the block of painted pictures, texts padded, boxes ragged.
 
+use crate::Error;
 use crate::buffers::Block;
+use crate::memory;
 use crate::paint::Status;
 use crate::record::Task;
 use crate::sample::Sample;
@@ -68,13 +70,15 @@ pub struct Skipped {
 }
 
 /// Put samples together in their order; their pictures are `size` = (height, width) in `images`.
-#[must_use]
+///
+/// # Errors
+/// [`Error::Memory`] where there is no memory for the texts, boxes or answers.
 pub fn collate(
     samples: &[&Sample],
     images: Option<Block>,
     size: (usize, usize),
     settings: &Settings,
-) -> Batch {
+) -> Result<Batch, Error> {
     let mut batch = Batch {
         images,
         image_shape: image_shape(samples.len(), size, settings),
@@ -85,6 +89,7 @@ pub fn collate(
             .unwrap_or(0),
         ..Batch::default()
     };
+    batch.reserve(samples, settings)?;
     for sample in samples {
         batch.keys.push(sample.key.clone());
         for (height, width, sizes) in [
@@ -121,10 +126,35 @@ pub fn collate(
         batch.truncated_boxes += sample.truncated_boxes;
         batch.cropped_boxes += sample.cropped_boxes;
     }
-    batch
+    Ok(batch)
 }
 
-fn image_shape(count: usize, size: (usize, usize), settings: &Settings) -> Vec<usize> {
+impl Batch {
+    /// Make room for all that has a row for each text or box, so that it is known to be there.
+    fn reserve(&mut self, samples: &[&Sample], settings: &Settings) -> Result<(), Error> {
+        let (size, tokens) = (samples.len(), self.num_tokens);
+        let boxes = samples.iter().map(|it| it.boxes_xyxy.len()).sum::<usize>();
+        let answers = settings.mirrored_answers.len();
+        let is_masked = samples.iter().any(|it| !it.masked_ids.is_empty());
+        let (texts, masked) = (size * tokens, if is_masked { size * tokens } else { 0 });
+        let what = || {
+            format!(
+                "a batch of {size} records with {tokens} tokens, {answers} answers and {boxes} boxes \
+                 in all; expected a smaller batch_size"
+            )
+        };
+        memory::reserve(&mut self.token_ids, texts, what)?;
+        memory::reserve(&mut self.text_mask, texts, what)?;
+        memory::reserve(&mut self.masked_ids, masked, what)?;
+        memory::reserve(&mut self.mlm_labels, masked, what)?;
+        memory::reserve(&mut self.targets, size * answers, what)?;
+        memory::reserve(&mut self.boxes_xyxy, 4 * boxes, what)?;
+        memory::reserve(&mut self.positive_map, boxes * tokens, what)
+    }
+}
+
+/// (B, 3, H, W) or another order, as [`Batch::image_shape`].
+pub(crate) fn image_shape(count: usize, size: (usize, usize), settings: &Settings) -> Vec<usize> {
     let mut shape = vec![count];
     if settings.task.pictures() > 1 {
         shape.push(settings.task.pictures());
@@ -163,7 +193,10 @@ fn collate_boxes(sample: &Sample, batch: &mut Batch) {
     let values = sample.boxes_xyxy.iter().flatten().map(|&edge| edge as f32);
     batch.boxes_xyxy.extend(values);
     batch.boxes_per_image.push(integer(sample.boxes_xyxy.len()));
-    for row in &sample.positive_map {
+    for row in sample
+        .positive_map
+        .chunks_exact(sample.token_ids.len().max(1))
+    {
         batch.positive_map.extend(row);
         let padding = batch.num_tokens - row.len();
         batch
@@ -189,7 +222,7 @@ mod tests {
             original_size: (2 * height, width),
             token_ids: vec![5; tokens],
             boxes_xyxy: vec![[0.0, 1.0, 2.0, 3.0]; boxes],
-            positive_map: vec![vec![true; tokens]; boxes],
+            positive_map: vec![true; tokens * boxes],
             ..Sample::default()
         }
     }
@@ -197,9 +230,9 @@ mod tests {
     #[test]
     fn everything_is_padded_to_the_largest() {
         let samples = [sample(3, 5, 2, 1), sample(1, 1, 4, 2)];
-        let block = Pool::new(0).take(2 * 3 * 4 * 8 * 4);
+        let block = Pool::new(0).take(2 * 3 * 4 * 8 * 4, String::new).ok();
         let samples: Vec<&Sample> = samples.iter().collect();
-        let batch = collate(&samples, Some(block), (4, 8), &settings(Task::Grounding));
+        let batch = collate(&samples, block, (4, 8), &settings(Task::Grounding)).unwrap();
         assert_eq!(batch.image_shape, [2, 3, 4, 8]);
         assert_eq!(batch.image_sizes, [3, 5, 1, 1]);
         assert_eq!(batch.original_sizes, [6, 5, 2, 1]);
@@ -216,7 +249,7 @@ mod tests {
 
     #[test]
     fn no_samples_make_an_empty_batch() {
-        let batch = collate(&[], None, (0, 0), &settings(Task::Reasoning));
+        let batch = collate(&[], None, (0, 0), &settings(Task::Reasoning)).unwrap();
         assert_eq!(batch.image_shape, [0, 2, 3, 0, 0]);
         assert!(batch.images.is_none() && batch.keys.is_empty());
     }
@@ -228,7 +261,7 @@ mod tests {
         let mut first = sample(1, 1, 2, 0);
         first.answers = vec![(2, 0.5), (0, 1.0)];
         let second = sample(1, 1, 2, 0);
-        let batch = collate(&[&first, &second], None, (1, 1), &settings);
+        let batch = collate(&[&first, &second], None, (1, 1), &settings).unwrap();
         let expected: [f32; 6] = [1.0, 0.0, 0.5, 0.0, 0.0, 0.0];
         assert!(
             batch
@@ -237,5 +270,17 @@ mod tests {
                 .zip(expected)
                 .all(|(a, b)| a.total_cmp(&b).is_eq())
         );
+    }
+    #[test]
+    fn answers_that_memory_does_not_hold_are_an_error() {
+        let mut settings = settings(Task::Question);
+        // Together 128 terabytes.
+        settings.mirrored_answers = vec![0; 1 << 24];
+        let one = sample(1, 1, 0, 0);
+        let samples = vec![&one; 1 << 21];
+        let error = collate(&samples, None, (1, 1), &settings).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("2097152 records with 0 tokens, 16777216 answers"));
+        assert!(message.ends_with("expected a smaller batch_size"));
     }
 }

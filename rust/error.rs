@@ -76,6 +76,13 @@ pub enum Error {
         /// What was got and expected.
         reason: String,
     },
+    /// Memory that the system does not give.
+    Memory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What for, and what would need less.
+        what: String,
+    },
     /// A fault of this library: a worker thread panicked over a record.
     Worker,
     /// Any of the above, in a record.
@@ -107,6 +114,16 @@ impl Error {
             Self::Unsupported { .. } | Self::TooManyPixels { .. } => "unsupported",
             Self::InRecord { source, .. } => source.status(),
             _ => "invalid",
+        }
+    }
+
+    /// Whether there was too little memory, which is no fault of a record.
+    #[must_use]
+    pub fn is_memory(&self) -> bool {
+        match self {
+            Self::Memory { .. } => true,
+            Self::InRecord { source, .. } => source.is_memory(),
+            _ => false,
         }
     }
 
@@ -172,10 +189,18 @@ impl fmt::Display for Error {
                 height,
                 width,
                 limit,
-            } => write!(
-                f,
-                "picture of {height} x {width} pixels; expected at most {limit} pixels"
-            ),
+            } => {
+                let why = if *limit == crate::image::MAX_PIXELS {
+                    ", a fixed limit of the loader (fiber._core.decode_image takes max_pixels); \
+                     store it smaller"
+                } else {
+                    " (max_pixels)"
+                };
+                write!(
+                    f,
+                    "picture of {height} x {width} pixels; expected at most {limit} pixels{why}"
+                )
+            }
             Self::EmptyBox {
                 index,
                 box_xyxy: [x0, y0, x1, y1],
@@ -200,6 +225,9 @@ impl fmt::Display for Error {
             ),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
             Self::Argument { name, reason } => write!(f, "{name}: {reason}"),
+            Self::Memory { bytes, what } => {
+                write!(f, "out of memory: {bytes} bytes for {what}")
+            }
             Self::Worker => f.write_str(
                 "a worker thread panicked, which is a fault of fiber; please report the record",
             ),

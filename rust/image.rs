@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use crate::formats::{bmp, gif, png, tiff, webp};
 use crate::guard::guard;
-use crate::{Error, jpeg};
+use crate::{Error, jpeg, memory};
 
 /// The most pixels of a picture unless another limit is given; twice Pillow's warning level.
 pub const MAX_PIXELS: usize = 178_956_970;
@@ -133,7 +133,7 @@ pub fn decode_over(
             Format::Bmp => bmp::decode(bytes, max_pixels),
             Format::Tiff => tiff::decode(bytes, max_pixels),
         };
-        samples.map(|samples| samples.over(background))
+        samples.and_then(|samples| samples.over(background))
     })?;
     if image.pixels.len() != image.height * image.width * 3 {
         return Err(Error::decode(format!(
@@ -190,7 +190,9 @@ pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::
         request.scale.apply(header.width),
     );
     let height = request.stop_row.map_or(height, |row| row.min(height));
-    let mut pixels = Vec::with_capacity(height * width * 3);
+    let mut pixels = Vec::new();
+    let what = memory::of_picture(height, width);
+    memory::reserve(&mut pixels, height * width * 3, what)?;
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
     Ok((

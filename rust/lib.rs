@@ -29,6 +29,7 @@ pub mod image;
 pub mod instructions;
 pub mod jpeg;
 pub mod loader;
+mod memory;
 pub mod normalize;
 pub mod paint;
 mod pretokens;

@@ -238,6 +238,8 @@ impl Drop for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::Geometry;
+    use crate::crop::Cut;
     use crate::record::StoredImage;
     use crate::sample::tests::{png, record, settings};
     use crate::settings::OnError;
@@ -326,6 +328,38 @@ mod tests {
         assert_eq!(batch.keys, ["a", "b"]);
         assert_eq!(batch.skipped.len(), 1);
         assert!(batch.skipped[0].reason.starts_with("no/such.png: "));
+    }
+
+    #[test]
+    fn a_batch_too_large_for_memory_is_an_error_of_its_own_only() {
+        let mut settings = settings(Task::ImageText);
+        settings.transform.geometry = Geometry::ShorterSide {
+            sizes: vec![1],
+            max_size: 100_000,
+            divisor: 1,
+            cut: Cut::off(),
+        };
+        // It is not left out as if a record were bad.
+        settings.on_error = OnError::Skip;
+        let loader = Loader::new(settings, 2, 2).unwrap();
+        let session = loader.open();
+        let with_size = |height, width| {
+            let mut record = record(&format!("{height}x{width}"));
+            record.images = vec![StoredImage::Bytes(Arc::new(png(height, width)))];
+            record
+        };
+        // The height of one and the width of the other make 144 terabytes.
+        let mut records = vec![with_size(1, 1); 1200];
+        (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
+        session.submit(records);
+        session.submit(vec![with_size(3, 3)]);
+        session.finish();
+        let error = session.next(LONG).unwrap_err();
+        assert!(error.is_memory(), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("[1200, 3, 100000, 100000]"), "{message}");
+        assert!(message.contains("expected a smaller batch_size"));
+        assert_eq!(keys(&session), [["3x3"]]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::image::Rgb;
 use crate::instructions::Instructions;
+use crate::memory;
 use crate::simd_normalize::{Arithmetic, SEGMENT, Table, Values, bytes_of};
 use crate::simd_resize::Passes;
 use crate::storage::{Dtype, Layout};
@@ -310,18 +311,21 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
 /// Write pictures one after the other, channel by channel, padded right and bottom with zeros.
 ///
 /// Gives the values and the padded (height, width): the largest, rounded up to the divisor.
-#[must_use]
+///
+/// # Errors
+/// [`Error::Memory`] where there is no memory for the values.
 pub fn write(
     pictures: &[&Rgb],
     normalization: &Normalization,
     divisor: usize,
-) -> (Vec<f32>, (usize, usize)) {
+) -> Result<(Vec<f32>, (usize, usize)), Error> {
     let largest = |side: fn(&&Rgb) -> usize| {
         let largest = pictures.iter().map(side).max().unwrap_or(0);
         largest.next_multiple_of(divisor)
     };
     let (height, width) = (largest(|image| image.height), largest(|image| image.width));
-    let mut values = vec![0.0; pictures.len() * 3 * height * width];
+    let count = pictures.len().saturating_mul(3 * height * width);
+    let mut values = memory::filled(0.0, count, memory::of_picture(height, width))?;
     let writer = RowWriter::of_checked(
         normalization,
         Layout::Chw,
@@ -335,7 +339,7 @@ pub fn write(
             writer.put_row(row, slot, (height, width), y, false);
         }
     }
-    (values, (height, width))
+    Ok((values, (height, width)))
 }
 
 #[cfg(test)]
@@ -344,7 +348,7 @@ mod tests {
 
     #[test]
     fn no_pictures_give_no_values() {
-        let (values, size) = write(&[], &Normalization::default(), 32);
+        let (values, size) = write(&[], &Normalization::default(), 32).unwrap();
         assert!(values.is_empty());
         assert_eq!(size, (0, 0));
     }
@@ -360,7 +364,7 @@ mod tests {
             channel_order: ChannelOrder::Bgr,
             ..Normalization::default()
         };
-        let (values, _) = write(&[&image], &normalization, 1);
+        let (values, _) = write(&[&image], &normalization, 1).unwrap();
         let expected = [
             (1.0 - 0.406) / 0.225,
             (128.0 / 255.0 - 0.456) / 0.224,

@@ -9,6 +9,7 @@ use crate::augment::Plan;
 use crate::image::{self, Format, Rgb};
 use crate::instructions::Instructions;
 use crate::jpeg::{self, Scale};
+use crate::memory;
 use crate::normalize::RowWriter;
 use crate::record::{SharedBytes, StoredImage};
 use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
@@ -140,7 +141,7 @@ impl Opened {
                 max_pixels: settings.max_pixels,
             };
             let (picture, status) = image::decode_jpeg(bytes, &request)?;
-            (turn::turn(picture, self.orientation), status)
+            (turn::turn(picture, self.orientation)?, status)
         } else {
             let picture = image::decode(bytes, settings.max_pixels)?;
             (picture, jpeg::Status::Whole)
@@ -265,6 +266,10 @@ impl Painter {
         let mut written = Ok(());
         whole.clear();
         let is_direct = !plan.needs_whole();
+        if !is_direct {
+            let what = memory::of_picture(plan.height, plan.width);
+            memory::reserve(whole, plan.height * plan.width * 3, what)?;
+        }
         let status = opened.resize(plan, settings, decoder, scratch, &mut |y, row| {
             if !is_direct {
                 whole.extend_from_slice(row);

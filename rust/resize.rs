@@ -11,6 +11,7 @@ use std::cell::RefCell;
 
 use crate::Error;
 use crate::image::{MAX_PIXELS, Rgb};
+use crate::memory;
 pub use crate::row_resizer::{ResizeScratch, RowResizer};
 
 /// The convolution kernel.
@@ -139,7 +140,9 @@ pub fn resize_with(
 ) -> Result<Rgb, Error> {
     let source = (image.height, image.width);
     let mut resizer = RowResizer::new(scratch, source, crop, output, filter)?;
-    let mut pixels = Vec::with_capacity(output.0 * output.1 * 3);
+    let mut pixels = Vec::new();
+    let what = memory::of_picture(output.0, output.1);
+    memory::reserve(&mut pixels, output.0 * output.1 * 3, what)?;
     resizer.push_rows(0, &image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
     })?;

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::augment::Plan;
 use crate::boxes::BoxXyxy;
+use crate::memory;
 use crate::paint::Opened;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
@@ -43,8 +44,8 @@ pub struct Sample {
     pub truth: bool,
     /// Boxes in pixels of the resized picture.
     pub boxes_xyxy: Vec<BoxXyxy>,
-    /// For each box, which tokens name it.
-    pub positive_map: Vec<Vec<bool>>,
+    /// For each box, which tokens name it: a row of them after the other.
+    pub positive_map: Vec<bool>,
     /// Boxes left out because no token of the text names them.
     pub truncated_boxes: usize,
     /// Boxes left out because the crop left too little of them.
@@ -167,6 +168,7 @@ impl Settings {
     ) -> Result<(), Error> {
         let text = mirror_if(flipped, &record.text);
         let encoded = self.encode(&text.text)?;
+        memory::reserve_rows(&mut sample.positive_map, moved.len(), encoded.ids.len())?;
         for (box_xyxy, spans) in moved.iter().zip(&record.char_spans) {
             let Some(box_xyxy) = box_xyxy else {
                 sample.cropped_boxes += 1;
@@ -176,7 +178,7 @@ impl Settings {
             let row = spans::positive_row(&encoded.offsets, &spans);
             if row.contains(&true) {
                 sample.boxes_xyxy.push(*box_xyxy);
-                sample.positive_map.push(row);
+                sample.positive_map.extend(row);
             } else {
                 sample.truncated_boxes += 1;
             }
@@ -334,7 +336,7 @@ pub(crate) mod tests {
         let named: Vec<u32> = sample
             .token_ids
             .iter()
-            .zip(&sample.positive_map[0])
+            .zip(&sample.positive_map)
             .filter_map(|(&id, &positive)| positive.then_some(id))
             .collect();
         assert_eq!(tokens.decode(&named).unwrap(), " right");

@@ -74,6 +74,8 @@ impl Settings {
     /// Bytes of one picture's place of (height, width) pixels in a batch.
     #[must_use]
     pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
-        3 * size.0 * size.1 * self.dtype.bytes()
+        // A product that wraps would be less than what is written.
+        let values = size.0.saturating_mul(size.1).saturating_mul(3);
+        values.saturating_mul(self.dtype.bytes())
     }
 }

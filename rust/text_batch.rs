@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::byte_level::Tokens;
 use crate::collate::IGNORED_LABEL;
+use crate::memory;
 use crate::random::{Draws, Purpose};
 use crate::tokenizer::{PAD_ID, Tokenizer, UNKNOWN_ID};
 
@@ -74,15 +75,23 @@ pub fn encode<T: AsRef<str>>(
             format!("{length}; expected {longest} or more, the tokens of the longest text"),
         ));
     }
-    let size = texts.len() * length;
+    let size = texts.len().saturating_mul(length);
+    let what = || {
+        format!(
+            "{} texts of {length} tokens; expected fewer, or a smaller pad_to",
+            texts.len()
+        )
+    };
+    let masked = if layout.masking.is_some() { size } else { 0 };
     let mut batch = TextBatch {
         num_tokens: length,
-        token_ids: vec![i64::from(PAD_ID); size],
-        text_mask: vec![false; size],
+        token_ids: memory::filled(i64::from(PAD_ID), size, what)?,
+        text_mask: memory::filled(false, size, what)?,
+        mlm_labels: memory::filled(IGNORED_LABEL, masked, what)?,
         ..TextBatch::default()
     };
     if layout.offsets {
-        batch.offsets = vec![0; 2 * size];
+        batch.offsets = memory::filled(0, size.saturating_mul(2), what)?;
     }
     let rows = batch.token_ids.chunks_exact_mut(length.max(1));
     let masks = batch.text_mask.chunks_exact_mut(length.max(1));
@@ -105,6 +114,7 @@ pub fn encode<T: AsRef<str>>(
         }
     }
     if let Some(masking) = &layout.masking {
+        memory::reserve(&mut batch.masked_ids, size, what)?;
         masking.mask(&tokens.ids, &counts, tokenizer.mask_id(), &mut batch);
     }
     Ok(batch)
@@ -134,7 +144,6 @@ impl Masking {
     fn mask(&self, ids: &[u32], counts: &[usize], mask_id: u32, batch: &mut TextBatch) {
         let length = batch.num_tokens.max(1);
         batch.masked_ids.clone_from(&batch.token_ids);
-        batch.mlm_labels = vec![IGNORED_LABEL; batch.token_ids.len()];
         let rows = batch.masked_ids.chunks_exact_mut(length);
         let labels = batch.mlm_labels.chunks_exact_mut(length);
         let mut rest = ids;
@@ -271,6 +280,11 @@ mod tests {
         };
         assert!(message(wrong(Some(1), None, None)).starts_with("max_tokens: 1"));
         assert!(message(wrong(None, Some(2), None)).starts_with("pad_to: 2; expected"));
+        let length = usize::MAX / 32;
+        let wide = message(wrong(None, Some(length), None));
+        assert!(wide.ends_with(&format!(
+            "1 texts of {length} tokens; expected fewer, or a smaller pad_to"
+        )));
         let masking = |probability| Masking {
             probability,
             ..Masking::default()

@@ -1,6 +1,7 @@
 //! Turning pictures as EXIF says.
 
 use crate::image::Rgb;
+use crate::{Error, memory};
 
 /// Whether height and width change places; `orientation` is EXIF's, 1 to 8.
 #[must_use]
@@ -9,10 +10,12 @@ pub fn swaps_sides(orientation: u8) -> bool {
 }
 
 /// Turn a picture so that it stands as EXIF's `orientation` says; others than 2 to 8 change nothing.
-#[must_use]
-pub fn turn(image: Rgb, orientation: u8) -> Rgb {
+///
+/// # Errors
+/// [`Error::Memory`] where there is no memory for the turned one.
+pub fn turn(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     if !(2..=8).contains(&orientation) {
-        return image;
+        return Ok(image);
     }
     let (height, width) = if swaps_sides(orientation) {
         (image.width, image.height)
@@ -20,7 +23,9 @@ pub fn turn(image: Rgb, orientation: u8) -> Rgb {
         (image.height, image.width)
     };
     let (last_row, last_column) = (image.height - 1, image.width - 1);
-    let mut pixels = Vec::with_capacity(image.pixels.len());
+    let mut pixels = Vec::new();
+    let what = memory::of_picture(height, width);
+    memory::reserve(&mut pixels, image.pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
             // Where the pixel at (y, x) is stored.
@@ -37,11 +42,11 @@ pub fn turn(image: Rgb, orientation: u8) -> Rgb {
             pixels.extend_from_slice(image.pixels.get(start..start + 3).unwrap_or(&[0; 3]));
         }
     }
-    Rgb {
+    Ok(Rgb {
         height,
         width,
         pixels,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -55,7 +60,7 @@ mod tests {
             width: 3,
             pixels: (0..6).flat_map(|red| [red, 0, 9]).collect(),
         };
-        let turned = turn(image, orientation);
+        let turned = turn(image, orientation).unwrap();
         let reds = turned.pixels.chunks_exact(3).map(|pixel| pixel[0]);
         (turned.height, turned.width, reds.collect())
     }

@@ -452,6 +452,8 @@ class Session:
 
         Raises:
             FileNotFoundError, DecodeError, ValueError: for a bad record, with its key.
+            MemoryError: if the system has no memory for the batch, with its bytes and its shape;
+                the next one can be had.
         """
 
 def probe_image(data: bytes) -> tuple[int, int, str]:
@@ -476,6 +478,7 @@ def decode_image(
     Raises:
         DecodeError: for other formats, broken or truncated bytes, kinds of a format that are not
             supported, and too many pixels.
+        MemoryError: if the system has no memory for the pixels.
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:

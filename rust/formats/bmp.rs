@@ -3,6 +3,7 @@
 use super::Samples;
 use crate::Error;
 use crate::image::check_size;
+use crate::memory;
 
 /// Bytes of the header of the file.
 const FILE_HEADER: usize = 14;
@@ -141,7 +142,10 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let found = header.palette.get(usize::from(index));
         found.copied().unwrap_or_default()
     };
-    let mut pixels = Vec::with_capacity(header.height * header.width * channels);
+    let mut pixels = Vec::new();
+    let count = header.height * header.width * channels;
+    let what = memory::of_picture(header.height, header.width);
+    memory::reserve(&mut pixels, count, what)?;
     if header.storage == Storage::Runs {
         let indices = unroll(stored, &header)?;
         pixels.extend(indices.into_iter().flat_map(color));
@@ -160,7 +164,10 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     }
     if !header.from_top {
         let rows = pixels.chunks_exact(header.width * channels).rev();
-        pixels = rows.flatten().copied().collect();
+        let mut turned = Vec::new();
+        memory::reserve(&mut turned, pixels.len(), what)?;
+        turned.extend(rows.flatten());
+        pixels = turned;
     }
     Ok(Samples {
         height: header.height,
@@ -215,7 +222,7 @@ fn masked(value: u32, mask: u32) -> u8 {
 /// Run lengths -> indices of the palette, lowest row first; what is passed over is 0.
 fn unroll(stored: &[u8], header: &Header) -> Result<Vec<u8>, Error> {
     let (height, width) = (header.height, header.width);
-    let mut indices = vec![0; height * width];
+    let mut indices = memory::filled(0, height * width, memory::of_picture(height, width))?;
     let (mut x, mut y) = (0, 0);
     let mut rest = stored;
     // Of two pixels in a byte the upper half comes first.

@@ -5,6 +5,7 @@ use gif::{ColorOutput, DecodeOptions, Frame};
 use super::Samples;
 use crate::Error;
 use crate::image::check_size;
+use crate::memory;
 
 type Decoder<'a> = gif::Decoder<&'a [u8]>;
 
@@ -43,7 +44,9 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let (height, width) = canvas(&mut decoder)?;
     check_size(height, width, max_pixels)?;
     // The frame lies on the canvas, which is small enough.
-    let mut indices = vec![0; decoder.buffer_size()];
+    let size = decoder.buffer_size();
+    let what = memory::of_picture(height, width);
+    let mut indices = memory::filled(0, size, what)?;
     decoder
         .read_into_buffer(&mut indices)
         .map_err(|e| broken(&e))?;
@@ -62,7 +65,8 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
             _ => [0, 0, 0, alpha],
         }
     };
-    let mut bytes = color(transparent.unwrap_or(0)).repeat(height * width);
+    let ground = color(transparent.unwrap_or(0));
+    let mut bytes = memory::filled(ground, height * width, what)?.into_flattened();
     place(frame, &indices, width, &mut bytes, color);
     Ok(Samples {
         height,

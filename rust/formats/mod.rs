@@ -11,6 +11,7 @@ pub(crate) mod tiff;
 pub(crate) mod webp;
 
 use crate::image::Rgb;
+use crate::{Error, memory};
 
 /// A decoded picture whose colour may be grey or have alpha.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,30 +28,40 @@ pub(crate) struct Samples {
 
 impl Samples {
     /// Repeat grey, and lay what has alpha over a colour; without one alpha is dropped.
-    pub(crate) fn over(self, background: Option<[u8; 3]>) -> Rgb {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no memory for the pixels.
+    pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
         let pixels = match (self.channels, background) {
-            (1, _) => self.bytes.iter().flat_map(|&grey| [grey; 3]).collect(),
-            (2, None) => pixels::<2>(&self.bytes, |&[grey, _]| [grey; 3]),
+            (1, _) => self.pixels::<1>(|&[grey]| [grey; 3])?,
+            (2, None) => self.pixels::<2>(|&[grey, _]| [grey; 3])?,
             (2, Some(below)) => {
-                pixels::<2>(&self.bytes, |&[grey, alpha]| blend([grey; 3], alpha, below))
+                self.pixels::<2>(|&[grey, alpha]| blend([grey; 3], alpha, below))?
             }
-            (4, None) => pixels::<4>(&self.bytes, |&[r, g, b, _]| [r, g, b]),
-            (4, Some(below)) => pixels::<4>(&self.bytes, |&[r, g, b, alpha]| {
-                blend([r, g, b], alpha, below)
-            }),
+            (4, None) => self.pixels::<4>(|&[r, g, b, _]| [r, g, b])?,
+            (4, Some(below)) => {
+                self.pixels::<4>(|&[r, g, b, alpha]| blend([r, g, b], alpha, below))?
+            }
             _ => self.bytes,
         };
-        Rgb {
+        Ok(Rgb {
             height: self.height,
             width: self.width,
             pixels,
-        }
+        })
     }
-}
 
-fn pixels<const N: usize>(bytes: &[u8], color: impl Fn(&[u8; N]) -> [u8; 3]) -> Vec<u8> {
-    let (pixels, _) = bytes.as_chunks::<N>();
-    pixels.iter().flat_map(color).collect()
+    fn pixels<const N: usize>(
+        &self,
+        color: impl Fn(&[u8; N]) -> [u8; 3],
+    ) -> Result<Vec<u8>, Error> {
+        let (from, _) = self.bytes.as_chunks::<N>();
+        let mut pixels = Vec::new();
+        let what = memory::of_picture(self.height, self.width);
+        memory::reserve(&mut pixels, 3 * from.len(), what)?;
+        pixels.extend(from.iter().flat_map(color));
+        Ok(pixels)
+    }
 }
 
 /// A colour over another, rounded to the nearest as Pillow's `paste` with a mask does.
@@ -81,7 +92,7 @@ mod tests {
             channels,
             bytes: bytes.to_vec(),
         };
-        samples.over(background).pixels
+        samples.over(background).unwrap().pixels
     }
 
     #[test]

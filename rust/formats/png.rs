@@ -5,6 +5,7 @@ use std::io::Cursor;
 use super::Samples;
 use crate::Error;
 use crate::image::check_size;
+use crate::memory;
 
 type Reader<'a> = png::Reader<Cursor<&'a [u8]>>;
 
@@ -38,7 +39,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let size = reader
         .output_buffer_size()
         .ok_or_else(|| Error::decode("PNG: more bytes than memory can hold"))?;
-    let mut pixels = vec![0; size];
+    let mut pixels = memory::filled(0, size, memory::of_picture(height, width))?;
     let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
     pixels.truncate(frame.buffer_size());
     Ok(Samples {

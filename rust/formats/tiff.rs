@@ -11,6 +11,7 @@ use tiff::tags::Tag;
 use super::{Samples, divide_by_255};
 use crate::Error;
 use crate::image::check_size;
+use crate::memory;
 
 /// Most bytes of a pixel: five channels of 16 bits.
 const PIXEL_BYTES: usize = 10;
@@ -54,6 +55,10 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     if layout.map_err(|e| fault(&e))? == Some(PLANAR) && color.num_samples() > 1 {
         return Err(unsupported("planes one after the other"));
     }
+    // The samples as they are stored, and then as bytes.
+    let sample_bytes = usize::from(color.bit_depth()).div_ceil(8) + 1;
+    let size = height * width * usize::from(color.num_samples()) * sample_bytes;
+    memory::check(size, memory::of_picture(height, width))?;
     let stored = match decoder.read_image().map_err(|e| fault(&e))? {
         DecodingResult::U8(bytes) => bytes,
         DecodingResult::U16(words) => words.iter().map(|word| word.to_be_bytes()[0]).collect(),

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use super::Samples;
 use crate::Error;
 use crate::image::check_size;
+use crate::memory;
 
 type Decoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
 
@@ -36,7 +37,11 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let size = decoder
         .output_buffer_size()
         .ok_or_else(|| Error::decode("WebP: more bytes than memory can hold"))?;
-    let mut pixels = vec![0; size];
+    // The decoder takes up to 4 bytes a pixel of its own.
+    let own = 4 * height * width;
+    let what = memory::of_picture(height, width);
+    memory::check(size.saturating_add(own), what)?;
+    let mut pixels = memory::filled(0, size, what)?;
     decoder.read_image(&mut pixels).map_err(|e| broken(&e))?;
     Ok(Samples {
         height,

@@ -22,7 +22,7 @@ pub(super) fn decode(
     output: &mut Output<'_>,
 ) -> Result<Findings, Error> {
     for (target, component) in arena.coefficients.iter_mut().zip(&frame.components) {
-        target.reset(frame.mcus_wide * component.h, frame.mcus_high * component.v);
+        target.reset(frame.mcus_wide * component.h, frame.mcus_high * component.v)?;
     }
     let mut findings = Findings::default();
     let mut known = vec![Known::default(); frame.components.len()];

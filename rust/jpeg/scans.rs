@@ -157,7 +157,7 @@ impl Arena {
             while first < frame.mcus_wide {
                 let count = CHUNK.min(frame.mcus_wide - first);
                 for (target, component) in self.coefficients.iter_mut().zip(&frame.components) {
-                    target.reset(CHUNK * component.h, component.v);
+                    target.reset(CHUNK * component.h, component.v)?;
                 }
                 let place = Place {
                     row: 0,

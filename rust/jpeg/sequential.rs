@@ -7,6 +7,7 @@ use super::bits::Bits;
 use super::huffman::Table;
 use super::simd_face::{Simd, place};
 use super::stream::Stream;
+use crate::{Error, memory};
 
 /// The coefficients of a block, in natural order, as they stand in the file.
 ///
@@ -38,6 +39,11 @@ impl DerefMut for Block {
 /// Blocks of a component that are kept from picture to picture: 64 MiB.
 const KEPT_BLOCKS: usize = 1 << 19;
 
+fn of_coefficients() -> String {
+    let what = "the coefficients of a JPEG, all of which are kept";
+    format!("{what}; expected a smaller picture, or fewer threads")
+}
+
 /// Coefficients of a component, all of them or those of some MCUs.
 #[derive(Default)]
 pub(super) struct Coefficients {
@@ -48,10 +54,15 @@ pub(super) struct Coefficients {
 
 impl Coefficients {
     /// Make room for some blocks, all zero.
-    pub(super) fn reset(&mut self, wide: usize, high: usize) {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no memory for them.
+    pub(super) fn reset(&mut self, wide: usize, high: usize) -> Result<(), Error> {
         self.blocks.clear();
+        memory::reserve(&mut self.blocks, wide * high, of_coefficients)?;
         self.blocks.resize(wide * high, Block::ZERO);
         self.stride = wide;
+        Ok(())
     }
 
     /// Give back memory, except for what most pictures need.

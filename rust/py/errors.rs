@@ -1,6 +1,8 @@
 //! [`Error`] -> Python exception; the only mapping.
 
-use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyMemoryError, PyOSError, PyRuntimeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 use crate::Error;
@@ -36,6 +38,7 @@ impl From<Error> for PyErr {
             Error::Decode { .. } | Error::Unsupported { .. } | Error::TooManyPixels { .. } => {
                 DecodeError::new_err(message)
             }
+            Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::Worker => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }

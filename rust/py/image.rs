@@ -16,6 +16,7 @@ use crate::color_jitter;
 use crate::crop::Cut;
 use crate::image::{self, Rgb};
 use crate::instructions::Instructions;
+use crate::memory;
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
 use crate::rand_augment;
 use crate::random::{Draws, Purpose};
@@ -330,7 +331,8 @@ pub fn normalize_image(
     )?;
     let size = (height, width);
     // Memory of a batch is used again and again; whatever is not written would be seen.
-    let mut slot = vec![0xAA; writer.slot_bytes(size)];
+    let bytes = writer.slot_bytes(size);
+    let mut slot = memory::filled(0xAA, bytes, memory::of_picture(height, width))?;
     image.py().detach(|| {
         let rows = picture.pixels.chunks_exact((picture.width * 3).max(1));
         for (y, row) in rows.enumerate() {
@@ -338,7 +340,6 @@ pub fn normalize_image(
         }
         writer.pad_below(&mut slot, size, picture.height)
     })?;
-    let bytes = slot.len();
     Buffer::new(Values::Uint8(slot), &[bytes])
 }
 
@@ -368,7 +369,7 @@ pub fn apply_transform(
     let plan = transform.plan(picture.height, picture.width, &mut draws);
     let boxes = plan.move_boxes(&boxes, picture.height, picture.width)?;
     let (values, shape) = py.detach(|| {
-        plan.apply(&picture).map(|resized| {
+        plan.apply(&picture).and_then(|resized| {
             normalize::write(&[&resized], &transform.normalization, transform.divisor())
         })
     })?;

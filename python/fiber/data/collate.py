@@ -132,6 +132,7 @@ class Collator:
         Raises:
             DecodeError, FileNotFoundError, ValueError: for the first bad record, with its key,
                 where `on_error` is "raise".
+            MemoryError: for a batch too large for memory, whatever `on_error` is.
         """
         if epoch is None:
             epoch = int(torch.randint(_EPOCHS, ()))
