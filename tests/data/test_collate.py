@@ -83,3 +83,13 @@ def test_bad_records_are_named(tokenizer):
         collator(tokenizer, on_error="resample")([record(1, images=(b"",))])
     kept = collator(tokenizer, on_error="skip")([RECORDS[0], record(1, images=(b"",))])
     assert kept.keys == ("r0",)
+
+
+def test_what_is_no_record_is_named(tokenizer):
+    plain = {"key": "a", "images": (b"",), "text": "a cup"}
+    for place, records in enumerate(([plain], [RECORDS[0], plain])):
+        message = rf"record {place} is a dict; expected fiber\.data\.Record"
+        with pytest.raises(TypeError, match=message):
+            collator(tokenizer)(records)
+        with pytest.raises(TypeError, match=message):
+            list(make(tokenizer, records, on_error="skip"))

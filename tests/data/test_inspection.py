@@ -237,6 +237,39 @@ def test_nothing_that_is_known(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"a\.json: its records are of no known kind"):
         parts_of(tmp_path / "a.json")
+    write_tar(tmp_path / "none.tar", [])
+    with pytest.raises(
+        ValueError, match=r"none\.tar: its fields are none; expected a picture, and"
+    ):
+        parts_of(tmp_path / "none.tar")
+
+
+def test_a_table_without_the_columns_is_answered_with_both(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    parquet.write_table(arrow.table({"a": [1], "b": ["x"]}), tmp_path / "train-0.parquet")
+    message = (
+        "its fields are 'a', 'b'; expected a picture in 'image' or 'image_path' or 'file_name', and"
+        " captions in 'caption' or"
+    )
+    for data in (tmp_path / "train-0.parquet", tmp_path):
+        with pytest.raises(ValueError, match=rf"train-0\.parquet: {message}"):
+            parts_of(data)
+
+
+def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path):
+    path = tmp_path / "mine.csv"
+    for content, message in (
+        (b"", r"mine\.csv is empty; expected a table in UTF-8"),
+        (b"image,wrong\na,b\n", r"mine\.csv: line 2 has the unknown field 'wrong'"),
+        (
+            b"image,text\n\xff,b\n",
+            r"mine\.csv is not text .* expected a table in UTF-8 with commas",
+        ),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            [part.open() for part in parts_of(path)]
 
 
 def test_a_contact_sheet_shows_boxes_and_faults(boxes):

@@ -1,6 +1,7 @@
 """Which reader a folder or a file gets, by the names of files."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -361,3 +362,15 @@ def test_what_readers_left_out_is_added_up(folder):
     assert left_out_lines(found) == ["2 pictures without captions were left out or changed"]
     once = open_source("captions", folder.folder, "train")
     assert left_out_lines(once) == ["1 picture without captions was left out or changed"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("capshuns", "did you mean captions?"),
+        (7, "expected one of captions, coco_karpathy"),
+    ],
+)
+def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder):
+    with pytest.raises(ValueError, match=rf"source is {source!r}; {re.escape(said)}"):
+        open_source(source, folder, "train")

@@ -160,6 +160,36 @@ def test_statements_show_two_pictures(write):
         table_statements(path)
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"questions": [5]}, r"row 0 has 'questions' '5'; expected a list"),
+        ({"answers": [5]}, r"row 0 has 'answers' '5'; expected a list"),
+        ({"answers": [[["a"]]]}, r"row 0 has 2 'questions' and 1 entries in 'answers'"),
+        (
+            {"answers": [["a", "b"]], "answer_scores": [[[1.0], [1.0]]]},
+            r"'answers' 'a'; expected a l",
+        ),
+        (
+            {"answers": [[["a"], ["b"]]], "answer_scores": [[[1.0, 0.3], [1.0]]]},
+            r"row 0 has 1 answers and 2 'answer_scores'; expected one for each",
+        ),
+    ],
+    ids=["no questions", "no list", "too few", "no lists of answers", "scores without answers"],
+)
+def test_answers_that_do_not_fit_their_questions(columns, message, write):
+    path = write("q.arrow", **{"image": [b"\x01"], "questions": [["what?", "where?"]], **columns})
+    with pytest.raises(ValueError, match=message):
+        table_questions(path)
+
+
+def test_statements_that_are_no_list(write):
+    pictures = {"image_0": [b""], "image_1": [b""], "identifier": ["dev"]}
+    path = write("nlvr2_dev.arrow", **pictures, questions=[["x"]], answers=[5])
+    with pytest.raises(ValueError, match=r"row 0 has 'answers' '5'; expected a list"):
+        table_statements(path)
+
+
 def test_files_that_do_not_fit_are_named(write, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"none\.arrow does not exist; expected an Arrow or Parquet"

@@ -16,7 +16,7 @@ from torch import Tensor
 from fiber import _core
 from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
-from fiber.data.records import Record
+from fiber.data.records import Record, check_record
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
@@ -166,6 +166,7 @@ class Collator:
 
     def plain(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
         """Give the parts of a record that Rust takes."""
+        check_record(record, index)
         answers = None
         if record.answers is not None:
             known = self._answer_index

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data import coco_folders, own_data, packs, rows
+from fiber.data import coco_folders, own_data, own_lines, packs, rows
 from fiber.data.forms import FORMS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
 from fiber.data.opening import (
     OWN_READERS,
@@ -22,7 +22,7 @@ from fiber.data.opening import (
 )
 from fiber.data.records import RecordSet
 from fiber.data.source_files import read_json
-from fiber.data.table_records import TABLE_KIND
+from fiber.data.table_records import IMAGES, TABLE_KIND
 from fiber.data.tables import open_table
 from fiber.data.tar_files import TarFile
 from fiber.data.webdataset_shards import fields_of, samples_of
@@ -45,6 +45,10 @@ SOURCES = (
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
 #: Samples or entries of a file that are looked into to tell what it holds.
 _LOOKED_AT = 100
+# Ends of the names of tables.
+_TABLES = (".parquet", ".arrow")
+# Names of the fields that each source is told by.
+_KNOWN = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
 _NAMES_OF_SPLITS = r"train|val|test|dev"
 # Names of splits for others that readers know.
 _OTHER_SPLITS = {"validation", "valid", "mini_val", "training"}
@@ -89,18 +93,53 @@ def parts_of(data: AnyPath) -> list[Part]:
 
 
 def _nothing(path: Path) -> str:
+    """Say what data hold in place of anything known."""
+    if path.is_file():
+        return _unknown(path)
     names = ", ".join(
         forms[0].pattern.format(split="SPLIT") for forms in (FORMS[source] for source in SOURCES)
     )
-    if path.is_dir():
+    tables = (file for file in sorted(path.iterdir()) if _may_be_another(file))
+    told = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
+    return (
+        f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl, SPLIT-*.tar,"
+        f" SPLIT-*.parquet, COCO's files or another form that docs/data.md lists{told}"
+    )
+
+
+def _unknown(path: Path) -> str:
+    """Say what is in a file whose records are of no known kind."""
+    try:
+        fields = list(_fields_there(path))
+    except (ValueError, OSError) as problem:
+        return str(problem)
+    if path.suffix in (".tar", *_TABLES):
+        have = ", ".join(map(repr, fields)) or "none"
+        picture = "" if path.suffix == ".tar" else f" in {_one_of(IMAGES)}"
         return (
-            f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl,"
-            " SPLIT-*.tar, SPLIT-*.parquet, COCO's files or another form that docs/data.md lists"
+            f"its fields are {have}; expected a picture{picture}, and captions in"
+            f" {_one_of(rows.CAPTIONS)}, questions in {_one_of(rows.QUESTIONS)}, or boxes in"
+            f" {_one_of(rows.BOXES)}"
         )
     return (
         "its records are of no known kind; expected captions, questions, statements or boxes in"
         " one of the forms that docs/data.md lists"
     )
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
+def _fields_there(path: Path) -> Iterable[str]:
+    """Give the names of what each row of a table, or each sample of a shard, has."""
+    if path.suffix in _TABLES:
+        return open_table(path, TABLE_KIND).columns
+    if path.suffix != ".tar":
+        return ()
+    file = TarFile(path)
+    some = itertools.islice(samples_of(file, {}), _LOOKED_AT)
+    return sorted({name for sample in some for name in fields_of(file, sample)})
 
 
 def _in_folder(source: str, folder: Path) -> Iterator[Part]:
@@ -159,7 +198,11 @@ def _in_file(path: Path) -> Iterator[Part]:
         and path.suffix not in PART_SUFFIXES
         and fnmatch(path.name, Path(form.pattern.format(split="*")).name)
     ]
-    for source in dict.fromkeys(named or sorted(kinds_of(path), key=SOURCES.index)):
+    kinds = kinds_of(path)
+    if not kinds and (path.suffix in (".jsonl", ".csv") or own_lines.is_list(path)):
+        # A user's own, as its name says; its reader tells what is wrong.
+        kinds = {"captions"}
+    for source in dict.fromkeys(named or sorted(kinds, key=SOURCES.index)):
         told = re.search(rf"(?<![a-z])({_NAMES_OF_SPLITS})(?![a-z])", path.stem)
         splits = [told[1] if told else "train"]
         reader = file_reader(source, path, splits[0])
@@ -173,13 +216,9 @@ def _in_file(path: Path) -> Iterator[Part]:
 def kinds_of(path: Path) -> set[str]:
     """Tell which sources a file may hold by what is in it; a broken one holds none."""
     try:
-        if path.suffix in (".parquet", ".arrow"):
-            return _kinds_of_fields(open_table(path, TABLE_KIND).columns)
-        if path.suffix == ".tar":
-            file = TarFile(path)
-            some = itertools.islice(samples_of(file, {}), _LOOKED_AT)
-            return _kinds_of_fields({name for sample in some for name in fields_of(file, sample)})
-        if path.suffix in (".jsonl", ".csv") or own_data.is_list(path):
+        if path.suffix in (".tar", *_TABLES):
+            return _kinds_of_fields(_fields_there(path))
+        if path.suffix in (".jsonl", ".csv") or own_lines.is_list(path):
             return own_data.kinds_in(path)
         if path.suffix == ".json":
             return _kinds_of_json(read_json(path, "annotations").data, path.name)
@@ -196,8 +235,7 @@ def _by_suffix(suffix: str) -> set[str]:
 
 
 def _kinds_of_fields(fields: Iterable[str]) -> set[str]:
-    known = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
-    found = {source for source, names in known.items() if not set(names).isdisjoint(fields)}
+    found = {source for source, names in _KNOWN.items() if not set(names).isdisjoint(fields)}
     return {"reasoning"} if "image_0" in fields else found
 
 

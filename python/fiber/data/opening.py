@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fiber.data import coco_folders, own_data, packs
+from fiber.data import coco_folders, own_data, own_lines, packs
 from fiber.data.annotations import FILES
 from fiber.data.forms import (
     BESIDE,
@@ -32,6 +32,7 @@ from fiber.data.forms import (
 )
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
+from fiber.fields import nearest
 
 AnyPath = str | PathLike[str]
 
@@ -68,8 +69,11 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     Raises:
         FileNotFoundError: if there is no such folder or file, or none that the source may be.
         SeveralFormsError: a ValueError, if a folder holds several forms of the source.
-        ValueError: if the source never has such a split, or a file is not as expected.
+        ValueError: if the source is none that is known or never has such a split, or a file is not
+            as expected.
     """
+    if source not in FORMS:
+        raise ValueError(f"source is {source!r}; {nearest(str(source), FORMS)}")
     path, asked = Path(data), split.split("+")
     if packs.is_pack(path):
         parts = [packs.open_pack(path, source, part, **options) for part in asked]
@@ -215,13 +219,13 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
         ValueError: if no file of the source ends so.
     """
     # A list is no file of COCO's, whatever its name.
-    is_own_list = source == "detection" and path.suffix == ".json" and own_data.is_list(path)
+    is_own_list = source == "detection" and path.suffix == ".json" and own_lines.is_list(path)
     for form in () if is_own_list else FORMS[source]:
         if path.suffix not in PART_SUFFIXES and fnmatch(path.name, _name(form, split)):
             return form.reader
     forms = [end for name, end in BY_SUFFIX if name == _kind(source)]
     suffix = path.suffix
-    if suffix == ".json" and _kind(source) in OWN_KINDS and own_data.is_list(path):
+    if suffix == ".json" and _kind(source) in OWN_KINDS and own_lines.is_list(path):
         suffix = ".jsonl"
     reader = BY_SUFFIX.get((_kind(source), suffix))
     if reader is None:

@@ -24,29 +24,21 @@ field is an error. A text that stands a second time beside its picture is left o
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fiber.data.own_lines import OwnLines
 from fiber.data.records import Record
 from fiber.data.row_records import Row, RowRecords, box_records
 from fiber.data.rows import check_scores, scores_of
 from fiber.data.source_files import RecordList, without_garbage_collection
-from fiber.fields import nearest
-from fiber.files import JSON_ERRORS
 
 AnyPath = str | PathLike[str]
 
-_FIELDS = (
-    *("image", "text", "texts", "question", "answer", "answers", "id", "split"),
-    *("boxes_xyxy", "labels", "width", "height"),
-)
-# Which of them only one kind of line has, and what a line of the kind needs.
+# Which fields only one kind of line has, and what a line of the kind needs.
 _KINDS = {
     "captions": {"text", "texts"},
     "questions": {"question", "answer", "answers"},
@@ -57,159 +49,6 @@ _NEEDED = {
     "questions": "'question' and 'answer' or 'answers'",
     "boxes": "'boxes_xyxy' and 'labels'",
 }
-# Fields that a cell of a table cannot hold, and what it holds instead.
-_LISTS = {
-    "texts": "'text', one a line",
-    "answers": "'answer', one a line",
-    "boxes_xyxy": "a .jsonl or .json file",
-    "labels": "a .jsonl or .json file",
-}
-# What other formats call a field, though its name looks like none of ours or like another one.
-_OTHER_NAMES = {
-    "caption": "text",
-    "captions": "texts",
-    "sentence": "text",
-    "sentences": "texts",
-    "img": "image",
-    "image_path": "image",
-    "img_path": "image",
-    "file_name": "image",
-    "filename": "image",
-    "path": "image",
-    "boxes": "boxes_xyxy",
-    "bbox": "boxes_xyxy",
-    "bboxes": "boxes_xyxy",
-    "classes": "labels",
-}
-
-
-class _Lines:
-    """A file of lines, and the line that is being read."""
-
-    def __init__(self, path: Path, images: AnyPath | None) -> None:
-        self.path = path
-        folder = path.parent
-        self._roots = [folder, folder / "images"] if images is None else [Path(images)]
-        self._number = 0
-        self._what = "line"
-        self._found: dict[str, str] = {}
-
-    @property
-    def where(self) -> str:
-        """The line that is being read, in words."""
-        return f"{self.path}: {self._what} {self._number}"
-
-    def error(self, problem: str) -> ValueError:
-        return ValueError(f"{self.where} {problem}")
-
-    def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the number of each line that is not blank, from 1, with its checked object."""
-        for number, entry in self.entries():
-            self._number = number
-            if not isinstance(entry, dict):
-                raise self.error(f"is {str(entry)[:40]!r}; expected an object")
-            for field in entry:
-                if field not in _FIELDS:
-                    meant = _OTHER_NAMES.get(field.lower())
-                    said = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
-                    raise self.error(f"has the unknown field {field!r}; {said}")
-            yield number, entry
-
-    def entries(self) -> Iterator[tuple[int, Any]]:
-        """Yield what stands on each line, or in each place of a list, with its number from 1."""
-        text = _read(self.path)
-        if self.path.suffix.lower() == ".json":
-            self._what = "entry"
-            yield from enumerate(self._list(text), 1)
-            return
-        if self.path.suffix.lower() == ".csv":
-            yield from self._cells(text)
-            return
-        # Only line feeds end lines: JSON strings may hold Unicode's other line separators.
-        for number, line in enumerate(text.split("\n"), 1):
-            self._number = number
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except JSON_ERRORS as problem:
-                raise self.error(f"is not JSON ({problem})") from None
-
-    def _list(self, text: str) -> list[Any]:
-        try:
-            found = json.loads(text)
-        except JSON_ERRORS as problem:
-            raise ValueError(f"{self.path} is not JSON ({problem})") from None
-        if not isinstance(found, list):
-            raise ValueError(f"{self.path} holds a {type(found).__name__}; expected a list")
-        return found
-
-    def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the lines of a table by the names in its first line; empty cells are not there."""
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for field in reader.fieldnames or ():
-                if field in _LISTS:
-                    self._number = 1
-                    raise self.error(
-                        f"has the field {field!r}; expected {_LISTS[field]}, since a cell holds"
-                        " no list"
-                    )
-            for cells in reader:
-                self._number = reader.line_num
-                if None in cells:
-                    raise self.error(
-                        f"has more cells than the first line, which names"
-                        f" {', '.join(map(repr, reader.fieldnames or ()))}"
-                    )
-                yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
-        except csv.Error as problem:
-            self._number = reader.line_num
-            raise self.error(f"is no line of a table ({problem})") from None
-
-    def text(self, entry: dict[str, Any], field: str) -> str:
-        """Return a needed text that is not empty."""
-        if field not in entry:
-            raise self.error(f"has no {field!r}")
-        return self.checked_text(entry[field], field)
-
-    def checked_text(self, value: Any, field: str) -> str:
-        if not isinstance(value, str):
-            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a text")
-        if not value.strip():
-            raise self.error(f"has an empty {field!r}")
-        return value
-
-    def picture(self, entry: dict[str, Any]) -> str:
-        """Return the path of the line's picture.
-
-        The first one must exist, or all would be looked for in the wrong place; a later one that
-        is missing is for who loads it to raise, or to skip and count.
-        """
-        name = self.text(entry, "image")
-        if name not in self._found:
-            places = [root / name for root in self._roots]
-            path = next((place for place in places if place.is_file()), None)
-            if path is None and not self._found:
-                looked = " or ".join(dict.fromkeys(map(str, places)))
-                raise FileNotFoundError(
-                    f"{self.where} has 'image' {name!r}, but {looked} is no file"
-                )
-            self._found[name] = str(path or places[0])
-        return self._found[name]
-
-
-def _read(path: Path) -> str:
-    try:
-        # A file from Windows may begin with a mark of its encoding.
-        return path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(
-            f"{path} does not exist; expected one JSON object a line, such as"
-            ' {"image": "1.jpg", "text": "a dog"}'
-        ) from None
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{path} is not text ({problem}); expected JSON lines") from None
 
 
 @without_garbage_collection
@@ -233,7 +72,7 @@ def own_captions(
         ValueError: if a line is not as described above, with file, line and field; if no line is
             of this split or kind.
     """
-    lines = _Lines(_file(folder, split, annotations), images)
+    lines = OwnLines(_file(folder, split, annotations), images)
     out, keys, seen = RecordList(), set(), set()
     for number, entry in _of_split(lines, split, out, "captions"):
         key = _key(lines, entry, number, keys)
@@ -268,7 +107,7 @@ def own_questions(
     Arguments and errors are those of `own_captions`. Only in splits whose names start with "test"
     may answers be absent.
     """
-    lines = _Lines(_file(folder, split, annotations), images)
+    lines = OwnLines(_file(folder, split, annotations), images)
     out, keys = RecordList(), set()
     for number, entry in _of_split(lines, split, out, "questions"):
         answers = _answers(lines, entry, optional=split.startswith("test"))
@@ -301,7 +140,7 @@ def own_boxes(
     `objects` is for metrics, which measure by the boxes themselves where there are no crowds.
     Other arguments and errors are those of `own_captions`.
     """
-    lines = _Lines(_file(folder, split, annotations), images)
+    lines = OwnLines(_file(folder, split, annotations), images)
     told, keys = RecordList(), set()
 
     def rows() -> Iterator[Row]:
@@ -327,7 +166,7 @@ def _as_path(place: str) -> str:
 
 def names_splits(path: Path) -> bool:
     """Tell whether the lines of a file have the field `split`: all have it or none."""
-    return any("split" in entry for _, entry in islice(_Lines(path, None).walk(), 1))
+    return any("split" in entry for _, entry in islice(OwnLines(path, None).walk(), 1))
 
 
 def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
@@ -335,7 +174,7 @@ def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
 
 
 def _of_split(
-    lines: _Lines, split: str, out: RecordList, kind: str
+    lines: OwnLines, split: str, out: RecordList, kind: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the lines of a split and kind; those of other kinds are counted."""
     wanted, splits = set(split.split("+")), set()
@@ -369,7 +208,7 @@ def _of_split(
     if used:
         return
     if not having and not lacking:
-        raise ValueError(f"{lines.path} is empty; expected one JSON object a line")
+        raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
         raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
@@ -379,7 +218,7 @@ def _of_split(
     )
 
 
-def _key(lines: _Lines, entry: dict[str, Any], number: int, keys: set[str]) -> str:
+def _key(lines: OwnLines, entry: dict[str, Any], number: int, keys: set[str]) -> str:
     """Name the records of a line, differently from those of all others."""
     own = entry.get("id", number)
     if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
@@ -391,7 +230,7 @@ def _key(lines: _Lines, entry: dict[str, Any], number: int, keys: set[str]) -> s
     return key
 
 
-def _answers(lines: _Lines, entry: dict[str, Any], *, optional: bool) -> dict[str, float] | None:
+def _answers(lines: OwnLines, entry: dict[str, Any], *, optional: bool) -> dict[str, float] | None:
     """Return the soft score of each answer of a line."""
     if "answer" in entry and "answers" in entry:
         raise lines.error("has both 'answer' and 'answers'; expected one of them")
@@ -418,7 +257,7 @@ def _answers(lines: _Lines, entry: dict[str, Any], *, optional: bool) -> dict[st
 
 def splits_in(path: Path) -> list[str]:
     """List the splits that the lines of a file name, in the order of their first lines."""
-    found = (entry.get("split") for _, entry in _Lines(path, None).walk())
+    found = (entry.get("split") for _, entry in OwnLines(path, None).walk())
     return list(dict.fromkeys(str(split) for split in found if split is not None))
 
 
@@ -429,7 +268,7 @@ def kinds_in(path: Path) -> set[str]:
         ValueError: if the file is no list of objects.
     """
     fields: set[str] = set()
-    for _, entry in _Lines(path, None).entries():
+    for _, entry in OwnLines(path, None).entries():
         fields |= set(entry) if isinstance(entry, dict) else set()
     if {"sentence", "label"} <= fields:
         return {"reasoning"}
@@ -437,16 +276,3 @@ def kinds_in(path: Path) -> set[str]:
         return {"swapped"}
     sources = {"captions": "captions", "questions": "questions", "boxes": "detection"}
     return {source for kind, source in sources.items() if fields & _KINDS[kind]}
-
-
-def is_list(path: Path) -> bool:
-    """Tell whether a .json file holds a list, as a user's own may."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            while start := file.read(64):
-                if start.strip():
-                    return start.lstrip().startswith("[")
-    except (OSError, UnicodeDecodeError):
-        # Its reader says what is wrong.
-        pass
-    return False

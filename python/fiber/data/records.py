@@ -168,6 +168,23 @@ class Record:
             object.__setattr__(self, "image_id", self.key)
 
 
+def check_record(record: object, index: int) -> None:
+    """Refuse what is no record.
+
+    Args:
+        record: what a data set gave.
+        index: its place there, or in its batch.
+
+    Raises:
+        TypeError: that names both.
+    """
+    if not isinstance(record, Record):
+        raise TypeError(
+            f"record {index} is a {type(record).__name__}; expected fiber.data.Record, such as"
+            " Record(key='1', images=('1.jpg',), text='a dog')"
+        )
+
+
 def _check_pictures(key: str, images: Any) -> None:
     if isinstance(images, str | bytes):
         raise TypeError(

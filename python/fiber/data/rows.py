@@ -80,13 +80,14 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
         yield Asked(_text(row["question"], "question"), number, scores, people)
         return
     questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
-    for name, values in (("questions", questions), ("question_id", number)):
-        if not isinstance(values, list) and not (values is None and name != "questions"):
-            raise ValueError(f"has {name!r} {str(values)[:40]!r}; expected a list")
+    _check_list(questions, "questions")
+    for name, values in (("question_id", number), ("answers", answers), ("answer_scores", scores)):
+        if values:
+            check_one_each(values, name, questions)
     for place, text in enumerate(questions):
         own, said = None, ()
         if answers and scores:
-            own = dict(zip(answers[place], scores[place], strict=True))
+            own = _scored(answers[place] or [], scores[place] or [])
         elif answers:
             own, said = _answers({"answers": answers[place]})
         yield Asked(_text(text, "questions"), number[place] if number else None, own, said)
@@ -107,12 +108,43 @@ def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str
         people = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
         said = [_text(answer, "answers") for answer in people]
         if scores:
-            return check_scores(dict(zip(said, scores, strict=True))), ()
+            return _scored(said, scores), ()
         return scores_of(said), tuple(said)
     if found:
         raise ValueError(f"has 'answers' {str(found)[:40]!r}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
     return (None if one is None else {_text(one, "answer"): 1.0}), ()
+
+
+def _scored(answers: Any, scores: Any) -> dict[str, float]:
+    """Return the soft score of each answer of two lists."""
+    _check_list(answers, "answers")
+    _check_list(scores, "answer_scores")
+    if len(answers) != len(scores):
+        raise ValueError(
+            f"has {len(answers)} answers and {len(scores)} 'answer_scores'; expected one for each"
+        )
+    return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
+
+
+def _check_list(values: Any, name: str) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"has {name!r} {str(values)[:40]!r}; expected a list")
+
+
+def check_one_each(values: Any, name: str, questions: Any) -> None:
+    """Refuse what is no list with an entry for each of the `questions` of a row.
+
+    Raises:
+        ValueError: that names both.
+    """
+    _check_list(questions, "questions")
+    _check_list(values, name)
+    if len(values) != len(questions):
+        raise ValueError(
+            f"has {len(questions)} 'questions' and {len(values)} entries in {name!r}; expected one"
+            " for each"
+        )
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -205,7 +205,7 @@ def read_json(path: Path, kind: str) -> SourceFile:
     except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}; expected the object of {kind}")
+        raise ValueError(f"{path} holds {_in_words(data)}; expected the object of {kind}")
     return SourceFile(path, kind, data)
 
 
@@ -231,8 +231,12 @@ def read_json_array(path: Path, kind: str) -> SourceFile:
     except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, list):
-        raise ValueError(f"{path} holds a {type(data).__name__}; expected the list of {kind}")
+        raise ValueError(f"{path} holds {_in_words(data)}; expected the list of {kind}")
     return SourceFile(path, kind, {"entries": data})
+
+
+def _in_words(data: Any) -> str:
+    return f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
 
 
 def read_text(path: Path, kind: str) -> str:

@@ -26,7 +26,7 @@ from fiber.data.row_records import (
     named,
     question_records,
 )
-from fiber.data.rows import ANSWERS, BOXES, CAPTIONS, QUESTIONS
+from fiber.data.rows import ANSWERS, BOXES, CAPTIONS, QUESTIONS, check_one_each
 from fiber.data.tables import Table, open_table
 
 AnyPath = str | PathLike[str]
@@ -183,6 +183,7 @@ def table_statements(*paths: AnyPath, kind: str = TABLE_KIND) -> RowRecords:
 
 
 def _add_statements(out: RowRecords, row: Row, texts: Any, answers: Any) -> None:
+    check_one_each(answers, "answers", texts)
     for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         if answer not in ("True", "False"):
             raise ValueError(f"has the answer {answer!r}; expected 'True' or 'False'")
