@@ -1,12 +1,13 @@
 //! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
 //!
 //! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
-//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`crop`], [`resize`], [`rand_augment`],
+//! [`record`] -> [`sample`] (by [`image`], [`augment`], [`plan`], [`crop`], [`resize`], [`rand_augment`],
 //! [`affine`], [`enhance`], [`boxes`], [`box_journey`], [`tokenizer`], [`prompts`], [`spans`] and
 //! [`random`]) -> [`collate`], on the threads of [`loader`]. Texts alone: [`text_batch`].
 
 mod added_tokens;
 pub mod affine;
+mod affine_rows;
 pub mod assembly;
 pub mod attention;
 pub mod augment;
@@ -32,6 +33,7 @@ pub mod loader;
 mod memory;
 pub mod normalize;
 pub mod paint;
+pub mod plan;
 mod pretokens;
 pub mod prompts;
 pub mod rand_augment;

@@ -5,12 +5,12 @@
 //! `RandAugment`, changes of colours, turning by EXIF, formats other than JPEG).
 
 use crate::Error;
-use crate::augment::Plan;
 use crate::image::{self, Format, Rgb};
 use crate::instructions::Instructions;
 use crate::jpeg::{self, Scale};
 use crate::memory;
 use crate::normalize::RowWriter;
+use crate::plan::Plan;
 use crate::record::{SharedBytes, StoredImage};
 use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
 use crate::settings::Settings;

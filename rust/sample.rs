@@ -1,10 +1,10 @@
 //! How one record becomes a sample of a batch: read, decode, transform, tokenise, mask.
 
 use crate::Error;
-use crate::augment::Plan;
 use crate::boxes::BoxXyxy;
 use crate::memory;
 use crate::paint::Opened;
+use crate::plan::Plan;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
 use crate::settings::Settings;

@@ -12,7 +12,8 @@
 #[allow(clippy::wildcard_imports)] // Every name tells where it is from.
 use std::arch::x86_64::*;
 
-use crate::affine::{FILL, at_border};
+use crate::affine::FILL;
+use crate::affine_rows::at_border;
 use crate::image::Rgb;
 use crate::instructions::Instructions;
 use crate::simd_loops::INTEGER;

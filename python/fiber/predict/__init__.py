@@ -15,8 +15,9 @@ from fiber.files import check_target
 from fiber.models.weights_file import Weights
 from fiber.predict.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.predict.heads import MissingHeadError, choose_ranking
-from fiber.predict.model import Answer, Hit, Model
+from fiber.predict.model import Model
 from fiber.predict.reading import read_with_words
+from fiber.predict.results import Answer, Hit
 from fiber.training import evaluate as measuring
 from fiber.training.checkpoint import StoredModel
 from fiber.training.odinw import evaluate_odinw

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from fiber.predict.inputs import (
 )
 from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.predict.prompts import detection_prompts, grounding_prompts
+from fiber.predict.results import Answer, Hit
 from fiber.predict.text_prefixes import TextPrefixes
 from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.training.streams import inference_transform
@@ -39,23 +39,6 @@ from fiber.training.trained_on import TrainedOn
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3
-
-
-class Answer(NamedTuple):
-    """An answer to a question and its score in [0, 1]; scores of answers need not sum to 1."""
-
-    answer: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A picture that a search found."""
-
-    #: Its place in the list that was searched.
-    index: int
-    #: How well it fits: a matching probability, or a cosine where there was no re-ranking.
-    score: float
 
 
 class Model:

@@ -1,0 +1,108 @@
+//! The choices made for one picture, carried out on it and on its boxes.
+
+use crate::Error;
+use crate::box_journey::Journey;
+use crate::boxes::BoxXyxy;
+use crate::color_jitter::ColorChange;
+use crate::image::Rgb;
+use crate::rand_augment::Operation;
+use crate::resize::{self, Crop, Filter};
+
+/// The choices made for one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What is cut out of the stored picture.
+    pub crop: Crop,
+    /// Height after the resize in pixels.
+    pub height: usize,
+    /// Width after the resize in pixels.
+    pub width: usize,
+    /// Whether left and right are mirrored.
+    pub flip: bool,
+    /// What is done to the colours of the resized picture, in this order.
+    pub colors: Vec<ColorChange>,
+    /// What is done to the resized picture after that, in this order.
+    pub operations: Vec<Operation>,
+    /// Kernel of the resize.
+    pub filter: Filter,
+    /// (height, width) in pixels that the whole picture would be resized to; where a part is cut out
+    /// by [`Cut`], boxes may ask for it.
+    pub(crate) whole: Option<(usize, usize)>,
+}
+
+impl Plan {
+    /// The same plan for the whole picture of `height` x `width` pixels, if this one cuts a part out
+    /// of a picture that might be whole.
+    #[must_use]
+    pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
+        let (whole_height, whole_width) = self.whole?;
+        Some(Self {
+            crop: Crop {
+                top: 0,
+                left: 0,
+                height,
+                width,
+            },
+            height: whole_height,
+            width: whole_width,
+            whole: None,
+            ..self.clone()
+        })
+    }
+
+    /// Carry the plan out on the picture.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the plan was made for another size.
+    pub fn apply(&self, image: &Rgb) -> Result<Rgb, Error> {
+        let mut resized = resize::resize(image, self.crop, self.height, self.width, self.filter)?;
+        self.change(&mut resized);
+        Ok(resized)
+    }
+
+    /// Whether [`Self::change`] needs the whole picture at once; a mere flip does not.
+    #[must_use]
+    pub fn needs_whole(&self) -> bool {
+        !(self.colors.is_empty() && self.operations.is_empty())
+    }
+
+    /// Mirror the resized picture and do to it what else the plan says.
+    pub fn change(&self, resized: &mut Rgb) {
+        if self.flip {
+            mirror(resized);
+        }
+        for change in &self.colors {
+            change.apply(resized);
+        }
+        for operation in &self.operations {
+            operation.apply(resized);
+        }
+    }
+
+    /// Carry the plan out on boxes of the stored picture; `None` for those that the crop drops.
+    ///
+    /// # Errors
+    /// [`Error::EmptyBox`] for a box that lies outside the stored picture, [`Error::BoxOutside`] for one
+    /// that reaches more than a pixel outside.
+    pub fn move_boxes(
+        &self,
+        boxes_xyxy: &[BoxXyxy],
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Option<BoxXyxy>>, Error> {
+        let journey = Journey {
+            from: (height, width),
+            crop: self.crop,
+            to: (self.height, self.width),
+            flip: self.flip,
+        };
+        journey.move_all(boxes_xyxy)
+    }
+}
+
+fn mirror(image: &mut Rgb) {
+    for row in image.pixels.chunks_exact_mut(image.width * 3) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
