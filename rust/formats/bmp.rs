@@ -166,7 +166,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let rows = pixels.chunks_exact(header.width * channels).rev();
         let mut turned = Vec::new();
         memory::reserve(&mut turned, pixels.len(), what)?;
-        turned.extend(rows.flatten());
+        rows.for_each(|row| turned.extend_from_slice(row));
         pixels = turned;
     }
     Ok(Samples {
