@@ -39,7 +39,11 @@ pub(crate) fn reserve<T>(
 /// # Errors
 /// As [`filled`].
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
-    reserve(&mut Vec::<u8>::new(), bytes, what)
+    let mut asked_for = Vec::<u8>::new();
+    reserve(&mut asked_for, bytes, what)?;
+    // Without a use the compiler may leave the allocation out.
+    std::hint::black_box(asked_for);
+    Ok(())
 }
 
 /// Make room for a row of tokens of each of some boxes.
