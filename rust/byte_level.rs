@@ -27,23 +27,6 @@ pub(crate) struct Tokens {
     pub spans: Vec<(u32, u32)>,
 }
 
-impl Tokens {
-    /// Cut what is longer than `limit`, and end with an id that covers nothing.
-    fn cut(&mut self, limit: usize, end_id: u32) {
-        if self.ids.len() <= limit {
-            return;
-        }
-        self.ids.truncate(limit);
-        if let Some(last) = self.ids.last_mut() {
-            *last = end_id;
-        }
-        self.spans.truncate(limit);
-        if let Some(last) = self.spans.last_mut() {
-            *last = (0, 0);
-        }
-    }
-}
-
 /// What a `tokenizer.json` says around its merges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rules {
@@ -119,11 +102,11 @@ impl ByteLevel {
 
     /// Append the tokens of each text, ids before and after it included; returns the counts.
     ///
-    /// A text of more than `max_tokens` is cut to as many, and the last of them becomes `end_id`.
+    /// A text of more than `max_tokens` is cut to as many; the ids around it are always kept.
     pub(crate) fn encode<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,
-        (max_tokens, end_id): (usize, u32),
+        max_tokens: usize,
         with_spans: bool,
         tokens: &mut Tokens,
     ) -> Vec<usize> {
@@ -131,13 +114,14 @@ impl ByteLevel {
         let counts = texts
             .map(|text| {
                 let start = tokens.ids.len();
-                let limit = start.saturating_add(max_tokens);
+                let limit = start
+                    .saturating_add(max_tokens)
+                    .saturating_sub(self.rules.after.len());
                 if with_spans {
                     self.encode_one::<true>(text, limit, &mut workspace, tokens);
                 } else {
                     self.encode_one::<false>(text, limit, &mut workspace, tokens);
                 }
-                tokens.cut(limit, end_id);
                 tokens.ids.len() - start
             })
             .collect();
@@ -154,6 +138,7 @@ impl ByteLevel {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Append the tokens of a text, and cut what goes beyond `limit` tokens of all texts.
     fn encode_one<const SPANS: bool>(
         &self,
         text: &str,
@@ -183,6 +168,8 @@ impl ByteLevel {
             self.encode_piece::<SPANS>(text, 0, limit, &code_points, workspace, tokens);
         }
         workspace.code_points = code_points;
+        tokens.ids.truncate(limit);
+        tokens.spans.truncate(limit);
         push_special(&self.rules.after, tokens);
     }
 
@@ -376,7 +363,7 @@ mod tests {
     fn encode(level: &ByteLevel, texts: &[&str], limit: usize) -> (Tokens, Vec<usize>) {
         let mut tokens = Tokens::default();
         let texts = texts.iter().copied();
-        let counts = level.encode(texts, (limit, 2), true, &mut tokens);
+        let counts = level.encode(texts, limit, true, &mut tokens);
         (tokens, counts)
     }
 

@@ -8,7 +8,6 @@ use crate::record::Task;
 use crate::sample::Sample;
 use crate::settings::Settings;
 use crate::storage::Layout;
-use crate::tokenizer::PAD_ID;
 
 /// Label of a token that is not asked for.
 pub const IGNORED_LABEL: i64 = -100;
@@ -106,7 +105,7 @@ pub fn collate(
         ] {
             sizes.extend([integer(height), integer(width)]);
         }
-        collate_text(sample, &mut batch);
+        collate_text(sample, settings.tokenizer.roles().pad, &mut batch);
         match settings.task {
             Task::ImageText => batch.image_ids.push(sample.image_id),
             Task::Question => {
@@ -166,11 +165,11 @@ pub(crate) fn image_shape(count: usize, size: (usize, usize), settings: &Setting
     shape
 }
 
-fn collate_text(sample: &Sample, batch: &mut Batch) {
+fn collate_text(sample: &Sample, pad_id: u32, batch: &mut Batch) {
     let padding = batch.num_tokens - sample.token_ids.len();
     let pad = |ids: &[u32], output: &mut Vec<i64>| {
         output.extend(ids.iter().map(|&id| i64::from(id)));
-        output.extend(std::iter::repeat_n(i64::from(PAD_ID), padding));
+        output.extend(std::iter::repeat_n(i64::from(pad_id), padding));
     };
     pad(&sample.token_ids, &mut batch.token_ids);
     batch

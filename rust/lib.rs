@@ -40,6 +40,8 @@ pub mod rand_augment;
 pub mod random;
 pub mod record;
 pub mod resize;
+pub mod roberta;
+pub mod roles;
 pub mod row_resizer;
 pub mod sample;
 pub mod settings;

@@ -56,12 +56,18 @@ impl Loader {
         if settings.task == Task::Grounding {
             settings.transform.rand_augment.check_boxes()?;
         }
-        crate::tokenizer::check_max_tokens(settings.max_tokens)?;
+        settings
+            .tokenizer
+            .check_max_tokens(Some(settings.max_tokens))?;
         if !(0.0..=1.0).contains(&settings.mlm_probability) {
             return Err(Error::argument(
                 "mlm_probability",
                 format!("{} is not between 0 and 1", settings.mlm_probability),
             ));
+        }
+        if settings.task == Task::ImageText {
+            let roles = settings.tokenizer.roles();
+            roles.check_masking(settings.mlm_probability)?;
         }
         let count = if threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -18,6 +18,8 @@ const MAX_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     encoded: Encoded,
+    /// How many tokens stand behind every text.
+    after: usize,
     /// Where each token starts, in code points.
     starts: Vec<u32>,
     /// Where each token ends.
@@ -25,23 +27,24 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Keep a text's tokens.
+    /// Keep a text's tokens, of which the last `after` stand behind every text.
     #[must_use]
-    pub fn new(encoded: Encoded) -> Self {
+    pub fn new(encoded: Encoded, after: usize) -> Self {
         let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
         let offsets = &encoded.offsets;
         Self {
             starts: offsets.iter().map(|&(start, _)| number(start)).collect(),
             ends: offsets.iter().map(|&(_, end)| number(end)).collect(),
             encoded,
+            after,
         }
     }
 
-    /// The tokens, cut to `max_tokens`, of which the last is always `</s>`.
+    /// The tokens, cut to `max_tokens`, of which the last are always those behind every text.
     #[must_use]
     pub fn encoded(&self, max_tokens: Option<usize>) -> Encoded {
         let mut encoded = self.encoded.clone();
-        encoded.cut(max_tokens);
+        encoded.cut(max_tokens, self.after);
         encoded
     }
 
@@ -57,9 +60,9 @@ impl Prompt {
     ) -> (Vec<bool>, usize) {
         let count = self.starts.len();
         let length = max_tokens.map_or(count, |limit| limit.min(count));
-        // </s> stands where the first token was that the cut took, and has no span.
+        // What stands behind every text has no span.
         let words = if length < count {
-            length.saturating_sub(1)
+            length.saturating_sub(self.after)
         } else {
             length
         };
@@ -107,16 +110,16 @@ impl Prompts {
     pub(crate) fn get_or_make(
         &self,
         text: &str,
-        encode: impl FnOnce() -> Result<Encoded, Error>,
+        encode: impl FnOnce() -> Result<Prompt, Error>,
     ) -> Result<Arc<Prompt>, Error> {
         if !Self::keeps(text) {
-            return Ok(Arc::new(Prompt::new(encode()?)));
+            return Ok(Arc::new(encode()?));
         }
         if let Some(found) = self.lock().find(text) {
             return Ok(found);
         }
         // Others may encode meanwhile; if it is the same text, the later one is kept.
-        let made = Arc::new(Prompt::new(encode()?));
+        let made = Arc::new(encode()?);
         self.lock().keep(text, &made);
         Ok(made)
     }
@@ -163,16 +166,20 @@ mod tests {
         }
     }
 
+    fn prompt(ids: &[u32]) -> Prompt {
+        Prompt::new(encoded(ids), 1)
+    }
+
     #[test]
     fn an_empty_text_has_no_positive_tokens() {
-        let prompt = Prompt::new(Encoded::default());
+        let prompt = Prompt::new(Encoded::default(), 1);
         assert_eq!(prompt.positive_map(&[vec![(0, 1)]], None), (vec![], 0));
         assert_eq!(prompt.encoded(Some(2)), Encoded::default());
     }
 
     #[test]
     fn positive_maps_are_those_of_the_spans() {
-        let prompt = Prompt::new(encoded(&[0, 5, 6, 7, 8, 2]));
+        let prompt = Prompt::new(encoded(&[0, 5, 6, 7, 8, 2]), 1);
         let boxes = [vec![(4, 7), (12, 13)], vec![], vec![(2, 3), (5, 6)]];
         for limit in [None, Some(2), Some(4), Some(6), Some(9)] {
             let (rows, length) = prompt.positive_map(&boxes, limit);
@@ -192,7 +199,7 @@ mod tests {
         let get = |number: usize| {
             let encode = || {
                 made.set(made.get() + 1);
-                Ok(encoded(&[0, u32::try_from(number).unwrap(), 2]))
+                Ok(prompt(&[0, u32::try_from(number).unwrap(), 2]))
             };
             prompts
                 .get_or_make(&text(number), encode)
@@ -219,7 +226,7 @@ mod tests {
     fn short_texts_are_not_kept() {
         let prompts = Prompts::default();
         prompts
-            .get_or_make("short", || Ok(encoded(&[0, 2])))
+            .get_or_make("short", || Ok(prompt(&[0, 2])))
             .unwrap();
         assert!(prompts.lock().by_text.is_empty());
         assert!(prompts.get_or_make("short", || Err(Error::Worker)).is_err());

@@ -9,7 +9,6 @@ use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
 use crate::settings::Settings;
 use crate::spans::{self, CharSpan, Mirrored};
-use crate::text_batch;
 use crate::tokenizer::Encoded;
 
 /// A record of which everything is known but the pixels.
@@ -187,13 +186,12 @@ impl Settings {
         Ok(())
     }
 
-    /// Mask words as BERT does: of the picked ones 80 % `<mask>`, 10 % any token, 10 % unchanged.
+    /// Mask words as BERT does; see [`crate::roles::Roles::mask_one`].
     fn mask(&self, record: &Record, sample: &mut Sample) {
         let mut draws = self.draws(record, Purpose::MaskedWords);
-        let mask_id = self.tokenizer.mask_id();
+        let roles = self.tokenizer.roles();
         for &id in &sample.token_ids {
-            let (masked, asked) =
-                text_batch::mask_one(id, mask_id, self.mlm_probability, &mut draws);
+            let (masked, asked) = roles.mask_one(id, self.mlm_probability, &mut draws);
             sample.mlm_labels.push(asked.then_some(id));
             sample.masked_ids.push(masked);
         }
@@ -417,7 +415,7 @@ pub(crate) mod tests {
         settings.max_tokens = 1000;
         let mut record = record("a");
         record.text = "the left cup ".repeat(300);
-        let mask_id = settings.tokenizer.mask_id();
+        let mask_id = settings.tokenizer.roles().mask.unwrap();
         let (mut words, mut picked, mut masked, mut same) = (0, 0, 0, 0);
         for index in 0..20 {
             record.index = index;

@@ -17,7 +17,7 @@ pub struct Settings {
     pub tokenizer: Arc<Tokenizer>,
     /// For the pictures and boxes.
     pub transform: Transform,
-    /// Longest text in tokens, `<s>` and `</s>` included.
+    /// Longest text in tokens, those around every text included.
     pub max_tokens: usize,
     /// Start of every random draw.
     pub seed: u64,

@@ -5,12 +5,12 @@ use crate::byte_level::Tokens;
 use crate::collate::IGNORED_LABEL;
 use crate::memory;
 use crate::random::{Draws, Purpose};
-use crate::tokenizer::{PAD_ID, Tokenizer, UNKNOWN_ID};
+use crate::tokenizer::{Roles, Tokenizer};
 
 /// How texts become a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    /// Longest text in tokens, `<s>` and `</s>` included; longer ones are cut.
+    /// Longest text in tokens, those around every text included; longer ones are cut.
     pub max_tokens: Option<usize>,
     /// Tokens of every row; the longest text's where there is none.
     pub pad_to: Option<usize>,
@@ -53,9 +53,9 @@ pub struct TextBatch {
 /// Encode texts.
 ///
 /// # Errors
-/// [`Error::Argument`] where `max_tokens` is below 2, `pad_to` below a text's tokens, a probability
-/// outside 0 to 1 or the numbers of samples are not one for each text; [`Error::Tokenizer`] where
-/// `tokenizers` gives up.
+/// [`Error::Argument`] where `max_tokens` cannot hold what stands around every text, `pad_to` is below
+/// a text's tokens, a probability outside 0 to 1 or above 0 without a mask token, or the numbers of
+/// samples are not one for each text; [`Error::Tokenizer`] where `tokenizers` gives up.
 pub fn encode<T: AsRef<str>>(
     tokenizer: &Tokenizer,
     texts: &[T],
@@ -63,6 +63,7 @@ pub fn encode<T: AsRef<str>>(
 ) -> Result<TextBatch, Error> {
     if let Some(masking) = &layout.masking {
         masking.check(texts.len())?;
+        tokenizer.roles().check_masking(masking.probability)?;
     }
     let mut tokens = Tokens::default();
     let all = texts.iter().map(AsRef::as_ref);
@@ -85,7 +86,7 @@ pub fn encode<T: AsRef<str>>(
     let masked = if layout.masking.is_some() { size } else { 0 };
     let mut batch = TextBatch {
         num_tokens: length,
-        token_ids: memory::filled(i64::from(PAD_ID), size, what)?,
+        token_ids: memory::filled(i64::from(tokenizer.roles().pad), size, what)?,
         text_mask: memory::filled(false, size, what)?,
         mlm_labels: memory::filled(IGNORED_LABEL, masked, what)?,
         ..TextBatch::default()
@@ -115,7 +116,7 @@ pub fn encode<T: AsRef<str>>(
     }
     if let Some(masking) = &layout.masking {
         memory::reserve(&mut batch.masked_ids, size, what)?;
-        masking.mask(&tokens.ids, &counts, tokenizer.mask_id(), &mut batch);
+        masking.mask(&tokens.ids, &counts, tokenizer.roles(), &mut batch);
     }
     Ok(batch)
 }
@@ -141,7 +142,7 @@ impl Masking {
     }
 
     /// Fill in what the model sees, and the ids that it is to tell.
-    fn mask(&self, ids: &[u32], counts: &[usize], mask_id: u32, batch: &mut TextBatch) {
+    fn mask(&self, ids: &[u32], counts: &[usize], roles: &Roles, batch: &mut TextBatch) {
         let length = batch.num_tokens.max(1);
         batch.masked_ids.clone_from(&batch.token_ids);
         let rows = batch.masked_ids.chunks_exact_mut(length);
@@ -152,7 +153,7 @@ impl Masking {
             rest = others;
             let mut draws = Draws::new(self.seed, self.epoch, index, Purpose::MaskedWords);
             for ((seen, label), &id) in row.iter_mut().zip(labels).zip(these) {
-                let (masked, asked) = mask_one(id, mask_id, self.probability, &mut draws);
+                let (masked, asked) = roles.mask_one(id, self.probability, &mut draws);
                 *seen = i64::from(masked);
                 if asked {
                     *label = i64::from(id);
@@ -162,31 +163,12 @@ impl Masking {
     }
 }
 
-/// What the model sees of a token, and whether it is to tell which one it was.
-///
-/// Of those that are picked 80 % become `<mask>`, 10 % any other token, and 10 % stay. Every token
-/// takes the same number of draws, whatever comes of them.
-pub fn mask_one(id: u32, mask_id: u32, probability: f64, draws: &mut Draws) -> (u32, bool) {
-    let (pick, kind, other) = (draws.unit(), draws.unit(), draws.below(mask_id.into()));
-    let is_word = id > UNKNOWN_ID && id != mask_id;
-    if !is_word || pick >= probability {
-        return (id, false);
-    }
-    let seen = if kind >= 0.9 {
-        id
-    } else if kind < 0.8 {
-        mask_id
-    } else {
-        u32::try_from(other).unwrap_or(id)
-    };
-    (seen, true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::Task;
     use crate::sample::tests::{record, settings};
+    use crate::tokenizer::PAD_ID;
 
     #[test]
     fn no_texts_make_an_empty_batch() {

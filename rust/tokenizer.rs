@@ -1,4 +1,4 @@
-//! Byte-level BPE as RoBERTa uses it, with the span of code points of every token.
+//! Text -> tokens with the span of code points of each, for every `tokenizer.json`.
 //!
 //! Texts go through [`crate::byte_level`] where the file is a byte-level BPE and nothing more, else
 //! through the crate `tokenizers`, which also trains, reads, writes and decodes. Both give the same.
@@ -6,42 +6,29 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
-use tokenizers::models::TrainerWrapper;
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Inner};
+use tokenizers::utils::padding::PaddingParams;
+use tokenizers::{Model, ModelWrapper, Tokenizer as Inner, TruncationParams};
 
 use crate::Error;
 use crate::byte_level::{ByteLevel as Fast, Tokens};
 pub use crate::encoded::Encoded;
 use crate::guard::guard;
 use crate::prompts::{Prompt, Prompts};
+pub use crate::roberta::{END_ID, PAD_ID, START_ID};
+pub use crate::roles::{Frame, Named, Roles};
+use crate::spans::CharSpan;
 use crate::tokenizer_json;
 
-/// Id of `<s>`, which starts every text.
-pub const START_ID: u32 = 0;
-/// Id of `<pad>`.
-pub const PAD_ID: u32 = 1;
-/// Id of `</s>`, which ends every text.
-pub const END_ID: u32 = 2;
-/// Id of `<unk>`.
-pub const UNKNOWN_ID: u32 = 3;
-
-/// The special tokens of the ids 0 to 3; `<mask>` has the last id.
-const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
-const MASK: &str = "<mask>";
-/// The smallest vocabulary: every byte and the special tokens.
-const SMALLEST: usize = 256 + SPECIALS.len() + 1;
-
-/// A byte-level BPE tokenizer.
+/// A tokenizer of any kind that the crate `tokenizers` has.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
     /// The same without what `tokenizers` spends on other kinds.
     fast: Option<Arc<Fast>>,
     vocab_size: usize,
+    roles: Roles,
+    /// Whether the file would not tell the roles without a `padding` that names them.
+    names_roles: bool,
     prompts: Arc<Prompts>,
 }
 
@@ -49,11 +36,18 @@ impl Tokenizer {
     /// Read a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read, [`Error::Tokenizer`] where it is no byte-level BPE
-    /// with `<s> <pad> </s> <unk>` at 0 to 3 and `<mask>` last.
+    /// [`Error::File`] where it cannot be read, [`Error::Tokenizer`] where it is no tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
+        Self::from_file_with(path, &Named::default())
+    }
+
+    /// Read a `tokenizer.json` of which the caller names tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`], and where the vocabulary lacks a token that is named.
+    pub fn from_file_with(path: &Path, named: &Named) -> Result<Self, Error> {
         let json = read(path)?;
-        Self::from_json(&json)
+        Self::from_json_with(&json, named)
             .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
     }
 
@@ -62,92 +56,60 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
     pub fn from_json(json: &str) -> Result<Self, Error> {
+        Self::from_json_with(json, &Named::default())
+    }
+
+    /// Read the text of a `tokenizer.json` of which the caller names tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file_with`].
+    pub fn from_json_with(json: &str, named: &Named) -> Result<Self, Error> {
         guarded(|| {
-            let inner = Inner::from_bytes(json.as_bytes()).map_err(tokenizer_error)?;
-            Self::checked(inner)
+            let inner = Inner::from_bytes(json.as_bytes()).map_err(|error| {
+                Error::Tokenizer(tokenizer_json::explain(json, &error.to_string()))
+            })?;
+            let of_file = Named {
+                pad: inner.get_padding().and_then(|padding| {
+                    // Padding that the vocabulary does not know is a default that nobody chose.
+                    let known = inner.id_to_token(padding.pad_id)?;
+                    (known == padding.pad_token).then_some(known)
+                }),
+                mask: tokenizer_json::mask_token(json),
+            };
+            Self::of_crate(inner, named, &of_file)
         })
     }
 
-    /// Read RoBERTa's two files, `vocab.json` and `merges.txt`.
-    ///
-    /// # Errors
-    /// [`Error::File`] where one cannot be read, [`Error::Tokenizer`] where they do not fit.
-    pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
-        // Both are read here first, so that a missing file is told by its name.
-        read(vocabulary)?;
-        read(merges)?;
-        let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
-            .build()
-            .map_err(|error| {
-                Error::Tokenizer(format!(
-                    "{} and {}: {error}",
-                    vocabulary.display(),
-                    merges.display()
-                ))
-            })?;
-        Self::checked(assemble(bpe)?)
-    }
-
-    /// Learn a vocabulary from texts; deterministic.
-    ///
-    /// It is smaller than asked for where the texts have too few repeated pairs.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] where `vocab_size` cannot hold every byte and the special tokens.
-    pub fn train<'a>(
-        texts: impl Iterator<Item = &'a str> + Send,
-        vocab_size: usize,
+    /// Take a tokenizer of the crate, with the tokens that a caller and its file name.
+    pub(crate) fn of_crate(
+        mut inner: Inner,
+        named: &Named,
+        of_file: &Named,
     ) -> Result<Self, Error> {
-        if vocab_size < SMALLEST {
-            return Err(Error::argument(
-                "vocab_size",
-                format!("{vocab_size} tokens; expected {SMALLEST} or more"),
-            ));
-        }
-        let mut trainer: TrainerWrapper = BpeTrainer::builder()
-            .show_progress(false)
-            .vocab_size(vocab_size - 1)
-            .min_frequency(2)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(SPECIALS.map(|token| AddedToken::from(token, true)).to_vec())
-            .build()
-            .into();
-        let mut inner = Inner::new(BPE::default());
-        inner.with_pre_tokenizer(Some(byte_level()));
-        inner.train(&mut trainer, texts).map_err(tokenizer_error)?;
-        let ModelWrapper::BPE(bpe) = inner.get_model().clone() else {
-            return Err(Error::Tokenizer("training gave no BPE".to_owned()));
-        };
-        Self::checked(assemble(bpe)?)
-    }
-
-    fn checked(mut inner: Inner) -> Result<Self, Error> {
-        if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-            return Err(Error::Tokenizer(
-                "its model is no BPE; expected a byte-level BPE".to_owned(),
-            ));
-        }
         // Truncation and padding are the loader's business.
         inner.with_truncation(None).map_err(tokenizer_error)?;
         inner.with_padding(None);
-        let vocab_size = inner.get_vocab_size(true);
-        let expected = (0_u32..).zip(SPECIALS).map(|(id, token)| (token, id));
-        let last = u32::try_from(vocab_size.saturating_sub(1)).unwrap_or(u32::MAX);
-        for (token, id) in expected.chain([(MASK, last)]) {
-            let found = inner.token_to_id(token);
-            if found != Some(id) {
-                let found = found.map_or("no id".to_owned(), |found| format!("the id {found}"));
-                return Err(Error::Tokenizer(format!(
-                    "{token} has {found}; expected {id} in a vocabulary of {vocab_size}"
-                )));
-            }
+        let mut roles = Roles::find(&inner, named, of_file)?;
+        let mut names_roles = false;
+        if (named, of_file) != (&Named::default(), &Named::default()) {
+            let nothing = Named::default();
+            let alone = Roles::find(&inner, &nothing, &nothing);
+            names_roles =
+                alone.is_ok_and(|alone| (alone.pad, alone.mask) != (roles.pad, roles.mask));
         }
-        let json = inner.to_string(false).map_err(tokenizer_error)?;
-        let known = inner.get_model().get_vocab_size();
+        roles.replacements.shrink_to_fit();
+        let mut fast = None;
+        if matches!(inner.get_model(), ModelWrapper::BPE(_)) && roles.frame.is_plain {
+            let json = inner.to_string(false).map_err(tokenizer_error)?;
+            let known = inner.get_model().get_vocab_size();
+            fast = tokenizer_json::read(&json, known)?.map(Arc::new);
+        }
         Ok(Self {
-            fast: tokenizer_json::read(&json, known)?.map(Arc::new),
+            fast,
+            vocab_size: inner.get_vocab_size(true),
             inner,
-            vocab_size,
+            roles,
+            names_roles,
             prompts: Arc::default(),
         })
     }
@@ -156,6 +118,16 @@ impl Tokenizer {
     #[must_use]
     pub fn is_fast(&self) -> bool {
         self.fast.is_some()
+    }
+
+    /// Which tokens are no words.
+    #[must_use]
+    pub fn roles(&self) -> &Roles {
+        &self.roles
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// Write a `tokenizer.json`; the file appears whole or not at all.
@@ -180,12 +152,23 @@ impl Tokenizer {
             })
     }
 
-    /// The text of a `tokenizer.json`.
+    /// The text of a `tokenizer.json`; it has a `padding` where the file alone would not tell the roles.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] where it cannot be written as JSON.
     pub fn to_json(&self) -> Result<String, Error> {
-        self.inner.to_string(true).map_err(tokenizer_error)
+        if !self.names_roles {
+            return self.inner.to_string(true).map_err(tokenizer_error);
+        }
+        let mut inner = self.inner.clone();
+        inner.with_padding(Some(PaddingParams {
+            pad_id: self.roles.pad,
+            pad_token: self.inner.id_to_token(self.roles.pad).unwrap_or_default(),
+            ..PaddingParams::default()
+        }));
+        let json = inner.to_string(true).map_err(tokenizer_error)?;
+        let mask = self.roles.mask.and_then(|id| inner.id_to_token(id));
+        Ok(tokenizer_json::with_mask_token(json, mask))
     }
 
     /// Tokens in the vocabulary, special ones included.
@@ -194,21 +177,17 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Id of `<mask>`, the last one.
-    #[must_use]
-    pub fn mask_id(&self) -> u32 {
-        u32::try_from(self.vocab_size - 1).unwrap_or(u32::MAX)
-    }
-
-    /// Split a text into tokens; at most `max_tokens`, of which the last is always `</s>`.
+    /// Split a text into tokens; at most `max_tokens`, what stands around every text included.
     ///
     /// Long texts are kept, since prompts come again.
     ///
     /// # Errors
-    /// [`Error::Argument`] where `max_tokens` is below 2.
+    /// [`Error::Argument`] where `max_tokens` cannot hold what stands around every text,
+    /// [`Error::Tokenizer`] where `tokenizers` gives up.
     pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
-        if let Some(limit) = max_tokens {
-            check_max_tokens(limit)?;
+        self.check_max_tokens(max_tokens)?;
+        if !self.roles.frame.is_plain {
+            return self.encode_cut(text, max_tokens);
         }
         if Prompts::keeps(text) {
             return Ok(self.prompt(text)?.encoded(max_tokens));
@@ -219,7 +198,7 @@ impl Tokenizer {
     fn encode_anew(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
         if let Some(fast) = &self.fast {
             let mut tokens = Tokens::default();
-            let limit = (max_tokens.unwrap_or(usize::MAX), END_ID);
+            let limit = max_tokens.unwrap_or(usize::MAX);
             fast.encode(std::iter::once(text), limit, true, &mut tokens);
             let spans = tokens.spans.iter();
             return Ok(Encoded {
@@ -229,25 +208,52 @@ impl Tokenizer {
                 ids: tokens.ids,
             });
         }
-        let encoding = guarded(|| {
-            let encoded = self.inner.encode_char_offsets(text, true);
-            encoded.map_err(tokenizer_error)
-        })?;
-        let mut encoded = Encoded {
-            ids: encoding.get_ids().to_vec(),
-            offsets: encoding.get_offsets().to_vec(),
-        };
-        encoded.cut(max_tokens);
+        let mut encoded = encode_with(&self.inner, text)?;
+        encoded.cut(max_tokens, self.roles.frame.after.len());
         Ok(encoded)
     }
 
-    /// The tokens of a text that is likely to come again.
+    /// Encode where a text can be cut only before something is put around it.
+    fn encode_cut(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        let Some(max_length) = max_tokens else {
+            return encode_with(&self.inner, text);
+        };
+        let mut inner = self.inner.clone();
+        let truncation = TruncationParams {
+            max_length,
+            ..TruncationParams::default()
+        };
+        inner
+            .with_truncation(Some(truncation))
+            .map_err(tokenizer_error)?;
+        encode_with(&inner, text)
+    }
+
+    /// The tokens of a text that is likely to come again, and can be cut.
+    fn prompt(&self, text: &str) -> Result<Arc<Prompt>, Error> {
+        self.prompts.get_or_make(text, || {
+            let encoded = self.encode_anew(text, None)?;
+            Ok(Prompt::new(encoded, self.roles.frame.after.len()))
+        })
+    }
+
+    /// For each box, given by its spans, which tokens of a text name it, row after row; and the tokens
+    /// of a row.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where `tokenizers` gives up.
-    pub fn prompt(&self, text: &str) -> Result<Arc<Prompt>, Error> {
-        self.prompts
-            .get_or_make(text, || self.encode_anew(text, None))
+    /// As [`Tokenizer::encode`].
+    pub fn positive_map(
+        &self,
+        text: &str,
+        boxes: &[Vec<CharSpan>],
+        max_tokens: Option<usize>,
+    ) -> Result<(Vec<bool>, usize), Error> {
+        self.check_max_tokens(max_tokens)?;
+        if self.roles.frame.is_plain {
+            return Ok(self.prompt(text)?.positive_map(boxes, max_tokens));
+        }
+        let cut = self.encode_cut(text, max_tokens)?;
+        Ok(Prompt::new(cut, 0).positive_map(boxes, None))
     }
 
     /// Append the tokens of texts, each cut to `max_tokens`; returns their counts.
@@ -261,11 +267,9 @@ impl Tokenizer {
         with_spans: bool,
         tokens: &mut Tokens,
     ) -> Result<Vec<usize>, Error> {
-        if let Some(limit) = max_tokens {
-            check_max_tokens(limit)?;
-        }
+        self.check_max_tokens(max_tokens)?;
         if let Some(fast) = &self.fast {
-            let limit = (max_tokens.unwrap_or(usize::MAX), END_ID);
+            let limit = max_tokens.unwrap_or(usize::MAX);
             return Ok(fast.encode(texts, limit, with_spans, tokens));
         }
         let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
@@ -284,12 +288,36 @@ impl Tokenizer {
             .collect()
     }
 
+    /// Refuse a limit that cannot hold what stands around every text.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the least that can.
+    pub fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
+        let frame = &self.roles.frame;
+        let least = frame.added.max(1);
+        let Some(limit) = max_tokens.filter(|&limit| limit < least) else {
+            return Ok(());
+        };
+        let ids = frame.before.iter().chain(&frame.after);
+        let tokens: Vec<String> = ids.filter_map(|&id| self.inner.id_to_token(id)).collect();
+        let included = match tokens.split_last() {
+            Some((only, [])) => format!(", {only} included"),
+            Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
+            None => String::new(),
+        };
+        Err(Error::argument(
+            "max_tokens",
+            format!("{limit}; expected {least} or more{included}"),
+        ))
+    }
+
     /// Join tokens to a text; special ones are left out.
     ///
     /// # Errors
     /// [`Error::Argument`] for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+        let is_none = |id: u32| self.inner.id_to_token(id).is_none();
+        if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
             return Err(Error::argument(
                 "ids",
                 format!("{id} is no token; expected less than {}", self.vocab_size),
@@ -299,6 +327,18 @@ impl Tokenizer {
     }
 }
 
+/// Encode with the crate, whatever it does around the text.
+fn encode_with(inner: &Inner, text: &str) -> Result<Encoded, Error> {
+    let encoding = guarded(|| {
+        let encoded = inner.encode_char_offsets(text, true);
+        encoded.map_err(tokenizer_error)
+    })?;
+    Ok(Encoded {
+        ids: encoding.get_ids().to_vec(),
+        offsets: encoding.get_offsets().to_vec(),
+    })
+}
+
 /// Work of the crate `tokenizers`, which broken files make panic.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     guard(work, |why| {
@@ -306,50 +346,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     })
 }
 
-/// Refuse a limit that cannot hold `<s>` and `</s>`.
-///
-/// # Errors
-/// [`Error::Argument`] where it is below 2.
-pub fn check_max_tokens(limit: usize) -> Result<(), Error> {
-    if limit < 2 {
-        return Err(Error::argument(
-            "max_tokens",
-            format!("{limit}; expected 2 or more, <s> and </s> included"),
-        ));
-    }
-    Ok(())
-}
-
-fn byte_level() -> ByteLevel {
-    ByteLevel::new(false, true, true)
-}
-
-/// RoBERTa's parts around a BPE.
-fn assemble(bpe: BPE) -> Result<Inner, Error> {
-    let mut inner = Inner::new(bpe);
-    inner
-        .with_pre_tokenizer(Some(byte_level()))
-        .with_decoder(Some(ByteLevelDecoder::new(false, true, true)))
-        .with_post_processor(Some(
-            RobertaProcessing::new(
-                (SPECIALS[2].to_owned(), END_ID),
-                (SPECIALS[0].to_owned(), START_ID),
-            )
-            .trim_offsets(true)
-            .add_prefix_space(false),
-        ));
-    // A new <mask> takes the id after the last, a known one keeps its own.
-    let mut specials = SPECIALS
-        .map(|token| AddedToken::from(token, true).normalized(true))
-        .to_vec();
-    specials.push(AddedToken::from(MASK, true).lstrip(true).normalized(true));
-    inner
-        .add_special_tokens(specials)
-        .map_err(tokenizer_error)?;
-    Ok(inner)
-}
-
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::File {
         path: path.to_owned(),
         source,
@@ -357,7 +354,7 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 #[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
-fn tokenizer_error(error: tokenizers::Error) -> Error {
+pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
     Error::Tokenizer(format!("tokenizer: {error}"))
 }
 
@@ -368,16 +365,6 @@ mod tests {
     fn tokenizer() -> Tokenizer {
         let texts = ["a red cup", "the red cups", "a red dog and a cup"];
         Tokenizer::train(texts.into_iter(), 300).unwrap()
-    }
-
-    #[test]
-    fn no_texts_leave_the_bytes() {
-        let tokenizer = Tokenizer::train(std::iter::empty(), 300).unwrap();
-        assert_eq!(tokenizer.vocab_size(), SMALLEST);
-        let encoded = tokenizer.encode("", None).unwrap();
-        assert_eq!(encoded.ids, [START_ID, END_ID]);
-        assert_eq!(encoded.offsets, [(0, 0), (0, 0)]);
-        assert_eq!(tokenizer.decode(&[]).unwrap(), "");
     }
 
     #[test]
@@ -420,29 +407,29 @@ mod tests {
     }
 
     #[test]
-    fn training_and_saving_change_nothing() {
-        let first = tokenizer();
-        assert_eq!(first.to_json().unwrap(), tokenizer().to_json().unwrap());
-        assert_eq!(first.mask_id() as usize, first.vocab_size() - 1);
-        let again = Tokenizer::from_json(&first.to_json().unwrap()).unwrap();
-        assert_eq!(
-            again.encode("the <mask> cup", None).unwrap(),
-            first.encode("the <mask> cup", None).unwrap()
-        );
-    }
-
-    #[test]
-    fn other_tokenizers_are_refused() {
-        assert!(Tokenizer::from_json("{}").is_err());
-        let json = tokenizer().to_json().unwrap();
-        let swapped = json.replace("\"<pad>\"", "\"<PAD>\"");
-        let message = Tokenizer::from_json(&swapped).err().unwrap().to_string();
-        assert!(message.contains("<pad>"), "{message}");
-        assert!(Tokenizer::train(std::iter::empty(), 10).is_err());
+    fn wrong_files_are_named() {
         assert!(matches!(
             Tokenizer::from_file(Path::new("no/such.json")),
             Err(Error::File { .. })
         ));
         assert!(tokenizer().decode(&[9999]).is_err());
+    }
+
+    #[test]
+    fn a_text_that_comes_twice_is_cut_before() {
+        let json = crate::roles::tests::words(&["[A]", "red", "cup"]).replace(
+            "\"post_processor\": null",
+            r#""post_processor": {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[A]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "special_tokens": {"[A]": {"id": "[A]", "ids": [0], "tokens": ["[A]"]}}}"#,
+        );
+        let tokenizer = Tokenizer::from_json(&json).unwrap();
+        let encode = |limit| tokenizer.encode("red cup", limit).unwrap().ids;
+        assert_eq!(encode(None), [1, 2, 0, 1, 2]);
+        assert_eq!(encode(Some(2)), [1, 0, 1]);
+        assert_eq!(encode(Some(1)), [0]);
+        let map = tokenizer.positive_map("red cup", &[vec![(0, 2)]], Some(2));
+        assert_eq!(map.unwrap(), (vec![true, false, true], 3));
+        assert!(tokenizer.encode("red", Some(0)).is_err());
     }
 }

@@ -9,6 +9,11 @@ use crate::added_tokens::{AddedToken, AddedTokens};
 use crate::bpe::Bpe;
 use crate::byte_level::{ByteLevel, Rules};
 
+/// Kinds of models that `tokenizers` has.
+const MODELS: [&str; 4] = ["BPE", "WordPiece", "WordLevel", "Unigram"];
+const PAD_TOKEN: &str = "\"pad_token\"";
+const MASK_TOKEN: &str = "\"mask_token\"";
+
 /// Read what `tokenizers` writes of a model with so many `known` tokens; `None` where a part is of another kind, which that crate carries out.
 ///
 /// # Errors
@@ -26,6 +31,53 @@ pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error>
     parts()
         .map(|(bpe, added, rules)| ByteLevel::new(bpe, added, rules))
         .transpose()
+}
+
+/// The mask token that [`with_mask_token`] wrote, if any.
+pub(crate) fn mask_token(json: &str) -> Option<String> {
+    // Most files need not be read a second time.
+    if !json.contains(MASK_TOKEN) {
+        return None;
+    }
+    let content: Value = serde_json::from_str(json).ok()?;
+    Some(content["padding"]["mask_token"].as_str()?.to_owned())
+}
+
+/// Write a mask token into the `padding` of a `tokenizer.json`, where `tokenizers` passes over it.
+pub(crate) fn with_mask_token(mut json: String, mask: Option<String>) -> String {
+    // What stands in front of the padding holds no such name: a version and no truncation.
+    if let (Some(mask), Some(at)) = (mask, json.find(PAD_TOKEN)) {
+        json.insert_str(at, &format!("{MASK_TOKEN}: {}, ", Value::String(mask)));
+    }
+    json
+}
+
+/// Say what is wrong with a `tokenizer.json` that the crate refuses, and else what the crate says.
+pub(crate) fn explain(json: &str, error: &str) -> String {
+    let model = match serde_json::from_str(json) {
+        Ok(Value::Object(content)) => content.get("model").cloned(),
+        Ok(_) => return "tokenizer: it is no JSON object; expected a tokenizer.json".to_owned(),
+        Err(_) => return format!("tokenizer: {error}"),
+    };
+    let Some(model) = model else {
+        return "tokenizer: it has no 'model'; expected a tokenizer.json".to_owned();
+    };
+    let kind = &model["type"];
+    // Old files do not name their kind.
+    let is_old = kind.is_null() && model["vocab"].is_object();
+    let is_known = kind.as_str().is_some_and(|kind| MODELS.contains(&kind));
+    if !is_known && !is_old {
+        let kind = if kind.is_null() {
+            "its 'model' has no 'type'".to_owned()
+        } else {
+            format!("its 'model' is of the type {kind}")
+        };
+        return format!("tokenizer: {kind}; expected one of {}", MODELS.join(", "));
+    }
+    if model["vocab"].is_null() {
+        return format!("tokenizer: its 'model' of the type {kind} has no 'vocab'");
+    }
+    format!("tokenizer: {error}")
 }
 
 fn id(value: &Value) -> Option<u32> {
@@ -182,4 +234,37 @@ fn process(step: &Value, rules: &mut Rules) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn what_is_no_tokenizer_is_told() {
+        let message = |json: &str| {
+            let read = Tokenizer::from_json(json);
+            read.err().unwrap().to_string()
+        };
+        for (json, expected) in [
+            ("", "tokenizer: EOF"),
+            ("[]", "tokenizer: it is no JSON object"),
+            ("{}", "tokenizer: it has no 'model'"),
+            (
+                r#"{"model": {}}"#,
+                "tokenizer: its 'model' has no 'type'; expected one of BPE, ",
+            ),
+            (
+                r#"{"model": {"type": "XY"}}"#,
+                "tokenizer: its 'model' is of the type \"XY\"; ",
+            ),
+            (
+                r#"{"model": {"type": "BPE"}}"#,
+                "tokenizer: its 'model' of the type \"BPE\" has no 'vocab'",
+            ),
+        ] {
+            let found = message(json);
+            assert!(found.starts_with(expected), "{json}: {found}");
+        }
+    }
 }

@@ -210,7 +210,7 @@ fn random_vocabularies_and_texts() {
         let json = content.to_string();
         let ours = Tokenizer::from_json(&json).unwrap();
         assert!(ours.is_fast());
-        let theirs = tokenizers::Tokenizer::from_bytes(json.as_bytes()).unwrap();
+        let mut theirs = tokenizers::Tokenizer::from_bytes(json.as_bytes()).unwrap();
         for _ in 0..TEXTS {
             let text = source.text();
             let about = format!(
@@ -218,17 +218,23 @@ fn random_vocabularies_and_texts() {
                 content["pre_tokenizer"], content["post_processor"], content["added_tokens"]
             );
             compared += usize::from(assert_equal(&ours, &theirs, &text, &about));
-            let limit = 2 + source.0.index(20);
+            let limit = 3 + source.0.index(20);
             let (whole, cut) = (ours.encode(&text, None), ours.encode(&text, Some(limit)));
             let (whole, cut) = (whole.unwrap(), cut.unwrap());
             assert_eq!(cut.ids.len(), whole.ids.len().min(limit));
-            let kept = if whole.ids.len() > limit {
-                limit - 1
-            } else {
-                cut.ids.len()
-            };
-            assert_eq!(cut.ids[..kept], whole.ids[..kept]);
-            assert_eq!(cut.offsets[..kept], whole.offsets[..kept]);
+            theirs
+                .with_truncation(Some(tokenizers::TruncationParams {
+                    max_length: limit,
+                    ..tokenizers::TruncationParams::default()
+                }))
+                .unwrap();
+            if let Ok(expected) = catch_unwind(AssertUnwindSafe(|| {
+                theirs.encode_char_offsets(text.as_str(), true).unwrap()
+            })) {
+                assert_eq!(cut.ids, expected.get_ids(), "{text:?} {about}");
+                assert_eq!(cut.offsets, expected.get_offsets(), "{text:?} {about}");
+            }
+            theirs.with_truncation(None).unwrap();
             texts += 1;
         }
     }

@@ -246,33 +246,61 @@ class RandAugment:
 
 @final
 class Tokenizer:
-    """Byte-level BPE as RoBERTa uses it.
+    """Texts to tokens, by any tokenizer.json, with the ids and offsets of the package `tokenizers`.
 
-    The ids of <s> <pad> </s> <unk> are 0 to 3, <mask> has the last id.
+    A byte-level BPE with GPT-2's pattern and no normaliser (RoBERTa, GPT-2) goes through code of
+    its own, everything else through the crate `tokenizers`. What the file says of truncation is not
+    read: `max_tokens` cuts on the right, and what the file puts around every text always stays.
+
+    The models of fiber read one kind only, see `check_for_models`; `from_vocabulary` and `train`
+    make that kind.
     """
 
     @staticmethod
-    def from_file(path: str | PathLike[str]) -> Tokenizer:
+    def from_file(
+        path: str | PathLike[str], *, pad_token: str | None = None, mask_token: str | None = None
+    ) -> Tokenizer:
         """Read a tokenizer.json.
+
+        Args:
+            path: The file.
+            pad_token: What fills rows up, if not what the file's `padding` says (where its id and
+                its token agree) or a token with a known name (<pad>, [PAD], <|pad|> and the like).
+                Where there is none of these, the token behind every text pads, else the one that
+                ends texts (<|endoftext|>, </s> and the like), else the id 0; `text_mask` tells
+                what is real.
+            mask_token: What hides a word, if not <mask>, [MASK] or the like. A tokenizer without
+                one does everything but masking.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it holds no byte-level BPE with the ids above.
+            ValueError: if it is no tokenizer.json, or lacks a token that is named.
         """
 
     @staticmethod
-    def from_json(json: str) -> Tokenizer:
-        """Read the text of a tokenizer.json."""
+    def from_json(
+        json: str, *, pad_token: str | None = None, mask_token: str | None = None
+    ) -> Tokenizer:
+        """Read the text of a tokenizer.json; see `from_file`."""
 
     @staticmethod
     def from_vocabulary(
         vocab_json_path: str | PathLike[str], merges_path: str | PathLike[str]
     ) -> Tokenizer:
-        """Read RoBERTa's two files, vocab.json and merges.txt."""
+        """Read RoBERTa's two files, vocab.json and merges.txt.
+
+        A <mask> in a text takes the spaces in front of it, as the published tokenizer.json says and
+        `transformers` 4 does. `transformers` 5 makes another token of them where it reads these two
+        files, unless it is given `mask_token=AddedToken("<mask>", lstrip=True)`.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if they do not fit, or models cannot read them.
+        """
 
     @staticmethod
     def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """Learn a vocabulary from texts; deterministic.
+        """Learn a vocabulary like RoBERTa's from texts; deterministic.
 
         It is smaller than asked for where too few pairs repeat. Every byte has a token, so that
         any text can be encoded.
@@ -285,28 +313,71 @@ class Tokenizer:
         """Write a tokenizer.json; it appears whole or not at all."""
 
     def to_json(self) -> str:
-        """Give the text of a tokenizer.json."""
+        """Give the text of a tokenizer.json.
+
+        A padding or mask token that could not be found again by its name stands in its `padding`,
+        which the package `tokenizers` reads too: it then pads what it encodes in batches.
+        """
 
     @property
     def vocab_size(self) -> int:
         """Tokens in the vocabulary, special ones included."""
 
     @property
-    def mask_id(self) -> int:
-        """Id of <mask>, the last one."""
+    def pad_id(self) -> int:
+        """Id that fills rows up; see `from_file`."""
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token that hides a word; None where there is none."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the token for what the vocabulary lacks; None where there is none."""
+
+    @property
+    def start_ids(self) -> list[int]:
+        """Ids in front of every text."""
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids behind every text."""
+
+    @property
+    def special_ids(self) -> list[int]:
+        """All of the ids above and those that the file calls special, ascending; never masked."""
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether texts go through fiber's own byte-level BPE, not through the crate."""
+
+    def check_for_models(self) -> None:
+        """Refuse a vocabulary that fiber's models cannot read.
+
+        They need RoBERTa's ids: those of <s> <pad> </s> <unk> are 0 to 3, <mask> has the last id,
+        and <s> and </s> stand around every text.
+
+        Raises:
+            ValueError: with the first difference.
+        """
 
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Split a text into tokens, <s> and </s> included.
+        """Split a text into tokens, those around every text included.
 
         Args:
             text: Any text, "" too.
-            max_tokens: Longest result; longer ones are cut and still end with </s>.
+            max_tokens: Longest result; longer ones are cut, but for what stands around every text.
 
         Returns:
-            Ids, and for each the half-open span of code points that it covers, without the space
-            in front of a word; special tokens cover (0, 0).
+            Ids, and for each the half-open span of code points that it covers, as the file says:
+            in RoBERTa's without the space in front of a word. What stands around every text
+            covers (0, 0).
+
+        Raises:
+            ValueError: if `max_tokens` cannot hold what stands around every text, or a text holds
+                what the vocabulary lacks and has no token for.
         """
 
     def encode_batch(
@@ -321,7 +392,7 @@ class Tokenizer:
 
         Args:
             texts: Any texts.
-            max_tokens: Longest text; longer ones are cut and still end with </s>.
+            max_tokens: Longest text, as in `encode`.
             pad_to: L; the longest text's tokens unless given.
             offsets: Whether spans are wanted.
 
@@ -330,7 +401,7 @@ class Tokenizer:
             "offsets" (B, L, 2) int64, as `encode` gives them and (0, 0) for padding.
 
         Raises:
-            ValueError: if `max_tokens` is below 2 or `pad_to` below the longest text's tokens.
+            ValueError: as `encode`, and if `pad_to` is below the longest text's tokens.
         """
 
     def encode_masked_batch(
@@ -348,8 +419,9 @@ class Tokenizer:
 
         Args:
             texts: Any texts.
-            mlm_probability: Of a token to be picked: 80 % of those become <mask>, 10 % another
-                token.
+            mlm_probability: Of a token to be picked that is not special: 80 % of those become the
+                mask, 10 % another token (as published, also a special one where models can read the
+                vocabulary, else none).
             seed: Start of the draws.
             epoch: Epoch of the draws.
             indices: Number of each text's sample; draws depend on nothing else.
@@ -361,8 +433,8 @@ class Tokenizer:
             a token that was not picked is -100.
 
         Raises:
-            ValueError: as `encode_batch`, for a probability outside 0 to 1, and if there is not one
-                number for each text.
+            ValueError: as `encode_batch`, for a probability outside 0 to 1 or above 0 where there
+                is no mask token, and if there is not one number for each text.
         """
 
     def positive_map(

@@ -10,9 +10,9 @@ use pyo3::types::{PyDict, PyTuple};
 use super::arrays::{Buffer, Values};
 use crate::spans::CharSpan;
 use crate::text_batch::{self, Layout, Masking, TextBatch};
-use crate::tokenizer;
+use crate::tokenizer::{self, Named};
 
-/// Byte-level BPE as RoBERTa uses it.
+/// A tokenizer of any kind.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Tokenizer {
     pub(super) inner: Arc<tokenizer::Tokenizer>,
@@ -30,14 +30,32 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
 impl Tokenizer {
     /// Read a tokenizer.json.
     #[staticmethod]
-    fn from_file(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(py.detach(|| tokenizer::Tokenizer::from_file(&path))?.into())
+    #[pyo3(signature = (path, *, pad_token = None, mask_token = None))]
+    fn from_file(
+        py: Python<'_>,
+        path: PathBuf,
+        pad_token: Option<String>,
+        mask_token: Option<String>,
+    ) -> PyResult<Self> {
+        let named = named(pad_token, mask_token);
+        Ok(py
+            .detach(|| tokenizer::Tokenizer::from_file_with(&path, &named))?
+            .into())
     }
 
     /// Read the text of a tokenizer.json.
     #[staticmethod]
-    fn from_json(py: Python<'_>, json: &str) -> PyResult<Self> {
-        Ok(py.detach(|| tokenizer::Tokenizer::from_json(json))?.into())
+    #[pyo3(signature = (json, *, pad_token = None, mask_token = None))]
+    fn from_json(
+        py: Python<'_>,
+        json: &str,
+        pad_token: Option<String>,
+        mask_token: Option<String>,
+    ) -> PyResult<Self> {
+        let named = named(pad_token, mask_token);
+        Ok(py
+            .detach(|| tokenizer::Tokenizer::from_json_with(json, &named))?
+            .into())
     }
 
     /// Read RoBERTa's two files.
@@ -76,10 +94,51 @@ impl Tokenizer {
         self.inner.vocab_size()
     }
 
-    /// Id of <mask>, the last one.
+    /// Id that fills rows up.
     #[getter]
-    fn mask_id(&self) -> u32 {
-        self.inner.mask_id()
+    fn pad_id(&self) -> u32 {
+        self.inner.roles().pad
+    }
+
+    /// Id that hides a word.
+    #[getter]
+    fn mask_id(&self) -> Option<u32> {
+        self.inner.roles().mask
+    }
+
+    /// Id of what the vocabulary lacks.
+    #[getter]
+    fn unknown_id(&self) -> Option<u32> {
+        self.inner.roles().unknown
+    }
+
+    /// Ids in front of every text.
+    #[getter]
+    fn start_ids(&self) -> Vec<u32> {
+        self.inner.roles().frame.before.clone()
+    }
+
+    /// Ids behind every text.
+    #[getter]
+    fn end_ids(&self) -> Vec<u32> {
+        self.inner.roles().frame.after.clone()
+    }
+
+    /// Ids that are no words.
+    #[getter]
+    fn special_ids(&self) -> Vec<u32> {
+        self.inner.roles().special.clone()
+    }
+
+    /// Whether texts go through our own byte-level BPE.
+    #[getter]
+    fn is_fast(&self) -> bool {
+        self.inner.is_fast()
+    }
+
+    /// Refuse a vocabulary that fiber's models cannot read.
+    fn check_for_models(&self) -> PyResult<()> {
+        Ok(self.inner.check_for_models()?)
     }
 
     /// Split a text into (ids, spans of code points).
@@ -145,11 +204,7 @@ impl Tokenizer {
         char_spans: Vec<Vec<CharSpan>>,
         max_tokens: Option<usize>,
     ) -> PyResult<Buffer> {
-        if let Some(limit) = max_tokens {
-            tokenizer::check_max_tokens(limit)?;
-        }
-        let prompt = self.inner.prompt(text)?;
-        let (rows, tokens) = prompt.positive_map(&char_spans, max_tokens);
+        let (rows, tokens) = self.inner.positive_map(text, &char_spans, max_tokens)?;
         Buffer::new(Values::Bool(rows), &[char_spans.len(), tokens])
     }
 
@@ -176,6 +231,10 @@ impl Tokenizer {
             ],
         )
     }
+}
+
+fn named(pad: Option<String>, mask: Option<String>) -> Named {
+    Named { pad, mask }
 }
 
 impl Tokenizer {

@@ -130,7 +130,7 @@ def masked_words_blind(records: list[Record], model: StoredModel) -> float:
         batch.masked_ids.numpy(),
         batch.text_mask.numpy(),
         batch.mlm_labels.numpy(),
-        tokenizer.mask_id,
+        config.roberta.mask_id,
     )["accuracy"]
 
 

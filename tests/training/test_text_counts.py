@@ -11,7 +11,7 @@ from fiber.training.text_counts import NotedLengths, TextCounts, has_words, is_l
 class Letters:
     """A tokenizer with a token for each letter; a dot is special."""
 
-    mask_id = 99
+    vocab_size = 100
 
     def encode(self, text, *, max_tokens):
         ids = [0, *(1 if letter == "." else 10 for letter in text), 2]

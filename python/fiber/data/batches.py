@@ -28,7 +28,7 @@ class Batch:
     image_sizes: Tensor
     #: (B, 2) int64: (height, width) of the stored picture, in pixels.
     original_sizes: Tensor
-    #: (B, L) int64, padded with <pad>.
+    #: (B, L) int64, padded with the tokenizer's `pad_id`.
     token_ids: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor

@@ -48,12 +48,14 @@ class Collator:
     Args:
         batch_type: Which batch class comes out: "image_text", "question", "reasoning" (two
             pictures a record) or "grounding".
-        tokenizer: Turns text into tokens.
+        tokenizer: Turns text into tokens; of any kind (docs/loader.md).
         transform: What happens to pictures and boxes.
-        max_tokens: Longest text in tokens, <s> and </s> included; longer ones are cut.
+        max_tokens: Longest text in tokens, what stands around every text included (<s> and </s>);
+            longer ones are cut.
         answers: Answer vocabulary of "question".
         seed: Start of every random draw.
-        mlm_probability: Part of the words that "image_text" picks for masking.
+        mlm_probability: Part of the words that "image_text" picks for masking; 0 with a tokenizer
+            that has no mask token.
         threads: Threads that work on one call; 0 means one for each core.
         on_error: What a bad sample does: "raise", "skip" (it is left out; `DataLoader` counts
             them), "resample" (`DataLoader` only).

@@ -151,6 +151,7 @@ def write_tokenizer(
 
     Raises:
         FileNotFoundError: if the source holds no tokenizer.
+        ValueError: if it is none that models can read.
     """
     from fiber import _core
 
@@ -160,8 +161,8 @@ def write_tokenizer(
     path = Path(source)
     found = path / _TOKENIZER if path.is_dir() else path
     if found.is_file():
-        # Read first, so that a broken file fails here.
-        _core.Tokenizer.from_file(str(found))
+        # Read first, so that a broken file fails here, and one that no model can be trained with.
+        _core.Tokenizer.from_file(str(found)).check_for_models()
         shutil.copyfile(found, folder / _TOKENIZER)
     elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         files = (str(path / "vocab.json"), str(path / "merges.txt"))

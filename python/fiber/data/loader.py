@@ -42,15 +42,17 @@ class DataLoader:
             `set_epoch` where it has one; every rank iterates over all and takes its share.
         batch_type: Which batch class comes out: "image_text", "question", "reasoning" (two
             pictures a record) or "grounding".
-        tokenizer: Turns text into tokens.
+        tokenizer: Turns text into tokens; of any kind (docs/loader.md).
         transform: What happens to pictures and boxes. When it mirrors a picture, the words for
             left and right change places in the text (not in statements about two pictures).
         batch_size: Samples in a batch of this rank.
-        max_tokens: Longest text in tokens, <s> and </s> included; longer ones are cut.
+        max_tokens: Longest text in tokens, what stands around every text included (<s> and </s>);
+            longer ones are cut.
         answers: Answer vocabulary of "question"; empty where no targets are wanted.
         shuffle: Whether each epoch has its own order; an iterable's is its own business.
         seed: Start of every random draw.
-        mlm_probability: Part of the words that "image_text" picks for masking.
+        mlm_probability: Part of the words that "image_text" picks for masking; 0 with a tokenizer
+            that has no mask token.
         threads: Worker threads; 0 means one for each core.
         prefetch: Batches made ahead.
         rank: This process's number, below `world_size`.

@@ -40,16 +40,18 @@ class WholeWords:
         """Read the vocabulary.
 
         Args:
-            tokenizer: a byte-level BPE.
+            tokenizer: a byte-level BPE that models can read (`Tokenizer.check_for_models`).
             probability: of a word to be picked.
             seed: of the draws.
 
         Raises:
-            ValueError: if `probability` is not in [0, 1].
+            ValueError: if `probability` is not in [0, 1], or the tokenizer of another kind.
         """
         if not 0 <= probability <= 1:
             raise ValueError(f"probability is {probability}; expected 0 to 1")
-        self.probability, self.seed, self.mask_id = probability, seed, tokenizer.mask_id
+        tokenizer.check_for_models()
+        self.probability, self.seed = probability, seed
+        self.mask_id = tokenizer.vocab_size - 1
         first, last, special = _kinds_of_tokens(tokenizer)
         self._first, self._last = torch.from_numpy(first), torch.from_numpy(last)
         self._special = torch.from_numpy(special)

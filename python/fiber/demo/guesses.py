@@ -102,7 +102,7 @@ class Guesser:
             batch.masked_ids.numpy(),
             batch.text_mask.numpy(),
             batch.mlm_labels.numpy(),
-            tokenizer.mask_id,
+            config.roberta.mask_id,
         )
         return baselines.masked_word_chance(tokenizer.vocab_size), blind
 

@@ -179,6 +179,8 @@ class Inputs:
         tokenizer: Tokenizer | None,
         device: torch.device,
     ) -> None:
+        if tokenizer is not None:
+            tokenizer.check_for_models()
         self.config = config
         self.transform = transform
         self.tokenizer = tokenizer
@@ -220,7 +222,7 @@ class Inputs:
         tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
         encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
         for text, (ids, _) in zip(texts, encoded, strict=True):
-            if not has_words(ids, tokenizer.mask_id):
+            if not has_words(ids, self.config.roberta.mask_id):
                 raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
             if tell_of_cuts and len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(

@@ -46,7 +46,7 @@ class Model:
 
     Args:
         network: a coarse or a fine model; it stays where it is and is set to evaluation mode.
-        tokenizer: needed by every method that takes a text.
+        tokenizer: needed by every method that takes a text; its special tokens have RoBERTa's ids.
         answers: in the order of the VQA head's logits; needed by `answer`.
         classes: that `detect` looks for where it is not told any.
         dtype: of the arithmetic; weights stay as they are.

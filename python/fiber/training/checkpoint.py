@@ -135,10 +135,13 @@ def save_model(
         classes: written as classes.json if there are any.
 
     Raises:
+        ValueError: if the tokenizer is none that models can read.
         NotADirectoryError: if `folder` is a file.
         FileExistsError: if it holds a part of a model or of a run, with that part's name.
         OSError: if a file cannot be written (a full disk); no file of the model is left then.
     """
+    if tokenizer is not None:
+        tokenizer.check_for_models()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder to write the model to")
     # What is not written again would be mixed with this model, as another's answers.
@@ -220,13 +223,28 @@ def write_words(folder: Path, words: Words) -> None:
     _write_lists(folder, answers=words.answers, classes=words.classes)
 
 
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a tokenizer.json that models can read: its special tokens have RoBERTa's ids.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is another kind of tokenizer, with the first difference.
+    """
+    tokenizer = Tokenizer.from_file(path)
+    try:
+        tokenizer.check_for_models()
+    except ValueError as problem:
+        raise ValueError(f"{os.fspath(path)}: {problem}") from None
+    return tokenizer
+
+
 def read_words(folder: Path) -> Words | None:
     """Read what `write_words` wrote; None where there is no tokenizer."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
     lists = _read_list(folder, "answers"), _read_list(folder, "classes")
-    return Words(Tokenizer.from_file(str(path)), *lists)
+    return Words(read_tokenizer(path), *lists)
 
 
 def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:

@@ -133,7 +133,9 @@ class TaskStreams:
         }
         self._iterators: dict[str, Iterator[Any]] = {}
         self._texts = {
-            name: TextCounts(tokenizer.mask_id, records) for name, records in noted.items()
+            # <mask> is the last token of every model's tokenizer.
+            name: TextCounts(tokenizer.vocab_size - 1, records)
+            for name, records in noted.items()
         }
         self._words = None
         if config.data.mlm_unit == "word":

@@ -9,7 +9,7 @@ from torch import Tensor
 from fiber.data import Tokenizer
 from fiber.data.records import Record, RecordSet, record_in_epoch
 
-#: The largest id of the special tokens that every tokenizer begins with; <mask> has the last id.
+#: The largest id of the special tokens that a model's tokenizer begins with; <mask> has the last.
 LAST_SPECIAL_ID = 3
 
 
@@ -109,7 +109,7 @@ def odd_texts(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list
     for index in range(len(records)):
         ids, _ = tokenizer.encode(records[index].text, max_tokens=max_tokens + 1)
         longer += len(ids) > max_tokens
-        wordless += not has_words(ids, tokenizer.mask_id)
+        wordless += not has_words(ids, tokenizer.vocab_size - 1)
     lines = []
     if wordless:
         lines.append(

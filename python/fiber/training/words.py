@@ -10,7 +10,7 @@ from pathlib import Path
 from fiber.data import Tokenizer
 from fiber.data.records import RecordSet
 from fiber.files import read_json
-from fiber.training.checkpoint import Words
+from fiber.training.checkpoint import Words, read_tokenizer
 
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
 Answers = Sequence[str] | str | os.PathLike[str]
@@ -46,7 +46,8 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             merges.txt.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or models cannot read it: their ids of special tokens are
+            RoBERTa's.
         FileNotFoundError: if its file is missing.
     """
     if tokenizer is None:
@@ -56,6 +57,7 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             " (--init) a model that has one"
         )
     if isinstance(tokenizer, Tokenizer):
+        tokenizer.check_for_models()
         return tokenizer
     path = Path(tokenizer)
     if path.is_dir():
@@ -68,7 +70,7 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             f"tokenizer {path} does not exist; name one (--tokenizer), or a model that has one to"
             " start from (--init)"
         )
-    return Tokenizer.from_file(path)
+    return read_tokenizer(path)
 
 
 def open_answers(answers: Answers) -> tuple[str, ...]:
