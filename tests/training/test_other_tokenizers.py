@@ -1,0 +1,51 @@
+"""Tokenizers that models cannot read are refused where they meet one."""
+
+import re
+import shutil
+
+import pytest
+
+import fiber
+from fiber.data import Tokenizer
+from fiber.predict import Model
+from fiber.training.checkpoint import Words, read_words, save_model, write_words
+from fiber.training.words import open_tokenizer
+
+
+@pytest.fixture
+def other(pictures) -> Tokenizer:
+    """The data's own tokenizer, but for what its padding is called."""
+    json = Tokenizer.from_file(pictures / "tokenizer.json").to_json()
+    return Tokenizer.from_json(json.replace('"<pad>"', '"[PAD]"'))
+
+
+MESSAGE = r"<pad> has no id; expected 1 in a vocabulary of \d+"
+
+
+def test_given_ones(other, tmp_path):
+    with pytest.raises(ValueError, match=f"^{MESSAGE}"):
+        open_tokenizer(other)
+    path = tmp_path / "tokenizer.json"
+    other.save(path)
+    for named in (path, tmp_path):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {MESSAGE}"):
+            open_tokenizer(named)
+
+
+def test_those_of_models(other, micro_models, tmp_path):
+    model = fiber.load(micro_models["coarse"], device="cpu")
+    with pytest.raises(ValueError, match=MESSAGE):
+        fiber.load(micro_models["coarse"], tokenizer=other)
+    with pytest.raises(ValueError, match=MESSAGE):
+        Model(model.network, other)
+    with pytest.raises(ValueError, match=MESSAGE):
+        save_model(model.network, tmp_path / "saved", other)
+    assert not (tmp_path / "saved").exists()
+    write_words(tmp_path, Words(other))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: {MESSAGE}"):
+        read_words(tmp_path)
+    folder = tmp_path / "model"
+    shutil.copytree(micro_models["coarse"], folder)
+    shutil.copy(tmp_path / "tokenizer.json", folder)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: {MESSAGE}"):
+        fiber.load(folder, device="cpu")
