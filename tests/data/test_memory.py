@@ -51,7 +51,7 @@ with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **opti
         except MemoryError as error:
             print(error)
     print(loader.skipped)
-    loader.records = small
+    records[:] = small
     print([batch.keys for batch in loader], collate(small).keys)
 """
 
