@@ -9,7 +9,7 @@ use crate::Error;
 use crate::augment::{Geometry, Transform};
 use crate::buffers::{Block, Pool, Slots};
 use crate::collate::{self, Batch, Skipped};
-use crate::paint::{Painter, Status};
+use crate::paint::{Painter, Painting, Status};
 use crate::sample::{Planned, Sample};
 use crate::settings::{OnError, Settings};
 
@@ -85,39 +85,64 @@ impl Canvas {
         let slots = Slots::new(pool, pictures, settings.slot_bytes(size), what)?;
         Ok(Self { slots, size })
     }
+}
 
-    /// Paint the pictures of one record; what became of the record.
-    pub fn paint(
-        self,
-        place: usize,
-        planned: Arc<Planned>,
-        settings: &Settings,
-        painter: &mut Painter,
-    ) -> Place {
-        match self.try_paint(place, &planned, settings, painter) {
+/// Paint the pictures of some records, two at a time; what became of each record.
+pub fn paint(records: Vec<ToPaint>, settings: &Settings, painter: &mut Painter) -> Vec<Place> {
+    let outcomes = try_paint(&records, settings, painter);
+    let records = records.into_iter().zip(outcomes);
+    records
+        .map(|(ToPaint { planned, .. }, outcome)| match outcome {
             Ok(status) => Place::Painted(planned, status),
             Err(error) => Place::Failed(error.in_record(&planned.sample.key)),
-        }
-    }
+        })
+        .collect()
+}
 
-    fn try_paint(
-        self,
-        place: usize,
-        planned: &Planned,
-        settings: &Settings,
-        painter: &mut Painter,
-    ) -> Result<Status, Error> {
-        let mut worst = Status::Ok;
-        let first = place * settings.task.pictures();
-        for (index, (opened, plan)) in (first..).zip(&planned.pictures) {
-            let mut slot = self.slots.take(index).ok_or(Error::Worker)?;
-            let status = painter.paint(opened, plan, settings, &mut slot, self.size)?;
-            if status != Status::Ok {
-                worst = status;
+fn try_paint(
+    records: &[ToPaint],
+    settings: &Settings,
+    painter: &mut Painter,
+) -> Vec<Result<Status, Error>> {
+    let mut outcomes: Vec<_> = records.iter().map(|_| Ok(Status::Ok)).collect();
+    let mut note = |record: usize, found: Result<Status, Error>| {
+        if let Some(outcome @ Ok(_)) = outcomes.get_mut(record)
+            && !matches!(found, Ok(Status::Ok))
+        {
+            *outcome = found;
+        }
+    };
+    let mut pictures = Vec::with_capacity(records.len());
+    for (record, to_paint) in records.iter().enumerate() {
+        let first = to_paint.place * settings.task.pictures();
+        for (place, (opened, plan)) in (first..).zip(&to_paint.planned.pictures) {
+            match to_paint.canvas.slots.take(place) {
+                Some(slot) => pictures.push((record, opened, plan, slot, to_paint.canvas.size)),
+                None => note(record, Err(Error::Worker)),
             }
         }
-        Ok(worst)
     }
+    for some in pictures.chunks_mut(2) {
+        let records = (some.first().map(|it| it.0), some.last().map(|it| it.0));
+        let mut paintings = some
+            .iter_mut()
+            .map(|(_, opened, plan, slot, slot_size)| Painting {
+                opened,
+                plan,
+                slot,
+                slot_size: *slot_size,
+            });
+        match (paintings.next(), paintings.next(), records) {
+            (Some(first), Some(second), (Some(record), Some(other))) => {
+                let [status, status_too] = painter.paint_two([first, second], settings);
+                note(record, status);
+                note(other, status_too);
+            }
+            (Some(only), None, (Some(record), _)) => note(record, painter.paint(only, settings)),
+            _ => {}
+        }
+    }
+    outcomes
 }
 
 impl Place {

@@ -5,12 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
-use crate::assembly::{Advance, Assembly, Canvas, Place, ToPaint};
+use crate::assembly::{self, Advance, Assembly, Place, ToPaint};
 use crate::buffers::Pool;
 use crate::collate::{Batch, Skipped};
 use crate::paint::Painter;
 use crate::record::Record;
-use crate::sample::Planned;
 use crate::settings::Settings;
 
 /// What a worker does next, for one record of a batch.
@@ -25,7 +24,14 @@ pub(crate) enum Step {
     /// Read it and draw what happens to it; boxed, as it is the larger.
     Plan(Box<Record>),
     /// Decode its pictures into the batch.
-    Paint(Arc<Planned>, Canvas),
+    Paint(ToPaint),
+}
+
+/// A place of a batch.
+struct Address {
+    session: Arc<SessionState>,
+    batch: Arc<Mutex<Assembly>>,
+    place: usize,
 }
 
 #[derive(Default)]
@@ -61,9 +67,28 @@ pub(crate) struct Jobs {
     pub(crate) stopped: bool,
 }
 
+impl Jobs {
+    fn pop(&mut self) -> Option<Job> {
+        let urgent = self.to_paint.pop_front();
+        urgent.or_else(|| self.to_plan.pop_front())
+    }
+
+    /// One job, and a second one where others have enough to do: two pictures are decoded together.
+    fn take(&mut self, threads: usize) -> Vec<Job> {
+        let mut jobs = Vec::with_capacity(2);
+        jobs.extend(self.pop());
+        if self.to_paint.len() + self.to_plan.len() >= threads {
+            jobs.extend(self.pop());
+        }
+        jobs
+    }
+}
+
 /// What threads and sessions share.
 pub(crate) struct Crew {
     pub(crate) settings: Settings,
+    /// How many threads there are.
+    pub(crate) threads: usize,
     pub(crate) pool: Arc<Pool>,
     pub(crate) jobs: Mutex<Jobs>,
     pub(crate) changed: Condvar,
@@ -78,7 +103,7 @@ impl Crew {
     /// Take jobs until the loader goes away.
     pub(crate) fn work(&self, mut painter: Painter) {
         loop {
-            let job = {
+            let jobs = {
                 let mut jobs = self
                     .changed
                     .wait_while(lock(&self.jobs), |jobs| {
@@ -88,51 +113,90 @@ impl Crew {
                 if jobs.stopped {
                     return;
                 }
-                let urgent = jobs.to_paint.pop_front();
-                urgent.or_else(|| jobs.to_plan.pop_front())
+                jobs.take(self.threads)
             };
-            if let Some(job) = job {
-                self.perform(job, &mut painter);
-            }
+            self.perform(jobs, &mut painter);
         }
     }
 
-    fn perform(&self, job: Job, painter: &mut Painter) {
-        let (session, batch, place) = (job.session, job.batch, job.place);
-        if lock(&session.queue).closed {
+    fn perform(&self, jobs: Vec<Job>, painter: &mut Painter) {
+        let (mut addresses, mut records) = (Vec::new(), Vec::new());
+        for job in jobs {
+            let Job {
+                session,
+                batch,
+                place,
+                step,
+            } = job;
+            if lock(&session.queue).closed {
+                continue;
+            }
+            let address = Address {
+                session,
+                batch,
+                place,
+            };
+            match step {
+                Step::Plan(record) => match self.plan(&record, &address) {
+                    Ok(to_paint) => {
+                        addresses.push((address, true));
+                        records.push(to_paint);
+                    }
+                    Err(outcome) => self.put(&address, outcome),
+                },
+                Step::Paint(to_paint) => {
+                    addresses.push((address, false));
+                    records.push(to_paint);
+                }
+            }
+        }
+        if records.is_empty() {
             return;
         }
-        let key = match &job.step {
-            Step::Plan(record) => record.key.clone(),
-            Step::Paint(planned, _) => planned.sample.key.clone(),
-        };
+        let keys: Vec<_> = records
+            .iter()
+            .map(|it| it.planned.sample.key.clone())
+            .collect();
         // A batch whose worker is gone would be waited for without end.
-        let outcome = catch_unwind(AssertUnwindSafe(|| match job.step {
-            Step::Plan(record) => match self.settings.plan(&record) {
-                Err(error) => Place::Failed(error),
-                Ok(planned) => {
-                    let planned = Arc::new(planned);
-                    let canvas = lock(&batch).canvas_at_once(&self.settings);
-                    match canvas {
-                        Some(canvas) => canvas
-                            .paint(place, planned, &self.settings, painter)
-                            .without_bytes(),
-                        None => Place::Planned(planned),
-                    }
-                }
-            },
-            Step::Paint(planned, canvas) => canvas.paint(place, planned, &self.settings, painter),
-        }))
-        .unwrap_or_else(|_| {
+        let paint = || assembly::paint(records, &self.settings, painter);
+        let outcomes = catch_unwind(AssertUnwindSafe(paint)).unwrap_or_else(|_| {
             // What it keeps may be half-done.
             if let Ok(anew) = Painter::new(&self.settings) {
                 *painter = anew;
             }
-            Place::Failed(Error::Worker.in_record(&key))
+            let failed = |key: &String| Place::Failed(Error::Worker.in_record(key));
+            keys.iter().map(failed).collect()
         });
-        let is_last = lock(&batch).put(place, outcome);
+        for ((address, is_final), outcome) in addresses.into_iter().zip(outcomes) {
+            let outcome = if is_final {
+                outcome.without_bytes()
+            } else {
+                outcome
+            };
+            self.put(&address, outcome);
+        }
+    }
+
+    /// Plan a record; what it is where it cannot be painted yet.
+    fn plan(&self, record: &Record, address: &Address) -> Result<ToPaint, Place> {
+        let planned = catch_unwind(AssertUnwindSafe(|| self.settings.plan(record)))
+            .unwrap_or_else(|_| Err(Error::Worker.in_record(&record.key)))
+            .map_err(Place::Failed)?;
+        let planned = Arc::new(planned);
+        match lock(&address.batch).canvas_at_once(&self.settings) {
+            Some(canvas) => Ok(ToPaint {
+                place: address.place,
+                planned,
+                canvas,
+            }),
+            None => Err(Place::Planned(planned)),
+        }
+    }
+
+    fn put(&self, address: &Address, outcome: Place) {
+        let is_last = lock(&address.batch).put(address.place, outcome);
         if is_last {
-            self.advance(&session, &batch);
+            self.advance(&address.session, &address.batch);
         }
     }
 
@@ -141,18 +205,11 @@ impl Crew {
         let outcome = match lock(batch).advance(&self.settings, &self.pool) {
             Advance::Wait => return,
             Advance::Paint(places) => {
-                let jobs = places.into_iter().map(|to_paint| {
-                    let ToPaint {
-                        place,
-                        planned,
-                        canvas,
-                    } = to_paint;
-                    Job {
-                        session: Arc::clone(session),
-                        batch: Arc::clone(batch),
-                        place,
-                        step: Step::Paint(planned, canvas),
-                    }
+                let jobs = places.into_iter().map(|to_paint| Job {
+                    session: Arc::clone(session),
+                    batch: Arc::clone(batch),
+                    place: to_paint.place,
+                    step: Step::Paint(to_paint),
                 });
                 lock(&self.jobs).to_paint.extend(jobs);
                 self.changed.notify_all();

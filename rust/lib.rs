@@ -32,6 +32,7 @@ pub mod jpeg;
 pub mod loader;
 mod memory;
 pub mod normalize;
+pub mod opened;
 pub mod paint;
 pub mod plan;
 mod pretokens;

@@ -77,6 +77,7 @@ impl Loader {
         let mut loader = Self {
             crew: Arc::new(Crew {
                 settings,
+                threads: count,
                 pool: Pool::new(keep),
                 jobs: Mutex::default(),
                 changed: Condvar::new(),

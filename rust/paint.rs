@@ -1,20 +1,20 @@
-//! One picture: from the bytes of its file to its place in a batch.
+//! Pictures: from the bytes of their files to their places in a batch.
 //!
 //! Rows go from the decoder through the resize into the batch as they come, so that no picture of full
 //! size leaves the processor's cache; only what needs a whole picture gets one (operations of
-//! `RandAugment`, changes of colours, turning by EXIF, formats other than JPEG).
+//! `RandAugment`, changes of colours, turning by EXIF, formats other than JPEG). A thread decodes two
+//! JPEGs at a time, which takes less than one after the other.
 
 use crate::Error;
-use crate::image::{self, Format, Rgb};
+use crate::image::Rgb;
 use crate::instructions::Instructions;
 use crate::jpeg::{self, Scale};
 use crate::memory;
 use crate::normalize::RowWriter;
-use crate::plan::Plan;
-use crate::record::{SharedBytes, StoredImage};
+use crate::opened::Opened;
+use crate::plan::{self, Plan};
 use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
 use crate::settings::Settings;
-use crate::turn;
 
 /// What became of a picture that is in its batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,120 +37,30 @@ impl Status {
     }
 }
 
-/// A picture whose size is known and whose pixels are not decoded yet.
-#[derive(Clone)]
-pub struct Opened {
-    stored: StoredImage,
-    bytes: SharedBytes,
-    format: Format,
-    /// How it is turned before anything else, as EXIF counts; 1 is not at all.
-    orientation: u8,
-    /// (height, width) in pixels, after it is turned.
-    pub size: (usize, usize),
+/// What is to be painted, and where.
+pub struct Painting<'p> {
+    /// The picture.
+    pub opened: &'p Opened,
+    /// What is done to it.
+    pub plan: &'p Plan,
+    /// Where its pixels go to.
+    pub slot: &'p mut [u8],
+    /// (height, width) of the slot in pixels.
+    pub slot_size: (usize, usize),
 }
 
 /// What one thread keeps from picture to picture.
 pub struct Painter {
+    hands: [Hand; 2],
+}
+
+/// What one picture needs.
+struct Hand {
     decoder: jpeg::Decoder,
     scratch: ResizeScratch,
     writer: RowWriter,
     /// Pixels of a picture that is needed whole.
     whole: Vec<u8>,
-}
-
-impl Opened {
-    /// Read the picture's bytes and their header.
-    ///
-    /// # Errors
-    /// [`Error::File`] where a file cannot be read, [`Error::Decode`] for a broken header, and
-    /// [`Error::TooManyPixels`] above the limit.
-    pub fn new(stored: &StoredImage, settings: &Settings) -> Result<Self, Error> {
-        let bytes = stored.read()?;
-        Self::of_bytes(stored, bytes, settings).map_err(|fault| stored.name_fault(fault))
-    }
-
-    fn of_bytes(
-        stored: &StoredImage,
-        bytes: SharedBytes,
-        settings: &Settings,
-    ) -> Result<Self, Error> {
-        let content = (*bytes).as_ref();
-        let format = Format::of(content)?;
-        let (mut size, turned) = if format == Format::Jpeg {
-            let header = jpeg::read_header(content)?;
-            ((header.height, header.width), header.orientation)
-        } else {
-            let (height, width, _) = image::probe(content)?;
-            ((height, width), 1)
-        };
-        let orientation = if settings.apply_orientation {
-            turned
-        } else {
-            1
-        };
-        image::check_size(size.0, size.1, settings.max_pixels)?;
-        if turn::swaps_sides(orientation) {
-            size = (size.1, size.0);
-        }
-        Ok(Self {
-            stored: stored.clone(),
-            bytes,
-            format,
-            orientation,
-            size,
-        })
-    }
-
-    /// Decode the picture, cut and resize it as the plan says: the rows go to `take` from the top.
-    fn resize(
-        &self,
-        plan: &Plan,
-        settings: &Settings,
-        decoder: &mut jpeg::Decoder,
-        scratch: &mut ResizeScratch,
-        take: &mut dyn FnMut(usize, &[u8]),
-    ) -> Result<jpeg::Status, Error> {
-        let output = (plan.height, plan.width);
-        let bytes = (*self.bytes).as_ref();
-        if self.format == Format::Jpeg && self.orientation == 1 {
-            let scale = if settings.scaled_decoding {
-                scale_for(plan)
-            } else {
-                Scale::Full
-            };
-            let source = (scale.apply(self.size.0), scale.apply(self.size.1));
-            let crop = scaled(plan.crop, scale, source);
-            let mut rows = Rows::new(scratch, source, crop, output, plan.filter)?;
-            let request = jpeg::Request {
-                scale,
-                stop_row: Some(rows.last_row_needed() + 1),
-                max_pixels: settings.max_pixels,
-            };
-            let mut pushed = Ok(());
-            let status = decoder.decode(bytes, &request, &mut |first_row, decoded| {
-                if pushed.is_ok() {
-                    pushed = rows.push(first_row, decoded, take);
-                }
-            })?;
-            return pushed.map(|()| status);
-        }
-        let (picture, status) = if self.format == Format::Jpeg {
-            let request = jpeg::Request {
-                scale: Scale::Full,
-                stop_row: None,
-                max_pixels: settings.max_pixels,
-            };
-            let (picture, status) = image::decode_jpeg(bytes, &request)?;
-            (turn::turn(picture, self.orientation)?, status)
-        } else {
-            let picture = image::decode(bytes, settings.max_pixels)?;
-            (picture, jpeg::Status::Whole)
-        };
-        let source = (picture.height, picture.width);
-        let mut rows = Rows::new(scratch, source, plan.crop, output, plan.filter)?;
-        rows.push(0, &picture.pixels, take)?;
-        Ok(status)
-    }
 }
 
 /// What is done with decoded rows.
@@ -211,91 +121,76 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl Painter {
-    /// Make the tables.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a normalisation that cannot be.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
-        let instructions = Instructions::best();
-        Ok(Self {
-            decoder: jpeg::Decoder::with(instructions),
-            scratch: ResizeScratch::new(instructions),
-            writer: RowWriter::new(
-                &settings.transform.normalization,
-                settings.layout,
-                settings.dtype,
-                instructions,
-            )?,
-            whole: Vec::new(),
-        })
-    }
+/// A picture whose rows come from the decoder.
+struct Streamed<'c> {
+    decoder: &'c mut jpeg::Decoder,
+    bytes: &'c [u8],
+    request: jpeg::Request,
+    canvas: Canvas<'c>,
+}
 
-    /// Decode a picture, do to it what `plan` says, and write it into `slot`, which has `slot_size` =
-    /// (height, width) pixels.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for broken bytes, also where a part is filled in and the settings do not
-    /// accept that.
-    pub fn paint(
-        &mut self,
-        opened: &Opened,
-        plan: &Plan,
-        settings: &Settings,
-        slot: &mut [u8],
-        slot_size: (usize, usize),
-    ) -> Result<Status, Error> {
-        self.try_paint(opened, plan, settings, slot, slot_size)
-            .map_err(|fault| opened.stored.name_fault(fault))
-    }
+/// A picture whose rows come in.
+struct Canvas<'c> {
+    rows: Rows<'c>,
+    writer: &'c mut RowWriter,
+    whole: &'c mut Vec<u8>,
+    plan: &'c Plan,
+    slot: &'c mut [u8],
+    slot_size: (usize, usize),
+    /// The first thing that went wrong.
+    outcome: Result<(), Error>,
+}
 
-    fn try_paint(
-        &mut self,
-        opened: &Opened,
-        plan: &Plan,
-        settings: &Settings,
-        slot: &mut [u8],
-        slot_size: (usize, usize),
-    ) -> Result<Status, Error> {
+impl Canvas<'_> {
+    /// Take decoded rows, from `first_row` on.
+    fn push(&mut self, first_row: usize, decoded: &[u8]) {
+        if self.outcome.is_err() {
+            return;
+        }
         let Self {
-            decoder,
-            scratch,
+            rows,
             writer,
             whole,
+            plan,
+            slot,
+            slot_size,
+            ..
         } = self;
         let mut written = Ok(());
-        whole.clear();
-        let is_direct = !plan.needs_whole();
-        if !is_direct {
-            let what = memory::of_picture(plan.height, plan.width);
-            memory::reserve(whole, plan.height * plan.width * 3, what)?;
-        }
-        let status = opened.resize(plan, settings, decoder, scratch, &mut |y, row| {
-            if !is_direct {
+        let pushed = rows.push(first_row, decoded, &mut |y, row| {
+            if plan.needs_whole() {
                 whole.extend_from_slice(row);
             } else if written.is_ok() {
-                written = writer.write_row(row, slot, slot_size, y, plan.flip);
+                written = writer.write_row(row, slot, *slot_size, y, plan.flip);
             }
-        })?;
-        written?;
-        if let jpeg::Status::Filled(reason) = &status
+        });
+        self.outcome = written.and(pushed);
+    }
+
+    /// End the picture once all of its rows came.
+    fn finish(self, status: &jpeg::Status, settings: &Settings) -> Result<Status, Error> {
+        self.outcome?;
+        if let jpeg::Status::Filled(reason) = status
             && !settings.accept_truncated
         {
             return Err(Error::decode(reason));
         }
-        if !is_direct {
+        let plan = self.plan;
+        if plan.needs_whole() {
             let mut picture = Rgb {
                 height: plan.height,
                 width: plan.width,
-                pixels: std::mem::take(whole),
+                pixels: std::mem::take(self.whole),
             };
             plan.change(&mut picture);
             for (y, row) in picture.pixels.chunks_exact(plan.width * 3).enumerate() {
-                writer.write_row(row, slot, slot_size, y, false)?;
+                self.writer
+                    .write_row(row, self.slot, self.slot_size, y, false)?;
             }
-            *whole = picture.pixels;
+            *self.whole = picture.pixels;
         }
-        writer.pad_below(slot, slot_size, plan.height)?;
+        self.writer
+            .pad_below(self.slot, self.slot_size, plan.height)?;
         Ok(match status {
             jpeg::Status::Whole => Status::Ok,
             jpeg::Status::Filled(_) => Status::Truncated,
@@ -303,90 +198,170 @@ impl Painter {
     }
 }
 
-/// The smallest scale of which the crop still has the pixels of the output.
-fn scale_for(plan: &Plan) -> Scale {
-    let fits = |scale: &Scale| {
-        plan.crop.height >= scale.divisor() * plan.height
-            && plan.crop.width >= scale.divisor() * plan.width
-    };
-    [Scale::Eighth, Scale::Quarter, Scale::Half]
-        .into_iter()
-        .find(fits)
-        .unwrap_or_default()
-}
-
-/// The crop in pixels of the scaled picture, its edges rounded to the nearest.
-fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
-    let divisor = scale.divisor();
-    let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
-    let span = |start: usize, length: usize, size: usize| {
-        let first = edge(start, size - 1);
-        let end = edge(start + length, size).max(first + 1);
-        (first, end - first)
-    };
-    let (top, height) = span(crop.top, crop.height, source.0);
-    let (left, width) = span(crop.left, crop.width, source.1);
-    Crop {
-        top,
-        left,
-        height,
-        width,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::Task;
-    use crate::sample::tests::settings;
-
-    #[test]
-    fn a_crop_keeps_its_place_in_a_scaled_picture() {
-        let crop = Crop {
-            top: 16,
-            left: 33,
-            height: 64,
-            width: 100,
-        };
-        let expected = Crop {
-            top: 4,
-            left: 8,
-            height: 16,
-            width: 25,
-        };
-        assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
-        assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
-        // The last column of an odd picture, and less than a pixel of the scaled one.
-        let crop = Crop {
-            top: 0,
-            left: 16,
-            height: 1,
-            width: 1,
-        };
-        let expected = Crop {
-            top: 0,
-            left: 2,
-            height: 1,
-            width: 1,
-        };
-        assert_eq!(scaled(crop, Scale::Eighth, (1, 3)), expected);
-    }
-
-    #[test]
-    fn the_scale_leaves_the_pixels_that_are_needed() {
-        let mut plan = settings(Task::ImageText).transform.plan(
-            64,
-            64,
-            &mut crate::random::Draws::new(0, 0, 0, crate::random::Purpose::Picture(0)),
-        );
-        for (side, scale) in [
-            (15, Scale::Full),
-            (16, Scale::Half),
-            (63, Scale::Quarter),
-            (64, Scale::Eighth),
-        ] {
-            plan.crop = Crop::whole(side, 64);
-            assert_eq!((plan.height, scale_for(&plan)), (8, scale));
+impl Hand {
+    /// Make ready for a picture of `source` = (height, width) pixels, of which `crop` is taken.
+    fn begin<'c>(
+        &'c mut self,
+        painting: Painting<'c>,
+        source: (usize, usize),
+        crop: Crop,
+    ) -> Result<(&'c mut jpeg::Decoder, Canvas<'c>), Error> {
+        let Painting {
+            plan,
+            slot,
+            slot_size,
+            ..
+        } = painting;
+        self.whole.clear();
+        if plan.needs_whole() {
+            let what = memory::of_picture(plan.height, plan.width);
+            memory::reserve(&mut self.whole, plan.height * plan.width * 3, what)?;
         }
+        let output = (plan.height, plan.width);
+        let canvas = Canvas {
+            rows: Rows::new(&mut self.scratch, source, crop, output, plan.filter)?,
+            writer: &mut self.writer,
+            whole: &mut self.whole,
+            plan,
+            slot,
+            slot_size,
+            outcome: Ok(()),
+        };
+        Ok((&mut self.decoder, canvas))
+    }
+
+    /// The same for a picture whose rows come from the decoder.
+    fn begin_streamed<'c>(
+        &'c mut self,
+        painting: Painting<'c>,
+        settings: &Settings,
+    ) -> Result<Streamed<'c>, Error> {
+        let (plan, opened) = (painting.plan, painting.opened);
+        let scale = if settings.scaled_decoding {
+            plan::scale_for(plan)
+        } else {
+            Scale::Full
+        };
+        let source = (scale.apply(opened.size.0), scale.apply(opened.size.1));
+        let (decoder, canvas) =
+            self.begin(painting, source, plan::scaled(plan.crop, scale, source))?;
+        let request = jpeg::Request {
+            scale,
+            stop_row: Some(canvas.rows.last_row_needed() + 1),
+            max_pixels: settings.max_pixels,
+        };
+        Ok(Streamed {
+            decoder,
+            bytes: opened.bytes(),
+            request,
+            canvas,
+        })
+    }
+
+    fn paint(&mut self, painting: Painting<'_>, settings: &Settings) -> Result<Status, Error> {
+        let opened = painting.opened;
+        if opened.is_streamed() {
+            return self.begin_streamed(painting, settings)?.run(settings);
+        }
+        let (picture, status) = opened.decode(settings)?;
+        let (source, crop) = ((picture.height, picture.width), painting.plan.crop);
+        let (_, mut canvas) = self.begin(painting, source, crop)?;
+        canvas.push(0, &picture.pixels);
+        canvas.finish(&status, settings)
+    }
+}
+
+impl Streamed<'_> {
+    fn run(mut self, settings: &Settings) -> Result<Status, Error> {
+        let mut sink = |first_row: usize, rows: &[u8]| self.canvas.push(first_row, rows);
+        let status = self.decoder.decode(self.bytes, &self.request, &mut sink)?;
+        self.canvas.finish(&status, settings)
+    }
+}
+
+fn run_two(
+    mut first: Streamed<'_>,
+    mut second: Streamed<'_>,
+    settings: &Settings,
+) -> [Result<Status, Error>; 2] {
+    let [status, other] = jpeg::decode_two(
+        jpeg::Task {
+            decoder: first.decoder,
+            bytes: first.bytes,
+            request: first.request,
+            sink: &mut |first_row, rows| first.canvas.push(first_row, rows),
+        },
+        jpeg::Task {
+            decoder: second.decoder,
+            bytes: second.bytes,
+            request: second.request,
+            sink: &mut |first_row, rows| second.canvas.push(first_row, rows),
+        },
+    );
+    [
+        status.and_then(|status| first.canvas.finish(&status, settings)),
+        other.and_then(|status| second.canvas.finish(&status, settings)),
+    ]
+}
+
+impl Painter {
+    /// Make the tables.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a normalisation that cannot be.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let instructions = Instructions::best();
+        let hand = || {
+            let normalization = &settings.transform.normalization;
+            let (layout, dtype) = (settings.layout, settings.dtype);
+            Ok(Hand {
+                decoder: jpeg::Decoder::with(instructions),
+                scratch: ResizeScratch::new(instructions),
+                writer: RowWriter::new(normalization, layout, dtype, instructions)?,
+                whole: Vec::new(),
+            })
+        };
+        Ok(Self {
+            hands: [hand()?, hand()?],
+        })
+    }
+
+    /// Decode a picture, do to it what its plan says, and write it into its slot.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for broken bytes, also where a part is filled in and the settings do not
+    /// accept that.
+    pub fn paint(&mut self, painting: Painting<'_>, settings: &Settings) -> Result<Status, Error> {
+        let [hand, _] = &mut self.hands;
+        let opened = painting.opened;
+        let painted = hand.paint(painting, settings);
+        painted.map_err(|fault| opened.name_fault(fault))
+    }
+
+    /// Paint two pictures, each as [`Painter::paint`] does.
+    pub fn paint_two(
+        &mut self,
+        paintings: [Painting<'_>; 2],
+        settings: &Settings,
+    ) -> [Result<Status, Error>; 2] {
+        let opened = paintings.each_ref().map(|painting| painting.opened);
+        if !opened.iter().all(|opened| opened.is_streamed()) {
+            return paintings.map(|painting| self.paint(painting, settings));
+        }
+        let [first, second] = &mut self.hands;
+        let [painting, other] = paintings;
+        let begun = (
+            first.begin_streamed(painting, settings),
+            second.begin_streamed(other, settings),
+        );
+        let painted = match begun {
+            (Ok(first), Ok(second)) => run_two(first, second, settings),
+            (first, second) => [first, second].map(|begun| begun?.run(settings)),
+        };
+        let [first, second] = painted;
+        [
+            first.map_err(|fault| opened[0].name_fault(fault)),
+            second.map_err(|fault| opened[1].name_fault(fault)),
+        ]
     }
 }

@@ -5,6 +5,7 @@ use crate::box_journey::Journey;
 use crate::boxes::BoxXyxy;
 use crate::color_jitter::ColorChange;
 use crate::image::Rgb;
+use crate::jpeg::Scale;
 use crate::rand_augment::Operation;
 use crate::resize::{self, Crop, Filter};
 
@@ -104,5 +105,93 @@ fn mirror(image: &mut Rgb) {
     for row in image.pixels.chunks_exact_mut(image.width * 3) {
         let (pixels, _) = row.as_chunks_mut::<3>();
         pixels.reverse();
+    }
+}
+
+/// The smallest scale of which the crop still has the pixels of the output.
+pub(crate) fn scale_for(plan: &Plan) -> Scale {
+    let fits = |scale: &Scale| {
+        plan.crop.height >= scale.divisor() * plan.height
+            && plan.crop.width >= scale.divisor() * plan.width
+    };
+    [Scale::Eighth, Scale::Quarter, Scale::Half]
+        .into_iter()
+        .find(fits)
+        .unwrap_or_default()
+}
+
+/// The crop in pixels of the scaled picture, its edges rounded to the nearest.
+pub(crate) fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
+    let divisor = scale.divisor();
+    let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
+    let span = |start: usize, length: usize, size: usize| {
+        let first = edge(start, size - 1);
+        let end = edge(start + length, size).max(first + 1);
+        (first, end - first)
+    };
+    let (top, height) = span(crop.top, crop.height, source.0);
+    let (left, width) = span(crop.left, crop.width, source.1);
+    Crop {
+        top,
+        left,
+        height,
+        width,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Task;
+    use crate::sample::tests::settings;
+
+    #[test]
+    fn a_crop_keeps_its_place_in_a_scaled_picture() {
+        let crop = Crop {
+            top: 16,
+            left: 33,
+            height: 64,
+            width: 100,
+        };
+        let expected = Crop {
+            top: 4,
+            left: 8,
+            height: 16,
+            width: 25,
+        };
+        assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
+        assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
+        // The last column of an odd picture, and less than a pixel of the scaled one.
+        let crop = Crop {
+            top: 0,
+            left: 16,
+            height: 1,
+            width: 1,
+        };
+        let expected = Crop {
+            top: 0,
+            left: 2,
+            height: 1,
+            width: 1,
+        };
+        assert_eq!(scaled(crop, Scale::Eighth, (1, 3)), expected);
+    }
+
+    #[test]
+    fn the_scale_leaves_the_pixels_that_are_needed() {
+        let mut plan = settings(Task::ImageText).transform.plan(
+            64,
+            64,
+            &mut crate::random::Draws::new(0, 0, 0, crate::random::Purpose::Picture(0)),
+        );
+        for (side, scale) in [
+            (15, Scale::Full),
+            (16, Scale::Half),
+            (63, Scale::Quarter),
+            (64, Scale::Eighth),
+        ] {
+            plan.crop = Crop::whole(side, 64);
+            assert_eq!((plan.height, scale_for(&plan)), (8, scale));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::boxes::BoxXyxy;
 use crate::memory;
-use crate::paint::Opened;
+use crate::opened::Opened;
 use crate::plan::Plan;
 use crate::random::{Draws, Purpose};
 use crate::record::{Record, Task};
@@ -225,7 +225,7 @@ pub(crate) mod tests {
     use crate::crop::Cut;
     use crate::image;
     use crate::normalize::Normalization;
-    use crate::paint::Painter;
+    use crate::paint::{Painter, Painting};
     use crate::rand_augment::RandAugment;
     use crate::record::StoredImage;
     use crate::resize::Filter;
@@ -295,10 +295,15 @@ pub(crate) mod tests {
         let planned = settings.plan(record).unwrap();
         let (opened, plan) = &planned.pictures[0];
         let mut slot = vec![0; plan.height * plan.width * 3 * 4];
-        let size = (plan.height, plan.width);
+        let painting = Painting {
+            opened,
+            plan,
+            slot: &mut slot,
+            slot_size: (plan.height, plan.width),
+        };
         Painter::new(settings)
             .unwrap()
-            .paint(opened, plan, settings, &mut slot, size)
+            .paint(painting, settings)
             .unwrap();
         let (values, _) = slot.as_chunks::<4>();
         let values = values.iter().map(|&bytes| f32::from_ne_bytes(bytes));

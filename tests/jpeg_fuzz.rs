@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use fiber_core::instructions::Instructions;
-use fiber_core::jpeg::{Decoder, Request, Scale, Status, read_header};
+use fiber_core::jpeg::{Decoder, Request, Scale, Status, Task, decode_two, read_header};
 
 /// Files that mutations begin with.
 const SEEDS: [&[u8]; 5] = [
@@ -72,12 +72,39 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
+/// What comes of a picture: pixels and status, or the error's text.
+type Outcome = Result<(Vec<u8>, Status), String>;
+
+/// The same of two pictures that are decoded together.
+fn decode_together(
+    decoders: [&mut Decoder; 2],
+    files: [&[u8]; 2],
+    requests: [&Request; 2],
+) -> [Outcome; 2] {
+    let (mut pixels, mut pixels_too) = (Vec::new(), Vec::new());
+    let [decoder, other] = decoders;
+    let [status, status_too] = decode_two(
+        Task {
+            decoder,
+            bytes: files[0],
+            request: *requests[0],
+            sink: &mut |_, rows| pixels.extend_from_slice(rows),
+        },
+        Task {
+            decoder: other,
+            bytes: files[1],
+            request: *requests[1],
+            sink: &mut |_, rows| pixels_too.extend_from_slice(rows),
+        },
+    );
+    [(status, pixels), (status_too, pixels_too)].map(|(status, pixels)| match status {
+        Ok(status) => Ok((pixels, status)),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
 /// Rows and status, or the error's text; checks that rows come in order and of the right length.
-fn decode(
-    decoder: &mut Decoder,
-    bytes: &[u8],
-    request: &Request,
-) -> Result<(Vec<u8>, Status), String> {
+fn decode(decoder: &mut Decoder, bytes: &[u8], request: &Request) -> Outcome {
     let mut pixels = Vec::new();
     let mut next_row = 0;
     let width = read_header(bytes).map_or(0, |header| request.scale.apply(header.width));
@@ -105,6 +132,9 @@ fn broken_bytes_end_with_rows_or_an_error() {
     let mut decoders: Vec<Decoder> = Instructions::available().map(Decoder::with).collect();
     let scales = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth];
     let (mut whole, mut filled, mut refused) = (0_u64, 0_u64, 0_u64);
+    let mut others: Vec<Decoder> = Instructions::available().map(Decoder::with).collect();
+    // The file before, which the next one is decoded beside.
+    let mut before: Option<(Vec<u8>, Request, Outcome)> = None;
     let end = Instant::now() + Duration::from_secs(seconds);
     for seed in 0.. {
         if Instant::now() > end {
@@ -126,15 +156,25 @@ fn broken_bytes_end_with_rows_or_an_error() {
         for other in results {
             assert!(first == other, "seed {seed}: instructions differ");
         }
+        if let Some((other, other_request, other_outcome)) = &before {
+            for (decoder, second) in decoders.iter_mut().zip(&mut others) {
+                let files = [&bytes, other.as_slice()];
+                let requests = [&request, other_request];
+                let together = decode_together([decoder, second], files, requests);
+                assert!(together[0] == first, "seed {seed}: together differs");
+                assert!(together[1] == *other_outcome, "seed {seed}: beside differs");
+            }
+        }
         assert!(
             start.elapsed() < Duration::from_secs(5),
             "seed {seed} takes too long"
         );
-        match first {
+        match &first {
             Ok((_, Status::Whole)) => whole += 1,
             Ok((_, Status::Filled(_))) => filled += 1,
             Err(_) => refused += 1,
         }
+        before = Some((bytes, request, first));
     }
     println!("{whole} whole, {filled} filled in, {refused} refused");
     assert!(whole > 0 && filled > 0 && refused > 0);

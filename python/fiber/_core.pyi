@@ -563,6 +563,7 @@ def decode_jpeg(
     stop_row: int | None = None,
     max_pixels: int = ...,
     instructions: str | None = None,
+    beside: bytes | None = None,
 ) -> tuple[Buffer, str | None]:
     """Decode a JPEG to (H, W, 3) uint8, filled in where it is damaged, and say why.
 
@@ -575,6 +576,8 @@ def decode_jpeg(
         max_pixels: Largest picture in the file; default 178,956,970, Pillow's limit.
         instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
             them give the same picture.
+        beside: Another JPEG file that is decoded at the same time, as the loader's threads do; what
+            it holds changes nothing.
 
     Returns:
         The picture, and why some of it is filled in, or None where nothing is.

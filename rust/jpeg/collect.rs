@@ -6,7 +6,7 @@ use super::huffman::Cache;
 use super::markers::{Markers, Reader, Stop, broken};
 use super::progressive::{self, Known, Pass};
 use super::scans::{Arena, Findings, Output, huffman_table, latch_quantisation, parts};
-use super::sequential::{self, Coefficients, Place, Restarts};
+use super::sequential::{CHUNK, Coefficients, Restarts, Sequence};
 use super::simd_face::Simd;
 use super::smooth::Smoothing;
 use super::stream::Stream;
@@ -21,6 +21,10 @@ pub(super) fn decode(
     mut reader: Reader<'_>,
     output: &mut Output<'_>,
 ) -> Result<Findings, Error> {
+    arena.coefficients.truncate(frame.components.len());
+    arena
+        .coefficients
+        .resize_with(frame.components.len(), Coefficients::default);
     for (target, component) in arena.coefficients.iter_mut().zip(&frame.components) {
         target.reset(frame.mcus_wide * component.h, frame.mcus_high * component.v)?;
     }
@@ -47,20 +51,15 @@ pub(super) fn decode(
                 arena.rows.simd,
             )?;
         } else {
-            let mut parts = parts(&mut arena.tables, frame, &scan, &markers)?;
-            let mut restarts = Restarts::new(markers.restart_interval);
+            let parts = parts(&mut arena.tables, frame, &scan, &markers)?;
+            let mut run = Sequence::new(parts, markers.restart_interval);
             let (wide, high) = mcus(frame, &scan);
-            let simd = arena.rows.simd;
             for row in 0..high {
-                let place = Place::row(row, wide);
-                sequential::decode(
-                    &mut stream,
-                    &mut parts,
-                    coefficients,
-                    &mut restarts,
-                    place,
-                    simd,
-                );
+                for first in (0..wide).step_by(CHUNK) {
+                    run.begin(&mut arena.chunk, CHUNK.min(wide - first));
+                    run.decode(&mut stream, &mut arena.chunk, arena.rows.simd);
+                    run.put(&arena.chunk, coefficients, row, first);
+                }
             }
         }
         let (next, marker, damage) = stream.finish();
@@ -180,9 +179,10 @@ fn emit(arena: &mut Arena, frame: &Frame, smoothing: Option<&Smoothing>, output:
                 let table = arena.rows.quantisation(index);
                 if let (Some(smoothing), Some(table)) = (smoothing, table) {
                     smoothing.row(frame, index, row, from, &table, &mut arena.smooth);
-                    arena.rows.transform(index, row - first, 0, &arena.smooth);
+                    let blocks = arena.smooth.iter();
+                    arena.rows.transform(index, row - first, 0, blocks);
                 } else {
-                    let blocks = from.row(row, component.blocks_wide);
+                    let blocks = from.row(row, component.blocks_wide).iter();
                     arena.rows.transform(index, row - first, 0, blocks);
                 }
             }

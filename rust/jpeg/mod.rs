@@ -23,6 +23,7 @@ mod exif;
 mod frame;
 mod huffman;
 mod idct;
+mod lanes;
 mod markers;
 mod progressive;
 mod rows;
@@ -39,6 +40,7 @@ mod simd_x86_rows;
 mod simd_x86_small;
 mod smooth;
 mod stream;
+mod streamed;
 mod tables;
 mod upsample;
 
@@ -46,6 +48,7 @@ use crate::Error;
 use crate::instructions::Instructions;
 use markers::{Markers, Reader};
 use rows::Target;
+use scans::{Arena, Begun};
 
 /// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
 /// and its fuzzers stop at this one.
@@ -140,7 +143,7 @@ pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
 
 /// A decoder. Its memory is kept from picture to picture: use one for each thread.
 pub struct Decoder {
-    arena: scans::Arena,
+    arena: Arena,
 }
 
 impl Decoder {
@@ -154,7 +157,7 @@ impl Decoder {
     #[must_use]
     pub fn with(instructions: Instructions) -> Self {
         Self {
-            arena: scans::Arena::new(instructions),
+            arena: Arena::new(instructions),
         }
     }
 
@@ -172,7 +175,7 @@ impl Decoder {
         request: &Request,
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
-        self.arena.decode(bytes, request, Target::Sink(sink))
+        decode_all(&mut self.arena, bytes, request, Target::Sink(sink))
     }
 
     /// Decode a picture into `pixels`, which has room for all of its rows or for those up to `stop_row`.
@@ -185,7 +188,51 @@ impl Decoder {
         request: &Request,
         pixels: &mut [u8],
     ) -> Result<Status, Error> {
-        self.arena.decode(bytes, request, Target::Picture(pixels))
+        decode_all(&mut self.arena, bytes, request, Target::Picture(pixels))
+    }
+}
+
+/// One of two pictures for [`decode_two`].
+pub struct Task<'t> {
+    /// What decodes it.
+    pub decoder: &'t mut Decoder,
+    /// The file.
+    pub bytes: &'t [u8],
+    /// What is wanted of it.
+    pub request: Request,
+    /// As in [`Decoder::decode`].
+    pub sink: &'t mut dyn FnMut(usize, &[u8]),
+}
+
+/// Decode two pictures at a time on this thread, each as [`Decoder::decode`] does: faster than one after
+/// the other where both are sequential.
+pub fn decode_two<'t>(first: Task<'t>, second: Task<'t>) -> [Result<Status, Error>; 2] {
+    let mut both = [first, second].map(|task| {
+        let target = Target::Sink(task.sink);
+        task.decoder.arena.begin(task.bytes, &task.request, target)
+    });
+    if let [Ok(Begun::Streamed(first)), Ok(Begun::Streamed(second))] = &mut both {
+        streamed::run_two(first, second);
+    }
+    both.map(|begun| begun.map(finish))
+}
+
+fn decode_all<'p>(
+    arena: &'p mut Arena,
+    bytes: &'p [u8],
+    request: &Request,
+    target: Target<'p>,
+) -> Result<Status, Error> {
+    arena.begin(bytes, request, target).map(finish)
+}
+
+fn finish(begun: Begun<'_>) -> Status {
+    match begun {
+        Begun::Done(status) => status,
+        Begun::Streamed(mut picture) => {
+            picture.run();
+            picture.finish()
+        }
     }
 }
 

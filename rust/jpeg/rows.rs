@@ -9,6 +9,9 @@ use super::sequential::Block;
 use super::simd_face::Simd;
 use super::upsample::{self, Upsampling};
 
+/// Blocks that are transformed by one call.
+const BLOCKS: usize = 32;
+
 /// The samples of a component: those of one row of MCUs, and the last ones of the row before.
 #[derive(Default)]
 struct Plane {
@@ -137,7 +140,27 @@ impl Rows {
     }
 
     /// Transform blocks of one row of blocks, `row` within its row of MCUs, from block `first` on.
-    pub(super) fn transform(&mut self, index: usize, row: usize, first: usize, blocks: &[Block]) {
+    pub(super) fn transform<'b>(
+        &mut self,
+        index: usize,
+        row: usize,
+        mut first: usize,
+        mut blocks: impl Iterator<Item = &'b Block>,
+    ) {
+        let mut some = [&Block::ZERO; BLOCKS];
+        loop {
+            let places = some.iter_mut().zip(blocks.by_ref());
+            let count = places.map(|(to, block)| *to = block).count();
+            if count == 0 {
+                return;
+            }
+            let some = some.get(..count).unwrap_or_default();
+            self.transform_some(index, row, first, some);
+            first += count;
+        }
+    }
+
+    fn transform_some(&mut self, index: usize, row: usize, first: usize, blocks: &[&Block]) {
         let Some(plane) = self.planes.get_mut(index) else {
             return;
         };

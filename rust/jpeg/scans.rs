@@ -5,21 +5,22 @@ use super::frame::{Frame, Scan};
 use super::huffman::{Cache, Spec};
 use super::markers::{ColorSpace, Markers, Reader, Stop, broken};
 use super::rows::{Rows, Target};
-use super::sequential::{self, Block, Coefficients, Part, Place, Restarts};
+use super::sequential::{Block, Coefficients, Part};
 use super::simd_face::Simd;
-use super::stream::{Damage, Stream};
+use super::stream::Damage;
+use super::streamed::Streamed;
 use super::tables;
 use super::{Request, Status};
 use crate::Error;
 use crate::instructions::Instructions;
 
-/// MCUs that are decoded before they are transformed, so that their coefficients stay in the first cache.
-const CHUNK: usize = 8;
-
 /// Memory that is kept from picture to picture.
 pub(super) struct Arena {
     pub(super) tables: Cache,
     pub(super) window: Vec<u8>,
+    /// Those of a few MCUs, in the order of the file.
+    pub(super) chunk: Vec<Block>,
+    /// All of them, by component, where several scans hold them.
     pub(super) coefficients: Vec<Coefficients>,
     pub(super) smooth: Vec<Block>,
     pub(super) rows: Rows,
@@ -39,6 +40,14 @@ impl Output<'_> {
         rows.emit(mcu_row, self.space, self.end, &mut self.target);
         rows.is_done(self.end)
     }
+}
+
+/// A picture that was begun.
+pub(super) enum Begun<'p> {
+    /// Its one scan holds all of it, and is still to be decoded.
+    Streamed(Box<Streamed<'p>>),
+    /// It is done.
+    Done(Status),
 }
 
 /// What was found wrong, in the order of the file.
@@ -84,18 +93,20 @@ impl Arena {
         Self {
             tables: Cache::default(),
             window: Vec::new(),
+            chunk: Vec::new(),
             coefficients: Vec::new(),
             smooth: Vec::new(),
             rows: Rows::new(Simd::new(instructions)),
         }
     }
 
-    pub(super) fn decode(
-        &mut self,
-        bytes: &[u8],
+    /// Decode a picture, or all but what [`Streamed`] decodes.
+    pub(super) fn begin<'p>(
+        &'p mut self,
+        bytes: &'p [u8],
         request: &Request,
-        target: Target<'_>,
-    ) -> Result<Status, Error> {
+        target: Target<'p>,
+    ) -> Result<Begun<'p>, Error> {
         let mut reader = Reader { bytes, position: 0 };
         let mut markers = Markers::default();
         let frame = markers.read_frame(&mut reader)?.clone();
@@ -113,9 +124,6 @@ impl Arena {
             set_standard_tables(&mut markers);
         }
         self.rows.reset(&frame, 8 / request.scale.divisor());
-        self.coefficients.truncate(frame.components.len());
-        self.coefficients
-            .resize_with(frame.components.len(), Coefficients::default);
         let mut output = Output {
             space: markers.color_space(),
             end: request
@@ -131,71 +139,12 @@ impl Arena {
             }
         }
         if !frame.is_progressive && scan.components.len() == frame.components.len() {
-            self.stream(&frame, &scan, markers, reader, &mut output)
+            let scan = Streamed::new(self, frame, &scan, markers, reader, output)?;
+            Ok(Begun::Streamed(Box::new(scan)))
         } else {
             let findings = collect::decode(self, &frame, scan, markers, reader, &mut output)?;
-            Ok(findings.status())
+            Ok(Begun::Done(findings.status()))
         }
-    }
-
-    /// Decode the one scan of a file, row by row.
-    fn stream(
-        &mut self,
-        frame: &Frame,
-        scan: &Scan,
-        mut markers: Markers,
-        reader: Reader<'_>,
-        output: &mut Output<'_>,
-    ) -> Result<Status, Error> {
-        let mut parts = parts(&mut self.tables, frame, scan, &markers)?;
-        latch_quantisation(&mut self.rows, frame, scan, &markers)?;
-        let mut stream = Stream::new(reader, &mut self.window);
-        let mut restarts = Restarts::new(markers.restart_interval);
-        let mut findings = Findings::default();
-        for mcu_row in 0..frame.mcus_high {
-            let mut first = 0;
-            while first < frame.mcus_wide {
-                let count = CHUNK.min(frame.mcus_wide - first);
-                for (target, component) in self.coefficients.iter_mut().zip(&frame.components) {
-                    target.reset(CHUNK * component.h, component.v)?;
-                }
-                let place = Place {
-                    row: 0,
-                    first: 0,
-                    count,
-                };
-                sequential::decode(
-                    &mut stream,
-                    &mut parts,
-                    &mut self.coefficients,
-                    &mut restarts,
-                    place,
-                    self.rows.simd,
-                );
-                for (index, (from, component)) in
-                    self.coefficients.iter().zip(&frame.components).enumerate()
-                {
-                    for row in 0..component.v {
-                        let blocks = from.row(row, count * component.h);
-                        self.rows.transform(index, row, first * component.h, blocks);
-                    }
-                }
-                first += count;
-            }
-            if output.emit(&mut self.rows, mcu_row) && mcu_row + 1 < frame.mcus_high {
-                findings.add_damage(stream.damage);
-                return Ok(findings.status());
-            }
-        }
-        let (mut reader, marker, damage) = stream.finish();
-        findings.add_damage(damage);
-        match markers.read_to_scan(&mut reader, Some(marker)) {
-            Ok(Stop::End) if reader.is_past_end() => findings.add("the end marker is missing"),
-            Ok(Stop::End) => {}
-            Ok(Stop::Scan(_)) => findings.add("a scan behind the last one"),
-            Err(error) => findings.add(format!("behind the last scan, {error}")),
-        }
-        Ok(findings.status())
     }
 }
 
@@ -230,7 +179,6 @@ pub(super) fn parts(
             v: if is_alone { 1 } else { component.v },
             dc: cache.table(huffman_table(&markers.dc, part.dc)?, true)?,
             ac: cache.table(huffman_table(&markers.ac, part.ac)?, false)?,
-            prediction: 0,
         });
     }
     Ok(parts)

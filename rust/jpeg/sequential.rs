@@ -1,11 +1,11 @@
-//! Entropy decoding of baseline and extended sequential scans.
+//! Baseline and extended sequential scans: their coefficients, and the runs of MCUs between restarts.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::bits::Bits;
 use super::huffman::Table;
-use super::simd_face::{Simd, place};
+use super::lanes::{Lane, LaneEnd, MAX_PARTS, Unit};
+use super::simd_face::Simd;
 use super::stream::Stream;
 use crate::{Error, memory};
 
@@ -80,14 +80,13 @@ impl Coefficients {
 
 /// A component of a scan.
 pub(super) struct Part {
-    /// Which of the coefficients it fills.
+    /// Which of the frame it is.
     pub(super) index: usize,
     /// Blocks of an MCU of this scan.
     pub(super) h: usize,
     pub(super) v: usize,
     pub(super) dc: Arc<Table>,
     pub(super) ac: Arc<Table>,
-    pub(super) prediction: i32,
 }
 
 /// Restart interval and what is left of it, in MCUs; an interval of zero never ends.
@@ -130,131 +129,146 @@ impl Restarts {
     }
 }
 
-/// Where MCUs go to.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    /// The row of MCUs.
-    pub(super) row: usize,
-    /// First MCU in the row.
-    pub(super) first: usize,
-    pub(super) count: usize,
+/// MCUs that are decoded before they go on, so that their coefficients stay in the first cache.
+pub(super) const CHUNK: usize = 32;
+
+/// A sequential scan, a chunk of MCUs at a time. Their blocks stand in the order of the file.
+pub(super) struct Sequence {
+    parts: Vec<Part>,
+    /// The component of each block of an MCU.
+    units: Vec<Unit>,
+    predictions: [i32; MAX_PARTS],
+    restarts: Restarts,
+    /// MCUs of the chunk, those that are passed, and those up to the next restart.
+    count: usize,
+    done: usize,
+    run_end: usize,
 }
 
-impl Place {
-    /// A whole row of MCUs.
-    pub(super) fn row(row: usize, count: usize) -> Self {
-        Self {
-            row,
-            first: 0,
-            count,
-        }
-    }
-}
-
-/// Decode some MCUs of a row. Those without data stay as they are.
-pub(super) fn decode(
-    stream: &mut Stream<'_, '_>,
-    parts: &mut [Part],
-    coefficients: &mut [Coefficients],
-    restarts: &mut Restarts,
-    place: Place,
-    simd: Simd,
-) {
-    let mut done = 0;
-    while done < place.count {
-        if restarts.is_due() {
-            stream.restart();
-            for part in &mut *parts {
-                part.prediction = 0;
-            }
-        }
-        let run = restarts.run(place.count - done);
-        let end = done + run;
-        while done < end && !stream.is_exhausted {
-            let place = Place {
-                first: place.first + done,
-                count: end - done,
-                ..place
+impl Sequence {
+    pub(super) fn new(parts: Vec<Part>, restart_interval: usize) -> Self {
+        let units = parts.iter().enumerate().flat_map(|(number, part)| {
+            let unit = move || Unit {
+                part: number,
+                dc: Arc::clone(&part.dc),
+                ac: Arc::clone(&part.ac),
             };
-            done += simd.decode_run(stream, parts, coefficients, place);
+            std::iter::repeat_with(unit).take(part.h * part.v)
+        });
+        Self {
+            units: units.collect(),
+            parts,
+            predictions: [0; MAX_PARTS],
+            restarts: Restarts::new(restart_interval),
+            count: 0,
+            done: 0,
+            run_end: 0,
         }
-        done = end;
-        restarts.pass(run);
     }
-}
 
-/// Decode MCUs until the data made ready end; returns how many.
-#[allow(clippy::inline_always)] // To be compiled for several instruction sets.
-#[inline(always)]
-pub(super) fn decode_run(
-    stream: &mut Stream<'_, '_>,
-    parts: &mut [Part],
-    coefficients: &mut [Coefficients],
-    place: Place,
-) -> usize {
-    let (mut bits, limit) = stream.bits();
-    let mut is_bad = false;
-    let mut done = 0;
-    while done < place.count && bits.position() <= limit && !bits.is_overrun() {
-        let column = place.first + done;
-        for part in &mut *parts {
+    /// Begin a chunk, all of whose coefficients are zero.
+    pub(super) fn begin(&mut self, chunk: &mut Vec<Block>, count: usize) {
+        chunk.clear();
+        chunk.resize(count * self.units.len(), Block::ZERO);
+        (self.count, self.done, self.run_end) = (count, 0, 0);
+    }
+
+    /// Go to the next MCU that there are data for; false at the end of the chunk. MCUs without data stay
+    /// as they are.
+    pub(super) fn prepare(&mut self, stream: &mut Stream<'_, '_>) -> bool {
+        while self.done < self.count {
+            if self.done == self.run_end {
+                if self.restarts.is_due() {
+                    stream.restart();
+                    self.predictions = [0; MAX_PARTS];
+                }
+                let run = self.restarts.run(self.count - self.done);
+                self.restarts.pass(run);
+                self.run_end += run;
+            }
+            if !stream.is_exhausted {
+                return true;
+            }
+            self.done = self.run_end;
+        }
+        false
+    }
+
+    /// The lane from there to the next restart or the end of the chunk; none of blocks that are missing.
+    pub(super) fn lane<'l>(
+        &'l self,
+        stream: &'l mut Stream<'_, '_>,
+        chunk: &'l mut [Block],
+    ) -> Option<Lane<'l>> {
+        let blocks = self.done * self.units.len()..self.run_end * self.units.len();
+        Lane::new(
+            stream,
+            &self.units,
+            self.predictions,
+            chunk.get_mut(blocks)?,
+        )
+    }
+
+    /// Go on from where the lane ended.
+    pub(super) fn settle(&mut self, stream: &mut Stream<'_, '_>, end: Option<&LaneEnd>) {
+        let Some(end) = end else {
+            self.done = self.run_end;
+            return;
+        };
+        stream.resume(end.state, end.is_overrun, end.is_bad);
+        self.predictions = end.predictions;
+        self.done += end.mcus;
+    }
+
+    /// Decode what is left of a chunk.
+    pub(super) fn decode(&mut self, stream: &mut Stream<'_, '_>, chunk: &mut [Block], simd: Simd) {
+        while self.prepare(stream) {
+            let end = self.lane(stream, chunk).map(|lane| simd.run(lane).end());
+            self.settle(stream, end.as_ref());
+        }
+    }
+
+    /// One component's blocks of a chunk in a row of blocks, `row` within the MCU, by index of the part.
+    pub(super) fn row<'c>(
+        &self,
+        chunk: &'c [Block],
+        part: usize,
+        row: usize,
+    ) -> impl Iterator<Item = &'c Block> + use<'c> {
+        let before: usize = self
+            .parts
+            .iter()
+            .take(part)
+            .map(|part| part.h * part.v)
+            .sum();
+        let wide = self.parts.get(part).map_or(0, |part| part.h);
+        let mcus = chunk.chunks_exact(self.units.len().max(1));
+        let start = before + row * wide;
+        mcus.flat_map(move |mcu| mcu.get(start..start + wide).unwrap_or_default())
+    }
+
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Copy a chunk to the coefficients of the picture, from MCU `first` of a row on.
+    pub(super) fn put(
+        &self,
+        chunk: &[Block],
+        coefficients: &mut [Coefficients],
+        mcu_row: usize,
+        first: usize,
+    ) {
+        for (number, part) in self.parts.iter().enumerate() {
             let Some(target) = coefficients.get_mut(part.index) else {
                 continue;
             };
-            let (dc, ac) = (&*part.dc, &*part.ac);
-            for y in 0..part.v {
-                let start = (place.row * part.v + y) * target.stride + column * part.h;
-                let blocks = target
-                    .blocks
-                    .get_mut(start..start + part.h)
-                    .unwrap_or_default();
-                for block in blocks {
-                    decode_block(&mut bits, dc, ac, &mut part.prediction, block, &mut is_bad);
+            for row in 0..part.v {
+                let start = (mcu_row * part.v + row) * target.stride + first * part.h;
+                let to = target.blocks.get_mut(start..).unwrap_or_default();
+                for (to, from) in to.iter_mut().zip(self.row(chunk, number, row)) {
+                    *to = *from;
                 }
-            }
-        }
-        done += 1;
-    }
-    let (state, is_overrun) = (bits.state(), bits.is_overrun());
-    stream.resume(state, is_overrun, is_bad);
-    done
-}
-
-/// Decode a block into `block`, which is all zero.
-#[allow(clippy::inline_always)] // The state of the bits stays in registers.
-#[inline(always)]
-fn decode_block(
-    bits: &mut Bits<'_>,
-    dc: &Table,
-    ac: &Table,
-    prediction: &mut i32,
-    block: &mut Block,
-    is_bad: &mut bool,
-) {
-    let difference = bits.difference(dc, is_bad);
-    *prediction = prediction.wrapping_add(difference.into());
-    block[0] = *prediction as i16;
-    let mut at = 0;
-    loop {
-        bits.refill();
-        // 56 bits hold five entries that are not split.
-        for _ in 0..5 {
-            let entry = bits.peek(ac);
-            if entry.is_split() {
-                let (entry, value) = bits.finish(entry, ac);
-                *is_bad |= entry.is_bad();
-                at += entry.step();
-                place(block, at, value);
-                if at >= 63 {
-                    return;
-                }
-                break;
-            }
-            bits.skip(entry.bits());
-            at += entry.step();
-            place(block, at, entry.value());
-            if at >= 63 {
-                return;
             }
         }
     }

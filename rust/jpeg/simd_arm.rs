@@ -22,7 +22,12 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 
 /// Transform blocks that stand side by side, 8 x 8 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "neon")]
-pub(super) fn transform(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+pub(super) fn transform(
+    blocks: &[&Block],
+    quantisation: &[u16; 64],
+    out: &mut [u8],
+    stride: usize,
+) {
     let steps = rows_of(&quantisation.map(|step| step as i16));
     for (block, at) in blocks.iter().zip((0..).step_by(8)) {
         let Some(out) = out.get_mut(at..at + 7 * stride + 8) else {

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use super::lanes::{self, Lane};
 use super::progressive::Pass;
-use super::sequential::{self, Block, Coefficients, Part, Place};
+use super::sequential::{Block, Coefficients};
 #[cfg(target_arch = "aarch64")]
 use super::simd_arm;
 use super::stream::Stream;
@@ -44,20 +45,24 @@ impl Simd {
         self.instructions >= Instructions::Neon
     }
 
-    /// Decode MCUs until the data made ready end; returns how many.
-    pub(super) fn decode_run(
-        self,
-        stream: &mut Stream<'_, '_>,
-        parts: &mut [Part],
-        coefficients: &mut [Coefficients],
-        place: Place,
-    ) -> usize {
+    /// [`lanes::run`].
+    pub(super) fn run(self, lane: Lane<'_>) -> Lane<'_> {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
             // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
-            return unsafe { simd_x86::decode_run(stream, parts, coefficients, place) };
+            return unsafe { simd_x86::run(lane) };
         }
-        sequential::decode_run(stream, parts, coefficients, place)
+        lanes::run(lane)
+    }
+
+    /// [`lanes::run_two`].
+    pub(super) fn run_two<'a, 'b>(self, first: Lane<'a>, second: Lane<'b>) -> (Lane<'a>, Lane<'b>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.has_avx2() {
+            // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
+            return unsafe { simd_x86::run_two(first, second) };
+        }
+        lanes::run_two(first, second)
     }
 
     /// Decode MCUs of a progressive scan, as [`Pass::run`].
@@ -80,7 +85,7 @@ impl Simd {
     /// Transform blocks side by side to `size` x `size` samples each. Returns whether it did.
     pub(super) fn transform(
         self,
-        blocks: &[Block],
+        blocks: &[&Block],
         quantisation: &[u16; 64],
         size: usize,
         out: &mut [u8],

@@ -13,23 +13,25 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
+use super::lanes::{self, Lane};
 use super::progressive::Pass;
-use super::sequential::{self, Block, Coefficients, Part, Place};
+use super::sequential::{Block, Coefficients};
 use super::stream::Stream;
 use crate::Error;
 
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 
-/// [`sequential::decode_run`] with shifts by any register.
+/// [`lanes::run`] with shifts by any register.
 #[target_feature(enable = "avx2,bmi1,bmi2")]
-pub(super) fn decode_run(
-    stream: &mut Stream<'_, '_>,
-    parts: &mut [Part],
-    coefficients: &mut [Coefficients],
-    place: Place,
-) -> usize {
-    sequential::decode_run(stream, parts, coefficients, place)
+pub(super) fn run(lane: Lane<'_>) -> Lane<'_> {
+    lanes::run(lane)
+}
+
+/// [`lanes::run_two`] with shifts by any register.
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+pub(super) fn run_two<'a, 'b>(first: Lane<'a>, second: Lane<'b>) -> (Lane<'a>, Lane<'b>) {
+    lanes::run_two(first, second)
 }
 
 /// [`Pass::run`] with shifts by any register.
@@ -66,7 +68,12 @@ fn factors([low, high]: [i16; 2]) -> __m256i {
 
 /// Transform blocks that stand side by side, 8 x 8 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn transform(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+pub(super) fn transform(
+    blocks: &[&Block],
+    quantisation: &[u16; 64],
+    out: &mut [u8],
+    stride: usize,
+) {
     let steps = quantisation.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
@@ -74,12 +81,12 @@ pub(super) fn transform(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u
         let Some(out) = out.get_mut(at..at + 7 * stride + 16) else {
             return;
         };
-        let rows = dequantised(&pair[0], &pair[1], &steps);
+        let rows = dequantised(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_pair(transform_pair(rows), out, stride);
         } else {
-            idct::transform(&pair[0], quantisation, 8, out, stride);
-            idct::transform(&pair[1], quantisation, 8, &mut out[8..], stride);
+            idct::transform(pair[0], quantisation, 8, out, stride);
+            idct::transform(pair[1], quantisation, 8, &mut out[8..], stride);
         }
         at += 16;
     }

@@ -20,7 +20,7 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 1) as i32;
 
 /// Transform blocks that stand side by side, 4 x 4 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn four(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+pub(super) fn four(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantisation.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
@@ -28,12 +28,12 @@ pub(super) fn four(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], s
         let Some(out) = out.get_mut(at..at + 3 * stride + 8) else {
             return;
         };
-        let rows = dequantised(&pair[0], &pair[1], &steps);
+        let rows = dequantised(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_four(four_of_pair(rows), out, stride);
         } else {
-            idct::transform(&pair[0], quantisation, 4, out, stride);
-            idct::transform(&pair[1], quantisation, 4, &mut out[4..], stride);
+            idct::transform(pair[0], quantisation, 4, out, stride);
+            idct::transform(pair[1], quantisation, 4, &mut out[4..], stride);
         }
         at += 8;
     }
@@ -123,7 +123,7 @@ const TWO_SCALE: i32 = (CONSTANT_BITS + 2) as i32;
 
 /// Transform blocks that stand side by side, 2 x 2 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn two(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantisation.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
@@ -131,7 +131,7 @@ pub(super) fn two(blocks: &[Block], quantisation: &[u16; 64], out: &mut [u8], st
         let Some(out) = out.get_mut(at..at + stride + 4) else {
             return;
         };
-        let samples = two_of_pair(dequantised(&pair[0], &pair[1], &steps));
+        let samples = two_of_pair(dequantised(pair[0], pair[1], &steps));
         for (block, [a, b, c, d]) in samples.into_iter().enumerate() {
             out[2 * block..][..2].copy_from_slice(&[a, b]);
             out[stride + 2 * block..][..2].copy_from_slice(&[c, d]);

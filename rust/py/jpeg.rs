@@ -18,7 +18,7 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
 
 /// Decode a JPEG file, filled in where it is damaged, and say what is wrong with it.
 #[pyfunction]
-#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None))]
+#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None, beside = None))]
 pub fn decode_jpeg(
     py: Python<'_>,
     data: &[u8],
@@ -26,6 +26,7 @@ pub fn decode_jpeg(
     stop_row: Option<usize>,
     max_pixels: usize,
     instructions: Option<&str>,
+    beside: Option<&[u8]>,
 ) -> PyResult<(Buffer, Option<String>)> {
     let scale = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth]
         .into_iter()
@@ -40,14 +41,34 @@ pub fn decode_jpeg(
     };
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let (image, status) = py.detach(|| {
-        let Some(instructions) = instructions else {
+        if instructions.is_none() && beside.is_none() {
             return image::decode_jpeg(data, &request);
-        };
+        }
+        let instructions = instructions.unwrap_or_else(Instructions::best);
         let mut pixels = Vec::new();
         let header = jpeg::read_header(data)?;
-        let status = Decoder::with(instructions).decode(data, &request, &mut |_, rows| {
-            pixels.extend_from_slice(rows);
-        })?;
+        let mut sink = |_: usize, rows: &[u8]| pixels.extend_from_slice(rows);
+        let mut decoder = Decoder::with(instructions);
+        let status = match beside {
+            None => decoder.decode(data, &request, &mut sink)?,
+            Some(other) => {
+                let [status, _] = jpeg::decode_two(
+                    jpeg::Task {
+                        decoder: &mut decoder,
+                        bytes: data,
+                        request,
+                        sink: &mut sink,
+                    },
+                    jpeg::Task {
+                        decoder: &mut Decoder::with(instructions),
+                        bytes: other,
+                        request,
+                        sink: &mut |_, _| (),
+                    },
+                );
+                status?
+            }
+        };
         let width = scale.apply(header.width);
         let height = pixels.len() / (3 * width);
         Ok((

@@ -215,3 +215,40 @@ def test_large_pictures_can_be_decoded_smaller(tokenizer, size, divisor):
     assert torch.equal(found, normalised(resized(np.asarray(picture), 32, 32, "bilinear")))
     whole = only(tokenizer, data, transform=transform).images[0]
     assert torch.equal(found, whole) == (divisor == 1)
+
+
+@pytest.mark.parametrize("batch_type", ["image_text", "grounding", "reasoning"])
+def test_pictures_that_are_decoded_together_are_those_decoded_alone(tokenizer, batch_type):
+    """Long beside short ones, damaged, progressive, with restarts, and of other formats."""
+    kinds = [
+        {},
+        {"subsampling": "4:4:4"},
+        {"progressive": True},
+        {"restart_marker_blocks": 3},
+        {"subsampling": "4:2:2", "optimize": True},
+    ]
+    sizes = [(8, 8), (200, 330), (61, 47), (330, 200)]
+    files = [jpeg(*sizes[i % 4], seed=i, **kinds[i % 5]) for i in range(20)]
+    files[5] = files[5][: len(files[5]) // 2]
+    files[12] = png(12)
+    grey = io.BytesIO()
+    Image.fromarray(smooth(90, 70)[..., 0]).save(grey, "jpeg")
+    files[9] = grey.getvalue()
+    if batch_type == "reasoning":
+        pictures = [(files[i], files[(7 * i + 3) % 20]) for i in range(20)]
+    else:
+        pictures = [(content,) for content in files]
+    fields = {"boxes_xyxy": (), "char_spans": ()}
+    records = [record(i, images=both, **fields) for i, both in enumerate(pictures)]
+    transform = ImageTransform.squash(48)
+    if batch_type == "grounding":
+        transform = ImageTransform.shorter_side([48], 96, divisor=1)
+    options = {"transform": transform, "accept_truncated": True}
+    for threads in (1, 3):
+        loader = make(tokenizer, records, batch_type, batch_size=20, threads=threads, **options)
+        (together,) = loader
+        assert together.statuses.count("truncated") == (2 if batch_type == "reasoning" else 1)
+        for place, one in enumerate(records):
+            (alone,) = make(tokenizer, [one], batch_type, batch_size=1, **options)
+            height, width = alone.images.shape[-2:]
+            assert torch.equal(together.images[place, ..., :height, :width], alone.images[0])

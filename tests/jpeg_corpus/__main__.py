@@ -37,14 +37,15 @@ def main() -> int:
     print(f"instructions: {', '.join(sets)}; photographs: {PHOTOS.exists()}")
     features: Counter[str] = Counter()
     by_encoder: Counter[str] = Counter()
-    wrong = 0
+    wrong, beside = 0, b""
     for file in files(encoders, sources()):
         if file.features & DAMAGES and "simplejpeg" not in encoders:
             # Not compared, so not counted: their features fall short below.
             continue
         features.update(file.features)
         by_encoder[file.encoder] += 1
-        found = list(differences(file, sets, "simplejpeg" in encoders))
+        found = list(differences(file, sets, "simplejpeg" in encoders, beside))
+        beside = file.data
         for text in found:
             print(f"{file.name}: {text}")
         wrong += bool(found)

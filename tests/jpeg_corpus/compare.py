@@ -65,8 +65,12 @@ def expected(file: File) -> np.ndarray | None:
     return by_pillow(file.data)
 
 
-def differences(file: File, sets: list[str], has_simplejpeg: bool) -> Iterator[str]:
+def differences(
+    file: File, sets: list[str], has_simplejpeg: bool, beside: bytes = b""
+) -> Iterator[str]:
     """Name everything in which our decoder differs from the right picture of a file.
+
+    It is also decoded at the same time as the file `beside`.
 
     Raises:
         ValueError: for a damaged file without simplejpeg, which alone gives what is filled in.
@@ -80,10 +84,10 @@ def differences(file: File, sets: list[str], has_simplejpeg: bool) -> Iterator[s
         if other is None or right is None or not np.array_equal(gray_repeated(other), right):
             yield "simplejpeg and Pillow differ"
     for name in sets:
-        yield from (f"{name}: {text}" for text in differences_of(file, right, name))
+        yield from (f"{name}: {text}" for text in differences_of(file, right, name, beside))
 
 
-def differences_of(file: File, right: np.ndarray | None, name: str) -> Iterator[str]:
+def differences_of(file: File, right: np.ndarray | None, name: str, beside: bytes) -> Iterator[str]:
     is_damaged = bool(file.features & DAMAGES)
     try:
         buffer, reason = _core.decode_jpeg(file.data, instructions=name)
@@ -96,6 +100,9 @@ def differences_of(file: File, right: np.ndarray | None, name: str) -> Iterator[
         if reason is None:
             yield "taken as whole, which libjpeg-turbo refuses"
         return
+    together, other_reason = _core.decode_jpeg(file.data, instructions=name, beside=beside)
+    if not np.array_equal(np.asarray(together), found) or other_reason != reason:
+        yield "beside another file it is decoded otherwise"
     if not np.array_equal(found, gray_repeated(right)):
         yield f"{(found != gray_repeated(right)).sum()} values differ"
     if reason is not None and not is_damaged:

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use fiber_core::instructions::Instructions;
-use fiber_core::jpeg::{Decoder, Request, Scale, Status, read_header};
+use fiber_core::jpeg::{Decoder, Request, Scale, Status, Task, decode_two, read_header};
 use libfuzzer_sys::fuzz_target;
 
 /// The most pixels of a picture here: more only take longer.
@@ -35,6 +35,31 @@ fn decode(
     Ok((pixels, status))
 }
 
+/// The same beside the first half of the file, which is damaged otherwise.
+fn decode_beside(
+    decoder: &mut Decoder,
+    bytes: &[u8],
+    request: &Request,
+) -> Result<(Vec<u8>, Status), String> {
+    let mut pixels = Vec::new();
+    let [status, _] = decode_two(
+        Task {
+            decoder,
+            bytes,
+            request: *request,
+            sink: &mut |_, rows| pixels.extend_from_slice(rows),
+        },
+        Task {
+            decoder: &mut Decoder::new(),
+            bytes: &bytes[..bytes.len() / 2],
+            request: *request,
+            sink: &mut |_, _| (),
+        },
+    );
+    let status = status.map_err(|error| error.to_string())?;
+    Ok((pixels, status))
+}
+
 fuzz_target!(|data: &[u8]| {
     // The last byte chooses what is asked for: a file's end is where it matters least.
     let (choice, bytes) = data.split_last().unwrap_or((&0, &[]));
@@ -52,5 +77,9 @@ fuzz_target!(|data: &[u8]| {
         for other in results {
             assert!(first.as_ref() == Some(&other), "instructions differ");
         }
+        let beside = decoders
+            .first_mut()
+            .map(|decoder| decode_beside(decoder, bytes, &request));
+        assert!(first == beside, "beside another file it differs");
     });
 });

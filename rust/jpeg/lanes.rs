@@ -1,0 +1,216 @@
+//! The loops of sequential entropy decoding: the blocks of some MCUs of one picture, or of two pictures
+//! at a time.
+//!
+//! Where a code begins is known only once the one before it is read, so that one picture leaves most
+//! of a core waiting. The codes of a second one fill that time.
+
+use std::slice::IterMut;
+use std::sync::Arc;
+
+use super::bits::{Bits, State};
+use super::huffman::Table;
+use super::sequential::Block;
+use super::simd_face::place;
+use super::stream::Stream;
+
+/// Codes between two refills: 56 bits hold so many that are not split.
+const CODES: usize = 5;
+/// The most components of a scan.
+pub(super) const MAX_PARTS: usize = 4;
+
+/// What a block of an MCU is coded by.
+pub(super) struct Unit {
+    /// Index of its component in the scan.
+    pub(super) part: usize,
+    pub(super) dc: Arc<Table>,
+    pub(super) ac: Arc<Table>,
+}
+
+/// What the innermost loop works with, in registers.
+struct Hot<'l> {
+    bits: Bits<'l>,
+    ac: &'l Table,
+    /// All zero but for what was read of it.
+    block: &'l mut Block,
+    /// Place of the last coefficient in the zigzag order.
+    at: u32,
+    is_bad: bool,
+}
+
+/// Which block comes next.
+struct Cold<'l> {
+    units: &'l [Unit],
+    /// Index of the next block in its MCU.
+    unit: usize,
+    blocks: IterMut<'l, Block>,
+    predictions: [i32; MAX_PARTS],
+    /// How far bits may be read before an MCU begins.
+    limit: usize,
+    is_over: bool,
+}
+
+/// A picture's run through some MCUs.
+pub(super) struct Lane<'l> {
+    hot: Hot<'l>,
+    cold: Cold<'l>,
+    mcus: usize,
+}
+
+/// Where a lane ended.
+pub(super) struct LaneEnd {
+    pub(super) state: State,
+    pub(super) is_overrun: bool,
+    pub(super) is_bad: bool,
+    /// MCUs that it decoded.
+    pub(super) mcus: usize,
+    /// By component of the scan.
+    pub(super) predictions: [i32; MAX_PARTS],
+}
+
+impl<'l> Lane<'l> {
+    /// Begin whole MCUs, whose blocks are all zero. None where there are no blocks.
+    pub(super) fn new(
+        stream: &'l mut Stream<'_, '_>,
+        units: &'l [Unit],
+        predictions: [i32; MAX_PARTS],
+        blocks: &'l mut [Block],
+    ) -> Option<Self> {
+        let (bits, limit) = stream.bits();
+        let mcus = blocks.len() / units.len().max(1);
+        let mut blocks = blocks.iter_mut();
+        let mut hot = Hot {
+            bits,
+            ac: &units.first()?.ac,
+            block: blocks.next()?,
+            at: 0,
+            is_bad: false,
+        };
+        let mut cold = Cold {
+            units,
+            unit: 0,
+            blocks,
+            predictions,
+            limit,
+            is_over: false,
+        };
+        cold.begin_block(&mut hot);
+        Some(Self { hot, cold, mcus })
+    }
+
+    /// Whether there is nothing more to decode.
+    pub(super) fn is_over(&self) -> bool {
+        self.cold.is_over
+    }
+
+    pub(super) fn end(self) -> LaneEnd {
+        let left = self.cold.blocks.len() / self.cold.units.len().max(1);
+        LaneEnd {
+            state: self.hot.bits.state(),
+            is_overrun: self.hot.bits.is_overrun(),
+            is_bad: self.hot.is_bad,
+            mcus: self.mcus - left,
+            predictions: self.cold.predictions,
+        }
+    }
+}
+
+#[allow(clippy::inline_always)] // So that all of it stays in registers.
+impl<'l> Hot<'l> {
+    /// Take the next codes of a block; whether it ended.
+    #[inline(always)]
+    fn take_codes(&mut self) -> bool {
+        self.bits.refill();
+        for _ in 0..CODES {
+            let entry = self.bits.peek(self.ac);
+            if entry.is_split() {
+                let (entry, value) = self.bits.finish(entry, self.ac);
+                self.is_bad |= entry.is_bad();
+                self.at += entry.step();
+                place(self.block, self.at, value);
+                return self.at >= 63;
+            }
+            self.bits.skip(entry.bits());
+            self.at += entry.step();
+            place(self.block, self.at, entry.value());
+            if self.at >= 63 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Take the next codes, and begin the next block where one ended; false where there is none.
+    #[inline(always)]
+    fn advance(&mut self, cold: &mut Cold<'l>) -> bool {
+        !self.take_codes() || cold.next_block(self)
+    }
+}
+
+#[allow(clippy::inline_always)] // As above.
+impl<'l> Cold<'l> {
+    #[inline(always)]
+    fn next_block(&mut self, hot: &mut Hot<'l>) -> bool {
+        if self.unit == self.units.len() {
+            self.unit = 0;
+            if hot.bits.position() > self.limit || hot.bits.is_overrun() {
+                self.is_over = true;
+                return false;
+            }
+        }
+        let Some(block) = self.blocks.next() else {
+            self.is_over = true;
+            return false;
+        };
+        hot.block = block;
+        self.begin_block(hot);
+        true
+    }
+
+    /// Take the first coefficient of a block.
+    #[inline(always)]
+    fn begin_block(&mut self, hot: &mut Hot<'l>) {
+        if let Some(unit) = self.units.get(self.unit)
+            && let Some(prediction) = self.predictions.get_mut(unit.part)
+        {
+            let difference = hot.bits.difference(&unit.dc, &mut hot.is_bad);
+            *prediction = prediction.wrapping_add(difference.into());
+            hot.block[0] = *prediction as i16;
+            hot.ac = &unit.ac;
+        }
+        hot.at = 0;
+        self.unit += 1;
+    }
+}
+
+/// Go to the end of a lane.
+#[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+#[inline(always)]
+pub(super) fn run(lane: Lane<'_>) -> Lane<'_> {
+    let Lane {
+        mut hot,
+        mut cold,
+        mcus,
+    } = lane;
+    while hot.advance(&mut cold) {}
+    Lane { hot, cold, mcus }
+}
+
+/// Go on with two lanes until one of them ends.
+#[allow(clippy::inline_always)] // As above.
+#[inline(always)]
+pub(super) fn run_two<'a, 'b>(first: Lane<'a>, second: Lane<'b>) -> (Lane<'a>, Lane<'b>) {
+    let (mut hot, mut cold) = (first.hot, first.cold);
+    let (mut hot_too, mut cold_too) = (second.hot, second.cold);
+    while hot.advance(&mut cold) && hot_too.advance(&mut cold_too) {}
+    let first = Lane {
+        hot,
+        cold,
+        mcus: first.mcus,
+    };
+    let second = Lane {
+        hot: hot_too,
+        cold: cold_too,
+        mcus: second.mcus,
+    };
+    (first, second)
+}

@@ -1,0 +1,97 @@
+//! A picture before it is painted: its bytes and what its header says.
+
+use crate::Error;
+use crate::image::{self, Format, Rgb};
+use crate::jpeg;
+use crate::record::{SharedBytes, StoredImage};
+use crate::settings::Settings;
+use crate::turn;
+
+/// A picture whose size is known and whose pixels are not decoded yet.
+#[derive(Clone)]
+pub struct Opened {
+    stored: StoredImage,
+    bytes: SharedBytes,
+    format: Format,
+    /// How it is turned before anything else, as EXIF counts; 1 is not at all.
+    orientation: u8,
+    /// (height, width) in pixels, after it is turned.
+    pub size: (usize, usize),
+}
+
+impl Opened {
+    /// Read the picture's bytes and their header.
+    ///
+    /// # Errors
+    /// [`Error::File`] where a file cannot be read, [`Error::Decode`] for a broken header, and
+    /// [`Error::TooManyPixels`] above the limit.
+    pub fn new(stored: &StoredImage, settings: &Settings) -> Result<Self, Error> {
+        let bytes = stored.read()?;
+        Self::of_bytes(stored, bytes, settings).map_err(|fault| stored.name_fault(fault))
+    }
+
+    fn of_bytes(
+        stored: &StoredImage,
+        bytes: SharedBytes,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
+        let content = (*bytes).as_ref();
+        let format = Format::of(content)?;
+        let (mut size, turned) = if format == Format::Jpeg {
+            let header = jpeg::read_header(content)?;
+            ((header.height, header.width), header.orientation)
+        } else {
+            let (height, width, _) = image::probe(content)?;
+            ((height, width), 1)
+        };
+        let orientation = if settings.apply_orientation {
+            turned
+        } else {
+            1
+        };
+        image::check_size(size.0, size.1, settings.max_pixels)?;
+        if turn::swaps_sides(orientation) {
+            size = (size.1, size.0);
+        }
+        Ok(Self {
+            stored: stored.clone(),
+            bytes,
+            format,
+            orientation,
+            size,
+        })
+    }
+
+    /// The file.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    /// Whether its rows can be taken as they are decoded; all of the others are needed at once.
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.format == Format::Jpeg && self.orientation == 1
+    }
+
+    /// All of its pixels, turned.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for broken bytes.
+    pub(crate) fn decode(&self, settings: &Settings) -> Result<(Rgb, jpeg::Status), Error> {
+        if self.format != Format::Jpeg {
+            let picture = image::decode(self.bytes(), settings.max_pixels)?;
+            return Ok((picture, jpeg::Status::Whole));
+        }
+        let request = jpeg::Request {
+            scale: jpeg::Scale::Full,
+            stop_row: None,
+            max_pixels: settings.max_pixels,
+        };
+        let (picture, status) = image::decode_jpeg(self.bytes(), &request)?;
+        Ok((turn::turn(picture, self.orientation)?, status))
+    }
+
+    /// Name the picture in an error.
+    pub(crate) fn name_fault(&self, fault: Error) -> Error {
+        self.stored.name_fault(fault)
+    }
+}
