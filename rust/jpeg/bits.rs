@@ -98,7 +98,8 @@ impl<'a> Bits<'a> {
     }
 
     /// Take the difference of a DC coefficient.
-    #[inline]
+    #[allow(clippy::inline_always)] // The bits stay in registers, since no call gets their address.
+    #[inline(always)]
     pub(super) fn difference(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
         self.refill();
         let mut entry = table.dc_entry(self.buffer);
