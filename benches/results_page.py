@@ -51,6 +51,7 @@ BENCHES = {
     "detector_compiled": "the same, compiled",
     "detector_memory": "peak memory of that picture above the weights",
     "import": "start of a process",
+    "demo_data": "a sample of the demo's batches, CPU time, beside the loader before this engine",
 }
 #: The same of the data path.
 DATA_BENCHES = {
@@ -98,9 +99,10 @@ pictures leave beam search waiting for small products; many keep it busy.
 
 #: What holds missed targets of the data path back, and what was not measured.
 DATA_HELD_BACK = """What holds the missed ratios of the data path back (`perf record` of the
-loader on one thread): the largest part of a squashed picture is its Huffman codes, which are read
-one after the other, and of a 12-megapixel photograph they are most. Every peer has to read them,
-too; there fiber gains less than around them. A picture of the fine stage is written to the batch as
+loader on one thread): the largest part of a squashed picture is its Huffman codes, each of which
+begins where the one before it ended, and of a 12-megapixel photograph they are most. Every peer has
+to read them, too; there fiber gains less than around them, though a thread reads those of two
+pictures in one loop. A picture of the fine stage is written to the batch as
 ten megabytes of floats, once, which takes as long as its codes; stores past the caches took no
 less.
 

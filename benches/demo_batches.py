@@ -1,0 +1,56 @@
+"""CPU time of the batches that the demo trains on: one process of `bench_demo_data.py`.
+
+Command: python benches/demo_batches.py FOLDER SAMPLES
+It runs with the package that stands first on the path, also one of an earlier commit, and prints
+milliseconds a sample by stage and task as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+from fiber.demo.plan import PLANS
+from fiber.training.distributed import Processes
+from fiber.training.run_config import RunConfig
+from fiber.training.streams import TaskStreams
+from fiber.training.training_data import open_data
+
+#: Samples before the first that counts: caches, and memory of the first batches.
+WARM_UP = 256
+
+
+def task_times(config: RunConfig, folder: str, samples: int) -> dict[str, float]:
+    """Milliseconds of CPU time a sample, by task."""
+    processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    streams = TaskStreams(config, open_data(config, folder), processes, consumed={}, threads=0)
+    found = {}
+    for name in config.tasks.active():
+        for _ in range(-(-WARM_UP // streams.batch_size)):
+            streams.next_batch(name)
+        batches = -(-samples // streams.batch_size)
+        began = time.process_time()
+        for _ in range(batches):
+            streams.next_batch(name)
+        found[name] = 1000 * (time.process_time() - began) / (batches * streams.batch_size)
+    return found
+
+
+def main() -> None:
+    """Print the times of both stages."""
+    folder, samples = sys.argv[1], int(sys.argv[2])
+    plan = PLANS["scenes", "default"]
+    stages = {"coarse": plan.coarse_config(0), "fine": plan.fine_config(0)}
+    found = {
+        f"{stage}, {task}": value
+        for stage, config in stages.items()
+        for task, value in task_times(config, folder, samples).items()
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
