@@ -184,6 +184,38 @@ def test_a_loader_without_any_good_record_gives_up(tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore:record")
+def test_a_rank_without_a_batch_is_an_error(tokenizer):
+    """Others would wait for it without end; one process alone goes on."""
+    records = broken(12, 0, 1, 2, 3)
+    ranks = [
+        make(tokenizer, records, on_error="skip", batch_size=4, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    with pytest.raises(ValueError, match="no sample of a batch of 4 can be read; the last one"):
+        list(ranks[0])
+    assert [len(batch) for batch in ranks[1]] == [4, 2]
+    assert [len(batch) for batch in make(tokenizer, records, on_error="skip")] == [4, 4]
+
+
+def test_states_of_records_that_cannot_be_read_can_be_saved(tokenizer):
+    class Faulty(list):
+        def __getitem__(self, index):
+            if index == 0:
+                raise ValueError("row 0 is broken")
+            return super().__getitem__(index)
+
+    loader = make(tokenizer, Faulty(RECORDS), on_error="skip")
+    with pytest.warns(RuntimeWarning, match="row 0 is broken"):
+        next(iter(loader))
+    state = loader.state_dict()
+    other = make(tokenizer, Faulty(RECORDS), on_error="skip")
+    other.load_state_dict(state)
+    assert sum(len(batch) for batch in other) == len(RECORDS) - 4
+    with pytest.raises(ValueError, match="state's fingerprint"):
+        make(tokenizer, RECORDS).load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore:record")
 def test_what_became_of_samples_is_counted(tokenizer):
     records = broken(8, 1)
     records[3] = record(3, images=("no/such.jpg",))

@@ -183,12 +183,20 @@ class DataLoader:
     def __iter__(self) -> Generator[Any, None, None]:
         """Give the batches of an epoch; after the last one the next epoch is due.
 
-        A pass that was broken off begins anew, unless `load_state_dict` says where to go on.
+        A pass that was broken off begins anew, unless `load_state_dict` says where to go on. A
+        batch of which `on_error="skip"` leaves nothing is passed over by one process.
 
         Step k of W ranks covers the positions [k * B * W, (k + 1) * B * W) of the epoch's order,
         and rank r takes the r-th slice of B; what is left at the end is shared out evenly, so that
         a rank may have a batch less (`drop_last` leaves it out). The samples of a step are the
         same for any number of ranks with the same B * W.
+
+        Raises:
+            DecodeError, FileNotFoundError, ValueError: for a bad sample, as `on_error` says, and
+                what the records raise.
+            ValueError: where nothing is left of a batch of one of several ranks, which would leave
+                them out of step; where an iterable is not what `load_state_dict` went on in, or
+                can be iterated over once only.
         """
         epoch, start = self._epoch, self._resume
         passed = self._passed if start else ""
@@ -209,6 +217,8 @@ class DataLoader:
                 self._begin(epoch + 1)
             if len(batch):
                 yield batch
+            elif self.world_size > 1:
+                raise self._nothing_left()
         if self._epoch == epoch:
             # What `drop_last` leaves out, or what no batch of this rank holds.
             self._begin(epoch + 1)
@@ -331,12 +341,16 @@ class DataLoader:
         """Refuse batches of which nothing is left."""
         for batch in self._run(batches, empty=True):
             if not len(batch):
-                last = self.skipped[-1]
-                raise ValueError(
-                    f"no sample of a batch of {self.batch_size} can be read;"
-                    f" the last one: record {last.key!r}: {last.reason}"
-                )
+                raise self._nothing_left()
             yield batch
+
+    def _nothing_left(self) -> ValueError:
+        """Say that a batch is missing, without which the ranks are out of step."""
+        last = self.skipped[-1]
+        return ValueError(
+            f"no sample of a batch of {self.batch_size} can be read;"
+            f" the last one: record {last.key!r}: {last.reason}"
+        )
 
     def _run(
         self, batches: Iterable[list[Wanted]], *, empty: bool = False

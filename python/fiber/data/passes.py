@@ -182,7 +182,11 @@ class CollectionPasses:
             count = len(self._records)
             digest = hashlib.sha256(str(count).encode())
             for index in range(0, count, max(1, count // FINGERPRINT_RECORDS)):
-                _add(digest, record_in_epoch(self._records, 0, index))
+                try:
+                    _add(digest, record_in_epoch(self._records, 0, index))
+                except (OSError, ValueError):
+                    # What passes do about it is for `on_error` to say.
+                    digest.update(b"\0unreadable")
             self._fingerprint = digest.hexdigest()[:FINGERPRINT_LENGTH]
         return self._fingerprint
 
@@ -229,13 +233,12 @@ class StreamPasses:
             )
         if start and passed != (own := digest.hexdigest()[:FINGERPRINT_LENGTH]):
             raise _other_data(passed, f"the first {start} records give {own!r}")
-        sharing = self._sharing
-        # One ahead, so that the last step is known to be it.
-        ahead = list(islice(records, 1))
-        while ahead:
-            taken = ahead + list(islice(records, sharing.step - 1))
-            ahead = list(islice(records, 1))
-            if len(taken) < sharing.step and sharing.drop_last:
+        sharing, is_last = self._sharing, False
+        while not is_last:
+            # No record more: the next one may be long in coming. So a full step is never the last.
+            taken = list(islice(records, sharing.step))
+            is_last = len(taken) < sharing.step
+            if is_last and sharing.drop_last:
                 return
             for record in taken:
                 _add(digest, record)
@@ -245,7 +248,7 @@ class StreamPasses:
             index += len(taken)
             if own:
                 passed = digest.hexdigest()[:FINGERPRINT_LENGTH]
-                yield Step(own, index, not ahead, passed)
+                yield Step(own, index, is_last, passed)
 
     def endless(self, start: int) -> Iterator[list[Wanted]]:
         """See `Passes`; what comes before `start` is iterated over."""
