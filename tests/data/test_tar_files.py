@@ -166,6 +166,38 @@ def test_a_file_that_is_cut_while_it_is_open(tmp_path):
         file.read(member.start, member.size)
 
 
+def test_a_file_of_which_only_the_time_changed(tmp_path):
+    path = write_tar(tmp_path / "a.tar", CONTENT)
+    file = TarFile(path)
+    os.utime(path, ns=(0, 1_500_000_000))
+    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: ") as error:
+        file.read(512, 3)
+    then = f"{file.changed / 1e9:.6f}"
+    assert str(error.value).endswith(
+        f": written at {then} s then, at 1.500000 s now, and {file.bytes} bytes as before;"
+        " open the data again"
+    )
+
+
+def test_a_file_that_is_put_back_is_read_again(tmp_path):
+    """One of the same size and time, as a copy has, in the place of one that was cut."""
+    path = write_tar(tmp_path / "a.tar", CONTENT)
+    found, content = path.stat(), path.read_bytes()
+    file = TarFile(path)
+    member = file.members[2]
+    expected = file.read(member.start, member.size)
+    os.truncate(path, 100)
+    with pytest.raises(ValueError, match="has changed since it was opened"):
+        file.read(member.start, member.size)
+    # What has changed is not kept open.
+    assert str(path) not in open_descriptors()
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    for again in (TarFile(path), file):
+        assert again.read(member.start, member.size) == expected
+
+
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pooled_files, "OPEN_FILES", 3)
     pooled_files.forget_open_files()

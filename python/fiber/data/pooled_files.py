@@ -10,6 +10,9 @@ from pathlib import Path
 #: Such files of this process that are open at once.
 OPEN_FILES = 64
 
+#: A path, and of the file there size, time of change and, where that counts, device and number.
+_Key = tuple[Path, tuple[int, ...]]
+
 
 class _OpenFile:
     """A file descriptor, closed when the last one who reads from it lets it go."""
@@ -27,7 +30,7 @@ class _Pool:
     """The files that are open, the one that was used last at the end."""
 
     def __init__(self) -> None:
-        self.files: OrderedDict[tuple[Path, int, int], _OpenFile] = OrderedDict()
+        self.files: OrderedDict[_Key, _OpenFile] = OrderedDict()
         self.lock = threading.Lock()
 
     def unlock(self) -> None:
@@ -35,17 +38,27 @@ class _Pool:
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        key = (pooled.path, pooled.bytes, pooled.changed)
+        """Return the open file, checked not to have changed; one that has is not kept."""
+        key = (pooled.path, pooled.stamp)
         with self.lock:
-            if key not in self.files:
-                opened = _OpenFile(pooled.path)
-                pooled.check(os.fstat(opened.descriptor))
-                self.files[key] = opened
-                while len(self.files) > OPEN_FILES:
-                    # A thread that reads from it keeps it open until it is done.
-                    self.files.popitem(last=False)
+            opened = self.files.get(key) or self._open(pooled, key)
             self.files.move_to_end(key)
-            return self.files[key]
+        if pooled.is_same(os.fstat(opened.descriptor)):
+            return opened
+        # It was written over while it was open; what has its name by now may be the right one.
+        with self.lock:
+            if self.files.get(key) is opened:
+                del self.files[key]
+            return self.files.get(key) or self._open(pooled, key)
+
+    def _open(self, pooled: PooledFile, key: _Key) -> _OpenFile:
+        opened = _OpenFile(pooled.path)
+        pooled.check(os.fstat(opened.descriptor))
+        self.files[key] = opened
+        while len(self.files) > OPEN_FILES:
+            # A thread that reads from it keeps it open until it is done.
+            self.files.popitem(last=False)
+        return opened
 
 
 _POOL = _Pool()
@@ -60,6 +73,8 @@ class PooledFile:
 
     Args:
         path: of the file.
+        is_held: whether someone else holds it open or mapped too: then another file of the same
+            size and time that has come to its place is a change as well.
 
     Raises:
         FileNotFoundError: if it is missing.
@@ -67,14 +82,16 @@ class PooledFile:
     Attributes:
         bytes: its size.
         changed: its time of change in nanoseconds.
+        stamp: what must stay the same.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_held: bool = False) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
         self.path = path
-        found = path.stat()
-        self.bytes, self.changed = found.st_size, found.st_mtime_ns
+        self._is_held = is_held
+        self.stamp = self._stamp_of(path.stat())
+        self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
         """Read bytes from a place.
@@ -84,8 +101,6 @@ class PooledFile:
             ValueError: if it has changed since it was opened, with its name.
         """
         file = _POOL.get(self)
-        # It may be written over while it is open.
-        self.check(os.fstat(file.descriptor))
         parts, done = [], 0
         while done < size:
             part = os.pread(file.descriptor, size - done, start + done)
@@ -98,17 +113,43 @@ class PooledFile:
             done += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def check(self, found: os.stat_result) -> None:
-        """Check that the file is the one that was found.
+    def check_now(self) -> None:
+        """Check that the file has not changed, for one who reads it in another way.
 
         Raises:
-            ValueError: if its size or time of change is another.
+            OSError: if the file cannot be opened.
+            ValueError: if it has changed since it was opened, with its name.
         """
-        if (found.st_size, found.st_mtime_ns) != (self.bytes, self.changed):
-            raise ValueError(
-                f"{self.path} has changed since it was opened: {self.bytes} bytes then,"
-                f" {found.st_size} now; open the data again"
+        _POOL.get(self)
+
+    def _stamp_of(self, found: os.stat_result) -> tuple[int, ...]:
+        stamp = (found.st_size, found.st_mtime_ns)
+        return (*stamp, found.st_dev, found.st_ino) if self._is_held else stamp
+
+    def is_same(self, found: os.stat_result) -> bool:
+        """Tell whether the file is the one that was opened."""
+        return self._stamp_of(found) == self.stamp
+
+    def check(self, found: os.stat_result) -> None:
+        """Check that the file is the one that was opened.
+
+        Raises:
+            ValueError: if its size or time of change is another, or where that counts the file.
+        """
+        if self.is_same(found):
+            return
+        if found.st_size != self.bytes:
+            change = f"{self.bytes} bytes then, {found.st_size} now"
+        elif found.st_mtime_ns != self.changed:
+            change = (
+                f"written at {self.changed / 1e9:.6f} s then, at {found.st_mtime_ns / 1e9:.6f} s"
+                f" now, and {self.bytes} bytes as before"
             )
+        else:
+            change = f"another file of {self.bytes} bytes has its place now"
+        raise ValueError(
+            f"{self.path} has changed since it was opened: {change}; open the data again"
+        )
 
 
 def forget_open_files() -> None:
