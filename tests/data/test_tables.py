@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,6 +15,7 @@ from PIL import Image
 from fiber.data import DataLoader, ImageTransform, Tokenizer, tables
 from fiber.data.left_out import left_out, left_out_lines
 from fiber.data.opening import open_source
+from fiber.data.table_records import table_captions
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -235,6 +241,127 @@ def test_what_datasets_saves(tmp_path):
         writer.write_table(table)
     records = open_source("captions", tmp_path, "train")
     assert [(r.text, list(r.images)) for r in records] == [("a", [picture(1)]), ("b", [picture(2)])]
+
+
+def write_arrow(path, rows_per_batch=2, **columns):
+    table = arrow.table(columns)
+    with arrow.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_per_batch)
+    return path
+
+
+def test_an_arrow_batch_with_a_broken_offset_is_named(tmp_path):
+    pictures = [bytes([shade]) * 3000 for shade in range(4)]
+    path = write_arrow(tmp_path / "t.arrow", image=pictures, text=["a", "b", "c", "d"])
+    content = bytearray(path.read_bytes())
+    # The offsets of a batch of two: 0, 3000, 6000.
+    at = content.find((3000).to_bytes(4, "little") + (6000).to_bytes(4, "little"))
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(content)
+    records = open_source("captions", path, "train")
+    message = (
+        rf"{re.escape(str(path))}: column 'image' of record batch 0 cannot be read \(.*offset.*\);"
+        " its rows are 0 to 1"
+    )
+    for row in (0, 1, 0):
+        with pytest.raises(ValueError, match=message):
+            list(records[row].images)
+    assert [list(records[row].images) for row in (2, 3)] == [[pictures[2]], [pictures[3]]]
+
+
+def test_a_batch_is_checked_once(tmp_path, monkeypatch):
+    path = write_arrow(tmp_path / "t.arrow", image=hub(*range(6)), text=list("abcdef"))
+    checked = []
+    find = tables._problem_of
+    monkeypatch.setattr(tables, "_problem_of", lambda *args: checked.append(1) or find(*args))
+    records = open_source("captions", path, "train")
+    # Texts alone look into no picture.
+    assert [r.text for r in records] == list("abcdef") and len(checked) == 3
+    for row in (0, 1, 4, 0, 5):
+        assert list(records[row].images) == [picture(row)]
+    assert len(checked) == 5
+
+
+def test_an_arrow_file_that_is_cut_is_named(tmp_path):
+    path = write_arrow(tmp_path / "t.arrow", image=hub(*range(4)), text=list("abcd"))
+    content = path.read_bytes()
+    for size in (0, 5, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"t\.arrow is no Arrow file"):
+            open_source("captions", path, "train")
+    table = arrow.table({"image": hub(*range(4)), "text": list("abcd")})
+    with arrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    os.truncate(path, path.stat().st_size - 50)
+    with pytest.raises(ValueError, match=r"t\.arrow is no Arrow file \(record batch 1: "):
+        open_source("captions", path, "train")
+
+
+def test_broken_arrow_bytes_are_errors_and_nothing_else():
+    """In a process of its own, which pyarrow may end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.arrow_fuzz", "0", "600"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    *_, last = done.stdout.splitlines() or [""]
+    assert done.returncode == 0, f"{last}: {done.stderr[-2000:]}"
+    assert 100 < int(re.fullmatch(r"600 files, (\d+) refused", last)[1]) < 600
+
+
+def cut(path):
+    os.truncate(path, 2000)
+
+
+def write_over(path):
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(bytes(len(content)))
+    now = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(now, now))
+
+
+def replace_cut(path):
+    """Cut it, and put a sound file of the same size and time in its place."""
+    found, content = path.stat(), path.read_bytes()
+    os.truncate(path, 100)
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [cut, write_over, replace_cut])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_file_that_changes_while_it_is_used(tmp_path, kind, change):
+    write = write_parquet if kind == "parquet" else write_arrow
+    paths = [tmp_path / f"{name}.{kind}" for name in ("changed", "sound")]
+    shown = [picture(shade, (200, 150)) for shade in range(12)]
+    for path in paths:
+        write(path, image=shown, text=[f"number {shade}" for shade in range(12)])
+    records = table_captions(*paths)
+    assert [list(records[row].images) for row in (0, 13)] == [[shown[0]], [shown[1]]]
+    change(paths[0])
+    message = rf"changed\.{kind} has changed since it was opened: .*; open the data again"
+    for row in (0, 11):
+        with pytest.raises(ValueError, match=message):
+            list(records[row].images)
+    loader = DataLoader(
+        records,
+        "image_text",
+        tokenizer=Tokenizer.train([record.text for record in records], 300),
+        transform=ImageTransform.squash(16),
+        batch_size=2,
+        max_tokens=8,
+        on_error="skip",
+    )
+    with pytest.warns(RuntimeWarning, match=message):
+        assert sum(len(batch) for batch in loader) == 12
+    assert loader.statuses == {"ok": 12, "invalid": 12}
+    if change is replace_cut:
+        assert list(table_captions(*paths)[3].images) == [shown[3]]
 
 
 def test_threads_share_a_file(tmp_path):
