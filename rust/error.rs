@@ -145,6 +145,14 @@ impl Error {
         }
     }
 
+    /// A kind of picture that is known and not decoded, without a file.
+    pub(crate) fn unsupported(reason: impl Into<String>) -> Self {
+        Self::Unsupported {
+            path: None,
+            reason: reason.into(),
+        }
+    }
+
     /// A decoding fault without a file.
     pub(crate) fn decode(reason: impl Into<String>) -> Self {
         Self::Decode {

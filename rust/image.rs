@@ -61,7 +61,8 @@ impl Format {
     /// Tell the format from the first bytes.
     ///
     /// # Errors
-    /// [`Error::Decode`] where they belong to no known format.
+    /// [`Error::Unsupported`] where they belong to a format that is not decoded, [`Error::Decode`]
+    /// where they belong to none that is known.
     pub fn of(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.starts_with(&[0xFF, 0xD8]) {
             Ok(Self::Jpeg)
@@ -75,6 +76,10 @@ impl Format {
             Ok(Self::Bmp)
         } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
             Ok(Self::Tiff)
+        } else if let Some(name) = not_decoded(bytes) {
+            Err(Error::unsupported(format!(
+                "{name}: unsupported; expected a {KNOWN} file"
+            )))
         } else if bytes.is_empty() {
             Err(Error::decode(format!("no bytes; expected a {KNOWN} file")))
         } else {
@@ -87,10 +92,40 @@ impl Format {
     }
 }
 
+/// Tell a format that is known and not decoded from the first bytes.
+fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return match bytes.get(8..12)? {
+            b"avif" | b"avis" => Some("AVIF"),
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => {
+                Some("HEIF")
+            }
+            _ => None,
+        };
+    }
+    let beginnings: [(&[u8], &'static str); 10] = [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xFF\x4F\xFF\x51", "JPEG 2000"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xFF\x0A", "JPEG XL"),
+        (b"II+\0", "BigTIFF"),
+        (b"MM\0+", "BigTIFF"),
+        (b"8BPS\0", "Photoshop"),
+        (b"qoif", "QOI"),
+        (b"\0\0\x01\0", "ICO"),
+        (b"%PDF-", "PDF"),
+    ];
+    beginnings
+        .iter()
+        .find(|(begins, _)| bytes.starts_with(begins))
+        .map(|(_, name)| *name)
+}
+
 /// Read (height, width) and format without decoding the pixels.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or a broken header.
+/// [`Error::Decode`] for an unknown format or a broken header, [`Error::Unsupported`] for a known
+/// one that is not decoded.
 pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
     let (height, width) = guarded(|| match format {
@@ -108,7 +143,7 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 ///
 /// # Errors
 /// [`Error::Decode`] for an unknown format or broken or missing bytes, [`Error::Unsupported`] for a
-/// kind of a known format, [`Error::TooManyPixels`] above `max_pixels`, told from the header before
+/// known format or a kind of one that is not decoded, [`Error::TooManyPixels`] above `max_pixels`, told from the header before
 /// memory for the pixels is taken.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     decode_over(bytes, max_pixels, None)
@@ -252,6 +287,24 @@ mod tests {
                 Err(Error::Decode { path: None, .. })
             ));
             assert!(probe(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn formats_that_are_not_decoded_are_told_from_broken_ones() {
+        for (bytes, name) in [
+            (&b"\0\0\0\x1cftypavif\0\0\0\0"[..], "AVIF"),
+            (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF"),
+            (b"\0\0\0\x0cjP  \r\n\x87\n\0", "JPEG 2000"),
+            (b"\xFF\x0A\0\0", "JPEG XL"),
+            (b"II+\0\x08\0", "BigTIFF"),
+        ] {
+            let error = decode(bytes, MAX_PIXELS).unwrap_err();
+            assert_eq!(error.status(), "unsupported", "{error}");
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+        for bytes in [&b"\0\0\0\x1cftypmp42"[..], b"\0\0\0\x1cftyp", b"words"] {
+            assert_eq!(decode(bytes, MAX_PIXELS).unwrap_err().status(), "corrupt");
         }
     }
 

@@ -87,7 +87,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] with the first difference.
     pub fn check_for_models(&self) -> Result<(), Error> {
-        difference(self.inner(), self.roles()).map_or(Ok(()), |why| Err(Error::Tokenizer(why)))
+        difference(self.inner(), self.roles()).map_or(Ok(()), |why| {
+            Err(Error::Tokenizer(format!(
+                "fiber's models read RoBERTa's kind of tokenizer: {why}"
+            )))
+        })
     }
 
     fn like_roberta(bpe: BPE) -> Result<Self, Error> {
@@ -209,17 +213,20 @@ mod tests {
         let swapped = json.replace("\"<pad>\"", "\"<PAD>\"");
         let found = message(&swapped).unwrap();
         assert!(
-            found.starts_with("<pad> has no id; expected 1 in"),
+            found.contains("kind of tokenizer: <pad> has no id; expected 1 in"),
             "{found}"
         );
         let swapped = json.replace("\"<mask>\"", "\"[MASK]\"");
         let found = message(&swapped).unwrap();
-        assert!(found.starts_with("<mask> has no id; expected "), "{found}");
+        assert!(
+            found.contains("kind of tokenizer: <mask> has no id; expected "),
+            "{found}"
+        );
         let mut content: serde_json::Value = serde_json::from_str(&json).unwrap();
         content["post_processor"] = serde_json::Value::Null;
         let found = message(&content.to_string()).unwrap();
         assert!(
-            found.starts_with("[] stands in front of a text and [] behind"),
+            found.contains("kind of tokenizer: [] stands in front of a text and [] behind"),
             "{found}"
         );
         let named = Named {

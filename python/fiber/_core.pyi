@@ -47,6 +47,9 @@ build_profile: Final[str]
 class DecodeError(ValueError):
     """A picture whose bytes cannot be decoded; the message names the file and the reason."""
 
+    #: "corrupt"; "unsupported" for a kind of picture that is not decoded and for too many pixels.
+    status: str
+
 @final
 class Buffer:
     """An array of Rust's memory.

@@ -98,7 +98,7 @@ pub(super) fn broken(reason: impl std::fmt::Display) -> Error {
 }
 
 pub(super) fn unsupported(what: impl std::fmt::Display) -> Error {
-    Error::decode(format!("JPEG: unsupported: {what}"))
+    Error::unsupported(format!("JPEG: unsupported: {what}"))
 }
 
 impl Markers {

@@ -6,7 +6,7 @@
 //! missing or damaged, the same pixels come out that libjpeg-turbo fills in, and [`Status`] says so. One
 //! case is left out: where damage makes FF FF 00 of the data, libjpeg-turbo keeps in one MCU what a first
 //! attempt left there.
-//! Arithmetic coding, 12 bits, lossless and hierarchical files are [`Error::Decode`] with "unsupported".
+//! Arithmetic coding, 12 bits, lossless and hierarchical files are [`Error::Unsupported`].
 
 // Codes, coefficients and samples are cut to their bits all along, as the standard and libjpeg-turbo
 // have it; every wrap and every limit is part of the result.
@@ -125,7 +125,7 @@ pub struct Request {
 /// Read what a file says before its pixels.
 ///
 /// # Errors
-/// [`Error::Decode`] for a broken or unsupported header.
+/// [`Error::Decode`] for a broken header, [`Error::Unsupported`] for that of another kind.
 pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     let mut markers = Markers::default();
     let mut reader = Reader { bytes, position: 0 };
@@ -167,7 +167,7 @@ impl Decoder {
     /// first; the calls go from the top to the bottom, or to `stop_row`, without a gap.
     ///
     /// # Errors
-    /// [`Error::Decode`] for what is no JPEG, unsupported, or too broken for libjpeg-turbo, too; rows
+    /// [`Error::Unsupported`]; [`Error::Decode`] for what is no JPEG, or too broken for libjpeg-turbo, too; rows
     /// may have been handed on before. [`Error::TooManyPixels`] above the limit, told from the header.
     pub fn decode(
         &mut self,

@@ -4,6 +4,7 @@ use pyo3::exceptions::{
     PyFileNotFoundError, PyMemoryError, PyOSError, PyRuntimeError, PyValueError,
 };
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use crate::Error;
 
@@ -13,6 +14,13 @@ pyo3::create_exception!(
     PyValueError,
     "A picture whose bytes cannot be decoded; the message names the file and the reason."
 );
+
+/// Make the exception class with the status that it has where an object tells no other.
+pub(super) fn decode_error(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    let class = py.get_type::<DecodeError>();
+    class.setattr("status", "corrupt")?;
+    Ok(class)
+}
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -36,7 +44,9 @@ impl From<Error> for PyErr {
                 }
             }
             Error::Decode { .. } | Error::Unsupported { .. } | Error::TooManyPixels { .. } => {
-                DecodeError::new_err(message)
+                let refused = DecodeError::new_err(message);
+                let told = Python::attach(|py| refused.value(py).setattr("status", error.status()));
+                told.map_or_else(|problem| problem, |()| refused)
             }
             Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::Worker => PyRuntimeError::new_err(message),

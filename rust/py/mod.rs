@@ -26,7 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "release"
     };
     module.add("build_profile", profile)?;
-    module.add("DecodeError", module.py().get_type::<errors::DecodeError>())?;
+    module.add("DecodeError", errors::decode_error(module.py())?)?;
     module.add_class::<arrays::Buffer>()?;
     module.add_class::<image::ImageTransform>()?;
     module.add_class::<color_jitter::ColorJitter>()?;

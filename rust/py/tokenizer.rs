@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::arrays::{Buffer, Values};
 use crate::spans::CharSpan;
@@ -24,6 +25,30 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
             inner: Arc::new(inner),
         }
     }
+}
+
+/// Take the argument `texts`.
+fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
+    found.extract().map_err(|_| {
+        let kind = found
+            .get_type()
+            .name()
+            .map_or_else(|_| "?".to_owned(), |name| name.to_string());
+        let one = |at: usize| {
+            found
+                .get_item(at)
+                .is_ok_and(|text| !text.is_instance_of::<PyString>())
+        };
+        let wrong = match found.len() {
+            Ok(count) if !found.is_instance_of::<PyString>() => (0..count).find(|&at| one(at)),
+            _ => None,
+        };
+        let what = wrong.map_or_else(
+            || format!("texts is of type {kind}"),
+            |at| format!("texts[{at}] is no str"),
+        );
+        PyTypeError::new_err(format!("{what}; expected a sequence of str"))
+    })
 }
 
 #[pymethods]
@@ -153,7 +178,7 @@ impl Tokenizer {
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
-        texts: Vec<PyBackedStr>,
+        #[pyo3(from_py_with = texts_of)] texts: Vec<PyBackedStr>,
         max_tokens: Option<usize>,
         pad_to: Option<usize>,
         offsets: bool,
@@ -173,7 +198,7 @@ impl Tokenizer {
     fn encode_masked_batch<'py>(
         &self,
         py: Python<'py>,
-        texts: Vec<PyBackedStr>,
+        #[pyo3(from_py_with = texts_of)] texts: Vec<PyBackedStr>,
         mlm_probability: f64,
         seed: u64,
         epoch: u64,

@@ -99,6 +99,15 @@ def test_what_is_saved(finished):
     assert list(folder.glob("work/*/converted")) == []
 
 
+def test_a_peer_that_can_do_nothing_is_named(capsys, tmp_path):
+    chosen = data.Options(output=tmp_path, kinds=("squash",), peers=("numpy", "timm"))
+    data._tell_unable(chosen, data._lines(chosen))
+    assert capsys.readouterr().err == "not measured: numpy can do none of squash\n"
+    chosen = data.Options(output=tmp_path, kinds=("squash", "boxes"), peers=("numpy", "timm"))
+    data._tell_unable(chosen, data._lines(chosen))
+    assert capsys.readouterr().err == ""
+
+
 class TestMistakes:
     """Exit code 2 and one line that names what is wrong."""
 
@@ -133,11 +142,17 @@ class TestMistakes:
             ("--python", "dali=/not/there", "/not/there: no such interpreter"),
             ("--python", "nobody=/bin/sh", "'nobody' is no peer"),
             ("--captions", "missing.txt", "missing.txt"),
-            ("--tokenizer", "missing.json", "missing.json"),
+            ("--tokenizer", "missing.json", "missing.json (--tokenizer) does not exist or holds"),
         ],
     )
     def test_values(self, option, value, named, capsys, tmp_path):
-        assert named in self.complaint(capsys, tmp_path, option, value)
+        said = self.complaint(capsys, tmp_path, option, value)
+        assert named in said and "--init" not in said
+
+    def test_peers_that_can_do_nothing(self, capsys, tmp_path):
+        chosen = ("--work", "squash", "--peers", "numpy; tokenizers")
+        said = self.complaint(capsys, tmp_path, *chosen)
+        assert "none of the chosen peers (numpy, tokenizers) can do squash" in said
 
     def test_nothing_to_measure(self, capsys, tmp_path):
         said = self.complaint(capsys, tmp_path, "--work", "fine", "--corpora", "big12")

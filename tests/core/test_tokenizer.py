@@ -234,6 +234,18 @@ def test_file_errors(tokenizer, tmp_path):
         tokenizer.decode([300])
 
 
+def test_texts_of_another_type_are_named(tokenizer):
+    expected = "expected a sequence of str"
+    with pytest.raises(TypeError, match=f"^texts is of type str; {expected}"):
+        tokenizer.encode_batch("abc")
+    with pytest.raises(TypeError, match=f"^texts is of type int; {expected}"):
+        tokenizer.encode_batch(5)
+    with pytest.raises(TypeError, match=rf"^texts\[1\] is no str; {expected}"):
+        tokenizer.encode_batch(["a", 5])
+    with pytest.raises(TypeError, match=f"^texts is of type str; {expected}"):
+        tokenizer.encode_masked_batch("abc", mlm_probability=0, seed=0, epoch=0, indices=[0] * 3)
+
+
 def random_text(rng: random.Random) -> str:
     """Unicode of every plane, or words and marks that byte-level BPE splits in special ways."""
     count = rng.randint(0, 30)

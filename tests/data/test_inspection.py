@@ -50,7 +50,7 @@ JPEG, PNG = encoded("JPEG"), encoded("PNG")
         (JPEG, "ok"),
         (PNG, "ok"),
         (encoded("WEBP"), "ok"),
-        (b"", "truncated"),
+        (b"", "corrupt"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (PNG[: len(PNG) // 2], "truncated"),
         (encoded("WEBP", lossless=True)[:900], "truncated"),

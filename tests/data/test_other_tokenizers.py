@@ -16,6 +16,7 @@ pytest.importorskip("tokenizers")
 
 from ..core.tokenizer_kinds import KINDS
 
+READ = "fiber's models read RoBERTa's kind of tokenizer: "
 REFUSED = {
     "bert": "its model is no BPE; expected a byte-level BPE",
     "gpt2": r"<s> has no id; expected 0 in a vocabulary of \d+",
@@ -84,7 +85,7 @@ def test_max_tokens_must_hold_what_stands_around_texts():
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_models_cannot_read_is_refused(name, tmp_path):
     tokenizer = Tokenizer.from_json(KINDS[name]().to_str())
-    with pytest.raises(ValueError, match=f"^{REFUSED[name]}"):
+    with pytest.raises(ValueError, match=f"^{READ}{REFUSED[name]}"):
         tokenizer.check_for_models()
     with pytest.raises(ValueError, match=REFUSED[name]):
         WholeWords(tokenizer, probability=0.15, seed=0)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fiber.data.opening import open_source
-from fiber.data.own_data import own_captions, own_questions
+from fiber.data.own_data import own_boxes, own_captions, own_questions
 
 CAPTION = {"image": "1.png", "text": "a dog"}
 QUESTION = {"image": "1.png", "question": "what is it?", "answer": "dog"}
@@ -180,7 +180,17 @@ def test_a_file_with_other_encodings_is_named(lines):
         (CAPTION | {"image": 3}, "has 'image' '3'; expected a text"),
         (CAPTION | {"image": ""}, "has an empty 'image'"),
         ({"image": "1.png"}, "has 'image'; expected 'image' with 'text' or 'texts', or with"),
-        (CAPTION | {"question": "x"}, "has 'image', 'text', 'question'; expected"),
+        (
+            CAPTION | {"question": "x"},
+            "has 'text' and 'question', fields of captions and of questions; expected one kind a",
+        ),
+        (
+            CAPTION | {"boxes_xyxy": [[1, 2, 3, 4]], "labels": ["dog"]},
+            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind a line:"
+            " name the picture again on a line for each kind",
+        ),
+        (CAPTION | {"text": "a \ud83d dog"}, r"has half a surrogate pair in 'text', \"a .ud83d dog"),
+        (CAPTION | {"text": "a \udc36"}, "has half a surrogate pair in 'text'"),
         (CAPTION | {"text": " \n"}, "has an empty 'text'"),
         (CAPTION | {"text": None}, "has 'text' 'None'; expected a text"),
         (CAPTION | {"texts": ["x"]}, "has both 'text' and 'texts'"),
@@ -222,6 +232,16 @@ def test_questions_that_do_not_fit_are_named(lines, bad, message):
     path = lines(QUESTION, entry)
     with pytest.raises(ValueError, match=rf"{path}: line 2 {message}"):
         questions(path)
+
+
+def test_whole_surrogate_pairs_are_characters(lines):
+    # Escaped, as json.dumps writes them.
+    path = lines(CAPTION | {"text": "a \U0001f436"}, QUESTION | {"question": "\U0001f436?"})
+    assert "ud83d" in path.read_text()
+    assert [record.text for record in captions(path)] == ["a \U0001f436"]
+    bad = lines({"image": "1.png", "boxes_xyxy": [], "labels": ["\ud83d"]}, name="boxes.jsonl")
+    with pytest.raises(ValueError, match=rf"{bad}: line 1 has half a surrogate pair in 'labels'"):
+        own_boxes(lines.folder, "train", annotations=bad)
 
 
 def test_a_first_picture_that_is_missing_is_named(lines):
@@ -314,9 +334,15 @@ class TestListsAndTables:
             ("a.json", "[1", r"a\.json is not JSON"),
             ("a.json", "[1]", r"a\.json: entry 1 is '1'; expected an object"),
             ("a.json", '[{"image": "1.png", "txt": "a"}]', "entry 1 has the unknown field 'txt'"),
+            (
+                "a.json",
+                r'[{"image": "1.png", "text": "\ud83d"}]',
+                r"a\.json: entry 1 has half a surrogate pair in 'text', .*; expected whole characters",
+            ),
             ("a.json", "[]", r"a\.json is empty; expected a list of JSON objects"),
             ("a.csv", "", r"a\.csv is empty"),
             ("a.csv", "image,texts\n1.png,a\n", "line 1 has the field 'texts'; expected 'text'"),
+            ("a.csv", "image,text,text\n1.png,a,b\n", "line 1 names the column 'text' twice; exp"),
             ("a.csv", "image,text\n1.png,a,b\n", "line 2 has more cells than the first line, wh"),
             ("a.csv", 'image,text\n1.png,"a\n', "line 2 is no line of a table"),
             ("a.csv", "image,text\n1.png,\n", "line 2 has 'image'; expected 'image' with 'text'"),

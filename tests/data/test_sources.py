@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from fiber.data import sources
+from fiber.data.opening import open_source
 
 PICTURE = {"id": 391895, "file_name": "COCO_val2014_000000391895.jpg", "height": 360, "width": 640}
 READERS = {
@@ -83,6 +84,14 @@ def test_a_missing_folder_of_pictures_is_named(data):
     (data.folder / "images").rmdir()
     with pytest.raises(FileNotFoundError, match=r"images is no folder"):
         sources.captions(data.folder, "val")
+
+
+def test_a_file_of_another_kind_is_named_before_its_pictures_are_looked_for(data):
+    (data.folder / "images").rmdir()
+    path = data("num.json", {"a": 1})
+    for source in ("captions", "detection"):
+        with pytest.raises(ValueError, match=r"num\.json: the file has no list '.*'; it has 'a'"):
+            open_source(source, path, "val")
 
 
 # ---- captions

@@ -173,7 +173,7 @@ def test_a_fork_reads_too(write):
 )
 def test_objects_that_do_not_fit(write, objects, message):
     path = write(objects)
-    with pytest.raises(ValueError, match=rf"train\.label\.tsv: line 0:? {message}"):
+    with pytest.raises(ValueError, match=rf"train\.label\.tsv: line 1:? {message}"):
         objects365(write.folder, "train", annotations=path)[0]
     if objects != ["words"]:
         skipping = objects365(write.folder, "train", annotations=path, on_error="skip")
@@ -204,7 +204,7 @@ def test_files_that_do_not_fit(write):
         objects365(write.folder, "train", annotations=path)
     path = write()
     write_tsv(write.folder / "train.images.tsv", [["a", "no base64!"]] * 4)
-    with pytest.raises(ValueError, match=r"train\.images\.tsv: line 2 ends in no picture in base"):
+    with pytest.raises(ValueError, match=r"train\.images\.tsv: line 3 ends in no picture in base"):
         objects365(write.folder, "train", annotations=path)[2].images[0]
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         open_source("objects365", write.folder / "nowhere", "train")

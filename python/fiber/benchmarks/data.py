@@ -122,6 +122,7 @@ def run(options: Options) -> int:
     if options.check and not any(gate.least is not None for gate in _gates(options)):
         raise ValueError("no ratio that a release must reach belongs to what was chosen to check")
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
+    _tell_unable(options, lines)
     options.output.mkdir(parents=True, exist_ok=True)
     report.check_columns(options.rows_file)
     absent = installed(peers, options.pythons)
@@ -185,6 +186,29 @@ def _lines(options: Options) -> list[Line]:
             f"own pictures are measured with {', '.join(OWN_KINDS)}; got {', '.join(options.kinds)}"
         )
     return own
+
+
+def _tell_unable(options: Options, lines: Sequence[Line]) -> None:
+    """Say which chosen peers do none of the chosen work.
+
+    Raises:
+        ValueError: if that is true of all.
+    """
+    does = {
+        name: any(BY_NAME[name].can(line.work, line.output) for line in lines)
+        for name in options.peers
+    }
+    unable = [name for name, able in does.items() if not able]
+    if not unable:
+        return
+    works = ", ".join(dict.fromkeys(line.kind for line in lines))
+    if len(unable) == len(does):
+        raise ValueError(
+            f"none of the chosen peers ({', '.join(unable)}) can do {works}; `fiber bench data"
+            " --list` names all"
+        )
+    for name in unable:
+        print(f"not measured: {name} can do none of {works}", file=sys.stderr)
 
 
 def _measured(
@@ -347,7 +371,13 @@ class _Material:
         """Give a tokenizer.json that every peer reads."""
         given = self.options.tokenizer
         if given is not None:
-            tokenizer = open_tokenizer(given)
+            try:
+                tokenizer = open_tokenizer(given)
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f"{given} (--tokenizer) does not exist or holds none; expected a"
+                    " tokenizer.json, or a folder with one or with vocab.json and merges.txt"
+                ) from None
         else:
             texts = [*draw_captions(CAPTIONS), class_prompt(PROMPT_BOXES)[0]]
             # A pair of letters must occur often enough to become a token.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fiber import _core
 from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
+from fiber.data.arguments import check_arguments
 from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.data.records import Record, check_record
 
@@ -67,6 +68,7 @@ class Collator:
         keep: Batches whose memory is kept for later ones.
 
     Raises:
+        TypeError: for an argument of another type, by name.
         ValueError: for an argument outside its range, by name.
     """
 
@@ -89,9 +91,22 @@ class Collator:
         channels_last: bool = False,
         keep: int = 2,
     ) -> None:
-        for name, value in (("threads", threads), ("seed", seed), ("keep", keep)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}; expected 0 or more")
+        check_arguments(
+            batch_type=batch_type,
+            tokenizer=tokenizer,
+            transform=transform,
+            max_tokens=max_tokens,
+            answers=answers,
+            seed=seed,
+            mlm_probability=mlm_probability,
+            threads=threads,
+            accept_truncated=accept_truncated,
+            scaled_decoding=scaled_decoding,
+            apply_orientation=apply_orientation,
+            image_dtype=image_dtype,
+            channels_last=channels_last,
+            keep=keep,
+        )
         if on_error not in ("raise", "skip", "resample"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise', 'skip' or 'resample'")
         if batch_type == "reasoning" and not transform.is_square:

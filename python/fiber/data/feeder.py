@@ -39,8 +39,9 @@ class Feeder:
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(self.prefetch)
         self._stopped = False
-        #: For each batch under way, what stands at each of its places.
-        self._under_way: deque[list[Wanted]] = deque()
+        #: For each batch under way, what stands at each of its places, and how many other records
+        #: were tried for those that needed one.
+        self._under_way: deque[tuple[list[Wanted], dict[int, int]]] = deque()
         # It waits in Python only, so that the interpreter can end while it waits.
         self._thread = threading.Thread(target=self._feed, name="fiber-feeder", daemon=True)
 
@@ -61,15 +62,13 @@ class Feeder:
         Raises:
             ValueError: if no record that can be read was found in the place of a bad one.
         """
-        attempts: dict[int, int] = {}
         bad: list[Bad] = []
         while isinstance(found := self.session.next(), list):
             bad += [(key, status, reason) for _, key, status, reason in found]
             others = []
+            wanted, attempts = self._under_way[0]
             for place, *_ in found:
-                wanted = self._under_way[0][place]
-                plain = self._other(wanted, attempts, place, bad)
-                others.append((place, plain))
+                others.append((place, self._other(wanted[place], attempts, place, bad)))
             self.session.replace(others)
         if found is not None:
             self._under_way.popleft()
@@ -101,21 +100,23 @@ class Feeder:
                 self._slots.acquire()
                 if self._stopped:
                     return
-                taken, records = [], []
-                for wanted in batch:
-                    plain = self._plain(wanted)
+                taken, records, attempts = [], [], dict[int, int]()
+                for place, wanted in enumerate(batch):
+                    plain = self._plain(wanted, attempts, place)
                     if plain is not None:
                         # Without the record of a stream, whose memory is Rust's business now.
                         taken.append(wanted._replace(record=None))
                         records.append(plain)
-                self._under_way.append(taken)
+                self._under_way.append((taken, attempts))
                 self.session.submit(records)
         except BaseException as error:
             self.error = error
         finally:
             self.session.finish()
 
-    def _plain(self, wanted: Wanted) -> tuple[Any, ...] | None:
+    def _plain(
+        self, wanted: Wanted, attempts: dict[int, int], place: int
+    ) -> tuple[Any, ...] | None:
         """Ask for a record; faults of the data are treated as the loader is told to."""
         try:
             return self.plain(wanted)
@@ -126,4 +127,4 @@ class Feeder:
             self.skipped.append(fault)
             if self.on_error == "skip":
                 return None
-            return self._other(wanted, {}, 0, [fault])
+            return self._other(wanted, attempts, place, [fault])

@@ -7,19 +7,20 @@ depends on (seed, epoch, index of the record) only, never on threads, ranks or t
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, SupportsIndex
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
 from fiber._core import ImageTransform, Tokenizer
+from fiber.data.arguments import check_arguments
 from fiber.data.batches import Batch
 from fiber.data.collate import BatchType, Collator, ImageDtype
 from fiber.data.feeder import Feeder
 from fiber.data.passes import CollectionPasses, Passes, Sharing, Step, StreamPasses, Wanted
 from fiber.data.records import Record, RecordSet
+from fiber.data.user_line import warn_user
 
 
 class Skipped(NamedTuple):
@@ -115,20 +116,17 @@ class DataLoader:
         drop_last: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("prefetch", prefetch, 1),
-            ("threads", threads, 0),
-            ("seed", seed, 0),
-            ("world_size", world_size, 1),
-            ("rank", rank, 0),
-        ):
-            if not isinstance(value, SupportsIndex):
-                raise TypeError(f"{name} is {value!r:.40}; expected a whole number")
-            if value < least:
-                raise ValueError(f"{name} is {value}; expected {least} or more")
-        if seed >= 1 << 64:
-            raise ValueError(f"seed is {seed}; expected less than 2^64")
+        check_arguments(
+            batch_size=batch_size,
+            prefetch=prefetch,
+            world_size=world_size,
+            rank=rank,
+            answers=answers,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; expected less than world_size {world_size}")
         self.records = records
@@ -155,7 +153,7 @@ class DataLoader:
             tokenizer=tokenizer,
             transform=transform,
             max_tokens=max_tokens,
-            answers=answers,
+            answers=self.answers,
             seed=seed,
             mlm_probability=mlm_probability,
             threads=threads,
@@ -229,10 +227,9 @@ class DataLoader:
         From its start, or from where `load_state_dict` says if that is in the same epoch.
 
         Raises:
-            ValueError: for a number below 0.
+            TypeError, ValueError: for what is no whole number, and for one below 0.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; expected 0 or more")
+        check_arguments(epoch=epoch)
         if epoch != self._epoch:
             self._begin(epoch)
 
@@ -316,6 +313,7 @@ class DataLoader:
         Raises:
             TypeError: for several ranks and an iterable, which has no consecutive shares.
         """
+        check_arguments(epoch=number)
         return self._run(self._passes.whole(number))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
@@ -332,9 +330,7 @@ class DataLoader:
             ValueError: if there are no records, and later where none of a batch's samples can be
                 read, which would leave the ranks out of step.
         """
-        if start < 0:
-            raise ValueError(f"start is {start}; expected 0 or more")
-
+        check_arguments(start=start)
         return self._stream(self._passes.endless(start))
 
     def _stream(self, batches: Iterable[list[Wanted]]) -> Generator[Any, None, None]:
@@ -392,11 +388,9 @@ class DataLoader:
     def _skip(self, bad: Skipped) -> None:
         if not self.skipped:
             what = "left out" if self.on_error == "skip" else "replaced"
-            warnings.warn(
+            warn_user(
                 f"record {bad.key!r} is {what}: {bad.reason}"
-                " (told once; DataLoader.skipped lists them all)",
-                RuntimeWarning,
-                stacklevel=4,
+                " (told once; DataLoader.skipped lists them all)"
             )
         self.skipped.append(bad)
         self.statuses[bad.status] += 1

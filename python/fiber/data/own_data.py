@@ -10,6 +10,8 @@ fields first, and one text or answer a line.
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
     {"image": "photos/1.jpg", "boxes_xyxy": [[10, 20, 90.5, 60]], "labels": ["dog"]}
 
+A line is of one of these kinds; a picture with a text and boxes has a line for each.
+
 Boxes are half-open pixels, each with its class in `labels`; with `width` and `height` they are
 checked against the size of the picture.
 
@@ -192,7 +194,13 @@ def _of_split(
                 " expected it in every line or in none"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
-        if len(kinds) != 1:
+        if len(kinds) > 1:
+            have = " and ".join(repr(next(f for f in entry if f in _KINDS[name])) for name in kinds)
+            raise lines.error(
+                f"has {have}, fields of {' and of '.join(kinds)}; expected one kind a line:"
+                " name the picture again on a line for each kind"
+            )
+        if not kinds:
             have = ", ".join(map(repr, entry)) or "nothing"
             raise lines.error(
                 f"has {have}; expected 'image' with {', or with '.join(_NEEDED.values())}"

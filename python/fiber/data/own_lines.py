@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -56,6 +57,10 @@ _OTHER_NAMES = {
 }
 
 
+# Escapes of JSON that may be halves of surrogate pairs, which no text can be written with.
+_MAYBE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 class OwnLines:
     """A file of lines, and the line that is being read.
 
@@ -73,6 +78,7 @@ class OwnLines:
         self._roots = [folder, folder / "images"] if images is None else [Path(images)]
         self._number = 0
         self._what = "line"
+        self._may_have_halves = False
         self._found: dict[str, str] = {}
         self.expected = _EXPECTED.get(path.suffix.lower(), _EXPECTED[".jsonl"])
 
@@ -96,11 +102,14 @@ class OwnLines:
                     meant = _OTHER_NAMES.get(field.lower())
                     said = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
                     raise self.error(f"has the unknown field {field!r}; {said}")
+            if self._may_have_halves:
+                self._refuse_halves(entry)
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         """Yield what stands on each line, or in each place of a list, with its number from 1."""
         text = self._read()
+        self._may_have_halves = _MAYBE_HALF.search(text) is not None
         if self.path.suffix.lower() == ".json":
             self._what = "entry"
             yield from enumerate(self._list(text), 1)
@@ -118,6 +127,16 @@ class OwnLines:
             except JSON_ERRORS as problem:
                 raise self.error(f"is not JSON ({problem})") from None
 
+    def _refuse_halves(self, entry: dict[str, Any]) -> None:
+        for field, value in entry.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise self.error(
+                    f"has half a surrogate pair in {field!r}, {json.dumps(value):.60}; expected"
+                    " whole characters"
+                ) from None
+
     def _list(self, text: str) -> list[Any]:
         try:
             found = json.loads(text)
@@ -131,9 +150,12 @@ class OwnLines:
         """Yield the lines of a table by the names in its first line; empty cells are not there."""
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
-            for field in reader.fieldnames or ():
+            fields = reader.fieldnames or ()
+            for place, field in enumerate(fields):
+                self._number = 1
+                if field in fields[:place]:
+                    raise self.error(f"names the column {field!r} twice; expected each once")
                 if field in _LISTS:
-                    self._number = 1
                     raise self.error(
                         f"has the field {field!r}; expected {_LISTS[field]}, since a cell holds"
                         " no list"

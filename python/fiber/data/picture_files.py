@@ -69,18 +69,15 @@ def check_picture(stored: StoredImage) -> CheckedPicture:
                 return CheckedPicture("truncated", filled)
         else:
             picture = _core.decode_image(data)
-    except ValueError as problem:
-        return CheckedPicture(_status_of(data, ending, str(problem)), str(problem))
+    except _core.DecodeError as problem:
+        return CheckedPicture(_status_of(data, ending, problem), str(problem))
     return CheckedPicture("ok", "", picture.shape[:2])  # type: ignore[arg-type]
 
 
-def _status_of(data: bytes, ending: str, said: str) -> str:
+def _status_of(data: bytes, ending: str, problem: _core.DecodeError) -> str:
     """Tell why a picture cannot be decoded, by what the decoder said and by its bytes."""
-    if "unsupported" in said or ending not in (*DECODED, "bin"):
-        return "unsupported"
-    if not data:
-        return "truncated"
-    return "truncated" if _lacks_end(data, ending) else "corrupt"
+    is_cut = problem.status == "corrupt" and _lacks_end(data, ending)
+    return "truncated" if is_cut else problem.status
 
 
 def _lacks_end(data: bytes, ending: str) -> bool:

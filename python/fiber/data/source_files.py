@@ -106,13 +106,17 @@ class SourceFile:
         self._index = index
         self._where = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
-    def walk(self, section: str) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a list of the file."""
-        self._where, self._index = "the file", None
-        entries = self.data.get(section)
-        if not isinstance(entries, list):
+    def having(self, section: str) -> SourceFile:
+        """Refuse a file without a list; gives the file."""
+        self._where, self._index = "", None
+        if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
             raise self.error(f"has no list {section!r}; it has {have}")
+        return self
+
+    def walk(self, section: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a list of the file."""
+        entries = self.having(section).data[section]
         for index, entry in enumerate(entries):
             self._where, self._index = section, index
             if not isinstance(entry, dict):

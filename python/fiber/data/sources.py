@@ -79,7 +79,8 @@ def captions(
         ValueError: if an entry is not as expected, with file, entry and key.
     """
     path = annotation_file(folder, split, "captions", annotations)
-    file, root = read_json(path, "COCO captions"), images_folder(folder, images)
+    file = read_json(path, "COCO captions").having("images")
+    root = images_folder(folder, images)
     pictures = {entry["id"]: entry for entry in file.pictures()}
     out, shown = RecordList(), set()
     for entry in file.walk("annotations"):
@@ -127,7 +128,8 @@ def detection(
         ValueError: if an entry is not as expected, with file, entry and key.
     """
     path = annotation_file(folder, split, "detection", annotations)
-    file, root = read_json(path, "COCO instances"), images_folder(folder, images)
+    file = read_json(path, "COCO instances").having("images")
+    root = images_folder(folder, images)
     return detection_records(file, root, objects=objects)
 
 

@@ -6,7 +6,8 @@ A YAML file names the others, which lie beside it:
     label: train.label.tsv           key, JSON list of {"class": "mug", "rect": [x0, y0, x1, y1]}
     hw: train.hw.tsv                 key, JSON list with {"height": 480, "width": 640}
     labelmap: train.labelmap.json    {"mug": 1, ...}
-    linelist: train.linelist.tsv     numbers of the lines that are read, repeats allowed; optional
+    linelist: train.linelist.tsv     numbers from 0 of the lines that are read, repeats allowed;
+                                     optional
 
 Beside every .tsv may lie a .lineidx with the byte at which each line starts; without one the file
 is gone through once. Pictures are read when their turn comes, never all of them.
@@ -79,7 +80,7 @@ class TsvFile:
         try:
             return data.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError as problem:
-            raise ValueError(f"{self.path}: line {number} is not text ({problem})") from None
+            raise ValueError(f"{self.path}: line {number + 1} is not text ({problem})") from None
 
     def __del__(self) -> None:
         file = getattr(self, "_file", None)
@@ -186,7 +187,7 @@ class TsvRecords(Sequence[Record]):
     ) -> tuple[list[tuple[float, float, float, float]], list[int]]:
         """Return boxes (half-open, pixels) and the places of their classes."""
         row = self._labels.row(line)
-        where = f"{self._labels.path}: line {line}"
+        where = f"{self._labels.path}: line {line + 1}"
         objects = _json_column(row, where)
         if isinstance(objects, dict):
             objects = objects.get("objects")
@@ -223,7 +224,7 @@ class TsvRecords(Sequence[Record]):
         """Return (height, width) in pixels; without a file of sizes, no bound."""
         if self._sizes is None:
             return math.inf, math.inf
-        where = f"{self._sizes.path}: line {line}"
+        where = f"{self._sizes.path}: line {line + 1}"
         found = _json_column(self._sizes.row(line), where)
         found = found[0] if isinstance(found, list) and found else found
         values = [
@@ -239,7 +240,7 @@ class TsvRecords(Sequence[Record]):
             return base64.b64decode(self._pictures.row(line)[-1], validate=True)
         except binascii.Error as problem:
             raise ValueError(
-                f"{self._pictures.path}: line {line} ends in no picture in base64 ({problem})"
+                f"{self._pictures.path}: line {line + 1} ends in no picture in base64 ({problem})"
             ) from None
 
 

@@ -191,7 +191,9 @@ class TaskStreams:
         try:
             batch = next(self._iterators[name])
         except DecodeError as problem:
-            raise DecodeError(f"{problem}; {_SKIP}") from None
+            told = DecodeError(f"{problem}; {_SKIP}")
+            told.status = problem.status
+            raise told from None
         except FileNotFoundError as problem:
             raise FileNotFoundError(f"{problem.strerror}: {problem.filename!r}; {_SKIP}") from None
         if name in self._texts:
