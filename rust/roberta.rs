@@ -235,10 +235,13 @@ mod tests {
         };
         let other = Tokenizer::from_json_with(&json, &named).unwrap();
         let found = other.check_for_models().unwrap_err().to_string();
-        assert!(found.starts_with("padding is 3 and the mask "), "{found}");
+        assert!(
+            found.contains("tokenizer: padding is 3 and the mask "),
+            "{found}"
+        );
         let words = Tokenizer::from_json(&crate::roles::tests::words(&["a"])).unwrap();
         let found = words.check_for_models().unwrap_err().to_string();
-        assert!(found.starts_with("its model is no BPE"), "{found}");
+        assert!(found.contains("tokenizer: its model is no BPE"), "{found}");
         assert!(Tokenizer::train(std::iter::empty(), 10).is_err());
     }
 }

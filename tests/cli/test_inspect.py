@@ -99,6 +99,13 @@ class TestOptions:
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(sheet)]) == 0
         with Image.open(sheet) as image:
             assert image.width > 1000
+        assert capsys.readouterr().out.endswith(f"\nsaved: {sheet}\n")
+        assert (
+            main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(sheet), "--json"])
+            == 0
+        )
+        said = capsys.readouterr()
+        assert json.loads(said.out) and f"saved: {sheet}" in said.err
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(folder)]) == 2
 
     def test_a_split_that_is_not_there(self, folder, capsys):

@@ -68,3 +68,18 @@ def test_nothing_is_drawn_of_nothing():
     image = Image.new("RGB", (40, 30), "white")
     draw_boxes(image, [], [], [])
     assert np.asarray(image).min() == 255
+
+
+def test_labels_at_the_upper_edge_are_whole():
+    """Letters without ascenders lie low in their line, whose top is then above the picture."""
+
+    def label(top: float) -> np.ndarray:
+        image = Image.new("RGB", (120, 120))
+        draw_boxes(image, [(5, top, 60, 110)], ["a green square"], [0])
+        return np.asarray(image)[:, :, 1]
+
+    whole = np.argwhere(label(60) > 150)
+    for top in (16, 16.4, 16.9, 17, 18):
+        letters = np.argwhere(label(top) > 150)
+        assert len(letters) == len(whole)
+        assert np.ptp(letters, 0).tolist() == np.ptp(whole, 0).tolist()

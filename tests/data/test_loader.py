@@ -1,18 +1,13 @@
 """The loader: what a batch holds, and that it depends on nothing but the seed and the sample."""
 
-import inspect
 import itertools
 import linecache
-import re
 
-import numpy as np
 import pytest
 import torch
 
 from fiber import DecodeError
 from fiber.data import (
-    Collator,
-    DataLoader,
     GroundingBatch,
     ImageTextBatch,
     ImageTransform,
@@ -369,7 +364,7 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
         # The second one is found by the record set, not by the threads.
         records = [broken, *RECORDS[1:3]] if broken else Failing(RECORDS[:3], 0, ValueError("no"))
         loader = make(tokenizer, records, on_error="skip")
-        batches = {"epoch": loader.epoch, "stream": loader.stream}.get(skipping, lambda: loader)()
+        batches = getattr(loader, skipping)() if skipping in ("epoch", "stream") else loader
         with pytest.warns(RuntimeWarning, match="left out") as told:
             if skipping == "next":
                 next(iter(batches))
@@ -379,59 +374,6 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
         assert told[0].filename == __file__
         line = linecache.getline(__file__, told[0].lineno).strip()
         assert line in ("for _ in batches:", "next(iter(batches))")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({name: "4"} for name in ("batch_size", "prefetch", "threads", "seed", "rank", "keep")),
-        *({name: True} for name in ("batch_size", "max_tokens", "world_size")),
-        {"max_tokens": "8"},
-        {"tokenizer": None},
-        {"transform": None},
-        {"transform": "squash"},
-        {"mlm_probability": "x"},
-        {"mlm_probability": None},
-        {"answers": 5},
-        {"answers": "yes"},
-        {"answers": ("yes", 1)},
-        {"batch_type": None},
-        {"accept_truncated": "no"},
-        {"image_dtype": torch.float16},
-        {"channels_last": 1},
-        {"shuffle": "no"},
-        {"drop_last": None},
-        {"pin_memory": "no"},
-    ],
-    ids=str,
-)
-def test_wrong_types_are_named(tokenizer, options):
-    ((name, value),) = options.items()
-    expected = f"^{name} is {re.escape(repr(value))}; expected "
-    usual = {"batch_type": "image_text", "tokenizer": tokenizer, "transform": CROP}
-    usual["max_tokens"] = 8
-    if name in inspect.signature(Collator).parameters:
-        with pytest.raises(TypeError, match=expected):
-            Collator(**{**usual, **options})
-    if name in inspect.signature(DataLoader).parameters:
-        with pytest.raises(TypeError, match=expected):
-            DataLoader(RECORDS, **{**usual, "batch_size": 2, **options})
-
-
-def test_wrong_types_of_positions_are_named(tokenizer):
-    loader = make(tokenizer)
-    for call in (loader.set_epoch, loader.epoch):
-        with pytest.raises(TypeError, match=r"epoch is 1\.5; expected a whole number"):
-            call(1.5)
-    with pytest.raises(TypeError, match="start is '1'; expected a whole number"):
-        loader.stream("1")
-    with pytest.raises(ValueError, match="epoch is -1; expected 0 or more"):
-        loader.epoch(-1)
-
-
-def test_whole_numbers_and_switches_of_numpy_are_taken(tokenizer):
-    options = {"batch_size": np.int64(3), "shuffle": np.bool_(False), "seed": np.uint8(4)}
-    assert len(next(make(tokenizer, mlm_probability=np.float32(0.5), **options).epoch())) == 3
 
 
 @pytest.mark.parametrize(

@@ -186,10 +186,13 @@ def test_a_file_with_other_encodings_is_named(lines):
         ),
         (
             CAPTION | {"boxes_xyxy": [[1, 2, 3, 4]], "labels": ["dog"]},
-            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind a line:"
-            " name the picture again on a line for each kind",
+            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind a"
+            " line: name the picture again on a line for each kind",
         ),
-        (CAPTION | {"text": "a \ud83d dog"}, r"has half a surrogate pair in 'text', \"a .ud83d dog"),
+        (
+            CAPTION | {"text": "a \ud83d dog"},
+            r"has half a surrogate pair in 'text', \"a .ud83d dog",
+        ),
         (CAPTION | {"text": "a \udc36"}, "has half a surrogate pair in 'text'"),
         (CAPTION | {"text": " \n"}, "has an empty 'text'"),
         (CAPTION | {"text": None}, "has 'text' 'None'; expected a text"),
@@ -337,7 +340,7 @@ class TestListsAndTables:
             (
                 "a.json",
                 r'[{"image": "1.png", "text": "\ud83d"}]',
-                r"a\.json: entry 1 has half a surrogate pair in 'text', .*; expected whole characters",
+                r"a\.json: entry 1 has half a surrogate pair in 'text', .*; expected whole char",
             ),
             ("a.json", "[]", r"a\.json is empty; expected a list of JSON objects"),
             ("a.csv", "", r"a\.csv is empty"),

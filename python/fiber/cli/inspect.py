@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def inspect(
         from fiber.postprocess.files import save_picture
 
         save_picture(drawn.draw, sheet)
+        # One JSON object alone stands on the output where it was asked for.
+        print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0
 
 

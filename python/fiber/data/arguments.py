@@ -1,4 +1,4 @@
-"""What each argument of `DataLoader` and `Collator` may be, and errors that name the one at fault."""
+"""What each argument of `DataLoader` and `Collator` may be, and errors that name it."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def draw_boxes(
     draw = ImageDraw.Draw(image)
     thickness = max(2, min(image.size) // 250)
     font = ImageFont.load_default(size=max(12, min(image.size) // 35))
-    extents = [draw.textbbox((0, 0), text, font=font) for text in texts]
+    # Anchored at the ink: PIL cuts letters of a line whose top is above the picture.
+    extents = [draw.textbbox((0, 0), text, font=font, anchor="lt") for text in texts]
     sizes = [
         (right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN) if text else (0.0, 0.0)
         for text, (left, top, right, bottom) in zip(texts, extents, strict=True)
@@ -148,5 +149,5 @@ def draw_boxes(
             nearest = [(min(max(box[0], place.x0), place.x1), min(max(box[1], place.y0), place.y1))]
             draw.line([*nearest, (box[0], box[1])], fill=color, width=max(1, thickness // 2))
         draw.rectangle((place.x0, place.y0, place.x1 - 1, place.y1 - 1), fill=color)
-        corner = (place.x0 + _MARGIN - extent[0], place.y0 + _MARGIN - extent[1])
-        draw.text(corner, text, fill=(255, 255, 255), font=font)
+        corner = (round(place.x0 + _MARGIN - extent[0]), round(place.y0 + _MARGIN - extent[1]))
+        draw.text(corner, text, fill=(255, 255, 255), font=font, anchor="lt")
