@@ -186,7 +186,7 @@ def test_broken_bytes_never_end_the_process():
 
 def test_other_formats_are_named_in_the_error():
     known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
-    with pytest.raises(DecodeError, match=rf"00 00 00 0c 6a .* are no {known} file"):
+    with pytest.raises(DecodeError, match=rf"^JPEG 2000: unsupported; expected a {known} file"):
         _core.decode_image(encode(smooth(8, 8), "jpeg2000"))
     with pytest.raises(DecodeError, match="no bytes"):
         _core.probe_image(b"")

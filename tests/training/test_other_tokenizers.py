@@ -19,7 +19,10 @@ def other(pictures) -> Tokenizer:
     return Tokenizer.from_json(json.replace('"<pad>"', '"[PAD]"'))
 
 
-MESSAGE = r"<pad> has no id; expected 1 in a vocabulary of \d+"
+MESSAGE = (
+    "fiber's models read RoBERTa's kind of tokenizer: "
+    r"<pad> has no id; expected 1 in a vocabulary of \d+"
+)
 
 
 def test_given_ones(other, tmp_path):
