@@ -42,7 +42,7 @@ cases = {
     "transform": lambda: lambda: _core.apply_transform(small, large),
     "texts": lambda: lambda: tokenizer.encode_batch(["a"] * 6000, pad_to=6000),
     "masks": lambda: lambda: tokenizer.encode_masked_batch(
-        ["a"] * 600, pad_to=6000, mlm_probability=0.1, seed=0, epoch=0, indices=range(600)
+        ["a"] * 2000, pad_to=6000, mlm_probability=0.1, seed=0, epoch=0, indices=range(2000)
     ),
 }
 run = cases[sys.argv[1]]()
@@ -68,7 +68,7 @@ print("done")
         ("resize", "6000 x 6000 pixels"),
         ("transform", "6000 x 6000 pixels"),
         ("texts", "6000 texts of 6000 tokens"),
-        ("masks", "600 texts of 6000 tokens"),
+        ("masks", "2000 texts of 6000 tokens"),
     ],
 )
 def test_what_memory_does_not_hold_is_an_error(case, what):
