@@ -377,6 +377,7 @@ mod tests {
         assembly.reopen(1);
         assert!(assembly.put(1, bad()));
     }
+
     #[test]
     fn memory_that_is_short_is_no_fault_of_a_record() {
         let (mut settings, pool) = (settings(Task::ImageText), Pool::new(1));

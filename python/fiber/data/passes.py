@@ -268,13 +268,14 @@ class StreamPasses:
         return (step.wanted for step in self.steps(epoch, 0, ""))
 
     def record(self, wanted: Wanted) -> Record:
-        """See `Passes`."""
-        assert wanted.record is not None
+        """See `Passes`: a stream's samples bring theirs."""
+        if wanted.record is None:
+            raise _in_any_order(f"record {wanted.number}")
         return wanted.record
 
     def replacement(self, wanted: Wanted, attempt: int) -> Wanted:
-        """Unreachable: the loader refuses "resample" for a stream."""
-        raise NotImplementedError
+        """See `Passes`; refused, as the loader refuses "resample" of a stream before."""
+        raise _in_any_order(f"another record than {wanted.number}")
 
     def fingerprint(self, passed: str) -> str:
         """See `Passes`: of keys and texts of the epoch so far."""
@@ -315,6 +316,10 @@ def _checked(index: int, record: object) -> Record:
             f"record {index} is of type {type(record).__name__}; expected fiber.data.Record"
         )
     return record
+
+
+def _in_any_order(what: str) -> TypeError:
+    return TypeError(f"{what} is asked for, of records that come in an order of their own")
 
 
 def _add(digest: hashlib._Hash, record: Record) -> None:
