@@ -44,15 +44,16 @@ def test_loss_by_hand(image_ids, text_ids):
     rows = len(image_ids)
     images, texts = unit_vectors(rows), unit_vectors(rows, seed=1)
     expected = plain_itc(images, texts, 0.3, image_ids, text_ids)
+    temperature = torch.tensor(0.3, dtype=torch.float64)
     found, similarities = itc_loss(
-        images, texts, torch.tensor(0.3), torch.tensor(image_ids), torch.tensor(text_ids)
+        images, texts, temperature, torch.tensor(image_ids), torch.tensor(text_ids)
     )
-    # float32 logits of size 3: 1e-6 is four of their rounding errors.
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+    # float64 logits of size 3 round by 4e-16 each; a loss adds up to 14 of them.
+    assert float(found) == pytest.approx(expected, abs=1e-14)
     assert similarities.counts == (rows,)
     assert not similarities.image_to_text.requires_grad
     torch.testing.assert_close(
-        similarities.text_to_image, (texts @ images.T / 0.3).float(), rtol=1e-6, atol=1e-6
+        similarities.text_to_image, texts @ images.T / 0.3, rtol=1e-14, atol=1e-14
     )
     for i in range(rows):
         for j in range(rows):

@@ -152,8 +152,8 @@ class CoarseCase:
         load_published_coarse(model, self.published_state())
         return model.eval()
 
-    def queue(self) -> PairQueue:
-        """The queue of the contrastive loss as it was at the start.
+    def queue(self, dtype: torch.dtype = torch.float32) -> PairQueue:
+        """The queue of the contrastive loss as it was at the start, its numbers in `dtype`.
 
         All of its columns are filled, but only the recorded total counts as written.
         """
@@ -164,9 +164,9 @@ class CoarseCase:
             image_size=(size, size),
             max_tokens=self.config["L"],
         )
-        queue.image_vectors = self.input("image_queue").T.contiguous()
-        queue.text_vectors = self.input("text_queue").T.contiguous()
-        queue.images = self.input("image_input_queue")
+        queue.image_vectors = self.input("image_queue").T.contiguous().to(dtype)
+        queue.text_vectors = self.input("text_queue").T.contiguous().to(dtype)
+        queue.images = self.input("image_input_queue").to(dtype)
         queue.token_ids = self.input("text_input_queue").clone()
         queue.text_mask = self.input("text_input_mask_queue").bool()
         # The published code has no such numbers: below 0 they are no pair's of the batch.

@@ -29,13 +29,14 @@ RAISED_BIASES = {7: 4.0, 9: 3.9, 2: 3.95}
 
 
 class Losses:
-    """Every recorded loss, by task; each call builds a fresh graph."""
+    """Every recorded loss, by task, in the model's type; each call builds a fresh graph."""
 
     def __init__(self, model: FiberImageText, case: CoarseCase) -> None:
         self.model, self.case = model, case
-        self.images = case.input("image")
+        self.dtype = model.language_head.decoder.bias.dtype
+        self.images = case.input("image").to(self.dtype)
         self.ids, self.mask = case.input("text_ids"), case.input("text_masks").bool()
-        self.queue = case.queue()
+        self.queue = case.queue(self.dtype)
         #: Numbers of this batch's pictures and texts. The published code has none: no two are equal
         #: and `enqueue` counts on, so that a repeated batch is a batch of new pairs.
         self.numbers = torch.arange(len(self.ids))
@@ -135,7 +136,8 @@ class Losses:
     def itm(self) -> Tensor:
         labels = self.case.stored("itm.labels").long()
         is_true = (labels == 1)[:, None, None, None]
-        pooled = self._pooled(torch.where(is_true, self.images, self.case.input("false_image")))
+        false_images = self.case.input("false_image").to(self.dtype)
+        pooled = self._pooled(torch.where(is_true, self.images, false_images))
         logits = self.model.itm_logits(pooled)
         self.found["itm.logits"] = logits
         return pair_loss(logits, labels)
@@ -149,9 +151,8 @@ class Losses:
         return vqa_loss(logits, targets)
 
     def nlvr2(self) -> Tensor:
-        logits = self.model.nlvr2_logits(
-            self._pooled(self.images), self._pooled(self.case.input("image_1"))
-        )
+        second = self.case.input("image_1").to(self.dtype)
+        logits = self.model.nlvr2_logits(self._pooled(self.images), self._pooled(second))
         self.found["nlvr2.logits"] = logits
         return nlvr2_loss(logits, torch.tensor([1, 0, 1])[: len(logits)])
 

@@ -1,7 +1,7 @@
 """Every tolerance of the parity checks, with the measured error it comes from.
 
 Errors of tensors are relative to max(1, absolute maximum of the recorded tensor), those of numbers
-to the recorded number. All are for float32 on a CPU.
+to the recorded number. All are for float32 on a CPU where nothing else is said.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ class CoarseTolerances(NamedTuple):
     #: Smaller norms are compared by their difference over the largest norm. Those of the recorded
     #: cases are zeros whose noise is 1.5e-9, and the gate named at micro, 2.4e-8.
     small_gradients: float = 1e-6
-    #: Losses of the recorded optimiser steps, and norms of weights after them. float64 against
-    #: the recorded ones: micro 2.6e-7 and 2.2e-8, tiny 3.5e-7 and 6.9e-8. Of the nearest mistakes
-    #: PyTorch's AdamW gives 2.6e-5 and 9.4e-5 on micro, another rule of decay 9.5e-5 of norms.
-    steps: float = 1e-5
-    weights_after_steps: float = 1e-5
+    #: Losses of the recorded optimiser steps, and norms of weights after them; these are computed
+    #: in float64. Against the recorded ones: micro 2.6e-7 and 2.2e-8, tiny 3.5e-7 and 6.9e-8, and
+    #: with weights drawn by plain loops 6.5e-7 and 1.7e-7. Of the nearest mistakes PyTorch's AdamW
+    #: gives 2.6e-5 and 9.4e-5 on micro, another rule of decay 9.5e-5 of norms.
+    steps: float = 2e-6
+    weights_after_steps: float = 5e-7
 
 
 #: (standard deviation of the weights, has the depth of the published model, has its width).
@@ -43,8 +44,9 @@ COARSE: dict[tuple[float, bool, bool], CoarseTolerances] = {
     (0.02, True, False): CoarseTolerances(2e-6, 1e-5, 1e-4),
     # tinyhot. float32 against float64: 6.2e-5; gradient norms of a re-run of the same operations in
     # another order: 7.7e-4. float64 against the recorded optimiser steps: losses 5.4e-4, norms
-    # 5.2e-6 (PyTorch's AdamW: 5.0e-3 and 9.6e-5).
-    (0.1, True, False): CoarseTolerances(1e-4, 1e-4, 2e-3, steps=1e-3, weights_after_steps=2e-5),
+    # 5.3e-6 (PyTorch's AdamW: 5.0e-3 and 9.6e-5); float32 gives norms of up to 2.6e-5, by processor
+    # and number of threads.
+    (0.1, True, False): CoarseTolerances(1e-4, 1e-4, 2e-3, steps=1e-3, weights_after_steps=1e-5),
     # base. Separate functional code: 8.5e-7 (Verification 3); the README suggests 1e-5.
     (0.02, True, True): CoarseTolerances(1e-5, 1e-5, 1e-4),
 }

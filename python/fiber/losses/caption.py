@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.losses.language import next_tokens
+from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size
 
 #: Smallest weight of a token, as published.
@@ -63,7 +64,7 @@ def gold_loss(
     targets = next_tokens(logits, token_ids, text_mask)
     real = targets >= 0
     weights = gold_weights(reference_logits, targets)
-    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    losses = F.cross_entropy(wide(logits).transpose(1, 2), targets, reduction="none")
     counts = real.sum(1)
     if divisor == "tokens":
         per_caption = (weights * losses).sum(1) / counts.clamp(min=1)
@@ -86,7 +87,7 @@ def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
     """
     real = targets >= 0
     # The published probabilities: exp(log(softmax + 1e-9)).
-    probabilities = reference_logits.float().softmax(-1) + _EPS
+    probabilities = wide(reference_logits).softmax(-1) + _EPS
     p = probabilities.gather(2, targets.clamp(min=0)[..., None])[..., 0] * real
     following = real.flip(1).cumsum(1).flip(1)
     q = p.flip(1).cumsum(1).flip(1) / following.clamp(min=1)
@@ -127,9 +128,9 @@ def self_critical_loss(
             f" rewards {tuple(rewards.shape)}; expected (B, S, L), (B, S, L) and (B, S)"
         )
     # A token of probability 0 outside a sample must not turn it into NaN.
-    kept = log_probs.float().masked_fill(~is_token, 0.0)
+    kept = wide(log_probs).masked_fill(~is_token, 0.0)
     means = kept.sum(2) / is_token.sum(2).clamp(min=1)
-    total = (means * (scale * (baseline - rewards.detach().float()))).sum()
+    total = (means * (scale * (baseline - wide(rewards.detach())))).sum()
     pictures = all_rank_sum(torch.tensor(len(rewards), device=rewards.device)).clamp(min=1)
     return total * world_size() / pictures
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.losses.gather import gather_rows, rank, row_counts
+from fiber.losses.precision import wide
 from fiber.losses.reduce import world_size
 
 #: Smallest and largest temperature, as published.
@@ -96,8 +97,8 @@ def itc_loss(
     left_out[torch.arange(len(targets), device=targets.device), targets] = False
 
     with torch.autocast(image_vectors.device.type, enabled=False):
-        images, texts = image_vectors.float(), text_vectors.float()
-        scale = 1 / temperature.float()
+        images, texts = wide(image_vectors), wide(text_vectors)
+        scale = 1 / wide(temperature)
         image_to_text = images @ gather_rows(texts, counts).T * scale
         text_to_image = texts @ gather_rows(images, counts).T * scale
         total = image_to_text.new_zeros(())

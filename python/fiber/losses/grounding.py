@@ -12,6 +12,7 @@ from torch import Tensor
 from fiber.config import FiberConfig
 from fiber.data.batches import GroundingBatch
 from fiber.losses.assign import atss_assign
+from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size
 from fiber.models.detector import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
@@ -54,7 +55,7 @@ def grounding_losses(
     image, anchor = (assigned >= 0).nonzero(as_tuple=True)
     box = assigned[image, anchor]
 
-    token_logits = torch.cat(output.token_logits, dim=1).float()
+    token_logits = wide(torch.cat(output.token_logits, dim=1))
     targets = torch.zeros_like(token_logits, dtype=torch.bool)
     if background_token is not None:
         free = assigned < 0
@@ -63,9 +64,9 @@ def grounding_losses(
 
     anchors = torch.cat(output.anchors)[anchor]
     boxes = batch.boxes_xyxy.float()[box]
-    predicted = decode_deltas(torch.cat(output.box_deltas, dim=1)[image, anchor].float(), anchors)
+    predicted = decode_deltas(wide(torch.cat(output.box_deltas, dim=1)[image, anchor]), anchors)
     centrality = centerness_targets(anchors, boxes)
-    centerness_logits = torch.cat(output.centerness_logits, dim=1)[image, anchor].float()
+    centerness_logits = wide(torch.cat(output.centerness_logits, dim=1)[image, anchor])
 
     alignment = (token_focal_loss(token_logits, targets) * output.text_mask[:, None]).sum()
     # Published on inclusive corners and without their 1, see `fiber.ops.boxes`.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size
 
 #: Label of a token that was not picked.
@@ -106,7 +107,8 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
             f"answer logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)};"
             " expected both (B, answers)"
         )
-    total = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum")
+    logits = wide(logits)
+    total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
     questions = all_rank_sum(torch.tensor(logits.shape[0], device=logits.device)).clamp(min=1)
     return total * world_size() / questions
 
@@ -137,6 +139,6 @@ def _check_integers(name: str, values: Tensor) -> None:
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labels of all ranks that are not IGNORED; logits (N, V), labels (N,)."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
     picked = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / picked

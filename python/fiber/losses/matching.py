@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fiber.losses.contrastive import Similarities
 from fiber.losses.gather import all_rank_max, fetch_rows, gather_rows, rank, row_counts
+from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size
 
 #: Label of a pair that the loss leaves out.
@@ -263,7 +264,7 @@ def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"matching logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
             " expected (n, 2) and (n,)"
         )
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
     pairs = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / pairs
 

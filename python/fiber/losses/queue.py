@@ -16,6 +16,7 @@ from torch import Tensor
 from fiber.losses.contrastive import TEMPERATURE_RANGE, Similarities, check_pairs
 from fiber.losses.gather import all_rank_max, gather_rows, row_counts
 from fiber.losses.matching import HardNegatives
+from fiber.losses.precision import wide
 from fiber.losses.reduce import world_size
 
 #: Id of <pad>, which shorter texts of the queue end with.
@@ -119,9 +120,9 @@ class PairQueue:
             )
         missing = self.token_ids.shape[1] - token_ids.shape[1]
         values = {
-            "image_vectors": image_vectors.float(),
-            "text_vectors": text_vectors.float(),
-            "images": images.float(),
+            "image_vectors": image_vectors.to(self.image_vectors.dtype),
+            "text_vectors": text_vectors.to(self.text_vectors.dtype),
+            "images": images.to(self.images.dtype),
             "token_ids": F.pad(token_ids, [0, missing], value=PAD_ID),
             "text_mask": F.pad(text_mask, [0, missing]),
             "image_ids": image_ids,
@@ -208,11 +209,11 @@ def queue_itc_loss(
     left_out.fill_diagonal_(False)
     targets = torch.arange(batch, device=image_ids.device)
     with torch.autocast(image_vectors.device.type, enabled=False):
-        images, texts = image_vectors.float(), text_vectors.float()
-        image_keys = torch.cat([images.detach(), queue.image_vectors[:used]])
-        text_keys = torch.cat([texts.detach(), queue.text_vectors[:used]])
-        image_to_text = images @ text_keys.T / temperature.float()
-        text_to_image = texts @ image_keys.T / temperature.float()
+        images, texts = wide(image_vectors), wide(text_vectors)
+        image_keys = torch.cat([images.detach(), queue.image_vectors[:used].to(images.dtype)])
+        text_keys = torch.cat([texts.detach(), queue.text_vectors[:used].to(texts.dtype)])
+        image_to_text = images @ text_keys.T / wide(temperature)
+        text_to_image = texts @ image_keys.T / wide(temperature)
         total = image_to_text.new_zeros(())
         for logits in (image_to_text, text_to_image):
             kept = logits.masked_fill(left_out, -torch.inf)
