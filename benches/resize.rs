@@ -1,6 +1,6 @@
 //! Time of a resize row by row, without Python: `bench_resize.py` runs it beside its peers.
 //!
-//! Arguments: height, width, new height, new width, kernel, instructions. It prints milliseconds for a
+//! Arguments: height, width, new height, new width, kernel, precision, instructions. It prints milliseconds for a
 //! picture whose rows come in eight at a time: the median of many, so that those in which the machine
 //! did something else do not count.
 
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use fiber_core::Error;
 use fiber_core::instructions::Instructions;
-use fiber_core::resize::{Crop, Filter, ResizeScratch, RowResizer};
+use fiber_core::resize::{Crop, Filter, Method, Precision, ResizeScratch, RowResizer};
 
 /// Rows that a decoder gives out at a time.
 const ROWS: usize = 8;
@@ -19,7 +19,16 @@ fn main() -> Result<(), Error> {
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
-    let [height, width, new_height, new_width, kernel, instructions] = given.as_slice() else {
+    let [
+        height,
+        width,
+        new_height,
+        new_width,
+        kernel,
+        precision,
+        instructions,
+    ] = given.as_slice()
+    else {
         return Ok(());
     };
     let number = |text: &String| text.parse::<usize>().unwrap_or(0);
@@ -27,7 +36,10 @@ fn main() -> Result<(), Error> {
         (number(height), number(width)),
         (number(new_height), number(new_width)),
     );
-    let filter = Filter::from_name(kernel)?;
+    let method = Method {
+        filter: Filter::from_name(kernel)?,
+        precision: Precision::from_name(precision)?,
+    };
     let mut scratch = ResizeScratch::new(Instructions::from_name(instructions)?);
     let mut state = 1_u32;
     let pixels: Vec<u8> = (0..source.0 * source.1 * 3)
@@ -42,7 +54,7 @@ fn main() -> Result<(), Error> {
     for _ in 0..repeats {
         let began = Instant::now();
         let crop = Crop::whole(source.0, source.1);
-        let mut resizer = RowResizer::new(&mut scratch, source, crop, output, filter)?;
+        let mut resizer = RowResizer::new(&mut scratch, source, crop, output, method)?;
         for (part, rows) in pixels.chunks(ROWS * source.1 * 3).enumerate() {
             resizer.push_rows(part * ROWS, rows, &mut |_, row| sum += u64::from(row[0]))?;
         }

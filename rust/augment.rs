@@ -10,7 +10,7 @@ use crate::normalize::Normalization;
 use crate::plan::Plan;
 use crate::rand_augment::RandAugment;
 use crate::random::Draws;
-use crate::resize::{self, Crop, Filter};
+use crate::resize::{self, Crop, Method};
 
 /// The geometry of a transform.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +47,8 @@ pub enum Geometry {
 pub struct Transform {
     /// Crop and size.
     pub geometry: Geometry,
-    /// Kernel of the resize.
-    pub filter: Filter,
+    /// How pictures are resized.
+    pub method: Method,
     /// Probability of mirroring left and right.
     pub flip_probability: f64,
     /// What is done to the colours of the resized picture.
@@ -118,7 +118,7 @@ impl Transform {
             flip: draws.unit() < self.flip_probability,
             colors: self.color_jitter.draw(draws),
             operations: self.rand_augment.draw(draws),
-            filter: self.filter,
+            method: self.method,
             whole: whole_size,
         }
     }
@@ -190,6 +190,7 @@ mod tests {
     use super::*;
     use crate::image::Rgb;
     use crate::random::Purpose;
+    use crate::resize::Filter;
 
     fn draws(index: u64) -> Draws {
         Draws::new(0, 0, index, Purpose::Picture(0))
@@ -198,7 +199,7 @@ mod tests {
     fn transform(geometry: Geometry, flip_probability: f64) -> Transform {
         Transform {
             geometry,
-            filter: Filter::Bilinear,
+            method: Filter::Bilinear.into(),
             flip_probability,
             color_jitter: ColorJitter::off(),
             rand_augment: RandAugment::off(),

@@ -72,7 +72,11 @@ mod simd_resize;
 mod simd_resize_avx2;
 #[cfg(target_arch = "x86_64")]
 mod simd_resize_avx512;
+#[cfg(target_arch = "x86_64")]
+mod simd_resize_fast;
 #[cfg(target_arch = "aarch64")]
 mod simd_resize_neon;
+#[cfg(target_arch = "x86_64")]
+mod simd_resize_wide;
 #[cfg(target_arch = "x86_64")]
 mod simd_tables_avx512;

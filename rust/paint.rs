@@ -13,7 +13,7 @@ use crate::memory;
 use crate::normalize::RowWriter;
 use crate::opened::Opened;
 use crate::plan::{self, Plan};
-use crate::resize::{Crop, Filter, ResizeScratch, RowResizer};
+use crate::resize::{Crop, Method, ResizeScratch, RowResizer};
 use crate::settings::Settings;
 
 /// What became of a picture that is in its batch.
@@ -81,7 +81,7 @@ impl<'a> Rows<'a> {
         source: (usize, usize),
         crop: Crop,
         output: (usize, usize),
-        filter: Filter,
+        method: Method,
     ) -> Result<Self, Error> {
         let inside = crop.top + crop.height <= source.0 && crop.left + crop.width <= source.1;
         if (crop.height, crop.width) == output && inside {
@@ -90,7 +90,7 @@ impl<'a> Rows<'a> {
                 stride: source.1 * 3,
             });
         }
-        RowResizer::new(scratch, source, crop, output, filter).map(Self::Resized)
+        RowResizer::new(scratch, source, crop, output, method).map(Self::Resized)
     }
 
     fn last_row_needed(&self) -> usize {
@@ -219,7 +219,7 @@ impl Hand {
         }
         let output = (plan.height, plan.width);
         let canvas = Canvas {
-            rows: Rows::new(&mut self.scratch, source, crop, output, plan.filter)?,
+            rows: Rows::new(&mut self.scratch, source, crop, output, plan.method)?,
             writer: &mut self.writer,
             whole: &mut self.whole,
             plan,

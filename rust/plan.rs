@@ -7,7 +7,7 @@ use crate::color_jitter::ColorChange;
 use crate::image::Rgb;
 use crate::jpeg::Scale;
 use crate::rand_augment::Operation;
-use crate::resize::{self, Crop, Filter};
+use crate::resize::{self, Crop, Method};
 
 /// The choices made for one picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +24,8 @@ pub struct Plan {
     pub colors: Vec<ColorChange>,
     /// What is done to the resized picture after that, in this order.
     pub operations: Vec<Operation>,
-    /// Kernel of the resize.
-    pub filter: Filter,
+    /// How it is resized.
+    pub method: Method,
     /// (height, width) in pixels that the whole picture would be resized to; where a part is cut out
     /// by [`Cut`], boxes may ask for it.
     pub(crate) whole: Option<(usize, usize)>,
@@ -56,7 +56,7 @@ impl Plan {
     /// # Errors
     /// [`Error::Argument`] where the plan was made for another size.
     pub fn apply(&self, image: &Rgb) -> Result<Rgb, Error> {
-        let mut resized = resize::resize(image, self.crop, self.height, self.width, self.filter)?;
+        let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
         self.change(&mut resized);
         Ok(resized)
     }

@@ -1,4 +1,5 @@
-//! Antialiased resize, equal to Pillow's `Image.resize` of eight-bit pictures value by value.
+//! Antialiased resize, equal to Pillow's `Image.resize` of eight-bit pictures value by value, or by
+//! request within one level of it.
 //!
 //! A separable convolution: rows first, then columns, each pass with weights in 22-bit fixed point
 //! and eight-bit results. Rows always come first, as in the Pillow that the published models were
@@ -67,6 +68,61 @@ impl Filter {
     }
 }
 
+/// How near to Pillow's values a resize is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// No value differs.
+    #[default]
+    Exact,
+    /// None differs by more than one level, where that saves time on this processor.
+    Fast,
+}
+
+impl Precision {
+    /// Find a precision by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "exact" => Ok(Self::Exact),
+            "fast" => Ok(Self::Fast),
+            _ => Err(Error::argument(
+                "resize",
+                format!("'{name}' is no precision; expected 'exact' or 'fast'"),
+            )),
+        }
+    }
+
+    /// Name in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+}
+
+/// How a picture is resized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// The kernel.
+    pub filter: Filter,
+    /// How near to Pillow's values.
+    pub precision: Precision,
+}
+
+impl From<Filter> for Method {
+    /// The filter exactly.
+    fn from(filter: Filter) -> Self {
+        Self {
+            filter,
+            precision: Precision::Exact,
+        }
+    }
+}
+
 /// A rectangle of whole pixels inside a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crop {
@@ -119,12 +175,12 @@ pub fn resize(
     crop: Crop,
     height: usize,
     width: usize,
-    filter: Filter,
+    method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
     thread_local! {
         static SCRATCH: RefCell<ResizeScratch> = RefCell::default();
     }
-    SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), filter))
+    SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), method))
 }
 
 /// The same with memory and instructions of the caller's choice; `output` is (height, width).
@@ -136,10 +192,10 @@ pub fn resize_with(
     image: &Rgb,
     crop: Crop,
     output: (usize, usize),
-    filter: Filter,
+    method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
     let source = (image.height, image.width);
-    let mut resizer = RowResizer::new(scratch, source, crop, output, filter)?;
+    let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
     let mut pixels = Vec::new();
     let what = memory::of_picture(output.0, output.1);
     memory::reserve(&mut pixels, output.0 * output.1 * 3, what)?;

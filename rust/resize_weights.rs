@@ -7,6 +7,9 @@ use crate::resize::Filter;
 /// Bits behind the point of a weight: eight bits of pixel and two of headroom are kept free.
 pub(crate) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
+/// Bits behind the point of a weight that [`Weights::round`] has rounded.
+pub(crate) const COARSE_BITS: u32 = 14;
+
 /// Rows or columns that are weighed together.
 pub(crate) const QUAD: usize = 4;
 
@@ -60,6 +63,30 @@ impl Weights {
             weights.counts.push(end - start);
         }
         weights
+    }
+
+    /// Round the weights to [`COARSE_BITS`] behind the point; those of each output still add up to one,
+    /// for which the largest gives way.
+    #[must_use]
+    pub(crate) fn round(mut self) -> Self {
+        const LOST: u32 = PRECISION_BITS - COARSE_BITS;
+        for values in self.values.chunks_exact_mut(self.taps) {
+            for value in &mut *values {
+                *value = (*value + (1 << (LOST - 1))) >> LOST << LOST;
+            }
+            let missing = (1 << PRECISION_BITS) - values.iter().sum::<i32>();
+            if let Some(largest) = values.iter_mut().max() {
+                *largest += missing;
+            }
+        }
+        self
+    }
+
+    /// A weight that [`Self::round`] has rounded, in units of [`COARSE_BITS`].
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::cast_possible_truncation)] // 1 is 2^14, and none is far above 1.
+    pub(crate) fn coarse(value: i32) -> i16 {
+        (value >> (PRECISION_BITS - COARSE_BITS)) as i16
     }
 
     /// Positions of the output.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::instructions::Instructions;
-use crate::resize::{Crop, Filter, check_output};
+use crate::resize::{Crop, Filter, Method, Precision, check_output};
 use crate::resize_weights::{QUAD, QuadWeights, Weights};
 use crate::simd_resize::{Across, COLUMNS, Passes};
 
@@ -18,7 +18,7 @@ pub struct ResizeScratch {
     down: Cache<QuadWeights>,
     /// Four rows of the source, each in three planes.
     planes: Vec<u8>,
-    /// Rows of the output's width, four at a time.
+    /// Values of rows of the output's width, four at a time.
     ring: Vec<u8>,
     /// A row of the output with its padding.
     row: Vec<u8>,
@@ -48,8 +48,8 @@ impl ResizeScratch {
     }
 }
 
-/// (input, output) in pixels and the kernel.
-type Key = (usize, usize, Filter);
+/// (input, output) in pixels, the kernel, and whether the weights are rounded.
+type Key = (usize, usize, Filter, bool);
 
 /// Tables that were used last, the latest first.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl<T> Cache<T> {
     fn get(&mut self, key: Key, make: impl FnOnce(Weights) -> T) -> Arc<T> {
         let found = self.0.iter().position(|(known, _)| *known == key);
         let entry = found.and_then(|place| self.0.remove(place));
-        let (input, output, filter) = key;
+        let (input, output, filter, _) = key;
         let (_, table) =
             entry.unwrap_or_else(|| (key, Arc::new(make(Weights::new(input, output, filter)))));
         self.0.truncate(Self::ENTRIES - 1);
@@ -90,6 +90,8 @@ pub struct RowResizer<'a> {
     output: (usize, usize),
     /// Width of the output with its padding.
     columns: usize,
+    /// Bytes of a quad of the ring.
+    quad: usize,
     /// Bytes of one channel of a row of the source, with padding.
     plane: usize,
     /// Rows inside the crop that have come in.
@@ -101,6 +103,8 @@ pub struct RowResizer<'a> {
 impl<'a> RowResizer<'a> {
     /// Cut a rectangle out of a picture of `source` (height, width) and resize it to `output`.
     ///
+    /// The method is a [`Method`], or a [`Filter`] where no value may differ.
+    ///
     /// # Errors
     /// [`Error::Argument`] where a size is 0 or the crop leaves the picture.
     pub fn new(
@@ -108,24 +112,28 @@ impl<'a> RowResizer<'a> {
         source: (usize, usize),
         crop: Crop,
         output: (usize, usize),
-        filter: Filter,
+        method: impl Into<Method>,
     ) -> Result<Self, Error> {
         check(source, crop, output)?;
+        let Method { filter, precision } = method.into();
         let passes = scratch.passes;
+        let axes = [(crop.height, output.0), (crop.width, output.1)];
+        let is_fast = precision == Precision::Fast && passes.are_fast(axes);
+        let [down, across] = axes.map(|(input, output)| (input, output, filter, is_fast));
+        let rounded = |weights: Weights| {
+            if is_fast { weights.round() } else { weights }
+        };
         let across = scratch
             .across
-            .get((crop.width, output.1, filter), |weights| {
-                passes.lay_out(weights)
-            });
+            .get(across, |weights| passes.lay_out(rounded(weights), is_fast));
         let down = scratch
             .down
-            .get((crop.height, output.0, filter), |weights| {
-                QuadWeights::new(&weights)
-            });
+            .get(down, |weights| QuadWeights::new(&rounded(weights)));
         let columns = output.1.next_multiple_of(COLUMNS);
         let plane = across.plane(crop.width);
         grow(&mut scratch.planes, 3 * QUAD * plane);
-        grow(&mut scratch.ring, down.most * 3 * QUAD * columns);
+        let quad = 3 * QUAD * columns * across.value_bytes();
+        grow(&mut scratch.ring, down.most * quad);
         grow(&mut scratch.row, 3 * columns);
         Ok(Self {
             scratch,
@@ -135,6 +143,7 @@ impl<'a> RowResizer<'a> {
             crop,
             output,
             columns,
+            quad,
             plane,
             received: 0,
             emitted: 0,
@@ -198,16 +207,11 @@ impl<'a> RowResizer<'a> {
         Ok(())
     }
 
-    /// Bytes of a quad of the ring.
-    fn quad(&self) -> usize {
-        3 * QUAD * self.columns
-    }
-
     /// Put the rows that came in last through the horizontal pass. In an unfinished quad old rows may
     /// stand below them; their weights are 0.
     fn finish_quad(&mut self) {
         let number = (self.received - 1) / QUAD;
-        let start = number % self.down.most * self.quad();
+        let start = number % self.down.most * self.quad;
         let scratch = &mut *self.scratch;
         if let Some(quad) = scratch.ring.get_mut(start..) {
             let (planes, plane) = (&scratch.planes, self.plane);
@@ -218,7 +222,7 @@ impl<'a> RowResizer<'a> {
 
     fn emit_rows(&mut self, emit: &mut dyn FnMut(usize, &[u8])) {
         let finished = self.received.div_ceil(QUAD);
-        let (quad, most) = (self.quad(), self.down.most);
+        let (quad, most) = (self.quad, self.down.most);
         let bytes = 3 * self.output.1;
         let scratch = &mut *self.scratch;
         while let Some((first, weights)) = self.down.of(self.emitted) {
@@ -231,6 +235,7 @@ impl<'a> RowResizer<'a> {
                 .starts
                 .extend(numbers.map(|number| number % most * quad));
             scratch.passes.down(
+                &self.across,
                 &scratch.ring,
                 &scratch.starts,
                 weights,
@@ -347,8 +352,8 @@ mod tests {
             assert_eq!(found.unwrap(), fresh.unwrap());
             assert!(scratch.down.0.len() <= Cache::<QuadWeights>::ENTRIES);
         }
-        assert_eq!(scratch.down.0[0].0, (4, 38, Filter::Bicubic));
-        assert_eq!(scratch.across.0[1].0, (6, 39, Filter::Bicubic));
+        assert_eq!(scratch.down.0[0].0, (4, 38, Filter::Bicubic, false));
+        assert_eq!(scratch.across.0[1].0, (6, 39, Filter::Bicubic, false));
     }
 
     #[test]

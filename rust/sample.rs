@@ -255,7 +255,7 @@ pub(crate) mod tests {
             tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
             transform: Transform {
                 geometry: Geometry::Squash { size: 8 },
-                filter: Filter::Bicubic,
+                method: Filter::Bicubic.into(),
                 flip_probability: 0.0,
                 color_jitter: crate::color_jitter::ColorJitter::off(),
                 rand_augment: RandAugment::off(),

@@ -10,7 +10,10 @@ use crate::simd_loops::{self, Loop};
 #[cfg(target_arch = "aarch64")]
 use crate::simd_resize_neon as neon;
 #[cfg(target_arch = "x86_64")]
-use crate::{simd_resize_avx2 as avx2, simd_resize_avx512 as avx512};
+use crate::{
+    simd_resize_avx2 as avx2, simd_resize_avx512 as avx512, simd_resize_fast as fast,
+    simd_resize_wide as wide,
+};
 
 /// Columns are padded to a multiple of this.
 pub(crate) const COLUMNS: usize = 64;
@@ -23,6 +26,12 @@ pub(crate) enum Across {
     Avx2(avx2::Table),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Table),
+    /// Of far fewer columns, for both of the above.
+    #[cfg(target_arch = "x86_64")]
+    Wide(wide::Table),
+    /// At most one level off.
+    #[cfg(target_arch = "x86_64")]
+    Fast(fast::Table),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Table),
 }
@@ -36,10 +45,23 @@ impl Across {
             Self::Avx2(table) => table.reach(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(table) => table.reach(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(table) => table.reach(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Fast(table) => table.reach(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(table) => table.reach(),
         };
         reach.max(columns).next_multiple_of(COLUMNS)
+    }
+
+    /// Bytes of a value between the passes.
+    pub(crate) fn value_bytes(&self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Fast(_) => fast::VALUE_BYTES,
+            _ => 1,
+        }
     }
 }
 
@@ -59,24 +81,40 @@ impl Passes {
         self.0
     }
 
-    /// Lay out weights of the horizontal pass.
-    pub(crate) fn lay_out(self, weights: Weights) -> Across {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let table = match self.0 {
-                Instructions::Scalar | Instructions::Neon => None,
-                Instructions::Avx2 => avx2::Table::new(&weights).map(Across::Avx2),
-                Instructions::Avx512 => avx512::Table::new(&weights).map(Across::Avx512),
-            };
-            if let Some(table) = table {
-                return table;
+    /// Lay out weights of the horizontal pass; rounded ones if `is_fast`.
+    pub(crate) fn lay_out(self, weights: Weights, is_fast: bool) -> Across {
+        let _ = is_fast; // Not looked at on every processor.
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => {
+                let table = if is_fast {
+                    fast::Table::new(&weights).map(Across::Fast)
+                } else {
+                    avx2::Table::new(&weights).map(Across::Avx2)
+                };
+                table.unwrap_or_else(|| Across::Wide(wide::Table::new(&weights)))
             }
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => avx512::Table::new(&weights)
+                .map_or_else(|| Across::Wide(wide::Table::new(&weights)), Across::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            Instructions::Neon => Across::Neon(neon::Table::new(&weights)),
+            _ => Across::Plain(weights),
         }
-        #[cfg(target_arch = "aarch64")]
-        if self.0 == Instructions::Neon {
-            return Across::Neon(neon::Table::new(&weights));
+    }
+
+    /// Whether these sizes, (input, output) in pixels of each axis, are resized at most one level off
+    /// where that is asked for, with weights that are rounded. AVX-512 is as fast exactly, and elsewhere
+    /// there are no such loops.
+    pub(crate) fn are_fast(self, axes: [(usize, usize); 2]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Instructions::Avx2 {
+            return axes
+                .into_iter()
+                .all(|(input, output)| fast::serves(input, output));
         }
-        Across::Plain(weights)
+        let _ = axes;
+        false
     }
 
     /// Part pixels of three bytes into planes, which start at the places given.
@@ -105,7 +143,7 @@ impl Passes {
     /// Make four rows of the output's width out of four of the input's.
     ///
     /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three of
-    /// `columns` * 4 bytes, four rows of every column side by side.
+    /// `columns` * 4 values of [`Across::value_bytes`], as the vertical pass of the table takes them.
     pub(crate) fn across(
         self,
         table: &Across,
@@ -133,6 +171,12 @@ impl Passes {
             Across::Avx2(table) => unsafe { avx2::across(table, planes, plane, quads, columns) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
+            Across::Wide(table) => unsafe { wide::across(table, planes, plane, quads, columns) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Across::Fast(table) => unsafe { fast::across(table, planes, plane, quads, columns) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             Across::Avx512(table) => unsafe {
                 avx512::across(table, planes, plane, quads, columns);
             },
@@ -144,15 +188,25 @@ impl Passes {
 
     /// Make a row of the output out of quads of rows: bytes of `columns` pixels, which are padded.
     ///
-    /// `starts` are where the quads start in `ring`, each of three times `columns` * 4 bytes.
+    /// `table` is what made the quads; `starts` are where they start in `ring`, each of three times
+    /// `columns` * 4 values.
     pub(crate) fn down(
         self,
+        table: &Across,
         ring: &[u8],
         starts: &[usize],
         weights: &[[i32; QUAD]],
         columns: usize,
         output: &mut [u8],
     ) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(table, Across::Fast(_)) {
+            // SAFETY: such tables are made where the processor has the instructions.
+            unsafe { fast::down(ring, starts, weights, columns, output) };
+            return;
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = table;
         match self.0 {
             // SAFETY: the processor has the instructions.
             #[cfg(target_arch = "x86_64")]

@@ -12,16 +12,16 @@ use std::arch::x86_64::*;
 use crate::resize_weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Columns of the output that are made at once, one in each 32-bit lane.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 /// Bytes of a register, and of the halves inside of which bytes can be moved.
-const BYTES: usize = 32;
-const HALF: usize = 16;
+pub(crate) const BYTES: usize = 32;
+pub(crate) const HALF: usize = 16;
 /// An index that gives a byte of 0.
-const NONE: u8 = 0x80;
+pub(crate) const NONE: u8 = 0x80;
 
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug)]
-struct Line([u8; BYTES]);
+pub(crate) struct Line(pub [u8; BYTES]);
 
 /// The weights of the horizontal pass, by blocks of 8 columns of the output.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Table {
 
 /// Upper and lower part of a weight.
 #[allow(clippy::cast_possible_truncation)] // The lower part is taken off; weights have 24 bits.
-fn parts_of(weight: i32) -> [i16; 2] {
+pub(crate) fn parts_of(weight: i32) -> [i16; 2] {
     let low = weight as i8;
     [((weight - i32::from(low)) >> 8) as i16, low.into()]
 }
@@ -114,7 +114,7 @@ unsafe fn load(bytes: *const u8) -> __m256i {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn line(bytes: &Line) -> __m256i {
+pub(crate) fn line(bytes: &Line) -> __m256i {
     // SAFETY: a line has 32 bytes.
     unsafe { load(bytes.0.as_ptr()) }
 }
@@ -133,7 +133,7 @@ fn twice(bytes: [u8; HALF]) -> __m256i {
 /// 16 bytes can be read from both.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
+pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
     // SAFETY: as above.
     unsafe { _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast())) }
 }
@@ -417,7 +417,7 @@ unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[_
 /// Write 32 pixels.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
+pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
     let start = pixels.as_mut_ptr();
     for (output, index) in MERGE.iter().enumerate() {
         let merged = gather(planes, index);

@@ -32,7 +32,7 @@ fn settings(task: Task) -> Settings {
                 scale: (0.5, 1.0),
                 ratio: (0.75, 4.0 / 3.0),
             },
-            filter: Filter::Bicubic,
+            method: Filter::Bicubic.into(),
             flip_probability: 0.5,
             color_jitter: ColorJitter::off(),
             rand_augment: RandAugment {

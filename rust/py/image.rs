@@ -21,7 +21,7 @@ use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normaliz
 use crate::rand_augment;
 use crate::random::{Draws, Purpose};
 use crate::record;
-use crate::resize::{self, Crop, Filter, ResizeScratch, RowResizer};
+use crate::resize::{self, Crop, Filter, Method, Precision, ResizeScratch, RowResizer};
 use crate::storage::{Dtype, Layout};
 
 /// What happens to a picture and its boxes on their way into a batch.
@@ -34,6 +34,7 @@ pub struct ImageTransform {
 /// What all transforms share.
 struct Common<'a> {
     filter: &'a str,
+    resize: &'a str,
     flip_probability: f64,
     color_jitter: Option<&'a ColorJitter>,
     rand_augment: Option<&'a RandAugment>,
@@ -46,7 +47,7 @@ impl ImageTransform {
     fn new(geometry: Geometry, common: &Common<'_>) -> PyResult<Self> {
         let inner = Transform {
             geometry,
-            filter: Filter::from_name(common.filter)?,
+            method: method(common.filter, common.resize)?,
             flip_probability: common.flip_probability,
             color_jitter: common
                 .color_jitter
@@ -65,23 +66,33 @@ impl ImageTransform {
     }
 }
 
+/// The method that two words name.
+fn method(filter: &str, precision: &str) -> PyResult<Method> {
+    Ok(Method {
+        filter: Filter::from_name(filter)?,
+        precision: Precision::from_name(precision)?,
+    })
+}
+
 #[pymethods]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 impl ImageTransform {
     /// Resize to exactly size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
         size: usize,
         color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         filter: &str,
+        resize: &str,
         channel_order: &str,
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
+            resize,
             flip_probability: 0.0,
             color_jitter,
             rand_augment,
@@ -94,7 +105,7 @@ impl ImageTransform {
 
     /// Cut out a random rectangle and resize it to size x size.
     #[staticmethod]
-    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
         size: usize,
         scale: (f64, f64),
@@ -103,12 +114,14 @@ impl ImageTransform {
         color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         filter: &str,
+        resize: &str,
         channel_order: &str,
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
+            resize,
             flip_probability,
             color_jitter,
             rand_augment,
@@ -121,7 +134,7 @@ impl ImageTransform {
 
     /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
     #[staticmethod]
-    #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, color_jitter = None, rand_augment = None, divisor = 32, filter = "bilinear", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, color_jitter = None, rand_augment = None, divisor = 32, filter = "bilinear", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
         sizes: Vec<usize>,
         max_size: usize,
@@ -132,12 +145,14 @@ impl ImageTransform {
         rand_augment: Option<&RandAugment>,
         divisor: usize,
         filter: &str,
+        resize: &str,
         channel_order: &str,
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
         let common = Common {
             filter,
+            resize,
             flip_probability,
             color_jitter,
             rand_augment,
@@ -199,7 +214,8 @@ impl ImageTransform {
         let rand_augment = &self.inner.rand_augment;
         let drawn = (rand_augment.num_ops > 0).then(|| describe_rand_augment(py, rand_augment));
         settings.set_item("rand_augment", drawn.transpose()?)?;
-        settings.set_item("filter", self.inner.filter.name())?;
+        settings.set_item("filter", self.inner.method.filter.name())?;
+        settings.set_item("resize", self.inner.method.precision.name())?;
         let normalization = &self.inner.normalization;
         settings.set_item("channel_order", normalization.channel_order.name())?;
         settings.set_item("mean", normalization.mean)?;
@@ -251,18 +267,20 @@ pub fn read_image(py: Python<'_>, path: PathBuf, max_pixels: usize) -> PyResult<
 ///
 /// Rows go through `rows_at_once` at a time, 0 for all.
 #[pyfunction]
-#[pyo3(signature = (image, height, width, filter = "bicubic", *, crop = None, rows_at_once = 0, instructions = None))]
+#[pyo3(signature = (image, height, width, filter = "bicubic", *, resize = "exact", crop = None, rows_at_once = 0, instructions = None))]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn resize_image(
     image: &Bound<'_, PyAny>,
     height: usize,
     width: usize,
     filter: &str,
+    resize: &str,
     crop: Option<(usize, usize, usize, usize)>,
     rows_at_once: usize,
     instructions: Option<&str>,
 ) -> PyResult<Buffer> {
     let image_array = to_rgb(image)?;
-    let filter = Filter::from_name(filter)?;
+    let method = method(filter, resize)?;
     let source = (image_array.height, image_array.width);
     let crop = crop.map_or(
         Crop::whole(source.0, source.1),
@@ -276,10 +294,10 @@ pub fn resize_image(
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let resized = image.py().detach(|| {
         if instructions.is_none() && rows_at_once == 0 {
-            return resize::resize(&image_array, crop, height, width, filter);
+            return resize::resize(&image_array, crop, height, width, method);
         }
         let mut scratch = ResizeScratch::new(instructions.unwrap_or_else(Instructions::best));
-        let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), filter)?;
+        let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), method)?;
         let mut pixels = Vec::new();
         let count = if rows_at_once == 0 {
             source.0

@@ -189,6 +189,7 @@ def test_describe_and_compare():
             "size: cannot resize to 0 x 0 pixels; expected 1 or more",
         ),
         (lambda: ImageTransform.squash(8, filter="nearest"), "filter: 'nearest'"),
+        (lambda: ImageTransform.squash(8, resize="quick"), "resize: 'quick'"),
         (lambda: ImageTransform.squash(8, channel_order="gbr"), "channel_order: 'gbr'"),
         (lambda: ImageTransform.squash(8, std=(1, 0, 1)), "std: "),
         (lambda: ImageTransform.random_resized_crop(8, scale=(0, 1)), "scale: "),

@@ -115,6 +115,52 @@ def test_extreme_values_do_not_wrap(kernel, instructions):
         assert_same(white, height, width, kernel, instructions=instructions)
 
 
+def difference(image: np.ndarray, height: int, width: int, kernel: str, **options) -> np.ndarray:
+    """How many levels each value of a fast resize is off."""
+    fast = _core.resize_image(image, height, width, kernel, resize="fast", **options)
+    return np.asarray(fast).astype(int) - by_pillow(image, height, width, kernel)
+
+
+def hard_pictures(rng: np.random.Generator, h: int, w: int) -> list[np.ndarray]:
+    """Noise, black and white noise, stripes both ways."""
+    whole = [rng.integers(0, 256, (h, w, 3)), rng.integers(0, 2, (h, w, 3)) * 255]
+    stripes = [rng.integers(0, 256, (h, 1, 3)), rng.integers(0, 2, (1, w, 3)) * 255]
+    shape = (h, w, 3)
+    pictures = [*whole, *(np.broadcast_to(each, shape) for each in stripes)]
+    return [np.ascontiguousarray(each, np.uint8) for each in pictures]
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("kernel", FILTERS)
+def test_fast_is_at_most_one_level_off(kernel, instructions):
+    rng = np.random.default_rng(4)
+    differ = 0
+    for number in range(120):
+        h, w = rng.integers(1, 90, 2)
+        height, width = (int(rng.integers(side // 4 + 1, 4 * side + 4)) for side in (h, w))
+        rows_at_once = [0, 1, 8][number % 3]
+        options = {"instructions": instructions, "rows_at_once": rows_at_once}
+        for image in hard_pictures(rng, h, w):
+            off = difference(image, height, width, kernel, **options)
+            assert abs(off).max() <= 1, f"{image.shape} to {(height, width)}"
+            differ += int((off != 0).sum())
+    # Only AVX2 gains by it.
+    assert (differ > 0) is (instructions == "avx2")
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("kernel", FILTERS)
+def test_fast_is_exact_where_nothing_is_gained(kernel, instructions):
+    options = {"instructions": instructions}
+    image = np.random.default_rng(5).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    for height, width in ((100, 300), (300, 150), (60, 90)):
+        assert not difference(image, height, width, kernel, **options).any()
+    # A size that does not change, and a single colour, stay as they are.
+    assert not difference(image, 400, 600, kernel, **options).any()
+    for level in (0, 1, 127, 255):
+        assert not difference(np.full_like(image, level), 333, 777, kernel, **options).any()
+
+
 def test_one_pixel_and_the_same_size():
     image = np.array([[[1, 2, 3]]], np.uint8)
     assert (np.asarray(_core.resize_image(image, 3, 4)) == [1, 2, 3]).all()
@@ -132,6 +178,8 @@ def test_errors():
     image = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="filter: 'nearest' is no filter"):
         _core.resize_image(image, 2, 2, "nearest")
+    with pytest.raises(ValueError, match="resize: 'quick' is no precision; expected 'exact' or"):
+        _core.resize_image(image, 2, 2, resize="quick")
     for side in (10**5, 2**63):
         with pytest.raises(ValueError, match=f"to {side} x {side} pixels; .* at most 178956970"):
             _core.resize_image(np.zeros((4, 4, 3), np.uint8), side, side)

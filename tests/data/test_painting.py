@@ -202,6 +202,21 @@ def test_a_truncated_picture_is_refused_or_filled_and_told(tokenizer):
     assert not torch.equal(batch.images[0], whole)
 
 
+def test_fast_resizing_is_at_most_one_level_off(tokenizer):
+    exact, fast = (ImageTransform.squash(50, resize=name) for name in ("exact", "fast"))
+    assert exact != fast
+    assert "resize='fast'" in repr(fast) and fast.describe()["resize"] == "fast"
+    files = [jpeg(64, 96), jpeg(33, 41)]
+    options = {"image_dtype": "uint8"}
+    expected = only(tokenizer, files, transform=exact, **options).images
+    found = only(tokenizer, files, transform=fast, **options).images
+    assert (found.int() - expected.int()).abs().max() <= 1
+    # The values of the resize by itself, with the processor's widest instructions.
+    for content, picture in zip(files, found, strict=True):
+        own = _core.resize_image(pixels_of(content), 50, 50, resize="fast")
+        assert torch.equal(picture, torch.from_numpy(np.asarray(own)).permute(2, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("size", "divisor"), [((63, 200), 1), ((64, 64), 2), ((128, 130), 4), ((256, 300), 8)], ids=str
 )
