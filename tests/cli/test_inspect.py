@@ -91,7 +91,7 @@ class TestOptions:
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--json"]) == 1
         (found,) = lines(capsys)
         assert found["parts"][0]["records"] == 2
-        assert found["pictures"][0]["statuses"]["truncated"] == 1
+        assert found["pictures"][0]["statuses"]["corrupt"] == 1
         assert len(found["faults"]) == 1
 
     def test_a_sheet(self, folder, capsys):

@@ -52,6 +52,9 @@ CORRUPT = {
     "empty": b"",
     "words": b"no picture",
     "png": png(0)[:60] + b"\0" * 40 + png(0)[100:],
+    "half a png": png(0)[: len(png(0)) // 2],
+    "half a webp": encoded("WEBP")[:-20],
+    "a jpeg without scan": encoded("JPEG")[:300],
     "two frames": encoded("JPEG")[:2] + encoded("JPEG"),
 }
 

@@ -83,6 +83,8 @@ def test_bad_records_are_named(tokenizer):
         collator(tokenizer, on_error="resample")([record(1, images=(b"",))])
     kept = collator(tokenizer, on_error="skip")([RECORDS[0], record(1, images=(b"",))])
     assert kept.keys == ("r0",)
+    assert [(bad.key, bad.status) for bad in kept.skipped] == [("r1", "corrupt")]
+    assert "no bytes" in kept.skipped[0].reason
 
 
 def test_what_is_no_record_is_named(tokenizer):

@@ -52,8 +52,8 @@ JPEG, PNG = encoded("JPEG"), encoded("PNG")
         (encoded("WEBP"), "ok"),
         (b"", "corrupt"),
         (JPEG[: len(JPEG) // 2], "truncated"),
-        (PNG[: len(PNG) // 2], "truncated"),
-        (encoded("WEBP", lossless=True)[:900], "truncated"),
+        (PNG[: len(PNG) // 2], "corrupt"),
+        (encoded("WEBP", lossless=True)[:900], "corrupt"),
         (PNG[:60] + b"\0" * 40 + PNG[100:], "corrupt"),
         (b"no picture at all", "corrupt"),
         (b"\0\0\0\x1cftypheic" + bytes(40), "unsupported"),
@@ -71,6 +71,8 @@ def test_status_of_a_picture(data, status, tmp_path):
         assert checked.status == status, checked
         assert checked.size == ((30, 40) if status == "ok" else None)
         assert bool(checked.reason) == (status != "ok") and str(path) not in checked.reason
+        is_cut = data in (PNG[: len(PNG) // 2], encoded("WEBP", lossless=True)[:900])
+        assert checked.reason.endswith("; the end of the file is missing") is is_cut
     path.unlink()
     assert check_picture(path).status == "missing"
     assert check_picture(tmp_path).status == "missing"
@@ -142,9 +144,9 @@ def test_what_is_broken_is_named_by_its_kind(boxes):
     (boxes.folder / "images/1.png").unlink()
     (boxes.folder / "captions_train.json").write_text("{")
     report = inspect(boxes.folder)
-    assert report.pictures[0].statuses == {"truncated": 1, "missing": 1, "ok": 1}
+    assert report.pictures[0].statuses == {"corrupt": 1, "missing": 1, "ok": 1}
     assert f"picture {boxes.images}/1.png does not exist" in report.faults
-    assert any(f"picture {boxes.images}/0.png is truncated: " in fault for fault in report.faults)
+    assert any(f"picture {boxes.images}/0.png is corrupt: " in fault for fault in report.faults)
     assert "captions_train.json is not JSON" in report.faults[0]
 
 
@@ -156,8 +158,8 @@ def test_pictures_of_shards_are_looked_at_once(tmp_path):
         ("captions", "val", 2),
         ("questions", "val", 2),
     ]
-    assert report.pictures[0].statuses == {"ok": 1, "truncated": 1}
-    assert "picture of record 'val-0/b' is truncated: " in report.faults[0]
+    assert report.pictures[0].statuses == {"ok": 1, "corrupt": 1}
+    assert "picture of record 'val-0/b' is corrupt: " in report.faults[0]
 
 
 def test_a_packed_folder_is_as_its_source(scenes_folder, tmp_path):

@@ -366,13 +366,14 @@ class _Output:
         """Write a picture with a text below it, if annotated pictures are wanted."""
         if self.folder is None:
             return
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
+        from fiber.data.label_fonts import drawn_as, label_font
         from fiber.postprocess.files import save_picture
 
         height, width = picture.shape[:2]
-        font = ImageFont.load_default(size=max(12, width // 30))
-        lines = _wrapped(text, font, width - 8)
+        font = label_font(max(12, width // 30))
+        lines = _wrapped(drawn_as(text, font), font, width - 8)
         line_height = 2 * round(font.getbbox("Ag")[3] * 0.6)
         canvas = Image.new("RGB", (width, height + line_height * len(lines) + 8), "white")
         canvas.paste(Image.fromarray(picture))

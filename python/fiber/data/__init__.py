@@ -4,13 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
+    from fiber._core import (
+        ColorJitter,
+        ImageTransform,
+        RandAugment,
+        Tokenizer,
+        apply_transform,
+    )
     from fiber.data.batches import (
         Batch,
         GroundingBatch,
         ImageTextBatch,
         QuestionBatch,
         ReasoningBatch,
+        Skipped,
     )
     from fiber.data.collate import Collator
     from fiber.data.images import load_image
@@ -35,7 +42,9 @@ __all__ = [
     "ReasoningBatch",
     "Record",
     "RecordSet",
+    "Skipped",
     "Tokenizer",
+    "apply_transform",
     "load_image",
     "open_source",
     "pack",
@@ -57,7 +66,9 @@ _HOMES = {
     "ReasoningBatch": "fiber.data.batches",
     "Record": "fiber.data.records",
     "RecordSet": "fiber.data.records",
+    "Skipped": "fiber.data.batches",
     "Tokenizer": "fiber._core",
+    "apply_transform": "fiber._core",
     "load_image": "fiber.data.images",
     "open_source": "fiber.data.opening",
     "pack": "fiber.data.packing",

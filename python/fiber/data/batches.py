@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 BatchT = TypeVar("BatchT", bound="Batch")
+
+
+class Skipped(NamedTuple):
+    """A sample that was left out or replaced."""
+
+    #: Key of the record; "#index" where the record itself cannot be had.
+    key: str
+    #: "missing", "corrupt", "unsupported", or "invalid": the picture is not at fault.
+    status: str
+    #: What is wrong.
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,8 @@ class Batch:
     #: What became of each sample's pictures, as the loader found them: "ok", or "truncated" where a
     #: part was missing or damaged and is filled. Empty for batches that were made otherwise.
     statuses: tuple[str, ...] = ()
+    #: Samples that were left out of this batch or replaced in it.
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
         size = len(self.keys)
@@ -55,7 +68,7 @@ class Batch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 parts.append(f"{f.name}={str(value.dtype)[6:]}{tuple(value.shape)}")
-            elif value is not None:
+            elif value:
                 parts.append(f"{f.name}=<{len(value)}>")
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fiber.data.label_fonts import drawn_as, label_font
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -119,11 +121,12 @@ def draw_boxes(
         texts: what each label says; "" for none.
         colors: numbers of their colours.
     """
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
     thickness = max(2, min(image.size) // 250)
-    font = ImageFont.load_default(size=max(12, min(image.size) // 35))
+    font = label_font(max(12, min(image.size) // 35))
+    texts = [drawn_as(text, font) for text in texts]
     # Anchored at the ink: PIL cuts letters of a line whose top is above the picture.
     extents = [draw.textbbox((0, 0), text, font=font, anchor="lt") for text in texts]
     sizes = [

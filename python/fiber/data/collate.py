@@ -16,7 +16,14 @@ from torch import Tensor
 from fiber import _core
 from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
 from fiber.data.arguments import check_arguments
-from fiber.data.batches import Batch, GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.batches import (
+    Batch,
+    GroundingBatch,
+    ImageTextBatch,
+    QuestionBatch,
+    ReasoningBatch,
+    Skipped,
+)
 from fiber.data.records import Record, check_record
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
@@ -58,8 +65,8 @@ class Collator:
         mlm_probability: Part of the words that "image_text" picks for masking; 0 with a tokenizer
             that has no mask token.
         threads: Threads that work on one call; 0 means one for each core.
-        on_error: What a bad sample does: "raise", "skip" (it is left out; `DataLoader` counts
-            them), "resample" (`DataLoader` only).
+        on_error: What a bad sample does: "raise", "skip" (it is left out, and stands in the
+            batch's `skipped`), "resample" (`DataLoader` only).
         accept_truncated: Take pictures of which a part is missing; see `DataLoader`.
         scaled_decoding: Decode large JPEGs smaller; see `DataLoader`.
         apply_orientation: Turn pictures as EXIF says; see `DataLoader`.
@@ -158,7 +165,7 @@ class Collator:
         found = session.next()
         if not isinstance(found, dict):
             raise ValueError("on_error is 'resample', which DataLoader alone can do")
-        for count in ("truncated_boxes", "cropped_boxes", "skipped"):
+        for count in ("truncated_boxes", "cropped_boxes"):
             found.pop(count)
         return self.finish(found)
 
@@ -206,13 +213,15 @@ class Collator:
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
         """Make the batch of what a session gave, but for what it counts."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
+        skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
         if self._settings["layout"] == "hwc":
             # (B, H, W, 3) -> (B, 3, H, W), with the channels last in memory.
             tensors["images"] = tensors["images"].movedim(-1, -3)
         if pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return _BATCH_CLASSES[self.batch_type](keys=keys, statuses=statuses, **tensors)
+        batch_class = _BATCH_CLASSES[self.batch_type]
+        return batch_class(keys=keys, statuses=statuses, skipped=skipped, **tensors)
 
     def _mirrored_answer(self, answer: str) -> int:
         """Index of the answer that is right in a mirrored picture."""

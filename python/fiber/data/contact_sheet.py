@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fiber.data.box_drawing import draw_boxes
 from fiber.data.contents import Part
 from fiber.data.images import load_image
+from fiber.data.label_fonts import drawn_as, label_font
 from fiber.data.records import Record, RecordSet, StoredImage
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ContactSheet:
         Raises:
             ValueError: if no record was added.
         """
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
         rows = sorted(
             ((part, records) for part, records in self._chosen if records),
@@ -53,17 +54,17 @@ class ContactSheet:
         cell = _SIDE + _LINES * _LINE_PIXELS + 12
         sheet = Image.new("RGB", (ACROSS * (_SIDE + 8) + 8, len(rows) * (cell + 22) + 8), "white")
         draw = ImageDraw.Draw(sheet)
-        small, large = ImageFont.load_default(size=12), ImageFont.load_default(size=15)
+        small, large = label_font(12), label_font(15)
         for number, (part, records) in enumerate(rows):
             top = 8 + number * (cell + 22)
-            draw.text((8, top), f"{part.source}, {part.split}", "black", large)
+            draw.text((8, top), drawn_as(f"{part.source}, {part.split}", large), "black", large)
             for column, record in enumerate(records):
                 left = 8 + column * (_SIDE + 8)
                 sheet.paste(_cell(record), (left, top + 22))
                 said = textwrap.wrap(_about(record), _LINE_LETTERS, max_lines=_LINES)
                 for line, text in enumerate(said):
                     place = (left, top + 22 + _SIDE + 4 + line * _LINE_PIXELS)
-                    draw.text(place, text, "black", small)
+                    draw.text(place, drawn_as(text, small), "black", small)
         return sheet
 
 

@@ -9,29 +9,18 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.arguments import check_arguments
-from fiber.data.batches import Batch
+from fiber.data.batches import Batch, Skipped
 from fiber.data.collate import BatchType, Collator, ImageDtype
 from fiber.data.feeder import Feeder
 from fiber.data.passes import CollectionPasses, Passes, Sharing, Step, StreamPasses, Wanted
 from fiber.data.records import Record, RecordSet
 from fiber.data.user_line import warn_user
-
-
-class Skipped(NamedTuple):
-    """A sample that was left out or replaced."""
-
-    #: Key of the record; "#index" where the record itself cannot be had.
-    key: str
-    #: "missing", "corrupt", "unsupported", or "invalid": the picture is not at fault.
-    status: str
-    #: What is wrong.
-    reason: str
 
 
 class DataLoader:
@@ -379,9 +368,9 @@ class DataLoader:
     def _finish(self, fields: dict[str, Any]) -> Batch:
         self.truncated_boxes += fields.pop("truncated_boxes")
         self.cropped_boxes += fields.pop("cropped_boxes")
-        for bad in fields.pop("skipped"):
-            self._skip(Skipped(*bad))
         batch = self._collator.finish(fields, pin_memory=self.pin_memory)
+        for bad in batch.skipped:
+            self._skip(bad)
         self.statuses.update(batch.statuses)
         return batch
 

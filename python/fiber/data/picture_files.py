@@ -50,10 +50,10 @@ def ending_of(data: bytes) -> str:
 
 
 def check_picture(stored: StoredImage) -> CheckedPicture:
-    """Decode a picture and say what became of it.
+    """Decode a picture and say what became of it, in the loader's words.
 
-    "truncated" is what decoders can fill in: part of it is missing or damaged. The loader takes
-    such pictures where `accept_truncated` says so.
+    "truncated" is what the decoder of JPEGs fills in: part of it is missing or damaged. The loader
+    takes such pictures where `accept_truncated` says so.
     """
     try:
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
@@ -70,14 +70,9 @@ def check_picture(stored: StoredImage) -> CheckedPicture:
         else:
             picture = _core.decode_image(data)
     except _core.DecodeError as problem:
-        return CheckedPicture(_status_of(data, ending, problem), str(problem))
+        cut = "; the end of the file is missing" if _lacks_end(data, ending) else ""
+        return CheckedPicture(problem.status, f"{problem}{cut}")
     return CheckedPicture("ok", "", picture.shape[:2])  # type: ignore[arg-type]
-
-
-def _status_of(data: bytes, ending: str, problem: _core.DecodeError) -> str:
-    """Tell why a picture cannot be decoded, by what the decoder said and by its bytes."""
-    is_cut = problem.status == "corrupt" and _lacks_end(data, ending)
-    return "truncated" if is_cut else problem.status
 
 
 def _lacks_end(data: bytes, ending: str) -> bool:
