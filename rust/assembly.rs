@@ -357,8 +357,8 @@ fn fixed_size(transform: &Transform) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::settings;
     use crate::record::Task;
-    use crate::sample::tests::settings;
 
     #[test]
     fn only_the_last_place_says_that_it_is_the_last() {

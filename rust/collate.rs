@@ -212,7 +212,7 @@ fn integer(count: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::buffers::Pool;
-    use crate::sample::tests::settings;
+    use crate::fixtures::settings;
 
     fn sample(height: usize, width: usize, tokens: usize, boxes: usize) -> Sample {
         Sample {

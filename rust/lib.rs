@@ -24,6 +24,8 @@ pub mod crop;
 mod encoded;
 pub mod enhance;
 pub mod error;
+#[cfg(test)]
+mod fixtures;
 mod formats;
 mod guard;
 pub mod image;

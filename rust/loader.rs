@@ -247,8 +247,8 @@ mod tests {
     use super::*;
     use crate::augment::Geometry;
     use crate::crop::Cut;
+    use crate::fixtures::{png, record, settings};
     use crate::record::StoredImage;
-    use crate::sample::tests::{png, record, settings};
     use crate::settings::OnError;
 
     const LONG: Duration = Duration::from_secs(20);

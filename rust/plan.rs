@@ -142,8 +142,8 @@ pub(crate) fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::settings;
     use crate::record::Task;
-    use crate::sample::tests::settings;
 
     #[test]
     fn a_crop_keeps_its_place_in_a_scaled_picture() {

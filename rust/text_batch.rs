@@ -166,8 +166,8 @@ impl Masking {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::{record, settings};
     use crate::record::Task;
-    use crate::sample::tests::{record, settings};
     use crate::tokenizer::PAD_ID;
 
     #[test]

@@ -97,7 +97,7 @@ def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:
 
 def copy_package(folder: Path) -> Path:
     """Copy what the tests need, links resolved: the package, the tests, and the eager model."""
-    skipped = shutil.ignore_patterns("__pycache__", "results")
+    skipped = shutil.ignore_patterns("__pycache__", "results", "corpus", "artifacts")
     for name in ("python", "tests", "benches", "rust"):
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
     for name in ("pyproject.toml", "Cargo.toml", "Cargo.lock"):

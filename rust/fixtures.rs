@@ -1,0 +1,69 @@
+//! Records and settings that tests of several modules begin with.
+
+use std::sync::Arc;
+
+use crate::augment::{Geometry, Transform};
+use crate::color_jitter::ColorJitter;
+use crate::image;
+use crate::normalize::Normalization;
+use crate::rand_augment::RandAugment;
+use crate::record::{Record, StoredImage, Task};
+use crate::resize::Filter;
+use crate::settings::{OnError, Settings};
+use crate::storage::{Dtype, Layout};
+use crate::tokenizer::Tokenizer;
+
+/// A grey PNG whose brightness grows to the right.
+pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Grayscale);
+    let mut writer = encoder.write_header().unwrap();
+    let row: Vec<u8> = (0..width)
+        .map(|x| u8::try_from(x * 255 / width).unwrap())
+        .collect();
+    let pixels = row.repeat(height as usize);
+    writer.write_image_data(&pixels).unwrap();
+    writer.finish().unwrap();
+    bytes
+}
+
+/// Settings of pictures of 8 x 8 pixels.
+pub(crate) fn settings(task: Task) -> Settings {
+    let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
+    Settings {
+        task,
+        tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
+        transform: Transform {
+            geometry: Geometry::Squash { size: 8 },
+            method: Filter::Bicubic.into(),
+            flip_probability: 0.0,
+            color_jitter: ColorJitter::off(),
+            rand_augment: RandAugment::off(),
+            normalization: Normalization::default(),
+        },
+        max_tokens: 16,
+        seed: 0,
+        mlm_probability: 0.15,
+        mirrored_answers: Vec::new(),
+        on_error: OnError::Raise,
+        accept_truncated: false,
+        scaled_decoding: false,
+        apply_orientation: false,
+        dtype: Dtype::Float32,
+        layout: Layout::Chw,
+        max_pixels: image::MAX_PIXELS,
+    }
+}
+
+/// A record of a task with one picture and one box.
+pub(crate) fn record(key: &str) -> Record {
+    Record {
+        key: key.to_owned(),
+        images: vec![StoredImage::Bytes(Arc::new(png(10, 20)))],
+        text: "the left cup".to_owned(),
+        boxes_xyxy: vec![[1.0, 2.0, 5.0, 6.0]],
+        char_spans: vec![vec![(4, 8)]],
+        ..Record::default()
+    }
+}
