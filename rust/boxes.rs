@@ -52,8 +52,7 @@ fn clip_one(
     width: usize,
 ) -> Result<BoxXyxy, Error> {
     let clipped = clip(box_xyxy, height, width);
-    // The area of a box with a NaN is 0.
-    if area(clipped) <= 0.0 {
+    if area(clipped) <= 0.0 || box_xyxy.iter().any(|edge| edge.is_nan()) {
         return Err(Error::EmptyBox {
             index,
             box_xyxy,

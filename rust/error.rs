@@ -214,11 +214,18 @@ impl fmt::Display for Error {
                 box_xyxy: [x0, y0, x1, y1],
                 height,
                 width,
-            } => write!(
-                f,
-                "box {index} is ({x0}, {y0}, {x1}, {y1}): nothing of it lies inside the picture of \
-                 height {height} and width {width} pixels"
-            ),
+            } => {
+                write!(f, "box {index} is ({x0}, {y0}, {x1}, {y1}): ")?;
+                if x0 < x1 && y0 < y1 {
+                    write!(
+                        f,
+                        "nothing of it lies inside the picture of height {height} and width {width} \
+                         pixels"
+                    )
+                } else {
+                    f.write_str("expected numbers with x0 < x1 and y0 < y1")
+                }
+            }
             Self::BoxOutside {
                 index,
                 box_xyxy: [x0, y0, x1, y1],

@@ -91,7 +91,10 @@ impl Loader {
             let thread = std::thread::Builder::new()
                 .name(format!("fiber-loader-{number}"))
                 .spawn(move || crew.work(painter))
-                .map_err(|error| Error::argument("threads", format!("cannot start: {error}")))?;
+                .map_err(|error| {
+                    let all = format!("cannot start {count}, but {number}: {error}");
+                    Error::argument("threads", all)
+                })?;
             loader.threads.push(thread);
         }
         Ok(loader)

@@ -77,8 +77,9 @@ class ImageTransform:
     """What happens to a picture, and to the boxes in it, on its way into a batch.
 
     Every transform resizes with antialiasing (`filter` "bilinear" or "bicubic"), so that no value
-    differs from Pillow's; with `resize="fast"` values may differ by one level of 255 where that
-    saves time, which it does with AVX2 and up to a fourfold reduction. Then it writes
+    differs from Pillow's where that takes rows first (docs/loader.md, "Pixels"); with
+    `resize="fast"` values may differ by one level of 255 where that saves time, which it does with
+    AVX2 and up to a fourfold reduction. Then it writes
     (value / 255 - mean) / std in single precision. `mean` and `std` are always red first, also
     where `channel_order` is "bgr"; the defaults are ImageNet's. In batches, mirroring swaps the
     words for left and right in the text too. `color_jitter`, then `rand_augment` work on the

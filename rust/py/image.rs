@@ -66,6 +66,13 @@ impl ImageTransform {
     }
 }
 
+/// A number of something; a negative one is named, where Python's own message names nothing.
+pub(super) fn count(name: &'static str, value: i128) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| {
+        PyValueError::new_err(format!("{name}: {value} is no count; expected 0 or more"))
+    })
+}
+
 /// The method that two words name.
 fn method(filter: &str, precision: &str) -> PyResult<Method> {
     Ok(Method {
@@ -81,7 +88,7 @@ impl ImageTransform {
     #[staticmethod]
     #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
-        size: usize,
+        size: i128,
         color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
         filter: &str,
@@ -100,6 +107,7 @@ impl ImageTransform {
             mean,
             std,
         };
+        let size = count("size", size)?;
         Self::new(Geometry::Squash { size }, &common)
     }
 
@@ -107,7 +115,7 @@ impl ImageTransform {
     #[staticmethod]
     #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
-        size: usize,
+        size: i128,
         scale: (f64, f64),
         ratio: (f64, f64),
         flip_probability: f64,
@@ -129,6 +137,7 @@ impl ImageTransform {
             mean,
             std,
         };
+        let size = count("size", size)?;
         Self::new(Geometry::RandomResizedCrop { size, scale, ratio }, &common)
     }
 
@@ -136,14 +145,14 @@ impl ImageTransform {
     #[staticmethod]
     #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, color_jitter = None, rand_augment = None, divisor = 32, filter = "bilinear", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
-        sizes: Vec<usize>,
-        max_size: usize,
+        sizes: Vec<i128>,
+        max_size: i128,
         crop_probability: f64,
         crop_scale: (f64, f64),
         flip_probability: f64,
         color_jitter: Option<&ColorJitter>,
         rand_augment: Option<&RandAugment>,
-        divisor: usize,
+        divisor: i128,
         filter: &str,
         resize: &str,
         channel_order: &str,
@@ -160,10 +169,11 @@ impl ImageTransform {
             mean,
             std,
         };
+        let sizes = sizes.into_iter().map(|size| count("sizes", size));
         let geometry = Geometry::ShorterSide {
-            sizes,
-            max_size,
-            divisor,
+            sizes: sizes.collect::<PyResult<_>>()?,
+            max_size: count("max_size", max_size)?,
+            divisor: count("divisor", divisor)?,
             cut: Cut {
                 probability: crop_probability,
                 scale: crop_scale,

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
-use super::image::{to_buffer, to_rgb};
+use super::image::{count, to_buffer, to_rgb};
 use crate::Error;
 use crate::affine;
 use crate::rand_augment::{self, KINDS, Kind, Operation};
@@ -25,13 +25,13 @@ impl RandAugment {
     #[new]
     #[pyo3(signature = (*, num_ops = 2, magnitude = 7.0, probability = 0.5, operations = all_names()))]
     fn new(
-        num_ops: usize,
+        num_ops: i128,
         magnitude: f64,
         probability: f64,
         operations: Vec<String>,
     ) -> PyResult<Self> {
         let inner = rand_augment::RandAugment {
-            num_ops,
+            num_ops: count("num_ops", num_ops)?,
             magnitude,
             probability,
             operations: operations

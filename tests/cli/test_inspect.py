@@ -94,6 +94,17 @@ class TestOptions:
         assert found["pictures"][0]["statuses"]["corrupt"] == 1
         assert len(found["faults"]) == 1
 
+    def test_a_sheet_of_nothing_that_can_be_read(self, folder, capsys):
+        broken = folder / "broken"
+        broken.mkdir()
+        (broken / "captions_train.json").write_text("{")
+        sheet = folder / "sheet.png"
+        assert main(["data", "inspect", str(broken), "--sheet", str(sheet)]) == 1
+        found = capsys.readouterr()
+        assert "fault: " in found.out
+        assert found.err == f"not drawn: {sheet}, since no record can be read\n"
+        assert not sheet.exists()
+
     def test_a_sheet(self, folder, capsys):
         sheet = folder / "sheet.png"
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--sheet", str(sheet)]) == 0

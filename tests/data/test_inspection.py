@@ -119,6 +119,48 @@ def test_sizes_that_annotations_tell_wrongly(boxes):
     assert json.loads(json.dumps(told)) == told
 
 
+def write_lines(folder, *lines: dict) -> None:
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+
+def test_boxes_outside_of_their_picture(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    labels = ["thing", "thing"]
+    write_lines(
+        tmp_path,
+        {"image": "a.jpg", "boxes_xyxy": [[2, 3, 90, 33], [1, 1, 5, 5]], "labels": labels},
+        {"image": "a.jpg", "boxes_xyxy": [[-1, 0, 64.5, 48.25], [1, 1, 5, 5]], "labels": labels},
+    )
+    report = inspect(tmp_path)
+    assert report.pictures[0].statuses == {"ok": 1}
+    assert report.faults == [
+        "record 'train/1': a box reaches 26 pixels outside of its picture, which is 64 x 48 pixels;"
+        " expected at most 1"
+    ]
+    told = report.to_dict()["pictures"][0]["boxes_outside"]
+    assert [(each["record"], each["size"], each["pixels"]) for each in told] == [
+        ("train/1", [48, 64], 26)
+    ]
+
+
+def test_every_record_of_a_picture_is_compared_also_in_a_pack(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    box = {"boxes_xyxy": [[1, 1, 5, 5]], "labels": ["thing"]}
+    write_lines(
+        tmp_path,
+        {"image": "a.jpg", "text": "a cup"},
+        {"image": "a.jpg", **box, "width": 64, "height": 48},
+        {"image": "a.jpg", **box, "width": 100, "height": 100},
+    )
+    pack(tmp_path, tmp_path / "packed")
+    for source in (tmp_path / "train.jsonl", tmp_path / "packed"):
+        report = inspect(source)
+        assert report.pictures[0].statuses == {"ok": 1}, source
+        assert [fault.split(", its")[1] for fault in report.faults] == [
+            " annotation says 100 x 100; its boxes belong to another size"
+        ], source
+
+
 def test_counts_of_a_folder(boxes):
     report = inspect(boxes.folder)
     by_source = {part.source: part.to_dict() for part in report.parts}

@@ -127,11 +127,15 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
         make(tokenizer).load_state_dict({**state, "sample": 24})
     with pytest.raises(ValueError, match=r"its sample -1; expected 0 or more"):
         make(tokenizer).load_state_dict({**state, "sample": -1})
+    with pytest.raises(ValueError, match="state's shuffle is True, this loader's is False"):
+        make(tokenizer, shuffle=False).load_state_dict(make(tokenizer, shuffle=True).state_dict())
+    with pytest.raises(TypeError, match="state is of type NoneType; expected what state_dict"):
+        make(tokenizer).load_state_dict(None)
     with pytest.raises(ValueError, match="epoch is -1"):
         make(tokenizer).set_epoch(-1)
 
 
-@pytest.mark.parametrize("name", ["epoch", "sample", "seed", "fingerprint"])
+@pytest.mark.parametrize("name", ["epoch", "sample", "seed", "shuffle", "fingerprint"])
 def test_states_without_an_entry_are_refused(tokenizer, name):
     state = make(tokenizer).state_dict()
     for wrong in ({k: v for k, v in state.items() if k != name}, {**state, name: None}):

@@ -52,6 +52,10 @@ def inspect(
     if sheet is not None:
         from fiber.postprocess.files import save_picture
 
+        if drawn.is_empty:
+            # Why is among the faults.
+            print(f"not drawn: {sheet}, since no record can be read", file=sys.stderr)
+            return 1
         save_picture(drawn.draw, sheet)
         # One JSON object alone stands on the output where it was asked for.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
@@ -144,6 +148,8 @@ def _pictures(pictures: PictureReport) -> str:
     said = f"{statuses.total()} pictures, {_sizes(pictures.sizes)}, {broken} broken"
     if pictures.other_sizes:
         said += f", {len(pictures.other_sizes)} of another size than annotated"
+    if pictures.outside:
+        said += f", {counted(len(pictures.outside), 'records')} with boxes outside"
     return f"{said} ({kinds})" if kinds else said
 
 

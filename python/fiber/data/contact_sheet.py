@@ -37,6 +37,11 @@ class ContactSheet:
         some = with_boxes or looked_at
         self._chosen.append((part, some[:: max(1, len(some) // PER_PART)][:PER_PART]))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(records for _, records in self._chosen)
+
     def draw(self) -> Image:
         """Draw a row of pictures for each part; a broken picture is a grey field with its fault.
 

@@ -20,6 +20,8 @@ AnyPath = str | PathLike[str]
 
 #: COCO's bounds of small and of large boxes, in square pixels.
 SMALL_PIXELS, LARGE_PIXELS = 32**2, 96**2
+#: How far boxes may reach outside of their picture, in pixels: what the loader takes, too.
+SLACK_PIXELS = 1
 #: Bars of a histogram at most.
 _BARS = 8
 #: Pictures that are decoded before their results are taken, for each thread.
@@ -134,8 +136,10 @@ class PictureReport:
     statuses: Counter[str] = field(default_factory=Counter)
     #: (picture, status, reason) of those that are not "ok".
     broken: list[tuple[str, str, str]] = field(default_factory=list)
-    #: (picture, its (height, width), that which its annotation tells) where the two differ.
+    #: (picture, its (height, width), that which an annotation tells) where the two differ.
     other_sizes: list[tuple[str, tuple[int, int], tuple[int, int]]] = field(default_factory=list)
+    #: (picture, record, its (height, width), pixels) where boxes reach that far outside.
+    outside: list[tuple[str, str, tuple[int, int], float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Give what is known for JSON; sizes are (height, width)."""
@@ -155,6 +159,10 @@ class PictureReport:
             "other_sizes": [
                 {"picture": name, "size": list(size), "annotated": list(told)}
                 for name, size, told in self.other_sizes
+            ],
+            "boxes_outside": [
+                {"picture": name, "record": key, "size": list(size), "pixels": round(pixels, 2)}
+                for name, key, size, pixels in self.outside
             ],
         }
 
@@ -180,6 +188,11 @@ class Report:
                 found.append(
                     f"picture {name} is {size[1]} x {size[0]} pixels, its annotation says"
                     f" {told[1]} x {told[0]}{turned}; its boxes belong to another size"
+                )
+            for _, key, size, pixels in pictures.outside:
+                found.append(
+                    f"record {key!r}: a box reaches {pixels:.6g} pixels outside of its picture,"
+                    f" which is {size[1]} x {size[0]} pixels; expected at most {SLACK_PIXELS}"
                 )
         return found
 
@@ -266,12 +279,14 @@ def _count(out: PartReport, records: RecordSet, pictures: _Pictures) -> None:
 
 
 class _Shown(NamedTuple):
-    """A picture of a record."""
+    """A picture, and what records say of it."""
 
     name: str
     read: Callable[[], StoredImage]
-    #: (height, width) that annotations tell.
-    told: tuple[int, int] | None
+    #: Each (height, width) that annotations tell.
+    told: set[tuple[int, int]]
+    #: What all boxes of a record cover, as (x0, y0, x1, y1), by its key.
+    covered: dict[str, tuple[float, float, float, float]]
 
 
 class _Pictures:
@@ -281,7 +296,7 @@ class _Pictures:
         self._found: dict[Any, _Shown] = {}
 
     def add(self, record: Record) -> None:
-        """Note the pictures of a record; what tells their size counts."""
+        """Note the pictures of a record, and what it says of them."""
         if not isinstance(record.images, tuple):
             # They are told apart without being read.
             for place in range(len(record.images)):
@@ -293,46 +308,63 @@ class _Pictures:
             self._add(key, record, place, name)
 
     def _add(self, key: Any, record: Record, place: int, name: str) -> None:
-        if key not in self._found or (self._found[key].told is None and record.image_size):
+        if key not in self._found:
             images = record.images
-            self._found[key] = _Shown(name, lambda: images[place], record.image_size)
+            self._found[key] = _Shown(name, lambda: images[place], set(), {})
+        shown = self._found[key]
+        if record.image_size:
+            shown.told.add(record.image_size)
+        if record.boxes_xyxy:
+            x0, y0, x1, y1 = zip(*record.boxes_xyxy, strict=True)
+            shown.covered[record.key] = (min(x0), min(y0), max(x1), max(y1))
 
     def check(
         self, split: str, progress: Callable[[int, int], None] | None = None
     ) -> PictureReport:
         """Decode them all."""
-        report, seen = PictureReport(split), set[bytes]()
+        report, seen = PictureReport(split), set[bytes | str]()
         done = enumerate(_in_threads(list(self._found.values())), 1)
-        for number, (shown, digest, checked) in done:
+        for number, (shown, identity, checked) in done:
             if progress is not None:
                 progress(number, len(self._found))
-            # Sources that are read from one file show the same bytes.
-            if digest is not None:
-                if digest in seen:
-                    continue
-                seen.add(digest)
-            report.statuses[checked.status] += 1
-            if checked.size is None:
+            # Sources that are read from one file show the same picture, and say different things.
+            is_new = identity is None or identity not in seen
+            if identity is not None:
+                seen.add(identity)
+            if is_new:
+                report.statuses[checked.status] += 1
+            if checked.size is not None:
+                report.sizes[checked.size] += is_new
+                _compare(report, shown, checked.size)
+            elif is_new:
                 report.broken.append((shown.name, checked.status, checked.reason))
-                continue
-            report.sizes[checked.size] += 1
-            if shown.told is not None and shown.told != checked.size:
-                report.other_sizes.append((shown.name, checked.size, shown.told))
         return report
+
+
+def _compare(report: PictureReport, shown: _Shown, size: tuple[int, int]) -> None:
+    """Note what records say of a picture that is not so."""
+    others = sorted(shown.told - {size})
+    report.other_sizes.extend((shown.name, size, told) for told in others)
+    for key, (x0, y0, x1, y1) in shown.covered.items():
+        beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
+        # Boxes of another size are told of already.
+        if beyond > SLACK_PIXELS and not others:
+            report.outside.append((shown.name, key, size, beyond))
 
 
 def _in_threads(
     pictures: list[_Shown],
-) -> Iterator[tuple[_Shown, bytes | None, CheckedPicture]]:
-    """Decode pictures on all cores, a bounded number ahead."""
+) -> Iterator[tuple[_Shown, bytes | str | None, CheckedPicture]]:
+    """Decode pictures on all cores, a bounded number ahead; with what tells them apart."""
 
-    def check(shown: _Shown) -> tuple[_Shown, bytes | None, CheckedPicture]:
+    def check(shown: _Shown) -> tuple[_Shown, bytes | str | None, CheckedPicture]:
         try:
             stored = shown.read()
         except (ValueError, OSError) as problem:
             return shown, None, CheckedPicture("missing", f"cannot be read: {_said(problem)}")
-        digest = hashlib.sha256(stored).digest() if isinstance(stored, bytes) else None
-        return shown, digest, check_picture(stored)
+        is_bytes = isinstance(stored, bytes)
+        identity = hashlib.sha256(stored).digest() if is_bytes else os.path.realpath(stored)
+        return shown, identity, check_picture(stored)
 
     with ThreadPoolExecutor() as pool:
         step = _AHEAD * (os.cpu_count() or 1)

@@ -22,6 +22,15 @@ from fiber.data.passes import CollectionPasses, Passes, Sharing, Step, StreamPas
 from fiber.data.records import Record, RecordSet
 from fiber.data.user_line import warn_user
 
+#: What a state holds.
+_STATE = (
+    ("epoch", int),
+    ("sample", int),
+    ("seed", int),
+    ("shuffle", bool),
+    ("fingerprint", str),
+)
+
 
 class DataLoader:
     """Batches of records, made ahead on all cores without the interpreter lock.
@@ -229,26 +238,32 @@ class DataLoader:
         """Tell where iterating is: what `load_state_dict` of any number of ranks takes.
 
         Returns:
-            "epoch", "sample" (samples of it that all ranks together have taken), "seed", and
-            "fingerprint" of the data (of an iterable: of those samples).
+            "epoch", "sample" (samples of it that all ranks together have taken), "seed",
+            "shuffle", and "fingerprint" of the data (of an iterable: of those samples).
         """
         return {
             "epoch": self._epoch,
             "sample": self._sample,
             "seed": self.seed,
+            "shuffle": self.shuffle,
             "fingerprint": self.fingerprint,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loader of the same data and seed was.
+        """Go on where another loader of the same data, seed and order was.
 
         An iterable is iterated over up to there, and refused in that pass if it gives others.
 
         Raises:
-            ValueError: for a state without one of its entries, and for that of other data or
-                another seed, naming both.
+            TypeError: for what is no mapping.
+            ValueError: for a state without one of its entries, and for that of other data, another
+                seed or another order, naming both.
         """
-        for name, kind in (("epoch", int), ("sample", int), ("seed", int), ("fingerprint", str)):
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state is of type {type(state).__name__}; expected what state_dict() gives"
+            )
+        for name, kind in _STATE:
             if not isinstance(found := state.get(name), kind):
                 raise ValueError(
                     f"the state's {name} is {found!r:.40}; expected what state_dict() gives"
@@ -258,6 +273,11 @@ class DataLoader:
             raise ValueError(
                 f"the state's seed is {state['seed']}, this loader's is {self.seed}; expected a"
                 " state of the same seed"
+            )
+        if state["shuffle"] != self.shuffle:
+            raise ValueError(
+                f"the state's shuffle is {state['shuffle']}, this loader's is {self.shuffle};"
+                " expected a state of the same order"
             )
         if epoch < 0 or sample < 0:
             raise ValueError(

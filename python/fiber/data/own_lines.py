@@ -50,6 +50,8 @@ _OTHER_NAMES = {
     "file_name": "image",
     "filename": "image",
     "path": "image",
+    "picture": "image",
+    "pictures": "images",
     "boxes": "boxes_xyxy",
     "bbox": "boxes_xyxy",
     "bboxes": "boxes_xyxy",
