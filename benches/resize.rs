@@ -1,8 +1,8 @@
 //! Time of a resize row by row, without Python: `bench_resize.py` runs it beside its peers.
 //!
-//! Arguments: height, width, new height, new width, kernel, precision, instructions. It prints milliseconds for a
-//! picture whose rows come in eight at a time: the median of many, so that those in which the machine
-//! did something else do not count.
+//! Arguments: height, width, new height, new width, kernel, precision, instructions. It prints
+//! milliseconds for a picture whose rows come in eight at a time: the median of many, so that those in
+//! which the machine did something else do not count.
 
 use std::time::Instant;
 

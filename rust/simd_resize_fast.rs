@@ -208,7 +208,7 @@ pub(crate) fn down(
     columns: usize,
     output: &mut [u8],
 ) {
-    /// One more than the rows of an output, which may begin and end inside of a quad.
+    /// Pairs of the 16 rows that an output has at most, and one to spare.
     const MOST: usize = 2 * FEWER_THAN + 1;
     assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
     assert!(starts.len() == weights.len());

@@ -32,7 +32,7 @@ def test_letters_that_a_font_lacks_are_drawn_as_others(bare):
     assert ink("é", bare) == ink("\ue123", bare) != ink(drawn_as("é", bare), bare)
 
 
-def test_an_installed_font_draws_more(tmp_path):
+def test_an_installed_font_draws_more():
     label_font.cache_clear()
     font = label_font(14)
     if font.getname()[0] == "Aileron":
