@@ -1,6 +1,6 @@
 //! Bits of entropy-coded data, most significant first.
 
-use super::huffman::{Entry, Symbol, Table, extend};
+use super::huffman::{Entry, Symbol, Table, extend, step};
 
 /// Bits that a refill leaves at least.
 const FULL: u32 = 56;
@@ -16,8 +16,13 @@ pub(super) struct Bits<'a> {
     position: usize,
     /// Loaded bits from the top; below the counted ones stand bits that are loaded again.
     buffer: u64,
+    /// How many, in bits 0 to 5. Above them [`Bits::take_entry`] counts down what is left of a block's
+    /// places, since one subtraction does both; of no meaning elsewhere.
     count: u32,
 }
+
+/// Where places are counted.
+const PLACES: u32 = 8;
 
 impl<'a> Bits<'a> {
     #[inline]
@@ -35,8 +40,14 @@ impl<'a> Bits<'a> {
         State {
             position: self.position,
             buffer: self.buffer,
-            count: self.count,
+            count: self.loaded(),
         }
+    }
+
+    /// How many bits are loaded.
+    #[inline]
+    fn loaded(&self) -> u32 {
+        self.count & 63
     }
 
     /// The next byte to load.
@@ -56,8 +67,8 @@ impl<'a> Bits<'a> {
             Some(chunk) => u64::from_be_bytes(*chunk),
             None => self.last_word(),
         };
-        self.buffer |= word >> self.count;
-        self.position += ((63 - self.count) >> 3) as usize;
+        self.buffer |= word >> self.loaded();
+        self.position += ((63 - self.loaded()) >> 3) as usize;
         self.count |= FULL;
     }
 
@@ -74,43 +85,58 @@ impl<'a> Bits<'a> {
     /// Whether more bits were taken than there are.
     #[inline]
     pub(super) fn is_overrun(&self) -> bool {
-        self.position * 8 > self.bytes.len() * 8 + self.count as usize
+        self.position * 8 > self.bytes.len() * 8 + self.loaded() as usize
     }
 
-    /// Entry of the next bits of AC; at least 10 of them must be loaded.
+    /// What the next bits mean; at least 10 of them must be loaded.
     #[inline]
     pub(super) fn peek(&self, table: &Table) -> Entry {
         table.entry(self.buffer)
     }
 
-    /// Take what the entry did not: a long code or the bits of a coefficient.
-    ///
-    /// The bits stay in registers, since no call gets their address.
+    /// Take what an entry tells, which is not rare; the value.
     #[inline]
-    pub(super) fn finish(&mut self, mut entry: Entry, table: &Table) -> (Entry, i16) {
-        self.refill();
-        if entry == Entry::LONG {
-            entry = table.long_entry(self.buffer);
-        }
-        self.skip(entry.bits());
-        let size = entry.size();
-        (entry, extend(self.loaded(size), size) as i16)
+    pub(super) fn take_entry(&mut self, entry: Entry) -> i16 {
+        let value = entry.value(self.buffer);
+        self.buffer <<= entry.raw() & 63;
+        self.count = self.count.wrapping_sub(entry.raw());
+        value
     }
 
-    /// Take the difference of a DC coefficient.
+    /// The same where the entry is rare.
     #[allow(clippy::inline_always)] // The bits stay in registers, since no call gets their address.
+    #[inline(always)]
+    pub(super) fn take_rare(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
+        self.refill();
+        let symbol = table.symbol(self.buffer);
+        *is_bad |= symbol.is_bad;
+        self.skip(symbol.length);
+        self.count = self.count.wrapping_sub(step(symbol.value) << PLACES);
+        let size = u32::from(symbol.value & 15);
+        let value = extend(self.take_loaded(size), size) as i16;
+        self.refill();
+        value
+    }
+
+    /// Take the difference of a DC coefficient, and begin to count the places of its block.
+    #[allow(clippy::inline_always)] // As above.
     #[inline(always)]
     pub(super) fn difference(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
         self.refill();
-        let mut entry = table.dc_entry(self.buffer);
-        if entry.is_long() {
-            let is_no_code;
-            (entry, is_no_code) = table.long_difference(self.buffer);
-            *is_bad |= is_no_code;
-        }
-        let value = entry.value(self.buffer);
-        self.skip(entry.bits());
+        let entry = self.peek(table);
+        let value = if entry.is_rare() {
+            self.take_rare(table, is_bad)
+        } else {
+            self.take_entry(entry)
+        };
+        self.count = self.loaded() | 63 << PLACES;
         value
+    }
+
+    /// How many places of the block are left, less than zero past its end.
+    #[inline]
+    pub(super) fn places_left(&self) -> i8 {
+        (self.count >> PLACES) as i8
     }
 
     /// Take loaded bits.
@@ -122,7 +148,7 @@ impl<'a> Bits<'a> {
 
     /// Take 0 to 15 loaded bits.
     #[inline]
-    fn loaded(&mut self, count: u32) -> u32 {
+    fn take_loaded(&mut self, count: u32) -> u32 {
         let value = (self.buffer >> 1 >> (63 - count)) as u32;
         self.skip(count);
         value
@@ -134,7 +160,7 @@ impl<'a> Bits<'a> {
         if self.count < count {
             self.refill();
         }
-        self.loaded(count)
+        self.take_loaded(count)
     }
 
     /// Take a symbol.

@@ -7,12 +7,13 @@ use crate::Error;
 
 /// Bits by which the fast tables are indexed: two tables of 4 KiB stay in the first cache.
 pub(super) const FAST_BITS: u32 = 10;
+/// The most bits that an entry takes: three AC codes, or one of DC and two of AC, fit into one refill.
+const MOST_BITS: u32 = 18;
+const MOST_DC_BITS: u32 = 20;
 /// The longest code.
 const MAX_LENGTH: usize = 16;
 /// The step of an end of block: past any place of a block.
 const END_OF_BLOCK: u32 = 128;
-/// The step of bits that are no code, which end a block, too.
-const BAD_CODE: u32 = 192;
 
 /// A table as it stands in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,109 +46,53 @@ impl Spec {
     }
 }
 
-/// What the next bits mean: a symbol, and the coefficient where it fits.
+/// What the next bits mean: a code, and behind it the bits of a coefficient or of a difference of DC.
 ///
-/// Bits 0 to 5: how many bits to take; 8 to 15: how far to go on in the zigzag order; 16 to 31: the
-/// coefficient, or the number of its bits where [`Entry::IS_SPLIT`] is set and they are yet to be taken.
+/// Bits 0 to 5: how many bits to take, of both; 8 to 15: how far to go on in the zigzag order; 16 to 31:
+/// what has to be added to the taken bits for the value. Code and sign, which decide on that, are part
+/// of the index, and cut to 16 bits the sum is right whatever stands above.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry(u32);
 
 impl Entry {
-    const IS_SPLIT: u32 = 1 << 6;
-    /// A code that is longer than the table's index.
-    pub(super) const LONG: Self = Self(Self::IS_SPLIT);
+    /// A code that is too long for the index, or has too many bits behind it.
+    const RARE: Self = Self(1 << 6);
 
-    fn whole(bits: u32, step: u32, value: i32) -> Self {
-        Self(bits | step << 8 | u32::from(value as u16) << 16)
-    }
-
-    fn split(bits: u32, step: u32, size: u32) -> Self {
-        Self(bits | Self::IS_SPLIT | step << 8 | size << 16)
+    fn new(code: u32, length: u32, size: u32, step: u32, is_negative: bool) -> Self {
+        let least = if is_negative { 1 - (1 << size) } else { 0 };
+        let added = least - ((code << size) as i32);
+        Self((length + size) | step << 8 | u32::from(added as u16) << 16)
     }
 
     #[inline]
-    pub(super) fn is_split(self) -> bool {
-        self.0 & Self::IS_SPLIT != 0
+    pub(super) fn is_rare(self) -> bool {
+        self.0 & Self::RARE.0 != 0
     }
 
+    /// How many bits to take, the step above them, and what has no meaning above that.
     #[inline]
-    pub(super) fn bits(self) -> u32 {
-        self.0 & 63
+    pub(super) fn raw(self) -> u32 {
+        self.0
     }
 
-    #[inline]
-    pub(super) fn step(self) -> u32 {
-        self.0 >> 8 & 0xFF
-    }
-
-    /// The coefficient, of an entry that is not split.
-    #[inline]
-    pub(super) fn value(self) -> i16 {
-        (self.0 >> 16) as u16 as i16
-    }
-
-    /// Bits of the coefficient, of an entry that is split.
-    #[inline]
-    pub(super) fn size(self) -> u32 {
-        self.0 >> 16
-    }
-
-    /// Whether the bits are no code at all.
-    #[inline]
-    pub(super) fn is_bad(self) -> bool {
-        self.step() >= BAD_CODE
-    }
-}
-
-/// What the next bits mean in a table of DC: a code, and how many bits of a difference come behind it.
-///
-/// Byte 0: how many bits to take; 2: 63 less the bits of the difference; 3: the bits of the code. Zero
-/// where the code is longer than [`FAST_BITS`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct DcEntry(u32);
-
-impl DcEntry {
-    const LONG: Self = Self(0);
-
-    fn new(length: u32, size: u32) -> Self {
-        Self((length + size) | ((63 - size) << 16) | (length << 24))
-    }
-
-    #[inline]
-    pub(super) fn is_long(self) -> bool {
-        self == Self::LONG
-    }
-
-    #[inline]
-    pub(super) fn bits(self) -> u32 {
-        self.0 & 63
-    }
-
-    /// The difference, from the bits at whose top the code stands.
-    ///
-    /// Without a branch: how many bits it has is not to be foreseen.
+    /// The value, from the bits at whose top the code stands.
     #[inline]
     pub(super) fn value(self, bits: u64) -> i16 {
-        let behind = bits << (self.0 >> 24 & 63);
-        let unused = self.0 >> 16 & 63;
-        // All ones where the upper bit is clear, which stands for a negative number (figure F.12).
-        let negative = !((behind as i64 >> 63) as u64);
-        let magnitude = behind >> 1 >> unused;
-        magnitude.wrapping_sub(negative >> 1 >> unused) as i16
+        let taken = bits >> (self.0.wrapping_neg() & 63);
+        (taken as u16).wrapping_add((self.0 >> 16) as u16) as i16
     }
 }
 
 /// A table to decode with.
 pub(super) struct Table {
-    /// By the next [`FAST_BITS`] bits: a [`DcEntry`] or an [`Entry`].
-    fast: [u32; 1 << FAST_BITS],
+    /// By the next [`FAST_BITS`] bits.
+    fast: [Entry; 1 << FAST_BITS],
     /// By the same bits: length << 8 | symbol; zero where the code is longer.
     pub(super) symbols: [u16; 1 << FAST_BITS],
-    /// The largest code of each length, -1 where there is none; index 17 ends every search.
-    max_code: [i32; MAX_LENGTH + 2],
-    /// Added to a code of that length, the index of its symbol.
-    offset: [i32; MAX_LENGTH + 2],
-    values: [u8; 256],
+    /// The first 16 bits of the first code that is longer.
+    first_long: u32,
+    /// The same of longer codes, by how far their first 16 bits lie behind that.
+    long: Vec<u16>,
 }
 
 /// A symbol, and how many bits it took.
@@ -169,32 +114,29 @@ impl Table {
             return Err(broken("a Huffman table of DC with symbols above 15"));
         }
         let mut table = Self {
-            fast: [if is_dc {
-                DcEntry::LONG.0
-            } else {
-                Entry::LONG.0
-            }; 1 << FAST_BITS],
+            fast: [Entry::RARE; 1 << FAST_BITS],
             symbols: [0; 1 << FAST_BITS],
-            max_code: [-1; MAX_LENGTH + 2],
-            offset: [0; MAX_LENGTH + 2],
-            values: spec.values,
+            first_long: 0,
+            long: Vec::new(),
         };
-        table.max_code[MAX_LENGTH + 1] = i32::MAX;
-        let (mut code, mut index) = (0_i32, 0_i32);
+        let mut symbols = spec.values.iter();
+        let mut code = 0_u32;
         for (length, &codes) in (1_u32..).zip(&spec.counts) {
-            let (at, codes) = (length as usize, i32::from(codes));
-            if codes > 0 {
-                table.offset[at] = index - code;
-                for symbol in spec.values.iter().skip(index as usize).take(codes as usize) {
-                    table.enter(code, length, *symbol, is_dc);
-                    code += 1;
+            // All ones are no code.
+            if codes > 0 && code + u32::from(codes) >= 1 << length {
+                return Err(broken("a Huffman table with more codes than fit"));
+            }
+            for &symbol in symbols.by_ref().take(codes.into()) {
+                if length <= FAST_BITS {
+                    table.enter(code, length, symbol, is_dc);
+                } else {
+                    let end = table.long.len() + (1 << (MAX_LENGTH as u32 - length));
+                    table.long.resize(end, found(length, symbol));
                 }
-                table.max_code[at] = code - 1;
-                index += codes;
-                // All ones are no code.
-                if code >= 1 << length {
-                    return Err(broken("a Huffman table with more codes than fit"));
-                }
+                code += 1;
+            }
+            if length == FAST_BITS {
+                table.first_long = code << (MAX_LENGTH as u32 - length);
             }
             code <<= 1;
         }
@@ -202,99 +144,58 @@ impl Table {
     }
 
     /// Fill in the fast entries of one code.
-    fn enter(&mut self, code: i32, length: u32, symbol: u8, is_dc: bool) {
-        let Some(free) = FAST_BITS.checked_sub(length) else {
-            return;
+    fn enter(&mut self, code: u32, length: u32, symbol: u8, is_dc: bool) {
+        let free = FAST_BITS - length;
+        let (size, step, most) = if is_dc {
+            (u32::from(symbol), 0, MOST_DC_BITS)
+        } else {
+            (u32::from(symbol & 15), step(symbol), MOST_BITS)
         };
+        let is_told = length + size <= most && (size == 0 || free > 0);
         let first = (code as usize) << free;
-        let size = u32::from(symbol & 15);
         for (rest, at) in (first..first + (1 << free)).enumerate() {
-            let Some(short) = self.symbols.get_mut(at) else {
-                return;
-            };
-            *short = (length as u16) << 8 | u16::from(symbol);
-            if let Some(entry) = self.fast.get_mut(at) {
-                *entry = match free.checked_sub(size) {
-                    _ if is_dc => DcEntry::new(length, size).0,
-                    Some(unused) => {
-                        let value = extend((rest as u32) >> unused, size);
-                        Entry::whole(length + size, step(symbol), value).0
-                    }
-                    None => Entry::split(length, step(symbol), size).0,
-                };
+            self.symbols[at] = found(length, symbol);
+            if is_told {
+                // Those with the upper bit clear are negative (figure F.12).
+                let is_negative = size > 0 && rest >> (free - 1) == 0;
+                self.fast[at] = Entry::new(code, length, size, step, is_negative);
             }
         }
     }
 
-    /// Entry of the code of AC at the top of `bits`.
+    /// What the bits at the top of `bits` mean.
     #[inline]
     pub(super) fn entry(&self, bits: u64) -> Entry {
-        Entry(self.fast[(bits >> (64 - FAST_BITS)) as usize])
-    }
-
-    /// Entry of the code of DC at the top of `bits`.
-    #[inline]
-    pub(super) fn dc_entry(&self, bits: u64) -> DcEntry {
-        DcEntry(self.fast[(bits >> (64 - FAST_BITS)) as usize])
+        self.fast[(bits >> (64 - FAST_BITS)) as usize]
     }
 
     /// Find the symbol whose code stands at the top of `bits`.
     #[inline]
     pub(super) fn symbol(&self, bits: u64) -> Symbol {
-        let short = self.symbols[(bits >> (64 - FAST_BITS)) as usize];
-        if short != 0 {
-            return Symbol {
-                value: short as u8,
-                length: u32::from(short >> 8),
-                is_bad: false,
-            };
+        let mut found = self.symbols[(bits >> (64 - FAST_BITS)) as usize];
+        if found == 0 {
+            let top = (bits >> (64 - MAX_LENGTH)) as u32;
+            // Behind the last code come bits that are none, and libjpeg-turbo makes this of them.
+            let at = top.wrapping_sub(self.first_long) as usize;
+            found = self.long.get(at).copied().unwrap_or(NO_CODE);
         }
-        self.long_symbol(bits)
-    }
-
-    /// The entry of a code of DC that is longer than the index, and whether it is no code at all.
-    #[cold]
-    pub(super) fn long_difference(&self, bits: u64) -> (DcEntry, bool) {
-        let symbol = self.long_symbol(bits);
-        let size = u32::from(symbol.value & 15);
-        (DcEntry::new(symbol.length, size), symbol.is_bad)
-    }
-
-    /// The entry of a code of AC that is longer than the index. It is split.
-    #[cold]
-    pub(super) fn long_entry(&self, bits: u64) -> Entry {
-        let symbol = self.long_symbol(bits);
-        let step = if symbol.is_bad {
-            BAD_CODE
-        } else {
-            step(symbol.value)
-        };
-        Entry::split(symbol.length, step, u32::from(symbol.value & 15))
-    }
-
-    fn long_symbol(&self, bits: u64) -> Symbol {
-        for length in FAST_BITS + 1..=MAX_LENGTH as u32 {
-            let code = (bits >> (64 - length)) as i32;
-            let at = length as usize;
-            if code <= self.max_code[at] {
-                return Symbol {
-                    value: self.values[(code + self.offset[at]) as usize & 255],
-                    length,
-                    is_bad: false,
-                };
-            }
-        }
-        // What libjpeg-turbo makes of bits that are no code.
         Symbol {
-            value: 0,
-            length: MAX_LENGTH as u32 + 1,
-            is_bad: true,
+            value: found as u8,
+            length: u32::from(found >> 8),
+            is_bad: found == NO_CODE,
         }
     }
 }
 
+/// What is found of bits that are no code: a symbol of zero, of 17 bits.
+const NO_CODE: u16 = 17 << 8;
+
+fn found(length: u32, symbol: u8) -> u16 {
+    (length as u16) << 8 | u16::from(symbol)
+}
+
 /// How far a symbol of AC goes on in the zigzag order.
-fn step(symbol: u8) -> u32 {
+pub(super) fn step(symbol: u8) -> u32 {
     match (symbol >> 4, symbol & 15) {
         (15, 0) => 16,
         (_, 0) => END_OF_BLOCK,
@@ -340,5 +241,88 @@ impl Cache {
             self.next = (self.next + 1) % Self::SIZE;
         }
         Ok(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jpeg::tables::{AC_CHROMINANCE, AC_LUMINANCE, DC_CHROMINANCE, DC_LUMINANCE};
+
+    /// Compare what entries tell with what code and bits say, for all beginnings of 22 bits.
+    fn check_entries(spec: &Spec, is_dc: bool) -> usize {
+        let table = Table::new(spec, is_dc).unwrap();
+        let mut told = 0;
+        for top in 0_u64..1 << 22 {
+            // Whatever follows must not matter.
+            let bits = top << 42 | (top.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 22);
+            let entry = table.entry(bits);
+            if entry.is_rare() {
+                continue;
+            }
+            told += 1;
+            let symbol = table.symbol(bits);
+            let size = u32::from(symbol.value & 15);
+            let taken = (bits << symbol.length >> 1 >> (63 - size)) as u32;
+            assert_eq!(entry.raw() & 63, symbol.length + size, "{top:022b}");
+            let step = if is_dc { 0 } else { step(symbol.value) };
+            assert_eq!(entry.raw() >> 8 & 255, step, "{top:022b}");
+            assert_eq!(
+                i32::from(entry.value(bits)),
+                extend(taken, size),
+                "{top:022b}"
+            );
+        }
+        told
+    }
+
+    #[test]
+    fn entries_tell_what_codes_and_bits_say() {
+        for (table, is_dc) in [
+            (AC_LUMINANCE, false),
+            (AC_CHROMINANCE, false),
+            (DC_LUMINANCE, true),
+            (DC_CHROMINANCE, true),
+        ] {
+            let told = check_entries(&Spec::of(table), is_dc);
+            assert!(told > (1 << 22) / 10 * 9, "{told}");
+        }
+        // Short codes of many bits, and one of a single bit.
+        let sizes: Vec<u8> = (0..=15).chain([0xF0, 0x1A, 0x2F]).collect();
+        let mut counts = [0; MAX_LENGTH];
+        (counts[0], counts[5], counts[9], counts[15]) = (1, 9, 4, 5);
+        check_entries(&Spec::of((counts, &sizes)), false);
+        check_entries(
+            &Spec::of((counts, &[9, 10, 11, 0, 1, 2, 3, 4, 15, 14, 13, 12, 8, 7])),
+            true,
+        );
+    }
+
+    #[test]
+    fn symbols_are_found_by_codes_of_every_length() {
+        // One code of each length: 0, 10, 110 and so on.
+        let symbols: Vec<u8> = (0..16).map(|at| 0x10 + at).collect();
+        let table = Table::new(&Spec::of(([1; MAX_LENGTH], &symbols)), false).unwrap();
+        for (length, &expected) in (1_u32..).zip(&symbols) {
+            let bits = !0 << (65 - length) & (!0 << 48);
+            let bits = if length == 1 { 0 } else { bits };
+            let symbol = table.symbol(bits);
+            assert_eq!(
+                (symbol.value, symbol.length, symbol.is_bad),
+                (expected, length, false)
+            );
+        }
+        let none = table.symbol(!0);
+        assert_eq!((none.value, none.length, none.is_bad), (0, 17, true));
+    }
+
+    #[test]
+    fn codes_that_do_not_fit_are_refused() {
+        for (length, count) in [(1, 2), (1, 255), (2, 4), (10, 255), (16, 255)] {
+            let mut counts = [0; MAX_LENGTH];
+            (counts[0], counts[length - 1]) = (1, count);
+            let is_refused = Table::new(&Spec::of((counts, &[])), false).is_err();
+            assert_eq!(is_refused, length < 10, "{length} {count}");
+        }
     }
 }

@@ -13,8 +13,8 @@ use super::sequential::Block;
 use super::simd_face::place;
 use super::stream::Stream;
 
-/// Codes between two refills: 56 bits hold so many that are not split.
-const CODES: usize = 5;
+/// Codes between two refills: 56 bits hold so many that are not rare.
+const CODES: usize = 3;
 /// The most components of a scan.
 pub(super) const MAX_PARTS: usize = 4;
 
@@ -32,8 +32,6 @@ struct Hot<'l> {
     ac: &'l Table,
     /// All zero but for what was read of it.
     block: &'l mut Block,
-    /// Place of the last coefficient in the zigzag order.
-    at: u32,
     is_bad: bool,
 }
 
@@ -82,7 +80,6 @@ impl<'l> Lane<'l> {
             bits,
             ac: &units.first()?.ac,
             block: blocks.next()?,
-            at: 0,
             is_bad: false,
         };
         let mut cold = Cold {
@@ -115,41 +112,33 @@ impl<'l> Lane<'l> {
 }
 
 #[allow(clippy::inline_always)] // So that all of it stays in registers.
-impl<'l> Hot<'l> {
-    /// Take the next codes of a block; whether it ended.
+impl Hot<'_> {
+    /// Take the next code of a block; whether the block ended.
     #[inline(always)]
-    fn take_codes(&mut self) -> bool {
-        self.bits.refill();
-        for _ in 0..CODES {
-            let entry = self.bits.peek(self.ac);
-            if entry.is_split() {
-                let (entry, value) = self.bits.finish(entry, self.ac);
-                self.is_bad |= entry.is_bad();
-                self.at += entry.step();
-                place(self.block, self.at, value);
-                return self.at >= 63;
-            }
-            self.bits.skip(entry.bits());
-            self.at += entry.step();
-            place(self.block, self.at, entry.value());
-            if self.at >= 63 {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Take the next codes, and begin the next block where one ended; false where there is none.
-    #[inline(always)]
-    fn advance(&mut self, cold: &mut Cold<'l>) -> bool {
-        !self.take_codes() || cold.next_block(self)
+    fn take_code(&mut self) -> bool {
+        let entry = self.bits.peek(self.ac);
+        let value = if entry.is_rare() {
+            seldom();
+            self.bits.take_rare(self.ac, &mut self.is_bad)
+        } else {
+            self.bits.take_entry(entry)
+        };
+        let left = self.bits.places_left();
+        place(self.block, left, value);
+        left <= 0
     }
 }
+
+/// Tells the compiler that its caller seldom comes there, so that the registers serve the other way.
+#[cold]
+#[inline]
+fn seldom() {}
 
 #[allow(clippy::inline_always)] // As above.
 impl<'l> Cold<'l> {
     #[inline(always)]
     fn next_block(&mut self, hot: &mut Hot<'l>) -> bool {
+        seldom();
         if self.unit == self.units.len() {
             self.unit = 0;
             if hot.bits.position() > self.limit || hot.bits.is_overrun() {
@@ -177,7 +166,6 @@ impl<'l> Cold<'l> {
             hot.block[0] = *prediction as i16;
             hot.ac = &unit.ac;
         }
-        hot.at = 0;
         self.unit += 1;
     }
 }
@@ -191,17 +179,37 @@ pub(super) fn run(lane: Lane<'_>) -> Lane<'_> {
         mut cold,
         mcus,
     } = lane;
-    while hot.advance(&mut cold) {}
+    'lane: loop {
+        hot.bits.refill();
+        for _ in 0..CODES {
+            if hot.take_code() && !cold.next_block(&mut hot) {
+                break 'lane;
+            }
+        }
+    }
     Lane { hot, cold, mcus }
 }
 
 /// Go on with two lanes until one of them ends.
+///
+/// They take turns code by code: what was begun of one is lost when a guess about the other fails.
 #[allow(clippy::inline_always)] // As above.
 #[inline(always)]
 pub(super) fn run_two<'a, 'b>(first: Lane<'a>, second: Lane<'b>) -> (Lane<'a>, Lane<'b>) {
     let (mut hot, mut cold) = (first.hot, first.cold);
     let (mut hot_too, mut cold_too) = (second.hot, second.cold);
-    while hot.advance(&mut cold) && hot_too.advance(&mut cold_too) {}
+    'lanes: loop {
+        hot.bits.refill();
+        hot_too.bits.refill();
+        for _ in 0..CODES {
+            if hot.take_code() && !cold.next_block(&mut hot) {
+                break 'lanes;
+            }
+            if hot_too.take_code() && !cold_too.next_block(&mut hot_too) {
+                break 'lanes;
+            }
+        }
+    }
     let first = Lane {
         hot,
         cold,

@@ -9,7 +9,7 @@ use super::sequential::{Block, Coefficients};
 #[cfg(target_arch = "aarch64")]
 use super::simd_arm;
 use super::stream::Stream;
-use super::tables::NATURAL_ORDER;
+use super::tables::NATURAL_ORDER_FROM_END;
 #[cfg(target_arch = "x86_64")]
 use super::{simd_x86, simd_x86_rows, simd_x86_small};
 use crate::Error;
@@ -162,10 +162,11 @@ impl Simd {
     }
 }
 
-/// Put a coefficient to its place in the zigzag order, or to the last one if it is past the end.
+/// Put a coefficient to its place in the zigzag order, told by how many are left behind it; to the last
+/// one if it is past the end.
 #[inline]
-pub(super) fn place(block: &mut Block, at: u32, value: i16) {
-    let position = usize::from(NATURAL_ORDER[at as usize & 255]);
+pub(super) fn place(block: &mut Block, places_left: i8, value: i16) {
+    let position = usize::from(NATURAL_ORDER_FROM_END[usize::from(places_left as u8)]);
     // SAFETY: every entry of the table is below 64, as the assertion behind it makes sure. A mask
     // instead costs some percent of a whole picture, since this is done for every coefficient.
     unsafe { *block.get_unchecked_mut(position) = value };
@@ -173,8 +174,8 @@ pub(super) fn place(block: &mut Block, at: u32, value: i16) {
 
 const _: () = {
     let mut at = 0;
-    while at < NATURAL_ORDER.len() {
-        assert!(NATURAL_ORDER[at] < 64);
+    while at < NATURAL_ORDER_FROM_END.len() {
+        assert!(NATURAL_ORDER_FROM_END[at] < 64);
         at += 1;
     }
 };

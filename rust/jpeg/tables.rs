@@ -33,6 +33,17 @@ const fn natural_order() -> [u8; 256] {
     order
 }
 
+/// The same by how many places are left behind it, as a signed byte.
+pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
+    let mut order = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        order[(63 + 256 - at) % 256] = NATURAL_ORDER[at];
+        at += 1;
+    }
+    order
+};
+
 /// Code counts by length and symbols of the tables K.3 to K.6, which motion JPEG leaves out.
 pub(super) const DC_LUMINANCE: ([u8; 16], &[u8]) = (
     [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
