@@ -12,6 +12,10 @@ use crate::paint::Painter;
 use crate::record::Record;
 use crate::settings::Settings;
 
+/// The most records that a thread takes at a time. Of so many, those with files of about one length are
+/// painted together: where one of two pictures ends early, the rest of the other one is decoded alone.
+const GROUP: usize = 8;
+
 /// What a worker does next, for one record of a batch.
 pub(crate) struct Job {
     pub(crate) session: Arc<SessionState>,
@@ -32,6 +36,13 @@ struct Address {
     session: Arc<SessionState>,
     batch: Arc<Mutex<Assembly>>,
     place: usize,
+}
+
+impl Address {
+    /// Whether nobody waits for it any more.
+    fn is_closed(&self) -> bool {
+        lock(&self.session.queue).closed
+    }
 }
 
 #[derive(Default)]
@@ -73,14 +84,11 @@ impl Jobs {
         urgent.or_else(|| self.to_plan.pop_front())
     }
 
-    /// One job, and a second one where others have enough to do: two pictures are decoded together.
+    /// Some jobs, as many as leave enough to do for the others.
     fn take(&mut self, threads: usize) -> Vec<Job> {
-        let mut jobs = Vec::with_capacity(2);
-        jobs.extend(self.pop());
-        if self.to_paint.len() + self.to_plan.len() >= threads {
-            jobs.extend(self.pop());
-        }
-        jobs
+        let waiting = self.to_paint.len() + self.to_plan.len();
+        let count = (waiting / threads.max(1)).clamp(1, GROUP);
+        std::iter::from_fn(|| self.pop()).take(count).collect()
     }
 }
 
@@ -119,8 +127,9 @@ impl Crew {
         }
     }
 
+    /// Plan what is to be planned, then paint by twos.
     fn perform(&self, jobs: Vec<Job>, painter: &mut Painter) {
-        let (mut addresses, mut records) = (Vec::new(), Vec::new());
+        let mut ready = Vec::with_capacity(jobs.len());
         for job in jobs {
             let Job {
                 session,
@@ -128,26 +137,40 @@ impl Crew {
                 place,
                 step,
             } = job;
-            if lock(&session.queue).closed {
-                continue;
-            }
             let address = Address {
                 session,
                 batch,
                 place,
             };
+            if address.is_closed() {
+                continue;
+            }
             match step {
                 Step::Plan(record) => match self.plan(&record, &address) {
-                    Ok(to_paint) => {
-                        addresses.push((address, true));
-                        records.push(to_paint);
-                    }
+                    Ok(to_paint) => ready.push((address, to_paint, true)),
                     Err(outcome) => self.put(&address, outcome),
                 },
-                Step::Paint(to_paint) => {
-                    addresses.push((address, false));
-                    records.push(to_paint);
-                }
+                Step::Paint(to_paint) => ready.push((address, to_paint, false)),
+            }
+        }
+        ready.sort_by_key(|(_, to_paint, _)| to_paint.planned.bytes());
+        let mut ready = ready.into_iter();
+        loop {
+            let some: Vec<_> = ready.by_ref().take(2).collect();
+            if some.is_empty() {
+                return;
+            }
+            self.paint(some, painter);
+        }
+    }
+
+    /// Paint records, and note what became of them; with each, whether it is never painted again.
+    fn paint(&self, ready: Vec<(Address, ToPaint, bool)>, painter: &mut Painter) {
+        let (mut addresses, mut records) = (Vec::new(), Vec::new());
+        for (address, to_paint, is_final) in ready {
+            if !address.is_closed() {
+                addresses.push((address, is_final));
+                records.push(to_paint);
             }
         }
         if records.is_empty() {

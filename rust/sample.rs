@@ -20,6 +20,15 @@ pub struct Planned {
     pub pictures: Vec<(Opened, Plan)>,
 }
 
+impl Planned {
+    /// Bytes of its pictures' files.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let pictures = self.pictures.iter();
+        pictures.map(|(opened, _)| opened.bytes().len()).sum()
+    }
+}
+
 /// A record, ready to be put into a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
