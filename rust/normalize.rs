@@ -4,7 +4,7 @@ use crate::Error;
 use crate::image::Rgb;
 use crate::instructions::Instructions;
 use crate::memory;
-use crate::simd_normalize::{Arithmetic, SEGMENT, Table, Values, bytes_of};
+use crate::simd_normalize::{Arithmetic, SEGMENT, Table, Values, bytes_of, fetch};
 use crate::simd_resize::Passes;
 use crate::storage::{Dtype, Layout};
 
@@ -231,11 +231,12 @@ impl RowWriter {
             Layout::Chw => {
                 let (red, rest) = slot.split_at_mut(stride * slot_size.0);
                 let (green, blue) = rest.split_at_mut(stride * slot_size.0);
-                let mut planes =
-                    [red, green, blue].map(|plane| &mut plane[y * stride..(y + 1) * stride]);
-                for plane in &mut planes {
-                    plane[used..].fill(0);
-                }
+                let mut planes = [red, green, blue].map(|plane| {
+                    let (row, below) = plane[y * stride..].split_at_mut(stride);
+                    fetch_later(below, stride, used);
+                    row[used..].fill(0);
+                    row
+                });
                 for_segments(row, flip, |x, segment| {
                     let place = x * bytes..x * bytes + segment.len() / 3 * bytes;
                     let outputs = planes.each_mut().map(|plane| &mut plane[place.clone()]);
@@ -243,7 +244,8 @@ impl RowWriter {
                 });
             }
             Layout::Hwc => {
-                let output = &mut slot[y * 3 * stride..(y + 1) * 3 * stride];
+                let (output, below) = slot[y * 3 * stride..].split_at_mut(3 * stride);
+                fetch_later(below, 3 * stride, 3 * used);
                 output[3 * used..].fill(0);
                 for_segments(row, flip, |x, segment| {
                     let output = &mut output[3 * x * bytes..][..segment.len() * bytes];
@@ -289,6 +291,17 @@ impl RowWriter {
                 slot_size.1
             ),
         ))
+    }
+}
+
+/// How many rows before it is written a row is fetched: some rows are finished at a time.
+const AHEAD: usize = 3;
+
+/// Begin to fetch a later row out of those below, so that it is written without waiting.
+fn fetch_later(below: &[u8], stride: usize, used: usize) {
+    let start = (AHEAD - 1) * stride;
+    if let Some(row) = below.get(start..start + used) {
+        fetch(row);
     }
 }
 

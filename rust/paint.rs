@@ -160,8 +160,12 @@ impl Canvas<'_> {
         let pushed = rows.push(first_row, decoded, &mut |y, row| {
             if plan.needs_whole() {
                 whole.extend_from_slice(row);
-            } else if written.is_ok() {
-                written = writer.write_row(row, slot, *slot_size, y, plan.flip);
+            } else if written.is_ok()
+                // Not assigned row by row: to read what was just stored here, in other widths, waits
+                // for all stores before, and those of a row go to memory.
+                && let Err(error) = writer.write_row(row, slot, *slot_size, y, plan.flip)
+            {
+                written = Err(error);
             }
         });
         self.outcome = written.and(pushed);

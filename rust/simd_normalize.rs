@@ -189,6 +189,18 @@ impl Values {
     }
 }
 
+/// Begin to bring bytes into the cache.
+pub(crate) fn fetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: all of these processors have it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// The bytes of values.
 pub(crate) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let length = size_of_val(values);
