@@ -29,7 +29,7 @@ def finished(tiny_pictures, tmp_path_factory):
         patch.setattr(data._core, "build_profile", "release")
         printed = []
         patch.setattr("builtins.print", lambda *words, **more: printed.append((words, more)))
-        chosen = [*("--images", str(tiny_pictures)), *("--work", "squash"), *("--rounds", "2")]
+        chosen = [*("--images", str(tiny_pictures)), *("--work", "squash"), "--quick"]
         code = main(["bench", "data", *chosen, "--peers", ";".join(PEERS), "--output", str(folder)])
     texts = [" ".join(map(str, words)) for words, more in printed if "file" not in more]
     return folder, code, "\n".join(texts)

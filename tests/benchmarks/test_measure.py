@@ -121,10 +121,13 @@ class FakeProcess:
     """A peer whose every epoch costs what its name says, in seconds."""
 
     order: ClassVar[list[tuple[str, int]]] = []
+    #: Seconds that went by.
+    now: ClassVar[float] = 0.0
 
     def __init__(self, peer, own, python, log):
         self.peer, self.task = peer, own
         self.versions = {"it": "1"}
+        self.epochs = 0
         if peer.name == "broken":
             raise PeerError("it does not load")
 
@@ -138,6 +141,8 @@ class FakeProcess:
         if sample is not None:
             np.save(sample, np.zeros((2, 4, 4)))
         self.order.append((self.peer.name, number))
+        self.epochs += 1
+        FakeProcess.now += 2.0
         count = 3 if self.peer.name == "short" and number == 2 else 4
         return EpochCost(count=count, cpu_seconds=4.0 * (number + 1), wall_seconds=2.0)
 
@@ -149,14 +154,23 @@ class FakeProcess:
 def fakes(monkeypatch):
     monkeypatch.setattr(measure, "PeerProcess", FakeProcess)
     monkeypatch.setattr(FakeProcess, "order", [])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: FakeProcess.now)
     base = BY_NAME["numpy"]
     return [replace(base, name=name) for name in ("a", "broken", "b", "short")]
 
 
-def run(peers, tmp_path, rounds=3):
+def run(peers, tmp_path, rounds=3, turn_seconds=0.0):
     sizes = ((10, 10), (20, 10))
     boxes_task = replace(task("boxes"), sizes=sizes, boxes=((), ()), repeats=2, texts=("a",) * 9)
-    return measure_line(LINE, boxes_task, peers, rounds=rounds, pythons={}, folder=tmp_path)
+    return measure_line(
+        LINE,
+        boxes_task,
+        peers,
+        rounds=rounds,
+        turn_seconds=turn_seconds,
+        pythons={},
+        folder=tmp_path,
+    )
 
 
 def test_peers_take_turns_and_the_first_round_does_not_count(fakes, tmp_path):
@@ -171,6 +185,14 @@ def test_peers_take_turns_and_the_first_round_does_not_count(fakes, tmp_path):
     assert first.median == 3e6
     assert first.rates == [2.0, 2.0, 2.0]
     assert (first.peak_bytes, first.versions) == (1000, {"it": "1"})
+
+
+def test_a_turn_has_as_many_epochs_as_its_time_takes(fakes, tmp_path):
+    first = run(fakes[:1], tmp_path, rounds=2, turn_seconds=5.0)[0]
+    # Of two seconds each, so that three make a turn.
+    assert FakeProcess.order == [("a", number) for number in range(7)]
+    assert first.costs == [3e6, 6e6]
+    assert first.rates == [2.0, 2.0]
 
 
 def test_a_peer_that_fails_is_named_and_the_others_go_on(fakes, tmp_path):

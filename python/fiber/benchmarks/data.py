@@ -31,6 +31,9 @@ CAPTIONS, QUICK_CAPTIONS = 1000, 200
 OWN_PICTURES = 512
 #: Rounds that count.
 ROUNDS, QUICK_ROUNDS = 5, 2
+#: A peer that waited for the others is slower in its first tenths of a second, which must not weigh
+#: more the faster it is: a turn lasts so long, or one pass.
+TURN_SECONDS = 3.0
 #: Boxes of the line `boxes`, and its pictures.
 MANY_BOXES, BOX_PICTURES = 64, 100
 PROMPT_BOXES = 16
@@ -229,6 +232,7 @@ def _measured(
             task,
             [peer for peer in able if peer.name not in absent],
             rounds=options.used_rounds,
+            turn_seconds=0.0 if options.quick else TURN_SECONDS,
             pythons=options.pythons,
             folder=folder,
         )

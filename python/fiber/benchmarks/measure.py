@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -80,16 +81,18 @@ def measure_line(
     peers: Sequence[Peer],
     *,
     rounds: int,
+    turn_seconds: float,
     pythons: Mapping[str, str],
     folder: Path,
 ) -> list[Side]:
-    """Let the peers take turns, epoch by epoch, after one that is not counted.
+    """Let the peers take turns, after an epoch that is not counted.
 
     Args:
         line: what is measured.
         task: of every peer, but for variant and cache.
         peers: whom to measure, ours among them.
-        rounds: epochs that count.
+        rounds: turns of each peer.
+        turn_seconds: a turn is one epoch or more, until so much time went by.
         pythons: interpreter of each peer by its name; without one, this process's.
         folder: for samples, logs and converted files.
 
@@ -112,8 +115,7 @@ def measure_line(
                 if side.failure:
                     continue
                 try:
-                    cost = process.epoch(number + 1)
-                    _check_count(cost, task)
+                    cost = _turn(process, task, turn_seconds)
                 except PeerError as error:
                     _failed(side, error)
                     continue
@@ -157,6 +159,21 @@ def _warmed_up(
     with ThreadPoolExecutor(task.threads) as pool:
         opened = list(zip(sides, pool.map(warm_up, sides), strict=True))
     return [(side, process) for side, process in opened if process is not None]
+
+
+def _turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
+    """Run epochs until some time went by; what all of them cost."""
+    costs: list[EpochCost] = []
+    end = time.perf_counter() + seconds
+    while not costs or time.perf_counter() < end:
+        cost = process.epoch(process.epochs)
+        _check_count(cost, task)
+        costs.append(cost)
+    return EpochCost(
+        count=sum(cost.count for cost in costs),
+        cpu_seconds=sum(cost.cpu_seconds for cost in costs),
+        wall_seconds=sum(cost.wall_seconds for cost in costs),
+    )
 
 
 def _own_version(peer: Peer) -> dict[str, str]:

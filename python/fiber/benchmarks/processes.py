@@ -64,6 +64,7 @@ class PeerProcess:
 
     Attributes:
         versions: of the peer's distributions, once it is open.
+        epochs: how many it ran.
 
     Raises:
         PeerError: if it does not load.
@@ -72,6 +73,7 @@ class PeerProcess:
     def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
         self.peer = peer
         self.log = log
+        self.epochs = 0
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
                 [python, str(_WORKER)],
@@ -118,6 +120,7 @@ class PeerProcess:
             if not quiet:
                 wall = time.perf_counter()
             cpu = now
+        self.epochs += 1
         return EpochCost(count=count, cpu_seconds=cpu - before, wall_seconds=wall - start)
 
     def cpu_seconds(self) -> float:
