@@ -250,3 +250,35 @@ impl Crew {
         session.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{record, settings};
+    use crate::record::Task;
+
+    #[test]
+    fn a_thread_takes_its_share_and_no_more_than_eight() {
+        let (settings, pool) = (settings(Task::ImageText), Pool::new(1));
+        for (waiting, threads, expected) in
+            [(1, 2, 1), (5, 2, 2), (5, 8, 1), (16, 2, 8), (99, 1, 8)]
+        {
+            let mut jobs = Jobs::default();
+            for place in 0..waiting {
+                jobs.to_plan.push_back(Job {
+                    session: Arc::default(),
+                    batch: Arc::new(Mutex::new(Assembly::new(0, &settings, &pool))),
+                    place,
+                    step: Step::Plan(Box::new(record("a"))),
+                });
+            }
+            let places: Vec<_> = jobs.take(threads).iter().map(|job| job.place).collect();
+            assert_eq!(
+                places,
+                (0..expected).collect::<Vec<_>>(),
+                "{waiting} {threads}"
+            );
+            assert_eq!(jobs.to_plan.len(), waiting - expected);
+        }
+    }
+}
