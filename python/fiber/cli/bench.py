@@ -82,7 +82,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="threads or worker processes of every peer (default: one for each core)",
     )
     data.add_argument(
-        "--rounds", type=count, default=0, metavar="N", help="turns of each peer that count (default: 5)"
+        "--rounds",
+        type=count,
+        default=0,
+        metavar="N",
+        help="turns of each peer (default: 5)",
     )
     data.add_argument(
         "--pictures", type=count, default=0, metavar="N", help="of each corpus, at most"
