@@ -26,7 +26,11 @@ pub(super) fn decode(
         .coefficients
         .resize_with(frame.components.len(), Coefficients::default);
     for (target, component) in arena.coefficients.iter_mut().zip(&frame.components) {
-        target.reset(frame.mcus_wide * component.h, frame.mcus_high * component.v)?;
+        target.reset(
+            frame.mcus_wide * component.h,
+            frame.mcus_high * component.v,
+            frame.is_progressive,
+        )?;
     }
     let mut findings = Findings::default();
     let mut known = vec![Known::default(); frame.components.len()];
@@ -38,8 +42,10 @@ pub(super) fn decode(
         if frame.is_progressive {
             let mut pass = prepare(&mut arena.tables, frame, &scan, &markers)?;
             for part in &scan.components {
-                if let Some(known) = known.get_mut(part.index) {
-                    known.note(&scan, scans == 1);
+                if let Some(known) = known.get_mut(part.index)
+                    && !known.note(&scan, scans == 1)
+                {
+                    findings.add("progressive scans out of order");
                 }
             }
             last_good_row = progressive_scan(

@@ -69,6 +69,18 @@ impl Entry {
         self.0 & Self::RARE.0 != 0
     }
 
+    /// How far to go on in the zigzag order.
+    #[inline]
+    pub(super) fn step(self) -> usize {
+        (self.0 >> 8 & 0xFF) as usize
+    }
+
+    /// Whether an end of block or, where scans are progressive, of a band begins here.
+    #[inline]
+    pub(super) fn is_end(self) -> bool {
+        self.0 & END_OF_BLOCK << 8 != 0
+    }
+
     /// How many bits to take, the step above them, and what has no meaning above that.
     #[inline]
     pub(super) fn raw(self) -> u32 {

@@ -41,16 +41,20 @@ impl Default for Known {
 }
 
 impl Known {
-    /// Note a scan. `is_first` for the first one of the picture.
-    pub(super) fn note(&mut self, scan: &Scan, is_first: bool) {
+    /// Note a scan. `is_first` for the first one of the picture. Returns whether it goes on from those
+    /// before it: DC first, and each bit once.
+    pub(super) fn note(&mut self, scan: &Scan, is_first: bool) -> bool {
+        let mut goes_on = scan.start == 0 || self.now.first() != Some(&-1);
         for at in scan.start.min(1)..=scan.end.max(9) {
             if let (Some(before), Some(now)) = (self.before.get_mut(at), self.now.get(at)) {
                 *before = if is_first { 0 } else { *now };
             }
         }
         for now in self.now.iter_mut().take(scan.end + 1).skip(scan.start) {
+            goes_on &= (*now).max(0) == scan.high as i32;
             *now = scan.low as i32;
         }
+        goes_on
     }
 }
 
@@ -119,7 +123,8 @@ impl Pass<'_> {
         Ok(had_data)
     }
 
-    /// Decode MCUs until the data made ready end; returns how many.
+    /// Decode MCUs until the data made ready end; returns how many. `spread` is [`spread`], or does the
+    /// same.
     #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
     #[inline(always)]
     pub(super) fn run(
@@ -128,9 +133,37 @@ impl Pass<'_> {
         coefficients: &mut [Coefficients],
         row: usize,
         columns: Range<usize>,
+        spread: impl Fn(u64, u64) -> u64 + Copy,
     ) -> Result<usize, Error> {
         let (mut bits, limit) = stream.bits();
         let mut is_bad = false;
+        let done = if self.scan.start == 0 {
+            self.run_dc(&mut bits, limit, coefficients, row, columns, &mut is_bad)?
+        } else {
+            // A scan of AC has one component.
+            let index = self.parts.first().map_or(0, |part| part.index);
+            let blocks = coefficients
+                .get_mut(index)
+                .and_then(|target| target.row_mut(row, columns));
+            self.run_ac(&mut bits, limit, blocks, spread, &mut is_bad)
+        };
+        let (state, is_overrun) = (bits.state(), bits.is_overrun());
+        stream.resume(state, is_overrun, is_bad);
+        Ok(done)
+    }
+
+    #[allow(clippy::inline_always)] // The state of the bits stays in registers.
+    #[inline(always)]
+    fn run_dc(
+        &mut self,
+        bits: &mut Bits<'_>,
+        limit: usize,
+        coefficients: &mut [Coefficients],
+        row: usize,
+        columns: Range<usize>,
+        is_bad: &mut bool,
+    ) -> Result<usize, Error> {
+        let low = self.scan.low;
         let mut done = 0;
         while done < columns.len() && bits.position() <= limit && !bits.is_overrun() {
             let column = columns.start + done;
@@ -145,167 +178,194 @@ impl Pass<'_> {
                         .get_mut(start..start + part.h)
                         .unwrap_or_default();
                     for block in blocks {
-                        match (&part.table, self.scan.start, self.scan.high) {
-                            (Some(table), 0, 0) => {
-                                let low = self.scan.low;
-                                first_dc(
-                                    &mut bits,
-                                    table,
-                                    &mut part.prediction,
-                                    low,
-                                    block,
-                                    &mut is_bad,
-                                )?;
-                            }
-                            (None, ..) => block[0] |= (bits.take(1) as i16) << self.scan.low,
-                            (Some(table), _, 0) => {
-                                first_ac(
-                                    &mut bits,
-                                    table,
-                                    self.scan,
-                                    &mut self.end_of_band,
-                                    block,
-                                    &mut is_bad,
-                                );
-                            }
-                            (Some(table), ..) => {
-                                refine_ac(
-                                    &mut bits,
-                                    table,
-                                    self.scan,
-                                    &mut self.end_of_band,
-                                    block,
-                                    &mut is_bad,
-                                );
-                            }
-                        }
+                        let Some(table) = &part.table else {
+                            block[0] |= (bits.take(1) as i16) << low;
+                            continue;
+                        };
+                        part.prediction = part
+                            .prediction
+                            .checked_add(bits.coefficient(table, is_bad).into())
+                            .ok_or_else(|| broken("a DC coefficient out of range"))?;
+                        block[0] = part.prediction.wrapping_shl(low) as i16;
                     }
                 }
             }
             done += 1;
         }
-        let (state, is_overrun) = (bits.state(), bits.is_overrun());
-        stream.resume(state, is_overrun, is_bad);
         Ok(done)
     }
-}
 
-#[allow(clippy::inline_always)] // The state of the bits stays in registers.
-#[inline(always)]
-fn first_dc(
-    bits: &mut Bits<'_>,
-    table: &Table,
-    prediction: &mut i32,
-    low: u32,
-    block: &mut Block,
-    is_bad: &mut bool,
-) -> Result<(), Error> {
-    let symbol = bits.symbol(table);
-    *is_bad |= symbol.is_bad;
-    let size = u32::from(symbol.value & 15);
-    let difference = extend(bits.take(size), size);
-    *prediction = prediction
-        .checked_add(difference)
-        .ok_or_else(|| broken("a DC coefficient out of range"))?;
-    block[0] = prediction.wrapping_shl(low) as i16;
-    Ok(())
-}
-
-#[allow(clippy::inline_always)] // The state of the bits stays in registers.
-#[inline(always)]
-fn first_ac(
-    bits: &mut Bits<'_>,
-    table: &Table,
-    scan: &Scan,
-    end_of_band: &mut u32,
-    block: &mut Block,
-    is_bad: &mut bool,
-) {
-    if *end_of_band > 0 {
-        *end_of_band -= 1;
-        return;
-    }
-    let mut at = scan.start;
-    while at <= scan.end {
-        let symbol = bits.symbol(table);
-        *is_bad |= symbol.is_bad;
-        let (run, size) = (u32::from(symbol.value >> 4), u32::from(symbol.value & 15));
-        if size > 0 {
-            at += run as usize;
-            let value = extend(bits.take(size), size).wrapping_shl(scan.low);
-            block[natural(at)] = value as i16;
-        } else if run == 15 {
-            at += 15;
-        } else {
-            *end_of_band = (1 << run) + bits.take(run) - 1;
-            return;
-        }
-        at += 1;
-    }
-}
-
-#[allow(clippy::inline_always)] // The state of the bits stays in registers.
-#[inline(always)]
-fn refine_ac(
-    bits: &mut Bits<'_>,
-    table: &Table,
-    scan: &Scan,
-    end_of_band: &mut u32,
-    block: &mut Block,
-    is_bad: &mut bool,
-) {
-    let bit = 1_i16.wrapping_shl(scan.low);
-    let mut at = scan.start;
-    if *end_of_band == 0 {
-        while at <= scan.end {
-            let symbol = bits.symbol(table);
-            let (mut run, size) = (u32::from(symbol.value >> 4), symbol.value & 15);
-            *is_bad |= symbol.is_bad || size > 1;
-            let value = match size {
-                0 if run < 15 => {
-                    *end_of_band = (1 << run) + bits.take(run);
-                    break;
-                }
-                0 => 0,
-                _ if bits.take(1) == 1 => bit,
-                _ => -bit,
-            };
-            // Pass over coefficients that are known already, and over `run` that are zero still.
-            while at <= scan.end {
-                let coefficient = &mut block[natural(at)];
-                if *coefficient != 0 {
-                    refine(bits, coefficient, bit);
-                } else if run == 0 {
-                    break;
-                } else {
-                    run -= 1;
-                }
-                at += 1;
+    #[allow(clippy::inline_always)] // As above.
+    #[inline(always)]
+    fn run_ac(
+        &mut self,
+        bits: &mut Bits<'_>,
+        limit: usize,
+        blocks: Option<(&mut [Block], &mut [u64])>,
+        spread: impl Fn(u64, u64) -> u64,
+        is_bad: &mut bool,
+    ) -> usize {
+        let (blocks, non_zero) = blocks.unwrap_or_default();
+        let Some(table) = self.parts.first().and_then(|part| part.table.as_deref()) else {
+            return blocks.len();
+        };
+        let mut band = Band {
+            scan: self.scan,
+            places: places_from(self.scan.start) & !places_from(self.scan.end + 1),
+            table,
+            spread,
+            end_of_band: self.end_of_band,
+            is_bad: false,
+        };
+        let mut done = 0;
+        while let (Some(block), Some(non_zero)) = (blocks.get_mut(done), non_zero.get_mut(done))
+            && bits.position() <= limit
+            && !bits.is_overrun()
+        {
+            if self.scan.high > 0 {
+                band.refine(bits, block, non_zero);
+            } else if band.end_of_band == 0 {
+                band.read(bits, block, non_zero);
+            } else {
+                // Blocks of which nothing is told stay as they are.
+                let count = (blocks.len() - done).min(band.end_of_band as usize);
+                band.end_of_band -= count as u32;
+                done += count;
+                continue;
             }
+            done += 1;
+        }
+        self.end_of_band = band.end_of_band;
+        *is_bad |= band.is_bad;
+        done
+    }
+}
+
+/// The coefficients of a scan of AC.
+#[allow(clippy::struct_field_names)] // The standard's name.
+struct Band<'b, S> {
+    scan: &'b Scan,
+    /// A bit for each of their places.
+    places: u64,
+    table: &'b Table,
+    spread: S,
+    /// Blocks that an end of band still covers.
+    end_of_band: u32,
+    is_bad: bool,
+}
+
+#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
+    /// Read the upper bits of a block's coefficients.
+    #[inline(always)]
+    fn read(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+        let mut at = self.scan.start;
+        while at <= self.scan.end {
+            bits.refill();
+            let entry = bits.peek(self.table);
+            let value = if entry.is_rare() || entry.is_end() {
+                let symbol = bits.symbol(self.table);
+                self.is_bad |= symbol.is_bad;
+                let (run, size) = (u32::from(symbol.value >> 4), u32::from(symbol.value & 15));
+                if size == 0 && run < 15 {
+                    self.end_of_band = (1 << run) + bits.take(run) - 1;
+                    return;
+                }
+                at += run as usize;
+                extend(bits.take(size), size) as i16
+            } else {
+                at += entry.step() - 1;
+                bits.take_value(entry)
+            };
             if value != 0 {
+                let value = value.wrapping_shl(self.scan.low);
                 block[natural(at)] = value;
+                let place = 1 << at.min(63);
+                *non_zero = *non_zero & !place | if value == 0 { 0 } else { place };
             }
             at += 1;
         }
     }
-    if *end_of_band > 0 {
-        for at in at..=scan.end {
-            let coefficient = &mut block[natural(at)];
-            if *coefficient != 0 {
-                refine(bits, coefficient, bit);
+
+    /// Read a further bit of coefficients that are known, and those that have this bit alone.
+    #[inline(always)]
+    fn refine(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+        let known = *non_zero & self.places;
+        let bit = 1_i16.wrapping_shl(self.scan.low);
+        let mut at = self.scan.start;
+        if self.end_of_band == 0 {
+            while at <= self.scan.end {
+                bits.refill();
+                let symbol = bits.symbol(self.table);
+                let (run, size) = (u32::from(symbol.value >> 4), symbol.value & 15);
+                self.is_bad |= symbol.is_bad || size > 1;
+                let value = match size {
+                    0 if run < 15 => {
+                        self.end_of_band = (1 << run) + bits.take(run);
+                        break;
+                    }
+                    0 => 0,
+                    _ => (bits.take(1) as i16 * 2 - 1) * bit,
+                };
+                // Pass over coefficients that are known already, and over `run` that are zero still.
+                let zeros = places_from(at) & self.places & !known;
+                let next = (self.spread)(1 << run, zeros).trailing_zeros() as usize;
+                let next = next.min(self.scan.end + 1);
+                let passed = known & places_from(at) & !places_from(next);
+                self.refine_known(bits, block, passed, bit);
+                if value != 0 {
+                    block[natural(next)] = value;
+                    *non_zero |= 1 << next.min(63);
+                }
+                at = next + 1;
             }
         }
-        *end_of_band -= 1;
+        if self.end_of_band > 0 {
+            self.refine_known(bits, block, known & places_from(at), bit);
+            self.end_of_band -= 1;
+        }
+    }
+
+    /// Take a further bit of the coefficients at some places.
+    #[inline(always)]
+    fn refine_known(&self, bits: &mut Bits<'_>, block: &mut Block, mut places: u64, bit: i16) {
+        while places != 0 {
+            let count = places.count_ones().min(MOST_REFINED);
+            let taken = bits.take_first(count);
+            let mut ones = (self.spread)(taken, places);
+            while ones != 0 {
+                let coefficient = &mut block[natural(ones.trailing_zeros() as usize)];
+                ones &= ones - 1;
+                let is_negative = *coefficient >> 15;
+                let change = (bit ^ is_negative).wrapping_sub(is_negative);
+                // Damaged files set a bit that is set.
+                let is_new = -i16::from(*coefficient & bit == 0);
+                *coefficient = coefficient.wrapping_add(change & is_new);
+            }
+            places &= !(self.spread)(u64::MAX >> (64 - count), places);
+        }
     }
 }
 
-/// Take a further bit of a coefficient.
-#[inline]
-fn refine(bits: &mut Bits<'_>, coefficient: &mut i16, bit: i16) {
-    if bits.take(1) == 1 && *coefficient & bit == 0 {
-        let change = if *coefficient >= 0 { bit } else { -bit };
-        *coefficient = coefficient.wrapping_add(change);
+/// Bits that one refill always has.
+const MOST_REFINED: u32 = 56;
+
+/// Spread the lowest bits over some places, as PDEP does.
+pub(super) fn spread(mut bits: u64, mut places: u64) -> u64 {
+    let mut out = 0;
+    while places != 0 && bits != 0 {
+        let lowest = places & places.wrapping_neg();
+        out |= lowest & (bits & 1).wrapping_neg();
+        bits >>= 1;
+        places ^= lowest;
     }
+    out
+}
+
+/// A bit for each place from one on.
+#[inline]
+fn places_from(at: usize) -> u64 {
+    u64::MAX.checked_shl(at as u32).unwrap_or(0)
 }
 
 #[inline]

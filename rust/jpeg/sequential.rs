@@ -1,6 +1,6 @@
 //! Baseline and extended sequential scans: their coefficients, and the runs of MCUs between restarts.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use super::huffman::Table;
@@ -48,6 +48,9 @@ fn of_coefficients() -> String {
 #[derive(Default)]
 pub(super) struct Coefficients {
     pub(super) blocks: Vec<Block>,
+    /// Of each block, a bit for each place of the zigzag order whose coefficient of AC is not zero. Only
+    /// scans that read a picture bit by bit need it.
+    non_zero: Vec<u64>,
     /// Blocks from one row of blocks to the next.
     pub(super) stride: usize,
 }
@@ -57,7 +60,17 @@ impl Coefficients {
     ///
     /// # Errors
     /// [`Error::Memory`] where there is no memory for them.
-    pub(super) fn reset(&mut self, wide: usize, high: usize) -> Result<(), Error> {
+    pub(super) fn reset(
+        &mut self,
+        wide: usize,
+        high: usize,
+        is_progressive: bool,
+    ) -> Result<(), Error> {
+        self.non_zero.clear();
+        if is_progressive {
+            memory::reserve(&mut self.non_zero, wide * high, of_coefficients)?;
+            self.non_zero.resize(wide * high, 0);
+        }
         self.blocks.clear();
         memory::reserve(&mut self.blocks, wide * high, of_coefficients)?;
         self.blocks.resize(wide * high, Block::ZERO);
@@ -69,6 +82,21 @@ impl Coefficients {
     pub(super) fn release(&mut self) {
         self.blocks.clear();
         self.blocks.shrink_to(KEPT_BLOCKS);
+        self.non_zero.clear();
+        self.non_zero.shrink_to(KEPT_BLOCKS);
+    }
+
+    /// Some blocks of a row of a progressive picture, and what of them is not zero.
+    #[inline]
+    pub(super) fn row_mut(
+        &mut self,
+        row: usize,
+        columns: Range<usize>,
+    ) -> Option<(&mut [Block], &mut [u64])> {
+        let start = row * self.stride;
+        let range = start + columns.start..start + columns.end;
+        let blocks = self.blocks.get_mut(range.clone())?;
+        Some((blocks, self.non_zero.get_mut(range)?))
     }
 
     /// Some blocks of a row.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::lanes::{self, Lane};
-use super::progressive::Pass;
+use super::progressive::{self, Pass};
 use super::sequential::{Block, Coefficients};
 #[cfg(target_arch = "aarch64")]
 use super::simd_arm;
@@ -79,7 +79,7 @@ impl Simd {
             // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
             return unsafe { simd_x86::progressive_run(pass, stream, coefficients, row, columns) };
         }
-        pass.run(stream, coefficients, row, columns)
+        pass.run(stream, coefficients, row, columns, progressive::spread)
     }
 
     /// Transform blocks side by side to `size` x `size` samples each. Returns whether it did.

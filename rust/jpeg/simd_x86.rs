@@ -8,7 +8,7 @@ use std::arch::x86_64::{
     _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srai_epi32, _mm256_sub_epi16, _mm256_sub_epi32,
     _mm256_testz_si256, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
     _mm256_unpackhi_epi64, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
-    _mm256_unpacklo_epi64, _mm256_xor_si256,
+    _mm256_unpacklo_epi64, _mm256_xor_si256, _pdep_u64,
 };
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ pub(super) fn run_two<'a, 'b>(first: Lane<'a>, second: Lane<'b>) -> (Lane<'a>, L
     lanes::run_two(first, second)
 }
 
-/// [`Pass::run`] with shifts by any register.
+/// [`Pass::run`] with shifts by any register, and bits spread at once.
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 pub(super) fn progressive_run(
     pass: &mut Pass<'_>,
@@ -43,7 +43,8 @@ pub(super) fn progressive_run(
     row: usize,
     columns: Range<usize>,
 ) -> Result<usize, Error> {
-    pass.run(stream, coefficients, row, columns)
+    let spread = |bits, places| _pdep_u64(bits, places);
+    pass.run(stream, coefficients, row, columns, spread)
 }
 
 /// Row `row` of two blocks, side by side.

@@ -49,6 +49,28 @@ def data_start(data: bytes) -> int:
     return [end for _, _, end in segments(data)][-1]
 
 
+def scans(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Cut a file into what stands before its first Huffman table, and its scans with their tables.
+
+    The end marker is left out.
+    """
+    starts = [start for marker, start, _ in segments(data) if marker in (0xC4, 0xDA)]
+    first = last = min(starts)
+    found, at = [], first
+    while data[at + 1] != 0xD9:
+        is_scan = data[at + 1] == 0xDA
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if is_scan:
+            at = next(
+                mark
+                for mark in range(at, len(data))
+                if data[mark] == 0xFF and data[mark + 1] not in (0, *range(0xD0, 0xD8))
+            )
+            found.append(data[last:at])
+            last = at
+    return data[:first], found
+
+
 def truncated(data: bytes, rng: np.random.Generator) -> bytes:
     """Cut off in the data of a scan."""
     return data[: int(rng.integers(data_start(data) + 1, len(data) - 2))]
