@@ -3,7 +3,8 @@
 Needs cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides keep
 their handle and their buffer; every value is compared before anything is timed. The pictures are
 cut from the photographs to 640 x 480 pixels: 4:2:0 and 4:4:4 of qualities 94 to 97, with as much
-detail as data sets of photographs have, and 4:2:0 of qualities 75 to 85.
+detail as data sets of photographs have, 4:2:0 of qualities 75 to 85, and both samplings in
+progressive scans of qualities 75 to 95.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageFilter
 
@@ -23,11 +25,13 @@ import rows  # noqa: E402
 
 PHOTOS = HERE.parents[1] / "../shared/assets/photos"
 WIDTH, HEIGHT = 640, 480
-#: Name of a corpus, sampling, qualities.
-CORPORA = (
-    ("coco640", "4:2:0", (94, 95, 96, 97)),
-    ("coco444", "4:4:4", (95, 96, 97)),
-    ("small420", "4:2:0", (75, 80, 85)),
+#: Name of a corpus, and how its files are written; of the qualities each takes one.
+CORPORA: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("coco640", {"subsampling": "4:2:0", "quality": (94, 95, 96, 97)}),
+    ("coco444", {"subsampling": "4:4:4", "quality": (95, 96, 97)}),
+    ("small420", {"subsampling": "4:2:0", "quality": (75, 80, 85)}),
+    ("progressive420", {"subsampling": "4:2:0", "quality": (75, 85, 95), "progressive": True}),
+    ("progressive444", {"subsampling": "4:4:4", "quality": (75, 85, 95), "progressive": True}),
 )
 
 
@@ -43,7 +47,7 @@ def cut(photo: Image.Image, rng: random.Random) -> Image.Image:
     return resized.filter(ImageFilter.UnsharpMask(0.8, 70, 0))
 
 
-def write_corpus(folder: Path, sampling: str, qualities: tuple[int, ...], count: int) -> float:
+def write_corpus(folder: Path, options: dict[str, Any], count: int) -> float:
     """Write `count` files; returns their mean size in KiB."""
     rng = random.Random(1234)
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
@@ -51,7 +55,7 @@ def write_corpus(folder: Path, sampling: str, qualities: tuple[int, ...], count:
     for index in range(count):
         stream = io.BytesIO()
         picture = cut(photos[index % len(photos)], rng)
-        picture.save(stream, "JPEG", quality=rng.choice(qualities), subsampling=sampling)
+        picture.save(stream, "JPEG", **options | {"quality": rng.choice(options["quality"])})
         (folder / f"{index:04}.jpg").write_bytes(stream.getvalue())
         total += len(stream.getvalue())
     return total / count / 1024
@@ -66,9 +70,9 @@ def main() -> None:
     if not PHOTOS.exists():
         sys.exit(f"{PHOTOS}: the photographs are absent")
     subprocess.run(["cargo", "build", "--release"], cwd=HERE, check=True)
-    for name, sampling, qualities in CORPORA:
+    for name, options in CORPORA:
         with tempfile.TemporaryDirectory() as folder:
-            size = write_corpus(Path(folder), sampling, qualities, arguments.files)
+            size = write_corpus(Path(folder), options, arguments.files)
             print(f"{name}: {arguments.files} files of {WIDTH} x {HEIGHT}, {size:.0f} KiB each")
             for divisor in arguments.divisors:
                 values = timed(folder, arguments.rounds, divisor)
