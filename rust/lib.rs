@@ -24,6 +24,7 @@ pub mod crop;
 mod encoded;
 pub mod enhance;
 pub mod error;
+mod exif;
 #[cfg(test)]
 mod fixtures;
 mod formats;

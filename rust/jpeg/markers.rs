@@ -3,11 +3,10 @@
 //! Follows the marker reader of libjpeg-turbo: past the end of the file it reads an end marker (FF D9)
 //! for ever, so a truncated header is as broken here as there.
 
-use super::exif;
 use super::frame::{Component, Frame, Scan, ScanComponent};
 use super::huffman::Spec;
 use super::tables::NATURAL_ORDER;
-use crate::Error;
+use crate::{Error, exif};
 
 pub(super) const START_OF_IMAGE: u8 = 0xD8;
 pub(super) const END_OF_IMAGE: u8 = 0xD9;
@@ -314,7 +313,7 @@ impl Markers {
             APP14 if length >= 12 && data.starts_with(b"Adobe") => {
                 self.adobe_transform = Some(data.get(11).copied().unwrap_or(0));
             }
-            APP1 if self.orientation.is_none() => self.orientation = exif::orientation(data),
+            APP1 if self.orientation.is_none() => self.orientation = exif::of_segment(data),
             _ => {}
         }
         reader.position += length;

@@ -19,7 +19,6 @@
 mod bits;
 mod collect;
 mod color;
-mod exif;
 mod frame;
 mod huffman;
 mod idct;

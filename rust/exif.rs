@@ -1,13 +1,19 @@
-//! The orientation tag of an EXIF segment.
+//! The orientation tag of EXIF data. Anything malformed has no orientation, and nothing outside of the
+//! data is followed.
 
 const ORIENTATION: u16 = 0x0112;
 const SHORT: u16 = 3;
 
-/// Read the orientation, 1 to 8, from the data of an APP1 segment.
-///
-/// Anything malformed has no orientation; nothing outside `data` is followed.
-pub(super) fn orientation(data: &[u8]) -> Option<u8> {
-    let tiff = data.strip_prefix(b"Exif\0\0")?;
+/// What JPEG puts before the data; others may.
+const PREFIX: &[u8] = b"Exif\0\0";
+
+/// Read the orientation, 1 to 8, from the data of a JPEG's APP1 segment, which may hold other things.
+pub(crate) fn of_segment(data: &[u8]) -> Option<u8> {
+    of_tiff(data.strip_prefix(PREFIX)?)
+}
+
+/// Read it from the first directory of a TIFF, which is what EXIF data are.
+pub(crate) fn of_tiff(tiff: &[u8]) -> Option<u8> {
     let is_little = match tiff.get(..4)? {
         b"II*\0" => true,
         b"MM\0*" => false,
@@ -87,12 +93,12 @@ mod tests {
         for is_little in [false, true] {
             for value in 1..=8 {
                 assert_eq!(
-                    orientation(&exif(is_little, value)),
+                    of_segment(&exif(is_little, value)),
                     u8::try_from(value).ok()
                 );
             }
             for value in [0, 9, 256, 0x0600] {
-                assert_eq!(orientation(&exif(is_little, value)), None);
+                assert_eq!(of_segment(&exif(is_little, value)), None);
             }
         }
     }
@@ -101,13 +107,13 @@ mod tests {
     fn malformed_data_have_no_orientation() {
         let whole = exif(true, 6);
         for length in 0..whole.len() - 2 {
-            assert_eq!(orientation(&whole[..length]), None, "{length} bytes");
+            assert_eq!(of_segment(&whole[..length]), None, "{length} bytes");
         }
         let mut far = whole.clone();
         far[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(orientation(&far), None);
+        assert_eq!(of_segment(&far), None);
         let mut wrong = whole;
         wrong[6] = b'X';
-        assert_eq!(orientation(&wrong), None);
+        assert_eq!(of_segment(&wrong), None);
     }
 }
