@@ -12,6 +12,11 @@ pub(crate) fn of_segment(data: &[u8]) -> Option<u8> {
     of_tiff(data.strip_prefix(PREFIX)?)
 }
 
+/// Read it from a chunk of a PNG or a WebP; some programs write JPEG's beginning there, too.
+pub(crate) fn of_chunk(data: &[u8]) -> Option<u8> {
+    of_tiff(data.strip_prefix(PREFIX).unwrap_or(data))
+}
+
 /// Read it from the first directory of a TIFF, which is what EXIF data are.
 pub(crate) fn of_tiff(tiff: &[u8]) -> Option<u8> {
     let is_little = match tiff.get(..4)? {

@@ -139,6 +139,24 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     Ok((height, width, format))
 }
 
+/// Read how EXIF, or TIFF's tag, says that a picture is to be turned: 1 (not at all) to 8.
+///
+/// It is 1 where nothing is said, and where what is said is malformed: that is no reason to refuse a
+/// picture.
+#[must_use]
+pub fn orientation(bytes: &[u8], format: Format) -> u8 {
+    let found = match format {
+        Format::Jpeg => jpeg::read_header(bytes)
+            .ok()
+            .map(|header| header.orientation),
+        Format::Png => png::orientation(bytes),
+        Format::WebP => webp::orientation(bytes),
+        Format::Tiff => tiff::orientation(bytes),
+        Format::Gif | Format::Bmp => None,
+    };
+    found.unwrap_or(1)
+}
+
 /// Decode a picture file; alpha is dropped.
 ///
 /// # Errors

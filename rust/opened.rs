@@ -36,16 +36,10 @@ impl Opened {
         settings: &Settings,
     ) -> Result<Self, Error> {
         let content = (*bytes).as_ref();
-        let format = Format::of(content)?;
-        let (mut size, turned) = if format == Format::Jpeg {
-            let header = jpeg::read_header(content)?;
-            ((header.height, header.width), header.orientation)
-        } else {
-            let (height, width, _) = image::probe(content)?;
-            ((height, width), 1)
-        };
+        let (height, width, format) = image::probe(content)?;
+        let mut size = (height, width);
         let orientation = if settings.apply_orientation {
-            turned
+            image::orientation(content, format)
         } else {
             1
         };
@@ -79,7 +73,7 @@ impl Opened {
     pub(crate) fn decode(&self, settings: &Settings) -> Result<(Rgb, jpeg::Status), Error> {
         if self.format != Format::Jpeg {
             let picture = image::decode(self.bytes(), settings.max_pixels)?;
-            return Ok((picture, jpeg::Status::Whole));
+            return Ok((turn::turn(picture, self.orientation)?, jpeg::Status::Whole));
         }
         let request = jpeg::Request {
             scale: jpeg::Scale::Full,

@@ -1,5 +1,5 @@
 //! Picture formats beside JPEG, one file each: `size` reads (height, width) from the header, `decode`
-//! gives samples of eight bits.
+//! gives samples of eight bits, and `orientation` says how the picture is to be turned, where it can.
 //!
 //! AVIF is not among them: the decoders of its video format in Rust (`rav1d`, `re_rav1d`) are all of
 //! dav1d, translated around its C interface, and fast only with an assembler at build time.

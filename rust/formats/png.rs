@@ -3,9 +3,12 @@
 use std::io::Cursor;
 
 use super::Samples;
-use crate::Error;
 use crate::image::check_size;
-use crate::memory;
+use crate::{Error, exif, memory};
+
+const SIGNATURE_BYTES: usize = 8;
+/// Of the checksum behind the data of a chunk.
+const CHECKSUM_BYTES: usize = 4;
 
 type Reader<'a> = png::Reader<Cursor<&'a [u8]>>;
 
@@ -26,6 +29,24 @@ fn size_of(reader: &Reader<'_>) -> (usize, usize) {
 /// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     reader(bytes).map(|reader| size_of(&reader))
+}
+
+/// Read how EXIF says that the picture is to be turned, 1 to 8.
+///
+/// The chunk may stand behind the pixels, where the crate does not look before it has decoded them.
+pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
+    let mut rest = bytes.get(SIGNATURE_BYTES..)?;
+    loop {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let (kind, behind) = behind.split_first_chunk::<4>()?;
+        let (data, behind) =
+            behind.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        match kind {
+            b"eXIf" => return exif::of_chunk(data),
+            b"IEND" => return None,
+            _ => rest = behind.get(CHECKSUM_BYTES..)?,
+        }
+    }
 }
 
 /// Decode the still picture, of an animation too.

@@ -1,6 +1,6 @@
 //! The first picture of a TIFF, by the crate `tiff`: grey, RGB and CMYK of 8 or 16 bits, with alpha or
 //! without, and grey of one bit; stored as it is, by LZW, Deflate, `PackBits` or
-//! as a fax of group 4. Orientation tags are not applied.
+//! as a fax of group 4. Pixels are given as they are stored, whatever the orientation.
 
 use std::io::Cursor;
 
@@ -9,9 +9,8 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
 use super::{Samples, divide_by_255};
-use crate::Error;
 use crate::image::check_size;
-use crate::memory;
+use crate::{Error, exif, memory};
 
 /// Most bytes of a pixel: five channels of 16 bits.
 const PIXEL_BYTES: usize = 10;
@@ -35,6 +34,11 @@ fn size_of(decoder: &mut Tiff<'_>) -> Result<(usize, usize), Error> {
 /// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     size_of(&mut decoder(bytes)?)
+}
+
+/// Read how the first picture is to be turned, 1 to 8.
+pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
+    exif::of_tiff(bytes)
 }
 
 /// Decode the first picture.

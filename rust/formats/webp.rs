@@ -1,11 +1,16 @@
 //! WebP, by the crate `image-webp`; of an animation the first frame.
 
 use std::io::Cursor;
+use std::ops::Range;
 
 use super::Samples;
-use crate::Error;
 use crate::image::check_size;
-use crate::memory;
+use crate::{Error, exif, memory};
+
+/// `RIFF`, how many bytes follow, and `WEBP`.
+const HEADER_BYTES: usize = 12;
+/// Where it stands how many follow.
+const LENGTH: Range<usize> = 4..8;
 
 type Decoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
 
@@ -24,6 +29,25 @@ fn size_of(decoder: &Decoder<'_>) -> (usize, usize) {
 /// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     decoder(bytes).map(|decoder| size_of(&decoder))
+}
+
+/// Read how EXIF says that the picture is to be turned, 1 to 8.
+///
+/// The crate would take as much memory as the chunk says that it has bytes.
+pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
+    let length = u32::from_le_bytes(*bytes.get(LENGTH)?.first_chunk::<4>()?);
+    let end = usize::try_from(length).ok()?.checked_add(LENGTH.end)?;
+    let mut rest = bytes.get(..end).unwrap_or(bytes).get(HEADER_BYTES..)?;
+    loop {
+        let (kind, behind) = rest.split_first_chunk::<4>()?;
+        let (length, behind) = behind.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        if kind == b"EXIF" {
+            return exif::of_chunk(behind.get(..length)?);
+        }
+        // A chunk of odd length has a byte behind it.
+        rest = behind.get(length.checked_next_multiple_of(2)?..)?;
+    }
 }
 
 /// Decode a picture.

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import ColorJitter, ImageTransform, RandAugment, Tokenizer
@@ -169,22 +169,6 @@ def test_crops_and_flips_take_the_pixels_that_the_transform_says(tokenizer, opti
         for at, key in enumerate(batch.keys):
             expected, _, _ = _core.apply_transform(pixels, transform, seed=4, index=int(key[1:]))
             assert torch.equal(batch.images[at], torch.from_numpy(np.asarray(expected)))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_on_demand(tokenizer, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = jpeg(20, 30, exif=exif)
-    transform = ImageTransform.squash(12)
-    batch = only(tokenizer, data, transform=transform, apply_orientation=True)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    expected = normalised(resized(np.asarray(upright.convert("RGB")), 12, 12))
-    assert torch.equal(batch.images[0], expected)
-    assert batch.original_sizes.tolist() == [[upright.height, upright.width]]
-    stored = only(tokenizer, data, transform=transform)
-    assert torch.equal(stored.images[0], normalised(resized(pixels_of(data), 12, 12)))
-    assert stored.original_sizes.tolist() == [[20, 30]]
 
 
 def test_a_truncated_picture_is_refused_or_filled_and_told(tokenizer):
