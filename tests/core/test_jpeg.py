@@ -24,7 +24,7 @@ from tests.jpeg_corpus.compare import (
 from tests.jpeg_corpus.encoders import available
 from tests.jpeg_corpus.encoders import by_pillow as encode
 from tests.jpeg_corpus.pictures import generated
-from tests.jpeg_corpus.plans import files
+from tests.jpeg_corpus.plans import REFUSED, File, files
 
 ENCODERS, _ = available()
 SETS = instructions()
@@ -55,6 +55,25 @@ def test_damaged_files_are_filled_as_by_libjpeg_turbo(encoder):
             assert not found, (file.name, found)
     if not tried:
         pytest.skip(f"the plan damages no file of {encoder}")
+
+
+@pytest.mark.parametrize("feature", sorted(REFUSED))
+def test_the_corpus_tells_what_is_not_refused_as_unsupported(feature):
+    data = encode(generated(0, 16, 16))
+    refused = alter.arithmetic(data) if feature == "arithmetic" else alter.of_12_bits(data)
+    for content, said in ((data, "decoded"), (refused[:20], "refused as corrupt"), (refused, "")):
+        found = list(differences(File("", "", frozenset({feature}), content), SETS, False))
+        assert len(found) == (len(SETS) + 1 if said else 0)
+        assert all(said in text for text in found)
+
+
+def test_the_corpus_has_every_orientation_and_what_is_refused():
+    photos = [generated(seed) for seed in range(2)]
+    counts = Counter()
+    for file in files({"Pillow": encode}, photos):
+        counts.update(file.features)
+    wanted = [f"orientation {number}" for number in range(1, 9)] + sorted(REFUSED)
+    assert all(counts[name] >= 20 for name in wanted), counts
 
 
 def test_all_sets_of_instructions_were_tried():

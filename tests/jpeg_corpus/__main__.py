@@ -1,9 +1,9 @@
 """Compare our JPEG decoder with libjpeg-turbo's on the whole corpus: `python -m tests.jpeg_corpus`.
 
-Prints counts by feature and by encoder, and every difference; ends with 1 if there is one, or if
-there are fewer files than asked for. Encoders that are absent are named; all come with `pip install
-simplejpeg imagecodecs opencv-python-headless jpeglib` and the packages libjpeg-turbo-progs and
-imagemagick of Debian.
+Files of 12 bits and of arithmetic coding must be refused as unsupported. Prints counts by feature
+and by encoder, and every difference; ends with 1 if there is one, or if there are fewer files than
+asked for. Encoders that are absent are named; all come with `pip install simplejpeg imagecodecs
+opencv-python-headless jpeglib` and the packages libjpeg-turbo-progs and imagemagick of Debian.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from .plans import files
 FEATURES = """
 baseline,extended,progressive,restart,4:4:4,4:2:2,4:2:0,4:4:0,4:1:1,uncommon sampling,grey,CMYK,
 CMYK without Adobe,YCCK,RGB,16-bit tables,standard tables,odd size,separate scans,
-incomplete,truncated,damaged
+incomplete,truncated,damaged,12-bit,arithmetic,
+orientation 1,orientation 2,orientation 3,orientation 4,
+orientation 5,orientation 6,orientation 7,orientation 8
 """.replace("\n", "")
 
 

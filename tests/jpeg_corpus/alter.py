@@ -28,12 +28,31 @@ def without(data: bytes, *markers: int) -> bytes:
     return b"".join([*kept, data[last:]])
 
 
-def extended(data: bytes) -> bytes:
-    """Mark a baseline file as extended sequential, which says the same in other words."""
+def with_frame(data: bytes, at: int, value: int) -> bytes:
+    """Change a byte of the frame header of a baseline file, counted from its marker.
+
+    Raises:
+        ValueError: for a file that is not baseline.
+    """
     for marker, start, _ in segments(data):
         if marker == 0xC0:
-            return data[: start + 1] + b"\xc1" + data[start + 2 :]
+            return data[: start + at] + bytes([value]) + data[start + at + 1 :]
     raise ValueError("no baseline frame header")
+
+
+def extended(data: bytes) -> bytes:
+    """Mark a baseline file as extended sequential, which says the same in other words."""
+    return with_frame(data, 1, 0xC1)
+
+
+def arithmetic(data: bytes) -> bytes:
+    """Mark a baseline file as coded arithmetically, which its data are not."""
+    return with_frame(data, 1, 0xC9)
+
+
+def of_12_bits(data: bytes) -> bytes:
+    """Mark a baseline file as extended with samples of 12 bits, which its data are not."""
+    return extended(with_frame(data, 4, 12))
 
 
 def with_orientation(data: bytes, orientation: int, order: str) -> bytes:

@@ -3,13 +3,14 @@
 import importlib
 import io
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from fiber import DecodeError, _core
 
-from .plans import NOT_BY_SIMPLEJPEG, File
+from .plans import NOT_BY_SIMPLEJPEG, REFUSED, File
 
 DAMAGES = {"truncated", "damaged"}
 
@@ -33,6 +34,12 @@ def by_pillow(data: bytes, divisor: int = 1) -> np.ndarray:
         if divisor > 1:
             image.draft(None, (max(1, image.width // divisor), max(1, image.height // divisor)))
         return np.asarray(image.convert("RGB"))
+
+
+def orientation_by_pillow(data: bytes) -> int:
+    """EXIF's orientation; 1 where there is none."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(0x0112, 1)
 
 
 def by_simplejpeg(data: bytes, *, strict: bool = True) -> np.ndarray | None:
@@ -75,6 +82,9 @@ def differences(
     Raises:
         ValueError: for a damaged file without simplejpeg, which alone gives what is filled in.
     """
+    if file.features & REFUSED:
+        yield from differences_of_refused(file, sets)
+        return
     is_damaged = bool(file.features & DAMAGES)
     if is_damaged and not has_simplejpeg:
         raise ValueError(f"{file.name}: simplejpeg is needed to compare damaged files")
@@ -83,8 +93,23 @@ def differences(
         other = by_simplejpeg(file.data)
         if other is None or right is None or not np.array_equal(gray_repeated(other), right):
             yield "simplejpeg and Pillow differ"
+    if not is_damaged and _core.read_jpeg_header(file.data)[2] != orientation_by_pillow(file.data):
+        yield "another orientation than Pillow's"
     for name in sets:
         yield from (f"{name}: {text}" for text in differences_of(file, right, name, beside))
+
+
+def differences_of_refused(file: File, sets: list[str]) -> Iterator[str]:
+    """Name every way in which a file is decoded, or refused as something else than unsupported."""
+    ways = {name: partial(_core.decode_jpeg, instructions=name) for name in sets}
+    for name, decode in {**ways, "decode_image": _core.decode_image}.items():
+        try:
+            decode(file.data)
+        except DecodeError as error:
+            if error.status != "unsupported":
+                yield f"{name}: refused as {error.status}: {error}; expected unsupported"
+        else:
+            yield f"{name}: decoded; expected to be refused as unsupported"
 
 
 def differences_of(file: File, right: np.ndarray | None, name: str, beside: bytes) -> Iterator[str]:

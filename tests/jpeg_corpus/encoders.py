@@ -40,6 +40,8 @@ def by_imagecodecs(picture: np.ndarray, *, inks: bool = False, **options) -> byt
     if inks:
         picture = np.asarray(Image.fromarray(picture).convert("CMYK"))
         options["colorspace"] = "CMYK"
+    if options.get("bitspersample") == 12:
+        picture = picture.astype(np.uint16) << 4
     return imagecodecs.jpeg8_encode(picture, **options)
 
 

@@ -15,6 +15,8 @@ SCANS = Path(__file__).with_name("scans")
 SAMPLINGS = {0x11: "4:4:4", 0x21: "4:2:2", 0x22: "4:2:0", 0x12: "4:4:0", 0x41: "4:1:1"}
 #: What simplejpeg's face to libjpeg-turbo refuses or does not turn into RGB; Pillow's does not.
 NOT_BY_SIMPLEJPEG = {"CMYK", "YCCK", "uncommon sampling"}
+#: What our decoder refuses as unsupported, though libjpeg-turbo may not.
+REFUSED = {"12-bit", "arithmetic"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ PLANS = (
     plan("imagecodecs", "baseline,CMYK", level=85, inks=True, outcolorspace="CMYK"),
     plan("imagecodecs", "baseline,YCCK", level=85, inks=True, outcolorspace="YCCK"),
     plan("imagecodecs", "baseline,YCCK", level=60, inks=True, outcolorspace="YCCK", optimize=True),
+    plan("imagecodecs", "12-bit", level=90, bitspersample=12),
     plan("jpeglib", "baseline", version="6b"),
     plan("jpeglib", "progressive", version="9f", progressive=True),
     plan("jpeglib", "progressive", version="mozjpeg403", quality=60),
@@ -99,6 +102,8 @@ PLANS = (
     plan("cjpeg", "baseline,separate scans", "-scans", str(SCANS / "pairs.txt"), "-sample", "1x2"),
     plan("cjpeg", "progressive,incomplete", "-scans", str(SCANS / "means.txt")),
     plan("cjpeg", "progressive,incomplete", "-scans", str(SCANS / "partial.txt"), "-sample", "2x1"),
+    plan("cjpeg", "arithmetic", "-arithmetic"),
+    plan("cjpeg", "arithmetic", "-arithmetic", "-progressive", "-sample", "1x1"),
     plan("ImageMagick", "baseline", "-quality", "91", "-sampling-factor", "4:4:0"),
     plan("ImageMagick", "progressive", "-interlace", "JPEG", "-quality", "80"),
     plan("ImageMagick", "baseline,YCCK", "-colorspace", "CMYK", "-quality", "88"),
@@ -125,6 +130,10 @@ def files(
             settings = " ".join([*one.arguments, *(f"{key}={value}" for key, value in one.options)])
             name = f"{one.encoder} {settings[:60]} #{index} {picture.shape[:2]}"
             features = set(one.features.split(","))
+            if features & REFUSED:
+                # Nothing else of them is looked at, so nothing else is counted.
+                yield File(name, one.encoder, frozenset(features), data)
+                continue
             if any(size % 8 for size in picture.shape[:2]):
                 features.add("odd size")
             yield from with_altered(File(name, one.encoder, frozenset(features), data), index)
@@ -147,9 +156,14 @@ def with_altered(file: File, index: int) -> Iterator[File]:
         yield altered("no Adobe segment", "CMYK without Adobe", bare)
     if file.features >= {"baseline", "4:2:0"} and index % 5 == 0:
         yield altered("as extended", "extended", alter.extended(file.data))
-    if file.features >= {"baseline", "4:4:4"} and index % 5 == 0:
-        for orientation in (1 + index % 8, 8 - index % 8):
-            order = "<>"[index % 2]
+    if file.features >= {"baseline", "4:2:0"} and file.encoder == "Pillow" and index % 2 == 0:
+        for feature, alter_to in (("arithmetic", alter.arithmetic), ("12-bit", alter.of_12_bits)):
+            name = f"{file.name}, marked as {feature}"
+            yield File(name, file.encoder, frozenset({feature}), alter_to(file.data))
+    if file.features >= {"baseline", "4:4:4"} and file.encoder == "Pillow":
+        for step in range(0, 8, 2):
+            orientation = 1 + (index + step) % 8
+            order = "<>"[index // 2 % 2]
             data = alter.with_orientation(file.data, orientation, order)
             yield altered(f"orientation {orientation}", f"orientation {orientation}", data)
     if file.encoder == "simplejpeg" and index % 3 == 0:
