@@ -150,6 +150,10 @@ def test_a_state_of_other_records_is_refused_in_the_pass(tokenizer):
     other.load_state_dict(state)
     with pytest.raises(ValueError, match=r"fingerprint is '.*first 4 records give .*same data"):
         next(iter(other))
+    boxes = make(tokenizer, Stream([record(0, boxes_xyxy=(), char_spans=()), *RECORDS[1:]]))
+    boxes.load_state_dict(state)
+    with pytest.raises(ValueError, match="first 4 records give"):
+        next(iter(boxes))
     short = make(tokenizer, Stream(RECORDS[:2]))
     short.load_state_dict(state)
     with pytest.raises(ValueError, match=r"sample is 4, and the records end after 2; expected"):

@@ -118,6 +118,8 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
         RECORDS[:-1],
         [*RECORDS[:-1], record(99)],
         [record(0, text="other"), *RECORDS[1:]],
+        [*RECORDS[:7], record(7, boxes_xyxy=((1.0, 2.0, 20.0, 21.0),)), *RECORDS[8:]],
+        [*RECORDS[:7], record(7, images=RECORDS[8].images), *RECORDS[8:]],
     ):
         with pytest.raises(
             ValueError, match=r"state's fingerprint is '.*expected a state of the same"
@@ -133,6 +135,15 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
         make(tokenizer).load_state_dict(None)
     with pytest.raises(ValueError, match="epoch is -1"):
         make(tokenizer).set_epoch(-1)
+
+
+def test_every_one_of_many_records_counts(tokenizer):
+    many = [record(0, key=f"r{index}") for index in range(1000)]
+    state = make(tokenizer, many).state_dict()
+    make(tokenizer, list(many)).load_state_dict(state)
+    swapped = [*many[:501], many[502], many[501], *many[503:]]
+    with pytest.raises(ValueError, match="state's fingerprint"):
+        make(tokenizer, swapped).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["epoch", "sample", "seed", "shuffle", "fingerprint"])

@@ -289,9 +289,9 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data: a packed folder's own, or of keys and texts all over it.
+        """A hash of every record in order, made when it is first asked for (`fingerprints`).
 
-        Of an iterable, of the keys and texts of the epoch's samples so far.
+        Of an iterable, of the epoch's samples so far.
         """
         return self._passes.fingerprint(self._passed)
 

@@ -7,7 +7,6 @@ epoch is shared out evenly, so that a rank may have a batch less (`drop_last` le
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -17,12 +16,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fiber import _core
+from fiber.data.fingerprints import Fingerprint, fingerprint_of
 from fiber.data.records import Record, RecordSet, record_in_epoch
-
-#: Records that the fingerprint of a collection is made from, spread over all of it.
-FINGERPRINT_RECORDS = 64
-#: Characters of a fingerprint.
-FINGERPRINT_LENGTH = 16
 
 
 class Wanted(NamedTuple):
@@ -175,19 +170,9 @@ class CollectionPasses:
         return Wanted(epoch, other)
 
     def fingerprint(self, passed: str) -> str:
-        """See `Passes`: a packed folder's own, or of keys and texts all over the records."""
+        """See `Passes`: of every record, made when it is first asked for."""
         if self._fingerprint is None:
-            self._fingerprint = getattr(self._records, "fingerprint", None)
-        if self._fingerprint is None:
-            count = len(self._records)
-            digest = hashlib.sha256(str(count).encode())
-            for index in range(0, count, max(1, count // FINGERPRINT_RECORDS)):
-                try:
-                    _add(digest, record_in_epoch(self._records, 0, index))
-                except (OSError, ValueError):
-                    # What passes do about it is for `on_error` to say.
-                    digest.update(b"\0unreadable")
-            self._fingerprint = digest.hexdigest()[:FINGERPRINT_LENGTH]
+            self._fingerprint = fingerprint_of(self._records)
         return self._fingerprint
 
     def check(self, sample: int, fingerprint: str) -> None:
@@ -221,17 +206,17 @@ class StreamPasses:
 
     def steps(self, epoch: int, start: int, passed: str) -> Iterator[Step]:
         """See `Passes`; what comes before `start` is iterated over and must be what it was."""
-        records, digest = self._begin(epoch), hashlib.sha256()
+        records, taken_so_far = self._begin(epoch), Fingerprint()
         index = 0
         for record in islice(records, start):
-            _add(digest, record)
+            taken_so_far.add(record)
             index += 1
         if index < start:
             raise ValueError(
                 f"the state's sample is {start}, and the records end after {index}; expected a"
                 " state of the same data"
             )
-        if start and passed != (own := digest.hexdigest()[:FINGERPRINT_LENGTH]):
+        if start and passed != (own := taken_so_far.text()):
             raise _other_data(passed, f"the first {start} records give {own!r}")
         sharing, is_last = self._sharing, False
         while not is_last:
@@ -241,13 +226,13 @@ class StreamPasses:
             if is_last and sharing.drop_last:
                 return
             for record in taken:
-                _add(digest, record)
+                taken_so_far.add(record)
             own = [
                 Wanted(epoch, index + place, taken[place]) for place in sharing.share(len(taken))
             ]
             index += len(taken)
             if own:
-                passed = digest.hexdigest()[:FINGERPRINT_LENGTH]
+                passed = taken_so_far.text()
                 yield Step(own, index, is_last, passed)
 
     def endless(self, start: int) -> Iterator[list[Wanted]]:
@@ -278,7 +263,7 @@ class StreamPasses:
         raise _in_any_order(f"another record than {wanted.number}")
 
     def fingerprint(self, passed: str) -> str:
-        """See `Passes`: of keys and texts of the epoch so far."""
+        """See `Passes`: of the epoch's records so far."""
         return passed
 
     def check(self, sample: int, fingerprint: str) -> None:
@@ -320,10 +305,6 @@ def _checked(index: int, record: object) -> Record:
 
 def _in_any_order(what: str) -> TypeError:
     return TypeError(f"{what} is asked for, of records that come in an order of their own")
-
-
-def _add(digest: hashlib._Hash, record: Record) -> None:
-    digest.update(f"\0{record.key}\0{record.text}".encode())
 
 
 def _other_data(fingerprint: object, own: str) -> ValueError:

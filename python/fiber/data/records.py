@@ -33,6 +33,11 @@ class StoredPictures(Sequence[StoredImage]):
         self._read = read
         self._places = places
 
+    @property
+    def places(self) -> tuple[Hashable, ...]:
+        """Where each picture is read."""
+        return self._places
+
     def __len__(self) -> int:
         return len(self._places)
 
