@@ -244,7 +244,7 @@ BAD_BOXES = {
     "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels outside its picture"),
     "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels outside its picture"),
     "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels outside"),
-    "inverted": ([30, 20, -20, -10], "empty boxes", None),
+    "reversed": ([30, 20, -20, 10], "reversed boxes", None),
     "no-area": ([5, 6, 0, 10], "empty boxes", None),
     "nan": ([5, float("nan"), 20, 10], "boxes that are no four numbers", "expected [x, y, width"),
     "infinite": ([5, 6, float("inf"), 10], "boxes that are no four numbers", "expected [x, y, wid"),

@@ -380,6 +380,22 @@ class TestListsAndTables:
         with pytest.raises(ValueError, match=r"line 1 has boxes .* expected a class for each box"):
             open_source("detection", path, "train")
 
+    def test_boxes_in_another_form_are_named(self, folder):
+        """Those that end before they begin: x, y, width and height, most often."""
+        box = {"image": "1.png", "boxes_xyxy": [[1, 2, 9, 9], [30, 20, 8, 25]], "labels": ["a"] * 2}
+        low = {**box, "boxes_xyxy": [[1, 9, 9, 2], [5, 5, 5, 9]]}
+        entries = [{**box, "boxes_xyxy": [[1, 2, 1, 9], [1, 2, 9, 9]]}, box, low]
+        lines = ("train.jsonl", entries), ("train.json", json.dumps(entries))
+        for path, place in zip((folder(*of) for of in lines), ("line 2", "entry 2"), strict=True):
+            with pytest.raises(ValueError) as error:
+                open_source("detection", path, "train")
+            said = " has box 1, (30.0, 20.0, 8.0, 25.0); expected x0 <= x1 and y0 <= y1 (x0, y0, x1"
+            assert f"{path}: {place}{said}" in str(error.value)
+            records = open_source("detection", path, "train", on_error="skip")
+            assert [len(record.boxes_xyxy) for record in records] == [1, 1, 0]
+            # Those of no area are lines, in whatever form.
+            assert records.counts == {"empty boxes": 2, "reversed boxes": 2}
+
     def test_a_missing_picture_is_named_with_its_place(self, folder):
         path = folder("a.json", '[{"image": "9.png", "text": "a"}]')
         with pytest.raises(FileNotFoundError, match=r"a\.json: entry 1 has 'image' '9\.png', but"):

@@ -176,6 +176,12 @@ def test_boxes_that_do_not_fit(tmp_path):
         read({"bbox": [[1, 2, 3, 4]], "category": [0, 0]})
     with pytest.raises(ValueError, match=r"row 0 has the box \[1\.0, nan\], number 0; expected fo"):
         read({"bbox": [[1.0, float("nan")]], "category": [0]})
+    reversed_box = {"bbox": [[1, 2, 3, 4], [9, 2, -3, 4]], "category": [0, 0]}
+    with pytest.raises(
+        ValueError, match=r"row 0 has box 1, \(x, y, width, height\) = \(9\.0, 2\.0, -3"
+    ):
+        read(reversed_box)
+    assert left_out(read(reversed_box, on_error="skip")) == {"reversed boxes": 1}
     outside, size = {"bbox": [[30, 2, 30, 9]], "category": [0]}, {"width": [40], "height": [30]}
     with pytest.raises(ValueError, match=r"row 0 has box 0, .*, 20 pixels outside its picture of"):
         read(outside, **size)

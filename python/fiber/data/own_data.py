@@ -12,8 +12,8 @@ fields first, and one text or answer a line.
 
 A line is of one of these kinds; a picture with a text and boxes has a line for each.
 
-Boxes are half-open pixels, each with its class in `labels`; with `width` and `height` they are
-checked against the size of the picture.
+Boxes are half-open pixels (x0, y0, x1, y1), each with its class in `labels`; with `width` and
+`height` they are checked against the size of the picture.
 
 A list of answers is what several people said; an answer scores as in VQAv2, where three of ten give
 0.9 and four 1.0, with other numbers of people in proportion. Where every question has such a list,

@@ -142,15 +142,17 @@ def box_records(
 ) -> RowRecords:
     """Make a record of each picture with its boxes; the text is the prompt of all classes.
 
-    Boxes no wider or higher than a pixel are left out and counted. Where a row tells the size of
-    its picture, boxes are cut to it.
+    Boxes no wider or higher than a pixel are left out and counted; reversed ones, such as those
+    that were written in another form, are an error. Where a row tells the size of its picture,
+    boxes are cut to it.
 
     Args:
         rows: with the fields that `boxes_of` reads, and `height` and `width` if they have them.
         read: gives pictures.
         names: of the classes that numbers stand for; names in the rows are used as they are, in
             alphabetical order.
-        on_error: "raise", or "skip": boxes outside their pictures are cut and counted.
+        on_error: "raise", or "skip": boxes outside their pictures are cut, reversed ones left out,
+            and both counted.
         shots: pictures of each class, in the order of the rows; 0: all pictures.
 
     Raises:
@@ -219,6 +221,11 @@ def _boxes(
                     f" {len(names)}, as many names as the file tells"
                 )
             name = names[category]
+        if box[2] < box[0] or box[3] < box[1]:
+            if not skips_errors:
+                raise ValueError(_reversed(values, number, box))
+            out.leave_out("reversed boxes")
+            continue
         clipped = box
         if size is not None:
             height, width = size
@@ -235,3 +242,14 @@ def _boxes(
         out.leave_out("clipped boxes", int(clipped != box))
         found.append(Boxed(clipped, name))
     return found
+
+
+def _reversed(values: Mapping[str, Any], number: int, box: tuple[float, ...]) -> str:
+    """Say of a box what is wrong, in the form that the row has it in."""
+    x0, y0, x1, y1 = box
+    if "boxes_xyxy" in values:
+        return f"has box {number}, {box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
+    return (
+        f"has box {number}, (x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)}; expected a width"
+        " and a height of 0 or more"
+    )

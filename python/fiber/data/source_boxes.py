@@ -123,9 +123,9 @@ def read_boxes(
 ) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
     """Return the boxes of a picture with their entries.
 
-    Crowds and boxes no wider or higher than a pixel, turned inside out ones among them, are left
-    out and counted. Where the file skips errors, so are boxes that are no four numbers, and boxes
-    of which clipping leaves nothing.
+    Crowds, boxes no wider or higher than a pixel, and reversed ones, of a width or a height below
+    0, are left out and counted, as the published code leaves them out. Where the file skips errors,
+    so are boxes that are no four numbers, and boxes of which clipping leaves nothing.
     """
     size = (file.get(picture, "height", int), file.get(picture, "width", int))
     found = []
@@ -142,7 +142,8 @@ def read_boxes(
             out.add("boxes that are no four numbers")
             continue
         if not is_more_than_a_line:
-            out.add("empty boxes")
+            is_reversed = min(entry["bbox"][2:]) < 0
+            out.add("reversed boxes" if is_reversed else "empty boxes")
             continue
         box, clipped = xyxy_box(file, entry, size, key, len(found))
         if min(box[2] - box[0], box[3] - box[1]) <= 0:

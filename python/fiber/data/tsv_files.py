@@ -210,8 +210,11 @@ class TsvRecords(Sequence[Record]):
             if entry.get("iscrowd"):
                 self.counts["crowd boxes"] += 1
                 continue
+            # The published code clips and drops these, as the empty ones, without an error.
+            if x1 < x0 or y1 < y0:
+                self.counts["reversed boxes"] += 1
+                continue
             box = (max(x0, 0.0), max(y0, 0.0), min(x1, size[1]), min(y1, size[0]))
-            # The published code clips and drops without an error.
             if box[2] - box[0] <= EMPTY_BOX_PIXELS or box[3] - box[1] <= EMPTY_BOX_PIXELS:
                 self.counts["empty boxes"] += 1
                 continue
@@ -253,8 +256,8 @@ def objects365(
 ) -> TsvRecords:
     """Read boxes of classes from TSV files: one record for each line of the list of lines.
 
-    Boxes are cut to their pictures; empty ones and crowds are left out, and all of that is counted
-    as it is read. A `rect` is taken as half-open.
+    Boxes are cut to their pictures; empty and reversed ones and crowds are left out, and all of
+    that is counted as it is read. A `rect` is taken as half-open.
 
     Args:
         folder: a data folder.
