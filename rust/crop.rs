@@ -44,7 +44,9 @@ pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), E
 /// Height and width whose shorter side is `shorter`, or less where the longer would pass `max_size`.
 ///
 /// Rounding as in the published detector: a size that must shrink is rounded to nearest, the longer
-/// side is truncated.
+/// side is truncated. So the longer one may pass `max_size` by a third at most, where the shorter one
+/// comes to 2 pixels or more. Below that the published rule has no bound, or no picture is left; there
+/// the shorter one is a pixel and the longer one ends at `max_size`, and the shape is not kept.
 #[must_use]
 #[allow(
     clippy::cast_precision_loss,
@@ -63,7 +65,10 @@ pub fn shorter_side(
     if most / least * size as f64 > max_size as f64 {
         size = ((max_size as f64 * least / most).round_ties_even() as usize).max(1);
     }
-    let longer = ((size as f64 * most / least) as usize).max(1);
+    let mut longer = ((size as f64 * most / least) as usize).max(1);
+    if size == 1 {
+        longer = longer.min(max_size.max(1));
+    }
     if width < height {
         (longer, size)
     } else {
@@ -167,6 +172,26 @@ mod tests {
         assert_eq!(shorter_side(480, 640, 480, 1333), (480, 640));
         assert_eq!(shorter_side(480, 640, 800, 1333), (800, 1066));
         assert_eq!(shorter_side(2000, 500, 800, 1333), (1332, 333));
-        assert_eq!(shorter_side(1, 100_000, 800, 1333), (1, 100_000));
+    }
+
+    #[test]
+    fn shorter_side_has_a_bound_for_pictures_of_any_shape() {
+        // A short side of 2 or more comes out as published, whatever the longer one is.
+        assert_eq!(shorter_side(3, 2000, 800, 1333), (2, 1333));
+        assert_eq!(shorter_side(2, 1700, 800, 1333), (2, 1700));
+        // One that comes to 1 or 0.
+        assert_eq!(shorter_side(1, 1000, 800, 1333), (1, 1000));
+        assert_eq!(shorter_side(1, 1500, 800, 1333), (1, 1333));
+        assert_eq!(shorter_side(9000, 1, 800, 1333), (1333, 1));
+        assert_eq!(shorter_side(1, 100_000, 800, 1333), (1, 1333));
+        assert_eq!(shorter_side(5, 30_000, 800, 1333), (1, 1333));
+        assert_eq!(shorter_side(1, 100_000, 1, 100_000), (1, 100_000));
+        for most in 1..20_000 {
+            let (short, long) = shorter_side(1 + most % 7, most, 800, 1333);
+            assert!(
+                short >= 1 && 3 * long <= 4 * 1333,
+                "{most}: {short}, {long}"
+            );
+        }
     }
 }

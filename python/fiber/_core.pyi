@@ -155,7 +155,10 @@ class ImageTransform:
 
         Args:
             sizes: Lengths in pixels, one of which is drawn for each picture.
-            max_size: Longest longer side in pixels; the shorter one gives way.
+            max_size: Longest longer side in pixels; the shorter one gives way. It is rounded to
+                whole pixels, as published, so that the longer one may be up to a third longer where
+                it comes to a few. Where it comes to less than two, it is one pixel and the longer
+                one at most this, and the aspect ratio is not kept.
             crop_probability: Probability that a part of about the picture's shape is cut out first.
                 A box whose centre lies outside the part, or of which less than a tenth is left, is
                 dropped; the others are cut. A part without any of the picture's boxes is not taken.

@@ -155,6 +155,17 @@ def test_sizes_of_the_published_detector():
         assert list(size) == case["out_hw"], case
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (9000, 1), (2, 9000), (1, 1400)], ids=str)
+def test_the_longer_side_of_extreme_pictures_has_a_bound(shape):
+    transform = ImageTransform.shorter_side([800], 1333, divisor=1)
+    image = np.zeros((*shape, 3), np.uint8)
+    boxes = [(0.0, 0.0, float(shape[1]), float(shape[0]))]
+    values, moved, size = apply_transform(image, transform, boxes)
+    assert sorted(size) == [1, 1333]
+    assert np.asarray(values).shape == (3, *size)
+    assert list(map(tuple, moved)) == [(0.0, 0.0, float(size[1]), float(size[0]))]
+
+
 def test_normalization_of_the_published_detector():
     if not GOLDEN.exists():
         pytest.skip("../shared/golden is absent")
