@@ -1,10 +1,13 @@
 """Iteration as torch's users know it: epochs, positions, ranks; and what is done on faults."""
 
+import errno
 import gc
 
 import pytest
 import torch
+from PIL import UnidentifiedImageError
 
+from fiber import DecodeError
 from fiber.data import DataLoader, ImageTransform, Tokenizer
 
 from .loader_records import RECORDS, TEXT, make, png, record, samples
@@ -189,6 +192,37 @@ def test_bad_samples_are_replaced_by_others_that_are_drawn(tokenizer, batch_type
     for batch, other in zip(batches, again, strict=True):
         assert batch.keys == other.keys
         assert torch.equal(batch.images, other.images)
+
+
+@pytest.mark.filterwarnings("ignore:record")
+@pytest.mark.parametrize("on_error", ["skip", "resample"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError("3.jpg is gone"), "missing"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "3.jpg"), "missing"),
+        (PermissionError(errno.EACCES, "Permission denied", "3.jpg"), "missing"),
+        # Pillow's, of a picture that it cannot read.
+        (UnidentifiedImageError("cannot identify image file"), "invalid"),
+        (ValueError("row 3 is odd"), "invalid"),
+        (DecodeError("cut off", "corrupt"), "corrupt"),
+    ],
+    ids=repr,
+)
+def test_what_a_data_set_raises_has_a_status(tokenizer, error, status, on_error):
+    class Faulty(list):
+        def __getitem__(self, index):
+            if index == 3:
+                raise error
+            return super().__getitem__(index)
+
+    loader = make(tokenizer, Faulty(RECORDS[:8]), on_error=on_error)
+    batches = list(loader)
+    assert sum(map(len, batches)) == 7 + (on_error == "resample")
+    (bad,) = loader.skipped
+    assert (bad.key, bad.status) == ("#3", status)
+    assert bad.reason == f"{type(error).__name__}: {error}"
+    assert loader.statuses[status] >= 1
 
 
 @pytest.mark.filterwarnings("ignore:record")

@@ -365,7 +365,7 @@ def test_a_file_that_changes_while_it_is_used(tmp_path, kind, change):
     )
     with pytest.warns(RuntimeWarning, match=message):
         assert sum(len(batch) for batch in loader) == 12
-    assert loader.statuses == {"ok": 12, "invalid": 12}
+    assert loader.statuses == {"ok": 12, "corrupt": 12}
     if change is replace_cut:
         assert list(table_captions(*paths)[3].images) == [shown[3]]
 

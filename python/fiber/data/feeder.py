@@ -10,6 +10,7 @@ from typing import Any
 
 from fiber import _core
 from fiber.data.passes import Wanted
+from fiber.data.pooled_files import ChangedFileError
 
 #: Other records that are tried in the place of a bad one before the loader gives up.
 ATTEMPTS = 10
@@ -85,7 +86,7 @@ class Feeder:
             try:
                 return self.plain(other)
             except (OSError, ValueError) as error:
-                fault = (f"#{other.number}", "invalid", f"{type(error).__name__}: {error}")
+                fault = _fault(other, error)
                 self.skipped.append(fault)
                 bad.append(fault)
         key, _, reason = bad[-1]
@@ -123,8 +124,20 @@ class Feeder:
         except (OSError, ValueError) as error:
             if self.on_error == "raise":
                 raise
-            fault = (f"#{wanted.number}", "invalid", f"{type(error).__name__}: {error}")
+            fault = _fault(wanted, error)
             self.skipped.append(fault)
             if self.on_error == "skip":
                 return None
             return self._other(wanted, attempts, place, [fault])
+
+
+def _fault(wanted: Wanted, error: OSError | ValueError) -> Bad:
+    """Say what became of a record that the record set could not give; its key is not known."""
+    status = "invalid"
+    if isinstance(error, _core.DecodeError | ChangedFileError):
+        status = error.status
+    # An error without a number is no word of the system: Pillow says so of pictures that it cannot
+    # decode.
+    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno):
+        status = "missing"
+    return (f"#{wanted.number}", status, f"{type(error).__name__}: {error}")

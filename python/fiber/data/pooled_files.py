@@ -14,6 +14,13 @@ OPEN_FILES = 64
 _Key = tuple[Path, tuple[int, ...]]
 
 
+class ChangedFileError(ValueError):
+    """A file is not the one that was opened."""
+
+    #: What a loader counts a sample as that cannot be read for it (`Skipped`).
+    status = "corrupt"
+
+
 class _OpenFile:
     """A file descriptor, closed when the last one who reads from it lets it go."""
 
@@ -98,14 +105,14 @@ class PooledFile:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it has changed since it was opened, with its name.
+            ChangedFileError: if it has changed since it was opened, with its name.
         """
         file = _POOL.get(self)
         parts, done = [], 0
         while done < size:
             part = os.pread(file.descriptor, size - done, start + done)
             if not part:
-                raise ValueError(
+                raise ChangedFileError(
                     f"{self.path} ends at byte {start + done}, where {size} bytes from byte {start}"
                     " on were expected: it has been cut since it was opened"
                 )
@@ -118,7 +125,7 @@ class PooledFile:
 
         Raises:
             OSError: if the file cannot be opened.
-            ValueError: if it has changed since it was opened, with its name.
+            ChangedFileError: if it has changed since it was opened, with its name.
         """
         _POOL.get(self)
 
@@ -134,7 +141,8 @@ class PooledFile:
         """Check that the file is the one that was opened.
 
         Raises:
-            ValueError: if its size or time of change is another, or where that counts the file.
+            ChangedFileError: if its size or time of change is another, or where that counts the
+                file.
         """
         if self.is_same(found):
             return
@@ -147,7 +155,7 @@ class PooledFile:
             )
         else:
             change = f"another file of {self.bytes} bytes has its place now"
-        raise ValueError(
+        raise ChangedFileError(
             f"{self.path} has changed since it was opened: {change}; open the data again"
         )
 
