@@ -9,6 +9,7 @@ progressive scans of qualities 75 to 95.
 
 import argparse
 import io
+import json
 import random
 import subprocess
 import sys
@@ -69,21 +70,29 @@ def main() -> None:
     arguments = parser.parse_args()
     if not PHOTOS.exists():
         sys.exit(f"{PHOTOS}: the photographs are absent")
-    subprocess.run(["cargo", "build", "--release"], cwd=HERE, check=True)
+    program = build()
     for name, options in CORPORA:
         with tempfile.TemporaryDirectory() as folder:
             size = write_corpus(Path(folder), options, arguments.files)
             print(f"{name}: {arguments.files} files of {WIDTH} x {HEIGHT}, {size:.0f} KiB each")
             for divisor in arguments.divisors:
-                values = timed(folder, arguments.rounds, divisor)
+                values = timed(program, folder, arguments.rounds, divisor)
                 bench = name if divisor == 1 else f"{name}, 1/{divisor}"
                 named = {f"{bench}: {side}": times for side, times in values.items()}
                 rows.report("turbo", "ms a picture", named, f"{bench}: libjpeg-turbo")
 
 
-def timed(folder: str, rounds: int, divisor: int) -> dict[str, list[float]]:
+def build() -> str:
+    """Build the program that decodes; returns its path, wherever cargo is told to put it."""
+    command = ["cargo", "build", "--release", "--message-format=json-render-diagnostics"]
+    told = subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.PIPE, text=True).stdout
+    messages = [json.loads(line) for line in told.splitlines()]
+    return next(path for message in messages if (path := message.get("executable")))
+
+
+def timed(program: str, folder: str, rounds: int, divisor: int) -> dict[str, list[float]]:
     """CPU milliseconds a picture by side and round; one more round before them is not counted."""
-    command = [HERE / "target/release/turbo-bench", folder, str(rounds + 1), str(divisor)]
+    command = [program, folder, str(rounds + 1), str(divisor)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     sides = [line.split() for line in output.splitlines()]
     return {name: [float(time) for time in times[1:]] for name, *times in sides}
