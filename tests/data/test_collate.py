@@ -76,6 +76,20 @@ def test_transforms_are_copied_whole(transform):
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        ColorJitter(),
+        ColorJitter(hue=(-0.1, 0.2), contrast=(0.5, 1.5)),
+        RandAugment(),
+        RandAugment(num_ops=3, magnitude=2.5, probability=0.1, operations=["Rotate", "Equalize"]),
+    ],
+    ids=repr,
+)
+def test_parts_of_transforms_are_copied_whole(part):
+    assert pickle.loads(pickle.dumps(part)) == part
+
+
 def test_bad_records_are_named(tokenizer):
     with pytest.raises(DecodeError, match="record 'r1': no bytes"):
         collator(tokenizer)([RECORDS[0], record(1, images=(b"",))])

@@ -241,10 +241,9 @@ def _transform_of(settings: dict[str, Any]) -> ImageTransform:
     """Make the transform that `ImageTransform.describe` describes."""
     settings = dict(settings)
     if settings["color_jitter"] is not None:
-        ranges = settings["color_jitter"].items()
-        settings["color_jitter"] = ColorJitter(**{name: tuple(span) for name, span in ranges})
+        settings["color_jitter"] = _color_jitter_of(settings["color_jitter"])
     if settings["rand_augment"] is not None:
-        settings["rand_augment"] = RandAugment(**settings["rand_augment"])
+        settings["rand_augment"] = _rand_augment_of(settings["rand_augment"])
     if "crop_scale" in settings:
         settings["crop_scale"] = tuple(settings["crop_scale"])
     kind = settings.pop("kind")
@@ -253,5 +252,15 @@ def _transform_of(settings: dict[str, Any]) -> ImageTransform:
     return getattr(ImageTransform, kind)(**settings)
 
 
-# Worker processes that are not forked get the collator by pickle.
+def _color_jitter_of(ranges: dict[str, Any]) -> ColorJitter:
+    return ColorJitter(**{name: tuple(span) for name, span in ranges.items()})
+
+
+def _rand_augment_of(settings: dict[str, Any]) -> RandAugment:
+    return RandAugment(**settings)
+
+
+# Worker processes that are not forked get the collator, and what data sets hold, by pickle.
 copyreg.pickle(ImageTransform, lambda transform: (_transform_of, (transform.describe(),)))
+copyreg.pickle(ColorJitter, lambda jitter: (_color_jitter_of, (jitter.describe(),)))
+copyreg.pickle(RandAugment, lambda augment: (_rand_augment_of, (augment.describe(),)))
