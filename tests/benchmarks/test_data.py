@@ -256,8 +256,24 @@ def test_lines_are_chosen_by_kind_and_corpus(kinds, corpora, wanted, tmp_path):
 
 def test_own_pictures_take_the_place_of_corpora(tmp_path):
     options = data.Options(output=tmp_path, images=tmp_path, kinds=("crop", "captions"))
-    names = ["crop images float32", "crop images uint8"]
+    names = ["crop images float32", "crop images uint8", "captions int64"]
     assert [line.name for line in data._lines(options)] == names
+    # Without words, what pictures are measured with.
+    names = [line.kind for line in data._lines(data.Options(output=tmp_path, images=tmp_path))]
+    assert set(names) == {"squash", "crop", "fine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [({"images": "."}, "own pictures"), ({"corpora": ("coco640",)}, "coco640")],
+    ids=["own pictures", "a corpus"],
+)
+def test_work_that_is_not_measured_is_named(options, where, capsys, tmp_path):
+    chosen = data.Options(output=tmp_path, kinds=("crop", "large", "captions"), **options)
+    lines = data._lines(chosen)
+    assert {line.kind for line in lines} == {"crop", "captions"}
+    data._tell_unable(chosen, lines)
+    assert capsys.readouterr().err == f"not measured: large is not measured on {where}\n"
 
 
 def test_list(capsys):

@@ -188,15 +188,20 @@ def _lines(options: Options) -> list[Line]:
         raise ValueError(
             f"own pictures are measured with {', '.join(OWN_KINDS)}; got {', '.join(options.kinds)}"
         )
-    return own
+    # Work without pictures stays where it was asked for by name.
+    return own + [line for line in lines if options.kinds and not line.corpus]
 
 
 def _tell_unable(options: Options, lines: Sequence[Line]) -> None:
-    """Say which chosen peers do none of the chosen work.
+    """Say which chosen work is not measured, and which chosen peers do none of the rest.
 
     Raises:
-        ValueError: if that is true of all.
+        ValueError: if that is true of all peers.
     """
+    for kind in options.kinds:
+        if not any(line.kind == kind for line in lines):
+            where = "own pictures" if options.images is not None else ", ".join(options.corpora)
+            print(f"not measured: {kind} is not measured on {where}", file=sys.stderr)
     does = {
         name: any(BY_NAME[name].can(line.work, line.output) for line in lines)
         for name in options.peers
