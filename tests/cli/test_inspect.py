@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from fiber.cli import main
 from fiber.cli.arguments import byte_count
 from fiber.data import sources
+from fiber.data.opening import open_source
 from fiber.data.scenes import generate
 
 from .output import error_line, lines
@@ -136,6 +138,26 @@ class TestPack:
         assert main(command) == 2
         assert "packed exists; name a folder that does not exist" in error_line(capsys)
         assert main(["data", "inspect", "packed"]) == 0
+
+    def test_records_that_are_left_out_are_named(self, desk, capsys):
+        generate("runs/scenes", train=14, val=0, novel=0)
+        pictures = sorted(Path("runs/scenes/images/train").rglob("*.jpg"))
+        command = ["data", "pack", "runs/scenes", "--on-error", "skip", "--output"]
+        pictures[0].unlink()
+        assert main([*command, "packed"]) == 0
+        printed = capsys.readouterr()
+        named = [line for line in printed.err.splitlines() if line.startswith("fiber: left out: ")]
+        records = open_source("captions", "runs/scenes", "train")
+        key = next(record.key for record in records if record.images == (str(pictures[0]),))
+        assert f"fiber: left out: record {key!r}: picture {pictures[0]} does not exist" in named
+        for picture in pictures[1:12]:
+            picture.unlink()
+        assert main([*command, "other"]) == 0
+        printed = capsys.readouterr()
+        named = [line for line in printed.err.splitlines() if line.startswith("fiber: left out: ")]
+        assert len(named) == 11 and re.fullmatch(r"fiber: left out: and \d+ more", named[-1])
+        missed = re.findall(r"(\d+) records whose pictures are missing", printed.err)
+        assert sum(map(int, missed)) == 10 + int(named[-1].split()[-2])
 
     def test_sizes_of_shards(self, desk, capsys):
         for size in ("0", "MB", "-1", "12TB", "1.5GB"):

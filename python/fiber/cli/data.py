@@ -15,6 +15,8 @@ _SOURCE = (
     "a data folder, or a file: annotations (.json, .jsonl, .csv), a table (.parquet, .arrow) or a"
     " tar shard"
 )
+#: Records that `pack` leaves out and names.
+_NAMED = 10
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -157,6 +159,7 @@ def _pack(options: argparse.Namespace) -> int:
     from fiber.data.left_out import counted
     from fiber.data.packing import pack
 
+    left_out: list[str] = []
     packed = pack(
         options.source,
         options.output,
@@ -164,7 +167,12 @@ def _pack(options: argparse.Namespace) -> int:
         shard_bytes=options.shard_size,
         on_error=options.on_error,
         progress=_show_progress,
+        tell=left_out.append,
     )
+    for line in left_out[:_NAMED]:
+        print(f"fiber: left out: {line}", file=sys.stderr)
+    if len(left_out) > _NAMED:
+        print(f"fiber: left out: and {len(left_out) - _NAMED} more", file=sys.stderr)
     for part in packed["parts"]:
         found = [f"{part['records']} records of {part['source']}"]
         found += [counted(number, what) for what, number in part["counts"].items()]

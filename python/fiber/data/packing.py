@@ -102,6 +102,7 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     on_error: str = "raise",
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Pack everything that a folder or a file holds.
 
@@ -113,6 +114,7 @@ def pack(
         on_error: "raise", or "skip": records whose pictures are missing are left out and counted,
             and boxes as the readers do.
         progress: called with (pictures done, pictures in all).
+        tell: called with a line for each record that is left out: its key, and why.
 
     Returns:
         What `pack.json` holds.
@@ -135,7 +137,7 @@ def pack(
         raise ValueError(f"{source} has no split {', '.join(sorted(missing))}; it has {have}")
     chosen = [part for part in found if not splits or part.split in splits]
     with new_folder(output) as folder:
-        packer = _Packer(source, folder, output, shard_bytes, on_error)
+        packer = _Packer(source, folder, output, shard_bytes, on_error, tell)
         for name in dict.fromkeys(part.split for part in chosen):
             packer.add_split(name, [part for part in chosen if part.split == name], progress)
         return packer.finish()
@@ -145,10 +147,16 @@ class _Packer:
     """Writes shards and index into a folder."""
 
     def __init__(
-        self, source: Path, folder: Path, output: Path, shard_bytes: int, on_error: str
+        self,
+        source: Path,
+        folder: Path,
+        output: Path,
+        shard_bytes: int,
+        on_error: str,
+        tell: Callable[[str], None] | None,
     ) -> None:
         self.source, self.folder, self.output = source, folder, output
-        self.shard_bytes, self.on_error = shard_bytes, on_error
+        self.shard_bytes, self.on_error, self.tell = shard_bytes, on_error, tell
         self.parts: list[dict[str, Any]] = []
         self.shards: list[dict[str, Any]] = []
         base = source if source.is_dir() else source.parent
@@ -242,6 +250,8 @@ class _Packer:
                 numbers.append(_number(split, record, place))
             except FileNotFoundError as problem:
                 if self.on_error == "skip":
+                    if self.tell is not None:
+                        self.tell(f"record {record.key!r}: {problem}")
                     return None
                 raise FileNotFoundError(f"record {record.key!r}: {problem}") from None
         split.last = (record.images, numbers)
