@@ -178,7 +178,9 @@ def test_bad_samples_are_replaced_by_others_that_are_drawn(tokenizer, batch_type
         )
         batches = list(loader)
         assert [bad.key for bad in loader.skipped][:1] == ["r2"]
-        assert {bad.key for bad in loader.skipped} == {"r2", "r5", "r6", "r7"}
+        # Each once, though they are drawn in the place of one another, too.
+        assert sorted(bad.key for bad in loader.skipped) == ["r2", "r5", "r6", "r7"]
+        assert sum(loader.statuses.values()) - loader.statuses["ok"] > 4
         assert {bad.status for bad in loader.skipped} == {"corrupt", "missing"}
         assert loader.statuses["ok"] == 10
         return batches

@@ -76,9 +76,10 @@ class DataLoader:
     of pictures is used again once no tensor shares it; what is still in use is never overwritten.
 
     Attributes:
-        skipped: Every sample left out or replaced.
+        skipped: Every sample left out or replaced; with "resample" each bad record once a pass,
+            however often it was drawn.
         statuses: How many samples were "ok", "truncated", "missing", "corrupt", "unsupported" and
-            "invalid" so far.
+            "invalid" so far; with "resample" a bad record counts as often as it was drawn.
         truncated_boxes: Boxes left out because none of the kept tokens names them.
         cropped_boxes: Boxes left out because a crop left too little of them.
 
@@ -165,6 +166,8 @@ class DataLoader:
             keep=prefetch + 2,
         )
         sharing = Sharing(batch_size, rank, world_size, drop_last)
+        #: What was noted in this pass.
+        self._noted: set[Skipped] = set()
         self._passes = _passes(records, sharing, shuffle=shuffle, seed=seed, on_error=on_error)
         self._epoch, self._sample, self._resume, self._passed = 0, 0, 0, ""
 
@@ -372,6 +375,7 @@ class DataLoader:
             prefetch=self.prefetch,
             on_error=self.on_error,
         )
+        self._noted = set()
         try:
             feeder.start()
             while (fields := feeder.next()) is not None:
@@ -401,8 +405,13 @@ class DataLoader:
                 f"record {bad.key!r} is {what}: {bad.reason}"
                 " (told once; DataLoader.skipped lists them all)"
             )
-        self.skipped.append(bad)
         self.statuses[bad.status] += 1
+        if self.on_error == "resample":
+            # It is drawn in the place of others, too.
+            if bad in self._noted:
+                return
+            self._noted.add(bad)
+        self.skipped.append(bad)
 
     def _plain(self, wanted: Wanted) -> tuple[Any, ...]:
         """Give the parts of a record that Rust takes."""
