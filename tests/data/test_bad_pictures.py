@@ -121,3 +121,22 @@ def test_no_other_record_is_tried_twice_for_a_place(tokenizer):
         assert Counter(bad.key for bad in loader.skipped) == Counter(set(expected))
         assert sum(loader.statuses.values()) - loader.statuses["ok"] == len(expected)
         assert torch.isfinite(batch.images).all()
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["sequential", "progressive"])
+def test_a_picture_that_ends_below_its_crop_is_ok(tokenizer, progressive):
+    """As docs/loader.md has it: what no transform takes of a sequential JPEG is not read."""
+    stream = io.BytesIO()
+    noise = Image.open(io.BytesIO(png(0, 128, 128)))
+    noise.save(stream, "JPEG", quality=90, progressive=progressive)
+    data = stream.getvalue()[: len(stream.getvalue()) * 6 // 10]
+    assert check_picture(data).status == "truncated"
+    records = [record(index, images=(data,)) for index in range(32)]
+    for transform, is_whole in (
+        (ImageTransform.random_resized_crop(16, scale=(0.05, 0.1)), False),
+        (ImageTransform.squash(16), True),
+    ):
+        loader = make(tokenizer, records, transform=transform, accept_truncated=True)
+        list(loader)
+        expected = {"truncated"} if progressive or is_whole else {"ok", "truncated"}
+        assert set(loader.statuses) == expected
