@@ -127,7 +127,7 @@ Pillow's, need one. From a fourfold reduction on `fast` is the exact resize.
 
 On ARM no time was measured: instructions were counted under emulation (`arm.py`), beside a
 program of libjpeg-turbo that writes its picture to a file as well. Codes are read with more
-instructions than they once were here (`arm_decode.csv` has the rows of both days) and fewer failed
+instructions than they once were here (`arm_decode.csv` has the rows of both) and fewer failed
 guesses, which x86 repays; whether an ARM processor does, nobody has timed.
 """
 

@@ -133,27 +133,21 @@ impl<'a> Bits<'a> {
         value
     }
 
+    /// The same, and count no places.
+    #[allow(clippy::inline_always)] // As above.
+    #[inline(always)]
+    pub(super) fn plain_difference(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
+        let difference = self.difference(table, is_bad);
+        self.count = self.loaded();
+        difference
+    }
+
     /// Take what an entry tells, which is not rare, and count no places; the value.
     #[inline]
     pub(super) fn take_value(&mut self, entry: Entry) -> i16 {
         let value = entry.value(self.buffer);
         self.skip(entry.raw() & 63);
         value
-    }
-
-    /// Take a code of a table of DC and the coefficient or difference behind it, and count no places.
-    #[allow(clippy::inline_always)] // As above.
-    #[inline(always)]
-    pub(super) fn coefficient(&mut self, table: &Table, is_bad: &mut bool) -> i16 {
-        self.refill();
-        let entry = self.peek(table);
-        if !entry.is_rare() {
-            return self.take_value(entry);
-        }
-        let symbol = self.symbol(table);
-        *is_bad |= symbol.is_bad;
-        let size = u32::from(symbol.value & 15);
-        extend(self.take(size), size) as i16
     }
 
     /// Take 1 to 56 bits, the first of them as the lowest.

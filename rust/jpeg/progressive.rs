@@ -133,7 +133,7 @@ impl Pass<'_> {
         coefficients: &mut [Coefficients],
         row: usize,
         columns: Range<usize>,
-        spread: impl Fn(u64, u64) -> u64 + Copy,
+        spread: impl Fn(u64, u64) -> u64,
     ) -> Result<usize, Error> {
         let (mut bits, limit) = stream.bits();
         let mut is_bad = false;
@@ -142,10 +142,13 @@ impl Pass<'_> {
         } else {
             // A scan of AC has one component.
             let index = self.parts.first().map_or(0, |part| part.index);
+            let count = columns.len();
             let blocks = coefficients
                 .get_mut(index)
                 .and_then(|target| target.row_mut(row, columns));
-            self.run_ac(&mut bits, limit, blocks, spread, &mut is_bad)
+            blocks.map_or(count, |blocks| {
+                self.run_ac(&mut bits, limit, blocks, spread, &mut is_bad)
+            })
         };
         let (state, is_overrun) = (bits.state(), bits.is_overrun());
         stream.resume(state, is_overrun, is_bad);
@@ -184,7 +187,7 @@ impl Pass<'_> {
                         };
                         part.prediction = part
                             .prediction
-                            .checked_add(bits.coefficient(table, is_bad).into())
+                            .checked_add(bits.plain_difference(table, is_bad).into())
                             .ok_or_else(|| broken("a DC coefficient out of range"))?;
                         block[0] = part.prediction.wrapping_shl(low) as i16;
                     }
@@ -201,11 +204,10 @@ impl Pass<'_> {
         &mut self,
         bits: &mut Bits<'_>,
         limit: usize,
-        blocks: Option<(&mut [Block], &mut [u64])>,
+        (blocks, non_zero): (&mut [Block], &mut [u64]),
         spread: impl Fn(u64, u64) -> u64,
         is_bad: &mut bool,
     ) -> usize {
-        let (blocks, non_zero) = blocks.unwrap_or_default();
         let Some(table) = self.parts.first().and_then(|part| part.table.as_deref()) else {
             return blocks.len();
         };
