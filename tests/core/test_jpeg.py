@@ -160,10 +160,35 @@ def test_progressive_scans_out_of_order_give_the_same_pixels_and_are_named(instr
         reason_of(*scans[:number], scan, *scans[number:])
         if number > 0:
             assert reason_of(*scans[:number]) == ""
-            if "scans out of order" in reason_of(*scans[:number], *scans[number + 1 :], scan):
-                named.add(number)
+        if "scans out of order" in reason_of(*scans[:number], *scans[number + 1 :], scan):
+            named.add(number)
     # The upper bits of 1 and 4 are refined by 5, 8 and 9; without them these go on from nothing.
     assert {1, 4, 5} <= named
+    # Coefficients before any DC.
+    assert "scans out of order" in reason_of(*scans[1:5], scans[0])
+
+
+@pytest.mark.parametrize("instructions", SETS)
+def test_progressive_scans_of_other_bands_and_bits_give_the_same_pixels(instructions):
+    """Codes that a scan was not made for lead past its band, and values out of 16 bits."""
+    start, scans = alter.scans(encode(generated(1, 70, 90), progressive=True, quality=90))
+    first = [number for number, scan in enumerate(scans) if alter.band(scan) == (1, 5, 0, 2)]
+    again = [number for number, scan in enumerate(scans) if alter.band(scan)[2] > 0]
+    assert first and len(again) > 3
+    changed = [
+        # Known coefficients become zero, and so are not refined.
+        [*scans[: max(first) + 1], alter.with_band(scans[first[0]], 1, 5, 0, 13), *scans[5:]],
+        *(
+            [*scans[:number], alter.with_band(scan, 1, end, *alter.band(scan)[2:])]
+            for number, scan in enumerate(scans)
+            for end in (1, 2, 9, 30, 62)
+            if number in again and alter.band(scan)[0] > 0
+        ),
+    ]
+    for chosen in changed:
+        data = b"".join([start, *chosen, b"\xff\xd9"])
+        picture, _ = _core.decode_jpeg(data, instructions=instructions)
+        assert np.array_equal(np.asarray(picture), by_pillow(data))
 
 
 @pytest.mark.parametrize("progressive", [False, True])

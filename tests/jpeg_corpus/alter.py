@@ -90,6 +90,25 @@ def scans(data: bytes) -> tuple[bytes, list[bytes]]:
     return data[:first], found
 
 
+def band(scan: bytes) -> tuple[int, int, int, int]:
+    """First and last coefficient, and upper and lower bit, of one of `scans`."""
+    start, end, bits = scan[_band_at(scan) : _band_at(scan) + 3]
+    return start, end, bits >> 4, bits & 15
+
+
+def with_band(scan: bytes, start: int, end: int, high: int, low: int) -> bytes:
+    """Say in the header of one of `scans` that it has other coefficients and bits."""
+    at = _band_at(scan)
+    return scan[:at] + bytes([start, end, high << 4 | low]) + scan[at + 3 :]
+
+
+def _band_at(scan: bytes) -> int:
+    at = 0
+    while scan[at + 1] != 0xDA:
+        at += 2 + int.from_bytes(scan[at + 2 : at + 4], "big")
+    return at + 5 + 2 * scan[at + 4]
+
+
 def truncated(data: bytes, rng: np.random.Generator) -> bytes:
     """Cut off in the data of a scan."""
     return data[: int(rng.integers(data_start(data) + 1, len(data) - 2))]
