@@ -27,6 +27,27 @@ pub struct Rgb {
     pub pixels: Vec<u8>,
 }
 
+/// A picture whose bytes somebody else holds: an [`Rgb`], an array of Python's.
+#[derive(Clone, Copy, Debug)]
+pub struct RgbView<'a> {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// The bytes, as those of [`Rgb`].
+    pub pixels: &'a [u8],
+}
+
+impl<'a> From<&'a Rgb> for RgbView<'a> {
+    fn from(image: &'a Rgb) -> Self {
+        Self {
+            height: image.height,
+            width: image.width,
+            pixels: &image.pixels,
+        }
+    }
+}
+
 /// Formats that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::box_journey::Journey;
 use crate::boxes::BoxXyxy;
 use crate::color_jitter::ColorChange;
-use crate::image::Rgb;
+use crate::image::{Rgb, RgbView};
 use crate::jpeg::Scale;
 use crate::rand_augment::Operation;
 use crate::resize::{self, Crop, Method};
@@ -55,7 +55,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Argument`] where the plan was made for another size.
-    pub fn apply(&self, image: &Rgb) -> Result<Rgb, Error> {
+    pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
         let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
         self.change(&mut resized);
         Ok(resized)

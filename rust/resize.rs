@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::Error;
-use crate::image::{MAX_PIXELS, Rgb};
+use crate::image::{MAX_PIXELS, Rgb, RgbView};
 use crate::memory;
 pub use crate::row_resizer::{ResizeScratch, RowResizer};
 
@@ -170,8 +170,8 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
 ///
 /// # Errors
 /// [`Error::Argument`] where a size is 0 or the crop leaves the picture.
-pub fn resize(
-    image: &Rgb,
+pub fn resize<'a>(
+    image: impl Into<RgbView<'a>>,
     crop: Crop,
     height: usize,
     width: usize,
@@ -187,19 +187,20 @@ pub fn resize(
 ///
 /// # Errors
 /// As of [`resize`].
-pub fn resize_with(
+pub fn resize_with<'a>(
     scratch: &mut ResizeScratch,
-    image: &Rgb,
+    image: impl Into<RgbView<'a>>,
     crop: Crop,
     output: (usize, usize),
     method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
+    let image = image.into();
     let source = (image.height, image.width);
     let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
     let mut pixels = Vec::new();
     let what = memory::of_picture(output.0, output.1);
     memory::reserve(&mut pixels, output.0 * output.1 * 3, what)?;
-    resizer.push_rows(0, &image.pixels, &mut |_, row| {
+    resizer.push_rows(0, image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
     })?;
     Ok(Rgb {

@@ -7,14 +7,14 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::arrays::{Buffer, Values};
+use super::arrays::{Buffer, Values, numbers};
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
 use crate::color_jitter;
 use crate::crop::Cut;
-use crate::image::{self, Rgb};
+use crate::image::{self, Rgb, RgbView};
 use crate::instructions::Instructions;
 use crate::memory;
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
@@ -289,9 +289,10 @@ pub fn resize_image(
     rows_at_once: usize,
     instructions: Option<&str>,
 ) -> PyResult<Buffer> {
-    let image_array = to_rgb(image)?;
+    let array = RgbArray::get(image)?;
+    let picture = array.view()?;
     let method = method(filter, resize)?;
-    let source = (image_array.height, image_array.width);
+    let source = (picture.height, picture.width);
     let crop = crop.map_or(
         Crop::whole(source.0, source.1),
         |(top, left, height, width)| Crop {
@@ -304,7 +305,7 @@ pub fn resize_image(
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let resized = image.py().detach(|| {
         if instructions.is_none() && rows_at_once == 0 {
-            return resize::resize(&image_array, crop, height, width, method);
+            return resize::resize(picture, crop, height, width, method);
         }
         let mut scratch = ResizeScratch::new(instructions.unwrap_or_else(Instructions::best));
         let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), method)?;
@@ -314,7 +315,7 @@ pub fn resize_image(
         } else {
             rows_at_once
         };
-        let rows = image_array.pixels.chunks(count * source.1 * 3);
+        let rows = picture.pixels.chunks(count * source.1 * 3);
         let last = resizer.last_row_needed();
         for (first, rows) in (0..=last).step_by(count).zip(rows) {
             resizer.push_rows(first, rows, &mut |_, row| pixels.extend_from_slice(row))?;
@@ -344,7 +345,8 @@ pub fn normalize_image(
     std: [f64; 3],
     instructions: Option<&str>,
 ) -> PyResult<Buffer> {
-    let picture = to_rgb(image)?;
+    let array = RgbArray::get(image)?;
+    let picture = array.view()?;
     let normalization = Normalization {
         channel_order: ChannelOrder::from_name(channel_order)?,
         mean,
@@ -383,11 +385,14 @@ pub fn apply_transform(
     index: u64,
 ) -> PyResult<(Buffer, Vec<BoxXyxy>, (usize, usize))> {
     let py = image.py();
+    let (decoded, array);
     let picture = if let Ok(bytes) = image.cast::<PyBytes>() {
         let bytes = bytes.as_bytes();
-        py.detach(|| image::decode(bytes, image::MAX_PIXELS))?
+        decoded = py.detach(|| image::decode(bytes, image::MAX_PIXELS))?;
+        RgbView::from(&decoded)
     } else {
-        to_rgb(image)?
+        array = RgbArray::get(image)?;
+        array.view()?
     };
     let (transform, boxes) = (&transform.inner, boxes.unwrap_or_default());
     if !boxes.is_empty() {
@@ -397,7 +402,7 @@ pub fn apply_transform(
     let plan = transform.plan(picture.height, picture.width, &mut draws);
     let boxes = plan.move_boxes(&boxes, picture.height, picture.width)?;
     let (values, shape) = py.detach(|| {
-        plan.apply(&picture).and_then(|resized| {
+        plan.apply(picture).and_then(|resized| {
             normalize::write(&[&resized], &transform.normalization, transform.divisor())
         })
     })?;
@@ -408,24 +413,68 @@ pub fn apply_transform(
     ))
 }
 
-/// Copy an array (H, W, 3) of uint8 out of Python.
+/// An array (H, W, 3) of uint8 that Python keeps; copied where its bytes do not lie one behind
+/// another.
+pub(super) struct RgbArray {
+    height: usize,
+    width: usize,
+    buffer: PyBuffer<u8>,
+    copy: Option<Vec<u8>>,
+}
+
+impl RgbArray {
+    /// # Errors
+    /// `TypeError` for anything but an array of uint8, `ValueError` for another shape.
+    pub(super) fn get(image: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
+            PyTypeError::new_err(format!(
+                "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}",
+                image.get_type()
+            ))
+        })?;
+        let &[height, width, 3] = buffer.shape() else {
+            return Err(PyValueError::new_err(format!(
+                "expected a uint8 array (H, W, 3), got the shape {:?}",
+                buffer.shape()
+            )));
+        };
+        let copy = if buffer.is_c_contiguous() {
+            None
+        } else {
+            Some(buffer.to_vec(image.py())?)
+        };
+        Ok(Self {
+            height,
+            width,
+            buffer,
+            copy,
+        })
+    }
+
+    pub(super) fn view(&self) -> PyResult<RgbView<'_>> {
+        Ok(RgbView {
+            height: self.height,
+            width: self.width,
+            pixels: match &self.copy {
+                Some(copy) => copy,
+                None => numbers("image", &self.buffer)?,
+            },
+        })
+    }
+}
+
+/// Copy an array (H, W, 3) of uint8 out of Python, to be changed.
 pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
-    let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
-        PyTypeError::new_err(format!(
-            "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}",
-            image.get_type()
-        ))
-    })?;
-    let &[height, width, 3] = buffer.shape() else {
-        return Err(PyValueError::new_err(format!(
-            "expected a uint8 array (H, W, 3), got the shape {:?}",
-            buffer.shape()
-        )));
-    };
+    let array = RgbArray::get(image)?;
+    let RgbView {
+        height,
+        width,
+        pixels,
+    } = array.view()?;
     Ok(Rgb {
         height,
         width,
-        pixels: buffer.to_vec(image.py())?,
+        pixels: pixels.to_vec(),
     })
 }
 
