@@ -121,7 +121,7 @@ begins where the one before it ended, and of a 12-megapixel photograph they are 
 to read them, too; there fiber gains less than around them, though a thread reads those of two
 pictures in one loop. A picture of the fine stage is written to the batch as
 ten megabytes of floats, once, which takes as long as its codes; stores past the caches took no
-less. A photograph of 12 megapixels that is resized whole with AVX2 waits for the horizontal pass of
+less. A photograph of 12 megapixels that is resized whole waits for the horizontal pass of
 its 3,000 rows: sums without rounding need two products where torchvision's, which may differ from
 Pillow's, need one. From a fourfold reduction on `fast` is the exact resize.
 
