@@ -65,7 +65,10 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
-    return cv2.imdecode(np.fromfile(path, np.uint8), color)
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), color)
+    if pixels is None:
+        raise ValueError(f"{path}: expected a picture that OpenCV decodes")
+    return pixels
 
 
 def _coarse(path: str, place: np.ndarray, work: str) -> None:
@@ -89,8 +92,11 @@ def _normalise(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
     values = _kept.__dict__.get("values")
     if values is None or values.shape != pixels.shape:
         values = _kept.values = np.empty(pixels.shape, np.float32)
-    cv2.subtract(pixels, (*mean, 0), dst=values, dtype=cv2.CV_32F)
-    cv2.multiply(values, (*(1 / s for s in std), 0), dst=values)
+    # A scalar of four numbers, which OpenCV takes and its stubs do not know.
+    less: Any = (*mean, 0)
+    times: Any = (*(1 / s for s in std), 0)
+    cv2.subtract(pixels, less, dst=values, dtype=cv2.CV_32F)
+    cv2.multiply(values, times, dst=values)
     for channel, plane in enumerate(place):
         cv2.extractChannel(values, channel, plane[:height, :width])
         plane[height:] = 0

@@ -1,6 +1,7 @@
 """webdataset: pictures from a tar file, the published transform, DataLoader."""
 
-# pyright: reportMissingImports=false
+# The package names its types where pyright does not look.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
