@@ -85,6 +85,11 @@ pub enum Error {
     },
     /// A fault of this library: a worker thread panicked over a record.
     Worker,
+    /// A pass whose threads are gone.
+    Closed {
+        /// How they went, and what was expected.
+        reason: &'static str,
+    },
     /// Any of the above, in a record.
     InRecord {
         /// Key of the record.
@@ -246,6 +251,7 @@ impl fmt::Display for Error {
             Self::Worker => f.write_str(
                 "a worker thread panicked, which is a fault of fiber; please report the record",
             ),
+            Self::Closed { reason } => f.write_str(reason),
             Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
         }
     }

@@ -195,6 +195,9 @@ impl Session {
 
     /// Give up what is waiting.
     pub fn close(&self) {
+        if self.process != std::process::id() {
+            return;
+        }
         let dropped = {
             let mut queue = lock(&self.state.queue);
             queue.closed = true;
@@ -213,8 +216,15 @@ impl Session {
     /// Wait for the next batch, at most `timeout`.
     ///
     /// # Errors
-    /// The first fault of the batch's records, unless bad samples are left out or replaced.
+    /// The first fault of the batch's records, unless bad samples are left out or replaced;
+    /// [`Error::Closed`] where no thread is left to make the batch.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
+        // Before any lock: a thread that is not in this process may have held it.
+        if self.process != std::process::id() {
+            let reason = "this pass was begun in another process, whose threads are not in this one; \
+                          expected a pass begun here";
+            return Err(Error::Closed { reason });
+        }
         let (mut queue, _) = self
             .state
             .changed
@@ -232,6 +242,11 @@ impl Session {
             }
             Some(Some(Outcome::Replace(places))) => Ok(Next::Replace(places)),
             None if queue.finished => Ok(Next::End),
+            _ if lock(&self.crew.jobs).stopped => {
+                let reason = "the loader was closed in the middle of this pass; \
+                              expected a new pass, which starts threads of its own";
+                Err(Error::Closed { reason })
+            }
             _ => Ok(Next::NotYet),
         }
     }
@@ -239,9 +254,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.process == std::process::id() {
-            self.close();
-        }
+        self.close();
     }
 }
 

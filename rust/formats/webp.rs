@@ -31,12 +31,17 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     decoder(bytes).map(|decoder| size_of(&decoder))
 }
 
+/// Read where the header says that the file ends.
+fn end(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_le_bytes(*bytes.get(LENGTH)?.first_chunk::<4>()?);
+    usize::try_from(length).ok()?.checked_add(LENGTH.end)
+}
+
 /// Read how EXIF says that the picture is to be turned, 1 to 8.
 ///
 /// The crate would take as much memory as the chunk says that it has bytes.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
-    let length = u32::from_le_bytes(*bytes.get(LENGTH)?.first_chunk::<4>()?);
-    let end = usize::try_from(length).ok()?.checked_add(LENGTH.end)?;
+    let end = end(bytes)?;
     let mut rest = bytes.get(..end).unwrap_or(bytes).get(HEADER_BYTES..)?;
     loop {
         let (kind, behind) = rest.split_first_chunk::<4>()?;
@@ -56,6 +61,13 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
 /// [`Error::Decode`] for broken bytes, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
+    // The crate takes what follows a gap for the picture's own bytes.
+    if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
+        let found = bytes.len();
+        return Err(Error::decode(format!(
+            "WebP: {found} bytes; its header says {end}"
+        )));
+    }
     let (height, width) = size_of(&decoder);
     check_size(height, width, max_pixels)?;
     let size = decoder

@@ -49,7 +49,7 @@ impl From<Error> for PyErr {
                 told.map_or_else(|problem| problem, |()| refused)
             }
             Error::Memory { .. } => PyMemoryError::new_err(message),
-            Error::Worker => PyRuntimeError::new_err(message),
+            Error::Worker | Error::Closed { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

@@ -427,9 +427,11 @@ impl RgbArray {
     /// `TypeError` for anything but an array of uint8, `ValueError` for another shape.
     pub(super) fn get(image: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
+            let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
             PyTypeError::new_err(format!(
-                "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}",
-                image.get_type()
+                "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}{}",
+                image.get_type(),
+                of.unwrap_or_default()
             ))
         })?;
         let &[height, width, 3] = buffer.shape() else {

@@ -63,6 +63,10 @@ def test_wrong_types_of_positions_are_named(tokenizer):
         loader.stream("1")
     with pytest.raises(ValueError, match="epoch is -1; expected 0 or more"):
         loader.epoch(-1)
+    late = {**loader.state_dict(), "epoch": 1 << 64}
+    for call in (loader.set_epoch, loader.epoch, lambda _: loader.load_state_dict(late)):
+        with pytest.raises(ValueError, match=f"epoch is {1 << 64}; expected less than 2\\^64"):
+            call(1 << 64)
 
 
 def test_whole_numbers_and_switches_of_numpy_are_taken(tokenizer):

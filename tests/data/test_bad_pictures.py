@@ -36,6 +36,7 @@ def jpeg_with(at: int, value: bytes) -> bytes:
     return data[:start] + value + data[start + len(value) :]
 
 
+WEBP = encoded("WEBP")
 UNSUPPORTED = {
     "arithmetic": jpeg_with(1, b"\xc9"),
     "12 bits": jpeg_with(4, b"\x0c"),
@@ -54,6 +55,7 @@ CORRUPT = {
     "png": png(0)[:60] + b"\0" * 40 + png(0)[100:],
     "half a png": png(0)[: len(png(0)) // 2],
     "half a webp": encoded("WEBP")[:-20],
+    "a webp without its middle": WEBP[: len(WEBP) // 2] + WEBP[len(WEBP) // 2 + 10 :],
     "a jpeg without scan": encoded("JPEG")[:300],
     "two frames": encoded("JPEG")[:2] + encoded("JPEG"),
 }

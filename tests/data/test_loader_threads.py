@@ -55,6 +55,15 @@ def test_closing_early_ends_the_feeder(tokenizer):
     assert threading.active_count() == before
 
 
+def test_a_pass_whose_loader_was_closed_says_so(tokenizer):
+    with make(tokenizer, RECORDS * 50, prefetch=2) as loader:
+        batches = loader.epoch()
+        next(batches)
+    with pytest.raises(RuntimeError, match="closed in the middle of this pass; expected a new"):
+        list(batches)
+    assert samples(loader.epoch()) == samples(make(tokenizer, RECORDS * 50).epoch())
+
+
 def test_two_passes_at_once(tokenizer):
     loader = make(tokenizer)
     alone = samples(loader.epoch())
@@ -133,6 +142,41 @@ def test_ctrl_c_comes_through_at_once():
     assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
 
 
+INTERRUPTED = """
+import faulthandler, io, random, signal
+from PIL import Image
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
+stream = io.BytesIO()
+Image.new("RGB", (8, 8)).save(stream, "png")
+records = [Record(key=str(i), images=(stream.getvalue(),), text="a") for i in range(8)]
+loader = DataLoader(records, "image_text", tokenizer=Tokenizer.train([], 261), threads=1,
+                    transform=ImageTransform.squash(8), batch_size=2, max_tokens=8)
+list(loader)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+random.seed(0)
+faulthandler.dump_traceback_later(100)
+interrupts = 0
+while interrupts < 300:
+    try:
+        # Again and again: Python drops what is raised while it takes a weak reference away.
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.01), 0.1)
+        while True:
+            for batch in loader:
+                pass
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupts += 1
+assert len(list(loader)) == 4
+print("done")
+"""
+
+
+def test_ctrl_c_at_any_moment_is_a_keyboard_interrupt():
+    process = run_python(INTERRUPTED)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, "done\n"), errors
+
+
 def test_the_interpreter_ends_with_an_open_stream():
     process = run_python(SLOW)
     output, errors = process.communicate(timeout=120)
@@ -149,6 +193,24 @@ def test_a_forked_process_starts_its_own_threads(tokenizer):
         os._exit(0 if samples(loader.epoch()) == expected else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_cannot_go_on_with_a_pass(tokenizer):
+    batches = make(tokenizer, RECORDS * 50, prefetch=2).epoch()
+    next(batches)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            list(batches)
+        except RuntimeError as error:
+            os._exit(0 if "begun in another process" in str(error) else 1)
+        os._exit(2)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(list(batches)) > 1
 
 
 def test_memory_does_not_grow(tokenizer):

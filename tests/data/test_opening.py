@@ -374,3 +374,17 @@ def test_what_readers_left_out_is_added_up(folder):
 def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder):
     with pytest.raises(ValueError, match=rf"source is {source!r}; {re.escape(said)}"):
         open_source(source, folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "error", "said"),
+    [
+        (None, "train", TypeError, "data is None; expected the path of a folder or file"),
+        ("data", None, TypeError, "split is None; expected a name, such as 'train'"),
+        ("data", "", ValueError, "split is ''; expected a name, or several joined by '\\+'"),
+        ("data", "train+", ValueError, "split is 'train\\+'; expected a name"),
+    ],
+)
+def test_wrong_arguments_are_named(data, split, error, said):
+    with pytest.raises(error, match=f"^{said}"):
+        open_source("captions", data, split)

@@ -29,8 +29,14 @@ def test_pictures_of_other_types_are_named(images, said):
 
 
 def test_texts_that_are_none_or_half_a_character():
-    with pytest.raises(TypeError, match=r"^record 'a': text is of type NoneType; expected str$"):
+    with pytest.raises(TypeError, match=r"^record 'a': text is None, of type NoneType; expected s"):
         Record(key="a", images=("a.jpg",), text=None)
+    with pytest.raises(TypeError, match=r"^record 'a': image_id is 7, of type int; expected str$"):
+        Record(key="a", images=("a.jpg",), text="x", image_id=7)
+    with pytest.raises(TypeError, match=r"^record 7: key is 7, of type int; expected str$"):
+        Record(key=7, images=("a.jpg",), text="x")
+    with pytest.raises(ValueError, match=r"^record 'a': image_size is \(3,\); expected \(hei"):
+        Record(key="a", images=("a.jpg",), text="x", image_size=(3,))
     with pytest.raises(ValueError, match=r"^record 'a': .* '\\ud800', at 1; expected whole"):
         Record(key="a", images=("a.jpg",), text="c\ud800d")
     assert Record(key="a", images=("a.jpg",), text="c\U0001f436d").text == "c\U0001f436d"

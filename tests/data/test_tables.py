@@ -1,8 +1,10 @@
 """Tables in the layouts of public sets, through one entry: Parquet by row groups, Arrow mapped."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -368,6 +370,22 @@ def test_a_file_that_changes_while_it_is_used(tmp_path, kind, change):
     assert loader.statuses == {"ok": 12, "corrupt": 12}
     if change is replace_cut:
         assert list(table_captions(*paths)[3].images) == [shown[3]]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_copy_reads_too(tmp_path, kind):
+    write = write_parquet if kind == "parquet" else write_arrow
+    shown = [picture(shade) for shade in range(12)]
+    path = tmp_path / f"a.{kind}"
+    write(path, image=shown, text=["a text"] * 12)
+    records = table_captions(path)
+    for source in (records, list(records)):
+        for copied in (copy.deepcopy(source), pickle.loads(pickle.dumps(source))):
+            assert [list(record.images) for record in copied] == [[data] for data in shown]
+    pickled = pickle.dumps(records)
+    write_over(path)
+    with pytest.raises(ValueError, match=rf"a\.{kind} has changed since it was opened"):
+        list(pickle.loads(pickled)[0].images)
 
 
 def test_threads_share_a_file(tmp_path):

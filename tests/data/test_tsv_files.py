@@ -1,9 +1,12 @@
 """Boxes in TSV files, as Objects365 is published: lines found by number, pictures in base64."""
 
 import base64
+import copy
+import gc
 import io
 import json
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +112,21 @@ def test_records_of_all_lines(write, index):
         assert "1 crowd box was left out or changed" in left_out_lines(records, while_reading=True)
         assert [list(record.images) for record in records] == [[picture(40 * i)] for i in range(4)]
         assert len({record.key for record in records}) == 4
+
+
+def test_copies_leave_one_another_their_files(write):
+    # In a state in which file numbers are known: it has been read.
+    records = open_source("objects365", write(), "train")
+    expected = [(r.boxes_xyxy, list(r.images)) for r in records]
+    copies = [copy.deepcopy(records), pickle.loads(pickle.dumps(records))]
+    assert all([(r.boxes_xyxy, list(r.images)) for r in each] == expected for each in copies)
+    del copies
+    gc.collect()
+    # Would take a number that a copy had closed.
+    with (write.folder / "other").open("w+b") as other:
+        other.write(b"x" * 10**5)
+        other.flush()
+        assert [(r.boxes_xyxy, list(r.images)) for r in records] == expected
 
 
 def test_a_list_of_lines_chooses_and_repeats(write):

@@ -89,7 +89,8 @@ def check_arguments(**values: Any) -> None:
             raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
         if least is not None and value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
-    if values.get("seed", 0) >= 1 << 64:
-        raise ValueError(f"seed is {values['seed']}; expected less than 2^64")
+    for name in ("seed", "epoch"):
+        if values.get(name, 0) >= 1 << 64:
+            raise ValueError(f"{name} is {values[name]}; expected less than 2^64")
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
         raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'].expected}")

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from fiber import _core
@@ -38,7 +39,10 @@ class Feeder:
     skipped: deque[Bad] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._slots = threading.Semaphore(self.prefetch)
+        # Not a semaphore: Ctrl-C in the middle of its release would leave its lock held.
+        self._slots = SimpleQueue[None]()
+        for _ in range(self.prefetch):
+            self._slots.put(None)
         self._stopped = False
         #: For each batch under way, what stands at each of its places, and how many other records
         #: were tried for those that needed one.
@@ -48,14 +52,22 @@ class Feeder:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # Ctrl-C between two steps of `threading` leaves it a lock that it does not hold.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
 
     def stop(self) -> None:
         """Let everything go; a record set that is in the middle of something is not waited for."""
         self._stopped = True
-        self._slots.release()
+        self._slots.put(None)
         self.session.close()
-        self._thread.join(timeout=0.5)
+        # Where Ctrl-C came while it was being started, it is not alive yet, and ends by itself.
+        if self._thread.is_alive():
+            self._thread.join(timeout=0.5)
 
     def next(self) -> dict[str, Any] | None:
         """Wait for the next batch; None after the last one.
@@ -73,7 +85,7 @@ class Feeder:
             self.session.replace(others)
         if found is not None:
             self._under_way.popleft()
-            self._slots.release()
+            self._slots.put(None)
         return found
 
     def _other(
@@ -98,7 +110,7 @@ class Feeder:
     def _feed(self) -> None:
         try:
             for batch in self.batches:
-                self._slots.acquire()
+                self._slots.get()
                 if self._stopped:
                     return
                 taken, records, attempts = [], [], dict[int, int]()

@@ -286,6 +286,7 @@ class DataLoader:
             raise ValueError(
                 f"the state's epoch is {epoch} and its sample {sample}; expected 0 or more"
             )
+        check_arguments(epoch=epoch)
         self._passes.check(sample, state["fingerprint"])
         self._epoch, self._sample, self._resume = epoch, sample, sample
         self._passed = state["fingerprint"]
@@ -304,7 +305,7 @@ class DataLoader:
         return self._collator.picture_bytes
 
     def close(self) -> None:
-        """Let the threads go; a pass after that starts new ones."""
+        """Let the threads go; a pass after that starts new ones, one under way raises."""
         self._collator.close()
 
     def __enter__(self) -> Self:

@@ -69,11 +69,18 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     Raises:
         FileNotFoundError: if there is no such folder or file, or none that the source may be.
         SeveralFormsError: a ValueError, if a folder holds several forms of the source.
+        TypeError: for data or a split of another type.
         ValueError: if the source is none that is known or never has such a split, or a file is not
             as expected.
     """
     if source not in FORMS:
         raise ValueError(f"source is {source!r}; {nearest(str(source), FORMS)}")
+    if not isinstance(data, str | PathLike):
+        raise TypeError(f"data is {data!r:.40}; expected the path of a folder or file")
+    if not isinstance(split, str):
+        raise TypeError(f"split is {split!r:.40}; expected a name, such as 'train'")
+    if not all(split.split("+")):
+        raise ValueError(f"split is {split!r}; expected a name, or several joined by '+'")
     path, asked = Path(data), split.split("+")
     if packs.is_pack(path):
         parts = [packs.open_pack(path, source, part, **options) for part in asked]

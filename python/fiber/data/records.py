@@ -131,9 +131,16 @@ class Record:
 
     def __post_init__(self) -> None:
         _check_pictures(self.key, self.images)
-        if not isinstance(self.text, str):
-            raise TypeError(
-                f"record {self.key!r}: text is of type {type(self.text).__name__}; expected str"
+        for name in ("key", "text", "image_id"):
+            if not isinstance(found := getattr(self, name), str):
+                raise TypeError(
+                    f"record {self.key!r}: {name} is {found!r:.40}, of type"
+                    f" {type(found).__name__}; expected str"
+                )
+        if self.image_size is not None and len(self.image_size) != 2:
+            raise ValueError(
+                f"record {self.key!r}: image_size is {self.image_size!r:.40}; expected (height,"
+                " width) in pixels"
             )
         if not self.text.isascii():
             _check_characters(self.key, self.text)

@@ -209,6 +209,10 @@ class _ParquetTable(Table):
         # The file's reader is not made for several threads.
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A reader stays in its process; another one opens the file anew, and says if it changed.
+        return _open_parquet, (self._file,)
+
     def values(self, column: str) -> list[Any]:
         self._file.check_now()
         try:
@@ -290,6 +294,7 @@ def _line(problem: BaseException) -> str:
 
 
 def _open_parquet(file: PooledFile) -> Table:
+    file.check_now()
     parquet = importlib.import_module("pyarrow.parquet")
     # Where a file that is mapped is cut, the process ends; where it is read, that is an error.
     return _ParquetTable(file, parquet.ParquetFile(str(file.path), memory_map=False))

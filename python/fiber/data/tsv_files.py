@@ -19,7 +19,6 @@ import base64
 import binascii
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -28,6 +27,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from fiber.data.pooled_files import PooledFile
 from fiber.data.prompts import class_prompt
 from fiber.data.records import Record, StoredPictures
 from fiber.data.source_boxes import EMPTY_BOX_PIXELS, is_number
@@ -56,36 +56,23 @@ class TsvFile:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
         self.path = path
-        self._size = path.stat().st_size
+        self._file = PooledFile(path)
+        self._size = self._file.bytes
         index = path.with_suffix(".lineidx")
         self._starts = _read_index(index, self._size) if index.is_file() else _find_lines(path)
-        self._file: int | None = None
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def row(self, number: int) -> list[str]:
         """Return the columns of a line, from 0."""
-        if self._file is None:
-            # Threads and forks may share it: its reads have no position.
-            self._file = os.open(self.path, os.O_RDONLY)
         start = int(self._starts[number])
         end = int(self._starts[number + 1]) if number + 1 < len(self) else self._size
-        data = bytearray()
-        while len(data) < end - start:
-            part = os.pread(self._file, end - start - len(data), start + len(data))
-            if not part:
-                break
-            data += part
+        data = self._file.read(start, end - start)
         try:
             return data.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError as problem:
             raise ValueError(f"{self.path}: line {number + 1} is not text ({problem})") from None
-
-    def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None:
-            os.close(file)
 
 
 def _read_index(path: Path, size: int) -> np.ndarray:
