@@ -50,6 +50,7 @@ pub(crate) fn settings(task: Task) -> Settings {
         accept_truncated: false,
         scaled_decoding: false,
         apply_orientation: false,
+        background: None,
         dtype: Dtype::Float32,
         layout: Layout::Chw,
         max_pixels: image::MAX_PIXELS,

@@ -72,7 +72,8 @@ impl Opened {
     /// [`Error::Decode`] for broken bytes.
     pub(crate) fn decode(&self, settings: &Settings) -> Result<(Rgb, jpeg::Status), Error> {
         if self.format != Format::Jpeg {
-            let picture = image::decode(self.bytes(), settings.max_pixels)?;
+            let picture =
+                image::decode_over(self.bytes(), settings.max_pixels, settings.background)?;
             return Ok((turn::turn(picture, self.orientation)?, jpeg::Status::Whole));
         }
         let request = jpeg::Request {

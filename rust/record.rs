@@ -153,12 +153,17 @@ impl Record {
     }
 }
 
-/// Read and decode a file.
+/// Read and decode a file, over a colour as [`image::decode_over`].
 ///
 /// # Errors
 /// [`Error::File`] where it cannot be read, [`Error::Decode`] where it is broken, both with its path.
-pub fn read_image(path: &Path, max_pixels: usize) -> Result<Rgb, Error> {
-    image::decode(&read_file(path)?, max_pixels).map_err(|error| error.in_file(path))
+pub fn read_image(
+    path: &Path,
+    max_pixels: usize,
+    background: Option<[u8; 3]>,
+) -> Result<Rgb, Error> {
+    image::decode_over(&read_file(path)?, max_pixels, background)
+        .map_err(|error| error.in_file(path))
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {

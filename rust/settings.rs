@@ -33,6 +33,8 @@ pub struct Settings {
     pub scaled_decoding: bool,
     /// Turn pictures as EXIF says; boxes are then those of the turned picture.
     pub apply_orientation: bool,
+    /// Colour that transparent pictures are laid over; without one alpha is dropped.
+    pub background: Option<[u8; 3]>,
     /// What values of pictures are stored as.
     pub dtype: Dtype,
     /// Where they stand.

@@ -499,6 +499,7 @@ class Loader:
         accept_truncated: bool,
         scaled_decoding: bool,
         apply_orientation: bool,
+        background: tuple[int, int, int] | None,
         dtype: str,
         layout: str,
         max_pixels: int = ...,
@@ -602,7 +603,12 @@ def decode_jpeg(
         ValueError: for another divisor, and for instructions that the processor lacks.
     """
 
-def read_image(path: str | PathLike[str], *, max_pixels: int = ...) -> Buffer:
+def read_image(
+    path: str | PathLike[str],
+    *,
+    max_pixels: int = ...,
+    background: tuple[int, int, int] | None = None,
+) -> Buffer:
     """Read and decode a picture file; see `decode_image`.
 
     Raises:

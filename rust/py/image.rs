@@ -268,9 +268,15 @@ pub fn decode_image(
 
 /// Decode a picture file to (H, W, 3) uint8.
 #[pyfunction]
-#[pyo3(signature = (path, *, max_pixels = image::MAX_PIXELS))]
-pub fn read_image(py: Python<'_>, path: PathBuf, max_pixels: usize) -> PyResult<Buffer> {
-    to_buffer(py.detach(|| record::read_image(&path, max_pixels))?)
+#[pyo3(signature = (path, *, max_pixels = image::MAX_PIXELS, background = None))]
+pub fn read_image(
+    py: Python<'_>,
+    path: PathBuf,
+    max_pixels: usize,
+    background: Option<(u8, u8, u8)>,
+) -> PyResult<Buffer> {
+    let background = background.map(<[u8; 3]>::from);
+    to_buffer(py.detach(|| record::read_image(&path, max_pixels, background))?)
 }
 
 /// Resize an array (H, W, 3) of uint8, or a crop (top, left, height, width) of it.

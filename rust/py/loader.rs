@@ -60,7 +60,7 @@ type PlainRecord<'py> = (
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, dtype, layout, max_pixels = crate::image::MAX_PIXELS))]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, background, dtype, layout, max_pixels = crate::image::MAX_PIXELS))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn new(
         batch_type: &str,
@@ -76,6 +76,7 @@ impl Loader {
         accept_truncated: bool,
         scaled_decoding: bool,
         apply_orientation: bool,
+        background: Option<(u8, u8, u8)>,
         dtype: &str,
         layout: &str,
         max_pixels: usize,
@@ -95,6 +96,7 @@ impl Loader {
             accept_truncated,
             scaled_decoding,
             apply_orientation,
+            background: background.map(<[u8; 3]>::from),
             dtype,
             layout: Layout::from_name(layout)?,
             max_pixels,

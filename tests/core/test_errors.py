@@ -40,6 +40,7 @@ def run(tokenizer, *, task="grounding", **changes):
         accept_truncated=False,
         scaled_decoding=False,
         apply_orientation=False,
+        background=None,
         dtype="float32",
         layout="chw",
     )

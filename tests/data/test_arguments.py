@@ -35,6 +35,7 @@ def tokenizer() -> Tokenizer:
         {"accept_truncated": "no"},
         {"image_dtype": torch.float16},
         {"channels_last": 1},
+        *({"background": it} for it in ("red", 255, (1, 2), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0))),
         {"shuffle": "no"},
         {"drop_last": None},
         {"pin_memory": "no"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -38,6 +38,14 @@ def _are_texts(value: Any) -> bool:
     return all(isinstance(each, str) for each in value)
 
 
+def _is_color(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) != 3:
+        return False
+    return all(_is_whole(each) and 0 <= each <= 255 for each in value)
+
+
 def _whole(least: int) -> _Kind:
     return _Kind("a whole number", _is_whole, least)
 
@@ -54,6 +62,7 @@ _KINDS = {
     "answers": _Kind("a sequence of texts", _are_texts),
     "image_dtype": _instance(str, f"one of {', '.join(map(repr, _DTYPES))}"),
     "mlm_probability": _Kind("a number from 0 to 1", _is_number),
+    "background": _Kind("None, or red, green and blue from 0 to 255", _is_color),
     "batch_size": _whole(1),
     "epoch": _whole(0),
     "keep": _whole(0),

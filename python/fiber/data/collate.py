@@ -70,6 +70,7 @@ class Collator:
         accept_truncated: Take pictures of which a part is missing; see `DataLoader`.
         scaled_decoding: Decode large JPEGs smaller; see `DataLoader`.
         apply_orientation: Turn pictures as EXIF says; see `DataLoader`.
+        background: Colour that transparent pictures are laid over; see `DataLoader`.
         image_dtype: What pictures are stored as; see `DataLoader`.
         channels_last: Where their values stand; see `DataLoader`.
         keep: Batches whose memory is kept for later ones.
@@ -94,6 +95,7 @@ class Collator:
         accept_truncated: bool = False,
         scaled_decoding: bool = False,
         apply_orientation: bool = False,
+        background: Sequence[int] | None = None,
         image_dtype: ImageDtype = "float32",
         channels_last: bool = False,
         keep: int = 2,
@@ -110,6 +112,7 @@ class Collator:
             accept_truncated=accept_truncated,
             scaled_decoding=scaled_decoding,
             apply_orientation=apply_orientation,
+            background=background,
             image_dtype=image_dtype,
             channels_last=channels_last,
             keep=keep,
@@ -141,6 +144,7 @@ class Collator:
             "accept_truncated": accept_truncated,
             "scaled_decoding": scaled_decoding,
             "apply_orientation": apply_orientation,
+            "background": None if background is None else tuple(background),
             "dtype": image_dtype,
             "layout": "hwc" if channels_last else "chw",
         }

@@ -65,6 +65,8 @@ class DataLoader:
             taken of it still has the pixels that come out: faster, with other values. For training.
         apply_orientation: Turn pictures as their EXIF tag says; boxes are then those of the turned
             picture. The published pipelines leave them as they are stored.
+        background: Red, green and blue from 0 to 255 that transparent pictures are laid over.
+            None: alpha is dropped, as by Pillow's `convert("RGB")` and the published pipelines.
         image_dtype: What pictures are stored as: "float32", "float16" or "bfloat16" (normalised,
             rounded to nearest), or "uint8" (bytes without normalisation; padding is 0).
         channels_last: Give pictures the memory format `torch.channels_last`.
@@ -110,6 +112,7 @@ class DataLoader:
         accept_truncated: bool = False,
         scaled_decoding: bool = False,
         apply_orientation: bool = False,
+        background: Sequence[int] | None = None,
         image_dtype: ImageDtype = "float32",
         channels_last: bool = False,
         drop_last: bool = False,
@@ -160,6 +163,7 @@ class DataLoader:
             accept_truncated=accept_truncated,
             scaled_decoding=scaled_decoding,
             apply_orientation=apply_orientation,
+            background=background,
             image_dtype=image_dtype,
             channels_last=channels_last,
             # Those made ahead, the one in use and the one that is about to be.
