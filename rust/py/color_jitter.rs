@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
-use super::image::{to_buffer, to_rgb};
+use super::pixels::{to_buffer, to_rgb};
 use crate::color_jitter::{self, ColorChange};
 
 /// Brightness, contrast, saturation and hue at random.

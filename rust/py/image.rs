@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::arrays::{Buffer, Values, numbers};
+use super::arrays::{Buffer, Values};
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
+use super::pixels::{RgbArray, to_buffer};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
@@ -417,75 +417,4 @@ pub fn apply_transform(
         boxes.into_iter().flatten().collect(),
         (plan.height, plan.width),
     ))
-}
-
-/// An array (H, W, 3) of uint8 that Python keeps; copied where its bytes do not lie one behind
-/// another.
-pub(super) struct RgbArray {
-    height: usize,
-    width: usize,
-    buffer: PyBuffer<u8>,
-    copy: Option<Vec<u8>>,
-}
-
-impl RgbArray {
-    /// # Errors
-    /// `TypeError` for anything but an array of uint8, `ValueError` for another shape.
-    pub(super) fn get(image: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
-            let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
-            PyTypeError::new_err(format!(
-                "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}{}",
-                image.get_type(),
-                of.unwrap_or_default()
-            ))
-        })?;
-        let &[height, width, 3] = buffer.shape() else {
-            return Err(PyValueError::new_err(format!(
-                "expected a uint8 array (H, W, 3), got the shape {:?}",
-                buffer.shape()
-            )));
-        };
-        let copy = if buffer.is_c_contiguous() {
-            None
-        } else {
-            Some(buffer.to_vec(image.py())?)
-        };
-        Ok(Self {
-            height,
-            width,
-            buffer,
-            copy,
-        })
-    }
-
-    pub(super) fn view(&self) -> PyResult<RgbView<'_>> {
-        Ok(RgbView {
-            height: self.height,
-            width: self.width,
-            pixels: match &self.copy {
-                Some(copy) => copy,
-                None => numbers("image", &self.buffer)?,
-            },
-        })
-    }
-}
-
-/// Copy an array (H, W, 3) of uint8 out of Python, to be changed.
-pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
-    let array = RgbArray::get(image)?;
-    let RgbView {
-        height,
-        width,
-        pixels,
-    } = array.view()?;
-    Ok(Rgb {
-        height,
-        width,
-        pixels: pixels.to_vec(),
-    })
-}
-
-pub(super) fn to_buffer(image: Rgb) -> PyResult<Buffer> {
-    Buffer::new(Values::Uint8(image.pixels), &[image.height, image.width, 3])
 }

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::arrays::Buffer;
-use super::image::to_buffer;
+use super::pixels::to_buffer;
 use crate::image::{self, Rgb};
 use crate::instructions::Instructions;
 use crate::jpeg::{self, Decoder, Request, Scale, Status};

@@ -11,6 +11,7 @@ mod errors;
 mod image;
 mod jpeg;
 mod loader;
+mod pixels;
 mod rand_augment;
 mod tokenizer;
 

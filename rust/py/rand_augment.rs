@@ -4,7 +4,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
-use super::image::{count, to_buffer, to_rgb};
+use super::image::count;
+use super::pixels::{to_buffer, to_rgb};
 use crate::Error;
 use crate::affine;
 use crate::rand_augment::{self, KINDS, Kind, Operation};
