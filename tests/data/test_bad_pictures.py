@@ -4,6 +4,7 @@ import io
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +37,15 @@ def jpeg_with(at: int, value: bytes) -> bytes:
     return data[:start] + value + data[start + len(value) :]
 
 
-WEBP = encoded("WEBP")
+def noisy_webp() -> bytes:
+    """One whose coded bytes are decoded whatever they are, others in their place too."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "WEBP")
+    return stream.getvalue()
+
+
+WEBP = noisy_webp()
 UNSUPPORTED = {
     "arithmetic": jpeg_with(1, b"\xc9"),
     "12 bits": jpeg_with(4, b"\x0c"),
@@ -55,6 +64,7 @@ CORRUPT = {
     "png": png(0)[:60] + b"\0" * 40 + png(0)[100:],
     "half a png": png(0)[: len(png(0)) // 2],
     "half a webp": encoded("WEBP")[:-20],
+    "a webp without its last byte": WEBP[:-1],
     "a webp without its middle": WEBP[: len(WEBP) // 2] + WEBP[len(WEBP) // 2 + 10 :],
     "a jpeg without scan": encoded("JPEG")[:300],
     "two frames": encoded("JPEG")[:2] + encoded("JPEG"),
