@@ -84,6 +84,11 @@ def test_the_interpreter_lock_is_free_meanwhile(tokenizer, wait):
         "decode": lambda: _core.decode_image(picture),
         "transform": lambda: _core.apply_transform(array, squash),
     }[wait]
+    # A busy machine may give the other thread no time during one call, but not during each of many.
+    assert any(another_thread_runs_within(call) for _ in range(20))
+
+
+def another_thread_runs_within(call) -> bool:
     ticks, done = [], threading.Event()
 
     def tick():
@@ -100,7 +105,7 @@ def test_the_interpreter_lock_is_free_meanwhile(tokenizer, wait):
     thread.join()
     # Well inside: a thread that was waiting may run right at the start and end of any call.
     margin = 0.2 * (ended - started)
-    assert any(started + margin < tick < ended - margin for tick in ticks)
+    return any(started + margin < tick < ended - margin for tick in ticks)
 
 
 def run_python(program: str, **options) -> subprocess.Popen:
