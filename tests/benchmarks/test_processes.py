@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -121,42 +120,38 @@ while time.process_time() < 0.3: pass
 print(time.process_time(), flush=True)
 sys.stdin.readline()
 """
-LEADER = f"""
-import subprocess, sys, time
+PARENT = f"""
+import json, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdin=subprocess.PIPE,
                          stdout=subprocess.PIPE, text=True)
-print(child.pid, float(child.stdout.readline()), time.process_time(), flush=True)
+sys.stdin.readline()
+spent = {{"child": child.stdout.readline().strip(), "parent": time.process_time()}}
+print(json.dumps({{"versions": spent}}), flush=True)
 sys.stdin.readline()
 child.communicate()
-print(flush=True)
+print(json.dumps({{"count": 1}}), flush=True)
 sys.stdin.readline()
 """
 
 
-def test_the_time_of_children_counts():
+def test_the_time_of_children_counts(tmp_path):
     """Each process says its own time, since how much a start takes is the machine's affair."""
-    with subprocess.Popen(
-        [sys.executable, "-c", LEADER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as leader:
-        assert leader.stdin is not None and leader.stdout is not None
-        pid, of_child, of_leader = map(float, leader.stdout.readline().split())
-        assert sorted(members_of_session(leader.pid)) == sorted([leader.pid, int(pid)])
-        assert _process_cpu_seconds(int(pid)) >= of_child >= 0.3
-        before = _process_cpu_seconds(leader.pid)
-        assert of_leader <= before < of_leader + of_child
-        # The time of a child that has ended is in its parent's, in ticks that are rounded down.
-        leader.stdin.write("\n")
-        leader.stdin.flush()
-        leader.stdout.readline()
-        assert members_of_session(leader.pid) == [leader.pid]
-        assert _process_cpu_seconds(leader.pid) >= before + of_child - 2 / os.sysconf("SC_CLK_TCK")
-        leader.stdin.close()
-    assert members_of_session(leader.pid) == []
-    assert _process_cpu_seconds(leader.pid) == 0
+    script = tmp_path / "interpreter"
+    script.write_text(f"#!{sys.executable}\n{PARENT}")
+    script.chmod(0o755)
+    with PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log") as peer:
+        parent, child = float(peer.versions["parent"]), float(peer.versions["child"])
+        pid = peer._process.pid
+        assert len(members_of_session(pid)) == 2
+        assert child >= 0.3
+        assert parent + child <= peer.cpu_seconds() < parent + 2 * child
+        peer.epoch(0)
+        assert members_of_session(pid) == [pid]
+        # A child that has ended is in its parent's time, in ticks that are rounded down.
+        ticks = 2 / os.sysconf("SC_CLK_TCK")
+        assert parent + child - ticks <= peer.cpu_seconds() < parent + 2 * child
+    assert members_of_session(pid) == []
+    assert peer.cpu_seconds() == _process_cpu_seconds(pid) == 0
 
 
 class TestInstalled:

@@ -88,15 +88,22 @@ def test_the_interpreter_lock_is_free_meanwhile(tokenizer, wait):
     """Another Python thread runs while Rust works on a large picture."""
     picture = png(0, 1500, 1500)
     array = np.asarray(_core.decode_image(picture))
-    large = [record(0, images=(picture,))]
+    large = [record(i, images=(picture,)) for i in range(8)]
     squash = ImageTransform.squash(1400)
-    call = {
-        "batch": lambda: next(make(tokenizer, large, threads=1).epoch()),
-        "decode": lambda: _core.decode_image(picture),
-        "transform": lambda: _core.apply_transform(array, squash),
-    }[wait]
+
+    def prepare():
+        if wait == "decode":
+            return lambda: _core.decode_image(picture)
+        if wait == "transform":
+            return lambda: _core.apply_transform(array, squash)
+        batches = make(tokenizer, large, threads=1, transform=squash).epoch()
+        next(batches)
+        # Time for the other batch to be fed, so that Rust alone is waited for.
+        time.sleep(0.01)
+        return lambda: next(batches)
+
     # A busy machine may give the other thread no time during one call, but not during each of many.
-    assert any(another_thread_runs_within(call) for _ in range(20))
+    assert any(another_thread_runs_within(prepare()) for _ in range(20))
 
 
 def another_thread_runs_within(call) -> bool:

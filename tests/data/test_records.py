@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -35,8 +36,10 @@ def test_texts_that_are_none_or_half_a_character():
         Record(key="a", images=("a.jpg",), text="x", image_id=7)
     with pytest.raises(TypeError, match=r"^record 7: key is 7, of type int; expected str$"):
         Record(key=7, images=("a.jpg",), text="x")
-    with pytest.raises(ValueError, match=r"^record 'a': image_size is \(3,\); expected \(hei"):
-        Record(key="a", images=("a.jpg",), text="x", image_size=(3,))
+    for size in ((3,), 3):
+        said = re.escape(f"record 'a': image_size is {size}; expected (height, width) in pixels")
+        with pytest.raises(ValueError, match=said):
+            Record(key="a", images=("a.jpg",), text="x", image_size=size)
     with pytest.raises(ValueError, match=r"^record 'a': .* '\\ud800', at 1; expected whole"):
         Record(key="a", images=("a.jpg",), text="c\ud800d")
     assert Record(key="a", images=("a.jpg",), text="c\U0001f436d").text == "c\U0001f436d"

@@ -6,7 +6,7 @@ do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
@@ -137,10 +137,12 @@ class Record:
                     f"record {self.key!r}: {name} is {found!r:.40}, of type"
                     f" {type(found).__name__}; expected str"
                 )
-        if self.image_size is not None and len(self.image_size) != 2:
+        if (size := self.image_size) is not None and (
+            not isinstance(size, Collection) or len(size) != 2
+        ):
             raise ValueError(
-                f"record {self.key!r}: image_size is {self.image_size!r:.40}; expected (height,"
-                " width) in pixels"
+                f"record {self.key!r}: image_size is {size!r:.40}; expected (height, width) in"
+                " pixels"
             )
         if not self.text.isascii():
             _check_characters(self.key, self.text)
