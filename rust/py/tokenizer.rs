@@ -9,6 +9,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::arrays::{Buffer, Values};
+use crate::memory;
 use crate::spans::CharSpan;
 use crate::text_batch::{self, Layout, Masking, TextBatch};
 use crate::tokenizer::{self, Named};
@@ -29,6 +30,9 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
 
 /// Take the argument `texts`.
 fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
+    let count = found.len().unwrap_or(0);
+    let bytes = count.saturating_mul(size_of::<PyBackedStr>());
+    memory::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
         let kind = found
             .get_type()

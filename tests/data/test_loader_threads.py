@@ -234,18 +234,3 @@ def test_a_forked_process_cannot_go_on_with_a_pass(tokenizer):
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert len(list(batches)) > 1
-
-
-def test_memory_does_not_grow(tokenizer):
-    """Many epochs of one-megabyte batches leave no more behind than a few of them."""
-    import resource
-
-    records = [record(i) for i in range(8)]
-    loader = make(tokenizer, records, batch_size=8, transform=ImageTransform.squash(102))
-    for number in range(30):
-        list(loader.epoch(number))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(100):
-        list(loader.epoch(number))
-    grown_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown_kilobytes < 10_000

@@ -1,15 +1,14 @@
-"""Batches that memory does not hold: an error of that batch, after which the next one comes."""
-
-import subprocess
-import sys
+"""Batches that memory does not hold, an error of that batch alone; and what many epochs leave."""
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as on Linux")
+from tests.limited_memory import LINUX, run_limited
+
+pytestmark = LINUX
 
 #: The first batch is as high as one picture and as wide as another: 60 GB.
 SCRIPT = """
-import io, resource, sys
+import io, sys
 from PIL import Image
 from fiber.data import Collator, DataLoader, ImageTransform, Record, Tokenizer
 
@@ -40,19 +39,16 @@ records = cases[sys.argv[1]]
 with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **options) as loader:
     collate = Collator("grounding", **options)
     collate(small)
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
     # Every thread takes room for small things.
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), hard))
-    for make in (lambda: list(loader), lambda: collate(records)):
-        try:
-            make()
-        except MemoryError as error:
-            print(error)
-    print(loader.skipped)
-    records[:] = small
-    print([batch.keys for batch in loader], collate(small).keys)
+    with memory_left(1 << 30):
+        for make in (lambda: list(loader), lambda: collate(records)):
+            try:
+                make()
+            except MemoryError as error:
+                print(error)
+        print(loader.skipped)
+        records[:] = small
+        print([batch.keys for batch in loader], collate(small).keys)
 """
 
 
@@ -65,8 +61,7 @@ with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **opti
     ],
 )
 def test_a_batch_too_large_is_an_error_and_the_next_one_comes(case, what, policy):
-    command = [sys.executable, "-c", SCRIPT, case, policy]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = run_limited(SCRIPT, case, policy)
     assert ended.returncode == 0, ended.stderr
     *problems, skipped, keys = ended.stdout.splitlines()
     assert len(problems) == 2
@@ -75,3 +70,42 @@ def test_a_batch_too_large_is_an_error_and_the_next_one_comes(case, what, policy
     # Too little memory is no fault of a record.
     assert skipped == "[]"
     assert keys == "[('small', 'other')] ('small', 'other')"
+
+
+#: A megabyte a batch; the pages that the process holds after a few epochs, and after many more.
+EPOCHS = """
+import io
+from PIL import Image
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
+
+stream = io.BytesIO()
+Image.new("RGB", (64, 48)).save(stream, "PNG")
+records = [
+    Record(key=str(at), images=(stream.getvalue(),), text="a cup of tea") for at in range(8)
+]
+loader = DataLoader(
+    records,
+    "image_text",
+    batch_size=8,
+    tokenizer=Tokenizer.train(["a cup"], 270),
+    transform=ImageTransform.squash(102),
+    max_tokens=8,
+    threads=2,
+)
+
+def mebibytes_after(epochs):
+    for number in epochs:
+        list(loader.epoch(number))
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+before = mebibytes_after(range(30))
+print(mebibytes_after(range(100)) - before)
+"""
+
+
+def test_memory_does_not_grow():
+    """A hundred epochs of one-megabyte batches leave no more behind than thirty of them."""
+    ended = run_limited(EPOCHS)
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < 10
