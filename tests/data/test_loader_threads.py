@@ -42,17 +42,30 @@ def test_no_more_than_prefetch_is_made_ahead(tokenizer):
     batches.close()
 
 
+def feeders():
+    return {thread for thread in threading.enumerate() if thread.name == "fiber-feeder"}
+
+
 def test_closing_early_ends_the_feeder(tokenizer):
-    before = threading.active_count()
+    before = feeders()
+    begun = set()
     for _ in range(5):
-        batches = make(tokenizer).stream()
+        batches = make(tokenizer, RECORDS * 50, prefetch=2).stream()
         next(batches)
+        # Until it waits for room.
+        time.sleep(0.1)
+        begun |= feeders() - before
         batches.close()
-    abandoned = make(tokenizer).stream()
+    abandoned = make(tokenizer, RECORDS * 50, prefetch=2).stream()
     next(abandoned)
+    time.sleep(0.1)
+    begun |= feeders() - before
     del abandoned
     gc.collect()
-    assert threading.active_count() == before
+    assert len(begun) == 6
+    for thread in begun:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in begun)
 
 
 def test_a_pass_whose_loader_was_closed_says_so(tokenizer):
