@@ -194,14 +194,18 @@ faulthandler.dump_traceback_later(100)
 interrupts = 0
 while interrupts < 300:
     try:
-        # Again and again: Python drops what is raised while it takes a weak reference away.
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.01), 0.1)
-        while True:
-            for batch in loader:
-                pass
+        try:
+            # Again and again: Python drops what is raised while it takes a weak reference away.
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.01), 0.1)
+            while True:
+                for batch in loader:
+                    pass
+        except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
+        # On a busy machine the next one may come before the timer has been stopped.
         signal.setitimer(signal.ITIMER_REAL, 0)
-        interrupts += 1
+    interrupts += 1
 assert len(list(loader)) == 4
 print("done")
 """
