@@ -416,6 +416,7 @@ class Tokenizer:
 
         Raises:
             ValueError: as `encode`, and if `pad_to` is below the longest text's tokens.
+            MemoryError: if the system has no memory for the list of texts or for the arrays.
         """
 
     def encode_masked_batch(
@@ -449,6 +450,7 @@ class Tokenizer:
         Raises:
             ValueError: as `encode_batch`, for a probability outside 0 to 1 or above 0 where there
                 is no mask token, and if there is not one number for each text.
+            MemoryError: as `encode_batch`.
         """
 
     def positive_map(

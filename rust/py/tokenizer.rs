@@ -30,7 +30,8 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
 
 /// Take the argument `texts`.
 fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
-    let count = found.len().unwrap_or(0);
+    let is_text = found.is_instance_of::<PyString>();
+    let count = if is_text { Ok(0) } else { found.len() }.unwrap_or(0);
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
     memory::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
@@ -43,11 +44,7 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
                 .get_item(at)
                 .is_ok_and(|text| !text.is_instance_of::<PyString>())
         };
-        let wrong = match found.len() {
-            Ok(count) if !found.is_instance_of::<PyString>() => (0..count).find(|&at| one(at)),
-            _ => None,
-        };
-        let what = wrong.map_or_else(
+        let what = (0..count).find(|&at| one(at)).map_or_else(
             || format!("texts is of type {kind}"),
             |at| format!("texts[{at}] is no str"),
         );

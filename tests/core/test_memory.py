@@ -75,3 +75,22 @@ def test_what_memory_does_not_hold_is_an_error(case, what):
     problem, done = ended.stdout.splitlines()
     assert problem.startswith("out of memory: ") and what in problem and "; expected " in problem
     assert done == "done"
+
+
+LONG = """
+from fiber.data import Tokenizer
+
+tokenizer = Tokenizer.train(["a cup"], 270)
+text = "a" * 4_000_000
+with memory_left(48 << 20):
+    try:
+        tokenizer.encode_batch(text)
+    except TypeError as error:
+        print(error)
+"""
+
+
+def test_a_long_text_in_the_place_of_a_list_is_named():
+    """Its characters are no texts that memory is asked for."""
+    ended = run_limited(LONG)
+    assert ended.stdout == "texts is of type str; expected a sequence of str\n", ended.stderr

@@ -251,3 +251,42 @@ def test_a_forked_process_cannot_go_on_with_a_pass(tokenizer):
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert len(list(batches)) > 1
+
+
+#: A megabyte a batch; the pages that the process holds after a few epochs, and after many more.
+EPOCHS = """
+import io, resource
+from PIL import Image
+from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
+
+stream = io.BytesIO()
+Image.new("RGB", (64, 48)).save(stream, "PNG")
+records = [
+    Record(key=str(at), images=(stream.getvalue(),), text="a cup of tea") for at in range(8)
+]
+loader = DataLoader(
+    records,
+    "image_text",
+    batch_size=8,
+    tokenizer=Tokenizer.train(["a cup"], 270),
+    transform=ImageTransform.squash(102),
+    max_tokens=8,
+    threads=2,
+)
+
+def mebibytes_after(epochs):
+    for number in epochs:
+        list(loader.epoch(number))
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+before = mebibytes_after(range(30))
+print(mebibytes_after(range(100)) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc to read the memory from")
+def test_memory_does_not_grow():
+    """A hundred epochs of one-megabyte batches leave no more behind than thirty of them."""
+    output, errors = run_python(EPOCHS).communicate(timeout=120)
+    assert output and float(output) < 10, errors

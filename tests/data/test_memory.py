@@ -1,4 +1,4 @@
-"""Batches that memory does not hold, an error of that batch alone; and what many epochs leave."""
+"""Batches that memory does not hold: an error of that batch, after which the next one comes."""
 
 import pytest
 
@@ -39,8 +39,7 @@ records = cases[sys.argv[1]]
 with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **options) as loader:
     collate = Collator("grounding", **options)
     collate(small)
-    # Every thread takes room for small things.
-    with memory_left(1 << 30):
+    with memory_left(1 << 28):
         for make in (lambda: list(loader), lambda: collate(records)):
             try:
                 make()
@@ -70,42 +69,3 @@ def test_a_batch_too_large_is_an_error_and_the_next_one_comes(case, what, policy
     # Too little memory is no fault of a record.
     assert skipped == "[]"
     assert keys == "[('small', 'other')] ('small', 'other')"
-
-
-#: A megabyte a batch; the pages that the process holds after a few epochs, and after many more.
-EPOCHS = """
-import io
-from PIL import Image
-from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
-
-stream = io.BytesIO()
-Image.new("RGB", (64, 48)).save(stream, "PNG")
-records = [
-    Record(key=str(at), images=(stream.getvalue(),), text="a cup of tea") for at in range(8)
-]
-loader = DataLoader(
-    records,
-    "image_text",
-    batch_size=8,
-    tokenizer=Tokenizer.train(["a cup"], 270),
-    transform=ImageTransform.squash(102),
-    max_tokens=8,
-    threads=2,
-)
-
-def mebibytes_after(epochs):
-    for number in epochs:
-        list(loader.epoch(number))
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-before = mebibytes_after(range(30))
-print(mebibytes_after(range(100)) - before)
-"""
-
-
-def test_memory_does_not_grow():
-    """A hundred epochs of one-megabyte batches leave no more behind than thirty of them."""
-    ended = run_limited(EPOCHS)
-    assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) < 10
