@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
+# The tests' models are so small that threads of torch only wait for each other; processes do not.
+# Four at most, since each holds torch; a file stays with one, so that its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test quick lint fmt build bench clean
 
@@ -15,12 +18,12 @@ demo: $(VENV)/.installed-demo
 
 # Everything that can be tested here.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 	cargo test --release
 
 # The tests of a few seconds.
 quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
