@@ -6,9 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
-# The tests' models are so small that threads of torch only wait for each other; processes do not.
-# Four at most, since each holds torch; a file stays with one, so that its fixtures are made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One process a processor, four at most, since each holds torch; a file stays with one, so that its
+# fixtures are made once. Threads that wait busily, as torch's do, would take the others' processors.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test quick lint fmt build bench clean
 

@@ -30,8 +30,10 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
 
 /// Take the argument `texts`.
 fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
-    let is_text = found.is_instance_of::<PyString>();
-    let count = if is_text { Ok(0) } else { found.len() }.unwrap_or(0);
+    let count = match found.len() {
+        Ok(count) if !found.is_instance_of::<PyString>() => count,
+        _ => 0,
+    };
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
     memory::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
