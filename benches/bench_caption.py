@@ -17,9 +17,9 @@ from rows import interleave, refuse_debug_build, report
 from uncached_decoder import UncachedDecoder
 
 from fiber.config import ImageTextConfig, preset
-from fiber.models.captioner import END_ID, CaptionDecoder, NextTokens, search_beams
-from fiber.models.image_text import FiberImageText
-from fiber.models.roberta import PAD_ID
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.captioner import END_ID, CaptionDecoder, NextTokens, search_beams
+from fiber.models.fiber.image_text import FiberImageText
 
 
 def build(name: str, max_tokens: int) -> FiberImageText:

@@ -32,10 +32,10 @@ from eager_detector import EagerDetector, Features, Predictions
 from rows import RESULTS, interleave, refuse_debug_build, report
 from torch import Tensor
 
+from fiber.checkpoints.published import load_published_fine, published_fine_state
 from fiber.config import FiberConfig, preset
-from fiber.models.backbone import BackboneOutput
-from fiber.models.detector import DetectorOutput, FiberDetector
-from fiber.models.weights_fine import load_published_fine, published_fine_state
+from fiber.models.fiber.backbone import BackboneOutput
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import FoundBoxes, detect_boxes
 
 PEER = "eager, published passes"

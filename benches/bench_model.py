@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fiber.config import FiberConfig, preset
 from fiber.data.batches import ImageTextBatch
 from fiber.losses.queue import PairQueue
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.optim import build_optimizer
 from fiber.training.run_config import OptimConfig
 from fiber.training.task_config import ImageTextTask

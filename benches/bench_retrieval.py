@@ -3,8 +3,8 @@
 Command: python benches/bench_retrieval.py
 Peer: `eager_fiber.py`, a whole pass of both towers for every pair, a picture beside 64 texts at a
 time, as the published code evaluates retrieval. Ours runs each picture and each text once up to the
-first fused block and only what lies above for every pair (`models/pairs.py`). Every text fills the
-model's length; ours leaves padding out, so that shorter ones would cost it less.
+first fused block and only what lies above for every pair (`models/fiber/pair_scoring.py`). Every
+text fills the model's length; ours leaves padding out, so that shorter ones would cost it less.
 Counted besides: forward FLOPs of one pair of preset base beyond what is kept.
 """
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig
-from fiber.models.image_text import FiberImageText
-from fiber.models.pairs import TextPrefixes, run_pairs
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.pair_scoring import TextPrefixes, run_pairs
 
 PEER = "eager, whole passes"
 #: Pairs that go through the fused blocks together, as published.

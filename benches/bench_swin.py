@@ -21,9 +21,9 @@ from eager_fiber import Swin
 from rows import interleave, refuse_debug_build, report
 from torch import Tensor, nn
 
+from fiber.checkpoints.encoders import tower_states
 from fiber.config import FiberConfig
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights_layouts import tower_states
+from fiber.models.fiber.image_text import FiberImageText
 
 PEER = f"timm {timm.__version__}"
 

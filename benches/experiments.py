@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.records import Record, RecordSet, record_in_epoch
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
 from fiber.files import read_json
-from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import TASKS, evaluate
 
 RESULTS = Path(__file__).with_name("results")

@@ -33,10 +33,10 @@ from experiments import (
     use_one_thread,
 )
 
+from fiber.checkpoints.model_dir import load_model
 from fiber.data.records import Record
 from fiber.fields import replace_fields
 from fiber.metrics import baselines
-from fiber.training.checkpoint import load_model
 from fiber.training.evaluate import TASKS
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe

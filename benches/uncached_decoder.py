@@ -7,12 +7,12 @@ the package's decoder against it.
 import torch
 from torch import Tensor
 
-from fiber.models.captioner import next_token_log_probs
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.captioner import next_token_log_probs
+from fiber.models.fiber.image_text import FiberImageText
 
 
 class UncachedDecoder:
-    """The model as `fiber.models.captioner.NextTokens`."""
+    """The model as `fiber.models.fiber.captioner.NextTokens`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
         self.num_pictures, self.device = len(image_tokens), image_tokens.device

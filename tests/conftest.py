@@ -24,9 +24,10 @@ def micro_models(tmp_path_factory) -> dict[str, Path]:
     """Folders of finished, untrained models: "coarse" with every head, and "fine"."""
     import torch
 
+    from fiber.checkpoints.model_dir import save_model
     from fiber.config import preset
     from fiber.data import Tokenizer
-    from fiber.training.checkpoint import build_model, save_model
+    from fiber.models.build import build_model
 
     # A pair of letters must occur often enough to become a token.
     tokenizer = Tokenizer.train(TEXTS * 10, 320)

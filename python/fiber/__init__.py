@@ -9,9 +9,9 @@ from fiber._core import DecodeError
 
 if TYPE_CHECKING:
     from fiber.config import FiberConfig
-    from fiber.models.backbone import FiberBackbone
-    from fiber.models.detector import FiberDetector
-    from fiber.models.image_text import FiberImageText
+    from fiber.models.fiber.backbone import FiberBackbone
+    from fiber.models.fiber.detector import FiberDetector
+    from fiber.models.fiber.image_text import FiberImageText
     from fiber.predict import MissingHeadError, evaluate, load
     from fiber.training.loop import train
 
@@ -32,10 +32,10 @@ __all__ = [
 
 # Where each public name lives: `import fiber` stays free of torch until a name is used.
 _HOMES = {
-    "FiberBackbone": "fiber.models.backbone",
+    "FiberBackbone": "fiber.models.fiber.backbone",
     "FiberConfig": "fiber.config",
-    "FiberDetector": "fiber.models.detector",
-    "FiberImageText": "fiber.models.image_text",
+    "FiberDetector": "fiber.models.fiber.detector",
+    "FiberImageText": "fiber.models.fiber.image_text",
     "MissingHeadError": "fiber.predict",
     "evaluate": "fiber.predict",
     "load": "fiber.predict",

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import fiber
+from fiber.checkpoints.torch_file import read_state
 from fiber.cli import main
-from fiber.models.weights_file import read_state
 
 from ..conftest import ANSWERS
 from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state

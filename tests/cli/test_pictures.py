@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import fiber
+from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.fields import replace_fields
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.predict.model import SCORE_THRESHOLD
-from fiber.training.checkpoint import save_model
 
 from .output import error_line, lines
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
 from fiber.demo.guesses import Guesser
 from fiber.metrics.baselines import vqa_blind
 from fiber.metrics.boxes import pairwise_iou
-from fiber.training.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from fiber.data.batches import GroundingBatch
 from fiber.losses import grounding
 from fiber.losses.assign import atss_assign
 from fiber.losses.grounding import centerness_targets, grounding_losses, token_focal_loss
-from fiber.models.detector import DetectorOutput
+from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import decode_deltas, encode_deltas
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fiber.losses.matching import matching_labels
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights import ignored_coarse_key
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from tests.parity.coarse_case import PICTURES, CoarseCase
 from tests.parity.coarse_extras import compare_extras, compare_optimizer_groups
 from tests.parity.coarse_losses import Losses, sampled_captions

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fiber.checkpoints.key_map import unstack
+from fiber.checkpoints.published import load_published_coarse
 from fiber.config import (
     IMAGE_TEXT_HEADS,
     FiberConfig,
@@ -21,9 +23,8 @@ from fiber.config import (
     SwinConfig,
 )
 from fiber.losses.queue import PairQueue
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights import coarse_keys, load_published_coarse
-from fiber.models.weights_towers import unstack
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys_coarse import coarse_keys
 
 #: Published names that the weight rule does not draw.
 _NOT_DRAWN = ("relative_position_index", "attn_mask", "position_ids", "_queue", "queue_")

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fiber import _core
+from fiber.checkpoints.key_map import resize_bias_table
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, RobertaConfig
 from fiber.data import ImageTransform, RandAugment
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores
 from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import normalize_answer, published_score
-from fiber.models.image_text import FiberImageText
-from fiber.models.roberta import TextEmbeddings
-from fiber.models.weights_towers import resize_bias_table
+from fiber.models.encoders.roberta import TextEmbeddings
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.optim import lr_factor
 from fiber.training.run_config import OptimConfig
 from fiber.training.transform_config import MOVING_OPERATIONS

@@ -19,7 +19,7 @@ from fiber.losses.contrastive import Similarities
 from fiber.losses.language import caption_loss, mlm_loss, next_tokens, nlvr2_loss, vqa_loss
 from fiber.losses.matching import HardNegatives, itm_loss, join_pairs, pair_loss
 from fiber.losses.queue import queue_itc_loss, queued_negatives
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 
 #: Added to every weight of a negative in the published code.

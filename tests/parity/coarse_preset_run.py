@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fiber.checkpoints.published import published_coarse_state
 from fiber.losses.matching import matching_labels
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights import ignored_coarse_key, published_coarse_state
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.coarse_case import CoarseCase
 from tests.parity.coarse_losses import Losses, sampled_captions

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights import coarse_keys, ignored_coarse_key, published_coarse_state
+from fiber.checkpoints.published import published_coarse_state
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys_coarse import coarse_keys, ignored_coarse_key
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from fiber.training.run_config import OptimConfig
 from tests.parity.coarse_losses import Losses

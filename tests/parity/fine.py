@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fiber.losses.grounding import grounding_losses
-from fiber.models.detector import DetectorOutput, FiberDetector
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase, without_boxes_of
 from tests.parity.fine_geometry import compare_geometry

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fiber.checkpoints.key_map import unstack
+from fiber.checkpoints.published import load_published_fine, published_fine_state
 from fiber.config import DetectorConfig, FiberConfig, FusionConfig, RobertaConfig, SwinConfig
 from fiber.data.batches import GroundingBatch
-from fiber.models.detector import FiberDetector
-from fiber.models.weights_fine import fine_keys, load_published_fine, published_fine_state
-from fiber.models.weights_towers import unstack
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.keys_fine import fine_keys
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 _NORM = re.compile(r"(norm\w*|LayerNorm|bn)\.weight$|rpn\.head\.scales\.\d+\.scale$")

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from fiber.models.detector import FiberDetector
-from fiber.models.weights_fine import fine_keys
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.keys_fine import fine_keys
 from fiber.recipes import coco_detection, grounding, refcoco
 from fiber.training.optim import build_optimizer, freeze
 from fiber.training.run_config import RunConfig

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.models.detector import FiberDetector
-from fiber.models.weights_fine import published_fine_state
+from fiber.checkpoints.published import published_fine_state
+from fiber.models.fiber.detector import FiberDetector
 from tests.parity.fine_case import LEVELS, FineCase
 from tests.published_keys import KEYS, fine_keys
 

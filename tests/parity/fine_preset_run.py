@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fiber.checkpoints.published import published_fine_state
 from fiber.losses.grounding import grounding_losses
-from fiber.models.detector import DetectorOutput, FiberDetector
-from fiber.models.weights_fine import published_fine_state
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.recipes import grounding
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.fine import EDGE_CASES, LOSSES, edge_losses

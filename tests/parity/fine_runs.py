@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fiber.losses.assign import atss_assign
 from fiber.losses.grounding import centerness_targets
-from fiber.models.detector import DetectorOutput, FiberDetector
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.ops.boxes import encode_deltas, to_inclusive
 from fiber.postprocess import FoundBoxes, detect_boxes
 from tests.parity.fine_case import LEVELS, FineCase

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fiber.losses.matching import matching_labels
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import FEATURE_QUEUES, PICTURES
 from tests.parity.coarse_losses import Losses
 from tests.parity.coarse_preset import PresetCase

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fiber.checkpoints.published import published_coarse_state
 from fiber.kernels import use_backend
-from fiber.models.image_text import FiberImageText
-from fiber.models.weights import ignored_coarse_key, published_coarse_state
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from tests.parity import coarse
 from tests.parity.__main__ import files_not_compared, main
 from tests.parity.coarse import compare_case

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import nms
 
-from fiber.models import dyhead
+from fiber.models.fiber import dyhead
 from tests.parity import fine, fine_geometry, fine_groups, fine_text, fine_units
 from tests.parity.__main__ import files_not_compared
 from tests.parity.comparison import Comparison

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fiber.config import preset
-from fiber.models.weights import ignored_coarse_key
+from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from tests.parity import coarse_preset, coarse_preset_run
 from tests.parity.__main__ import main
 from tests.parity.coarse import compare_case

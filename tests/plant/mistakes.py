@@ -36,13 +36,13 @@ class Mistake:
         return source.replace(self.right, self.wrong)
 
 
-_SWIN = "python/fiber/models/swin.py"
-_FUSION = "python/fiber/models/fusion.py"
-_BACKBONE = "python/fiber/models/backbone.py"
-_IMAGE_TEXT = "python/fiber/models/image_text.py"
+_SWIN = "python/fiber/models/encoders/swin.py"
+_FUSION = "python/fiber/models/fiber/fusion.py"
+_BACKBONE = "python/fiber/models/fiber/backbone.py"
+_IMAGE_TEXT = "python/fiber/models/fiber/image_text.py"
 _HEADS = "python/fiber/models/heads.py"
-_DYHEAD = "python/fiber/models/dyhead.py"
-_DETECTOR = "python/fiber/models/detector.py"
+_DYHEAD = "python/fiber/models/fiber/dyhead.py"
+_DETECTOR = "python/fiber/models/fiber/detector.py"
 _KERNELS = "python/fiber/kernels/reference_windows.py"
 
 COARSE = (
@@ -170,13 +170,13 @@ FINE = (
     ),
     Mistake(
         "position ids off by one",
-        "python/fiber/models/roberta.py",
+        "python/fiber/models/encoders/roberta.py",
         "(real.cumsum(1) + tokens_before) * real",
         "(real.cumsum(1) - 1 + tokens_before) * real",
     ),
     Mistake(
         "P6 from C5-side without P5 (relu missing p7)",
-        "python/fiber/models/pyramid.py",
+        "python/fiber/models/fiber/pyramid.py",
         "self.p7(F.relu(levels[-1]))",
         "self.p7(levels[-1])",
     ),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiber.models.detector import DetectorOutput
+from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import encode_deltas
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks

@@ -7,7 +7,7 @@ import pytest
 
 import fiber
 from fiber.fields import replace_fields
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.predict import Model
 
 

@@ -5,10 +5,10 @@ import warnings
 import pytest
 
 import fiber
+from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
 from fiber.data.scenes import generate
 from fiber.training import evaluate as measuring
-from fiber.training.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")

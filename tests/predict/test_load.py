@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import fiber
+from fiber.checkpoints.convert import convert
+from fiber.checkpoints.model_dir import Words, write_weights
 from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.predict import Model
-from fiber.predict.convert import convert
 from fiber.recipes import scenes_fine
-from fiber.training.checkpoint import Words, write_weights
 from fiber.training.run_folder import RunFolder
 
 from ..conftest import ANSWERS

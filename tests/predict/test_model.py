@@ -7,9 +7,9 @@ import torch
 
 import fiber
 from fiber.config import preset
-from fiber.models.captioner import beam_search, sample_captions
+from fiber.models.build import build_model
+from fiber.models.fiber.captioner import beam_search, sample_captions
 from fiber.predict import Answer, Hit, Model
-from fiber.training.checkpoint import build_model
 from fiber.training.run_config import load_recipe
 
 from ..conftest import ANSWERS

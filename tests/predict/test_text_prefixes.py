@@ -5,7 +5,7 @@ import torch
 
 from fiber.config import preset
 from fiber.data import Tokenizer
-from fiber.models.detector import FiberDetector
+from fiber.models.fiber.detector import FiberDetector
 from fiber.predict import text_prefixes
 from fiber.predict.inputs import Inputs
 from fiber.predict.text_prefixes import TextPrefixes

@@ -5,7 +5,7 @@ import torch
 
 from fiber import recipes
 from fiber.fields import from_dict, to_dict
-from fiber.training.checkpoint import build_model
+from fiber.models.build import build_model
 from fiber.training.evaluate import find_task
 from fiber.training.optim import build_optimizer, freeze, lr_factor
 from fiber.training.run_config import RunConfig, differences, load_recipe

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fiber import _core
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import load_image, sources
 from fiber.data.records import Record, TrueObjects
-from fiber.training.checkpoint import StoredModel, build_model
+from fiber.models.build import build_model
 from fiber.training.evaluate import TASKS, evaluate
 from fiber.training.streams import inference_transform
 from tests.training.micro_runs import all_records, colour_of

@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from fiber import files
+from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
 from fiber.fields import to_dict
+from fiber.models.build import build_model
 from fiber.training import checkpoint as checkpoints
 from fiber.training.checkpoint import (
     Position,
-    build_model,
     checkpoints_in,
-    load_model,
     newest_checkpoint,
-    save_model,
     write_checkpoint,
-    write_weights,
     write_whole,
 )
 

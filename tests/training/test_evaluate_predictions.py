@@ -10,8 +10,8 @@ from PIL import Image
 from fiber.data.records import Record
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import answer_scores
-from fiber.models.captioner import END_ID, Captions, beam_search
-from fiber.models.roberta import PAD_ID
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.captioner import END_ID, Captions, beam_search
 from fiber.training import measure_pairs
 from fiber.training.evaluate import evaluate
 from tests.training.measured import (

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from fiber import DecodeError
+from fiber.checkpoints.model_dir import load_model
 from fiber.fields import replace_fields
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import loop
-from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fiber.fields import replace_fields
+from fiber.models.build import build_model
 from fiber.training import loop
-from fiber.training.checkpoint import build_model
 from fiber.training.distributed import Processes
 from fiber.training.machine_memory import check_memory, free_bytes, needed_bytes
 from fiber.training.run_config import load_recipe

@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.metrics.boxes import pairwise_giou
+from fiber.models.build import build_model
 from fiber.postprocess import FoundBoxes
 from fiber.training import measure_boxes
-from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import evaluate
 
 MAN, DOG, FAR = [0.0, 0.0, 40.0, 20.0], [50.0, 0.0, 70.0, 20.0], [70.0, 40.0, 90.0, 60.0]

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 from fiber import _core
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer, load_image
 from fiber.data.opening import open_source
 from fiber.data.records import Record, TrueObjects
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
+from fiber.models.build import build_model
 from fiber.postprocess import FoundBoxes
 from fiber.training import measure_detection
-from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import evaluate
 from fiber.training.measure import Subject
 from fiber.training.measure_detection import (

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import ImageTextConfig, preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.metrics.retrieval import recall_at_k
-from fiber.training.checkpoint import StoredModel, build_model
+from fiber.models.build import build_model
 from fiber.training.evaluate import evaluate
-from tests.models.test_swin import randomise
+from tests.models.encoders.test_swin import randomise
 from tests.training.measured import pixels_of
 from tests.training.micro_runs import all_records, colour_of
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.cli import main
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.odinw import ODINW_13, find_set, open_set
 from fiber.data.prompts import ClassName
+from fiber.models.build import build_model
 from fiber.training import measure_detection
-from fiber.training.checkpoint import StoredModel, build_model
 from fiber.training.evaluate import evaluate
 from fiber.training.odinw import evaluate_odinw
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 import fiber
+from fiber.checkpoints.model_dir import Words, read_words, save_model, write_words
+from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.predict import Model
-from fiber.training.checkpoint import Words, read_words, save_model, write_words
-from fiber.training.words import open_tokenizer
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.config import preset
 from fiber.data import DataLoader, sources
 from fiber.data.records import Record, RecordSet
 from fiber.data.scenes import generate
 from fiber.metrics import baselines
-from fiber.training.checkpoint import StoredModel, load_model
 from fiber.training.evaluate import evaluate
 from fiber.training.loop import train
 from fiber.training.streams import inference_transform

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.config import preset
 from fiber.data import sources
 from fiber.data.records import Record
 from fiber.data.scenes import generate
 from fiber.metrics import box_baselines
 from fiber.metrics.detection import TrueBoxes
-from fiber.training.checkpoint import StoredModel, load_model
 from fiber.training.evaluate import evaluate
 from fiber.training.loop import train
 from tests.training.test_overfit import LEARNED, SAMPLES, balanced, with_luck

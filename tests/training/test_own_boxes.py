@@ -7,8 +7,8 @@ import math
 import pytest
 from PIL import Image
 
+from fiber.checkpoints.model_dir import read_words
 from fiber.fields import replace_fields
-from fiber.training.checkpoint import read_words
 from fiber.training.loop import train
 from fiber.training.streams import training_transform
 from fiber.training.training_data import open_data

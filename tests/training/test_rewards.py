@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from fiber.checkpoints.model_dir import load_model
 from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.fields import replace_fields
 from fiber.losses.language import caption_loss
-from fiber.models.captioner import caption_log_probs, sample_captions, written_tokens
-from fiber.models.image_text import FiberImageText
-from fiber.models.roberta import PAD_ID
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import tasks
-from fiber.training.checkpoint import load_model
 from fiber.training.distributed import joined
 from fiber.training.loop import train
 from fiber.training.memory import Memory

@@ -4,18 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from fiber.checkpoints.model_dir import Words, save_model
+from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.fields import replace_fields
-from fiber.training.checkpoint import (
-    Position,
-    Words,
-    build_model,
-    save_model,
-    write_checkpoint,
-)
+from fiber.models.build import build_model
+from fiber.training.checkpoint import Position, write_checkpoint
 from fiber.training.run_folder import RunFolder
-from fiber.training.trained_on import TrainedOn
 from tests.training.micro_runs import fine_config
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fiber import DecodeError
+from fiber.checkpoints.vocabulary import TRAINED_TOKENS, count_answers
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
@@ -19,7 +20,6 @@ from fiber.training.transform_config import (
     RandAugmentConfig,
     TransformConfig,
 )
-from fiber.training.words import TRAINED_TOKENS, count_answers
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 

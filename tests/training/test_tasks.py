@@ -8,8 +8,8 @@ from fiber.data.batches import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.contrastive import itc_loss, text_fingerprints
 from fiber.losses.language import mlm_loss
 from fiber.losses.matching import hard_negatives, itm_loss
+from fiber.models.build import build_model
 from fiber.training import training_data
-from fiber.training.checkpoint import build_model
 from fiber.training.distributed import joined
 from fiber.training.memory import Memory
 from fiber.training.streams import TaskStreams

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
 from fiber.training import validation
-from fiber.training.checkpoint import StoredModel, load_model, read_tensors
 from fiber.training.evaluate import TASKS, evaluate
 from fiber.training.loop import train
 from fiber.training.run_config import CHOSEN_BY

@@ -52,7 +52,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from fiber.predict.convert import convert
+    from fiber.checkpoints.convert import convert
 
     report = convert(
         options.source,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import DataLoader, sources
 from fiber.data.records import Record
 from fiber.metrics import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
-from fiber.training.checkpoint import StoredModel
 from fiber.training.streams import inference_transform
 
 Numbers = dict[str, float]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fiber.training.checkpoint import provenance
+from fiber.checkpoints.provenance import provenance
 
 
 def describe_machine() -> dict[str, str]:

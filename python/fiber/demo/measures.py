@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber.checkpoints.model_dir import StoredModel, load_model
+from fiber.checkpoints.provenance import provenance
 from fiber.data.records import Record, RecordSet
 from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
-from fiber.training.checkpoint import StoredModel, load_model, provenance
 from fiber.training.evaluate import TASKS, evaluate
 
 SPLITS = ("val", "novel")

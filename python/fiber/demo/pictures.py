@@ -15,13 +15,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.box_drawing import COLORS
 from fiber.data.records import Record
 from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
-from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import evaluate
 
 #: Width of a picture on the sheet, in pixels, and pictures in a row.

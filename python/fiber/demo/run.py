@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fiber.checkpoints.provenance import provenance
 from fiber.demo import floors
 from fiber.demo.ablations import measure_ablations, train_ablations
 from fiber.demo.folder import DemoFolder, fingerprint
@@ -26,7 +27,6 @@ from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.fields import to_dict
 from fiber.files import write_json
-from fiber.training.checkpoint import provenance
 from fiber.training.loop import train
 from fiber.training.progress import readable_seconds, say
 from fiber.training.run_config import RunConfig

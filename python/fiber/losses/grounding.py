@@ -14,7 +14,7 @@ from fiber.data.batches import GroundingBatch
 from fiber.losses.assign import atss_assign
 from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size
-from fiber.models.detector import DetectorOutput
+from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 
 #: Published weight of positive tokens, and the exponent that plays easy ones down.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from fiber.models.detector import DetectorOutput
+from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
 
 #: For each label of a picture, the indices of the tokens that name it.

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
+from fiber.checkpoints.load import read_with_words
+from fiber.checkpoints.model_dir import StoredModel
+from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
 from fiber.files import check_target
-from fiber.models.weights_file import Weights
 from fiber.predict.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.predict.heads import MissingHeadError, choose_ranking
 from fiber.predict.model import Model
-from fiber.predict.reading import read_with_words
 from fiber.predict.results import Answer, Hit
 from fiber.training import evaluate as measuring
-from fiber.training.checkpoint import StoredModel
 from fiber.training.odinw import evaluate_odinw
 from fiber.training.training_data import Data
 

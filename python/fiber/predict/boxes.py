@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fiber.data.prompts import Prompt
-from fiber.models.detector import DetectorOutput, FiberDetector
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.predict.inputs import Inputs
 from fiber.predict.text_prefixes import TextPrefixes

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fiber.models.captioner import beam_search, sample_captions
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.captioner import beam_search, sample_captions
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.measure_pairs import CAPTION_BEAMS
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fiber import _core
+from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
-from fiber.training.checkpoint import NO_TOKENIZER
 from fiber.training.text_counts import has_words
 
 #: Pictures that are decoded and go through the image tower at once.

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
+from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.prompts import ClassLike, Prompt
-from fiber.models.captioner import written_tokens
-from fiber.models.detector import FiberDetector
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.captioner import written_tokens
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.predict.boxes import PassCounts, Thresholds, find_boxes
 from fiber.predict.captions import caption_writer
 from fiber.predict.heads import choose_ranking, need_head
@@ -33,9 +35,7 @@ from fiber.predict.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, sc
 from fiber.predict.prompts import detection_prompts, grounding_prompts
 from fiber.predict.results import Answer, Hit
 from fiber.predict.text_prefixes import TextPrefixes
-from fiber.training.checkpoint import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.training.streams import inference_transform
-from fiber.training.trained_on import TrainedOn
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3

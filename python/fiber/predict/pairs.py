@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fiber.models.backbone import ImagePrefix
-from fiber.models.image_text import FiberImageText
-from fiber.models.pairs import TextPrefixes, match_log_odds, run_pairs
+from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs
 from fiber.predict.inputs import Inputs
 
 #: Pairs that go through the fused layers at once.

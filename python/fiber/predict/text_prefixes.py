@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fiber.models.detector import FiberDetector
+from fiber.models.fiber.detector import FiberDetector
 from fiber.predict.inputs import Inputs
 
 #: Tokens that are kept, the longest unused prompts forgotten first; 100 MB in the base model.

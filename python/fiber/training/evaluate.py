@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiber.checkpoints.model_dir import NO_TOKENIZER, StoredModel
+from fiber.checkpoints.provenance import seen_before
 from fiber.data import sources
 from fiber.data.left_out import left_out_lines
 from fiber.data.opening import open_source
@@ -27,10 +29,8 @@ from fiber.data.records import Record, RecordSet
 from fiber.fields import nearest
 from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_detection, measure_pairs, measure_retrieval
-from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
 from fiber.training.text_counts import odd_texts
-from fiber.training.trained_on import seen_before
 from fiber.training.training_data import RECORD_SET, Data, check_records, existing_data
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.

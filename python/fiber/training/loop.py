@@ -19,18 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fiber.checkpoints.init_from import initialise
+from fiber.checkpoints.load import Towers, read_start
+from fiber.checkpoints.model_dir import StoredModel, Words, write_weights
+from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.data import Tokenizer
 from fiber.fields import replace_fields
+from fiber.models.build import build_model
 from fiber.training.branches import Backward
-from fiber.training.checkpoint import (
-    Position,
-    StoredModel,
-    Words,
-    build_model,
-    newest_checkpoint,
-    write_checkpoint,
-    write_weights,
-)
+from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
 from fiber.training.curves import read_metrics
 from fiber.training.distributed import (
     Processes,
@@ -40,10 +37,8 @@ from fiber.training.distributed import (
     joined,
     wait_for_all,
 )
-from fiber.training.initialise import initialise
 from fiber.training.machine_memory import check_memory
 from fiber.training.memory import Memory
-from fiber.training.model_files import Towers, read_start
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -61,7 +56,6 @@ from fiber.training.tasks import Draw, task_losses
 from fiber.training.training_data import Data, TrainingData, open_data
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
-from fiber.training.words import TRAIN_ONE, Answers, open_answers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from fiber.training.checkpoint import build_model
+from fiber.models.build import build_model
 from fiber.training.distributed import Processes
 from fiber.training.optim import freeze
 from fiber.training.run_config import RunConfig

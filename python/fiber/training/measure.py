@@ -13,10 +13,10 @@ from fiber.data import DataLoader, Tokenizer
 from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.groups import by_group
-from fiber.models.backbone import BackboneOutput, ImagePrefix, Wanted
-from fiber.models.detector import FiberDetector
-from fiber.models.image_text import FiberImageText
-from fiber.models.roberta import PAD_ID
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.streams import inference_transform
 
 

@@ -10,13 +10,13 @@ from pathlib import PurePath
 import numpy as np
 from torch import Tensor
 
+from fiber.checkpoints.model_dir import NO_ANSWERS
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, sentence_key, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
-from fiber.models.captioner import beam_search, written_tokens
-from fiber.training.checkpoint import NO_ANSWERS
+from fiber.models.fiber.captioner import beam_search, written_tokens
 from fiber.training.measure import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.training.tasks import reasoning_logits
 

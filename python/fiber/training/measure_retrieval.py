@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fiber.data.records import Record, RecordSet
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
-from fiber.models.pairs import TextPrefixes, match_log_odds, run_pairs
+from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs
 from fiber.training.measure import Measured, Subject, by_picture
 
 #: Pictures that a prediction file lists for each text.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.losses.queue import PairQueue
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.rewards import CaptionRewards
 from fiber.training.run_config import RunConfig
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.odinw import ODINW_13, find_set, open_set, published_words
 from fiber.data.prompts import ClassName
-from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import evaluate
 from fiber.training.training_data import existing_data
 

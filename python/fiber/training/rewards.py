@@ -11,7 +11,7 @@ from torch import Tensor
 from fiber.data import Tokenizer
 from fiber.data.records import RecordSet
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
-from fiber.models.captioner import written_tokens
+from fiber.models.fiber.captioner import written_tokens
 from fiber.training.run_config import RunConfig
 from fiber.training.task_config import CaptionTask
 from fiber.training.training_data import TrainingData

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber.checkpoints.model_dir import Words, read_words, write_words
+from fiber.checkpoints.provenance import DATA_PATH, provenance
 from fiber.fields import from_dict, to_dict
 from fiber.files import explained, read_json, remove_parts, write_json, write_whole
-from fiber.training.checkpoint import (
-    Words,
-    newest_checkpoint,
-    provenance,
-    read_words,
-    write_words,
-)
+from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.curves import draw_curves, read_metrics
 from fiber.training.run_config import RunConfig, differences
-from fiber.training.trained_on import DATA_PATH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ from fiber.losses.matching import (
 )
 from fiber.losses.queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.reduce import world_size
-from fiber.models.backbone import ImagePrefix
-from fiber.models.captioner import caption_log_probs, is_written, sample_captions
-from fiber.models.detector import FiberDetector
-from fiber.models.image_text import FiberImageText
+from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.branches import Backward, Branches
 from fiber.training.memory import NO_MEMORY, Memory
 from fiber.training.rewards import CaptionRewards

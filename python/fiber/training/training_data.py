@@ -9,16 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiber.data import Tokenizer
-from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.left_out import classes_of, left_out_lines
-from fiber.data.opening import SeveralFormsError, open_source
-from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
-from fiber.training.checkpoint import Words
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
-from fiber.training.trained_on import absolute
-from fiber.training.words import (
+from fiber.checkpoints.model_dir import Words
+from fiber.checkpoints.provenance import absolute
+from fiber.checkpoints.vocabulary import (
     TRAIN_ONE,
     Answers,
     check_answers,
@@ -27,6 +20,13 @@ from fiber.training.words import (
     open_tokenizer,
     train_tokenizer,
 )
+from fiber.data import Tokenizer
+from fiber.data.drawn_prompts import DrawnPrompts
+from fiber.data.left_out import classes_of, left_out_lines
+from fiber.data.opening import SeveralFormsError, open_source
+from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
+from fiber.training.run_config import RunConfig
+from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
 #: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
 #: or one for each task.

@@ -23,7 +23,7 @@ from benches import eager_fiber
 from fiber import kernels
 from fiber.kernels import window_plans
 from fiber.kernels.launch import Launch
-from fiber.models.swin import SwinBlock
+from fiber.models.encoders.swin import SwinBlock
 from tests.kernels.compiled.cases import planned
 from tests.kernels.compiled.compile import Chip
 from tests.kernels.compiled.traffic import OperationBytes, SavedBytes, sum_bytes

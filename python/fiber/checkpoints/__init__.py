@@ -1,0 +1,1 @@
+"""Checkpoints: everything between a path and a loaded network."""

@@ -1,0 +1,154 @@
+"""Checkpoints from one form into another, with a report of what became of every tensor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Literal
+
+from fiber.checkpoints.encoders import SwinLayout
+from fiber.checkpoints.export import write_published, write_towers
+from fiber.checkpoints.load import read_with_words
+from fiber.checkpoints.model_dir import StoredModel, save_model
+from fiber.checkpoints.torch_file import SUFFIXES, Weights
+from fiber.config import FiberConfig
+
+#: Forms that a model can be written in.
+Form = Literal["fiber", "published", "towers"]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: Form,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    answers: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    weights: Weights = "raw",
+    layout: SwinLayout = "microsoft",
+) -> str:
+    """Write a model in another form.
+
+    Args:
+        source: what `fiber.load` takes.
+        target: a folder, or for "published" a file; neither is overwritten with another kind.
+        to: "fiber" (a folder that `fiber.load` reads), "published" (a file that the published code
+            reads) or "towers" (a folder with the Swin and the RoBERTa for other codes).
+        tokenizer: as in `fiber.load`; published files hold none.
+        answers: as in `fiber.load`.
+        image_size: as in `fiber.load`.
+        weights: as in `fiber.load`.
+        layout: of the Swin among the towers, "microsoft" or "timm".
+
+    Returns:
+        What was read and written, every tensor that was left out, with the reason, and every one
+        that the file did not hold, with its value.
+
+    Raises:
+        FileNotFoundError, ValueError: as `fiber.load`; also if the target is named as a file where
+            a folder is written, or the other way round.
+        OSError: if the target is taken or cannot be written.
+    """
+    path = Path(target)
+    _check_name(path, to)
+    stored = read_with_words(
+        source, tokenizer, answers, "cpu", image_size=image_size, weights=weights
+    )
+    average = ", moving average" if weights == "ema" else ""
+    lines = [
+        f"read {os.fspath(source)}{average}: {describe(stored.config)}",
+        *_left_out(stored.ignored),
+        *_filled(stored),
+    ]
+    if to == "fiber":
+        save_model(stored.model, path, stored.tokenizer, stored.answers, stored.classes)
+        lines += [f"wrote {path}: {len(stored.model.state_dict())} tensors", *_words(stored)]
+    elif to == "published":
+        lines.append(f"wrote {path}: {len(write_published(stored.model, path))} tensors")
+    else:
+        written = write_towers(stored.model, path, layout)
+        for tower, state in written.items():
+            lines.append(f"wrote {path / tower}.safetensors: {len(state)} tensors")
+        if "norm.weight" not in written["swin"]:
+            lines.append("  without the Swin's last norm, which the model has no use for")
+    return "\n".join(lines)
+
+
+def _check_name(target: Path, to: Form) -> None:
+    """Check, before anything is read, that the target is named as what is written there.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if to == "published" and target.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{target}: expected a file's name that ends in {', '.join(SUFFIXES)}, which is what"
+            " the form published is written to"
+        )
+    if to != "published" and target.suffix.lower() in SUFFIXES:
+        raise ValueError(
+            f"{target} is the name of a file; expected a folder's, which is what the form {to} is"
+            " written to (a file for the published code: published)"
+        )
+
+
+def describe(config: FiberConfig) -> str:
+    """Say in a line what model a configuration is of."""
+    swin, roberta = config.swin, config.roberta
+    version = ""
+    if config.stage == "fine":
+        version = " v3" if config.fusion.normalize_query else " v2"
+    size = f", pictures of {config.image_size} pixels" if config.stage == "coarse" else ""
+    return (
+        f"{config.stage} model{version} with {', '.join(config.heads)}; Swin of"
+        f" {'-'.join(map(str, swin.depths))} blocks and {swin.embed_dim} channels, windows of"
+        f" {swin.window_size}{size}; RoBERTa of {roberta.num_layers} layers and {roberta.width}"
+        f" channels, {roberta.vocab_size} tokens; {config.fusion.num_fused_layers} fused pairs"
+    )
+
+
+def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
+    """List what was left out: a line for each reason, a line for each kind of name."""
+    yield f"left out: {_tensors(ignored)}"
+    for reason in dict.fromkeys(ignored.values()):
+        yield f"  {reason}:"
+        names = [name for name, why in ignored.items() if why == reason]
+        yield from (f"    {name}" for name in _folded(names))
+
+
+def _filled(stored: StoredModel) -> Iterator[str]:
+    """List the model's tensors that the file did not hold, and say what that leaves open."""
+    yield f"not in the file: {_tensors(stored.filled)}"
+    for name, value in stored.filled.items():
+        yield f"  {name}: set to {value:g}"
+    if "temperature" in stored.filled:
+        yield "    older published files lack it, and those of tasks without contrast (itc)"
+        yield "    every published file has the projections of itc: whether its task trained them"
+        yield "    is not known"
+
+
+def _tensors(names: Sized) -> str:
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+
+
+def _folded(names: Iterable[str]) -> Iterator[str]:
+    """Write names that differ in numbers alone as one, with the numbers there are."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
+    for pattern, members in groups.items():
+        yield pattern if len(members) > 1 else members[0]
+        if len(members) > 1:
+            places = ["/".join(re.findall(r"(?<=\.)\d+(?=\.|$)", name)) for name in members]
+            yield f"  {len(members)} with * = {' '.join(places)}"
+
+
+def _words(stored: StoredModel) -> Iterator[str]:
+    """Say which words the folder lacks, and what cannot be asked without them."""
+    if stored.tokenizer is None:
+        yield "  without a tokenizer: nothing that takes a text can be asked (--tokenizer)"
+    if "vqa" in stored.config.heads and not stored.answers:
+        yield "  without the answers of the VQA head: answer cannot be asked (--answers)"

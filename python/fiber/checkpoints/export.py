@@ -1,0 +1,117 @@
+"""Write models as published checkpoints and as encoder files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fiber.checkpoints.encoders import FIRST_CONVOLUTION, SwinLayout, tower_states
+from fiber.checkpoints.published import (
+    published_coarse_state,
+    published_fine_state,
+)
+from fiber.checkpoints.torch_file import (
+    SETTINGS,
+    SUFFIXES,
+)
+from fiber.files import write_whole
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.infer_config import published_config, stated_config
+from fiber.models.fiber.keys_coarse import coarse_keys
+from fiber.models.fiber.keys_fine import fine_keys
+
+#: Order of the colours that the first convolution of each published stage expects.
+_PUBLISHED_ORDER = {"coarse": "rgb", "fine": "bgr"}
+
+
+def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[str, Tensor]:
+    """Write a checkpoint that the published code reads, with the model's configuration.
+
+    The configuration is where Lightning writes it, by its published names and as ours, so that
+    reading the file gives a model equal to this one in everything but the order of colours.
+
+    Args:
+        model: of either stage. A fine one gets the published order of colours, blue first.
+        path: a .safetensors file, or one of torch.save with the tensors under "state_dict" (coarse)
+            or "model" (fine).
+
+    Returns:
+        What was written, by published name.
+
+    Raises:
+        ValueError: if the file's name ends otherwise, or the published form cannot hold the model,
+            with the fields that differ.
+        OSError: if it cannot be written; nothing of it is left then.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
+    config = model.config
+    if isinstance(model, FiberDetector):
+        place, state, keys = "model", published_fine_state(model), fine_keys(config)
+    else:
+        place, state, keys = "state_dict", published_coarse_state(model), coarse_keys(config)
+    order = _PUBLISHED_ORDER[config.stage]
+    if config.channel_order != order:
+        (first,) = keys[FIRST_CONVOLUTION]
+        state[first] = state[first].flip(1)
+    stated = stated_config(replace(config, channel_order=order))
+    try:
+        published_config(state, stated)
+    except ValueError as error:
+        raise ValueError(f"{path}: the published form cannot hold this model: {error}") from error
+    settings = {"config": stated}
+    _make_folder(path.parent)
+    if path.suffix == ".safetensors":
+        write_whole(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
+    else:
+        write_whole(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
+    return state
+
+
+def write_towers(
+    model: FiberImageText | FiberDetector, folder: Path, layout: SwinLayout = "microsoft"
+) -> dict[str, dict[str, Tensor]]:
+    """Write swin.safetensors and roberta.safetensors, as other codes name the two towers.
+
+    Args:
+        model: of either stage; what joins the towers and the heads are left out.
+        folder: made if absent.
+        layout: of the image tower.
+
+    Returns:
+        What was written, by the file's stem and by name.
+
+    Raises:
+        FileExistsError: if the folder holds one of the files.
+        OSError: if they cannot be written.
+    """
+    states = tower_states(model, layout)
+    _make_folder(folder)
+    for tower in states:
+        if (folder / f"{tower}.safetensors").exists():
+            raise FileExistsError(f"{folder} holds {tower}.safetensors already; name a new folder")
+    for tower, state in states.items():
+        write_whole(folder / f"{tower}.safetensors", _tensor_writer(state))
+    return states
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; expected a folder to write to")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _tensor_writer(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Callable[[Path], Any]:
+    metadata = {"format": "pt", **(metadata or {})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return lambda part: safetensors.torch.save_file(tensors, part, metadata)

@@ -1,0 +1,123 @@
+"""Maps of names: how they are applied, and the map of the two towers, alike in both stages.
+
+A map goes from each of our names to the published names whose tensors, stacked along the first
+dimension, are ours: queries, keys and values that the published code keeps apart are one tensor
+here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber.models.encoders.keys import KeyMap
+
+
+def load_mapped(
+    model: nn.Module, state: Mapping[str, Tensor], keys: KeyMap, unknown: list[str]
+) -> None:
+    """Copy published tensors into a model by its key map.
+
+    Args:
+        model: receives the tensors.
+        state: tensors by published name.
+        keys: our names -> published names.
+        unknown: published names that no rule covers.
+
+    Raises:
+        ValueError: naming missing keys, `unknown` keys and tensors of another shape.
+    """
+    own = model.state_dict()
+    missing = [name for names in keys.values() for name in names if name not in state]
+    problems = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in unknown]
+    values = {}
+    for ours, theirs in keys.items():
+        if any(name not in state for name in theirs):
+            continue
+        pieces = [state[name] for name in theirs]
+        value = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if value.shape != own[ours].shape:
+            shapes = " + ".join(str(tuple(piece.shape)) for piece in pieces)
+            problems.append(
+                f"{', '.join(theirs)} has shape {shapes}, expected {tuple(own[ours].shape)}"
+            )
+        values[ours] = value
+    if problems:
+        shown = "\n  ".join(problems[:40])
+        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise ValueError(f"{len(problems)} tensors do not fit the model:\n  {shown}{more}")
+    with torch.no_grad():
+        for ours, value in values.items():
+            own[ours].copy_(value)
+
+
+def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
+    """Split our tensors into the published ones; parts are equally large."""
+    published = {}
+    for ours, theirs in keys.items():
+        # A number has no dimension to split along.
+        pieces = state[ours].chunk(len(theirs)) if len(theirs) > 1 else (state[ours],)
+        published |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
+    return published
+
+
+def sort_unmapped(
+    names: Iterable[str], keys: KeyMap, reason_for: Callable[[str], str | None]
+) -> tuple[dict[str, str], list[str]]:
+    """Sort the names that a map does not take.
+
+    Args:
+        names: published names.
+        keys: our names -> published names.
+        reason_for: says why a name may be left out; None: it may not.
+
+    Returns:
+        Names that are left out, each with the reason, and names that no rule covers.
+    """
+    mapped = {name for theirs in keys.values() for name in theirs}
+    ignored, unknown = {}, []
+    for name in names:
+        if name not in mapped:
+            reason = reason_for(name)
+            if reason is None:
+                unknown.append(name)
+            else:
+                ignored[name] = reason
+    return ignored, unknown
+
+
+def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
+    """Make every table of relative position biases one for another window.
+
+    Args:
+        state: tensors by our names or by published ones.
+        window_size: side of the new window in tokens.
+    """
+    rows = (2 * window_size - 1) ** 2
+    return {
+        name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor
+        for name, tensor in state.items()
+    }
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Make a table of relative position biases for another window.
+
+    Args:
+        table: ((2 w - 1) ** 2, h) of the old window.
+        rows: (2 w' - 1) ** 2 of the new one.
+
+    Returns:
+        (rows, h), by bicubic interpolation as in the published code; the table itself if it fits.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    # (old ** 2, h) -> (1, h, old, old)
+    square = table.T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)

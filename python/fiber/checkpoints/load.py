@@ -1,0 +1,164 @@
+"""Load a model from a path: a model directory, a published checkpoint, or encoder files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fiber.checkpoints.key_map import resize_bias_tables
+from fiber.checkpoints.model_dir import StoredModel, load_model
+from fiber.checkpoints.published import (
+    load_published_coarse,
+    load_published_fine,
+)
+from fiber.checkpoints.torch_file import (
+    SUFFIXES,
+    Checkpoint,
+    Weights,
+    read_checkpoint,
+    read_state,
+)
+from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
+from fiber.data import Tokenizer
+from fiber.files import read_json
+from fiber.models.build import build_model
+from fiber.models.encoders.keys import tower_layout
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.infer_config import published_config
+from fiber.models.fiber.keys_coarse import filled_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """Image and text towers of others that a training starts from."""
+
+    #: The folder or file that they were read from.
+    path: Path
+    #: Tensors by name, of each file.
+    states: Mapping[Path, Mapping[str, Tensor]]
+
+
+def read_model(
+    path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    *,
+    image_size: int | None = None,
+    weights: Weights = "raw",
+) -> StoredModel:
+    """Read a model of ours or a published checkpoint, in evaluation mode.
+
+    Args:
+        path: folder of a run or of a saved model, or a published file of either stage.
+        device: where to.
+        image_size: side of the pictures in pixels that a coarse model is for from now on, if not
+            its own; its tables of position biases are resized.
+        weights: of a file that has both, the trained ones ("raw") or their moving average ("ema").
+
+    Raises:
+        FileNotFoundError: if there is no model, with what is missing.
+        ValueError: if the file is none, or its tensors do not fit the model that they describe,
+            with every name that does not.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if weights != "raw":
+            raise ValueError(f"weights {weights!r}: {path} is a folder, which holds one set only")
+        return load_model(path, device, image_size=image_size)
+    return _published_model(path, read_checkpoint(path, weights), device, image_size)
+
+
+def read_start(path: str | os.PathLike[str]) -> StoredModel | Towers:
+    """Read what a training starts from.
+
+    Args:
+        path: what `read_model` takes; a file with a Swin or a RoBERTa; a folder with such files.
+
+    Raises:
+        FileNotFoundError: if there is nothing of the kind.
+        ValueError: if a file cannot be read or does not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+        if not files:
+            return load_model(path)
+        return Towers(path=path, states={file: read_state(file) for file in files})
+    checkpoint = read_checkpoint(path)
+    if tower_layout(checkpoint.state) is not None:
+        return Towers(path=path, states={path: checkpoint.state})
+    return _published_model(path, checkpoint, "cpu", None)
+
+
+def _published_model(
+    path: Path, checkpoint: Checkpoint, device: torch.device | str, image_size: int | None
+) -> StoredModel:
+    state = checkpoint.state
+    try:
+        config = published_config(state, checkpoint.config)
+        if image_size is not None:
+            config = config.with_image_size(image_size)
+            state = resize_bias_tables(state, config.swin.window_size)
+        with torch.device("meta"):
+            model = build_model(config)
+        model.to_empty(device=device)
+        if isinstance(model, FiberDetector):
+            ignored, filled = load_published_fine(model, state), {}
+        else:
+            ignored, filled = load_published_coarse(model, state), filled_in(config, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return StoredModel(model=model.eval(), path=path, ignored=ignored, filled=filled)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model or a run of ours; transformers has a config.json as well."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return (folder / "checkpoints").is_dir()
+    values = read_json(config)
+    return isinstance(values, dict) and "model" in values
+
+
+def read_with_words(
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer | str | os.PathLike[str] | None,
+    answers: Answers | None,
+    device: torch.device | str,
+    *,
+    image_size: int | None,
+    weights: Weights,
+) -> StoredModel:
+    """Read a model, and put the tokenizer and the answers that are named in place of its own.
+
+    Raises:
+        FileNotFoundError: if there is no model, with what is missing.
+        ValueError: if parts do not fit one another.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` makes one"
+        )
+    stored = read_model(path, device, image_size=image_size, weights=weights)
+    own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer)
+    words = stored.answers if answers is None else open_answers(answers)
+    config = stored.config
+    if own is not None and own.vocab_size != config.roberta.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {own.vocab_size} tokens, the model {config.roberta.vocab_size};"
+            " a model works with the tokenizer that it was trained with only"
+        )
+    if answers is not None and "vqa" not in config.heads:
+        raise ValueError(
+            f"answers are for the head 'vqa'; this model has {', '.join(config.heads)}"
+        )
+    if words and "vqa" in config.heads and len(words) != config.image_text.num_answers:
+        raise ValueError(
+            f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"
+        )
+    return dataclasses.replace(stored, tokenizer=own, answers=words)

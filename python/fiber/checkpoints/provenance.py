@@ -1,0 +1,90 @@
+"""What a run was trained on, so that measuring on the same pictures does not go unnoticed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fiber
+from fiber.data.opening import has_splits
+
+#: Field of a run's config.json with the absolute path of its data; null for a user's records.
+DATA_PATH = "data_path"
+
+
+class TrainedOn(NamedTuple):
+    """The data of a run."""
+
+    #: Absolute path of the folder or file.
+    path: str
+    #: Split that was read; "+" joins several.
+    split: str
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
+        """Find it in the values of a config.json; None where they do not tell."""
+        path, data = config.get(DATA_PATH), config.get("data")
+        if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
+            return None
+        return cls(path, data["split"])
+
+
+def absolute(data: str | os.PathLike[str]) -> str:
+    """Name a path of data the same from every working directory."""
+    return str(Path(data).resolve())
+
+
+def seen_before(
+    trained: TrainedOn | None, source: str, data: str | os.PathLike[str], split: str
+) -> str | None:
+    """Say whether a model was trained on what it is about to be measured on.
+
+    Args:
+        trained: the data of the model, if they are known.
+        source: a key of `fiber.data.forms.FORMS`.
+        data: folder or file of the measurement, which was read without an error.
+        split: of the measurement; "+" joins several.
+
+    Returns:
+        A sentence with what to do; None if the paths or the splits differ.
+    """
+    if trained is None or absolute(data) != trained.path:
+        return None
+    if not has_splits(source, Path(data), split):
+        return (
+            f"the model was trained on {data}, which has no splits: this measures it on pictures"
+            ' that it was trained on. Give every line of a .jsonl the field "split" ("train" or'
+            ' "val") and train again, or measure on another file'
+        )
+    again = [part for part in split.split("+") if part in trained.split.split("+")]
+    if not again:
+        return None
+    return (
+        f"the model was trained on split {'+'.join(again)!r} of {data}: this measures it on"
+        " pictures that it was trained on; name another split (--split, split=...)"
+    )
+
+
+def provenance() -> dict[str, str]:
+    """Name fiber's version, and its commit where it runs from a clone."""
+    package = Path(__file__).parents[1]
+    root = package.parents[1]
+    commit = ""
+    # A package installed inside somebody else's repository must not report that one's commit.
+    if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
+        answer = (
+            subprocess.run(
+                ["git", "-C", str(root), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if shutil.which("git")
+            else None
+        )
+        commit = answer.stdout.strip() if answer and answer.returncode == 0 else ""
+    return {"fiber_version": fiber.__version__, "commit": commit}

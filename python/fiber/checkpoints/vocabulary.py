@@ -1,0 +1,133 @@
+"""What turns a run's numbers into words: its tokenizer, and the answers of its VQA head."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fiber.checkpoints.model_dir import Words, read_tokenizer
+from fiber.data import Tokenizer
+from fiber.data.records import RecordSet
+from fiber.files import read_json
+
+#: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
+Answers = Sequence[str] | str | os.PathLike[str]
+
+#: In place of a tokenizer: one is trained on the texts that the run reads.
+TRAIN_ONE = "train"
+#: Tokens of such a one, at most: few texts have fewer pairs of letters that repeat.
+TRAINED_TOKENS = 4000
+
+
+def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
+    """Train a tokenizer on all texts, in the order of tasks and records."""
+    texts = [found[index].text for found in records.values() for index in range(len(found))]
+    return Tokenizer.train(texts, TRAINED_TOKENS)
+
+
+def choose_answers(
+    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Words | None
+) -> tuple[str, ...]:
+    """Choose the answers of the VQA head: those asked for, the model's own or the data's."""
+    counted = count_answers(records, limit)
+    if fixed is not None:
+        return fixed
+    # A model's own answers are kept while they will do, and with them its head.
+    return known.answers if known and set(counted) <= set(known.answers) else counted
+
+
+def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
+    """Read a tokenizer, or hand one on.
+
+    Args:
+        tokenizer: one, a tokenizer.json, or a folder that holds it or RoBERTa's vocab.json and
+            merges.txt.
+
+    Raises:
+        ValueError: if there is none, or models cannot read it: their ids of special tokens are
+            RoBERTa's.
+        FileNotFoundError: if its file is missing.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            "data without a tokenizer.json beside them need tokenizer=... (--tokenizer), such a"
+            " file or a fiber.data.Tokenizer, or 'train' to train one on their texts, or init=..."
+            " (--init) a model that has one"
+        )
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.check_for_models()
+        return tokenizer
+    path = Path(tokenizer)
+    if path.is_dir():
+        two = path / "vocab.json", path / "merges.txt"
+        if not (path / "tokenizer.json").exists() and all(file.exists() for file in two):
+            return Tokenizer.from_vocabulary(*two)
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"tokenizer {path} does not exist; name one (--tokenizer), or a model that has one to"
+            " start from (--init)"
+        )
+    return read_tokenizer(path)
+
+
+def open_answers(answers: Answers) -> tuple[str, ...]:
+    """Read the answers of a VQA head, or hand them on.
+
+    Raises:
+        FileNotFoundError: if their file is missing.
+        ValueError: if they are no list of texts, with the first entry that is none.
+    """
+    place, words = "", answers
+    if isinstance(answers, (str, os.PathLike)):
+        place, words = f"{os.fspath(answers)}: ", read_json(Path(answers))
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise ValueError(
+            f"{place}answers: expected a list of texts, got the {type(words).__name__}"
+            f" {words!r:.60}"
+        )
+    for index, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError(f"{place}answers: entry {index} is {word!r:.60}; expected a text")
+    return tuple(words)
+
+
+def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that answers can be taught: each of a question's answers has one place, or none.
+
+    Raises:
+        ValueError: if there are none, one is blank, or one stands there twice, by name. The one
+            empty answer that normalisation makes of "a" is none of these.
+    """
+    if not answers:
+        raise ValueError("answers: expected one or more, got none")
+    first: dict[str, int] = {}
+    for index, answer in enumerate(answers):
+        if answer and not answer.strip():
+            raise ValueError(f"answers: entry {index} is {answer!r}; expected a text with words")
+        if answer in first:
+            raise ValueError(
+                f"answers: {answer!r} stands there twice, as entries {first[answer]} and {index};"
+                " expected each answer once"
+            )
+        first[answer] = index
+    return answers
+
+
+def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
+    """List the best answers of the training questions, most frequent first, at most `limit`.
+
+    Raises:
+        ValueError: if a record has no answers, by name.
+    """
+    counts: Counter[str] = Counter()
+    for index in range(len(records)):
+        record = records[index]
+        if record.answers is None:
+            raise ValueError(f"record {record.key!r} has no answers; the question task needs them")
+        if record.answers:
+            counts[max(record.answers, key=lambda answer: record.answers[answer])] += 1  # type: ignore[index]
+    ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    return tuple(ordered[:limit])

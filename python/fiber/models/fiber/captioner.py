@@ -1,0 +1,304 @@
+"""Writing captions with a coarse model that has the caption head: beam search and sampling.
+
+Every text is read one token at a time: keys and values of earlier tokens are kept, those of a
+picture are computed once for all of its texts, and all texts of all pictures run in one pass.
+
+Letters: K beams, S samples, V vocabulary, n tokens after <s>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.image_text import FiberImageText
+
+#: Ids of <s>, which every caption starts with, and </s>, which ends it.
+START_ID = 0
+END_ID = 2
+
+#: Logit of <mask>, which is no word of a caption, as published.
+_FORBIDDEN_LOGIT = -10000.0
+#: Added to lengths before dividing, as published.
+_LENGTH_EPS = 1e-9
+
+
+class Captions(NamedTuple):
+    """The caption of each picture."""
+
+    #: (B, n) int64 without <s>; </s> where one was written, <pad> after it.
+    token_ids: Tensor
+    #: (B,) mean log probability of a token.
+    scores: Tensor
+
+
+class Samples(NamedTuple):
+    """Several captions of each picture, drawn at random."""
+
+    #: (B, S, n) int64 without <s>; </s> (or <pad>) where one was drawn, <pad> after it.
+    token_ids: Tensor
+    #: (B, S, n) float32 log probability of each drawn token, 0 after the last one.
+    log_probs: Tensor
+
+
+class NextTokens(Protocol):
+    """Texts about pictures that grow by a token at a time."""
+
+    #: B.
+    num_pictures: int
+    device: torch.device
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """Add a token to each of a picture's n texts, (B, n); at first to one empty text.
+
+        Returns:
+            (B, n, V) log probabilities of the token after it.
+        """
+        ...
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        ...
+
+
+class CaptionDecoder:
+    """The model as `NextTokens`."""
+
+    def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
+        """Args: the model; (B, H, W, C) last stage of `encode_image`."""
+        self.num_pictures, self.device = len(image_tokens), image_tokens.device
+        self._model = model
+        self._decoding = model.start_decoding(image_tokens)
+
+    def log_probs(self, token_ids: Tensor) -> Tensor:
+        """Add a token to each text: (B, n) -> (B, n, V) of the token after it."""
+        hidden = self._model.backbone.decode_next(self._decoding, token_ids)
+        return next_token_log_probs(self._model, self._model.caption_logits(hidden))
+
+    def select(self, sources: Tensor) -> None:
+        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        self._decoding.select(sources)
+
+
+@torch.no_grad()
+def beam_search(
+    model: FiberImageText, image_tokens: Tensor, *, num_beams: int, max_tokens: int
+) -> Captions:
+    """Keep the K captions with the highest mean log probability, and return the best.
+
+    As published, a beam that has ended competes once for every vocabulary entry with its unchanged
+    score, so one ended beam may fill several places; the search stops when all beams have ended.
+
+    Args:
+        model: with the caption head.
+        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        num_beams: K; 1 takes the likeliest token each time.
+        max_tokens: longest caption, <s> and </s> included.
+
+    Raises:
+        ValueError: if num_beams or max_tokens leave nothing to search.
+    """
+    vocab_size = model.config.roberta.vocab_size
+    if not 1 <= num_beams <= vocab_size:
+        raise ValueError(f"num_beams is {num_beams}; expected 1 to {vocab_size}, the vocabulary")
+    _check_max_tokens(model, max_tokens)
+    return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
+
+
+def search_beams(decoder: NextTokens, num_beams: int, max_tokens: int) -> Captions:
+    """Run `beam_search` on anything that says how likely the next tokens are."""
+    log_probs = decoder.log_probs(_start(decoder))[:, 0]
+    vocab_size = log_probs.shape[-1]
+    totals, token = log_probs.topk(num_beams)
+    decoder.select(torch.zeros_like(token))
+    # (B, K, t) tokens after <s>; (B, K) whether a beam has ended, and its length in tokens
+    beams, lengths, ended = token[..., None], torch.ones_like(totals), _ends(token)
+    for _ in range(2, max_tokens):
+        if ended.all():
+            break
+        log_probs = decoder.log_probs(token).masked_fill(ended[..., None], 0.0)
+        new_lengths = lengths + (~ended).to(lengths.dtype)
+        # (B, K, V) -> (B, K V): mean log probability of every continuation of every beam
+        sums = totals[..., None] + log_probs
+        means = sums / (new_lengths[..., None] + _LENGTH_EPS)
+        best = means.flatten(1).topk(num_beams).indices
+        source, token = best // vocab_size, best % vocab_size
+        totals = sums.flatten(1).gather(1, best)
+        lengths, was_ended = new_lengths.gather(1, source), ended.gather(1, source)
+        token = token.masked_fill(was_ended, PAD_ID)
+        kept = beams.gather(1, source[..., None].expand_as(beams))
+        beams = torch.cat((kept, token[..., None]), -1)
+        ended = was_ended | _ends(token)
+        decoder.select(source)
+    return Captions(beams[:, 0], totals[:, 0] / lengths[:, 0])
+
+
+@torch.no_grad()
+def sample_captions(
+    model: FiberImageText,
+    image_tokens: Tensor,
+    *,
+    samples_per_image: int = 1,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Samples:
+    """Draw captions token by token.
+
+    A sample ends with </s> or <pad>, as in the published search; <mask> is never drawn. The model's
+    mode is left as it is: published self-critical training samples with dropout on.
+
+    Args:
+        model: with the caption head.
+        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        samples_per_image: S.
+        max_tokens: longest caption, <s> and </s> included.
+        temperature: what logits are divided by; below 1 likely tokens become likelier.
+        top_k: draw among this many of the likeliest tokens only.
+        top_p: draw among the likeliest tokens only, as few as reach this probability together
+            (of those that top_k left).
+        generator: on the model's device; one seed gives the same samples of the same batch. Or one
+            for each picture, whose samples then do not depend on the pictures beside it.
+
+    Returns:
+        The samples; their log probabilities are those of the model itself, whatever the
+        temperature, top_k and top_p were, as `caption_log_probs` computes them.
+
+    Raises:
+        ValueError: if a setting leaves nothing to draw, or there are not as many generators as
+            pictures.
+    """
+    _check_max_tokens(model, max_tokens)
+    _check_sampling(samples_per_image, temperature, top_k, top_p)
+    if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
+        raise ValueError(f"got {len(generator)} generators for {len(image_tokens)} pictures")
+    decoder = CaptionDecoder(model, image_tokens)
+    log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
+    decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
+    ended = torch.zeros(log_probs.shape[:2], dtype=torch.bool, device=decoder.device)
+    tokens: list[Tensor] = []
+    values: list[Tensor] = []
+    for step in range(1, max_tokens):
+        if step > 1:
+            log_probs = decoder.log_probs(tokens[-1])
+        weights = _truncated((log_probs / temperature).softmax(-1), top_k, top_p)
+        token = _drawn(weights, generator)
+        values.append(log_probs.gather(2, token[..., None])[..., 0].masked_fill(ended, 0.0))
+        tokens.append(token.masked_fill(ended, PAD_ID))
+        ended = ended | _ends(tokens[-1])
+        if ended.all():
+            break
+    return Samples(torch.stack(tokens, -1), torch.stack(values, -1))
+
+
+def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+    """Compute, with gradient, how likely the model writes given captions (self-critical training).
+
+    Args:
+        model: with the caption head.
+        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        token_ids: (B, S, n) int64 without <s>, as `sample_captions` returns them.
+
+    Returns:
+        (B, S, n) float32 log probability of each token up to the first </s> or <pad>, 0 after it.
+
+    Raises:
+        ValueError: if the captions are not (B, S, n) with n of 1 or more.
+    """
+    if token_ids.ndim != 3 or token_ids.shape[0] != len(image_tokens) or not token_ids.shape[2]:
+        raise ValueError(
+            f"captions have shape {tuple(token_ids.shape)}; expected ({len(image_tokens)}, samples,"
+            " tokens) with at least one token"
+        )
+    ids = token_ids.flatten(0, 1)
+    written = is_written(ids)
+    inputs = F.pad(ids[:, :-1], (1, 0), value=START_ID)
+    text = model.decode_text(image_tokens, inputs, written)
+    log_probs = next_token_log_probs(model, model.mlm_logits(text, written))
+    found = log_probs.gather(1, ids[written][:, None])[:, 0]
+    return found.new_zeros(ids.shape).masked_scatter(written, found).view(token_ids.shape)
+
+
+def is_written(token_ids: Tensor) -> Tensor:
+    """Mark the tokens of captions without <s>: (..., n) -> (..., n) bool.
+
+    True up to the first </s> or <pad>, that included: where nothing before has ended the caption.
+    """
+    ends = _ends(token_ids)
+    return (ends.cumsum(-1) - ends.long()) == 0
+
+
+def written_tokens(token_ids: Sequence[int]) -> list[int]:
+    """Cut one caption, without <s>, at the </s> or <pad> that ended it."""
+    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
+    return list(token_ids[: next(ends, len(token_ids))])
+
+
+def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
+    """Log probabilities of a caption's next token, <mask> forbidden: (..., V) -> (..., V).
+
+    At least float32, whatever the logits are.
+    """
+    forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
+    logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _start(decoder: NextTokens) -> Tensor:
+    """<s> for each picture: (B, 1)."""
+    return torch.full((decoder.num_pictures, 1), START_ID, device=decoder.device)
+
+
+def _ends(token_ids: Tensor) -> Tensor:
+    return (token_ids == END_ID) | (token_ids == PAD_ID)
+
+
+def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
+    """Set the probabilities (..., V) of tokens that may not be drawn to 0."""
+    if top_k is None and top_p == 1.0:
+        return probabilities
+    ordered, order = probabilities.sort(-1, descending=True)
+    if top_k is not None:
+        ordered[..., top_k:] = 0.0
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(before >= top_p * ordered.sum(-1, keepdim=True), 0.0)
+    return torch.zeros_like(ordered).scatter(-1, order, ordered)
+
+
+def _drawn(
+    weights: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> Tensor:
+    """Draw a token for each text: (B, S, V) -> (B, S) int64."""
+    if isinstance(generator, Sequence):
+        drawn = [
+            torch.multinomial(own, 1, generator=source)
+            for own, source in zip(weights, generator, strict=True)
+        ]
+        return torch.cat(drawn or [weights.new_empty(0, 1, dtype=torch.int64)]).view(
+            weights.shape[:2]
+        )
+    return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(weights.shape[:2])
+
+
+def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:
+    longest = model.config.roberta.max_tokens
+    if not 2 <= max_tokens <= longest:
+        raise ValueError(f"max_tokens is {max_tokens}; expected 2 to {longest}")
+
+
+def _check_sampling(samples: int, temperature: float, top_k: int | None, top_p: float) -> None:
+    if samples < 1:
+        raise ValueError(f"samples_per_image is {samples}; expected 1 or more")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected more than 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected 1 or more, or None")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected more than 0 and at most 1")

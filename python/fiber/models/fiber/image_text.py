@@ -1,0 +1,163 @@
+"""The coarse model: the backbone with image-text heads. Raw logits and vectors, no losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber.config import FiberConfig
+from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
+from fiber.models.heads import Classifier, LanguageHead, Pooler, initialise_head
+from fiber.models.init import draw_by_fan_in
+
+#: Heads that read the pooled pair of picture and text.
+POOLED_HEADS = ("itm", "vqa", "nlvr2")
+#: Heads that give vocabulary logits; they share one language head.
+LANGUAGE_HEADS = ("mlm", "caption")
+
+
+class FiberImageText(nn.Module):
+    """Backbone and the heads that `config.image_text.heads` names.
+
+    A method whose head was not built raises AttributeError for the missing part; `config` says
+    which heads there are.
+    """
+
+    def __init__(self, config: FiberConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = FiberBackbone(config)
+        heads = set(config.image_text.heads)
+        width, channels = config.roberta.width, config.swin.channels
+        built: list[nn.Module] = []
+
+        def build(module: nn.Module) -> nn.Module:
+            built.append(module)
+            return module
+
+        if "itc" in heads:
+            # The last LayerNorm of the image tower is used by the contrastive mode alone.
+            self.itc_image_norm = nn.LayerNorm(channels[-1], eps=1e-5)
+            self.itc_image_transform = build(nn.Linear(channels[-1], width))
+            self.itc_text_transform = build(nn.Linear(width, width))
+            self.itc_image_pooler = build(Pooler(width))
+            self.itc_text_pooler = build(Pooler(width))
+            self.temperature = nn.Parameter(torch.tensor(config.image_text.temperature))
+        if heads - {"itc"}:
+            self.text_transform = build(nn.Linear(width, width))
+        if heads.intersection(POOLED_HEADS):
+            self.image_transform = build(nn.Linear(channels[-1], width))
+            self.image_pooler = build(Pooler(width))
+            self.text_pooler = build(Pooler(width))
+        if heads.intersection(LANGUAGE_HEADS):
+            self.language_head = build(LanguageHead(width, config.roberta.vocab_size))
+        if "itm" in heads:
+            self.itm_head = build(nn.Linear(2 * width, 2))
+        if "vqa" in heads:
+            answers = config.image_text.num_answers
+            self.vqa_head = build(Classifier(2 * width, 2 * width, answers))
+        if "nlvr2" in heads:
+            self.nlvr2_head = build(Classifier(4 * width, 2 * width, 2))
+        if "caption" in heads:
+            # The text layers paired with stage 3 expect its channels, but captioning reads the
+            # last stage everywhere: one projection for each of those layers.
+            stages = [place[0] for place in self.backbone.image.places]
+            paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
+            self.caption_projections = nn.ModuleList(
+                nn.Linear(channels[-1], channels[-2]) for _ in range(paired)
+            )
+            build(self.caption_projections)
+        for module in built:
+            if config.weight_start == "fan_in":
+                draw_by_fan_in(module)
+            else:
+                initialise_head(module)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed pictures for the contrastive mode: (B, 3, H, W) -> (B, D), unit length."""
+        return self.image_vectors(self.backbone.encode_image(images))
+
+    def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Embed texts for the contrastive mode: (B, L), (B, L) bool -> (B, D), unit length."""
+        prefix = self.backbone.text_prefix(token_ids, text_mask)
+        return self.text_vectors(self.backbone.complete_text(prefix, text_mask, wanted="pooled"))
+
+    def image_vectors(self, output: BackboneOutput) -> Tensor:
+        """Embed pictures from `encode_image`'s output: (B, D), unit length."""
+        tokens = self.itc_image_norm(output.stages[-1])
+        # The mean of the transformed tokens is the transform of their mean.
+        pooled = self.itc_image_pooler(self.itc_image_transform(tokens.mean((1, 2))))
+        return F.normalize(pooled, dim=-1)
+
+    def text_vectors(self, text: Tensor) -> Tensor:
+        """Embed texts from `encode_text`'s output, of which the first token is read: (B, D)."""
+        return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
+
+    def pooled(self, output: BackboneOutput) -> Tensor:
+        """Pool pairs: `encode_pair`'s output -> (B, 2 D), text before picture."""
+        assert output.text is not None
+        text = self.text_pooler(self.text_transform(output.text[:, 0]))
+        # The mean of the transformed tokens is the transform of their mean.
+        image = self.image_pooler(self.image_transform(output.stages[-1].mean((1, 2))))
+        return torch.cat((text, image), -1)
+
+    def itm_logits(self, pooled: Tensor) -> Tensor:
+        """(B, 2 D) -> (B, 2); column 1 says that picture and text belong together."""
+        return self.itm_head(pooled)
+
+    def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Predict words.
+
+        Args:
+            text: (B, L, D) of `encode_pair` or `decode_text`.
+            positions: (B, L) bool, or (n,) int64 numbers into the B * L tokens: where to predict.
+
+        Returns:
+            (B, L, vocabulary), or (n, vocabulary) at the positions, sample by sample.
+        """
+        if positions is not None:
+            chosen = (
+                positions.flatten().nonzero()[:, 0] if positions.dtype == torch.bool else positions
+            )
+            text = text.flatten(0, 1).index_select(0, chosen)
+        return self.language_head(self.text_transform(text))
+
+    def caption_logits(self, text: Tensor) -> Tensor:
+        """Predict each position's next token: `decode_text`'s (B, L, D) -> (B, L, vocabulary)."""
+        return self.mlm_logits(text)
+
+    def vqa_logits(self, pooled: Tensor) -> Tensor:
+        """(B, 2 D) -> (B, answers)."""
+        return self.vqa_head(pooled)
+
+    def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
+        """Pooled pairs of both pictures with the statement, (B, 2 D) each -> (B, 2); 1 = true."""
+        return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
+
+    def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Run the caption decoder.
+
+        Args:
+            image_tokens: (B, H, W, C) last stage of `encode_image`.
+            token_ids: (B n, L) int64; the n texts of a picture follow one another.
+            text_mask: (B n, L) bool, True = real token.
+
+        Returns:
+            (B n, L, D); position t depends on tokens 0 to t.
+        """
+        return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
+
+    def start_decoding(self, image_tokens: Tensor) -> Decoding:
+        """Prepare to write captions token by token with the backbone's `decode_next`.
+
+        Args:
+            image_tokens: (B, H, W, C) last stage of `encode_image`.
+        """
+        return self.backbone.start_decoding(self._for_decoder(image_tokens))
+
+    def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
+        """Bring the last stage to the channels that each fused layer reads."""
+        tokens = image_tokens.flatten(1, 2)
+        projected = [projection(tokens) for projection in self.caption_projections]
+        return projected + [tokens] * (len(self.backbone.fusion) - len(projected))

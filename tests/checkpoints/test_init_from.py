@@ -1,0 +1,179 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fiber.checkpoints.init_from import initialise
+from fiber.checkpoints.key_map import resize_bias_table
+from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
+from fiber.config import preset
+from fiber.fields import replace_fields
+from fiber.models.build import build_model
+from tests.training.micro_runs import coarse_config, run
+from tests.training.test_loop import StopError, stop_before
+
+EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
+
+
+def stored(config) -> StoredModel:
+    torch.manual_seed(1)
+    return StoredModel(model=build_model(config))
+
+
+def test_same_model_is_taken_whole():
+    config = preset("micro")
+    start, model = stored(config), build_model(config)
+    report = initialise(model, start)
+    assert (report.dropped, report.created) == ((), ())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, start.model.state_dict()[name]), name
+
+
+def test_other_heads_are_dropped_and_created():
+    pretrained = replace_fields(preset("micro"), {"image_text.heads": "itc,itm,mlm"})
+    answering = replace_fields(preset("micro"), {"image_text.heads": "itm,vqa"})
+    report = initialise(build_model(answering), stored(pretrained))
+    assert "itm_head.weight" in report.taken
+    assert {name.split(".")[0] for name in report.created} == {"vqa_head"}
+    assert "language_head.decoder.weight" in report.dropped
+    assert "temperature" in report.dropped
+
+
+def test_other_answers_make_a_new_last_layer():
+    model = build_model(replace_fields(preset("micro"), {"image_text.num_answers": 5}))
+    report = initialise(model, stored(preset("micro")))
+    assert report.created == report.dropped == ("vqa_head.output.weight", "vqa_head.output.bias")
+
+
+def test_other_answers_of_the_same_number_make_a_new_last_layer():
+    start = stored(preset("micro"))
+    words = tuple(map(str, range(16)))
+    start = dataclasses.replace(start, answers=words)
+    output = ("vqa_head.output.weight", "vqa_head.output.bias")
+    assert initialise(build_model(preset("micro")), start, words[::-1]).created == output
+    assert initialise(build_model(preset("micro")), start, words).created == ()
+    # Published files name no answers.
+    unknown = stored(preset("micro"))
+    assert initialise(build_model(preset("micro")), unknown, words).created == output
+
+
+def test_other_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=r"embeddings.word.weight \(320, 32\), expected \(400, 32"):
+        initialise(build_model(preset("micro").with_vocabulary(400)), stored(preset("micro")))
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_another_size_is_said_in_a_line(stage):
+    start = dataclasses.replace(stored(preset("micro")), path=Path("released.ckpt"))
+    with pytest.raises(ValueError, match="released") as caught:
+        initialise(build_model(preset("small", stage=stage).with_vocabulary(320)), start)
+    assert str(caught.value) == (
+        "released.ckpt has text width 32, the run's model 128; text layers 4, the run's model 6;"
+        " image channels 16, the run's model 32; image depths (1, 1, 2, 2), the run's model"
+        " (1, 1, 4, 2); fused layers 3, the run's model 4 (preset small); start from a model of"
+        " that size, or take a recipe of the start's size (`fiber recipes`)"
+    )
+
+
+def test_only_the_sizes_that_differ_are_named():
+    wider = replace_fields(preset("micro"), {"roberta.width": 48})
+    message = "^the model to start from has text width 32, the run's model 48; start from a model"
+    with pytest.raises(ValueError, match=message):
+        initialise(build_model(wider), stored(preset("micro")))
+
+
+def test_another_size_that_no_tensor_minds_is_taken():
+    deeper = replace_fields(preset("micro"), {"swin.depths": "1,1,3,2"})
+    report = initialise(build_model(deeper), stored(preset("micro")))
+    assert any("stages.2.blocks.2" in name for name in report.created)
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_bias_tables_follow_the_window(stage):
+    larger = replace_fields(preset("micro", stage=stage), {"swin.window_size": 4})
+    start, model = stored(preset("micro")), build_model(larger)
+    report = initialise(model, start)
+    name = "backbone.image.stages.0.blocks.0.attention.bias_table"
+    assert name in report.taken
+    expected = resize_bias_table(start.model.state_dict()[name], 49)
+    assert torch.equal(model.state_dict()[name], expected)
+
+
+def test_resizing_to_the_same_window_changes_nothing():
+    table = torch.randn(9, 2)
+    assert resize_bias_table(table, 9) is table
+
+
+def test_resized_table_keeps_orientation():
+    # A ramp over rows (dy) stays one, and does not turn into one over columns (dx).
+    ramp = torch.arange(5.0).repeat_interleave(5)[:, None]
+    resized = resize_bias_table(ramp, 81).view(9, 9)
+    assert torch.allclose(resized, resized[:, :1].expand(9, 9))
+    assert (resized[1:, 0] > resized[:-1, 0]).all()
+
+
+@pytest.mark.skipif(not EXTRAS.exists(), reason="recorded tensors (../shared) are not here")
+@pytest.mark.parametrize("size", [224, 480, 576])
+def test_resized_table_equals_the_published_one(size):
+    from safetensors.torch import load_file
+
+    recorded = load_file(EXTRAS)
+    after = recorded[f"bias.after_{size}"]
+    ours = resize_bias_table(recorded["bias.before_384"], len(after))
+    torch.testing.assert_close(ours, after, rtol=0, atol=1e-6)
+
+
+QUESTIONS_ALONE = {
+    f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "caption")
+} | {"train__steps": 1, "optim__lr": 0.0}
+
+
+def head_of(folder):
+    return read_tensors(folder / "model.safetensors")["vqa_head.output.weight"]
+
+
+def test_answers_that_are_named_belong_to_a_file_without_its_own(pictures, tmp_path):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    answers = json.loads((first / "answers.json").read_text())
+    (first / "answers.json").unlink()
+    named = run(
+        coarse_config(**QUESTIONS_ALONE, train__seed=1),
+        *(pictures, tmp_path / "named"),
+        init=first,
+        answers=answers,
+    ).folder
+    assert torch.equal(head_of(first), head_of(named))
+    unnamed = run(
+        coarse_config(**QUESTIONS_ALONE, train__seed=1),
+        *(pictures, tmp_path / "unnamed"),
+        init=first,
+    ).folder
+    assert not torch.equal(head_of(first), head_of(unnamed))
+
+
+@pytest.mark.parametrize("names_them", [True, False], ids=["named", "counted"])
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_the_same(
+    pictures, tmp_path, monkeypatch, names_them
+):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    answers = json.loads((first / "answers.json").read_text())
+    (first / "answers.json").unlink()
+    options = {"init": first} | ({"answers": answers} if names_them else {})
+    config = coarse_config(**QUESTIONS_ALONE, train__seed=1)
+    whole = run(config, pictures, tmp_path / "whole", **options).folder
+    stop_before(monkeypatch, 0)
+    with pytest.raises(StopError):
+        run(config, pictures, tmp_path / "cut", **options)
+    cut = run(config, pictures, tmp_path / "cut", resume=True, **options).folder
+    assert torch.equal(head_of(whole), head_of(cut))
+    assert torch.equal(head_of(whole), head_of(first)) == names_them
+
+
+def test_a_head_that_is_not_trained_keeps_its_answers(pictures, tmp_path):
+    first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
+    others = {"tasks__question__share": 0, "train__steps": 1, "optim__lr": 0.0}
+    second = run(coarse_config(**others), pictures, tmp_path / "second", init=first).folder
+    assert torch.equal(head_of(first), head_of(second))
+    assert load_model(second).answers == load_model(first).answers != ()

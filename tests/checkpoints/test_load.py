@@ -1,0 +1,356 @@
+"""Published files and towers on disk: read, written, started from."""
+
+import collections
+import dataclasses
+import json
+import sys
+import types
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fiber.checkpoints.export import write_published, write_towers
+from fiber.checkpoints.init_from import initialise
+from fiber.checkpoints.load import Towers, read_model, read_start
+from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
+from fiber.checkpoints.torch_file import read_state
+from fiber.config import preset
+from fiber.data import Tokenizer
+from fiber.fields import replace_fields
+from fiber.models.build import build_model
+from fiber.models.fiber.keys_coarse import coarse_keys as coarse_map
+from fiber.models.fiber.keys_fine import fine_keys as fine_map
+from tests.models.encoders.test_swin import randomise
+from tests.published_keys import GOLDEN, coarse_keys, fine_keys, needs_keys, small_state
+from tests.training.micro_runs import coarse_config, run
+
+VERSIONS = ["coarse", "v2", "v3"]
+
+
+def published(kind):
+    return small_state(coarse_keys() if kind == "coarse" else fine_keys(kind))
+
+
+def write_like_lightning(state, path):
+    """Write as Lightning 1.3.2 does: the callbacks' states are keyed by a class that is gone."""
+    module = types.ModuleType("gone_callbacks")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    sys.modules[module.__name__] = module
+    content = {
+        "epoch": 3,
+        "pytorch-lightning_version": "1.3.2",
+        "state_dict": collections.OrderedDict(state),
+        "callbacks": {module.ModelCheckpoint: {"best_model_score": torch.tensor(0.5)}},
+        "hyper_parameters": {"config": {"image_size": 384, "loss_names": {"itc": 1}}},
+    }
+    torch.save(content, path)
+    del sys.modules[module.__name__]
+
+
+def write_like_the_fine_stage(state, path):
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    average = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    average |= {name: tensor for name, tensor in state.items() if "cell_anchors" in name}
+    torch.save({"model": parallel, "model_ema": average, "iteration": 7}, path)
+
+
+@needs_keys
+@pytest.mark.parametrize("ending", [".ckpt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", VERSIONS)
+def test_published_to_fiber_to_published(kind, ending, tmp_path):
+    state, path = published(kind), tmp_path / "published.ckpt"
+    (write_like_lightning if kind == "coarse" else write_like_the_fine_stage)(state, path)
+    stored = read_model(path)
+    save_model(stored.model, tmp_path / "fiber")
+    again = load_model(tmp_path / "fiber")
+    assert again.config == stored.config
+    write_published(again.model, tmp_path / f"back{ending}")
+    back = read_state(tmp_path / f"back{ending}")
+    keys = coarse_map(stored.config) if kind == "coarse" else fine_map(stored.config)
+    used = {name for names in keys.values() for name in names}
+    assert used | set(stored.ignored) == set(state)
+    for name in used:
+        assert torch.equal(back[name], state[name]), name
+    # Of the fine stage the buffers are written too, which the lists give without values.
+    assert set(back) == (used if kind == "coarse" else set(state))
+    assert all(back[name].shape == state[name].shape for name in back)
+
+
+@needs_keys
+def test_moving_average(tmp_path):
+    write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
+    assert read_model(tmp_path / "fine.pth").model.head.text_bias.any()
+    assert not read_model(tmp_path / "fine.pth", weights="ema").model.head.text_bias.any()
+    with pytest.raises(ValueError, match="is a folder, which holds one set only"):
+        read_model(tmp_path, weights="ema")
+
+
+@needs_keys
+def test_file_of_the_released_kind(tmp_path):
+    """No temperature, no queues, two tensors of an earlier implementation."""
+    state = {name: tensor for name, tensor in published("coarse").items() if "queue" not in name}
+    del state["temp"]
+    state |= {"logit_scale": torch.ones(()), "token_type_embeddings.weight": torch.ones(2, 192)}
+    # A captioner trained off-policy holds a copy of itself.
+    state |= {"copy_module.vit_model.norm.bias": torch.ones(256)}
+    torch.save({"state_dict": state}, tmp_path / "released.ckpt")
+    stored = read_model(tmp_path / "released.ckpt")
+    assert stored.model.temperature.item() == pytest.approx(0.07)
+    assert stored.filled == {"temperature": 0.07}
+    for name in ("logit_scale", "token_type_embeddings.weight", "rank_output.bias"):
+        assert name in stored.ignored
+    assert "copy_module.vit_model.norm.bias" in stored.ignored
+
+
+@needs_keys
+def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
+    state = published("coarse")
+    torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
+    del state["temp"]
+    torch.save({"state_dict": state}, tmp_path / "released.ckpt")
+    stored = read_model(tmp_path / "released.ckpt")
+    model = build_model(replace_fields(stored.config, {"image_text.temperature": 0.05}))
+    report = initialise(model, stored)
+    assert report.created[0] == "temperature"
+    assert model.temperature.item() == pytest.approx(0.05)
+    whole = read_model(tmp_path / "whole.ckpt")
+    assert whole.filled == {}
+    assert "temperature" in initialise(model, whole).taken
+
+
+def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
+    model = build_model(replace_fields(preset("micro"), {"image_text.heads": "itm,vqa"}))
+    state = write_published(model, tmp_path / "a.ckpt")
+    assert "itm_score.fc.weight" in state
+    assert not [name for name in state if name == "temp" or "_itc." in name]
+
+
+@needs_keys
+@pytest.mark.parametrize("kind", ["coarse", "v3"])
+def test_faults_are_listed_with_the_file(kind, tmp_path):
+    state = published(kind)
+    gone, changed = [name for name in state if name.endswith(".attn.proj.weight")][:2]
+    del state[gone]
+    state[changed] = torch.zeros(2, 3)
+    state["unheard.of"] = torch.zeros(1)
+    torch.save(state, tmp_path / "faulty.pt")
+    with pytest.raises(ValueError, match=r"faulty.pt: 3 tensors do not fit") as caught:
+        read_model(tmp_path / "faulty.pt")
+    for part in (f"missing {gone}", "unknown unheard.of", f"{changed} has shape (2, 3), expected"):
+        assert part in str(caught.value)
+
+
+@needs_keys
+def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
+    recorded = load_file(GOLDEN / "coarse" / "extras.safetensors")
+    state, name = published("coarse"), "vit_model.layers.0.blocks.0.attn"
+    state[f"{name}.relative_position_bias_table"] = recorded["bias.before_384"]
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    for size, window in ((224, 7), (480, 15), (576, 18)):
+        stored = read_model(tmp_path / "a.ckpt", image_size=size)
+        assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
+        table = stored.model.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
+        expected = recorded[f"bias.after_{size}"]
+        # One rounding of values of up to 0.1: the same interpolation on another processor.
+        torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
+    assert torch.equal(
+        read_model(tmp_path / "a.ckpt", image_size=384).model.state_dict()[
+            "backbone.image.stages.0.blocks.0.attention.bias_table"
+        ],
+        recorded["bias.before_384"],
+    )
+
+
+@needs_keys
+def test_resolutions_that_do_not_fit(tmp_path):
+    torch.save(published("coarse"), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt: image_size 400: expected a multiple of 32"):
+        read_model(tmp_path / "a.pt", image_size=400)
+    torch.save(published("v2"), tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"b.pt: image_size 480: the fine model takes pictures of"):
+        read_model(tmp_path / "b.pt", image_size=480)
+
+
+def test_folder_at_another_resolution(tmp_path):
+    save_model(build_model(preset("micro")), tmp_path / "m")
+    stored = load_model(tmp_path / "m", image_size=128)
+    assert (stored.config.image_size, stored.config.swin.window_size) == (128, 4)
+    assert stored.model.backbone.image.block(0).attention.bias_table.shape == (49, 1)
+
+
+def test_published_fine_files_have_blue_first(tmp_path):
+    model = build_model(preset("micro", stage="fine"))
+    own = model.backbone.image.patch_embedding.projection.weight
+    state = write_published(model, tmp_path / "a.pth")
+    written = state["fusion_backbone.backbone.body.patch_embed.proj.weight"]
+    assert torch.equal(written[:, 0], own[:, 2])
+    coarse = build_model(preset("micro"))
+    own = coarse.backbone.image.patch_embedding.projection.weight
+    state = write_published(coarse, tmp_path / "b.pth")
+    assert torch.equal(state["vit_model.patch_embed.proj.weight"], own)
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("name", ["micro", "small"])
+def test_our_sizes_come_back_equal(name, stage, ending, tmp_path):
+    """Their text heads, windows and longest texts are not those of the published code."""
+    torch.manual_seed(0)
+    order = "rgb" if stage == "coarse" else "bgr"
+    config = replace_fields(preset(name, stage=stage), {"channel_order": order})
+    model = build_model(config).eval()
+    randomise(model)
+    write_published(model, tmp_path / f"a{ending}")
+    stored = read_model(tmp_path / f"a{ending}")
+    assert stored.config == config
+    images = torch.rand(1, 3, config.image_size, config.image_size)
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        answers = [
+            each.vqa_logits(each.pooled(each.backbone.encode_pair(images, ids, mask)))
+            if stage == "coarse"
+            else each.backbone.encode_pair(images, ids, mask).text
+            for each in (model, stored.model)
+        ]
+    assert torch.equal(*answers)
+
+
+def test_heads_that_share_tensors_come_back_equal(tmp_path):
+    """A captioner has the tensors of the head for masked words, and no such head."""
+    config = replace_fields(preset("micro"), {"image_text.heads": "caption,vqa"})
+    write_published(build_model(config), tmp_path / "a.ckpt")
+    assert read_model(tmp_path / "a.ckpt").config == config
+
+
+def test_without_its_config_a_file_is_read_by_the_published_sizes(tmp_path):
+    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    torch.save({"state_dict": state}, tmp_path / "bare.ckpt")
+    config = read_model(tmp_path / "bare.ckpt").config
+    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (192, 40, 2)
+
+
+def test_a_contradiction_is_named_with_the_file(tmp_path):
+    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    settings = {"config": {"image_size": 96, "num_heads": 4, "hidden_size": 768}}
+    torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"b.ckpt: .* hidden_size 768, but its tensors say 128"):
+        read_model(tmp_path / "b.ckpt")
+    save_file(state, tmp_path / "b.safetensors", {"hyper_parameters": "{"})
+    with pytest.raises(ValueError, match=r"b.safetensors: hyper_parameters in its metadata is no"):
+        read_model(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("coarse", "fusion.normalize_query", False),
+        ("coarse", "fusion.normalize_last_text", True),
+        ("coarse", "fusion.shift_small_maps", True),
+        ("coarse", "roberta.layer_norm_eps", 1e-6),
+        ("fine", "fusion.normalize_last_text", False),
+    ],
+)
+def test_what_the_published_form_cannot_hold_is_not_written(stage, field, value, tmp_path):
+    config = replace_fields(preset("micro", stage=stage), {field: value})
+    message = rf"a.ckpt: the published form cannot hold this model: .*{field} is {value}, there"
+    with pytest.raises(ValueError, match=message):
+        write_published(build_model(config), tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_published_files(tmp_path):
+    with pytest.raises(ValueError, match=r"a.zip: expected a name that ends in .ckpt, .pt, .pth"):
+        write_published(build_model(preset("micro")), tmp_path / "a.zip")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
+        write_towers(build_model(preset("micro")), tmp_path / "file")
+
+
+class TestTowers:
+    def test_from_a_folder_and_from_files(self, tmp_path):
+        source = build_model(preset("micro"))
+        write_towers(source, tmp_path / "towers", "timm")
+        with pytest.raises(FileExistsError, match=r"holds swin.safetensors already"):
+            write_towers(source, tmp_path / "towers")
+        whole = read_start(tmp_path / "towers")
+        swin = read_start(tmp_path / "towers" / "swin.safetensors")
+        assert isinstance(whole, Towers)
+        assert isinstance(swin, Towers)
+        model = build_model(preset("micro"))
+        report = initialise(model, whole)
+        own, given = model.state_dict(), source.state_dict()
+        assert {name.split(".")[1] for name in report.created if "backbone" in name} == {"fusion"}
+        assert "itc_image_norm.weight" in report.taken
+        for name in report.taken:
+            assert torch.equal(own[name], given[name]), name
+        report = initialise(build_model(preset("micro")), swin)
+        assert not any(".text." in name for name in report.taken)
+
+    def test_folder_of_transformers(self, tmp_path):
+        """Its config.json is not ours."""
+        write_towers(build_model(preset("micro")), tmp_path)
+        (tmp_path / "swin.safetensors").unlink()
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+        assert isinstance(read_start(tmp_path), Towers)
+
+    def test_the_same_tower_twice(self, tmp_path):
+        write_towers(build_model(preset("micro")), tmp_path)
+        save_file(load_file(tmp_path / "swin.safetensors"), tmp_path / "swin_large.safetensors")
+        with pytest.raises(ValueError, match=r"swin_large.safetensors holds the same tower as"):
+            initialise(build_model(preset("micro")), read_start(tmp_path))
+
+    def test_other_sizes(self, tmp_path):
+        write_towers(build_model(preset("micro")), tmp_path)
+        with pytest.raises(
+            ValueError, match=r"(?s)roberta.safetensors: .*word_embeddings.weight has"
+        ):
+            initialise(build_model(preset("micro").with_vocabulary(400)), read_start(tmp_path))
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"holds no model: config.json is missing"):
+            read_start(tmp_path)
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            read_start(tmp_path / "none.pth")
+
+
+def test_colours_are_turned_round_where_the_order_changes():
+    fine = preset("micro", stage="fine")
+    start = StoredModel(model=build_model(dataclasses.replace(fine, channel_order="bgr")))
+    model = build_model(fine)
+    initialise(model, start)
+    ours = model.backbone.image.patch_embedding.projection.weight
+    theirs = start.model.backbone.image.patch_embedding.projection.weight
+    assert torch.equal(ours[:, 0], theirs[:, 2])
+
+
+def test_training_starts_from_towers(pictures, tmp_path):
+    config = coarse_config(train__steps=1)
+    vocabulary = Tokenizer.from_file(pictures / "tokenizer.json").vocab_size
+    write_towers(build_model(config.model.with_vocabulary(vocabulary)), tmp_path / "towers")
+    finished = run(config, pictures, tmp_path / "r", init=tmp_path / "towers")
+    written = json.loads((finished.folder / "config.json").read_text())
+    assert written["init"] == str(tmp_path / "towers")
+
+
+@needs_keys
+def test_training_starts_from_a_published_file_at_another_resolution(pictures, tmp_path):
+    vocabulary = Tokenizer.from_file(pictures / "tokenizer.json").vocab_size
+    torch.save({"state_dict": small_state(coarse_keys(), vocabulary)}, tmp_path / "a.ckpt")
+    start = read_model(tmp_path / "a.ckpt", image_size=64)
+    config = coarse_config(
+        # The weights shall be seen as they were read.
+        optim__lr=1e-30,
+        train__steps=1,
+        tasks__question__share=0,
+        tasks__reasoning__share=0,
+        tasks__caption__share=0,
+    )
+    model = replace_fields(start.config, {"image_text.heads": "itc,itm,mlm", "max_tokens": 16})
+    config = dataclasses.replace(config, model=model)
+    finished = run(config, pictures, tmp_path / "r", init=tmp_path / "a.ckpt")
+    weights, expected = load_file(finished.folder / "model.safetensors"), start.model.state_dict()
+    # The loss keeps the temperature within bounds.
+    for name in set(weights) - {"temperature"}:
+        assert torch.equal(weights[name], expected[name]), name

@@ -1,0 +1,73 @@
+"""Which measurements show a model what it was trained on."""
+
+import json
+
+import pytest
+
+from fiber.checkpoints.provenance import TrainedOn, absolute, seen_before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model": {}},
+        {"data": {"split": "train"}},
+        {"data_path": None, "data": {"split": "train"}},
+        {"data_path": "/d"},
+    ],
+    ids=["nothing", "a saved model", "an older run", "records", "no split"],
+)
+def test_configurations_that_do_not_tell(config):
+    assert TrainedOn.read(config) is None
+    assert seen_before(None, "captions", "d", "train") is None
+
+
+def test_configuration_of_a_run():
+    config = {"data_path": "/d", "data": {"split": "train+val", "batch_size": 4}}
+    assert TrainedOn.read(config) == TrainedOn("/d", "train+val")
+
+
+@pytest.mark.parametrize(
+    ("trained", "measured", "again"),
+    [
+        ("train", "val", None),
+        ("train", "train", "train"),
+        ("train+restval", "val+restval", "restval"),
+        # Names are compared, not letters.
+        ("train", "train2", None),
+    ],
+)
+def test_splits_of_a_folder(trained, measured, again, tmp_path, monkeypatch):
+    told = seen_before(TrainedOn(absolute(tmp_path), trained), "captions", tmp_path, measured)
+    assert (told is None) == (again is None)
+    if again:
+        assert f"trained on split {again!r} of {tmp_path}" in str(told)
+    # The same folder by another name, and another folder.
+    monkeypatch.chdir(tmp_path)
+    here = TrainedOn(absolute(tmp_path), trained)
+    assert (seen_before(here, "captions", ".", measured) is None) == (again is None)
+    (tmp_path / "other").mkdir()
+    assert seen_before(here, "captions", "other", measured) is None
+
+
+def test_files_with_and_without_splits(tmp_path):
+    line = {"image": "1.png", "text": "a dog"}
+    path = tmp_path / "own.jsonl"
+    trained = TrainedOn(absolute(path), "train")
+    path.write_text("\n" + json.dumps(line) + "\n" + json.dumps(line) + "\n")
+    for split in ("train", "val"):
+        told = seen_before(trained, "captions", path, split)
+        assert f"{path}, which has no splits" in str(told)
+        assert 'the field "split" ("train" or "val") and train again' in str(told)
+    path.write_text(
+        "".join(json.dumps(line | {"split": split}) + "\n" for split in ("train", "val"))
+    )
+    assert seen_before(trained, "captions", path, "val") is None
+    assert "split 'train'" in str(seen_before(trained, "captions", path, "train"))
+    # Karpathy's files name the splits of their pictures; COCO's own are read whole.
+    for name, whole in (("dataset_coco.json", False), ("captions_train2014.json", True)):
+        trained = TrainedOn(absolute(tmp_path / name), "train")
+        (tmp_path / name).touch()
+        told = seen_before(trained, "captions", tmp_path / name, "val")
+        assert (told is not None) == whole

@@ -1,0 +1,343 @@
+"""Files of others: what they hold is read, and nothing in them is run."""
+
+import argparse
+import builtins
+import collections
+import enum
+import io
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tarfile
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fiber.checkpoints.torch_file import InertUnpickler, StandIn, read_state
+
+#: Memory of this process in pages.
+STATM = pathlib.Path("/proc/self/statm")
+
+
+class Running(enum.Enum):
+    """A member of it is pickled as a call, and may be the key of a dict."""
+
+    FIT = "fit"
+
+
+def tensors():
+    torch.manual_seed(0)
+    return collections.OrderedDict(
+        weight=torch.randn(3, 4),
+        half=torch.randn(5).half(),
+        number=torch.tensor(0.07),
+        parameter=torch.nn.Parameter(torch.randn(2)),
+        view=torch.randn(4, 6)[1:, ::2],
+        ids=torch.arange(3),
+    )
+
+
+def check(state):
+    expected = tensors()
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+        assert state[name].dtype == tensor.dtype, name
+
+
+@pytest.fixture
+def vanishing_module(monkeypatch):
+    """A module that exists while a file is written and cannot be imported afterwards."""
+    module = types.ModuleType("vanished_callbacks")
+
+    class ModelCheckpoint:
+        pass
+
+    class AttributeDict(dict):
+        pass
+
+    class Milestones(list):
+        pass
+
+    for each in (ModelCheckpoint, AttributeDict, Milestones):
+        each.__module__, each.__qualname__ = module.__name__, each.__name__
+        setattr(module, each.__name__, each)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def lightning_content(module, state):
+    """What Lightning 1.3.2 writes, and some more that its users put into it."""
+    return {
+        "epoch": 9,
+        "global_step": 100000,
+        "pytorch-lightning_version": "1.3.2",
+        "state_dict": state,
+        "callbacks": {module.ModelCheckpoint: {"monitor": "val/the_metric"}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}],
+        "lr_schedulers": [{"milestones": module.Milestones([1, 2]), "when": {Running.FIT: 1}}],
+        "hparams_name": "hparams",
+        "hyper_parameters": module.AttributeDict(config={"image_size": 384}),
+        "arguments": argparse.Namespace(seed=0),
+        "path": pathlib.PurePosixPath("/a/b"),
+        "score": np.float64(0.5),
+        "sets": {1, 2},
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_lightning_file_whose_classes_are_gone(vanishing_module, monkeypatch, tmp_path, protocol):
+    path = tmp_path / "lightning.ckpt"
+    content = lightning_content(vanishing_module, tensors())
+    torch.save(content, path, pickle_protocol=protocol)
+    monkeypatch.delitem(sys.modules, vanishing_module.__name__)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    check(read_state(path))
+
+
+def test_legacy_lightning_file(vanishing_module, monkeypatch, tmp_path):
+    path = tmp_path / "old.ckpt"
+    content = lightning_content(vanishing_module, tensors())
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    monkeypatch.delitem(sys.modules, vanishing_module.__name__)
+    check(read_state(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.pth", {"model": tensors(), "optimizer": {}, "iteration": 3}),
+        ("a.pt", tensors()),
+        ("a.pth", {"state_dict": {f"module.{name}": each for name, each in tensors().items()}}),
+        ("a.bin", dict(tensors())),
+    ],
+    ids=["model", "top level", "module prefix", "plain dict"],
+)
+def test_places_of_the_tensors(tmp_path, name, content):
+    torch.save(content, tmp_path / name)
+    check(read_state(tmp_path / name))
+
+
+def test_moving_average_is_chosen_by_name(tmp_path):
+    path = tmp_path / "fine.pth"
+    torch.save({"model": {"w": torch.zeros(2)}, "model_ema": {"w": torch.ones(2)}}, path)
+    assert read_state(path)["w"].sum() == 0
+    assert read_state(path, "raw")["w"].sum() == 0
+    assert read_state(path, "ema")["w"].sum() == 2
+    torch.save({"model": {"w": torch.zeros(2)}}, path)
+    with pytest.raises(ValueError, match=r"fine.pth holds no moving average.*keys are model"):
+        read_state(path, "ema")
+    with pytest.raises(ValueError, match="weights: expected raw or ema, got 'best'"):
+        read_state(path, "best")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_safetensors(tmp_path, name):
+    state = {name: tensor.detach().contiguous() for name, tensor in tensors().items()}
+    save_file(state, tmp_path / name)
+    read = read_state(tmp_path / name)
+    assert set(read) == set(state)
+    assert all(torch.equal(read[each], state[each]) for each in state)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds."""
+    pages = STATM.read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="no /proc to read the memory from")
+def test_storages_that_nobody_asks_for_stay_on_the_disk(tmp_path):
+    path = tmp_path / "queue.ckpt"
+    queue_bytes = 2**26
+    torch.save({"state_dict": {"w": torch.ones(2), "queue": torch.zeros(queue_bytes // 4)}}, path)
+    before = resident_bytes()
+    state = read_state(path)
+    assert state["w"].sum() == 2
+    assert resident_bytes() - before < queue_bytes / 2
+    assert state["queue"].sum() == 0
+
+
+class Harm:
+    """Its pickle asks to call a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [(os.system, "posix.system"), (eval, "builtins.eval"), (subprocess.run, "subprocess.run")],
+    ids=["system", "eval", "run"],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_file_that_runs_code_is_refused_and_not_run(tmp_path, function, named, legacy):
+    trace = tmp_path / "trace"
+    command = f"open({str(trace)!r}, 'w')" if function is eval else f"touch {trace}"
+    if os.name != "posix":
+        pytest.skip("the module of os.system has another name here")
+    path = tmp_path / "harm.ckpt"
+    content = {"state_dict": tensors(), "callbacks": Harm(function, command)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=rf"harm.ckpt tries to run code .* call {named}; nothing"):
+        read_state(path)
+    assert not trace.exists()
+
+
+def test_plain_pickles(tmp_path):
+    path = tmp_path / "plain.pth"
+    path.write_bytes(pickle.dumps(Harm(os.system, f"touch {tmp_path / 'trace'}")))
+    with pytest.raises(ValueError, match=r"plain.pth tries to run code"):
+        read_state(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"plain.pth is a plain pickle"):
+        read_state(path)
+    # Protocol 0 begins with no mark of its own.
+    path.write_bytes(b"cposix\nsystem\n(S'touch " + str(tmp_path / "trace").encode() + b"'\ntR.")
+    with pytest.raises(ValueError, match=r"plain.pth is no checkpoint: it begins with b'cposix"):
+        read_state(path)
+    assert not (tmp_path / "trace").exists()
+
+
+def noted(*arguments):
+    raise AssertionError(f"called with {arguments}")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"c%b\nnoted\n(I1\ntR.",
+        b"(c%b\nnoted\nI1\no.",
+        b"(I1\ni%b\nnoted\n.",
+        b"\x80\x02c%b\nnoted\n)\x81.",
+        b"\x80\x04c%b\nnoted\n)}\x92.",
+        b"c%b\nnoted\n(dS'a'\nI1\nsb.",
+    ],
+    ids=["REDUCE", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "BUILD"],
+)
+def test_no_operation_of_a_pickle_calls_what_it_names(stream):
+    stream %= __name__.encode()
+    found = InertUnpickler(io.BytesIO(stream)).load()
+    assert isinstance(found, StandIn)
+    assert found.name == f"{__name__}.noted"
+    assert not callable(found)
+
+
+def test_known_functions_keep_their_attributes():
+    """BUILD could write the defaults of a function that a pickle may name."""
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    stream = b"ctorch._utils\n_rebuild_tensor_v2\n(N(dS'__defaults__'\n(I1\ntstb."
+    InertUnpickler(io.BytesIO(stream)).load()
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+def test_names_are_not_imported(monkeypatch):
+    monkeypatch.setattr(builtins, "__import__", noted)
+    found = InertUnpickler(io.BytesIO(b"cthis_module.is_not\nthere\n.")).load()
+    assert found.name == "this_module.is_not.there"
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.pth", "a.safetensors"])
+def test_empty_file(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        read_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_file_that_was_cut_off(tmp_path, kind):
+    path = tmp_path / ("whole.safetensors" if kind == "safetensors" else "whole.ckpt")
+    if kind == "safetensors":
+        save_file({"w": torch.zeros(100)}, path)
+    else:
+        state = {"state_dict": tensors()}
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for kept in (1, 9, 30, 200, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=rf"{path.name} (is|cannot be read)"):
+            read_state(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_damage_anywhere_is_met_by_one_kind_of_error(tmp_path, legacy):
+    path, draws = tmp_path / "whole.ckpt", np.random.default_rng(0)
+    content = {"state_dict": tensors(), "callbacks": {Running: {"a": (1, 2)}}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(200):
+        damaged = whole.copy()
+        damaged[draws.integers(0, len(whole), 40)] = draws.integers(0, 256, 40)
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_state(path)
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+            refused += 1
+    assert refused > 20
+
+
+def zip_of(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, b"")
+    return buffer.getvalue()
+
+
+def tar_file() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("blob", "reason"),
+    [
+        (b"<!DOCTYPE html><html>", "looks like a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"\xff\xd8\xff\xe0 a photograph", "is no checkpoint: it begins with"),
+        (zip_of("word/document.xml"), "data.pkl is missing"),
+        (zip_of("model/constants.pkl"), "TorchScript program"),
+        (tar_file(), "is no checkpoint"),
+    ],
+    ids=["web page", "LFS pointer", "photograph", "other zip", "TorchScript", "tar"],
+)
+def test_file_of_another_kind(tmp_path, blob, reason):
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(blob)
+    with pytest.raises(ValueError, match=rf"other.ckpt.*{reason}"):
+        read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([1, 2], "holds a list, not tensors by name"),
+        ({"epoch": 1, "loss": 2.0}, "holds no tensors.*its keys are epoch, loss"),
+        ({"state_dict": {}}, "holds no tensors"),
+        ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "holds among its tensors what is none: v"),
+        (torch.nn.Linear(2, 2), "holds a StandIn, not tensors"),
+    ],
+    ids=["list", "no tensors", "nothing", "a number among them", "whole module"],
+)
+def test_content_without_tensors(tmp_path, content, reason):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"a.pt {reason}"):
+        read_state(tmp_path / "a.pt")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.ckpt does not exist"):
+        read_state(tmp_path / "none.ckpt")

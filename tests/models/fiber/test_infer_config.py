@@ -1,0 +1,247 @@
+"""Which model a published checkpoint holds is read off its names and shapes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fiber.checkpoints.published import (
+    load_published_coarse,
+    load_published_fine,
+    published_coarse_state,
+)
+from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
+from fiber.fields import replace_fields
+from fiber.models.fiber.detector import FiberDetector
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.infer_config import published_config, stated_config
+
+from ..parity.coarse_case import CoarseCase
+from ..published_keys import (
+    GOLDEN,
+    base_state,
+    coarse_keys,
+    fine_keys,
+    names_of_head,
+    needs_keys,
+    small_state,
+)
+
+
+@needs_keys
+def test_coarse_base_model():
+    config = published_config(base_state(coarse_keys()))
+    heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
+    assert config == dataclasses.replace(preset("base"), image_text=heads)
+
+
+@needs_keys
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_fine_base_model(version):
+    config = published_config(base_state(fine_keys(version)))
+    expected = preset("base").fine(version=version, max_tokens=256)
+    changes = {"channel_order": "bgr", "swin.drop_path": 0.4, "image_text.heads": "itc,itm,mlm"}
+    assert config == replace_fields(expected, changes)
+
+
+@needs_keys
+@pytest.mark.parametrize("keys", ["coarse", "v2", "v3"])
+def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
+    state = base_state(coarse_keys() if keys == "coarse" else fine_keys(keys))
+    config = published_config(state)
+    with torch.device("meta"):
+        if keys == "coarse":
+            ignored = load_published_coarse(FiberImageText(config), state)
+        else:
+            ignored = load_published_fine(FiberDetector(config), state)
+    # As counted by hand in test_weights.py; 24 tables, positions and 5 anchors of the fine model.
+    assert len(ignored) == (43 + 2 + 12 + 6 + 12 + 2 if keys == "coarse" else 24 + 1 + 5)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="recorded tensors (../shared) are not here")
+def test_recorded_tiny_model():
+    case = CoarseCase(GOLDEN / "coarse" / "tiny.json")
+    state = {
+        name: torch.zeros(()).expand(entry[0])
+        for name, entry in case.weights_check.items()
+        if not name.startswith("input.")
+    }
+    expected = replace_fields(
+        case.fiber_config(),
+        # What shapes do not tell.
+        {"swin.drop_path": 0.1, "roberta.dropout": 0.1, "max_tokens": 38},
+    )
+    assert published_config(state) == expected
+
+
+@needs_keys
+@pytest.mark.parametrize("head", ["itm", "mlm", "vqa", "nlvr2", "caption"])
+def test_heads_of_a_fine_tuned_model(head):
+    """The contrastive projections are in every published checkpoint, the queues are not."""
+    state = base_state(coarse_keys())
+    own = names_of_head(head)
+    for other in IMAGE_TEXT_HEADS:
+        for name in names_of_head(other) - own:
+            state.pop(name, None)
+    config = published_config(state)
+    found = {"mlm", "caption"} if head == "caption" else {head}
+    assert set(config.image_text.heads) == {"itc", *found}
+    assert config.max_tokens == (40 if head == "mlm" else 50)
+
+
+@needs_keys
+def test_a_missing_tensor_does_not_hide_its_head():
+    state = small_state(coarse_keys())
+    for name in ("cross_modal_image_transform_itc.weight", "vqa_classifier.0.bias"):
+        del state[name]
+    config = published_config(state)
+    assert set(config.image_text.heads) == set(IMAGE_TEXT_HEADS)
+    message = r"2 tensors do not fit.*cross_modal_image_transform_itc.weight.*vqa_classifier.0.bias"
+    with pytest.raises(ValueError, match=r"(?s)" + message), torch.device("meta"):
+        load_published_coarse(FiberImageText(config), state)
+
+
+@needs_keys
+def test_window_tells_the_size_of_the_pictures():
+    """The released captioner has tables of 1225 rows: windows of 18, pictures of 576 pixels."""
+    state = base_state(coarse_keys())
+    state = {
+        name: torch.zeros(()).expand(1225, tensor.shape[1])
+        if name.endswith("bias_table")
+        else tensor
+        for name, tensor in state.items()
+    }
+    config = published_config(state)
+    assert (config.swin.window_size, config.image_size) == (18, 576)
+
+
+@needs_keys
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_model.patch_embed.proj.weight",
+        "vit_model.layers.2.blocks.0.attn.relative_position_bias_table",
+        "text_transformer.embeddings.position_embeddings.weight",
+    ],
+)
+def test_sizes_that_cannot_be_read_off(name):
+    state = base_state(coarse_keys())
+    del state[name]
+    with pytest.raises(ValueError, match=f"missing {name}, which tells sizes"):
+        published_config(state)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["layer1.0.conv1.weight", "fc.bias"], "neither the coarse model .* fc.bias, layer1.0"),
+        (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin tower alone"),
+        (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa tower alone.*--init"),
+        (["backbone.image.patch_embedding.norm.bias"], "without its config.json"),
+    ],
+    ids=["resnet", "swin", "roberta", "ours"],
+)
+def test_something_else(names, message):
+    with pytest.raises(ValueError, match=message):
+        published_config({name: torch.zeros(1) for name in names})
+
+
+@needs_keys
+def test_text_tower_of_unknown_heads():
+    state = base_state(coarse_keys())
+    state["text_transformer.embeddings.word_embeddings.weight"] = torch.zeros(9, 48)
+    with pytest.raises(ValueError, match="48 channels wide; expected a multiple of 64"):
+        published_config(state)
+
+
+@needs_keys
+def test_anchors_that_are_no_squares():
+    state = base_state(fine_keys("v3"))
+    state["rpn.anchor_generator.cell_anchors.0"] = torch.tensor([[0.0, 0.0, 8.0, 9.0]])
+    with pytest.raises(ValueError, match="expected one square"):
+        published_config(state)
+
+
+#: As the published code names the settings of its base model.
+STATED = {
+    "image_size": 384,
+    "max_text_len": 45,
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_heads": 24,
+    # Without effect on the text tower: any value must do.
+    "num_layers": 6,
+    "num_fuse_block": 6,
+    "vqav2_label_size": 3129,
+    "loss_names": {"vqa": 1},
+}
+
+
+class TestConfigOfTheFile:
+    """What a file says of its model beside the tensors."""
+
+    @needs_keys
+    def test_it_says_what_shapes_do_not(self):
+        state = base_state(coarse_keys())
+        del state["text_input_queue"]
+        config = published_config(state, STATED)
+        assert (config.max_tokens, config.roberta.num_heads) == (45, 24)
+        changes = {"max_tokens": 50, "roberta.num_heads": 12}
+        assert replace_fields(config, changes) == published_config(state)
+
+    @needs_keys
+    def test_tables_of_another_window_tell_the_size_of_the_pictures(self):
+        """They were resized after the run, and the published code takes them at their size."""
+        config = published_config(base_state(coarse_keys()), {"image_size": 576})
+        assert (config.image_size, config.swin.window_size) == (384, 12)
+
+    @needs_keys
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("hidden_size", 512, "hidden_size 512, but its tensors say 768"),
+            ("vocab_size", 30522, "vocab_size 30522, but its tensors say 50265"),
+            ("num_fuse_block", 4, "num_fuse_block 4, but its tensors say 6"),
+            ("vqav2_label_size", 7, "vqav2_label_size 7, but its tensors say 3129"),
+            ("max_text_len", 600, "max_text_len 600, but its tensors say 512"),
+            ("num_heads", 7, "num_heads 7, but its text tower is 768 channels wide"),
+            ("num_heads", "12", "num_heads '12'; expected a whole number, 1 or more"),
+            ("fiber_model", 3, "fiber_model is a int, not fields by name"),
+            ("fiber_model", {"stages": 1}, "fiber_model: unknown field 'stages': did you mean"),
+        ],
+    )
+    def test_contradictions_name_both(self, name, value, message):
+        state = base_state(coarse_keys())
+        del state["text_input_queue"]
+        with pytest.raises(ValueError, match=message):
+            published_config(state, {name: value})
+
+    @needs_keys
+    def test_a_queue_contradicts_the_longest_text(self):
+        with pytest.raises(ValueError, match="max_text_len 50, but its tensors say 40"):
+            published_config(base_state(coarse_keys()), {"max_text_len": 50})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"swin.window_size": 3}, r"swin.window_size is 3, there 2"),
+            ({"roberta.ffn_width": 32}, r"roberta.ffn_width is 32, there 64"),
+            ({"image_text.heads": "itm"}, r"image_text.heads is \('itm',\), there \('itc', 'itm'"),
+            ({"image_text.num_answers": 3}, r"image_text.num_answers is 3, there 16"),
+            ({"fusion.normalize_last_text": True}, r"normalize_last_text is True, there False"),
+        ],
+        ids=["window", "ffn", "heads", "answers", "norm"],
+    )
+    def test_our_own_config_is_held_against_the_tensors(self, change, message):
+        state = published_coarse_state(FiberImageText(preset("micro")))
+        stated = stated_config(replace_fields(preset("micro"), change))
+        with pytest.raises(ValueError, match=message):
+            published_config(state, stated)
+
+    def test_our_own_config_is_held_against_the_published_names(self):
+        config = preset("micro")
+        state = published_coarse_state(FiberImageText(config))
+        assert published_config(state, stated_config(config)) == config
+        stated = stated_config(config) | {"image_size": 128}
+        with pytest.raises(ValueError, match="image_size 128, but its own config of the model 64"):
+            published_config(state, stated)
