@@ -23,10 +23,10 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.records import Record, RecordSet
 from fiber.demo.measures import sample
+from fiber.evaluation import box_baselines
+from fiber.evaluation.evaluate import evaluate
 from fiber.files import read_json
-from fiber.metrics import box_baselines
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
-from fiber.training.evaluate import evaluate
 
 GROUPS = ("seen", "unseen")
 #: What is measured: task of `fiber.evaluate`, its number, name of the column.

@@ -22,8 +22,8 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.records import Record, RecordSet, record_in_epoch
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
+from fiber.evaluation.evaluate import TASKS, evaluate
 from fiber.files import read_json
-from fiber.training.evaluate import TASKS, evaluate
 
 RESULTS = Path(__file__).with_name("results")
 SPLITS = ("val", "novel")

@@ -35,9 +35,9 @@ from experiments import (
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.data.records import Record
+from fiber.evaluation import baselines
+from fiber.evaluation.evaluate import TASKS
 from fiber.fields import replace_fields
-from fiber.metrics import baselines
-from fiber.training.evaluate import TASKS
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe
 

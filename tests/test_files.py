@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from fiber.demo.report import Report, write_html
+from fiber.evaluation.context import Measured
+from fiber.evaluation.evaluate import write_predictions
 from fiber.files import check_target, read_json, write_json, write_whole
 from fiber.postprocess.files import save_picture
-from fiber.training.evaluate import write_predictions
-from fiber.training.measure import Measured
 
 
 def test_a_new_name_or_a_file_may_be_written(tmp_path):

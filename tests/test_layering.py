@@ -16,8 +16,8 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core fields files config ops kernels data models checkpoints losses postprocess metrics training
-recipes predict demo benchmarks doctor cli __main__
+_core fields files config ops kernels metrics data models checkpoints losses postprocess evaluation
+inference training recipes demo benchmarks doctor cli __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.
@@ -177,7 +177,7 @@ def test_there_is_no_cycle():
         ("", "fiber.config", 0),
         ("from fiber.models import swin", "fiber.ops.boxes", 1),
         ("from fiber import models", "fiber.ops.boxes", 1),
-        ("import fiber.cli", "fiber.predict", 1),
+        ("import fiber.cli", "fiber.inference", 1),
         ("def f():\n    from ..training import loop", "fiber.models.build", 1),
         ("from . import boxes", "fiber.ops.anchors", 0),
         ("import importlib\nimportlib.import_module('fiber.demo.run')", "fiber.training.loop", 1),

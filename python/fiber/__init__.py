@@ -9,10 +9,10 @@ from fiber._core import DecodeError
 
 if TYPE_CHECKING:
     from fiber.config import FiberConfig
+    from fiber.inference import MissingHeadError, evaluate, load
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
-    from fiber.predict import MissingHeadError, evaluate, load
     from fiber.training.loop import train
 
 __version__ = _core.__version__
@@ -36,9 +36,9 @@ _HOMES = {
     "FiberConfig": "fiber.config",
     "FiberDetector": "fiber.models.fiber.detector",
     "FiberImageText": "fiber.models.fiber.image_text",
-    "MissingHeadError": "fiber.predict",
-    "evaluate": "fiber.predict",
-    "load": "fiber.predict",
+    "MissingHeadError": "fiber.inference",
+    "evaluate": "fiber.inference",
+    "load": "fiber.inference",
     "train": "fiber.training.loop",
 }
 _SUBMODULES = {"data", "kernels", "config"}

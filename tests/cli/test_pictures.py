@@ -12,8 +12,8 @@ import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.fields import replace_fields
+from fiber.inference.model import SCORE_THRESHOLD
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.predict.model import SCORE_THRESHOLD
 
 from .output import error_line, lines
 

@@ -14,8 +14,8 @@ import fiber.demo
 from fiber.cli import main
 from fiber.data import scenes, sources, stamps
 from fiber.data.scenes import generate
-from fiber.training.evaluate import TASKS
-from fiber.training.measure import Subject
+from fiber.evaluation.context import Subject
+from fiber.evaluation.evaluate import TASKS
 
 from .output import error_line
 
@@ -264,7 +264,7 @@ class TestEval:
 
     def test_ctrl_c_leaves_no_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
-        monkeypatch.setattr("fiber.training.measure_boxes._ground", stop_with(KeyboardInterrupt()))
+        monkeypatch.setattr("fiber.evaluation.grounding._ground", stop_with(KeyboardInterrupt()))
         arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
         Path("out").mkdir()
         assert main([*arguments, "--output", "out/found.json"]) == 130

@@ -6,7 +6,7 @@ import pytest
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
 from fiber.demo.guesses import Guesser
-from fiber.metrics.baselines import vqa_blind
+from fiber.evaluation.baselines import vqa_blind
 from fiber.metrics.boxes import pairwise_iou
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fiber import recipes
+from fiber.evaluation.evaluate import find_task
 from fiber.fields import from_dict, to_dict
 from fiber.models.build import build_model
-from fiber.training.evaluate import find_task
 from fiber.training.optim import build_optimizer, freeze, lr_factor
 from fiber.training.run_config import RunConfig, differences, load_recipe
 from fiber.training.streams import training_transform

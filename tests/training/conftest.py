@@ -3,7 +3,7 @@ import torch
 
 from fiber.data import Tokenizer
 from fiber.training.run_folder import RunFolder
-from tests.training.measured import new_models
+from tests.evaluation.measured import new_models
 from tests.training.micro_runs import make_data
 
 

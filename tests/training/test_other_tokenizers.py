@@ -9,7 +9,7 @@ import fiber
 from fiber.checkpoints.model_dir import Words, read_words, save_model, write_words
 from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
-from fiber.predict import Model
+from fiber.inference import Model
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from fiber.config import preset
 from fiber.data import DataLoader, sources
 from fiber.data.records import Record, RecordSet
 from fiber.data.scenes import generate
-from fiber.metrics import baselines
-from fiber.training.evaluate import evaluate
+from fiber.evaluation import baselines
+from fiber.evaluation.evaluate import evaluate
+from fiber.models.preprocess import inference_transform
 from fiber.training.loop import train
-from fiber.training.streams import inference_transform
 
 pytestmark = pytest.mark.slow
 

@@ -17,9 +17,9 @@ from fiber.config import preset
 from fiber.data import sources
 from fiber.data.records import Record
 from fiber.data.scenes import generate
-from fiber.metrics import box_baselines
+from fiber.evaluation import box_baselines
+from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.detection import TrueBoxes
-from fiber.training.evaluate import evaluate
 from fiber.training.loop import train
 from tests.training.test_overfit import LEARNED, SAMPLES, balanced, with_luck
 

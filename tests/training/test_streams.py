@@ -11,9 +11,10 @@ from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.fields import to_dict
+from fiber.models.preprocess import inference_transform
 from fiber.training.distributed import Processes
 from fiber.training.loop import train
-from fiber.training.streams import TaskStreams, inference_transform, training_transform
+from fiber.training.streams import TaskStreams, training_transform
 from fiber.training.training_data import answerable, open_data
 from fiber.training.transform_config import (
     ColorJitterConfig,

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
+from fiber.evaluation.evaluate import TASKS, evaluate
 from fiber.training import validation
-from fiber.training.evaluate import TASKS, evaluate
 from fiber.training.loop import train
 from fiber.training.run_config import CHOSEN_BY
 from fiber.training.validation import _of_some_pictures

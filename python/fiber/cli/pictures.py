@@ -20,8 +20,8 @@ from fiber.data.picture_files import ENDINGS
 if TYPE_CHECKING:
     import numpy as np
 
-    from fiber.predict import Model
-    from fiber.predict.boxes import PassCounts
+    from fiber.inference import Model
+    from fiber.inference.boxes import PassCounts
 
 _IMAGES = "a picture, or a folder: every picture in it, at any depth"
 #: Pictures that are decoded and held at once.

@@ -9,7 +9,9 @@ Forms are told apart by the names of their files. Splits joined by "+" follow on
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
@@ -30,7 +32,7 @@ from fiber.data.forms import (
     Reader,
     matching,
 )
-from fiber.data.records import ConcatRecords, RecordSet
+from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.source_files import TRY_WITH, where_to_get
 from fiber.fields import nearest
 
@@ -249,3 +251,65 @@ def _name(form: Form, split: str) -> str:
 def _kind(source: str) -> str:
     """What records of a source hold: those of a named data set hold captions."""
     return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
+
+
+#: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
+#: or one for each task.
+Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
+
+
+#: In words, for messages.
+RECORD_SET = "a map-style set of fiber.data.Record"
+
+
+def check_records(given: Any, expected: str) -> None:
+    """Check by its first record that something is a set of them.
+
+    Raises:
+        TypeError: if it is not: what was expected and what was given.
+    """
+    kind = type(given).__name__
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
+        if not len(given) or isinstance(given[0], Record):
+            return
+        first = given[0]
+        found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
+    else:
+        found = f"{kind} {given!r:.60}"
+    raise TypeError(f"{expected}; got the {found}")
+
+
+class ChosenRecords:
+    """Some records of a set, in its order."""
+
+    def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
+        """Args: the set, and the places in it of those chosen."""
+        self.records = records
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[self.indices[index]]
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Give a record as an epoch has it."""
+        return record_in_epoch(self.records, epoch, self.indices[index])
+
+
+def existing_data(data: str | os.PathLike[str]) -> Path:
+    """Check that a data folder, or a file in place of one, is there.
+
+    Raises:
+        FileNotFoundError: if it is not, with how to make a folder.
+    """
+    path = Path(data)
+    if path.suffix and not path.exists():
+        raise FileNotFoundError(f"data file {path} does not exist")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes a data"
+            " set to try with"
+        )
+    return path

@@ -11,9 +11,9 @@ import numpy as np
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import DataLoader, sources
 from fiber.data.records import Record
-from fiber.metrics import baselines, box_baselines
+from fiber.evaluation import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
-from fiber.training.streams import inference_transform
+from fiber.models.preprocess import inference_transform
 
 Numbers = dict[str, float]
 Records = Sequence[Record]

@@ -19,7 +19,7 @@ from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
-from fiber.training.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import TASKS, evaluate
 
 SPLITS = ("val", "novel")
 
@@ -32,7 +32,7 @@ class Shown:
     metric: str
     #: What a person reads.
     name: str
-    #: Task of `fiber.training.evaluate`, and the name of its number.
+    #: Task of `fiber.evaluation.evaluate`, and the name of its number.
     task: str
     key: str
     #: Model that is asked.

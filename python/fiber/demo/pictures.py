@@ -19,10 +19,10 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.box_drawing import COLORS
 from fiber.data.records import Record
+from fiber.evaluation.evaluate import evaluate
 from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
-from fiber.training.evaluate import evaluate
 
 #: Width of a picture on the sheet, in pixels, and pictures in a row.
 PICTURE_WIDTH, COLUMNS = 288, 4

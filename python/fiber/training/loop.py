@@ -24,6 +24,7 @@ from fiber.checkpoints.load import Towers, read_start
 from fiber.checkpoints.model_dir import StoredModel, Words, write_weights
 from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.data import Tokenizer
+from fiber.data.opening import Data
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.training.branches import Backward
@@ -53,7 +54,7 @@ from fiber.training.run_config import RunConfig, load_recipe
 from fiber.training.run_folder import RunFolder
 from fiber.training.streams import TaskStreams
 from fiber.training.tasks import Draw, task_losses
-from fiber.training.training_data import Data, TrainingData, open_data
+from fiber.training.training_data import TrainingData, open_data
 from fiber.training.validation import Validation, open_validation
 from fiber.training.window import Window
 

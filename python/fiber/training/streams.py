@@ -12,9 +12,9 @@ from fiber.data.collate import BatchType
 from fiber.data.drawn_prompts import dropped_boxes
 from fiber.data.left_out import counted, left_out_lines
 from fiber.data.masking import WholeWords
+from fiber.data.text_lengths import NotedLengths, TextCounts
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig
-from fiber.training.text_counts import NotedLengths, TextCounts
 from fiber.training.training_data import TrainingData
 from fiber.training.transform_config import TransformConfig
 
@@ -60,16 +60,6 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
         rand_augment=rand_augment,
         channel_order=model.channel_order,
     )
-
-
-def inference_transform(model: FiberConfig) -> ImageTransform:
-    """What happens to the pictures that a finished model is asked about."""
-    if model.stage == "fine":
-        detector = model.detector
-        return ImageTransform.shorter_side(
-            [detector.shorter_side], detector.max_size, channel_order=model.channel_order
-        )
-    return ImageTransform.squash(model.image_size, channel_order=model.channel_order)
 
 
 class TaskStreams:

@@ -23,20 +23,21 @@ from fiber.checkpoints.vocabulary import (
 from fiber.data import Tokenizer
 from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.left_out import classes_of, left_out_lines
-from fiber.data.opening import SeveralFormsError, open_source
-from fiber.data.records import ConcatRecords, Record, RecordSet, record_in_epoch
+from fiber.data.opening import (
+    RECORD_SET,
+    ChosenRecords,
+    Data,
+    SeveralFormsError,
+    check_records,
+    existing_data,
+    open_source,
+)
+from fiber.data.records import ConcatRecords, RecordSet
 from fiber.training.run_config import RunConfig
 from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
-#: What `fiber.train` and `fiber.evaluate` take: a folder or an annotation file, one set of records,
-#: or one for each task.
-Data = str | os.PathLike[str] | RecordSet | Mapping[str, RecordSet]
-
 #: As many records without a box are looked at before they are taken for records without boxes.
 BOXLESS_RECORDS = 1000
-
-#: In words, for messages.
-RECORD_SET = "a map-style set of fiber.data.Record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,23 +182,6 @@ def open_data(
     return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
 
 
-def check_records(given: Any, expected: str) -> None:
-    """Check by its first record that something is a set of them.
-
-    Raises:
-        TypeError: if it is not: what was expected and what was given.
-    """
-    kind = type(given).__name__
-    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
-        if not len(given) or isinstance(given[0], Record):
-            return
-        first = given[0]
-        found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
-    else:
-        found = f"{kind} {given!r:.60}"
-    raise TypeError(f"{expected}; got the {found}")
-
-
 def _check_boxes(records: RecordSet) -> None:
     """Look for a box in records that are to teach boxes; pictures without one may be among them.
 
@@ -261,25 +245,6 @@ def _with_drawn_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokeni
     return ConcatRecords(drawn) if len(drawn) > 1 else drawn[0]
 
 
-class ChosenRecords:
-    """Some records of a set, in its order."""
-
-    def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
-        """Args: the set, and the places in it of those chosen."""
-        self.records = records
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[self.indices[index]]
-
-    def in_epoch(self, epoch: int, index: int) -> Record:
-        """Give a record as an epoch has it."""
-        return record_in_epoch(self.records, epoch, self.indices[index])
-
-
 def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
     """Choose the questions that have an answer of a vocabulary; all of them: the set as it is.
 
@@ -316,20 +281,3 @@ def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
     if source == "detection":
         options["shots"] = config.data.shots
     return open_source(source, data, config.data.split, **options)
-
-
-def existing_data(data: str | os.PathLike[str]) -> Path:
-    """Check that a data folder, or a file in place of one, is there.
-
-    Raises:
-        FileNotFoundError: if it is not, with how to make a folder.
-    """
-    path = Path(data)
-    if path.suffix and not path.exists():
-        raise FileNotFoundError(f"data file {path} does not exist")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes a data"
-            " set to try with"
-        )
-    return path

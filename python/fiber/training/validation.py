@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import StoredModel, Words, write_tensors
-from fiber.data.opening import has_splits
+from fiber.data.opening import ChosenRecords, Data, has_splits
 from fiber.data.records import RecordSet
+from fiber.evaluation.evaluate import evaluate, find_task, open_records
 from fiber.files import write_whole
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.checkpoint import Position
-from fiber.training.evaluate import evaluate, find_task, open_records
 from fiber.training.run_config import CHOSEN_BY, RunConfig
-from fiber.training.training_data import ChosenRecords, Data, TrainingData
+from fiber.training.training_data import TrainingData
 
 BEST = "best-"
 

@@ -1,0 +1,1 @@
+"""Evaluation: the metric of a model on a split, and predictions in official formats."""

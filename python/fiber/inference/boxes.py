@@ -1,0 +1,158 @@
+"""From prompts to the boxes of pictures: one pass of the image tower serves every prompt."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from fiber.data.prompts import Prompt
+from fiber.inference.inputs import Inputs
+from fiber.inference.text_feature_cache import TextPrefixes
+from fiber.models.fiber.detector import DetectorOutput, FiberDetector
+from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
+
+#: Pixels of the transformed pictures that go through the fused layers at once, all pairs together.
+PAIR_PIXELS = 4_000_000
+
+
+class Thresholds(NamedTuple):
+    """What is kept of the boxes that were found."""
+
+    #: Lowest score, in [0, 1].
+    score: float
+    #: Of two boxes of one label whose IoU exceeds it, the better one stays.
+    nms: float
+    #: Boxes of a picture.
+    max_detections: int
+    #: Boxes of a phrase; None keeps whatever is above the score.
+    boxes_per_phrase: int | None = None
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            TypeError: for one of another type.
+            ValueError: for one out of its range.
+        """
+        for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name}: expected a number from 0 to 1, got {value!r:.60}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, got {value}")
+        counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
+        for name, count in counts.items():
+            if count is not None and not isinstance(count, numbers.Integral):
+                raise TypeError(f"{name}: expected a whole number, got {count!r:.60}")
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {count}")
+
+
+@dataclass
+class PassCounts:
+    """What looking for boxes took so far."""
+
+    #: Pictures that were looked at.
+    pictures: int = 0
+    #: Passes of the image trunk, each over all pictures of one padded size that are at hand.
+    trunk_passes: int = 0
+    #: Pairs of a picture and a prompt, each of which goes through the fused layers and the head.
+    pairs: int = 0
+
+
+def find_boxes(
+    network: FiberDetector,
+    inputs: Inputs,
+    text_prefixes: TextPrefixes,
+    pictures: Sequence[Any],
+    prompts: Sequence[Sequence[Prompt]],
+    thresholds: Thresholds,
+    passes: PassCounts,
+) -> list[Detections]:
+    """Find the boxes of every picture's prompts.
+
+    Args:
+        network: in evaluation mode.
+        inputs: of the same model.
+        text_prefixes: of the same model, which keeps those of its prompts.
+        pictures: n of whatever `load_image` takes.
+        prompts: n lists; the labels of a list count through all its prompts.
+        thresholds: what is kept.
+        passes: what this takes is added to it.
+
+    Returns:
+        n detections, best box first.
+    """
+    found: list[Detections | None] = [None] * len(pictures)
+    for batch in inputs.images(pictures):
+        prefix = network.image_prefix(batch.images, batch.image_sizes)
+        todo = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
+        passes.pictures += len(batch.indices)
+        passes.trunk_passes += 1
+        passes.pairs += len(todo)
+        at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
+        chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
+        for start in range(0, len(todo), at_once):
+            rows = [row for row, _ in todo[start : start + at_once]]
+            texts = text_prefixes.batch(
+                [prompt.text for _, prompt in todo[start : start + at_once]]
+            )
+            output = network.predict(
+                network.backbone.fuse(
+                    prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
+                    texts.prefix,
+                    texts.text_mask,
+                )
+            )
+            maps = [
+                prompt.token_map(offsets)
+                for (_, prompt), offsets in zip(todo[start:], texts.offsets, strict=False)
+            ]
+            sizes = batch.image_sizes[rows], batch.original_sizes[rows]
+            for row, boxes in zip(rows, _select(output, maps, *sizes, thresholds), strict=True):
+                chunks[row].append(boxes)
+        for row, index in enumerate(batch.indices):
+            found[index] = Detections.from_found(
+                join_chunks(
+                    chunks[row],
+                    [prompt.first_label for prompt in prompts[index]],
+                    max_detections=thresholds.max_detections,
+                ),
+                [label for prompt in prompts[index] for label in prompt.labels],
+                tuple(batch.original_sizes[row].tolist()),
+                batch.pictures[row],
+            )
+    return [each for each in found if each is not None]
+
+
+def _select(
+    output: DetectorOutput,
+    maps: Sequence[Sequence[Sequence[int]]],
+    image_sizes: torch.Tensor,
+    original_sizes: torch.Tensor,
+    thresholds: Thresholds,
+) -> list[FoundBoxes]:
+    if thresholds.boxes_per_phrase is None:
+        found = detect_boxes(
+            output,
+            maps,
+            image_sizes,
+            original_sizes,
+            score_threshold=0.0,
+            nms_threshold=thresholds.nms,
+            max_detections=thresholds.max_detections,
+        )
+        # The threshold is one on the score that comes out, centerness counted, here as there.
+        return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
+    return ground_phrases(
+        output,
+        maps,
+        image_sizes,
+        original_sizes,
+        boxes_per_phrase=thresholds.boxes_per_phrase,
+        score_threshold=thresholds.score,
+        nms_threshold=thresholds.nms,
+    )

@@ -1,0 +1,44 @@
+"""How captions are written: by search, or by drawing words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fiber.evaluation.image_text import CAPTION_BEAMS
+from fiber.models.fiber.captioner import beam_search, sample_captions
+from fiber.models.fiber.image_text import FiberImageText
+
+
+def caption_writer(
+    model: FiberImageText, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """Give what writes captions; arguments and errors are those of `Model.caption`.
+
+    Returns:
+        A function of (B, H, W, C) image tokens that gives (B, n) int64 ids without <s>.
+    """
+    for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
+        if type(value) is not kind:
+            raise TypeError(f"caption: {name} is {value!r:.60}; expected {kind.__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"caption: seed is {seed}; expected 0 to 2**63 - 1")
+    if not sample:
+        beams = CAPTION_BEAMS if num_beams is None else num_beams
+        return lambda tokens: (
+            beam_search(model, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
+        )
+    if num_beams is not None:
+        raise ValueError(
+            f"caption: num_beams is {num_beams}, but a drawn caption has no beams; expected"
+            " num_beams or sample"
+        )
+
+    def draw(tokens: Tensor) -> Tensor:
+        sources = [torch.Generator(tokens.device).manual_seed(seed) for _ in tokens]
+        found = sample_captions(model, tokens, max_tokens=max_tokens, generator=sources)
+        return found.token_ids[:, 0]
+
+    return draw

@@ -1,0 +1,263 @@
+"""From whatever a user has to the tensors a model takes.
+
+A picture is a path, bytes, a PIL image or a uint8 array (H, W, 3). One picture in gives one answer
+out, a list gives a list.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiber import _core
+from fiber.checkpoints.model_dir import NO_TOKENIZER
+from fiber.config import FiberConfig
+from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.data.text_lengths import has_words
+
+#: Pictures that are decoded and go through the image tower at once.
+IMAGES_AT_ONCE = 16
+#: Id of <pad> in every tokenizer of RoBERTa's kind.
+PAD_ID = 1
+
+
+def as_list(pictures: Any) -> tuple[list[Any], bool]:
+    """Give the pictures as a list, and whether it was one picture alone.
+
+    Raises:
+        TypeError: for something that is neither a picture nor a list of them.
+        ValueError: for an array whose shape is that of neither.
+    """
+    if isinstance(pictures, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return [pictures], True
+    if isinstance(pictures, np.ndarray):
+        # An array of paths, or of pictures of several sizes, is a list.
+        if pictures.ndim in (3, 4) or pictures.dtype.kind in "OSU":
+            return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
+        raise ValueError(
+            f"picture is an array of shape {pictures.shape} and dtype {pictures.dtype};"
+            " expected (H, W, 3) and uint8, or (n, H, W, 3) for n pictures"
+        )
+    # A PIL image, without importing PIL.
+    if hasattr(pictures, "convert") and hasattr(pictures, "size"):
+        return [pictures], True
+    if isinstance(pictures, Sequence) or hasattr(pictures, "__iter__"):
+        return list(pictures), False
+    raise TypeError(
+        "a picture is a path, bytes, a PIL image or a uint8 array (H, W, 3), or a list of these;"
+        f" got {type(pictures).__name__}"
+    )
+
+
+def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
+    """Give one text or several as a list.
+
+    Raises:
+        TypeError: for something that is neither.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
+        kind = type(texts).__name__
+        raise TypeError(f"{what}: expected a str or a list of str, got the {kind} {texts!r:.60}")
+    return list(texts)
+
+
+def check_top_k(top_k: int) -> None:
+    """Check how many of the best are asked for.
+
+    Raises:
+        TypeError, ValueError: if it is no whole number, or less than 1.
+    """
+    if not isinstance(top_k, (int, np.integer)):
+        raise TypeError(f"top_k must be a whole number, got the {type(top_k).__name__} {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be 1 or more, got {top_k}")
+
+
+def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
+    """Give every picture its text: one text for all of them, or as many as there are pictures.
+
+    Raises:
+        ValueError: if there are more or fewer, or one is empty.
+    """
+    given = as_texts(texts, what)
+    if isinstance(texts, str):
+        given = given * count
+    if len(given) != count:
+        raise ValueError(
+            f"{len(given)} {what}s for {count} pictures; expected one, or one for each"
+        )
+    return not_empty(given, what)
+
+
+def one_list_for_each(
+    texts: str | Sequence[str] | Sequence[Sequence[str]], count: int, what: str
+) -> list[list[str]]:
+    """Give every picture its list of texts: one list for all of them, or one list for each.
+
+    Raises:
+        ValueError: if a list is empty, or there are more or fewer lists than pictures.
+    """
+    given: list[Any] = as_texts(texts, what)  # type: ignore[arg-type]
+    if all(isinstance(text, str) for text in given):
+        given = [given] * count
+    elif len(given) != count:
+        raise ValueError(
+            f"{len(given)} lists of texts for {count} pictures; expected one list of {what} names"
+            " for all pictures, or one list for each"
+        )
+    for index, each in enumerate(given):
+        if isinstance(each, str) or not isinstance(each, Collection) or not each:
+            raise ValueError(
+                f"{what} list {index} is {each!r:.60}; expected a list of one or more texts"
+            )
+    return [list(each) for each in given]
+
+
+def not_empty(texts: Sequence[str], what: str) -> list[str]:
+    """Strip texts, and check that every one has words in it.
+
+    Raises:
+        TypeError, ValueError: naming the first that is no text or has none.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
+        if not text.strip():
+            raise ValueError(f"{what} {index} is empty; expected words")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(
+                f"{what} {index} is {text!r:.60}; expected whole code points of Unicode"
+            )
+    return [text.strip() for text in texts]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Pictures of one padded size."""
+
+    #: (B,) places in the list that the user gave.
+    indices: list[int]
+    #: (B, 3, H, W) normalised.
+    images: Tensor
+    #: (B, 2) int64 (height, width) without the padding, in pixels.
+    image_sizes: Tensor
+    #: (B, 2) int64 (height, width) of the pictures as given, in pixels.
+    original_sizes: Tensor
+    #: The pictures as given, (H, W, 3) uint8.
+    pictures: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts, padded to the longest of them."""
+
+    #: (B, L) int64.
+    token_ids: Tensor
+    #: (B, L) bool, True = real token.
+    text_mask: Tensor
+    #: For each text the half-open spans of code points of its tokens; (0, 0) for <s> and </s>.
+    offsets: list[list[tuple[int, int]]]
+
+
+class Inputs:
+    """What one model does to pictures and texts before it sees them."""
+
+    def __init__(
+        self,
+        config: FiberConfig,
+        transform: ImageTransform,
+        tokenizer: Tokenizer | None,
+        device: torch.device,
+    ) -> None:
+        if tokenizer is not None:
+            tokenizer.check_for_models()
+        self.config = config
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.device = device
+
+    def images(self, pictures: Sequence[Any]) -> Iterator[ImageBatch]:
+        """Decode and transform pictures, some at a time.
+
+        Only pictures of one padded size share a batch, so that no picture's padding, which the
+        model sees, depends on its neighbours.
+
+        Raises:
+            FileNotFoundError, fiber.DecodeError: for a picture that cannot be read, by name.
+            ValueError: for an array of another shape or dtype, or without pixels.
+        """
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            for start in range(0, len(pictures), IMAGES_AT_ONCE):
+                by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
+                some = pictures[start : start + IMAGES_AT_ONCE]
+                for index, prepared in enumerate(pool.map(self._prepare, some), start):
+                    by_size.setdefault(prepared[1].shape, []).append((index, prepared))
+                for same in by_size.values():
+                    arrays, tensors, sizes = zip(*(prepared for _, prepared in same), strict=True)
+                    yield ImageBatch(
+                        indices=[index for index, _ in same],
+                        images=torch.stack(tensors).to(self.device),
+                        image_sizes=torch.tensor(sizes),
+                        original_sizes=torch.tensor([array.shape[:2] for array in arrays]),
+                        pictures=list(arrays),
+                    )
+
+    def texts(self, texts: Sequence[str], *, tell_of_cuts: bool = True) -> TextBatch:
+        """Tokenize texts; one that is too long is cut, with a warning unless told otherwise.
+
+        Raises:
+            ValueError: if the model came without a tokenizer, or a text holds nothing but special
+                tokens such as <s> and <pad>.
+        """
+        tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
+        encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
+        for text, (ids, _) in zip(texts, encoded, strict=True):
+            if not has_words(ids, self.config.roberta.mask_id):
+                raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
+            if tell_of_cuts and len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
+                warnings.warn(
+                    f"the model reads the first {limit} tokens only of {text[:60]!r}...",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        length = max((len(ids) for ids, _ in encoded), default=0)
+        token_ids = torch.full((len(texts), length), PAD_ID, dtype=torch.int64)
+        for row, (ids, _) in enumerate(encoded):
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+        counts = torch.tensor([len(ids) for ids, _ in encoded]).reshape(-1, 1)
+        return TextBatch(
+            token_ids=token_ids.to(self.device),
+            text_mask=(torch.arange(length) < counts).to(self.device),
+            offsets=[offsets for _, offsets in encoded],
+        )
+
+    def needed_tokenizer(self) -> Tokenizer:
+        """Give the tokenizer.
+
+        Raises:
+            ValueError: if the model came without one.
+        """
+        if self.tokenizer is None:
+            raise ValueError(NO_TOKENIZER)
+        return self.tokenizer
+
+    def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+        """Give the picture, the tensor (3, H, W) and its (height, width) without padding."""
+        array = load_image(picture)
+        if not array.size:
+            raise ValueError(
+                f"picture is an array of shape {array.shape}: it has 0 pixels; expected (H, W, 3)"
+                " with H and W of 1 or more"
+            )
+        pixels, _, size = _core.apply_transform(array, self.transform)
+        return array, torch.from_numpy(np.asarray(pixels)), size

@@ -1,0 +1,111 @@
+"""The phrases of a caption: by a parser, or without one what stands between joining words."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+
+from fiber.data.char_spans import CharSpan
+from fiber.inference.parser import english_parser
+
+#: Groups of words that join two phrases though one of them could belong to a phrase.
+_JOINING_GROUPS = (
+    "to the left of",
+    "to the right of",
+    "on the left of",
+    "on the right of",
+    "left of",
+    "right of",
+    "in front of",
+    "on top of",
+    "at the top of",
+    "at the bottom of",
+    "in the middle of",
+    "next to",
+    "close to",
+    "because of",
+    "out of",
+)
+#: Words that join phrases and stand in none: prepositions, then conjunctions, pronouns and adverbs,
+#: then verbs of captions.
+_JOINING_WORDS = """
+about above across after against along among around as at before behind below beneath beside
+between beyond by down for from in inside into near of off on onto outside over past through to
+toward towards under underneath until up upon with within without
+and but both he her here his i it its nor not or our she so than that their them then there they
+this what when where which while who whose you your
+am are be been being can carries carrying contains eating eats has have having holding holds is
+lies looking looks lying playing plays riding rides runs running show showing shown shows sits
+sitting sleeping stands standing was walking walks wearing wears were
+"""
+_JOINT = re.compile(
+    r"(?<!\w)(?:"
+    + "|".join(
+        re.escape(w) for w in sorted((*_JOINING_GROUPS, *_JOINING_WORDS.split()), key=len)[::-1]
+    )
+    + r")(?!\w)|[^\w\s'\u2019-]+",
+    re.IGNORECASE,
+)
+#: Words that name nothing by themselves.
+_EMPTY = re.compile(r"(?:a|an|the|some|one|each|every|no|left|right|other|another)", re.IGNORECASE)
+#: A participle alone is what is left of "is parked".
+_PARTICIPLE = re.compile(r"\w{3,}ed|seen|lit|made|full", re.IGNORECASE)
+
+
+def caption_phrases(caption: str) -> list[CharSpan]:
+    """Find the phrases of a caption that may name something, in order.
+
+    By spaCy where it is installed with an English pipeline, see `fiber.inference.parser`; else by
+    `noun_phrases`, which takes "a dog catches a frisbee" for one phrase. A warning tells of it
+    once.
+
+    Returns:
+        Half-open spans of code points.
+    """
+    parser = english_parser()
+    if parser is not None:
+        return parser.noun_phrases(caption)
+    _tell_of_the_rule()
+    return noun_phrases(caption)
+
+
+@functools.cache
+def _tell_of_the_rule() -> None:
+    """Say once in a process that there is no parser."""
+    warnings.warn(
+        "the phrases of captions are found by a rule of thumb, since spaCy with an English pipeline"
+        " is not installed (fiber-vl[phrases], then python -m spacy download en_core_web_sm);"
+        " phrases or spans that are given need neither",
+        UserWarning,
+        # The caller of `Model.ground`.
+        stacklevel=6,
+    )
+
+
+def noun_phrases(caption: str) -> list[CharSpan]:
+    """Find the phrases of a caption that may name something.
+
+    A rule of thumb that knows no verbs but those of captions: English captions of everyday scenes
+    come out well, free prose does not.
+
+    Returns:
+        Half-open spans of code points, in order.
+
+    >>> caption = "A man in a red shirt is riding a horse to the left of two small dogs."
+    >>> [caption[start:end] for start, end in noun_phrases(caption)]
+    ['A man', 'a red shirt', 'a horse', 'two small dogs']
+    """
+    spans = []
+    start = 0
+    for joint in (*_JOINT.finditer(caption), None):
+        end = joint.start() if joint else len(caption)
+        piece = caption[start:end]
+        words = piece.split()
+        if any(not _EMPTY.fullmatch(word) for word in words) and not _PARTICIPLE.fullmatch(
+            piece.strip()
+        ):
+            first = start + len(piece) - len(piece.lstrip())
+            spans.append((first, first + len(piece.strip())))
+        start = joint.end() if joint else end
+    return spans

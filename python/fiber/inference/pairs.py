@@ -1,0 +1,151 @@
+"""From pairs of pictures and texts to the outputs of a coarse head; searching among pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiber.inference.inputs import Inputs
+from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs
+
+#: Pairs that go through the fused layers at once.
+PAIRS_AT_ONCE = 32
+
+
+def score_pairs(
+    network: FiberImageText,
+    inputs: Inputs,
+    pictures: Sequence[Any],
+    texts: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    head: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Run a head on pairs; a picture's and a text's part below the fusion is computed once.
+
+    Args:
+        network: in evaluation mode.
+        inputs: of the same model.
+        pictures: n of whatever `load_image` takes.
+        texts: m of them.
+        pairs: (picture, text) by number.
+        head: from pooled pairs (B, 2 D) to (B, K).
+
+    Returns:
+        (pairs, K) float32 on the CPU.
+    """
+    backbone = network.backbone
+    if not pairs:
+        return head(torch.zeros(0, 2 * network.config.roberta.width, device=inputs.device)).cpu()
+    pairs_of: dict[int, list[int]] = {}
+    for number, (picture, _) in enumerate(pairs):
+        pairs_of.setdefault(picture, []).append(number)
+    words, prefixes = inputs.texts(texts), TextPrefixes()
+    for ids, mask in zip(
+        words.token_ids.split(PAIRS_AT_ONCE), words.text_mask.split(PAIRS_AT_ONCE), strict=True
+    ):
+        prefixes.add(backbone.text_prefix(ids, mask), mask)
+    results = [torch.empty(0)] * len(pairs)
+    for batch in inputs.images(pictures):
+        todo = [(row, n) for row, index in enumerate(batch.indices) for n in pairs_of[index]]
+        found = run_pairs(
+            network,
+            backbone.image_prefix(batch.images),
+            prefixes,
+            [(row, pairs[number][1]) for row, number in todo],
+            head,
+            pairs_at_once=PAIRS_AT_ONCE,
+        )
+        for (_, number), result in zip(todo, found, strict=True):
+            results[number] = result
+    return torch.stack(results)
+
+
+def rank_pictures(
+    network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any], reranked: int
+) -> list[tuple[int, float]]:
+    """Order pictures by how well they fit a text.
+
+    Towers run once a picture: what lies below the fusion is kept of the best pictures so far.
+
+    Args:
+        network: in evaluation mode, with the ITC head, and with the ITM head where it re-ranks.
+        inputs: of the same model.
+        text: what to look for.
+        pictures: whatever `load_image` takes.
+        reranked: how many of the best by the towers' vectors are ordered again by matching; the
+            others are left out. 0 orders all pictures by the vectors.
+
+    Returns:
+        (number of the picture, score), best first: matching probabilities, or cosines.
+    """
+    backbone, words = network.backbone, inputs.texts([text])
+    prefix = backbone.text_prefix(words.token_ids, words.text_mask)
+    vector = network.text_vectors(backbone.complete_text(prefix, words.text_mask, wanted="pooled"))[
+        0
+    ]
+    vector = vector.float().cpu().numpy()
+    cosines: list[tuple[int, float]] = []
+    best: list[tuple[int, float]] = []
+    kept: dict[int, Tensor] = {}
+    for batch in inputs.images(pictures):
+        images = backbone.image_prefix(batch.images)
+        vectors = network.image_vectors(backbone.complete_image(images)).float().cpu().numpy()
+        found = list(zip(batch.indices, (vectors @ vector).tolist(), strict=True))
+        cosines += found
+        best = _best_first([*best, *found])[:reranked]
+        rows = {index: row for row, index in enumerate(batch.indices)}
+        kept = {
+            index: kept[index] if index in kept else images.tokens[rows[index]].clone()
+            for index, _ in best
+        }
+    if not kept:
+        return _best_first(cosines)
+    texts = TextPrefixes()
+    texts.add(prefix, words.text_mask)
+    log_odds = run_pairs(
+        network,
+        ImagePrefix(torch.stack(list(kept.values()))),
+        texts,
+        [(row, 0) for row in range(len(kept))],
+        match_log_odds(network),
+        pairs_at_once=PAIRS_AT_ONCE,
+    )
+    return _by_matching(list(zip(kept, log_odds.tolist(), strict=True)))
+
+
+def match_pictures(
+    network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any]
+) -> list[tuple[int, float]]:
+    """Order pictures by how well they fit a text, by matching the text with each of them.
+
+    Args:
+        network: in evaluation mode, with the ITM head.
+        inputs: of the same model.
+        text: what to look for.
+        pictures: whatever `load_image` takes.
+
+    Returns:
+        (number of the picture, matching probability), best first.
+    """
+    if not pictures:
+        return []
+    pairs = [(number, 0) for number in range(len(pictures))]
+    head = match_log_odds(network)
+    log_odds = score_pairs(network, inputs, pictures, [text], pairs, head)
+    return _by_matching(list(enumerate(log_odds.tolist())))
+
+
+def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Sort (number, log odds of a match) and give the probabilities, which may round to equals."""
+    ranked = _best_first(log_odds)
+    return [(index, torch.tensor(value).sigmoid().item()) for index, value in ranked]
+
+
+def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Sort (number, score) by score; of equals the first stays first."""
+    return sorted(scored, key=lambda entry: -entry[1])
