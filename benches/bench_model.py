@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig, preset
-from fiber.data.batches import ImageTextBatch
+from fiber.data.batch import ImageTextBatch
 from fiber.losses.queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.optim import build_optimizer

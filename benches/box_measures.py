@@ -21,7 +21,7 @@ from experiments import Inputs, SeenInputs
 
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
-from fiber.data.records import Record, RecordSet
+from fiber.data.record import Record, RecordSet
 from fiber.demo.measures import sample
 from fiber.evaluation import box_baselines
 from fiber.evaluation.evaluate import evaluate

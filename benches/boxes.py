@@ -39,12 +39,12 @@ from box_measures import (
     side_of,
 )
 from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
+from fiber.data.prompts.classes import class_prompt
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import Tokenizer, sources
-from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.prompts import class_prompt
-from fiber.data.records import ConcatRecords, Record, RecordSet
+from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.fields import replace_fields
 from fiber.files import read_json
 from fiber.training.loop import train

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from fiber.checkpoints.model_dir import StoredModel
-from fiber.data.records import Record, RecordSet, record_in_epoch
+from fiber.data.record import Record, RecordSet, record_in_epoch
 from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
 from fiber.evaluation.evaluate import TASKS, evaluate

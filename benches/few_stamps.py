@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from fiber.data.stamp_sources import debian_stamps, one_of_each, read_collection
+from fiber.synthetic.stamp_assets import debian_stamps, one_of_each, read_collection
 
 #: Kinds of things, those that are held out among them.
 KINDS = 16

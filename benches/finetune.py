@@ -34,7 +34,7 @@ from experiments import (
 )
 
 from fiber.checkpoints.model_dir import load_model
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation import baselines
 from fiber.evaluation.evaluate import TASKS
 from fiber.fields import replace_fields

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fiber.data.stamp_sources import Cutout, debian_stamps, one_of_each, read_collection
-from fiber.data.stamps import generate
+from fiber.synthetic.stamp_assets import Cutout, debian_stamps, one_of_each, read_collection
+from fiber.synthetic.stamps import generate
 
 #: Layout -> annotation file and folder of pictures of a split, and what it calls its splits.
 LAYOUTS = {

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow as arrow
 from pyarrow import ipc
 
-from fiber.data.opening import open_source
-from fiber.data.tables import open_table
+from fiber.data.datasets.resolve import open_source
+from fiber.data.formats.arrow_table import open_table
 
 ROWS = 12
 #: What is put in the place of a number, beside any: ends of ranges, and small ones.

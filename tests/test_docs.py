@@ -22,7 +22,7 @@ import pytest
 
 import fiber
 from fiber.cli import parser
-from fiber.data.scenes import generate
+from fiber.synthetic.scenes import generate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -108,3 +108,39 @@ def remove_parts(folder: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+
+
+#: Errors of the system by which nothing more can be written, in words.
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than is allowed here",
+}
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, which gets its final name only when the block ends well.
+
+    Whatever stops the block (an error, a full disk, Ctrl-C), the half-written folder is deleted.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    # Left by a process that was killed.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException as problem:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(problem, OSError) and problem.errno in FULL:
+            where = problem.filename or str(folder)
+            message = (
+                f"{FULL[problem.errno]}; nothing was kept. Free some space or name another folder"
+            )
+            raise OSError(problem.errno, message, where) from problem
+        raise

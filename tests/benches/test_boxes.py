@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fiber.data import stamps
-from fiber.data.records import Record
-from fiber.data.scenes import generate
-from tests.data.cutouts import write_pictures, write_stamp
+from fiber.data.record import Record
+from fiber.synthetic import stamps
+from fiber.synthetic.scenes import generate
+from tests.synthetic.cutouts import write_pictures, write_stamp
 
 BENCHES = Path(__file__).parents[2] / "benches"
 

@@ -9,8 +9,8 @@ from PIL import Image
 from fiber.cli import main
 from fiber.cli.arguments import byte_count
 from fiber.data import sources
-from fiber.data.opening import open_source
-from fiber.data.scenes import generate
+from fiber.data.datasets.resolve import open_source
+from fiber.synthetic.scenes import generate
 
 from .output import error_line, lines
 

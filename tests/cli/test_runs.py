@@ -12,10 +12,11 @@ import pytest
 import fiber
 import fiber.demo
 from fiber.cli import main
-from fiber.data import scenes, sources, stamps
-from fiber.data.scenes import generate
+from fiber.data import sources
 from fiber.evaluation.context import Subject
 from fiber.evaluation.evaluate import TASKS
+from fiber.synthetic import scenes, stamps
+from fiber.synthetic.scenes import generate
 
 from .output import error_line
 

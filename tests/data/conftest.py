@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fiber.data.scene_graphs import SPLITS
-from fiber.data.scenes import SceneRecipe, describe_picture, generate
+from fiber.synthetic.scene_graph import SPLITS
+from fiber.synthetic.scenes import SceneRecipe, describe_picture, generate
 
 NUM_PICTURES = 2000
 

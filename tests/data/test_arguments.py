@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fiber.data import Collator, DataLoader, Tokenizer
-
-from .loader_records import CROP, RECORDS, TEXT, make
+from tests.data.loader_records import CROP, RECORDS, TEXT, make
 
 
 @pytest.fixture(scope="module")

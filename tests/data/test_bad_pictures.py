@@ -11,10 +11,10 @@ from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import ImageTransform, Record, Tokenizer
-from fiber.data.picture_files import check_picture
+from fiber.data.image import check_picture
+from tests.data.loader_records import make, png, record
 
 from ..jpeg_corpus import alter
-from .loader_records import make, png, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:record")
 

@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from fiber import DecodeError
 from fiber.data import Collator, ColorJitter, ImageTransform, RandAugment, Tokenizer
-
-from .loader_records import CROP, RECORDS, TEXT, make, record, samples
+from tests.data.loader_records import CROP, RECORDS, TEXT, make, record, samples
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from fiber.data.prompts.classes import class_prompt
 from PIL import Image
 
 from fiber.data import DataLoader, ImageTransform, Tokenizer
-from fiber.data.prompts import class_prompt
-from fiber.data.records import Record
+from fiber.data.record import Record
 
 HEIGHT, WIDTH = 60, 100
 #: Boxes of different colours on black, with the class of each.

@@ -8,8 +8,7 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from fiber.data import DataLoader, Tokenizer
-
-from .loader_records import RECORDS, TEXT, make, png, record, samples, take
+from tests.data.loader_records import RECORDS, TEXT, make, png, record, samples, take
 
 
 class Stream:

@@ -8,9 +8,8 @@ import torch
 
 from fiber.data import Collator, ImageTransform, Tokenizer
 from fiber.data.masking import WholeWords
-from fiber.data.scenes import generate
-
-from .loader_records import CROP, RECORDS, make
+from fiber.synthetic.scenes import generate
+from tests.data.loader_records import CROP, RECORDS, make
 
 pytest.importorskip("tokenizers")
 

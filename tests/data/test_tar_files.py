@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fiber.data import pooled_files, tar_files
+from fiber.data import tar_files
+from fiber.data.storage import file_pool
 from fiber.data.tar_files import TarFile
 from tests import tar_fuzz
-
-from .shards import write_tar
+from tests.data.shards import write_tar
 
 CONTENT = [("a.txt", b"one"), ("b/a.txt", b""), ("b/c.bin", bytes(range(256)) * 9)]
 
@@ -147,7 +147,7 @@ def test_what_is_no_tar_file_is_named(tmp_path):
 def test_a_file_that_changes_while_it_is_used(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     file = TarFile(path)
-    pooled_files.forget_open_files()
+    file_pool.forget_open_files()
     write_tar(path, CONTENT * 9)
     with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
         file.read(512, 3)
@@ -199,8 +199,8 @@ def test_a_file_that_is_put_back_is_read_again(tmp_path):
 
 
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(pooled_files, "OPEN_FILES", 3)
-    pooled_files.forget_open_files()
+    monkeypatch.setattr(file_pool, "OPEN_FILES", 3)
+    file_pool.forget_open_files()
     files = [
         TarFile(
             write_tar(tmp_path / f"{n}.tar", [(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)])
@@ -232,7 +232,7 @@ def test_threads_share_few_open_files(tmp_path, monkeypatch):
 def test_a_fork_reads_too(tmp_path):
     file = TarFile(write_tar(tmp_path / "a.tar", CONTENT))
     expected = contents(file)
-    with pooled_files._POOL.lock:
+    with file_pool._POOL.lock:
         child = os.fork()
         if child == 0:
             # A lock that nobody opens would hold it for ever.

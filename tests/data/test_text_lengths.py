@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.data.text_lengths import NotedLengths, TextCounts, has_words, is_longer, odd_texts
 
 

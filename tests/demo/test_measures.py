@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.demo import measures
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN, Measures, sample

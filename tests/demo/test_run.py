@@ -228,7 +228,7 @@ def _about(mode):
 
 #: Where Ctrl-C comes, one after the other: what is called then, and at which call.
 STOPS = [
-    ("fiber.data.scenes.draw_scene", 50),
+    ("fiber.synthetic.scenes.draw_scene", 50),
     ("fiber.training.loop.task_losses", 4),
     ("fiber.training.loop.write_weights", 1),
     ("fiber.training.loop.task_losses", 3),

@@ -10,7 +10,7 @@ from fiber import _core
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import load_image, sources
-from fiber.data.records import Record, TrueObjects
+from fiber.data.record import Record, TrueObjects
 from fiber.evaluation.evaluate import TASKS, evaluate
 from fiber.models.build import build_model
 from fiber.models.preprocess import inference_transform

@@ -14,8 +14,8 @@ from fiber import _core
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer, load_image
-from fiber.data.opening import open_source
-from fiber.data.records import Record, TrueObjects
+from fiber.data.datasets.resolve import open_source
+from fiber.data.record import Record, TrueObjects
 from fiber.evaluation import detection
 from fiber.evaluation.context import Subject
 from fiber.evaluation.detection import _lvis_boxes, ask_classes, detect, detection_records

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fiber.data import load_image
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation.evaluate import TASKS, PermutedImages, evaluate, fusion_off
 from fiber.evaluation.image_text import wrong_texts
 from tests.evaluation.measured import (

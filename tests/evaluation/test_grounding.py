@@ -10,7 +10,7 @@ from PIL import Image
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation import grounding
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_giou

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation import image_text
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.captions import caption_scores

@@ -7,8 +7,8 @@ import pytest
 import fiber
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
-from fiber.data.scenes import generate
 from fiber.evaluation import evaluate as measuring
+from fiber.synthetic.scenes import generate
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import ImageTextConfig, preset
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.retrieval import recall_at_k
 from fiber.models.build import build_model

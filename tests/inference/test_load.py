@@ -9,7 +9,7 @@ import fiber
 from fiber.checkpoints.convert import convert
 from fiber.checkpoints.model_dir import Words, write_weights
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.inference import Model
 from fiber.recipes import scenes_fine
 from fiber.training.run_folder import RunFolder

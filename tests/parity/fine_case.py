@@ -16,7 +16,7 @@ from torch import Tensor
 from fiber.checkpoints.key_map import unstack
 from fiber.checkpoints.published import load_published_fine, published_fine_state
 from fiber.config import DetectorConfig, FiberConfig, FusionConfig, RobertaConfig, SwinConfig
-from fiber.data.batches import GroundingBatch
+from fiber.data.batch import GroundingBatch
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.keys_fine import fine_keys
 

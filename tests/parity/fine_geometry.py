@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fiber import _core
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer, sources
-from fiber.data.batches import Batch
+from fiber.data.batch import Batch
 from fiber.losses.grounding import (
     FOCAL_ALPHA,
     FOCAL_GAMMA,

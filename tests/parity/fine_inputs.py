@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fiber.data.prompts.classes import SEPARATOR, class_prompt
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.prompts import SEPARATOR, class_prompt
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase
 from tests.parity.fine_text import find_tokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fiber.data.prompts.classes import ClassName
 
 from fiber.data import Tokenizer
-from fiber.data.prompts import ClassName
-from fiber.data.published_prompts import (
+from fiber.data.prompts.published import (
     BACKGROUND,
     ClassCaption,
     keep_positives,

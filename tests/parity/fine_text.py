@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fiber.data.prompts.classes import class_prompt, clean_class_name
+
 from fiber.data import Tokenizer
 from fiber.data.char_spans import CharSpan
-from fiber.data.prompts import class_prompt, clean_class_name
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.fine_prompts import SECTION
 from tests.parity.published_spans import published_positive_tokens

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fiber.config import preset
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.fields import replace_fields
 from fiber.training.loop import Run, train
 from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig

@@ -6,8 +6,8 @@ import re
 import torch
 
 from fiber.data import sources
-from fiber.data.records import record_in_epoch
-from fiber.data.scenes import generate
+from fiber.data.record import record_in_epoch
+from fiber.synthetic.scenes import generate
 from fiber.training.distributed import Processes
 from fiber.training.streams import TaskStreams
 from fiber.training.training_data import open_data

@@ -19,11 +19,11 @@ import pytest
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.config import preset
 from fiber.data import DataLoader, sources
-from fiber.data.records import Record, RecordSet
-from fiber.data.scenes import generate
+from fiber.data.record import Record, RecordSet
 from fiber.evaluation import baselines
 from fiber.evaluation.evaluate import evaluate
 from fiber.models.preprocess import inference_transform
+from fiber.synthetic.scenes import generate
 from fiber.training.loop import train
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ import pytest
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.config import preset
 from fiber.data import sources
-from fiber.data.records import Record
-from fiber.data.scenes import generate
+from fiber.data.record import Record
 from fiber.evaluation import box_baselines
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.detection import TrueBoxes
+from fiber.synthetic.scenes import generate
 from fiber.training.loop import train
 from tests.training.test_overfit import LEARNED, SAMPLES, balanced, with_luck
 

@@ -3,8 +3,8 @@
 import pytest
 
 import fiber
-from fiber.data.packing import pack
-from fiber.data.scenes import generate
+from fiber.data.tools.pack import pack
+from fiber.synthetic.scenes import generate
 
 COARSE = ("retrieval", "matching", "vqa", "nlvr2", "caption", "winoground")
 FINE = ("refcoco", "flickr", "coco")

@@ -10,7 +10,7 @@ import torch
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.fields import replace_fields
 from fiber.losses.language import caption_loss
 from fiber.models.encoders.roberta import PAD_ID

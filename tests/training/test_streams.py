@@ -9,7 +9,7 @@ from fiber import DecodeError
 from fiber.checkpoints.vocabulary import TRAINED_TOKENS, count_answers
 from fiber.config import preset
 from fiber.data import Tokenizer
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.fields import to_dict
 from fiber.models.preprocess import inference_transform
 from fiber.training.distributed import Processes

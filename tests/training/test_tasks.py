@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fiber.data.batches import ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.contrastive import itc_loss, text_fingerprints
 from fiber.losses.language import mlm_loss
 from fiber.losses.matching import hard_negatives, itm_loss

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from fiber.data.stamp_sources import cache_folder, unpacked
+from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
 #: The word that stands for Debian's packages where folders are named: they are fetched if missing.
 DEBIAN = "debian"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fiber
-from fiber.data.opening import has_splits
+from fiber.data.datasets.resolve import has_splits
 
 #: Field of a run's config.json with the absolute path of its data; null for a user's records.
 DATA_PATH = "data_path"
@@ -45,7 +45,7 @@ def seen_before(
 
     Args:
         trained: the data of the model, if they are known.
-        source: a key of `fiber.data.forms.FORMS`.
+        source: a key of `fiber.data.datasets.registry.FORMS`.
         data: folder or file of the measurement, which was read without an error.
         split: of the measurement; "+" joins several.
 

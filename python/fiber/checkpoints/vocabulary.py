@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fiber.checkpoints.model_dir import Words, read_tokenizer
 from fiber.data import Tokenizer
-from fiber.data.records import RecordSet
+from fiber.data.record import RecordSet
 from fiber.files import read_json
 
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.

@@ -156,8 +156,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from fiber.data.left_out import counted
-    from fiber.data.packing import pack
+    from fiber.data.skip_report import counted
+    from fiber.data.tools.pack import pack
 
     left_out: list[str] = []
     packed = pack(
@@ -188,7 +188,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _make_answers(options: argparse.Namespace) -> int:
-    from fiber.training.published_answers import published_answers
+    from fiber.data.datasets.vqa_answers import published_answers
 
     found = published_answers(options.source)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fiber.data.contact_sheet import ContactSheet
-from fiber.data.inspection import Bar, PartReport, PictureReport, Report, histogram
-from fiber.data.inspection import inspect as look
-from fiber.data.left_out import counted
+from fiber.data.skip_report import counted
+from fiber.data.tools.inspect import Bar, PartReport, PictureReport, Report, histogram
+from fiber.data.tools.inspect import inspect as look
 
 #: Classes of a file that are named with their boxes.
 _CLASSES = 12

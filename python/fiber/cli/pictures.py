@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import add_words, count, whole_number
 from fiber.cli.models import choose_model
-from fiber.data.picture_files import ENDINGS
+from fiber.data.image import ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ def _ground(options: argparse.Namespace) -> int:
 def _detect(options: argparse.Namespace) -> int:
     classes: list[Any] | None = None
     if options.classes_file is not None:
-        from fiber.data.class_files import read_classes
+        from fiber.data.prompts.classes import read_classes
 
         classes = list(read_classes(options.classes_file))
     elif options.classes is not None:
@@ -179,7 +179,7 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
 
 def _taken(classes: int, passes: PassCounts) -> str:
     """Say what detection took: every picture meets every prompt, after the trunk."""
-    from fiber.data.left_out import counted
+    from fiber.data.skip_report import counted
 
     return (
         f"{counted(classes, 'classes')} in"

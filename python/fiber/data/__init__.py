@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         Tokenizer,
         apply_transform,
     )
-    from fiber.data.batches import (
+    from fiber.data.batch import (
         Batch,
         GroundingBatch,
         ImageTextBatch,
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
         Skipped,
     )
     from fiber.data.collate import Collator
-    from fiber.data.images import load_image
+    from fiber.data.datasets.resolve import open_source
+    from fiber.data.image import load_image
     from fiber.data.loader import DataLoader
-    from fiber.data.opening import open_source
-    from fiber.data.packing import pack
-    from fiber.data.prompts import ClassName
-    from fiber.data.records import ConcatRecords, Record, RecordSet
+    from fiber.data.prompts.classes import ClassName
+    from fiber.data.record import ConcatRecords, Record, RecordSet
+    from fiber.data.tools.pack import pack
 
 __all__ = [
     "Batch",
@@ -52,26 +52,26 @@ __all__ = [
 
 # Where each public name lives: records and transforms can be used without torch.
 _HOMES = {
-    "Batch": "fiber.data.batches",
-    "ClassName": "fiber.data.prompts",
+    "Batch": "fiber.data.batch",
+    "ClassName": "fiber.data.prompts.classes",
     "Collator": "fiber.data.collate",
     "ColorJitter": "fiber._core",
-    "ConcatRecords": "fiber.data.records",
+    "ConcatRecords": "fiber.data.record",
     "DataLoader": "fiber.data.loader",
-    "GroundingBatch": "fiber.data.batches",
-    "ImageTextBatch": "fiber.data.batches",
+    "GroundingBatch": "fiber.data.batch",
+    "ImageTextBatch": "fiber.data.batch",
     "ImageTransform": "fiber._core",
-    "QuestionBatch": "fiber.data.batches",
+    "QuestionBatch": "fiber.data.batch",
     "RandAugment": "fiber._core",
-    "ReasoningBatch": "fiber.data.batches",
-    "Record": "fiber.data.records",
-    "RecordSet": "fiber.data.records",
-    "Skipped": "fiber.data.batches",
+    "ReasoningBatch": "fiber.data.batch",
+    "Record": "fiber.data.record",
+    "RecordSet": "fiber.data.record",
+    "Skipped": "fiber.data.batch",
     "Tokenizer": "fiber._core",
     "apply_transform": "fiber._core",
-    "load_image": "fiber.data.images",
-    "open_source": "fiber.data.opening",
-    "pack": "fiber.data.packing",
+    "load_image": "fiber.data.image",
+    "open_source": "fiber.data.datasets.resolve",
+    "pack": "fiber.data.tools.pack",
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fiber import _core
 from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer
 from fiber.data.arguments import check_arguments
-from fiber.data.batches import (
+from fiber.data.batch import (
     Batch,
     GroundingBatch,
     ImageTextBatch,
@@ -24,7 +24,7 @@ from fiber.data.batches import (
     ReasoningBatch,
     Skipped,
 )
-from fiber.data.records import Record, check_record
+from fiber.data.record import Record, check_record
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fiber.data.box_drawing import draw_boxes
-from fiber.data.contents import Part
-from fiber.data.images import load_image
+from fiber.data.image import load_image
 from fiber.data.label_fonts import drawn_as, label_font
-from fiber.data.records import Record, RecordSet, StoredImage
+from fiber.data.record import Record, RecordSet, StoredImage
+from fiber.data.tools.discover import Part
 
 if TYPE_CHECKING:
     from PIL.Image import Image

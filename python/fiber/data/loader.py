@@ -15,12 +15,12 @@ import torch
 
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.arguments import check_arguments
-from fiber.data.batches import Batch, Skipped
+from fiber.data.batch import Batch, Skipped
 from fiber.data.collate import BatchType, Collator, ImageDtype
-from fiber.data.feeder import Feeder
-from fiber.data.passes import CollectionPasses, Passes, Sharing, Step, StreamPasses, Wanted
-from fiber.data.records import Record, RecordSet
-from fiber.data.user_line import warn_user
+from fiber.data.prefetch import Feeder
+from fiber.data.record import Record, RecordSet
+from fiber.data.sampler import CollectionPasses, Passes, Sharing, Step, StreamPasses, Wanted
+from fiber.data.skip_report import warn_user
 
 #: What a state holds.
 _STATE = (

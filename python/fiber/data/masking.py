@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiber._core import Tokenizer
-from fiber.data.batches import ImageTextBatch
-from fiber.data.draws import Draws
+from fiber.data.batch import ImageTextBatch
+from fiber.data.rng import Draws
 
 #: Label of a token that was not picked.
 IGNORED = -100

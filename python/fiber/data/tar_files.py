@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data.pooled_files import PooledFile
+from fiber.data.storage.file_pool import PooledFile
 from fiber.files import JSON_ERRORS, PART
 
 _BLOCK = 512

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.records import Record, RecordSet, record_in_epoch
+from fiber.data.record import Record, RecordSet, record_in_epoch
 
 #: The largest id of the special tokens that a model's tokenizer begins with; <mask> has the last.
 LAST_SPECIAL_ID = 3

@@ -10,7 +10,7 @@ import numpy as np
 
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import DataLoader, sources
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
 from fiber.models.preprocess import inference_transform

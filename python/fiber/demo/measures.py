@@ -14,7 +14,7 @@ from typing import Any
 
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.checkpoints.provenance import provenance
-from fiber.data.records import Record, RecordSet
+from fiber.data.record import Record, RecordSet
 from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser

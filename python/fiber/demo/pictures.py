@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.box_drawing import COLORS
-from fiber.data.records import Record
+from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
 from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fiber.data.class_files import read_classes
-from fiber.data.prompts import ClassLike, ClassName, as_class
+from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
 #: A list of classes, or a file of them (`read_classes`); for ODinW such lists by the names of the
 #: sets, or a folder with a file for each.

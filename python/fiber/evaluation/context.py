@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fiber.data import DataLoader, Tokenizer
-from fiber.data.prompts import ClassName
-from fiber.data.records import Record, RecordSet
+from fiber.data.prompts.classes import ClassName
+from fiber.data.record import Record, RecordSet
 from fiber.metrics.groups import by_group
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted

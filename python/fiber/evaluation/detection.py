@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fiber.data.prompts import Prompt, class_prompts
-from fiber.data.records import Record, RecordSet
+from fiber.data.prompts.classes import Prompt, class_prompts
+from fiber.data.record import Record, RecordSet
 from fiber.evaluation.context import Measured, Subject, entry_id
 from fiber.evaluation.grounding import label_tokens, same_sized
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision

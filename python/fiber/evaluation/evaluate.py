@@ -22,10 +22,10 @@ from torch import nn
 from fiber.checkpoints.model_dir import NO_TOKENIZER, StoredModel
 from fiber.checkpoints.provenance import seen_before
 from fiber.data import sources
-from fiber.data.left_out import left_out_lines
-from fiber.data.opening import RECORD_SET, Data, check_records, existing_data, open_source
-from fiber.data.prompts import ClassName
-from fiber.data.records import Record, RecordSet
+from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
+from fiber.data.prompts.classes import ClassName
+from fiber.data.record import Record, RecordSet
+from fiber.data.skip_report import left_out_lines
 from fiber.data.text_lengths import odd_texts
 from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import Measure, Measured, Subject
@@ -69,7 +69,7 @@ def evaluate(
     Args:
         model: with its tokenizer and, for vqa, its answers; it is set to evaluation mode.
         task: a key of `TASKS`.
-        data: a data folder, an annotation file of any form that `fiber.data.opening` knows, or
+        data: a data folder, an annotation file of any form that `fiber.data.open_source` knows, or
             records of your own (with what the task needs).
         split: of the folder or file; "+" joins several.
         output: where to write the predictions: JSON; CSV for nlvr2, as its authors' script reads.

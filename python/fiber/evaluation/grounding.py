@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiber.data.prompts import Prompt
-from fiber.data.records import Record, RecordSet
-from fiber.data.sources import label_boxes
+from fiber.data.datasets.mdetr import label_boxes
+from fiber.data.prompts.classes import Prompt
+from fiber.data.record import Record, RecordSet
 from fiber.evaluation.context import Measured, Subject, with_groups
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases

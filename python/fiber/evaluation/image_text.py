@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS
-from fiber.data.records import Record, RecordSet
+from fiber.data.record import Record, RecordSet
 from fiber.evaluation.context import Measured, Subject, by_picture, entry_id, with_groups
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, sentence_key, statement_accuracy

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fiber.checkpoints.model_dir import StoredModel
-from fiber.data.odinw import ODINW_13, find_set, open_set, published_words
-from fiber.data.opening import existing_data
-from fiber.data.prompts import ClassName
+from fiber.data.datasets.odinw import ODINW_13, find_set, open_set, published_words
+from fiber.data.datasets.resolve import existing_data
+from fiber.data.prompts.classes import ClassName
 from fiber.evaluation.evaluate import evaluate
 
 
@@ -28,7 +28,7 @@ def evaluate_odinw(
 
     Args:
         model: as for `evaluate`.
-        data: the folder that holds the sets: see `fiber.data.odinw`.
+        data: the folder that holds the sets: see `fiber.data.datasets.odinw`.
         split: of every set; results are reported on "test".
         output: a folder for the result files, one for each set.
         classes: what the prompt of a set says for its classes; for sets that are not named,

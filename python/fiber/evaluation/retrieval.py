@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiber.data.records import Record, RecordSet
+from fiber.data.record import Record, RecordSet
 from fiber.evaluation.context import Measured, Subject, by_picture
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs

@@ -14,7 +14,7 @@ from fiber.checkpoints.load import read_with_words
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
-from fiber.data.opening import Data
+from fiber.data.datasets.resolve import Data
 from fiber.evaluation import evaluate as measuring
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.evaluation.odinw import evaluate_odinw
@@ -107,7 +107,7 @@ def evaluate(
         model: a model, or what `load` takes.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
             "refcoco", "flickr", "coco", "lvis" or "odinw".
-        data: a data folder, an annotation file of any form that `fiber.data.opening` knows (such as
+        data: a data folder, an annotation file that `fiber.data.open_source` reads (such as
             a .jsonl of your own), or records of your own.
         split: of the folder or file; "+" joins several.
         output: where to write the predictions, in the task's official format where it has one.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fiber.data.prompts import Prompt
+from fiber.data.prompts.classes import Prompt
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector

@@ -16,7 +16,7 @@ from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
-from fiber.data.prompts import ClassLike, Prompt
+from fiber.data.prompts.classes import ClassLike, Prompt
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
 from fiber.inference.captions import caption_writer
 from fiber.inference.heads import choose_ranking, need_head

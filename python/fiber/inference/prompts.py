@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fiber.data.char_spans import CharSpan, check_span
-from fiber.data.prompts import ClassLike, ClassName, Prompt, as_class, caption_prompt, class_prompts
+from fiber.data.prompts.classes import (
+    ClassLike,
+    ClassName,
+    Prompt,
+    as_class,
+    caption_prompt,
+    class_prompts,
+)
 from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases

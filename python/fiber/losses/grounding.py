@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.config import FiberConfig
-from fiber.data.batches import GroundingBatch
+from fiber.data.batch import GroundingBatch
 from fiber.losses.assign import atss_assign
 from fiber.losses.precision import wide
 from fiber.losses.reduce import all_rank_sum, world_size

@@ -24,7 +24,7 @@ from fiber.checkpoints.load import Towers, read_start
 from fiber.checkpoints.model_dir import StoredModel, Words, write_weights
 from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.data import Tokenizer
-from fiber.data.opening import Data
+from fiber.data.datasets.resolve import Data
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.training.branches import Backward
@@ -94,7 +94,7 @@ def train(
 
     Args:
         recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
-        data: a data folder or an annotation file of any form that `fiber.data.opening` knows, one
+        data: a data folder or an annotation file that `fiber.data.open_source` reads, one
             set of records of your own, or a dict with one for each task.
         output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
         validation: records that the finished model is chosen by, where the recipe says what is

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.records import RecordSet
+from fiber.data.record import RecordSet
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.fiber.captioner import written_tokens
 from fiber.training.run_config import RunConfig

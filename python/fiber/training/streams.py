@@ -9,9 +9,9 @@ from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.collate import BatchType
-from fiber.data.drawn_prompts import dropped_boxes
-from fiber.data.left_out import counted, left_out_lines
 from fiber.data.masking import WholeWords
+from fiber.data.prompts.sampling import dropped_boxes
+from fiber.data.skip_report import counted, left_out_lines
 from fiber.data.text_lengths import NotedLengths, TextCounts
 from fiber.training.distributed import Processes
 from fiber.training.run_config import RunConfig

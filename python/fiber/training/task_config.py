@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.data.prompt_rules import ClassRule, PromptRules
+from fiber.data.prompts.sampling import ClassRule, PromptRules
 from fiber.fields import nearest, require
 
 #: Sources that hold boxes.
@@ -23,7 +23,7 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
-#: What a task may name as a source of records (`fiber.data.opening`): by what it holds, or a set of
+#: What a task may name as a source of records (`fiber.data.open_source`): by content, or a set of
 #: captions by its name.
 SOURCES = (
     "captions",
@@ -156,7 +156,7 @@ class GroundingTask:
     #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
     #: Which classes the texts of the source "detection" ask for, drawn for every picture and epoch:
-    #: see `fiber.data.prompt_rules.PromptRules`.
+    #: see `fiber.data.prompts.sampling.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
     max_negatives: int | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber.data.batches import GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.batch import GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.caption import (
     PUBLISHED_BASELINE,
     gold_loss,

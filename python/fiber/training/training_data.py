@@ -21,9 +21,7 @@ from fiber.checkpoints.vocabulary import (
     train_tokenizer,
 )
 from fiber.data import Tokenizer
-from fiber.data.drawn_prompts import DrawnPrompts
-from fiber.data.left_out import classes_of, left_out_lines
-from fiber.data.opening import (
+from fiber.data.datasets.resolve import (
     RECORD_SET,
     ChosenRecords,
     Data,
@@ -32,7 +30,9 @@ from fiber.data.opening import (
     existing_data,
     open_source,
 )
-from fiber.data.records import ConcatRecords, RecordSet
+from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.record import ConcatRecords, RecordSet
+from fiber.data.skip_report import classes_of, left_out_lines
 from fiber.training.run_config import RunConfig
 from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 

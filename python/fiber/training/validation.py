@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import StoredModel, Words, write_tensors
-from fiber.data.opening import ChosenRecords, Data, has_splits
-from fiber.data.records import RecordSet
+from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
+from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate, find_task, open_records
 from fiber.files import write_whole
 from fiber.models.fiber.detector import FiberDetector

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fiber.config import preset
-from fiber.data.batches import GroundingBatch
+from fiber.data.batch import GroundingBatch
 from fiber.losses.assign import atss_assign
 from fiber.losses.grounding import centerness_targets, grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector

@@ -15,9 +15,8 @@ from fiber.fields import replace_fields
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.infer_config import published_config, stated_config
-
-from ..parity.coarse_case import CoarseCase
-from ..published_keys import (
+from tests.parity.coarse_case import CoarseCase
+from tests.published_keys import (
     GOLDEN,
     base_state,
     coarse_keys,

@@ -1,0 +1,1 @@
+"""Named data sets and the registry that finds the reader of a folder or file."""

@@ -1,0 +1,210 @@
+"""Texts, answers and boxes of a row of a table, or of the JSON of a sample, in the usual layouts.
+
+    caption | captions | text | texts | sentences     a text, a list, or objects with `raw`
+    question, answer                                  one right answer
+    question, answers                                 what people said, or answers with their scores
+    questions, answers, answer_scores                 lists of the same length (published)
+    objects: {bbox, category}                         x, y, width, height, as in COCO
+    boxes_xyxy, labels                                x0, y0, x1, y1, half-open
+
+Errors do not name the row; whoever reads it does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fiber.data.formats.annotation_boxes import is_number
+from fiber.data.formats.annotation_file import ANSWER_SCORES
+
+CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
+QUESTIONS = ("question", "questions")
+ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
+BOXES = ("objects", "boxes_xyxy")
+#: What the class of a box is called among `objects`.
+CATEGORIES = ("category", "label", "category_id", "categories", "labels")
+# Annotators of a VQAv2 question, for whom the table of scores is made.
+_PEOPLE = 10
+
+
+class Asked(NamedTuple):
+    """A question of a row."""
+
+    text: str
+    #: None: the row does not tell it.
+    number: str | int | None
+    scores: dict[str, float] | None
+    people: tuple[str, ...]
+
+
+class Boxed(NamedTuple):
+    """A box of a row."""
+
+    box_xyxy: tuple[float, float, float, float]
+    #: Its class, as the row has it.
+    category: str | int
+
+
+def captions_of(row: Mapping[str, Any]) -> list[str] | str:
+    """Return the captions of a row: a list, or its one text.
+
+    Raises:
+        ValueError: if what it has is neither.
+    """
+    name = next(name for name in CAPTIONS if name in row)
+    found = row[name]
+    if found is None:
+        return []
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, list):
+        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected a text or a list of texts")
+    texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"has {str(text)[:40]!r} in {name!r}; expected a text")
+    return texts
+
+
+def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
+    """Yield the questions of a row.
+
+    Raises:
+        ValueError: for one that is no text, and for answers that are not as described above.
+    """
+    number = row.get("question_id")
+    if "questions" not in row:
+        scores, people = _answers(row)
+        yield Asked(_text(row["question"], "question"), number, scores, people)
+        return
+    questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
+    _check_list(questions, "questions")
+    for name, values in (("question_id", number), ("answers", answers), ("answer_scores", scores)):
+        if values:
+            check_one_each(values, name, questions)
+    for place, text in enumerate(questions):
+        own, said = None, ()
+        if answers and scores:
+            own = _scored(answers[place] or [], scores[place] or [])
+        elif answers:
+            own, said = _answers({"answers": answers[place]})
+        yield Asked(_text(text, "questions"), number[place] if number else None, own, said)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"has {name!r} {str(value)[:40]!r}; expected a text")
+    return value
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str, ...]]:
+    """Return the soft score of each answer, and what each person said."""
+    found, scores = row.get("answers"), row.get("answer_scores")
+    if isinstance(found, Mapping):
+        return check_scores(found), ()
+    if isinstance(found, list) and found:
+        people = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
+        said = [_text(answer, "answers") for answer in people]
+        if scores:
+            return _scored(said, scores), ()
+        return scores_of(said), tuple(said)
+    if found:
+        raise ValueError(f"has 'answers' {str(found)[:40]!r}; expected a list")
+    one = row.get("answer", row.get("multiple_choice_answer"))
+    return (None if one is None else {_text(one, "answer"): 1.0}), ()
+
+
+def _scored(answers: Any, scores: Any) -> dict[str, float]:
+    """Return the soft score of each answer of two lists."""
+    _check_list(answers, "answers")
+    _check_list(scores, "answer_scores")
+    if len(answers) != len(scores):
+        raise ValueError(
+            f"has {len(answers)} answers and {len(scores)} 'answer_scores'; expected one for each"
+        )
+    return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
+
+
+def _check_list(values: Any, name: str) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"has {name!r} {str(values)[:40]!r}; expected a list")
+
+
+def check_one_each(values: Any, name: str, questions: Any) -> None:
+    """Refuse what is no list with an entry for each of the `questions` of a row.
+
+    Raises:
+        ValueError: that names both.
+    """
+    _check_list(questions, "questions")
+    _check_list(values, name)
+    if len(values) != len(questions):
+        raise ValueError(
+            f"has {len(questions)} 'questions' and {len(values)} entries in {name!r}; expected one"
+            " for each"
+        )
+
+
+def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return soft scores of answers.
+
+    Raises:
+        ValueError: for one that is no number from 0 to 1.
+    """
+    for answer, given in scores.items():
+        if not is_number(given) or not 0 <= given <= 1:
+            raise ValueError(
+                f"has the score {given!r} of answer {answer!r} in 'answers'; expected a number"
+                " from 0 to 1"
+            )
+    return {answer: float(score) for answer, score in scores.items()}
+
+
+def scores_of(said: Sequence[str]) -> dict[str, float]:
+    """Score what people said as VQAv2 does, other numbers of people than ten in proportion."""
+    counts = Counter(said)
+    return {
+        answer: ANSWER_SCORES[min(4, round(_PEOPLE * times / len(said)))]
+        for answer, times in counts.items()
+    }
+
+
+def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
+    """Yield the boxes of a row with their classes.
+
+    Raises:
+        ValueError: if there are more boxes than classes or fewer, or a box is no four numbers.
+    """
+    if "boxes_xyxy" in row:
+        boxes, classes, is_xyxy = row["boxes_xyxy"], row.get("labels"), True
+    else:
+        boxes, classes = _object_lists(row["objects"])
+        is_xyxy = False
+    boxes, classes = boxes or [], classes or []
+    if not isinstance(boxes, list) or not isinstance(classes, list) or len(boxes) != len(classes):
+        raise ValueError(
+            f"has boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}; expected a class for"
+            " each box"
+        )
+    for number, (box, category) in enumerate(zip(boxes, classes, strict=True)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            raise ValueError(f"has the box {str(box)[:60]}, number {number}; expected four numbers")
+        if not isinstance(category, str | int) or isinstance(category, bool):
+            raise ValueError(f"has the class {str(category)[:40]!r}; expected a name or a number")
+        x0, y0, x1, y1 = map(float, box)
+        yield Boxed((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
+
+
+def _object_lists(objects: Any) -> tuple[Any, Any]:
+    """Return boxes and classes of `objects`: a struct of lists, or a list of structs."""
+    if isinstance(objects, list) and all(isinstance(one, Mapping) for one in objects):
+        return [one.get("bbox") for one in objects], [_category(one) for one in objects]
+    if isinstance(objects, Mapping):
+        return objects.get("bbox"), _category(objects)
+    raise ValueError(f"has 'objects' {str(objects)[:40]!r}; expected bbox and category of each")
+
+
+def _category(entry: Mapping[str, Any]) -> Any:
+    return next((entry[name] for name in CATEGORIES if name in entry), None)

@@ -1,0 +1,1 @@
+"""Prompts of the detector: class lists, captions, sampling in training."""

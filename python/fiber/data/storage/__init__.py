@@ -1,0 +1,1 @@
+"""Storage: tar archives, pooled file descriptors, packed data sets."""

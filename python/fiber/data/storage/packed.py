@@ -1,0 +1,295 @@
+"""Packed folders: tar shards of pictures, and beside them an index of every record.
+
+    pack.json                     what is packed: shards, parts, counts, fingerprint
+    train-000000.tar              WebDataset samples: a picture, .json with what is said about it
+    index/train-pictures.json     where each picture lies: [shard, first byte, bytes]
+    index/train-captions.jsonl    a record a line, in order; pictures by their numbers
+
+A record that is read from the folder equals the one that was packed, but that its pictures are
+bytes and that its `image_id`, where it is a path, starts at the folder that was packed. `packing`
+writes such folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from fiber.data.record import Record, StoredPictures, TrueObjects
+from fiber.data.storage.file_pool import PooledFile
+
+AnyPath = str | PathLike[str]
+
+DESCRIPTION = "pack.json"
+FORMAT, VERSION = "fiber pack", 1
+#: Fields of a record that many may share, such as the prompt of all classes.
+SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
+#: Under which names a source that has others is looked for.
+OTHER_NAMES = {
+    "coco_karpathy": "captions",
+    "flickr30k_karpathy": "captions",
+    "visual_genome": "captions",
+    "sbu": "captions",
+    "conceptual_captions": "captions",
+    "refcoco": "referring",
+    "refcocoplus": "referring",
+    "refcocog": "referring",
+}
+_PLAIN = {field.name: field.default for field in dataclasses.fields(Record)}
+
+
+def is_pack(path: Path) -> bool:
+    """Tell whether a folder is a packed one."""
+    return (path / DESCRIPTION).is_file()
+
+
+@cache
+def _read_description(path: Path, changed: int) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT or found["version"] != VERSION:
+            raise ValueError(f"it is {found['format']!r} of version {found['version']!r}")
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(
+            f"{path} does not describe a packed folder ({problem}); expected {FORMAT!r} of version"
+            f" {VERSION}"
+        ) from None
+    return found
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read what `pack.json` says.
+
+    Raises:
+        ValueError: if it is no description of a packed folder.
+    """
+    path = folder / DESCRIPTION
+    return _read_description(path, path.stat().st_mtime_ns)
+
+
+def to_entry(record: Record) -> dict[str, Any]:
+    """Turn a record, without its pictures, into what JSON holds of it: the fields that say much."""
+    entry: dict[str, Any] = {}
+    for name, plain in _PLAIN.items():
+        value = getattr(record, name)
+        if name == "images" or value == plain:
+            continue
+        if isinstance(value, TrueObjects):
+            value = dataclasses.asdict(value)
+            for key in ("absent", "incomplete"):
+                value[key] = None if value[key] is None else sorted(value[key])
+        entry[name] = value
+    # Spans of boxes that are those of their labels need not be said.
+    if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
+        del entry["char_spans"]
+    elif record.boxes_xyxy and not record.char_spans:
+        entry["char_spans"] = []
+    return entry
+
+
+def _spans_of_labels(record: Record) -> tuple[Any, ...]:
+    if not all(label < len(record.label_spans) for label in record.box_labels):
+        return ()
+    return tuple(record.label_spans[label] for label in record.box_labels)
+
+
+def from_entry(entry: dict[str, Any], images: tuple[Any, ...] | StoredPictures) -> Record:
+    """Make the record of an entry again."""
+    fields = {name: _tuples(value) for name, value in entry.items()}
+    if objects := entry.get("objects"):
+        objects = {name: _tuples(value) for name, value in objects.items()}
+        for key in ("absent", "incomplete"):
+            objects[key] = None if objects[key] is None else frozenset(objects[key])
+        fields["objects"] = TrueObjects(**objects)
+    if "char_spans" not in fields and "label_spans" in fields:
+        spans = fields["label_spans"]
+        fields["char_spans"] = tuple(spans[label] for label in fields.get("box_labels", ()))
+    return Record(images=images, **fields)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+class PackedRecords(Sequence[Record]):
+    """Records of one source and split of a packed folder, read when they are asked for.
+
+    Attributes:
+        fingerprint: of the whole folder: equal ones hold equal records in the same order.
+        counts: what was left out when it was packed.
+        notes: what else was told then.
+        classes: names of the classes that boxes have.
+    """
+
+    def __init__(self, folder: Path, part: dict[str, Any], *, objects: bool = False) -> None:
+        """Args: the folder, an entry of `parts` of its description, whether metrics ask."""
+        description = read_description(folder)
+        split = part["split"]
+        self.fingerprint: str = description["fingerprint"]
+        self.counts: dict[str, int] = dict(part["counts_of_objects" if objects else "counts"])
+        self.notes: list[str] = list(part["notes"])
+        self.classes: tuple[str, ...] = tuple(part["classes"])
+        self._objects = objects
+        self._shared: list[dict[str, Any]] = part["shared"]
+        self._index = PooledFile(folder / part["file"])
+        self._starts = _line_starts(self._index, part["records"])
+        self._shards = [
+            (folder / shard["file"], shard["bytes"])
+            for shard in description["shards"]
+            if shard["split"] == split
+        ]
+        self._files: dict[int, PooledFile] = {}
+        self._places = _picture_places(folder / f"index/{split}-pictures.json")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        try:
+            entry = json.loads(self._index.read(start, end - start))
+            entry |= (
+                self._shared[shared] if (shared := entry.pop("shared", None)) is not None else {}
+            )
+            numbers = tuple(entry.pop("images"))
+        except (ValueError, KeyError, TypeError, IndexError) as problem:
+            raise ValueError(f"{self._index.path}: line {index + 1}: {problem}") from None
+        if not self._objects:
+            entry.pop("objects", None)
+        return from_entry(entry, StoredPictures(self.picture, numbers))
+
+    def picture(self, number: int) -> bytes:
+        """Read a picture by its number.
+
+        Raises:
+            FileNotFoundError: if its shard is missing.
+            ValueError: if the shard is not the one that was written.
+        """
+        shard, start, size = (int(value) for value in self._places[number])
+        if shard not in self._files:
+            path, expected = self._shards[shard]
+            file = PooledFile(path)
+            if file.bytes != expected:
+                raise ValueError(
+                    f"{path} has {file.bytes} bytes, {DESCRIPTION} says {expected}: it is not the"
+                    " shard that was packed"
+                )
+            self._files[shard] = file
+        return self._files[shard].read(start, size)
+
+
+def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
+    """Find where the lines of an index start, and its end."""
+    data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
+    if len(starts) - 1 != expected or starts[-1] != file.bytes:
+        raise ValueError(
+            f"{file.path} has {len(starts) - 1} lines, {DESCRIPTION} says {expected}; it is not the"
+            " index that was packed"
+        )
+    return starts
+
+
+def _picture_places(path: Path) -> np.ndarray:
+    try:
+        found = np.array(json.loads(path.read_text(encoding="ascii")), dtype=np.int64)
+        return found.reshape(-1, 3)
+    except (ValueError, OverflowError) as problem:
+        raise ValueError(f"{path} is no list of places of pictures ({problem})") from None
+
+
+class _Chosen(Sequence[Record]):
+    """Some records of a set, or all of them changed; it tells what the set tells."""
+
+    def __init__(self, records: PackedRecords, indices: Sequence[int], whole: bool) -> None:
+        self.records, self._indices, self._whole = records, indices, whole
+        self.counts, self.notes = records.counts, list(records.notes)
+        self.classes, self.fingerprint = records.classes, records.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        record = self.records[self._indices[index]]
+        if not self._whole:
+            return record
+        spans = ((0, len(record.text)),)
+        return dataclasses.replace(
+            record, char_spans=(spans,) * len(record.boxes_xyxy), label_spans=(spans,)
+        )
+
+
+def open_pack(
+    folder: Path,
+    source: str,
+    split: str,
+    *,
+    objects: bool = False,
+    shots: int = 0,
+    whole_expression: bool = False,
+    on_error: str = "raise",
+) -> Sequence[Record]:
+    """Open one source and split of a packed folder.
+
+    Args:
+        folder: with `pack.json`.
+        source: as it was packed; "coco_karpathy" and the like also give "captions".
+        split: as it was packed.
+        objects: also give `Record.objects`, for metrics.
+        shots: keep pictures of each class, by ascending id; 0: all.
+        whole_expression: spans of referring expressions cover the whole text.
+        on_error: what packing was asked for counts; nothing is left out here.
+
+    Raises:
+        FileNotFoundError: if the folder has no such source and split, with those that it has.
+        ValueError: if a file of it is not as it was packed.
+    """
+    parts = read_description(folder)["parts"]
+    names = (source, OTHER_NAMES.get(source, source))
+    found = [
+        part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
+    ]
+    if not found:
+        have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is packed and holds no {source} of split {split!r}; it holds {have}"
+        )
+    records = PackedRecords(folder, found[0], objects=objects)
+    if not shots and not whole_expression:
+        return records
+    indices = _few(records, shots) if shots else range(len(records))
+    return _Chosen(records, indices, whole_expression)
+
+
+def _few(records: PackedRecords, shots: int) -> list[int]:
+    """Choose pictures as `coco_folders` does for training on few."""
+    counts: Counter[int] = Counter()
+    numbered = []
+    for index, record in enumerate(records):
+        number = record.key.rpartition("/")[2]
+        numbered.append((int(number) if number.isdecimal() else 0, index, set(record.box_labels)))
+    kept = []
+    for _, index, shown in sorted(numbered, key=lambda one: one[:2]):
+        if any(counts[label] < shots for label in shown):
+            kept.append(index)
+            counts.update(shown)
+    return sorted(kept)

@@ -1,0 +1,1 @@
+"""What `fiber data` runs: discover, inspect, pack."""

@@ -1,0 +1,358 @@
+"""Packing what a folder or a file holds into tar shards with an index: see `packs`.
+
+The same data give the same bytes. Each picture of a split is written once, whichever records show
+it: .jpg (or what its content says), .json with its captions, questions, boxes and the rest in the
+fields that `rows` lists, and .txt with its first caption. `webdataset` reads the shards as they
+are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import operator
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fiber.data.image import ending_of
+from fiber.data.record import Record, StoredImage
+from fiber.data.storage.packed import DESCRIPTION, FORMAT, SHARED, VERSION, to_entry
+from fiber.data.tools.discover import SKIPPING, Part, parts_of
+from fiber.files import new_folder
+
+AnyPath = str | PathLike[str]
+
+#: Bytes of a shard, unless another size is asked for.
+SHARD_BYTES = 256 << 20
+_UNREADABLE = "records whose pictures are missing"
+
+
+@dataclass
+class _Picture:
+    """A picture of a split, and what its sample says."""
+
+    #: Path, or what reads it.
+    stored: str | Callable[[], StoredImage]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Split:
+    """The pictures of a split, by what tells them apart, in the order of their numbers."""
+
+    name: str
+    numbers: dict[Any, int] = field(default_factory=dict)
+    pictures: list[_Picture] = field(default_factory=list)
+    # The pictures of the record before, since the texts of a picture follow one another.
+    last: tuple[Any, list[int]] | None = None
+
+
+class _Hashed:
+    """A file that is written, and the hash of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+class _Ahead:
+    """An iterator whose next item can be looked at; None at its end."""
+
+    def __init__(self, items: Iterator[list[tuple[str, bytes]]]) -> None:
+        self._items = items
+        self.go_on()
+
+    def go_on(self) -> None:
+        self.next = next(self._items, None)
+
+
+@contextmanager
+def _writing(path: Path, final: Path) -> Iterator[_Hashed]:
+    """Open a file for writing; an error of the system names it as it would be called."""
+    try:
+        with path.open("wb") as file:
+            yield _Hashed(file)
+    except OSError as problem:
+        # That of a picture which cannot be read names the picture.
+        if problem.errno is not None and problem.filename is None:
+            raise OSError(problem.errno, problem.strerror or str(problem), str(final)) from problem
+        raise
+
+
+def pack(
+    source: AnyPath,
+    output: AnyPath,
+    *,
+    splits: Sequence[str] = (),
+    shard_bytes: int = SHARD_BYTES,
+    on_error: str = "raise",
+    progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Pack everything that a folder or a file holds.
+
+    Args:
+        source: any folder or file that `opening` reads.
+        output: a folder that does not exist yet, or an empty one; it is whole or not there.
+        splits: those that are packed; by default all.
+        shard_bytes: a shard is ended when the next sample would make it larger.
+        on_error: "raise", or "skip": records whose pictures are missing are left out and counted,
+            and boxes as the readers do.
+        progress: called with (pictures done, pictures in all).
+        tell: called with a line for each record that is left out: its key, and why.
+
+    Returns:
+        What `pack.json` holds.
+
+    Raises:
+        FileNotFoundError: if the source or a picture is missing.
+        FileExistsError: if the output is there.
+        OSError: if a file cannot be written, with its name; nothing is left then.
+        ValueError: if the source holds nothing or not the splits, or cannot be read.
+    """
+    source, output = Path(source), Path(output)
+    if shard_bytes < 1:
+        raise ValueError(f"a shard of {shard_bytes} bytes; expected 1 or more")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} exists; name a folder that does not exist yet")
+    found = parts_of(source)
+    missing = set(splits) - {part.split for part in found}
+    if missing:
+        have = ", ".join(dict.fromkeys(part.split for part in found))
+        raise ValueError(f"{source} has no split {', '.join(sorted(missing))}; it has {have}")
+    chosen = [part for part in found if not splits or part.split in splits]
+    with new_folder(output) as folder:
+        packer = _Packer(source, folder, output, shard_bytes, on_error, tell)
+        for name in dict.fromkeys(part.split for part in chosen):
+            packer.add_split(name, [part for part in chosen if part.split == name], progress)
+        return packer.finish()
+
+
+class _Packer:
+    """Writes shards and index into a folder."""
+
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        output: Path,
+        shard_bytes: int,
+        on_error: str,
+        tell: Callable[[str], None] | None,
+    ) -> None:
+        self.source, self.folder, self.output = source, folder, output
+        self.shard_bytes, self.on_error, self.tell = shard_bytes, on_error, tell
+        self.parts: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
+        base = source if source.is_dir() else source.parent
+        self._base = f"{base}/"
+        (folder / "index").mkdir()
+
+    def add_split(
+        self, name: str, parts: list[Part], progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Write index and shards of a split."""
+        split = _Split(name)
+        for part in parts:
+            self._add_part(split, part)
+        self._write_shards(split, progress)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the description, and copy the tokenizer that belongs to the data."""
+        base = Path(self._base)
+        if (base / "tokenizer.json").is_file():
+            shutil.copyfile(base / "tokenizer.json", self.folder / "tokenizer.json")
+        content = {"format": FORMAT, "version": VERSION, "shards": self.shards, "parts": self.parts}
+        hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        content = {"fingerprint": hashed.hexdigest(), **content}
+        data = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        with self._file(DESCRIPTION) as file:
+            file.write(data.encode())
+        return content
+
+    def _file(self, name: str) -> Any:
+        return _writing(self.folder / name, self.output / name)
+
+    def _add_part(self, split: _Split, part: Part) -> None:
+        options = {"on_error": self.on_error} if part.source in SKIPPING else {}
+        records = part.open(**options)
+        counts = dict(getattr(records, "counts", {}))
+        counts_of_objects = counts
+        if part.source == "detection":
+            records = part.open(**options, objects=True)
+            counts_of_objects = dict(getattr(records, "counts", {}))
+        name = f"index/{split.name}-{part.source}.jsonl"
+        shared: dict[str, int] = {}
+        written = left_out = 0
+        with self._file(name) as file:
+            for index in range(len(records)):
+                record = records[index]
+                numbers = self._numbers(split, record)
+                if numbers is None:
+                    left_out += 1
+                    continue
+                entry = self._entry(record, numbers)
+                _add_fields(split, part.source, record, numbers, entry)
+                if part.source in ("detection", "objects365"):
+                    _share(entry, shared)
+                line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+                file.write(line.encode() + b"\n")
+                written += 1
+            digest = file.hash.hexdigest()
+        # Some readers count while records are read.
+        counts |= dict(getattr(records, "counts", {})) if not counts else {}
+        for own in (counts, counts_of_objects):
+            own |= {_UNREADABLE: left_out} if left_out else {}
+        self.parts.append(
+            {
+                "source": part.source,
+                "split": split.name,
+                "records": written,
+                "file": name,
+                "sha256": digest,
+                "counts": counts,
+                "counts_of_objects": counts_of_objects,
+                "notes": list(getattr(records, "notes", ())),
+                "classes": list(getattr(records, "classes", ())),
+                "shared": [json.loads(text) for text in shared],
+            }
+        )
+
+    def _entry(self, record: Record, numbers: list[int]) -> dict[str, Any]:
+        entry = to_entry(record)
+        image_id = entry.get("image_id", "")
+        if image_id.startswith(self._base):
+            entry["image_id"] = image_id[len(self._base) :]
+        return {"images": numbers, **entry}
+
+    def _numbers(self, split: _Split, record: Record) -> list[int] | None:
+        """Give the numbers of a record's pictures; None if one may be missing, and is."""
+        if split.last is not None and record.images == split.last[0]:
+            return split.last[1]
+        numbers = []
+        for place in range(len(record.images)):
+            try:
+                numbers.append(_number(split, record, place))
+            except FileNotFoundError as problem:
+                if self.on_error == "skip":
+                    if self.tell is not None:
+                        self.tell(f"record {record.key!r}: {problem}")
+                    return None
+                raise FileNotFoundError(f"record {record.key!r}: {problem}") from None
+        split.last = (record.images, numbers)
+        return numbers
+
+    def _write_shards(self, split: _Split, progress: Callable[[int, int], None] | None) -> None:
+        """Write the samples of a split into as many shards as they need."""
+        places: list[tuple[int, int, int]] = []
+        samples = _Ahead(self._samples(split))
+        shard = 0
+        while samples.next is not None:
+            name, first = f"{split.name}-{shard:06d}.tar", len(places)
+            with self._file(name) as file:
+                tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+                while samples.next is not None:
+                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in samples.next)
+                    if len(places) > first and tar.offset + size > self.shard_bytes:
+                        break
+                    places.append((shard, tar.offset + 512, len(samples.next[0][1])))
+                    for member, data in samples.next:
+                        info = tarfile.TarInfo(member)
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
+                    if progress is not None:
+                        progress(len(places), len(split.pictures))
+                    samples.go_on()
+                tar.close()
+                self.shards.append(
+                    {
+                        "file": name,
+                        "split": split.name,
+                        "pictures": len(places) - first,
+                        "bytes": file.tell(),
+                        "sha256": file.hash.hexdigest(),
+                    }
+                )
+            shard += 1
+        with self._file(f"index/{split.name}-pictures.json") as file:
+            file.write(json.dumps(places, separators=(",", ":")).encode())
+
+    def _samples(self, split: _Split) -> Iterator[list[tuple[str, bytes]]]:
+        """Yield the members of each sample, the picture first."""
+        for number, picture in enumerate(split.pictures):
+            stored = picture.stored if isinstance(picture.stored, str) else picture.stored()
+            data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
+            name = f"{number:09d}"
+            fields = picture.fields
+            members = [(f"{name}.{ending_of(data)}", data)]
+            if captions := fields.get("captions"):
+                members.append((f"{name}.txt", captions[0].encode()))
+            members.append((f"{name}.json", json.dumps(fields, ensure_ascii=False).encode()))
+            yield members
+
+
+def _number(split: _Split, record: Record, place: int) -> int:
+    """Give the number of one of a record's pictures; bytes are told apart by their hash."""
+    stored = record.images[place]
+    identity: Any
+    reader: str | Callable[[], StoredImage]
+    if isinstance(stored, bytes):
+        identity = hashlib.sha256(stored).digest()
+        reader = partial(operator.getitem, record.images, place)
+    else:
+        identity = reader = os.fspath(stored)
+        if identity not in split.numbers and not Path(identity).is_file():
+            raise FileNotFoundError(f"picture {identity} does not exist")
+    if identity not in split.numbers:
+        split.numbers[identity] = len(split.pictures)
+        split.pictures.append(_Picture(reader))
+    return split.numbers[identity]
+
+
+def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
+    """Put what many records have in common into a list, and its number into the entry."""
+    common = {name: entry.pop(name) for name in SHARED if name in entry}
+    text = json.dumps(common, ensure_ascii=False)
+    entry["shared"] = shared.setdefault(text, len(shared))
+
+
+def _add_fields(
+    split: _Split, source: str, record: Record, numbers: list[int], entry: dict[str, Any]
+) -> None:
+    """Say in the sample of a record's first picture what the record says."""
+    fields = split.pictures[numbers[0]].fields
+    fields.setdefault("image_id", entry.get("image_id", record.key))
+    if record.image_size is not None:
+        fields["height"], fields["width"] = record.image_size
+    if source == "questions":
+        fields.setdefault("questions", []).append(record.text)
+        fields.setdefault("question_id", []).append(record.key.rpartition("/")[2])
+        answers = record.answers or {}
+        fields.setdefault("answers", []).append(list(answers))
+        fields.setdefault("answer_scores", []).append(list(answers.values()))
+    elif source in ("detection", "objects365"):
+        fields["boxes_xyxy"] = record.boxes_xyxy
+        fields["labels"] = [record.labels[label] for label in record.box_labels]
+    elif source in ("phrases", "mixed", "referring", "reasoning", "swapped"):
+        left_aside = ("image_id", "image_size", "images", "label_spans", "box_labels")
+        own = {name: value for name, value in entry.items() if name not in left_aside}
+        if len(numbers) > 1 or source == "swapped":
+            own["images"] = [f"{number:09d}" for number in numbers]
+        fields.setdefault(source, []).append(own)
+    else:
+        fields.setdefault("captions", []).append(record.text)

@@ -1,0 +1,271 @@
+"""Captions, referring expressions and descriptions of the things in a scene.
+
+A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
+thing with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from fiber.data.rng import Draws
+from fiber.synthetic.annotations import Phrased, join_pieces
+from fiber.synthetic.scene_graph import Thing, World, relation
+
+#: Kinds of words in the order in which a phrase says them.
+WORD_KINDS = ("size", "material", "color", "noun")
+#: Stands where a description has no noun.
+ANY_NOUN = "object"
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Nouns whose first sound is not what their first letter says.
+_A_BEFORE_VOWEL = ("uni", "us ", "uku", "eu", "ewe", "one")
+_AN_BEFORE_CONSONANT = ("hour", "x-ray")
+_PLURAL_ENDINGS = {
+    "mouse": "mice",
+    "goose": "geese",
+    "tooth": "teeth",
+    "foot": "feet",
+    "man": "men",
+    "child": "children",
+    "sheep": "sheep",
+    "fish": "fish",
+    "deer": "deer",
+    "shrimp": "shrimp",
+    "bison": "bison",
+    "salmon": "salmon",
+    "trout": "trout",
+    "squash": "squash",
+    "lf": "lves",
+    "leaf": "leaves",
+    "knife": "knives",
+    "mango": "mangoes",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "us": "uses",
+}
+
+Description = tuple[str, ...]
+
+
+def with_article(phrase: str) -> str:
+    """Return "a phrase" or "an phrase", as the first sound asks."""
+    if phrase.startswith(_AN_BEFORE_CONSONANT):
+        return f"an {phrase}"
+    vowel = phrase[0].lower() in "aeiou" and not phrase.startswith(_A_BEFORE_VOWEL)
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun: "stars", "crosses", "yellow pansies", "firemen"."""
+    for ending, many in _PLURAL_ENDINGS.items():
+        if noun.endswith(ending):
+            return noun.removesuffix(ending) + many
+    if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
+def describe(thing: Thing, description: Description) -> str:
+    """Return the words of a thing, such as "small red star" or "red object"."""
+    words = [getattr(thing, kind) for kind in WORD_KINDS[:-1] if kind in description]
+    words.append(thing.noun if "noun" in description else ANY_NOUN)
+    return " ".join(words)
+
+
+def fits(thing: Thing, other: Thing, description: Description) -> bool:
+    """Whether the description of `other` fits `thing` too."""
+    return all(getattr(thing, kind) == getattr(other, kind) for kind in description)
+
+
+def word_kinds(world: World) -> Description:
+    """Return the kinds of words that things of this world have."""
+    words = (world.sizes, world.materials, world.colors, world.nouns)
+    return tuple(k for k, values in zip(WORD_KINDS, words, strict=True) if len(values) > 1)
+
+
+def minimal_descriptions(
+    things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
+) -> list[Description]:
+    """Return every description that fits one thing only and can leave none of the kinds out.
+
+    Args:
+        things: all things of the picture.
+        target: one of them.
+        kinds: what may be used.
+        always: what is used in any case; without it a description has at least one of the kinds.
+    """
+    found: list[Description] = []
+    for description in _descriptions(kinds, always, shortest=0 if always else 1):
+        if any(set(shorter) <= set(description) for shorter in found):
+            continue
+        if sum(fits(thing, target, description) for thing in things) == 1:
+            found.append(description)
+    return found
+
+
+def _descriptions(kinds: Description, always: Description, shortest: int) -> list[Description]:
+    """Return all choices of the kinds, short ones first, each with what is always used."""
+    return [
+        (*chosen, *always)
+        for length in range(shortest, len(kinds) + 1)
+        for chosen in combinations(kinds, length)
+    ]
+
+
+def captions(world: World, things: Sequence[Thing], draws: Draws, novel: bool) -> list[Phrased]:
+    """Return one caption that names all things and, where one is true, one with a relation."""
+    out = [_list_caption(world, things, draws)]
+    related = _relation_caption(world, things, draws, novel)
+    if related is not None:
+        out.append(related)
+    return out
+
+
+def _adjectives(world: World, draws: Draws, probability: float) -> Description:
+    """Draw which of size and material a phrase says; at most one of them."""
+    kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
+    return (draws.choice(kinds),) if kinds and draws.coin(probability) else ()
+
+
+def _list_caption(world: World, things: Sequence[Thing], draws: Draws) -> Phrased:
+    """Name all things in random order; those with the same colour and noun in one phrase."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index in draws.shuffled(range(len(things))):
+        groups.setdefault(things[index].pair, []).append(index)
+    pieces: list[str | tuple[str, tuple[int, ...]]] = []
+    for number, ((color, noun), indices) in enumerate(groups.items()):
+        if number:
+            pieces.append(" and " if number == len(groups) - 1 else ", ")
+        if len(indices) > 1:
+            words = f"{_NUMBERS[len(indices)]} {color} {plural(noun)}"
+            pieces.append((" ".join(words.split()), tuple(sorted(indices))))
+        else:
+            extra = _adjectives(world, draws, 0.5 if len(groups) < 3 else 0.3)
+            words = describe(things[indices[0]], _with_pair(world, extra))
+            pieces.append((with_article(words), (indices[0],)))
+    return join_pieces(pieces, "list")
+
+
+def _with_pair(world: World, extra: Description) -> Description:
+    """Return a description with colour (where there is one) and noun."""
+    return (*extra, "color", "noun") if len(world.colors) > 1 else (*extra, "noun")
+
+
+def _relation_caption(
+    world: World, things: Sequence[Thing], draws: Draws, novel: bool
+) -> Phrased | None:
+    """Say where one thing is as seen from another; their colours and nouns are in no third."""
+    alone = [
+        index
+        for index, thing in enumerate(things)
+        if sum(thing.pair == other.pair for other in things) == 1
+    ]
+    options = [
+        (first, found, second)
+        for first in alone
+        for second in alone
+        if first != second and (found := relation(things[first], things[second]))
+    ]
+    if novel:
+        options = [o for o in options if concerns_held_out(world, things[o[0]], o[1], things[o[2]])]
+    if not options:
+        return None
+    first, found, second = draws.choice(options)
+    pieces: list[str | tuple[str, tuple[int, ...]]] = []
+    others = [index for index in alone if index not in (first, second)]
+    if others and draws.coin():
+        index = draws.choice(others)
+        words = describe(things[index], _with_pair(world, _adjectives(world, draws, 0.3)))
+        pieces += [(with_article(words), (index,)), ", and "]
+    for index in (first, second):
+        words = describe(things[index], _with_pair(world, _adjectives(world, draws, 0.3)))
+        pieces.append((with_article(words), (index,)))
+        if index == first:
+            pieces.append(f" {found} ")
+    return join_pieces(pieces, "relation")
+
+
+def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
+    """Whether a fact is held out, or one of its things."""
+    return (
+        world.is_held_out(thing)
+        or world.is_held_out(other)
+        or world.is_held_out_fact(thing.noun, found, other.noun)
+    )
+
+
+def expressions(
+    world: World, things: Sequence[Thing], draws: Draws, novel: bool, count: int = 2
+) -> list[Phrased]:
+    """Return referring expressions: texts that each mean one thing, with no adjective to spare.
+
+    Most name the thing ("the small star"), some do not ("the red object"). Their groups: "simple"
+    (one word), "composed" (two or more), "relation" (to another thing). The first span of each is
+    its head phrase, such as "the star" of "the star left of the ring".
+    """
+    if len(things) < 2:
+        return []
+    targets = [i for i, thing in enumerate(things) if not novel or world.is_held_out(thing)]
+    out: list[Phrased] = []
+    while targets and len(out) < count:
+        # The noun is often enough; things that need more are what a model has to learn.
+        nouns = [thing.noun for thing in things]
+        weights = [1.0 if nouns.count(nouns[index]) == 1 else 4.0 for index in targets]
+        index = draws.weighted(targets, weights)
+        targets.remove(index)
+        named = draws.coin(0.7)
+        expression = _expression(world, things, index, draws, named) or _expression(
+            world, things, index, draws, not named
+        )
+        if expression is not None:
+            out.append(expression)
+    return out
+
+
+def _expression(
+    world: World, things: Sequence[Thing], index: int, draws: Draws, named: bool
+) -> Phrased | None:
+    """Refer to one thing, by its noun if `named`."""
+    adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
+    always = ("noun",) if named or not adjectives else ()
+    related = _related_expressions(things, index, adjectives, always)
+    if related and draws.coin():
+        return draws.choice(related)
+    options = minimal_descriptions(things, things[index], adjectives, always)
+    if not options:
+        return None
+    description = draws.weighted(options, [1.0 if len(d) == 1 else 4.0 for d in options])
+    piece = (f"the {describe(things[index], description)}", (index,))
+    return join_pieces([piece], "simple" if len(description) == 1 else "composed")
+
+
+def _related_expressions(
+    things: Sequence[Thing], index: int, adjectives: Description, always: Description
+) -> list[Phrased]:
+    """Return every expression that needs its relation to another thing, and all of its words."""
+    target = things[index]
+    out: list[Phrased] = []
+    for other_index, landmark in enumerate(things):
+        found = relation(target, landmark) if other_index != index else None
+        if found is None:
+            continue
+        rivals = [t for i, t in enumerate(things) if i not in (index, other_index)]
+        used: list[Description] = []
+        for description in _descriptions(adjectives, always, shortest=0):
+            if any(set(shorter) <= set(description) for shorter in used):
+                continue
+            alike = [rival for rival in rivals if fits(rival, target, description)]
+            where = [relation(rival, landmark) for rival in alike]
+            # The relation must decide, and a thing near a diagonal leaves it open.
+            if found in where or None in where:
+                continue
+            used.append(description)
+            if not alike or (description and fits(landmark, target, description)):
+                continue
+            for words in minimal_descriptions(things, landmark, adjectives, ("noun",))[:2]:
+                head = (f"the {describe(target, description)}", (index,))
+                tail = (f"the {describe(landmark, words)}", (other_index,))
+                out.append(join_pieces([head, f" {found} ", tail], "relation"))
+    return out

@@ -1,0 +1,377 @@
+"""Questions about a scene, statements about two, and captions with swapped words.
+
+Every text that can be true or false is as often the one as the other, whatever its words: the truth
+is drawn first, and a text of that truth after it, and only where the scene has one of either truth.
+Questions with more answers get theirs from the symmetry of the scenes (see `scene_graphs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from fiber.data.rng import Draws
+from fiber.synthetic.annotations import Question, Statement
+from fiber.synthetic.captions import (
+    ANY_NOUN,
+    concerns_held_out,
+    describe,
+    minimal_descriptions,
+    plural,
+    with_article,
+    word_kinds,
+)
+from fiber.synthetic.scene_graph import RELATIONS, Scene, Thing, World, relation
+
+#: How often each kind of question is tried first.
+QUESTION_WEIGHTS = {
+    "color": 5.0,
+    "shape": 4.0,
+    "exists": 4.0,
+    "relation": 5.0,
+    "size": 2.0,
+    "material": 2.0,
+    "count": 12.0,
+}
+
+Pair = tuple[str, str]
+
+
+def questions(
+    world: World, scene: Scene, draws: Draws, novel: bool, count: int = 3
+) -> list[Question]:
+    """Return up to `count` questions of different kinds; their `group` is the kind.
+
+    For `novel` pictures they are about held-out things and facts only.
+    """
+    makers = {
+        "color": _ask_color,
+        "shape": _ask_shape,
+        "exists": _ask_exists,
+        "relation": _ask_relation,
+        "size": _ask_size,
+        "material": _ask_material,
+        "count": _ask_count,
+    }
+    left = dict(QUESTION_WEIGHTS)
+    if scene.counted is None:
+        del left["count"]
+    out: list[Question] = []
+    while left and len(out) < count:
+        kind = draws.weighted(list(left), list(left.values()))
+        del left[kind]
+        question = makers[kind](world, scene, draws, novel)
+        if question is not None:
+            out.append(question)
+    return out
+
+
+def _target(
+    world: World, scene: Scene, draws: Draws, novel: bool, kinds: tuple[str, ...]
+) -> tuple[Thing, str] | None:
+    """Draw a thing to ask about and a phrase that fits it only, with words of some kinds.
+
+    Kinds that come first are preferred where one word is enough.
+    """
+    kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
+    things = [t for t in scene.things if not novel or world.is_held_out(t)]
+    thing = draws.choice(things)
+    options = minimal_descriptions(scene.things, thing, kinds)
+    if not options:
+        return None
+    if (kinds[0],) in options:
+        return thing, describe(thing, (kinds[0],))
+    return thing, describe(thing, draws.choice(options))
+
+
+def _ask_color(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    found = _target(world, scene, draws, novel, ("noun", "size", "material"))
+    if found is None or len(world.colors) == 1:
+        return None
+    return Question(f"what color is the {found[1]}?", found[0].color, "color")
+
+
+def _ask_shape(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    if len(world.colors) == 1:
+        return None if novel else _ask_what(scene)
+    found = _target(world, scene, draws, novel, ("color", "size", "material"))
+    return found and Question(f"what shape is the {found[1]}?", found[0].noun, "shape")
+
+
+def _ask_what(scene: Scene) -> Question | None:
+    """Ask what a picture of one thing shows."""
+    if len(scene.things) != 1:
+        return None
+    return Question("what does the picture show?", scene.things[0].noun, "shape")
+
+
+def _ask_size(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    if len(world.sizes) == 1:
+        return None
+    found = _target(world, scene, draws, novel, ("noun", "color"))
+    return found and Question(f"what size is the {found[1]}?", found[0].size, "size")
+
+
+def _ask_material(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    if len(world.materials) == 1:
+        return None
+    found = _target(world, scene, draws, novel, ("noun", "color"))
+    return found and Question(f"what pattern is the {found[1]}?", found[0].material, "material")
+
+
+def _ask_count(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    if scene.counted is None:
+        return None
+    kind, word = scene.counted
+    answer = sum(getattr(thing, kind) == word for thing in scene.things)
+    words = plural(word) if kind == "noun" else f"{word} {plural(ANY_NOUN)}"
+    return Question(f"how many {words} are there?", str(answer), "count")
+
+
+def _ask_exists(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    """Ask whether a word or a (colour, noun) pair is in the picture."""
+    shown = {thing.pair for thing in scene.things}
+    levels = ("pair",) if novel or len(world.colors) == 1 else ("pair", "pair", "noun", "color")
+    level = draws.choice(levels)
+    if level == "pair":
+        pairs = sorted(world.held_out_pairs) if novel else world.shown_pairs
+        present = [pair for pair in pairs if pair in shown]
+        absent = _near_pairs(world, pairs, shown, draws)
+    else:
+        words, part = (world.nouns, 1) if level == "noun" else (world.colors, 0)
+        there = {pair[part] for pair in shown}
+        present = [_with_word(word, part) for word in words if word in there]
+        absent = [_with_word(word, part) for word in words if word not in there]
+    chosen = _draw_truth(present, absent, draws)
+    if chosen is None:
+        return None
+    pair, truth = chosen
+    return Question(f"is there {pair_phrase(pair)}?", "yes" if truth else "no", "exists")
+
+
+def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], draws: Draws) -> list[Pair]:
+    """Return absent pairs whose colour and noun are both in the picture, or one of the two."""
+    colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
+    absent = _without(world, pairs, shown)
+    both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
+    either = [pair for pair in absent if pair[0] in colors or pair[1] in nouns]
+    return both if both and draws.coin(0.7) else either
+
+
+def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair]:
+    """Return the pairs that are surely not among those shown."""
+    kin = {(color, world.family(noun)) for color, noun in shown}
+    return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in kin]
+
+
+def _with_word(word: str, part: int) -> Pair:
+    return (word, ANY_NOUN) if part == 0 else ("", word)
+
+
+def pair_phrase(pair: Pair) -> str:
+    """Return "a red star" of ("red", "star"), "a star" of ("", "star")."""
+    return with_article(" ".join(pair).strip())
+
+
+def _draw_truth(
+    true: Sequence[Pair], false: Sequence[Pair], draws: Draws
+) -> tuple[Pair, bool] | None:
+    """Draw a truth and then a pair; nothing unless there are pairs for both."""
+    if not true or not false:
+        return None
+    truth = draws.coin()
+    return draws.choice(true if truth else false), truth
+
+
+def _ask_relation(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    if draws.coin():
+        return _ask_where(world, scene, draws, novel)
+    return _ask_neighbour(world, scene, draws, novel)
+
+
+def _ask_where(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    """Ask "is the star left of the ring?"; the wrong relations are each as likely."""
+    things = scene.things
+    kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
+    if scene.asked_fact is not None:
+        return _ask_fact(scene, draws)
+    options = []
+    for thing in things:
+        for other in things:
+            found = relation(thing, other) if thing is not other else None
+            if found and (not novel or concerns_held_out(world, thing, found, other)):
+                options.append((thing, found, other))
+    if not options:
+        return None
+    thing, found, other = draws.choice(options)
+    first = minimal_descriptions(things, thing, kinds)
+    second = minimal_descriptions(things, other, kinds)
+    if not first or not second:
+        return None
+    wrong = [r for r in RELATIONS if r != found]
+    if not novel:
+        wrong = [r for r in wrong if not world.is_held_out_fact(thing.noun, r, other.noun)]
+    truth = draws.coin()
+    asked = found if truth else draws.choice(wrong)
+    words = describe(thing, draws.choice(first)), describe(other, draws.choice(second))
+    text = f"is the {words[0]} {asked} the {words[1]}?"
+    return Question(text, "yes" if truth else "no", "relation")
+
+
+def _ask_fact(scene: Scene, draws: Draws) -> Question | None:
+    """Ask about the held-out fact for which the scene was made."""
+    assert scene.asked_fact is not None
+    noun, asked, other_noun = scene.asked_fact
+    nouns = [thing.noun for thing in scene.things]
+    first, second = scene.things[nouns.index(noun)], scene.things[nouns.index(other_noun)]
+    answer = "yes" if relation(first, second) == asked else "no"
+    return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
+
+
+def _ask_neighbour(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+    """Ask "what shape is left of the ring?" where one thing is, and the others are clearly not."""
+    things = scene.things
+    kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
+    options = []
+    for other in things:
+        where = [relation(thing, other) for thing in things if thing is not other]
+        for asked in RELATIONS:
+            if where.count(asked) != 1 or None in where:
+                continue
+            thing = next(t for t in things if t is not other and relation(t, other) == asked)
+            if thing.noun == other.noun:
+                continue
+            if novel and not concerns_held_out(world, thing, asked, other):
+                continue
+            if len(world.colors) == 1 and world.is_held_out(thing):
+                # No training answer is a held-out noun.
+                continue
+            options.append((thing, asked, other))
+    if not options:
+        return None
+    thing, asked, other = draws.choice(options)
+    words = minimal_descriptions(things, other, kinds)
+    if not words:
+        return None
+    what = "what" if len(world.colors) == 1 else "what shape"
+    text = f"{what} is {asked} the {describe(other, draws.choice(words))}?"
+    return Question(text, thing.noun, "relation")
+
+
+class Claim(NamedTuple):
+    """A statement, and what has to be known to find another pair that makes it the opposite."""
+
+    statement: Statement
+    #: What is said to be in both pictures, or in one; None in statements that name the sides.
+    pair: Pair | None = None
+
+
+def opposite_pair(
+    world: World,
+    claim: Claim,
+    scene_of: Callable[[int], Scene],
+    index: int,
+    others: Iterable[int],
+) -> tuple[int, int] | None:
+    """Find two pictures of which the opposite of a claim about the pair of `index` is true.
+
+    A claim that names the sides turns round with them. For one about what both show, a picture that
+    shows it keeps its side, and the other side takes the first of `others` with which they agree
+    where the claim's own two do not.
+    """
+    if claim.pair is None:
+        return index, index - 1
+    own = (index - 1, index)
+    shows = [claim.pair in _every_pair(scene_of(number)) for number in own]
+    wanted = not all(shows)
+    for other in others:
+        pairs = _every_pair(scene_of(other))
+        agrees = claim.pair in pairs if wanted else bool(_without(world, [claim.pair], pairs))
+        if agrees:
+            return (own[0], other) if shows[0] else (other, own[1])
+    return None
+
+
+def _every_pair(scene: Scene) -> set[Pair]:
+    """List what is shown, by colour and noun, by either alone."""
+    pairs = {thing.pair for thing in scene.things}
+    return pairs | {_with_word(pair[part], part) for pair in pairs for part in (0, 1)}
+
+
+def statements(
+    world: World, left: Scene, right: Scene, draws: Draws, novel: bool, count: int = 2
+) -> list[Claim]:
+    """Return up to `count` statements about two pictures, of different kinds."""
+    out: list[Claim] = []
+    for kind in draws.shuffled(("both", "one", "side", "each", "more")):
+        if len(out) == count:
+            break
+        if kind == "more":
+            claim = None if novel else _state_more(left, right, draws)
+        else:
+            claim = _state_shown(world, kind, left, right, draws, novel)
+        if claim is not None:
+            out.append(claim)
+    return out
+
+
+def _state_more(left: Scene, right: Scene, draws: Draws) -> Claim | None:
+    difference = len(left.things) - len(right.things)
+    if difference == 0:
+        return None
+    says_left = draws.coin()
+    sides = ("left", "right") if says_left else ("right", "left")
+    text = f"the {sides[0]} picture shows more objects than the {sides[1]} picture"
+    return Claim(Statement(text, (difference > 0) == says_left, "more"))
+
+
+def _state_shown(
+    world: World, kind: str, left: Scene, right: Scene, draws: Draws, novel: bool
+) -> Claim | None:
+    """State in which of the pictures something is seen."""
+    level = "pair" if novel or len(world.colors) == 1 else draws.choice(("pair", "noun", "color"))
+    shown = []
+    for scene in (left, right):
+        pairs = {t.pair for t in scene.things if not novel or world.is_held_out(t)}
+        if level != "pair":
+            part = 1 if level == "noun" else 0
+            pairs = {_with_word(pair[part], part) for pair in pairs}
+        shown.append(pairs)
+    both = sorted(shown[0] & shown[1])
+    only_left = sorted(_without(world, shown[0], shown[1]))
+    only_right = sorted(_without(world, shown[1], shown[0]))
+    if kind in ("both", "one"):
+        one = sorted(only_left + only_right)
+        chosen = _draw_truth(*((both, one) if kind == "both" else (one, both)), draws)
+        start = "both pictures show" if kind == "both" else "only one picture shows"
+        if chosen is None:
+            return None
+        pair, truth = chosen
+        return Claim(Statement(f"{start} {pair_phrase(pair)}", truth, kind), pair)
+    if not only_left or not only_right:
+        return None
+    if kind == "side":
+        says_left, truth = draws.coin(), draws.coin()
+        pair = draws.choice(only_left if says_left == truth else only_right)
+        side = "left" if says_left else "right"
+        return Claim(Statement(f"the {side} picture shows {pair_phrase(pair)}", truth, kind))
+    first, second = pair_phrase(draws.choice(only_left)), pair_phrase(draws.choice(only_right))
+    truth = draws.coin()
+    if not truth:
+        first, second = second, first
+    text = f"the left picture shows {first} and the right picture shows {second}"
+    return Claim(Statement(text, truth, kind))
+
+
+def swapped_captions(scene: Scene, other: Scene) -> tuple[str, str, str]:
+    """Return a caption of each picture of a pair, with the same words, and the kind of swap."""
+    out = []
+    for things in (scene.things, other.things):
+        if scene.swap == "color":
+            # Nouns stay where they were, so that only the colours change places.
+            first, second = things[0], things[1]
+            out.append(f"{pair_phrase(first.pair)} and {pair_phrase(second.pair)}")
+        else:
+            found = relation(things[0], things[1])
+            out.append(f"{pair_phrase(things[0].pair)} {found} {pair_phrase(things[1].pair)}")
+    return out[0], out[1], scene.swap

@@ -1,0 +1,270 @@
+"""Captions in the forms of their authors: fields and names of the originals, and what they lack."""
+
+import json
+
+import pytest
+
+from fiber.data.datasets import karpathy
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def sentences(*texts, first=0):
+    return [
+        {"tokens": text.split(), "raw": text, "imgid": 0, "sentid": first + i}
+        for i, text in enumerate(texts)
+    ]
+
+
+def coco(data, *pictures):
+    """Write dataset_coco.json: (file, split, captions) of each picture."""
+    return data(
+        "dataset_coco.json",
+        {
+            "images": [
+                {
+                    "filepath": "val2014",
+                    "sentids": [],
+                    "filename": name,
+                    "imgid": number,
+                    "split": split,
+                    "sentences": sentences(*texts, first=100 * number),
+                    "cocoid": 391895 + number,
+                }
+                for number, (name, split, texts) in enumerate(pictures)
+            ],
+            "dataset": "coco",
+        },
+    )
+
+
+# ---- Karpathy's splits
+
+
+def test_coco_of_each_split(data):
+    names = [f"COCO_val2014_{n:012d}.jpg" for n in range(3)]
+    touch(data.folder, *(f"val2014/{name}" for name in names))
+    coco(
+        data,
+        (names[0], "test", ["A man on a bike.", "A man rides."]),
+        (names[1], "restval", ["A dog."]),
+        (names[2], "test", ["A cat."]),
+    )
+    found = karpathy.coco_karpathy(data.folder, "test")
+    keys = ["dataset_coco/0", "dataset_coco/1", "dataset_coco/200"]
+    assert [r.key for r in found] == keys
+    assert [r.text for r in found] == ["A man on a bike.", "A man rides.", "A cat."]
+    assert found[0].images == (f"{data.folder}/val2014/{names[0]}",)
+    assert found[0].image_id == found[1].image_id != found[2].image_id
+    assert [r.text for r in karpathy.coco_karpathy(data.folder, "restval")] == ["A dog."]
+    with pytest.raises(ValueError, match="no split 'val'; its splits are 'restval', 'test'"):
+        karpathy.coco_karpathy(data.folder, "val")
+
+
+def test_repeated_and_empty_captions_are_counted(data):
+    touch(data.folder, "images/val2014/a.jpg", "images/val2014/b.jpg", "images/val2014/c.jpg")
+    coco(
+        data,
+        ("a.jpg", "val", ["A dog.", "A cat.", "A dog.", " "]),
+        ("b.jpg", "val", []),
+        # Another picture may say the same.
+        ("c.jpg", "val", ["A dog."]),
+    )
+    found = karpathy.coco_karpathy(data.folder, "val")
+    # The first of equal captions stays, so that every process has the same order.
+    assert [r.text for r in found] == ["A dog.", "A cat.", "A dog."]
+    assert [r.key.rpartition("/")[2] for r in found] == ["0", "1", "200"]
+    assert found.counts == {
+        "repeated captions": 1,
+        "empty captions": 1,
+        "pictures without captions": 1,
+    }
+
+
+def test_flickr30k_has_no_paths(data):
+    touch(data.folder, "flickr30k-images/1000092795.jpg")
+    content = {
+        "images": [
+            {
+                "sentids": [0],
+                "imgid": 0,
+                "sentences": sentences("Two young guys."),
+                "split": "train",
+                "filename": "1000092795.jpg",
+            }
+        ],
+        "dataset": "flickr30k",
+    }
+    data("dataset_flickr30k.json", content)
+    (record,) = karpathy.flickr30k_karpathy(data.folder, "train")
+    assert record.images == (f"{data.folder}/flickr30k-images/1000092795.jpg",)
+    # Where the file is named, it may be in a folder of its own.
+    (data.folder / "karpathy").mkdir()
+    (data.folder / "dataset_flickr30k.json").rename(data.folder / "karpathy/dataset_flickr30k.json")
+    assert karpathy.flickr30k_karpathy(data.folder, "train")[0].images == record.images
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "DROP"}, r"images\[0\] has no 'split'"),
+        ({"filename": 3}, r"images\[0\] has 'filename' '3'; expected str"),
+        ({"sentences": "DROP"}, r"images\[0\] has no 'sentences'"),
+        ({"sentences": ["A dog."]}, r"images\[0\] has 'A dog.' in 'sentences'"),
+        ({"sentences": [{"raw": "A dog."}]}, r"images\[0\] has no 'sentid'"),
+        ({"sentences": [{"sentid": 1}]}, r"images\[0\] has no 'raw'"),
+    ],
+)
+def test_entries_that_do_not_fit_are_named(change, message, data):
+    entry = {"filename": "a.jpg", "split": "val", "sentences": sentences("A dog.")} | change
+    entry = {key: value for key, value in entry.items() if value != "DROP"}
+    touch(data.folder, "a.jpg")
+    data("dataset_coco.json", {"images": [entry]})
+    with pytest.raises(ValueError, match=rf"dataset_coco\.json: {message}"):
+        karpathy.coco_karpathy(data.folder, "val")
+
+
+def test_a_missing_picture_is_named(data):
+    coco(data, ("a.jpg", "val", ["A dog."]))
+    with pytest.raises(FileNotFoundError, match=r"images\[0\] shows 'val2014/a\.jpg', which is in"):
+        karpathy.coco_karpathy(data.folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("reader", "split", "name", "source"),
+    [
+        ("coco_karpathy", "train", "dataset_coco.json", "caption_datasets.zip of Karpathy"),
+        ("flickr30k_karpathy", "train", "dataset_flickr30k.json", "caption_datasets.zip"),
+        ("visual_genome", "train", "region_descriptions.json", "official page of Visual Genome"),
+        ("sbu", "train", "sbu-captions-all.json", "official page of the SBU"),
+        ("conceptual_captions", "val", "Validation_GCC-1.1.0-Validation.tsv", "official page of C"),
+    ],
+)
+def test_a_missing_file_is_named_with_where_to_get_it(reader, split, name, source, data):
+    with pytest.raises(FileNotFoundError) as error:
+        getattr(karpathy, reader)(data.folder, split)
+    message = str(error.value)
+    assert str(data.folder / name) in message
+    assert f"comes from {source}" in message or f"comes from the {source}" in message
+    assert "fiber data" not in message
+
+
+# ---- Visual Genome
+
+
+def test_phrases_of_regions_are_captions(data):
+    touch(data.folder, "VG_100K/1.jpg", "VG_100K_2/2.jpg")
+    region = {"x": 1, "y": 2, "width": 3, "height": 4}
+    content = [
+        {
+            "id": 1,
+            "regions": [
+                {"region_id": 1382, "image_id": 1, "phrase": "the clock is green", **region},
+                {"region_id": 1383, "image_id": 1, "phrase": "", **region},
+            ],
+        },
+        {"id": 2, "regions": [{"region_id": 9, "image_id": 2, "phrase": "a tree", **region}]},
+    ]
+    data("region_descriptions.json", content)
+    found = karpathy.visual_genome(data.folder, "train")
+    assert [(r.key, r.text) for r in found] == [
+        ("region_descriptions/1382", "the clock is green"),
+        ("region_descriptions/9", "a tree"),
+    ]
+    assert found[1].images == (f"{data.folder}/VG_100K_2/2.jpg",)
+    assert found.counts == {"empty captions": 1}
+    with pytest.raises(ValueError, match="no split 'val'; its splits are 'train'"):
+        karpathy.visual_genome(data.folder, "val")
+    data("region_descriptions.json", [{"id": 1, "regions": [{"region_id": 3}]}])
+    with pytest.raises(ValueError, match=r"entries\[0\] has no 'phrase'"):
+        karpathy.visual_genome(data.folder, "train")
+    data("region_descriptions.json", {"images": []})
+    with pytest.raises(ValueError, match="holds a dict; expected the list of Visual Genome"):
+        karpathy.visual_genome(data.folder, "train")
+
+
+# ---- lists of addresses
+
+
+def test_sbu_lists(data):
+    touch(data.folder, "4385058960_b0f291553e.jpg", "00000/000000002.jpg")
+    content = {
+        "image_urls": [
+            "http://static.flickr.com/2723/4385058960_b0f291553e.jpg",
+            "http://static.flickr.com/1/gone.jpg",
+            "http://static.flickr.com/1/other.jpg",
+        ],
+        "user_ids": ["a", "b", "c"],
+        "captions": ["a wooden chair", "gone", "a dog"],
+    }
+    data("sbu-captions-all.json", content)
+    found = karpathy.sbu(data.folder, "train")
+    assert [(r.key, r.text) for r in found] == [
+        ("sbu-captions-all/0", "a wooden chair"),
+        ("sbu-captions-all/2", "a dog"),
+    ]
+    assert found[0].images == (f"{data.folder}/4385058960_b0f291553e.jpg",)
+    assert found[1].images == (f"{data.folder}/00000/000000002.jpg",)
+    assert found.counts == {"pictures that are missing": 1}
+    data("sbu-captions-all.json", content | {"captions": ["a"]})
+    with pytest.raises(ValueError, match="the file has 3 'image_urls' and 1 'captions'"):
+        karpathy.sbu(data.folder, "train")
+    data("sbu-captions-all.json", {"captions": ["a"]})
+    with pytest.raises(ValueError, match="the file has no 'image_urls'"):
+        karpathy.sbu(data.folder, "train")
+
+
+def test_paths_with_captions(data):
+    """The form that the published code takes SBU and Conceptual Captions in."""
+    touch(data.folder, "a/1.jpg")
+    rows = [["a/1.jpg", "a dog"], ["a/2.jpg", "gone"]]
+    for name, reader in (("annot.json", "sbu"), ("train_annot.json", "conceptual_captions")):
+        data(name, rows)
+        found = getattr(karpathy, reader)(data.folder, "train")
+        assert [r.images for r in found] == [(f"{data.folder}/a/1.jpg",)]
+        assert found.counts == {"pictures that are missing": 1}
+        data(name, [["a/1.jpg"]])
+        with pytest.raises(ValueError, match=r"entry 0 is .*; expected \[path, caption\]"):
+            getattr(karpathy, reader)(data.folder, "train")
+
+
+@pytest.mark.parametrize("header", ["", "caption\turl\n"], ids=["original", "with a header"])
+def test_conceptual_captions(header, data):
+    touch(data.folder, "images/00000/000000000.jpg", "images/mine/3.jpg")
+    rows = [
+        "a very typical bus station\thttp://lh6.ggpht.com/a.jpg",
+        "gone\thttp://x/y.jpg",
+        "a dog\tmine/3.jpg",
+    ]
+    path = data("Train_GCC-training.tsv", header + "\n".join(rows) + "\n")
+    found = karpathy.conceptual_captions(data.folder, "train")
+    assert [(r.key, r.text) for r in found] == [
+        ("Train_GCC-training/0", "a very typical bus station"),
+        ("Train_GCC-training/2", "a dog"),
+    ]
+    assert found[0].images == (f"{data.images}/00000/000000000.jpg",)
+    assert found.counts == {"pictures that are missing": 1}
+    path.write_text(header + "one column\n")
+    line = 2 if header else 1
+    with pytest.raises(
+        ValueError, match=rf"\.tsv: line {line} has 1 columns; expected caption and"
+    ):
+        karpathy.conceptual_captions(data.folder, "train")
+    with pytest.raises(ValueError, match="no split 'test'; its splits are 'train', 'val'"):
+        karpathy.conceptual_captions(data.folder, "test")
+
+
+def test_rows_are_named_as_img2dataset_does():
+    assert karpathy._row_name(120345) == "00012/000120345.jpg"
+
+
+def test_a_set_without_any_picture_is_refused(data):
+    data("Train_GCC-training.tsv", "a dog\thttp://x/y.jpg\n")
+    with pytest.raises(FileNotFoundError, match="none of the 1 pictures is there, the first would"):
+        karpathy.conceptual_captions(data.folder, "train")
+    data("sbu-captions-all.json", json.dumps({"image_urls": [], "captions": []}))
+    assert karpathy.sbu(data.folder, "train") == []

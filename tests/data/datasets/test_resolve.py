@@ -1,0 +1,390 @@
+"""Which reader a folder or a file gets, by the names of files."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from fiber.data.datasets.resolve import SeveralFormsError, open_source
+from fiber.data.record import ConcatRecords
+from fiber.data.skip_report import counted, left_out, left_out_lines
+
+LINE = json.dumps({"image": "1.png", "text": "mine"})
+
+
+@pytest.fixture
+def folder(data):
+    (data.folder / "1.png").touch()
+    return data
+
+
+def karpathy(*splits):
+    return {
+        "images": [
+            {
+                "filename": "1.png",
+                "split": split,
+                "sentences": [{"raw": split, "sentid": number}],
+            }
+            for number, split in enumerate(splits)
+        ]
+    }
+
+
+def coco(text):
+    return {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": text}],
+    }
+
+
+def texts(source, path, split="train"):
+    return [record.text for record in open_source(source, path, split)]
+
+
+def test_forms_of_captions_in_a_folder(folder):
+    folder("train.jsonl", LINE)
+    assert texts("captions", folder.folder) == ["mine"]
+    folder("dataset_coco.json", karpathy("train"))
+    with pytest.raises(ValueError, match=r"several forms: train\.jsonl, dataset_coco\.json; name"):
+        open_source("captions", folder.folder, "train")
+    assert texts("coco_karpathy", folder.folder) == ["train"]
+    assert texts("captions", folder.folder / "train.jsonl") == ["mine"]
+    assert texts("captions", folder.folder / "dataset_coco.json") == ["train"]
+    # What recipes and `fiber data` name comes first.
+    folder("captions_train.json", coco("standard"))
+    assert texts("captions", folder.folder) == ["standard"]
+
+
+def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
+    for name, content in (
+        ("train.jsonl", LINE),
+        ("dataset_coco.json", karpathy("train")),
+        ("dataset_flickr30k.json", karpathy("train")),
+    ):
+        folder(name, content)
+    with pytest.raises(SeveralFormsError, match="; name one file instead of the folder") as error:
+        open_source("captions", folder.folder, "train")
+    assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
+    # Of two forms of one set the first is read by its name, and others are not told apart by it.
+    folder("coco_caption_karpathy_train.arrow", "")
+    assert texts("coco_karpathy", folder.folder) == ["train"]
+    folder("f30k_caption_karpathy_train.arrow", "")
+    (folder.folder / "dataset_flickr30k.json").unlink()
+    (folder.folder / "karpathy").mkdir()
+    folder("karpathy/dataset_flickr30k.json", karpathy("train"))
+    for source, names in (("captions", ("coco_karpathy",)), ("flickr30k_karpathy", ())):
+        with pytest.raises(SeveralFormsError) as error:
+            open_source(source, folder.folder, "train")
+        assert error.value.sources == names
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "said"),
+    [
+        (1, "pictures that are missing", "1 picture that is missing"),
+        (1, "pictures without captions", "1 picture without captions"),
+        (1, "empty captions", "1 empty caption"),
+        (1, "crowd boxes", "1 crowd box"),
+        (2, "crowd boxes", "2 crowd boxes"),
+        (0, "pictures that are missing", "0 pictures that are missing"),
+    ],
+)
+def test_one_is_no_plural(count, what, said):
+    assert counted(count, what) == said
+
+
+COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
+SCENES = "(`fiber data scenes --output DIR` makes a data set to try with)"
+ARROW = "from the published code's write_*.py, which make it of the original downloads"
+TABLES_AND_SHARDS = [
+    "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"
+    " val/data-*-of-*.arrow or validation.parquet or validation-*-of-*.parquet or"
+    " data/validation-*-of-*.parquet or validation/data-*-of-*.arrow",
+    "WebDataset shards: val-[0-9]*.tar or val_[0-9]*.tar or val.tar or val/*.tar",
+]
+VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "forms"),
+    [
+        (
+            "questions",
+            "val",
+            [
+                "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
+                f" from {VQAV2} {SCENES}",
+                "lines of your own: val.jsonl or val.csv or val.json",
+                "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
+                f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
+                f"published Arrow data: vqav2_val.arrow, {ARROW}",
+                *TABLES_AND_SHARDS,
+            ],
+        ),
+        (
+            "reasoning",
+            "test1",
+            [
+                f"NLVR2: nlvr2_test1.jsonl, from {NLVR2} {SCENES}",
+                f"NLVR2, original file: test1.json, from {NLVR2}",
+                f"published Arrow data: nlvr2_test1.arrow, {ARROW}",
+            ],
+        ),
+        (
+            "coco_karpathy",
+            "restval",
+            [
+                "COCO, Karpathy's splits: dataset_coco.json or karpathy/dataset_coco.json,"
+                f" from {FLICKR30K}, its pictures from {COCO}",
+                f"published Arrow data: coco_caption_karpathy_restval.arrow, {ARROW}",
+            ],
+        ),
+        (
+            "flickr30k_karpathy",
+            "val",
+            [
+                "Flickr30k, Karpathy's splits: dataset_flickr30k.json or"
+                f" karpathy/dataset_flickr30k.json, from {FLICKR30K}",
+                f"published Arrow data: f30k_caption_karpathy_val.arrow, {ARROW}",
+            ],
+        ),
+    ],
+)
+def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, folder):
+    with pytest.raises(FileNotFoundError) as error:
+        open_source(source, folder.folder, split)
+    assert str(error.value) == (
+        f"{folder.folder} holds no {source} of split {split!r}. Expected in the folder one of:"
+        f" {'; '.join(forms)}. A file of another name can be named in place of the folder"
+    )
+    none = folder.folder / "none"
+    with pytest.raises(FileNotFoundError, match=f"^{none} does not exist. Expected in the folder"):
+        open_source(source, none, split)
+
+
+def test_missing_captions_are_answered_with_every_set(folder):
+    with pytest.raises(FileNotFoundError) as error:
+        open_source("captions", folder.folder, "val")
+    said = str(error.value)
+    assert f"COCO captions: captions_val.json, from {COCO} {SCENES}; lines of your own:" in said
+    for name in (
+        "val.jsonl",
+        "dataset_coco.json",
+        "dataset_flickr30k.json",
+        "Validation_GCC-1.1.0-Validation.tsv",
+        "coco_caption_karpathy_val.arrow or f30k_caption_karpathy_val.arrow",
+    ):
+        assert name in said
+    # What holds another split alone.
+    for name in ("Train_GCC", "region_descriptions", "vg.arrow", "sbu_"):
+        assert name not in said
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "splits"),
+    [
+        ("captions", ["captions_train.json", "captions_val2.json"], "train, val2"),
+        ("captions", ["Train_GCC-training.tsv", "images/captions_val.json"], "train"),
+        ("captions", ["coco_caption_karpathy_val.arrow", "captions.jsonl"], "val"),
+        ("questions", ["v2_OpenEnded_mscoco_test-dev2015_questions.json", "a.json"], "test-dev"),
+        ("reasoning", ["dev.json", "test1.json", "dataset_coco.json"], "dev, test1"),
+        ("conceptual_captions", ["conceptual_caption_train_0.arrow"], "train"),
+    ],
+)
+def test_a_missing_split_is_answered_with_those_that_are_there(source, files, splits, folder):
+    for name in files:
+        folder(name, "")
+    with pytest.raises(FileNotFoundError) as error:
+        open_source(source, folder.folder, "novel")
+    assert (
+        f"holds no {source} of split 'novel', only of the splits whose files are there: {splits}."
+        " Expected in the folder one of: "
+    ) in str(error.value)
+
+
+def test_a_file_with_one_split_is_not_taken_for_another(folder):
+    (folder.folder / "2.png").touch()
+    folder("Train_GCC-training.tsv", "a dog\t2.png\n")
+    assert texts("captions", folder.folder) == ["a dog"]
+    for source in ("captions", "conceptual_captions"):
+        with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: tr"):
+            open_source(source, folder.folder, "val")
+    folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
+    assert texts("captions", folder.folder, "val") == ["a cat"]
+    assert texts("conceptual_captions", folder.folder, "train+val") == ["a dog", "a cat"]
+
+
+def test_splits_are_joined(folder):
+    folder("dataset_coco.json", karpathy("train", "val", "test"))
+    found = open_source("captions", folder.folder, "train+val")
+    assert [record.text for record in found] == ["train", "val"]
+    assert isinstance(found, ConcatRecords)
+    both = folder.folder / "dataset_coco.json"
+    assert texts("captions", both, "train+val") == ["train", "val"]
+    # What does not tell its splits is read once.
+    assert texts("captions", folder("mine.jsonl", LINE), "train+val") == ["mine"]
+    assert texts("captions", folder("captions_val2014.json", coco("val")), "train+val") == ["val"]
+
+
+def test_a_source_with_a_training_split_alone_gives_that_one(folder):
+    for name in ("1.jpg", "3.jpg"):
+        (folder.folder / name).touch()
+    region = {"region_id": 7, "phrase": "a region"}
+    genome = folder("region_descriptions.json", [{"id": 1, "regions": [region]}])
+    sbu = folder("annot.json", [["3.jpg", "a sight"]])
+    (folder.folder / "2.png").touch()
+    folder("Train_GCC-training.tsv", "a dog\t2.png\n")
+    folder("dataset_coco.json", karpathy("train", "restval", "val", "test"))
+    found = {
+        source: texts(source, folder.folder, "train+val")
+        for source in ("coco_karpathy", "visual_genome", "sbu", "conceptual_captions")
+    }
+    assert found == {
+        "coco_karpathy": ["train", "val"],
+        "visual_genome": ["a region"],
+        "sbu": ["a sight"],
+        "conceptual_captions": ["a dog"],
+    }
+    # The file that is named, and the same file as captions of any kind.
+    assert texts("visual_genome", genome, "val+train") == ["a region"]
+    assert texts("captions", sbu, "train+val") == ["a sight"]
+    folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
+    assert texts("conceptual_captions", folder.folder, "train+val") == ["a dog", "a cat"]
+
+
+def test_a_split_that_a_source_never_has(folder, monkeypatch):
+    for source, name in (("visual_genome", "vg.arrow"), ("sbu", "sbu_0.arrow")):
+        folder(name, "")
+        with pytest.raises(ValueError) as error:
+            open_source(source, folder.folder, "val")
+        said = f"{source} has only a training split, no 'val'; expected 'train'"
+        assert str(error.value) == said
+    # Nor are its Arrow files read for the same records a second time.
+    read = []
+    monkeypatch.setattr(
+        "fiber.data.formats.arrow.open_table",
+        lambda path, kind: read.append(path.name) or SimpleNamespace(path=path, columns=()),
+    )
+    for source in ("visual_genome", "sbu"):
+        with pytest.raises(ValueError, match="has no column 'image' or"):
+            open_source(source, folder.folder, "train+val")
+    assert read == ["vg.arrow", "sbu_0.arrow"]
+    # A file of Conceptual Captions can be had.
+    with pytest.raises(FileNotFoundError, match="holds no conceptual_captions of split 'val'"):
+        open_source("conceptual_captions", folder.folder, "val")
+
+
+def test_a_file_of_another_name_is_told_by_its_end(folder):
+    assert texts("captions", folder("mine.jsonl", LINE), "val") == ["mine"]
+    assert texts("captions", folder("captions_val2014.json", coco("val"))) == ["val"]
+    (folder.folder / "mine").mkdir()
+    (folder.folder / "mine/2.png").touch()
+    path = folder("cc.tsv", "a dog\tmine/2.png\n")
+    assert texts("conceptual_captions", path) == texts("captions", path) == ["a dog"]
+    with pytest.raises(ValueError, match=r"mine\.xls: a file of captions ends in \.jsonl, \.json,"):
+        open_source("captions", folder("mine.xls", ""), "train")
+    with pytest.raises(ValueError, match=r"a file of reasoning ends in \.jsonl, \.json, \.arrow"):
+        open_source("reasoning", folder("mine.xls", ""), "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "name", "subtype"),
+    [
+        ("val", "v2_OpenEnded_mscoco_val2014_questions.json", "val2014"),
+        ("test", "v2_OpenEnded_mscoco_test2015_questions.json", "test2015"),
+        ("test-dev", "v2_OpenEnded_mscoco_test-dev2015_questions.json", "test-dev2015"),
+    ],
+)
+def test_the_original_files_of_vqa(split, name, subtype, folder):
+    asked = {"image_id": 262148, "question": "Where is he?", "question_id": 7}
+    folder(name, {"data_subtype": subtype, "questions": [asked]})
+    year = subtype.replace("-dev", "")
+    (folder.folder / year).mkdir()
+    if split == "val":
+        with pytest.raises(FileNotFoundError, match=r"v2_mscoco_val2014_annotations\.json"):
+            open_source("questions", folder.folder, split)
+        votes = [{"answer": "down", "answer_id": i + 1} for i in range(10)]
+        answers = {"annotations": [{"question_id": 7, "answers": votes}]}
+        folder("v2_mscoco_val2014_annotations.json", answers)
+    (record,) = open_source("questions", folder.folder, split)
+    assert record.images == (f"{folder.folder}/{year}/COCO_{year}_000000262148.jpg",)
+    assert record.answers == ({"down": 1.0} if split == "val" else None)
+    assert record.human_answers == (("down",) * 10 if split == "val" else ())
+    (again,) = open_source("questions", folder.folder / name, split)
+    assert again == record
+
+
+def test_the_original_files_of_nlvr2(folder):
+    entry = {"sentence": "x", "label": "True", "identifier": "train-10171-0-0", "directory": 55}
+    folder("train.json", json.dumps(entry) + "\n" + json.dumps(entry))
+    (folder.folder / "images/train").mkdir()
+    (folder.folder / "dev").mkdir()
+    first, _ = open_source("reasoning", folder.folder, "train")
+    start = f"{folder.images}/train/55/train-10171-0"
+    assert first.images == (f"{start}-img0.png", f"{start}-img1.png")
+    del entry["directory"]
+    folder("dev.json", json.dumps(entry | {"identifier": "dev-850-0-1"}))
+    (record,) = open_source("reasoning", folder.folder, "dev")
+    assert record.images[1] == f"{folder.folder}/dev/dev-850-0-img1.png"
+
+
+def test_parts_of_an_arrow_set_follow_in_the_order_of_their_numbers(folder, monkeypatch):
+    seen = []
+
+    def open_table(path, kind):
+        seen.append(path)
+        columns = ("image", "caption", "image_id")
+        return SimpleNamespace(path=path, columns=columns, values=lambda name: [])
+
+    monkeypatch.setattr("fiber.data.formats.arrow.open_table", open_table)
+    paths = [folder(f"conceptual_caption_train_{number}.arrow", "") for number in (10, 9, 0)]
+    assert len(open_source("conceptual_captions", folder.folder, "train")) == 0
+    assert seen == paths[::-1]
+    # A file that is named is read alone.
+    for path in paths:
+        open_source("conceptual_captions", path, "train")
+    assert seen[3:] == paths
+    open_source("captions", folder("mine.arrow", ""), "train")
+    assert seen[6:] == [folder.folder / "mine.arrow"]
+
+
+def test_what_readers_left_out_is_added_up(folder):
+    folder(
+        "captions_train.json",
+        coco("x") | {"images": [{"id": i, "file_name": "1.png"} for i in (1, 2)]},
+    )
+    found = open_source("captions", folder.folder, "train+train")
+    assert left_out(found) == {"pictures without captions": 2}
+    assert left_out(ConcatRecords([found, found])) == {"pictures without captions": 4}
+    assert left_out([]) == {}
+    assert left_out_lines(found) == ["2 pictures without captions were left out or changed"]
+    once = open_source("captions", folder.folder, "train")
+    assert left_out_lines(once) == ["1 picture without captions was left out or changed"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("capshuns", "did you mean captions?"),
+        (7, "expected one of captions, coco_karpathy"),
+    ],
+)
+def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder):
+    with pytest.raises(ValueError, match=rf"source is {source!r}; {re.escape(said)}"):
+        open_source(source, folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "error", "said"),
+    [
+        (None, "train", TypeError, "data is None; expected the path of a folder or file"),
+        ("data", None, TypeError, "split is None; expected a name, such as 'train'"),
+        ("data", "", ValueError, "split is ''; expected a name, or several joined by '\\+'"),
+        ("data", "train+", ValueError, "split is 'train\\+'; expected a name"),
+    ],
+)
+def test_wrong_arguments_are_named(data, split, error, said):
+    with pytest.raises(error, match=f"^{said}"):
+        open_source("captions", data, split)

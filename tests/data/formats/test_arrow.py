@@ -1,0 +1,216 @@
+"""The published Arrow files: through pyarrow where it is, and a stand-in for what is used of it."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from fiber.data.formats.arrow import table_captions, table_questions, table_statements
+
+
+class _Value:
+    def __init__(self, value):
+        self.value = value
+
+    def as_py(self):
+        return bytes.fromhex(self.value) if isinstance(self.value, str) else self.value
+
+
+class _Column:
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def validate(self, full):
+        assert full
+
+    def to_pylist(self):
+        return self.values
+
+    def __getitem__(self, index):
+        return _Value(self.values[index])
+
+
+class _Stream:
+    """A file kept as JSON, with the calls that we make of pyarrow's reader, schema and batch."""
+
+    def __init__(self, columns):
+        self.columns = list(columns.values())
+        self.names, self.metadata = list(columns), None
+        self.num_rows = len(self.columns[0])
+        self.schema = self
+
+    def __iter__(self):
+        yield self
+
+    def column(self, place):
+        return _Column(self.columns[place])
+
+
+def _open_stream(path):
+    with open(path) as file:  # noqa: PTH123  (the stand-in takes what memory_map gave)
+        return _Stream(json.load(file))
+
+
+@pytest.fixture(params=["stand-in", "pyarrow"])
+def write(request, tmp_path, monkeypatch):
+    """A function that writes columns as an Arrow file."""
+    if request.param == "pyarrow":
+        arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+        def save(name, **columns):
+            table = arrow.table(columns)
+            with arrow.RecordBatchFileWriter(str(tmp_path / name), table.schema) as writer:
+                writer.write_table(table)
+            return tmp_path / name
+
+        return save
+    arrow, ipc = types.ModuleType("pyarrow"), types.ModuleType("pyarrow.ipc")
+    vars(arrow).update(memory_map=str, ipc=ipc)
+    vars(ipc).update(open_stream=_open_stream)
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.ipc", ipc)
+
+    def save(name, **columns):
+        plain = {
+            key: [v.hex() if isinstance(v, bytes) else v for v in values]
+            for key, values in columns.items()
+        }
+        (tmp_path / name).write_text(json.dumps(plain))
+        return tmp_path / name
+
+    return save
+
+
+def test_captions_of_several_files(write):
+    one = write(
+        "coco_0.arrow",
+        image=[b"\x01", b"\x02"],
+        caption=[["a dog", "a cat", "a dog"], [" "]],
+        image_id=["COCO_val2014_000000391895.jpg", "b.jpg"],
+        split=["val", "val"],
+    )
+    two = write("coco_1.arrow", image=[b"\x03"], caption=[[]], image_id=["c.jpg"], split=["val"])
+    found = table_captions(one, two)
+    assert len(found) == 2
+    assert [(r.key, r.text, r.image_id, tuple(r.images)) for r in found] == [
+        ("coco_0/0-0", "a dog", "COCO_val2014_000000391895.jpg", (b"\x01",)),
+        ("coco_0/0-1", "a cat", "COCO_val2014_000000391895.jpg", (b"\x01",)),
+    ]
+    assert found[0:2][1].text == found[-1].text == "a cat"
+    with pytest.raises(IndexError):
+        found[2]
+    assert found.counts == {
+        "repeated captions": 1,
+        "empty captions": 1,
+        "pictures without captions": 1,
+    }
+
+
+def test_questions_with_and_without_answers(write):
+    columns = {
+        "image": [b"\x01"],
+        "questions": [["what?", "where?"]],
+        "image_id": [262148],
+        "question_id": [[262148000, 262148001]],
+    }
+    answers = {
+        "answers": [[["dog", "pet"], ["here"]]],
+        "answer_labels": [[[5, 7], [9]]],
+        "answer_scores": [[[1.0, 0.3], [0.6]]],
+    }
+    found = table_questions(write("vqav2_val.arrow", **columns, **answers))
+    assert [(r.key, r.text, r.answers) for r in found] == [
+        ("vqav2_val/262148000", "what?", {"dog": 1.0, "pet": 0.3}),
+        ("vqav2_val/262148001", "where?", {"here": 0.6}),
+    ]
+    assert found[0].image_id == "262148"
+    assert [r.answers for r in table_questions(write("vqav2_test.arrow", **columns))] == [None] * 2
+    none = {"answers": [[]], "answer_scores": [[]]}
+    found = table_questions(write("vqav2_test.arrow", **columns, **none))
+    assert [r.answers for r in found] == [None] * 2
+
+
+def test_statements_show_two_pictures(write):
+    path = write(
+        "nlvr2_dev.arrow",
+        image_0=[b"\x01"],
+        image_1=[b"\x02"],
+        questions=[["both are dogs", "one is a cat"]],
+        answers=[["True", "False"]],
+        identifier=["dev-850-0"],
+    )
+    found = table_statements(path)
+    assert [(r.key, r.truth) for r in found] == [
+        ("nlvr2_dev/dev-850-0-0", True),
+        ("nlvr2_dev/dev-850-0-1", False),
+    ]
+    assert tuple(found[1].images) == (b"\x01", b"\x02")
+    path = write(
+        "nlvr2_dev.arrow",
+        image_0=[b""],
+        image_1=[b""],
+        questions=[["x"]],
+        answers=[["maybe"]],
+        identifier=["dev-850-0"],
+    )
+    with pytest.raises(ValueError, match=r"nlvr2_dev\.arrow: row 0 has the answer 'maybe'"):
+        table_statements(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"questions": [5]}, r"row 0 has 'questions' '5'; expected a list"),
+        ({"answers": [5]}, r"row 0 has 'answers' '5'; expected a list"),
+        ({"answers": [[["a"]]]}, r"row 0 has 2 'questions' and 1 entries in 'answers'"),
+        (
+            {"answers": [["a", "b"]], "answer_scores": [[[1.0], [1.0]]]},
+            r"'answers' 'a'; expected a l",
+        ),
+        (
+            {"answers": [[["a"], ["b"]]], "answer_scores": [[[1.0, 0.3], [1.0]]]},
+            r"row 0 has 1 answers and 2 'answer_scores'; expected one for each",
+        ),
+    ],
+    ids=["no questions", "no list", "too few", "no lists of answers", "scores without answers"],
+)
+def test_answers_that_do_not_fit_their_questions(columns, message, write):
+    path = write("q.arrow", **{"image": [b"\x01"], "questions": [["what?", "where?"]], **columns})
+    with pytest.raises(ValueError, match=message):
+        table_questions(path)
+
+
+def test_statements_that_are_no_list(write):
+    pictures = {"image_0": [b""], "image_1": [b""], "identifier": ["dev"]}
+    path = write("nlvr2_dev.arrow", **pictures, questions=[["x"]], answers=[5])
+    with pytest.raises(ValueError, match=r"row 0 has 'answers' '5'; expected a list"):
+        table_statements(path)
+
+
+def test_files_that_do_not_fit_are_named(write, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"none\.arrow does not exist; expected an Arrow or Parquet"
+    ):
+        table_captions(tmp_path / "none.arrow")
+    path = tmp_path / "text.arrow"
+    path.write_text("no table")
+    with pytest.raises(ValueError, match=r"text\.arrow is no Arrow file"):
+        table_captions(path)
+    path = write("vg.arrow", image=[b""], width=[3])
+    with pytest.raises(
+        ValueError,
+        match=r"vg\.arrow has no column 'caption' or 'captions' .*; it has 'image', 'width'",
+    ):
+        table_captions(path)
+
+
+def test_without_pyarrow_it_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"vg\.arrow needs pyarrow to be read; pip install"
+    ):
+        table_captions("vg.arrow")

@@ -1,0 +1,68 @@
+"""Files that list classes."""
+
+import json
+
+import pytest
+from fiber.data.prompts.classes import read_classes
+
+from fiber.data import ClassName
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("dog\r\ncat\r\n", encoding="utf-8-sig", newline="")
+    assert [one.name for one in read_classes(path)] == ["dog", "cat"]
+
+
+def test_names_line_by_line(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("mug\n\n  traffic light, red \nhot_dog\n", encoding="utf-8")
+    assert read_classes(path) == [
+        ClassName("mug"),
+        ClassName("traffic light, red"),
+        ClassName("hot_dog"),
+    ]
+
+
+def test_names_with_words_around_them(tmp_path):
+    path = tmp_path / "classes.JSON"
+    entries = [
+        "mug",
+        {"prefix": " ", "name": "fish", "suffix": ""},
+        {"name": "puffin", "suffix": " with orange beaks "},
+    ]
+    path.write_text(json.dumps(entries))
+    assert read_classes(path) == [
+        ClassName("mug"),
+        ClassName("fish", " "),
+        ClassName("puffin", suffix=" with orange beaks "),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", " \n\n", r"a\.txt: expected one class a line, found none"),
+        ("a.json", "[]", r"a\.json holds an empty list; expected a list of class names"),
+        ("a.json", '{"name": "mug"}', r"a\.json holds a dict; expected a list"),
+        ("a.json", "mug", r"a\.json is not valid JSON"),
+        ("a.json", '["mug", 3]', r"a\.json: class 1 is the int 3; expected a str"),
+        ("a.json", '[{"title": "mug"}]', r"a\.json: class 0 has the keys 'title'; expected 'name'"),
+        ("a.json", '[{"name": "a", "pre": ""}]', r"class 0 has the keys 'name', 'pre'"),
+        ("a.json", "[{}]", "class 0 has the keys of nothing"),
+        ("a.json", '[{"name": "a", "prefix": null}]', r"class 'a': prefix is the NoneType None"),
+        ("a.json", '["mug", "(all)"]', r"a\.json: class 1 \('\(all\)'\) is empty"),
+    ],
+)
+def test_what_is_no_list_of_classes(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_classes(tmp_path / name)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_classes(tmp_path / "none.txt")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.txt is not text"):
+        read_classes(tmp_path / "a.txt")

@@ -1,0 +1,23 @@
+"""What several tests of generated data need."""
+
+import pytest
+
+from fiber.synthetic.scene_graph import SPLITS
+from fiber.synthetic.scenes import SceneRecipe, describe_picture, generate
+
+NUM_PICTURES = 2000
+
+
+@pytest.fixture(scope="session")
+def described():
+    """Images of every split, described but not drawn: {split: [(image, scene)]}."""
+    return {
+        split: [describe_picture(SceneRecipe(), split, i) for i in range(NUM_PICTURES)]
+        for split in SPLITS
+    }
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory):
+    """A small data folder of scenes."""
+    return generate(tmp_path_factory.mktemp("scenes") / "data", train=30, val=12, novel=12)
