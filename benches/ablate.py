@@ -21,8 +21,8 @@ from experiments import Rows, cpu_seconds, measure, use_one_thread
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.fields import replace_fields
-from fiber.training.loop import train
-from fiber.training.run_config import RunConfig, load_recipe
+from fiber.training.config.run import RunConfig, load_recipe
+from fiber.training.trainer import train
 
 #: What each arm changes in the recipe, whose model fuses its last four blocks.
 ARMS: dict[str, Mapping[str, Any]] = {

@@ -26,12 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig, preset
 from fiber.data.batch import ImageTextBatch
-from fiber.losses.queue import PairQueue
+from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.training.config.run import OptimConfig
+from fiber.training.config.tasks import ImageTextTask
+from fiber.training.objectives import Draw, image_text_task
 from fiber.training.optim import build_optimizer
-from fiber.training.run_config import OptimConfig
-from fiber.training.task_config import ImageTextTask
-from fiber.training.tasks import Draw, image_text_task
 
 PEER = "eager, published passes"
 OURS = "fiber"

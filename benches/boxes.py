@@ -39,18 +39,18 @@ from box_measures import (
     side_of,
 )
 from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
-from fiber.data.prompts.classes import class_prompt
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import Tokenizer, sources
+from fiber.data.prompts.classes import class_prompt
 from fiber.data.prompts.sampling import DrawnPrompts
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.fields import replace_fields
 from fiber.files import read_json
-from fiber.training.loop import train
-from fiber.training.run_config import RunConfig, load_recipe
-from fiber.training.run_folder import RunFolder
-from fiber.training.task_config import CLASS_SOURCES
+from fiber.training.config.run import RunConfig, load_recipe
+from fiber.training.config.tasks import CLASS_SOURCES
+from fiber.training.run_dir import RunFolder
+from fiber.training.trainer import train
 
 KNOWN_BY = ("data", "arm", "percent", "seed")
 #: Pictures whose boxes are known, at most.

@@ -14,10 +14,10 @@ import time
 import torch
 
 from fiber.demo.plan import PLANS
+from fiber.training.config.run import RunConfig
+from fiber.training.data import open_data
 from fiber.training.distributed import Processes
-from fiber.training.run_config import RunConfig
-from fiber.training.streams import TaskStreams
-from fiber.training.training_data import open_data
+from fiber.training.task_loaders import TaskStreams
 
 #: Samples before the first that counts: caches, and memory of the first batches.
 WARM_UP = 256

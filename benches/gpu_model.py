@@ -18,8 +18,8 @@ from fiber import kernels
 from fiber.config import FiberConfig
 from fiber.kernels.dispatch import Backend
 from fiber.models.fiber.backbone import FiberBackbone
+from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer
-from fiber.training.run_config import OptimConfig
 
 #: Which model a side of the step trains, and the backend of its kernels (None: the rule's).
 STEP_SIDES: dict[str, tuple[str, Backend | None]] = {

@@ -12,7 +12,7 @@ from fiber.config import preset
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from tests.training.micro_runs import coarse_config, run
-from tests.training.test_loop import StopError, stop_before
+from tests.training.test_trainer import StopError, stop_before
 
 EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
 

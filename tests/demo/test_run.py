@@ -12,7 +12,7 @@ import pytest
 from fiber.demo import floors, measures, page, plan, run
 from fiber.demo.measures import SHOWN
 from fiber.fields import replace_fields
-from fiber.training.run_config import load_recipe
+from fiber.training.config.run import load_recipe
 
 REAL_PLANS = dict(plan.PLANS)
 
@@ -229,9 +229,9 @@ def _about(mode):
 #: Where Ctrl-C comes, one after the other: what is called then, and at which call.
 STOPS = [
     ("fiber.synthetic.scenes.draw_scene", 50),
-    ("fiber.training.loop.task_losses", 4),
-    ("fiber.training.loop.write_weights", 1),
-    ("fiber.training.loop.task_losses", 3),
+    ("fiber.training.trainer.task_losses", 4),
+    ("fiber.training.trainer.write_weights", 1),
+    ("fiber.training.trainer.task_losses", 3),
     ("fiber.demo.measures.evaluate", 9),
     ("fiber.demo.measures.Guesser.guess", 2),
     ("fiber.demo.pictures.evaluate", 2),

@@ -14,6 +14,7 @@ from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import answer_scores
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import END_ID, Captions, beam_search
+from fiber.models.fiber.image_text import FiberImageText
 from tests.evaluation.measured import (
     ANSWERS,
     assert_close,
@@ -59,9 +60,9 @@ def test_both_forms_of_vqa_accuracy_where_people_answered(models, pictures, tmp_
 def test_consistency_is_that_of_nlvr2s_identifiers(models, pictures, monkeypatch):
     """Two sentences of the same words are two sentences, as in the official script."""
     monkeypatch.setattr(
-        image_text,
-        "reasoning_logits",
-        lambda model, batch: torch.tensor([[0.0, 1.0]]).repeat(len(batch), 1),
+        FiberImageText,
+        "statement_logits",
+        lambda model, images, *text: torch.tensor([[0.0, 1.0]]).repeat(len(images), 1),
     )
     records = [
         dataclasses.replace(record, key=f"nlvr2_dev/dev-{key}", text="the same", truth=truth)

@@ -12,7 +12,7 @@ from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.inference import Model
 from fiber.recipes import scenes_fine
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_dir import RunFolder
 
 from ..conftest import ANSWERS
 from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state

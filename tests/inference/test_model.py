@@ -10,7 +10,7 @@ from fiber.config import preset
 from fiber.inference import Answer, Hit, Model
 from fiber.models.build import build_model
 from fiber.models.fiber.captioner import beam_search, sample_captions
-from fiber.training.run_config import load_recipe
+from fiber.training.config.run import load_recipe
 
 from ..conftest import ANSWERS
 from .by_hand import pooled, tensors

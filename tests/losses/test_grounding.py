@@ -9,7 +9,7 @@ import torch
 from fiber.config import preset
 from fiber.data.batch import GroundingBatch
 from fiber.losses import grounding
-from fiber.losses.assign import atss_assign
+from fiber.losses.atss import atss_assign
 from fiber.losses.grounding import centerness_targets, grounding_losses, token_focal_loss
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors

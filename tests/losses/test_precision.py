@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fiber.losses.caption import gold_loss, self_critical_loss
-from fiber.losses.contrastive import itc_loss
+from fiber.losses.itc import itc_loss
+from fiber.losses.itc_queue import PairQueue, queue_itc_loss
+from fiber.losses.itm import pair_loss
 from fiber.losses.language import mlm_loss, nlvr2_loss, vqa_loss
-from fiber.losses.matching import pair_loss
-from fiber.losses.queue import PairQueue, queue_itc_loss
 
 ROWS = torch.arange(4)
 MASK = torch.ones(4, 6, dtype=torch.bool)

@@ -8,18 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.losses.caption import gold_loss, self_critical_loss
-from fiber.losses.contrastive import itc_loss, text_fingerprints
-from fiber.losses.gather import fetch_rows
+from fiber.losses.distributed import fetch_rows, world_size
+from fiber.losses.itc import itc_loss, text_fingerprints
+from fiber.losses.itc_queue import PairQueue
+from fiber.losses.itm import half_pairs, hard_negatives, itm_loss, matching_pairs, pair_loss
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.losses.matching import (
-    half_pairs,
-    hard_negatives,
-    itm_loss,
-    matching_pairs,
-    pair_loss,
-)
-from fiber.losses.queue import PairQueue
-from fiber.losses.reduce import world_size
 
 WIDTH, VOCABULARY, ANSWERS = 6, 11, 5
 

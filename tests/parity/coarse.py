@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fiber.losses.matching import matching_labels
+from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from tests.parity.coarse_case import PICTURES, CoarseCase

@@ -22,7 +22,7 @@ from fiber.config import (
     RobertaConfig,
     SwinConfig,
 )
-from fiber.losses.queue import PairQueue
+from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import coarse_keys
 

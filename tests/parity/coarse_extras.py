@@ -22,9 +22,9 @@ from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import normalize_answer, published_score
 from fiber.models.encoders.roberta import TextEmbeddings
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.training.config.run import OptimConfig
+from fiber.training.config.transforms import MOVING_OPERATIONS
 from fiber.training.optim import lr_factor
-from fiber.training.run_config import OptimConfig
-from fiber.training.transform_config import MOVING_OPERATIONS
 from tests.parity.coarse_training import (
     OPTIM,
     group_faults,

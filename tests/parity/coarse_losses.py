@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fiber.losses.caption import gold_loss
-from fiber.losses.contrastive import Similarities
+from fiber.losses.itc import Similarities
+from fiber.losses.itc_queue import queue_itc_loss, queued_negatives
+from fiber.losses.itm import HardNegatives, itm_loss, join_pairs, pair_loss
 from fiber.losses.language import caption_loss, mlm_loss, next_tokens, nlvr2_loss, vqa_loss
-from fiber.losses.matching import HardNegatives, itm_loss, join_pairs, pair_loss
-from fiber.losses.queue import queue_itc_loss, queued_negatives
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 

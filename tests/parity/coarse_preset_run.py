@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.published import published_coarse_state
-from fiber.losses.matching import matching_labels
+from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import ignored_coarse_key
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate

@@ -11,8 +11,8 @@ import torch
 from fiber.checkpoints.published import published_coarse_state
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import coarse_keys, ignored_coarse_key
+from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
-from fiber.training.run_config import OptimConfig
 from tests.parity.coarse_losses import Losses
 
 #: Settings of the recorded steps (README).

@@ -11,8 +11,8 @@ import torch
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.keys_fine import fine_keys
 from fiber.recipes import coco_detection, grounding, refcoco
+from fiber.training.config.run import RunConfig
 from fiber.training.optim import build_optimizer, freeze
-from fiber.training.run_config import RunConfig
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import LEARNING_RATES
 

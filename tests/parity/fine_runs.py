@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fiber.losses.assign import atss_assign
+from fiber.losses.atss import atss_assign
 from fiber.losses.grounding import centerness_targets
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.ops.boxes import encode_deltas, to_inclusive

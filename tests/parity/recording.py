@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fiber.losses.matching import matching_labels
+from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import FEATURE_QUEUES, PICTURES
 from tests.parity.coarse_losses import Losses

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from fiber import recipes
+from fiber.config import preset
 from fiber.evaluation.evaluate import find_task
 from fiber.fields import from_dict, to_dict
+from fiber.inference.heads import HEAD_RECIPES
 from fiber.models.build import build_model
+from fiber.training.config.run import RunConfig, differences, load_recipe
+from fiber.training.config.transforms import RandAugmentConfig
 from fiber.training.optim import build_optimizer, freeze, lr_factor
-from fiber.training.run_config import RunConfig, differences, load_recipe
-from fiber.training.streams import training_transform
-from fiber.training.transform_config import RandAugmentConfig
+from fiber.training.task_loaders import training_transform
 
 
 def test_names_are_those_of_the_modules():
@@ -30,6 +32,16 @@ def test_recipe_builds_and_survives_json(name):
     # It rises from little, but where nothing is to warm up.
     first = lr_factor(0, config.train.steps, config.optim)
     assert first == 1 if config.optim.warmup_fraction == 0 else 0 <= first < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("size", "head"), [(size, head) for size in HEAD_RECIPES for head in HEAD_RECIPES[size]]
+)
+def test_the_recipe_named_for_a_head_trains_it(size, head):
+    run = load_recipe(HEAD_RECIPES[size][head])
+    heads = run.needed_heads() if run.model.stage == "coarse" else run.model.heads
+    assert head in heads
+    assert run.model.roberta.width == preset(size).roberta.width
 
 
 @pytest.mark.parametrize("name", recipes.names())

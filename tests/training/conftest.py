@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fiber.data import Tokenizer
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_dir import RunFolder
 from tests.evaluation.measured import new_models
 from tests.training.micro_runs import make_data
 

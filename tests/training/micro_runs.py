@@ -13,9 +13,8 @@ from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.fields import replace_fields
-from fiber.training.loop import Run, train
-from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from fiber.training.task_config import (
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import (
     CaptionTask,
     GroundingTask,
     ImageTextTask,
@@ -23,7 +22,8 @@ from fiber.training.task_config import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.transforms import TransformConfig
+from fiber.training.trainer import Run, train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
 SIDE = 48

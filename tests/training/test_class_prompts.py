@@ -8,9 +8,9 @@ import torch
 from fiber.data import sources
 from fiber.data.record import record_in_epoch
 from fiber.synthetic.scenes import generate
+from fiber.training.data import open_data
 from fiber.training.distributed import Processes
-from fiber.training.streams import TaskStreams
-from fiber.training.training_data import open_data
+from fiber.training.task_loaders import TaskStreams
 from tests.training.micro_runs import fine_config
 
 PROCESSES = Processes(rank=0, world_size=1, device=torch.device("cpu"))

@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 
-from fiber.training.curves import draw_curves, read_metrics
+from fiber.training.run_dir import draw_curves, read_metrics
 
 LINE = {"step": 1, "losses": {"itc": 2.0}, "learning_rates": {"x1": 0.1}}
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from fiber.training.curves import read_metrics
 from fiber.training.distributed import _buckets, average_gradients, joined
+from fiber.training.run_dir import read_metrics
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run
 

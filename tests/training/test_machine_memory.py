@@ -7,10 +7,10 @@ import torch
 
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
-from fiber.training import loop
+from fiber.training import trainer
+from fiber.training.config.run import load_recipe
 from fiber.training.distributed import Processes
 from fiber.training.machine_memory import check_memory, free_bytes, needed_bytes
-from fiber.training.run_config import load_recipe
 from tests.training.micro_runs import coarse_config, run
 
 MEMINFO = "MemTotal:        4000 kB\nMemFree:     100 kB\nMemAvailable:    {} kB\nSwapFree: 7 kB\n"
@@ -151,7 +151,7 @@ def test_a_run_that_may_not_fit_is_warned_of_once(machine):
 
 def test_training_looks_before_it_begins(pictures, tmp_path, monkeypatch, machine):
     root = machine.with_free(1024)
-    monkeypatch.setattr(loop, "check_memory", lambda *given: check_memory(*given, root))
+    monkeypatch.setattr(trainer, "check_memory", lambda *given: check_memory(*given, root))
     with pytest.raises(MemoryError, match="million parameters need"):
         run(coarse_config(), pictures, tmp_path / "r")
     assert not (tmp_path / "r").exists()

@@ -6,6 +6,7 @@ from torch import nn
 
 from fiber.config import preset
 from fiber.models.build import build_model
+from fiber.training.config.run import OptimConfig
 from fiber.training.optim import (
     MovingAverage,
     PublishedAdamW,
@@ -18,7 +19,6 @@ from fiber.training.optim import (
     place_of,
     set_learning_rate,
 )
-from fiber.training.run_config import OptimConfig
 
 SIDES = ("image_to_text", "text_to_image")
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from fiber.checkpoints.model_dir import read_words
 from fiber.fields import replace_fields
-from fiber.training.loop import train
-from fiber.training.streams import training_transform
-from fiber.training.training_data import open_data
+from fiber.training.data import open_data
+from fiber.training.task_loaders import training_transform
+from fiber.training.trainer import train
 
 from . import micro_runs
 

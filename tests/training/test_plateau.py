@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from fiber.fields import replace_fields
-from fiber.training.optim import lr_factor, set_learning_rate
-from fiber.training.plateau import count_falls, has_stalled
-from fiber.training.run_config import OptimConfig
+from fiber.training.config.run import OptimConfig
+from fiber.training.optim import count_falls, has_stalled, lr_factor, set_learning_rate
 from fiber.training.validation import Validation
 
 from . import micro_runs

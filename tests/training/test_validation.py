@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
 from fiber.evaluation.evaluate import TASKS, evaluate
 from fiber.training import validation
-from fiber.training.loop import train
-from fiber.training.run_config import CHOSEN_BY
+from fiber.training.config.run import CHOSEN_BY
+from fiber.training.trainer import train
 from fiber.training.validation import _of_some_pictures
 from tests.training.micro_runs import (
     all_records,
@@ -21,7 +21,7 @@ from tests.training.micro_runs import (
     run,
     with_dropout,
 )
-from tests.training.test_loop import StopError, numbers, stop_before, weights_equal
+from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 #: A checkpoint at steps 4 and 8, the end at step 10; all of them are measured.
 CHANGES = {"validation__task": "vqa"}

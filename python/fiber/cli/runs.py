@@ -11,7 +11,7 @@ from typing import Any
 
 from fiber.cli.arguments import add_words, candidates, count, whole_number
 from fiber.cli.models import RUNS
-from fiber.training.run_config import CHOSEN_BY
+from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
     "folder of a data set; or one annotation file, such as a .jsonl with"

@@ -19,8 +19,8 @@ from fiber.demo.machine import describe_machine
 from fiber.demo.measures import SHOWN, SPLITS, Measures
 from fiber.demo.plan import Plan
 from fiber.files import read_json, write_json
+from fiber.training.config.run import RunConfig
 from fiber.training.progress import say
-from fiber.training.run_config import RunConfig
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 

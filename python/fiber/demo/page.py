@@ -14,8 +14,7 @@ from fiber.demo.measures import SHOWN
 from fiber.demo.plan import Plan
 from fiber.demo.report import Report, Throughput
 from fiber.files import read_json
-from fiber.training.curves import read_metrics
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_dir import RunFolder, read_metrics
 
 _WHAT = {
     "scenes": "rendered scenes of coloured shapes",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fiber.fields import nearest, replace_fields
-from fiber.training.run_config import RunConfig, load_recipe
+from fiber.training.config.run import RunConfig, load_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

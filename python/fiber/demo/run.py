@@ -27,10 +27,10 @@ from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.fields import to_dict
 from fiber.files import write_json
-from fiber.training.loop import train
+from fiber.training.config.run import RunConfig
 from fiber.training.progress import readable_seconds, say
-from fiber.training.run_config import RunConfig
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_dir import RunFolder
+from fiber.training.trainer import train
 
 #: Shortest time between two plain lines of the data stage, in seconds.
 LINE_SECONDS = 10.0

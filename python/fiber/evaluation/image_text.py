@@ -18,7 +18,6 @@ from fiber.metrics.language import masked_word_accuracy, sentence_key, statement
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
 from fiber.models.fiber.captioner import beam_search, written_tokens
-from fiber.training.tasks import reasoning_logits
 
 #: Beams of the captions that are measured, as published.
 CAPTION_BEAMS = 5
@@ -166,7 +165,12 @@ def nlvr2(subject: Subject, records: RecordSet) -> Measured:
     """
     model, said = subject.image_text, []
     for batch, _ in subject.batches(records, "reasoning"):
-        said += reasoning_logits(model, batch).argmax(-1).bool().tolist()
+        said += (
+            model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
+            .argmax(-1)
+            .bool()
+            .tolist()
+        )
     asked = [records[i] for i in range(len(records))]
     predictions = [
         f"{entry_id(record.key)},{answer}" for record, answer in zip(asked, said, strict=True)

@@ -7,20 +7,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fiber import recipes
 from fiber.config import FiberConfig, preset
 from fiber.evaluation.retrieval import RERANKED
-from fiber.training.run_config import load_recipe
 
-#: What trains each head at the published size; other data and objectives have variants of these.
-_PUBLISHED_RECIPES = {
-    "itc": "retrieval_coco",
-    "itm": "retrieval_coco_itm",
-    "mlm": "pretrain",
-    "vqa": "vqav2",
-    "nlvr2": "nlvr2",
-    "caption": "caption_coco",
-    "grounding": "grounding",
+#: Recipe that trains each head, by preset; models of any other width get those of "base".
+HEAD_RECIPES: dict[str, dict[str, str]] = {
+    "base": {
+        "itc": "retrieval_coco",
+        "itm": "retrieval_coco_itm",
+        "mlm": "pretrain",
+        "vqa": "vqav2",
+        "nlvr2": "nlvr2",
+        "caption": "caption_coco",
+        "grounding": "grounding",
+    },
+    "small": {
+        "itc": "small_retrieval",
+        "itm": "small_matching",
+        "mlm": "scenes_coarse",
+        "vqa": "small_vqa",
+        "nlvr2": "small_nlvr2",
+        "caption": "small_caption",
+        "grounding": "scenes_fine",
+    },
 }
 
 
@@ -96,15 +105,6 @@ def choose_ranking(
 
 
 def _recipe_for(head: str, config: FiberConfig) -> str:
-    """Name the recipe that trains a head: one for models of this width, else the published one.
-
-    Of several for a width it is the one that trains the fewest other heads.
-    """
-    fitting = []
-    if config.roberta.width != preset("base").roberta.width:
-        for name in recipes.names():
-            run = load_recipe(name)
-            trained = run.needed_heads() if run.model.stage == "coarse" else run.model.heads
-            if head in trained and run.model.roberta.width == config.roberta.width:
-                fitting.append((len(trained), len(name), name))
-    return min(fitting)[2] if fitting else _PUBLISHED_RECIPES[head]
+    """Name the recipe that trains a head of a model of this width."""
+    is_small = config.roberta.width == preset("small").roberta.width
+    return HEAD_RECIPES["small" if is_small else "base"][head]

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.losses.language import next_tokens
-from fiber.losses.precision import wide
-from fiber.losses.reduce import all_rank_sum, world_size
 
 #: Smallest weight of a token, as published.
 LEAST_WEIGHT = 0.1

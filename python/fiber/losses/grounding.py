@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.data.batch import GroundingBatch
-from fiber.losses.assign import atss_assign
-from fiber.losses.precision import wide
-from fiber.losses.reduce import all_rank_sum, world_size
+from fiber.losses.atss import atss_assign
+from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 

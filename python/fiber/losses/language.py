@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.precision import wide
-from fiber.losses.reduce import all_rank_sum, world_size
+from fiber.losses.distributed import all_rank_sum, wide, world_size
 
 #: Label of a token that was not picked.
 IGNORED = -100

@@ -7,7 +7,7 @@ The published model works on boxes whose last corner lies *on* the last pixel, w
 x1 - x0 + 1. Its coder, IoU and non-maximum suppression are then those of half-open boxes, number
 for number. Three places do not carry over, because there it leaves the 1 out; they call
 `to_inclusive` and say so: the test whether an anchor's centre lies in a box
-(`fiber.losses.assign`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
+(`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
 
 Letters: A anchors, G boxes; N any number of boxes.
 """

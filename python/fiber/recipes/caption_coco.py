@@ -15,8 +15,8 @@ Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two 
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import RunConfig, ValidationConfig
-from fiber.training.task_config import CaptionTask, TasksConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import CaptionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -12,7 +12,7 @@ Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this
 import dataclasses
 
 from fiber.recipes import caption_coco_cider, caption_coco_published
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
 
 
 def recipe() -> RunConfig:

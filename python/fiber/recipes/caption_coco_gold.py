@@ -10,8 +10,8 @@ Expected: FIBER's README gives no number for this stage. The published code divi
 import dataclasses
 
 from fiber.recipes import caption_coco
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import CaptionTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import CaptionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

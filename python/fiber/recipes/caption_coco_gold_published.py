@@ -11,8 +11,8 @@ Expected: FIBER's README gives no number for this stage. A caption's loss is div
 import dataclasses
 
 from fiber.recipes import caption_coco_gold, caption_coco_published
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -13,7 +13,7 @@ Expected: as for `caption_coco`.
 import dataclasses
 
 from fiber.recipes import caption_coco
-from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:

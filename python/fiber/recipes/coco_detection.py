@@ -9,8 +9,8 @@ Expected: AP 58.4 on val2017 (FIBER's README).
 import dataclasses
 
 from fiber.recipes import refcoco
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

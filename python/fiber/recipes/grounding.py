@@ -20,9 +20,9 @@ RGB, as the coarse model was trained; the published fine stage reads BGR with RG
 import dataclasses
 
 from fiber.config import FiberConfig, preset
-from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 def recipe() -> RunConfig:

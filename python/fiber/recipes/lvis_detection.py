@@ -13,8 +13,8 @@ most, as published.
 import dataclasses
 
 from fiber.recipes import coco_detection
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

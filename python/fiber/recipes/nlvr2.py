@@ -11,8 +11,8 @@ Expected: accuracy 85.52 on test-P (FIBER's README).
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import RunConfig, ValidationConfig
-from fiber.training.task_config import ReasoningTask, TasksConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
 
 def recipe() -> RunConfig:

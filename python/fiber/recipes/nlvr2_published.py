@@ -9,7 +9,7 @@ Expected: accuracy 85.52 on test-P (FIBER's README).
 import dataclasses
 
 from fiber.recipes import nlvr2
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
 
 
 def recipe() -> RunConfig:

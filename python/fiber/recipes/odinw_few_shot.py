@@ -16,7 +16,7 @@ A published pass goes over eight copies of the pictures, which are eight passes 
 import dataclasses
 
 from fiber.recipes import odinw_full
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
 
 
 def recipe() -> RunConfig:

@@ -14,9 +14,9 @@ alone but for Aquarium, whose names have descriptions.
 import dataclasses
 
 from fiber.recipes import grounding
-from fiber.training.run_config import DataConfig, RunConfig, TrainConfig, ValidationConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.run import DataConfig, RunConfig, TrainConfig, ValidationConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 def recipe() -> RunConfig:

@@ -16,7 +16,7 @@ with `--tokenizer` where its file holds none; a coarse model will do, but knows 
 import dataclasses
 
 from fiber.recipes import odinw_full
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
 
 
 def recipe() -> RunConfig:

@@ -14,8 +14,8 @@ Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_
 """
 
 from fiber.config import preset
-from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from fiber.training.task_config import ImageTextTask, TasksConfig
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -15,8 +15,8 @@ Expected: no metric of its own, as for `pretrain`. Places of the queue that hold
 import dataclasses
 
 from fiber.recipes import pretrain
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import ImageTextTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
 
 
 def recipe() -> RunConfig:

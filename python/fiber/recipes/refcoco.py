@@ -11,8 +11,8 @@ Expected: accuracy 90.68 / 92.59 / 87.26 on val / testA / testB (FIBER's README)
 import dataclasses
 
 from fiber.recipes import grounding
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

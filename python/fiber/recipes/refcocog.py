@@ -12,8 +12,8 @@ Expected: accuracy 87.11 / 87.32 on val / test (FIBER's README), where a box is
 import dataclasses
 
 from fiber.recipes import refcoco
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -10,8 +10,8 @@ Expected: accuracy 85.74 / 90.13 / 79.38 on val / testA / testB (FIBER's README)
 import dataclasses
 
 from fiber.recipes import refcoco
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def recipe() -> RunConfig:

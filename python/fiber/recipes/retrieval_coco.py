@@ -14,8 +14,8 @@ Expected: near the published run's text-to-image recall at 1 of 58.01 and image-
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import RunConfig, ValidationConfig
-from fiber.training.task_config import ImageTextTask, TasksConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
 
 
 def recipe() -> RunConfig:

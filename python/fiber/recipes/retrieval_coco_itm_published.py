@@ -14,7 +14,7 @@ Expected: text-to-image recall at 1 of 59.03 and image-to-text of 75.14 on the 5
 import dataclasses
 
 from fiber.recipes import retrieval_coco_itm
-from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:

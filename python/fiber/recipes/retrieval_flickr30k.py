@@ -13,7 +13,7 @@ Expected: near the published run's text-to-image recall at 1 of 81.44 and image-
 import dataclasses
 
 from fiber.recipes import retrieval_coco
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
 
 
 def recipe() -> RunConfig:

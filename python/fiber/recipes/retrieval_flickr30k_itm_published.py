@@ -13,7 +13,7 @@ Expected: text-to-image recall at 1 of 84.10 and image-to-text of 95.10 on the 1
 import dataclasses
 
 from fiber.recipes import retrieval_flickr30k_itm
-from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:

@@ -13,7 +13,7 @@ Expected: text-to-image recall at 1 of 81.44 and image-to-text of 92.90 on the 1
 import dataclasses
 
 from fiber.recipes import retrieval_flickr30k
-from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:

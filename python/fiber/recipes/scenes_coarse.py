@@ -8,8 +8,8 @@ Expected: see the table that `fiber demo` prints; it runs this recipe.
 """
 
 from fiber.config import preset
-from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from fiber.training.task_config import ImageTextTask, QuestionTask, TasksConfig
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import ImageTextTask, QuestionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -7,9 +7,9 @@ Expected: see the table that `fiber demo` prints; it runs this recipe after `sce
 """
 
 from fiber.config import preset
-from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from fiber.training.task_config import GroundingTask, TasksConfig
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 def recipe() -> RunConfig:

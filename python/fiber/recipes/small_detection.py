@@ -16,15 +16,15 @@ the order of the file, as in measuring.
 import dataclasses
 
 from fiber.config import FiberConfig, preset
-from fiber.training.run_config import (
+from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
 )
-from fiber.training.task_config import GroundingTask, TasksConfig
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.tasks import GroundingTask, TasksConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 def recipe() -> RunConfig:

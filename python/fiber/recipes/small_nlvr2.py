@@ -9,8 +9,8 @@ Expected: docs/results.md, for scenes and stamps.
 import dataclasses
 
 from fiber.recipes import small_vqa
-from fiber.training.run_config import RunConfig, ValidationConfig
-from fiber.training.task_config import ReasoningTask, TasksConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -10,8 +10,8 @@ Expected: docs/results.md, for scenes and stamps.
 import dataclasses
 
 from fiber.recipes import small_vqa
-from fiber.training.run_config import RunConfig, ValidationConfig
-from fiber.training.task_config import ImageTextTask, TasksConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -10,14 +10,14 @@ Expected: docs/results.md, for scenes and stamps.
 import dataclasses
 
 from fiber.config import FiberConfig, preset
-from fiber.training.run_config import (
+from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
 )
-from fiber.training.task_config import QuestionTask, TasksConfig
+from fiber.training.config.tasks import QuestionTask, TasksConfig
 
 
 def recipe() -> RunConfig:

@@ -17,15 +17,15 @@ Expected: below the 78.55 on test-dev that the published run reaches with a half
 import dataclasses
 
 from fiber.config import FiberConfig, preset
-from fiber.training.run_config import (
+from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
 )
-from fiber.training.task_config import QuestionTask, TasksConfig
-from fiber.training.transform_config import RandAugmentConfig, TransformConfig
+from fiber.training.config.tasks import QuestionTask, TasksConfig
+from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 
 
 def recipe() -> RunConfig:

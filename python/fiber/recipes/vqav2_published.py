@@ -13,7 +13,7 @@ Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
 import dataclasses
 
 from fiber.recipes import vqav2
-from fiber.training.run_config import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 
 
 def recipe() -> RunConfig:

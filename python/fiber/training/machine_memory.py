@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from fiber.models.build import build_model
+from fiber.training.config.run import RunConfig
 from fiber.training.distributed import Processes
 from fiber.training.optim import freeze
-from fiber.training.run_config import RunConfig
 
 #: Bytes of a trained parameter: weight, gradient and AdamW's two moments, in float32.
 TRAINED_BYTES = 16

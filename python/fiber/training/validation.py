@@ -23,8 +23,8 @@ from fiber.files import write_whole
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.checkpoint import Position
-from fiber.training.run_config import CHOSEN_BY, RunConfig
-from fiber.training.training_data import TrainingData
+from fiber.training.config.run import CHOSEN_BY, RunConfig
+from fiber.training.data import TrainingData
 
 BEST = "best-"
 

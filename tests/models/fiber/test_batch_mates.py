@@ -12,7 +12,7 @@ import torch
 
 from fiber.config import preset
 from fiber.data.batch import GroundingBatch
-from fiber.losses.assign import atss_assign
+from fiber.losses.atss import atss_assign
 from fiber.losses.grounding import centerness_targets, grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import detect_boxes, ground_phrases

@@ -65,6 +65,30 @@ def test_pooled_pair_and_the_heads_on_it():
     assert not torch.allclose(model.nlvr2_logits(left, right), model.nlvr2_logits(right, left))
 
 
+def test_forward_gives_the_logits_of_one_head():
+    model = build()
+    fused = model.backbone.encode_pair(IMAGES, IDS, MASK)
+    pooled = model.pooled(fused)
+    expected = {
+        "itc": model.embed_images(IMAGES) @ model.embed_texts(IDS, MASK).T / model.temperature,
+        "itm": model.itm_logits(pooled),
+        "vqa": model.vqa_logits(pooled),
+        "mlm": model.mlm_logits(fused.text),
+        "caption": model.next_token_logits(IMAGES, IDS, MASK),
+    }
+    for head, logits in expected.items():
+        torch.testing.assert_close(model(IMAGES, IDS, MASK, head), logits)
+    # Each pair of images is the two of another sample.
+    pairs = torch.stack((IMAGES, IMAGES.flip(0)), 1)
+    right = model.pooled(model.backbone.encode_pair(IMAGES.flip(0), IDS, MASK))
+    torch.testing.assert_close(model(pairs, IDS, MASK, "nlvr2"), model.nlvr2_logits(pooled, right))
+
+
+def test_forward_names_a_head_that_the_model_lacks():
+    with pytest.raises(ValueError, match=r"'vqa'.*itc, itm"):
+        build("itc", "itm")(IMAGES, IDS, MASK, "vqa")
+
+
 def test_words_at_chosen_positions():
     model = build("mlm")
     text = model.backbone.encode_pair(IMAGES, IDS, MASK).text

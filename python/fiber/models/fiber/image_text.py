@@ -74,6 +74,41 @@ class FiberImageText(nn.Module):
             else:
                 initialise_head(module)
 
+    def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
+        """Run the backbone and one head.
+
+        Args:
+            images: (B, 3, H, W); for "nlvr2" (B, 2, 3, H, W), left image first.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+            head: one of `config.image_text.heads`.
+
+        Returns:
+            Logits: "itc" (B, B), image-to-text similarities over the temperature; "itm" and "nlvr2"
+            (B, 2), column 1 = true; "vqa" (B, answers); "mlm" and "caption" (B, L, vocabulary).
+
+        Raises:
+            ValueError: if the model has no such head.
+        """
+        if head not in self.config.image_text.heads:
+            raise ValueError(
+                f"head {head!r}: this model has {', '.join(self.config.image_text.heads)}"
+            )
+        if head == "itc":
+            vectors = self.embed_images(images), self.embed_texts(token_ids, text_mask)
+            return vectors[0] @ vectors[1].T / self.temperature
+        if head == "nlvr2":
+            return self.statement_logits(images, token_ids, text_mask)
+        if head == "caption":
+            return self.next_token_logits(images, token_ids, text_mask)
+        if head == "mlm":
+            fused = self.backbone.encode_pair(images, token_ids, text_mask)
+            assert fused.text is not None
+            return self.mlm_logits(fused.text)
+        fused = self.backbone.encode_pair(images, token_ids, text_mask, wanted="pooled")
+        pooled = self.pooled(fused)
+        return self.itm_logits(pooled) if head == "itm" else self.vqa_logits(pooled)
+
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed pictures for the contrastive mode: (B, 3, H, W) -> (B, D), unit length."""
         return self.image_vectors(self.backbone.encode_image(images))
@@ -134,6 +169,34 @@ class FiberImageText(nn.Module):
     def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
         """Pooled pairs of both pictures with the statement, (B, 2 D) each -> (B, 2); 1 = true."""
         return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
+
+    def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Judge statements about image pairs (NLVR2); both images run in one forward pass.
+
+        Args:
+            images: (B, 2, 3, H, W), left image first.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+
+        Returns:
+            (B, 2); column 1 = the statement is true.
+        """
+        # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
+        images = images.transpose(0, 1).flatten(0, 1)
+        text = self.backbone.text_prefix(token_ids, text_mask)
+        fused = self.backbone.fuse(
+            self.backbone.image_prefix(images),
+            torch.cat([text, text]),
+            text_mask.repeat(2, 1),
+            wanted="pooled",
+        )
+        left, right = self.pooled(fused).chunk(2)
+        return self.nlvr2_logits(left, right)
+
+    def next_token_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Predict each next token from the image and the tokens before it: (B, L, vocabulary)."""
+        tokens = self.backbone.encode_image(images).stages[-1]
+        return self.caption_logits(self.decode_text(tokens, token_ids, text_mask))
 
     def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Run the caption decoder.

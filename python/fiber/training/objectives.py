@@ -20,13 +20,14 @@ from fiber.losses.caption import (
     others_mean,
     self_critical_loss,
 )
-from fiber.losses.contrastive import Similarities, itc_loss, text_fingerprints
-from fiber.losses.gather import fetch_rows, rank, row_counts
+from fiber.losses.distributed import fetch_rows, rank, row_counts, world_size
 from fiber.losses.grounding import grounding_losses
-from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.losses.matching import (
+from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
+from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.itm import (
     MatchingPairs,
     counter_uniforms,
+    half_of_negatives,
     half_pairs,
     hard_negatives,
     itm_loss,
@@ -34,16 +35,15 @@ from fiber.losses.matching import (
     matching_pairs,
     pair_loss,
 )
-from fiber.losses.queue import PairQueue, queue_itc_loss, queued_negatives
-from fiber.losses.reduce import world_size
+from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
 from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.branches import Backward, Branches
-from fiber.training.memory import NO_MEMORY, Memory
-from fiber.training.rewards import CaptionRewards
-from fiber.training.task_config import CaptionTask, ImageTextTask, TasksConfig
+from fiber.training.config.tasks import CaptionTask, ImageTextTask, TasksConfig
+from fiber.training.objective_state import NO_MEMORY, Memory
+from fiber.training.scst import CaptionRewards
+from fiber.training.split_backward import Backward, Branches
 
 #: Number of the stream of draws that samples of captions begin from; `losses.matching` has others.
 _SAMPLES = 4
@@ -249,22 +249,6 @@ def _pairs_with(
     return join_pairs(true, (image_rows, model.backbone.text_prefix(token_ids, mask), mask))
 
 
-def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """Choose, of the 3B matching pairs, the true ones and one negative for each.
-
-    Args:
-        batch_size: B of this rank.
-        first_row: number of this rank's first row in the whole batch, so that ranks choose what one
-            process with the whole batch would.
-
-    Returns:
-        (2B,) int64: true pairs, then a wrong text for even rows and a wrong picture for odd ones.
-    """
-    rows = torch.arange(batch_size)
-    is_odd = (rows + first_row) % 2
-    return torch.cat([rows, rows + batch_size * (1 + is_odd)])
-
-
 def question_task(model: FiberImageText, batch: QuestionBatch) -> dict[str, Tensor]:
     """Answers to questions (VQA)."""
     fused = model.backbone.encode_pair(
@@ -273,31 +257,13 @@ def question_task(model: FiberImageText, batch: QuestionBatch) -> dict[str, Tens
     return {"vqa": vqa_loss(model.vqa_logits(model.pooled(fused)), batch.targets)}
 
 
-def reasoning_logits(model: FiberImageText, batch: ReasoningBatch) -> Tensor:
-    """Logits of "the statement is true of both pictures": (B, 2); both pictures run in one pass."""
-    backbone = model.backbone
-    # (B, 2, 3, H, W) -> (2B, 3, H, W), all left pictures before all right ones
-    images = batch.images.transpose(0, 1).flatten(0, 1)
-    text = backbone.text_prefix(batch.token_ids, batch.text_mask)
-    fused = backbone.fuse(
-        backbone.image_prefix(images),
-        torch.cat([text, text]),
-        batch.text_mask.repeat(2, 1),
-        wanted="pooled",
-    )
-    left, right = model.pooled(fused).chunk(2)
-    return model.nlvr2_logits(left, right)
-
-
 def reasoning_task(model: FiberImageText, batch: ReasoningBatch) -> dict[str, Tensor]:
     """Statements about two pictures (NLVR2)."""
-    return {"nlvr2": nlvr2_loss(reasoning_logits(model, batch), batch.truths)}
-
-
-def caption_logits(model: FiberImageText, batch: ImageTextBatch) -> Tensor:
-    """Logits of each next token, (B, L, vocabulary), from the picture and the tokens before it."""
-    tokens = model.backbone.encode_image(batch.images).stages[-1]
-    return model.caption_logits(model.decode_text(tokens, batch.token_ids, batch.text_mask))
+    return {
+        "nlvr2": nlvr2_loss(
+            model.statement_logits(batch.images, batch.token_ids, batch.text_mask), batch.truths
+        )
+    }
 
 
 def caption_task(
@@ -314,11 +280,11 @@ def caption_task(
         task: which objective.
         reference: the frozen copy that the objective "gold" weighs tokens by.
     """
-    logits = caption_logits(model, batch)
+    logits = model.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     if reference is None:
         return {"caption": caption_loss(logits, batch.token_ids, batch.text_mask)}
     with torch.no_grad():
-        believed = caption_logits(reference, batch)
+        believed = reference.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     loss = gold_loss(logits, believed, batch.token_ids, batch.text_mask, divisor=task.gold_divisor)
     return {"caption": loss}
 

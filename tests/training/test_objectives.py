@@ -5,23 +5,17 @@ import torch
 import torch.distributed as dist
 
 from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
-from fiber.losses.contrastive import itc_loss, text_fingerprints
+from fiber.losses.itc import itc_loss, text_fingerprints
+from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
 from fiber.losses.language import mlm_loss
-from fiber.losses.matching import hard_negatives, itm_loss
 from fiber.models.build import build_model
-from fiber.training import training_data
+from fiber.training import data as training_data
+from fiber.training.config.tasks import ImageTextTask
+from fiber.training.data import open_data
 from fiber.training.distributed import joined
-from fiber.training.memory import Memory
-from fiber.training.streams import TaskStreams
-from fiber.training.task_config import ImageTextTask
-from fiber.training.tasks import (
-    Draw,
-    half_of_negatives,
-    image_text_task,
-    reasoning_logits,
-    task_losses,
-)
-from fiber.training.training_data import open_data
+from fiber.training.objective_state import Memory
+from fiber.training.objectives import Draw, image_text_task, task_losses
+from fiber.training.task_loaders import TaskStreams
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
@@ -118,9 +112,18 @@ def test_statements_see_left_and_right_as_two_passes_would(coarse):
         for side in (0, 1)
     )
     plain = model.nlvr2_logits(left, right)
-    torch.testing.assert_close(reasoning_logits(model, batch), plain, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        model.statement_logits(batch.images, batch.token_ids, batch.text_mask),
+        plain,
+        rtol=1e-4,
+        atol=1e-6,
+    )
     swapped = dataclasses.replace(batch, images=batch.images.flip(1))
-    assert not torch.allclose(reasoning_logits(model, swapped), plain, rtol=1e-3)
+    assert not torch.allclose(
+        model.statement_logits(swapped.images, swapped.token_ids, swapped.text_mask),
+        plain,
+        rtol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("build", [coarse_config, fine_config], ids=["coarse", "fine"])

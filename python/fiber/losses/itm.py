@@ -16,10 +16,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiber.losses.contrastive import Similarities
-from fiber.losses.gather import all_rank_max, fetch_rows, gather_rows, rank, row_counts
-from fiber.losses.precision import wide
-from fiber.losses.reduce import all_rank_sum, world_size
+from fiber.losses.distributed import (
+    all_rank_max,
+    all_rank_sum,
+    fetch_rows,
+    gather_rows,
+    rank,
+    row_counts,
+    wide,
+    world_size,
+)
+from fiber.losses.itc import Similarities
 
 #: Label of a pair that the loss leaves out.
 IGNORED = -100
@@ -306,3 +313,19 @@ def _draw(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
     # such a column.
     forbidden = weights.gather(1, index[:, None])[:, 0] == 0
     return torch.where(forbidden, weights.argmax(1), index)
+
+
+def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
+    """Choose, of the 3B matching pairs, the true ones and one negative for each.
+
+    Args:
+        batch_size: B of this rank.
+        first_row: number of this rank's first row in the whole batch, so that ranks choose what one
+            process with the whole batch would.
+
+    Returns:
+        (2B,) int64: true pairs, then a wrong text for even rows and a wrong picture for odd ones.
+    """
+    rows = torch.arange(batch_size)
+    is_odd = (rows + first_row) % 2
+    return torch.cat([rows, rows + batch_size * (1 + is_odd)])

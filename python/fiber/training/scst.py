@@ -12,9 +12,9 @@ from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.fiber.captioner import written_tokens
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import CaptionTask
-from fiber.training.training_data import TrainingData
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import CaptionTask
+from fiber.training.data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)

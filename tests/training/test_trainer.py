@@ -16,8 +16,8 @@ from fiber import DecodeError
 from fiber.checkpoints.model_dir import load_model
 from fiber.fields import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training import loop
-from fiber.training.loop import train
+from fiber.training import trainer
+from fiber.training.trainer import train
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
 
@@ -42,7 +42,7 @@ class StopError(Exception):
 
 def stop_before(monkeypatch, step, error=StopError):
     """Let the run fail when it comes to a step for the first time."""
-    real, stopped = loop.lr_factor, []
+    real, stopped = trainer.lr_factor, []
 
     def factor(now, *rest):
         if now == step and not stopped:
@@ -50,7 +50,7 @@ def stop_before(monkeypatch, step, error=StopError):
             raise error
         return real(now, *rest)
 
-    monkeypatch.setattr(loop, "lr_factor", factor)
+    monkeypatch.setattr(trainer, "lr_factor", factor)
 
 
 def test_empty_data_are_refused(pictures, tmp_path):
@@ -134,13 +134,13 @@ def test_resumed_run_repeats_the_numbers_bit_for_bit(
 
 
 def test_every_pass_has_a_number_of_its_own(pictures, tmp_path, monkeypatch):
-    real, draws = loop.task_losses, []
+    real, draws = trainer.task_losses, []
 
     def recorded(name, model, batch, tasks, draw, *rest):
         draws.append(draw)
         return real(name, model, batch, tasks, draw, *rest)
 
-    monkeypatch.setattr(loop, "task_losses", recorded)
+    monkeypatch.setattr(trainer, "task_losses", recorded)
     config = coarse_config(train__steps=3, train__accumulation=2, train__seed=7)
     run(config, pictures, tmp_path / "r")
     assert [(draw.seed, draw.number) for draw in draws] == [(7, n) for n in range(6)]

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.gather import gather_rows, rank, row_counts
-from fiber.losses.precision import wide
-from fiber.losses.reduce import world_size
+from fiber.losses.distributed import gather_rows, rank, row_counts, wide, world_size
 
 #: Smallest and largest temperature, as published.
 TEMPERATURE_RANGE = (0.001, 1.0)

@@ -1,13 +1,12 @@
-"""Rows of the whole batch: gathering and fetching over all ranks, with gradients.
+"""Collectives for losses: sums over all ranks, and gathered rows of the whole batch with gradients.
 
-A row is one sample's tensor. The whole batch is the batches of all ranks one after the other, so
-that row `counts[0] + ... + counts[r - 1] + i` of it is row i of rank r. Without an initialised
-`torch.distributed` the whole batch is the local one and nothing is sent.
+A row is one sample's tensor. The whole batch is the batches of all ranks in rank order: its row
+`counts[0] + ... + counts[r - 1] + i` is row i of rank r. Without an initialized `torch.distributed`
+the whole batch is the local one and nothing is sent.
 
-Gradients: a rank's loss may depend on rows of every rank; the backward pass brings each row the
-sum of its gradients over all ranks. Together with losses scaled by the number of ranks, and with
-the mean of gradients that DistributedDataParallel takes, this equals one process with the whole
-batch.
+Gradients: a rank's loss may depend on rows of every rank; the backward pass sums the gradients of
+each row over all ranks. With losses scaled by the number of ranks, and the mean of gradients that
+DistributedDataParallel takes, N processes equal one process with the whole batch.
 
 Letters: n rows of this rank, G rows of the whole batch, W ranks.
 """
@@ -20,7 +19,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fiber.losses.reduce import world_size
+
+def world_size() -> int:
+    """Count the processes that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_rank_sum(tensor: Tensor) -> Tensor:
+    """Add a tensor up over all ranks, without gradient.
+
+    DistributedDataParallel averages gradients, so a loss that is
+    `local_sum * world_size() / all_rank_sum(local_count)` trains as one process with the whole
+    batch would.
+
+    Args:
+        tensor: any shape, the same on every rank.
+
+    Returns:
+        The sum, on every rank; the detached tensor itself without torch.distributed.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 def rank() -> int:
@@ -163,3 +185,8 @@ class _FetchRows(torch.autograd.Function):
             returned, grad[ctx.order].contiguous(), ctx.send_sizes, ctx.receive_sizes
         )
         return grad.new_zeros(ctx.rows_shape).index_add_(0, ctx.sent, returned), None, None
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Take half precision to float32; a model in double precision keeps its own."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

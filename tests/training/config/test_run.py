@@ -4,7 +4,7 @@ import pytest
 from fiber._core import ImageTransform, RandAugment, apply_transform
 from fiber.config import preset
 from fiber.fields import from_dict, replace_fields, to_dict
-from fiber.training.run_config import (
+from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
     RunConfig,
@@ -12,7 +12,7 @@ from fiber.training.run_config import (
     differences,
     load_recipe,
 )
-from fiber.training.task_config import (
+from fiber.training.config.tasks import (
     CaptionTask,
     GroundingTask,
     ImageTextTask,
@@ -20,7 +20,7 @@ from fiber.training.task_config import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.transform_config import (
+from fiber.training.config.transforms import (
     MOVING_OPERATIONS,
     ColorJitterConfig,
     RandAugmentConfig,

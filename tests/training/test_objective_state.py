@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.training.memory import Memory
-from fiber.training.task_config import CaptionTask, ImageTextTask
-from fiber.training.tasks import Draw, caption_task, image_text_task, task_losses
+from fiber.training.config.tasks import CaptionTask, ImageTextTask
+from fiber.training.objective_state import Memory
+from fiber.training.objectives import Draw, caption_task, image_text_task, task_losses
 from tests.training.micro_runs import coarse_config, run
-from tests.training.test_loop import StopError, numbers, stop_before, weights_equal
-from tests.training.test_tasks import model_and_batches
+from tests.training.test_objectives import model_and_batches
+from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 MEMORY = {
     "tasks__image_text__itc_form": "queue",

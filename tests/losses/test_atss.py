@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fiber.losses.assign import atss_assign
+from fiber.losses.atss import atss_assign
 from fiber.ops.anchors import pyramid_anchors
 
 SIZES = [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]

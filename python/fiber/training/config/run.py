@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from fiber.config import FiberConfig
 from fiber.fields import nearest, require, to_dict
-from fiber.training.task_config import TasksConfig
-from fiber.training.transform_config import TransformConfig
+from fiber.training.config.tasks import TasksConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.training.branches import Branches
-from fiber.training.memory import Memory
-from fiber.training.task_config import ImageTextTask
-from fiber.training.tasks import Draw, image_text_task, task_losses
+from fiber.training.config.tasks import ImageTextTask
+from fiber.training.objective_state import Memory
+from fiber.training.objectives import Draw, image_text_task, task_losses
+from fiber.training.split_backward import Branches
 from tests.training.micro_runs import coarse_config
-from tests.training.test_tasks import model_and_batches
+from tests.training.test_objectives import model_and_batches
 
 #: Other weights than 1, so that a loss that runs backward unweighted shows.
 WEIGHTS = {"itc": 0.5, "itm": 2.0, "mlm": 3.0}

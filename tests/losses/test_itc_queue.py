@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.contrastive import itc_loss
-from fiber.losses.matching import hard_negatives
-from fiber.losses.queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.itc import itc_loss
+from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.itm import hard_negatives
 from tests.losses.toy_objectives import queue_after
 from tests.losses.two_ranks import run_on_two_ranks
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from fiber.losses.contrastive import Similarities, itc_loss
-from fiber.losses.matching import (
+from fiber.losses.itc import Similarities, itc_loss
+from fiber.losses.itm import (
     counter_uniforms,
     half_pairs,
     hard_negatives,

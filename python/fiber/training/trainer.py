@@ -27,9 +27,9 @@ from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
-from fiber.training.branches import Backward
 from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
-from fiber.training.curves import read_metrics
+from fiber.training.config.run import RunConfig, load_recipe
+from fiber.training.data import TrainingData, open_data
 from fiber.training.distributed import (
     Processes,
     average_gradients,
@@ -39,24 +39,24 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.machine_memory import check_memory
-from fiber.training.memory import Memory
+from fiber.training.meters import Window
+from fiber.training.objective_state import Memory
+from fiber.training.objectives import Draw, task_losses
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
+    count_falls,
     freeze,
+    has_stalled,
     lr_factor,
     set_learning_rate,
 )
-from fiber.training.plateau import count_falls, has_stalled
 from fiber.training.progress import Progress, readable_seconds, say
-from fiber.training.rewards import CaptionRewards, caption_rewards
-from fiber.training.run_config import RunConfig, load_recipe
-from fiber.training.run_folder import RunFolder
-from fiber.training.streams import TaskStreams
-from fiber.training.tasks import Draw, task_losses
-from fiber.training.training_data import TrainingData, open_data
+from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.scst import CaptionRewards, caption_rewards
+from fiber.training.split_backward import Backward
+from fiber.training.task_loaders import TaskStreams
 from fiber.training.validation import Validation, open_validation
-from fiber.training.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

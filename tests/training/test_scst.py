@@ -16,15 +16,15 @@ from fiber.losses.language import caption_loss
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training import tasks
+from fiber.training import objectives
+from fiber.training.config.tasks import CaptionTask
+from fiber.training.data import open_data
 from fiber.training.distributed import joined
-from fiber.training.loop import train
-from fiber.training.memory import Memory
-from fiber.training.rewards import CaptionRewards, caption_rewards
-from fiber.training.streams import TaskStreams
-from fiber.training.task_config import CaptionTask
-from fiber.training.tasks import Draw, self_critical_task
-from fiber.training.training_data import open_data
+from fiber.training.objective_state import Memory
+from fiber.training.objectives import Draw, self_critical_task
+from fiber.training.scst import CaptionRewards, caption_rewards
+from fiber.training.task_loaders import TaskStreams
+from fiber.training.trainer import train
 from tests.training.micro_runs import (
     all_records,
     coarse_config,
@@ -33,8 +33,8 @@ from tests.training.micro_runs import (
     run,
     with_dropout,
 )
-from tests.training.test_loop import StopError, numbers, stop_before, weights_equal
-from tests.training.test_tasks import model_and_batches
+from tests.training.test_objectives import model_and_batches
+from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 #: Captions alone, self-critical.
 CIDER = {
@@ -160,7 +160,7 @@ def caught_samples(monkeypatch) -> list[torch.Tensor]:
         caught.append(found.token_ids)
         return found
 
-    monkeypatch.setattr(tasks, "sample_captions", sample)
+    monkeypatch.setattr(objectives, "sample_captions", sample)
     return caught
 
 
@@ -193,7 +193,7 @@ def test_one_pass_by_plain_steps(coarse, monkeypatch, baseline):
     # Terms of both signs nearly cancel, so float32 rounds by their size.
     allowed = 1e-6 * sum(map(abs, terms))
     assert losses["self_critical"].item() == pytest.approx(sum(terms), abs=allowed)
-    logits = tasks.caption_logits(model, batch)
+    logits = model.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     likelihood = caption_loss(logits, batch.token_ids, batch.text_mask)
     assert losses["caption"].item() == pytest.approx(likelihood.item(), rel=1e-5)
     assert losses["cider_d"].item() == pytest.approx(earned.mean().item())
@@ -223,8 +223,8 @@ def test_samples_depend_on_pass_and_row_alone(coarse, monkeypatch):
     caught = caught_samples(monkeypatch)
 
     def drawn(draw, rows=slice(None), first=0):
-        monkeypatch.setattr(tasks, "row_counts", lambda ids: (first, len(ids)))
-        monkeypatch.setattr(tasks, "rank", lambda: 1)
+        monkeypatch.setattr(objectives, "row_counts", lambda ids: (first, len(ids)))
+        monkeypatch.setattr(objectives, "rank", lambda: 1)
         part = dataclasses.replace(
             batch,
             keys=batch.keys[rows],

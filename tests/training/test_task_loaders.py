@@ -12,15 +12,11 @@ from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.fields import to_dict
 from fiber.models.preprocess import inference_transform
+from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
+from fiber.training.data import answerable, open_data
 from fiber.training.distributed import Processes
-from fiber.training.loop import train
-from fiber.training.streams import TaskStreams, training_transform
-from fiber.training.training_data import answerable, open_data
-from fiber.training.transform_config import (
-    ColorJitterConfig,
-    RandAugmentConfig,
-    TransformConfig,
-)
+from fiber.training.task_loaders import TaskStreams, training_transform
+from fiber.training.trainer import train
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 

@@ -33,8 +33,8 @@ from fiber.data.datasets.resolve import (
 from fiber.data.prompts.sampling import DrawnPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, left_out_lines
-from fiber.training.run_config import RunConfig
-from fiber.training.task_config import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
 #: As many records without a box are looked at before they are taken for records without boxes.
 BOXLESS_RECORDS = 1000

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.contrastive import TEMPERATURE_RANGE, Similarities, check_pairs
-from fiber.losses.gather import all_rank_max, gather_rows, row_counts
-from fiber.losses.matching import HardNegatives
-from fiber.losses.precision import wide
-from fiber.losses.reduce import world_size
+from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide, world_size
+from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs
+from fiber.losses.itm import HardNegatives
 
 #: Id of <pad>, which shorter texts of the queue end with.
 PAD_ID = 1

@@ -13,10 +13,10 @@ from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, left_out_lines
 from fiber.data.text_lengths import NotedLengths, TextCounts
+from fiber.training.config.run import RunConfig
+from fiber.training.config.transforms import TransformConfig
+from fiber.training.data import TrainingData
 from fiber.training.distributed import Processes
-from fiber.training.run_config import RunConfig
-from fiber.training.training_data import TrainingData
-from fiber.training.transform_config import TransformConfig
 
 _SKIP = "--set data.on_error=skip leaves out such records and counts them"
 

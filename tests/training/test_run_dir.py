@@ -11,7 +11,7 @@ from fiber.data import Tokenizer
 from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.training.checkpoint import Position, write_checkpoint
-from fiber.training.run_folder import RunFolder
+from fiber.training.run_dir import RunFolder
 from tests.training.micro_runs import fine_config
 
 

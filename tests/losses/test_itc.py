@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.contrastive import itc_loss, text_fingerprints
+from fiber.losses.itc import itc_loss, text_fingerprints
 
 
 def unit_vectors(rows, width=5, seed=0):

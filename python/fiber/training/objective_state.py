@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fiber.losses.queue import PairQueue
+from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.rewards import CaptionRewards
-from fiber.training.run_config import RunConfig
+from fiber.training.config.run import RunConfig
+from fiber.training.scst import CaptionRewards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fiber.losses.gather import fetch_rows, gather_rows, row_counts
+from fiber.losses.distributed import fetch_rows, gather_rows, row_counts
 from tests.losses.toy_objectives import all_splits, losses_and_gradients
 from tests.losses.two_ranks import run_on_two_ranks
 

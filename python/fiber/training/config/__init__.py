@@ -1,0 +1,1 @@
+"""Configuration of a training run: run, tasks, image transforms."""
