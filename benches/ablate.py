@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments import Rows, cpu_seconds, measure, use_one_thread
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe

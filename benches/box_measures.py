@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from experiments import Inputs, SeenInputs
 
+from fiber.atomic_io import read_json
 from fiber.data import sources
 from fiber.data.records import Record, RecordSet
 from fiber.demo.measures import sample
-from fiber.files import read_json
 from fiber.metrics import box_baselines
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.training.checkpoint import StoredModel

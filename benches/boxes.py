@@ -40,12 +40,12 @@ from box_measures import (
 )
 from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
 
+from fiber.atomic_io import read_json
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer, sources
 from fiber.data.drawn_prompts import DrawnPrompts
 from fiber.data.prompts import class_prompt
 from fiber.data.records import ConcatRecords, Record, RecordSet
-from fiber.fields import replace_fields
-from fiber.files import read_json
 from fiber.training.checkpoint import load_model
 from fiber.training.loop import train
 from fiber.training.run_config import RunConfig, load_recipe

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from fiber.atomic_io import read_json
 from fiber.data.records import Record, RecordSet, record_in_epoch
-from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
-from fiber.files import read_json
+from fiber.env import describe_machine
 from fiber.training.checkpoint import StoredModel
 from fiber.training.evaluate import TASKS, evaluate
 

@@ -33,8 +33,8 @@ from experiments import (
     use_one_thread,
 )
 
+from fiber.config_io import replace_fields
 from fiber.data.records import Record
-from fiber.fields import replace_fields
 from fiber.metrics import baselines
 from fiber.training.checkpoint import load_model
 from fiber.training.evaluate import TASKS

@@ -10,7 +10,7 @@ import torch
 
 import fiber
 from fiber.cli import main
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.image_text import FiberImageText
 from fiber.predict.model import SCORE_THRESHOLD
 from fiber.training.checkpoint import save_model

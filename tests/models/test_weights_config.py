@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import load_published_coarse, published_coarse_state

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiber import recipes
-from fiber.fields import from_dict, to_dict
+from fiber.config_io import from_dict, to_dict
 from fiber.training.checkpoint import build_model
 from fiber.training.evaluate import find_task
 from fiber.training.optim import build_optimizer, freeze, lr_factor

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.records import Record
-from fiber.fields import replace_fields
 from fiber.training.loop import Run, train
 from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.task_config import (

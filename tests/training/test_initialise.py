@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fiber.config import preset
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.weights_towers import resize_bias_table
 from fiber.training.checkpoint import StoredModel, build_model, load_model, read_tensors
 from fiber.training.initialise import initialise

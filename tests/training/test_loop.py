@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fiber import DecodeError
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.image_text import FiberImageText
 from fiber.training import loop
 from fiber.training.checkpoint import load_model

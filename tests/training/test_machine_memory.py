@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training import loop
 from fiber.training.checkpoint import build_model
 from fiber.training.distributed import Processes

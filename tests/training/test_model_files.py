@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.fields import replace_fields
 from fiber.models.weights import coarse_keys as coarse_map
 from fiber.models.weights_file import read_state
 from fiber.models.weights_fine import fine_keys as fine_map

@@ -7,7 +7,7 @@ import math
 import pytest
 from PIL import Image
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.checkpoint import read_words
 from fiber.training.loop import train
 from fiber.training.streams import training_transform

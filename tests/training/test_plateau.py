@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.optim import lr_factor, set_learning_rate
 from fiber.training.plateau import count_falls, has_stalled
 from fiber.training.run_config import OptimConfig

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.records import Record
-from fiber.fields import replace_fields
 from fiber.losses.language import caption_loss
 from fiber.models.captioner import caption_log_probs, sample_captions, written_tokens
 from fiber.models.image_text import FiberImageText

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.fields import replace_fields
 from fiber.training.checkpoint import (
     Position,
     Words,

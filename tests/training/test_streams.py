@@ -7,9 +7,9 @@ import torch
 
 from fiber import DecodeError
 from fiber.config import preset
+from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.records import Record
-from fiber.fields import to_dict
 from fiber.training.distributed import Processes
 from fiber.training.loop import train
 from fiber.training.streams import TaskStreams, inference_transform, training_transform

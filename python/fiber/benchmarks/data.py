@@ -22,7 +22,7 @@ from fiber.benchmarks.photos import find_photographs
 from fiber.benchmarks.processes import PeerError, installed
 from fiber.benchmarks.texts import class_prompt, draw_boxes, draw_captions
 from fiber.data import Tokenizer
-from fiber.demo.machine import describe_machine, usable_cores
+from fiber.env import describe_machine, usable_cores
 from fiber.training.words import open_tokenizer
 
 #: Captions that are drawn where none are given.

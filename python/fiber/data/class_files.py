@@ -5,8 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+from fiber.atomic_io import read_json
 from fiber.data.prompts import ClassName, as_class
-from fiber.files import read_json
 
 
 def read_classes(path: str | PathLike[str]) -> list[ClassName]:

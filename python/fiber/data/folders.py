@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -28,12 +26,6 @@ ResultT = TypeVar("ResultT")
 #: Called with (pictures done, pictures in all).
 Progress = Callable[[int, int], None]
 
-#: Errors of the system by which nothing more can be written, in words.
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than is allowed here",
-}
 _DESCRIPTION = "dataset.json"
 _TOKENIZER = "tokenizer.json"
 _PICTURES_PER_JOB = 200
@@ -101,34 +93,6 @@ def is_finished(folder: Path, parameters: Mapping[str, Any]) -> bool:
             " Name another folder or delete this one"
         )
     return True
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which gets its final name only when the block ends well.
-
-    Whatever stops the block (an error, a full disk, Ctrl-C), the half-written folder is deleted.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    # Left by a process that was killed.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException as problem:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(problem, OSError) and problem.errno in FULL:
-            where = problem.filename or str(folder)
-            message = (
-                f"{FULL[problem.errno]}; nothing was kept. Free some space or name another folder"
-            )
-            raise OSError(problem.errno, message, where) from problem
-        raise
 
 
 def write_description(folder: Path, parameters: Mapping[str, Any], **facts: Any) -> None:

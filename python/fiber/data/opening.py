@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fiber.config_io import nearest
 from fiber.data import coco_folders, own_data, own_lines, packs
 from fiber.data.annotations import FILES
 from fiber.data.forms import (
@@ -32,7 +33,6 @@ from fiber.data.forms import (
 )
 from fiber.data.records import ConcatRecords, RecordSet
 from fiber.data.source_files import TRY_WITH, where_to_get
-from fiber.fields import nearest
 
 AnyPath = str | PathLike[str]
 

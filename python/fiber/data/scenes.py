@@ -14,6 +14,7 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
+from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.annotations import Picture
 from fiber.data.draws import Draws
 from fiber.data.folders import (
@@ -21,7 +22,6 @@ from fiber.data.folders import (
     Progress,
     check_arguments,
     is_finished,
-    new_folder,
     tokenizer_fingerprint,
     write_description,
     write_pictures,
@@ -99,7 +99,7 @@ def generate(
         return folder
     recipe = SceneRecipe(seed, image_size, max_objects)
     world = shapes_world(seed)
-    with new_folder(folder) as partial:
+    with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial:
         pictures = (describe_picture(recipe, "train", i)[0] for i in range(_TOKENIZER_PICTURES))
         texts = [text for picture in pictures for text in all_texts(picture)]
         write_tokenizer(partial, tokenizer, texts, vocab_size)

@@ -12,9 +12,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from fiber.atomic_io import JSON_ERRORS
 from fiber.data.annotations import FILES
 from fiber.data.records import Record
-from fiber.files import JSON_ERRORS
 
 # Pictures that are looked for to tell in which folder they lie.
 _LOOKED_FOR = 20

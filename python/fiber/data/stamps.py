@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.annotations import Picture
 from fiber.data.draws import Draws
 from fiber.data.folders import (
@@ -26,7 +27,6 @@ from fiber.data.folders import (
     Progress,
     check_arguments,
     is_finished,
-    new_folder,
     tokenizer_fingerprint,
     write_description,
     write_pictures,
@@ -142,7 +142,7 @@ def generate(
     }
     if is_finished(folder, parameters):
         return folder
-    with new_folder(folder) as partial:
+    with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial:
         pictures = (describe_picture(recipe, "train", i)[0] for i in range(_TOKENIZER_PICTURES))
         texts = [text for picture in pictures for text in all_texts(picture)]
         write_tokenizer(partial, tokenizer, texts, vocab_size)

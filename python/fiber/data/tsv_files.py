@@ -27,12 +27,12 @@ from typing import Any, overload
 
 import numpy as np
 
+from fiber.atomic_io import JSON_ERRORS
 from fiber.data.pooled_files import PooledFile
 from fiber.data.prompts import class_prompt
 from fiber.data.records import Record, StoredPictures
 from fiber.data.source_boxes import EMPTY_BOX_PIXELS, is_number
 from fiber.data.source_files import read_text
-from fiber.files import JSON_ERRORS
 
 AnyPath = str | PathLike[str]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fiber.config import FiberConfig
-from fiber.fields import from_dict, to_dict
+from fiber.config_io import from_dict, to_dict
 
 #: Our own name in that config: the whole `FiberConfig` of a file that we wrote. The published
 #: names have no place for most of it, such as a window other than image_size / 32.

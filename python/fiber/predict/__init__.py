@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fiber.atomic_io import check_target
 from fiber.data import Tokenizer
-from fiber.files import check_target
 from fiber.models.weights_file import Weights
 from fiber.predict.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.predict.heads import MissingHeadError, choose_ranking

@@ -22,10 +22,17 @@ import torch
 from torch import Tensor, nn
 
 import fiber
+from fiber.atomic_io import (
+    PART,
+    explain_write_errors,
+    new_directory,
+    read_json,
+    write_file,
+    write_json,
+)
 from fiber.config import FiberConfig
+from fiber.config_io import from_dict, to_dict
 from fiber.data import Tokenizer
-from fiber.fields import from_dict, to_dict
-from fiber.files import PART, explained, read_json, write_json, write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights_towers import resize_bias_tables
@@ -167,7 +174,7 @@ def save_model(
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
     """Write model.safetensors, whole or not at all."""
-    write_whole(folder / "model.safetensors", lambda path: write_tensors(state, path))
+    write_file(folder / "model.safetensors", lambda path: write_tensors(state, path))
 
 
 def load_model(
@@ -219,7 +226,7 @@ def load_model(
 
 def write_words(folder: Path, words: Words) -> None:
     """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
-    write_whole(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
+    write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
     _write_lists(folder, answers=words.answers, classes=words.classes)
 
 
@@ -359,9 +366,7 @@ def write_checkpoint(
             checkpoint is as it was.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
-    part = checkpoints / f"{PART}{final.name}"
-    with explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
-        part.mkdir(parents=True)
+    with explain_write_errors(final), new_directory(final) as part:
         write_tensors(model.state_dict(), part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
@@ -369,7 +374,6 @@ def write_checkpoint(
         with (part / "data.json").open("w", encoding="utf-8") as file:
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
-        part.rename(final)
     for old in checkpoints_in(checkpoints)[:-keep]:
         # Renamed first, so that a removal that is cut short leaves no half checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fiber.files import write_whole
+from fiber.atomic_io import write_file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -79,5 +79,5 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
     for axis in axes[:panels]:
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_file(path, lambda part: figure.savefig(part, dpi=110, format="png"))
     return True

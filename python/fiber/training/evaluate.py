@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiber.atomic_io import write_file
+from fiber.config_io import nearest
 from fiber.data import sources
 from fiber.data.left_out import left_out_lines
 from fiber.data.opening import open_source
 from fiber.data.prompts import ClassName
 from fiber.data.records import Record, RecordSet
-from fiber.fields import nearest
-from fiber.files import write_whole
 from fiber.training import measure_boxes, measure_detection, measure_pairs, measure_retrieval
 from fiber.training.checkpoint import NO_TOKENIZER, StoredModel
 from fiber.training.measure import Measure, Measured, Subject
@@ -268,4 +268,4 @@ def write_predictions(path: Path, measured: Measured) -> None:
         text = "\n".join(measured.predictions) + "\n"
     else:
         text = json.dumps(measured.predictions) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))

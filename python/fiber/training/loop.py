@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.fields import replace_fields
 from fiber.training.branches import Backward
 from fiber.training.checkpoint import (
     Position,

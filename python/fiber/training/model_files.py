@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fiber.files import read_json, write_whole
+from fiber.atomic_io import read_json, write_file
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.models.weights import (
@@ -140,9 +140,9 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
     settings = {"config": stated}
     _make_folder(path.parent)
     if path.suffix == ".safetensors":
-        write_whole(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
+        write_file(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
     else:
-        write_whole(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
+        write_file(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
     return state
 
 
@@ -169,7 +169,7 @@ def write_towers(
         if (folder / f"{tower}.safetensors").exists():
             raise FileExistsError(f"{folder} holds {tower}.safetensors already; name a new folder")
     for tower, state in states.items():
-        write_whole(folder / f"{tower}.safetensors", _tensor_writer(state))
+        write_file(folder / f"{tower}.safetensors", _tensor_writer(state))
     return states
 
 

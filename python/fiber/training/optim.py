@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fiber.fields import nearest
+from fiber.config_io import nearest
 from fiber.training.plateau import count_falls
 from fiber.training.run_config import OptimConfig
 

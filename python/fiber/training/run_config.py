@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.fields import nearest, require, to_dict
+from fiber.config_io import nearest, require, to_dict
 from fiber.training.task_config import TasksConfig
 from fiber.training.transform_config import TransformConfig
 

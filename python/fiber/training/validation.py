@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fiber.atomic_io import write_file
 from fiber.data.opening import has_splits
 from fiber.data.records import RecordSet
-from fiber.files import write_whole
 from fiber.models.detector import FiberDetector
 from fiber.models.image_text import FiberImageText
 from fiber.training.checkpoint import Position, StoredModel, Words, write_tensors
@@ -64,7 +64,7 @@ class Validation:
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
         """Write the weights of the best step so far, beside those of the one before it."""
-        write_whole(self._file(step), lambda part: write_tensors(state, part))
+        write_file(self._file(step), lambda part: write_tensors(state, part))
 
     def forget_others(self, step: int) -> None:
         """Remove the weights of all steps but one."""

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fiber.atomic_io import read_json
 from fiber.data import Tokenizer
 from fiber.data.records import RecordSet
-from fiber.files import read_json
 from fiber.training.checkpoint import Words, read_tokenizer
 
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.

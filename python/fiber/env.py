@@ -1,4 +1,4 @@
-"""What the demo ran on, for its page and beside its recorded numbers."""
+"""Describe the machine: processor, cores, versions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from fiber.training.checkpoint import provenance
-
 
 def describe_machine() -> dict[str, str]:
-    """Name the processor, what torch makes of it, and the versions that matter."""
+    """Describe the CPU, torch's settings on it, and the versions in use."""
+    import torch
+
+    from fiber.training.checkpoint import provenance
+
     own = provenance()
     return {
         "processor": _processor(),
         "cores": str(usable_cores()),
-        # Both decide in which order sums are taken, and so the last bits of every number.
+        # Both change the order of summation, and so the last bits of results.
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
@@ -30,14 +30,14 @@ def describe_machine() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _processor() -> str:
-    """The processor's name as Linux knows it, else what Python knows."""
+    """Read the CPU model from /proc/cpuinfo, else ask `platform`."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
