@@ -10,8 +10,8 @@ from fiber.data import Tokenizer
 from fiber.data.records import Record
 from fiber.predict import Model
 from fiber.predict.convert import convert
-from fiber.recipes import scenes_fine
 from fiber.training.checkpoint import Words, write_weights
+from fiber.training.run_config import load_recipe
 from fiber.training.run_folder import RunFolder
 
 from ..conftest import ANSWERS
@@ -60,7 +60,7 @@ class TestLoadAndSave:
             coarse.save(micro_models["fine"])
 
     def test_a_run_folder(self, fine, tmp_path):
-        run = scenes_fine.recipe()
+        run = load_recipe("scenes_fine")
         run = type(run)(**(run.__dict__ | {"model": fine.config}))
         RunFolder(path=tmp_path / "run").open(run, Words(fine.tokenizer))
         write_weights(tmp_path / "run", fine.network.state_dict())
