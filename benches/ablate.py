@@ -20,7 +20,7 @@ from typing import Any
 from experiments import Rows, cpu_seconds, measure, use_one_thread
 
 from fiber.checkpoints.model_dir import load_model
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.trainer import train
 

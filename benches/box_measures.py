@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from experiments import Inputs, SeenInputs
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.record import Record, RecordSet
 from fiber.demo.measures import sample
 from fiber.evaluation import box_baselines
 from fiber.evaluation.evaluate import evaluate
-from fiber.files import read_json
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 
 GROUPS = ("seen", "unseen")

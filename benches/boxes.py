@@ -40,13 +40,13 @@ from box_measures import (
 )
 from experiments import Inputs, Place, Rows, SeenInputs, cpu_seconds, measure, use_one_thread
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import load_model
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer, sources
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.prompts.sampling import DrawnPrompts
 from fiber.data.record import ConcatRecords, Record, RecordSet
-from fiber.fields import replace_fields
-from fiber.files import read_json
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.config.tasks import CLASS_SOURCES
 from fiber.training.run_dir import RunFolder

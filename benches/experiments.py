@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.record import Record, RecordSet, record_in_epoch
-from fiber.demo.machine import describe_machine
 from fiber.demo.measures import sample
+from fiber.env import describe_machine
 from fiber.evaluation.evaluate import TASKS, evaluate
-from fiber.files import read_json
 
 RESULTS = Path(__file__).with_name("results")
 SPLITS = ("val", "novel")

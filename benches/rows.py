@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fiber import _core
-from fiber.demo.machine import describe_machine
+from fiber.env import describe_machine
 
 RESULTS = Path(__file__).with_name("results")
 

@@ -16,8 +16,8 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core fields files config ops kernels metrics data synthetic models checkpoints losses postprocess
-evaluation inference training recipes demo benchmarks doctor cli __main__
+_core config_io atomic_io env config ops kernels metrics data synthetic models checkpoints losses
+postprocess evaluation inference training recipes demo benchmarks doctor cli __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.

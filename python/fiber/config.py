@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.fields import nearest, require
+from fiber.config_io import nearest, require
 
 #: Heads that a coarse model can carry, in the order in which they are built.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")

@@ -19,6 +19,7 @@ from typing import Any
 
 import fiber
 from fiber import _core
+from fiber.env import usable_cores
 
 #: What each extra is for, in the order in which they are listed.
 EXTRAS = {
@@ -181,7 +182,7 @@ def _extra_rows() -> None:
 
 def _cores() -> str:
     total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    usable = usable_cores()
     return str(total) if usable == total else f"{usable} of {total} usable by this process"
 
 

@@ -16,8 +16,8 @@ from fiber.checkpoints.load import Towers, read_model, read_start
 from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.checkpoints.torch_file import read_state
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.models.fiber.keys_coarse import coarse_keys as coarse_map
 from fiber.models.fiber.keys_fine import fine_keys as fine_map

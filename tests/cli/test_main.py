@@ -46,6 +46,10 @@ class TestTable:
         out = capsys.readouterr().out
         assert "scenes_coarse " in out
         assert "scenes_fine " in out
+        assert main(["recipes", "refcoco"]) == 0
+        assert "train refcoco --data DIR" in capsys.readouterr().out
+        assert main(["recipes", "refcocoo"]) == 2
+        assert "did you mean refcoco" in capsys.readouterr().err
 
     def test_help_needs_no_torch(self):
         code = "import sys; sys.modules['torch'] = None; from fiber.cli import main; main()"

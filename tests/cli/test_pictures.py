@@ -11,7 +11,7 @@ import torch
 import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.inference.model import SCORE_THRESHOLD
 from fiber.models.fiber.image_text import FiberImageText
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fiber.config_io import replace_fields
 from fiber.demo import floors, measures, page, plan, run
 from fiber.demo.measures import SHOWN
-from fiber.fields import replace_fields
 from fiber.training.config.run import load_recipe
 
 REAL_PLANS = dict(plan.PLANS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fiber
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.inference import Model
 from fiber.models.fiber.image_text import FiberImageText
 

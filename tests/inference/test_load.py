@@ -11,7 +11,7 @@ from fiber.checkpoints.model_dir import Words, write_weights
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.inference import Model
-from fiber.recipes import scenes_fine
+from fiber.training.config.run import load_recipe
 from fiber.training.run_dir import RunFolder
 
 from ..conftest import ANSWERS
@@ -60,7 +60,7 @@ class TestLoadAndSave:
             coarse.save(micro_models["fine"])
 
     def test_a_run_folder(self, fine, tmp_path):
-        run = scenes_fine.recipe()
+        run = load_recipe("scenes_fine")
         run = type(run)(**(run.__dict__ | {"model": fine.config}))
         RunFolder(path=tmp_path / "run").open(run, Words(fine.tokenizer))
         write_weights(tmp_path / "run", fine.network.state_dict())

@@ -41,7 +41,7 @@ from fiber.ops.boxes import (
     to_inclusive,
 )
 from fiber.postprocess.find import suppress
-from fiber.recipes import grounding
+from fiber.training.config.run import load_recipe
 from fiber.training.optim import lr_factor
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.tolerances import GEOMETRY, LEARNING_RATES
@@ -133,7 +133,7 @@ def _overlaps(comparison: Comparison, case: Reading) -> None:
 
 def _anchors(comparison: Comparison, case: Reading) -> None:
     """The first anchor of every level of the published model."""
-    detector = grounding.recipe().model.detector
+    detector = load_recipe("grounding").model.detector
     cells = pyramid_anchors([(1, 1)] * 5, detector.strides, detector.anchor_scale)
     _same(comparison, case.name, to_inclusive(torch.stack(cells)), case.content)
     comparison.compared.add(case.name)
@@ -328,7 +328,7 @@ def _focal(comparison: Comparison, case: Reading) -> None:
 
 def _rates(comparison: Comparison, case: Reading) -> None:
     """The published pre-training's learning rates; the v2 run warms up for 2,000 steps."""
-    run = grounding.recipe()
+    run = load_recipe("grounding")
     optim = dataclasses.replace(run.optim, warmup_fraction=case["warmup_iters"] / run.train.steps)
     group = comparison.group("learning rates", LEARNING_RATES)
     group.add("base", abs(optim.lr - case["base"]))

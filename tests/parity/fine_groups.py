@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
+from fiber import recipes
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.keys_fine import fine_keys
-from fiber.recipes import coco_detection, grounding, refcoco
 from fiber.training.config.run import RunConfig
 from fiber.training.optim import build_optimizer, freeze
 from tests.parity.comparison import Comparison
@@ -18,9 +18,9 @@ from tests.parity.tolerances import LEARNING_RATES
 
 #: The recipe of each recorded run.
 RUNS = {
-    "pretrain": grounding.recipe,
-    "coco_ft": coco_detection.recipe,
-    "refcoco": refcoco.recipe,
+    "pretrain": recipes.get("grounding"),
+    "coco_ft": recipes.get("coco_detection"),
+    "refcoco": recipes.get("refcoco"),
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fiber.checkpoints.published import published_fine_state
 from fiber.losses.grounding import grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
-from fiber.recipes import grounding
+from fiber.training.config.run import load_recipe
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.fine import EDGE_CASES, LOSSES, edge_losses
 from tests.parity.fine_preset import (
@@ -187,7 +187,7 @@ def _training_mode(model: FiberDetector, case: FinePresetCase) -> Iterator[Outpu
 
 def _step(model: FiberDetector, case: FinePresetCase) -> Iterator[Output]:
     """One optimiser step of published pre-training, on the gradients that are there."""
-    run = grounding.recipe()
+    run = load_recipe("grounding")
     optimizer = build_optimizer(model, run.optim)
     set_learning_rate(optimizer, run.optim.lr * lr_factor(0, run.train.steps, run.optim))
     optimizer.step()

@@ -1,12 +1,15 @@
 import importlib
+import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from fiber import recipes
 from fiber.config import preset
+from fiber.config_io import from_dict, to_dict
 from fiber.evaluation.evaluate import find_task
-from fiber.fields import from_dict, to_dict
 from fiber.inference.heads import HEAD_RECIPES
 from fiber.models.build import build_model
 from fiber.training.config.run import RunConfig, differences, load_recipe
@@ -15,8 +18,43 @@ from fiber.training.optim import build_optimizer, freeze, lr_factor
 from fiber.training.task_loaders import training_transform
 
 
-def test_names_are_those_of_the_modules():
-    assert {"scenes_coarse", "scenes_fine", "pretrain", "refcoco"} <= set(recipes.names())
+def test_registry_names_every_recipe_once():
+    for family, names in recipes.families().items():
+        module = importlib.import_module(f"fiber.recipes.{family}")
+        # Public functions of the module that take no argument.
+        defined = {
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+            and not inspect.signature(value).parameters
+        }
+        assert defined == set(names), family
+    assert len(set(recipes.names())) == len(recipes.names()) == 37
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match=r"'scenes_corse'.*scenes_coarse"):
+        recipes.get("scenes_corse")
+    with pytest.raises(AttributeError, match="scenes_corse"):
+        recipes.scenes_corse  # noqa: B018
+
+
+def test_only_the_family_of_a_recipe_is_imported():
+    code = (
+        "import sys; from fiber import recipes; recipes.get('scenes_fine')();"
+        " print([m for m in sys.modules if m.startswith('fiber.recipes.') or m == 'torch'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['fiber.recipes.small']"
+
+
+def test_modules_of_one_recipe_each_are_deprecated():
+    with pytest.warns(DeprecationWarning, match="fiber.recipes.refcoco"):
+        from fiber.recipes import refcoco
+    assert refcoco.recipe() == load_recipe("refcoco")
+    assert "finetune_refcoco_train.json" in refcoco.__doc__
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -46,8 +84,7 @@ def test_the_recipe_named_for_a_head_trains_it(size, head):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_docstring_says_how_to_run_it_and_what_to_expect(name):
-    module = importlib.import_module(f"fiber.recipes.{name}")
-    text = module.__doc__ or ""
+    text = recipes.describe(name)
     assert text.splitlines()[0].endswith(".")
     for part in ("Command:", "Data:", "Hardware:", "Expected:", f"train {name} --data"):
         assert part in text, part

@@ -199,9 +199,11 @@ def test_nothing_is_left_of_a_run_that_failed(problem, tmp_path, monkeypatch, sm
         Image.fromarray(picture).save(path)
 
     monkeypatch.setattr(scenes, "save_jpeg", fail_late)
-    message = "disk is full; nothing was kept" if isinstance(problem, OSError) else None
-    with pytest.raises(type(problem), match=message):
+    with pytest.raises(type(problem)) as caught:
         generate(tmp_path / "data", **{**small, "train": 9})
+    if isinstance(problem, OSError):
+        assert caught.value.errno == problem.errno
+        assert str(tmp_path / "data") in str(caught.value)
     assert len(saved) == 5
     assert list(tmp_path.iterdir()) == []
 
@@ -218,7 +220,7 @@ def test_control_c_while_processes_draw(tmp_path):
         [sys.executable, script], stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        partial = tmp_path / ".data.partial" / "images" / "train" / "000"
+        partial = tmp_path / ".part-data" / "images" / "train" / "000"
         deadline = time.monotonic() + 60
         while not (partial.is_dir() and any(partial.iterdir())) and time.monotonic() < deadline:
             time.sleep(0.05)

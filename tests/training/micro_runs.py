@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.fields import replace_fields
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import (
     CaptionTask,

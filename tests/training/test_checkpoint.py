@@ -7,10 +7,12 @@ import stat
 import pytest
 import torch
 
-from fiber import files
+from fiber import atomic_io
+from fiber.atomic_io import write_file
+from fiber.checkpoints import model_dir
 from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
-from fiber.fields import to_dict
+from fiber.config_io import to_dict
 from fiber.models.build import build_model
 from fiber.training import checkpoint as checkpoints
 from fiber.training.checkpoint import (
@@ -18,7 +20,6 @@ from fiber.training.checkpoint import (
     checkpoints_in,
     newest_checkpoint,
     write_checkpoint,
-    write_whole,
 )
 
 STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}}
@@ -89,15 +90,15 @@ def test_a_file_is_no_folder_for_a_model(tmp_path):
 
 def test_config_comes_last(tmp_path, monkeypatch):
     written = []
-    whole = files.write_whole
+    whole = atomic_io.write_file
 
     def noted(path, write):
         written.append(path.name)
         whole(path, write)
 
     # write_json looks it up among the files, the rest in the module of checkpoints.
-    for module in (files, checkpoints):
-        monkeypatch.setattr(module, "write_whole", noted)
+    for module in (atomic_io, model_dir):
+        monkeypatch.setattr(module, "write_file", noted)
     save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
     assert written == ["answers.json", "model.safetensors", "config.json"]
 
@@ -234,11 +235,11 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_only_a_regular_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a directory")):
         with pytest.raises(OSError, match=f"{name} is {kind}; expected"):
-            write_whole(tmp_path / name, lambda part: part.write_text("new"))
+            write_file(tmp_path / name, lambda part: part.write_text("new"))
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     (tmp_path / "file").write_text("old")
-    write_whole(tmp_path / "file", lambda part: part.write_text("new"))
+    write_file(tmp_path / "file", lambda part: part.write_text("new"))
     assert (tmp_path / "file").read_text() == "new"
     assert names(tmp_path) == ["file", "folder", "pipe"]

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.build import build_model
 from fiber.training import trainer
 from fiber.training.config.run import load_recipe

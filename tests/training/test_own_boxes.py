@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fiber.checkpoints.model_dir import read_words
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.data import open_data
 from fiber.training.task_loaders import training_transform
 from fiber.training.trainer import train

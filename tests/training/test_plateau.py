@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import count_falls, has_stalled, lr_factor, set_learning_rate
 from fiber.training.validation import Validation

@@ -7,8 +7,8 @@ import pytest
 from fiber.checkpoints.model_dir import Words, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.training.checkpoint import Position, write_checkpoint
 from fiber.training.run_dir import RunFolder

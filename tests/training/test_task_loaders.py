@@ -8,9 +8,9 @@ import torch
 from fiber import DecodeError
 from fiber.checkpoints.vocabulary import TRAINED_TOKENS, count_answers
 from fiber.config import preset
+from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.fields import to_dict
 from fiber.models.preprocess import inference_transform
 from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
 from fiber.training.data import answerable, open_data

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fiber import DecodeError
 from fiber.checkpoints.model_dir import load_model
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import trainer
 from fiber.training.trainer import train

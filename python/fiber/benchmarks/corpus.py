@@ -18,8 +18,8 @@ from pathlib import Path
 import PIL
 from PIL import Image, ImageFilter
 
+from fiber.atomic_io import write_file, write_json
 from fiber.benchmarks.photos import HOW_TO_GET
-from fiber.files import write_json, write_whole
 
 #: Rises when the same plan gives other files.
 VERSION = 1
@@ -164,7 +164,7 @@ def make_corpus(
             pixels = photograph.convert("RGB")
         for index in missing[number]:
             data = _cut_picture(plan, index, pixels)
-            write_whole(files[index], lambda part, data=data: part.write_bytes(data))
+            write_file(files[index], lambda part, data=data: part.write_bytes(data))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(cut, missing))

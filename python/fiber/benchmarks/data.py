@@ -23,7 +23,7 @@ from fiber.benchmarks.processes import PeerError, installed
 from fiber.benchmarks.texts import class_prompt, draw_boxes, draw_captions
 from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
-from fiber.demo.machine import describe_machine, usable_cores
+from fiber.env import describe_machine, usable_cores
 
 #: Captions that are drawn where none are given.
 CAPTIONS, QUICK_CAPTIONS = 1000, 200

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fiber.atomic_io import write_file
 from fiber.benchmarks.lines import GATES, Gate
 from fiber.benchmarks.measure import Result, Side
 from fiber.benchmarks.peers import OURS
-from fiber.demo.machine import describe_machine
-from fiber.files import write_whole
+from fiber.env import describe_machine
 
 #: Columns of the table: heading and width; the last one runs on.
 _COLUMNS = (("peer", 21), ("CPU", 9), ("20-80 %", 15), ("ratio", 7), ("per second", 11))
@@ -263,5 +263,5 @@ def draw_chart(file: Path, results: Sequence[Result]) -> None:
         f" {machine['commit'][:12]}; {datetime.datetime.now(datetime.UTC).date()}",
         fontsize=9,
     )
-    write_whole(file, lambda part: figure.savefig(part, format="png", dpi=120))
+    write_file(file, lambda part: figure.savefig(part, format="png", dpi=120))
     pyplot.close(figure)

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fiber.atomic_io import write_file
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, SwinLayout, tower_states
 from fiber.checkpoints.published import (
     published_coarse_state,
@@ -21,7 +22,6 @@ from fiber.checkpoints.torch_file import (
     SETTINGS,
     SUFFIXES,
 )
-from fiber.files import write_whole
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.infer_config import published_config, stated_config
@@ -70,9 +70,9 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
     settings = {"config": stated}
     _make_folder(path.parent)
     if path.suffix == ".safetensors":
-        write_whole(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
+        write_file(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
     else:
-        write_whole(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
+        write_file(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
     return state
 
 
@@ -99,7 +99,7 @@ def write_towers(
         if (folder / f"{tower}.safetensors").exists():
             raise FileExistsError(f"{folder} holds {tower}.safetensors already; name a new folder")
     for tower, state in states.items():
-        write_whole(folder / f"{tower}.safetensors", _tensor_writer(state))
+        write_file(folder / f"{tower}.safetensors", _tensor_writer(state))
     return states
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.key_map import resize_bias_tables
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.checkpoints.published import (
@@ -26,7 +27,6 @@ from fiber.checkpoints.torch_file import (
 )
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.data import Tokenizer
-from fiber.files import read_json
 from fiber.models.build import build_model
 from fiber.models.encoders.keys import tower_layout
 from fiber.models.fiber.detector import FiberDetector

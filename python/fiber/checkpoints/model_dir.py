@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fiber.atomic_io import read_json, write_file, write_json
 from fiber.checkpoints.key_map import resize_bias_tables
-from fiber.checkpoints.provenance import TrainedOn, provenance
+from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
+from fiber.config_io import from_dict, to_dict
 from fiber.data import Tokenizer
-from fiber.fields import from_dict, to_dict
-from fiber.files import read_json, write_json, write_whole
+from fiber.env import provenance
 from fiber.models.build import build_model
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
@@ -134,7 +135,7 @@ def save_model(
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
     """Write model.safetensors, whole or not at all."""
-    write_whole(folder / "model.safetensors", lambda path: write_tensors(state, path))
+    write_file(folder / "model.safetensors", lambda path: write_tensors(state, path))
 
 
 def load_model(
@@ -186,7 +187,7 @@ def load_model(
 
 def write_words(folder: Path, words: Words) -> None:
     """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
-    write_whole(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
+    write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
     _write_lists(folder, answers=words.answers, classes=words.classes)
 
 

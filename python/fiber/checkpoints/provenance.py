@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fiber
 from fiber.data.datasets.resolve import has_splits
 
 #: Field of a run's config.json with the absolute path of its data; null for a user's records.
@@ -67,24 +64,3 @@ def seen_before(
         f"the model was trained on split {'+'.join(again)!r} of {data}: this measures it on"
         " pictures that it was trained on; name another split (--split, split=...)"
     )
-
-
-def provenance() -> dict[str, str]:
-    """Name fiber's version, and its commit where it runs from a clone."""
-    package = Path(__file__).parents[1]
-    root = package.parents[1]
-    commit = ""
-    # A package installed inside somebody else's repository must not report that one's commit.
-    if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
-        answer = (
-            subprocess.run(
-                ["git", "-C", str(root), "rev-parse", "HEAD"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if shutil.which("git")
-            else None
-        )
-        commit = answer.stdout.strip() if answer and answer.returncode == 0 else ""
-    return {"fiber_version": fiber.__version__, "commit": commit}

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import Words, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
-from fiber.files import read_json
 
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
 Answers = Sequence[str] | str | os.PathLike[str]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 
+from fiber.atomic_io import write_json
 from fiber.cli.arguments import byte_count, count
-from fiber.files import write_json
+from fiber.env import usable_cores
 
 _SOURCE = (
     "a data folder, or a file: annotations (.json, .jsonl, .csv), a table (.parquet, .arrow) or a"
@@ -136,7 +136,7 @@ def _make_data(options: argparse.Namespace) -> int:
     }
     given = {name: value for name, value in settings.items() if value is not None}
     folder = module.generate(
-        options.output, seed=options.seed, workers=_cores(), progress=_show_progress, **given
+        options.output, seed=options.seed, workers=usable_cores(), progress=_show_progress, **given
     )
     print(folder)
     return 0
@@ -197,10 +197,6 @@ def _make_answers(options: argparse.Namespace) -> int:
         print(f"fiber: {line}", file=sys.stderr)
     print(options.output)
     return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _show_progress(done: int, total: int) -> None:

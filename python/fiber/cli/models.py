@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.config import FiberConfig
-from fiber.fields import from_dict
+from fiber.config_io import from_dict
 
 #: Where `fiber train` and `fiber demo` put their runs, unless told otherwise.
 RUNS = Path("runs")

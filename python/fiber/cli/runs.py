@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -24,7 +23,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
     _add_demo(commands)
     _add_train(commands)
-    recipes = commands.add_parser("recipes", help="list the recipes that `fiber train` knows")
+    recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
+    recipes.add_argument(
+        "name", nargs="?", metavar="RECIPE", help="print its command, data, hardware and metric"
+    )
     recipes.set_defaults(run=_recipes)
     _add_eval(commands)
 
@@ -204,18 +206,14 @@ def _train(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     from fiber import recipes
 
-    names = recipes.names()
-    width = max(map(len, names))
-    texts = {
-        name: (importlib.import_module(f"fiber.recipes.{name}").__doc__ or "").strip()
-        for name in names
-    }
-    # What this machine is for comes first.
-    for small in (True, False):
-        print("two CPU cores, minutes:" if small else "\nof the published size, on GPUs:")
-        for name, text in texts.items():
-            if ("Hardware: two CPU cores" in text) == small:
-                print(f"  {name:<{width}}  {text.splitlines()[0]}")
+    if options.name is not None:
+        print(recipes.describe(options.name))
+        return 0
+    width = max(map(len, recipes.names()))
+    for family, names in recipes.families().items():
+        print(f"\n{family}" if family != "small" else "small (two CPU cores, minutes)")
+        for name in names:
+            print(f"  {name:<{width}}  {recipes.describe(name).splitlines()[0]}")
     return 0
 
 

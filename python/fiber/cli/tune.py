@@ -55,7 +55,7 @@ def _windows(text: str) -> tuple[int, ...]:
 def _tune(options: argparse.Namespace) -> int:
     import torch
 
-    from fiber.files import check_target, write_whole
+    from fiber.atomic_io import check_target, write_file
     from fiber.kernels import gpu_timer, launch, tile_table, tune
 
     unknown = [name for name in options.dtypes if name not in tune.DTYPES]
@@ -85,7 +85,7 @@ def _tune(options: argparse.Namespace) -> int:
         return 0
     text = tile_table.written(tile_table.merged(old, lines))
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(table, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(table, lambda part: part.write_text(text, encoding="utf-8"))
     used = "" if options.output is None else f"; kernels read {tile_table.users_table()}"
     print(f"{len(lines)} lines in {table}{used}", file=sys.stderr)
     return 0

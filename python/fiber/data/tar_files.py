@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.atomic_io import JSON_ERRORS, write_file
 from fiber.data.storage.file_pool import PooledFile
-from fiber.files import JSON_ERRORS, PART
 
 _BLOCK = 512
 #: Longest name or list of attributes that a header of its own may hold, in bytes.
@@ -107,15 +105,14 @@ class TarFile(PooledFile):
             "notes": self.notes,
             "members": self.members,
         }
-        path = self._index_path()
+        text = json.dumps(content)
         # Several processes may find the members at once.
-        part = path.with_name(f"{PART}{os.getpid()}-{threading.get_ident()}-{path.name}")
-        try:
-            part.write_text(json.dumps(content), encoding="ascii")
-            part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            write_file(
+                self._index_path(),
+                lambda part: part.write_text(text, encoding="ascii"),
+                shared=True,
+            )
 
 
 class _Scan:

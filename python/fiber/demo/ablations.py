@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.provenance import provenance
+from fiber.atomic_io import read_json, write_json
 from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder
-from fiber.demo.machine import describe_machine
 from fiber.demo.measures import SHOWN, SPLITS, Measures
 from fiber.demo.plan import Plan
-from fiber.files import read_json, write_json
+from fiber.env import describe_machine, provenance
 from fiber.training.config.run import RunConfig
 from fiber.training.progress import say
 

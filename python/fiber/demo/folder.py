@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiber.files import read_json, remove_parts, write_json
+from fiber.atomic_io import read_json, remove_parts, write_json
 
 
 class DemoFolder:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fiber.checkpoints.model_dir import StoredModel, load_model
-from fiber.checkpoints.provenance import provenance
 from fiber.data.record import Record, RecordSet
 from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
+from fiber.env import provenance
 from fiber.evaluation.evaluate import TASKS, evaluate
 
 SPLITS = ("val", "novel")

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fiber.atomic_io import read_json
 from fiber.demo.ablations import ablation_table
 from fiber.demo.floors import Row
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import Plan
 from fiber.demo.report import Report, Throughput
-from fiber.files import read_json
 from fiber.training.run_dir import RunFolder, read_metrics
 
 _WHAT = {

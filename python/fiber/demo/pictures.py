@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
 from fiber.data.box_drawing import COLORS
 from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
-from fiber.files import write_whole
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 
@@ -90,7 +90,7 @@ def draw_sheet(
         tile for split in splits for tile in ask(data, split, pictures, coarse=coarse, fine=fine)
     ]
     sheet = lay_out([draw_tile(tile) for tile in tiles])
-    write_whole(path, lambda part: sheet.save(part, "PNG", optimize=True))
+    write_file(path, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
 def ask(

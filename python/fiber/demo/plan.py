@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fiber.fields import nearest, replace_fields
+from fiber.config_io import nearest, replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 
 

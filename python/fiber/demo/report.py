@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fiber.atomic_io import write_file
 from fiber.demo.floors import Row
-from fiber.files import write_whole
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -124,7 +124,7 @@ def write_html(report: Report, path: Path) -> None:
     parts.append(f"<pre>{html.escape(chr(10).join(report.commands))}</pre>")
     parts += [f"<p class='note'>{html.escape(note)}</p>" for note in report.notes]
     text = "\n".join(parts) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _metrics_section(rows: Sequence[Row]) -> str:

@@ -15,18 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.provenance import provenance
+from fiber.atomic_io import write_json
+from fiber.config_io import to_dict
 from fiber.demo import floors
 from fiber.demo.ablations import measure_ablations, train_ablations
 from fiber.demo.folder import DemoFolder, fingerprint
-from fiber.demo.machine import describe_machine, usable_cores
 from fiber.demo.measures import SPLITS, Measures
 from fiber.demo.page import make_report
 from fiber.demo.pictures import draw_sheet
 from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
-from fiber.fields import to_dict
-from fiber.files import write_json
+from fiber.env import describe_machine, provenance, usable_cores
 from fiber.training.config.run import RunConfig
 from fiber.training.progress import readable_seconds, say
 from fiber.training.run_dir import RunFolder

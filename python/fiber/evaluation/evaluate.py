@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import NO_TOKENIZER, StoredModel
 from fiber.checkpoints.provenance import seen_before
+from fiber.config_io import nearest
 from fiber.data import sources
 from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
 from fiber.data.prompts.classes import ClassName
@@ -29,8 +31,6 @@ from fiber.data.skip_report import left_out_lines
 from fiber.data.text_lengths import odd_texts
 from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import Measure, Measured, Subject
-from fiber.fields import nearest
-from fiber.files import write_whole
 
 #: For each task: the head that it asks, the reader of its records, how it is measured.
 TASKS: dict[str, tuple[str, Any, Measure]] = {
@@ -267,4 +267,4 @@ def write_predictions(path: Path, measured: Measured) -> None:
         text = "\n".join(measured.predictions) + "\n"
     else:
         text = json.dumps(measured.predictions) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fiber.atomic_io import check_target
 from fiber.checkpoints.load import read_with_words
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.torch_file import Weights
@@ -18,7 +19,6 @@ from fiber.data.datasets.resolve import Data
 from fiber.evaluation import evaluate as measuring
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.evaluation.odinw import evaluate_odinw
-from fiber.files import check_target
 from fiber.inference.heads import MissingHeadError, choose_ranking
 from fiber.inference.model import Model
 from fiber.inference.results import Answer, Hit

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fiber.files import check_target, write_whole
+from fiber.atomic_io import check_target, write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,7 @@ def save_picture(draw: Callable[[], Image], path: str | os.PathLike[str]) -> Non
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     image = draw()
-    write_whole(path, lambda part: image.save(part, kind))
+    write_file(path, lambda part: image.save(part, kind))
 
 
 def _format(path: Path) -> str:

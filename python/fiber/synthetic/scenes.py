@@ -14,8 +14,8 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
+from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.rng import Draws
-from fiber.files import new_folder
 from fiber.synthetic.annotations import Picture
 from fiber.synthetic.dataset_dir import (
     PictureJob,
@@ -99,7 +99,7 @@ def generate(
         return folder
     recipe = SceneRecipe(seed, image_size, max_objects)
     world = shapes_world(seed)
-    with new_folder(folder) as partial:
+    with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial:
         pictures = (describe_picture(recipe, "train", i)[0] for i in range(_TOKENIZER_PICTURES))
         texts = [text for picture in pictures for text in all_texts(picture)]
         write_tokenizer(partial, tokenizer, texts, vocab_size)

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.rng import Draws
-from fiber.files import new_folder
 from fiber.synthetic.annotations import Picture
 from fiber.synthetic.dataset_dir import (
     PictureJob,
@@ -142,7 +142,7 @@ def generate(
     }
     if is_finished(folder, parameters):
         return folder
-    with new_folder(folder) as partial:
+    with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial:
         pictures = (describe_picture(recipe, "train", i)[0] for i in range(_TOKENIZER_PICTURES))
         texts = [text for picture in pictures for text in all_texts(picture)]
         write_tokenizer(partial, tokenizer, texts, vocab_size)

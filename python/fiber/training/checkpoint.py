@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiber.atomic_io import PART, explain_write_errors, new_directory, read_json
 from fiber.checkpoints.model_dir import _to_disk, load_state, write_tensors
-from fiber.fields import from_dict, to_dict
-from fiber.files import PART, explained, read_json
+from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
 
@@ -86,9 +86,7 @@ def write_checkpoint(
             checkpoint is as it was.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
-    part = checkpoints / f"{PART}{final.name}"
-    with explained(final, lambda: shutil.rmtree(part, ignore_errors=True)):
-        part.mkdir(parents=True)
+    with explain_write_errors(final), new_directory(final) as part:
         write_tensors(model.state_dict(), part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
@@ -96,7 +94,6 @@ def write_checkpoint(
         with (part / "data.json").open("w", encoding="utf-8") as file:
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
-        part.rename(final)
     for old in checkpoints_in(checkpoints)[:-keep]:
         # Renamed first, so that a removal that is cut short leaves no half checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")

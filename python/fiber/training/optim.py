@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fiber.fields import nearest
+from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
 
 #: What a parameter is: biases (tables of position biases too) are never decayed, vectors (weights

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber.atomic_io import explain_write_errors, read_json, remove_parts, write_file, write_json
 from fiber.checkpoints.model_dir import Words, read_words, write_words
-from fiber.checkpoints.provenance import DATA_PATH, provenance
-from fiber.fields import from_dict, to_dict
-from fiber.files import explained, read_json, remove_parts, write_json, write_whole
+from fiber.checkpoints.provenance import DATA_PATH
+from fiber.config_io import from_dict, to_dict
+from fiber.env import provenance
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, differences
 
@@ -132,13 +133,13 @@ class RunFolder:
         step = newest.step if newest else 0
         kept = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
-        write_whole(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
+        write_file(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def add_metrics(self, entry: dict[str, Any]) -> None:
         """Append a line of metrics."""
         # Half a line may stay behind: reading and resuming leave it out.
         with (
-            explained(self.metrics_file, lambda: None),
+            explain_write_errors(self.metrics_file),
             self.metrics_file.open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(entry) + "\n")
@@ -215,5 +216,5 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
     for axis in axes[:panels]:
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_file(path, lambda part: figure.savefig(part, dpi=110, format="png"))
     return True

@@ -23,9 +23,9 @@ from fiber.checkpoints.init_from import initialise
 from fiber.checkpoints.load import Towers, read_start
 from fiber.checkpoints.model_dir import StoredModel, Words, write_weights
 from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
-from fiber.fields import replace_fields
 from fiber.models.build import build_model
 from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, Words, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate, find_task, open_records
-from fiber.files import write_whole
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.checkpoint import Position
@@ -65,7 +65,7 @@ class Validation:
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
         """Write the weights of the best step so far, beside those of the one before it."""
-        write_whole(self._file(step), lambda part: write_tensors(state, part))
+        write_file(self._file(step), lambda part: write_tensors(state, part))
 
     def forget_others(self, step: int) -> None:
         """Remove the weights of all steps but one."""

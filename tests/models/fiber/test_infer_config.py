@@ -11,7 +11,7 @@ from fiber.checkpoints.published import (
     published_coarse_state,
 )
 from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
-from fiber.fields import replace_fields
+from fiber.config_io import replace_fields
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.infer_config import published_config, stated_config

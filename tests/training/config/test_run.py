@@ -3,7 +3,7 @@ import pytest
 
 from fiber._core import ImageTransform, RandAugment, apply_transform
 from fiber.config import preset
-from fiber.fields import from_dict, replace_fields, to_dict
+from fiber.config_io import from_dict, replace_fields, to_dict
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,

@@ -13,12 +13,12 @@ from typing import Any, overload
 
 import numpy as np
 
+from fiber.atomic_io import JSON_ERRORS
 from fiber.data.formats.annotation_boxes import EMPTY_BOX_PIXELS, is_number
 from fiber.data.formats.annotation_file import read_text
 from fiber.data.formats.tsv import KIND, AnyPath, TsvFile
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import Record, StoredPictures
-from fiber.files import JSON_ERRORS
 
 _NEEDED = ("img", "label", "labelmap")
 

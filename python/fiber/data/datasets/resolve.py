@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fiber.config_io import nearest
 from fiber.data.datasets.registry import (
     BESIDE,
     BY_SUFFIX,
@@ -34,7 +35,6 @@ from fiber.data.formats import coco_folders, jsonl, line_reader
 from fiber.data.formats.annotation_file import FILES, TRY_WITH, where_to_get
 from fiber.data.record import ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import packed
-from fiber.fields import nearest
 
 AnyPath = str | PathLike[str]
 

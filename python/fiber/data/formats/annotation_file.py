@@ -12,8 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from fiber.atomic_io import JSON_ERRORS
 from fiber.data.record import Record
-from fiber.files import JSON_ERRORS
 
 # Pictures that are looked for to tell in which folder they lie.
 _LOOKED_FOR = 20

@@ -15,8 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fiber.fields import nearest
-from fiber.files import JSON_ERRORS
+from fiber.atomic_io import JSON_ERRORS
+from fiber.config_io import nearest
 
 AnyPath = str | PathLike[str]
 

@@ -13,8 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
+from fiber.atomic_io import read_json
 from fiber.data.char_spans import CharSpan
-from fiber.files import read_json
 
 #: Published separator of labels; none follows the last.
 SEPARATOR = ". "

@@ -23,11 +23,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.image import ending_of
 from fiber.data.record import Record, StoredImage
 from fiber.data.storage.packed import DESCRIPTION, FORMAT, SHARED, VERSION, to_entry
 from fiber.data.tools.discover import SKIPPING, Part, parts_of
-from fiber.files import new_folder
 
 AnyPath = str | PathLike[str]
 
@@ -136,7 +136,7 @@ def pack(
         have = ", ".join(dict.fromkeys(part.split for part in found))
         raise ValueError(f"{source} has no split {', '.join(sorted(missing))}; it has {have}")
     chosen = [part for part in found if not splits or part.split in splits]
-    with new_folder(output) as folder:
+    with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, on_error, tell)
         for name in dict.fromkeys(part.split for part in chosen):
             packer.add_split(name, [part for part in chosen if part.split == name], progress)

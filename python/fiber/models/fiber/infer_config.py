@@ -19,7 +19,7 @@ from fiber.config import (
     RobertaConfig,
     SwinConfig,
 )
-from fiber.fields import from_dict, to_dict
+from fiber.config_io import from_dict, to_dict
 from fiber.models.encoders.keys import tower_layout
 
 _FINE = "fusion_backbone."

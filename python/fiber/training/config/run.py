@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.fields import nearest, require, to_dict
+from fiber.config_io import nearest, require, to_dict
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.config.transforms import TransformConfig
 
@@ -314,17 +314,13 @@ class RunConfig:
 
 
 def load_recipe(name: str) -> RunConfig:
-    """Get a recipe's configuration by the name of its module in `fiber.recipes`.
+    """Build the configuration of a recipe of `fiber.recipes` by name.
 
     Raises:
         ValueError: if there is no such recipe, with the nearest names.
     """
     # By name, because recipes import this package and not the other way round.
-    recipes = importlib.import_module("fiber.recipes")
-    known = recipes.names()
-    if name not in known:
-        raise ValueError(f"recipe {name!r} does not exist; {nearest(name, known)}")
-    return importlib.import_module(f"fiber.recipes.{name}").recipe()
+    return importlib.import_module("fiber.recipes").get(name)()
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

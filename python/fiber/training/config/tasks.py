@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fiber.config_io import nearest, require
 from fiber.data.prompts.sampling import ClassRule, PromptRules
-from fiber.fields import nearest, require
 
 #: Sources that hold boxes.
 BOX_SOURCES = (

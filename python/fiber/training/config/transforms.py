@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.fields import nearest
+from fiber.config_io import nearest
 
 #: What RandAugment draws from, and of these what boxes do not follow.
 RAND_AUGMENT_OPERATIONS = (

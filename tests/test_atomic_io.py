@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fiber.atomic_io import (
+    DISK_FULL,
+    check_target,
+    explain_write_errors,
+    new_directory,
+    read_json,
+    write_file,
+    write_json,
+)
 from fiber.demo.report import Report, write_html
 from fiber.evaluation.context import Measured
 from fiber.evaluation.evaluate import write_predictions
-from fiber.files import check_target, read_json, write_json, write_whole
 from fiber.postprocess.files import save_picture
 
 
@@ -24,7 +32,7 @@ def test_a_new_name_or_a_file_may_be_written(tmp_path):
 
 
 def test_a_folder_is_named(tmp_path):
-    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder; expected the name of a"):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a directory; expected"):
         check_target(tmp_path)
 
 
@@ -47,7 +55,7 @@ def test_a_socket_is_named(tmp_path, monkeypatch):
 def test_an_open_file_of_the_process_is_no_target(tmp_path):
     with (tmp_path / "out.txt").open("w") as file:
         (tmp_path / "fd").symlink_to("/proc/self/fd")
-        with pytest.raises(FileExistsError, match=r"stands in /proc/\d+/fd"):
+        with pytest.raises(FileExistsError, match=r"/proc/\d+/fd"):
             check_target(tmp_path / "fd" / str(file.fileno()))
 
 
@@ -116,7 +124,7 @@ def test_stopped_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "a.json", half)
+        write_file(tmp_path / "a.json", half)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "a.json") == [1]
 
@@ -131,7 +139,7 @@ def test_what_an_error_hides_is_said(tmp_path):
             raise RuntimeError("writing failed")  # noqa: B904
 
     with pytest.raises(OSError, match=r"a\.pt could not be written \(Disk quota exceeded\); free"):
-        write_whole(tmp_path / "a.pt", hidden)
+        write_file(tmp_path / "a.pt", hidden)
 
 
 def test_an_error_without_a_number_keeps_its_words(tmp_path):
@@ -139,7 +147,58 @@ def test_an_error_without_a_number_keeps_its_words(tmp_path):
         raise OSError("cannot write mode F as PNG")
 
     with pytest.raises(OSError, match=r"^\S+a\.png could not be written \(cannot write mode F as"):
-        write_whole(tmp_path / "a.png", pillows)
+        write_file(tmp_path / "a.png", pillows)
+
+
+def test_directory_appears_complete_or_not_at_all(tmp_path):
+    final = tmp_path / "new" / "data"
+    with new_directory(final) as part:
+        (part / "a").write_text("a")
+        assert not final.exists()
+    assert [path.name for path in final.parent.iterdir()] == ["data"]
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "other") as part:
+        (part / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_directory_replaces_an_empty_one_only(tmp_path):
+    final = tmp_path / "data"
+    final.mkdir()
+    # Left by a killed process.
+    (tmp_path / ".part-data" / "old").mkdir(parents=True)
+    with new_directory(final) as part:
+        (part / "a").write_text("a")
+    with pytest.raises(OSError) as error, new_directory(final) as part:
+        (part / "b").write_text("b")
+    assert error.value.errno == errno.ENOTEMPTY
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "a"]
+
+
+def test_only_chosen_errors_name_what_is_written(tmp_path):
+    def fail(number, *name):
+        with explain_write_errors(tmp_path / "data", DISK_FULL):
+            raise OSError(number, os.strerror(number), *name)
+
+    with pytest.raises(FileNotFoundError) as error:
+        fail(errno.ENOENT, "input.jpg")
+    assert error.value.filename == "input.jpg"
+    for given, named in (((), "data"), (("data/0.tar",), "data/0.tar"), ((".part-a",), "data")):
+        with pytest.raises(OSError, match=f"{named} could not be written") as error:
+            fail(errno.ENOSPC, *given)
+        assert error.value.errno == errno.ENOSPC
+
+
+def test_shared_files_have_a_temporary_name_for_each_process(tmp_path):
+    names = []
+    for shared in (False, True):
+        write_file(
+            tmp_path / "a",
+            lambda part: (names.append(part.name), part.write_text("a")),
+            shared=shared,
+        )
+    assert names[0] == ".part-a" and str(os.getpid()) in names[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
@@ -147,7 +206,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match=r"^no$"):
-        write_whole(tmp_path / "a", broken)
+        write_file(tmp_path / "a", broken)
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         (tmp_path / "a.json").write_text("{")
         read_json(tmp_path / "a.json")

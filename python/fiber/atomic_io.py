@@ -1,0 +1,159 @@
+"""Atomic file and directory writes, and reading of JSON.
+
+Output is written under a temporary name and renamed once complete, so that a crash, a full disk or
+Ctrl-C never leaves a partial file under the final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Prefix of the temporary name of an unfinished file or directory.
+PART = ".part-"
+
+#: Errors of the operating system that mean "no room left".
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: What `json.loads` raises for invalid JSON, and for hostile JSON: thousands of nested brackets, a
+#: number with thousands of digits.
+JSON_ERRORS = (ValueError, RecursionError)
+
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def check_target(path: Path) -> None:
+    """Check that `path` can be written: it does not exist, or is a regular file.
+
+    Renaming a temporary file onto `path` would replace anything there, even a device.
+
+    Raises:
+        IsADirectoryError: if it is a directory.
+        FileExistsError: if it is a pipe, a device, a socket or an open file of a process
+            (/dev/stdout).
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; expected the name of a file")
+    expected = "expected a new name or that of a regular file"
+    if path.exists() and not path.is_file():
+        kind = _SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode), "not a regular file")
+        raise FileExistsError(f"{path} is {kind}; {expected}")
+    # stdout redirected to a file looks like a regular file.
+    parent = path.parent.resolve()
+    if parent == Path("/dev") or Path("/proc") in (parent, *parent.parents):
+        raise FileExistsError(f"{path} is in {parent}, which has no regular files; {expected}")
+
+
+def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
+    """Write a file atomically.
+
+    Args:
+        path: final name; an existing regular file is replaced.
+        write: called with the temporary path; writes the content.
+        shared: use a temporary name of its own for each process and thread, for files that several
+            may write at once. A killed process leaves such a name behind.
+
+    Raises:
+        OSError: if `path` is not a regular file or cannot be written. Nothing is left of the new
+            file then, and an old one is unchanged.
+    """
+    check_target(path)
+    own = f"{os.getpid()}-{threading.get_ident()}-" if shared else ""
+    part = path.with_name(f"{PART}{own}{path.name}")
+    with explain_write_errors(path):
+        try:
+            write(part)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Create a directory atomically: yield a temporary one, rename it if the block succeeds.
+
+    On any error or interruption the temporary directory is deleted. `path` must not exist, or be an
+    empty directory.
+
+    Raises:
+        OSError: if the directory cannot be created, or `path` is not empty.
+    """
+    part = path.with_name(PART + path.name)
+    # Left by a killed process.
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
+    """Re-raise an OSError of the block with the name of the file or directory being written.
+
+    Args:
+        path: what is being written.
+        only: error numbers to handle; None: all. `DISK_FULL` where the block also reads files.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # torch.save hides the system's error inside a RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or (only is not None and cause.errno not in only):
+            raise
+        name, hint = str(path), ""
+        if cause.errno in DISK_FULL:
+            hint = "; free some space and run the command again"
+            # The file of a directory, unless only its temporary name is known.
+            if cause.filename is not None and PART not in str(cause.filename):
+                name = str(cause.filename)
+        message = f"{name} could not be written ({cause.strerror or cause}){hint}"
+        # Pillow raises OSError without an errno.
+        raise (OSError(cause.errno, message) if cause.errno else OSError(message)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: if it is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except JSON_ERRORS as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete temporary files and directories that a killed process left in `folder`."""
+    for part in folder.glob(f"{PART}*"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)

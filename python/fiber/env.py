@@ -1,0 +1,67 @@
+"""Describe the machine: processor, cores, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import fiber
+
+
+def describe_machine() -> dict[str, str]:
+    """Describe the CPU, torch's settings on it, and the versions in use."""
+    own = provenance()
+    return {
+        "processor": _processor(),
+        "cores": str(usable_cores()),
+        # Both change the order of summation, and so the last bits of results.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "fiber": own["fiber_version"],
+        "commit": own["commit"] or "not run from a clone",
+    }
+
+
+def usable_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """Read the CPU model from /proc/cpuinfo, else ask `platform`."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, str]:
+    """Name fiber's version, and its commit where it runs from a clone."""
+    package = Path(__file__).parent
+    root = package.parents[1]
+    commit = ""
+    # A package installed inside somebody else's repository must not report that one's commit.
+    if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
+        answer = (
+            subprocess.run(
+                ["git", "-C", str(root), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if shutil.which("git")
+            else None
+        )
+        commit = answer.stdout.strip() if answer and answer.returncode == 0 else ""
+    return {"fiber_version": fiber.__version__, "commit": commit}

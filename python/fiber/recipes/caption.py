@@ -1,0 +1,116 @@
+"""Fine-tuning for captioning: maximum likelihood, then GOLD, then CIDEr-D."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fiber.recipes.pretrain import as_published, finetune
+from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.tasks import CaptionTask, TasksConfig
+
+
+def caption_coco() -> RunConfig:
+    """Published captioning on COCO, stage 1: maximum likelihood; ten epochs of 414,113 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR
+        --init PRETRAINED
+    Data: DIR/dataset_coco.json with Karpathy's splits, train2014 and val2014 in DIR (or captions in
+        any other supported format, such as a .jsonl of your own). Trains on the split "train" and
+        keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most others train with
+        `--set data.split=train+restval`; `caption_coco_published` is what FIBER did.
+    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two more stages,
+        GOLD (`caption_coco_gold`) and CIDEr-D (`caption_coco_cider`), and no number for this one.
+    """
+    base = finetune("caption", TasksConfig(caption=CaptionTask(share=1)), image_size=576)
+    return dataclasses.replace(
+        base,
+        optim=dataclasses.replace(base.optim, lr=5e-5, head_lr_multiplier=5.0),
+        train=dataclasses.replace(base.train, steps=8088),
+        validation=ValidationConfig(task="caption", pictures=1000),
+    )
+
+
+def caption_coco_published() -> RunConfig:
+    """Published captioning on COCO, stage 1, train and val; ten epochs of 439,000 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
+        --init MODEL
+    Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
+        "restval". The published code calls the test split "val" and selects its checkpoint there,
+        so its numbers are not those of unseen images. Here the last checkpoint is the model.
+    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Expected: as for `caption_coco`.
+    """
+    return as_published(caption_coco(), steps=8574)
+
+
+def caption_coco_gold() -> RunConfig:
+    """Published captioning on COCO, stage 2: GOLD (off-policy); ten epochs of 414,113 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
+        --init CAPTIONS
+    Data: as for `caption_coco`, whose finished model it starts from.
+    Hardware: published on 8 GPUs, 8 samples per GPU; a frozen copy of the model runs as well.
+    Expected: FIBER's README gives no number for this stage. The published code divides a caption's
+        loss by its padded length (`caption_coco_gold_published`); this recipe by its tokens.
+    """
+    base = caption_coco()
+    return dataclasses.replace(
+        base,
+        tasks=TasksConfig(caption=CaptionTask(share=1, objective="gold", gold_copy_every=1000)),
+        optim=dataclasses.replace(base.optim, lr=1e-5),
+    )
+
+
+def caption_coco_gold_published() -> RunConfig:
+    """Published captioning on COCO, stage 2, train and val; ten epochs of 439,000 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold_published --data DIR
+        --init MODEL
+    Data: as for `caption_coco_published`, whose finished model it starts from.
+    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Expected: FIBER's README gives no number for this stage. A caption's loss is divided by its
+        padded length, as in the published code.
+    """
+    base = as_published(caption_coco_gold(), steps=8574)
+    task = dataclasses.replace(base.tasks.caption, gold_divisor="padding")
+    return dataclasses.replace(base, tasks=TasksConfig(caption=task))
+
+
+def caption_coco_cider() -> RunConfig:
+    """Published captioning on COCO, stage 3: self-critical CIDEr-D; ten epochs of 414,113 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider --data DIR
+        --init GOLD
+    Data: as for `caption_coco`; starts from the finished model of `caption_coco_gold`. Document
+        frequencies are counted from the training captions. The published run read them from
+        coco-train-words.p, which was not published with it; `--set
+        tasks.caption.cider_frequencies=FILE` reads such a file.
+    Hardware: published on 8 GPUs, 8 samples per GPU; each step also samples five captions per
+        image.
+    Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.
+    """
+    base = caption_coco()
+    task = CaptionTask(
+        share=1, objective="cider", cider_share=0.7, cider_samples=5, cider_baseline="constant"
+    )
+    return dataclasses.replace(
+        base,
+        tasks=TasksConfig(caption=task),
+        optim=dataclasses.replace(base.optim, lr=1e-6),
+    )
+
+
+def caption_coco_cider_published() -> RunConfig:
+    """Published captioning on COCO, stage 3, train and val; ten epochs of 439,000 captions.
+
+    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider_published --data DIR
+        --init MODEL
+    Data: as for `caption_coco_published`; MODEL is the finished model of the stage before.
+    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage. Document
+        frequencies are counted from the training captions, unless the published file of them is
+        given (see `caption_coco_cider`).
+    """
+    return as_published(caption_coco_cider(), steps=8574)

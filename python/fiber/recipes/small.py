@@ -1,0 +1,226 @@
+"""Recipes that train a small model on two CPU cores in minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fiber.config import preset
+from fiber.training.config.run import (
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from fiber.training.config.tasks import (
+    CaptionTask,
+    GroundingTask,
+    ImageTextTask,
+    QuestionTask,
+    ReasoningTask,
+    TasksConfig,
+)
+from fiber.training.config.transforms import TransformConfig
+
+
+def scenes_coarse() -> RunConfig:
+    """Coarse stage on generated scenes, from scratch: captions and questions.
+
+    Command: fiber data scenes --output runs/scenes
+             fiber train scenes_coarse --data runs/scenes --output runs/coarse
+    Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
+    Hardware: two CPU cores, minutes.
+    Expected: see the table that `fiber demo` prints; it runs this recipe.
+    """
+    return RunConfig(
+        model=preset("small"),
+        tasks=TasksConfig(
+            image_text=ImageTextTask(share=1, itm_negatives="half"),
+            question=QuestionTask(share=1),
+        ),
+        # Captions have about twelve tokens: at 0.15 most would have at most one masked token.
+        data=DataConfig(batch_size=64, mlm_probability=0.3),
+        # All weights are trained from scratch, so heads need no higher learning rate.
+        optim=OptimConfig(
+            lr=5e-4,
+            head_lr_multiplier=1.0,
+            cross_modal_lr_multiplier=1.0,
+            warmup_fraction=0.15,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(steps=440, log_every=20, checkpoint_every=110),
+    )
+
+
+def scenes_fine() -> RunConfig:
+    """Fine stage on generated scenes: boxes for expressions, phrases and class names.
+
+    Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
+    Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
+    Hardware: two CPU cores, minutes.
+    Expected: see the table that `fiber demo` prints; it runs this recipe after `scenes_coarse`.
+    """
+    model = preset("small", stage="fine")
+    return RunConfig(
+        model=model,
+        # All eight classes are in every prompt, in the order of the file, as in evaluation.
+        tasks=TasksConfig(grounding=GroundingTask(share=1, shuffle_classes=False)),
+        data=DataConfig(
+            batch_size=16,
+            transform=TransformConfig(
+                kind="shorter_side",
+                shorter_sides=(model.detector.shorter_side,),
+                max_size=model.detector.max_size,
+            ),
+        ),
+        optim=OptimConfig(
+            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
+        ),
+        train=TrainConfig(steps=1080, log_every=20, checkpoint_every=180),
+    )
+
+
+def small_vqa() -> RunConfig:
+    """Small model on a CPU: visual question answering.
+
+    Command: fiber train small_vqa --data runs/scenes --init runs/demo/coarse
+    Data: a directory of `fiber data`, or questions in any other supported format (such as a .jsonl
+        of your own).
+    Hardware: two CPU cores, minutes.
+    Expected: docs/results.md, for scenes and stamps.
+    """
+    return _finetune(
+        "vqa",
+        TasksConfig(question=QuestionTask(share=1)),
+        ValidationConfig(task="vqa", pictures=200),
+    )
+
+
+def small_nlvr2() -> RunConfig:
+    """Small model on a CPU: true or false statements about two images (NLVR2).
+
+    Command: fiber train small_nlvr2 --data runs/scenes --init runs/demo/coarse
+    Data: a directory of `fiber data`, or statements in any other supported format.
+    Hardware: two CPU cores, minutes.
+    Expected: docs/results.md, for scenes and stamps.
+    """
+    base = _finetune(
+        "nlvr2",
+        TasksConfig(reasoning=ReasoningTask(share=1)),
+        ValidationConfig(task="nlvr2", pictures=200),
+    )
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, batch_size=32))
+
+
+def small_retrieval() -> RunConfig:
+    """Small model on a CPU: image-text retrieval by ITC alone.
+
+    Command: fiber train small_retrieval --data runs/scenes --init runs/demo/coarse
+    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
+        of your own).
+    Hardware: two CPU cores, minutes.
+    Expected: docs/results.md, for scenes and stamps.
+    """
+    base = _finetune(
+        "itc",
+        TasksConfig(image_text=ImageTextTask(share=1, itm=0.0, mlm=0.0)),
+        ValidationConfig(task="retrieval", pictures=500),
+    )
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, steps=300))
+
+
+def small_matching() -> RunConfig:
+    """Small model on a CPU: image-text matching by ITM alone.
+
+    Command: fiber train small_matching --data runs/scenes --init runs/demo/coarse
+    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
+        of your own).
+    Hardware: two CPU cores, minutes.
+    Expected: docs/results.md, for scenes and stamps.
+    """
+    task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
+    base = _finetune(
+        "itm", TasksConfig(image_text=task), ValidationConfig(task="matching", pictures=200)
+    )
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, steps=300))
+
+
+def small_caption() -> RunConfig:
+    """Small model on a CPU: captioning by maximum likelihood.
+
+    Command: fiber train small_caption --data runs/scenes --init runs/demo/coarse
+    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
+        of your own).
+    Hardware: two CPU cores, minutes.
+    Expected: docs/results.md, for scenes and stamps.
+    """
+    base = _finetune(
+        "caption",
+        TasksConfig(caption=CaptionTask(share=1)),
+        ValidationConfig(task="caption", pictures=200),
+    )
+    train = dataclasses.replace(base.train, steps=300, checkpoint_every=150)
+    return dataclasses.replace(base, train=train)
+
+
+def small_detection() -> RunConfig:
+    """Small detector of your own classes, from any data set in COCO format.
+
+    Command: fiber train small_detection --data DIR --output runs/own
+    Data: class boxes in COCO format: an export of Roboflow, CVAT, Label Studio or FiftyOne, a data
+        set of ODinW, or COCO itself. Without a validation split a fifth of the images is held out.
+    Hardware: two CPU cores.
+    Expected: detects objects in images like the training images, see docs/detection.md. There is no
+        published number. Images are resized to a shorter side of 128 pixels, so objects must be
+        large; use `own_detection` for real work.
+
+    The model is trained from scratch and knows no words but the class names, which are in every
+    prompt in the order of the file, as in evaluation.
+    """
+    small = preset("small", stage="fine")
+    # Longer prompts and larger images than the preset's.
+    model = dataclasses.replace(
+        small,
+        max_tokens=small.roberta.max_tokens,
+        detector=dataclasses.replace(small.detector, shorter_side=128, max_size=224),
+    )
+    return RunConfig(
+        model=model,
+        tasks=TasksConfig(
+            grounding=GroundingTask(
+                share=1, sources=("detection",), max_classes=24, shuffle_classes=False
+            )
+        ),
+        data=DataConfig(
+            batch_size=16,
+            train_tokenizer=True,
+            transform=TransformConfig(
+                kind="shorter_side",
+                shorter_sides=(96, 112, 128, 144),
+                max_size=224,
+                flip_probability=0.5,
+            ),
+        ),
+        optim=OptimConfig(
+            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
+        ),
+        train=TrainConfig(steps=600, log_every=20, checkpoint_every=100),
+        validation=ValidationConfig(task="coco", pictures=200),
+    )
+
+
+def _finetune(head: str, tasks: TasksConfig, validation: ValidationConfig) -> RunConfig:
+    """Return what the small coarse fine-tuning recipes share, for one head."""
+    small = preset("small")
+    image_text = dataclasses.replace(small.image_text, heads=(head,))
+    return RunConfig(
+        model=dataclasses.replace(small, image_text=image_text),
+        tasks=tasks,
+        data=DataConfig(batch_size=64),
+        # The start was trained for minutes only, so the encoders still need a high learning rate.
+        optim=OptimConfig(
+            lr=3e-4, head_lr_multiplier=1.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
+        ),
+        train=TrainConfig(steps=400, log_every=20, checkpoint_every=100),
+        validation=validation,
+    )
