@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
-GOLDEN = Path(__file__).parents[1] / "../shared/golden"
-KEYS = GOLDEN / "keys"
-
-needs_keys = pytest.mark.skipif(
-    not KEYS.exists(), reason="the lists of published keys (../shared) are not here"
-)
+from tests.golden import KEYS
 
 Shapes = dict[str, tuple[list[int], str]]
 

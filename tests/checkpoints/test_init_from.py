@@ -11,10 +11,11 @@ from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
 from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.models.build import build_model
+from tests.golden import COARSE
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_trainer import StopError, stop_before
 
-EXTRAS = Path(__file__).parents[2] / "../shared/golden/coarse/extras.safetensors"
+EXTRAS = COARSE / "extras.safetensors"
 
 
 def stored(config) -> StoredModel:
@@ -114,7 +115,6 @@ def test_resized_table_keeps_orientation():
     assert (resized[1:, 0] > resized[:-1, 0]).all()
 
 
-@pytest.mark.skipif(not EXTRAS.exists(), reason="recorded tensors (../shared) are not here")
 @pytest.mark.parametrize("size", [224, 480, 576])
 def test_resized_table_equals_the_published_one(size):
     from safetensors.torch import load_file

@@ -21,8 +21,9 @@ from fiber.data import Tokenizer
 from fiber.models.build import build_model
 from fiber.models.fiber.keys_coarse import coarse_keys as coarse_map
 from fiber.models.fiber.keys_fine import fine_keys as fine_map
+from tests.golden import COARSE
 from tests.models.encoders.test_swin import randomise
-from tests.published_keys import GOLDEN, coarse_keys, fine_keys, needs_keys, small_state
+from tests.published_keys import coarse_keys, fine_keys, small_state
 from tests.training.micro_runs import coarse_config, run
 
 VERSIONS = ["coarse", "v2", "v3"]
@@ -55,7 +56,6 @@ def write_like_the_fine_stage(state, path):
     torch.save({"model": parallel, "model_ema": average, "iteration": 7}, path)
 
 
-@needs_keys
 @pytest.mark.parametrize("ending", [".ckpt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", VERSIONS)
 def test_published_to_fiber_to_published(kind, ending, tmp_path):
@@ -77,7 +77,6 @@ def test_published_to_fiber_to_published(kind, ending, tmp_path):
     assert all(back[name].shape == state[name].shape for name in back)
 
 
-@needs_keys
 def test_moving_average(tmp_path):
     write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
     assert read_model(tmp_path / "fine.pth").model.head.text_bias.any()
@@ -86,7 +85,6 @@ def test_moving_average(tmp_path):
         read_model(tmp_path, weights="ema")
 
 
-@needs_keys
 def test_file_of_the_released_kind(tmp_path):
     """No temperature, no queues, two tensors of an earlier implementation."""
     state = {name: tensor for name, tensor in published("coarse").items() if "queue" not in name}
@@ -103,7 +101,6 @@ def test_file_of_the_released_kind(tmp_path):
     assert "copy_module.vit_model.norm.bias" in stored.ignored
 
 
-@needs_keys
 def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
     state = published("coarse")
     torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
@@ -126,7 +123,6 @@ def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
     assert not [name for name in state if name == "temp" or "_itc." in name]
 
 
-@needs_keys
 @pytest.mark.parametrize("kind", ["coarse", "v3"])
 def test_faults_are_listed_with_the_file(kind, tmp_path):
     state = published(kind)
@@ -141,9 +137,8 @@ def test_faults_are_listed_with_the_file(kind, tmp_path):
         assert part in str(caught.value)
 
 
-@needs_keys
 def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
-    recorded = load_file(GOLDEN / "coarse" / "extras.safetensors")
+    recorded = load_file(COARSE / "extras.safetensors")
     state, name = published("coarse"), "vit_model.layers.0.blocks.0.attn"
     state[f"{name}.relative_position_bias_table"] = recorded["bias.before_384"]
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
@@ -162,7 +157,6 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
     )
 
 
-@needs_keys
 def test_resolutions_that_do_not_fit(tmp_path):
     torch.save(published("coarse"), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a.pt: image_size 400: expected a multiple of 32"):
@@ -334,7 +328,6 @@ def test_training_starts_from_towers(pictures, tmp_path):
     assert written["init"] == str(tmp_path / "towers")
 
 
-@needs_keys
 def test_training_starts_from_a_published_file_at_another_resolution(pictures, tmp_path):
     vocabulary = Tokenizer.from_file(pictures / "tokenizer.json").vocab_size
     torch.save({"state_dict": small_state(coarse_keys(), vocabulary)}, tmp_path / "a.ckpt")

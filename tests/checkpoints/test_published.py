@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +14,11 @@ from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import coarse_keys, filled_in, ignored_coarse_key
+from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
+from tests.published_keys import coarse_keys as published_keys
 
-MICRO_CASE = Path(__file__).parents[1] / "parity" / "golden" / "micro.json"
-KEYS = Path(__file__).parents[2] / "../shared/golden/keys/coarse_keys.json"
+MICRO_CASE = COARSE / "micro.json"
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +42,8 @@ def model(case) -> FiberImageText:
     return FiberImageText(case.fiber_config())
 
 
-@pytest.mark.skipif(not KEYS.exists(), reason="the published key list is not beside the clone")
 def test_every_published_key_is_mapped_or_left_out_for_a_reason():
-    published = {name: shape for name, (shape, _) in json.loads(KEYS.read_text())["keys"].items()}
+    published = {name: shape for name, (shape, _) in published_keys().items()}
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     config = dataclasses.replace(preset("base"), image_text=heads)
     with torch.device("meta"):

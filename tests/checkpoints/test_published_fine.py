@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +7,8 @@ from fiber.checkpoints.published import load_published_fine, published_fine_stat
 from fiber.config import preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.keys_fine import fine_keys
+from tests.golden import KEYS
 
-KEYS = Path(__file__).parents[2] / ".." / "shared" / "golden" / "keys" / "fine_keys.json"
 CONFIG = preset("micro", stage="fine")
 
 
@@ -73,9 +72,7 @@ def test_another_shape_is_named():
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_names_shapes_and_types_of_base_are_the_published_ones(version):
-    if not KEYS.exists():
-        pytest.skip(f"no list of published keys at {KEYS}")
-    keys = json.loads(KEYS.read_text())
+    keys = json.loads((KEYS / "fine_keys.json").read_text())
     expected = keys["base_v2"] | (keys["v3_extra"] if version == "v3" else {})
     with torch.device("meta"):
         detector = FiberDetector(preset("base").fine(version=version, max_tokens=256))

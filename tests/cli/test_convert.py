@@ -11,11 +11,10 @@ from fiber.checkpoints.torch_file import read_state
 from fiber.cli import main
 
 from ..conftest import ANSWERS
-from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state
+from ..published_keys import coarse_keys, fine_keys, small_state
 from .output import error_line
 
 
-@needs_keys
 def test_published_to_fiber_and_back(desk, capsys):
     vocabulary = fiber.load("runs/demo/coarse", device="cpu").config.roberta.vocab_size
     state = small_state(coarse_keys(), vocabulary, len(ANSWERS))
@@ -37,7 +36,6 @@ def test_published_to_fiber_and_back(desk, capsys):
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
 
 
-@needs_keys
 def test_what_the_file_does_not_hold_is_said(desk, capsys):
     state = small_state(coarse_keys())
     for name in [name for name in state if "queue" in name or name == "temp"]:
@@ -64,7 +62,6 @@ def test_what_the_file_does_not_hold_is_said(desk, capsys):
     ]
 
 
-@needs_keys
 def test_moving_average_of_a_fine_file(desk, capsys):
     state = small_state(fine_keys("v2"))
     average = {

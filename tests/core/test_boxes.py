@@ -1,7 +1,6 @@
 """Transforms of pictures and the boxes in them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from fiber import _core
 from fiber._core import ImageTransform, apply_transform
+from tests.golden import FINE
 
-GOLDEN = Path(__file__).parents[2] / "../shared/golden/fine/data_geometry.json"
+GOLDEN = FINE / "data_geometry.json"
 
 
 def picture(height: int, width: int, box=None) -> np.ndarray:
@@ -147,8 +147,6 @@ def test_bytes_are_decoded():
 
 
 def test_sizes_of_the_published_detector():
-    if not GOLDEN.exists():
-        pytest.skip("../shared/golden is absent")
     for case in json.loads(GOLDEN.read_text())["resize_get_size"]:
         transform = ImageTransform.shorter_side([case["min"]], case["max"], divisor=1)
         _, _, size = apply_transform(np.zeros((case["h"], case["w"], 3), np.uint8), transform)
@@ -167,8 +165,6 @@ def test_the_longer_side_of_extreme_pictures_has_a_bound(shape):
 
 
 def test_normalization_of_the_published_detector():
-    if not GOLDEN.exists():
-        pytest.skip("../shared/golden is absent")
     case = json.loads(GOLDEN.read_text())["normalize_bgr255"]
     rgb = np.array(case["rgb01"])
     byte = np.round(rgb * 255)

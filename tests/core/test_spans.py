@@ -1,14 +1,13 @@
 """Spans of characters: positive maps and words that change sides."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fiber import _core
-
-SHARED = Path(__file__).parents[2] / "../shared"
+from tests.golden import FINE
+from tests.parity.recorded_tokens import recorded_tokens
 
 
 def test_nothing():
@@ -55,15 +54,12 @@ def test_spans_move_with_their_words():
 
 
 def test_positive_maps_of_the_published_detector():
-    golden, roberta = SHARED / "golden/fine/data_text.json", SHARED / "assets/roberta-base"
-    if not (golden.exists() and roberta.exists()):
-        pytest.skip("../shared/golden or ../shared/assets is absent")
-    tokenizer = _core.Tokenizer.from_vocabulary(roberta / "vocab.json", roberta / "merges.txt")
+    tokenizer = recorded_tokens()
     # It gives one character's first token only, and nothing to a span that starts with three
     # spaces; here every token that shares a character with the span is positive.
     other_rule = {("☕", (7, 8)), ("    gaps", (11,))}
     compared = 0
-    for case in json.loads(golden.read_text())["positive_map"]["cases"]:
+    for case in json.loads((FINE / "data_text.json").read_text())["positive_map"]["cases"]:
         if "input_ids" not in case:
             continue
         ids, offsets = tokenizer.encode(case["caption"], max_tokens=256)

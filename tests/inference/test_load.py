@@ -15,7 +15,7 @@ from fiber.training.config.run import load_recipe
 from fiber.training.run_dir import RunFolder
 
 from ..conftest import ANSWERS
-from ..published_keys import coarse_keys, fine_keys, needs_keys, small_state
+from ..published_keys import coarse_keys, fine_keys, small_state
 
 
 class Harm:
@@ -143,7 +143,6 @@ class TestLoadAndSave:
                     )
         assert not trace.exists() and not (tmp_path / "run").exists()
 
-    @needs_keys
     def test_published_coarse_file(self, micro_models, coarse, pictures, tmp_path):
         state = small_state(coarse_keys(), coarse.config.roberta.vocab_size, len(ANSWERS))
         torch.save({"state_dict": state}, tmp_path / "a.ckpt")
@@ -162,7 +161,6 @@ class TestLoadAndSave:
         with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
             fiber.load(tmp_path / "a.ckpt", words, ["yes", "no"], device="cpu")
 
-    @needs_keys
     @pytest.mark.parametrize("version", ["v2", "v3"])
     def test_published_fine_file(self, micro_models, fine, pictures, tmp_path, version):
         state = small_state(fine_keys(version), fine.config.roberta.vocab_size)

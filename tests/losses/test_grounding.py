@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from fiber.losses.grounding import centerness_targets, grounding_losses, token_f
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import decode_deltas, encode_deltas
+from tests.golden import FINE
 
-RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_geometry.json"
+RECORDED = FINE / "data_geometry.json"
 CONFIG = preset("small", stage="fine")
 SIZES = [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]
 LENGTHS = [height * width for height, width in SIZES]
@@ -249,8 +249,6 @@ def test_focal_loss_stays_finite_for_bounded_logits():
 
 @pytest.fixture(scope="module")
 def recorded():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded geometry at {RECORDED}")
     return json.loads(RECORDED.read_text())
 
 

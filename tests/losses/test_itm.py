@@ -1,6 +1,5 @@
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from fiber.losses.itm import (
     matching_pairs,
     pair_loss,
 )
-
-RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
+from tests.golden import COARSE
 
 
 def similarities(logits, image_ids):
@@ -186,11 +184,10 @@ def test_works_on_what_the_contrastive_loss_returns():
     assert (negatives.text_index // 2 != torch.arange(6) // 2).all()
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
 @pytest.mark.parametrize("name", ["micro", "tiny", "tinyhot"])
 def test_loss_equals_the_original(name):
-    tensors = load_file(RECORDED / f"{name}.safetensors")
-    scalars = json.loads((RECORDED / f"{name}.json").read_text())["scalars"]
+    tensors = load_file(COARSE / f"{name}.safetensors")
+    scalars = json.loads((COARSE / f"{name}.json").read_text())["scalars"]
     logits = tensors["itm_hardneg.logits"]
     assert matching_labels(len(logits) // 3).tolist() == tensors["itm_hardneg.labels"].tolist()
     found = float(itm_loss(logits, len(logits) // 3))

@@ -1,14 +1,12 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-
-RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
+from tests.golden import COARSE
 
 
 def log_softmax(logits):
@@ -100,11 +98,10 @@ def test_wrong_shapes_and_dtypes_are_named():
         nlvr2_loss(torch.zeros(2, 2), torch.zeros(2).bool())
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
 @pytest.mark.parametrize("name", ["micro", "tiny", "tinyhot"])
 def test_losses_equal_the_original(name):
-    tensors = load_file(RECORDED / f"{name}.safetensors")
-    scalars = json.loads((RECORDED / f"{name}.json").read_text())["scalars"]
+    tensors = load_file(COARSE / f"{name}.safetensors")
+    scalars = json.loads((COARSE / f"{name}.json").read_text())["scalars"]
     samples = len(tensors["input.text_ids"])
     answers = tensors["fused.vqa_logits"].shape[1]
     targets = torch.zeros(samples, answers)

@@ -1,14 +1,12 @@
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from fiber.metrics.retrieval import recall_at_k, recall_of_ranks, reranked, wrong_before
-
-RECORDED = Path(__file__).parents[2] / "../shared/golden/coarse"
+from tests.golden import COARSE
 
 
 def plain_recall(scores, owners, k):
@@ -78,10 +76,9 @@ def test_wrong_input_is_named():
         recall_at_k(np.full((2, 2), np.nan), [0, 1])
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="recorded tensors of the original are not here")
 def test_equals_the_original():
-    scores = load_file(RECORDED / "extras.safetensors")["recall.scores"]
-    recorded = json.loads((RECORDED / "extras.json").read_text())["recall"]
+    scores = load_file(COARSE / "extras.safetensors")["recall.scores"]
+    recorded = json.loads((COARSE / "extras.json").read_text())["recall"]
     found = recall_at_k(scores, np.arange(18) // 3, ks=(1, 2, 5))
     for k, value in recorded.items():
         # Recorded as float32 means.

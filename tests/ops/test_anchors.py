@@ -1,12 +1,12 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from fiber.ops.anchors import level_anchors, pyramid_anchors
 from fiber.ops.boxes import centers, to_inclusive
+from tests.golden import FINE
 
-RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_geometry.json"
+RECORDED = FINE / "data_geometry.json"
 STRIDES = (8, 16, 32, 64, 128)
 
 
@@ -29,8 +29,6 @@ def test_levels_follow_their_strides():
 
 
 def test_first_anchors_are_the_published_ones():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded geometry at {RECORDED}")
     cells = json.loads(RECORDED.read_text())["cell_anchors_base"]
     for stride, cell in zip(STRIDES, cells, strict=True):
         assert to_inclusive(level_anchors((1, 1), stride, 8.0)).tolist() == cell

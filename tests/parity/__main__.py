@@ -1,4 +1,6 @@
-"""`python -m tests.parity coarse|fine DIR`: compare with the recorded tensors of a folder.
+"""`python -m tests.parity coarse|fine [DIR]`: compare with the recorded tensors of a folder.
+
+Without DIR the committed recordings of that kind under `tests/golden` are compared.
 
 `python -m tests.parity coarse|fine --preset base` runs every mode of the base model without
 recordings: outputs must be finite and of the published shapes; time and peak memory are printed.
@@ -13,10 +15,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from tests.golden import COARSE, FINE
 from tests.parity.comparison import Comparison
 
 #: Cases that can be run without recordings: the published model, and the smallest recorded one.
 PRESETS = ("base", "micro")
+#: The recordings of the repository.
+COMMITTED = {"coarse": COARSE, "fine": FINE}
 #: Suffixes of recorded files.
 _RECORDED = (".json", ".safetensors")
 
@@ -25,7 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder and print its table; 0 only if all is compared and agrees."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("kind", choices=("coarse", "fine"))
-    parser.add_argument("directory", type=Path, nargs="?", help="folder of recorded cases")
+    parser.add_argument(
+        "directory",
+        type=Path,
+        nargs="?",
+        help="folder of recorded cases (default: tests/golden/KIND)",
+    )
     parser.add_argument(
         "--preset",
         choices=PRESETS,
@@ -38,19 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="eager: the plain model of that stage that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
-    if (parsed.directory is None) == (parsed.preset is None):
-        parser.error("expected a folder or --preset, one of them")
     if parsed.preset is not None:
+        if parsed.directory is not None:
+            parser.error("expected a folder or --preset, got both")
         if parsed.model != "fiber":
             parser.error("--preset: expected the package's own model")
         return _run_preset(parsed.kind, parsed.preset)
-    if not parsed.directory.is_dir():
-        print(f"{parsed.directory}: no such folder", file=sys.stderr)
+    directory = parsed.directory or COMMITTED[parsed.kind]
+    if not directory.is_dir():
+        print(f"{directory}: no such folder", file=sys.stderr)
         return 2
-    cases = [path for path in sorted(parsed.directory.glob("*.json")) if _is_case(path)]
+    cases = [path for path in sorted(directory.glob("*.json")) if _is_case(path)]
     if not cases:
         print(
-            f"{parsed.directory}: no case in it; a case is NAME.json with a top-level key 'config'"
+            f"{directory}: no case in it; a case is NAME.json with a top-level key 'config'"
             " beside NAME.safetensors",
             file=sys.stderr,
         )
@@ -67,9 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             good = False
     for name, compare in (*kind.UNIT_FILES.items(), *kind.SECTIONS.items()):
-        if (parsed.directory / name).exists():
-            good = _print(compare(parsed.directory / name)) and good
-    unread = files_not_compared(parsed.directory, [path.stem for path in cases], kind)
+        if (directory / name).exists():
+            good = _print(compare(directory / name)) and good
+    unread = files_not_compared(directory, [path.stem for path in cases], kind)
     for name in unread:
         waits = kind.PENDING_FILES.get(name)
         print(f"{'NOT COMPARED' if waits is None else 'not compared'}: {name}", end="")

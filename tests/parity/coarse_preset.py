@@ -7,14 +7,14 @@ its settings (`recorded_shapes`); `test_preset.py` holds them against the record
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.golden import COARSE
 from tests.parity.coarse_case import FEATURE_QUEUES, CoarseCase, draw
-from tests.published_keys import KEYS, coarse_keys
+from tests.published_keys import coarse_keys
 
 #: The case of the published model (golden/coarse README, Configs).
 BASE: dict[str, Any] = {
@@ -35,7 +35,7 @@ BASE: dict[str, Any] = {
     "lens": [40, 17],
     "maxpos": 514,
 }
-MICRO = Path(__file__).parent / "golden" / "micro.json"
+MICRO = COARSE / "micro.json"
 
 #: Widths of the recorded beam searches, and their longest caption with <s> and </s>.
 BEAMS = {"base": ((3,), 8), "micro": ((3, 5), 16)}
@@ -52,9 +52,6 @@ class PresetCase(CoarseCase):
 
     Args:
         name: "base" or "micro".
-
-    Raises:
-        FileNotFoundError: if the list of the published names is not here.
     """
 
     def __init__(self, name: str) -> None:
@@ -75,11 +72,6 @@ def _settings_and_weights(name: str) -> tuple[dict[str, Any], dict[str, list[Any
     if name == "micro":
         check = json.loads(MICRO.with_name("micro_weights_check.json").read_text())
         return json.loads(MICRO.read_text())["config"], check
-    if not KEYS.exists():
-        raise FileNotFoundError(
-            f"{KEYS / 'coarse_keys.json'} does not exist: the base model's weights are drawn by the"
-            " published names that it lists"
-        )
     return BASE, {key: [shape] for key, (shape, _) in coarse_keys().items()}
 
 

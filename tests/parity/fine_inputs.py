@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from fiber.data.prompts.classes import SEPARATOR, class_prompt
 from torch import Tensor
 
-from fiber.data import Tokenizer
+from fiber.data.prompts.classes import SEPARATOR, class_prompt
 from tests.parity.comparison import Comparison
 from tests.parity.fine_case import FineCase
-from tests.parity.fine_text import find_tokenizer
 from tests.parity.published_spans import published_positive_tokens
+from tests.parity.recorded_tokens import RecordedTokens, recorded_tokens
 
 #: Parts of `<name>.json` that are read, and those that are never compared (golden/fine README).
 READ = ("annotations", "atss_num_positive_per_image", "captions", "config", "detection", "losses")
@@ -32,8 +30,8 @@ def unknown_parts(case: FineCase) -> list[str]:
     ]
 
 
-def compare_inputs(comparison: Comparison, case: FineCase, path: Path) -> None:
-    """Compare boxes and labels, and where the vocabulary is there, ids and positive maps."""
+def compare_inputs(comparison: Comparison, case: FineCase) -> None:
+    """Compare boxes, labels, token ids and positive maps."""
     inputs, count = case.inputs, len(case.inputs["in.images"])
     annotations = case.content["annotations"][:count]
     boxes = [box for each in annotations for box in each["boxes"]]
@@ -47,23 +45,23 @@ def compare_inputs(comparison: Comparison, case: FineCase, path: Path) -> None:
     captions = [each["caption"] for each in annotations]
     error = float(captions != case.content["captions"][:count])
     comparison.group("inputs", 0.0).add("captions", error)
-    tokenizer = find_tokenizer(path)
-    if tokenizer is None:
-        comparison.set_aside["token ids of the inputs"] = "waits for RoBERTa's vocabulary"
-    else:
-        made |= _texts(case, tokenizer, captions, annotations)
-        prompt = class_prompt(case.content["detection"]["caption"].split(SEPARATOR))
-        _, offsets = tokenizer.encode(prompt.text)
-        recorded = list(case.content["detection"]["label_to_token"].values())
-        error = float(prompt.token_map(offsets) != recorded)
-        comparison.group("inputs", 0.0).add("label_to_token", error)
+    tokenizer = recorded_tokens()
+    made |= _texts(case, tokenizer, captions, annotations)
+    prompt = class_prompt(case.content["detection"]["caption"].split(SEPARATOR))
+    _, offsets = tokenizer.encode(prompt.text)
+    recorded = list(case.content["detection"]["label_to_token"].values())
+    error = float(prompt.token_map(offsets) != recorded)
+    comparison.group("inputs", 0.0).add("label_to_token", error)
     for name, value in made.items():
         same = value.shape == inputs[name].shape and bool((value == inputs[name]).all())
         comparison.group("inputs", 0.0).add(name, float(not same))
 
 
 def _texts(
-    case: FineCase, tokenizer: Tokenizer, captions: list[str], annotations: list[dict[str, Any]]
+    case: FineCase,
+    tokenizer: RecordedTokens,
+    captions: list[str],
+    annotations: list[dict[str, Any]],
 ) -> dict[str, Tensor]:
     """Ids and masks of all texts, and the tokens of every box."""
     length = case.inputs["in.input_ids"].shape[1]

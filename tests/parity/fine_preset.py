@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from fiber.checkpoints.published import published_fine_state
 from fiber.models.fiber.detector import FiberDetector
+from tests.golden import FINE
 from tests.parity.fine_case import LEVELS, FineCase
-from tests.published_keys import KEYS, fine_keys
+from tests.published_keys import fine_keys
 
-COMMITTED = Path(__file__).parent / "golden" / "fine" / "tiny_v2_sharp.json"
+COMMITTED = FINE / "tiny_v2_sharp.json"
 
 Version = Literal["v2", "v3"]
 Shape = tuple[int, ...]
@@ -100,7 +100,6 @@ class FinePresetCase(FineCase):
         """Draw every weight by its published name.
 
         Raises:
-            FileNotFoundError: if the list of the base model's names is not here.
             ValueError: if those names or shapes are not the model's.
         """
         state = super().published_state()
@@ -125,16 +124,8 @@ class FinePresetCase(FineCase):
 
         Of the micro model, which nobody published, names are those whose gradients the committed
         case records, and shapes are the model's own.
-
-        Raises:
-            FileNotFoundError: if the list of the base model's names is not here.
         """
         if self.config["kind"] == "base":
-            if not KEYS.exists():
-                raise FileNotFoundError(
-                    f"{KEYS / 'fine_keys.json'} does not exist: the base model's weights are drawn"
-                    " by the published names that it lists"
-                )
             keys = fine_keys(self.config["version"])
             return {name: tuple(shape) for name, (shape, _) in keys.items()}
         with torch.device("meta"):

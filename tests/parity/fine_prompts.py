@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fiber.data.prompts.classes import ClassName
 
-from fiber.data import Tokenizer
+from fiber.data.prompts.classes import ClassName
 from fiber.data.prompts.published import (
     BACKGROUND,
     ClassCaption,
@@ -21,6 +20,7 @@ from fiber.data.prompts.published import (
     simple_prompt,
 )
 from tests.parity.comparison import Comparison
+from tests.parity.recorded_tokens import RecordedTokens, recorded_tokens
 
 SECTION = "od_to_grounding"
 #: Names that give the recorded pieces; the record has them cleaned.
@@ -30,15 +30,13 @@ NAMES = dict(
 WORDING = [ClassName("fish", prefix=" "), ClassName("jellyfish", suffix=" which is soft")]
 #: Longest text without <s> and </s>.
 BUDGET = 254
-ROBERTA = Path(__file__).parents[2] / ".." / "shared" / "assets" / "roberta-base"
 
 
 def compare_drawn_prompts(path: Path) -> Comparison:
     """Compare every case of the section `od_to_grounding`.
 
     Those with seeds are only examples to the record's makers, since they depend on the order in
-    which Python's and numpy's generators are asked; ours is the published order. They need
-    RoBERTa's vocabulary, and without it are not compared.
+    which Python's and numpy's generators are asked; ours is the published order.
 
     Args:
         path: data_text.json.
@@ -46,10 +44,7 @@ def compare_drawn_prompts(path: Path) -> Comparison:
     content = json.loads(path.read_text())
     comparison = Comparison("class prompts of training")
     exact = comparison.group(SECTION, 0.0)
-    seeded = None
-    if ROBERTA.is_dir():
-        tokenizer = Tokenizer.from_vocabulary(ROBERTA / "vocab.json", ROBERTA / "merges.txt")
-        seeded = _Seeded(tokenizer, content["detection_queries"])
+    seeded = _Seeded(recorded_tokens(), content["detection_queries"])
     for number, case in enumerate(content[SECTION]):
         name = f"{number} {case['fn']}"
         match case["fn"]:
@@ -65,10 +60,8 @@ def compare_drawn_prompts(path: Path) -> Comparison:
                 wrong = int(_is_refused(case) != (case["outcome"] == "AssertionError"))
             case "check_for_positive_overflow":
                 wrong = _overflow_differences(case)
-            case "optimized_seeded" if seeded is not None:
-                wrong = seeded.differences(case)
             case "optimized_seeded":
-                continue
+                wrong = seeded.differences(case)
             case other:
                 comparison.not_compared.append(f"{SECTION}: {other}")
                 continue
@@ -129,7 +122,7 @@ def _overflow_differences(case: Mapping[str, Any]) -> int:
 class _Seeded:
     """Cases that draw: COCO's classes, with the background as 0."""
 
-    def __init__(self, tokenizer: Tokenizer, queries: list[dict[str, Any]]) -> None:
+    def __init__(self, tokenizer: RecordedTokens, queries: list[dict[str, Any]]) -> None:
         self.tokenizer = tokenizer
         (coco,) = (query for query in queries if query["name"] == "coco80")
         self.names = {0: BACKGROUND, **dict(enumerate(coco["names"], 1))}

@@ -1,27 +1,22 @@
 """Compare the recorded texts of the fine stage: the tokens that name boxes, and prompts.
 
-Tokens are those of RoBERTa's vocabulary, which is not ours to hand out: without it, what needs it
-is named as not compared.
+Tokens are the recorded ones of RoBERTa's vocabulary (`recorded_tokens.py`).
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from fiber.data.prompts.classes import class_prompt, clean_class_name
-
-from fiber.data import Tokenizer
 from fiber.data.char_spans import CharSpan
+from fiber.data.prompts.classes import class_prompt, clean_class_name
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.fine_prompts import SECTION
 from tests.parity.published_spans import published_positive_tokens
+from tests.parity.recorded_tokens import RecordedTokens, recorded_tokens
 from tests.parity.tolerances import GEOMETRY
 
-#: The vocabulary, from the folder of recordings and from the repository.
-VOCABULARIES = ("../../assets/roberta-base", "../shared/assets/roberta-base")
 #: Longest text of the published model.
 MAX_TOKENS = 256
 #: Explanations, for readers.
@@ -32,7 +27,7 @@ def compare_text(path: Path) -> Comparison:
     """Compare `data_text.json`; its class prompts of training, `fine_prompts` compares."""
     recorded = json.loads(path.read_text())
     comparison = Comparison(path.stem)
-    tokenizer = find_tokenizer(path)
+    tokenizer = recorded_tokens()
     maps = Reading(comparison, "positive_map", recorded.get("positive_map", {}))
     try:
         _exact(comparison, "positive maps", "width", MAX_TOKENS, maps["width"])
@@ -49,40 +44,13 @@ def compare_text(path: Path) -> Comparison:
     return comparison
 
 
-def find_tokenizer(path: Path) -> Tokenizer | None:
-    """Make the published tokenizer, if its files are near the recordings or the repository."""
-    roots = (path.parent, Path(__file__).parents[2])
-    for root, folder in zip(roots, VOCABULARIES, strict=True):
-        if (root / folder / "merges.txt").exists():
-            return _read_tokenizer(root / folder)
-    return None
-
-
-@functools.cache
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
-
-
-@functools.cache
-def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Id of every token as the vocabulary writes it."""
-    return json.loads(tokenizer.to_json())["model"]["vocab"]
-
-
 def _exact(comparison: Comparison, group: str, name: str, ours: Any, recorded: Any) -> None:
     label = name if ours == recorded else f"{name}: {ours!r:.80}, recorded {recorded!r:.80}"
     comparison.group(group, 0.0).add(label, float(ours != recorded))
 
 
-def _needs_vocabulary(comparison: Comparison, name: str) -> None:
-    comparison.set_aside[name] = f"waits for RoBERTa's vocabulary at {VOCABULARIES[1]}"
-
-
-def _compare_map(comparison: Comparison, case: Reading, tokenizer: Tokenizer | None) -> None:
+def _compare_map(comparison: Comparison, case: Reading, tokenizer: RecordedTokens) -> None:
     """Tokens of every box of one caption."""
-    if tokenizer is None:
-        _needs_vocabulary(comparison, case.name)
-        return
     ids, offsets = tokenizer.encode(case["caption"], max_tokens=MAX_TOKENS)
     if "input_ids" in case.content:
         _compare_tokens(comparison, case, tokenizer, ids, offsets)
@@ -105,13 +73,13 @@ def _compare_map(comparison: Comparison, case: Reading, tokenizer: Tokenizer | N
 def _compare_tokens(
     comparison: Comparison,
     case: Reading,
-    tokenizer: Tokenizer,
+    tokenizer: RecordedTokens,
     ids: list[int],
     offsets: list[CharSpan],
 ) -> None:
     """Ids, the words that they stand for, and the token of every character."""
     _exact(comparison, "tokens", f"{case.name}.input_ids", ids, case["input_ids"])
-    known = [_token_ids(tokenizer).get(token) for token in case["tokens"]]
+    known = [tokenizer.token_ids.get(token) for token in case["tokens"]]
     _exact(comparison, "tokens", f"{case.name}.tokens", ids, known)
     of_characters = [
         next((token for token, (start, end) in enumerate(offsets) if start <= place < end), None)
@@ -125,7 +93,7 @@ def _spans(spans: list[list[int]]) -> list[CharSpan]:
     return [(start, end) for start, end in spans]
 
 
-def _compare_prompt(comparison: Comparison, case: Reading, tokenizer: Tokenizer | None) -> None:
+def _compare_prompt(comparison: Comparison, case: Reading, tokenizer: RecordedTokens) -> None:
     """The caption that asks for classes, and the tokens of each."""
     names = case["names"]
     # Words around the names, where there are some.
@@ -134,9 +102,6 @@ def _compare_prompt(comparison: Comparison, case: Reading, tokenizer: Tokenizer 
     if "cleaned" in case.content:
         cleaned = [clean_class_name(name) for name in names]
         _exact(comparison, "prompts", f"{case.name}.cleaned", cleaned, case["cleaned"])
-    if tokenizer is None:
-        _needs_vocabulary(comparison, f"{case.name}.label_to_tokens")
-        return
     ids, offsets = tokenizer.encode(prompt.text, max_tokens=MAX_TOKENS)
     if "n_tokens" in case.content:
         _exact(comparison, "tokens", f"{case.name}.n_tokens", len(ids), case["n_tokens"])

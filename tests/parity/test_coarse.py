@@ -14,6 +14,7 @@ from fiber.checkpoints.published import published_coarse_state
 from fiber.kernels import use_backend
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys_coarse import ignored_coarse_key
+from tests.golden import COARSE, KEYS
 from tests.parity import coarse
 from tests.parity.__main__ import files_not_compared, main
 from tests.parity.coarse import compare_case
@@ -22,11 +23,6 @@ from tests.parity.coarse_extras import base_config, compare_extras, compare_opti
 from tests.parity.coarse_preset import BASE
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import coarse_tolerances
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "../shared/golden/coarse"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
-SHARED_CASES = [pytest.param(name, marks=needs_shared) for name in ("tiny", "tinyhot")]
 
 
 def failures(comparison: Comparison) -> list[str]:
@@ -38,7 +34,7 @@ def failures(comparison: Comparison) -> list[str]:
 @pytest.mark.filterwarnings("ignore:fiber.kernels.native:UserWarning")
 def test_micro_equals_the_recorded_tensors(backend):
     with use_backend(backend):
-        comparison = compare_case(GOLDEN / "micro.json")
+        comparison = compare_case(COARSE / "micro.json")
     assert comparison.ok, str(comparison)
     assert not comparison.not_compared
     # Tensors, losses, gradients, groups of the optimiser, its steps and the queue.
@@ -48,15 +44,15 @@ def test_micro_equals_the_recorded_tensors(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHARED_CASES)
+@pytest.mark.parametrize("name", ["tiny", "tinyhot"])
 def test_larger_cases_equal_the_recorded_tensors(name):
-    comparison = compare_case(SHARED / f"{name}.json")
+    comparison = compare_case(COARSE / f"{name}.json")
     assert comparison.ok, str(comparison)
 
 
 def copy_case(folder: Path) -> Path:
     for name in ("micro.json", "micro.safetensors", "micro_weights_check.json"):
-        shutil.copy(GOLDEN / name, folder / name)
+        shutil.copy(COARSE / name, folder / name)
     return folder
 
 
@@ -161,21 +157,19 @@ def test_a_number_that_nothing_compares_fails(tmp_path):
     assert not comparison.ok
 
 
-@needs_shared
 def test_extras_and_groups_equal_what_is_recorded():
-    extras = compare_extras(SHARED / "extras.json")
+    extras = compare_extras(COARSE / "extras.json")
     assert extras.ok, str(extras)
     # Ten operations, each in both directions.
     assert extras.groups["RandAugment (integers)"].count == 20
-    groups = compare_optimizer_groups(SHARED / "base_optimizer_groups.json")
+    groups = compare_optimizer_groups(COARSE / "base_optimizer_groups.json")
     assert groups.ok, str(groups)
 
 
-@needs_shared
 def test_changed_extras_fail(tmp_path, capsys):
     folder = copy_case(tmp_path)
     for name in ("extras.json", "extras.safetensors", "base_optimizer_groups.json"):
-        shutil.copyfile(SHARED / name, folder / name)
+        shutil.copyfile(COARSE / name, folder / name)
 
     def change(content):
         content["vqa.normalize_word"]["two"] = "two"
@@ -212,7 +206,6 @@ def test_changed_extras_fail(tmp_path, capsys):
         assert fault in out, fault
 
 
-@needs_shared
 def test_a_folder_of_the_base_model_can_be_read(tmp_path):
     """Its recordings are compared where they are: here its config, names and groups."""
     content = {"config": BASE, "tensors": {}, "scalars": {}, "grads": {}}
@@ -225,7 +218,7 @@ def test_a_folder_of_the_base_model_can_be_read(tmp_path):
         model, expected = FiberImageText(found), FiberImageText(base_config())
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items()}
-    keys = json.loads((SHARED / "../keys/coarse_keys.json").read_text())["keys"]
+    keys = json.loads((KEYS / "coarse_keys.json").read_text())["keys"]
     ours = {name: list(t.shape) for name, t in published_coarse_state(model).items()}
     assert ours == {name: keys[name][0] for name in ours}
     assert all(ignored_coarse_key(name, found) for name in set(keys) - set(ours))

@@ -1,41 +1,42 @@
 """The benches' eager model equals the recorded tensors, and the comparison notices when not."""
 
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
 
 from benches import eager_fiber
+from tests.golden import COARSE
 from tests.parity import eager
-from tests.parity.__main__ import main
+from tests.parity.__main__ import COMMITTED, main
 from tests.parity.coarse_case import CoarseCase
 
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "../shared/golden/coarse"
 
-
-def test_micro_equals_the_recorded_tensors(capsys):
-    assert main(["coarse", str(GOLDEN), "--model", "eager"]) == 0
-    comparison = eager.compare_case(GOLDEN / "micro.json")
+def test_micro_equals_the_recorded_tensors(tmp_path, monkeypatch, capsys):
+    for path in COARSE.glob("micro*"):
+        shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "micro_mutations.json").unlink()
+    monkeypatch.setitem(COMMITTED, "coarse", tmp_path)
+    assert main(["coarse", "--model", "eager"]) == 0
+    comparison = eager.compare_case(COARSE / "micro.json")
     assert sum(group.count for group in comparison.groups.values()) > 150
     assert "micro (eager)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 @pytest.mark.parametrize("name", ["tiny", "tinyhot"])
 def test_larger_cases_equal_the_recorded_tensors(name):
-    comparison = eager.compare_case(SHARED / f"{name}.json")
+    comparison = eager.compare_case(COARSE / f"{name}.json")
     assert comparison.ok, str(comparison)
 
 
 def test_another_shift_mask_fails(monkeypatch):
     monkeypatch.setattr(eager_fiber, "SEPARATED", 0.0)
-    assert not eager.compare_case(GOLDEN / "micro.json").ok
+    assert not eager.compare_case(COARSE / "micro.json").ok
 
 
 def test_a_tensor_that_is_not_there_is_named():
-    case = CoarseCase(GOLDEN / "micro.json")
+    case = CoarseCase(COARSE / "micro.json")
     state = case.published_state()
     state["vit_model.norm.scale"] = state.pop("vit_model.norm.weight")
     case.published_state = lambda: state
@@ -44,7 +45,7 @@ def test_a_tensor_that_is_not_there_is_named():
 
 
 def test_pretraining_loss_teaches():
-    case = CoarseCase(GOLDEN / "micro.json")
+    case = CoarseCase(COARSE / "micro.json")
     model = eager.build(case)
     batch = eager_fiber.Batch(
         images=case.input("image"),

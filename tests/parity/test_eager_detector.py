@@ -6,22 +6,20 @@ import pytest
 import torch
 
 from benches import eager_detections, eager_detector
+from tests.golden import FINE
 from tests.parity import eager_detector as parity
 from tests.parity.__main__ import main
 from tests.parity.fine_case import FineCase
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine"
-CASE = SHARED / "tiny_v2_sharp.json"
-
-pytestmark = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
+CASE = FINE / "tiny_v2_sharp.json"
 
 
 @pytest.mark.parametrize("name", ["tiny_v2", "tiny_v2_sharp", "tiny_v3"])
 def test_recorded_case(name):
-    comparison = parity.compare_case(SHARED / f"{name}.json")
+    comparison = parity.compare_case(FINE / f"{name}.json")
     assert comparison.ok, str(comparison)
     # Of what a case records, only what anchors learn is not compared.
-    case = FineCase(SHARED / f"{name}.json")
+    case = FineCase(FINE / f"{name}.json")
     assert {n for n in case.tensors if not n.startswith("atss.")} == comparison.compared - {
         "num_params"
     }
@@ -30,7 +28,7 @@ def test_recorded_case(name):
 def test_the_command_prints_each_case(capsys, monkeypatch):
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([CASE]))
     monkeypatch.setattr(parity, "compare_case", _quick)
-    assert main(["fine", str(SHARED), "--model", "eager"]) == 0
+    assert main(["fine", str(FINE), "--model", "eager"]) == 0
     assert "compared tiny_v2_sharp" in capsys.readouterr().out
 
 

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import nms
 
+from fiber.data import Tokenizer
 from fiber.models.fiber import dyhead
+from tests.golden import FINE
 from tests.parity import fine, fine_geometry, fine_groups, fine_text, fine_units
 from tests.parity.__main__ import files_not_compared
 from tests.parity.comparison import Comparison
@@ -21,29 +23,25 @@ from tests.parity.fine_geometry import compare_geometry, compare_part
 from tests.parity.fine_groups import compare_groups
 from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
+from tests.parity.recorded_tokens import recorded_tokens
 
-RECORDED = Path(__file__).parents[2] / "../shared/golden/fine"
-needs_recorded = pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is absent")
-UNITS = RECORDED / "units_deform_dyconv.safetensors"
-GEOMETRY = RECORDED / "data_geometry.json"
-TEXT = RECORDED / "data_text.json"
-GROUPS = RECORDED / "param_groups.json"
-needs_vocabulary = pytest.mark.skipif(
-    not (RECORDED / "../../assets/roberta-base").exists(), reason="RoBERTa's vocabulary is absent"
-)
+UNITS = FINE / "units_deform_dyconv.safetensors"
+GEOMETRY = FINE / "data_geometry.json"
+TEXT = FINE / "data_text.json"
+GROUPS = FINE / "param_groups.json"
+#: Not part of the repository.
+ROBERTA = Path(__file__).parents[2] / "../shared/assets/roberta-base"
 
 
 def failures(comparison: Comparison) -> list[str]:
     return [failure for group in comparison.groups.values() for failure in group.failures]
 
 
-@needs_recorded
 def test_every_recorded_file_is_read():
-    assert files_not_compared(RECORDED, ["tiny_v2", "tiny_v2_sharp", "tiny_v3"], fine) == []
+    assert files_not_compared(FINE, ["tiny_v2", "tiny_v2_sharp", "tiny_v3"], fine) == []
     assert not fine.PENDING_FILES
 
 
-@needs_recorded
 def test_units_equal_what_is_recorded():
     comparison = compare_units(UNITS)
     assert comparison.ok, str(comparison)
@@ -53,7 +51,6 @@ def test_units_equal_what_is_recorded():
     }
 
 
-@needs_recorded
 def test_units_with_any_changed_value_fail(tmp_path):
     recorded = load_file(UNITS)
     for name, tensor in recorded.items():
@@ -65,7 +62,6 @@ def test_units_with_any_changed_value_fail(tmp_path):
         assert not compare_units(tmp_path / UNITS.name).ok, name
 
 
-@needs_recorded
 def test_units_with_a_renamed_tensor_fail(tmp_path):
     recorded = load_file(UNITS)
     recorded["dyconv.other.2"] = recorded.pop("dyconv.out.2")
@@ -75,7 +71,6 @@ def test_units_with_a_renamed_tensor_fail(tmp_path):
     assert "dyconv.other.2" in comparison.not_compared
 
 
-@needs_recorded
 def test_offsets_that_are_cropped_instead_of_read_again_fail(monkeypatch):
     def crop(values, size):
         return values[..., : size[0], : size[1]]
@@ -104,7 +99,6 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-@needs_recorded
 def test_geometry_equals_what_is_recorded():
     comparison = compare_geometry(GEOMETRY)
     assert comparison.ok, str(comparison)
@@ -120,7 +114,6 @@ INPUTS = (
 )
 
 
-@needs_recorded
 def test_geometry_with_any_changed_number_fails():
     recorded = json.loads(GEOMETRY.read_text())
     changed = 0
@@ -139,7 +132,6 @@ def test_geometry_with_any_changed_number_fails():
     assert changed > 50
 
 
-@needs_recorded
 def test_geometry_of_other_names_fails(tmp_path):
     recorded = json.loads(GEOMETRY.read_text())
     recorded["boxlist"]["mirrored"] = recorded["boxlist"].pop("hflip")
@@ -157,8 +149,6 @@ def test_the_suppression_that_is_set_aside_is_one_of_rounding():
     assert nms(boxes.double(), scores.double(), 0.6).tolist() == [0, 1, 2]
 
 
-@needs_recorded
-@needs_vocabulary
 def test_texts_equal_what_is_recorded():
     comparison = compare_text(TEXT)
     assert comparison.ok, str(comparison)
@@ -208,8 +198,6 @@ def _add_a_part(content):
     content["other"] = [1]
 
 
-@needs_recorded
-@needs_vocabulary
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -232,17 +220,25 @@ def test_changed_texts_fail(tmp_path, change, message):
     assert message in " ".join([*failures(comparison), *comparison.not_compared])
 
 
-@needs_recorded
-def test_without_the_vocabulary_what_needs_it_is_named(monkeypatch):
-    monkeypatch.setattr(fine_text, "VOCABULARIES", ("nowhere", "nowhere"))
-    comparison = compare_text(TEXT)
-    assert comparison.groups["prompts"].count == 5
-    waiting = [name for name, why in comparison.set_aside.items() if "vocabulary" in why]
-    assert len(waiting) == 11
-    assert "not compared: positive_map.0: waits for RoBERTa's vocabulary" in str(comparison)
+@pytest.mark.skipif(not ROBERTA.exists(), reason="RoBERTa's vocabulary is absent")
+def test_recorded_tokens_are_those_of_the_vocabulary():
+    tokenizer = Tokenizer.from_vocabulary(ROBERTA / "vocab.json", ROBERTA / "merges.txt")
+    recorded = recorded_tokens()
+    for text in recorded.texts:
+        for max_tokens in (None, fine_text.MAX_TOKENS):
+            ours = tokenizer.encode(text, max_tokens=max_tokens)
+            assert ours == recorded.encode(text, max_tokens=max_tokens), text
+    vocabulary = json.loads(tokenizer.to_json())["model"]["vocab"]
+    assert recorded.token_ids.items() <= vocabulary.items()
 
 
-@needs_recorded
+def test_a_text_without_recorded_tokens_fails(monkeypatch):
+    texts = dict(recorded_tokens().texts)
+    del texts["café crème ☕ naïve résumé"]
+    monkeypatch.setattr(recorded_tokens(), "texts", texts)
+    assert any("café crème" in failure for failure in failures(compare_text(TEXT)))
+
+
 def test_groups_equal_what_is_recorded():
     comparison = compare_groups(GROUPS)
     assert comparison.ok, str(comparison)
@@ -256,7 +252,6 @@ def _groups_with(tmp_path, change) -> list[str]:
     return failures(compare_groups(write(tmp_path / GROUPS.name, content)))
 
 
-@needs_recorded
 def test_changed_groups_fail(tmp_path):
     name = "rpn.head.bias0"
     found = _groups_with(tmp_path, lambda content: content["coco_ft"].update({name: [1e-5, 0.0]}))
@@ -272,7 +267,6 @@ def test_changed_groups_fail(tmp_path):
     assert len(_groups_with(tmp_path, rename)) == 2
 
 
-@needs_recorded
 @pytest.mark.parametrize(
     "change",
     [

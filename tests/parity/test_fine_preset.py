@@ -12,28 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fiber.config import preset
+from tests.golden import FINE
 from tests.parity import fine_preset, fine_preset_run
 from tests.parity.__main__ import main
 from tests.parity.fine import compare_case
 from tests.parity.fine_case import FineCase
 from tests.parity.fine_preset import BASE_PARAMETERS, FinePresetCase, recorded_shapes
 from tests.parity.fine_recording import record_case
-from tests.published_keys import needs_keys
-
-GOLDEN = Path(__file__).parent / "golden" / "fine"
-SHARED = Path(__file__).parents[2] / "../shared/golden/fine"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 
 
 @pytest.mark.parametrize(
     "path",
-    [
-        GOLDEN / "tiny_v2_sharp.json",
-        *(
-            pytest.param(SHARED / f"{name}.json", marks=needs_shared)
-            for name in ("tiny_v2", "tiny_v3")
-        ),
-    ],
+    [FINE / f"{name}.json" for name in ("tiny_v2_sharp", "tiny_v2", "tiny_v3")],
     ids=lambda path: path.stem,
 )
 def test_shapes_follow_from_the_settings_as_they_were_recorded(path):
@@ -119,13 +109,6 @@ def test_a_weight_of_another_name_or_shape_is_named(monkeypatch, capsys):
         assert part in err
 
 
-def test_without_the_published_names_it_is_said_what_is_needed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(fine_preset, "KEYS", tmp_path / "none")
-    with torch.device("meta"), pytest.raises(FileNotFoundError, match=r"fine_keys\.json does not"):
-        FinePresetCase("base", "v2").published_shapes()
-
-
-@needs_keys
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_settings_of_the_base_case_are_those_of_the_preset(version):
     case = FinePresetCase("base", version)

@@ -1,19 +1,17 @@
 """The class prompts of training that are recorded, and what a change of the record does."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.parity.fine_prompts import ROBERTA, SECTION, compare_drawn_prompts
+from tests.golden import FINE
+from tests.parity.fine_prompts import SECTION, compare_drawn_prompts
 
-RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_text.json"
+RECORDED = FINE / "data_text.json"
 
 
 @pytest.fixture
 def content():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded texts at {RECORDED}")
     return json.loads(RECORDED.read_text())
 
 
@@ -27,15 +25,11 @@ def test_recorded_prompts(content):
     comparison = compare_drawn_prompts(RECORDED)
     print(comparison)
     assert comparison.ok, str(comparison)
-    seeded = sum(case["fn"] == "optimized_seeded" for case in content[SECTION])
-    expected = len(content[SECTION]) - (0 if ROBERTA.is_dir() else seeded)
-    assert comparison.groups[SECTION].count == expected > 5
+    assert comparison.groups[SECTION].count == len(content[SECTION]) > 5
 
 
 def test_every_changed_case_fails(content, tmp_path):
     for number, case in enumerate(content[SECTION]):
-        if case["fn"] == "optimized_seeded" and not ROBERTA.is_dir():
-            continue
         changed = json.loads(json.dumps(content))
         of = changed[SECTION][number]
         if "annotations" in case:

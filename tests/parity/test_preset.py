@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,29 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from fiber.config import preset
 from fiber.models.fiber.keys_coarse import ignored_coarse_key
-from tests.parity import coarse_preset, coarse_preset_run
+from tests.golden import COARSE
+from tests.parity import coarse_preset_run
 from tests.parity.__main__ import main
 from tests.parity.coarse import compare_case
 from tests.parity.coarse_preset import PresetCase, recorded_shapes
 from tests.parity.coarse_preset_run import NOT_PRETRAINED
 from tests.parity.modes import Mode
 from tests.parity.recording import record_case
-from tests.published_keys import needs_keys
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "../shared/golden/coarse"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 
 
 @pytest.mark.parametrize(
     "path",
-    [
-        GOLDEN / "micro.json",
-        *(
-            pytest.param(SHARED / f"{name}.json", marks=needs_shared)
-            for name in ("tiny", "tinyhot")
-        ),
-    ],
+    [COARSE / f"{name}.json" for name in ("micro", "tiny", "tinyhot")],
     ids=lambda path: path.stem,
 )
 def test_shapes_follow_from_the_settings_as_they_were_recorded(path):
@@ -47,7 +36,7 @@ def test_shapes_follow_from_the_settings_as_they_were_recorded(path):
 
 
 def test_what_pretraining_reads_is_what_had_gradients():
-    content = json.loads((GOLDEN / "micro.json").read_text())
+    content = json.loads((COARSE / "micro.json").read_text())
     recorded = {name for name, entry in content["grads"]["pretrain_total_full"].items() if entry}
     case = PresetCase("micro")
     config = case.fiber_config()
@@ -55,10 +44,8 @@ def test_what_pretraining_reads_is_what_had_gradients():
     assert {name for name in read if not name.startswith(NOT_PRETRAINED)} == recorded
 
 
-@needs_keys
-@needs_shared
 def test_the_base_case_has_the_published_parameters():
-    groups = json.loads((SHARED / "base_optimizer_groups.json").read_text())
+    groups = json.loads((COARSE / "base_optimizer_groups.json").read_text())
     published = {name for group in groups for name in group["names"]}
     assert set(PresetCase("base").parameter_shapes()) == published
 
@@ -130,16 +117,9 @@ def test_a_weight_of_another_name_or_shape_is_named(monkeypatch, capsys):
         assert part in err
 
 
-def test_without_the_published_names_it_is_said_what_is_needed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(coarse_preset, "KEYS", tmp_path / "none")
-    assert main(["coarse", "--preset", "base"]) == 2
-    assert "coarse_keys.json does not exist" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["coarse"], "expected a folder or --preset"),
         (["coarse", "somewhere", "--preset", "base"], "expected a folder or --preset"),
         (["fine", "--preset", "base", "--model", "eager"], "the package's own model"),
         (["coarse", "--preset", "base", "--model", "eager"], "the package's own model"),
@@ -158,7 +138,7 @@ def test_a_folder_in_the_form_of_the_base_case_is_compared_whole(tmp_path, capsy
     content = json.loads(path.read_text())
     assert content["tensors"]["input.image_input_queue"]["stride"] > 1
     # Settings of the groups may stand there without the gradients that name them elsewhere.
-    recorded = json.loads((GOLDEN / "micro.json").read_text())["scalars"]
+    recorded = json.loads((COARSE / "micro.json").read_text())["scalars"]
     content["scalars"] |= {name: recorded[name] for name in recorded if name.startswith("opt.")}
     content["scalars"] |= {"time.forward_s": 1.0, "time.anything": 2.0}
     path.write_text(json.dumps(content))
@@ -188,7 +168,6 @@ def test_feature_queues_of_which_samples_are_stored_are_drawn(tmp_path):
     assert comparison.ok, str(comparison)
 
 
-@needs_keys
 def test_settings_of_the_base_case_are_those_of_the_preset():
     built, published = PresetCase("base").fiber_config(), preset("base")
     off = {"swin": {"drop_path": 0.0}, "roberta": {"dropout": 0.0}}

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import encode_deltas
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.postprocess.find import suppress
+from tests.golden import FINE
 
-RECORDED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "fine" / "data_geometry.json"
+RECORDED = FINE / "data_geometry.json"
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 LENGTHS = [height * width for height, width in SIZES]
 ANCHORS = pyramid_anchors(SIZES, (8, 16, 32, 64, 128), 3.0)
@@ -179,8 +179,6 @@ def test_chunks_are_joined_best_first_under_their_own_labels():
 
 
 def test_suppression_equals_the_published_one():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded geometry at {RECORDED}")
     case = json.loads(RECORDED.read_text())["ml_nms"]
     boxes = torch.tensor(case["boxes"]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     scores, labels = torch.tensor(case["scores"]), torch.tensor(case["labels"])

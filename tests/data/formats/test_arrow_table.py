@@ -313,7 +313,7 @@ def test_broken_arrow_bytes_are_errors_and_nothing_else():
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     *_, last = done.stdout.splitlines() or [""]
     assert done.returncode == 0, f"{last}: {done.stderr[-2000:]}"

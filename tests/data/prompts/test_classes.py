@@ -1,10 +1,8 @@
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 
-from fiber.data import Tokenizer
 from fiber.data.prompts.classes import (
     ClassName,
     Prompt,
@@ -14,10 +12,10 @@ from fiber.data.prompts.classes import (
     clean_class_name,
 )
 from tests.data.words import Words
+from tests.golden import FINE
+from tests.parity.recorded_tokens import recorded_tokens
 
-SHARED = Path(__file__).parents[2] / ".." / "shared"
-RECORDED = SHARED / "golden" / "fine" / "data_text.json"
-ROBERTA = SHARED / "assets" / "roberta-base"
+RECORDED = FINE / "data_text.json"
 
 
 def named(prompt):
@@ -180,8 +178,6 @@ def test_a_phrase_that_does_not_occur_is_named(phrase, message):
 
 @pytest.fixture(scope="module")
 def recorded():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded texts at {RECORDED}")
     return json.loads(RECORDED.read_text())
 
 
@@ -196,9 +192,7 @@ def test_detection_texts_are_the_published_ones(recorded):
 
 
 def test_names_of_published_prompts_are_the_same_tokens(recorded):
-    if not ROBERTA.is_dir():
-        pytest.skip(f"no vocabulary at {ROBERTA}")
-    tokenizer = Tokenizer.from_vocabulary(ROBERTA / "vocab.json", ROBERTA / "merges.txt")
+    tokenizer = recorded_tokens()
     for case in recorded["detection_queries"]:
         prompt = class_prompt(case.get("prompt", case["names"]))
         _, offsets = tokenizer.encode(prompt.text)

@@ -1,5 +1,4 @@
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +7,9 @@ from torchvision.ops import deform_conv2d
 
 from fiber.models.fiber.dyhead import DynamicBlock, DynamicHead, DynamicRelu, ModulatedConv
 from fiber.models.fiber.keys_fine import block_keys
+from tests.golden import FINE
 
-RECORDED = (
-    Path(__file__).parents[3]
-    / ".."
-    / "shared"
-    / "golden"
-    / "fine"
-    / "units_deform_dyconv.safetensors"
-)
+RECORDED = FINE / "units_deform_dyconv.safetensors"
 
 
 def levels(batch, sizes, channels=8):
@@ -150,8 +143,6 @@ def test_convolutions_run_in_float32_under_autocast():
 
 
 def test_equals_the_published_block():
-    if not RECORDED.exists():
-        pytest.skip(f"no recorded block at {RECORDED}")
     recorded = load_file(RECORDED)
     block = DynamicBlock(32, 16)
     with torch.no_grad():

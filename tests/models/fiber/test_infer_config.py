@@ -15,26 +15,23 @@ from fiber.config_io import replace_fields
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.infer_config import published_config, stated_config
+from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
 from tests.published_keys import (
-    GOLDEN,
     base_state,
     coarse_keys,
     fine_keys,
     names_of_head,
-    needs_keys,
     small_state,
 )
 
 
-@needs_keys
 def test_coarse_base_model():
     config = published_config(base_state(coarse_keys()))
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     assert config == dataclasses.replace(preset("base"), image_text=heads)
 
 
-@needs_keys
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_fine_base_model(version):
     config = published_config(base_state(fine_keys(version)))
@@ -43,7 +40,6 @@ def test_fine_base_model(version):
     assert config == replace_fields(expected, changes)
 
 
-@needs_keys
 @pytest.mark.parametrize("keys", ["coarse", "v2", "v3"])
 def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
     state = base_state(coarse_keys() if keys == "coarse" else fine_keys(keys))
@@ -57,9 +53,8 @@ def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
     assert len(ignored) == (43 + 2 + 12 + 6 + 12 + 2 if keys == "coarse" else 24 + 1 + 5)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="recorded tensors (../shared) are not here")
 def test_recorded_tiny_model():
-    case = CoarseCase(GOLDEN / "coarse" / "tiny.json")
+    case = CoarseCase(COARSE / "tiny.json")
     state = {
         name: torch.zeros(()).expand(entry[0])
         for name, entry in case.weights_check.items()
@@ -73,7 +68,6 @@ def test_recorded_tiny_model():
     assert published_config(state) == expected
 
 
-@needs_keys
 @pytest.mark.parametrize("head", ["itm", "mlm", "vqa", "nlvr2", "caption"])
 def test_heads_of_a_fine_tuned_model(head):
     """The contrastive projections are in every published checkpoint, the queues are not."""
@@ -88,7 +82,6 @@ def test_heads_of_a_fine_tuned_model(head):
     assert config.max_tokens == (40 if head == "mlm" else 50)
 
 
-@needs_keys
 def test_a_missing_tensor_does_not_hide_its_head():
     state = small_state(coarse_keys())
     for name in ("cross_modal_image_transform_itc.weight", "vqa_classifier.0.bias"):
@@ -100,7 +93,6 @@ def test_a_missing_tensor_does_not_hide_its_head():
         load_published_coarse(FiberImageText(config), state)
 
 
-@needs_keys
 def test_window_tells_the_size_of_the_pictures():
     """The released captioner has tables of 1225 rows: windows of 18, pictures of 576 pixels."""
     state = base_state(coarse_keys())
@@ -114,7 +106,6 @@ def test_window_tells_the_size_of_the_pictures():
     assert (config.swin.window_size, config.image_size) == (18, 576)
 
 
-@needs_keys
 @pytest.mark.parametrize(
     "name",
     [
@@ -145,7 +136,6 @@ def test_something_else(names, message):
         published_config({name: torch.zeros(1) for name in names})
 
 
-@needs_keys
 def test_text_tower_of_unknown_heads():
     state = base_state(coarse_keys())
     state["text_transformer.embeddings.word_embeddings.weight"] = torch.zeros(9, 48)
@@ -153,7 +143,6 @@ def test_text_tower_of_unknown_heads():
         published_config(state)
 
 
-@needs_keys
 def test_anchors_that_are_no_squares():
     state = base_state(fine_keys("v3"))
     state["rpn.anchor_generator.cell_anchors.0"] = torch.tensor([[0.0, 0.0, 8.0, 9.0]])
@@ -179,7 +168,6 @@ STATED = {
 class TestConfigOfTheFile:
     """What a file says of its model beside the tensors."""
 
-    @needs_keys
     def test_it_says_what_shapes_do_not(self):
         state = base_state(coarse_keys())
         del state["text_input_queue"]
@@ -188,13 +176,11 @@ class TestConfigOfTheFile:
         changes = {"max_tokens": 50, "roberta.num_heads": 12}
         assert replace_fields(config, changes) == published_config(state)
 
-    @needs_keys
     def test_tables_of_another_window_tell_the_size_of_the_pictures(self):
         """They were resized after the run, and the published code takes them at their size."""
         config = published_config(base_state(coarse_keys()), {"image_size": 576})
         assert (config.image_size, config.swin.window_size) == (384, 12)
 
-    @needs_keys
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
@@ -215,7 +201,6 @@ class TestConfigOfTheFile:
         with pytest.raises(ValueError, match=message):
             published_config(state, {name: value})
 
-    @needs_keys
     def test_a_queue_contradicts_the_longest_text(self):
         with pytest.raises(ValueError, match="max_text_len 50, but its tensors say 40"):
             published_config(base_state(coarse_keys()), {"max_text_len": 50})
