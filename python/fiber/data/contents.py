@@ -22,9 +22,9 @@ from fiber.data.opening import (
 )
 from fiber.data.records import RecordSet
 from fiber.data.source_files import read_json
+from fiber.data.storage.tar import TarFile
 from fiber.data.table_records import IMAGES, TABLE_KIND
 from fiber.data.tables import open_table
-from fiber.data.tar_files import TarFile
 from fiber.data.webdataset_shards import fields_of, samples_of
 
 AnyPath = str | PathLike[str]

@@ -1,0 +1,1 @@
+"""Random access to large files: members of tar archives."""
