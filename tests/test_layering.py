@@ -16,8 +16,8 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core fields files config ops kernels data models losses postprocess metrics training recipes
-predict demo benchmarks doctor cli __main__
+_core fields files config ops kernels data visualize models losses postprocess metrics training
+recipes predict demo benchmarks doctor cli __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.data.contact_sheet import ContactSheet
 from fiber.data.contents import kinds_of, parts_of
 from fiber.data.inspection import Bar, histogram, inspect
 from fiber.data.opening import open_source
 from fiber.data.packing import pack
 from fiber.data.picture_files import check_picture, ending_of
+from fiber.visualize import ContactSheet
 
 from .shards import picture, write_tar
 

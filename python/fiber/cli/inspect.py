@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fiber.data.contact_sheet import ContactSheet
 from fiber.data.inspection import Bar, PartReport, PictureReport, Report, histogram
 from fiber.data.inspection import inspect as look
 from fiber.data.left_out import counted
+from fiber.visualize import ContactSheet
 
 #: Classes of a file that are named with their boxes.
 _CLASSES = 12
