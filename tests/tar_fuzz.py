@@ -17,8 +17,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from fiber.data import tar_files
-from fiber.data.tar_files import TarFile
+from fiber.data.storage import tar
+from fiber.data.storage.tar import TarFile
 from tests.data.shards import write_tar
 
 CONTENT = [
@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
             finally:
                 sys.settrace(None)
             count += 1
-    lines = _lines(Path(tar_files.__file__))
+    lines = _lines(Path(tar.__file__))
     print(
         f"{count} files, {refused} refused; {len(reached & lines)} of {len(lines)} lines of"
-        " tar_files.py reached"
+        " storage/tar.py reached"
     )
 
 
@@ -94,14 +94,14 @@ def _repair(data: bytearray, block: int) -> None:
 
 
 def _tracer(reached: set[int]) -> Any:
-    """A trace function that notes the lines of tar_files.py."""
+    """A trace function that notes the lines of storage/tar.py."""
 
     def of_line(frame: FrameType, event: str, argument: object) -> Any:
         reached.add(frame.f_lineno)
         return of_line
 
     def of_call(frame: FrameType, event: str, argument: object) -> Any:
-        return of_line if frame.f_code.co_filename == tar_files.__file__ else None
+        return of_line if frame.f_code.co_filename == tar.__file__ else None
 
     return of_call
 

@@ -43,7 +43,13 @@ def test_names(wheel):
     }
     kernels = (ROOT / "triton_kernels").iterdir()
     own |= {f"fiber/kernels/{path.name}" for path in kernels if path.suffix in (".py", ".json")}
-    known = {"_core.pyi", "demo/floors.json", "kernels/tiles.json", "kernels/window_plans.py"}
+    known = {
+        "_core.pyi",
+        "demo/floors.json",
+        "demo/report.html.j2",
+        "kernels/tiles.json",
+        "kernels/window_plans.py",
+    }
     assert {f"fiber/{name}" for name in known} < own
     inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
     assert inside == own | {"fiber/_core.abi3.so"}

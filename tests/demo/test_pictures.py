@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.demo.pictures import COLORS, PICTURE_WIDTH, Claim, Tile, draw_tile, lay_out, wrap
+from fiber.demo.pictures import IMAGE_WIDTH, Claim, Tile, draw_tile
+from fiber.visualize import COLORS
 
 
 @pytest.fixture
 def tile(tmp_path):
-    """A grey picture of 96 x 48 pixels with one claim whose box is right."""
+    """A gray image of 96 x 48 pixels with one claim whose box is right."""
     path = tmp_path / "a.png"
     Image.new("RGB", (96, 48), (128, 128, 128)).save(path)
 
@@ -47,8 +48,8 @@ class TestClaim:
 class TestTile:
     def test_nothing_to_draw(self, tile):
         pixels = np.asarray(draw_tile(tile(claims=[])))
-        assert pixels.shape[1] == PICTURE_WIDTH
-        height = PICTURE_WIDTH // 2
+        assert pixels.shape[1] == IMAGE_WIDTH
+        height = IMAGE_WIDTH // 2
         assert (pixels[:height] == 128).all()
         assert (pixels[height:] != 255).any()
 
@@ -71,49 +72,21 @@ class TestTile:
             for text in ("a", "b", "c")
         ]
         pixels = np.asarray(draw_tile(tile(claims=claims)))
-        # Three lines side by side, each three pixels thick, in the colours of the texts.
+        # Three lines side by side, each three pixels thick, in the colors of the texts.
         edges = [tuple(pixels[60, 30 + 3 * number].tolist()) for number in range(3)]
         assert edges == [tuple(color) for color in COLORS[:3]]
         assert (pixels[60, 39:81] == 128).all()
 
     def test_a_box_that_leaves_the_picture(self, tile):
         claim = Claim(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])
-        assert draw_tile(tile(claims=[claim])).width == PICTURE_WIDTH
+        assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
 
     def test_an_empty_box(self, tile):
         claim = Claim(text="a", box_xyxy=(5, 5, 5, 5), truths_xyxy=[(7, 7, 7, 7)])
-        assert draw_tile(tile(claims=[claim])).width == PICTURE_WIDTH
+        assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
 
     def test_long_texts_make_it_higher(self, tile):
         short = draw_tile(tile())
         longer = draw_tile(tile(caption="a very long caption " * 8))
         assert longer.height > short.height
         assert longer.width == short.width
-
-
-class TestWrap:
-    def test_nothing(self):
-        assert wrap("") == [""]
-
-    def test_all_words_stay_in_order(self):
-        text = "the small striped cyan triangle to the left of the large dotted yellow heart " * 3
-        lines = wrap(text)
-        assert " ".join(line.strip() for line in lines) == text.strip()
-        assert len(lines) > 3
-
-    def test_one_long_word(self):
-        assert wrap("x" * 200) == ["x" * 200]
-
-
-class TestLayout:
-    def test_nothing(self):
-        sheet = lay_out([])
-        assert sheet.width > 4 * PICTURE_WIDTH
-
-    def test_each_row_is_as_high_as_it_must_be(self):
-        tiles = [Image.new("RGB", (PICTURE_WIDTH, 100 + 50 * i), (i, 0, 0)) for i in range(5)]
-        sheet = lay_out(tiles)
-        assert sheet.height == 250 + 300 + 3 * 12
-        assert sheet.getpixel((12, 12)) == (0, 0, 0)
-        assert sheet.getpixel((12 + PICTURE_WIDTH + 12, 12)) == (1, 0, 0)
-        assert sheet.getpixel((12, 12 + 250 + 12)) == (4, 0, 0)

@@ -1,6 +1,7 @@
 """The table on the terminal and the page."""
 
 import dataclasses
+from html.parser import HTMLParser
 
 from fiber.demo.floors import Row
 from fiber.demo.report import Report, Throughput, format_table, write_html
@@ -70,6 +71,29 @@ class TestTable:
         assert rows[2].endswith("not learned")
 
 
+class Tags(HTMLParser):
+    """Checks that tags are closed in order, and collects the cells of tables."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.rows = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
 class TestPage:
     def test_without_anything(self, tmp_path):
         path = tmp_path / "report.html"
@@ -86,12 +110,35 @@ class TestPage:
         assert "fiber eval x &gt; y" in text
         assert "<demo>" not in text
 
+    def test_the_table_is_that_of_the_terminal(self, tmp_path):
+        path = tmp_path / "report.html"
+        (tmp_path / "a.png").write_bytes(b"\x89PNG")
+        table = [("metric", "split"), ("vqa", "val")]
+        figures = [("'\"<>&", tmp_path / "a.png")]
+        write_html(report(problems=["x"], notes=["y"], ablations=table, figures=figures), path)
+        page = Tags()
+        page.feed(path.read_text())
+        page.close()
+        assert page.open == []
+        header, _, *lines = format_table(ROWS).splitlines()
+        assert " ".join(page.rows[0]).split() == header.split()
+        for row, line in zip(page.rows[1:4], lines, strict=True):
+            assert " ".join(row).split() == line.split()
+        assert page.rows[4:] == [
+            ["metric", "split"],
+            ["vqa", "val"],
+            ["stage", "images", "seconds", "images per second"],
+            ["data", "100", "4.0", "25"],
+            ["what", "value"],
+            ["processor", "Z80"],
+        ]
+
     def test_verdicts_can_be_seen(self, tmp_path):
         path = tmp_path / "report.html"
         write_html(report(), path)
         text = path.read_text()
-        assert text.count("<tr class='failed'>") == 1
-        assert text.count("<tr class='unlearned'>") == 1
+        assert text.count('<tr class="failed">') == 1
+        assert text.count('<tr class="unlearned">') == 1
 
     def test_what_does_without_fusion_is_named(self, tmp_path):
         path = tmp_path / "report.html"
@@ -106,7 +153,7 @@ class TestPage:
     def test_problems_are_listed(self, tmp_path):
         path = tmp_path / "report.html"
         write_html(report(problems=["a < b", "c"]), path)
-        assert "<ul><li>a &lt; b</li><li>c</li></ul>" in path.read_text()
+        assert "<ul>\n<li>a &lt; b</li>\n<li>c</li>\n</ul>" in path.read_text()
 
     def test_speed(self, tmp_path):
         path = tmp_path / "report.html"
@@ -115,7 +162,7 @@ class TestPage:
             Throughput(stage="cached", pictures=0, seconds=0.0),
         ]
         write_html(report(throughput=rows), path)
-        assert "<td class='text'>25</td>" in path.read_text()
+        assert '<td class="text">25</td>' in path.read_text()
         assert "cached" not in path.read_text()
 
     def test_pictures_are_embedded(self, tmp_path):
@@ -123,8 +170,8 @@ class TestPage:
         path = tmp_path / "report.html"
         write_html(report(figures=[("what 'it' says", tmp_path / "a.png")]), path)
         text = path.read_text()
-        assert "src='data:image/png;base64,iVBORw=='" in text
-        assert "alt='what &#x27;it&#x27; says'" in text
+        assert 'src="data:image/png;base64,iVBORw=="' in text
+        assert 'alt="what &#39;it&#39; says"' in text
 
     def test_ablations(self, tmp_path):
         path = tmp_path / "report.html"
@@ -133,4 +180,4 @@ class TestPage:
         text = path.read_text()
         assert "<h2>Ablations</h2>" in text
         assert "recorded" in text
-        assert "<td class='text'>0.500</td>" in text
+        assert '<td class="text">0.500</td>' in text

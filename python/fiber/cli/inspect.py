@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fiber.data.contact_sheet import ContactSheet
 from fiber.data.skip_report import counted
 from fiber.data.tools.inspect import Bar, PartReport, PictureReport, Report, histogram
 from fiber.data.tools.inspect import inspect as look
+from fiber.visualize import ContactSheet
 
 #: Classes of a file that are named with their boxes.
 _CLASSES = 12

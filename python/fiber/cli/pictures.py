@@ -363,33 +363,14 @@ class _Output:
         return self.folder / f"{name}.png"
 
     def picture(self, path: Path, picture: np.ndarray, text: str) -> None:
-        """Write a picture with a text below it, if annotated pictures are wanted."""
+        """Save an image with a text below it, if `--save` was given."""
         if self.folder is None:
             return
-        from PIL import Image, ImageDraw
+        from PIL import Image
 
-        from fiber.data.label_fonts import drawn_as, label_font
         from fiber.postprocess.files import save_picture
+        from fiber.visualize import add_caption
 
-        height, width = picture.shape[:2]
-        font = label_font(max(12, width // 30))
-        lines = _wrapped(drawn_as(text, font), font, width - 8)
-        line_height = 2 * round(font.getbbox("Ag")[3] * 0.6)
-        canvas = Image.new("RGB", (width, height + line_height * len(lines) + 8), "white")
-        canvas.paste(Image.fromarray(picture))
-        draw = ImageDraw.Draw(canvas)
-        for index, line in enumerate(lines):
-            draw.text((4, height + 4 + index * line_height), line, "black", font)
-        save_picture(lambda: canvas, self.file_for(path))
-
-
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Break a text into lines that are no wider than some pixels; a long word stands alone."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+        image, size = Image.fromarray(picture), max(12, picture.shape[1] // 30)
+        captioned = add_caption(image, [(text, (0, 0, 0))], size=size)
+        save_picture(lambda: captioned, self.file_for(path))

@@ -1,4 +1,4 @@
-"""What stands on the demo's page: words, commands and speeds around the table."""
+"""Collect the content of the demo's report: verdict, throughput, figures and commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fiber.demo.report import Report, Throughput
 from fiber.training.run_dir import RunFolder, read_metrics
 
 _WHAT = {
-    "scenes": "rendered scenes of coloured shapes",
+    "scenes": "rendered scenes of colored shapes",
     "stamps": "real cut-outs pasted on photographs",
 }
 
@@ -32,16 +32,16 @@ def make_report(
     machine: Mapping[str, str],
     evaluated: tuple[int, float],
 ) -> Report:
-    """Collect everything that the page shows.
+    """Collect the content of the page.
 
     Args:
         folder: of the demo.
         plan: of the demo.
         about: kind of data, mode and seed.
-        rows: the table, judged.
-        problems: what made the demo fail.
-        machine: as `describe_machine` gives it.
-        evaluated: records that the models were asked about for the table, and seconds.
+        rows: of the table, with verdicts.
+        problems: reasons of a failure.
+        machine: from `describe_machine`.
+        evaluated: number of records evaluated for the table, and seconds.
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)
@@ -49,8 +49,8 @@ def make_report(
         verdict = "It failed:"
     else:
         verdict = (
-            f"It passed: {learned} of {len(rows)} numbers have a floor and all of them are above"
-            " it; with the pictures exchanged all of them fall below it."
+            f"It passed: {learned} of {len(rows)} metrics have a floor and all are above it;"
+            " with the images permuted all of them are below it."
         )
     return Report(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
@@ -68,14 +68,16 @@ def make_report(
 
 
 def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
-    """Say what a reader would not expect."""
+    """List deviations: other commits, missing curves."""
     notes = []
     for stage in ("coarse", "fine"):
         commit = read_json(path / stage / "config.json").get("commit")
         if commit and commit != machine["commit"]:
             notes.append(f"The {stage} model was trained at commit {commit}.")
         if not (path / stage / "curves.png").is_file():
-            notes.append(f"There are no curves of the {stage} training: matplotlib is missing.")
+            notes.append(
+                f"There are no curves of the {stage} training: matplotlib is not installed."
+            )
     return notes
 
 
@@ -100,8 +102,8 @@ def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throug
 def _figures(path: Path) -> list[tuple[str, Path]]:
     figures = [
         (
-            "What the models say about new pictures (val) and about compositions that training"
-            " never showed (novel). Boxes have the colour of their text; true boxes are dashed.",
+            "Predictions on new images (val) and on compositions that are not in the training split"
+            " (novel). Boxes have the color of their text; ground-truth boxes are dashed.",
             path / "contact_sheet.png",
         ),
         ("Coarse training: captions and questions", path / "coarse" / "curves.png"),
@@ -112,7 +114,7 @@ def _figures(path: Path) -> list[tuple[str, Path]]:
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
-    """List the shell commands that repeat the demo, whole and stage by stage."""
+    """List the shell commands to reproduce the demo, as a whole and stage by stage."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""
@@ -134,7 +136,7 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
         training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
         "",
-        "# each task on all records of a split; the table takes some of them, drawn once",
+        "# each task on all records of a split; the table is of a fixed random subset",
         *(
             f"fiber eval {here}/{stage} {task} --data {here}/data --split novel --device cpu"
             for task, stage in asked.items()
@@ -143,5 +145,5 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
 
 
 def _spelled(value: Any) -> str:
-    """Write a value as `--set` takes it."""
+    """Format a value for `--set`."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,52 +1,51 @@
-"""The contact sheet: pictures with the boxes and answers of the demo's models beside the truth.
+"""The demo's contact sheet: images with predicted boxes and answers next to the ground truth.
 
-A picture shows either the phrases of a caption or a referring expression. Predicted boxes are
-drawn in the colour of their text below, true ones dashed in white.
+An image shows either the phrases of a caption or a referring expression. Predicted boxes have the
+color of their text below, ground-truth boxes are dashed.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.data import sources
-from fiber.data.box_drawing import COLORS
 from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
+from fiber.visualize import COLORS, Color, add_caption, draw_boxes, draw_dashed_box, make_sheet
 
-#: Width of a picture on the sheet, in pixels, and pictures in a row.
-PICTURE_WIDTH, COLUMNS = 288, 4
-_GAP, _FONT_SIZE, _LINE, _LINE_WIDTH = 12, 13, 17, 3
+#: Width of an image on the sheet in pixels, and images in a row.
+IMAGE_WIDTH, COLUMNS = 288, 4
+_FONT_SIZE, _LINE_WIDTH = 13, 3
 
-Color = tuple[int, int, int]
 _BLACK: Color = (20, 20, 20)
-_GREY: Color = (110, 110, 110)
+_GRAY: Color = (110, 110, 110)
 _RED: Color = (190, 20, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A text and the box that the model gave it."""
+    """A text and its predicted box."""
 
     text: str
-    #: (x0, y0, x1, y1) in pixels of the picture; None if it gave none.
+    #: (x0, y0, x1, y1) in pixels of the image; None without a prediction.
     box_xyxy: Sequence[float] | None
-    #: The true boxes.
+    #: Ground-truth boxes.
     truths_xyxy: Sequence[Sequence[float]]
 
     @property
     def iou(self) -> float:
-        """Overlap with the nearest true box."""
+        """IoU with the nearest ground-truth box."""
         if self.box_xyxy is None:
             return 0.0
         return float(pairwise_iou([self.box_xyxy], list(self.truths_xyxy)).max())
@@ -54,16 +53,16 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One picture of the sheet."""
+    """One image of the sheet."""
 
     image: str
     split: str
-    #: The caption that the claims' phrases stand in; empty for a referring expression.
+    #: Caption with the phrases of the claims; empty for a referring expression.
     caption: str
     claims: Sequence[Claim]
     question: str
     answer: str
-    #: The right answer.
+    #: Ground-truth answer.
     truth: str
 
 
@@ -76,36 +75,36 @@ def draw_sheet(
     splits: Sequence[str],
     pictures: int = 8,
 ) -> None:
-    """Ask the models about some pictures of each split and draw what they say.
+    """Run the models on some images of each split and save a sheet of their predictions.
 
     Args:
-        path: PNG to write.
+        path: of the PNG file.
         data: the data folder.
-        coarse: answers questions.
-        fine: finds boxes.
-        splits: rows of the sheet come from these, in this order.
-        pictures: of each split.
+        coarse: model that answers questions.
+        fine: model that predicts boxes.
+        splits: in the order of the rows.
+        pictures: number of images of each split.
     """
     tiles = [
         tile for split in splits for tile in ask(data, split, pictures, coarse=coarse, fine=fine)
     ]
-    sheet = lay_out([draw_tile(tile) for tile in tiles])
+    sheet = make_sheet([draw_tile(tile) for tile in tiles], COLUMNS)
     write_file(path, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
 def ask(
     data: Path, split: str, count: int, *, coarse: StoredModel, fine: StoredModel
 ) -> list[Tile]:
-    """Ask the models about `count` pictures of a split, at regular distances through it."""
+    """Run the models on `count` images of a split, at equal distances."""
     kinds = [
-        _by_picture(reader(data, split))
+        _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
     ]
     images = [image for image in kinds[0] if all(image in kind for kind in kinds[1:])]
     images = [images[i * len(images) // count] for i in range(min(count, len(images)))]
     if not images:
         return []
-    # Another one of its records for each picture, since the first ones are all of one sort.
+    # Not the first record of each image: those are all of one kind.
     captions, expressions, questions = (
         [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
         for kind in kinds
@@ -137,8 +136,8 @@ def ask(
     return tiles
 
 
-def _by_picture(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by the picture that they show."""
+def _by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group records by image."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.image_id, []).append(record)
@@ -146,7 +145,7 @@ def _by_picture(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[Any]:
-    """Ask a model as the table's measurements do."""
+    """Predict with `evaluate`, as for the table of metrics."""
     if not records:
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -168,87 +167,36 @@ def _phrase_claims(record: Record, said: dict[str, Any]) -> list[Claim]:
 
 
 def draw_tile(tile: Tile) -> Image.Image:
-    """Draw a picture with its boxes, and the texts below it."""
+    """Draw an image with its boxes, and the texts below it."""
     with Image.open(tile.image) as file:
         image = file.convert("RGB")
-    scale = PICTURE_WIDTH / image.width
-    image = image.resize((PICTURE_WIDTH, round(image.height * scale)), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    lines: list[tuple[str, Color]] = []
-    if tile.caption:
-        lines += [(line, _BLACK) for line in wrap(f"{tile.split}: {tile.caption}")]
-    else:
-        lines += [(f"{tile.split}: find the one that is meant", _BLACK)]
-    drawn: list[Sequence[float]] = []
+    scale = IMAGE_WIDTH / image.width
+    image = image.resize((IMAGE_WIDTH, round(image.height * scale)), Image.Resampling.BICUBIC)
+    title = tile.caption or "find the one that is meant"
+    texts: list[tuple[str, Color]] = [(f"{tile.split}: {title}", _BLACK)]
+    boxes: list[Sequence[float]] = []
+    colors = []
     for number, claim in enumerate(tile.claims):
-        color = COLORS[number % len(COLORS)]
         if claim.box_xyxy is not None:
-            # Inside the boxes on the same object, which would be hidden.
-            overlaps = pairwise_iou([claim.box_xyxy], drawn)
-            inset = _LINE_WIDTH * int((overlaps >= FOUND_AT).sum())
-            drawn.append(claim.box_xyxy)
-            x0, y0, x1, y1 = (float(edge) * scale for edge in claim.box_xyxy)
-            x0, y0 = x0 + inset, y0 + inset
-            # PIL counts the last pixel of a rectangle in.
-            corners = (x0, y0, max(x1 - 1 - inset, x0), max(y1 - 1 - inset, y0))
-            draw.rectangle(corners, outline=color, width=_LINE_WIDTH)
+            boxes.append(claim.box_xyxy)
+            colors.append(number)
         verdict = "found" if claim.iou >= FOUND_AT else "missed"
-        lines += [(line, color) for line in wrap(f"{claim.text}: {verdict}, IoU {claim.iou:.2f}")]
+        color = COLORS[number % len(COLORS)]
+        texts.append((f"{claim.text}: {verdict}, IoU {claim.iou:.2f}", color))
+    scaled = []
+    for number, box in enumerate(boxes):
+        # Inside the earlier boxes of the same object, which would be hidden.
+        inset = _LINE_WIDTH * int((pairwise_iou([box], boxes[:number]) >= FOUND_AT).sum())
+        x0, y0, x1, y1 = (float(edge) * scale for edge in box)
+        x0, y0 = x0 + inset, y0 + inset
+        scaled.append((x0, y0, max(x1 - inset, x0), max(y1 - inset, y0)))
+    draw_boxes(image, scaled, [""] * len(scaled), colors, _LINE_WIDTH)
     for claim in tile.claims:
         for truth in claim.truths_xyxy:
-            _draw_dashed(draw, [float(edge) * scale for edge in truth])
-    lines += [(line, _BLACK) for line in wrap(tile.question)]
-    right = tile.answer == tile.truth
-    words = f"{tile.answer}, right" if right else f"{tile.answer}, wrong, it is {tile.truth}"
-    lines += [(line, _GREY if right else _RED) for line in wrap(words)]
-    return _with_text(image, lines)
-
-
-def _with_text(image: Image.Image, lines: Sequence[tuple[str, Color]]) -> Image.Image:
-    tile = Image.new("RGB", (image.width, image.height + _LINE * len(lines) + 6), "white")
-    tile.paste(image, (0, 0))
-    draw = ImageDraw.Draw(tile)
-    for row, (text, color) in enumerate(lines):
-        place = (2, image.height + 4 + row * _LINE)
-        draw.text(place, text, fill=color, font=ImageFont.load_default(_FONT_SIZE))
-    return tile
-
-
-def _draw_dashed(draw: ImageDraw.ImageDraw, box: Sequence[float], dash: int = 5) -> None:
-    """Draw a thin dashed box in white on black, which shows on every ground."""
-    x0, y0, x1, y1 = box
-    sides = [((x0, y), (x1, y)) for y in (y0, y1 - 1)] + [((x, y0), (x, y1)) for x in (x0, x1 - 1)]
-    for (ax, ay), (bx, by) in sides:
-        draw.line((ax, ay, bx, by), fill=(0, 0, 0), width=1)
-        length = max(abs(bx - ax), abs(by - ay), 1.0)
-        for start in range(0, int(length), 2 * dash):
-            ends = (start / length, min(start + dash, length) / length)
-            points = [(ax + (bx - ax) * t, ay + (by - ay) * t) for t in ends]
-            draw.line(points, fill=(255, 255, 255), width=1)
-
-
-def wrap(text: str) -> list[str]:
-    """Break a text into lines that fit below a picture."""
-    measure: Callable[[str], float] = ImageFont.load_default(_FONT_SIZE).getlength
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and measure(longer) > PICTURE_WIDTH - 4:
-            lines.append(f"  {word}")
-        else:
-            lines[-1] = longer if not lines[-1].startswith("  ") else f"{lines[-1]} {word}"
-    return lines
-
-
-def lay_out(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Put tiles in rows, each row as high as its highest tile."""
-    rows = [tiles[at : at + COLUMNS] for at in range(0, len(tiles), COLUMNS)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    width = COLUMNS * (PICTURE_WIDTH + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(rows) + 1)), "white")
-    y = _GAP
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (_GAP + column * (PICTURE_WIDTH + _GAP), y))
-        y += height + _GAP
-    return sheet
+            draw_dashed_box(image, [float(edge) * scale for edge in truth])
+    texts.append((tile.question, _BLACK))
+    if tile.answer == tile.truth:
+        texts.append((f"{tile.answer}, right", _GRAY))
+    else:
+        texts.append((f"{tile.answer}, wrong, it is {tile.truth}", _RED))
+    return add_caption(image, texts, size=_FONT_SIZE)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiber.data.box_drawing import draw_boxes
 from fiber.postprocess.files import save_picture
 from fiber.postprocess.find import FoundBoxes
+from fiber.visualize import draw_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -134,11 +134,11 @@ def test_samples_that_are_errors(tmp_path):
         read([one[0], ("a.json", b'{"caption": 5}')])
     with pytest.raises(ValueError, match=r"t\.tar: no sample has .*; samples have \.cls, \.ppm"):
         read([("a.cls", b"1"), ("a.ppm", b"")])
-    with pytest.raises(ValueError, match="whose name leads out of the folder"):
+    with pytest.raises(ValueError, match=r"t\.tar .*'\.\./b\.txt' would be extracted outside"):
         read([*one, ("../b.txt", b"")])
     whole = write_tar(tmp_path / "t.tar", one).read_bytes()
     (tmp_path / "t.tar").write_bytes(whole[:600])
-    with pytest.raises(ValueError, match=r"cut off: its member 'a\.png' has \d+ bytes, of which"):
+    with pytest.raises(ValueError, match=r"t\.tar .*member 'a\.png' has \d+ bytes, 88 are left"):
         open_source("captions", tmp_path / "t.tar", "train")
 
 

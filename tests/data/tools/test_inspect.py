@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.data.contact_sheet import ContactSheet
 from fiber.data.datasets.resolve import open_source
 from fiber.data.image import check_picture, ending_of
 from fiber.data.tools.discover import kinds_of, parts_of
 from fiber.data.tools.inspect import Bar, histogram, inspect
 from fiber.data.tools.pack import pack
+from fiber.visualize import ContactSheet
 from tests.data.shards import picture, write_tar
 
 

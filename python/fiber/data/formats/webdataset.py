@@ -30,7 +30,7 @@ from fiber.data.formats.row_records import (
     question_records,
 )
 from fiber.data.formats.rows import BOXES, CAPTIONS, QUESTIONS
-from fiber.data.tar_files import Member, TarFile, as_json
+from fiber.data.storage.tar import Member, TarFile, as_json
 
 AnyPath = str | PathLike[str]
 

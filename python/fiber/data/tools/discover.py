@@ -26,7 +26,7 @@ from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import RecordSet
 from fiber.data.storage import packed
-from fiber.data.tar_files import TarFile
+from fiber.data.storage.tar import TarFile
 
 AnyPath = str | PathLike[str]
 

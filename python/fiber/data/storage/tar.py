@@ -1,0 +1,290 @@
+"""Random access to the members of a tar archive.
+
+`tarfile` scans the headers once. The offsets are cached next to the archive in "<name>.index", if
+that can be written, and reused while the archive's size and modification time stay the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fiber.atomic_io import JSON_ERRORS, PART
+from fiber.data.storage.file_pool import PooledFile
+
+#: Largest extended header (long name or pax records), in bytes.
+_MAX_EXTENDED_BYTES = 1 << 20
+_INDEX_VERSION = 1
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+#: Types without content.
+_EMPTY = (*_LINKS, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+#: First bytes of gzip, bzip2, xz and zstandard files.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+class Member(NamedTuple):
+    """A regular file in a tar archive."""
+
+    name: str
+    #: Offset of its content in bytes.
+    start: int
+    #: Length of its content in bytes.
+    size: int
+
+
+class TarFile(PooledFile):
+    """A tar archive and its members, in archive order.
+
+    Args:
+        path: of the archive.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not a valid, uncompressed and complete tar archive, or if the name of
+            a member would be extracted outside of the target directory.
+
+    Attributes:
+        members: the regular files.
+        counts: number of skipped members, by kind.
+        notes: warnings about the archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.members: list[Member] = []
+        self.counts: dict[str, int] = {}
+        self.notes: list[str] = []
+        if not self._read_index():
+            self._scan()
+            self._write_index()
+
+    def text(self, member: Member) -> str:
+        """Read a text member.
+
+        Raises:
+            ValueError: if it is not UTF-8.
+        """
+        try:
+            return self.read(member.start, member.size).decode("utf-8")
+        except UnicodeDecodeError as problem:
+            raise ValueError(
+                f"{self.path}: member {member.name!r} is not UTF-8 text ({problem})"
+            ) from None
+
+    def _index_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.index")
+
+    def _read_index(self) -> bool:
+        """Load the cached members; return False if there are none or they are out of date."""
+        try:
+            found = json.loads(self._index_path().read_text(encoding="ascii"))
+            if [found[key] for key in ("version", "bytes", "changed_ns")] != [
+                _INDEX_VERSION,
+                self.bytes,
+                self.changed,
+            ]:
+                return False
+            members = [Member(str(name), start, size) for name, start, size in found["members"]]
+            counts, notes = dict(found["counts"]), list(found["notes"])
+            fits = all(m.start >= 0 and 0 <= m.size <= self.bytes - m.start for m in members)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if fits:
+            self.members, self.counts, self.notes = members, counts, notes
+        return fits
+
+    def _write_index(self) -> None:
+        """Cache the members; if the folder is read-only they are scanned again each time."""
+        content = {
+            "version": _INDEX_VERSION,
+            "bytes": self.bytes,
+            "changed_ns": self.changed,
+            "counts": self.counts,
+            "notes": self.notes,
+            "members": self.members,
+        }
+        path = self._index_path()
+        # Several processes may scan the archive at the same time.
+        part = path.with_name(f"{PART}{os.getpid()}-{threading.get_ident()}-{path.name}")
+        try:
+            part.write_text(json.dumps(content), encoding="ascii")
+            part.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _scan(self) -> None:
+        if self.bytes == 0:
+            raise ValueError(f"{self.path} is empty; expected a tar archive")
+        with self.path.open("rb") as stream:
+            self.check(os.fstat(stream.fileno()))
+            try:
+                with tarfile.open(
+                    fileobj=stream,
+                    mode="r:",
+                    tarinfo=_StrictTarInfo,
+                    encoding="utf-8",
+                    errors="surrogateescape",
+                ) as tar:
+                    for info in tar:
+                        self._add(info)
+                        # `tarfile` would keep every header in memory.
+                        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+                    end = tar.offset
+            except (tarfile.TarError, ValueError, RecursionError) as problem:
+                last_block = max(stream.tell() - 1, 0) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+                raise self._error(problem, last_block) from None
+            self.check(os.fstat(stream.fileno()))
+        self._check_end(end)
+
+    def _error(self, problem: object, position: int) -> ValueError:
+        advice = ""
+        if self.read(0, min(6, self.bytes)).startswith(_COMPRESSED):
+            advice = "; it is compressed: decompress it for random access"
+        return ValueError(
+            f"{self.path} is not a valid tar archive: {problem}, at byte {position}{advice}"
+        )
+
+    def _add(self, info: tarfile.TarInfo) -> None:
+        """Add a member if it is a regular file; count it if it is of another kind.
+
+        Raises:
+            ValueError: if its name or size is invalid.
+        """
+        name, kind = info.name, info.type
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raw = name.encode("utf-8", "surrogateescape")
+            raise ValueError(f"the name of member {raw!r} is not UTF-8") from None
+        parts = name.split("/")
+        if ".." in parts or name.startswith("/") or "\0" in name or not name:
+            raise ValueError(
+                f"member {name!r} would be extracted outside of the target directory; nothing of"
+                " this file is read"
+            )
+        if kind in _EMPTY and info.size:
+            raise ValueError(f"member {name!r} of type {kind!r} has {info.size} bytes; expected 0")
+        _check_size(name, info.size, self.bytes - info.offset_data)
+        clean = "/".join(part for part in parts if part not in ("", "."))
+        if kind != tarfile.DIRTYPE and not name.endswith("/"):
+            if info.isreg() and kind != tarfile.GNUTYPE_SPARSE and clean:
+                self.members.append(Member(clean, info.offset_data, info.size))
+            else:
+                what = "links" if kind in _LINKS else "members that are not regular files"
+                self.counts[what] = self.counts.get(what, 0) + 1
+
+    def _check_end(self, position: int) -> None:
+        """Check that the archive ends where `tarfile` stopped: at zeros or at the end of the file.
+
+        `tarfile` also stops without an error at an invalid or truncated header.
+        """
+        if position >= self.bytes:
+            self.notes.append(
+                f"{self.path} has no end-of-archive marker; if it was truncated there, samples are"
+                " missing"
+            )
+            return
+        block = self.read(position, min(tarfile.BLOCKSIZE, self.bytes - position))
+        if len(block) < tarfile.BLOCKSIZE or any(block):
+            raise self._error("bad checksum or truncated header", position)
+        step = 1 << 20
+        for start in range(position, self.bytes, step):
+            if any(self.read(start, min(step, self.bytes - start))):
+                raise self._error(
+                    "data after the end-of-archive marker (join archives with `tar --concatenate`),"
+                    " marker",
+                    position,
+                )
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Reject headers that `tarfile` accepts or repairs silently."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        """Parse a header block; raise `tarfile.TarError` if it is invalid."""
+        info = super().frombuf(buf, encoding, errors)
+        # `tarfile` also accepts the sum of signed bytes.
+        if info.chksum != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            raise tarfile.ReadError("bad checksum")
+        # Only POSIX headers have a prefix; GNU tar stores times in its place.
+        if buf[257:263] != b"ustar\0":
+            info.name = bytes(buf[:100]).split(b"\0")[0].decode(encoding, errors)
+        return info
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """Process the header; the method that `tarfile` documents as the one to override."""
+        stream: Any = tar.fileobj
+        start = stream.tell()
+        _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            # Skipped as a whole: its map is not needed.
+            return self._proc_builtin(tar)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.type in (*_LONG_NAMES, *_PAX):
+            if self.size > _MAX_EXTENDED_BYTES:
+                raise tarfile.ReadError(
+                    f"extended header of {self.size} bytes; expected {_MAX_EXTENDED_BYTES} at most"
+                )
+            # With the padding, which `tarfile` parses as well.
+            blocks = -(-self.size // tarfile.BLOCKSIZE)
+            data = stream.read(blocks * tarfile.BLOCKSIZE).rstrip(b"\0")
+            stream.seek(start)
+            if len(data) > self.size or (self.type in _LONG_NAMES and b"\0" in data):
+                raise tarfile.ReadError("extended header with data after its end")
+            if self.type in _PAX:
+                _check_pax(data, is_global=self.type == tarfile.XGLTYPE)
+        return super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _check_size(name: str, size: int, available: int) -> None:
+    """Check that the content of a member is inside the file."""
+    if not 0 <= size <= available:
+        raise tarfile.ReadError(
+            f"member {name!r} has {size} bytes, {max(available, 0)} are left in the file"
+        )
+
+
+def _check_pax(data: bytes, *, is_global: bool) -> None:
+    """Check pax records: `tarfile` stops at an invalid one and takes an invalid size for 0.
+
+    Raises:
+        ValueError: for a record that is invalid, not UTF-8, of a sparse file, or global and sets
+            the name or the size of a member.
+    """
+    while data:
+        match = re.match(rb"([0-9]{1,9}) ([^=]+)=", data)
+        record = data[: int(match[1])] if match else b""
+        if not match or not match.end() < int(match[1]) <= len(data) or record[-1:] != b"\n":
+            raise ValueError(f"invalid pax record {data[:40]!r}")
+        key, value = match[2].decode("utf-8"), record[match.end() : -1].decode("utf-8")
+        if key.startswith("GNU.sparse."):
+            raise ValueError(f"pax record {key!r} of a sparse file, which is not supported")
+        if is_global and key in ("path", "size"):
+            raise ValueError(f"pax record {key!r} in a global header; expected it for one member")
+        if key == "size" and not re.fullmatch("[0-9]{1,19}", value):
+            raise ValueError(f"pax record size={value!r}; expected a number of bytes")
+        data = data[int(match[1]) :]
+
+
+def as_json(text: str, where: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: if it is not one; the message begins with `where`.
+    """
+    try:
+        found = json.loads(text)
+    except JSON_ERRORS as problem:
+        raise ValueError(f"{where} is not JSON ({problem})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} holds {str(found)[:40]!r}; expected a JSON object")
+    return found

@@ -1,0 +1,388 @@
+"""Draw boxes with labels, captions and contact sheets."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fiber.data import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    from fiber.data import Record, RecordSet
+    from fiber.data.tools.discover import Part
+
+Color = tuple[int, int, int]
+
+#: Colors of boxes by index, distinct on light and on dark images.
+COLORS: tuple[Color, ...] = tuple(
+    (color >> 16, color >> 8 & 255, color & 255)
+    for color in (
+        *(0xE6194B, 0x3CA04B, 0x006EDC, 0xF58230, 0x911EB4, 0x009696, 0xC828A0, 0x8C6414),
+        *(0x5A5AC8, 0x788200, 0x000080, 0x800000, 0xFFE119, 0x46E1F0, 0xFABED4, 0xAAFFC3),
+    )
+)
+#: Fonts of Linux, macOS and Windows that have more characters than Pillow's own.
+_FONT_FILES = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "LiberationSans-Regular.ttf",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+)
+#: A character for private use, drawn as a missing one.
+_MISSING = "\ue123"
+_GAP = 12
+
+# ---- text
+
+
+@functools.lru_cache(64)
+def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
+    """Load the fonts that are installed, and Pillow's own as the last one."""
+    from PIL import ImageFont
+
+    files = list(_FONT_FILES)
+    matplotlib = importlib.util.find_spec("matplotlib")
+    if matplotlib is not None and matplotlib.origin is not None:
+        files.append(str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
+    fonts: list[FreeTypeFont | ImageFont] = []
+    for file in files:
+        try:
+            fonts.append(ImageFont.truetype(file, size))
+        except OSError:
+            continue
+    return (*fonts, ImageFont.load_default(size))
+
+
+@functools.lru_cache(65536)
+def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
+    if character.isascii():
+        return True
+    drawn, missing = font.getmask(character), font.getmask(_MISSING)
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "no installed font has all characters of the texts to draw; others take their place:"
+        " install the DejaVu or Noto fonts",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
+    """Choose a font of a size in pixels that has all characters of a text.
+
+    If there is none, characters lose their accents ("é" to "e") or become "?", with one warning.
+    Line breaks become spaces.
+
+    Returns:
+        The text to draw, and the font.
+    """
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    fonts = _fonts(size)
+    font = next((font for font in fonts if all(_has(font, c) for c in text)), None)
+    if font is not None:
+        return text, font
+    _warn_once()
+    font = max(fonts, key=lambda font: sum(_has(font, c) for c in text))
+    return "".join(c if _has(font, c) else _plain(c, font) for c in text), font
+
+
+def _plain(character: str, font: FreeTypeFont | ImageFont) -> str:
+    parts = unicodedata.normalize("NFKD", character)
+    return "".join(c for c in parts if not unicodedata.combining(c) and _has(font, c)) or "?"
+
+
+def wrap_text(
+    text: str, font: FreeTypeFont | ImageFont, width: float, max_lines: int | None = None
+) -> list[str]:
+    """Break a text into lines of at most `width` pixels, a longer word inside it.
+
+    Of more than `max_lines` lines, the last one that is kept ends with an ellipsis.
+    """
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    if max_lines is not None and len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while last and font.getlength(f"{last}…") > width:
+            last = last[:-1]
+        lines[max_lines - 1 :] = [f"{last}…"]
+    return lines
+
+
+def add_caption(
+    image: Image,
+    texts: Sequence[tuple[str, Color]],
+    *,
+    size: int,
+    max_lines: int | None = None,
+    above: bool = False,
+) -> Image:
+    """Return an image with texts on a white band below or above it.
+
+    Args:
+        image: stays as it is.
+        texts: each with its color; wrapped at the width of the image.
+        size: of the font in pixels.
+        max_lines: number of lines that the band has room for; by default as many as needed.
+        above: put the band above the image.
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    margin, line_height = 4, round(1.25 * size)
+    lines = [
+        (line, font, color)
+        for text, font, color in ((*drawable(text, size), color) for text, color in texts)
+        for line in wrap_text(text, font, image.width - 2 * margin, max_lines)
+    ]
+    count = len(lines) if max_lines is None else max_lines
+    band = line_height * count + 2 * margin
+    captioned = PilImage.new("RGB", (image.width, image.height + band), "white")
+    captioned.paste(image, (0, band if above else 0))
+    draw, top = ImageDraw.Draw(captioned), margin + (0 if above else image.height)
+    for row, (line, font, color) in enumerate(lines[:count]):
+        draw.text((margin, top + row * line_height), line, color, font)
+    return captioned
+
+
+# ---- boxes
+
+
+def place_labels(
+    boxes_xyxy: Sequence[Sequence[float]],
+    label_sizes: Sequence[tuple[float, float]],
+    image_size: tuple[int, int],
+) -> np.ndarray:
+    """Find a position for the label of each box, so that no label covers another one.
+
+    Preferred is the position above the box, then below, then inside, then the nearest free one. In
+    an image without room for all labels, they overlap as little as possible. The first
+    label chooses first.
+
+    Args:
+        boxes_xyxy: (n, 4), in pixels.
+        label_sizes: (n, 2), width and height of each label in pixels.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        (n, 4) rectangles of the labels, x0, y0, x1, y1 in pixels; inside the image if they fit.
+    """
+    image_height, image_width = image_size
+    placed = np.zeros((0, 4))
+    for (x0, y0, x1, y1), (width, height) in zip(boxes_xyxy, label_sizes, strict=True):
+        # Outside of the box first: inside, a label may hide a small object.
+        rows = [y0 - height] if y0 >= height else []
+        rows += [y1] if y1 + height <= image_height else []
+        corners = [(x, y) for y in (*rows, y0, y1 - height) for x in (x0, x1 - width)]
+        columns = (x0, *np.linspace(0, max(image_width - width, 0), 25))
+        free = itertools.product(columns, np.arange(0, image_height, max(height, 1)))
+        corners += sorted(free, key=lambda corner: abs(corner[0] - x0) + abs(corner[1] - y0))
+        limit = (max(image_width - width, 0), max(image_height - height, 0))
+        corner = np.clip(np.array(corners, float), 0, limit)
+        candidates = np.hstack([corner, corner + np.array((width, height))])
+        low = np.maximum(candidates[:, None, :2], placed[:, :2])
+        high = np.minimum(candidates[:, None, 2:], placed[:, 2:])
+        overlap = np.clip(high - low, 0, None).prod(2).sum(1)
+        placed = np.vstack([placed, candidates[overlap.argmin()]])
+    return placed
+
+
+def draw_boxes(
+    image: Image,
+    boxes_xyxy: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    colors: Sequence[int],
+    line_width: int | None = None,
+) -> None:
+    """Draw boxes and their labels on an image, the first box on top.
+
+    Args:
+        image: RGB, is drawn on.
+        boxes_xyxy: (n, 4), half-open, in pixels.
+        labels: n texts; "" for a box without a label.
+        colors: n indices into `COLORS`, modulo its length.
+        line_width: in pixels; by default it grows with the image.
+    """
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(image)
+    shades = [COLORS[index % len(COLORS)] for index in colors]
+    line_width = line_width or max(2, min(image.size) // 250)
+    for (x0, y0, x1, y1), color in reversed(list(zip(boxes_xyxy, shades, strict=True))):
+        # Pillow includes the last pixel.
+        draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=color, width=line_width)
+
+    font_size = max(12, min(image.size) // 35)
+    margin = font_size // 4
+    texts, sizes = [], []
+    for label in labels:
+        text, font = drawable(label, font_size)
+        (text,) = wrap_text(text, font, image.width - 2 * margin, max_lines=1)
+        bottom = font.getbbox("Ág")[3]
+        texts.append((text, font))
+        sizes.append((font.getlength(text) + 2 * margin, bottom + margin) if text else (0, 0))
+    places = place_labels(boxes_xyxy, sizes, (image.height, image.width)).round().tolist()
+    for box, (x0, y0, x1, y1), (text, font), color in reversed(
+        list(zip(boxes_xyxy, places, texts, shades, strict=True))
+    ):
+        if not text:
+            continue
+        if x1 < box[0] - 2 or x0 > box[2] + 2 or y1 < box[1] - 2 or y0 > box[3] + 2:
+            # A label that does not touch its box is connected to it.
+            start = (min(max(box[0], x0), x1), min(max(box[1], y0), y1))
+            draw.line((*start, box[0], box[1]), color, max(1, line_width // 2))
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
+        # Luma of ITU-R BT.601.
+        is_light = np.dot(color, (0.299, 0.587, 0.114)) > 150
+        draw.text((x0 + margin, y0 + margin // 2), text, "black" if is_light else "white", font)
+
+
+def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> None:
+    """Draw a box as a thin line dashed in black and white, visible on any image."""
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(image)
+    x0, y0, x1, y1 = box_xyxy
+    right, bottom = max(x1 - 1, x0), max(y1 - 1, y0)
+    draw.rectangle((x0, y0, right, bottom), outline="black")
+    for x in np.arange(x0, right, 2 * dash):
+        for y in (y0, bottom):
+            draw.line((x, y, min(x + dash - 1, right), y), "white")
+    for y in np.arange(y0, bottom, 2 * dash):
+        for x in (x0, right):
+            draw.line((x, y, x, min(y + dash - 1, bottom)), "white")
+
+
+# ---- sheets
+
+
+def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
+    """Arrange tiles of one width in rows on white; each row is as high as its highest tile."""
+    from PIL import Image as PilImage
+
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    pitch = max((tile.width for tile in tiles), default=0) + _GAP
+    size = (columns * pitch + _GAP, sum(heights) + _GAP * (len(rows) + 1))
+    sheet, y = PilImage.new("RGB", size, "white"), _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (_GAP + column * pitch, y))
+        y += height + _GAP
+    return sheet
+
+
+class ContactSheet:
+    """Some images of a data set, with their boxes and texts: a row for each of its parts."""
+
+    #: Images of a row, side of an image in pixels, lines of text below it, and rows at most.
+    COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
+    #: Sources of the first rows.
+    ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, list[Record]]] = []
+
+    def add(self, part: Part, records: RecordSet) -> None:
+        """Choose records of a part at equal distances, those with boxes if there are any."""
+        count = len(records)
+        seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
+        chosen = [record for record in seen if record.boxes_xyxy] or seen
+        chosen = chosen[:: max(1, len(chosen) // self.COLUMNS)][: self.COLUMNS]
+        if chosen:
+            self._rows.append((part.source, part.split, chosen))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no record was added."""
+        return not self._rows
+
+    def draw(self) -> Image:
+        """Draw the sheet; an image that cannot be read is replaced by its error.
+
+        Raises:
+            ValueError: if no record was added.
+        """
+        if self.is_empty:
+            raise ValueError("no record can be read; expected some to draw")
+        order = {source: place for place, source in enumerate(self.ORDER)}
+        rows = sorted(self._rows, key=lambda row: order.get(row[0], len(order)))
+        drawn = []
+        for source, split, records in rows[: self.ROWS]:
+            tiles = [
+                add_caption(
+                    _record_image(record, self.SIDE),
+                    [(_record_text(record), (0, 0, 0))],
+                    size=12,
+                    max_lines=self.LINES,
+                )
+                for record in records
+            ]
+            row = make_sheet(tiles, self.COLUMNS)
+            drawn.append(add_caption(row, [(f"{source}, {split}", (0, 0, 0))], size=16, above=True))
+        return make_sheet(drawn, 1)
+
+
+def _record_text(record: Record) -> str:
+    """Join the text of a record, its most frequent answer and its truth value."""
+    text = record.text
+    if len(record.labels) > 1 and record.boxes_xyxy:
+        # Of a prompt with all classes, those of the image.
+        own = dict.fromkeys(record.labels[label] for label in record.box_labels)
+        text = text if len(record.labels) <= len(own) else ", ".join(own)
+    answers = record.answers or {}
+    answer = max(answers, key=lambda answer: answers[answer], default="")
+    truth = "" if record.truth is None else str(record.truth).lower()
+    return "  -  ".join(filter(None, (text, answer, truth)))
+
+
+def _record_image(record: Record, side: int) -> Image:
+    """Draw the images of a record next to each other in a gray square, with boxes on the first."""
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    square = PilImage.new("RGB", (side, side), (235, 235, 235))
+    width = side // len(record.images)
+    for place, stored in enumerate(record.images):
+        try:
+            image = PilImage.fromarray(load_image(stored))
+        except (ValueError, OSError) as problem:
+            text, font = drawable(str(problem), 12)
+            lines = "\n".join(wrap_text(text, font, width - 12, 12))
+            ImageDraw.Draw(square).multiline_text((place * width + 6, 6), lines, (170, 0, 0), font)
+            continue
+        scale = min(width / image.width, side / image.height)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size)
+        if place == 0:
+            boxes = [[edge * scale for edge in box] for box in record.boxes_xyxy]
+            labels = [record.labels[label] for label in record.box_labels] or [""] * len(boxes)
+            draw_boxes(image, boxes, labels, record.box_labels or range(len(boxes)))
+        square.paste(image, (place * width + (width - size[0]) // 2, (side - size[1]) // 2))
+    return square
