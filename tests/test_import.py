@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors", "matplotlib", "rich")
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors", "matplotlib", "tqdm")
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

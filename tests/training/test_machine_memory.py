@@ -1,4 +1,4 @@
-"""Free memory as Linux tells it, and runs that do not fit into it."""
+"""Free memory as Linux reports it, and runs that do not fit into it."""
 
 import warnings
 
@@ -17,7 +17,7 @@ MEMINFO = "MemTotal:        4000 kB\nMemFree:     100 kB\nMemAvailable:    {} kB
 
 
 class Machine:
-    """The files of a machine in which processes look for memory."""
+    """The system files of a machine that report its memory."""
 
     def __init__(self, root):
         self.root = root

@@ -127,6 +127,8 @@ def _add_pack(kinds: argparse._SubParsersAction) -> None:
 
 
 def _make_data(options: argparse.Namespace) -> int:
+    from fiber.training.progress import ImageProgress
+
     module = importlib.import_module(f"fiber.data.{options.kind}")
     settings = {
         "train": options.images,
@@ -136,7 +138,7 @@ def _make_data(options: argparse.Namespace) -> int:
     }
     given = {name: value for name, value in settings.items() if value is not None}
     folder = module.generate(
-        options.output, seed=options.seed, workers=usable_cores(), progress=_show_progress, **given
+        options.output, seed=options.seed, workers=usable_cores(), progress=ImageProgress(), **given
     )
     print(folder)
     return 0
@@ -144,6 +146,7 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
+    from fiber.training.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
     return inspect(
@@ -151,13 +154,14 @@ def _inspect(options: argparse.Namespace) -> int:
         splits,
         sheet=options.sheet,
         as_json=options.json,
-        progress=_show_progress,
+        progress=ImageProgress(),
     )
 
 
 def _pack(options: argparse.Namespace) -> int:
     from fiber.data.skip_report import counted
     from fiber.data.tools.pack import pack
+    from fiber.training.progress import ImageProgress
 
     left_out: list[str] = []
     packed = pack(
@@ -166,7 +170,7 @@ def _pack(options: argparse.Namespace) -> int:
         splits=options.split.split("+") if options.split else (),
         shard_bytes=options.shard_size,
         on_error=options.on_error,
-        progress=_show_progress,
+        progress=ImageProgress(),
         tell=left_out.append,
     )
     for line in left_out[:_NAMED]:
@@ -197,9 +201,3 @@ def _make_answers(options: argparse.Namespace) -> int:
         print(f"fiber: {line}", file=sys.stderr)
     print(options.output)
     return 0
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done >= total else ""
-        print(f"\rfiber: {done} of {total} pictures", end=end, file=sys.stderr, flush=True)

@@ -49,8 +49,8 @@ def make_report(
         verdict = "It failed:"
     else:
         verdict = (
-            f"It passed: {learned} of {len(rows)} metrics have a floor and all are above it;"
-            " with the images permuted all of them are below it."
+            f"It passed: {learned} of {len(rows)} metrics have a floor and all of them are above"
+            " it; with the images permuted all of them are below it."
         )
     return Report(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,12 +26,9 @@ from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.env import describe_machine, provenance, usable_cores
 from fiber.training.config.run import RunConfig
-from fiber.training.progress import readable_seconds, say
+from fiber.training.progress import ImageProgress, readable_seconds, say
 from fiber.training.run_dir import RunFolder
 from fiber.training.trainer import train
-
-#: Shortest time between two plain lines of the data stage, in seconds.
-LINE_SECONDS = 10.0
 
 
 def main(
@@ -139,7 +135,7 @@ class Demo:
             **sizes,
             seed=self.about["seed"],
             workers=usable_cores(),
-            progress=_data_progress(),
+            progress=ImageProgress(),
         )
         seconds = time.monotonic() - began
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
@@ -245,19 +241,3 @@ class Clock:
             left = sum(self.seconds[name] for name in later) * self._took / self._planned
             line += f"; next: {later[0]}; about {readable_seconds(left)} left"
         say(line)
-
-
-def _data_progress() -> Callable[[int, int], None]:
-    """Show how many pictures are made: a line that changes on a terminal, else one now and then."""
-    said = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal said
-        if sys.stderr.isatty():
-            end = "\n" if done >= total else ""
-            print(f"\r{done} of {total} pictures", end=end, file=sys.stderr, flush=True)
-        elif time.monotonic() - said >= LINE_SECONDS:
-            said = time.monotonic()
-            say(f"{done} of {total} pictures")
-
-    return show

@@ -1,10 +1,9 @@
-"""Whether a CPU's memory can hold a run at all: the system kills what it cannot, without a word."""
+"""Fail early when a CPU run cannot fit in RAM, instead of being OOM-killed."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -16,24 +15,24 @@ from fiber.training.optim import freeze
 
 #: Bytes of a trained parameter: weight, gradient and AdamW's two moments, in float32.
 TRAINED_BYTES = 16
-#: Bytes of a parameter that is not trained.
+#: Bytes of a frozen parameter.
 FROZEN_BYTES = 4
-#: Part of the free memory from which on activations may not fit beside a run's parameters.
-WARN_FROM = 0.5
+#: Fraction of the free memory from which on a warning says that activations may not fit.
+WARN_FRACTION = 0.5
 
 _GIB = 2**30
 
 
 def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")) -> None:
-    """Compare what a run needs at least with the memory that is free; on a GPU do nothing.
+    """Compare the memory of a run's parameters with what is free on the CPU; skip GPUs.
 
-    Call it before the model is built. Activations are not estimated and come on top, as does a
-    moving average; other processes of the same run are not counted.
+    A lower bound: activations, the moving average and other processes of the run come on top. Call
+    it before the model is built.
 
     Args:
         config: of the run.
-        processes: where it trains; the first warns.
-        root: of the file system that tells what is free.
+        processes: device and rank; only the first rank warns.
+        root: of the file system, see `free_bytes`.
 
     Raises:
         MemoryError: if the parameters alone need more than is free, with both numbers.
@@ -46,19 +45,19 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
         f"{parameters / 1e6:.1f} million parameters need {needed / _GIB:.2f} GiB (weights,"
         f" gradients, two moments of AdamW) and {free / _GIB:.2f} GiB of memory are free"
     )
-    lower = (
-        "train.gradient_checkpointing=true, a larger train.accumulation (fewer samples a pass) or a"
-        " smaller data.batch_size"
+    savings = (
+        "train.gradient_checkpointing=true, a larger train.accumulation (smaller micro-batches) or"
+        " a smaller data.batch_size"
     )
     if needed > free:
         raise MemoryError(
             f"{numbers}; train on a GPU, or a smaller model (recipes of the preset small, such as"
-            f" scenes_coarse). Activations come on top: {lower} lowers those alone"
+            f" scenes_coarse). Activations come on top, only they shrink with {savings}"
         )
-    if needed > WARN_FROM * free and processes.is_first:
+    if needed > WARN_FRACTION * free and processes.is_first:
         warnings.warn(
-            f"{numbers}. Activations come on top and may not fit; if the run is killed, take"
-            f" {lower}, a smaller model (recipes of the preset small, such as scenes_coarse) or a"
+            f"{numbers}. Activations come on top and may not fit; if the run is killed, use"
+            f" {savings}, a smaller model (recipes of the preset small, such as scenes_coarse) or a"
             " GPU",
             RuntimeWarning,
             stacklevel=2,
@@ -66,11 +65,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
 
 
 def needed_bytes(config: RunConfig) -> tuple[int, int]:
-    """Count a run's parameters, and the bytes that training keeps of them.
-
-    Returns:
-        Parameters, and bytes: `TRAINED_BYTES` or `FROZEN_BYTES` of each.
-    """
+    """Count a run's parameters, and the bytes of their weights, gradients and optimizer state."""
     with torch.device("meta"):
         model = build_model(config.model)
     freeze(model, config.optim.frozen)
@@ -81,49 +76,38 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Read how much memory a process may still take; None where Linux does not tell.
+    """Read the memory that the process may still allocate; None if the system does not report it.
 
-    The least of MemAvailable and of what the process's control groups (version 2, or 1) still
-    allow: their limits without the memory that is no cache of files.
+    It is the smallest of MemAvailable and what the limits of the process's control groups (v1 and
+    v2) leave, page cache not counted as used. psutil reads MemAvailable alone: in a container with
+    a limit that is the memory of the host.
 
     Args:
-        root: of the file system, with proc and sys.
+        root: of the file system with proc and sys.
     """
-    found = [*_available(root), *_allowed(root)]
-    return min(found) if found else None
+    free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]
+    own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
+    for pattern, top, limit_file, used_key in (
+        (r"^0::/?(.*)$", groups, "memory.max", "anon"),
+        (
+            r"^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:/?(.*)$",
+            groups / "memory",
+            "memory.limit_in_bytes",
+            "total_rss",
+        ),
+    ):
+        for path in map(PurePosixPath, _find(own, pattern)):
+            for group in (path, *path.parents):
+                # "max" is no limit.
+                for limit in _find(top / group / limit_file, r"^(\d+)$"):
+                    used = _find(top / group / "memory.stat", rf"^{used_key} (\d+)$")
+                    free.append(max(0, int(limit) - sum(map(int, used))))
+    return min(free, default=None)
 
 
-def _available(root: Path) -> Iterator[int]:
-    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
-    if match:
-        yield 1024 * int(match[1])
-
-
-def _allowed(root: Path) -> Iterator[int]:
-    """Yield what each control group above the process still allows."""
-    groups = root / "sys/fs/cgroup"
-    # Lines are "0::/path", and "4:memory:/path" in version 1.
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0" and not controllers:
-            top, limit_file, used_key = groups, "memory.max", "anon"
-        elif "memory" in controllers.split(","):
-            top, limit_file, used_key = groups / "memory", "memory.limit_in_bytes", "total_rss"
-        else:
-            continue
-        own = PurePosixPath(path.lstrip("/"))
-        for part in (own, *own.parents):
-            # "max" is no limit.
-            limit = _text(top / part / limit_file).strip()
-            if limit.isdigit():
-                stat = _text(top / part / "memory.stat")
-                used = re.search(rf"^{used_key} (\d+)$", stat, re.MULTILINE)
-                yield max(0, int(limit) - (int(used[1]) if used else 0))
-
-
-def _text(path: Path) -> str:
-    """Read a file of the system; "" where there is none, or it may not be read."""
+def _find(path: Path, pattern: str) -> list[str]:
+    """Match lines of a system file; none if it does not exist or cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        return ""
+        return []

@@ -1,27 +1,47 @@
-"""What a person sees while a run goes on: a bar with an ETA on a terminal, else plain lines.
+"""Progress on standard error: a tqdm bar on a terminal, plain lines in a log file.
 
-Everything goes to standard error; standard output is left to results.
+Standard output is left to results.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
 
-#: Shortest time between two plain lines, in seconds, so that a log file stays readable.
+from tqdm import tqdm
+
+#: Shortest time between two plain lines in seconds, so that a log file stays readable.
 PLAIN_LINE_SECONDS = 5.0
 
 
+class _Bar(tqdm):
+    # Without tqdm's monitor thread and its lock for several processes.
+    monitor_interval = 0
+    _lock = threading.RLock()
+
+    def __init__(self, *, total: int, initial: int = 0, quiet: bool = False, unit: str) -> None:
+        # None: disabled unless standard error is a terminal.
+        super().__init__(
+            total=total,
+            initial=initial,
+            disable=True if quiet else None,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            unit=unit,
+        )
+
+
 def say(message: str) -> None:
-    """Write one message to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message to standard error, above a bar."""
+    _Bar.write(message, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def readable_seconds(seconds: float) -> str:
-    """Write a duration as people say it.
+    """Format a duration.
 
     >>> readable_seconds(42.4), readable_seconds(754), readable_seconds(7500)
     ('42 s', '12 min 34 s', '2 h 05 min')
@@ -35,21 +55,20 @@ def readable_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a run is; does nothing on ranks other than the first."""
+    """Progress of a training run.
+
+    Args:
+        steps: of the whole run.
+        start: step at which the run starts or resumes.
+        quiet: print nothing, as on all ranks but the first.
+    """
 
     def __init__(self, *, steps: int, start: int, quiet: bool) -> None:
-        """Args: total steps, the step that the run (re)starts at, and whether to stay silent."""
-        self.steps, self.start, self.step = steps, start, start
-        self.quiet = quiet
+        self.steps, self.start, self.step, self.quiet = steps, start, start, quiet
         self.began = self.said = time.monotonic()
-        self.bar: Any = None
-        if not quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
-            self.bar = _rich_bar()
-            self.task = self.bar.add_task("", total=steps, completed=start, numbers="")
+        self.bar = _Bar(total=steps, initial=start, quiet=quiet, unit="step")
 
     def __enter__(self) -> Progress:
-        if self.bar is not None:
-            self.bar.start()
         return self
 
     def __exit__(
@@ -58,55 +77,60 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.close()
 
     def advance(self) -> None:
         """Count one step."""
         self.step += 1
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.step)
+        self.bar.update()
 
     def say(self, message: str) -> None:
-        """Write one message above the bar."""
-        if self.bar is not None:
-            self.bar.console.print(message, highlight=False)
-        elif not self.quiet:
+        """Print a message, unless the run is quiet."""
+        if not self.quiet:
             say(message)
 
     def show(self, entry: dict[str, Any]) -> None:
-        """Show a line of metrics."""
+        """Show a line of metrics: at the bar, or every `PLAIN_LINE_SECONDS` as a plain line."""
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in entry["losses"].items())
-        numbers += f"  {entry['images_per_second']:.0f} pictures/s"
+        numbers += f"  {entry['images_per_second']:.0f} images/s"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(numbers)
+            return
         now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(self.task, numbers=numbers)
-        elif not self.quiet and (
-            now - self.said >= PLAIN_LINE_SECONDS or self.step in (self.start + 1, self.steps)
+        if self.quiet or (
+            now - self.said < PLAIN_LINE_SECONDS and self.step not in (self.start + 1, self.steps)
         ):
-            self.said = now
-            left = (now - self.began) / (self.step - self.start) * (self.steps - self.step)
-            say(f"step {self.step}/{self.steps}  {numbers}  {readable_seconds(left)} left")
+            return
+        self.said = now
+        left = (now - self.began) / (self.step - self.start) * (self.steps - self.step)
+        say(f"step {self.step}/{self.steps}  {numbers}  {readable_seconds(left)} left")
 
 
-def _rich_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as RichProgress
+class ImageProgress:
+    """Callback for the `progress` argument of functions that process images.
 
-    return RichProgress(
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        console=Console(stderr=True),
-        # Drawn on update only: a refreshing thread would take time from two busy cores.
-        auto_refresh=False,
-    )
+    It may be used for several totals in turn, such as those of the splits of a data set.
+    """
+
+    def __init__(self) -> None:
+        self.bar: _Bar | None = None
+        self.said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` images are processed."""
+        if self.bar is None or self.bar.total != total or done < self.bar.n:
+            self.close()
+            self.bar = _Bar(total=total, unit=" images")
+        if not self.bar.disable:
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.said >= PLAIN_LINE_SECONDS:
+            self.said = time.monotonic()
+            say(f"{done} of {total} images")
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is and continue below it."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -251,7 +251,7 @@ def test_times_of_gnu_tar_are_no_part_of_the_name(tmp_path):
         record("path", "é").replace("é".encode(), b"\xff\xff"),
         record("comment", "é").replace("é".encode(), b"\xff\xff"),
         record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0"),
-        record("GNU.sparse.map", "0,1"),
+        record("GNU.sparse.map", "0,x"),
         record("comment", "x" * (1 << 20)),
     ],
     ids=range(20),
@@ -293,6 +293,11 @@ def test_sparse_members_are_counted(tmp_path):
     whole = write_tar(path, CONTENT, tarfile.GNU_FORMAT).read_bytes()
     sparse = {156: b"S", 386: b"%011o\0%011o\0" % (0, 3), 483: b"%011o\0" % 9000}
     path.write_bytes(header(whole, 0, sparse))
+    file = TarFile(path)
+    assert contents(file) == CONTENT[1:]
+    assert file.counts == {"members that are not regular files": 1}
+    # As pax records.
+    path.write_bytes(pax(record("GNU.sparse.map", "0,3,9000,0")) + whole)
     file = TarFile(path)
     assert contents(file) == CONTENT[1:]
     assert file.counts == {"members that are not regular files": 1}

@@ -173,10 +173,12 @@ class TarFile(PooledFile):
             )
         if kind in _EMPTY and info.size:
             raise ValueError(f"member {name!r} of type {kind!r} has {info.size} bytes; expected 0")
-        _check_size(name, info.size, self.bytes - info.offset_data)
+        is_sparse = kind == tarfile.GNUTYPE_SPARSE or info.issparse()
+        if not is_sparse:
+            _check_size(name, info.size, self.bytes - info.offset_data)
         clean = "/".join(part for part in parts if part not in ("", "."))
         if kind != tarfile.DIRTYPE and not name.endswith("/"):
-            if info.isreg() and kind != tarfile.GNUTYPE_SPARSE and clean:
+            if info.isreg() and not is_sparse and clean:
                 self.members.append(Member(clean, info.offset_data, info.size))
             else:
                 what = "links" if kind in _LINKS else "members that are not regular files"
@@ -257,8 +259,8 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
     """Check pax records: `tarfile` stops at an invalid one and takes an invalid size for 0.
 
     Raises:
-        ValueError: for a record that is invalid, not UTF-8, of a sparse file, or global and sets
-            the name or the size of a member.
+        ValueError: for a record that is invalid, not UTF-8, or global and sets the name or the size
+            of a member.
     """
     while data:
         match = re.match(rb"([0-9]{1,9}) ([^=]+)=", data)
@@ -266,8 +268,6 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
         if not match or not match.end() < int(match[1]) <= len(data) or record[-1:] != b"\n":
             raise ValueError(f"invalid pax record {data[:40]!r}")
         key, value = match[2].decode("utf-8"), record[match.end() : -1].decode("utf-8")
-        if key.startswith("GNU.sparse."):
-            raise ValueError(f"pax record {key!r} of a sparse file, which is not supported")
         if is_global and key in ("path", "size"):
             raise ValueError(f"pax record {key!r} in a global header; expected it for one member")
         if key == "size" and not re.fullmatch("[0-9]{1,19}", value):
