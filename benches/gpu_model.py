@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fiber import kernels
 from fiber.config import FiberConfig
-from fiber.kernels.dispatch import Backend
+from fiber.kernels.runtime.dispatch import Backend
 from fiber.models.backbone import FiberBackbone
 from fiber.training.optim import build_optimizer
 from fiber.training.run_config import OptimConfig

@@ -39,7 +39,7 @@ from torch import Tensor
 from fiber import kernels
 from fiber.config import FiberConfig
 from fiber.demo.machine import describe_machine
-from fiber.kernels.gpu_timer import GpuTimer
+from fiber.kernels.runtime.timer import GpuTimer
 
 Timer = Callable[[Callable[[], object]], float]
 

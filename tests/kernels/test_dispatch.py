@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiber import kernels
-from fiber.kernels import dispatch
+from fiber.kernels.runtime import dispatch
 
 
 class OnGpu:

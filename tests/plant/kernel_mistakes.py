@@ -41,7 +41,7 @@ WINDOWS = Check(
     ("tests/kernels/triton/test_window_attention.py", "-k", "equals_formulation and odd"),
     True,
 )
-GATE = Check("gated residual", ("tests/kernels/test_reference.py", "-k", "gated_residual"), None)
+GATE = Check("gated residual", ("tests/kernels/test_torch_path.py", "-k", "gated_residual"), None)
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class KernelMistake(Mistake):
     check: Check
 
 
-_WHOLE = "python/fiber/kernels/window_whole.py"
-_PLANS = "python/fiber/kernels/window_plans.py"
-_BIAS = "python/fiber/kernels/relative_bias.py"
+_WHOLE = "python/fiber/kernels/window_attention/triton_whole.py"
+_PLANS = "python/fiber/kernels/window_attention/triton_launch.py"
+_BIAS = "python/fiber/kernels/window_attention/triton_bias.py"
 
 KERNELS = (
     KernelMistake(
@@ -111,7 +111,7 @@ KERNELS = (
     ),
     KernelMistake(
         "gradient of the gate doubled",
-        "python/fiber/kernels/reference.py",
+        "python/fiber/kernels/gated_residual/torch_path.py",
         "F.linear(y, gate * weight, gate * bias)",
         "F.linear(y, (2 * gate - gate.detach()) * weight, (2 * gate - gate.detach()) * bias)",
         GATE,

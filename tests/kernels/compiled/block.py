@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from benches import eager_fiber
 from fiber import kernels
-from fiber.kernels import window_plans
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
+from fiber.kernels.window_attention import triton_launch as window_launch
 from fiber.models.swin import SwinBlock
 from tests.kernels.compiled.cases import planned
 from tests.kernels.compiled.compile import Chip
@@ -169,7 +169,7 @@ class Ours:
             def forward(ctx: Any, qkv: Tensor, table: Tensor, bias: Tensor, *sizes: Any) -> Tensor:
                 ctx.save_for_backward(qkv, table, bias)
                 ctx.sizes = sizes
-                plan = window_plans.plan_forward
+                plan = window_launch.plan_forward
                 launches, out = _planned(plan, ours.chip, qkv, table, bias, *sizes)
                 ours.forward_launches += launches
                 return out
@@ -177,7 +177,7 @@ class Ours:
             @staticmethod
             def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
                 inputs = ctx.saved_tensors
-                plan = window_plans.plan_backward
+                plan = window_launch.plan_backward
                 launches, out = _planned(plan, ours.chip, *gradients, *inputs, *ctx.sizes)
                 ours.backward_launches += launches
                 return (*out, None, None, None)

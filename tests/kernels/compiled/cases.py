@@ -13,8 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fiber.kernels import cross_attention, launch, window_plans
-from fiber.kernels.launch import Launch
+from fiber.kernels.cross_attention import triton_launch as cross_launch
+from fiber.kernels.runtime import tiles
+from fiber.kernels.runtime.launch import Launch
+from fiber.kernels.window_attention import triton_launch as window_launch
 from tests.kernels.compiled.compile import Chip
 
 
@@ -51,13 +53,13 @@ class Window:
 
     def forward(self, dtype: torch.dtype) -> list[Launch]:
         """What a forward pass launches."""
-        return window_plans.plan_forward(*self.inputs(dtype))[0]
+        return window_launch.plan_forward(*self.inputs(dtype))[0]
 
     def backward(self, dtype: torch.dtype, *, atomic_bias: bool = False) -> list[Launch]:
         """What a backward pass launches."""
         inputs = self.inputs(dtype)
         grad = _meta(self.batch, *self.map_size, self.heads, self.head_width, dtype=dtype)
-        return window_plans.plan_backward(grad, *inputs, atomic_bias)[0]
+        return window_launch.plan_backward(grad, *inputs, atomic_bias)[0]
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,14 @@ class Cross:
     def forward(self, dtype: torch.dtype) -> list[Launch]:
         """What a forward pass launches."""
         tensors, others = self._inputs(dtype)
-        return cross_attention.plan_forward(*tensors, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_forward(*tensors, *others)[0]  # type: ignore[arg-type]
 
     def backward(self, dtype: torch.dtype) -> list[Launch]:
         """What a backward pass launches."""
         tensors, others = self._inputs(dtype)
-        _, (out, logsumexp) = cross_attention.plan_forward(*tensors, *others)  # type: ignore[arg-type]
+        _, (out, logsumexp) = cross_launch.plan_forward(*tensors, *others)  # type: ignore[arg-type]
         grad = torch.empty_like(out)
-        return cross_attention.plan_backward(grad, *tensors, out, logsumexp, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_backward(grad, *tensors, out, logsumexp, *others)[0]  # type: ignore[arg-type]
 
 
 #: The calls by name: coarse at 384 and 576 pixels, fine at 800 x 1333, and Swin's own window.
@@ -153,7 +155,7 @@ class Case:
 
 def planned(plan: Callable[[], list[Launch]], chip: Chip) -> list[Launch]:
     """Plan as a tensor on a chip would have it planned; meta tensors have no architecture."""
-    with mock.patch.object(launch, "architecture", lambda device: chip.name):
+    with mock.patch.object(tiles, "architecture", lambda device: chip.name):
         return plan()
 
 

@@ -17,14 +17,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 
 
 @dataclass(frozen=True)
 class Chip:
     """A kind of processor that kernels are compiled for."""
 
-    #: As compilers call it, and `launch.architecture`.
+    #: As compilers call it, and `tiles.architecture`.
     name: str
     #: Triton's names: backend, architecture, threads of a warp.
     backend: str

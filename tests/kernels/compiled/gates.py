@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fiber.kernels.launch import Launch, triton_minor
+from fiber.kernels.runtime.launch import Launch
+from fiber.kernels.runtime.tiles import triton_minor
 from tests.kernels.compiled.block import FIRST_STAGE, count_all
 from tests.kernels.compiled.cases import GATED, Case, planned
 from tests.kernels.compiled.compile import CHIPS, Chip, compile_launch

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 
 #: Elements that one program of these kernels handles.
 BLOCK = 256

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 from tests.kernels.compiled.compile import Chip, compile_launch
 from tests.kernels.compiled.ttir import accesses
 

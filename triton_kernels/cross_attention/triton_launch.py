@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_attention_gradients import add_parts, walk_keys, walk_queries
-from .cross_attention_kernels import attend, join_parts
-from .launch import Launch, tile
+from ..runtime.launch import Launch
+from ..runtime.tiles import tile
+from .triton_backward import add_parts, walk_keys, walk_queries
+from .triton_forward import attend, join_parts
 
 #: Programs that a loop is split for: about two for every multiprocessor of an H100. A constant, so
 #: that sums are added in the same order on every GPU.

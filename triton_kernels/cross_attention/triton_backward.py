@@ -4,7 +4,7 @@ One kernel keeps a tile of queries and walks over the keys, the other keeps a ti
 over the queries. Where the kept tile holds the whole of its side, the gradient of the other side
 is complete in every step, and the one kernel writes everything. Nothing is added atomically.
 
-Letters and the order of keys are those of `cross_attention_kernels.py`.
+Letters and the order of keys are those of `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cross_attention_kernels import (
+from .triton_forward import (
     LOG2_E,
     _any_place,
     _dropout_scale,

@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .reference import attention_backward
-from .scratch import Scratch
-from .window_rows import SEAMS, Piece, WindowRows, window_rows
+from ..runtime.attention_backward import attention_backward
+from ..runtime.scratch import Scratch
+from .window_partition import SEAMS, Piece, WindowRows, window_rows
 
 #: Weights of windows that are read at once, in bytes: they stay in a cache.
 PIECE_BYTES = 4_000_000

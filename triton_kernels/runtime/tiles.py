@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 Line = dict[str, Any]
 
-#: Tile sizes that come with the package; see `launch.tile`.
+#: Tile sizes that come with the package; see `tile`.
 PACKAGED = Path(__file__).with_name("tiles.json")
 
 #: What a line may say, and of which type; all but the kernel and its sizes may be left out.
@@ -26,6 +30,112 @@ KEYS = {
 }
 #: A line fits a call if it agrees in these; the first ones count most.
 RANKED = ("architecture", "triton", "window", "head_width", "dtype")
+
+# Sizes that `trying` asked for, by kernel; None outside of it.
+_tried: Mapping[str, Mapping[str, int]] | None = None
+
+
+def tile(
+    kernel: str, *, window: int | None, head_width: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, int]:
+    """Read the tile sizes of one kernel.
+
+    On a GPU, a line that fits in the user's table (`users_table`) goes before the
+    package's own. Among the lines of a table the most exact one wins, where a line that leaves out
+    a key fits every value of it: architecture first, then Triton's version, window, head width and
+    dtype. A process reads a table once.
+
+    Args:
+        kernel: name of the kernel's line in the table.
+        window: side of a window in tokens; None for a kernel without windows.
+        head_width: d.
+        dtype: of the queries.
+        device: where it runs; another than CUDA (the interpreter, shapes alone) has no
+            architecture.
+
+    Returns:
+        Sizes by name, with `num_warps` and `num_stages`.
+
+    Raises:
+        LookupError: if no line fits, which a test rules out for every kernel of the package.
+        ValueError: if the user's table is broken, with its name and line.
+    """
+    if _tried is not None and kernel in _tried:
+        return dict(_tried[kernel])
+    # Every line of a user's table is some chip's: off the GPU there is nothing to read.
+    users = users_table() if device.type == "cuda" and _tried is None else None
+    return dict(_lookup(kernel, architecture(device), window, head_width, dtype, users))
+
+
+@cache
+def _lookup(
+    kernel: str,
+    chip: str,
+    window: int | None,
+    head_width: int,
+    dtype: torch.dtype,
+    users: Path | None,
+) -> dict[str, int]:
+    wanted = {
+        "architecture": chip,
+        "triton": triton_minor(),
+        "window": window,
+        "head_width": head_width,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    line = best(users_lines(users), kernel, wanted) if users is not None else None
+    line = line or best(packaged_lines(), kernel, wanted)
+    if line is None:
+        raise LookupError(f"{PACKAGED.name}: no tile sizes for {kernel!r} with {wanted}")
+    return line["tile"]
+
+
+def describe_tables(device: torch.device) -> str:
+    """Say which table's tile sizes are used on a device.
+
+    Raises:
+        ValueError: if the user's table is broken, with its name and line.
+    """
+    table = users_table()
+    if not table.is_file():
+        return "the package's table; `fiber tune` makes one for a GPU"
+    lines, chip = users_lines(table), architecture(device)
+    own = [
+        line for line in lines if (line["architecture"], line["triton"]) == (chip, triton_minor())
+    ]
+    if device.type != "cuda" or not own:
+        return f"the package's table; none of the {len(lines)} lines in {table} is for this machine"
+    return f"{len(own)} lines in {table}, the package's table for other calls"
+
+
+@contextmanager
+def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
+    """Give these sizes, by kernel, and the package's own for other kernels: to make a table."""
+    global _tried
+    before, _tried = _tried, sizes
+    try:
+        yield
+    finally:
+        _tried = before
+
+
+def architecture(device: torch.device) -> str:
+    """Name the chip as compilers do: "sm_90", "gfx942"; "none" off the GPU."""
+    if device.type != "cuda":
+        return "none"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@cache
+def triton_minor() -> str:
+    """Triton's version up to its second number, such as "3.9"; "none" where it is not installed."""
+    try:
+        return ".".join(version("triton").split(".")[:2])
+    except PackageNotFoundError:
+        return "none"
 
 
 def users_table() -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scratch import Scratch
+from ..runtime.scratch import Scratch
 
 #: Whether a window holds the seam of a rolled map: (between its rows, between its columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from fiber.kernels import launch, tile_table
-from fiber.kernels.launch import tile
+from fiber.kernels.runtime import tiles
+from fiber.kernels.runtime.tiles import tile
 
 GPU = torch.device("cuda")
 SIZES = {"rows": 32, "piece": 64, "num_warps": 8, "num_stages": 3}
@@ -27,14 +27,14 @@ LINE = {
 def users(tmp_path, monkeypatch):
     """A pretended GPU, and the place of the user's table."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(launch, "architecture", lambda d: "sm_90" if d.type == "cuda" else "none")
-    monkeypatch.setattr(launch, "triton_minor", lambda: "3.9")
-    for cached in (launch._lookup, tile_table.users_lines):
+    monkeypatch.setattr(tiles, "architecture", lambda d: "sm_90" if d.type == "cuda" else "none")
+    monkeypatch.setattr(tiles, "triton_minor", lambda: "3.9")
+    for cached in (tiles._lookup, tiles.users_lines):
         cached.cache_clear()
     table = tmp_path / "fiber" / "tiles.json"
     table.parent.mkdir()
     yield table
-    for cached in (launch._lookup, tile_table.users_lines):
+    for cached in (tiles._lookup, tiles.users_lines):
         cached.cache_clear()
 
 
@@ -44,30 +44,30 @@ def sizes(window=12, device=GPU, dtype=torch.bfloat16):
 
 def test_without_a_users_table_the_packages_is_read(users):
     assert sizes() == sizes(device=torch.device("cpu"))
-    assert launch.describe_tables(GPU).startswith("the package's table; `fiber tune`")
+    assert tiles.describe_tables(GPU).startswith("the package's table; `fiber tune`")
 
 
 def test_a_users_line_goes_first_where_it_fits(users):
-    users.write_text(tile_table.written([LINE]))
+    users.write_text(tiles.written([LINE]))
     assert sizes() == SIZES
     for other in (sizes(window=7), sizes(dtype=torch.float16), sizes(device=torch.device("meta"))):
         assert other != SIZES
-    assert launch.describe_tables(GPU) == f"1 lines in {users}, the package's table for other calls"
+    assert tiles.describe_tables(GPU) == f"1 lines in {users}, the package's table for other calls"
 
 
 def test_lines_of_another_gpu_or_triton_are_not_used(users):
     others = [LINE | {"architecture": "sm_80"}, LINE | {"triton": "3.7"}]
-    users.write_text(tile_table.written(others))
+    users.write_text(tiles.written(others))
     assert sizes() != SIZES
-    assert "none of the 2 lines" in launch.describe_tables(GPU)
+    assert "none of the 2 lines" in tiles.describe_tables(GPU)
 
 
 def test_sizes_that_are_tried_go_before_every_table(users):
-    users.write_text(tile_table.written([LINE]))
+    users.write_text(tiles.written([LINE]))
     tried = SIZES | {"rows": 16}
-    with launch.trying({"window_forward": tried}):
+    with tiles.trying({"window_forward": tried}):
         assert sizes() == tried
-    with launch.trying({}):
+    with tiles.trying({}):
         assert sizes() not in (SIZES, tried)
     assert sizes() == SIZES
 
@@ -92,9 +92,9 @@ BROKEN = {
 
 @pytest.mark.parametrize(("content", "told"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_table_is_an_error_with_its_line(users, content, told):
-    text = content if isinstance(content, str) else tile_table.written(content)
+    text = content if isinstance(content, str) else tiles.written(content)
     users.write_text(text)
-    for read in (sizes, lambda: launch.describe_tables(GPU)):
+    for read in (sizes, lambda: tiles.describe_tables(GPU)):
         with pytest.raises(ValueError) as error:
             read()
         assert f"{users}, {told}" in str(error.value)
@@ -102,13 +102,13 @@ def test_a_broken_table_is_an_error_with_its_line(users, content, told):
 
 
 def test_the_packages_own_lines_are_sound():
-    for line in tile_table.packaged_lines():
-        assert tile_table._fault({"architecture": "sm_90", "triton": "3.9"} | line) is None
+    for line in tiles.packaged_lines():
+        assert tiles._fault({"architecture": "sm_90", "triton": "3.9"} | line) is None
 
 
 def test_new_lines_take_the_place_of_old_ones_for_the_same_calls():
     other = LINE | {"architecture": "sm_80"}
     new = LINE | {"tile": SIZES | {"rows": 16}}
-    lines = tile_table.merged([LINE, other], [new])
+    lines = tiles.merged([LINE, other], [new])
     assert lines == [other, new]
-    assert json.loads(tile_table.written(lines)) == lines
+    assert json.loads(tiles.written(lines)) == lines

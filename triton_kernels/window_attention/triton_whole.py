@@ -4,7 +4,7 @@ They stand in a tuple of tiles: `PIECES` lists (first key, keys) of each, which 
 of a window of 12 exactly as 128 + 16, where one tile would have 256. The bias is loaded before the
 product that it is added to: the compiler then keeps the product's layout for all that follows.
 
-Letters as in `window_kernels`.
+Letters as in `triton_tokens`.
 """
 
 # The types of Triton's language do not say what its compiler takes: tuples, constants as they are.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .window_kernels import (
+from .triton_tokens import (
     find_tokens,
     find_window,
     flatten_pairs,

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fiber import _core
 
-from . import native
+from ..runtime import native_arrays
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
     """Say why a call is not taken; None if it is."""
-    return native.refusal(qkv, qkv.shape[5])
+    return native_arrays.refusal(qkv, qkv.shape[5])
 
 
 def forward(
@@ -28,7 +28,7 @@ def forward(
     """Give what is read, (B, H, W, h, d)."""
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     _core.window_attention(
-        *(native.array(tensor) for tensor in (qkv, bias_table, qkv_bias, out)),
+        *(native_arrays.array(tensor) for tensor in (qkv, bias_table, qkv_bias, out)),
         **_options(window_size, shift, valid_sizes),
     )
     return out
@@ -47,9 +47,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the gradients of qkv, bias_table and qkv_bias; no sum is made with atomics here."""
     inputs = (qkv, bias_table, qkv_bias)
-    found = [native.empty_like(tensor) for tensor in inputs]
+    found = [native_arrays.empty_like(tensor) for tensor in inputs]
     _core.window_attention_backward(
-        *(native.array(tensor) for tensor in (grad, *inputs, *found)),
+        *(native_arrays.array(tensor) for tensor in (grad, *inputs, *found)),
         **_options(window_size, shift, valid_sizes),
     )
     of_qkv, of_table, of_bias = (

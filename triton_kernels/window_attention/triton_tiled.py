@@ -4,7 +4,7 @@ The backward pass has three kernels: one by queries, which also leaves for the o
 for every query (the base-2 logarithm of its sum of exponentials, and the sum over keys of share
 times the share's gradient), one by keys, and one by pairs of tokens for the bias.
 
-Letters as in `window_kernels`.
+Letters as in `triton_tokens`.
 """
 
 # The types of Triton's language do not say what its compiler takes: tuples, constants as they are.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .window_kernels import (
+from .triton_tokens import (
     find_tokens,
     find_window,
     flatten_pairs,

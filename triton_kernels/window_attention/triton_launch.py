@@ -14,9 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import launch, window_tiled, window_whole
-from .launch import Launch, tile
-from .relative_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
+from ..runtime import tiles
+from ..runtime.launch import Launch
+from ..runtime.tiles import tile
+from . import triton_tiled, triton_whole
+from .triton_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
 
 #: Whole rows of scores stay in registers, up to a head width of 64 and in dtypes with matrix units
 #: (16 bits; float64 for tests), forward with at most so many elements of keys (a window of 18 with
@@ -137,13 +139,13 @@ def plan_forward(
             "ROWS": sizes["rows"],
             "QUERIES": queries,
         }
-        kernel = window_whole.whole_forward
+        kernel = triton_whole.whole_forward
         grid = (shared.windows, heads, triton.cdiv(stored, queries))
     else:
         sizes = shared.tile("window_tiled_forward")
         stored = shared.stored(sizes["rows"], sizes["keys"])
         constants = {"ROWS": sizes["rows"], "KEYS": sizes["keys"]}
-        kernel = window_tiled.tiled_forward
+        kernel = triton_tiled.tiled_forward
         grid = (shared.windows * (stored // sizes["rows"]), heads)
     launches, bias = shared.expand(stored, transposed=False)
     launches.append(
@@ -206,7 +208,7 @@ def _plan_whole(
     numbers = {"windows": shared.windows, "windows_per_chunk": per_chunk}
     launches.append(
         shared.launch(
-            window_whole.whole_backward,
+            triton_whole.whole_backward,
             (chunks, shared.heads),
             sizes,
             tensors | numbers,
@@ -248,19 +250,19 @@ def _plan_tiled(
     numbers = {"windows": shared.windows, "windows_per_chunk": per_chunk}
     plans = (
         (
-            window_tiled.tiled_backward_queries,
+            triton_tiled.tiled_backward_queries,
             (shared.windows * (stored // by_queries["rows"]), shared.heads),
             by_queries,
             {"bias": bias},
         ),
         (
-            window_tiled.tiled_backward_keys,
+            triton_tiled.tiled_backward_keys,
             (key_tiles, shared.heads),
             by_keys,
             {"bias": transposed, "grad_padding": grad_padding},
         ),
         (
-            window_tiled.tiled_backward_bias,
+            triton_tiled.tiled_backward_bias,
             (tiles, shared.heads, chunks),
             by_pairs,
             {"bias": bias, "grad_bias": grad_pairs} | numbers,
@@ -283,7 +285,7 @@ def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
 
 def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
     """Whether they do backward; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
-    if is_sized and (launch.architecture(qkv.device), launch.triton_minor()) in SPILLED_SIZED:
+    if is_sized and (tiles.architecture(qkv.device), tiles.triton_minor()) in SPILLED_SIZED:
         return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 

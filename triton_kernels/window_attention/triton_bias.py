@@ -1,6 +1,6 @@
 """Relative position bias: its table written out for pairs of tokens, and the gradient's way back.
 
-Pairs are stored in fragments, as `window_kernels` says.
+Pairs are stored in fragments, as `triton_tokens` says.
 
 Letters: h heads, w window side, N = w * w tokens of a window, S >= N rows and columns that are
 stored for a window, a multiple of 16 (so that the attention kernels read whole tiles).
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, tile
+from ..runtime.launch import Launch
+from ..runtime.tiles import tile
 
 #: Scores are kept in base 2, so that exponentials are one instruction.
 LOG2E = math.log2(math.e)

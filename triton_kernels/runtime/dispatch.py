@@ -19,6 +19,8 @@ Backend = Literal["triton", "native", "reference"]
 #: Oldest NVIDIA architecture that the kernels are compiled and counted for.
 OLDEST_CAPABILITY = (8, 0)
 
+_PACKAGE = __name__.removesuffix(".runtime.dispatch")
+
 # What `use_backend` asked for; None leaves the choice to the rule.
 _requested: Backend | None = None
 # What `use_atomics` asked for.
@@ -138,7 +140,7 @@ def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> 
     the reason.
 
     Args:
-        names: modules of this package by backend, each with a `refusal` beside the two.
+        names: modules of `fiber.kernels` by backend, each with a `refusal` beside the two.
         tensor: an input of the operation.
         shape: whatever else `refusal` looks at.
     """
@@ -156,7 +158,7 @@ def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> 
 
 @cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f".{name}", _PACKAGE)
 
 
 @cache

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import launch
+from . import tiles
 from .launch import Launch
-from .tile_table import Line, best, packaged_lines
+from .tiles import Line, best, packaged_lines
 
 Sizes = dict[str, int]
 #: Launches of several calls, one after the other, and the results of all of them.
@@ -163,7 +163,7 @@ def tune(
         cases: see `all_cases`.
         measure: what times them.
         tell: takes a line of progress.
-        chip: what the lines are for, as `launch.architecture` names it.
+        chip: what the lines are for, as `tiles.architecture` names it.
         triton: version of Triton up to its second number.
 
     Returns:
@@ -218,7 +218,7 @@ def _fastest(
     """Time the candidates of one kernel beside the package's sizes; gives the sizes to keep."""
 
     def timed(sizes: Sizes) -> float:
-        with launch.trying({**held, kernel: sizes}):
+        with tiles.trying({**held, kernel: sizes}):
             return measure(case)
 
     try:
@@ -271,7 +271,7 @@ def window_cases(
     heads: int = 8,
 ) -> Iterator[Case]:
     """Forward and backward pass of a shifted map of whole windows, heads of 32."""
-    from . import window_plans
+    from ..window_attention import triton_launch
 
     side = window * windows_across
     random = partial(_random, device=device)
@@ -282,16 +282,16 @@ def window_cases(
     arguments = (qkv, table, bias, window, window // 2, None)
 
     def forward() -> Plan:
-        launches, out = window_plans.plan_forward(*arguments)
+        launches, out = triton_launch.plan_forward(*arguments)
         return launches, [out]
 
     def backward() -> Plan:
-        launches, gradients = window_plans.plan_backward(grad, *arguments)
+        launches, gradients = triton_launch.plan_backward(grad, *arguments)
         return launches, list(gradients)
 
     tiled = ("window_tiled_queries", "window_tiled_keys", "window_tiled_bias")
-    reads = window_plans.reads_whole_rows(qkv, window)
-    differentiates = window_plans.differentiates_whole_rows(qkv, window, is_sized=False)
+    reads = triton_launch.reads_whole_rows(qkv, window)
+    differentiates = triton_launch.differentiates_whole_rows(qkv, window, is_sized=False)
     differentiated = ("window_backward",) if differentiates else tiled
     by_pass = {
         "forward": ("expand_bias", "window_forward" if reads else "window_tiled_forward"),
@@ -314,7 +314,7 @@ def cross_cases(
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
     """Both passes of both directions: heads of 32 that read texts, of 64 that read pictures."""
-    from . import cross_attention
+    from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (
         ("image to text", to_text, 16, 32),
@@ -329,11 +329,11 @@ def cross_cases(
         saved = [_saved(q, k, v) for _, q, k, v in inputs]
 
         def forward(inputs: Any = inputs) -> Plan:
-            return _joined(cross_attention.plan_forward(q, k, v) for _, q, k, v in inputs)
+            return _joined(triton_launch.plan_forward(q, k, v) for _, q, k, v in inputs)
 
         def backward(inputs: Any = inputs, saved: Any = saved) -> Plan:
             plans = (
-                cross_attention.plan_backward(*tensors, *outputs)
+                triton_launch.plan_backward(*tensors, *outputs)
                 for tensors, outputs in zip(inputs, saved, strict=True)
             )
             return _joined(plans)
@@ -355,10 +355,10 @@ def _joined(plans: Iterable[tuple[list[Launch], tuple[Tensor, ...]]]) -> Plan:
 
 def _saved(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """What the backward pass is given of the forward pass; on the meta device shapes alone."""
-    from . import cross_attention
+    from ..cross_attention import triton_launch
 
-    with launch.trying({}):
-        launches, outputs = cross_attention.plan_forward(q, k, v)
+    with tiles.trying({}):
+        launches, outputs = triton_launch.plan_forward(q, k, v)
     if q.device.type != "meta":
         _run(launches)
     return outputs

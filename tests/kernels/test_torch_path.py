@@ -1,4 +1,4 @@
-"""`reference.py` equals the oracle: outputs and every gradient, in float64."""
+"""`torch_path.py` equals the oracle, `naive.py`: outputs and every gradient, in float64."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import reference, reference_windows
-from tests.kernels import oracle
+from fiber.kernels.cross_attention import naive as naive_cross
+from fiber.kernels.cross_attention import torch_path as torch_cross
+from fiber.kernels.gated_residual import naive as naive_residual
+from fiber.kernels.window_attention import naive as naive_windows
+from fiber.kernels.window_attention import torch_path as torch_windows
 
 # Products of at most 400 float64 terms of size 1, summed in another order.
 TOLERANCE = 1e-12
@@ -58,7 +61,7 @@ def test_window_attention_equals_oracle(case):
     qkv_bias = random(3, heads, head_width)
     arguments = {"window_size": window_size, "shift": shift}
     ours = kernels.window_attention(qkv, table, qkv_bias, **arguments)
-    expected = oracle.window_attention(qkv, table, qkv_bias, **arguments)
+    expected = naive_windows.window_attention(qkv, table, qkv_bias, **arguments)
     assert_equal_with_gradients(ours, expected, [qkv, table, qkv_bias])
 
 
@@ -80,7 +83,7 @@ def test_valid_sizes_of_each_sample(shift):
     sizes = torch.tensor([[5, 6], [2, 5], [0, 0]])
     arguments = {"window_size": 3, "shift": shift, "valid_sizes": sizes}
     ours = kernels.window_attention(qkv, table, qkv_bias, **arguments)
-    expected = oracle.window_attention(qkv, table, qkv_bias, **arguments)
+    expected = naive_windows.window_attention(qkv, table, qkv_bias, **arguments)
     assert_equal_with_gradients(ours, expected, [qkv, table, qkv_bias])
 
 
@@ -139,18 +142,18 @@ def test_image_to_text_equals_oracle(lengths):
     q, k, v = random(2, 7, 2, 3), random(2, 5, 2, 3, seed=1), random(2, 5, 2, 3, seed=2)
     key_lengths = torch.tensor(lengths)
     mask = torch.arange(5) < key_lengths[:, None]
-    expected = oracle.attention(q, k, v, mask)
+    expected = naive_cross.attention(q, k, v, mask)
     by_length = kernels.image_to_text_attention(q, k, v, key_lengths)
     assert_equal_with_gradients(by_length, expected, [q, k, v])
     by_mask = kernels.image_to_text_attention(q, k, v, key_mask=mask)
-    assert_equal_with_gradients(by_mask, oracle.attention(q, k, v, mask), [q, k, v])
+    assert_equal_with_gradients(by_mask, naive_cross.attention(q, k, v, mask), [q, k, v])
 
 
 def test_image_to_text_with_holes_in_the_mask():
     q, k, v = random(2, 3, 1, 2), random(2, 4, 1, 2, seed=1), random(2, 4, 1, 2, seed=2)
     mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
     ours = kernels.image_to_text_attention(q, k, v, key_mask=mask)
-    assert_equal_with_gradients(ours, oracle.attention(q, k, v, mask), [q, k, v])
+    assert_equal_with_gradients(ours, naive_cross.attention(q, k, v, mask), [q, k, v])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -170,13 +173,13 @@ def test_text_to_image_equals_oracle():
     q, k, v = random(2, 5, 2, 3), random(2, 12, 2, 3, seed=1), random(2, 12, 2, 3, seed=2)
     everything = torch.ones(2, 12, dtype=torch.bool)
     ours = kernels.text_to_image_attention(q, k, v)
-    assert_equal_with_gradients(ours, oracle.attention(q, k, v, everything), [q, k, v])
+    assert_equal_with_gradients(ours, naive_cross.attention(q, k, v, everything), [q, k, v])
     sizes = torch.tensor([[2, 3], [3, 4]])
     inside = torch.zeros(2, 3, 4, dtype=torch.bool)
     inside[0, :2, :3] = True
     inside[1] = True
     ours = kernels.text_to_image_attention(q, k, v, valid_sizes=sizes, map_size=(3, 4))
-    expected = oracle.attention(q, k, v, inside.flatten(1))
+    expected = naive_cross.attention(q, k, v, inside.flatten(1))
     assert_equal_with_gradients(ours, expected, [q, k, v])
 
 
@@ -199,7 +202,7 @@ def test_gated_residual_equals_oracle(gate):
     scale = torch.tensor([gate], dtype=torch.float64, requires_grad=True)
     inputs = [x, y, weight, bias, scale]
     ours = kernels.gated_residual(*inputs)
-    assert_equal_with_gradients(ours, oracle.gated_residual(*inputs), inputs)
+    assert_equal_with_gradients(ours, naive_residual.gated_residual(*inputs), inputs)
 
 
 def test_caches_survive_inference_mode():
@@ -219,13 +222,13 @@ def test_plain_pytorch_stays_on_the_device_of_its_tensors():
         return torch.empty(shape, device="meta")
 
     windows = meta(2, 5, 6, 3, 2, 4), meta(25, 2), meta(3, 2, 4)
-    read = reference_windows.window_attention(*windows, 3, 1, None)
-    found = reference_windows.window_attention_backward(read, *windows, 3, 1, None)
+    read = torch_windows.window_attention(*windows, 3, 1, None)
+    found = torch_windows.window_attention_backward(read, *windows, 3, 1, None)
     assert {each.device.type for each in (read, *found)} == {"meta"}
     assert [each.shape for each in found] == [each.shape for each in windows]
     q, k, v = meta(2, 6, 2, 4), meta(2, 5, 2, 4), meta(2, 5, 2, 4)
     mask = torch.empty(2, 5, dtype=torch.bool, device="meta")
-    out, logsumexp = reference.cross_attention(q, k, v, mask, 0.0, None)
-    found = reference.cross_attention_backward(out, q, k, v, out, logsumexp, mask, 0.0, None)
+    out, logsumexp = torch_cross.cross_attention(q, k, v, mask, 0.0, None)
+    found = torch_cross.cross_attention_backward(out, q, k, v, out, logsumexp, mask, 0.0, None)
     assert {each.device.type for each in (out, logsumexp, *found)} == {"meta"}
     assert [each.shape for each in found] == [q.shape, k.shape, v.shape]

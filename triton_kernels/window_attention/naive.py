@@ -1,7 +1,7 @@
-"""Every kernel operation the slow way: loops that really pad, roll, cut, mask and repeat.
+"""Window attention as loops that really pad, roll, cut and mask: the oracle of the tests.
 
-Written from the definitions, apart from `reference.py`, and differentiable, so that gradients can
-be compared too. Meant for small float64 inputs.
+Written from the definition, independently of `torch_path.py`, and differentiable, so that gradients
+can be compared too. Meant for small float64 inputs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def window_attention(
     shift: int,
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
+    """Attend as `op.window_attention` does, token by token."""
     batch, height, width = qkv.shape[:3]
     samples = []
     for sample in range(batch):
@@ -100,24 +101,3 @@ def _one_window(qkv: Tensor, regions: Tensor, bias_table: Tensor, window_size: i
             per_head.append((weights[:, None] * values).sum(0))
         outputs.append(torch.stack(per_head))
     return torch.stack(outputs).view(window_size, window_size, heads, head_width)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-    """Attend to the keys of `key_mask` (B, m) alone, sample by sample and head by head."""
-    samples = []
-    for sample in range(q.shape[0]):
-        real = key_mask[sample].nonzero()[:, 0]
-        heads = []
-        for head in range(q.shape[2]):
-            if len(real) == 0:
-                heads.append(torch.zeros_like(q[sample, :, head]))
-                continue
-            keys, values = k[sample, real, head], v[sample, real, head]
-            scores = q[sample, :, head] @ keys.T / q.shape[3] ** 0.5
-            heads.append(torch.exp(scores - scores.logsumexp(1, keepdim=True)) @ values)
-        samples.append(torch.stack(heads, 1))
-    return torch.stack(samples)
-
-
-def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    return x + gate * ((y[..., None, :] * weight).sum(-1) + bias)
