@@ -87,10 +87,9 @@ def no_reference(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("plain PyTorch runs")
 
-    for name in ("window_attention", "window_attention_backward"):
-        monkeypatch.setattr(registered_windows.torch_path, name, refuse)
-    for name in ("cross_attention", "cross_attention_backward"):
-        monkeypatch.setattr(registered_cross.torch_path, name, refuse)
+    for module in (registered_windows.torch_path, registered_cross.torch_path):
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(module, name, refuse)
 
 
 @pytest.mark.parametrize("case", WINDOWS.values(), ids=WINDOWS.keys())
@@ -290,6 +289,6 @@ def test_other_heads_run_in_plain_pytorch_and_are_told_only_if_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = kernels.text_to_image_attention(*inputs)
-    dispatch._tell.cache_clear()
+    dispatch._warn_once.cache_clear()
     with kernels.use_backend("native"), pytest.warns(UserWarning, match="head width 24"):
         assert torch.equal(kernels.text_to_image_attention(*inputs), plain)

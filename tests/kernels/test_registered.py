@@ -12,6 +12,7 @@ from fiber import kernels
 from fiber.kernels.cross_attention import naive as naive_cross
 from fiber.kernels.cross_attention import registered as registered_cross
 from fiber.kernels.cross_attention import torch_path as torch_cross
+from fiber.kernels.cross_attention.key_mask import Dropout
 from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import registered as registered_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
@@ -209,7 +210,7 @@ def test_dropout_keeps_what_its_seed_says():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     weights = torch.zeros(2, 2, 6, 5)
-    kept = torch_cross._kept(weights, 0.25, SEED)
+    kept = torch_cross._draw_kept(weights, Dropout(0.25, SEED))
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 2
     scores = scores.masked_fill(torch.arange(5) >= LENGTHS[:, None, None, None], -torch.inf)
     expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1) * kept, v)
@@ -224,7 +225,7 @@ def test_dropout_keeps_what_its_seed_says():
 
 
 def test_dropout_drops_as_many_as_it_says():
-    kept = torch_cross._kept(torch.zeros(64, 4, 50, 50), 0.1, SEED)
+    kept = torch_cross._draw_kept(torch.zeros(64, 4, 50, 50), Dropout(0.1, SEED))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
     dropped, count = (kept == 0).float().mean().item(), kept.numel()
     # Five standard deviations of a mean of that many coins.

@@ -9,9 +9,11 @@ from torch import Tensor
 from fiber import kernels
 from fiber.kernels.cross_attention import naive as naive_cross
 from fiber.kernels.cross_attention import torch_path as torch_cross
+from fiber.kernels.cross_attention.key_mask import NO_DROPOUT, KeyMask
 from fiber.kernels.gated_residual import naive as naive_residual
 from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
+from fiber.kernels.window_attention.window_spec import WindowSpec
 
 # Products of at most 400 float64 terms of size 1, summed in another order.
 TOLERANCE = 1e-12
@@ -222,13 +224,15 @@ def test_plain_pytorch_stays_on_the_device_of_its_tensors():
         return torch.empty(shape, device="meta")
 
     windows = meta(2, 5, 6, 3, 2, 4), meta(25, 2), meta(3, 2, 4)
-    read = torch_windows.window_attention(*windows, 3, 1, None)
-    found = torch_windows.window_attention_backward(read, *windows, 3, 1, None)
+    spec = WindowSpec(3, 1)
+    read = torch_windows.forward(*windows, spec)
+    found = torch_windows.backward(read, *windows, spec)
     assert {each.device.type for each in (read, *found)} == {"meta"}
     assert [each.shape for each in found] == [each.shape for each in windows]
     q, k, v = meta(2, 6, 2, 4), meta(2, 5, 2, 4), meta(2, 5, 2, 4)
     mask = torch.empty(2, 5, dtype=torch.bool, device="meta")
-    out, logsumexp = torch_cross.cross_attention(q, k, v, mask, 0.0, None)
-    found = torch_cross.cross_attention_backward(out, q, k, v, out, logsumexp, mask, 0.0, None)
+    keys = KeyMask(mask=mask)
+    out, logsumexp = torch_cross.forward(q, k, v, keys, NO_DROPOUT)
+    found = torch_cross.backward(out, q, k, v, out, logsumexp, keys, NO_DROPOUT)
     assert {each.device.type for each in (out, logsumexp, *found)} == {"meta"}
     assert [each.shape for each in found] == [q.shape, k.shape, v.shape]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-    """Attend to the keys of `key_mask` (B, m) alone, sample by sample and head by head."""
+    """Attend from q [B, n, h, d] to the keys that key_mask [B, m] selects, one head at a time."""
     samples = []
     for sample in range(q.shape[0]):
         real = key_mask[sample].nonzero()[:, 0]

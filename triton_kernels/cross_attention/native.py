@@ -1,8 +1,7 @@
-"""Cross attention by the extension, on a CPU; arguments are those of `operations.py`, checked."""
+"""Cross attention on a CPU by the extension. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,35 +11,27 @@ from fiber import _core
 
 from ..runtime import native_arrays
 from . import torch_path
+from .key_mask import Dropout, KeyMask
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Say why a call is not taken; None if it is."""
+    """Return why the extension does not take a call; None if it does."""
     return native_arrays.refusal(q, q.shape[3])
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_lengths: Tensor | None,
-    valid_sizes: Tensor | None,
-    map_size: Sequence[int] | None,
-    dropout_p: float,
-    seed: Tensor | None,
-    key_mask: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Give what is read, (B, n, h, d), and the base-2 logarithms of the sums of exponentials."""
-    if dropout_p:
-        mask = torch_path.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
-        return torch_path.cross_attention(q, k, v, mask, dropout_p, seed)
+    """Compute the output and the logsumexp; see `torch_path.forward`, which runs with dropout."""
+    if dropout.p:
+        return torch_path.forward(q, k, v, keys, dropout)
     out = native_arrays.empty_like(q)
-    sums = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
+    logsumexp = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
     _core.cross_attention(
-        *(native_arrays.array(tensor) for tensor in (q, k, v, out, sums)),
-        **_options(k, key_lengths, key_mask, valid_sizes, map_size),
+        *(native_arrays.array(tensor) for tensor in (q, k, v, out, logsumexp)),
+        **_options(keys, k.shape[1]),
     )
-    return out, sums
+    return out, logsumexp
 
 
 def backward(
@@ -50,43 +41,27 @@ def backward(
     v: Tensor,
     out: Tensor,
     logsumexp: Tensor,
-    key_lengths: Tensor | None,
-    valid_sizes: Tensor | None,
-    map_size: Sequence[int] | None,
-    dropout_p: float,
-    seed: Tensor | None,
-    key_mask: Tensor | None,
+    keys: KeyMask,
+    dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of q, k and v."""
-    if dropout_p:
-        mask = torch_path.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
-        return torch_path.cross_attention_backward(
-            grad, q, k, v, out, logsumexp, mask, dropout_p, seed
-        )
+    """Compute the gradients of q, k and v; see `torch_path.backward`, which runs with dropout."""
+    if dropout.p:
+        return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     of_q, of_k, of_v = (native_arrays.empty_like(tensor) for tensor in (q, k, v))
     _core.cross_attention_backward(
-        *(
-            native_arrays.array(tensor)
-            for tensor in (grad, q, k, v, out, logsumexp, of_q, of_k, of_v)
-        ),
-        **_options(k, key_lengths, key_mask, valid_sizes, map_size),
+        *map(native_arrays.array, (grad, q, k, v, out, logsumexp, of_q, of_k, of_v)),
+        **_options(keys, k.shape[1]),
     )
     return of_q, of_k, of_v
 
 
-def _options(
-    k: Tensor,
-    key_lengths: Tensor | None,
-    key_mask: Tensor | None,
-    valid_sizes: Tensor | None,
-    map_size: Sequence[int] | None,
-) -> dict[str, Any]:
+def _options(keys: KeyMask, num_keys: int) -> dict[str, Any]:
     lengths, mask = None, None
-    if key_lengths is not None:
-        # No length is below zero or beyond the keys, whatever was given.
-        lengths = key_lengths.clamp(0, k.shape[1]).tolist()
-    elif key_mask is not None or valid_sizes is not None:
-        mask = torch_path.mask_of(k, None, key_mask, valid_sizes, map_size)
+    if keys.lengths is not None:
+        # Lengths below 0 or above m are clamped, as in the other backends.
+        lengths = keys.lengths.clamp(0, num_keys).tolist()
+    else:
+        mask = keys.as_bool(num_keys)
     return {
         "key_lengths": lengths,
         "key_mask": None if mask is None else mask.contiguous().view(torch.uint8).numpy(),

@@ -1,4 +1,4 @@
-"""Cross attention in both directions: argument checks, then the registered operation.
+"""Cross attention in both directions: argument checks and the call of the registered operation.
 
 Letters: B batch, H W map, h heads, d head width, T image tokens, L text tokens.
 """
@@ -20,18 +20,18 @@ def image_to_text_attention(
     *,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """Let every image token attend to the real text tokens of its own sample.
+    """Attend from every image token to the text tokens of its own sample.
 
     Args:
-        q: (B, T, h, d) queries of the image tokens; scaled here by d ** -0.5.
-        k: (B, L, h, d) keys of the text.
-        v: (B, L, h, d) values of the text.
-        key_lengths: (B,) integer, real tokens first; later keys are not read.
-        key_mask: (B, L) bool, True = real token; for masks that are no prefix. At most one of
-            key_lengths and key_mask may be given; without both every key is real.
+        q: [B, T, h, d] queries of the image tokens; scaled here by d ** -0.5.
+        k: [B, L, h, d] keys of the text.
+        v: [B, L, h, d] values of the text.
+        key_lengths: [B] integer number of real tokens, which come first; later keys are not read.
+        key_mask: [B, L] bool, True = real token, for masks that are not a prefix. At most one of
+            key_lengths and key_mask may be given; without both every key is read.
 
     Returns:
-        (B, T, h, d) in q's dtype; 0 where a sample has no real key.
+        [B, T, h, d] in q's dtype; 0 where a sample has no real key.
 
     Raises:
         ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
@@ -63,19 +63,19 @@ def text_to_image_attention(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Let every text token attend to all image tokens of its own sample.
+    """Attend from every text token to the image tokens of its own sample.
 
     Args:
-        q: (B, L, h, d) queries of the text; scaled here by d ** -0.5.
-        k: (B, T, h, d) keys of the image tokens, row by row.
-        v: (B, T, h, d) values of the image tokens.
-        valid_sizes: (B, 2) integer (height, width) of each sample's own map; keys outside are
-            not read. None, as published: every key is read, padding of the batch included.
+        q: [B, L, h, d] queries of the text; scaled here by d ** -0.5.
+        k: [B, T, h, d] keys of the image tokens, row by row.
+        v: [B, T, h, d] values of the image tokens.
+        valid_sizes: [B, 2] integer (height, width) of each sample's own map; keys outside are not
+            read. None: every key is read, padding of the batch included, as published.
         map_size: (H, W) with H * W = T; needed with valid_sizes.
         dropout_p: probability of dropping an attention weight.
 
     Returns:
-        (B, L, h, d) in q's dtype; 0 where a sample has no valid key.
+        [B, L, h, d] in q's dtype; 0 where a sample has no valid key.
 
     Raises:
         ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
@@ -95,7 +95,7 @@ def text_to_image_attention(
     require_one_device(named)
     seed = None
     if dropout_p:
-        # Drawn where the tensors are, so that no device waits and torch's seed decides.
+        # Drawn on the tensors' device: no synchronization, and torch's seed decides.
         seed = torch.randint(2**62, (1,), device=q.device)
     size = None if valid_sizes is None else map_size
     read, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)

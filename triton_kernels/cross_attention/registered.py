@@ -1,4 +1,4 @@
-"""Cross attention as torch knows it: forward and backward operations with their gradients."""
+"""Registration of cross attention with `torch.library`: forward, backward, shapes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..runtime.dispatch import Backend, kernel_module
 from ..runtime.registration import LIBRARY, below_autograd, differentiate, operation
 from . import torch_path
+from .key_mask import Dropout, KeyMask
 
 _MODULES: Mapping[Backend, str] = {
     "triton": "cross_attention.triton_launch",
@@ -38,14 +39,10 @@ def cross_attention(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """What is read, and the base-2 logarithms of the sums of exponentials (B, h, n)."""
-    module = kernel_module(_MODULES, q, k)
-    if module is not None:
-        return module.forward(
-            q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
-        )
-    mask = torch_path.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
-    return torch_path.cross_attention(q, k, v, mask, dropout_p, seed)
+    """Compute the output [B, n, h, d] and the base-2 logsumexp of the scores [B, h, n]."""
+    keys = KeyMask(key_lengths, key_mask, valid_sizes, map_size)
+    module = kernel_module(_MODULES, q, k) or torch_path
+    return module.forward(q, k, v, keys, Dropout(dropout_p, seed))
 
 
 @torch.library.register_fake("fiber::cross_attention", lib=LIBRARY)
@@ -73,15 +70,10 @@ def cross_attention_backward(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
-    module = kernel_module(_MODULES, q, k)
-    if module is not None:
-        saved = (q, k, v, out, logsumexp)
-        return module.backward(
-            grad, *saved, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
-        )
-    mask = torch_path.mask_of(k, key_lengths, key_mask, valid_sizes, map_size)
-    return torch_path.cross_attention_backward(grad, q, k, v, out, logsumexp, mask, dropout_p, seed)
+    """Compute the gradients of q, k and v."""
+    keys = KeyMask(key_lengths, key_mask, valid_sizes, map_size)
+    module = kernel_module(_MODULES, q, k) or torch_path
+    return module.backward(grad, q, k, v, out, logsumexp, keys, Dropout(dropout_p, seed))
 
 
 @torch.library.register_fake("fiber::cross_attention_backward", lib=LIBRARY)
@@ -96,7 +88,7 @@ class _CrossAttention(Function):
         q, k, v, key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed = arguments
         ctx.save_for_backward(q, k, v, *output, key_lengths, key_mask, valid_sizes, seed)
         ctx.mark_non_differentiable(output[1])
-        # No zeros are made for the sums, which nobody asks gradients of.
+        # The logsumexp needs no gradient: do not materialize zeros for it.
         ctx.set_materialize_grads(False)
         return output
 

@@ -1,8 +1,8 @@
-"""Triton kernels of the backward of attention from one sequence to another.
+"""Backward kernels of cross attention.
 
-One kernel keeps a tile of queries and walks over the keys, the other keeps a tile of keys and walks
-over the queries. Where the kept tile holds the whole of its side, the gradient of the other side
-is complete in every step, and the one kernel writes everything. Nothing is added atomically.
+`walk_keys` keeps a tile of queries and loops over the keys, `walk_queries` keeps a tile of keys and
+loops over the queries. If one tile holds a whole sequence, the gradient of the other sequence is
+complete in every step, and one kernel writes all gradients. There are no atomics.
 
 Letters and the order of keys are those of `triton_forward.py`.
 """
@@ -30,9 +30,20 @@ from .triton_forward import (
 
 @triton.jit
 def walk_keys(
-    queries, keys, values, grads, outputs, logsumexps, lengths, valid_sizes, key_mask,
-    seed, deltas,
-    grad_queries, grad_keys, grad_values,
+    queries,  # [B, n, h, d]
+    keys,  # [B, m, h, d]
+    values,  # [B, m, h, d]
+    grads,  # [B, n, h, d] gradient of the output
+    outputs,  # [B, n, h, d] contiguous
+    logsumexps,  # [B, h, n] contiguous
+    lengths,  # [B] number of keys of each sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    key_mask,  # [B, m] uint8, or None
+    seed,  # [1] int64, or None without dropout
+    deltas,  # [B, h, n] output for `walk_queries`, or None
+    grad_queries,  # [S, B, n, h, d] output, to be summed over S
+    grad_keys,  # [B, m, h, d] output, or None; needs one tile of queries
+    grad_values,  # [B, m, h, d] output, or None; needs one tile of queries
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
@@ -40,12 +51,9 @@ def walk_keys(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Differentiate by one tile of queries what it read in one part of the keys.
+    """Compute the gradients of one tile of queries from one part of the keys.
 
-    Grid: (query tiles * S, h, B). `grad_queries` is (S, B, n, h, d), to be added up where S > 1.
-    `deltas` (B, h, n), if given, receives what `walk_queries` needs. `grad_keys` and `grad_values`
-    (B, m, h, d), if given, are written here; that needs one tile of queries. `outputs` and all
-    results are contiguous.
+    Grid: (query tiles * S, h, B). Outputs are contiguous.
     """
     FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
@@ -77,7 +85,7 @@ def walk_keys(
     keys += far * k_sample + head * k_head
     values += far * v_sample + head * v_head
     rescale = _dropout_scale(seed, threshold, ACCUMULATOR)
-    # Dropout's factor is left out of every slope and made up for at the end.
+    # The factor of dropout is applied once, at the end.
     delta = tl.sum(grad.to(ACCUMULATOR) * out.to(ACCUMULATOR), 1) / rescale
     row = (far * num_heads + head) * num_queries + query
     # The weights of absent queries become 0.
@@ -86,7 +94,7 @@ def walk_keys(
         # A sample without keys.
         log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
     if deltas is not None:
-        # Every part knows the same; the first one says it.
+        # All parts have the same delta; the first one stores it.
         tl.store(deltas + row, delta, mask=query < tl.where(part == 0, num_queries, 0))
     count, own_width = _own_keys(
         lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
@@ -144,9 +152,19 @@ def walk_keys(
 
 @triton.jit
 def walk_queries(
-    queries, keys, values, grads, logsumexps, lengths, valid_sizes, key_mask,
-    seed, deltas,
-    grad_queries, grad_keys, grad_values,
+    queries,  # [B, n, h, d]
+    keys,  # [B, m, h, d]
+    values,  # [B, m, h, d]
+    grads,  # [B, n, h, d] gradient of the output
+    logsumexps,  # [B, h, n] contiguous
+    lengths,  # [B] number of keys of each sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    key_mask,  # [B, m] uint8, or None
+    seed,  # [1] int64, or None without dropout
+    deltas,  # [B, h, n] from `walk_keys`; None needs one tile of keys
+    grad_queries,  # [B, n, h, d] output if deltas is None
+    grad_keys,  # [S, B, m, h, d] output, to be summed over S
+    grad_values,  # [S, B, m, h, d] output, to be summed over S
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, queries_per_part, map_height, map_width, threshold,
@@ -154,12 +172,9 @@ def walk_queries(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Differentiate by one tile of keys and values what one part of the queries read there.
+    """Compute the gradients of one tile of keys and values from one part of the queries.
 
-    Grid: (key tiles * S, h, B). `grad_keys` and `grad_values` are (S, B, m, h, d), to be added up
-    where S > 1; 0 behind a sample's own keys. `deltas` (B, h, n) comes from `walk_keys`; without it
-    there must be one tile of keys, and `grad_queries` (B, n, h, d) is written here. All results
-    are contiguous.
+    Grid: (key tiles * S, h, B). Gradients of keys that are not read are 0. Outputs are contiguous.
     """
     FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
@@ -190,7 +205,7 @@ def walk_queries(
     stop = tl.minimum(start + queries_per_part, num_queries)
     if deltas is not None:
         deltas += (far * num_heads + head) * num_queries
-        # Nothing is read behind a sample's own keys.
+        # Keys after a sample's own ones are not read.
         stop = tl.where(first_key < count, stop, start)
     else:
         grad_queries += far * num_queries * wide + head * HEAD_WIDTH
@@ -236,7 +251,7 @@ def walk_queries(
 
 @triton.jit
 def add_parts(parts, sums, size, num_parts, BLOCK_SIZE: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """Add `parts` (S, size) up in their order, into `sums` (size,)."""
+    """Sum `parts` [S, size] into `sums` [size], in the order of S."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = offsets < size
     total = tl.zeros([BLOCK_SIZE], ACCUMULATOR)

@@ -1,10 +1,10 @@
-"""Triton kernels of attention from one sequence to another, in both directions.
+"""Forward kernels of cross attention, and device functions that the backward kernels share.
 
 Letters: B batch, n queries, m keys, h heads, d head width, S parts of a split loop.
 
-A program serves one head of one sample. A sample's own keys come first in a loop's order ("rank"):
-real tokens, or the places of its own map row by row. Keys behind them are never read, so they may
-hold anything, and no work is spent on them.
+A program handles one head of one sample. Loops go over the rank of a key: a sample's own keys come
+first, that is, real tokens, or the positions of its own map row by row. Other keys are never
+loaded, so they may hold anything and cost nothing.
 
 Source: Dao, "FlashAttention-2" (2023): the running softmax and its backward from the logsumexp.
 """
@@ -22,9 +22,9 @@ def _own_keys(
     lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width,
     BLOCK_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Count the keys of a sample and the columns of its own map; at least 1 of the latter.
+    """Return the number of keys of a sample, and the width of its own map, at least 1.
 
-    Under a mask the keys reach to the last one that it marks, with others between them.
+    With a mask, the number of keys is the position of the last selected one plus 1.
     """
     count = num_keys
     own_width = 1
@@ -48,7 +48,7 @@ def _own_keys(
 
 @triton.jit
 def _is_read(rank, below, key_mask, sample, num_keys):
-    """Whether the key of a rank stands below a bound, and is marked where there is a mask."""
+    """Check whether the key of a rank is below a bound and selected by the mask, if any."""
     own = rank < below
     if key_mask is not None:
         marks = key_mask + sample.to(tl.int64) * num_keys + rank
@@ -58,7 +58,7 @@ def _is_read(rank, below, key_mask, sample, num_keys):
 
 @triton.jit
 def _tile_and_part(length, BLOCK: tl.constexpr, SPLIT: tl.constexpr):
-    """Find this program's tile of the kept side and its part of the loop over the other side."""
+    """Return this program's tile of one sequence and its part of the loop over the other one."""
     if SPLIT:
         tiles = tl.cdiv(length, BLOCK)
         return tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -68,7 +68,7 @@ def _tile_and_part(length, BLOCK: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _place(rank, own_width, map_width, valid_sizes):
-    """Where in the tensor the own key of a rank stands."""
+    """Return the position in the tensor of the own key of a rank."""
     if valid_sizes is None:
         return rank
     else:
@@ -77,12 +77,12 @@ def _place(rank, own_width, map_width, valid_sizes):
 
 @triton.jit
 def _any_place(rank, count, own_width, map_width, valid_sizes):
-    """The same for every rank below m: behind the own keys come the others, each once."""
+    """Return the position of every rank below m: after the own keys, each other key once."""
     if valid_sizes is None:
         return rank
     else:
         own_height = count // own_width
-        # Right of the own map stand `beside` columns; all of the map where a sample has no keys.
+        # `beside` columns are to the right of the own map; 0 if the sample has no keys.
         beside = tl.where(count > 0, map_width - own_width, 0)
         other = rank - count
         divisor = tl.maximum(beside, 1)
@@ -93,7 +93,7 @@ def _any_place(rank, count, own_width, map_width, valid_sizes):
 
 @triton.jit
 def _load_rows(pointer, rows, stride, present, HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """Load (rows, BLOCK_WIDTH) of one head; 0 where a row is not `present`."""
+    """Load [rows, BLOCK_WIDTH] of one head; 0 where a row is not `present`."""
     columns = tl.arange(0, BLOCK_WIDTH)
     mask = present[:, None]
     if HEAD_WIDTH != BLOCK_WIDTH:
@@ -105,7 +105,7 @@ def _load_rows(pointer, rows, stride, present, HEAD_WIDTH: tl.constexpr, BLOCK_W
 def _store_rows(
     pointer, rows, stride, present, tile, HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr
 ):
-    """Store (rows, BLOCK_WIDTH) of one head where a row is `present`."""
+    """Store [rows, BLOCK_WIDTH] of one head where a row is `present`."""
     columns = tl.arange(0, BLOCK_WIDTH)
     mask = present[:, None]
     if HEAD_WIDTH != BLOCK_WIDTH:
@@ -116,7 +116,7 @@ def _store_rows(
 
 @triton.jit
 def _dropout_words(seed, sample, head):
-    """Two random words for a head of a sample, or zeros without dropout."""
+    """Draw two random integers for a head of a sample; zeros without dropout."""
     if seed is None:
         return 0, 0
     else:
@@ -126,23 +126,23 @@ def _dropout_words(seed, sample, head):
 
 @triton.jit
 def _kept(query, key, base, stir, threshold):
-    """Decide which weights survive dropout, from query and key alone.
+    """Decide which weights dropout keeps, from the indices of query and key alone.
 
-    A generator's call for every weight would cost several times the attention. Philox is called
-    once for a head; its words key a mixing of two multiplications, which is a bijection of the
-    word that a (query, key) is mapped to. So the mask depends on no tile, split or direction.
+    Philox for every weight would cost several times the attention. It is called once per head; its
+    output keys a hash of two multiplications, which is a bijection of the integer that a
+    (query, key) pair is mapped to. So the mask depends on no tile, split or direction.
 
     Args:
         query: int32 indices, broadcast against `key`.
         key: int32 ranks.
-        base: word added before the mixing.
-        stir: word merged in between its multiplications.
-        threshold: signed; a weight survives with probability (2^31 - threshold) / 2^32.
+        base: random integer added before the hash.
+        stir: random integer mixed in between its multiplications.
+        threshold: int32; a weight is kept with probability (2^31 - threshold) / 2^32.
 
     Returns:
         bool of the broadcast shape.
     """
-    # Odd multipliers whose sums meet for no two of the first 4800 queries and 4800 keys.
+    # Odd multipliers without collisions among the first 4800 queries and 4800 keys.
     row = base + query.to(tl.uint32) * 0x9E3779B1
     word = row + key.to(tl.uint32) * 0x85EBCA6B
     word = (word ^ (word >> 16)) * 0x21F0AAAD
@@ -152,7 +152,7 @@ def _kept(query, key, base, stir, threshold):
 
 @triton.jit
 def _dropout_scale(seed, threshold, ACCUMULATOR: tl.constexpr):
-    """One over the probability with which a weight survives."""
+    """Return 1 over the probability of keeping a weight."""
     if seed is None:
         return tl.full([], 1.0, ACCUMULATOR)
     else:
@@ -161,17 +161,25 @@ def _dropout_scale(seed, threshold, ACCUMULATOR: tl.constexpr):
 
 @triton.jit
 def _hide(scores, own, key_mask):
-    """Set the scores of keys that are not read to -inf; `own` is broadcast against them."""
+    """Set the scores of keys that are not read to -inf; `own` is broadcast against scores."""
     if key_mask is None:
         return tl.where(own, scores, float("-inf"))
     else:
-        # What came from memory is cheaper added than chosen by: one addition for a score.
+        # `own` was loaded from memory: an addition per score is cheaper than a select.
         return scores + tl.where(own, 0.0, float("-inf"))
 
 
 @triton.jit
 def attend(
-    queries, keys, values, lengths, valid_sizes, key_mask, seed, outputs, logsumexps,
+    queries,  # [B, n, h, d]
+    keys,  # [B, m, h, d]
+    values,  # [B, m, h, d]
+    lengths,  # [B] number of keys of each sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    key_mask,  # [B, m] uint8, or None
+    seed,  # [1] int64, or None without dropout
+    outputs,  # [S, B, n, h, d] contiguous
+    logsumexps,  # [S, B, h, n] contiguous
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
@@ -179,10 +187,9 @@ def attend(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Read the keys of one part for one tile of queries.
+    """Attend from one tile of queries to one part of the keys.
 
-    Grid: (query tiles * S, h, B). `outputs` is (S, B, n, h, d), `logsumexps` (S, B, h, n), each
-    contiguous; with S > 1 `join_parts` makes one of them.
+    Grid: (query tiles * S, h, B). If S > 1, `join_parts` combines the parts.
     """
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
     head, sample = tl.program_id(1), tl.program_id(2)
@@ -214,7 +221,7 @@ def attend(
         scores = tl.dot(q, tl.trans(k), out_dtype=ACCUMULATOR, input_precision="ieee")
         scores = _hide(scores, own[None, :], key_mask)
         higher = tl.maximum(maximum, tl.max(scores, 1) * SCALE)
-        # Without a mask at least one key of the tile is real, so that the new maximum is finite.
+        # Without a mask at least one key of the tile is read, so the new maximum is finite.
         finite = higher
         if key_mask is not None:
             finite = tl.where(higher == float("-inf"), 0.0, higher)
@@ -239,15 +246,17 @@ def attend(
 
 @triton.jit
 def join_parts(
-    parts, part_logsumexps, outputs, logsumexps,
+    parts,  # [S, B, n, h, d]
+    part_logsumexps,  # [S, B, h, n]
+    outputs,  # [B, n, h, d]
+    logsumexps,  # [B, h, n]
     num_queries, num_heads, num_parts,
     HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_QUERIES: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Weigh what the parts of the keys gave, in their order.
+    """Combine the outputs of the parts of the keys, in their order. All tensors are contiguous.
 
-    Grid: (query tiles, h, B). `parts` is (S, B, n, h, d), `part_logsumexps` (S, B, h, n), `outputs`
-    and `logsumexps` are the same without S; all contiguous.
+    Grid: (query tiles, h, B).
     """
     head, sample = tl.program_id(1), tl.program_id(2)
     query = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
@@ -263,7 +272,7 @@ def join_parts(
         source = parts + (far * num_queries * num_heads + head) * HEAD_WIDTH
         values = _load_rows(source, query, stride, asks, HEAD_WIDTH, BLOCK_WIDTH)
         higher = tl.maximum(maximum, summand)
-        # A part beyond the sample's keys has -inf, and so has the maximum where there is no key.
+        # -inf for a part after the sample's keys, and for a sample without keys.
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         shrink, weight = tl.exp2(maximum - finite), tl.exp2(summand - finite)
         total = total * shrink + weight

@@ -1,6 +1,7 @@
-"""Attention from one sequence to another in Triton: what is launched for it.
+"""Launches of the cross attention kernels, from shapes and the table of tile sizes alone.
 
-Serves image-to-text (many queries, few keys) and text-to-image attention (few queries, many keys).
+Image-to-text attention has many queries and few keys, text-to-image attention few queries and many
+keys.
 
 Letters: B batch, n queries, m keys, h heads, d head width, S parts of a split loop.
 """
@@ -18,17 +19,18 @@ from torch import Tensor
 
 from ..runtime.launch import Launch
 from ..runtime.tiles import tile
+from .key_mask import ALL_KEYS, NO_DROPOUT, Dropout, KeyMask
 from .triton_backward import add_parts, walk_keys, walk_queries
 from .triton_forward import attend, join_parts
 
-#: Programs that a loop is split for: about two for every multiprocessor of an H100. A constant, so
-#: that sums are added in the same order on every GPU.
+#: Loops are split until there are this many programs, about two per multiprocessor of an H100. A
+#: constant, so that sums have the same order on every GPU.
 PROGRAMS = 256
 
-#: Tiles that a part of a split loop has at least; splitting costs a second kernel.
+#: Minimum tiles of a part of a split loop; splitting costs a second kernel.
 TILES_PER_PART = 2
 
-#: Elements that a program of `add_parts` adds up.
+#: Elements that a program of `add_parts` sums.
 SUM_BLOCK = 1024
 
 MAX_HEAD_WIDTH = 128
@@ -36,11 +38,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Say why these kernels do not take queries (B, n, h, d) and keys (B, m, h, d).
-
-    Returns:
-        The reason in words, None where they do.
-    """
+    """Return why the kernels do not take queries [B, n, h, d] and keys [B, m, h, d], or None."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
@@ -57,17 +55,11 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_lengths: Tensor | None = None,
-    valid_sizes: Tensor | None = None,
-    map_size: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    key_mask: Tensor | None = None,
+    keys: KeyMask = ALL_KEYS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Tensor, Tensor]:
     """Run `plan_forward` and return its outputs."""
-    launches, outputs = plan_forward(
-        q, k, v, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
-    )
+    launches, outputs = plan_forward(q, k, v, keys, dropout)
     for launch in launches:
         launch.run()
     return outputs
@@ -80,17 +72,11 @@ def backward(
     v: Tensor,
     out: Tensor,
     logsumexp: Tensor,
-    key_lengths: Tensor | None = None,
-    valid_sizes: Tensor | None = None,
-    map_size: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    key_mask: Tensor | None = None,
+    keys: KeyMask = ALL_KEYS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `plan_backward` and return its outputs."""
-    launches, outputs = plan_backward(
-        grad, q, k, v, out, logsumexp, key_lengths, valid_sizes, map_size, dropout_p, seed, key_mask
-    )
+    launches, outputs = plan_backward(grad, q, k, v, out, logsumexp, keys, dropout)
     for launch in launches:
         launch.run()
     return outputs
@@ -100,35 +86,27 @@ def plan_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_lengths: Tensor | None = None,
-    valid_sizes: Tensor | None = None,
-    map_size: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    key_mask: Tensor | None = None,
+    keys: KeyMask = ALL_KEYS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
-    """Say what is launched for softmax(q @ k.T * d ** -0.5) @ v of every head.
+    """Plan the launches of softmax(q @ k.T * d ** -0.5) @ v of every head, and allocate outputs.
 
     Args:
-        q: (B, n, h, d).
-        k: (B, m, h, d).
-        v: (B, m, h, d).
-        key_lengths: (B,) integer, keys of each sample; cut to 0 ... m.
-        valid_sizes: (B, 2) integer (height, width) of each sample's own part of a map of keys, cut
-            to the map. At most one of the two; without both a sample has m keys.
-        map_size: (H, W) with H * W = m; needed with valid_sizes.
-        dropout_p: probability of dropping a weight, below 1. What is dropped depends on the seed
-            and on the indices of sample, head, query and own key, not on padding or tiles.
-        seed: (1,) int64; needed where dropout_p > 0.
-        key_mask: (B, m) bool, True = is read; instead of lengths and sizes, and slower than these.
+        q: [B, n, h, d].
+        k: [B, m, h, d].
+        v: [B, m, h, d].
+        keys: keys that are read; lengths and sizes are clamped to m and the map. A mask is slower
+            than lengths or sizes.
+        dropout: which weights are dropped depends on the seed and the indices of sample, head,
+            query and the sample's own key, not on padding or tiles.
 
     Returns:
-        The launches, and out (B, n, h, d) in q's dtype with the base-2 logarithm of the sum of
-        exponentials, (B, h, n) float32 (float64 for float64). Out is 0 and the logarithm -inf
-        where a sample has no key.
+        The launches; and the output [B, n, h, d] in q's dtype with the base-2 logsumexp of the
+        scores, [B, h, n] float32 (float64 for float64). Where a sample has no key, they are 0 and
+        -inf.
 
     Raises:
-        ValueError: if dropout_p is not in [0, 1).
+        ValueError: if dropout.p is not in [0, 1).
     """
     q, k, v = _with_rows(q), _with_rows(k), _with_rows(v)
     batch, num_queries, heads, _ = q.shape
@@ -146,8 +124,8 @@ def plan_forward(
         "outputs": part_out,
         "logsumexps": part_logsumexp,
         "keys_per_part": keys_per_part,
-        **_inputs(q, k, v, key_lengths, valid_sizes, map_size, key_mask),
-        **_dropout(dropout_p, seed),
+        **_inputs(q, k, v, keys),
+        **_dropout(dropout),
     }
     grid = (query_tiles * parts, heads, batch)
     several = keys_per_part > sizes["block_keys"]
@@ -175,32 +153,23 @@ def plan_backward(
     v: Tensor,
     out: Tensor,
     logsumexp: Tensor,
-    key_lengths: Tensor | None = None,
-    valid_sizes: Tensor | None = None,
-    map_size: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    key_mask: Tensor | None = None,
+    keys: KeyMask = ALL_KEYS,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """Say what is launched for the gradients of `plan_forward`.
+    """Plan the launches of the backward pass, and allocate its outputs.
 
     Args:
-        grad: (B, n, h, d) gradient of out.
-        q: as in `plan_forward`, like all that is not named here.
-        k: see there.
-        v: see there.
-        out: (B, n, h, d) as it came out.
-        logsumexp: (B, h, n) as it came out.
-        key_lengths: see there.
-        valid_sizes: see there.
-        map_size: see there.
-        dropout_p: see there.
-        seed: see there.
-        key_mask: see there.
+        grad: [B, n, h, d] gradient of the output.
+        q: [B, n, h, d].
+        k: [B, m, h, d].
+        v: [B, m, h, d].
+        out: [B, n, h, d] from `plan_forward`.
+        logsumexp: [B, h, n] from `plan_forward`.
+        keys: keys that are read.
+        dropout: dropout of attention weights.
 
     Returns:
-        The launches, and the gradients of q, k and v in their shapes, contiguous; 0 for keys that
-        are not a sample's own.
+        The launches, and the gradients of q, k and v, contiguous; 0 for keys that are not read.
     """
     q, k, v, grad = _with_rows(q), _with_rows(k), _with_rows(v), _with_rows(grad)
     grad_q, grad_k, grad_v = (_empty(tensor.shape, tensor) for tensor in (q, k, v))
@@ -211,8 +180,8 @@ def plan_backward(
         "grad_keys": grad_k,
         "grad_values": grad_v,
         **_strides("grad", grad),
-        **_inputs(q, k, v, key_lengths, valid_sizes, map_size, key_mask),
-        **_dropout(dropout_p, seed),
+        **_inputs(q, k, v, keys),
+        **_dropout(dropout),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
     if 0 < k.shape[1] <= by_keys["block_keys"]:
@@ -229,7 +198,7 @@ def plan_backward(
 def _plan_walk_keys(
     arguments: dict[str, Any], sizes: dict[str, int], out: Tensor, delta: Tensor | None
 ) -> list[Launch]:
-    """Launch `walk_keys`; without `delta` to fill it writes the gradients of keys as well."""
+    """Plan `walk_keys`; without a `delta` to write, it also writes the gradients of keys."""
     q, grad_q = arguments["queries"], arguments["grad_queries"]
     batch, num_queries, heads, _ = q.shape
     tiles = _tiles_of(num_queries, sizes["block_queries"])
@@ -255,7 +224,7 @@ def _plan_walk_keys(
 def _plan_walk_queries(
     arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
 ) -> list[Launch]:
-    """Launch `walk_queries`; without a filled `delta` it writes the gradient of queries as well."""
+    """Plan `walk_queries`; without a `delta` to read, it also writes the gradient of queries."""
     q = arguments["queries"]
     batch, num_queries, heads, _ = q.shape
     tiles = _tiles_of(arguments["num_keys"], sizes["block_keys"])
@@ -275,7 +244,7 @@ def _plan_walk_queries(
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
-    """Allocate (S, ...) for parts of a tensor, and say what adds them up."""
+    """Allocate [S, ...] for parts of a tensor, and plan their sum."""
     precise = _accumulator(total)
     separate = _empty((parts, *total.shape), total, precise)
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
@@ -285,7 +254,7 @@ def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
 
 
 def _split(length: int, block: int, programs: int) -> tuple[int, int]:
-    """Cut a loop into parts where there are few programs: their number, and elements of each."""
+    """Split a loop if there are few programs: number of parts, and elements of each."""
     tiles = max(1, _tiles_of(length, block))
     wanted = min(_tiles_of(PROGRAMS, max(1, programs)), tiles // TILES_PER_PART)
     tiles_of_part = _tiles_of(tiles, max(1, wanted))
@@ -293,7 +262,7 @@ def _split(length: int, block: int, programs: int) -> tuple[int, int]:
 
 
 def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
-    """Read the tile sizes of a kernel, and make them no larger than the sequences need."""
+    """Look up the tile sizes of a kernel, no larger than the sequences need."""
     sizes = tile(
         f"cross_attention.{kernel}",
         window=None,
@@ -310,7 +279,7 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
 
 
 def _fitting(block: int, length: int) -> int:
-    """Halve a tile until at most a third is added to the sixteens that a length takes."""
+    """Halve a tile until padding adds at most a third to the length in multiples of 16."""
     block = min(block, _power_of_two(length))
     while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
         block //= 2
@@ -325,7 +294,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Launch a kernel that loops over tiles; `several`: more than one of them in a part."""
+    """Plan a kernel that loops over tiles; `several`: a part has more than one tile."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
@@ -334,7 +303,7 @@ def _walk(
         "BLOCK_MASK": 16 if masked is None else _power_of_two(masked.shape[1]),
         "SPLIT": split,
     }
-    # One tile has no next one that could be loaded ahead.
+    # A single tile has no next one to prefetch.
     stages = sizes["num_stages"] if several else 1
     return Launch(kernel, grid, arguments, constants, sizes["num_warps"], stages)
 
@@ -347,24 +316,16 @@ def _constants(q: Tensor) -> dict[str, Any]:
     }
 
 
-def _inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_lengths: Tensor | None,
-    valid_sizes: Tensor | None,
-    map_size: tuple[int, int] | None,
-    key_mask: Tensor | None,
-) -> dict[str, Any]:
-    """Arguments by which all kernels find queries, keys and values."""
-    height, width = (0, 0) if valid_sizes is None or map_size is None else map_size
+def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
+    """Collect the arguments that all kernels share."""
+    height, width = (0, 0) if keys.sizes is None or keys.map_size is None else keys.map_size
     return {
         "queries": q,
         "keys": k,
         "values": v,
-        "lengths": None if key_lengths is None else key_lengths.contiguous(),
-        "valid_sizes": None if valid_sizes is None else valid_sizes.contiguous(),
-        "key_mask": None if key_mask is None else key_mask.contiguous().view(torch.uint8),
+        "lengths": None if keys.lengths is None else keys.lengths.contiguous(),
+        "valid_sizes": None if keys.sizes is None else keys.sizes.contiguous(),
+        "key_mask": None if keys.mask is None else keys.mask.contiguous().view(torch.uint8),
         **_strides("q", q),
         **_strides("k", k),
         **_strides("v", v),
@@ -376,15 +337,15 @@ def _inputs(
     }
 
 
-def _dropout(dropout_p: float, seed: Tensor | None) -> dict[str, Any]:
-    """Arguments of dropout: the seed, and the signed word below which a weight is dropped."""
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
-    if dropout_p == 0:
+def _dropout(dropout: Dropout) -> dict[str, Any]:
+    """Collect the arguments of dropout: the seed, and the int32 below which a weight is dropped."""
+    if not 0 <= dropout.p < 1:
+        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
+    if dropout.p == 0:
         return {"seed": None, "threshold": 0}
-    # Even, so that it is never 1, which Triton would compile in as a constant.
-    dropped = 2 * min(round(dropout_p * 2**31), 2**31 - 1)
-    return {"seed": seed, "threshold": dropped - 2**31}
+    # Even, so that it is never 1, which Triton would specialize as a constant.
+    dropped = 2 * min(round(dropout.p * 2**31), 2**31 - 1)
+    return {"seed": dropout.seed, "threshold": dropped - 2**31}
 
 
 def _strides(name: str, tensor: Tensor) -> dict[str, int]:
@@ -393,19 +354,19 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _with_rows(tensor: Tensor) -> Tensor:
-    """Copy a tensor whose last dimension is not contiguous; the kernels read whole rows."""
+    """Make the last dimension contiguous, which the kernels need; copy only if it is not."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def _reach(tensor: Tensor) -> int:
-    """Elements of a sample from its first to its last, here or in a contiguous result."""
+    """Compute the span of a sample in elements, in the tensor or in a contiguous result."""
     strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
     spread = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
     return max(spread, math.prod(tensor.shape[1:]))
 
 
 def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Allocate contiguous memory on the device (and with the dtype) of another tensor."""
+    """Allocate a contiguous tensor on the device (and with the dtype) of another one."""
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device)
 
 
@@ -422,5 +383,5 @@ def _tiles_of(length: int, block: int) -> int:
 
 
 def _power_of_two(length: int) -> int:
-    """The power of two that holds a length, 16 at least: what matrix units take."""
+    """Round up to a power of two, 16 at least: the tiles of matrix units."""
     return max(16, triton.next_power_of_2(length))

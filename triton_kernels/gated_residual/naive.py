@@ -1,4 +1,4 @@
-"""Gated residual written out: the oracle of the tests."""
+"""Gated residual by its definition: the oracle of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gated residual: argument checks, then plain PyTorch, which is all that there is."""
+"""Gated residual: argument checks, then plain PyTorch, the only backend."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
     """Add a gated linear projection: x + gate * (y @ weight.T + bias).
 
     Args:
-        x: (..., C) what the projection is added to.
-        y: (..., D) input of the projection, with x's leading dimensions.
-        weight: (C, D).
-        bias: (C,).
-        gate: (1,) learned scalar.
+        x: [..., C] residual stream.
+        y: [..., D] input of the projection, with x's leading dimensions.
+        weight: [C, D].
+        bias: [C].
+        gate: [1] learned scalar.
 
     Returns:
-        (..., C).
+        [..., C].
 
     Raises:
         ValueError: if shapes or devices do not fit together, with the shapes.

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """See `operations.gated_residual`; the gate scales the small weight, not the large product."""
+    """Scale the weight, which is small, by the gate, instead of the projection."""
     return x + F.linear(y, gate * weight, gate * bias)

@@ -21,17 +21,20 @@ def attention_backward(
     scratch: Scratch,
     out: Sequence[Tensor],
 ) -> Tensor:
-    """Write the gradients of scaled queries, keys and values (b, tokens, d); gives the scores'.
+    """Compute the gradients of softmax attention into `out`.
 
     Args:
-        grad: of what is read.
-        query: scaled.
-        key: keys.
-        value: values.
-        weights: (b, n, m) softmax of the scores, float32 or wider.
-        kept: factors of the weights; None for 1.
-        scratch: what is computed in between goes there, and so does the result.
-        out: where the gradients of the three go.
+        grad: [b, n, d] gradient of the output.
+        query: [b, n, d] scaled queries.
+        key: [b, m, d].
+        value: [b, m, d].
+        weights: [b, n, m] softmax of the scores, float32 or wider.
+        kept: [b, n, m] dropout factors of the weights; None for 1.
+        scratch: memory of intermediate tensors and of the result.
+        out: gradients of query, key and value are written here.
+
+    Returns:
+        The gradient of the scores [b, n, m], in scratch memory.
     """
     read_weights = scratch.cast(weights if kept is None else weights * kept, grad.dtype)
     torch.bmm(read_weights.transpose(1, 2), grad, out=out[2])
@@ -40,7 +43,7 @@ def attention_backward(
     of_weights = scratch.cast(of_weights, weights.dtype)
     if kept is not None:
         of_weights *= kept
-    # The softmax' own gradient in one pass: weights * (of_weights - their weighted sum).
+    # Softmax backward in one pass: weights * (of_weights - sum(weights * of_weights)).
     of_scores = torch.ops.aten._softmax_backward_data(
         of_weights, weights, -1, weights.dtype, grad_input=of_weights
     )

@@ -1,4 +1,4 @@
-"""The one rule that picks the code an operation runs, and the override for it."""
+"""Choice of the backend of an operation, and its override."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor
 
 Backend = Literal["triton", "native", "reference"]
 
-#: Oldest NVIDIA architecture that the kernels are compiled and counted for.
+#: Oldest NVIDIA compute capability that the kernels are compiled for in tests.
 OLDEST_CAPABILITY = (8, 0)
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
 
-# What `use_backend` asked for; None leaves the choice to the rule.
+# Set by `use_backend`; None: the rule of `active_backend`.
 _requested: Backend | None = None
-# What `use_atomics` asked for.
+# Set by `use_atomics`.
 _atomics = False
 
 
 class _Restore:
-    """Handle of a choice: as a context manager it puts the former one back."""
+    """Context manager that restores a previous setting on exit."""
 
     def __init__(self, restore: Callable[[], None]) -> None:
         self._restore = restore
@@ -46,18 +46,18 @@ class _Restore:
 
 
 def use_backend(name: Backend | None) -> _Restore:
-    """Choose what runs from now on, or inside a `with` block.
+    """Set the backend, for the process or inside a `with` block.
 
     Args:
         name: "reference" for plain PyTorch, "native" for the extension's code on a CPU, "triton"
-            for the Triton kernels, None for the rule that `active_backend` describes.
+            for the Triton kernels, None for the default rule; see `active_backend`.
 
     Returns:
-        A context manager that puts the former choice back; it may be ignored.
+        A context manager that restores the previous backend; it may be ignored.
 
     Raises:
         ValueError: for another name.
-        RuntimeError: for "triton" where it is not installed, or where nothing can run its kernels.
+        RuntimeError: for "triton" if it is not installed or there is no GPU.
     """
     global _requested
     if name is not None and name not in get_args(Backend):
@@ -78,15 +78,16 @@ def use_backend(name: Backend | None) -> _Restore:
 
 
 def use_atomics(enabled: bool) -> _Restore:
-    """Let the Triton kernels add gradients of biases up with atomics, or forbid it, as at first.
+    """Allow the Triton kernels to accumulate gradients of biases with atomics. Off by default.
 
-    They need less memory, and the order of the sums changes from run to run, and so do last bits.
+    Atomics need less memory, but the order of the sums, and so their last bits, change from run to
+    run.
 
     Args:
-        enabled: whether they may, from now on or inside a `with` block.
+        enabled: setting for the process, or inside a `with` block.
 
     Returns:
-        A context manager that puts the former choice back; it may be ignored.
+        A context manager that restores the previous setting; it may be ignored.
     """
     global _atomics
     previous = _atomics
@@ -100,23 +101,23 @@ def use_atomics(enabled: bool) -> _Restore:
 
 
 def atomics() -> bool:
-    """Whether `use_atomics` allows them."""
+    """Return whether `use_atomics` allows atomics."""
     return _atomics
 
 
 def active_backend(tensor: Tensor) -> tuple[Backend, str]:
-    """Say which code an operation on `tensor` runs, and why.
+    """Return the backend of an operation on `tensor`, and the reason.
 
     Args:
-        tensor: any input of the operation; its device and dtype are looked at.
+        tensor: any input of the operation; its device and dtype count.
 
     Returns:
-        The backend's name and the reason in words.
+        The backend's name and the reason as text.
     """
     if _requested is not None:
         return _requested, f"use_backend({_requested!r}) was called"
     if tensor.device.type == "cpu":
-        # Its plain loops, for other processors, are slower than torch's products.
+        # The extension's scalar loops, for other processors, are slower than torch.
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
             return "reference", "the processor has neither AVX2 nor AVX-512"
         if tensor.dtype == torch.float32:
@@ -134,15 +135,14 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
 
 
 def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> ModuleType | None:
-    """Give the module whose `forward` or `backward` one call runs; None for plain PyTorch.
+    """Return the module whose `forward` or `backward` runs a call; None for plain PyTorch.
 
-    A call that the kernels of a GPU, or those that were asked for, do not take is told once, with
-    the reason.
+    Warns once, with the reason, if Triton or the backend set by `use_backend` does not take a call.
 
     Args:
-        names: modules of `fiber.kernels` by backend, each with a `refusal` beside the two.
+        names: modules of `fiber.kernels` by backend, with functions forward, backward and refusal.
         tensor: an input of the operation.
-        shape: whatever else `refusal` looks at.
+        shape: other arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)
     if backend == "reference":
@@ -152,7 +152,7 @@ def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> 
     if refusal is None:
         return module
     if backend == "triton" or _requested is not None:
-        _tell(names[backend], refusal)
+        _warn_once(names[backend], refusal)
     return None
 
 
@@ -162,7 +162,7 @@ def _module(name: str) -> ModuleType:
 
 
 @cache
-def _tell(module: str, refusal: str) -> None:
+def _warn_once(module: str, refusal: str) -> None:
     warnings.warn(f"fiber.kernels.{module}: {refusal}; plain PyTorch runs instead", stacklevel=2)
 
 
@@ -172,5 +172,5 @@ def _has_triton() -> bool:
 
 
 def _interprets() -> bool:
-    """Whether Triton runs its kernels in Python, on any device."""
+    """Check whether Triton interprets kernels in Python, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"

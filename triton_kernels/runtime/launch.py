@@ -1,7 +1,7 @@
-"""What is launched: one description of a kernel call, for running it and for compiling it alone.
+"""Description of one kernel call, to run it or only to compile it.
 
-The functions that prepare an operation give `Launch`es; on a GPU (or in Triton's interpreter) they
-are run, and the checks without a GPU compile exactly the same ones for every architecture.
+`plan_*` functions return `Launch`es. They are run on a GPU or in Triton's interpreter; tests
+without a GPU compile the same ones for every architecture.
 """
 
 from __future__ import annotations
@@ -19,32 +19,29 @@ from torch import Tensor
 class Launch:
     """One call of one Triton kernel."""
 
-    #: A function under `triton.jit`.
+    #: Function decorated with `triton.jit`.
     kernel: Any
     #: Programs along each of up to three axes.
     grid: tuple[int, ...]
-    #: Tensors and numbers by the kernel's parameter names; None for an absent tensor.
+    #: Tensors and numbers by parameter name; None for an absent tensor.
     arguments: Mapping[str, Tensor | int | float | None]
-    #: Compile-time values by the kernel's parameter names.
+    #: Compile-time constants by parameter name.
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
 
     def run(self) -> None:
-        """Start the kernel on the current stream of the tensors' own device.
-
-        Nothing is started for an empty grid.
-        """
+        """Launch on the current stream of the tensors' device; do nothing if the grid is empty."""
         if 0 in self.grid:
             return
         device = next(each.device for each in self.arguments.values() if isinstance(each, Tensor))
-        # Triton starts on the current device, which need not be that of the tensors.
+        # Triton launches on the current device, which may be another one.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](
                 **self.arguments,
                 **self.constants,
                 num_warps=self.num_warps,
                 num_stages=self.num_stages,
-                # Triton's default changes in 3.10; sums here are tested with fused multiply-adds.
+                # Triton's default changes in 3.10; tests assume fused multiply-adds.
                 enable_fp_fusion=True,
             )

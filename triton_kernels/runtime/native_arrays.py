@@ -1,4 +1,4 @@
-"""The extension's attention on a CPU: what it takes, and tensors as it sees them."""
+"""Tensors as arguments of the extension's attention on a CPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Head widths must be a multiple of this: of the numbers of the widest register.
+#: Head widths must be a multiple of this, the float32 lanes of the widest register.
 WIDTH_MULTIPLE = 16
 
 
 def refusal(tensor: Tensor, head_width: int) -> str | None:
-    """Say why a tensor is not taken; None if it is."""
+    """Return why the extension does not take a tensor; None if it does."""
     if tensor.device.type != "cpu":
         return f"the tensor is on {tensor.device.type}, not on a CPU"
     if tensor.dtype != torch.float32:
@@ -22,7 +22,7 @@ def refusal(tensor: Tensor, head_width: int) -> str | None:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Give the memory of a float32 tensor, copied only where it is not contiguous."""
+    """Return a tensor as a contiguous float32 array; copy only if it is not one already."""
     tensor = tensor.detach()
     if tensor.dtype != torch.float32:
         tensor = tensor.float()
@@ -30,5 +30,5 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def empty_like(tensor: Tensor) -> Tensor:
-    """Give a contiguous float32 tensor of the same shape."""
+    """Allocate a contiguous float32 tensor of the same shape."""
     return torch.empty_like(tensor, dtype=torch.float32, memory_format=torch.contiguous_format)

@@ -1,8 +1,9 @@
-"""Registration with `torch.library`: one operation, its shapes for tracing, its gradients.
+"""Registration of operations and their gradients with `torch.library`.
 
-`torch.compile` and `torch.export` take each as one call. Which code runs is decided in that call,
-by `dispatch.kernel_module`. A backward pass is an operation of its own, so that it is compiled too.
-Names under `torch.ops.fiber` are private.
+`torch.compile` and `torch.export` treat each operation as one call, in which
+`dispatch.kernel_module` chooses the backend. A backward pass is an operation of its own, so that it
+is compiled too. Operations take tensors and numbers only; names under `torch.ops.fiber` are
+private.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from torch._ops import OpOverload
 from torch.autograd import Function
 from torch.nn import Parameter
 
-# `torch.library.custom_op` would wrap every call in several layers of Python, which take as long as
-# the attention of a small map on a CPU.
+# `torch.library.custom_op` wraps every call in several layers of Python, which take as long as the
+# attention of a small map on a CPU.
 LIBRARY = torch.library.Library("fiber", "FRAGMENT")
-#: What each operation runs.
+#: Implementation of each operation.
 _BODIES: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """Register a function that runs on every device and has no gradients by itself."""
+    """Register a function for all devices, without gradients."""
 
     def register(function: Callable[..., Any]) -> OpOverload:
         name = function.__name__
@@ -38,15 +39,15 @@ def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
 
 
 def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
-    """Run an operation whose gradients are taken care of.
+    """Run an operation below autograd.
 
-    Where nobody watches the calls (fake tensors, tracing) its function is called at once: the way
-    back to it through torch takes as long as a small attention.
+    The implementation is called directly if no dispatch mode or tensor subclass (fake tensors,
+    tracing) is active: torch's dispatcher takes as long as a small attention.
     """
-    watched = torch._C._len_torch_dispatch_stack() > 0 or any(
+    dispatched = torch._C._len_torch_dispatch_stack() > 0 or any(
         isinstance(each, Tensor) and type(each) not in (Tensor, Parameter) for each in arguments
     )
-    if not watched:
+    if not dispatched:
         return _BODIES[operation](*arguments)
     with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
         return operation(*arguments)

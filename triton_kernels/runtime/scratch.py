@@ -1,7 +1,7 @@
-"""Memory that plain PyTorch on a CPU computes in, kept from call to call.
+"""Scratch memory of plain PyTorch on a CPU, reused from call to call.
 
-Fresh memory of this size comes from the operating system page by page, which takes as long as a
-product that is written to it. Each thread has a block of its own.
+Page faults of newly allocated memory of this size take as long as the matrix products that are
+written to it. Each thread has its own block.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Most bytes that a thread keeps; what goes beyond them is allocated anew each time.
+#: Maximum bytes kept by a thread; tensors beyond are allocated every time.
 KEPT_BYTES = 32_000_000
-#: Where a tensor may begin, in bytes: a line of the cache.
+#: Alignment of tensors in bytes: a cache line.
 ALIGNMENT = 64
 
 _of_thread = threading.local()
 
 
 class Scratch:
-    """Uninitialised tensors, one behind another in the memory of this thread.
+    """Allocator of uninitialized tensors, one after another in this thread's block.
 
-    A new one begins at the start: what a former one gave is lost.
+    A new `Scratch` starts at the beginning of the block and invalidates tensors of earlier ones.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class Scratch:
         self._used = 0
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Give an uninitialised tensor; it must not outlive the call of the operation."""
+        """Allocate an uninitialized tensor; it must not outlive the call of the operation."""
         size = math.prod(shape) * dtype.itemsize
         first = self._used
         last = first + size
@@ -44,14 +44,14 @@ class Scratch:
         return _block(last)[first:last].view(dtype).view(shape)
 
     def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Give a tensor in another dtype; itself where it has that."""
+        """Convert a tensor to a dtype; return it unchanged if it has that dtype."""
         if tensor.dtype == dtype:
             return tensor
         return self.empty(*tensor.shape, dtype=dtype).copy_(tensor)
 
     @contextmanager
     def borrow(self) -> Iterator[None]:
-        """Give back at the end of a `with` block what was taken in it."""
+        """Free at the end of a `with` block what was allocated in it."""
         used = self._used
         yield
         self._used = used
@@ -59,10 +59,10 @@ class Scratch:
 
 @torch.inference_mode(False)
 def _block(size: int) -> Tensor:
-    """Bytes of this thread, at least so many."""
+    """Return this thread's block, at least `size` bytes."""
     block: Tensor | None = getattr(_of_thread, "block", None)
     if block is None or len(block) < size:
-        # Tensors that are in use hold the former block until they go.
+        # Tensors in use keep the previous block alive.
         block = torch.empty(size, dtype=torch.uint8, device="cpu")
         _of_thread.block = block
     return block

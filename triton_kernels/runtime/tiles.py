@@ -1,4 +1,4 @@
-"""Tables of tile sizes: the package's own, and the one that `fiber tune` writes for a GPU."""
+"""Tables of tile sizes: the packaged one, and the user's table that `fiber tune` writes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch
 
 Line = dict[str, Any]
 
-#: Tile sizes that come with the package; see `tile`.
+#: Packaged table; see `tile`.
 PACKAGED = Path(__file__).with_name("tiles.json")
 
-#: What a line may say, and of which type; all but the kernel and its sizes may be left out.
+#: Keys of a line and their types; only kernel and tile are required in the packaged table.
 KEYS = {
     "kernel": str,
     "architecture": str,
@@ -28,41 +28,40 @@ KEYS = {
     "dtype": str,
     "tile": dict,
 }
-#: A line fits a call if it agrees in these; the first ones count most.
+#: A line fits a call if it has no other value for these keys; earlier keys rank higher.
 RANKED = ("architecture", "triton", "window", "head_width", "dtype")
 
-# Sizes that `trying` asked for, by kernel; None outside of it.
+# Sizes by kernel inside `trying`; None outside.
 _tried: Mapping[str, Mapping[str, int]] | None = None
 
 
 def tile(
     kernel: str, *, window: int | None, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
-    """Read the tile sizes of one kernel.
+    """Look up the tile sizes of a kernel.
 
-    On a GPU, a line that fits in the user's table (`users_table`) goes before the
-    package's own. Among the lines of a table the most exact one wins, where a line that leaves out
-    a key fits every value of it: architecture first, then Triton's version, window, head width and
-    dtype. A process reads a table once.
+    On a GPU, a matching line of the user's table (`users_table`) takes precedence over the packaged
+    table. In a table the most specific line wins: architecture ranks first, then Triton's version,
+    window, head width and dtype. A line without a key matches every value of it. A process reads a
+    table once.
 
     Args:
-        kernel: name of the kernel's line in the table.
+        kernel: name of the kernel in the table.
         window: side of a window in tokens; None for a kernel without windows.
         head_width: d.
-        dtype: of the queries.
-        device: where it runs; another than CUDA (the interpreter, shapes alone) has no
-            architecture.
+        dtype: dtype of the queries.
+        device: device of the tensors; only CUDA devices have an architecture.
 
     Returns:
         Sizes by name, with `num_warps` and `num_stages`.
 
     Raises:
-        LookupError: if no line fits, which a test rules out for every kernel of the package.
-        ValueError: if the user's table is broken, with its name and line.
+        LookupError: if no line matches; tests rule this out for the package's kernels.
+        ValueError: if the user's table is invalid, with file and line.
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
-    # Every line of a user's table is some chip's: off the GPU there is nothing to read.
+    # Every line of a user's table names an architecture, which only a GPU has.
     users = users_table() if device.type == "cuda" and _tried is None else None
     return dict(_lookup(kernel, architecture(device), window, head_width, dtype, users))
 
@@ -91,10 +90,10 @@ def _lookup(
 
 
 def describe_tables(device: torch.device) -> str:
-    """Say which table's tile sizes are used on a device.
+    """Describe which table of tile sizes a device uses.
 
     Raises:
-        ValueError: if the user's table is broken, with its name and line.
+        ValueError: if the user's table is invalid, with file and line.
     """
     table = users_table()
     if not table.is_file():
@@ -110,7 +109,7 @@ def describe_tables(device: torch.device) -> str:
 
 @contextmanager
 def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
-    """Give these sizes, by kernel, and the package's own for other kernels: to make a table."""
+    """Use these sizes by kernel, and the packaged ones for other kernels, inside a `with` block."""
     global _tried
     before, _tried = _tried, sizes
     try:
@@ -120,7 +119,7 @@ def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
 
 
 def architecture(device: torch.device) -> str:
-    """Name the chip as compilers do: "sm_90", "gfx942"; "none" off the GPU."""
+    """Return the compiler's name of a GPU, such as "sm_90" or "gfx942"; "none" for no GPU."""
     if device.type != "cuda":
         return "none"
     properties = torch.cuda.get_device_properties(device)
@@ -131,7 +130,7 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def triton_minor() -> str:
-    """Triton's version up to its second number, such as "3.9"; "none" where it is not installed."""
+    """Return Triton's major and minor version, such as "3.9"; "none" if not installed."""
     try:
         return ".".join(version("triton").split(".")[:2])
     except PackageNotFoundError:
@@ -139,30 +138,30 @@ def triton_minor() -> str:
 
 
 def users_table() -> Path:
-    """Return where `fiber tune` writes: XDG_CACHE_HOME/fiber/tiles.json, or below ~/.cache."""
+    """Return the path of the user's table: fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "tiles.json"
 
 
 @cache
 def packaged_lines() -> list[Line]:
-    """Read the package's own table."""
+    """Read the packaged table."""
     return json.loads(PACKAGED.read_text(encoding="utf-8"))
 
 
 @cache
 def users_lines(path: Path) -> list[Line]:
-    """Read a user's table once for the whole process; nothing where there is none."""
+    """Read a user's table once per process; empty if there is none."""
     return read(path) if path.is_file() else []
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Pick the most exact line for a call; a line that leaves out a key fits every value of it.
+    """Return the most specific line for a call; a line without a key matches every value of it.
 
     Args:
-        lines: of a table.
+        lines: lines of a table.
         kernel: name of the kernel.
-        wanted: what the call is, by the names in `RANKED`.
+        wanted: values of the call by the keys in `RANKED`.
     """
     found, found_rank = None, (-1,) * len(RANKED)
     for line in lines:
@@ -177,11 +176,11 @@ def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Li
 
 
 def read(path: Path) -> list[Line]:
-    """Read a table that is not the package's own, and check every line.
+    """Read a user's table and check every line.
 
     Raises:
-        ValueError: with the file and the number of the line, if it is no JSON list of lines, or a
-            line names no kernel of the package, not all of its sizes, no chip or no Triton.
+        ValueError: with file and line number, if the file is not a JSON list of objects, or a line
+            has an unknown kernel, other sizes than that kernel, or no architecture or Triton.
     """
     lines = []
     for number, line in _entries(path):
@@ -196,7 +195,7 @@ _REMEDY = "remove the file, or write it anew with `fiber tune`"
 
 
 def _entries(path: Path) -> list[tuple[int, Any]]:
-    """Parse a JSON list; gives each entry with the number of the line that it begins on."""
+    """Parse a JSON list into (number of the entry's first line, entry)."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         if not isinstance(json.loads(text), list):
@@ -216,7 +215,7 @@ def _entries(path: Path) -> list[tuple[int, Any]]:
 
 
 def _fault(line: Any) -> str | None:
-    """Say what is wrong with a line, if anything."""
+    """Return why a line is invalid, or None."""
     if not isinstance(line, dict):
         return f"expected an object, got {line!r}"
     for key, value in line.items():
@@ -241,7 +240,7 @@ def _fault(line: Any) -> str | None:
 
 
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Put new lines in the place of those that speak of the same calls, and keep the others."""
+    """Replace old lines by new lines for the same calls."""
 
     def calls(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))
@@ -251,6 +250,6 @@ def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
 
 
 def written(lines: Sequence[Line]) -> str:
-    """Give a table as text: one line of it on each line."""
+    """Format a table as JSON, one entry per line."""
     body = ",\n".join(f"  {json.dumps({k: line[k] for k in KEYS if k in line})}" for line in lines)
     return f"[\n{body}\n]\n"

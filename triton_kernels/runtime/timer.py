@@ -1,4 +1,4 @@
-"""Milliseconds of work on a GPU, without the time that Python takes to ask for it."""
+"""Timer of GPU work that excludes launch overhead."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable
 
 import torch
 
-#: Written before every measurement, so that nothing is found in the second cache (60 MB at most on
-#: the GPUs that train).
+#: Bytes written before every measurement to flush the L2 cache (at most 60 MB on training GPUs).
 FLUSHED_BYTES = 256 * 2**20
-#: Clock cycles that the GPU waits while work is queued behind it, at first and at most.
+#: Clock cycles that the GPU waits while work is queued: initial and maximum value.
 FIRST_WAIT, LONGEST_WAIT = 1_000_000, 64_000_000
 
 
 class GpuTimer:
-    """Times what it is called with, on the current stream of one device.
+    """Times calls on the current stream of one device.
 
-    The GPU is kept waiting until all is queued, so that gaps in which it would wait for Python are
-    not counted: they are not there in a CUDA graph, and differ from machine to machine. Work that
-    takes longer to queue than `LONGEST_WAIT` is timed with its gaps.
+    The GPU waits until all work is queued, so that gaps between launches are not measured: a CUDA
+    graph has none, and they differ between machines. Work that takes longer to queue than
+    `LONGEST_WAIT` is timed with its gaps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,10 +26,10 @@ class GpuTimer:
         self._cycles = FIRST_WAIT
 
     def __call__(self, run: Callable[[], object]) -> float:
-        """Run once; gives milliseconds.
+        """Run once and return milliseconds.
 
         Args:
-            run: queues work and waits for none of it.
+            run: queues work without waiting for it.
         """
         with torch.cuda.device(self._device):
             while True:
@@ -40,7 +39,7 @@ class GpuTimer:
                 begin.record()
                 run()
                 end.record()
-                # The GPU got there before the last of it was queued.
+                # True if the GPU started before all work was queued.
                 waited = begin.query()
                 end.synchronize()
                 if not waited or self._cycles >= LONGEST_WAIT:

@@ -1,8 +1,8 @@
-"""Finding tile sizes for a GPU: what `fiber tune` does.
+"""Search of tile sizes for a GPU, for `fiber tune`.
 
-Kernel by kernel, a few candidates are timed on calls of the model, the package's own sizes first;
-the other kernels of a call keep the sizes that were found for them. A candidate counts only if its
-results are those of the package's sizes, up to rounding.
+For each kernel, a few candidates are timed on calls of the model, the packaged sizes first; the
+other kernels of a call use the sizes found for them so far. A candidate is rejected if its results
+differ from those of the packaged sizes by more than rounding.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .launch import Launch
 from .tiles import Line, best, packaged_lines
 
 Sizes = dict[str, int]
-#: Launches of several calls, one after the other, and the results of all of them.
+#: Launches of several calls in order, and the results of all of them.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: A candidate has to be this much faster than the package's sizes to take their place: less is
-#: noise, and other sizes may give other last bits.
+#: Largest time of a candidate relative to the packaged sizes: smaller gains are noise, and other
+#: sizes may change last bits.
 GAIN = 0.97
 REPETITIONS = 15
-#: By the inputs' dtype, relative to the largest element: other tiles add in another order, and
-#: differences of large numbers are among what is added.
+#: Tolerance relative to the largest element, by dtype of the inputs: other tiles sum in another
+#: order, and large terms cancel.
 ALIKE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -56,7 +56,7 @@ _WHOLE = [
         (16, 128, 8),
     )
 ]  # fmt: skip
-#: What is tried in place of the package's sizes; sizes that are not named stay.
+#: Candidates by kernel; sizes that are not named are the packaged ones.
 CANDIDATES: dict[str, list[Sizes]] = {
     "window_forward": _WHOLE,
     "window_backward": _WHOLE,
@@ -75,16 +75,16 @@ CANDIDATES: dict[str, list[Sizes]] = {
     "cross_attention.walk_keys": _CROSS,
     "cross_attention.walk_queries": _CROSS,
 }
-#: Tried with the best of the others.
+#: Values of num_stages, tried with the best candidate.
 STAGES = (1, 2, 3)
-#: Kernels whose line names no window, and whose line names no head width.
+#: Kernels whose lines have no window, and no head width.
 _WITHOUT_WINDOW = ("sum_parts", "cross_attention")
 _WITHOUT_WIDTH = ("expand_bias", "gather_bias", "sum_parts")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Calls that are timed together, and the kernels whose sizes are looked for with them."""
+    """Calls that are timed together, and the kernels that are tuned with them."""
 
     name: str
     kernels: tuple[str, ...]
@@ -95,19 +95,19 @@ class Case:
 
 
 class Measure(Protocol):
-    """Times a plan."""
+    """Measures a case."""
 
     def __call__(self, case: Case) -> float:
-        """Give the milliseconds of the case's plan under the sizes that hold now.
+        """Return the milliseconds of the case's plan with the current sizes.
 
         Raises:
-            ValueError: if it does not run with them or gives other results, with the reason.
+            ValueError: if it does not run with them or its results differ, with the reason.
         """
         ...
 
 
 class GpuMeasure:
-    """Runs plans on a GPU; the results of the first plan of a case are those of all others."""
+    """Runs plans on a GPU and compares their results with the first plan of the same case."""
 
     def __init__(
         self,
@@ -124,11 +124,11 @@ class GpuMeasure:
             run = partial(_run, launches)
             run()
             self._wait()
-        # Too much shared memory, too many registers, a layout that the compiler does not take:
-        # Triton has no one class for a candidate that does not run.
+        # Too much shared memory, too many registers, an unsupported layout: Triton has no common
+        # class for these errors.
         except Exception as error:
             raise ValueError(f"does not run: {' '.join(str(error).split())[:120]}") from error
-        # Running again adds to sums that are there, so results are kept now.
+        # Further runs accumulate into the same results, so copy them now.
         results = [result.clone() for result in results]
         expected = self._expected.setdefault(case.name, results)
         for number, (got, wanted) in enumerate(zip(results, expected, strict=True)):
@@ -144,7 +144,7 @@ def _run(launches: Iterable[Launch]) -> None:
 
 
 def difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a part of the largest wanted element."""
+    """Return the largest difference relative to the largest wanted element."""
     largest = wanted.double().abs().max().clamp(min=1e-30)
     return ((got.double() - wanted.double()).abs().max() / largest).item()
 
@@ -152,25 +152,25 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 def tune(
     cases: Iterable[Case],
     measure: Measure,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     chip: str,
     triton: str,
 ) -> list[Line]:
-    """Look for the fastest sizes of every kernel of every case.
+    """Search the fastest sizes of every kernel of every case.
 
     Args:
         cases: see `all_cases`.
-        measure: what times them.
-        tell: takes a line of progress.
-        chip: what the lines are for, as `tiles.architecture` names it.
-        triton: version of Triton up to its second number.
+        measure: times a case.
+        report: called with each line of progress.
+        chip: architecture of the lines; see `tiles.architecture`.
+        triton: major and minor version of Triton.
 
     Returns:
         A line of the table for each kernel, window, head width and dtype.
 
     Raises:
-        ValueError: if the package's own sizes do not run, with the case.
+        ValueError: if the packaged sizes do not run, with the case.
     """
     found: dict[tuple[Any, ...], Sizes] = {}
     lines: list[Line] = []
@@ -186,13 +186,13 @@ def tune(
             own = best(packaged_lines(), kernel, wanted)
             assert own is not None, f"{kernel} has no line in the package's table"
             first = dict(own["tile"])
-            found[key] = _fastest(case, kernel, first, held, measure, tell)
+            found[key] = _fastest(case, kernel, first, held, measure, report)
             lines.append(line | {"tile": found[key]})
     return lines
 
 
 def _line(case: Case, kernel: str, chip: str, triton: str) -> Line:
-    """A line of the table without its sizes: the calls that a case stands for."""
+    """Make a line of the table without its sizes."""
     line: Line = {"kernel": kernel, "architecture": chip, "triton": triton}
     if not kernel.startswith(_WITHOUT_WINDOW):
         line["window"] = case.window
@@ -213,9 +213,9 @@ def _fastest(
     first: Sizes,
     held: dict[str, Sizes],
     measure: Measure,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Sizes:
-    """Time the candidates of one kernel beside the package's sizes; gives the sizes to keep."""
+    """Time the packaged sizes and the candidates of one kernel; return the sizes to keep."""
 
     def timed(sizes: Sizes) -> float:
         with tiles.trying({**held, kernel: sizes}):
@@ -238,24 +238,24 @@ def _fastest(
             try:
                 time = timed(sizes)
             except ValueError as error:
-                tell(f"  {_words(sizes)}: {error}")
+                report(f"  {_describe(sizes)}: {error}")
                 continue
             if time < least:
                 fastest, least = sizes, time
     if least > GAIN * own:
         fastest, least = first, own
-    tell(f"{case.name}, {kernel}: {_words(fastest)}, {own:.4f} -> {least:.4f} ms")
+    report(f"{case.name}, {kernel}: {_describe(fastest)}, {own:.4f} -> {least:.4f} ms")
     return fastest
 
 
-def _words(sizes: Sizes) -> str:
+def _describe(sizes: Sizes) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def all_cases(
     device: torch.device, windows: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> Iterator[Case]:
-    """Calls of the base model in training: windows of 384 and 576 pixels, both cross attentions."""
+    """Iterate over calls of the base model in training: windows and both cross attentions."""
     for dtype in dtypes:
         for window in windows:
             yield from window_cases(device, window, dtype)
@@ -270,8 +270,9 @@ def window_cases(
     windows_across: int = 4,
     heads: int = 8,
 ) -> Iterator[Case]:
-    """Forward and backward pass of a shifted map of whole windows, heads of 32."""
+    """Iterate over forward and backward of a shifted map of whole windows, head width 32."""
     from ..window_attention import triton_launch
+    from ..window_attention.window_spec import WindowSpec
 
     side = window * windows_across
     random = partial(_random, device=device)
@@ -279,7 +280,7 @@ def window_cases(
     table = random((2 * window - 1) ** 2, heads, dtype=torch.float32)
     bias = random(3, heads, 32, dtype=dtype)
     grad = random(batch, side, side, heads, 32, dtype=dtype)
-    arguments = (qkv, table, bias, window, window // 2, None)
+    arguments = (qkv, table, bias, WindowSpec(window, window // 2))
 
     def forward() -> Plan:
         launches, out = triton_launch.plan_forward(*arguments)
@@ -302,7 +303,7 @@ def window_cases(
         yield Case(named, by_pass[name], plan, window, 32, dtype)
 
 
-#: Batch, queries and keys of the two calls that are timed together: 384 pixels, and 800 x 1344.
+#: (batch, queries, keys) of the two calls that are timed together: 384 x 384 and 800 x 1344 pixels.
 _TO_TEXT = ((8, 576, 40), (1, 4200, 256))
 _TO_IMAGE = ((8, 40, 576), (1, 256, 4200))
 
@@ -313,7 +314,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Both passes of both directions: heads of 32 that read texts, of 64 that read pictures."""
+    """Iterate over both passes of both directions: head width 32 to text, 64 to image."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (
@@ -354,7 +355,7 @@ def _joined(plans: Iterable[tuple[list[Launch], tuple[Tensor, ...]]]) -> Plan:
 
 
 def _saved(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """What the backward pass is given of the forward pass; on the meta device shapes alone."""
+    """Run the forward pass and return its outputs; on the meta device, only their shapes."""
     from ..cross_attention import triton_launch
 
     with tiles.trying({}):
@@ -372,7 +373,7 @@ def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def refusal() -> str | None:
-    """Say why nothing can be tuned here; None on a GPU that the kernels run on."""
+    """Return why tile sizes cannot be tuned here; None on a GPU that the kernels run on."""
     from .dispatch import active_backend
 
     if not torch.cuda.is_available():

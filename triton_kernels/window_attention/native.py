@@ -1,4 +1,4 @@
-"""Window attention by the extension, on a CPU; arguments are those of `operations.py`, checked."""
+"""Window attention on a CPU by the extension. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from fiber import _core
 
 from ..runtime import native_arrays
+from .window_spec import WindowSpec
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Say why a call is not taken; None if it is."""
+    """Return why the extension does not take a call; None if it does."""
     return native_arrays.refusal(qkv, qkv.shape[5])
 
 
@@ -21,15 +22,13 @@ def forward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
 ) -> Tensor:
-    """Give what is read, (B, H, W, h, d)."""
+    """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     _core.window_attention(
         *(native_arrays.array(tensor) for tensor in (qkv, bias_table, qkv_bias, out)),
-        **_options(window_size, shift, valid_sizes),
+        **_options(spec),
     )
     return out
 
@@ -39,18 +38,16 @@ def backward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
     *,
-    atomic_bias: bool,
+    atomic_bias: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of qkv, bias_table and qkv_bias; no sum is made with atomics here."""
+    """Compute the gradients of qkv, bias_table and qkv_bias; `atomic_bias` has no effect here."""
     inputs = (qkv, bias_table, qkv_bias)
     found = [native_arrays.empty_like(tensor) for tensor in inputs]
     _core.window_attention_backward(
         *(native_arrays.array(tensor) for tensor in (grad, *inputs, *found)),
-        **_options(window_size, shift, valid_sizes),
+        **_options(spec),
     )
     of_qkv, of_table, of_bias = (
         each.to(tensor.dtype) for each, tensor in zip(found, inputs, strict=True)
@@ -58,10 +55,11 @@ def backward(
     return of_qkv, of_table, of_bias
 
 
-def _options(window_size: int, shift: int, valid_sizes: Tensor | None) -> dict[str, Any]:
+def _options(spec: WindowSpec) -> dict[str, Any]:
+    sizes = None if spec.valid_sizes is None else spec.valid_sizes.tolist()
     return {
-        "window": window_size,
-        "shift": shift,
-        "sizes": None if valid_sizes is None else [tuple(size) for size in valid_sizes.tolist()],
+        "window": spec.window_size,
+        "shift": spec.shift,
+        "sizes": None if sizes is None else [tuple(size) for size in sizes],
         "threads": torch.get_num_threads(),
     }

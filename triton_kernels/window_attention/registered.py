@@ -1,4 +1,4 @@
-"""Window attention as torch knows it: forward and backward operations with their gradients."""
+"""Registration of window attention with `torch.library`: forward, backward, shapes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..runtime.dispatch import Backend, atomics, kernel_module
 from ..runtime.registration import LIBRARY, below_autograd, differentiate, operation
 from . import torch_path
+from .window_spec import WindowSpec
 
 _MODULES: Mapping[Backend, str] = {
     "triton": "window_attention.triton_launch",
@@ -32,12 +33,12 @@ def window_attention(
     shift: int,
     valid_sizes: Tensor | None,
 ) -> Tensor:
-    """What is read."""
-    arguments = (qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
+    """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
+    spec = WindowSpec(window_size, shift, valid_sizes)
     module = kernel_module(_MODULES, qkv, window_size)
     if module is not None:
-        return module.forward(*arguments)
-    return torch_path.window_attention(*arguments)
+        return module.forward(qkv, bias_table, qkv_bias, spec)
+    return torch_path.forward(qkv, bias_table, qkv_bias, spec)
 
 
 @torch.library.register_fake("fiber::window_attention", lib=LIBRARY)
@@ -58,12 +59,12 @@ def window_attention_backward(
     shift: int,
     valid_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, bias_table and qkv_bias."""
-    inputs, arguments = (grad, qkv, bias_table, qkv_bias), (window_size, shift, valid_sizes)
+    """Compute the gradients of qkv, bias_table and qkv_bias."""
+    spec = WindowSpec(window_size, shift, valid_sizes)
     module = kernel_module(_MODULES, qkv, window_size)
     if module is not None:
-        return module.backward(*inputs, *arguments, atomic_bias=atomics())
-    return torch_path.window_attention_backward(*inputs, *arguments)
+        return module.backward(grad, qkv, bias_table, qkv_bias, spec, atomic_bias=atomics())
+    return torch_path.backward(grad, qkv, bias_table, qkv_bias, spec)
 
 
 @torch.library.register_fake("fiber::window_attention_backward", lib=LIBRARY)

@@ -1,8 +1,9 @@
-"""Window attention in plain PyTorch: some windows at a time, so that what is read stays in a cache.
+"""Window attention in plain PyTorch, a few windows at a time, so that scores stay in a cache.
 
-Forward and backward passes are functions of their own, without autograd. Arguments are those of
-`operations.py`, already checked. Letters beside those of its: M tokens of the batch, N tokens of a
-window, n windows that are read at once.
+Forward and backward are separate functions without autograd. Arguments are checked in `op.py`.
+
+Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens of a window,
+M = B H W tokens of the batch, n windows that are computed at once.
 """
 
 from __future__ import annotations
@@ -15,37 +16,34 @@ from torch import Tensor
 from ..runtime.attention_backward import attention_backward
 from ..runtime.scratch import Scratch
 from .window_partition import SEAMS, Piece, WindowRows, window_rows
+from .window_spec import WindowSpec
 
-#: Weights of windows that are read at once, in bytes: they stay in a cache.
+#: Bytes of the attention weights that are computed at once; they stay in a cache.
 PIECE_BYTES = 4_000_000
-#: What is read for windows before it is brought to its tokens, in bytes.
+#: Bytes of the outputs of windows before they are copied to their tokens.
 STRIP_BYTES = 8_000_000
 
 
-def window_attention(
+def forward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
 ) -> Tensor:
-    """See `operations.window_attention`.
+    """Compute window attention; see `op.window_attention`.
 
     Args:
-        qkv: (B, H, W, 3, h, d).
-        bias_table: ((2 w - 1) ** 2, h).
-        qkv_bias: (3, h, d).
-        window_size: w.
-        shift: in tokens.
-        valid_sizes: (B, 2), or None.
+        qkv: [B, H, W, 3, h, d].
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
 
     Returns:
-        What is read, (B, H, W, h, d).
+        [B, H, W, h, d].
     """
-    rows, flat, padding = _inputs(qkv, qkv_bias, window_size, shift, valid_sizes)
-    heads, tokens, width = qkv.shape[4], window_size**2, qkv.shape[5]
-    scores = _Scores(bias_table, rows, window_size, shift, qkv.dtype)
+    rows, flat, padding = _inputs(qkv, qkv_bias, spec)
+    heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
+    scores = _Scores(bias_table, rows, spec, qkv.dtype)
     out = flat.new_empty(len(flat), heads * width)
     for run in rows.outside:
         out[run] = 0
@@ -66,29 +64,25 @@ def window_attention(
     return out.view(*qkv.shape[:3], heads, width)
 
 
-def window_attention_backward(
+def backward(
     grad: Tensor,
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of qkv, bias_table and qkv_bias.
+    """Compute the gradients of qkv, bias_table and qkv_bias.
 
     Args:
-        grad: of what was read.
-        qkv: as in `window_attention`, like all that is not named here.
-        bias_table: see there.
-        qkv_bias: see there.
-        window_size: see there.
-        shift: see there.
-        valid_sizes: see there.
+        grad: [B, H, W, h, d] gradient of the output.
+        qkv: [B, H, W, 3, h, d].
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
     """
-    rows, flat, padding = _inputs(qkv, qkv_bias, window_size, shift, valid_sizes)
-    heads, tokens, width = qkv.shape[4], window_size**2, qkv.shape[5]
-    scores = _Scores(bias_table, rows, window_size, shift, qkv.dtype)
+    rows, flat, padding = _inputs(qkv, qkv_bias, spec)
+    heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
+    scores = _Scores(bias_table, rows, spec, qkv.dtype)
     grad_rows = grad.reshape(len(flat), heads * width)
     nothing = flat.new_zeros(heads * width)
     of_qkv = torch.empty_like(flat, memory_format=torch.contiguous_format)
@@ -121,9 +115,9 @@ def window_attention_backward(
                 if len(piece.padded):
                     of_padding += of_piece.index_select(0, piece.padded).sum(0, dtype=wide)
         strip.write(of_strip, of_qkv)
-    # (h, N, N) -> (N N, h): pairs of tokens of the same offset share a row of the table.
+    # [h, N, N] -> [N N, h]: pairs of tokens with the same offset share a row of the table.
     of_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
-        0, _bias_index(window_size, qkv.device), of_scores.flatten(1).t()
+        0, _bias_index(spec.window_size, qkv.device), of_scores.flatten(1).t()
     )
     return (
         of_qkv.view(qkv.shape),
@@ -133,31 +127,26 @@ def window_attention_backward(
 
 
 class _Scores:
-    """What is added to the scores of windows: (h, N, N) bias, and (N, N) by the seams."""
+    """Added scores of windows: [h, N, N] relative position bias, and [N, N] shift masks."""
 
     def __init__(
-        self,
-        bias_table: Tensor,
-        rows: WindowRows,
-        window_size: int,
-        shift: int,
-        dtype: torch.dtype,
+        self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype
     ) -> None:
-        tokens = window_size**2
-        bias = bias_table.index_select(0, _bias_index(window_size, bias_table.device))
+        tokens = spec.window_size**2
+        bias = bias_table.index_select(0, _bias_index(spec.window_size, bias_table.device))
         bias = bias.to(torch.promote_types(dtype, torch.float32))
-        #: (h, N, N), float32 or wider.
+        #: [h, N, N], float32 or wider.
         self.bias = bias.t().reshape(-1, tokens, tokens)
-        #: By the number of the seams; None where nothing is masked.
+        #: By index in `SEAMS`; None where nothing is masked.
         self.masks = [
-            _seam_mask(seams, window_size, shift, bias.device)
+            _seam_mask(seams, spec.window_size, spec.shift, bias.device)
             if any(seams) and number in rows.seams
             else None
             for number, seams in enumerate(SEAMS)
         ]
 
     def weights(self, query: Tensor, key: Tensor, piece: Piece, scratch: Scratch) -> Tensor:
-        """Weights of scaled queries (n h, N, d) and keys: (n h, N, N)."""
+        """Compute the attention weights [n h, N, N] of scaled queries and keys [n h, N, d]."""
         products = scratch.empty(len(query), *self.bias.shape[1:], dtype=query.dtype)
         torch.bmm(query, key.transpose(1, 2), out=products)
         products = scratch.cast(products, self.bias.dtype)
@@ -170,20 +159,18 @@ class _Scores:
         return torch.softmax(products, -1, out=products)
 
 
-def _inputs(
-    qkv: Tensor, qkv_bias: Tensor, window_size: int, shift: int, valid_sizes: Tensor | None
-) -> tuple[WindowRows, Tensor, Tensor]:
-    """The windows; tokens (M, 3 h d); and a padded place (3 h d,)."""
+def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows, Tensor, Tensor]:
+    """Return the windows, the tokens [M, 3 h d], and the row of a padded position [3 h d]."""
     batch, height, width = qkv.shape[:3]
     sizes = [(height, width)] * batch
-    if valid_sizes is not None:
-        sizes = [(rows, columns) for rows, columns in valid_sizes.tolist()]
-    tokens, heads = window_size**2, qkv.shape[4]
+    if spec.valid_sizes is not None:
+        sizes = [(rows, columns) for rows, columns in spec.valid_sizes.tolist()]
+    tokens, heads = spec.window_size**2, qkv.shape[4]
     rows = window_rows(
         tuple(sizes),
         (height, width),
-        window_size,
-        shift,
+        spec.window_size,
+        spec.shift,
         qkv.device,
         strip_windows=max(1, STRIP_BYTES // (tokens * heads * qkv.shape[5] * qkv.element_size())),
         piece_windows=max(1, PIECE_BYTES // (4 * heads * tokens**2)),
@@ -194,7 +181,7 @@ def _inputs(
 def _pack(
     rows: Tensor, kinds: int, heads: int, tokens: int, scratch: Scratch
 ) -> tuple[Tensor, ...]:
-    """Bring what one batched product reads together: (n N, k h d) -> k times (n h, N, d)."""
+    """Copy rows into batched matrices: [n N, k h d] -> k x [n h, N, d]."""
     by_head = rows.view(-1, tokens, kinds, heads, rows.shape[1] // (kinds * heads))
     by_head = by_head.permute(2, 0, 3, 1, 4)
     packed = scratch.empty(*by_head.shape, dtype=rows.dtype).copy_(by_head)
@@ -202,7 +189,7 @@ def _pack(
 
 
 def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
-    """Undo `_pack`: (k, n h, N, d) is written into rows (n N, k h d)."""
+    """Inverse of `_pack`: write [k, n h, N, d] into rows [n N, k h d]."""
     kinds, _, tokens, width = packed.shape
     by_head = packed.view(kinds, -1, heads, tokens, width)
     rows.view(-1, tokens, kinds, heads, width).copy_(by_head.permute(1, 3, 0, 2, 4))
@@ -211,9 +198,9 @@ def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _bias_index(window_size: int, device: torch.device) -> Tensor:
-    """Rows of the bias table for every pair of tokens of a window: (N * N,) int64."""
+    """Return the row of the bias table for every pair of tokens of a window, [N * N] int64."""
     ticks = torch.arange(window_size, device=device)
-    # (w, w): offset query - key along one axis, made non-negative
+    # [w, w]: offset query - key along one axis, made non-negative
     offset = ticks[:, None] - ticks + window_size - 1
     index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
     return index.reshape(-1)
@@ -224,8 +211,8 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
 def _seam_mask(
     seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Scores to add in a rolled map: (N, N), -100 where two tokens were no neighbours."""
-    behind = torch.arange(window_size, device=device) >= window_size - shift
-    rows, columns = (behind & seam for seam in seams)
+    """Return the shift mask [N, N]: -100 where two tokens are on different sides of a seam."""
+    after_seam = torch.arange(window_size, device=device) >= window_size - shift
+    rows, columns = (after_seam & seam for seam in seams)
     regions = (2 * rows[:, None] + columns).flatten()
     return (regions[:, None] != regions).float() * -100.0

@@ -1,12 +1,12 @@
-"""Relative position bias: its table written out for pairs of tokens, and the gradient's way back.
+"""Relative position bias: expansion of the table to pairs of tokens, and its gradient.
 
-Pairs are stored in fragments, as `triton_tokens` says.
+Pairs are stored in fragments, as `triton_tokens` describes.
 
-Letters: h heads, w window side, N = w * w tokens of a window, S >= N rows and columns that are
-stored for a window, a multiple of 16 (so that the attention kernels read whole tiles).
+Letters: h heads, w window side, N = w * w tokens of a window, S >= N stored rows and columns, a
+multiple of 16, so that the attention kernels read whole tiles.
 """
 
-# The types of Triton's language do not say what its compiler takes.
+# Triton's annotations do not cover what its compiler accepts.
 # pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from torch import Tensor
 from ..runtime.launch import Launch
 from ..runtime.tiles import tile
 
-#: Scores are kept in base 2, so that exponentials are one instruction.
+#: Scores are in base 2, so that an exponential is one instruction.
 LOG2E = math.log2(math.e)
-#: Score of a key that is not there, in base 2: its weight is 0 beside that of any other key.
+#: Score of an absent key, in base 2: its weight is 0 next to that of any other key.
 NO_KEY = -1.0e30
-#: Score that is added where two tokens come from different sides of a seam (Swin's constant).
+#: Score added where two tokens come from different sides of a seam (Swin's constant).
 PARTED = -100.0
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """The dtype of scores and sums: float64 for float64, float32 for all others."""
+    """Return the dtype of scores and sums: float64 for float64, else float32."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def plan_expand(
     table: Tensor, window_size: int, shift: int, stored: int, dtype: torch.dtype, transposed: bool
 ) -> tuple[list[Launch], Tensor]:
-    """Write the bias out for every pair of tokens and every class of windows.
+    """Plan the expansion of the bias to every pair of tokens and every class of windows.
 
     Args:
-        table: ((2 w - 1) ** 2, h).
+        table: [(2 w - 1) ** 2, h].
         window_size: w.
-        shift: roll of the map in tokens; without one there is one class, else four: twice (the
-            window lies across the seam between rows) plus (across that between columns).
+        shift: roll of the map in tokens. Without a shift there is one class, else four:
+            2 * (the window contains the seam between rows) + (between columns).
         stored: S.
-        dtype: of the attention's inputs.
+        dtype: dtype of the attention's inputs.
         transposed: keys along rows instead of queries.
 
     Returns:
-        What to launch, and (classes, h, S * S) scores in base 2, shift mask included, float32 or
-        (for float64) float64. Keys from N on have a score of `NO_KEY`.
+        The launches, and [classes, h, S * S] scores in base 2 with the shift mask added, float32,
+        or float64 for float64. Keys from N on have the score `NO_KEY`.
     """
     heads = table.shape[1]
     classes = 4 if shift else 1
@@ -88,18 +88,18 @@ def plan_expand(
 def plan_reduce(
     parts: Tensor, table: Tensor, window_size: int, stored: int, dtype: torch.dtype
 ) -> tuple[list[Launch], Tensor]:
-    """Add up the bias's gradient, chunk by chunk and then pair by pair, in an order of its own.
+    """Plan the reduction of the gradient of the bias, over chunks and then pairs, in a fixed order.
 
     Args:
-        parts: (chunks, h, S * S) gradient of the scores, queries along rows; what stands beyond
-            the first N rows and columns is not read.
-        table: ((2 w - 1) ** 2, h), whose gradient is wanted.
+        parts: [chunks, h, S * S] gradient of the scores, queries along rows. Only the first N rows
+            and columns are read.
+        table: [(2 w - 1) ** 2, h] the bias table.
         window_size: w.
         stored: S.
-        dtype: of the attention's inputs.
+        dtype: dtype of the attention's inputs.
 
     Returns:
-        What to launch, and the gradient in the table's shape and dtype.
+        The launches, and the gradient in the table's shape and dtype.
     """
     chunks, heads, _ = parts.shape
     launches = []
@@ -131,15 +131,15 @@ def plan_reduce(
 
 
 def plan_sum(parts: Tensor, out: Tensor, dtype: torch.dtype) -> tuple[list[Launch], Tensor]:
-    """Add the rows of `parts` (n, M) into `out` (M,), always in the same order.
+    """Plan the sum of the rows of `parts` into `out`, in a fixed order.
 
     Args:
-        parts: (n, M) contiguous.
-        out: (M,) contiguous; its dtype may be another.
-        dtype: of the attention's inputs.
+        parts: [n, M] contiguous.
+        out: [M] contiguous, in any dtype.
+        dtype: dtype of the attention's inputs.
 
     Returns:
-        What to launch, and `out`.
+        The launches, and `out`.
     """
     sizes = tile("sum_parts", window=None, head_width=0, dtype=dtype, device=parts.device)
     launches = []
@@ -168,9 +168,9 @@ def plan_sum(parts: Tensor, out: Tensor, dtype: torch.dtype) -> tuple[list[Launc
 
 @triton.jit
 def expand_bias(
-    table,
-    out,
-    heads,
+    table,  # [(2 w - 1) ** 2, h] input
+    out,  # [classes, h, S * S] output
+    heads,  # h
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     STORED: tl.constexpr,
@@ -181,9 +181,12 @@ def expand_bias(
     NO_KEY: tl.constexpr,
     PARTED: tl.constexpr,
 ):
-    """Grid (blocks of pairs, groups of heads): the index of a pair serves all heads of a group."""
+    """Write the bias of BLOCK pairs for HEADS heads, which share the index of a pair.
+
+    Grid: (blocks of pairs, groups of heads).
+    """
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    # Row and column from the bits of the offset, which `pair_places` describes.
+    # Row and column from the bits of the offset, see `pair_offsets`.
     inside = pair % 128
     first = pair // (16 * STORED) * 16 + inside // 2 % 2 * 8 + inside // 16
     second = pair % (16 * STORED) // 128 * 8 + inside // 4 % 4 * 2 + inside % 2
@@ -203,7 +206,7 @@ def expand_bias(
     real = is_key & (query < WINDOW * WINDOW)
     rows_parted = (query_y >= WINDOW - SHIFT) != (key_y >= WINDOW - SHIFT)
     columns_parted = (query_x >= WINDOW - SHIFT) != (key_x >= WINDOW - SHIFT)
-    # What is added in each class, the same for all heads.
+    # Added scores of each class, the same for all heads.
     dtype = out.dtype.element_ty
     missing = tl.where(is_key, 0.0, NO_KEY).to(dtype)
     across_columns = columns_parted.to(dtype) * PARTED
@@ -214,7 +217,7 @@ def expand_bias(
     out += first_head * (STORED * STORED) + pair
     step = heads * (STORED * STORED)
     for _ in range(min(heads - first_head, HEADS)):
-        # Queries beyond the window keep finite scores: nobody reads what comes of them.
+        # Queries beyond the window need finite scores; their outputs are not read.
         score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
         tl.store(out, score, mask=stored)
         if SHIFT > 0:
@@ -227,9 +230,9 @@ def expand_bias(
 
 @triton.jit
 def gather_bias(
-    pairs,
-    out,
-    heads,
+    pairs,  # [h, S * S] gradient of the scores
+    out,  # [(2 w - 1) ** 2, h] output
+    heads,  # h
     WINDOW: tl.constexpr,
     STORED: tl.constexpr,
     BLOCK_OFFSETS: tl.constexpr,
@@ -237,14 +240,14 @@ def gather_bias(
     HEADS: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """Grid (2 w - 1 offsets along y, groups of heads): rows of the table with one offset along y.
+    """Sum pairs into the rows of the table with one offset along y, for HEADS heads.
 
-    The index of a pair serves all heads of a group.
+    Grid: (2 w - 1 offsets along y, groups of heads).
     """
     offset_y, first_head = tl.program_id(0) - (WINDOW - 1), tl.program_id(1) * HEADS
     column = tl.arange(0, BLOCK_OFFSETS)
     key_x = tl.arange(0, BLOCK_KEYS)
-    # (offsets along x, keys of one row)
+    # [offsets along x, keys of one row]
     query_x = key_x[None, :] + column[:, None] - (WINDOW - 1)
     real = (query_x >= 0) & (query_x < WINDOW) & (key_x < WINDOW)[None, :]
     real = real & (column < 2 * WINDOW - 1)[:, None]
@@ -254,12 +257,12 @@ def gather_bias(
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
-        # The offset's bits, which `pair_places` describes.
+        # Bits of the offset, see `pair_offsets`.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()
         for i in tl.static_range(HEADS):
-            # A head too many reads the last one again, and is not stored.
+            # A head past the last one reads the last one and is not stored.
             start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
             sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
         totals = sums
@@ -271,15 +274,18 @@ def gather_bias(
 
 @triton.jit
 def sum_parts(
-    parts,
-    out,
+    parts,  # [count, width] input
+    out,  # [groups, width] output
     count,
     width,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """Grid (blocks of columns, groups of rows): the sum of each group of rows."""
+    """Sum a group of GROUP rows.
+
+    Grid: (blocks of columns, groups of rows).
+    """
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(1)
     real = column < width

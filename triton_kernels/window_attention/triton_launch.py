@@ -1,8 +1,10 @@
-"""Window attention in Triton: what is launched, from shapes and the table of tile sizes alone.
+"""Launches of the window attention kernels, from shapes and the table of tile sizes alone.
 
-Nothing is saved for the backward pass but the inputs. Its results are the same bits every time,
-and on every GPU that runs the same tiles: how windows are shared out among programs follows from
-shapes, and every sum has one order.
+Only the inputs are saved for the backward pass. Gradients are deterministic, and the same on every
+GPU with the same tile sizes: the partition of windows over programs depends on shapes alone, and
+every sum has a fixed order.
+
+Letters: B batch, H W map, h heads, d head width, w window side, S stored rows and columns of pairs.
 """
 
 from __future__ import annotations
@@ -19,27 +21,28 @@ from ..runtime.launch import Launch
 from ..runtime.tiles import tile
 from . import triton_tiled, triton_whole
 from .triton_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
+from .window_spec import WindowSpec
 
-#: Whole rows of scores stay in registers, up to a head width of 64 and in dtypes with matrix units
-#: (16 bits; float64 for tests), forward with at most so many elements of keys (a window of 18 with
-#: a head width of 32), backward with at most so many keys.
+#: Limits of the kernels that keep whole rows of scores in registers, which need a head width of at
+#: most 64 and a dtype with matrix units (16 bits; float64 for tests): elements of the keys of a
+#: window forward (a window of 18 with a head width of 32), and keys of a window backward.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
-#: Chips and versions of Triton that spill registers there where maps have sizes of their own.
+#: Chips and versions of Triton where these spill registers if samples have own map sizes.
 SPILLED_SIZED = {("sm_120", "3.7")}
-#: Memory for the bias's gradient, in bytes: with that much, all of it stays in the second cache of
-#: the GPUs that train (40 MB and more) beside what streams through.
+#: Bytes for the gradient of the bias. It then stays in the L2 cache of training GPUs (40 MB or
+#: more) while other tensors are streamed.
 CHUNK_BYTES = 22_000_000
-#: Programs that keep a GPU busy, where there are enough windows.
+#: Programs that keep a GPU busy, if there are enough windows.
 PROGRAMS = 2048
-#: With fewer programs than this in the forward pass, a window's queries are shared out too.
+#: With fewer programs in the forward pass, the queries of a window are split too.
 FEW_PROGRAMS = 264
-#: Head widths up to this are taken.
+#: Largest head width.
 MAX_HEAD_WIDTH = 128
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Say why the kernels do not take a shape or dtype; None where they do."""
+    """Return why the kernels do not take a shape or dtype; None if they do."""
     _, height, width, _, heads, head_width = qkv.shape
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     if qkv.dtype not in dtypes and (qkv.dtype != torch.float64 or qkv.is_cuda):
@@ -59,12 +62,10 @@ def forward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
 ) -> Tensor:
-    """See `operations.window_attention`."""
-    launches, out = plan_forward(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
+    """Compute window attention; see `op.window_attention`."""
+    launches, out = plan_forward(qkv, bias_table, qkv_bias, spec)
     for each in launches:
         each.run()
     return out
@@ -75,26 +76,23 @@ def backward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
+    *,
     atomic_bias: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, bias_table and qkv_bias, each in its tensor's shape and dtype.
+    """Compute the gradients of qkv, bias_table and qkv_bias, in their shapes and dtypes.
 
     Args:
-        grad: (B, H, W, h, d) gradient of what `forward` returns.
-        qkv: and the others, as for `forward`.
-        bias_table: see there.
-        qkv_bias: see there.
-        window_size: see there.
-        shift: see there.
-        valid_sizes: see there.
-        atomic_bias: add the bias's gradient up with atomics, in less memory but in an order, and
-            so with last bits, that change from run to run.
+        grad: [B, H, W, h, d] gradient of the output.
+        qkv: [B, H, W, 3, h, d].
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
+        atomic_bias: accumulate the gradient of the bias with atomics, in less memory. The order of
+            the sum, and so its last bits, then change from run to run.
     """
     launches, gradients = plan_backward(
-        grad, qkv, bias_table, qkv_bias, window_size, shift, valid_sizes, atomic_bias
+        grad, qkv, bias_table, qkv_bias, spec, atomic_bias=atomic_bias
     )
     for each in launches:
         each.run()
@@ -105,35 +103,34 @@ def plan_forward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
+    *,
     whole: bool | None = None,
 ) -> tuple[list[Launch], Tensor]:
-    """What `forward` launches, and its result, not yet written.
+    """Plan the launches of `forward`, and allocate its output.
 
     Args:
-        qkv: and the others, as for `forward`; meta tensors will do.
-        bias_table: see there.
-        qkv_bias: see there.
-        window_size: see there.
-        shift: see there.
-        valid_sizes: see there.
-        whole: keep whole rows of scores in registers, or go through them in tiles; None lets the
-            window's size decide.
+        qkv: [B, H, W, 3, h, d]; may be on the meta device, as may all others.
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
+        whole: keep whole rows of scores in registers, or iterate over tiles of keys; None: decide
+            by the size of the window.
     """
     batch, height, width, _, heads, head_width = qkv.shape
     out = torch.empty(batch, height, width, heads, head_width, dtype=qkv.dtype, device=qkv.device)
     if out.numel() == 0:
         return [], out
-    shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
-    if reads_whole_rows(qkv, window_size) if whole is None else whole:
+    shared = _Shared(qkv, bias_table, qkv_bias, spec)
+    if whole is None:
+        whole = reads_whole_rows(qkv, spec.window_size)
+    if whole:
         sizes = shared.tile("window_forward")
         stored = shared.stored(sizes["rows"])
         programs = shared.windows * heads
-        tiles = stored // sizes["rows"]
-        groups = min(tiles, triton.cdiv(FEW_PROGRAMS, programs))
-        queries = triton.cdiv(tiles, groups) * sizes["rows"]
+        query_tiles = stored // sizes["rows"]
+        groups = min(query_tiles, triton.cdiv(FEW_PROGRAMS, programs))
+        queries = triton.cdiv(query_tiles, groups) * sizes["rows"]
         constants = {
             "PIECES": pieces(stored, sizes["piece"]),
             "ROWS": sizes["rows"],
@@ -159,27 +156,28 @@ def plan_backward(
     qkv: Tensor,
     bias_table: Tensor,
     qkv_bias: Tensor,
-    window_size: int,
-    shift: int,
-    valid_sizes: Tensor | None,
+    spec: WindowSpec,
+    *,
     atomic_bias: bool = False,
     whole: bool | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """What `backward` launches, and its results, not yet written; see `plan_forward`."""
+    """Plan the launches of `backward`, and allocate its outputs; see `plan_forward`."""
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    # Zero is the answer for the padding's query, which nobody asks, and where there is no padding.
+    # The gradient is 0 for the query of padding, which has no output, and without padding.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
-    shared = _Shared(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)
+    shared = _Shared(qkv, bias_table, qkv_bias, spec)
     tensors = {"grad": grad.contiguous(), "grad_qkv": grad_qkv}
     if whole is None:
-        whole = differentiates_whole_rows(qkv, window_size, is_sized=valid_sizes is not None)
+        whole = differentiates_whole_rows(
+            qkv, spec.window_size, is_sized=spec.valid_sizes is not None
+        )
     if whole:
         launches, grad_pairs, stored, grad_padding = _plan_whole(shared, tensors, atomic_bias)
     else:
         launches, grad_pairs, stored, grad_padding = _plan_tiled(shared, tensors, atomic_bias)
-    more, grad_table = plan_reduce(grad_pairs, bias_table, window_size, stored, qkv.dtype)
+    more, grad_table = plan_reduce(grad_pairs, bias_table, spec.window_size, stored, qkv.dtype)
     launches += more
     if grad_padding is not None:
         more, _ = plan_sum(grad_padding, grad_qkv_bias[1:].view(-1), qkv.dtype)
@@ -190,13 +188,18 @@ def plan_backward(
 def _plan_whole(
     shared: _Shared, tensors: dict[str, Tensor], atomic_bias: bool
 ) -> tuple[list[Launch], Tensor, int, Tensor | None]:
-    """One kernel: the launches, the bias's gradient by chunks, its S, the padding's by windows."""
+    """Plan one kernel.
+
+    Returns:
+        The launches, the gradient of the bias [chunks, h, S * S], S, and the gradients of padding
+        [B nW, 2 h d] or None.
+    """
     sizes = shared.tile("window_backward")
     stored = shared.stored(sizes["rows"])
     launches, bias = shared.expand(stored, transposed=False)
     chunks, per_chunk = shared.chunks(stored, 1)
     grad_pairs = shared.pairs(1 if atomic_bias else chunks, stored)
-    # Every program adds to what it finds.
+    # Every program adds to the memory of its chunk.
     grad_pairs.zero_()
     grad_padding = shared.parts(shared.windows)
     tensors = tensors | {"bias": bias, "grad_bias": grad_pairs, "grad_padding": grad_padding}
@@ -222,7 +225,7 @@ def _plan_whole(
 def _plan_tiled(
     shared: _Shared, tensors: dict[str, Tensor], atomic_bias: bool
 ) -> tuple[list[Launch], Tensor, int, Tensor | None]:
-    """Three kernels: by queries, by keys, by pairs of tokens."""
+    """Plan three kernels, by queries, by keys and by pairs of tokens; see `_plan_whole`."""
     by_queries, by_keys, by_pairs = (
         shared.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
@@ -232,8 +235,8 @@ def _plan_tiled(
     launches, bias = shared.expand(stored, transposed=False)
     more, transposed = shared.expand(stored, transposed=True)
     launches += more
-    tiles = (stored // by_pairs["rows"]) * (stored // by_pairs["keys"])
-    chunks, per_chunk = shared.chunks(stored, tiles)
+    pair_tiles = (stored // by_pairs["rows"]) * (stored // by_pairs["keys"])
+    chunks, per_chunk = shared.chunks(stored, pair_tiles)
     grad_pairs = shared.pairs(1 if atomic_bias else chunks, stored)
     if atomic_bias:
         grad_pairs.zero_()
@@ -263,7 +266,7 @@ def _plan_tiled(
         ),
         (
             triton_tiled.tiled_backward_bias,
-            (tiles, shared.heads, chunks),
+            (pair_tiles, shared.heads, chunks),
             by_pairs,
             {"bias": bias, "grad_bias": grad_pairs} | numbers,
         ),
@@ -277,21 +280,21 @@ def _plan_tiled(
 
 
 def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
-    """Whether rows of scores stay in registers forward; see `WHOLE_KEY_ELEMENTS`."""
+    """Check whether rows of scores stay in registers forward; see `WHOLE_KEY_ELEMENTS`."""
     block = triton.next_power_of_2(qkv.shape[-1])
     elements = window_size**2 * block
     return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
 
 
 def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
-    """Whether they do backward; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
+    """Check the same backward; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
     if is_sized and (tiles.architecture(qkv.device), tiles.triton_minor()) in SPILLED_SIZED:
         return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Cut `count` keys, a multiple of 16, into powers of two: (first key, keys) of each."""
+    """Split `count` keys, a multiple of 16, into powers of two: (first key, keys) of each."""
     cut, first = [], 0
     while first < count:
         size = min(largest, 1 << ((count - first).bit_length() - 1))
@@ -301,57 +304,49 @@ def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
 
 
 class _Shared:
-    """What every kernel of one call is given."""
+    """Arguments that all kernels of one call share."""
 
-    def __init__(
-        self,
-        qkv: Tensor,
-        bias_table: Tensor,
-        qkv_bias: Tensor,
-        window_size: int,
-        shift: int,
-        valid_sizes: Tensor | None,
-    ) -> None:
+    def __init__(self, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> None:
+        window_size = spec.window_size
         batch, self.height, self.width, _, self.heads, self.head_width = qkv.shape
         self.down, self.across = (-(-side // window_size) for side in qkv.shape[1:3])
         self.windows = batch * self.down * self.across
-        self.window_size, self.shift = window_size, shift
-        # Columns of a tile; the table has a line for these widths, not for every one.
+        self.spec = spec
+        # Columns of a tile. The table of tile sizes has lines for these widths only.
         self.block = max(16, triton.next_power_of_2(self.head_width))
-        # Layouts other than that of a linear layer's output are copied.
+        # Copied, unless it has the layout of a linear layer's output.
         self.qkv, self.bias_table = qkv.contiguous(), bias_table
         self.padding = qkv_bias.contiguous()
-        self.sizes = None if valid_sizes is None else valid_sizes.contiguous()
+        self.sizes = None if spec.valid_sizes is None else spec.valid_sizes.contiguous()
         self.padded = (
-            valid_sizes is not None or self.height % window_size > 0 or self.width % window_size > 0
+            self.sizes is not None or self.height % window_size > 0 or self.width % window_size > 0
         )
 
     def tile(self, kernel: str) -> dict[str, int]:
         return tile(
             kernel,
-            window=self.window_size,
+            window=self.spec.window_size,
             head_width=self.block,
             dtype=self.qkv.dtype,
             device=self.qkv.device,
         )
 
     def stored(self, *blocks: int) -> int:
-        """Rows and columns of pairs that are stored, whole tiles of every kernel: S."""
+        """Compute S, the stored rows and columns of pairs: whole tiles of every kernel."""
         block = max(blocks)
-        return -(-(self.window_size**2) // block) * block
+        return -(-(self.spec.window_size**2) // block) * block
 
     def expand(self, stored: int, transposed: bool) -> tuple[list[Launch], Tensor]:
-        return plan_expand(
-            self.bias_table, self.window_size, self.shift, stored, self.qkv.dtype, transposed
-        )
+        window_size, shift = self.spec.window_size, self.spec.shift
+        return plan_expand(self.bias_table, window_size, shift, stored, self.qkv.dtype, transposed)
 
     def chunks(self, stored: int, tiles: int) -> tuple[int, int]:
-        """How many chunks the windows are cut into, and windows per chunk, from shapes alone."""
+        """Compute the number of chunks of windows, and windows per chunk, from shapes alone."""
         slab = self.heads * stored * stored * (8 if self.qkv.dtype == torch.float64 else 4)
         chunks = min(
             max(1, CHUNK_BYTES // slab),
             triton.cdiv(PROGRAMS, tiles * self.heads),
-            # A chunk's memory costs as much as several windows.
+            # The memory of a chunk costs as much as several windows.
             triton.cdiv(self.windows, 2),
         )
         per_chunk = triton.cdiv(self.windows, chunks)
@@ -363,7 +358,7 @@ class _Shared:
         return torch.empty(chunks, self.heads, stored * stored, dtype=dtype, device=self.qkv.device)
 
     def parts(self, count: int) -> Tensor | None:
-        """Memory for the gradients of the padding's key and value; None without padding."""
+        """Allocate gradients of the padding's key and value [count, 2 h d]; None if unpadded."""
         if not self.padded:
             return None
         double = self.qkv.dtype == torch.float64
@@ -383,17 +378,17 @@ class _Shared:
         stored: int,
         constants: dict[str, Any],
     ) -> Launch:
-        """Describe a call; what the kernel does not take is left out."""
+        """Make a `Launch`; arguments and constants that the kernel does not have are dropped."""
         scale = self.head_width**-0.5
         constants = constants | {
-            "WINDOW": self.window_size,
-            "SHIFT": self.shift,
+            "WINDOW": self.spec.window_size,
+            "SHIFT": self.spec.shift,
             "WIDTH": self.head_width,
             "BLOCK": self.block,
             "STORED": stored,
             "SCALE": scale * LOG2E,
             "QUERY_SCALE": scale,
-            "MASKED": self.padded or stored != self.window_size**2,
+            "MASKED": self.padded or stored != self.spec.window_size**2,
             "PADDED": self.padded,
             "SIZED": self.sizes is not None,
             "ACCUMULATOR": accumulator(self.qkv.dtype),

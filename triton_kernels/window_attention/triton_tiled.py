@@ -1,13 +1,13 @@
-"""Window attention in tiles of queries and keys, for windows whose rows do not fit into registers.
+"""Window attention kernels by tiles of queries and keys, for windows that exceed the registers.
 
-The backward pass has three kernels: one by queries, which also leaves for the others two numbers
-for every query (the base-2 logarithm of its sum of exponentials, and the sum over keys of share
-times the share's gradient), one by keys, and one by pairs of tokens for the bias.
+The backward pass has three kernels: by queries, by keys, and by pairs of tokens for the bias. The
+first one also writes two statistics of every query for the others: the base-2 logarithm of its sum
+of exponentials, and delta, the sum over keys of the weight times its gradient.
 
 Letters as in `triton_tokens`.
 """
 
-# The types of Triton's language do not say what its compiler takes: tuples, constants as they are.
+# Triton's annotations do not cover what its compiler accepts: tuples and plain constants.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .triton_tokens import (
     find_tokens,
     find_window,
     flatten_pairs,
-    load_keys,
+    load_key_value,
     load_pairs,
     load_tokens,
-    pair_places,
+    pair_offsets,
     store_tokens,
     unflatten_pairs,
 )
@@ -35,27 +35,22 @@ def read_online(
     STORED: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Attend from some queries to all keys of their window, KEYS at a time.
+    """Attend from ROWS queries to all keys of their window, KEYS at a time.
 
     Returns:
-        The weighted values (queries, columns) and the base-2 logarithm of the sum of exponentials
-        (queries,).
+        The weighted values [ROWS, BLOCK], and the base-2 logarithm of the sum of exponentials
+        [ROWS].
     """
     ROWS: tl.constexpr = query.shape[0]
     peak = tl.full([ROWS], float("-inf"), ACCUMULATOR)
     total = tl.zeros([ROWS], ACCUMULATOR)
     mixed = tl.zeros(query.shape, ACCUMULATOR)
-    # The first tile holds a key of the window, so that the maximum is finite from then on.
+    # The first tile has a key of the window, so that the maximum is finite after it.
     for start in range(0, STORED, KEYS):
         tokens = find_tokens(start + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
-        key = load_keys(
-            source + channels, padding + channels, tokens, column, 3 * channels, WIDTH, MASKED,
-            PADDED,
-        )  # fmt: skip
-        value = load_keys(
-            source + 2 * channels, padding + 2 * channels, tokens, column, 3 * channels, WIDTH,
-            MASKED, PADDED,
-        )  # fmt: skip
+        key, value = load_key_value(
+            source, padding, tokens, column, channels, WIDTH, MASKED, PADDED
+        )
         offset = load_pairs(bias + start * 16, STORED, ROWS, KEYS, True)
         score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
         score = score * SCALE + offset
@@ -73,24 +68,37 @@ def read_online(
 
 @triton.jit
 def tiled_forward(
-    qkv, bias, padding, sizes, out, height, width, down, across,
+    qkv,  # [B, H, W, 3, h, d] input
+    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    out,  # [B, H, W, h, d] output
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B nW times tiles of ROWS queries, h)."""
+    """Attend from ROWS queries of a window.
+
+    Grid: (B nW * tiles of queries, h).
+    """
     head, heads = tl.program_id(1), tl.num_programs(1)
     number, start = tl.program_id(0) // (STORED // ROWS), tl.program_id(0) % (STORED // ROWS) * ROWS
-    window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
+    window, bias_class, sample = find_window(
+        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    )
     channels = heads * WIDTH
-    first_token = window[7].to(tl.int64) * height * width
+    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     column = tl.arange(0, BLOCK)
     tokens = find_tokens(start + tl.arange(0, ROWS), window, height, width, WINDOW, SHIFT)
     query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
     mixed, _ = read_online(
         query, source, padding + head * WIDTH,
-        bias + (window[6] * heads + head) * (STORED * STORED) + start * STORED,
+        bias + (bias_class * heads + head) * (STORED * STORED) + start * STORED,
         window, column, height, width, channels,
         WINDOW, SHIFT, WIDTH, KEYS, STORED, SCALE, MASKED, PADDED, ACCUMULATOR,
     )  # fmt: skip
@@ -100,25 +108,40 @@ def tiled_forward(
 
 @triton.jit
 def tiled_backward_queries(
-    qkv, grad, bias, padding, sizes, grad_qkv, statistics, height, width, down, across,
+    qkv,  # [B, H, W, 3, h, d] input
+    grad,  # [B, H, W, h, d] gradient of the output
+    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    grad_qkv,  # [B, H, W, 3, h, d] output: queries
+    statistics,  # [B nW, h, 2, S] output: logsumexp in base 2, and delta
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B nW times tiles of ROWS queries, h): the queries' gradient and their statistics."""
+    """Compute the gradient of ROWS queries of a window, and their statistics.
+
+    Grid: (B nW * tiles of queries, h).
+    """
     head, heads = tl.program_id(1), tl.num_programs(1)
     number, first = tl.program_id(0) // (STORED // ROWS), tl.program_id(0) % (STORED // ROWS) * ROWS
-    window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
+    window, bias_class, sample = find_window(
+        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    )
     channels = heads * WIDTH
-    first_token = window[7].to(tl.int64) * height * width
+    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     upstream = grad + first_token * channels + head * WIDTH
     padding += head * WIDTH
-    bias += (window[6] * heads + head) * (STORED * STORED) + first * STORED
+    bias += (bias_class * heads + head) * (STORED * STORED) + first * STORED
     column = tl.arange(0, BLOCK)
-    place = first + tl.arange(0, ROWS)
-    tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
+    position = first + tl.arange(0, ROWS)
+    tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
     query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
     out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
     mixed, logarithm = read_online(
@@ -129,14 +152,9 @@ def tiled_backward_queries(
     query_grad = tl.zeros([ROWS, BLOCK], ACCUMULATOR)
     for start in range(0, STORED, KEYS):
         key_tokens = find_tokens(start + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
-        key = load_keys(
-            source + channels, padding + channels, key_tokens, column, 3 * channels, WIDTH,
-            MASKED, PADDED,
-        )  # fmt: skip
-        value = load_keys(
-            source + 2 * channels, padding + 2 * channels, key_tokens, column, 3 * channels,
-            WIDTH, MASKED, PADDED,
-        )  # fmt: skip
+        key, value = load_key_value(
+            source, padding, key_tokens, column, channels, WIDTH, MASKED, PADDED
+        )
         offset = load_pairs(bias + start * 16, STORED, ROWS, KEYS, True)
         score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
         share = tl.exp2(score * SCALE + offset - logarithm[:, None])
@@ -149,61 +167,68 @@ def tiled_backward_queries(
     target = grad_qkv + first_token * (3 * channels) + head * WIDTH
     query_grad = query_grad * QUERY_SCALE
     store_tokens(target, query_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
-    row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + place
+    row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + position
     tl.store(row, logarithm)
     tl.store(row + STORED, inner)
 
 
 @triton.jit
 def tiled_backward_keys(
-    qkv, grad, bias, padding, sizes, statistics, grad_qkv, grad_padding,
-    height, width, down, across,
+    qkv,  # [B, H, W, 3, h, d] input
+    grad,  # [B, H, W, h, d] gradient of the output
+    bias,  # [classes, h, S * S] expanded bias in base 2, keys along rows
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
+    grad_qkv,  # [B, H, W, 3, h, d] output: keys and values
+    grad_padding,  # [grid 0, 2, h, d] output: keys and values of padded positions
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B nW times tiles of KEYS keys, h): the gradients of keys, values and padding.
+    """Compute the gradients of KEYS keys and values of a window, and of padding.
 
-    Scores stand with keys along rows, so that they go into the next product as they are; `bias`
-    is stored that way too.
+    Grid: (B nW * tiles of keys, h). Scores have keys along rows, so that no product needs them
+    transposed; `bias` is stored that way.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     number, first = tl.program_id(0) // (STORED // KEYS), tl.program_id(0) % (STORED // KEYS) * KEYS
-    window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
+    window, bias_class, sample = find_window(
+        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    )
     channels = heads * WIDTH
-    first_token = window[7].to(tl.int64) * height * width
+    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     upstream = grad + first_token * channels + head * WIDTH
     padding += head * WIDTH
-    bias += (window[6] * heads + head) * (STORED * STORED) + first * STORED
+    bias += (bias_class * heads + head) * (STORED * STORED) + first * STORED
     statistics += (number.to(tl.int64) * heads + head) * (2 * STORED)
     column = tl.arange(0, BLOCK)
     key_tokens = find_tokens(first + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
-    key = load_keys(
-        source + channels, padding + channels, key_tokens, column, 3 * channels, WIDTH, MASKED,
-        PADDED,
-    )  # fmt: skip
-    value = load_keys(
-        source + 2 * channels, padding + 2 * channels, key_tokens, column, 3 * channels, WIDTH,
-        MASKED, PADDED,
-    )  # fmt: skip
+    key, value = load_key_value(
+        source, padding, key_tokens, column, channels, WIDTH, MASKED, PADDED
+    )
     key_grad = tl.zeros([KEYS, BLOCK], ACCUMULATOR)
     value_grad = tl.zeros([KEYS, BLOCK], ACCUMULATOR)
     for start in range(0, STORED, ROWS):
-        place = start + tl.arange(0, ROWS)
-        tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
+        position = start + tl.arange(0, ROWS)
+        tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
         out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
         offset = load_pairs(bias + start * 16, STORED, KEYS, ROWS, True)
         score = tl.dot(key, tl.trans(query), input_precision="ieee", out_dtype=ACCUMULATOR)
-        share = tl.exp2(score * SCALE + offset - tl.load(statistics + place)[None, :])
+        share = tl.exp2(score * SCALE + offset - tl.load(statistics + position)[None, :])
         value_grad = tl.dot(
             share.to(query.dtype), out_grad, value_grad,
             input_precision="ieee", out_dtype=ACCUMULATOR,
         )  # fmt: skip
         change = tl.dot(value, tl.trans(out_grad), input_precision="ieee", out_dtype=ACCUMULATOR)
-        score_grad = share * (change - tl.load(statistics + STORED + place)[None, :])
+        score_grad = share * (change - tl.load(statistics + STORED + position)[None, :])
         key_grad = tl.dot(
             score_grad.to(query.dtype), query, key_grad,
             input_precision="ieee", out_dtype=ACCUMULATOR,
@@ -214,7 +239,8 @@ def tiled_backward_keys(
     target += channels
     store_tokens(target, value_grad, key_tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
     if PADDED:
-        padded = key_tokens[3][:, None]
+        _index, _valid, _stored, padded = key_tokens
+        padded = padded[:, None]
         part = tl.program_id(0).to(tl.int64) * (2 * channels) + head * WIDTH
         part = grad_padding + part + column
         tl.store(part, tl.sum(tl.where(padded, key_grad, 0.0), 0), mask=column < WIDTH)
@@ -224,48 +250,57 @@ def tiled_backward_keys(
 
 @triton.jit
 def tiled_backward_bias(
-    qkv, grad, bias, padding, sizes, statistics, grad_bias,
-    height, width, down, across, windows, windows_per_chunk,
+    qkv,  # [B, H, W, 3, h, d] input
+    grad,  # [B, H, W, h, d] gradient of the output
+    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
+    grad_bias,  # [chunks, h, S * S] output; [1, h, S * S] zeros at first if ATOMIC
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
+    windows,  # B nW
+    windows_per_chunk,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr, ATOMIC: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of ROWS queries by KEYS keys, h, chunks of windows): the bias's gradient.
+    """Compute the gradient of the bias for ROWS queries by KEYS keys over a chunk of windows.
 
-    It stays in registers over all windows of the chunk, since they have the same pairs.
+    Grid: (tiles of pairs, h, chunks). The gradient stays in registers over all windows of a chunk,
+    which have the same pairs.
     """
     head, heads, chunk = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     channels = heads * WIDTH
     across_tiles = STORED // KEYS
     first = tl.program_id(0) // across_tiles * ROWS
     first_key = tl.program_id(0) % across_tiles * KEYS
-    place, key_place = first + tl.arange(0, ROWS), first_key + tl.arange(0, KEYS)
+    position, key_position = first + tl.arange(0, ROWS), first_key + tl.arange(0, KEYS)
     padding += head * WIDTH
     column = tl.arange(0, BLOCK)
-    pairs = pair_places(STORED, ROWS, KEYS, True) + first * STORED + first_key * 16
+    pairs = pair_offsets(STORED, ROWS, KEYS, True) + first * STORED + first_key * 16
     total = tl.zeros([ROWS, KEYS], ACCUMULATOR)
     first_window = chunk * windows_per_chunk
     for step in range(min(windows - first_window, windows_per_chunk)):
         number = first_window + step
-        window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
-        first_token = window[7].to(tl.int64) * height * width
+        window, bias_class, sample = find_window(
+            number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+        )
+        first_token = sample.to(tl.int64) * height * width
         source = qkv + first_token * (3 * channels) + head * WIDTH
         upstream = grad + first_token * channels + head * WIDTH
-        tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
-        key_tokens = find_tokens(key_place, window, height, width, WINDOW, SHIFT)
+        tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
+        key_tokens = find_tokens(key_position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
         out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
-        key = load_keys(
-            source + channels, padding + channels, key_tokens, column, 3 * channels, WIDTH,
-            MASKED, PADDED,
-        )  # fmt: skip
-        value = load_keys(
-            source + 2 * channels, padding + 2 * channels, key_tokens, column, 3 * channels,
-            WIDTH, MASKED, PADDED,
-        )  # fmt: skip
-        row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + place
-        flat = tl.load(bias + (window[6] * heads + head) * (STORED * STORED) + pairs)
+        key, value = load_key_value(
+            source, padding, key_tokens, column, channels, WIDTH, MASKED, PADDED
+        )
+        row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + position
+        flat = tl.load(bias + (bias_class * heads + head) * (STORED * STORED) + pairs)
         offset = unflatten_pairs(flat, ROWS, KEYS, True)
         score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
         share = tl.exp2(score * SCALE + offset - tl.load(row)[:, None])

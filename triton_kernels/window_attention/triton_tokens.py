@@ -1,14 +1,14 @@
-"""What the kernels of window attention share: where tokens lie, and how they are read and written.
+"""Device functions that the window attention kernels share: indexing, loads and stores.
 
-A program reads the tokens of its window where they lie in the map, so that padding, rolling,
-cutting and putting together are arithmetic on indices.
+A program reads the tokens of its window in place, so that padding, rolling, partitioning and
+merging are arithmetic on indices.
 
 Scores of pairs of tokens, such as the bias and its gradient, are stored in fragments of 16 queries
-by 8 keys, in the order in which the matrix units of GPUs hold them (`pair_places`): a program then
+by 8 keys, in the order in which the matrix units of GPUs hold them (`pair_offsets`): a program then
 reads and writes them as they are, 16 bytes at a time.
 
-Letters: B batch, h heads, d head width, w window side, N = w * w, S >= N stored rows and columns
-of pairs, nW windows of one map of the tensor's size.
+Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens of a window,
+S >= N stored rows and columns of pairs, nW windows of one map of the tensor's size.
 """
 
 from __future__ import annotations
@@ -19,67 +19,81 @@ import triton.language as tl
 
 @triton.jit
 def find_window(
-    number,
-    sizes,
-    height,
-    width,
-    down,
-    across,
+    number,  # index of the window in the batch, 0 ... B nW - 1
+    sizes,  # [B, 2] height and width of each sample's own map; None unless SIZED
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     SIZED: tl.constexpr,
 ):
-    """Place a window of the batch in its sample's own map.
+    """Locate a window of the batch in its sample's own map.
 
     Returns:
-        (rows, columns of the sample's own map; the window's first row and column, roll included;
-        row and column from where on places wrap around; class of the bias; sample). Where the
-        sample's own map has no such window, rows and columns are 0 and the places are those of
-        the unrolled tensor, which have to come out as 0.
+        window: height and width of the sample's own map; first row and first column of the window,
+            roll included; row and column at which positions wrap around. Where the sample's own
+            map has no such window, the first two are 0 and the others are those of the unrolled
+            tensor, whose outputs have to be 0.
+        bias_class: 2 * (window contains the seam between rows) + (between columns).
+        sample: index of the sample.
     """
     sample, window = number // (down * across), number % (down * across)
     window_y, window_x = window // across, window % across
-    rows, columns, own_down, own_across = height, width, down, across
+    own_height, own_width, own_down, own_across = height, width, down, across
     roll = SHIFT
     if SIZED:
-        rows = tl.load(sizes + sample * 2).to(tl.int32)
-        columns = tl.load(sizes + sample * 2 + 1).to(tl.int32)
-        rows = tl.minimum(tl.maximum(rows, 0), height)
-        columns = tl.minimum(tl.maximum(columns, 0), width)
-        own_down = (rows + WINDOW - 1) // WINDOW
-        own_across = (columns + WINDOW - 1) // WINDOW
-        own = (window_y < own_down) & (window_x < own_across)
-        rows, columns = tl.where(own, rows, 0), tl.where(own, columns, 0)
-        roll = tl.where(own, SHIFT, 0)
-        own_down, own_across = tl.where(own, own_down, down), tl.where(own, own_across, across)
-    seams = 0
+        own_height = tl.load(sizes + sample * 2).to(tl.int32)
+        own_width = tl.load(sizes + sample * 2 + 1).to(tl.int32)
+        own_height = tl.minimum(tl.maximum(own_height, 0), height)
+        own_width = tl.minimum(tl.maximum(own_width, 0), width)
+        own_down = (own_height + WINDOW - 1) // WINDOW
+        own_across = (own_width + WINDOW - 1) // WINDOW
+        exists = (window_y < own_down) & (window_x < own_across)
+        own_height, own_width = tl.where(exists, own_height, 0), tl.where(exists, own_width, 0)
+        roll = tl.where(exists, SHIFT, 0)
+        own_down = tl.where(exists, own_down, down)
+        own_across = tl.where(exists, own_across, across)
+    bias_class = 0
     if SHIFT > 0:
         between_rows = (window_y == own_down - 1).to(tl.int32)
-        seams = between_rows * 2 + (window_x == own_across - 1).to(tl.int32)
+        bias_class = between_rows * 2 + (window_x == own_across - 1).to(tl.int32)
     top, left = window_y * WINDOW + roll, window_x * WINDOW + roll
-    return rows, columns, top, left, own_down * WINDOW, own_across * WINDOW, seams, sample
+    window = (own_height, own_width, top, left, own_down * WINDOW, own_across * WINDOW)
+    return window, bias_class, sample
 
 
 @triton.jit
-def find_tokens(place, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
-    """Say for places of a window (from `find_window`) which token of the map stands there.
+def find_tokens(
+    position,  # [n] positions in the window, row by row; N and above are no tokens
+    window,  # from `find_window`
+    height,
+    width,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """Map positions of a window to tokens of the sample.
 
     Returns:
-        (the token's number in the sample; whether the sample has it; whether the tensor has it;
-        whether the place is padding that keys and values are taken from).
+        index: [n] y * W + x of the token.
+        valid: [n] whether it is in the sample's own map.
+        stored: [n] whether it is in the tensor.
+        padded: [n] whether the position is padding, which has a key and a value.
     """
-    y, x = window[2] + place // WINDOW, window[3] + place % WINDOW
+    own_height, own_width, top, left, wrap_height, wrap_width = window
+    y, x = top + position // WINDOW, left + position % WINDOW
     if SHIFT > 0:
-        y = tl.where(y >= window[4], y - window[4], y)
-        x = tl.where(x >= window[5], x - window[5], x)
-    inside = place < WINDOW * WINDOW
-    real = inside & (y < window[0]) & (x < window[1])
-    return y * width + x, real, inside & (y < height) & (x < width), inside & (real == 0)
+        y = tl.where(y >= wrap_height, y - wrap_height, y)
+        x = tl.where(x >= wrap_width, x - wrap_width, x)
+    inside = position < WINDOW * WINDOW
+    valid = inside & (y < own_height) & (x < own_width)
+    return y * width + x, valid, inside & (y < height) & (x < width), inside & (valid == 0)
 
 
 @triton.jit
-def mask_of(chosen, column, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """The mask of (tokens, columns) elements; None where all are there."""
+def make_mask(chosen, column, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """Mask of [n, BLOCK] elements; None if all are read."""
     if MASKED:
         if column.shape[0] != WIDTH:
             return chosen[:, None] & (column < WIDTH)[None, :]
@@ -93,10 +107,18 @@ def mask_of(chosen, column, WIDTH: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load_tokens(source, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """Load (tokens, columns) elements, 0 where there is no token; `source` is the head's first."""
-    mask = mask_of(tokens[1], column, WIDTH, MASKED)
-    place = source + tokens[0][:, None] * stride + column[None, :]
+def load_tokens(
+    source,  # pointer to the head's first element in the sample
+    tokens,  # from `find_tokens`
+    column,  # [BLOCK]
+    stride,  # elements from one token to the next
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Load [n, BLOCK] elements; 0 where there is no token."""
+    index, valid, _stored, _padded = tokens
+    mask = make_mask(valid, column, WIDTH, MASKED)
+    place = source + index[:, None] * stride + column[None, :]
     if mask is None:
         return tl.load(place)
     else:
@@ -104,16 +126,39 @@ def load_tokens(source, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.
 
 
 @triton.jit
-def load_keys(
+def load_padded(
     source, padding, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load keys or values; a padded place of the window holds those of a zero token."""
-    keys = load_tokens(source, tokens, column, stride, WIDTH, MASKED)
+    """Load keys or values, [n, BLOCK]; a padded position holds `padding` [d]."""
+    rows = load_tokens(source, tokens, column, stride, WIDTH, MASKED)
     if PADDED:
-        row = tl.load(padding + column, mask=column < WIDTH, other=0.0).to(keys.dtype)
-        keys = tl.where(tokens[3][:, None], row[None, :], keys)
-    return keys
+        _index, _valid, _stored, padded = tokens
+        row = tl.load(padding + column, mask=column < WIDTH, other=0.0).to(rows.dtype)
+        rows = tl.where(padded[:, None], row[None, :], rows)
+    return rows
+
+
+@triton.jit
+def load_key_value(
+    source,  # pointer to the head's first query in the sample, in [H, W, 3, h, d]
+    padding,  # pointer to the head's query in [3, h, d]
+    tokens,  # from `find_tokens`
+    column,  # [BLOCK]
+    channels,  # h d
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """Load keys and values, [n, BLOCK] each."""
+    key = load_padded(
+        source + channels, padding + channels, tokens, column, 3 * channels, WIDTH, MASKED, PADDED
+    )
+    value = load_padded(
+        source + 2 * channels, padding + 2 * channels, tokens, column, 3 * channels, WIDTH, MASKED,
+        PADDED,
+    )  # fmt: skip
+    return key, value
 
 
 @triton.jit
@@ -121,11 +166,12 @@ def store_tokens(
     target, values, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     SIZED: tl.constexpr,
 ):  # fmt: skip
-    """Store (tokens, columns) elements; 0 where the tensor has a token that the sample has not."""
-    mask = mask_of(tokens[2], column, WIDTH, MASKED)
+    """Store [n, BLOCK] elements; 0 for tokens of the tensor outside the sample's own map."""
+    index, valid, stored, _padded = tokens
+    mask = make_mask(stored, column, WIDTH, MASKED)
     if SIZED:
-        values = tl.where(tokens[1][:, None], values, 0.0)
-    place = target + tokens[0][:, None] * stride + column[None, :]
+        values = tl.where(valid[:, None], values, 0.0)
+    place = target + index[:, None] * stride + column[None, :]
     if mask is None:
         tl.store(place, values.to(target.dtype.element_ty))
     else:
@@ -133,14 +179,14 @@ def store_tokens(
 
 
 @triton.jit
-def pair_places(
+def pair_offsets(
     STORED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr
 ):
-    """Offsets (ROWS * COLUMNS,) of a tile of pairs: whole fragments, down first or across first.
+    """Offsets [ROWS * COLUMNS] of a tile of pairs: whole fragments, down first or across first.
 
-    The first one is that of row r and column c at r * STORED + c * 16. In a fragment, the bits of
-    an offset are, from the highest: 3 of the row modulo 8, 2 of the pair of columns, 1 of the half
-    of the rows, 1 of the column in its pair.
+    The offset of row r and column c is relative to r * STORED + c * 16. Within a fragment, the bits
+    of an offset are, from the highest: 3 of the row modulo 8, 2 of the pair of columns, 1 of the
+    half of the rows, 1 of the column in its pair.
     """
     index = tl.arange(0, ROWS * COLUMNS)
     fragment, inside = index // 128, index % 128
@@ -156,7 +202,7 @@ def pair_places(
 
 @triton.jit
 def unflatten_pairs(flat, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr):
-    """Bring (ROWS * COLUMNS,) elements in the order of `pair_places` into (ROWS, COLUMNS)."""
+    """Reshape [ROWS * COLUMNS] elements in the order of `pair_offsets` to [ROWS, COLUMNS]."""
     if DOWN:
         parts = tl.reshape(flat, [COLUMNS // 8, ROWS // 16, 8, 4, 2, 2])
         parts = tl.permute(parts, (1, 4, 2, 0, 3, 5))
@@ -168,7 +214,7 @@ def unflatten_pairs(flat, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.co
 
 @triton.jit
 def flatten_pairs(pairs, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr):
-    """The way back of `unflatten_pairs`."""
+    """Inverse of `unflatten_pairs`."""
     parts = tl.reshape(pairs, [ROWS // 16, 2, 8, COLUMNS // 8, 4, 2])
     if DOWN:
         parts = tl.permute(parts, (3, 0, 2, 4, 1, 5))
@@ -185,6 +231,6 @@ def load_pairs(
     COLUMNS: tl.constexpr,
     DOWN: tl.constexpr,
 ):
-    """Load a (ROWS, COLUMNS) tile of pairs."""
-    flat = tl.load(source + pair_places(STORED, ROWS, COLUMNS, DOWN))
+    """Load a [ROWS, COLUMNS] tile of pairs."""
+    flat = tl.load(source + pair_offsets(STORED, ROWS, COLUMNS, DOWN))
     return unflatten_pairs(flat, ROWS, COLUMNS, DOWN)

@@ -1,13 +1,13 @@
-"""Window attention where the scores of a query against all keys of its window fit into registers.
+"""Window attention kernels that keep the scores of a query against all keys in registers.
 
-They stand in a tuple of tiles: `PIECES` lists (first key, keys) of each, which fits the 144 keys
-of a window of 12 exactly as 128 + 16, where one tile would have 256. The bias is loaded before the
-product that it is added to: the compiler then keeps the product's layout for all that follows.
+Scores are a tuple of tiles: `PIECES` lists (first key, number of keys) of each. The 144 keys of a
+window of 12 are 128 + 16, where one tile would have 256. The bias is loaded before the product that
+it is added to, so that the compiler keeps the product's layout for all that follows.
 
 Letters as in `triton_tokens`.
 """
 
-# The types of Triton's language do not say what its compiler takes: tuples, constants as they are.
+# Triton's annotations do not cover what its compiler accepts: tuples and plain constants.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .triton_tokens import (
     find_tokens,
     find_window,
     flatten_pairs,
-    load_keys,
+    load_key_value,
     load_pairs,
     load_tokens,
-    pair_places,
+    pair_offsets,
     store_tokens,
 )
 
@@ -33,19 +33,14 @@ def load_window(
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load all keys and values of a window: two tuples of (keys of the piece, columns)."""
+    """Load all keys and values of a window: two tuples of [keys of the piece, BLOCK]."""
     keys, values = (), ()
     for i in tl.static_range(len(PIECES)):
-        place = PIECES[i][0] + tl.arange(0, PIECES[i][1])
-        tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
-        key = load_keys(
-            source + channels, padding + channels, tokens, column, 3 * channels, WIDTH, MASKED,
-            PADDED,
-        )  # fmt: skip
-        value = load_keys(
-            source + 2 * channels, padding + 2 * channels, tokens, column, 3 * channels, WIDTH,
-            MASKED, PADDED,
-        )  # fmt: skip
+        position = PIECES[i][0] + tl.arange(0, PIECES[i][1])
+        tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
+        key, value = load_key_value(
+            source, padding, tokens, column, channels, WIDTH, MASKED, PADDED
+        )
         keys, values = keys + (key,), values + (value,)
     return keys, values
 
@@ -55,10 +50,10 @@ def weigh(
     query, keys, bias, PIECES: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Exponentials of the scores of queries against all keys, not yet divided by their sum.
+    """Compute the exponentials of the scores of queries against all keys, not normalized.
 
     Returns:
-        A tuple of (queries, keys of the piece) exponentials, and their sum (queries,).
+        A tuple of [ROWS, keys of the piece] exponentials, and their sum [ROWS].
     """
     ROWS: tl.constexpr = query.shape[0]
     scores = ()
@@ -81,20 +76,33 @@ def weigh(
 
 @triton.jit
 def whole_forward(
-    qkv, bias, padding, sizes, out, height, width, down, across,
+    qkv,  # [B, H, W, 3, h, d] input
+    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    out,  # [B, H, W, h, d] output
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     PIECES: tl.constexpr, STORED: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B nW, h, groups of QUERIES queries): ROWS queries at a time."""
+    """Attend from QUERIES queries of a window, ROWS at a time.
+
+    Grid: (B nW, h, groups of QUERIES queries).
+    """
     head, heads = tl.program_id(1), tl.num_programs(1)
-    window = find_window(tl.program_id(0), sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
+    window, bias_class, sample = find_window(
+        tl.program_id(0), sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    )
     channels = heads * WIDTH
-    first_token = window[7].to(tl.int64) * height * width
+    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     target = out + first_token * channels + head * WIDTH
-    bias += (window[6] * heads + head) * (STORED * STORED)
+    bias += (bias_class * heads + head) * (STORED * STORED)
     column = tl.arange(0, BLOCK)
     keys, values = load_window(
         source, padding + head * WIDTH, window, column, height, width, channels,
@@ -102,8 +110,8 @@ def whole_forward(
     )  # fmt: skip
     first = tl.program_id(2) * QUERIES
     for start in range(first, min(first + QUERIES, WINDOW * WINDOW), ROWS):
-        place = start + tl.arange(0, ROWS)
-        tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
+        position = start + tl.arange(0, ROWS)
+        tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
         weights, total = weigh(
             query, keys, bias + start * STORED, PIECES, STORED, SCALE, ACCUMULATOR
@@ -120,16 +128,29 @@ def whole_forward(
 
 @triton.jit
 def whole_backward(
-    qkv, grad, bias, padding, sizes, grad_qkv, grad_bias, grad_padding,
-    height, width, down, across, windows, windows_per_chunk,
+    qkv,  # [B, H, W, 3, h, d] input
+    grad,  # [B, H, W, h, d] gradient of the output
+    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    padding,  # [3, h, d] query, key and value of padded positions
+    sizes,  # [B, 2] height and width of each sample's own map, or None
+    grad_qkv,  # [B, H, W, 3, h, d] output
+    grad_bias,  # [chunks, h, S * S] output, zeros at first; [1, h, S * S] if ATOMIC
+    grad_padding,  # [B nW, 2, h, d] output: keys and values of padded positions
+    height,  # H
+    width,  # W
+    down,  # windows along H
+    across,  # windows along W
+    windows,  # B nW
+    windows_per_chunk,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     PIECES: tl.constexpr, STORED: tl.constexpr, ROWS: tl.constexpr, SCALE: tl.constexpr,
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ATOMIC: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks of windows, h): ROWS queries at a time against all keys of their window.
+    """Compute all gradients of a chunk of windows, ROWS queries at a time.
 
-    The bias's gradient is added up in memory that no other chunk writes, unless it is ATOMIC.
+    Grid: (chunks, h). The gradient of the bias is accumulated in memory that no other chunk writes,
+    unless it is ATOMIC.
     """
     chunk, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     channels = heads * WIDTH
@@ -139,15 +160,17 @@ def whole_backward(
     else:
         grad_bias += (chunk * heads + head).to(tl.int64) * (STORED * STORED)
     first_window = chunk * windows_per_chunk
-    # What were hoisted out of this loop would take registers that the loop inside it needs.
+    # Hoisting out of this loop would take registers that the inner loop needs.
     for step in tl.range(0, min(windows - first_window, windows_per_chunk), disable_licm=True):
         number = first_window + step
-        window = find_window(number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED)
-        first_token = window[7].to(tl.int64) * height * width
+        window, bias_class, sample = find_window(
+            number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+        )
+        first_token = sample.to(tl.int64) * height * width
         source = qkv + first_token * (3 * channels) + head * WIDTH
         upstream = grad + first_token * channels + head * WIDTH
         target = grad_qkv + first_token * (3 * channels) + head * WIDTH
-        scores_bias = bias + (window[6] * heads + head) * (STORED * STORED)
+        scores_bias = bias + (bias_class * heads + head) * (STORED * STORED)
         keys, values = load_window(
             source, padding + head * WIDTH, window, column, height, width, channels,
             PIECES, WINDOW, SHIFT, WIDTH, MASKED, PADDED,
@@ -157,8 +180,8 @@ def whole_backward(
             key_grads = key_grads + (tl.full([PIECES[i][1], BLOCK], 0.0, ACCUMULATOR),)
             value_grads = value_grads + (tl.full([PIECES[i][1], BLOCK], 0.0, ACCUMULATOR),)
         for start in range(0, WINDOW * WINDOW, ROWS):
-            place = start + tl.arange(0, ROWS)
-            tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
+            position = start + tl.arange(0, ROWS)
+            tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
             query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
             out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
             weights, total = weigh(
@@ -172,8 +195,8 @@ def whole_backward(
             store_tokens(target, query_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
         key_padding, value_padding = tl.zeros([BLOCK], ACCUMULATOR), tl.zeros([BLOCK], ACCUMULATOR)
         for i in tl.static_range(len(PIECES)):
-            place = PIECES[i][0] + tl.arange(0, PIECES[i][1])
-            tokens = find_tokens(place, window, height, width, WINDOW, SHIFT)
+            position = PIECES[i][0] + tl.arange(0, PIECES[i][1])
+            tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
             key_grad, value_grad = key_grads[i] * QUERY_SCALE, value_grads[i]
             key_target = target + channels
             store_tokens(key_target, key_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
@@ -182,7 +205,8 @@ def whole_backward(
                 value_target, value_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED
             )
             if PADDED:
-                padded = tokens[3][:, None]
+                _index, _valid, _stored, padded = tokens
+                padded = padded[:, None]
                 key_padding += tl.sum(tl.where(padded, key_grad, 0.0), 0)
                 value_padding += tl.sum(tl.where(padded, value_grad, 0.0), 0)
         if PADDED:
@@ -197,10 +221,11 @@ def whole_gradients(
     query, out_grad, keys, values, weights, inverse, key_grads, value_grads, grad_bias,
     PIECES: tl.constexpr, STORED: tl.constexpr, ATOMIC: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Add what some queries give to the gradients of keys, values and bias.
+    """Accumulate the gradients of keys, values and bias from ROWS queries.
 
     Returns:
-        The gradient of the queries, not yet scaled, and the tuples of those of keys and values.
+        The gradient of the queries [ROWS, BLOCK], not scaled, and the tuples of the gradients of
+        keys and values, [keys of the piece, BLOCK] each.
     """
     ROWS: tl.constexpr = query.shape[0]
     shares, next_values, next_keys = (), (), ()
@@ -214,7 +239,7 @@ def whole_gradients(
             input_precision="ieee", out_dtype=ACCUMULATOR,
         )  # fmt: skip
         shares, next_values = shares + (share,), next_values + (value_grad,)
-    # The sum over keys of share times the share's gradient, in one product fewer per pair.
+    # Sum over keys of the weight times its gradient, without a product per pair.
     inner = tl.sum(mixed * out_grad, 1)
     query_grad = tl.zeros(query.shape, ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):
@@ -222,7 +247,7 @@ def whole_gradients(
             out_grad, tl.trans(values[i]), input_precision="ieee", out_dtype=ACCUMULATOR
         )
         score_grad = shares[i] * (change - inner[:, None])
-        place = grad_bias + PIECES[i][0] * 16 + pair_places(STORED, ROWS, PIECES[i][1], False)
+        place = grad_bias + PIECES[i][0] * 16 + pair_offsets(STORED, ROWS, PIECES[i][1], False)
         flat = flatten_pairs(score_grad, ROWS, PIECES[i][1], False)
         if ATOMIC:
             tl.atomic_add(place, flat, sem="relaxed")

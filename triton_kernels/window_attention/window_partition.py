@@ -1,6 +1,7 @@
-"""Which tokens stand in which window: index arithmetic instead of padding, rolling and cutting.
+"""Window partition by index arithmetic, without padding, rolling or cutting tensors.
 
-Letters: M tokens of the whole batch, B H W; N tokens of a window; n windows of a strip or a piece.
+Letters: M = B H W tokens of the batch, N tokens of a window, n windows of a strip or a piece,
+R elements of a row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.scratch import Scratch
 
-#: Whether a window holds the seam of a rolled map: (between its rows, between its columns).
+#: Whether a window contains the seam of a rolled map: (between rows, between columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
@@ -23,44 +24,44 @@ class WindowRows(NamedTuple):
     """The windows of a batch."""
 
     strips: tuple[Strip, ...]
-    #: Tokens (of M) that no strip writes: rows below a sample's own map.
+    #: Tokens of M that no strip writes: rows below a sample's own map.
     outside: tuple[slice, ...]
-    #: Which of `SEAMS` there are.
+    #: Indices in `SEAMS` that occur.
     seams: frozenset[int]
 
 
 class Strip(NamedTuple):
-    """Windows that together hold whole rows of maps, so that what they give is written in runs."""
+    """Windows that together cover whole rows of maps, so that outputs are written in runs."""
 
-    #: How many windows.
+    #: Number of windows, n.
     windows: int
-    #: Some of them at a time.
+    #: Parts that are computed one at a time.
     pieces: tuple[Piece, ...]
-    #: Runs of tokens (of M) that they write, and the place (of n N) of each; n N is nowhere: a
-    #: token outside its sample's own map.
+    #: Runs of tokens of M that are written, and the position of each token, 0 ... n N - 1; n N is
+    #: a token outside its sample's own map.
     runs: tuple[tuple[slice, Tensor], ...]
 
     def write(self, rows: Tensor, out: Tensor) -> None:
-        """Bring rows (n N + 1, R) of the windows' places to their tokens in `out` (M, R)."""
+        """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R]."""
         rows[-1] = 0
         for run, places in self.runs:
             torch.index_select(rows, 0, places, out=out[run])
 
 
 class Piece(NamedTuple):
-    """Some windows of a strip, which are read at once."""
+    """Windows of a strip that are computed at once."""
 
-    #: Their places (of the strip's n N).
+    #: Positions in the strip.
     places: slice
-    #: Their seams, as numbers in `SEAMS`, and which of the n windows have these.
+    #: Indices in `SEAMS`, and the windows that have them.
     seams: tuple[tuple[int, slice], ...]
-    #: (n N,) int64, the token (of M) at each place of each window; 0 at a padded place.
+    #: [n N] int64 token of M at each position of each window; 0 at a padded position.
     sources: Tensor
-    #: Places (of n N) that are padded.
+    #: Padded positions.
     padded: Tensor
 
     def read(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
-        """Bring tokens into their windows: (M, R) and (R,) for padded places -> (n N, R)."""
+        """Gather windows: tokens [M, R] and the row of padded positions [R] -> [n N, R]."""
         out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
         if not len(tokens):
             return out.copy_(padding.expand_as(out))
@@ -82,21 +83,21 @@ def window_rows(
     strip_windows: int,
     piece_windows: int,
 ) -> WindowRows:
-    """Cut every sample's own map, padded and rolled by itself, into windows.
+    """Partition every sample's own map, padded and rolled by itself, into windows.
 
     Args:
-        sizes: (height, width) of each sample's own map, which starts in the tensor's first corner.
+        sizes: (height, width) of each sample's own map, in the top left corner of the tensor.
         map_size: (H, W) of the tensor.
         window_size: side of a window in tokens.
         shift: roll of the map in tokens.
-        device: where the answer is used.
-        strip_windows: most windows of a strip, which holds one row of windows at least.
-        piece_windows: most windows of a piece.
+        device: device of the index tensors.
+        strip_windows: maximum windows of a strip; a strip has at least one row of windows.
+        piece_windows: maximum windows of a piece.
     """
     height, width = map_size
     strips: list[Strip] = []
     outside: list[slice] = []
-    # Rows of windows that are to be one strip: tokens (n, N), numbers of seams (n,), rows of maps.
+    # Rows of windows of the next strip: tokens [n, N], indices of seams [n], rows of maps.
     gathered: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def close() -> None:
@@ -112,7 +113,7 @@ def window_rows(
                 close()
             moved = np.where(windows < 0, windows, windows + first * width)
             gathered.append((moved, seams, rows + first))
-        # A map without columns has no windows either.
+        # A map without columns has no windows.
         written = own[0] if own[1] else 0
         if written < height:
             outside.append(slice((first + written) * width, (first + height) * width))
@@ -129,13 +130,13 @@ def _strip(
     piece_windows: int,
     device: torch.device,
 ) -> Strip:
-    """Order windows (n, N) by their seams (n,) and say where each token of rows (r,) stands."""
+    """Sort windows [n, N] by their seams [n], and find the position of each token of `rows` [r]."""
     order = np.argsort(seams, kind="stable")
     seams, places = seams[order], windows[order].ravel()
     tokens = windows.shape[1]
 
     def moved(values: np.ndarray) -> Tensor:
-        # By way of numpy, so that a default device, such as meta, has no part in it.
+        # Through numpy, so that a default device such as meta has no effect.
         return torch.from_numpy(values).to(device)
 
     pieces = []
@@ -156,7 +157,7 @@ def _strip(
     place_of = np.full((rows[-1] + 1) * width - first_token, len(places))
     inside = np.flatnonzero(places >= 0)
     place_of[places[inside] - first_token] = inside
-    # Rows that follow one another are written as one run.
+    # Consecutive rows are written as one run.
     runs = []
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         start, stop = int(run[0]) * width, (int(run[-1]) + 1) * width
@@ -169,11 +170,11 @@ def _strip(
 def _rows_of_windows(
     own: tuple[int, int], width: int, window_size: int, shift: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Windows of one map, row by row of windows.
+    """Iterate over the rows of windows of one map.
 
     Yields:
-        Tokens of a tensor `width` wide (n, N), -1 where a place is padding; their seams, as
-        numbers in `SEAMS` (n,); and the rows of the map that they hold.
+        Tokens of a tensor `width` wide [n, N], -1 at padded positions; indices in `SEAMS` [n]; and
+        the rows of the map that the windows cover.
     """
     (row_ticks, row_seams), (column_ticks, column_seams) = (
         _ticks(side, window_size, shift) for side in own
@@ -181,14 +182,14 @@ def _rows_of_windows(
     if not len(column_ticks):
         return
     for ticks, seam in zip(row_ticks, row_seams, strict=True):
-        # (n, w, w)
+        # [n, w, w]
         y, x = ticks[None, :, None], column_ticks[:, None, :]
         tokens = np.where((y < 0) | (x < 0), -1, y * width + x)
         yield tokens.reshape(len(tokens), -1), 2 * int(seam) + column_seams, ticks[ticks >= 0]
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """One axis, padded and rolled: rows or columns (n, w) of windows, -1 padding; seams (n,)."""
+    """Pad and roll one axis: rows or columns of windows [n, w], -1 for padding; seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from fiber.kernels.cross_attention import triton_launch as cross_launch
+from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
 from fiber.kernels.runtime import tiles
 from fiber.kernels.runtime.launch import Launch
 from fiber.kernels.window_attention import triton_launch as window_launch
+from fiber.kernels.window_attention.window_spec import WindowSpec
 from tests.kernels.compiled.compile import Chip
 
 
@@ -39,16 +41,15 @@ class Window:
         """Windows of one sample's map."""
         return prod(-(-side // self.window_size) for side in self.map_size)
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int, int, Tensor | None]:
-        """What both plans take, gradients apart."""
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, WindowSpec]:
+        """Return the arguments of both plans, without the gradient."""
         rows = (2 * self.window_size - 1) ** 2
+        sizes = _meta(self.batch, 2, dtype=torch.int64) if self.sized else None
         return (
             _meta(self.batch, *self.map_size, 3, self.heads, self.head_width, dtype=dtype),
             _meta(rows, self.heads, dtype=torch.float32),
             _meta(3, self.heads, self.head_width, dtype=torch.float32),
-            self.window_size,
-            self.shift,
-            _meta(self.batch, 2, dtype=torch.int64) if self.sized else None,
+            WindowSpec(self.window_size, self.shift, sizes),
         )
 
     def forward(self, dtype: torch.dtype) -> list[Launch]:
@@ -59,7 +60,7 @@ class Window:
         """What a backward pass launches."""
         inputs = self.inputs(dtype)
         grad = _meta(self.batch, *self.map_size, self.heads, self.head_width, dtype=dtype)
-        return window_launch.plan_backward(grad, *inputs, atomic_bias)[0]
+        return window_launch.plan_backward(grad, *inputs, atomic_bias=atomic_bias)[0]
 
 
 @dataclass(frozen=True)
@@ -77,31 +78,31 @@ class Cross:
     map_size: tuple[int, int] | None = None
     dropout_p: float = 0.0
 
-    def _inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], list[object]]:
+    def _inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], tuple[KeyMask, Dropout]]:
         shape = (self.heads, self.head_width)
         tensors = [
             _meta(self.batch, count, *shape, dtype=dtype)
             for count in (self.queries, self.keys, self.keys)
         ]
-        return tensors, [
-            _meta(self.batch, dtype=torch.int64) if self.lengths else None,
-            _meta(self.batch, 2, dtype=torch.int64) if self.map_size else None,
-            self.map_size,
-            self.dropout_p,
-            _meta(1, dtype=torch.int64) if self.dropout_p else None,
-        ]
+        keys = KeyMask(
+            lengths=_meta(self.batch, dtype=torch.int64) if self.lengths else None,
+            sizes=_meta(self.batch, 2, dtype=torch.int64) if self.map_size else None,
+            map_size=self.map_size,
+        )
+        seed = _meta(1, dtype=torch.int64) if self.dropout_p else None
+        return tensors, (keys, Dropout(self.dropout_p, seed))
 
     def forward(self, dtype: torch.dtype) -> list[Launch]:
         """What a forward pass launches."""
         tensors, others = self._inputs(dtype)
-        return cross_launch.plan_forward(*tensors, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_forward(*tensors, *others)[0]
 
     def backward(self, dtype: torch.dtype) -> list[Launch]:
         """What a backward pass launches."""
         tensors, others = self._inputs(dtype)
-        _, (out, logsumexp) = cross_launch.plan_forward(*tensors, *others)  # type: ignore[arg-type]
+        _, (out, logsumexp) = cross_launch.plan_forward(*tensors, *others)
         grad = torch.empty_like(out)
-        return cross_launch.plan_backward(grad, *tensors, out, logsumexp, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_backward(grad, *tensors, out, logsumexp, *others)[0]
 
 
 #: The calls by name: coarse at 384 and 576 pixels, fine at 800 x 1333, and Swin's own window.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fiber import kernels
 from fiber.kernels.cross_attention import naive, triton_launch
+from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
 
 # Sums of at most 300 float64 terms of size 1, in another order.
 TOLERANCE = 1e-12
@@ -43,12 +44,12 @@ class Case:
                 own.view(self.map_size)[:, width:] = False
         return mask
 
-    def options(self, dtype: torch.dtype = torch.int64) -> dict:
-        return {
-            "key_lengths": None if self.lengths is None else torch.tensor(self.lengths).to(dtype),
-            "valid_sizes": None if self.sizes is None else torch.tensor(self.sizes).to(dtype),
-            "map_size": self.map_size,
-        }
+    def keys_read(self, dtype: torch.dtype = torch.int64) -> KeyMask:
+        return KeyMask(
+            lengths=None if self.lengths is None else torch.tensor(self.lengths).to(dtype),
+            sizes=None if self.sizes is None else torch.tensor(self.sizes).to(dtype),
+            map_size=self.map_size,
+        )
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Queries, keys, values and the gradient of the output."""
@@ -73,10 +74,9 @@ def run(case: Case, inputs: list[Tensor], dropout_p: float = 0.0, seed: int = 0)
     q, k, v, grad = inputs
     mask = case.key_mask()
     k, v = hide(k, mask), hide(v, mask)
-    dropout = (dropout_p, torch.tensor([seed])) if dropout_p else ()
-    options = case.options().values()
-    out, logsumexp = triton_launch.forward(q, k, v, *options, *dropout)
-    gradients = triton_launch.backward(grad, q, k, v, out, logsumexp, *options, *dropout)
+    keys, dropout = case.keys_read(), Dropout(dropout_p, torch.tensor([seed]))
+    out, logsumexp = triton_launch.forward(q, k, v, keys, dropout)
+    gradients = triton_launch.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     return [out, *gradients]
 
 
@@ -155,7 +155,7 @@ def test_as_accurate_as_plain_pytorch(name, dtype):
 def test_logsumexp_is_of_base_two():
     case = CASES["short queries by length"]
     q, k, v, _ = case.inputs()
-    _, logsumexp = triton_launch.forward(q, k, v, *case.options().values())
+    _, logsumexp = triton_launch.forward(q, k, v, case.keys_read())
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
     scores = scores.masked_fill(~case.key_mask()[:, None, None], -math.inf)
     expected = scores.logsumexp(-1) / math.log(2)
@@ -169,7 +169,7 @@ def test_lengths_and_sizes_of_any_integer_type(dtype):
     for name in ("short keys by length", "short queries on a map"):
         case = CASES[name]
         q, k, v, _ = case.inputs()
-        out, _ = triton_launch.forward(q, k, v, *case.options(dtype).values())
+        out, _ = triton_launch.forward(q, k, v, case.keys_read(dtype))
         assert error(out, naive.attention(q, k, v, case.key_mask())) <= TOLERANCE
 
 
@@ -181,12 +181,12 @@ def test_views(name):
     expected = run(case, [q, k, v, grad[:1, :1, :1].expand_as(grad)])
     packed = torch.stack([hide(k, case.key_mask()), hide(v, case.key_mask())], 2)
     # As after a projection to all heads; heads before tokens; and a gradient of one row.
-    options = case.options().values()
+    keys = case.keys_read()
     views = q.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)
     assert not any(view.is_contiguous() for view in views)
-    out, logsumexp = triton_launch.forward(*views, *options)
+    out, logsumexp = triton_launch.forward(*views, keys)
     direction = grad[:1, :1, :1].expand_as(grad)
-    gradients = triton_launch.backward(direction, *views, out, logsumexp, *options)
+    gradients = triton_launch.backward(direction, *views, out, logsumexp, keys)
     for got, wanted in zip((out, *gradients), expected, strict=True):
         assert torch.equal(got, wanted)
 
@@ -263,7 +263,7 @@ def recover_kept(case: Case, dropout_p: float, seed: int) -> Tensor:
         unit[start : start + size, :size] = torch.eye(size)
         v = unit[None, :, None].expand(k.shape)
         out, _ = triton_launch.forward(
-            0 * q, k, v, *case.options().values(), dropout_p, torch.tensor([seed])
+            0 * q, k, v, case.keys_read(), Dropout(dropout_p, torch.tensor([seed]))
         )
         kept.append(out.permute(0, 2, 1, 3)[..., :size] != 0)
     return torch.cat(kept, -1)
@@ -355,7 +355,7 @@ def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch)
 def test_dropout_of_no_probability(dropout_p):
     q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
     with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
-        triton_launch.plan_forward(q, k, v, dropout_p=dropout_p, seed=torch.tensor([0]))
+        triton_launch.plan_forward(q, k, v, dropout=Dropout(dropout_p, torch.tensor([0])))
 
 
 REFUSED = {

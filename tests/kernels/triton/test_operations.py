@@ -55,7 +55,7 @@ def test_the_kernels_give_what_plain_pytorch_gives():
 
 
 def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
-    dispatch._tell.cache_clear()
+    dispatch._warn_once.cache_clear()
     q, k, v = (torch.randn(1, tokens, 1, 160) for tokens in (3, 4, 4))
     with kernels.use_backend("reference"):
         expected = kernels.image_to_text_attention(q, k, v)

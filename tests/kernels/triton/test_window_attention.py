@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fiber.kernels.window_attention import naive, triton_bias, triton_launch
+from fiber.kernels.window_attention.window_spec import WindowSpec
 
 # Relative to the largest element: sums of some hundred float64 terms in another order.
 DOUBLE = 1e-12
@@ -78,7 +79,7 @@ def run(
     case: Case, tensors: list[Tensor], grad: Tensor, whole: bool | None, atomic: bool = False
 ) -> list[Tensor]:
     """Output and gradients from the kernels."""
-    arguments = (*tensors, case.window_size, case.shift, sizes_of(case))
+    arguments = (*tensors, WindowSpec(case.window_size, case.shift, sizes_of(case)))
     launches, out = triton_launch.plan_forward(*arguments, whole=whole)
     for launch in launches:
         launch.run()
@@ -236,7 +237,7 @@ def test_gradients_equal_finite_differences(whole):
         def forward(ctx, *given):
             ctx.save_for_backward(*given)
             launches, out = triton_launch.plan_forward(
-                *given, case.window_size, case.shift, None, whole=whole
+                *given, WindowSpec(case.window_size, case.shift), whole=whole
             )
             for launch in launches:
                 launch.run()
@@ -368,9 +369,7 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
         qkv,
         torch.empty((2 * window_size - 1) ** 2, 4, **meta),
         torch.empty(3, 4, 32, **meta),
-        window_size,
-        window_size // 2,
-        None,
+        WindowSpec(window_size, window_size // 2),
     )
     launches, out = triton_launch.plan_forward(*arguments, whole=whole)
     more, gradients = triton_launch.plan_backward(
