@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory, and the table that they may not outgrow."""
+"""Registers, spills and shared memory, and growth over the table."""
 
 import dataclasses
 import re
