@@ -278,7 +278,7 @@ def test_registered_whole():
 def test_refusals():
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 16), 2) is None
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 24), 2) == (
-        "head width 24 is no multiple of 16"
+        "head width 24 is not a multiple of 16"
     )
     assert "float64" in native_cross.refusal(random(1, 2, 1, 16).double(), None)
     assert "meta" in native_arrays.refusal(torch.empty(1, device="meta"), 16)

@@ -47,12 +47,12 @@ def backward(
     """Compute the gradients of q, k and v; see `torch_path.backward`, which runs with dropout."""
     if dropout.p:
         return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
-    of_q, of_k, of_v = (native_arrays.empty_like(tensor) for tensor in (q, k, v))
+    grad_q, grad_k, grad_v = (native_arrays.empty_like(tensor) for tensor in (q, k, v))
     _core.cross_attention_backward(
-        *map(native_arrays.array, (grad, q, k, v, out, logsumexp, of_q, of_k, of_v)),
+        *map(native_arrays.array, (grad, q, k, v, out, logsumexp, grad_q, grad_k, grad_v)),
         **_options(keys, k.shape[1]),
     )
-    return of_q, of_k, of_v
+    return grad_q, grad_k, grad_v
 
 
 def _options(keys: KeyMask, num_keys: int) -> dict[str, Any]:

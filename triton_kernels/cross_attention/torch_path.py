@@ -39,10 +39,10 @@ def forward(
     k, v, scores = _hide(k, v, keys.as_bool(k.shape[1]))
     query, key, value = (each.transpose(1, 2) for each in (q, k, v))
     if q.device.type == "cpu" and not dropout.p and q.numel() and k.numel():
-        read, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=scores
         )
-        return read.transpose(1, 2), (logsumexp * LOG2_E).contiguous()
+        return out.transpose(1, 2), (logsumexp * LOG2_E).contiguous()
     products = (query * q.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     products = products.to(torch.promote_types(q.dtype, torch.float32))
     if scores is not None:
@@ -50,8 +50,8 @@ def forward(
     weights = products.softmax(-1)
     if dropout.p:
         weights = weights * _draw_kept(weights, dropout)
-    read = weights.to(v.dtype) @ value
-    return read.transpose(1, 2).contiguous(), products.logsumexp(-1) * LOG2_E
+    out = weights.to(v.dtype) @ value
+    return out.transpose(1, 2).contiguous(), products.logsumexp(-1) * LOG2_E
 
 
 def backward(
@@ -84,16 +84,16 @@ def backward(
             grad, query, key, value, out.transpose(1, 2), logsumexp / LOG2_E, 0.0, False,
             attn_mask=scores,
         )  # fmt: skip
-        of_query, of_key, of_value = found
+        grad_query, grad_key, grad_value = found
     else:
-        of_query, of_key, of_value = _plain_backward(
+        grad_query, grad_key, grad_value = _plain_backward(
             grad, query, key, value, scores, logsumexp.dtype, dropout
         )
-    of_key, of_value = of_key.transpose(1, 2), of_value.transpose(1, 2)
+    grad_key, grad_value = grad_key.transpose(1, 2), grad_value.transpose(1, 2)
     if key_mask is not None:
         hidden = ~key_mask[..., None, None]
-        of_key, of_value = of_key.masked_fill(hidden, 0), of_value.masked_fill(hidden, 0)
-    return of_query.transpose(1, 2).contiguous(), of_key.contiguous(), of_value.contiguous()
+        grad_key, grad_value = grad_key.masked_fill(hidden, 0), grad_value.masked_fill(hidden, 0)
+    return grad_query.transpose(1, 2).contiguous(), grad_key.contiguous(), grad_value.contiguous()
 
 
 def _plain_backward(

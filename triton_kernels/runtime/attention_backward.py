@@ -36,18 +36,18 @@ def attention_backward(
     Returns:
         The gradient of the scores [b, n, m], in scratch memory.
     """
-    read_weights = scratch.cast(weights if kept is None else weights * kept, grad.dtype)
-    torch.bmm(read_weights.transpose(1, 2), grad, out=out[2])
-    of_weights = scratch.empty(*weights.shape, dtype=grad.dtype)
-    torch.bmm(grad, value.transpose(1, 2), out=of_weights)
-    of_weights = scratch.cast(of_weights, weights.dtype)
+    kept_weights = scratch.cast(weights if kept is None else weights * kept, grad.dtype)
+    torch.bmm(kept_weights.transpose(1, 2), grad, out=out[2])
+    grad_weights = scratch.empty(*weights.shape, dtype=grad.dtype)
+    torch.bmm(grad, value.transpose(1, 2), out=grad_weights)
+    grad_weights = scratch.cast(grad_weights, weights.dtype)
     if kept is not None:
-        of_weights *= kept
-    # Softmax backward in one pass: weights * (of_weights - sum(weights * of_weights)).
-    of_scores = torch.ops.aten._softmax_backward_data(
-        of_weights, weights, -1, weights.dtype, grad_input=of_weights
+        grad_weights *= kept
+    # Softmax backward in one pass: weights * (grad_weights - sum(weights * grad_weights)).
+    grad_scores = torch.ops.aten._softmax_backward_data(
+        grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
     )
-    narrow = scratch.cast(of_scores, query.dtype)
+    narrow = scratch.cast(grad_scores, query.dtype)
     torch.bmm(narrow, key, out=out[0])
     torch.bmm(narrow.transpose(1, 2), query, out=out[1])
-    return of_scores
+    return grad_scores

@@ -191,7 +191,7 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
-_REMEDY = "remove the file, or write it anew with `fiber tune`"
+_REMEDY = "remove the file, or run `fiber tune` again"
 
 
 def _entries(path: Path) -> list[tuple[int, Any]]:
@@ -220,15 +220,15 @@ def _fault(line: Any) -> str | None:
         return f"expected an object, got {line!r}"
     for key, value in line.items():
         if key not in KEYS:
-            return f"{key!r} is no key; expected some of {', '.join(KEYS)}"
+            return f"unknown key {key!r}; expected some of {', '.join(KEYS)}"
         if type(value) is not KEYS[key]:
             return f"{key} {value!r}; expected {KEYS[key].__name__}"
     for key in ("kernel", "architecture", "triton", "tile"):
         if key not in line:
-            return f"no {key}, which a line that is not the package's own needs"
+            return f"no {key}, which every line of a user's table needs"
     sizes = {each["kernel"]: set(each["tile"]) for each in packaged_lines()}
     if line["kernel"] not in sizes:
-        return f"there is no kernel {line['kernel']!r}; expected one of {', '.join(sorted(sizes))}"
+        return f"unknown kernel {line['kernel']!r}; expected one of {', '.join(sorted(sizes))}"
     wanted = sizes[line["kernel"]]
     if set(line["tile"]) != wanted:
         return f"tile has {', '.join(line['tile'])}; expected {', '.join(sorted(wanted))}"

@@ -44,15 +44,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of qkv, bias_table and qkv_bias; `atomic_bias` has no effect here."""
     inputs = (qkv, bias_table, qkv_bias)
-    found = [native_arrays.empty_like(tensor) for tensor in inputs]
+    gradients = [native_arrays.empty_like(tensor) for tensor in inputs]
     _core.window_attention_backward(
-        *(native_arrays.array(tensor) for tensor in (grad, *inputs, *found)),
+        *(native_arrays.array(tensor) for tensor in (grad, *inputs, *gradients)),
         **_options(spec),
     )
-    of_qkv, of_table, of_bias = (
-        each.to(tensor.dtype) for each, tensor in zip(found, inputs, strict=True)
+    grad_qkv, grad_table, grad_bias = (
+        each.to(tensor.dtype) for each, tensor in zip(gradients, inputs, strict=True)
     )
-    return of_qkv, of_table, of_bias
+    return grad_qkv, grad_table, grad_bias
 
 
 def _options(spec: WindowSpec) -> dict[str, Any]:

@@ -49,18 +49,18 @@ def forward(
         out[run] = 0
     for strip in rows.strips:
         scratch = Scratch(flat.device)
-        of_strip = scratch.empty(strip.windows * tokens + 1, heads * width, dtype=flat.dtype)
+        strip_rows = scratch.empty(strip.windows * tokens + 1, heads * width, dtype=flat.dtype)
         for piece in strip.pieces:
             with scratch.borrow():
                 query, key, value = _pack(
-                    piece.read(flat, padding, scratch), 3, heads, tokens, scratch
+                    piece.gather(flat, padding, scratch), 3, heads, tokens, scratch
                 )
                 query *= width**-0.5
                 weights = scores.weights(query, key, piece, scratch)
-                read = scratch.empty(*value.shape, dtype=value.dtype)
-                torch.bmm(scratch.cast(weights, value.dtype), value, out=read)
-                _unpack(read[None], of_strip[piece.places], heads)
-        strip.write(of_strip, out)
+                attended = scratch.empty(*value.shape, dtype=value.dtype)
+                torch.bmm(scratch.cast(weights, value.dtype), value, out=attended)
+                _unpack(attended[None], strip_rows[piece.places], heads)
+        strip.scatter(strip_rows, out)
     return out.view(*qkv.shape[:3], heads, width)
 
 
@@ -85,44 +85,44 @@ def backward(
     scores = _Scores(bias_table, rows, spec, qkv.dtype)
     grad_rows = grad.reshape(len(flat), heads * width)
     nothing = flat.new_zeros(heads * width)
-    of_qkv = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    grad_qkv = torch.empty_like(flat, memory_format=torch.contiguous_format)
     for run in rows.outside:
-        of_qkv[run] = 0
+        grad_qkv[run] = 0
     wide = scores.bias.dtype
-    of_padding = torch.zeros_like(padding, dtype=wide)
-    of_scores = flat.new_zeros(heads, tokens, tokens, dtype=wide)
+    grad_padding = torch.zeros_like(padding, dtype=wide)
+    grad_scores = flat.new_zeros(heads, tokens, tokens, dtype=wide)
     for strip in rows.strips:
         scratch = Scratch(flat.device)
-        of_strip = scratch.empty(strip.windows * tokens + 1, flat.shape[1], dtype=flat.dtype)
+        strip_rows = scratch.empty(strip.windows * tokens + 1, flat.shape[1], dtype=flat.dtype)
         for piece in strip.pieces:
             with scratch.borrow():
                 query, key, value = _pack(
-                    piece.read(flat, padding, scratch), 3, heads, tokens, scratch
+                    piece.gather(flat, padding, scratch), 3, heads, tokens, scratch
                 )
                 query *= width**-0.5
-                (of_read,) = _pack(
-                    piece.read(grad_rows, nothing, scratch), 1, heads, tokens, scratch
+                (grad_out,) = _pack(
+                    piece.gather(grad_rows, nothing, scratch), 1, heads, tokens, scratch
                 )
                 weights = scores.weights(query, key, piece, scratch)
-                of_packed = scratch.empty(3, *query.shape, dtype=query.dtype)
+                grad_packed = scratch.empty(3, *query.shape, dtype=query.dtype)
                 added = attention_backward(
-                    of_read, query, key, value, weights, scratch=scratch, out=of_packed.unbind(0)
+                    grad_out, query, key, value, weights, scratch=scratch, out=grad_packed.unbind(0)
                 )
-                of_scores += added.view(-1, heads, tokens, tokens).sum(0)
-                of_packed[0] *= width**-0.5
-                of_piece = of_strip[piece.places]
-                _unpack(of_packed, of_piece, heads)
+                grad_scores += added.view(-1, heads, tokens, tokens).sum(0)
+                grad_packed[0] *= width**-0.5
+                grad_piece = strip_rows[piece.places]
+                _unpack(grad_packed, grad_piece, heads)
                 if len(piece.padded):
-                    of_padding += of_piece.index_select(0, piece.padded).sum(0, dtype=wide)
-        strip.write(of_strip, of_qkv)
+                    grad_padding += grad_piece.index_select(0, piece.padded).sum(0, dtype=wide)
+        strip.scatter(strip_rows, grad_qkv)
     # [h, N, N] -> [N N, h]: pairs of tokens with the same offset share a row of the table.
-    of_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
-        0, _bias_index(spec.window_size, qkv.device), of_scores.flatten(1).t()
+    grad_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
+        0, _bias_index(spec.window_size, qkv.device), grad_scores.flatten(1).t()
     )
     return (
-        of_qkv.view(qkv.shape),
-        of_table.to(bias_table.dtype),
-        of_padding.view(qkv_bias.shape).to(qkv_bias.dtype),
+        grad_qkv.view(qkv.shape),
+        grad_table.to(bias_table.dtype),
+        grad_padding.view(qkv_bias.shape).to(qkv_bias.dtype),
     )
 
 

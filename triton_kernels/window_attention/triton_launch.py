@@ -52,7 +52,7 @@ def refusal(qkv: Tensor, window_size: int) -> str | None:
     if heads > 65535:
         return f"{heads} heads; the kernels take up to 65535"
     if height * width * 3 * heads * head_width >= 2**31:
-        return "a sample of 2**31 elements or more, which offsets of 32 bits do not reach"
+        return "a sample of 2**31 elements or more, too many for offsets of 32 bits"
     if 4 * heads * (window_size**2 + 128) ** 2 >= 2**31:
         return f"a bias of 2**31 pairs or more for windows of {window_size} and {heads} heads"
     return None

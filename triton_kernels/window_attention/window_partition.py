@@ -41,7 +41,7 @@ class Strip(NamedTuple):
     #: a token outside its sample's own map.
     runs: tuple[tuple[slice, Tensor], ...]
 
-    def write(self, rows: Tensor, out: Tensor) -> None:
+    def scatter(self, rows: Tensor, out: Tensor) -> None:
         """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R]."""
         rows[-1] = 0
         for run, places in self.runs:
@@ -60,7 +60,7 @@ class Piece(NamedTuple):
     #: Padded positions.
     padded: Tensor
 
-    def read(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
+    def gather(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
         """Gather windows: tokens [M, R] and the row of padded positions [R] -> [n N, R]."""
         out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
         if not len(tokens):
