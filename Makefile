@@ -10,7 +10,7 @@ ARGS ?=
 # fixtures are made once. Threads that wait busily, as torch's do, would take the others' processors.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test quick lint fmt build bench clean
+.PHONY: demo test test-interpreter kernels-aot quick lint fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -19,7 +19,23 @@ demo: $(VENV)/.installed-demo
 # Everything that can be tested here.
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(ARGS)
+	$(MAKE) test-interpreter ARGS=
 	cargo test --release
+
+# Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
+# each needs a pytest run of its own. Without Triton both are skipped.
+NEEDS_TRITON = $(BIN)/python -c 'import triton' 2>/dev/null || { echo 'skipped: no Triton'; exit 0; }
+
+# The Triton kernels in Triton's interpreter, against their definitions.
+test-interpreter: $(VENV)/.installed-dev
+	@$(NEEDS_TRITON); set -x; \
+	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 $(PYTEST) --dist load tests/kernels/triton $(ARGS)
+
+# The Triton kernels compiled for GPUs that are not present: registers, spills, shared memory.
+# Results are cached in target/kernels-aot.
+kernels-aot: $(VENV)/.installed-dev
+	@$(NEEDS_TRITON); set -x; \
+	TRITON_INTERPRET=0 $(PYTEST) --dist load tests/kernels/compiled $(ARGS)
 
 # The tests of a few seconds.
 quick: $(VENV)/.installed-dev

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from bench_model import OURS, PEER, side
+from fiber.kernels.dispatch import Backend
 from torch import Tensor
 
 from fiber import kernels
 from fiber.config import FiberConfig
-from fiber.kernels.dispatch import Backend
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from bench_kernels import Outputs
 from bench_model import without_dropout
+from fiber.kernels.gpu_timer import GpuTimer
 from gpu_model import Passes, captured_forward, training_step
 from gpu_peers import FLEX, OURS, SIDES, Side, comparable, sides
 from gpu_shapes import Card, Deadline, Shape, measure_card, micro_shapes, shapes, work
@@ -39,7 +40,6 @@ from torch import Tensor
 from fiber import kernels
 from fiber.config import FiberConfig
 from fiber.env import describe_machine
-from fiber.kernels.gpu_timer import GpuTimer
 
 Timer = Callable[[Callable[[], object]], float]
 

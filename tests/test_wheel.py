@@ -41,14 +41,18 @@ def test_names(wheel):
         for path in package.rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".so")
     }
-    kernels = (ROOT / "triton_kernels").iterdir()
-    own |= {f"fiber/kernels/{path.name}" for path in kernels if path.suffix in (".py", ".json")}
+    kernels = ROOT / "triton_kernels"
+    own |= {
+        f"fiber/kernels/{path.relative_to(kernels)}"
+        for path in kernels.rglob("*")
+        if path.suffix in (".py", ".json")
+    }
     known = {
         "_core.pyi",
         "demo/floors.json",
         "demo/report.html.j2",
-        "kernels/tiles.json",
-        "kernels/window_plans.py",
+        "kernels/runtime/tiles.json",
+        "kernels/__init__.py",
     }
     assert {f"fiber/{name}" for name in known} < own
     inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
@@ -107,7 +111,7 @@ def test_sdist(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (built,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(built).namelist()
-    assert "fiber/kernels/reference.py" in names
+    assert "fiber/kernels/window_attention/torch_path.py" in names
     assert not [name for name in names if name.startswith("triton_kernels")]
 
 

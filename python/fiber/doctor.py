@@ -155,9 +155,9 @@ def _torch_rows() -> str | None:
 
 def _tile_row(device: Any) -> str | None:
     """Print which table of tile sizes the kernels read; gives what is broken, if anything."""
-    launch = importlib.import_module("fiber.kernels.launch")
+    tiles = importlib.import_module("fiber.kernels.runtime.tiles")
     try:
-        _row("tile sizes", launch.describe_tables(device))
+        _row("tile sizes", tiles.describe_tables(device))
     except ValueError as error:
         _row("tile sizes", str(error), False)
         return str(error)

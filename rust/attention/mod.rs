@@ -1,6 +1,6 @@
 //! Attention on a processor, in single precision, forward and backward.
 //!
-//! What `triton_kernels/reference.py` says in plain torch, fused: scores never leave the caches,
+//! What `triton_kernels/*/torch_path.py` says in plain torch, fused: scores never leave the caches,
 //! windows are cut and put together again by index arithmetic, and nothing of the size of the
 //! scores is kept for the backward pass. [`windows`] and [`cross`] part the work; [`head`] and [`gradients`] do it.
 

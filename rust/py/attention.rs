@@ -1,4 +1,4 @@
-//! Bindings of attention: arrays of `fiber.kernels.native` in, results written into its arrays.
+//! Bindings of attention: arrays of `fiber.kernels.*.native` in, results written into its arrays.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;

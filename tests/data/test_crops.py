@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from fiber.data.prompts.classes import class_prompt
 from PIL import Image
 
 from fiber.data import DataLoader, ImageTransform, Tokenizer
+from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import Record
 
 HEIGHT, WIDTH = 60, 100

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from fiber.data.prompts.classes import ClassName
 
+from fiber.data.prompts.classes import ClassName
 from fiber.evaluation.classes import classes_of_sets, listed_classes
 
 FISH = ["fish", {"name": "puffin", "suffix": " with orange beaks "}]

@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fiber.data.prompts.classes import ClassName
 from PIL import Image
 
 from fiber.checkpoints.model_dir import StoredModel
@@ -14,6 +13,7 @@ from fiber.cli import main
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.datasets.odinw import ODINW_13, find_set, open_set
+from fiber.data.prompts.classes import ClassName
 from fiber.evaluation import detection
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.odinw import evaluate_odinw

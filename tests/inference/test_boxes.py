@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from fiber.data.prompts.classes import class_prompts
 from PIL import Image
 
 import fiber
+from fiber.data.prompts.classes import class_prompts
 from fiber.postprocess import ground_phrases
 
 from .by_hand import tensors

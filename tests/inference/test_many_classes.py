@@ -7,13 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from fiber.data.prompts.classes import class_prompts
 from PIL import Image
 
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.config import preset
 from fiber.data import Tokenizer
+from fiber.data.prompts.classes import class_prompts
 from fiber.models.build import build_model
 
 NAMES = ["".join(letters) for letters in itertools.product("abcdefghijklm", repeat=3)][:2000]

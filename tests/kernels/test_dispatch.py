@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiber import kernels
-from fiber.kernels import dispatch
+from fiber.kernels.runtime import dispatch
 
 
 class OnGpu:
@@ -94,7 +94,7 @@ class Refuses:
 def test_a_call_that_the_kernel_does_not_take_is_told_once(machine, monkeypatch):
     machine()
     monkeypatch.setattr(dispatch.importlib, "import_module", lambda name, package: Refuses)
-    dispatch._tell.cache_clear()
+    dispatch._warn_once.cache_clear()
     assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 3) is Refuses
     with pytest.warns(UserWarning, match="anything: width 4 is above 3"):
         assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 4) is None

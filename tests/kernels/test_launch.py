@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 
 
 class Kernel:

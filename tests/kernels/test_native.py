@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import dispatch, native, native_cross, native_windows, registered
-from tests.kernels import oracle
+from fiber.kernels.cross_attention import naive as naive_cross
+from fiber.kernels.cross_attention import native as native_cross
+from fiber.kernels.cross_attention import registered as registered_cross
+from fiber.kernels.runtime import dispatch, native_arrays
+from fiber.kernels.window_attention import naive as naive_windows
+from fiber.kernels.window_attention import native as native_windows
+from fiber.kernels.window_attention import registered as registered_windows
 
 # Below that part of the largest element an error counts as none: some units in the last place.
 FLOOR = 1e-6
@@ -82,15 +87,14 @@ def no_reference(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("plain PyTorch runs")
 
-    for name in ("window_attention", "window_attention_backward"):
-        monkeypatch.setattr(registered.reference_windows, name, refuse)
-    for name in ("cross_attention", "cross_attention_backward"):
-        monkeypatch.setattr(registered.reference, name, refuse)
+    for module in (registered_windows.torch_path, registered_cross.torch_path):
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(module, name, refuse)
 
 
 @pytest.mark.parametrize("case", WINDOWS.values(), ids=WINDOWS.keys())
 def test_windows_equal_the_oracle(case):
-    compare_windows(case, oracle.window_attention)
+    compare_windows(case, naive_windows.window_attention)
 
 
 @pytest.mark.parametrize("case", LARGE_WINDOWS.values(), ids=LARGE_WINDOWS.keys())
@@ -130,7 +134,7 @@ def test_cross_attention_equals_the_oracle(case):
         real = mask
     assert_as_near_as_plain_pytorch(
         lambda *tensors: kernels.image_to_text_attention(*tensors, lengths, key_mask=mask),
-        lambda *tensors: oracle.attention(*tensors, real),
+        lambda *tensors: naive_cross.attention(*tensors, real),
         inputs,
     )
 
@@ -150,7 +154,7 @@ def test_scores_that_differ_widely(queries, keys):
             for size, tokens in ((30.0, queries), (1.0, keys), (1.0, keys))
         ]
         doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
-        exact = found(lambda *tensors: oracle.attention(*tensors, real), doubles)
+        exact = found(lambda *tensors: naive_cross.attention(*tensors, real), doubles)
         for backend, errors in sums.items():
             with kernels.use_backend(backend):
                 values = found(kernels.text_to_image_attention, inputs)
@@ -169,7 +173,7 @@ def test_own_sizes_of_the_map_that_text_reads():
         lambda *tensors: kernels.text_to_image_attention(
             *tensors, valid_sizes=sizes, map_size=(3, 4)
         ),
-        lambda *tensors: oracle.attention(*tensors, real.flatten(1)),
+        lambda *tensors: naive_cross.attention(*tensors, real.flatten(1)),
         inputs,
     )
 
@@ -265,19 +269,19 @@ def test_no_queries_or_no_keys(queries, keys):
 
 def test_registered_whole():
     windows = (random(2, 5, 6, 3, 2, 16), random(25, 2), random(3, 2, 16), 3, 1, None)
-    torch.library.opcheck(registered.window_attention, windows)
+    torch.library.opcheck(registered_windows.window_attention, windows)
     cross = [random(2, tokens, 2, 16) for tokens in (6, 5, 5)]
     arguments = (torch.tensor([5, 2]), None, None, None, 0.0, None)
-    torch.library.opcheck(registered.cross_attention, (*cross, *arguments))
+    torch.library.opcheck(registered_cross.cross_attention, (*cross, *arguments))
 
 
 def test_refusals():
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 16), 2) is None
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 24), 2) == (
-        "head width 24 is no multiple of 16"
+        "head width 24 is not a multiple of 16"
     )
     assert "float64" in native_cross.refusal(random(1, 2, 1, 16).double(), None)
-    assert "meta" in native.refusal(torch.empty(1, device="meta"), 16)
+    assert "meta" in native_arrays.refusal(torch.empty(1, device="meta"), 16)
 
 
 def test_other_heads_run_in_plain_pytorch_and_are_told_only_if_asked_for():
@@ -285,6 +289,6 @@ def test_other_heads_run_in_plain_pytorch_and_are_told_only_if_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = kernels.text_to_image_attention(*inputs)
-    dispatch._tell.cache_clear()
+    dispatch._warn_once.cache_clear()
     with kernels.use_backend("native"), pytest.warns(UserWarning, match="head width 24"):
         assert torch.equal(kernels.text_to_image_attention(*inputs), plain)

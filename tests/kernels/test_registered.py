@@ -9,8 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from fiber import kernels
-from fiber.kernels import reference, reference_windows, registered
-from tests.kernels import oracle
+from fiber.kernels.cross_attention import naive as naive_cross
+from fiber.kernels.cross_attention import registered as registered_cross
+from fiber.kernels.cross_attention import torch_path as torch_cross
+from fiber.kernels.cross_attention.key_mask import Dropout
+from fiber.kernels.window_attention import naive as naive_windows
+from fiber.kernels.window_attention import registered as registered_windows
+from fiber.kernels.window_attention import torch_path as torch_windows
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -34,15 +39,15 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
 def test_window_attention_is_registered_whole(sizes):
-    torch.library.opcheck(registered.window_attention, (*window_inputs(), 3, 1, sizes))
+    torch.library.opcheck(registered_windows.window_attention, (*window_inputs(), 3, 1, sizes))
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
 def test_the_backward_pass_of_windows_is_registered_whole(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
-    out = registered.window_attention(*inputs, 3, 1, sizes)
+    out = registered_windows.window_attention(*inputs, 3, 1, sizes)
     torch.library.opcheck(
-        registered.window_attention_backward, (torch.ones_like(out), *inputs, 3, 1, sizes)
+        registered_windows.window_attention_backward, (torch.ones_like(out), *inputs, 3, 1, sizes)
     )
 
 
@@ -56,7 +61,7 @@ def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_o
     limits = {"STRIP_BYTES": 9 * 2 * 4 * 4, "PIECE_BYTES": 9 * 9 * 2 * 4}
     for counts in ((100, 100), (windows_of_strip, windows_of_piece)):
         for (name, size), count in zip(limits.items(), counts, strict=True):
-            monkeypatch.setattr(reference_windows, name, size * count)
+            monkeypatch.setattr(torch_windows, name, size * count)
         inputs = window_inputs()
         out = kernels.window_attention(*inputs, window_size=3, shift=1, valid_sizes=sizes)
         found.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
@@ -88,11 +93,11 @@ CROSS = {
 
 @pytest.mark.parametrize("arguments", CROSS.values(), ids=CROSS.keys())
 def test_cross_attention_is_registered_whole(arguments):
-    torch.library.opcheck(registered.cross_attention, (*cross_inputs(), *arguments))
+    torch.library.opcheck(registered_cross.cross_attention, (*cross_inputs(), *arguments))
     inputs = [tensor.detach() for tensor in cross_inputs()]
-    saved = registered.cross_attention(*inputs, *arguments)
+    saved = registered_cross.cross_attention(*inputs, *arguments)
     torch.library.opcheck(
-        registered.cross_attention_backward,
+        registered_cross.cross_attention_backward,
         (torch.ones_like(saved[0]), *inputs, *saved, *arguments),
     )
 
@@ -182,7 +187,7 @@ def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
         read, crossed = window(*inputs[:3], window_size=3, shift=1), cross(*inputs[3:])
         return [read, crossed, *torch.autograd.grad(read.sum() + crossed.sum(), inputs)]
 
-    loops = oracle.window_attention, lambda q, k, v: oracle.attention(q, k, v, mask)
+    loops = naive_windows.window_attention, lambda q, k, v: naive_cross.attention(q, k, v, mask)
     ours = (
         kernels.window_attention,
         lambda q, k, v: kernels.image_to_text_attention(q, k, v, LENGTHS),
@@ -199,13 +204,13 @@ def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
 def test_dropout_keeps_what_its_seed_says():
     q, k, v = cross_inputs()
     arguments = (LENGTHS, None, None, None, 0.25)
-    first, _ = registered.cross_attention(q, k, v, *arguments, SEED)
-    again, _ = registered.cross_attention(q, k, v, *arguments, SEED)
-    other, _ = registered.cross_attention(q, k, v, *arguments, SEED + 1)
+    first, _ = registered_cross.cross_attention(q, k, v, *arguments, SEED)
+    again, _ = registered_cross.cross_attention(q, k, v, *arguments, SEED)
+    other, _ = registered_cross.cross_attention(q, k, v, *arguments, SEED + 1)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     weights = torch.zeros(2, 2, 6, 5)
-    kept = reference._kept(weights, 0.25, SEED)
+    kept = torch_cross._draw_kept(weights, Dropout(0.25, SEED))
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 2
     scores = scores.masked_fill(torch.arange(5) >= LENGTHS[:, None, None, None], -torch.inf)
     expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1) * kept, v)
@@ -220,7 +225,7 @@ def test_dropout_keeps_what_its_seed_says():
 
 
 def test_dropout_drops_as_many_as_it_says():
-    kept = reference._kept(torch.zeros(64, 4, 50, 50), 0.1, SEED)
+    kept = torch_cross._draw_kept(torch.zeros(64, 4, 50, 50), Dropout(0.1, SEED))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
     dropped, count = (kept == 0).float().mean().item(), kept.numel()
     # Five standard deviations of a mean of that many coins.

@@ -7,8 +7,8 @@ from threading import Thread
 import torch
 
 from fiber import kernels
-from fiber.kernels import scratch
-from fiber.kernels.scratch import Scratch
+from fiber.kernels.runtime import scratch
+from fiber.kernels.runtime.scratch import Scratch
 
 CPU = torch.device("cpu")
 

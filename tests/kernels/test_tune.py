@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from fiber.cli import main
-from fiber.kernels import gpu_timer, launch, tile_table, tune
+from fiber.kernels.runtime import tiles, timer, tune
 
 META = torch.device("meta")
 CHIP = {"chip": "sm_90", "triton": "3.9"}
@@ -43,10 +43,10 @@ def tuned(cases, measure, said):
 def test_the_fastest_sizes_of_every_kernel_are_kept(said):
     # Windows of 24 are the first whose forward pass goes through tiles.
     lines = tuned(tune.all_cases(META, [12, 18, 24], [torch.bfloat16]), FakeMeasure(4), said)
-    kernels = {line["kernel"] for line in tile_table.packaged_lines()}
+    kernels = {line["kernel"] for line in tiles.packaged_lines()}
     assert {line["kernel"] for line in lines} == kernels == set(tune.CANDIDATES)
     for line in lines:
-        assert tile_table._fault(line) is None
+        assert tiles._fault(line) is None
         assert (line["architecture"], line["triton"]) == ("sm_90", "3.9")
         if any("num_warps" in each for each in tune.CANDIDATES[line["kernel"]]):
             assert line["tile"]["num_warps"] == 4, line
@@ -59,8 +59,8 @@ def test_a_little_faster_is_no_reason_to_change(said):
     (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
     times = iter([1.0] + [0.98] * 100)
     lines = tuned([forward], lambda case: next(times), said)
-    kept = tile_table.best(
-        tile_table.packaged_lines(), "expand_bias", lines[0] | {"head_width": 0, "triton": "none"}
+    kept = tiles.best(
+        tiles.packaged_lines(), "expand_bias", lines[0] | {"head_width": 0, "triton": "none"}
     )
     assert kept is not None
     assert lines[0]["tile"] == kept["tile"]
@@ -113,8 +113,8 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "refusal", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(gpu_timer, "GpuTimer", lambda device: None)
+    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(timer, "GpuTimer", lambda device: None)
     monkeypatch.setattr(tune, "GpuMeasure", lambda timer: FakeMeasure(4))
     every = tune.all_cases
     monkeypatch.setattr(tune, "all_cases", lambda device, *rest: every(META, *rest))
@@ -125,9 +125,9 @@ def test_the_command_writes_the_table_that_kernels_read(pretended, capsys):
     other = {"kernel": "gather_bias", "architecture": "sm_80", "triton": "3.9"}
     other["tile"] = {"heads": 8, "num_warps": 2, "num_stages": 1}
     pretended.parent.mkdir()
-    pretended.write_text(tile_table.written([other]))
+    pretended.write_text(tiles.written([other]))
     assert main(["tune", "--windows", "12"]) == 0
-    lines = tile_table.read(pretended)
+    lines = tiles.read(pretended)
     assert lines[0] == other
     assert {line["window"] for line in lines if "window" in line} == {12}
     assert "windows of 12, bfloat16, forward, window_forward" in capsys.readouterr().err

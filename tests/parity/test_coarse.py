@@ -31,7 +31,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 # Whichever code the kernels run where there is no GPU.
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.filterwarnings("ignore:fiber.kernels.native:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:fiber.kernels.\w+.native:UserWarning")
 def test_micro_equals_the_recorded_tensors(backend):
     with use_backend(backend):
         comparison = compare_case(COARSE / "micro.json")

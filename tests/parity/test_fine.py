@@ -21,7 +21,7 @@ PARTS = ("backbone_fpn", "train_head", "test")
 
 # Whichever code the kernels run where there is no GPU.
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.filterwarnings("ignore:fiber.kernels.native:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:fiber.kernels.\w+.native:UserWarning")
 def test_the_committed_case_equals_the_recorded_tensors(backend):
     with use_backend(backend):
         comparison = compare_case(FINE / f"{SHARP}.json")

@@ -1,7 +1,7 @@
-"""Mistakes in the kernels, each with the check that has to see it.
+"""Mistakes in the kernels, each with the check that must see it.
 
-A kernel may give the right numbers and still do twice the work: such mistakes are for the checks of
-what the compilers make of it, not for those of its results.
+A kernel may have the right outputs and do twice the work: such mistakes are for the checks of
+memory accesses and of the compiled code.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ class Check:
         return {"TRITON_INTERPRET": str(int(self.interpreted)), "OPENBLAS_NUM_THREADS": "1"}
 
 
-_COMPILED = "tests/kernels/compiled"
-INSTRUCTIONS = Check(
-    "instructions", (f"{_COMPILED}/test_gates.py", "-k", "stay_within_the_budget"), False
+ACCESSES = Check(
+    "memory accesses",
+    ("tests/kernels/triton/test_memory_accesses.py", "-k", "window_attention"),
+    True,
 )
-BYTES = Check("bytes", (f"{_COMPILED}/test_traffic.py", "-k", "our_block_moves_few_bytes"), False)
-ATOMICS = Check("atomics", (f"{_COMPILED}/test_gates.py", "-k", "no_atomics"), False)
+ATOMICS = Check(
+    "atomics",
+    ("tests/kernels/compiled/test_gates.py", "-k", "resources and sm_90 and shifted"),
+    False,
+)
 WINDOWS = Check(
     "window attention against the oracle",
     ("tests/kernels/triton/test_window_attention.py", "-k", "equals_formulation and odd"),
     True,
 )
-GATE = Check("gated residual", ("tests/kernels/test_reference.py", "-k", "gated_residual"), None)
+GATE = Check("gated residual", ("tests/kernels/test_torch_path.py", "-k", "gated_residual"), None)
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ class KernelMistake(Mistake):
     check: Check
 
 
-_WHOLE = "python/fiber/kernels/window_whole.py"
-_PLANS = "python/fiber/kernels/window_plans.py"
-_BIAS = "python/fiber/kernels/relative_bias.py"
+_WHOLE = "python/fiber/kernels/window_attention/triton_whole.py"
+_PLANS = "python/fiber/kernels/window_attention/triton_launch.py"
+_BIAS = "python/fiber/kernels/window_attention/triton_bias.py"
 
 KERNELS = (
     KernelMistake(
@@ -62,7 +66,7 @@ KERNELS = (
         "    for start in range(first, min(first + QUERIES, WINDOW * WINDOW), ROWS):\n",
         "    for step in range(0, 2 * WINDOW * WINDOW, ROWS):\n"
         "        start = step % (WINDOW * WINDOW)\n",
-        INSTRUCTIONS,
+        ACCESSES,
     ),
     KernelMistake(
         "every query twice in the backward pass",
@@ -70,14 +74,14 @@ KERNELS = (
         "        for start in range(0, WINDOW * WINDOW, ROWS):\n",
         "        for twice in range(0, 2 * WINDOW * WINDOW, ROWS):\n"
         "            start = twice % (WINDOW * WINDOW)\n",
-        INSTRUCTIONS,
+        ACCESSES,
     ),
     KernelMistake(
         "a pass over the output after the kernel",
         _PLANS,
         "    return launches, out\n",
         "    return launches, out * 1\n",
-        BYTES,
+        ACCESSES,
     ),
     KernelMistake(
         "a pass over the output in the kernel",
@@ -86,7 +90,7 @@ KERNELS = (
         "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
         "        mixed = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
         "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
-        BYTES,
+        ACCESSES,
     ),
     KernelMistake(
         "atomics in the bias's gradient",
@@ -111,7 +115,7 @@ KERNELS = (
     ),
     KernelMistake(
         "gradient of the gate doubled",
-        "python/fiber/kernels/reference.py",
+        "python/fiber/kernels/gated_residual/torch_path.py",
         "F.linear(y, gate * weight, gate * bias)",
         "F.linear(y, (2 * gate - gate.detach()) * weight, (2 * gate - gate.detach()) * bias)",
         GATE,

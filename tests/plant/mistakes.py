@@ -43,7 +43,7 @@ _IMAGE_TEXT = "python/fiber/models/fiber/image_text.py"
 _HEADS = "python/fiber/models/heads.py"
 _DYHEAD = "python/fiber/models/fiber/dyhead.py"
 _DETECTOR = "python/fiber/models/fiber/detector.py"
-_KERNELS = "python/fiber/kernels/reference_windows.py"
+_KERNELS = "python/fiber/kernels/window_attention/torch_path.py"
 
 COARSE = (
     Mistake(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.plant import __main__ as plant
-from tests.plant.kernel_mistakes import BYTES, KERNELS, KernelMistake
+from tests.plant.kernel_mistakes import ACCESSES, KERNELS, KernelMistake
 from tests.plant.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +75,12 @@ def test_a_fine_mistake_is_seen(capsys):
 def test_a_mistake_in_a_kernel_is_seen_by_its_check(monkeypatch, capsys):
     """`python -m tests.plant kernels` plants the others."""
     pytest.importorskip("triton")
-    seen = next(each for each in KERNELS if each.check == BYTES)
-    harmless = KernelMistake("harmless", seen.file, seen.right, seen.right + "\n", BYTES)
+    seen = next(each for each in KERNELS if each.check == ACCESSES)
+    harmless = KernelMistake("harmless", seen.file, seen.right, seen.right + "\n", ACCESSES)
     monkeypatch.setitem(plant.ALL, "kernels", (seen, harmless))
     assert plant.main(["kernels"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "test_our_block_moves_few_bytes" in lines[0]
+    assert "test_window_attention_" in lines[0]
     assert lines[1].split() == ["harmless", "SURVIVES"]
 
 

@@ -56,7 +56,7 @@ def _tune(options: argparse.Namespace) -> int:
     import torch
 
     from fiber.atomic_io import check_target, write_file
-    from fiber.kernels import gpu_timer, launch, tile_table, tune
+    from fiber.kernels.runtime import tiles, timer, tune
 
     unknown = [name for name in options.dtypes if name not in tune.DTYPES]
     if unknown:
@@ -66,26 +66,26 @@ def _tune(options: argparse.Namespace) -> int:
     refused = tune.refusal()
     if refused is not None:
         raise ValueError(f"fiber tune: {refused}")
-    table = options.output or tile_table.users_table()
+    table = options.output or tiles.users_table()
     if not options.print:
         check_target(table)
     # A broken table is told before minutes are spent.
-    old = tile_table.read(table) if table.is_file() else []
+    old = tiles.read(table) if table.is_file() else []
     device = torch.device("cuda", torch.cuda.current_device())
     dtypes = [tune.DTYPES[name] for name in options.dtypes]
     lines = tune.tune(
         tune.all_cases(device, options.windows or tune.WINDOWS, dtypes),
-        tune.GpuMeasure(gpu_timer.GpuTimer(device)),
+        tune.GpuMeasure(timer.GpuTimer(device)),
         lambda line: print(line, file=sys.stderr, flush=True),
-        chip=launch.architecture(device),
-        triton=launch.triton_minor(),
+        chip=tiles.architecture(device),
+        triton=tiles.triton_minor(),
     )
     if options.print:
-        print(tile_table.written(lines), end="")
+        print(tiles.written(lines), end="")
         return 0
-    text = tile_table.written(tile_table.merged(old, lines))
+    text = tiles.written(tiles.merged(old, lines))
     table.parent.mkdir(parents=True, exist_ok=True)
     write_file(table, lambda part: part.write_text(text, encoding="utf-8"))
-    used = "" if options.output is None else f"; kernels read {tile_table.users_table()}"
+    used = "" if options.output is None else f"; kernels read {tiles.users_table()}"
     print(f"{len(lines)} lines in {table}{used}", file=sys.stderr)
     return 0

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from fiber.data.prompts.classes import read_classes
 
 from fiber.data import ClassName
+from fiber.data.prompts.classes import read_classes
 
 
 def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path):

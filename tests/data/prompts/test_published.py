@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from fiber.data.prompts.classes import ClassName
 
+from fiber.data.prompts.classes import ClassName
 from fiber.data.prompts.published import (
     BACKGROUND,
     ClassCaption,

@@ -1,5 +1,5 @@
-"""What the compilers make of the Triton kernels, for chips that need not be there.
+"""Compilation of the Triton kernels for GPUs that are not present.
 
-`python -m tests.kernels.compiled` compiles the launches that the operations plan and reads
-registers, instructions and bytes moved from the result.
+`python -m tests.kernels.compiled` compiles the launches that the operations plan, and reports
+registers, spilled registers and shared memory.
 """

@@ -1,7 +1,7 @@
-"""`python -m tests.kernels.compiled [resources|instructions|bytes]`: tables, and their gates.
+"""`python -m tests.kernels.compiled`: resources of the compiled kernels, and their gates.
 
-Exit code 1 if a gate fails, 0 if all hold. Compiles what the cache of earlier runs does not hold,
-which takes long for all resources the first time; `--quick` leaves most of them out.
+Exit code 1 if a gate fails, else 0. Results are cached by source hash in target/kernels-aot;
+without a cache, all cases take long. `--quick` compiles the cases of the tests only.
 """
 
 from __future__ import annotations
@@ -12,38 +12,25 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what is asked for, everything by default."""
+    """Print a line for each kernel of each case and chip, then the failed gates."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernels.compiled", description=__doc__)
-    tables = ("resources", "instructions", "bytes")
-    parser.add_argument("tables", nargs="*", metavar="table", help=", ".join(tables))
-    parser.add_argument("--quick", action="store_true", help="resources of the gated calls alone")
-    parser.add_argument("--write", action="store_true", help="take what is printed over")
+    parser.add_argument("--quick", action="store_true", help="only the cases of the tests")
+    parser.add_argument("--write", action="store_true", help="update registers.csv")
     options = parser.parse_args(arguments)
-    unknown = set(options.tables) - set(tables)
-    if unknown:
-        parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
     # Triton reads the variable when a kernel is decorated; interpreted kernels do not compile.
     os.environ["TRITON_INTERPRET"] = "0"
     from tests.kernels.compiled import cases, gates, resources
     from tests.kernels.compiled.compile import CHIPS
 
     failures: list[str] = []
-    wanted = options.tables or list(tables)
-    if "resources" in wanted:
-        chosen = cases.quick_cases() if options.quick else cases.all_cases()
-        print(gates.RESOURCES_HEAD)
-        for case in chosen:
-            report, rows = gates.resources_report([case], CHIPS.values(), _show)
-            if options.write:
-                # Case by case: what is done stays done.
-                resources.write_table(rows)
-                report.failures = [one for one in report.failures if resources.WRITE not in one]
-            failures += report.failures
-    for name, make in (("instructions", gates.instructions_report), ("bytes", gates.bytes_report)):
-        if name in wanted:
-            report = make()
-            print("", *report.lines, sep="\n", flush=True)
-            failures += report.failures
+    print(gates.RESOURCES_HEAD)
+    for case in cases.quick_cases() if options.quick else cases.all_cases():
+        found, rows = gates.check_resources([case], CHIPS.values(), _show)
+        if options.write:
+            # After each case, so that an interrupted run keeps its results.
+            resources.write_table(rows)
+            found = [failure for failure in found if resources.WRITE not in failure]
+        failures += found
     print()
     for failure in failures:
         print(f"FAILED {failure}")

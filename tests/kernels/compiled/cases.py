@@ -1,26 +1,29 @@
-"""The calls of the model whose kernels are compiled: shapes of its stages, planned on no device.
+"""Calls of the model whose kernels are compiled, planned on the meta device.
 
-Letters: B batch, h heads, d head width; the names of the stages are those of Swin's.
+Letters: B batch, h heads, d head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from fiber.kernels import cross_attention, launch, window_plans
-from fiber.kernels.launch import Launch
+from fiber.kernels.cross_attention import triton_launch as cross_launch
+from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
+from fiber.kernels.runtime import tiles
+from fiber.kernels.runtime.launch import Launch
+from fiber.kernels.window_attention import triton_launch as window_launch
+from fiber.kernels.window_attention.window_spec import WindowSpec
 from tests.kernels.compiled.compile import Chip
 
 
 @dataclass(frozen=True)
 class Window:
-    """A call of the window attention."""
+    """Call of window attention."""
 
     window_size: int
     shift: int
@@ -29,77 +32,71 @@ class Window:
     heads: int
     batch: int = 8
     head_width: int = 32
-    #: Whether every sample has a map of its own size.
+    #: Samples have own map sizes.
     sized: bool = False
 
-    @property
-    def windows(self) -> int:
-        """Windows of one sample's map."""
-        return prod(-(-side // self.window_size) for side in self.map_size)
-
-    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int, int, Tensor | None]:
-        """What both plans take, gradients apart."""
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, WindowSpec]:
+        """Return the arguments of both plans, without the gradient."""
         rows = (2 * self.window_size - 1) ** 2
+        sizes = _meta(self.batch, 2, dtype=torch.int64) if self.sized else None
         return (
             _meta(self.batch, *self.map_size, 3, self.heads, self.head_width, dtype=dtype),
             _meta(rows, self.heads, dtype=torch.float32),
             _meta(3, self.heads, self.head_width, dtype=torch.float32),
-            self.window_size,
-            self.shift,
-            _meta(self.batch, 2, dtype=torch.int64) if self.sized else None,
+            WindowSpec(self.window_size, self.shift, sizes),
         )
 
     def forward(self, dtype: torch.dtype) -> list[Launch]:
-        """What a forward pass launches."""
-        return window_plans.plan_forward(*self.inputs(dtype))[0]
+        """Plan a forward pass."""
+        return window_launch.plan_forward(*self.inputs(dtype))[0]
 
     def backward(self, dtype: torch.dtype, *, atomic_bias: bool = False) -> list[Launch]:
-        """What a backward pass launches."""
+        """Plan a backward pass."""
         inputs = self.inputs(dtype)
         grad = _meta(self.batch, *self.map_size, self.heads, self.head_width, dtype=dtype)
-        return window_plans.plan_backward(grad, *inputs, atomic_bias)[0]
+        return window_launch.plan_backward(grad, *inputs, atomic_bias=atomic_bias)[0]
 
 
 @dataclass(frozen=True)
 class Cross:
-    """A call of the cross attention."""
+    """Call of cross attention."""
 
     queries: int
     keys: int
     heads: int
     head_width: int
     batch: int = 8
-    #: Whether every sample has a number of keys of its own.
+    #: Samples have own numbers of keys.
     lengths: bool = False
-    #: (H, W) of a map of keys of which every sample has a part of its own.
+    #: (H, W) of a map of keys in which samples have own sizes.
     map_size: tuple[int, int] | None = None
     dropout_p: float = 0.0
 
-    def _inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], list[object]]:
+    def _inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], tuple[KeyMask, Dropout]]:
         shape = (self.heads, self.head_width)
         tensors = [
             _meta(self.batch, count, *shape, dtype=dtype)
             for count in (self.queries, self.keys, self.keys)
         ]
-        return tensors, [
-            _meta(self.batch, dtype=torch.int64) if self.lengths else None,
-            _meta(self.batch, 2, dtype=torch.int64) if self.map_size else None,
-            self.map_size,
-            self.dropout_p,
-            _meta(1, dtype=torch.int64) if self.dropout_p else None,
-        ]
+        keys = KeyMask(
+            lengths=_meta(self.batch, dtype=torch.int64) if self.lengths else None,
+            sizes=_meta(self.batch, 2, dtype=torch.int64) if self.map_size else None,
+            map_size=self.map_size,
+        )
+        seed = _meta(1, dtype=torch.int64) if self.dropout_p else None
+        return tensors, (keys, Dropout(self.dropout_p, seed))
 
     def forward(self, dtype: torch.dtype) -> list[Launch]:
-        """What a forward pass launches."""
+        """Plan a forward pass."""
         tensors, others = self._inputs(dtype)
-        return cross_attention.plan_forward(*tensors, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_forward(*tensors, *others)[0]
 
     def backward(self, dtype: torch.dtype) -> list[Launch]:
-        """What a backward pass launches."""
+        """Plan a backward pass."""
         tensors, others = self._inputs(dtype)
-        _, (out, logsumexp) = cross_attention.plan_forward(*tensors, *others)  # type: ignore[arg-type]
+        _, (out, logsumexp) = cross_launch.plan_forward(*tensors, *others)
         grad = torch.empty_like(out)
-        return cross_attention.plan_backward(grad, *tensors, out, logsumexp, *others)[0]  # type: ignore[arg-type]
+        return cross_launch.plan_backward(grad, *tensors, out, logsumexp, *others)[0]
 
 
 #: The calls by name: coarse at 384 and 576 pixels, fine at 800 x 1333, and Swin's own window.
@@ -114,14 +111,11 @@ CALLS: dict[str, Window | Cross] = {
     "text to image": Cross(40, 576, 12, 64, dropout_p=0.1),
     "text to image fine": Cross(256, 4200, 12, 64, batch=1, map_size=(50, 84)),
 }
-#: dtypes of every call on every chip, and those of some calls on three chips.
+#: dtypes of every call on every chip, and of some calls on three chips.
 DTYPES = (torch.bfloat16,)
 MORE_DTYPES = (torch.float32, torch.float16)
 MORE_CHIPS = ("sm_80", "sm_90", "gfx942")
 MORE_CALLS = ("window 12 shifted", "window 18 shifted", "image to text", "text to image")
-
-#: The call whose instructions and bytes have gates: the first stage at 384 pixels, batch 64.
-GATED = Window(12, 6, (96, 96), 4, batch=64)
 
 
 @dataclass(frozen=True)
@@ -134,12 +128,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Such as "window 12 shifted, bfloat16, forward"."""
+        """Name such as "window 12 shifted, bfloat16, forward"."""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.call}, {dtype}, {'backward' if self.backward else 'forward'}"
 
     def chips(self, chips: Iterable[Chip]) -> list[Chip]:
-        """Choose those that the case is compiled for."""
+        """Select the chips that the case is compiled for."""
         everywhere = self.dtype in DTYPES
         return [chip for chip in chips if everywhere or chip.name in MORE_CHIPS]
 
@@ -152,13 +146,13 @@ class Case:
 
 
 def planned(plan: Callable[[], list[Launch]], chip: Chip) -> list[Launch]:
-    """Plan as a tensor on a chip would have it planned; meta tensors have no architecture."""
-    with mock.patch.object(launch, "architecture", lambda device: chip.name):
+    """Plan with the tile sizes of a chip; meta tensors have no architecture."""
+    with mock.patch.object(tiles, "architecture", lambda device: chip.name):
         return plan()
 
 
 def all_cases() -> list[Case]:
-    """Every call in every dtype that it is compiled in, forward and backward."""
+    """List every call in each of its dtypes, forward and backward."""
     return [
         Case(call, dtype, backward)
         for call in CALLS
@@ -168,7 +162,7 @@ def all_cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """Those that the quick tests compile: what the gates are about."""
+    """List the cases that the tests compile."""
     return [
         Case(call, torch.bfloat16, backward)
         for call in ("window 12 shifted", "image to text")

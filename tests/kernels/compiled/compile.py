@@ -1,10 +1,9 @@
-"""Compile a `Launch` for a chip that need not be there, exactly as launching it there would."""
+"""Compilation of a `Launch` for a chip that is not present, as a launch there would compile it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -17,20 +16,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A kind of processor that kernels are compiled for."""
+    """GPU architecture that kernels are compiled for."""
 
-    #: As compilers call it, and `launch.architecture`.
+    #: Name as in `tiles.architecture`.
     name: str
-    #: Triton's names: backend, architecture, threads of a warp.
+    #: Triton's names of backend and architecture, and threads of a warp.
     backend: str
     architecture: int | str
     threads: int
-    #: Shared memory that one program can have, in bytes.
+    #: Maximum shared memory of one program in bytes.
     shared_bytes: int
 
 
@@ -51,29 +50,29 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compilers made of a launch."""
+    """Result of compiling a launch."""
 
     launch: Launch
     chip: Chip
-    #: Name of the kernel's function.
+    #: Name of the kernel.
     name: str
     #: Text of each stage by its name (ttir, ttgir, llir, ptx or amdgcn) and the binary (cubin,
     #: hsaco).
     stages: dict[str, Any]
-    #: Shared memory of one program in bytes, what is asked for at the launch included.
+    #: Shared memory of one program in bytes, static and dynamic.
     shared_bytes: int
-    #: Parameters that the compiler took as constants, by name, `Launch.constants` included.
+    #: Parameters that were compiled as constants, by name, `Launch.constants` included.
     constants: dict[str, Any]
-    #: Names of the parameters that the compiled kernel has left, in their order.
+    #: Names of the remaining parameters, in order.
     parameters: tuple[str, ...]
 
 
 def compile_launch(launch: Launch, chip: Chip) -> Compiled:
-    """Compile one launch, or read it from the cache of an earlier run.
+    """Compile one launch, or read the result from the cache.
 
     Args:
-        launch: its tensors may be meta tensors: types, alignment and storage sizes count alone.
-        chip: what to compile for.
+        launch: its tensors may be meta tensors; only dtype, alignment and storage size matter.
+        chip: chip to compile for.
 
     Raises:
         TypeError: if the kernel was decorated for the interpreter.
@@ -86,7 +85,7 @@ def compile_launch(launch: Launch, chip: Chip) -> Compiled:
         )
     target = GPUTarget(chip.backend, chip.architecture, chip.threads)
     backend = _backend(chip)(target)
-    # The two functions of Triton's own launcher, so that nothing is specialised by other rules.
+    # Triton's own launcher uses the same two functions, so specialization is the same.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialised, options = bind(**launch.arguments, **launch.constants, **_options(launch))
     options, signature, constants, attributes = kernel._pack_args(
@@ -128,27 +127,26 @@ def _backend(chip: Chip) -> Any:
 
 @cache
 def cache_folder() -> Path:
-    """Find the folder of what was compiled before with this Triton, in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "fiber" / f"compiled-triton-{triton.__version__}"
+    """Return the cache of this version of Triton, in target/, which git ignores."""
+    folder = Path(__file__).parents[3] / "target" / "kernels-aot" / f"triton-{triton.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def remembered(kind: str, made_from: bytes, make: Any) -> Any:
-    """Read what `make()` gave for the same bytes before, as JSON; make it where nothing is.
+    """Return `make()`, cached as JSON by a hash of its inputs.
 
     Args:
-        kind: what it is; part of the file's name. Another name after `make` changed.
-        made_from: all that the answer depends on.
-        make: gives a value that JSON holds.
+        kind: folder of the cache; change it when `make` changes.
+        made_from: everything that the result depends on.
+        make: returns a value that JSON can represent.
     """
     path = cache_folder() / kind / f"{hashlib.sha256(made_from).hexdigest()}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     value = make()
     path.parent.mkdir(exist_ok=True)
-    # Another process may write the same file: it is put in its place whole.
+    # Atomic: another process may write the same file.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(value, file)
     Path(file.name).replace(path)

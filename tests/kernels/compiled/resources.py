@@ -1,4 +1,4 @@
-"""What a compiled kernel takes of a chip: registers, memory for spilled ones, shared memory."""
+"""Resources of a compiled kernel: registers, spilled registers, shared memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import triton
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
 from tests.kernels.compiled.compile import Compiled, remembered
-from tests.kernels.compiled.sass import tool, touches_local_memory
 
-#: Registers of every kernel; `python -m tests.kernels.compiled resources --write` makes it.
+#: Registers of every kernel; `python -m tests.kernels.compiled --write` updates it.
 TABLE = Path(__file__).with_name("registers.csv")
 COLUMNS = ("kernel", "case", "chip", "triton", "warps", "registers", "shared_bytes")
 
 
-#: An instruction that changes memory atomically, as the assemblers of both makers spell it.
+#: Atomic instructions in PTX and in AMD's assembly.
 _ATOMIC = re.compile(r"\b(?:atom|red)\.[a-z.]*\w+|\b(?:global|buffer|flat|ds)_atomic_\w+")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one program (shared memory) and one thread (the rest) of a kernel take."""
+    """Resources of one program (shared memory) and of one thread (the others)."""
 
     registers: int
-    #: Bytes that registers are written to and read from, for want of registers.
+    #: Bytes of spill stores and spill loads.
     spill_bytes: int
     #: Local memory in bytes, spilled registers included.
     stack_bytes: int
@@ -38,7 +38,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a kernel of a case on a chip, compiled by a Triton."""
+    """Line of the table: a kernel of a case on a chip, compiled by a version of Triton."""
 
     kernel: str
     case: str
@@ -50,16 +50,16 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What names the line."""
+        """Key of the line."""
         return self.kernel, self.case, self.chip, self.triton
 
 
 def resources(compiled: Compiled) -> Resources:
-    """Read what a kernel takes.
+    """Return the resources of a kernel.
 
     Raises:
-        RuntimeError: if the assembler says something else than it used to, or does not make the
-            binary that Triton made.
+        RuntimeError: if the assembler's log has an unknown format, or describes another binary than
+            Triton's.
     """
     if compiled.chip.backend == "hip":
         return _of_amd(compiled)
@@ -69,13 +69,13 @@ def resources(compiled: Compiled) -> Resources:
     )
     registers = re.search(r"Used (\d+) registers", log)
     if found is None or registers is None:
-        raise RuntimeError(f"{compiled.name}: no resources in what ptxas said:\n{log}")
+        raise RuntimeError(f"{compiled.name}: no resources in the log of ptxas:\n{log}")
     stack, stored, loaded = map(int, found.groups())
     return Resources(int(registers[1]), stored + loaded, stack, compiled.shared_bytes)
 
 
 def problems(compiled: Compiled, taken: Resources) -> list[str]:
-    """Say what is wrong with a kernel whatever the table holds."""
+    """Return faults of a kernel that do not depend on the table."""
     found = []
     name = f"{compiled.name} on {compiled.chip.name}"
     text = compiled.stages["amdgcn" if compiled.chip.backend == "hip" else "ptx"]
@@ -84,8 +84,8 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
         found.append(f"{name}: {atomic[0]}; expected no atomics")
     if taken.spill_bytes:
         found.append(f"{name}: {taken.spill_bytes} bytes of registers spilled; expected none")
-    # The assembler may reserve a frame that no instruction touches.
-    if taken.stack_bytes and (compiled.chip.backend == "hip" or touches_local_memory(compiled)):
+    # The assembler may reserve a stack frame that no instruction uses.
+    if taken.stack_bytes and (compiled.chip.backend == "hip" or _uses_local_memory(compiled)):
         found.append(f"{name}: {taken.stack_bytes} bytes of local memory; expected none")
     if taken.shared_bytes > compiled.chip.shared_bytes:
         found.append(
@@ -96,7 +96,7 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
 
 
 def regressions(rows: Iterable[Row], table: Iterable[Row]) -> list[str]:
-    """Say which rows take more than the table's line of the same name, or have none."""
+    """Return the rows that exceed their line of the table, or have none."""
     lines = {line.key: line for line in table}
     found = []
     for row in rows:
@@ -110,16 +110,16 @@ def regressions(rows: Iterable[Row], table: Iterable[Row]) -> list[str]:
             if now > then:
                 found.append(
                     f"{name}: {now} {unit.replace('_', ' ')}, {then} in {TABLE.name};"
-                    f" if that is meant, {WRITE} takes it over"
+                    f" {WRITE} accepts the new value"
                 )
     return found
 
 
-WRITE = "`python -m tests.kernels.compiled resources --write`"
+WRITE = "`python -m tests.kernels.compiled --write`"
 
 
 def read_table(path: Path = TABLE) -> list[Row]:
-    """Read the committed table; empty where there is none."""
+    """Read the committed table; empty if there is none."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -136,7 +136,7 @@ def read_table(path: Path = TABLE) -> list[Row]:
 
 
 def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Put rows in the place of those of the same case and Triton; all other lines stay."""
+    """Replace the lines of the same case and version of Triton; keep all others."""
     rows = list(rows)
     done = {(row.case, row.triton) for row in rows}
     kept = [line for line in read_table(path) if (line.case, line.triton) not in done]
@@ -147,16 +147,36 @@ def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
             writer.writerow([getattr(row, column) for column in COLUMNS])
 
 
+def _uses_local_memory(compiled: Compiled) -> bool:
+    """Check whether a kernel for an NVIDIA chip reads or writes local memory."""
+    binary = compiled.stages["cubin"]
+    listing = remembered("nvdisasm", binary, lambda: _disassemble(binary))
+    return re.search(r"\b(?:LDL|STL)\b", listing) is not None
+
+
+def _disassemble(binary: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return subprocess.run(
+            [_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def _tool(name: str) -> str:
+    """Return the path of a program that is packaged with Triton."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
 def _key(compiled: Compiled) -> bytes:
     return compiled.chip.name.encode() + compiled.stages["cubin"] + compiled.stages["ptx"].encode()
 
 
 def _assembler_log(compiled: Compiled) -> str:
-    """Assemble once more as Triton does, this time listening to the assembler."""
+    """Assemble again with Triton's options, and return the assembler's log."""
     architecture = compiled.chip.architecture
     assert isinstance(architecture, int)
     with tempfile.TemporaryDirectory() as folder:
-        # The binary holds the source's length of name, not the name.
         source, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(compiled.stages["ptx"], encoding="utf-8")
         done = subprocess.run(
@@ -176,20 +196,20 @@ def _assembler_log(compiled: Compiled) -> str:
         )
         if done.returncode:
             raise RuntimeError(f"{compiled.name}: ptxas failed: {done.stderr}")
-        # The log speaks of Triton's own binary only if that one says the same of itself.
+        # The log is valid for Triton's own binary if cuobjdump reports the same numbers.
         binary.write_bytes(compiled.stages["cubin"])
-        said = subprocess.run(
-            [tool("cuobjdump"), "-res-usage", str(binary)],
+        usage_text = subprocess.run(
+            [_tool("cuobjdump"), "-res-usage", str(binary)],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", usage_text)
     logged = re.search(r"(\d+) bytes stack frame[\s\S]*?Used (\d+) registers", done.stderr)
     if usage is None or logged is None or usage.groups() != logged.groups()[::-1]:
         raise RuntimeError(
             f"{compiled.name} on {compiled.chip.name}: ptxas and Triton's binary disagree; expected"
-            f" the options of Triton's make_cubin: {done.stderr}{said}"
+            f" the options of Triton's make_cubin: {done.stderr}{usage_text}"
         )
     return done.stderr
 
@@ -203,8 +223,8 @@ def _of_amd(compiled: Compiled) -> Resources:
             raise RuntimeError(f"{compiled.name}: no .{name} in the assembly")
         return int(found[1])
 
-    # Counted as registers of four bytes. Scalar registers are spilled into the lanes of vector
-    # registers, not into memory: what of them does not fit shows among these.
+    # Registers have four bytes. Scalar registers are spilled to lanes of vector registers, whose
+    # own spills then increase.
     spilled = 4 * value("vgpr_spill_count")
     return Resources(
         value("vgpr_count"), spilled, value("private_segment_fixed_size"), compiled.shared_bytes

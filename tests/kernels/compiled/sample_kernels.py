@@ -1,12 +1,12 @@
-"""Small kernels whose registers, instructions and bytes can be said beforehand."""
+"""Small kernels with known resources."""
 
 import torch
 import triton
 import triton.language as tl
 
-from fiber.kernels.launch import Launch
+from fiber.kernels.runtime.launch import Launch
 
-#: Elements that one program of these kernels handles.
+#: Elements of one program.
 BLOCK = 256
 
 
@@ -18,16 +18,14 @@ def sum_rows(
     count,
     width,
     offset,
-    passes: tl.constexpr,
     atomic: tl.constexpr,
     block: tl.constexpr,
 ):
-    """out[i] = passes * sum of rows[:, i] + more[i] + offset."""
+    """out[i] = sum of rows[:, i] + more[i] + offset."""
     place = tl.program_id(0) * block + tl.arange(0, block)
     total = tl.zeros([block], tl.float32)
-    for _ in range(passes):
-        for row in range(count):
-            total += tl.load(rows + row * width + place).to(tl.float32)
+    for row in range(count):
+        total += tl.load(rows + row * width + place).to(tl.float32)
     if more is not None:
         total += tl.load(more + place)
     if atomic:
@@ -37,41 +35,20 @@ def sum_rows(
 
 
 @triton.jit
-def share_rows(rows, out, count, width, block: tl.constexpr):
-    """Each program sums every so many-th row into a row of its own."""
-    part = tl.program_id(0)
-    place = tl.program_id(1) * block + tl.arange(0, block)
-    total = tl.zeros([block], tl.float32)
-    for row in range(part, count, tl.num_programs(0)):
-        total += tl.load(rows + row * width + place).to(tl.float32)
-    tl.store(out + part * width + place, total)
-
-
-@triton.jit
-def sum_some_rows(rows, length, out, width, block: tl.constexpr):
-    """How many rows are summed stands in memory."""
-    place = tl.program_id(0) * block + tl.arange(0, block)
-    total = tl.zeros([block], tl.float32)
-    for row in range(tl.load(length)):
-        total += tl.load(rows + row * width + place).to(tl.float32)
-    tl.store(out + place, total)
-
-
-@triton.jit
-def normalise_square(x, out, side: tl.constexpr):
-    """Hold a whole square at once, which no single warp has the registers for."""
+def normalize_square(x, out, side: tl.constexpr):
+    """Keep a whole square in registers, more than a single warp has."""
     place = tl.arange(0, side)[:, None] * side + tl.arange(0, side)[None, :]
     square = tl.load(x + place)
     tl.store(out + place, square * tl.sum(square, 0)[None, :] * tl.sum(square, 1)[:, None])
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Make a tensor without memory."""
+    """Make a meta tensor."""
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def sum_launch(count: int, *, passes: int = 1, atomic: bool = False, width: int = 1024) -> Launch:
-    """Sum rows of float32."""
+def sum_launch(count: int, *, atomic: bool = False, width: int = 1024) -> Launch:
+    """Plan a sum of rows of float32."""
     return Launch(
         kernel=sum_rows,
         grid=(width // BLOCK,),
@@ -83,50 +60,16 @@ def sum_launch(count: int, *, passes: int = 1, atomic: bool = False, width: int 
             "width": width,
             "offset": 1.5,
         },
-        constants={"passes": passes, "atomic": atomic, "block": BLOCK},
-        num_warps=4,
-        num_stages=1,
-    )
-
-
-def share_launch(count: int, parts: int, width: int = 1024) -> Launch:
-    """Sum rows of bfloat16 in so many parts."""
-    return Launch(
-        kernel=share_rows,
-        grid=(parts, width // BLOCK),
-        arguments={
-            "rows": meta(count, width, dtype=torch.bfloat16),
-            "out": meta(parts, width),
-            "count": count,
-            "width": width,
-        },
-        constants={"block": BLOCK},
-        num_warps=2,
-        num_stages=1,
-    )
-
-
-def some_launch(width: int = 1024) -> Launch:
-    """Sum as many rows as a number in memory says."""
-    return Launch(
-        kernel=sum_some_rows,
-        grid=(width // BLOCK,),
-        arguments={
-            "rows": meta(64, width),
-            "length": meta(1, dtype=torch.int32),
-            "out": meta(width),
-            "width": width,
-        },
-        constants={"block": BLOCK},
+        constants={"atomic": atomic, "block": BLOCK},
         num_warps=4,
         num_stages=1,
     )
 
 
 def square_launch(side: int, num_warps: int) -> Launch:
-    """Hold a square of float32 in so many warps."""
+    """Plan a square of float32 in `num_warps` warps."""
     return Launch(
-        kernel=normalise_square,
+        kernel=normalize_square,
         grid=(1,),
         arguments={"x": meta(side, side), "out": meta(side, side)},
         constants={"side": side},

@@ -1,56 +1,41 @@
-"""The package's own kernels against their gates."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The package's kernels against the gates."""
 
 import pytest
 import torch
 
-from tests.kernels.compiled import gates
-from tests.kernels.compiled.__main__ import main
-from tests.kernels.compiled.cases import CALLS, GATED, all_cases, planned, quick_cases
+from tests.kernels.compiled import __main__ as command
+from tests.kernels.compiled import cases, gates, resources
+from tests.kernels.compiled.cases import CALLS, all_cases, planned, quick_cases
 from tests.kernels.compiled.compile import CHIPS, compile_launch
-from tests.kernels.compiled.instructions import forbidden
-from tests.kernels.compiled.resources import read_table
 
-ROOT = Path(__file__).parents[3]
 SM_90 = CHIPS["sm_90"]
 
 
-def test_instructions_stay_within_the_budget():
-    assert gates.instructions_report().failures == []
-
-
-@pytest.mark.parametrize("name", ["forward", "backward"])
-def test_too_many_instructions_fail(monkeypatch, name):
-    monkeypatch.setitem(gates.BUDGETS, name, (1000, 1.0))
-    (failure,) = gates.instructions_report().failures
-    assert failure.startswith(f"{name}: ")
-    assert "of 1000; expected at most 1.0" in failure
-
-
-def test_there_are_no_atomics():
-    for launches in gates.gated_passes(SM_90).values():
-        for launch in launches:
-            assert forbidden(compile_launch(launch, SM_90)) == []
-
-
-def test_atomics_are_seen():
-    launches = planned(lambda: GATED.backward(torch.bfloat16, atomic_bias=True), SM_90)
-    wrong = [each for launch in launches for each in forbidden(compile_launch(launch, SM_90))]
-    assert any("RED" in each or "ATOM" in each for each in wrong)
-
-
 @pytest.mark.parametrize("chip", ["sm_90", "gfx942"])
-def test_resources_of_the_gated_calls(chip):
-    report, rows = gates.resources_report(quick_cases(), [CHIPS[chip]], lambda line: None)
-    assert report.failures == []
-    assert {row.kernel for row in rows} >= {"whole_forward", "whole_backward", "attend"}
+@pytest.mark.parametrize("case", quick_cases(), ids=lambda case: case.name)
+def test_resources_of_the_quick_cases(case, chip):
+    failures, rows = gates.check_resources([case], [CHIPS[chip]], lambda line: None)
+    assert failures == []
+    assert rows
 
 
-def test_the_table_holds_no_line_without_a_case():
-    lines = read_table()
+def test_quick_cases_have_the_main_kernels():
+    names = {launch.kernel.__name__ for case in quick_cases() for launch in case.launches(SM_90)}
+    assert names >= {"whole_forward", "whole_backward", "attend"}
+
+
+def test_atomics_fail():
+    call = CALLS["window 12 shifted"]
+    launches = planned(lambda: call.backward(torch.bfloat16, atomic_bias=True), SM_90)
+    found = []
+    for launch in launches:
+        compiled = compile_launch(launch, SM_90)
+        found += resources.problems(compiled, resources.resources(compiled))
+    assert any("expected no atomics" in problem for problem in found)
+
+
+def test_the_table_has_no_line_without_a_case():
+    lines = resources.read_table()
     assert {line.case for line in lines} <= {case.name for case in all_cases()}
     assert {line.chip for line in lines} <= set(CHIPS)
 
@@ -62,19 +47,11 @@ def test_every_call_is_compiled_forward_and_backward():
 
 
 def test_the_command_fails_with_a_gate(monkeypatch, capsys):
-    assert main(["instructions"]) == 0
+    (case,) = [case for case in quick_cases() if case.call == "image to text" and not case.backward]
+    monkeypatch.setattr(cases, "quick_cases", lambda: [case])
+    monkeypatch.setattr(case.__class__, "chips", lambda self, chips: [SM_90])
+    assert command.main(["--quick"]) == 0
     assert capsys.readouterr().out.endswith("all gates hold\n")
-    monkeypatch.setitem(gates.BUDGETS, "forward", (1000, 1.0))
-    assert main(["instructions"]) == 1
-    assert "FAILED forward: " in capsys.readouterr().out
-
-
-def test_the_command_names_its_tables():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compiled", "speed"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "no such table: speed; there are resources, instructions, bytes" in done.stderr
+    monkeypatch.setattr(gates, "read_table", list)
+    assert command.main(["--quick"]) == 1
+    assert "FAILED attend, image to text" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory, and the table that they may not outgrow."""
+"""Registers, spills and shared memory, and growth over the table."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from fiber.kernels import launch
+from fiber.kernels.runtime import tiles
 from tests.kernels.compiled.cases import CALLS, planned
 from tests.kernels.compiled.compile import CHIPS, compile_launch
 from tests.kernels.compiled.resources import (
@@ -108,7 +108,7 @@ def test_the_table_keeps_other_versions_and_cases(tmp_path):
     ],
 )
 def test_what_spills_is_not_chosen(monkeypatch, chip, version, call, whole):
-    monkeypatch.setattr(launch, "triton_minor", lambda: version)
+    monkeypatch.setattr(tiles, "triton_minor", lambda: version)
     launches = planned(lambda: CALLS[call].backward(torch.bfloat16), CHIPS[chip])
     names = {each.kernel.__name__ for each in launches}
     assert ("whole_backward" in names) == whole

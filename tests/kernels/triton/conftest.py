@@ -1,21 +1,22 @@
-"""Tests of the Triton kernels in Triton's interpreter, in a process of their own.
+"""Tests of the Triton kernels in Triton's interpreter: `make test-interpreter`.
 
-Triton reads TRITON_INTERPRET when a kernel is decorated, so `tests/kernels/test_triton.py` starts
-`python -m pytest tests/kernels/triton` with it; elsewhere nothing in this folder is imported.
+Triton reads TRITON_INTERPRET when a kernel is decorated. The tests are collected only if the
+variable is 1, so that they run in processes of their own.
 """
 
+import importlib.util
 import os
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_zero_by_chance(monkeypatch):
-    """Fill what `torch.empty` gives with NaN (or a large number), as old memory may be."""
+def poison_empty_tensors(monkeypatch):
+    """Fill tensors of `torch.empty` with NaN (or a large number), as reused memory may be."""
     empty = torch.empty
 
     def filled(*arguments, **keywords):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import cross_attention
-from tests.kernels import oracle
+from fiber.kernels.cross_attention import naive, triton_launch
+from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
 
 # Sums of at most 300 float64 terms of size 1, in another order.
 TOLERANCE = 1e-12
@@ -44,12 +44,12 @@ class Case:
                 own.view(self.map_size)[:, width:] = False
         return mask
 
-    def options(self, dtype: torch.dtype = torch.int64) -> dict:
-        return {
-            "key_lengths": None if self.lengths is None else torch.tensor(self.lengths).to(dtype),
-            "valid_sizes": None if self.sizes is None else torch.tensor(self.sizes).to(dtype),
-            "map_size": self.map_size,
-        }
+    def keys_read(self, dtype: torch.dtype = torch.int64) -> KeyMask:
+        return KeyMask(
+            lengths=None if self.lengths is None else torch.tensor(self.lengths).to(dtype),
+            sizes=None if self.sizes is None else torch.tensor(self.sizes).to(dtype),
+            map_size=self.map_size,
+        )
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Queries, keys, values and the gradient of the output."""
@@ -74,10 +74,9 @@ def run(case: Case, inputs: list[Tensor], dropout_p: float = 0.0, seed: int = 0)
     q, k, v, grad = inputs
     mask = case.key_mask()
     k, v = hide(k, mask), hide(v, mask)
-    dropout = (dropout_p, torch.tensor([seed])) if dropout_p else ()
-    options = case.options().values()
-    out, logsumexp = cross_attention.forward(q, k, v, *options, *dropout)
-    gradients = cross_attention.backward(grad, q, k, v, out, logsumexp, *options, *dropout)
+    keys, dropout = case.keys_read(), Dropout(dropout_p, torch.tensor([seed]))
+    out, logsumexp = triton_launch.forward(q, k, v, keys, dropout)
+    gradients = triton_launch.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     return [out, *gradients]
 
 
@@ -99,8 +98,8 @@ def error(got: Tensor, expected: Tensor) -> float:
 def use_tiles(monkeypatch, queries: int, keys: int, programs: int = 1) -> None:
     """Set tile sizes, and the number of programs that loops are split for."""
     sizes = {"block_queries": queries, "block_keys": keys, "num_warps": 1, "num_stages": 1}
-    monkeypatch.setattr(cross_attention, "tile", lambda *_, **__: dict(sizes))
-    monkeypatch.setattr(cross_attention, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_launch, "tile", lambda *_, **__: dict(sizes))
+    monkeypatch.setattr(triton_launch, "PROGRAMS", programs)
 
 
 MAP = {"map_size": (7, 10), "sizes": ((7, 10), (3, 4), (0, 5), (6, 10), (2, 0), (9, 11))}
@@ -128,7 +127,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_equals_oracle_in_float64(case):
     inputs, mask = case.inputs(), case.key_mask()
-    expected = differentiate(lambda q, k, v: oracle.attention(q, k, v, mask), inputs)
+    expected = differentiate(lambda q, k, v: naive.attention(q, k, v, mask), inputs)
     ours = run(case, inputs)
     for name, got, wanted in zip(("out", "q", "k", "v"), ours, expected, strict=True):
         assert error(got, wanted) <= TOLERANCE, name
@@ -144,7 +143,7 @@ def test_as_accurate_as_plain_pytorch(name, dtype):
     inputs = case.inputs(dtype)
     lengths = torch.tensor(case.lengths)
     exact = [tensor.double() for tensor in inputs]
-    expected = differentiate(lambda q, k, v: oracle.attention(q, k, v, case.key_mask()), exact)
+    expected = differentiate(lambda q, k, v: naive.attention(q, k, v, case.key_mask()), exact)
     plain = differentiate(lambda q, k, v: kernels.image_to_text_attention(q, k, v, lengths), inputs)
     ours = run(case, inputs)
     for part, got, other, wanted in zip(("out", "q", "k", "v"), ours, plain, expected, strict=True):
@@ -156,7 +155,7 @@ def test_as_accurate_as_plain_pytorch(name, dtype):
 def test_logsumexp_is_of_base_two():
     case = CASES["short queries by length"]
     q, k, v, _ = case.inputs()
-    _, logsumexp = cross_attention.forward(q, k, v, *case.options().values())
+    _, logsumexp = triton_launch.forward(q, k, v, case.keys_read())
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
     scores = scores.masked_fill(~case.key_mask()[:, None, None], -math.inf)
     expected = scores.logsumexp(-1) / math.log(2)
@@ -170,8 +169,8 @@ def test_lengths_and_sizes_of_any_integer_type(dtype):
     for name in ("short keys by length", "short queries on a map"):
         case = CASES[name]
         q, k, v, _ = case.inputs()
-        out, _ = cross_attention.forward(q, k, v, *case.options(dtype).values())
-        assert error(out, oracle.attention(q, k, v, case.key_mask())) <= TOLERANCE
+        out, _ = triton_launch.forward(q, k, v, case.keys_read(dtype))
+        assert error(out, naive.attention(q, k, v, case.key_mask())) <= TOLERANCE
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -182,12 +181,12 @@ def test_views(name):
     expected = run(case, [q, k, v, grad[:1, :1, :1].expand_as(grad)])
     packed = torch.stack([hide(k, case.key_mask()), hide(v, case.key_mask())], 2)
     # As after a projection to all heads; heads before tokens; and a gradient of one row.
-    options = case.options().values()
+    keys = case.keys_read()
     views = q.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)
     assert not any(view.is_contiguous() for view in views)
-    out, logsumexp = cross_attention.forward(*views, *options)
+    out, logsumexp = triton_launch.forward(*views, keys)
     direction = grad[:1, :1, :1].expand_as(grad)
-    gradients = cross_attention.backward(direction, *views, out, logsumexp, *options)
+    gradients = triton_launch.backward(direction, *views, out, logsumexp, keys)
     for got, wanted in zip((out, *gradients), expected, strict=True):
         assert torch.equal(got, wanted)
 
@@ -240,8 +239,8 @@ def test_split_loops_give_the_same(case, monkeypatch):
 
 def number_of_launches(case: Case) -> int:
     q, k, v, grad = (tensor.to("meta") for tensor in case.inputs())
-    forward, (out, logsumexp) = cross_attention.plan_forward(q, k, v)
-    backward, _ = cross_attention.plan_backward(grad, q, k, v, out, logsumexp)
+    forward, (out, logsumexp) = triton_launch.plan_forward(q, k, v)
+    backward, _ = triton_launch.plan_backward(grad, q, k, v, out, logsumexp)
     return len(forward) + len(backward)
 
 
@@ -263,8 +262,8 @@ def recover_kept(case: Case, dropout_p: float, seed: int) -> Tensor:
         size = min(case.width, case.keys - start)
         unit[start : start + size, :size] = torch.eye(size)
         v = unit[None, :, None].expand(k.shape)
-        out, _ = cross_attention.forward(
-            0 * q, k, v, *case.options().values(), dropout_p, torch.tensor([seed])
+        out, _ = triton_launch.forward(
+            0 * q, k, v, case.keys_read(), Dropout(dropout_p, torch.tensor([seed]))
         )
         kept.append(out.permute(0, 2, 1, 3)[..., :size] != 0)
     return torch.cat(kept, -1)
@@ -356,7 +355,7 @@ def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch)
 def test_dropout_of_no_probability(dropout_p):
     q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
     with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
-        cross_attention.plan_forward(q, k, v, dropout_p=dropout_p, seed=torch.tensor([0]))
+        triton_launch.plan_forward(q, k, v, dropout=Dropout(dropout_p, torch.tensor([0])))
 
 
 REFUSED = {
@@ -370,14 +369,14 @@ REFUSED = {
 @pytest.mark.parametrize(("message", "shape"), REFUSED.items(), ids=REFUSED.keys())
 def test_refusal(message, shape):
     tensor = torch.empty(shape, dtype=torch.float16, device="meta")
-    assert re.match(message, cross_attention.refusal(tensor, tensor) or "")
+    assert re.match(message, triton_launch.refusal(tensor, tensor) or "")
 
 
 def test_refusal_by_dtype_and_none():
     tensor = torch.empty(2, 3, 4, 32, dtype=torch.int32, device="meta")
-    assert (cross_attention.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
+    assert (triton_launch.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert cross_attention.refusal(tensor.to(dtype), tensor.to(dtype)) is None
+        assert triton_launch.refusal(tensor.to(dtype), tensor.to(dtype)) is None
 
 
 @pytest.mark.parametrize("dtype", [*FLOORS, torch.bfloat16, torch.float64], ids=str)
@@ -385,8 +384,8 @@ def test_refusal_by_dtype_and_none():
 def test_the_table_has_tiles_for(width, dtype):
     q = torch.empty(1, 40, 2, width, dtype=dtype, device="meta")
     k = torch.empty(1, 600, 2, width, dtype=dtype, device="meta")
-    launches, (out, logsumexp) = cross_attention.plan_forward(q, k, k)
-    launches += cross_attention.plan_backward(q, q, k, k, out, logsumexp)[0]
+    launches, (out, logsumexp) = triton_launch.plan_forward(q, k, k)
+    launches += triton_launch.plan_backward(q, q, k, k, out, logsumexp)[0]
     for launch in launches:
         constants = launch.constants
         rows = [constants.get(f"BLOCK_{side}", 16) for side in ("QUERIES", "KEYS")]
@@ -401,5 +400,5 @@ def test_the_table_has_tiles_for(width, dtype):
 def test_tiles_fit_the_sequence(length, block):
     q = torch.empty(1, length, 2, 32, dtype=torch.float16, device="meta")
     k = torch.empty(1, 40, 2, 32, dtype=torch.float16, device="meta")
-    launch = cross_attention.plan_forward(q, k, k)[0][0]
+    launch = triton_launch.plan_forward(q, k, k)[0][0]
     assert launch.constants["BLOCK_QUERIES"] == block

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fiber import kernels
-from fiber.kernels import cross_attention, dispatch, window_plans
+from fiber.kernels.cross_attention import triton_launch as cross_launch
+from fiber.kernels.runtime import dispatch
+from fiber.kernels.window_attention import triton_launch as window_launch
 
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
@@ -53,7 +55,7 @@ def test_the_kernels_give_what_plain_pytorch_gives():
 
 
 def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
-    dispatch._tell.cache_clear()
+    dispatch._warn_once.cache_clear()
     q, k, v = (torch.randn(1, tokens, 1, 160) for tokens in (3, 4, 4))
     with kernels.use_backend("reference"):
         expected = kernels.image_to_text_attention(q, k, v)
@@ -64,13 +66,13 @@ def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
 def test_atomics_only_where_they_are_allowed(monkeypatch):
     inputs = random(1, 4, 4, 3, 1, 4), random(9, 1), random(3, 1, 4)
     given = []
-    backward = window_plans.backward
+    backward = window_launch.backward
 
     def noted(*arguments: object, atomic_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
         given.append(atomic_bias)
         return backward(*arguments, atomic_bias=atomic_bias)
 
-    monkeypatch.setattr(window_plans, "backward", noted)
+    monkeypatch.setattr(window_launch, "backward", noted)
 
     def gradients() -> tuple[Tensor, ...]:
         out = kernels.window_attention(*inputs, window_size=2, shift=1)
@@ -113,7 +115,7 @@ def test_any_mask(mask, queries):
 def test_a_mask_over_several_tiles_of_keys(monkeypatch):
     """Tiles in which nothing is read stand before, between and behind the others."""
     sizes = {"block_queries": 16, "block_keys": 16, "num_warps": 1, "num_stages": 1}
-    monkeypatch.setattr(cross_attention, "tile", lambda *_, **__: dict(sizes))
+    monkeypatch.setattr(cross_launch, "tile", lambda *_, **__: dict(sizes))
     mask = torch.zeros(2, 70, dtype=torch.bool)
     mask[0, 18:22] = mask[0, 50] = mask[1, 64] = True
     q, k, v = random(2, 20, 1, 4), random(2, 70, 1, 4), random(2, 70, 1, 4)

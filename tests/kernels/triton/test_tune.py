@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fiber.kernels import tune
-from fiber.kernels.tune import Case
+from fiber.kernels.runtime import tune
+from fiber.kernels.runtime.tune import Case
 
 CPU = torch.device("cpu")
 #: Windows whose rows are kept whole, and (float32) in tiles; sequences of one tile and of several.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fiber.kernels import relative_bias, window_plans
-from tests.kernels import oracle
+from fiber.kernels.window_attention import naive, triton_bias, triton_launch
+from fiber.kernels.window_attention.window_spec import WindowSpec
 
 # Relative to the largest element: sums of some hundred float64 terms in another order.
 DOUBLE = 1e-12
@@ -79,11 +79,11 @@ def run(
     case: Case, tensors: list[Tensor], grad: Tensor, whole: bool | None, atomic: bool = False
 ) -> list[Tensor]:
     """Output and gradients from the kernels."""
-    arguments = (*tensors, case.window_size, case.shift, sizes_of(case))
-    launches, out = window_plans.plan_forward(*arguments, whole=whole)
+    arguments = (*tensors, WindowSpec(case.window_size, case.shift, sizes_of(case)))
+    launches, out = triton_launch.plan_forward(*arguments, whole=whole)
     for launch in launches:
         launch.run()
-    launches, gradients = window_plans.plan_backward(
+    launches, gradients = triton_launch.plan_backward(
         grad, *arguments, atomic_bias=atomic, whole=whole
     )
     for launch in launches:
@@ -92,7 +92,7 @@ def run(
 
 
 def with_gradients(function, case: Case, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """Output and gradients of `oracle.window_attention` or of `formulation`."""
+    """Output and gradients of `naive.window_attention` or of `formulation`."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     out = function(
         *leaves, window_size=case.window_size, shift=case.shift, valid_sizes=sizes_of(case)
@@ -182,7 +182,7 @@ def test_formulation_equals_oracle(case):
     tensors, grad = inputs(case)
     assert_equal(
         with_gradients(formulation, case, tensors, grad),
-        with_gradients(oracle.window_attention, case, tensors, grad),
+        with_gradients(naive.window_attention, case, tensors, grad),
     )
 
 
@@ -236,8 +236,8 @@ def test_gradients_equal_finite_differences(whole):
         @staticmethod
         def forward(ctx, *given):
             ctx.save_for_backward(*given)
-            launches, out = window_plans.plan_forward(
-                *given, case.window_size, case.shift, None, whole=whole
+            launches, out = triton_launch.plan_forward(
+                *given, WindowSpec(case.window_size, case.shift), whole=whole
             )
             for launch in launches:
                 launch.run()
@@ -319,7 +319,7 @@ def test_an_empty_batch_gives_zero_gradients():
 @pytest.mark.parametrize("count", [1, 128, 129, 300])
 def test_sum_of_parts(count):
     parts = torch.arange(count * 5, dtype=torch.float64).view(count, 5)
-    launches, out = relative_bias.plan_sum(parts, torch.empty(5, dtype=torch.float64), parts.dtype)
+    launches, out = triton_bias.plan_sum(parts, torch.empty(5, dtype=torch.float64), parts.dtype)
     for launch in launches:
         launch.run()
     # Whole numbers below 2 ** 53: exact in every order.
@@ -330,16 +330,16 @@ def test_sum_of_parts(count):
 def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
     window_size, stored = 3, 32
     table = torch.randn(25, heads, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    launches, bias = relative_bias.plan_expand(
+    launches, bias = triton_bias.plan_expand(
         table, window_size, 1, stored, torch.float64, transposed=False
     )
     for launch in launches:
         launch.run()
     # The second class adds the mask of a seam between columns.
-    parted = (bias[1:2] - bias[:1]) / (-100 * relative_bias.LOG2E)
+    parted = (bias[1:2] - bias[:1]) / (-100 * triton_bias.LOG2E)
     sums = []
     for pairs in (bias[:1], parted):
-        launches, summed = relative_bias.plan_reduce(
+        launches, summed = triton_bias.plan_reduce(
             pairs.contiguous(), table, window_size, stored, torch.float64
         )
         for launch in launches:
@@ -347,16 +347,16 @@ def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
         sums.append(summed)
     # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart; beside the last token stand two.
     count, seam = torch.tensor([1, 2, 3, 2, 1]), torch.tensor([1, 1, 0, 1, 1])
-    expected = table * relative_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
+    expected = table * triton_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
     assert error(sums[0], expected) <= DOUBLE
     expected = (count[:, None] * seam).reshape(-1, 1).expand(-1, heads).double()
     assert error(sums[1], expected) <= DOUBLE
 
 
 def test_pieces_are_powers_of_two_that_cover_the_keys():
-    assert window_plans.pieces(144, 128) == ((0, 128), (128, 16))
-    assert window_plans.pieces(144, 64) == ((0, 64), (64, 64), (128, 16))
-    assert window_plans.pieces(64, 128) == ((0, 64),)
+    assert triton_launch.pieces(144, 128) == ((0, 128), (128, 16))
+    assert triton_launch.pieces(144, 64) == ((0, 64), (64, 64), (128, 16))
+    assert triton_launch.pieces(64, 128) == ((0, 64),)
 
 
 @pytest.mark.parametrize("whole", [True, False, None], ids=["whole rows", "tiles", "by size"])
@@ -369,12 +369,10 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
         qkv,
         torch.empty((2 * window_size - 1) ** 2, 4, **meta),
         torch.empty(3, 4, 32, **meta),
-        window_size,
-        window_size // 2,
-        None,
+        WindowSpec(window_size, window_size // 2),
     )
-    launches, out = window_plans.plan_forward(*arguments, whole=whole)
-    more, gradients = window_plans.plan_backward(
+    launches, out = triton_launch.plan_forward(*arguments, whole=whole)
+    more, gradients = triton_launch.plan_backward(
         torch.empty(64, 96, 96, 4, 32, **meta), *arguments, whole=whole
     )
     assert out.shape == (64, 96, 96, 4, 32)
@@ -401,7 +399,7 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
     ],
 )
 def test_refusals_say_why(shape, dtype, window_size, reason):
-    said = window_plans.refusal(torch.empty(shape, dtype=dtype, device="meta"), window_size)
+    said = triton_launch.refusal(torch.empty(shape, dtype=dtype, device="meta"), window_size)
     if reason is None:
         assert said is None
     else:

@@ -1,0 +1,115 @@
+"""Cross attention in both directions: argument checks and the call of the registered operation.
+
+Letters: B batch, H W map, h heads, d head width, T image tokens, L text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..runtime.argument_checks import require, require_one_device
+from . import registered
+
+
+def image_to_text_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_lengths: Tensor | None = None,
+    *,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Attend from every image token to the text tokens of its own sample.
+
+    Args:
+        q: [B, T, h, d] queries of the image tokens; scaled here by d ** -0.5.
+        k: [B, L, h, d] keys of the text.
+        v: [B, L, h, d] values of the text.
+        key_lengths: [B] integer number of real tokens, which come first; later keys are not read.
+        key_mask: [B, L] bool, True = real token, for masks that are not a prefix. At most one of
+            key_lengths and key_mask may be given; without both every key is read.
+
+    Returns:
+        [B, T, h, d] in q's dtype; 0 where a sample has no real key.
+
+    Raises:
+        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+
+    Source: FIBER (Dou et al. 2022), fusion in the backbone.
+    """
+    named = {"q": q, "k": k, "v": v}
+    _require_attention_shapes(named)
+    if key_lengths is not None and key_mask is not None:
+        raise ValueError("image_to_text_attention: give key_lengths or key_mask, not both")
+    if key_lengths is not None:
+        named["key_lengths"] = key_lengths
+        require(key_lengths.shape == q.shape[:1], "key_lengths (B,)", named)
+    if key_mask is not None:
+        named["key_mask"] = key_mask
+        require(key_mask.shape == k.shape[:2], "key_mask (B, L)", named)
+        require(key_mask.dtype == torch.bool, "a bool key_mask", named)
+    require_one_device(named)
+    read, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
+    return read
+
+
+def text_to_image_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    valid_sizes: Tensor | None = None,
+    map_size: tuple[int, int] | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attend from every text token to the image tokens of its own sample.
+
+    Args:
+        q: [B, L, h, d] queries of the text; scaled here by d ** -0.5.
+        k: [B, T, h, d] keys of the image tokens, row by row.
+        v: [B, T, h, d] values of the image tokens.
+        valid_sizes: [B, 2] integer (height, width) of each sample's own map; keys outside are not
+            read. None: every key is read, padding of the batch included, as published.
+        map_size: (H, W) with H * W = T; needed with valid_sizes.
+        dropout_p: probability of dropping an attention weight.
+
+    Returns:
+        [B, L, h, d] in q's dtype; 0 where a sample has no valid key.
+
+    Raises:
+        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+
+    Source: FIBER (Dou et al. 2022), fusion in the backbone.
+    """
+    named = {"q": q, "k": k, "v": v}
+    _require_attention_shapes(named)
+    if valid_sizes is not None:
+        named["valid_sizes"] = valid_sizes
+        require(valid_sizes.shape == (q.shape[0], 2), "valid_sizes (B, 2)", named)
+        require(
+            map_size is not None and map_size[0] * map_size[1] == k.shape[1],
+            f"map_size with H * W = {k.shape[1]}, not {map_size},",
+            named,
+        )
+    require_one_device(named)
+    seed = None
+    if dropout_p:
+        # Drawn on the tensors' device: no synchronization, and torch's seed decides.
+        seed = torch.randint(2**62, (1,), device=q.device)
+    size = None if valid_sizes is None else map_size
+    read, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)
+    return read
+
+
+def _require_attention_shapes(named: dict[str, Tensor]) -> None:
+    q, k, v = named["q"], named["k"], named["v"]
+    require(
+        q.dim() == 4
+        and k.dim() == 4
+        and k.shape == v.shape
+        and (k.shape[0], *k.shape[2:]) == (q.shape[0], *q.shape[2:]),
+        "q (B, n, h, d) and k, v (B, m, h, d)",
+        named,
+    )
+    require(q.dtype == k.dtype == v.dtype, "one dtype", named)

@@ -1,0 +1,37 @@
+"""Gated residual: argument checks, then plain PyTorch, the only backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..runtime.argument_checks import require, require_one_device
+from . import torch_path
+
+
+def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
+    """Add a gated linear projection: x + gate * (y @ weight.T + bias).
+
+    Args:
+        x: [..., C] residual stream.
+        y: [..., D] input of the projection, with x's leading dimensions.
+        weight: [C, D].
+        bias: [C].
+        gate: [1] learned scalar.
+
+    Returns:
+        [..., C].
+
+    Raises:
+        ValueError: if shapes or devices do not fit together, with the shapes.
+    """
+    named = {"x": x, "y": y, "weight": weight, "bias": bias, "gate": gate}
+    require(
+        x.shape[:-1] == y.shape[:-1]
+        and weight.shape == (x.shape[-1], y.shape[-1])
+        and bias.shape == x.shape[-1:]
+        and gate.shape == (1,),
+        "x (..., C), y (..., D), weight (C, D), bias (C,), gate (1,)",
+        named,
+    )
+    require_one_device(named)
+    return torch_path.gated_residual(x, y, weight, bias, gate)

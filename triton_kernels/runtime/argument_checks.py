@@ -1,0 +1,20 @@
+"""Checks of arguments that all operations share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def require(condition: bool, expected: str, named: dict[str, Tensor]) -> None:
+    """Raise a `ValueError` that lists the shape and dtype of every tensor, unless `condition`."""
+    if not condition:
+        shapes = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in named.items())
+        raise ValueError(f"expected {expected}; got {shapes}")
+
+
+def require_one_device(named: dict[str, Tensor]) -> None:
+    """Raise a `ValueError` if the tensors are on more than one device."""
+    devices = {tensor.device for tensor in named.values()}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        require(False, f"one device, not {found}", named)

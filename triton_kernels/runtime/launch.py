@@ -1,0 +1,47 @@
+"""Description of one kernel call, to run it or only to compile it.
+
+`plan_*` functions return `Launch`es. They are run on a GPU or in Triton's interpreter; tests
+without a GPU compile the same ones for every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of one Triton kernel."""
+
+    #: Function decorated with `triton.jit`.
+    kernel: Any
+    #: Programs along each of up to three axes.
+    grid: tuple[int, ...]
+    #: Tensors and numbers by parameter name; None for an absent tensor.
+    arguments: Mapping[str, Tensor | int | float | None]
+    #: Compile-time constants by parameter name.
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Launch on the current stream of the tensors' device; do nothing if the grid is empty."""
+        if 0 in self.grid:
+            return
+        device = next(each.device for each in self.arguments.values() if isinstance(each, Tensor))
+        # Triton launches on the current device, which may be another one.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](
+                **self.arguments,
+                **self.constants,
+                num_warps=self.num_warps,
+                num_stages=self.num_stages,
+                # Triton's default changes in 3.10; tests assume fused multiply-adds.
+                enable_fp_fusion=True,
+            )

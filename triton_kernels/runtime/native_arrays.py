@@ -1,0 +1,34 @@
+"""Tensors as arguments of the extension's attention on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Head widths must be a multiple of this, the float32 lanes of the widest register.
+WIDTH_MULTIPLE = 16
+
+
+def refusal(tensor: Tensor, head_width: int) -> str | None:
+    """Return why the extension does not take a tensor; None if it does."""
+    if tensor.device.type != "cpu":
+        return f"the tensor is on {tensor.device.type}, not on a CPU"
+    if tensor.dtype != torch.float32:
+        return f"dtype {tensor.dtype} is not float32"
+    if head_width % WIDTH_MULTIPLE:
+        return f"head width {head_width} is not a multiple of {WIDTH_MULTIPLE}"
+    return None
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a contiguous float32 array; copy only if it is not one already."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.float32:
+        tensor = tensor.float()
+    return tensor.contiguous().numpy()
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """Allocate a contiguous float32 tensor of the same shape."""
+    return torch.empty_like(tensor, dtype=torch.float32, memory_format=torch.contiguous_format)

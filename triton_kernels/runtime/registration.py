@@ -1,0 +1,66 @@
+"""Registration of operations and their gradients with `torch.library`.
+
+`torch.compile` and `torch.export` treat each operation as one call, in which
+`dispatch.kernel_module` chooses the backend. A backward pass is an operation of its own, so that it
+is compiled too. Operations take tensors and numbers only; names under `torch.ops.fiber` are
+private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd import Function
+from torch.nn import Parameter
+
+# `torch.library.custom_op` wraps every call in several layers of Python, which take as long as the
+# attention of a small map on a CPU.
+LIBRARY = torch.library.Library("fiber", "FRAGMENT")
+#: Implementation of each operation.
+_BODIES: dict[OpOverload, Callable[..., Any]] = {}
+
+
+def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
+    """Register a function for all devices, without gradients."""
+
+    def register(function: Callable[..., Any]) -> OpOverload:
+        name = function.__name__
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        operation = getattr(torch.ops.fiber, name).default
+        _BODIES[operation] = function
+        return operation
+
+    return register
+
+
+def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
+    """Run an operation below autograd.
+
+    The implementation is called directly if no dispatch mode or tensor subclass (fake tensors,
+    tracing) is active: torch's dispatcher takes as long as a small attention.
+    """
+    dispatched = torch._C._len_torch_dispatch_stack() > 0 or any(
+        isinstance(each, Tensor) and type(each) not in (Tensor, Parameter) for each in arguments
+    )
+    if not dispatched:
+        return _BODIES[operation](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
+        return operation(*arguments)
+
+
+def differentiate(operation: OpOverload, function: type[Function]) -> None:
+    """Register the gradients of an operation."""
+
+    def run(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(each, Tensor) and each.requires_grad for each in arguments
+        ):
+            return function.apply(*arguments)
+        return below_autograd(operation, arguments)
+
+    LIBRARY.impl(operation._schema.name.split("::")[1], run, "Autograd")

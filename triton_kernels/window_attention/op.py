@@ -1,0 +1,62 @@
+"""Window attention: argument checks and the call of the registered operation.
+
+Letters: B batch, H W map, h heads, d head width, w window side.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..runtime.argument_checks import require, require_one_device
+from . import registered
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    qkv_bias: Tensor,
+    *,
+    window_size: int,
+    shift: int,
+    valid_sizes: Tensor | None = None,
+) -> Tensor:
+    """Attend inside (shifted) square windows of a map with a relative position bias.
+
+    The map is padded at the bottom and the right to a multiple of the window, rolled by
+    (-shift, -shift), partitioned into windows, attended, merged, rolled back and cropped. A padded
+    position is a key and a value like any other: the projection of a zero token, `qkv_bias`. In a
+    rolled map, -100 is added to the score of two tokens from different sides of the border.
+
+    Args:
+        qkv: [B, H, W, 3, h, d] queries, keys and values of the whole map; queries are scaled here
+            by d ** -0.5.
+        bias_table: [(2 w - 1) ** 2, h]; the row of query - key offset (dy, dx) in tokens is
+            (dy + w - 1) * (2 w - 1) + dx + w - 1.
+        qkv_bias: [3, h, d] query, key and value of padded positions.
+        window_size: w, side of a window in tokens.
+        shift: roll in tokens, 0 <= shift < w.
+        valid_sizes: [B, 2] integer (height, width) of each sample's own map, which is in the top
+            left corner and is padded, rolled and partitioned by itself; the output outside is 0.
+            None: the whole map is valid.
+
+    Returns:
+        [B, H, W, h, d] in the dtype of qkv.
+
+    Raises:
+        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+
+    Source: Swin Transformer (Liu et al. 2021); padding as in its detection code.
+    """
+    named = {"qkv": qkv, "bias_table": bias_table, "qkv_bias": qkv_bias}
+    require(qkv.dim() == 6 and qkv.shape[3] == 3, "qkv (B, H, W, 3, h, d)", named)
+    require(min(qkv.shape[1:3]) > 0, "a map of at least one token", named)
+    heads, width = qkv.shape[4:]
+    require(0 <= shift < window_size, f"0 <= shift {shift} < window_size {window_size}", named)
+    rows = (2 * window_size - 1) ** 2
+    require(bias_table.shape == (rows, heads), f"bias_table ({rows}, {heads})", named)
+    require(qkv_bias.shape == (3, heads, width), f"qkv_bias (3, {heads}, {width})", named)
+    if valid_sizes is not None:
+        named["valid_sizes"] = valid_sizes
+        require(valid_sizes.shape == (qkv.shape[0], 2), "valid_sizes (B, 2)", named)
+    require_one_device(named)
+    return registered.window_attention(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)

@@ -1,0 +1,218 @@
+"""Window attention in plain PyTorch, a few windows at a time, so that scores stay in a cache.
+
+Forward and backward are separate functions without autograd. Arguments are checked in `op.py`.
+
+Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens of a window,
+M = B H W tokens of the batch, n windows that are computed at once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..runtime.attention_backward import attention_backward
+from ..runtime.scratch import Scratch
+from .window_partition import SEAMS, Piece, WindowRows, window_rows
+from .window_spec import WindowSpec
+
+#: Bytes of the attention weights that are computed at once; they stay in a cache.
+PIECE_BYTES = 4_000_000
+#: Bytes of the outputs of windows before they are copied to their tokens.
+STRIP_BYTES = 8_000_000
+
+
+def forward(
+    qkv: Tensor,
+    bias_table: Tensor,
+    qkv_bias: Tensor,
+    spec: WindowSpec,
+) -> Tensor:
+    """Compute window attention; see `op.window_attention`.
+
+    Args:
+        qkv: [B, H, W, 3, h, d].
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
+
+    Returns:
+        [B, H, W, h, d].
+    """
+    rows, flat, padding = _inputs(qkv, qkv_bias, spec)
+    heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
+    scores = _Scores(bias_table, rows, spec, qkv.dtype)
+    out = flat.new_empty(len(flat), heads * width)
+    for run in rows.outside:
+        out[run] = 0
+    for strip in rows.strips:
+        scratch = Scratch(flat.device)
+        strip_rows = scratch.empty(strip.windows * tokens + 1, heads * width, dtype=flat.dtype)
+        for piece in strip.pieces:
+            with scratch.borrow():
+                query, key, value = _pack(
+                    piece.gather(flat, padding, scratch), 3, heads, tokens, scratch
+                )
+                query *= width**-0.5
+                weights = scores.weights(query, key, piece, scratch)
+                attended = scratch.empty(*value.shape, dtype=value.dtype)
+                torch.bmm(scratch.cast(weights, value.dtype), value, out=attended)
+                _unpack(attended[None], strip_rows[piece.places], heads)
+        strip.scatter(strip_rows, out)
+    return out.view(*qkv.shape[:3], heads, width)
+
+
+def backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    qkv_bias: Tensor,
+    spec: WindowSpec,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of qkv, bias_table and qkv_bias.
+
+    Args:
+        grad: [B, H, W, h, d] gradient of the output.
+        qkv: [B, H, W, 3, h, d].
+        bias_table: [(2 w - 1) ** 2, h].
+        qkv_bias: [3, h, d].
+        spec: window size, shift and own map sizes.
+    """
+    rows, flat, padding = _inputs(qkv, qkv_bias, spec)
+    heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
+    scores = _Scores(bias_table, rows, spec, qkv.dtype)
+    grad_rows = grad.reshape(len(flat), heads * width)
+    nothing = flat.new_zeros(heads * width)
+    grad_qkv = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    for run in rows.outside:
+        grad_qkv[run] = 0
+    wide = scores.bias.dtype
+    grad_padding = torch.zeros_like(padding, dtype=wide)
+    grad_scores = flat.new_zeros(heads, tokens, tokens, dtype=wide)
+    for strip in rows.strips:
+        scratch = Scratch(flat.device)
+        strip_rows = scratch.empty(strip.windows * tokens + 1, flat.shape[1], dtype=flat.dtype)
+        for piece in strip.pieces:
+            with scratch.borrow():
+                query, key, value = _pack(
+                    piece.gather(flat, padding, scratch), 3, heads, tokens, scratch
+                )
+                query *= width**-0.5
+                (grad_out,) = _pack(
+                    piece.gather(grad_rows, nothing, scratch), 1, heads, tokens, scratch
+                )
+                weights = scores.weights(query, key, piece, scratch)
+                grad_packed = scratch.empty(3, *query.shape, dtype=query.dtype)
+                added = attention_backward(
+                    grad_out, query, key, value, weights, scratch=scratch, out=grad_packed.unbind(0)
+                )
+                grad_scores += added.view(-1, heads, tokens, tokens).sum(0)
+                grad_packed[0] *= width**-0.5
+                grad_piece = strip_rows[piece.places]
+                _unpack(grad_packed, grad_piece, heads)
+                if len(piece.padded):
+                    grad_padding += grad_piece.index_select(0, piece.padded).sum(0, dtype=wide)
+        strip.scatter(strip_rows, grad_qkv)
+    # [h, N, N] -> [N N, h]: pairs of tokens with the same offset share a row of the table.
+    grad_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
+        0, _bias_index(spec.window_size, qkv.device), grad_scores.flatten(1).t()
+    )
+    return (
+        grad_qkv.view(qkv.shape),
+        grad_table.to(bias_table.dtype),
+        grad_padding.view(qkv_bias.shape).to(qkv_bias.dtype),
+    )
+
+
+class _Scores:
+    """Added scores of windows: [h, N, N] relative position bias, and [N, N] shift masks."""
+
+    def __init__(
+        self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype
+    ) -> None:
+        tokens = spec.window_size**2
+        bias = bias_table.index_select(0, _bias_index(spec.window_size, bias_table.device))
+        bias = bias.to(torch.promote_types(dtype, torch.float32))
+        #: [h, N, N], float32 or wider.
+        self.bias = bias.t().reshape(-1, tokens, tokens)
+        #: By index in `SEAMS`; None where nothing is masked.
+        self.masks = [
+            _seam_mask(seams, spec.window_size, spec.shift, bias.device)
+            if any(seams) and number in rows.seams
+            else None
+            for number, seams in enumerate(SEAMS)
+        ]
+
+    def weights(self, query: Tensor, key: Tensor, piece: Piece, scratch: Scratch) -> Tensor:
+        """Compute the attention weights [n h, N, N] of scaled queries and keys [n h, N, d]."""
+        products = scratch.empty(len(query), *self.bias.shape[1:], dtype=query.dtype)
+        torch.bmm(query, key.transpose(1, 2), out=products)
+        products = scratch.cast(products, self.bias.dtype)
+        by_window = products.view(-1, *self.bias.shape)
+        by_window += self.bias
+        for seams, windows in piece.seams:
+            mask = self.masks[seams]
+            if mask is not None:
+                by_window[windows] += mask
+        return torch.softmax(products, -1, out=products)
+
+
+def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows, Tensor, Tensor]:
+    """Return the windows, the tokens [M, 3 h d], and the row of a padded position [3 h d]."""
+    batch, height, width = qkv.shape[:3]
+    sizes = [(height, width)] * batch
+    if spec.valid_sizes is not None:
+        sizes = [(rows, columns) for rows, columns in spec.valid_sizes.tolist()]
+    tokens, heads = spec.window_size**2, qkv.shape[4]
+    rows = window_rows(
+        tuple(sizes),
+        (height, width),
+        spec.window_size,
+        spec.shift,
+        qkv.device,
+        strip_windows=max(1, STRIP_BYTES // (tokens * heads * qkv.shape[5] * qkv.element_size())),
+        piece_windows=max(1, PIECE_BYTES // (4 * heads * tokens**2)),
+    )
+    return rows, qkv.flatten(3).flatten(0, 2), qkv_bias.to(qkv.dtype).flatten()
+
+
+def _pack(
+    rows: Tensor, kinds: int, heads: int, tokens: int, scratch: Scratch
+) -> tuple[Tensor, ...]:
+    """Copy rows into batched matrices: [n N, k h d] -> k x [n h, N, d]."""
+    by_head = rows.view(-1, tokens, kinds, heads, rows.shape[1] // (kinds * heads))
+    by_head = by_head.permute(2, 0, 3, 1, 4)
+    packed = scratch.empty(*by_head.shape, dtype=rows.dtype).copy_(by_head)
+    return packed.flatten(1, 2).unbind(0)
+
+
+def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
+    """Inverse of `_pack`: write [k, n h, N, d] into rows [n N, k h d]."""
+    kinds, _, tokens, width = packed.shape
+    by_head = packed.view(kinds, -1, heads, tokens, width)
+    rows.view(-1, tokens, kinds, heads, width).copy_(by_head.permute(1, 3, 0, 2, 4))
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _bias_index(window_size: int, device: torch.device) -> Tensor:
+    """Return the row of the bias table for every pair of tokens of a window, [N * N] int64."""
+    ticks = torch.arange(window_size, device=device)
+    # [w, w]: offset query - key along one axis, made non-negative
+    offset = ticks[:, None] - ticks + window_size - 1
+    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
+    return index.reshape(-1)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _seam_mask(
+    seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
+) -> Tensor:
+    """Return the shift mask [N, N]: -100 where two tokens are on different sides of a seam."""
+    after_seam = torch.arange(window_size, device=device) >= window_size - shift
+    rows, columns = (after_seam & seam for seam in seams)
+    regions = (2 * rows[:, None] + columns).flatten()
+    return (regions[:, None] != regions).float() * -100.0

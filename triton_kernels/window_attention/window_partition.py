@@ -1,0 +1,196 @@
+"""Window partition by index arithmetic, without padding, rolling or cutting tensors.
+
+Letters: M = B H W tokens of the batch, N tokens of a window, n windows of a strip or a piece,
+R elements of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..runtime.scratch import Scratch
+
+#: Whether a window contains the seam of a rolled map: (between rows, between columns).
+SEAMS = ((False, False), (False, True), (True, False), (True, True))
+
+
+class WindowRows(NamedTuple):
+    """The windows of a batch."""
+
+    strips: tuple[Strip, ...]
+    #: Tokens of M that no strip writes: rows below a sample's own map.
+    outside: tuple[slice, ...]
+    #: Indices in `SEAMS` that occur.
+    seams: frozenset[int]
+
+
+class Strip(NamedTuple):
+    """Windows that together cover whole rows of maps, so that outputs are written in runs."""
+
+    #: Number of windows, n.
+    windows: int
+    #: Parts that are computed one at a time.
+    pieces: tuple[Piece, ...]
+    #: Runs of tokens of M that are written, and the position of each token, 0 ... n N - 1; n N is
+    #: a token outside its sample's own map.
+    runs: tuple[tuple[slice, Tensor], ...]
+
+    def scatter(self, rows: Tensor, out: Tensor) -> None:
+        """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R]."""
+        rows[-1] = 0
+        for run, places in self.runs:
+            torch.index_select(rows, 0, places, out=out[run])
+
+
+class Piece(NamedTuple):
+    """Windows of a strip that are computed at once."""
+
+    #: Positions in the strip.
+    places: slice
+    #: Indices in `SEAMS`, and the windows that have them.
+    seams: tuple[tuple[int, slice], ...]
+    #: [n N] int64 token of M at each position of each window; 0 at a padded position.
+    sources: Tensor
+    #: Padded positions.
+    padded: Tensor
+
+    def gather(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
+        """Gather windows: tokens [M, R] and the row of padded positions [R] -> [n N, R]."""
+        out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
+        if not len(tokens):
+            return out.copy_(padding.expand_as(out))
+        torch.index_select(tokens, 0, self.sources, out=out)
+        if len(self.padded):
+            out[self.padded] = padding
+        return out
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def window_rows(
+    sizes: tuple[tuple[int, int], ...],
+    map_size: tuple[int, int],
+    window_size: int,
+    shift: int,
+    device: torch.device,
+    *,
+    strip_windows: int,
+    piece_windows: int,
+) -> WindowRows:
+    """Partition every sample's own map, padded and rolled by itself, into windows.
+
+    Args:
+        sizes: (height, width) of each sample's own map, in the top left corner of the tensor.
+        map_size: (H, W) of the tensor.
+        window_size: side of a window in tokens.
+        shift: roll of the map in tokens.
+        device: device of the index tensors.
+        strip_windows: maximum windows of a strip; a strip has at least one row of windows.
+        piece_windows: maximum windows of a piece.
+    """
+    height, width = map_size
+    strips: list[Strip] = []
+    outside: list[slice] = []
+    # Rows of windows of the next strip: tokens [n, N], indices of seams [n], rows of maps.
+    gathered: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def close() -> None:
+        if gathered:
+            windows, seams, rows = (np.concatenate(each) for each in zip(*gathered, strict=True))
+            strips.append(_strip(windows, seams, rows, width, piece_windows, device))
+            gathered.clear()
+
+    for number, own in enumerate(sizes):
+        first = number * height
+        for windows, seams, rows in _rows_of_windows(own, width, window_size, shift):
+            if sum(len(each) for each, *_ in gathered) + len(windows) > strip_windows:
+                close()
+            moved = np.where(windows < 0, windows, windows + first * width)
+            gathered.append((moved, seams, rows + first))
+        # A map without columns has no windows.
+        written = own[0] if own[1] else 0
+        if written < height:
+            outside.append(slice((first + written) * width, (first + height) * width))
+    close()
+    used = {seam for strip in strips for piece in strip.pieces for seam, _ in piece.seams}
+    return WindowRows(tuple(strips), tuple(outside), frozenset(used))
+
+
+def _strip(
+    windows: np.ndarray,
+    seams: np.ndarray,
+    rows: np.ndarray,
+    width: int,
+    piece_windows: int,
+    device: torch.device,
+) -> Strip:
+    """Sort windows [n, N] by their seams [n], and find the position of each token of `rows` [r]."""
+    order = np.argsort(seams, kind="stable")
+    seams, places = seams[order], windows[order].ravel()
+    tokens = windows.shape[1]
+
+    def moved(values: np.ndarray) -> Tensor:
+        # Through numpy, so that a default device such as meta has no effect.
+        return torch.from_numpy(values).to(device)
+
+    pieces = []
+    for first in range(0, len(windows), piece_windows):
+        last = min(first + piece_windows, len(windows))
+        here = places[first * tokens : last * tokens]
+        kinds = [(kind, np.searchsorted(seams[first:last], (kind, kind + 1))) for kind in range(4)]
+        pieces.append(
+            Piece(
+                slice(first * tokens, last * tokens),
+                tuple((kind, slice(*ends.tolist())) for kind, ends in kinds if ends[0] < ends[1]),
+                moved(here.clip(min=0)),
+                moved(np.flatnonzero(here < 0)),
+            )
+        )
+    rows = np.sort(rows)
+    first_token = rows[0] * width
+    place_of = np.full((rows[-1] + 1) * width - first_token, len(places))
+    inside = np.flatnonzero(places >= 0)
+    place_of[places[inside] - first_token] = inside
+    # Consecutive rows are written as one run.
+    runs = []
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        start, stop = int(run[0]) * width, (int(run[-1]) + 1) * width
+        runs.append(
+            (slice(start, stop), moved(place_of[start - first_token : stop - first_token].copy()))
+        )
+    return Strip(len(windows), tuple(pieces), tuple(runs))
+
+
+def _rows_of_windows(
+    own: tuple[int, int], width: int, window_size: int, shift: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Iterate over the rows of windows of one map.
+
+    Yields:
+        Tokens of a tensor `width` wide [n, N], -1 at padded positions; indices in `SEAMS` [n]; and
+        the rows of the map that the windows cover.
+    """
+    (row_ticks, row_seams), (column_ticks, column_seams) = (
+        _ticks(side, window_size, shift) for side in own
+    )
+    if not len(column_ticks):
+        return
+    for ticks, seam in zip(row_ticks, row_seams, strict=True):
+        # [n, w, w]
+        y, x = ticks[None, :, None], column_ticks[:, None, :]
+        tokens = np.where((y < 0) | (x < 0), -1, y * width + x)
+        yield tokens.reshape(len(tokens), -1), 2 * int(seam) + column_seams, ticks[ticks >= 0]
+
+
+def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad and roll one axis: rows or columns of windows [n, w], -1 for padding; seams [n]."""
+    count = -(-side // window_size)
+    ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
+    ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)
+    return ticks, (np.arange(count) == count - 1) & (shift > 0)
