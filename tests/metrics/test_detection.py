@@ -181,7 +181,7 @@ def drawn_boxes(random, count, scale):
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_pycocotools(seed, pictures, classes, levels, options):
-    pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `eval`)")
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `dev`)")
     detections, truths = random_pictures(
         seed, pictures=pictures, classes=classes, levels=levels, **options
     )
