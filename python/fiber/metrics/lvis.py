@@ -1,5 +1,4 @@
-"""LVIS detection metrics: fixed AP over many classes with federated annotations, computed by
-faster-coco-eval.
+"""LVIS detection metrics: fixed AP with federated annotations, computed by faster-coco-eval.
 
 An LVIS image lists the classes that were verified to be present or absent. Detections of other
 classes are ignored, and so are false positives of classes that are not exhaustively annotated.
