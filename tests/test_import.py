@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors", "matplotlib", "tqdm")
+HEAVY = (
+    *("torch", "torchvision", "numpy", "PIL", "safetensors", "matplotlib", "tqdm"),
+    "faster_coco_eval",
+)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

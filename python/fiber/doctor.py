@@ -25,7 +25,7 @@ from fiber.env import usable_cores
 EXTRAS = {
     "train": "progress bars and curves while training",
     "demo": "`fiber demo` and its report",
-    "eval": "pycocotools beside our own detection metric",
+    "eval": "empty: evaluation needs no extra package",
     "phrases": "noun phrases of captions by spaCy, with a pipeline for English of its own releases",
     "hf": "comparison with the transformers library",
     "arrow": "the published Arrow files",

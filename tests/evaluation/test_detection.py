@@ -93,7 +93,7 @@ def pycocotools_numbers(annotations, results):
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_pycocotools_scores_the_results_file_alike(model, folder, tmp_path, batch_size):
-    pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `eval`)")
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `dev`)")
     path = tmp_path / "results.json"
     metrics = evaluate(model, "coco", data=folder, output=path, batch_size=batch_size, threads=1)
     results = json.loads(path.read_text())

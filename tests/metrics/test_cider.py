@@ -68,7 +68,7 @@ def test_several_references_are_averaged():
 
 def test_frequencies_of_a_corpus_or_as_given():
     corpus = DocumentFrequencies.of([["a b", "a c"], ["a"], ["d"]])
-    assert corpus.pictures == 3
+    assert corpus.images == 3
     # Those of one picture need no place: a missing one counts as 1.
     assert corpus.counts == {("a",): 2}
     assert corpus.weight(("a", "b")) == pytest.approx(math.log(3))
@@ -84,7 +84,7 @@ def test_frequencies_of_a_corpus_or_as_given():
 
 
 def test_no_picture_has_no_frequencies():
-    with pytest.raises(ValueError, match="document frequencies of no picture; expected captions"):
+    with pytest.raises(ValueError, match="document frequencies of no image; expected captions"):
         DocumentFrequencies.of([])
 
 
@@ -173,9 +173,9 @@ def test_mean():
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(ValueError, match="got 1 captions and references of 2 pictures"):
+    with pytest.raises(ValueError, match="got 1 captions and references of 2 images"):
         cider_d(["a"], [["a"], ["b"]])
-    with pytest.raises(ValueError, match="picture 1 has no reference"):
+    with pytest.raises(ValueError, match="image 1 has no reference"):
         cider_d(["a", "b"], [["a"], []])
 
 

@@ -12,8 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
-from fiber.metrics.precision import DetectionTable
+from fiber.metrics import lvis
+from fiber.metrics.detection import coco_curves, coco_entries
+from fiber.metrics.lvis import (
+    BestOfClasses,
+    DetectionTable,
+    FederatedTruth,
+    fixed_average_precision,
+)
 
 BOX, OTHER = [0.0, 0.0, 10.0, 10.0], [100.0, 0.0, 110.0, 10.0]
 NOWHERE = [500.0, 0.0, 510.0, 10.0]
@@ -136,7 +142,7 @@ def test_the_best_of_a_class_over_the_whole_set():
     best.add(0, [BOX, OTHER], [0.5, 0.1], [0, 0])
     best.add(2, [BOX], [0.7], [0])
     kept = best.table()
-    rows = zip(kept.classes.tolist(), kept.pictures.tolist(), kept.scores.tolist(), strict=True)
+    rows = zip(kept.classes.tolist(), kept.images.tolist(), kept.scores.tolist(), strict=True)
     assert [(label, picture, round(score, 4)) for label, picture, score in rows] == [
         (0, 1, 0.9),
         (0, 2, 0.7),
@@ -146,14 +152,14 @@ def test_the_best_of_a_class_over_the_whole_set():
     best = BestOfClasses(1, limit=3)
     for picture in (4, 2, 3, 1, 0, 5, 6):
         best.add(picture, [BOX], [0.5], [0])
-    assert best.table().pictures.tolist() == [2, 3, 4]
+    assert best.table().images.tolist() == [2, 3, 4]
 
 
-@pytest.mark.parametrize("waiting", [0, 3, 10**6])
-def test_when_worse_ones_are_dropped_changes_nothing(waiting):
+@pytest.mark.parametrize("max_pending", [0, 3, 10**6])
+def test_when_worse_ones_are_dropped_changes_nothing(max_pending):
     """Against all detections at once, sorted in plain Python; scores are often equal."""
     random = np.random.default_rng(0)
-    best, everything = BestOfClasses(4, limit=5, waiting=waiting), []
+    best, everything = BestOfClasses(4, limit=5, max_pending=max_pending), []
     for picture in random.permutation(12).tolist():
         count = int(random.integers(0, 8))
         labels = random.integers(0, 3, count).tolist()
@@ -161,7 +167,7 @@ def test_when_worse_ones_are_dropped_changes_nothing(waiting):
         best.add(picture, [BOX] * count, scores, labels)
         everything += zip(labels, scores, [picture] * count, strict=True)
     kept = best.table()
-    found = zip(kept.classes.tolist(), kept.pictures.tolist(), kept.scores.tolist(), strict=True)
+    found = zip(kept.classes.tolist(), kept.images.tolist(), kept.scores.tolist(), strict=True)
     expected = []
     for label in range(4):
         own = [(score, picture) for number, score, picture in everything if number == label]
@@ -186,11 +192,51 @@ def test_what_is_cut_is_cut_before_classes_are_left_out():
         assert numbers["ap"] == pytest.approx(expected)
 
 
+def test_limits_of_faster_coco_eval_are_per_image():
+    """Why `BestOfClasses` exists: with a limit of 1, one detection of each image counts."""
+    images = [
+        {"id": number, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+        for number in (0, 1)
+    ]
+    both = coco_entries(np.array([0, 1]), np.array([CUP, CUP]), np.array([BOX, BOX]))
+    found = [{**entry, "score": 0.5} for entry in both]
+    curves = coco_curves(images, [CUP], both, found, thresholds=[0.5], limits=[1], lvis_style=True)
+    assert curves.recall[0, 0, 0, 0] == 1.0
+    best = BestOfClasses(1, limit=1)
+    for number in (0, 1):
+        best.add(number, [BOX], [0.5], [CUP])
+    numbers = fixed_average_precision(best.table(), [truth((CUP, BOX))] * 2, ["r"])
+    # Precision 1 at the 51 recalls up to 0.5.
+    assert numbers["ap"] == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize("classes_at_once", [1, 2, 5])
+def test_blocks_of_classes_change_nothing(monkeypatch, classes_at_once):
+    random = np.random.default_rng(0)
+    truths = [
+        truth(*((label, BOX) for label in range(5) if random.random() < 0.5)) for _ in range(8)
+    ]
+    rows = [
+        (image, int(random.integers(5)), BOX if random.random() < 0.5 else NOWHERE, random.random())
+        for image in range(8)
+        for _ in range(12)
+    ]
+    whole = measured(rows, truths, "rcffr")
+    assert 0 < whole["ap"] < 1
+    monkeypatch.setattr(lvis, "CLASSES_AT_ONCE", classes_at_once)
+    assert measured(rows, truths, "rcffr") == pytest.approx(whole, nan_ok=True, abs=0)
+
+
+def test_no_classes():
+    numbers = fixed_average_precision(BestOfClasses(0).table(), [truth()], [])
+    assert all(math.isnan(value) for value in numbers.values())
+
+
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="picture 3 has 1 detected boxes, 2 scores and 1 classes"):
+    with pytest.raises(ValueError, match="image 3 has 1 detected boxes, 2 scores and 1 classes"):
         BestOfClasses(1).add(3, [BOX], [0.1, 0.2], [0])
     wrong = FederatedTruth([BOX], [], frozenset())
-    with pytest.raises(ValueError, match="picture 0 has 1 true boxes, 0 classes and 1 areas"):
+    with pytest.raises(ValueError, match="image 0 has 1 ground-truth boxes, 0 classes and 1 areas"):
         fixed_average_precision(BestOfClasses(1).table(), [wrong], ["r"])
 
 
@@ -237,7 +283,7 @@ def spelled_out(detections, truths, num_classes):
             positives += len(boxes)
             if label not in own.absent and not boxes:
                 continue
-            rows = (detections.pictures == picture) & (detections.classes == label)
+            rows = (detections.images == picture) & (detections.classes == label)
             order = np.argsort(-detections.scores[rows], kind="stable")
             for threshold in np.linspace(0.5, 0.95, 10):
                 free = [True] * len(boxes)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_area, box_iou
 
 from fiber import _core
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer, sources
@@ -32,12 +33,10 @@ from fiber.ops.anchors import pyramid_anchors
 from fiber.ops.boxes import (
     DELTA_WEIGHTS,
     MAX_LOG_SCALE,
-    areas,
     clip_to_image,
     decode_deltas,
     encode_deltas,
     paired_giou,
-    pairwise_iou,
     to_inclusive,
 )
 from fiber.postprocess.find import suppress
@@ -101,7 +100,7 @@ def _coder(comparison: Comparison, case: Reading) -> None:
     _same(comparison, "box_coder.clip_dw_dh", torch.tensor(MAX_LOG_SCALE), case["clip_dw_dh"])
     anchors, boxes = half_open(case["anchors"]), half_open(case["gt"])
     # What has no 1 to add would be no half-open box.
-    _equal(comparison, "box_coder.plus_one", bool((areas(anchors) > 0).all()), case["plus_one"])
+    _equal(comparison, "box_coder.plus_one", bool((box_area(anchors) > 0).all()), case["plus_one"])
     _same(comparison, "box_coder.encoded", encode_deltas(boxes, anchors), case["encoded"])
     for deltas, expected in (("encoded", "decoded_of_encoded"), ("deltas", "decoded_deltas")):
         decoded = to_inclusive(decode_deltas(torch.tensor(case[deltas]), anchors))
@@ -127,7 +126,7 @@ def _centerness(comparison: Comparison, case: Reading) -> None:
 
 
 def _overlaps(comparison: Comparison, case: Reading) -> None:
-    overlaps = pairwise_iou(half_open(case["a"]), half_open(case["b"]))
+    overlaps = box_iou(half_open(case["a"]), half_open(case["b"]))
     _same(comparison, "boxlist_iou_plus_one.iou", overlaps, case["iou"])
 
 
@@ -172,7 +171,7 @@ def _boxlist(comparison: Comparison, case: Reading) -> None:
     _same(comparison, "boxlist.to_xywh_plus_one", sizes, case["to_xywh_plus_one"])
     back, _ = read_coco((height, width), case["to_xywh_plus_one"])
     _same(comparison, "boxlist.xywh_back", to_inclusive(back), case["xywh_back"])
-    _same(comparison, "boxlist.area", areas(boxes), case["area"])
+    _same(comparison, "boxlist.area", box_area(boxes), case["area"])
     clipped = clip_to_image(half_open(case["clip_in"]), height, width)
     left, _ = read_coco((height, width), _xywh(clipped))
     _same(comparison, "boxlist.clip_out", to_inclusive(left), case["clip_out_remove_empty"])

@@ -115,11 +115,11 @@ def test_boxes_and_labels_at_the_border_are_drawn():
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match="the picture is not known"):
+    with pytest.raises(ValueError, match="no image to draw on"):
         detections(None).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"x: unknown ending ''; expected \.png, \.jpg"):
+    with pytest.raises(ValueError, match=r"x: unknown suffix ''; expected \.png, \.jpg"):
         detections().save(str(tmp_path / "x"))
-    with pytest.raises(ValueError, match="is 5 x 7 pixels, the boxes belong to 80 x 60"):
+    with pytest.raises(ValueError, match="has 5 x 7 pixels; expected 80 x 60"):
         detections(np.zeros((7, 5, 3), np.uint8)).draw()
     with pytest.raises(ValueError, match=r"1 labels, boxes_xyxy \(2, 4\) and 1 scores"):
         Detections(

@@ -31,14 +31,16 @@ def test_the_ending_names_the_format(tmp_path, name, kind):
 @pytest.mark.parametrize(("name", "ending"), [("annot", "''"), ("annot.docx", "'.docx'")])
 def test_unknown_ending(tmp_path, name, ending):
     with pytest.raises(
-        ValueError, match=rf"{name}: unknown ending {ending}; expected \.png, \.jpg"
+        ValueError, match=rf"{name}: unknown suffix {ending}; expected \.png, \.jpg"
     ):
         save_picture(never, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"a.png: the folder {tmp_path / 'none'} does not"):
+    with pytest.raises(
+        FileNotFoundError, match=f"a.png: the directory {tmp_path / 'none'} does not"
+    ):
         save_picture(never, tmp_path / "none" / "a.png")
 
 

@@ -159,9 +159,11 @@ def test_more_boxes_of_a_phrase_do_not_overlap():
 
 def test_bad_input_is_named():
     scene = Scene()
-    with pytest.raises(ValueError, match="1 pictures went through the model; got 2 token maps"):
+    with pytest.raises(ValueError, match=r"got 2 token maps, .* expected 1 of each"):
         detect_boxes(scene.output(), [[], []], SQUARE, SQUARE)
-    with pytest.raises(ValueError, match=r"picture 0: label 1 has tokens \[5\]; the text has 5"):
+    with pytest.raises(
+        ValueError, match=r"image 0: label 1 has token indices \[5\]; expected 0 to 4"
+    ):
         detect(scene, [[[1], [5]]])
     with pytest.raises(ValueError, match="aggregate: expected mean or max, got 'power'"):
         detect(scene, [[[1]]], aggregate="power")

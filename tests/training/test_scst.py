@@ -73,7 +73,7 @@ def test_rewards_by_hand(tokenizer):
     ]
     rewards = CaptionRewards.of(records, tokenizer, TASK)
     assert rewards.references == {"one": ("a b <eos>", "x y <eos>"), "two": ("c d <eos>",)}
-    assert rewards.frequencies.pictures == 2
+    assert rewards.frequencies.images == 2
     # Only the end is in both pictures, so it weighs nothing by itself; all else weighs log 2.
     assert rewards.frequencies.counts == {("<eos>",): 2.0}
     samples = ids_of(tokenizer, "a b", "a", "c d.", "")

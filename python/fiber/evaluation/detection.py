@@ -103,15 +103,13 @@ def lvis(subject: Subject, records: RecordSet) -> Measured:
     kept, groups = best.table(), asked[0].label_groups or ("",) * len(names)
     numbers = _seen(fixed_average_precision(kept, truths, groups))
     # Published: boxes lack their last pixel on the right and below.
-    corners = (
-        kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.pictures]
-    )
+    corners = kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.images]
     as_published = fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups)
     numbers |= _seen({f"published_{name}": as_published[name] for name in _LVIS_NUMBERS})
     results = [
         _result(asked[place], box, score, ids[label])
         for place, box, score, label in zip(
-            kept.pictures.tolist(),
+            kept.images.tolist(),
             kept.boxes_xyxy.tolist(),
             kept.scores.tolist(),
             kept.classes.tolist(),

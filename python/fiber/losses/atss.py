@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from fiber.ops.boxes import centers, pairwise_iou, to_inclusive
+from fiber.ops.boxes import centers, to_inclusive
 
 #: Least distance in pixels from an anchor's centre to every side of its box, as published.
 MIN_INSIDE_PIXELS = 0.01
@@ -77,7 +78,7 @@ def _candidate_overlaps(
 
     `usable` is (G, A) bool, the anchors of each box's picture, or None for all of them.
     """
-    overlaps = pairwise_iou(boxes_xyxy, all_anchors)
+    overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)
     offsets = centers(boxes_xyxy)[:, None] - anchor_centers[None]
     distances = offsets.square().sum(-1).sqrt()

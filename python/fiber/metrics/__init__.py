@@ -1,7 +1,6 @@
-"""Metrics: pure functions over arrays and lists that return named numbers.
+"""Metrics: pure functions of arrays and lists.
 
-Every metric returns a dict of floats, fractions in [0, 1] but for `cider_d`, which goes up to 10;
-what nothing was measured on is NaN.
-`baselines` and `box_baselines` return the same names for guessing by chance and for guessing
-without the picture, so that a table can put them side by side. Nothing here needs torch.
+Each returns a dict of floats in [0, 1], except `cider_d` in [0, 10]; a metric of no samples is NaN.
+`baselines` and `box_baselines` return the same keys for random guesses and for guesses without the
+image. Modules import without torch; box overlaps load torchvision when they are called.
 """

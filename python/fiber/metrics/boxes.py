@@ -1,20 +1,26 @@
-"""Overlaps of boxes in double precision, for metrics.
+"""Box overlaps in double precision, for metrics: torchvision's on numpy arrays.
 
-Boxes are half-open xyxy, in pixels or in units of the picture's sides: IoU and GIoU are the same in
-both. Letters: N, G numbers of boxes.
+Boxes are half-open xyxy, in pixels or relative to the image size: IoU and GIoU are the same in
+both. torchvision is imported on the first call, so that the other metrics load without torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
-    """(N, 4) float64; an empty list becomes (0, 4).
+    """Convert boxes to (N, 4) float64; an empty list becomes (0, 4).
 
     Raises:
-        ValueError: if the shape is another.
+        ValueError: If the shape is another.
     """
     array = np.asarray(boxes, dtype=np.float64)
     if array.size == 0:
@@ -24,39 +30,32 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Areas (N,); 0 where a box ends before it starts."""
-    return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
-
-
-def intersections(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Areas (N, G) shared by each box of `first` (N, 4) with each of `second` (G, 4)."""
-    sides = [
-        np.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
-        - np.maximum(first[:, None, axis], second[None, :, axis])
-        for axis in (0, 1)
-    ]
-    return np.maximum(sides[0], 0) * np.maximum(sides[1], 0)
-
-
 def pairwise_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union (N, G); 0 where both boxes are empty."""
-    first, second = as_boxes(first), as_boxes(second)
-    shared = intersections(first, second)
-    union = areas(first)[:, None] + areas(second)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    """Compute the IoU of (N, 4) and (G, 4) boxes, (N, G); 0 where both boxes are empty."""
+    from torchvision.ops import box_iou
+
+    return _pairwise(box_iou, first, second)
 
 
 def pairwise_giou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Generalised IoU (N, G) in [-1, 1]; 0 where both boxes are the same point.
+    """Compute the GIoU of (N, 4) and (G, 4) boxes, (N, G); 0 where both boxes are empty.
 
     Source: Rezatofighi et al. 2019.
     """
-    first, second = as_boxes(first), as_boxes(second)
-    shared = intersections(first, second)
-    union = areas(first)[:, None] + areas(second)[None] - shared
-    low = np.minimum(first[:, None, :2], second[None, :, :2])
-    high = np.maximum(first[:, None, 2:], second[None, :, 2:])
-    hull = np.prod(np.maximum(high - low, 0), axis=2)
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return iou - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
+    from torchvision.ops import generalized_box_iou
+
+    return _pairwise(generalized_box_iou, first, second)
+
+
+def _pairwise(
+    overlap: Callable[[Tensor, Tensor], Tensor], first: ArrayLike, second: ArrayLike
+) -> NDArray[np.float64]:
+    import torch
+
+    tensors = []
+    for boxes in (as_boxes(first), as_boxes(second)):
+        # torchvision multiplies two negative sides to a positive area: a box that ends before it
+        # starts is empty here.
+        low, high = boxes[:, :2], np.maximum(boxes[:, :2], boxes[:, 2:])
+        tensors.append(torch.from_numpy(np.concatenate([low, high], axis=1)))
+    return overlap(*tensors).nan_to_num().numpy()

@@ -1,19 +1,19 @@
-"""Captions against what people wrote: BLEU-4, ROUGE-L and CIDEr-D, as COCO's evaluation has them.
+"""Caption metrics of the COCO evaluation: BLEU-4, ROUGE-L and CIDEr-D.
 
-All compare words as `caption_tokens` gives them. It follows the Penn Treebank tokenizer that the
-COCO evaluation runs (Stanford's PTBTokenizer with -lowerCase), without needing Java:
+All compare the tokens of `caption_tokens`. It follows the Penn Treebank tokenizer that the COCO
+evaluation runs (Stanford's PTBTokenizer with -lowerCase), without Java:
 
-- letters become lower case;
-- a word is a run of letters and digits, joined inside by hyphens, slashes, ampersands and
-  apostrophes, or between digits by a full stop, comma or colon;
-- n't, 's, 're, 've, 'll, 'd and 'm are words of their own ("don't": "do", "n't"), and so are the
+- text is lowercased;
+- a token is a run of letters and digits, joined by inner hyphens, slashes, ampersands and
+  apostrophes, or between digits by a period, comma or colon;
+- n't, 's, 're, 've, 'll, 'd and 'm are tokens of their own ("don't": "do", "n't"), and so are the
   halves of cannot, gonna, gotta, wanna, gimme and lemme;
-- the marks ' ` " . ? ! , : ; and dashes that stand outside words are dropped, as COCO drops them;
-- brackets are words ("-lrb-"): COCO's list of dropped marks names them in capitals, which lower-
-  casing has removed before it is looked at;
-- every other sign is a word.
+- the marks ' ` " . ? ! , : ; and dashes outside words are dropped, as in COCO;
+- brackets are tokens ("-lrb-"): COCO's list of dropped marks has them in capitals, which never
+  match lowercased text;
+- every other symbol is a token.
 
-It differs where the original knows abbreviations: "st." is "st" here, and "st." there.
+It differs in abbreviations, which the original keeps: "st." is "st" here.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import numpy as np
 from fiber.metrics.cider import cider_d
 from fiber.metrics.matching import mean
 
-#: ROUGE-L weighs recall this much more than precision in COCO's evaluation.
+#: Weight of recall over precision in COCO's ROUGE-L.
 ROUGE_BETA = 1.2
 
-# As in COCO's BLEU, so that an order without a match or a word still has a logarithm.
+# As in COCO's BLEU: keep precisions without a match or an n-gram above 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u00b4": "'"})
@@ -50,7 +50,7 @@ _BRACKETS = {
 
 
 def caption_tokens(caption: str) -> list[str]:
-    """Cut a caption into the words that are compared: see the top of this module.
+    """Tokenize a caption; the module docstring has the rules.
 
     Source: coco-caption's ptbtokenizer.py (Chen et al. 2015).
     """
@@ -65,25 +65,25 @@ def caption_tokens(caption: str) -> list[str]:
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """BLEU-4, ROUGE-L and CIDEr-D, of words as `caption_tokens` gives them.
+    """Compute BLEU-4, ROUGE-L and CIDEr-D of captions tokenized by `caption_tokens`.
 
     Args:
-        candidates: the caption written for each of n pictures.
-        references: for each of them what people wrote, one caption or more.
+        candidates: Predicted captions of n images.
+        references: One or more reference captions of each image.
 
     Returns:
-        `bleu_4` and `rouge_l`, both from 0 to 1; `cider_d`, from 0 to 10 (papers print a hundred
-        times it), with document frequencies from these references, as COCO's evaluation takes them:
-        it so depends on the pictures that are measured together, and is 0 for a single one.
+        `bleu_4` and `rouge_l` in [0, 1]; `cider_d` in [0, 10] (papers report 100 times it). As in
+        COCO's evaluation, document frequencies are of these references: `cider_d` depends on the
+        set of images, and is 0 for a single image.
 
     Raises:
-        ValueError: if the lengths differ, or a picture has no reference.
+        ValueError: If the lengths differ, or an image has no reference.
     """
     if len(candidates) != len(references):
-        raise ValueError(f"got {len(candidates)} captions for {len(references)} pictures")
+        raise ValueError(f"got {len(candidates)} captions for {len(references)} images")
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
-            raise ValueError(f"references of picture {number} are {people!r}; expected 1 or more")
+            raise ValueError(f"references of image {number} are {people!r}; expected 1 or more")
     said = [caption_tokens(candidate) for candidate in candidates]
     wrote = [[caption_tokens(reference) for reference in people] for people in references]
     return {
@@ -100,17 +100,17 @@ def bleu(
     references: Sequence[Sequence[Sequence[str]]],
     order: int = 4,
 ) -> float:
-    """BLEU of all candidates together.
+    """Compute corpus BLEU.
 
     Args:
-        candidates: words of each of n captions.
-        references: for each of them the words of every reference.
-        order: longest n-gram, in words.
+        candidates: Tokens of each of n captions.
+        references: Tokens of every reference of each caption.
+        order: Length of the longest n-gram.
 
     Returns:
-        The geometric mean of the clipped n-gram precisions, times the brevity penalty; the length
-        of each caption is held against its reference of the closest length (the shorter of two).
-        NaN without captions.
+        The geometric mean of the clipped n-gram precisions, times the brevity penalty, whose
+        reference length is the closest one of each caption (the shorter of two). NaN without
+        captions.
 
     Source: Papineni et al. 2002; constants and choice of length as in coco-caption.
     """
@@ -135,15 +135,15 @@ def bleu(
 
 
 def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L of one caption.
+    """Compute ROUGE-L of a caption.
 
     Args:
-        words: of the caption.
-        people: words of every reference.
+        words: Tokens of the caption.
+        people: Tokens of every reference.
 
     Returns:
-        The F-measure of the best precision and the best recall (they may be of two references) of
-        the longest common subsequence.
+        The F-measure of the best precision and the best recall, possibly of different references,
+        of the longest common subsequence.
 
     Source: Lin 2004; the weight of recall and the two maxima as in coco-caption.
     """
@@ -157,7 +157,7 @@ def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
 
 
 def _parts(token: str) -> list[str]:
-    """Split contractions off: "shouldn't've" -> ["should", "n't", "'ve"]."""
+    """Split off contractions: "shouldn't've" -> ["should", "n't", "'ve"]."""
     joined = _JOINED.fullmatch(token)
     if joined:
         return [part for part in joined.groups() if part is not None]

@@ -1,11 +1,11 @@
-"""CIDEr-D: how well a caption agrees with those that people wrote, rare words counting more.
+"""CIDEr-D: TF-IDF weighted n-gram similarity of a caption and its references.
 
-Words are what white space separates; whoever calls decides how a text becomes words. A score is 10
-for a caption of four words or more that is its only reference. Papers print a hundred times the
-score: their 144.4 is 1.444 here, as in COCO's evaluation.
+Words are separated by whitespace; the caller tokenizes. A caption of four or more words that equals
+its only reference scores 10. Papers report 100 times the score: their 144.4 is 1.444 here, as in
+COCO's evaluation.
 
-The computation is our own. Source: CIDEr (Vedantam et al. 2015), the -D form: n-grams of 1 to 4
-words, counts clipped to the reference's, a Gaussian penalty on differing length.
+Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
+reference's, a Gaussian penalty on the length difference.
 """
 
 from __future__ import annotations
@@ -23,58 +23,58 @@ from numpy.typing import NDArray
 
 from fiber.metrics.matching import mean
 
-#: Words of the longest n-gram.
+#: Length of the longest n-gram, in words.
 LONGEST = 4
 #: Standard deviation of the length penalty, in words.
 SIGMA = 6.0
 #: Factor on the mean similarity.
 SCALE = 10.0
-#: What the published code puts at the end of every caption before it is scored as a reward.
+#: Word that the published code appends to every caption before scoring it as a reward.
 END_WORD = "<eos>"
 
 Ngram = tuple[str, ...]
 
 
 class DocumentFrequencies(NamedTuple):
-    """In how many pictures' references each n-gram occurs."""
+    """Number of images whose references contain each n-gram."""
 
-    #: n-gram -> number of pictures; one that is missing counts as 1.
+    #: n-gram -> number of images; a missing n-gram counts as 1.
     counts: Mapping[Ngram, float]
-    #: Number of pictures.
-    pictures: float
+    #: Number of images.
+    images: float
 
     @classmethod
     def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
-        """Count over a corpus.
+        """Count n-grams of a corpus.
 
         Args:
-            references: of each picture, the captions that people wrote.
+            references: Reference captions of each image.
 
         Raises:
-            ValueError: if there is no picture.
+            ValueError: If there is no image.
         """
         counts: Counter[Ngram] = Counter()
-        pictures = 0
+        images = 0
         for captions in references:
-            pictures += 1
+            images += 1
             counts.update({gram for caption in captions for gram in ngrams(caption)})
-        if not pictures:
-            raise ValueError("document frequencies of no picture; expected captions of 1 or more")
-        # Most n-grams of a large corpus are of one picture, which a missing one counts as too.
+        if not images:
+            raise ValueError("document frequencies of no image; expected captions of 1 or more")
+        # Most n-grams of a large corpus occur in one image, the count of a missing entry.
         several = {gram: float(count) for gram, count in counts.items() if count > 1}
-        return cls(several, float(pictures))
+        return cls(several, float(images))
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> DocumentFrequencies:
-        """Read the file that self-critical training is often run with (coco-train-words.p).
+        """Read the pickle that is common in self-critical training (coco-train-words.p).
 
         Args:
-            path: of a pickle of {"document_frequency": {(word, ...): pictures}, "ref_len":
-                pictures}. Nothing in it is executed: it may name float, int and defaultdict alone.
+            path: Pickle of {"document_frequency": {(word, ...): count}, "ref_len": count}, counts
+                of images. No code is executed: only float, int and defaultdict may be named.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is anything else, with what was found.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it holds anything else.
         """
         path = Path(path)
         if not path.is_file():
@@ -83,7 +83,7 @@ class DocumentFrequencies(NamedTuple):
             try:
                 held = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
             except Exception as error:
-                # A broken pickle may fail in any way.
+                # A broken pickle may raise anything.
                 raise ValueError(
                     f"{path} is no pickle of plain document frequencies: {error}"
                 ) from error
@@ -94,8 +94,8 @@ class DocumentFrequencies(NamedTuple):
         return cls(*_checked_frequencies(path, *(held[name] for name in wanted)))
 
     def weight(self, gram: Ngram) -> float:
-        """How much an n-gram counts: log(pictures / pictures that have it)."""
-        return math.log(self.pictures) - math.log(max(1.0, self.counts.get(gram, 0.0)))
+        """Inverse document frequency: log(images / images with the n-gram)."""
+        return math.log(self.images) - math.log(max(1.0, self.counts.get(gram, 0.0)))
 
 
 def cider_d(
@@ -103,19 +103,19 @@ def cider_d(
     references: Sequence[Sequence[str]],
     frequencies: DocumentFrequencies | None = None,
 ) -> dict[str, float]:
-    """Mean CIDEr-D over pictures.
+    """Compute the mean CIDEr-D over images.
 
     Args:
-        captions: one for each of n pictures.
-        references: for each picture at least one caption that people wrote.
-        frequencies: of a reference corpus; None: of `references` themselves, as COCO's evaluation
-            has it. Every n-gram of a single picture is in all pictures, so that it scores 0.
+        captions: Predicted captions of n images.
+        references: One or more reference captions of each image.
+        frequencies: Of a reference corpus; None: of `references`, as in COCO's evaluation. A
+            single image then scores 0, because all images contain all its n-grams.
 
     Returns:
-        `cider_d`, from 0 to 10.
+        `cider_d` in [0, 10].
 
     Raises:
-        ValueError: if the lengths differ, or a picture has no reference.
+        ValueError: If the lengths differ, or an image has no reference.
     """
     return {"cider_d": mean(cider_d_scores(captions, references, frequencies))}
 
@@ -125,32 +125,32 @@ def cider_d_scores(
     references: Sequence[Sequence[str]],
     frequencies: DocumentFrequencies | None = None,
 ) -> NDArray[np.float64]:
-    """CIDEr-D of each caption, (n,), from 0 to 10; arguments and errors as for `cider_d`."""
+    """Compute CIDEr-D of each caption, (n,) in [0, 10]; arguments and errors as for `cider_d`."""
     if len(captions) != len(references):
         raise ValueError(
-            f"got {len(captions)} captions and references of {len(references)} pictures;"
+            f"got {len(captions)} captions and references of {len(references)} images;"
             " expected as many of each"
         )
     if not len(captions):
         return np.zeros(0)
     empty = [number for number, own in enumerate(references) if not own]
     if empty:
-        raise ValueError(f"picture {empty[0]} has no reference caption; expected at least one")
+        raise ValueError(f"image {empty[0]} has no reference caption; expected at least one")
     frequencies = DocumentFrequencies.of(references) if frequencies is None else frequencies
     scores = [_score(c, own, frequencies) for c, own in zip(captions, references, strict=True)]
     return np.array(scores, dtype=np.float64)
 
 
 def reward_text(caption: str) -> str:
-    """Bring a caption to the form in which the published code scores rewards.
+    """Preprocess a caption as the published code does for rewards.
 
-    One full stop at the end is dropped and the end becomes a word, so that ending is learned.
+    A final period is dropped and an end word appended, so that ending a caption is rewarded.
     """
     return f"{caption.strip().removesuffix('.')} {END_WORD}"
 
 
 def ngrams(caption: str) -> Counter[Ngram]:
-    """Count the n-grams of 1 to 4 words."""
+    """Count n-grams of 1 to 4 words."""
     words = caption.split()
     return Counter(
         tuple(words[start : start + n])
@@ -160,27 +160,25 @@ def ngrams(caption: str) -> Counter[Ngram]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads plain values: all that a pickle may name are types that can neither run nor keep code.
+    """Unpickler of plain values; it resolves three types, none of which can run or hold code.
 
-    Builtin types refuse the attributes that a pickle may try to set, and calling these three with
-    plain values gives plain values.
+    Builtin types reject attribute assignment by a pickle, and calling these three on plain values
+    returns plain values.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "defaultdict"):
             return defaultdict
-        # "__builtin__" is what Python 2 wrote.
+        # Python 2 wrote "__builtin__".
         if module in ("builtins", "__builtin__") and name in ("float", "int"):
             return {"float": float, "int": int}[name]
         raise pickle.UnpicklingError(
-            f"it names {module}.{name}; expected float, int and collections.defaultdict alone"
+            f"it names {module}.{name}; expected only float, int and collections.defaultdict"
         )
 
 
-def _checked_frequencies(
-    path: Path, counts: Any, pictures: Any
-) -> tuple[dict[Ngram, float], float]:
-    """Check what a file holds."""
+def _checked_frequencies(path: Path, counts: Any, images: Any) -> tuple[dict[Ngram, float], float]:
+    """Check the contents of a file."""
     if not isinstance(counts, dict) or not counts:
         raise ValueError(
             f"{path}: document_frequency is {str(counts)[:40]!r}; expected a dict of n-grams"
@@ -190,15 +188,15 @@ def _checked_frequencies(
         if not words or not _is_count(count):
             raise ValueError(
                 f"{path}: document_frequency has {gram!r}: {count!r}; expected a tuple of words and"
-                " a number of pictures"
+                " a number of images"
             )
     most = max(counts.values())
-    if not _is_count(pictures) or pictures < most:
+    if not _is_count(images) or images < most:
         raise ValueError(
-            f"{path}: ref_len is {pictures!r}; expected the number of pictures, which is at least"
-            f" {most:g}, as many as one n-gram has"
+            f"{path}: ref_len is {images!r}; expected the number of images, at least the largest"
+            f" document frequency {most:g}"
         )
-    return {gram: float(count) for gram, count in counts.items() if count > 1}, float(pictures)
+    return {gram: float(count) for gram, count in counts.items() if count > 1}, float(images)
 
 
 def _is_count(value: Any) -> bool:
@@ -206,12 +204,12 @@ def _is_count(value: Any) -> bool:
 
 
 class _Vector(NamedTuple):
-    """A caption's weighted n-grams."""
+    """TF-IDF vector of a caption."""
 
     weights: dict[Ngram, float]
-    #: Norm for each n, from 1 on.
+    #: Norm of the n-grams of each length, from 1.
     norms: tuple[float, ...]
-    #: Number of 2-grams, which the published code takes for the length.
+    #: Number of 2-grams, which the published code uses as length.
     length: int
 
 

@@ -1,57 +1,63 @@
-"""Detection: average precision as COCO defines it, all twelve numbers.
+"""COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-The numbers are pycocotools', against which the tests hold them (within 1e-9, on random cases with
-equal scores, crowds and empty pictures); equal scores in different pictures count in the order in
-which the pictures are given, with pycocotools in that of their ids. Where it gives -1, for what has
-no true box, the number here is NaN. The computation is ours, in numpy: on a set of COCO's size it
-is faster than pycocotools and than the compiled faster-coco-eval (`benches/bench_coco_ap.py`), so
-that the number needs no extra package.
+Equal scores in different images rank in the order of the images, which is the order of image ids
+in COCO's own code. A metric without a ground-truth box is NaN; COCO's own code reports -1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import ArrayLike, NDArray
 
 from fiber.metrics.boxes import as_boxes
-from fiber.metrics.precision import Curves, DetectionTable, TruthTable, precision_curves
 
-#: IoU from 0.5 to 0.95: AP is the mean over these.
+#: IoU thresholds of COCO's AP.
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-#: Detections of a class in a picture that are looked at; precision is that of the last.
+#: COCO's limits on detections per image and class. Precision uses the last one.
 COCO_LIMITS = (1, 10, 100)
-
-#: Ends of the names of numbers of one range of areas.
+#: Suffixes of metrics of one area range, in the order in which faster-coco-eval has the ranges.
 SIZES = ("small", "medium", "large")
 
 
 class ScoredBoxes(NamedTuple):
-    """What was detected in one picture."""
+    """Detections in one image."""
 
-    #: (n, 4) half-open xyxy.
+    #: (N, 4) half-open xyxy.
     boxes_xyxy: ArrayLike
-    #: (n,), higher is surer.
+    #: (N,), higher is better.
     scores: ArrayLike
-    #: (n,) class of each box: a name or a number.
+    #: (N,) class names or numbers.
     labels: Sequence[Hashable]
 
 
 class TrueBoxes(NamedTuple):
-    """What is in one picture."""
+    """Ground truth of one image."""
 
-    #: (n, 4) half-open xyxy.
+    #: (G, 4) half-open xyxy.
     boxes_xyxy: ArrayLike
-    #: (n,) class of each box.
+    #: (G,) class names or numbers.
     labels: Sequence[Hashable]
-    #: (n,) True where a box stands for a crowd, which any number of detections may lie in without
-    #: being counted; None: no crowds.
+    #: (G,) True for a crowd region: detections in it are ignored. None: no crowds.
     crowd: ArrayLike | None = None
-    #: (n,) area in square pixels of the thing itself, by which it is small, medium or large; None:
-    #: that of its box.
+    #: (G,) object areas in square pixels, which decide small, medium or large. None: box areas.
     areas: ArrayLike | None = None
+
+
+class Curves(NamedTuple):
+    """Precision and recall; NaN for a class without ground truth in an area range.
+
+    Letters: T IoU thresholds, R recalls, C classes, A area ranges (all, small, medium, large),
+    M detection limits.
+    """
+
+    #: (T, R, C, A), at the last detection limit.
+    precision: NDArray[np.float64]
+    #: (T, C, A, M).
+    recall: NDArray[np.float64]
 
 
 def average_precision(
@@ -61,26 +67,24 @@ def average_precision(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     limits: Sequence[int] = COCO_LIMITS,
 ) -> dict[str, float]:
-    """COCO's average precision and recall over the classes that have a true box.
+    """Compute COCO's average precision and recall over all classes with ground truth.
 
     Args:
-        detections: of each picture.
-        truths: of the same pictures, boxes in pixels.
-        thresholds: least IoU of a hit; AP is the mean over them. AP50 and AP75 need 0.5 and 0.75.
-        limits: ascending numbers of the best detections of a class in one picture.
+        detections: One entry per image.
+        truths: Ground truth of the same images, boxes in pixels.
+        thresholds: IoU thresholds over which AP and AR are averaged.
+        limits: Ascending limits on detections per image and class.
 
     Returns:
-        `ap`, `ap50` and `ap75` (NaN if the threshold is not among them), `ar_at_{limit}`, the mean
-        of the largest recalls; at the last limit `ap_small`, `ap_medium`, `ap_large` and the same
-        of `ar`, of true boxes up to 32 x 32, up to 96 x 96 and above. NaN where there is no true
-        box.
+        `ap`, `ap50`, `ap75` (NaN if the threshold is not in `thresholds`), `ar_at_{limit}`, and at
+        the last limit `ap_small`, `ap_medium`, `ap_large` and `ar_small`, `ar_medium`, `ar_large`
+        for objects up to 32 x 32, up to 96 x 96 and above. NaN without ground truth.
 
     Raises:
-        ValueError: if the numbers of pictures, boxes, scores, labels, crowd flags or areas do not
-            agree.
+        ValueError: If the numbers of images, boxes, scores, labels, crowd flags or areas differ.
     """
-    tables = Tables.of(detections, truths)
-    return _summary(tables.curves(thresholds, limits), thresholds, limits)
+    _, curves = _evaluate(detections, truths, thresholds, limits)
+    return _summarize(curves, thresholds, limits)
 
 
 def average_precision_by_class(
@@ -90,136 +94,183 @@ def average_precision_by_class(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     limits: Sequence[int] = COCO_LIMITS,
 ) -> dict[Hashable, dict[str, float]]:
-    """The same numbers as `average_precision` for each class alone, sorted by name.
+    """Compute the metrics of `average_precision` for each class, sorted by name.
 
-    Classes without a true box that counts are left out.
+    Classes without ground truth, or with crowds only, are skipped.
     """
-    tables = Tables.of(detections, truths)
-    curves = tables.curves(thresholds, limits)
-    numbers = {label: place for place, label in enumerate(tables.classes)}
+    classes, curves = _evaluate(detections, truths, thresholds, limits)
     return {
-        label: _summary(curves.of([numbers[label]]), thresholds, limits)
-        for label in sorted(numbers, key=str)
-        if curves.positives[numbers[label], 0]
+        classes[index]: _summarize(
+            Curves(curves.precision[:, :, [index]], curves.recall[:, [index]]), thresholds, limits
+        )
+        for index in sorted(range(len(classes)), key=lambda index: str(classes[index]))
+        if not np.isnan(curves.recall[0, index, 0, -1])
     }
 
 
-class Tables(NamedTuple):
-    """Detections and true boxes of all pictures as arrays."""
+def coco_curves(
+    images: list[dict[str, Any]],
+    category_ids: Sequence[int],
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    *,
+    thresholds: Sequence[float],
+    limits: Sequence[int],
+    lvis_style: bool = False,
+) -> Curves:
+    """Run faster-coco-eval.
 
-    detections: DetectionTable
-    truths: TruthTable
-    #: What the classes of the arrays are called.
-    classes: list[Hashable]
-
-    @classmethod
-    def of(cls, detections: Sequence[ScoredBoxes], truths: Sequence[TrueBoxes]) -> Tables:
-        """Collect what pictures hold.
-
-        Raises:
-            ValueError: if numbers do not agree.
-        """
-        if len(detections) != len(truths):
-            raise ValueError(
-                f"got detections of {len(detections)} pictures; expected {len(truths)}"
-            )
-        places: dict[Hashable, int] = {}
-
-        def classes(labels: Sequence[Hashable]) -> list[int]:
-            return [places.setdefault(label, len(places)) for label in labels]
-
-        scored = [
-            (*_scored(number, ScoredBoxes(*found)), classes(found[2]))
-            for number, found in enumerate(detections)
-        ]
-        true = [
-            (*_true(number, TrueBoxes(*own)), classes(own[1])) for number, own in enumerate(truths)
-        ]
-        return cls(
-            DetectionTable(
-                _numbers(scored),
-                _joined([part[2] for part in scored], np.int64),
-                _joined([part[0] for part in scored], np.float64).reshape(-1, 4),
-                _joined([part[1] for part in scored], np.float64),
-            ),
-            TruthTable(
-                _numbers(true),
-                _joined([part[3] for part in true], np.int64),
-                _joined([part[0] for part in true], np.float64).reshape(-1, 4),
-                _joined([part[1] for part in true], bool),
-                _joined([part[2] for part in true], np.float64),
-            ),
-            list(places),
-        )
-
-    def curves(self, thresholds: Sequence[float], limits: Sequence[int]) -> Curves:
-        """Compute the curves of every class and of COCO's ranges of areas."""
-        return precision_curves(
-            self.detections,
-            self.truths,
-            len(self.classes),
-            thresholds=thresholds,
-            limits=limits,
-        )
+    Args:
+        images: COCO image entries; with `lvis_style` also their lists of verified classes.
+        category_ids: Ascending ids; one class of the curves each.
+        annotations: Ground truth from `coco_entries`.
+        results: Detections from `coco_entries`, with `score`.
+        thresholds: IoU thresholds.
+        limits: Ascending limits on detections per image and class.
+        lvis_style: Ignore unjudged classes and false positives of non-exhaustive ones.
+    """
+    # LVIS mode requires a frequency; the caller averages over groups of classes itself.
+    categories = [{"id": number, "frequency": "f"} for number in category_ids]
+    truth = {"images": images, "categories": categories, "annotations": annotations}
+    evaluation = COCOeval_faster(
+        COCO(truth), COCO({**truth, "annotations": results}), "bbox", lvis_style=lvis_style
+    )
+    evaluation.params.iouThrs = np.asarray(thresholds, dtype=np.float64)
+    evaluation.params.maxDets = list(limits)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, recall = (
+        np.where(values < 0, np.nan, values)
+        for values in (evaluation.eval["precision"], evaluation.eval["recall"])
+    )
+    return Curves(precision[..., -1], recall)
 
 
-def _summary(
-    curves: Curves, thresholds: Sequence[float], limits: Sequence[int]
+def coco_entries(
+    image_ids: ArrayLike,
+    category_ids: ArrayLike,
+    boxes_xyxy: NDArray[np.float64],
+    *,
+    first_id: int = 1,
+    **columns: NDArray,
+) -> list[dict[str, Any]]:
+    """Build COCO annotation or result entries.
+
+    Args:
+        image_ids: (N,), or one id for all.
+        category_ids: (N,).
+        boxes_xyxy: (N, 4) half-open pixels.
+        first_id: Id of the first entry; not 0, which means "unmatched" in faster-coco-eval.
+        **columns: (N,) each; `area` defaults to the box areas, `iscrowd` to 0.
+    """
+    count, sizes = len(boxes_xyxy), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    columns = {
+        "id": np.arange(first_id, first_id + count),
+        "image_id": np.broadcast_to(image_ids, count),
+        "category_id": np.asarray(category_ids),
+        "bbox": np.concatenate([boxes_xyxy[:, :2], sizes], axis=1),
+        "area": sizes.prod(1),
+        "iscrowd": np.zeros(count, np.int64),
+        **columns,
+    }
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def ap_at_thresholds(
+    precision: NDArray[np.float64], thresholds: Sequence[float]
 ) -> dict[str, float]:
-    """Take the means of (C, A, ...) over the classes that have a true box."""
-    whole = curves.precisions[:, 0]
-    results = {"ap": seen_mean(whole)}
-    for name, threshold in (("ap50", 0.5), ("ap75", 0.75)):
-        results[name] = seen_mean(whole[:, np.isclose(thresholds, threshold)])
-    for place, limit in enumerate(limits):
-        results[f"ar_at_{limit}"] = seen_mean(curves.recalls[:, 0, place])
-    for area, name in enumerate(SIZES, start=1):
-        results[f"ap_{name}"] = seen_mean(curves.precisions[:, area])
-        results[f"ar_{name}"] = seen_mean(curves.recalls[:, area, -1])
-    return results
+    """Compute `ap`, `ap50` and `ap75` from precisions (T, ...)."""
+    return {
+        "ap": nan_mean(precision),
+        "ap50": nan_mean(precision[np.isclose(thresholds, 0.5)]),
+        "ap75": nan_mean(precision[np.isclose(thresholds, 0.75)]),
+    }
 
 
-def seen_mean(values: NDArray[np.float64]) -> float:
-    """Mean of the values that are not NaN; NaN if there is none."""
-    seen = values[~np.isnan(values)]
-    return float(seen.mean()) if seen.size else float("nan")
+def nan_mean(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, if there is none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
 
 
-def _scored(number: int, found: ScoredBoxes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Boxes and scores of a picture, checked."""
-    boxes, scores = as_boxes(found.boxes_xyxy), np.asarray(found.scores, dtype=np.float64)
-    if not len(boxes) == len(scores) == len(found.labels):
-        raise ValueError(
-            f"picture {number} has {len(boxes)} detected boxes, {len(scores)} scores and"
-            f" {len(found.labels)} labels; expected as many of each"
+def _evaluate(
+    detections: Sequence[ScoredBoxes],
+    truths: Sequence[TrueBoxes],
+    thresholds: Sequence[float],
+    limits: Sequence[int],
+) -> tuple[list[Hashable], Curves]:
+    """Compute the classes, in the order of their first box, and their curves."""
+    if len(detections) != len(truths):
+        raise ValueError(f"got detections of {len(detections)} images; expected {len(truths)}")
+    numbers: dict[Hashable, int] = {}
+
+    def category_ids(labels: Sequence[Hashable]) -> list[int]:
+        return [numbers.setdefault(label, len(numbers)) for label in labels]
+
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (found, truth) in enumerate(zip(detections, truths, strict=True)):
+        boxes, scores, labels = _checked_detections(image, found)
+        results += coco_entries(
+            image, category_ids(labels), boxes, first_id=len(results) + 1, score=scores
         )
-    return boxes, scores
+        boxes, labels, crowd, areas = _checked_truth(image, truth)
+        annotations += coco_entries(
+            image,
+            category_ids(labels),
+            boxes,
+            first_id=len(annotations) + 1,
+            iscrowd=crowd,
+            area=areas,
+        )
+    images = [{"id": image} for image in range(len(truths))]
+    curves = coco_curves(
+        images, range(len(numbers)), annotations, results, thresholds=thresholds, limits=limits
+    )
+    return list(numbers), curves
 
 
-def _true(
-    number: int, own: TrueBoxes
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-    """Boxes, crowd flags and areas of a picture, checked."""
-    boxes = as_boxes(own.boxes_xyxy)
-    crowd = np.zeros(len(boxes), bool) if own.crowd is None else np.asarray(own.crowd, dtype=bool)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    if own.areas is not None:
-        areas = np.asarray(own.areas, dtype=np.float64)
-    if not len(boxes) == len(crowd) == len(areas) == len(own.labels):
+def _checked_detections(
+    image: int, found: ScoredBoxes
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[Hashable]]:
+    """Boxes, scores and labels of an image, as many of each."""
+    boxes, scores, labels = found
+    boxes, scores = as_boxes(boxes), np.asarray(scores, dtype=np.float64)
+    if not len(boxes) == len(scores) == len(labels):
         raise ValueError(
-            f"picture {number} has {len(boxes)} true boxes, {len(own.labels)} labels,"
+            f"image {image} has {len(boxes)} detected boxes, {len(scores)} scores and"
+            f" {len(labels)} labels; expected as many of each"
+        )
+    return boxes, scores, labels
+
+
+def _checked_truth(
+    image: int, truth: TrueBoxes
+) -> tuple[NDArray[np.float64], Sequence[Hashable], NDArray[np.int64], NDArray[np.float64]]:
+    """Boxes, labels, crowd flags (0 or 1) and areas of an image, as many of each."""
+    boxes, labels, crowd, areas = TrueBoxes(*truth)
+    boxes = as_boxes(boxes)
+    crowd = np.asarray([False] * len(boxes) if crowd is None else crowd, dtype=bool)
+    areas = np.asarray(
+        (boxes[:, 2:] - boxes[:, :2]).prod(1) if areas is None else areas, dtype=np.float64
+    )
+    if not len(boxes) == len(crowd) == len(areas) == len(labels):
+        raise ValueError(
+            f"image {image} has {len(boxes)} ground-truth boxes, {len(labels)} labels,"
             f" {len(crowd)} crowd flags and {len(areas)} areas; expected as many of each"
         )
-    return boxes, crowd, areas
+    return boxes, labels, crowd.astype(np.int64), areas
 
 
-def _numbers(parts: Sequence[tuple]) -> NDArray[np.int64]:
-    """Number of the picture of each row, from 0."""
-    counts = [len(part[0]) for part in parts]
-    return np.repeat(np.arange(len(parts), dtype=np.int64), counts)
-
-
-def _joined(parts: Sequence[ArrayLike], kind: type) -> NDArray:
-    if not parts:
-        return np.zeros(0, kind)
-    return np.concatenate([np.asarray(part, dtype=kind) for part in parts])
+def _summarize(
+    curves: Curves, thresholds: Sequence[float], limits: Sequence[int]
+) -> dict[str, float]:
+    """Average over the classes with ground truth."""
+    results = ap_at_thresholds(curves.precision[..., 0], thresholds)
+    for index, limit in enumerate(limits):
+        results[f"ar_at_{limit}"] = nan_mean(curves.recall[:, :, 0, index])
+    for area, name in enumerate(SIZES, start=1):
+        results[f"ap_{name}"] = nan_mean(curves.precision[..., area])
+        results[f"ar_{name}"] = nan_mean(curves.recall[:, :, area, -1])
+    return results

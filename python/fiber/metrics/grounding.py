@@ -1,7 +1,7 @@
-"""Grounding: is the box that a phrase gets the right one?
+"""Grounding metrics: RefCOCO accuracy and Flickr30k Entities recall.
 
-Predictions of a phrase are boxes sorted from best to worst. Boxes are half-open xyxy, in pixels or
-in units of the picture's sides, predictions and truths alike.
+Predictions of a phrase are boxes sorted from best to worst. Predicted and ground-truth boxes are
+half-open xyxy, both in pixels or both relative to the image size.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from numpy.typing import ArrayLike, NDArray
 from fiber.metrics.boxes import as_boxes, pairwise_giou, pairwise_iou
 from fiber.metrics.matching import mean
 
-#: Least overlap of a box that counts as found.
+#: Minimum overlap of a hit.
 FOUND_AT = 0.5
-#: Rank of a box that is found by none of the predictions.
+#: Rank if no prediction is a hit.
 NEVER = np.iinfo(np.int64).max
 
 
 def referring_accuracy(
     predicted: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """RefCOCO: is the one box that an expression means among the k best?
+    """Compute RefCOCO accuracy: a hit among the k best boxes of an expression.
 
     Args:
-        predicted: for each of n expressions (m, 4) boxes, best first; none is a miss.
+        predicted: (M, 4) boxes of each of n expressions, best first; no boxes are a miss.
         truths: (n, 4) boxes.
-        ks: numbers of predictions that are looked at.
+        ks: Numbers of predictions considered.
 
     Returns:
-        `accuracy_at_{k}` with IoU >= 0.5, as everyone reports it, and `giou_accuracy_at_{k}` with
-        GIoU >= 0.5, as FIBER's published code (after MDETR's) computes it: GIoU is never above IoU,
-        so that the second is never above the first.
+        `accuracy_at_{k}` with IoU >= 0.5, as usually reported, and `giou_accuracy_at_{k}` with
+        GIoU >= 0.5, as in the published code (from MDETR). GIoU is at most IoU, so the second is
+        at most the first.
 
     Raises:
-        ValueError: if the numbers of expressions differ.
+        ValueError: If the numbers of expressions differ.
     """
     truths = as_boxes(truths)
     _check_counts(len(predicted), len(truths))
@@ -52,30 +52,30 @@ def phrase_recall(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Flickr30k Entities: recall at k of phrases that may mean several boxes.
+    """Compute Flickr30k Entities recall at k of phrases with one or more boxes.
 
     Args:
-        predicted: for each of n phrases (m, 4) boxes, best first; none is a miss.
-        truths: for each phrase (g, 4) boxes, at least one.
-        ks: numbers of predictions that are looked at.
+        predicted: (M, 4) boxes of each of n phrases, best first; no boxes are a miss.
+        truths: (G, 4) boxes of each phrase, at least one.
+        ks: Numbers of predictions considered.
 
     Returns:
-        `any_recall_at_{k}`: one of the k best has IoU >= 0.5 with any of the phrase's boxes;
-        `merged_recall_at_{k}`: with the box around all of them; `any_upper_bound` and
-        `merged_upper_bound`: the same with all predictions.
+        `any_recall_at_{k}`: one of the k best has IoU >= 0.5 with any box of the phrase;
+        `merged_recall_at_{k}`: with the box that encloses them all; `any_upper_bound` and
+        `merged_upper_bound`: the same over all predictions.
 
     Raises:
-        ValueError: if the numbers of phrases differ, or a phrase has no box (protocols leave such
-            phrases out beforehand).
+        ValueError: If the numbers of phrases differ, or a phrase has no box (the protocols skip
+            such phrases).
 
-    Source: FIBER's published evaluation (after MDETR): ANY-BOX, and `merged`.
+    Source: FIBER's published evaluation (from MDETR): ANY-BOX and MERGED-BOXES.
     """
     _check_counts(len(predicted), len(truths))
     ranks: dict[str, list[int]] = {"any": [], "merged": []}
     for number, (boxes, own) in enumerate(zip(predicted, truths, strict=True)):
         own = as_boxes(own)
         if not len(own):
-            raise ValueError(f"phrase {number} has no true box; expected at least one")
+            raise ValueError(f"phrase {number} has no ground-truth box; expected at least one")
         ranks["any"].append(first_hit(pairwise_iou(boxes, own)))
         ranks["merged"].append(first_hit(pairwise_iou(boxes, merged(own))))
     results = {}
@@ -87,12 +87,12 @@ def phrase_recall(
 
 
 def merged(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The (1, 4) box around all of (g, 4) boxes."""
+    """Compute the (1, 4) box that encloses (G, 4) boxes."""
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])[None]
 
 
 def first_hit(overlaps: NDArray[np.float64]) -> int:
-    """Rank, from 0, of the first row of (m, g) overlaps that reaches FOUND_AT; NEVER if none."""
+    """Rank from 0 of the first row of (M, G) overlaps with a hit; NEVER if there is none."""
     hits = np.flatnonzero((overlaps >= FOUND_AT).any(1))
     return int(hits[0]) if len(hits) else int(NEVER)
 

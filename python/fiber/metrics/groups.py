@@ -1,4 +1,4 @@
-"""A metric for each group of samples: question type, kind of phrase, split."""
+"""Metrics per group of samples: question type, phrase type, split."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def by_group(
     """Compute a metric on the samples of each group.
 
     Args:
-        metric: a function of this package that takes one entry per sample in each argument.
-        groups: group of each of n samples.
-        *columns: the metric's arguments, n entries each: arrays or sequences.
-        **options: handed to the metric as they are.
+        metric: Function of this package whose arguments have one entry per sample.
+        groups: Group of each of n samples.
+        *columns: Arguments of the metric, arrays or sequences of n entries.
+        **options: Keyword arguments of the metric.
 
     Returns:
-        For each group, sorted by name, what the metric returns and "count", its samples.
+        For each group, sorted by name, the metric's dict and "count", its number of samples.
 
     Raises:
-        ValueError: if a column has not n entries.
+        ValueError: If a column does not have n entries.
     """
     for number, column in enumerate(columns):
         if len(column) != len(groups):

@@ -1,4 +1,4 @@
-"""Masked words, and statements about two pictures (NLVR2)."""
+"""Metrics of MLM and NLVR2."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from numpy.typing import ArrayLike
 
 from fiber.metrics.matching import mean
 
-#: Label of a token that was not picked.
+#: Label of a token that is not predicted.
 IGNORED = -100
 
 
 def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """How many of the picked tokens are named.
+    """Compute MLM accuracy.
 
     Args:
-        predicted: token ids, of any shape.
-        labels: the original ids, of the same shape; -100 where a token was not picked.
+        predicted: Token ids of any shape.
+        labels: Original token ids of the same shape; -100 where a token is not predicted.
 
     Returns:
-        `accuracy` over the picked tokens.
+        `accuracy` over tokens with a label.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape:
@@ -38,26 +38,26 @@ def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, f
 def statement_accuracy(
     predicted: ArrayLike, truths: ArrayLike, sentences: Sequence[Hashable]
 ) -> dict[str, float]:
-    """NLVR2's two numbers.
+    """Compute NLVR2 accuracy and consistency.
 
     Args:
-        predicted: (n,) whether the statement was called true.
-        truths: (n,) whether it is.
-        sentences: (n,) what makes a statement the same: its text or `sentence_key`.
+        predicted: (n,) predicted truth of each statement.
+        truths: (n,) labels.
+        sentences: (n,) identity of each statement's sentence: its text or `sentence_key`.
 
     Returns:
-        `accuracy`, and `consistency`: of the different sentences, the part for which every pair of
-        pictures was answered rightly.
+        `accuracy`, and `consistency`: the fraction of distinct sentences with a right prediction
+        for every image pair.
 
     Raises:
-        ValueError: if the lengths differ.
+        ValueError: If the lengths differ.
 
     Source: NLVR2 (Suhr et al. 2019) and its evaluation script.
     """
     right = np.asarray(predicted).astype(bool) == np.asarray(truths).astype(bool)
     if right.shape != (len(sentences),):
         raise ValueError(
-            f"statements have {right.shape} answers for {len(sentences)} sentences; expected (n,)"
+            f"predictions have shape {right.shape} for {len(sentences)} sentences; expected (n,)"
         )
     always: dict[Hashable, bool] = {}
     for sentence, is_right in zip(sentences, right.tolist(), strict=True):
@@ -66,10 +66,10 @@ def statement_accuracy(
 
 
 def sentence_key(identifier: str) -> str:
-    """Name the sentence of an NLVR2 identifier `split-set-pair-sentence`: all but the pair.
+    """Drop the pair from an NLVR2 identifier `split-set-pair-sentence`.
 
     Raises:
-        ValueError: if the identifier has fewer than four parts.
+        ValueError: If the identifier has fewer than four parts.
     """
     parts = identifier.split("-")
     if len(parts) < 4:

@@ -1,15 +1,14 @@
-"""LVIS: fixed average precision of many classes that are not annotated everywhere.
+"""LVIS detection metrics: fixed AP with federated annotations, computed by faster-coco-eval.
 
-An LVIS picture says for some classes only whether they are there: for those that have boxes, and
-for those that were looked for in vain. Detections of any other class are left out. Of a class that
-may have more than its boxes, a detection that finds nothing is not punished. The rest is COCO's
-precision (`metrics.precision`), without crowds.
+An LVIS image lists the classes that were verified to be present or absent. Detections of other
+classes are ignored, and so are false positives of classes that are not exhaustively annotated.
 
-Fixed AP keeps a number of best detections of each class over the whole set and any number in a
-picture, so that classes do not compete for places and scores need no calibration between them.
+Fixed AP limits the detections of each class over the whole data set and not per image, so that
+classes do not compete and scores need no calibration across classes. faster-coco-eval has limits
+per image only; `BestOfClasses` applies the other one.
 
 Source: Dave et al. 2021, "Evaluating large-vocabulary object detectors: the devil is in the
-details"; Gupta et al. 2019, whose `lvis` package the published evaluation runs on.
+details"; Gupta et al. 2019 (LVIS).
 """
 
 from __future__ import annotations
@@ -21,125 +20,122 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiber.metrics.boxes import as_boxes
-from fiber.metrics.detection import COCO_THRESHOLDS, seen_mean
-from fiber.metrics.precision import Curves, DetectionTable, TruthTable, precision_curves
+from fiber.metrics.detection import (
+    COCO_THRESHOLDS,
+    SIZES,
+    ap_at_thresholds,
+    coco_curves,
+    coco_entries,
+    nan_mean,
+)
 
-#: Detections of a class over the whole set that count.
+#: Detections of a class over the whole data set that count.
 FIXED_DETECTIONS = 10_000
-#: Groups of classes by the number of training pictures that show them: up to 10, up to 100, more.
+#: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}
+#: Classes evaluated together. faster-coco-eval holds about 1 KB per pair of image and class.
+CLASSES_AT_ONCE = 64
 
 
 class FederatedTruth(NamedTuple):
-    """What is known of one picture; classes are numbers from 0."""
+    """Ground truth of one image; classes are numbers from 0."""
 
-    #: (n, 4) half-open xyxy.
+    #: (G, 4) half-open xyxy.
     boxes_xyxy: ArrayLike
-    #: (n,) class of each box.
+    #: (G,) class of each box.
     classes: Sequence[int]
-    #: Classes that are not there.
+    #: Classes verified to be absent.
     absent: frozenset[int]
-    #: Classes that may have more than their boxes.
+    #: Classes that may have more objects than boxes.
     incomplete: frozenset[int] = frozenset()
-    #: (n,) area in square pixels of the thing itself; None: that of its box.
+    #: (G,) object areas in square pixels; None: box areas.
     areas: ArrayLike | None = None
 
 
-class _Rows(NamedTuple):
-    classes: NDArray[np.int32]
-    pictures: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    boxes_xyxy: NDArray[np.float32]
+class DetectionTable(NamedTuple):
+    """Detections in all images."""
+
+    #: (N,) image numbers from 0.
+    images: NDArray
+    #: (N,) class numbers from 0.
+    classes: NDArray
+    #: (N, 4) half-open pixels.
+    boxes_xyxy: NDArray
+    #: (N,).
+    scores: NDArray
+
+    def take(self, rows: NDArray) -> DetectionTable:
+        """Select rows by index or mask."""
+        return DetectionTable(*(column[rows] for column in self))
 
 
 class BestOfClasses:
-    """The best detections of each class over all pictures, picked while they come in.
+    """Keep the best detections of each class over all images, in bounded memory.
 
-    Of equal scores the one that came in earlier is kept.
+    Among equal scores the detection added first is kept.
 
     Args:
-        num_classes: classes are numbers below it.
-        limit: detections kept of each.
-        waiting: detections that may come in before the worse ones are dropped.
+        num_classes: Classes are numbers below it.
+        limit: Detections kept per class.
+        max_pending: Detections added before the worse ones are dropped.
     """
 
     def __init__(
-        self, num_classes: int, limit: int = FIXED_DETECTIONS, *, waiting: int = 1 << 22
+        self, num_classes: int, limit: int = FIXED_DETECTIONS, *, max_pending: int = 1 << 22
     ) -> None:
         self.limit = limit
-        self.waiting = waiting
-        self._parts: list[_Rows] = []
-        self._count = 0
-        # Score that a detection of each class must exceed to be among its best.
-        self._least = np.full(num_classes, -np.inf, np.float32)
+        self.max_pending = max_pending
+        none = np.zeros(0, np.int32)
+        self._parts = [
+            DetectionTable(none, none, np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+        ]
+        self._pending = 0
+        # A detection must score higher to be among the best of its class.
+        self._min_scores = np.full(num_classes, -np.inf, np.float32)
 
-    def add(
-        self, picture: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike
-    ) -> None:
-        """Add what was detected in one picture.
+    def add(self, image: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike) -> None:
+        """Add the detections in one image.
 
         Args:
-            picture: its number, from 0.
-            boxes_xyxy: (n, 4) half-open pixels.
-            scores: (n,).
-            classes: (n,).
+            image: Image number, from 0.
+            boxes_xyxy: (N, 4) half-open pixels.
+            scores: (N,).
+            classes: (N,) class numbers.
 
         Raises:
-            ValueError: if the numbers of boxes, scores and classes differ.
+            ValueError: If the numbers of boxes, scores and classes differ.
         """
-        boxes, marks = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
-        labels = np.asarray(classes, dtype=np.int32)
-        if not len(boxes) == len(marks) == len(labels):
+        boxes, scores = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
+        classes = np.asarray(classes, dtype=np.int32)
+        if not len(boxes) == len(scores) == len(classes):
             raise ValueError(
-                f"picture {picture} has {len(boxes)} detected boxes, {len(marks)} scores and"
-                f" {len(labels)} classes; expected as many of each"
+                f"image {image} has {len(boxes)} detected boxes, {len(scores)} scores and"
+                f" {len(classes)} classes; expected as many of each"
             )
-        good = marks > self._least[labels]
-        rows = _Rows(
-            labels[good],
-            np.full(good.sum(), picture, np.int32),
-            marks[good],
-            boxes[good].astype(np.float32),
-        )
-        self._parts.append(rows)
-        self._count += len(rows.scores)
-        if self._count > self.waiting:
-            self._drop_worse()
+        images = np.full(len(boxes), image, np.int32)
+        added = DetectionTable(images, classes, boxes.astype(np.float32), scores)
+        self._parts.append(added.take(scores > self._min_scores[classes]))
+        self._pending += len(self._parts[-1].scores)
+        if self._pending > self.max_pending:
+            self._prune()
 
     def table(self) -> DetectionTable:
-        """Give what was kept, class by class, in the order of the pictures."""
-        rows = self._drop_worse()
-        order = np.lexsort((rows.pictures, rows.classes))
-        return DetectionTable(
-            rows.pictures[order].astype(np.int64),
-            rows.classes[order].astype(np.int64),
-            rows.boxes_xyxy[order].astype(np.float64),
-            rows.scores[order].astype(np.float64),
-        )
+        """Return the kept detections, sorted by class, then image; int32 and float32."""
+        kept = self._prune()
+        return kept.take(np.lexsort((kept.images, kept.classes)))
 
-    def _drop_worse(self) -> _Rows:
-        """Keep the best of each class, in the order in which they came."""
-        none = np.zeros(0, np.int32)
-        parts = [_Rows(none, none, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))]
-        parts += self._parts
-        classes = np.concatenate([part.classes for part in parts])
-        scores = np.concatenate([part.scores for part in parts])
-        # lexsort is stable, so that of equal scores those that came earlier are before the others.
-        order = np.lexsort((-scores, classes))
-        starts = np.searchsorted(classes[order], np.arange(len(self._least)))
-        ranks = np.arange(len(order)) - starts[classes[order]]
+    def _prune(self) -> DetectionTable:
+        """Keep the best of each class, in the order in which they were added."""
+        added = DetectionTable(*map(np.concatenate, zip(*self._parts, strict=True)))
+        # lexsort is stable: of equal scores the earlier one ranks first.
+        order = np.lexsort((-added.scores, added.classes))
+        classes = added.classes[order]
+        ranks = np.arange(len(order)) - np.searchsorted(classes, classes)
         last = order[ranks == self.limit - 1]
-        self._least[classes[last]] = scores[last]
-        best = np.sort(order[ranks < self.limit])
-        rows = _Rows(
-            classes[best],
-            np.concatenate([part.pictures for part in parts])[best],
-            scores[best],
-            np.concatenate([part.boxes_xyxy for part in parts])[best],
-        )
-        # What is kept does not count as waiting.
-        self._parts, self._count = [rows], 0
-        return rows
+        self._min_scores[added.classes[last]] = added.scores[last]
+        kept = added.take(np.sort(order[ranks < self.limit]))
+        self._parts, self._pending = [kept], 0
+        return kept
 
 
 def fixed_average_precision(
@@ -149,79 +145,73 @@ def fixed_average_precision(
     *,
     thresholds: Sequence[float] = COCO_THRESHOLDS,
 ) -> dict[str, float]:
-    """AP over the classes that have a true box, as LVIS counts it.
+    """Compute LVIS AP over all classes with ground truth; every detection counts.
 
     Args:
-        detections: of `BestOfClasses`, or any; all of them count.
-        truths: of each picture that detections number.
-        frequencies: of each class "r", "c" or "f" (rare, common, frequent); "" for unknown.
-        thresholds: least IoU of a hit; AP is the mean over them.
+        detections: From `BestOfClasses`, or any others.
+        truths: Ground truth of the images that `detections.images` numbers.
+        frequencies: Of each class "r" (rare), "c" (common) or "f" (frequent); "" if unknown.
+        thresholds: IoU thresholds over which AP is averaged.
 
     Returns:
-        `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by the areas of true boxes;
-        `apr`, `apc` and `apf` of rare, common and frequent classes. NaN where there is no true box.
+        `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by object area; `apr`, `apc`,
+        `apf` by class frequency. NaN without ground truth.
+
+    Raises:
+        ValueError: If the numbers of boxes, classes and areas of an image differ.
     """
-    table, known = _truth_table(truths), _Known(truths, len(frequencies))
-    cells = detections.pictures * len(frequencies) + detections.classes
-    judged = detections.take(np.flatnonzero(np.isin(cells, known.judged)))
-    cells = judged.pictures * len(frequencies) + judged.classes
-    curves = precision_curves(
-        judged._replace(unpunished=np.isin(cells, known.incomplete)),
-        table,
-        len(frequencies),
-        thresholds=thresholds,
-        limits=(None,),
-    )
-    return _summary(curves, frequencies, thresholds)
-
-
-class _Known:
-    """Pairs of picture and class, as one number each, of which something is known."""
-
-    def __init__(self, truths: Sequence[FederatedTruth], num_classes: int) -> None:
-        judged, incomplete = [], []
-        for number, own in enumerate(truths):
-            base = number * num_classes
-            judged += [base + label for label in own.absent | set(own.classes)]
-            incomplete += [base + label for label in own.incomplete]
-        self.judged = np.array(judged, dtype=np.int64)
-        self.incomplete = np.array(incomplete, dtype=np.int64)
-
-
-def _truth_table(truths: Sequence[FederatedTruth]) -> TruthTable:
-    boxes = [as_boxes(own.boxes_xyxy) for own in truths]
-    areas = []
-    for number, (own, found) in enumerate(zip(truths, boxes, strict=True)):
-        if own.areas is None:
-            areas.append(np.prod(found[:, 2:] - found[:, :2], axis=1))
-        else:
-            areas.append(np.asarray(own.areas, dtype=np.float64))
-        if not len(found) == len(areas[-1]) == len(own.classes):
-            raise ValueError(
-                f"picture {number} has {len(found)} true boxes, {len(own.classes)} classes and"
-                f" {len(areas[-1])} areas; expected as many of each"
-            )
-    counts = [len(found) for found in boxes]
-    total = sum(counts)
-    return TruthTable(
-        np.repeat(np.arange(len(truths), dtype=np.int64), counts),
-        np.array([label for own in truths for label in own.classes], dtype=np.int64),
-        np.concatenate([np.zeros((0, 4)), *boxes]),
-        np.zeros(total, bool),
-        np.concatenate([np.zeros(0), *areas]),
-    )
-
-
-def _summary(
-    curves: Curves, frequencies: Sequence[str], thresholds: Sequence[float]
-) -> dict[str, float]:
-    whole = curves.precisions[:, 0]
-    results = {"ap": seen_mean(whole)}
-    for name, threshold in (("ap50", 0.5), ("ap75", 0.75)):
-        results[name] = seen_mean(whole[:, np.isclose(thresholds, threshold)])
-    for area, name in enumerate(("small", "medium", "large"), start=1):
-        results[f"ap_{name}"] = seen_mean(curves.precisions[:, area])
-    groups = np.array(frequencies)
+    images = [
+        {
+            "id": number,
+            "neg_category_ids": list(truth.absent),
+            "not_exhaustive_category_ids": list(truth.incomplete),
+        }
+        for number, truth in enumerate(truths)
+    ]
+    true_columns = _flatten(truths)
+    parts = []
+    for first in range(0, max(1, len(frequencies)), CLASSES_AT_ONCE):
+        block = range(first, min(first + CLASSES_AT_ONCE, len(frequencies)))
+        found = detections.take(np.isin(detections.classes, block))
+        inside = np.isin(true_columns[1], block)
+        *true, areas = (column[inside] for column in true_columns)
+        curves = coco_curves(
+            images,
+            block,
+            coco_entries(*true, area=areas),
+            coco_entries(
+                found.images, found.classes, found.boxes_xyxy.astype(np.float64), score=found.scores
+            ),
+            thresholds=thresholds,
+            limits=[max(1, len(found.scores))],
+            lvis_style=True,
+        )
+        parts.append(curves.precision)
+    precision = np.concatenate(parts, axis=2)
+    results = ap_at_thresholds(precision[..., 0], thresholds)
+    for area, name in enumerate(SIZES, start=1):
+        results[f"ap_{name}"] = nan_mean(precision[..., area])
+    groups = np.array(frequencies, dtype=str)
     for frequency, name in FREQUENCIES.items():
-        results[name] = seen_mean(whole[groups == frequency])
+        results[name] = nan_mean(precision[:, :, groups == frequency, 0])
     return results
+
+
+def _flatten(truths: Sequence[FederatedTruth]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Image numbers, classes, boxes and areas of the ground truth of all images."""
+    boxes, areas = [np.zeros((0, 4))], [np.zeros(0)]
+    for image, truth in enumerate(truths):
+        boxes.append(as_boxes(truth.boxes_xyxy))
+        box_areas = (boxes[-1][:, 2:] - boxes[-1][:, :2]).prod(1)
+        areas.append(
+            box_areas if truth.areas is None else np.asarray(truth.areas, dtype=np.float64)
+        )
+        if not len(boxes[-1]) == len(areas[-1]) == len(truth.classes):
+            raise ValueError(
+                f"image {image} has {len(boxes[-1])} ground-truth boxes, {len(truth.classes)}"
+                f" classes and {len(areas[-1])} areas; expected as many of each"
+            )
+    counts = [len(truth.classes) for truth in truths]
+    images = np.repeat(np.arange(len(truths)), np.array(counts, dtype=np.int64))
+    classes = np.array([label for truth in truths for label in truth.classes], dtype=np.int64)
+    return images, classes, np.concatenate(boxes), np.concatenate(areas)

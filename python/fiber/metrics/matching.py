@@ -1,4 +1,4 @@
-"""Matching: does a text belong to a picture? And Winoground-like swapped pairs."""
+"""Image-text matching (ITM) and Winoground metrics."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import ArrayLike, NDArray
 def matching_accuracy(
     scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5
 ) -> dict[str, float]:
-    """How often pairs are told apart, and how well the scores order them.
+    """Compute ITM accuracy and AUC.
 
     Args:
-        scores: (n,) probability, or any score, that the pair belongs together.
-        labels: (n,) 1 where it does, else 0.
-        threshold: a score above it says "match".
+        scores: (n,) match probabilities, or any scores.
+        labels: (n,) 1 for a matching pair, else 0.
+        threshold: Scores above it predict a match.
 
     Returns:
-        `accuracy`; `match_accuracy` and `mismatch_accuracy` on the two kinds; `auc`, the chance
-        that a true pair scores above a false one (an equal score counts half).
+        `accuracy`; `match_accuracy` and `mismatch_accuracy` of each class; `auc`, the probability
+        that a matching pair scores above a non-matching one (ties count half).
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
     """
     scores, truths = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != truths.shape:
@@ -38,17 +38,17 @@ def matching_accuracy(
 
 
 def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
-    """Winoground's scores for pairs of texts that differ in the order of words.
+    """Compute Winoground's text, image and group scores.
 
     Args:
-        scores: (n, 2, 2), [case, text, picture]; text i belongs to picture i.
+        scores: (n, 2, 2), [example, text, image]; text i matches image i.
 
     Returns:
-        `text`: each picture prefers its text; `image`: each text prefers its picture; `group`:
-        both. An equal score is no preference.
+        `text`: each image scores highest with its text; `image`: each text with its image;
+        `group`: both. Ties count as wrong.
 
     Raises:
-        ValueError: if `scores` is not (n, 2, 2).
+        ValueError: If `scores` is not (n, 2, 2).
 
     Source: Winoground (Thrush et al. 2022) 3.3.
     """
@@ -62,7 +62,7 @@ def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
 
 
 def mean(values: NDArray) -> float:
-    """The mean; NaN, without a warning, where there is nothing."""
+    """Mean of (n,) values; NaN, without a warning, if there are none."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

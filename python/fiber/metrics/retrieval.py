@@ -1,6 +1,6 @@
-"""Retrieval: does a picture find its texts, and a text its picture?
+"""Image-text retrieval recall.
 
-Letters: P pictures, T texts.
+Letters: P images, T texts.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ from fiber.metrics.matching import mean
 def recall_at_k(
     scores: ArrayLike, text_image_index: ArrayLike, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recall at k both ways, with any number of texts for a picture.
+    """Compute recall at k in both directions, with any number of texts per image.
 
-    A picture counts as found when any of its texts is among its k best; a text when its picture
-    is. An equal score counts as a better one, so that a model that scores everything alike finds
-    nothing.
+    An image is a hit if any of its texts is among its k best; a text if its image is. A wrong
+    candidate with an equal score ranks first, so a model with constant scores has recall 0.
 
     Args:
-        scores: (P, T), higher is more alike.
-        text_image_index: (T,) the picture that each text belongs to.
-        ks: numbers of candidates that are looked at.
+        scores: (P, T), higher is more similar.
+        text_image_index: (T,) image of each text.
+        ks: Numbers of candidates considered.
 
     Returns:
-        `image_to_text_recall_at_{k}` over the pictures that have a text, and
-        `text_to_image_recall_at_{k}` over the texts.
+        `image_to_text_recall_at_{k}` over images with a text, and `text_to_image_recall_at_{k}`
+        over texts.
 
     Raises:
-        ValueError: if the shapes do not fit together, a picture's number is out of range, or a
-            score is NaN.
+        ValueError: If the shapes do not match, an image index is out of range, or a score is NaN.
 
     Source: the retrieval protocol of FIBER (Dou et al. 2022).
     """
@@ -46,12 +44,12 @@ def recall_at_k(
 def recall_of_ranks(
     image_ranks: ArrayLike, text_ranks: ArrayLike, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """`recall_at_k`, where it is known how many wrong candidates come before the right one.
+    """Compute `recall_at_k` from ranks.
 
     Args:
-        image_ranks: (P,) of the pictures that have a text, as `wrong_before` counts.
-        text_ranks: (T,) of the texts.
-        ks: numbers of candidates that are looked at.
+        image_ranks: (P,) from `wrong_before`, of images with a text.
+        text_ranks: (T,) from `wrong_before`.
+        ks: Numbers of candidates considered.
     """
     names = (("image_to_text", image_ranks), ("text_to_image", text_ranks))
     return {
@@ -60,17 +58,17 @@ def recall_of_ranks(
 
 
 def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
-    """Count the wrong candidates that score at least as high as the best right one.
+    """Rank from 0 of the best right candidate: wrong ones with at least its score.
 
     Args:
-        scores: (n, m) of m candidates for each of n queries, higher is more alike.
-        right: (n, m) bool, which of them are right.
+        scores: (n, m) scores of m candidates of n queries, higher is more similar.
+        right: (n, m) bool, True for right candidates.
 
     Returns:
-        (n,); where no candidate is right, the number of candidates.
+        (n,) int64; m if no candidate is right.
 
     Raises:
-        ValueError: if the shapes differ, or a score is NaN.
+        ValueError: If the shapes differ, or a score is NaN.
     """
     scores, right = np.asarray(scores), np.asarray(right, dtype=bool)
     if scores.ndim != 2 or scores.shape != right.shape:
@@ -84,14 +82,14 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
 
 
 def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
-    """Count `wrong_before` anew after the k best candidates of each query were scored again.
+    """Update ranks after the k best candidates of each query were rescored.
 
-    A query whose right candidates are all behind the k best keeps its rank.
+    A query without a right candidate among the k keeps its rank.
 
     Args:
-        ranks: (n,) wrong candidates before the best right one, by the first scores.
+        ranks: (n,) from `wrong_before`, by the first scores.
         scores: (n, k) new scores of the k best candidates.
-        right: (n, k) bool, which of them are right.
+        right: (n, k) bool, True for right candidates.
 
     Source: ALBEF (Li et al. 2021), evaluation of retrieval.
     """
@@ -100,14 +98,14 @@ def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[n
 
 
 def check_owners(owners: NDArray[np.int64], shape: tuple[int, ...]) -> None:
-    """Check the picture of each text against the shape (P, T) of the scores."""
+    """Check the image index of each text against the shape (P, T) of the scores."""
     if len(shape) != 2 or owners.shape != (shape[1],):
         raise ValueError(
             f"retrieval scores have shape {shape}, text_image_index {owners.shape};"
-            " expected (pictures, texts) and (texts,)"
+            " expected (images, texts) and (texts,)"
         )
     if owners.size and not 0 <= owners.min() <= owners.max() < shape[0]:
         raise ValueError(
             f"text_image_index runs from {owners.min()} to {owners.max()};"
-            f" expected numbers of the {shape[0]} pictures"
+            f" expected indices of {shape[0]} images"
         )

@@ -1,8 +1,8 @@
-"""VQA accuracy in its two forms, and the official normalisation of answers.
+"""VQA accuracy in two versions, and the official answer normalization.
 
-A question was answered by some ten people. `official`: an answer that three of them gave is right;
-averaged over leaving out each of the ten in turn. `published`: the table that the published code
-trains and validates on, by the number of people who gave the answer.
+Each question has answers of about ten annotators. `official`: an answer is right if three of them
+gave it, averaged over leaving out each annotator in turn. `published`: the score table by which the
+published code trains and validates, indexed by the number of annotators who gave the answer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from fiber.metrics.matching import mean
 
-#: Score by the number of people who gave the answer (4 or more: 1), in the published code.
+#: Score by the number of annotators who gave the answer (4 or more: 1), in the published code.
 PUBLISHED_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-#: From this many people on, what all of them say scores 1 in both forms.
+#: From this many annotators on, a unanimous answer scores 1 in both versions.
 PEOPLE_FOR_ALL = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -25,8 +25,8 @@ _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _DIGITS: dict[str, str] = {word: str(i) for i, word in enumerate(_NUMBER_WORDS.split())}
 _DIGITS["none"] = "0"
 _ARTICLES = {"a", "an", "the"}
-# The official table maps words that lack one apostrophe to these. (Its entries for capitals never
-# match, since words are lower-cased first.)
+# The official table maps words that lack one apostrophe to these. (Its capitalized entries never
+# match, because words are lowercased first.)
 _WITH_APOSTROPHE = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -47,11 +47,11 @@ _CONTRACTIONS: dict[str, str] = {
 
 
 def normalize_answer(answer: str) -> str:
-    """Bring an answer to the form in which the official evaluation compares it.
+    """Normalize an answer as the official evaluation does.
 
-    Source: VQA evaluation tools (Goyal et al. 2017), quirks kept: a number word becomes a digit
-    ("none" too), articles vanish wherever they stand, and a punctuation mark vanishes beside a
-    space but becomes one inside a word.
+    Source: VQA evaluation tools (Goyal et al. 2017), quirks included: number words (and "none")
+    become digits, articles are removed, and a punctuation mark is removed next to a space but
+    replaced by one inside a word.
     """
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
     has_number_with_comma = re.search(r"\d,\d", answer) is not None
@@ -59,27 +59,27 @@ def normalize_answer(answer: str) -> str:
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if beside_space or has_number_with_comma else " ")
-    # Every full stop but the one before a digit.
+    # Periods, except before a digit.
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def official_score(answer: str, people: Sequence[str]) -> float:
-    """Score one answer against what people said, as the official evaluation does.
+    """Score an answer as the official evaluation does.
 
-    Leave each of the n people out in turn, count those of the others who gave the answer, three of
-    whom make it right, and average over the n turns. So what all of them say scores 1 if there are
-    four or more, 2/3 of three people and 1/3 of two. One person has no others, and the official
-    code would score every answer 0; here the score is 1 for that person's answer, 0 for any other.
+    The score is min(1, count / 3) of the annotators who gave the answer, averaged over leaving out
+    each of the n annotators. A unanimous answer thus scores 1 with four or more annotators, 2/3
+    with three and 1/3 with two. With one annotator the official code scores every answer 0; here
+    the annotator's own answer scores 1.
 
     Args:
-        answer: of the model.
-        people: answers of n people (ten in VQAv2). Answers are normalised only where people
-            disagree, as officially.
+        answer: The model's answer.
+        people: Answers of n annotators (ten in VQAv2). As officially, answers are normalized only
+            if annotators disagree.
 
     Returns:
-        The score in [0, 1]; 0 if nobody was asked.
+        The score in [0, 1]; 0 without annotators.
     """
     given = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -93,26 +93,26 @@ def official_score(answer: str, people: Sequence[str]) -> float:
 
 
 def published_score(answer: str, people: Sequence[str]) -> float:
-    """Score one answer by the number of people who said exactly that: 0, .3, .6, .9, 1.
+    """Score an answer by the number of annotators who gave exactly it: 0, .3, .6, .9, 1.
 
-    The table is that of ten people and is read by the number alone, as in the published code: what
-    n people say scores at most 0.3 n where there are fewer than four.
+    As in the published code the table for ten annotators is used for any number of them: with
+    n < 4 annotators an answer scores at most 0.3 n.
     """
     return PUBLISHED_SCORES[min(list(people).count(answer), len(PUBLISHED_SCORES) - 1)]
 
 
 def vqa_accuracy(answers: Sequence[str], people: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Both accuracies.
+    """Compute both accuracies.
 
     Args:
-        answers: of the model, one for each of n questions.
-        people: for each question what people answered, as they wrote it.
+        answers: The model's answer to each of n questions.
+        people: Raw answers of the annotators of each question.
 
     Returns:
         `official_accuracy` and `published_accuracy`.
 
     Raises:
-        ValueError: if the lengths differ.
+        ValueError: If the lengths differ.
     """
     _check_lengths(answers, people)
     pairs = list(zip(answers, people, strict=True))
@@ -123,14 +123,14 @@ def vqa_accuracy(answers: Sequence[str], people: Sequence[Sequence[str]]) -> dic
 
 
 def answer_scores(people: Sequence[str], form: str = "published") -> dict[str, float]:
-    """Score of every answer that people gave to one question: soft targets, or for `soft_accuracy`.
+    """Score each answer that annotators gave to a question, as soft targets or `soft_accuracy`.
 
     Args:
-        people: their answers.
-        form: "published", or "official" (whose keys are normalised where people disagree).
+        people: Their answers.
+        form: "published", or "official" (keys are normalized if annotators disagree).
 
     Raises:
-        ValueError: for another form.
+        ValueError: If `form` is another.
     """
     if form == "published":
         scores = {answer: published_score(answer, people) for answer in Counter(people)}
@@ -148,17 +148,17 @@ def answer_scores(people: Sequence[str], form: str = "published") -> dict[str, f
 def soft_accuracy(
     answers: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Mean score of the answers, where the score of every answer is known beforehand.
+    """Compute the mean score of answers from precomputed scores.
 
     Args:
-        answers: of the model, one for each of n questions.
-        scores: for each question the score of the answers that have one (`Record.answers`).
+        answers: The model's answer to each of n questions.
+        scores: For each question the scores by answer (`Record.answers`); others score 0.
 
     Returns:
         `accuracy`.
 
     Raises:
-        ValueError: if the lengths differ.
+        ValueError: If the lengths differ.
     """
     _check_lengths(answers, scores)
     found = [known.get(answer, 0.0) for answer, known in zip(answers, scores, strict=True)]

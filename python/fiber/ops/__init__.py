@@ -1,1 +1,1 @@
-"""Geometry and operators on tensors, without parameters."""
+"""Box geometry, anchors and convolution ops without parameters."""

@@ -1,4 +1,4 @@
-"""Anchors: one square at every location of every pyramid level."""
+"""Anchors: one square per location of each pyramid level."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def level_anchors(
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Place a square of side anchor_scale * stride on the centre of every location of a map.
+    """Build the anchors of a level: squares of side anchor_scale * stride.
 
     Args:
         map_size: (height, width) of the level's map.
-        stride: pixels from one location to the next.
-        anchor_scale: side of the square in strides (published: 8).
-        device: where to build them.
+        stride: Pixels between neighboring locations.
+        anchor_scale: Side of the square in strides (published: 8).
+        device: Device of the anchors.
 
     Returns:
-        (H * W, 4) float32 half-open boxes in pixels, row by row; they may leave the picture.
-        For stride 8 and scale 8 the first is (-28, -28, 36, 36), which the published model writes
-        as (-28, -28, 35, 35).
+        (H * W, 4) float32 half-open boxes in pixels, row by row, not clipped to the image. For
+        stride 8 and scale 8 the first is (-28, -28, 36, 36); the published model's inclusive box
+        is (-28, -28, 35, 35).
     """
     height, width = map_size
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * stride
@@ -45,7 +45,7 @@ def pyramid_anchors(
     *,
     device: torch.device | str | None = None,
 ) -> list[Tensor]:
-    """`level_anchors` of every level."""
+    """Build the anchors of all levels, see `level_anchors`."""
     return [
         level_anchors(size, stride, anchor_scale, device=device)
         for size, stride in zip(map_sizes, strides, strict=True)

@@ -1,15 +1,14 @@
-"""Geometry of boxes as tensors.
+"""Box coding, clipping and GIoU that torchvision lacks; IoU and NMS are torchvision's.
 
-Every box here is float pixels, half-open xyxy: (x0, y0) is its first corner, (x1, y1) the corner
-just past its last pixel, so that its width is x1 - x0.
+Every box here is float pixels, half-open xyxy: (x0, y0) is the first corner, (x1, y1) the corner
+just past the last pixel, so that the width is x1 - x0.
 
-The published model works on boxes whose last corner lies *on* the last pixel, with widths of
-x1 - x0 + 1. Its coder, IoU and non-maximum suppression are then those of half-open boxes, number
-for number. Three places do not carry over, because there it leaves the 1 out; they call
-`to_inclusive` and say so: the test whether an anchor's centre lies in a box
+The published model uses inclusive boxes: (x1, y1) is the last pixel and the width x1 - x0 + 1. Its
+box coder, IoU and NMS give the same numbers on half-open boxes. Three computations omit the + 1
+and therefore call `to_inclusive`: the test whether an anchor center is inside a box
 (`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
 
-Letters: A anchors, G boxes; N any number of boxes.
+Letters: A anchors, G ground-truth boxes, N any number of boxes.
 """
 
 from __future__ import annotations
@@ -19,56 +18,32 @@ import math
 import torch
 from torch import Tensor
 
-#: Factors on the deltas (x, y, width, height), as published.
+#: Weights of the deltas (x, y, width, height), as published.
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 #: Largest log of predicted size over anchor size, as published.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def to_inclusive(boxes_xyxy: Tensor) -> Tensor:
-    """Move the last corner of (..., 4) half-open boxes onto their last pixel.
-
-    The published model's own box convention; see the module's docstring.
-    """
+    """Convert (..., 4) half-open boxes to the published model's inclusive ones."""
     return boxes_xyxy - boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def centers(boxes_xyxy: Tensor) -> Tensor:
-    """Centres (..., 2) as (x, y) of (..., 4) boxes, in pixels."""
+    """Compute the centers (..., 2), as (x, y), of (..., 4) boxes."""
     return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) * 0.5
 
 
-def areas(boxes_xyxy: Tensor) -> Tensor:
-    """Areas (...) of (..., 4) boxes, in square pixels."""
-    sizes = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    return sizes[..., 0] * sizes[..., 1]
-
-
-def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Intersection over union of every box of one set with every box of another.
-
-    Args:
-        first_xyxy: (N, 4) boxes.
-        second_xyxy: (G, 4) boxes.
-
-    Returns:
-        (N, G) float; 0 where both boxes are empty.
-    """
-    low = torch.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
-    high = torch.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
-    sides = (high - low).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = areas(first_xyxy)[:, None] + areas(second_xyxy)[None, :] - intersection
-    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
-
-
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
-    """Generalised IoU of each box of one set with its partner in another.
+    """Compute the elementwise GIoU of two sets of boxes, as published.
+
+    `torchvision.ops.generalized_box_iou_loss` adds epsilon elsewhere, and gives inverted boxes a
+    positive area where both sides are negative.
 
     Args:
-        first_xyxy: (N, 4) boxes; a last corner before the first counts as on it.
+        first_xyxy: (N, 4) boxes; negative sides count as 0.
         second_xyxy: (N, 4) boxes.
-        epsilon: added to union and enclosing area, in square pixels.
+        epsilon: Added to union and enclosing area, in square pixels.
 
     Returns:
         (N,) in (-1, 1].
@@ -85,14 +60,14 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
 
 
 def encode_deltas(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Write boxes as deltas from their anchors.
+    """Encode boxes relative to their anchors.
 
     Args:
         boxes_xyxy: (..., 4) boxes of positive size.
         anchors_xyxy: (..., 4) their anchors.
 
     Returns:
-        (..., 4): centre offsets in anchor sizes times 10, logs of size ratios times 5.
+        (..., 4) deltas: center offsets over anchor sizes, times 10; log size ratios, times 5.
 
     Source: Faster R-CNN (Ren et al. 2015), weights as published by FIBER.
     """
@@ -104,14 +79,14 @@ def encode_deltas(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
 
 
 def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Turn predicted deltas back into boxes.
+    """Decode predicted deltas to boxes.
 
     Args:
-        deltas: (..., 4) as `encode_deltas` gives them; size logs are cut at log(1000 / 16).
+        deltas: (..., 4) as from `encode_deltas`; log size ratios are clamped to log(1000 / 16).
         anchors_xyxy: (..., 4) anchors, broadcast against the deltas.
 
     Returns:
-        (..., 4) half-open boxes in pixels, not clipped to the picture.
+        (..., 4) half-open boxes in pixels, not clipped to the image.
     """
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
@@ -121,10 +96,10 @@ def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
 
 
 def clip_to_image(boxes_xyxy: Tensor, height: float, width: float) -> Tensor:
-    """Clip (..., 4) boxes to a picture so that each keeps at least one pixel of it.
+    """Clip (..., 4) boxes to an image; each keeps at least one pixel of it.
 
-    A box wholly outside becomes a pixel of the border, as in the published model, so that scores
-    and boxes stay in step.
+    As published, a box outside the image becomes a pixel at its border;
+    `torchvision.ops.clip_boxes_to_image` makes it empty.
     """
     upper = boxes_xyxy.new_tensor([width, height])
     low = torch.minimum(boxes_xyxy[..., :2].clamp(min=0), upper - 1)

@@ -1,9 +1,9 @@
-"""Modulated deformable convolution: torchvision's on GPUs, gathered rows on CPUs.
+"""Modulated deformable convolution: torchvision's on GPUs, `embedding_bag` on CPUs.
 
-torchvision's CPU backward pass walks every tap and channel alone; summing whole rows of a
-channels-last table with `embedding_bag` is the same sum in about a tenth of the time.
+torchvision's CPU backward pass loops over taps and channels one by one; here whole rows of a
+channels-last table are summed with `embedding_bag`.
 
-Letters: B pictures, C channels, H W the map that is read, h w the map that comes out, K taps.
+Letters: B images, C channels, H W input map, h w output map, K taps.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-#: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation.
+#: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation factor.
 TAPS = 9
-#: Taps that are gathered at once without gradients, in bytes: part of a cache.
+#: Size in bytes of the taps gathered at once without gradients, to fit in cache.
 PIECE_BYTES = 8_000_000
 
 
@@ -28,18 +28,18 @@ def modulated_deform_conv(
     *,
     stride: int = 1,
 ) -> Tensor:
-    """Convolve 3 x 3 with shifted, weighted taps; padding 1.
+    """Apply a modulated deformable 3 x 3 convolution with padding 1.
 
     Args:
-        features: (B, C, H, W) float32 or float64, as all others.
-        offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap in turn.
+        features: (B, C, H, W) float32 or float64, like all other tensors.
+        offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap.
         modulation: (B, 9, h, w) factors on the taps.
         weight: (C_out, C, 3, 3).
         bias: (C_out,).
-        stride: pixels between neighbouring places of the kernel.
+        stride: Stride of the convolution.
 
     Returns:
-        (B, C_out, h, w). A tap is read bilinearly, with zeros outside the map.
+        (B, C_out, h, w). Taps are interpolated bilinearly, with zeros outside the map.
 
     Source: Zhu et al. 2019, "Deformable ConvNets v2".
     """
@@ -56,20 +56,20 @@ def modulated_deform_conv(
     batch, channels, height, width = features.shape
     out_height, out_width = offsets.shape[-2:]
     rows, weights = _corners(offsets, modulation, height, width, stride)
-    # (B, C, H, W) -> (B H W, C): a row is all channels of one pixel.
+    # (B, C, H, W) -> (B H W, C): one row per pixel.
     table = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
     kernel = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
 
     def convolve(rows: Tensor, weights: Tensor) -> Tensor:
-        """(n K, 4) rows and their weights -> (n, C_out)."""
-        # (n K, C): each tap is a weighted sum of four rows.
+        """Map (n K, 4) row indices and their weights to (n, C_out)."""
+        # (n K, C): a tap is a weighted sum of four rows.
         taps = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
         return torch.addmm(bias, taps.view(-1, TAPS * channels), kernel)
 
     if torch.is_grad_enabled():
         out = convolve(rows, weights)
     else:
-        # The taps, nine times as large as the map, stay in the cache.
+        # All taps are nine times as large as the map; pieces of them fit in cache.
         at_once = TAPS * max(1, PIECE_BYTES // (TAPS * channels * features.element_size()))
         pieces = zip(rows.split(at_once), weights.split(at_once), strict=True)
         out = torch.cat([convolve(*piece) for piece in pieces])
@@ -80,11 +80,11 @@ def modulated_deform_conv(
 def _corners(
     offsets: Tensor, modulation: Tensor, height: int, width: int, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Find the four pixels around every tap.
+    """Compute the four pixels around each tap.
 
     Returns:
-        Rows (B h w K, 4) int64 of the table of all pixels of the batch, and their weights, the
-        modulation included; 0 for a pixel outside the map.
+        (B h w K, 4) int64 row indices into the table of all pixels of the batch, and their weights
+        with modulation; 0 for a pixel outside the map.
     """
     batch, _, out_height, out_width = offsets.shape
     # (B, 18, h, w) -> (B, h, w, K, 2)

@@ -1,4 +1,4 @@
-"""What was found in a picture, as a user reads, draws and saves it."""
+"""Detections of an image: what `Model.detect` and `Model.ground` return."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from fiber.visualize import draw_boxes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Shorter side that a small picture is enlarged to before it is drawn on, in pixels.
+#: Small images are enlarged to this shorter side before drawing, in pixels.
 MIN_DRAWN_SIDE = 384
-#: Longer side that a picture is enlarged to at most, in pixels; a row of pixels stays one.
+#: Limit of the longer side when enlarging, in pixels.
 MAX_DRAWN_SIDE = 4096
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture.
+    """Boxes, scores and labels of one image.
 
-    A score is sqrt(p * c): p is the mean probability of the tokens that name the label, c the
-    centerness of the place that the box comes from. It orders the boxes of one label in one text;
-    it is not calibrated, and cannot be compared between texts, labels or models: docs/grounding.md.
+    A score is sqrt(p * c), with p the mean probability of the label's tokens and c the centerness
+    at the box's location. It ranks the boxes of one label in one prompt; it is not calibrated and
+    not comparable across prompts, labels or models: docs/grounding.md.
 
     Raises:
-        ValueError: if the parts differ in length.
+        ValueError: If the fields differ in length.
     """
 
-    #: (n, 4) float32, half-open pixels of the picture, best first or phrase by phrase.
+    #: (n, 4) float32, half-open pixels of the image, best first or phrase by phrase.
     boxes_xyxy: np.ndarray
-    #: (n,) float32 in [0, 1]; no probabilities, see above.
+    #: (n,) float32 in [0, 1]; not probabilities, see above.
     scores: np.ndarray
-    #: (n,) what each box shows.
+    #: (n,) class name or phrase of each box.
     labels: list[str]
-    #: (n,) int64, which of the phrases or classes that were asked for.
+    #: (n,) int64, index into the phrases or classes of the call.
     indices: np.ndarray
     #: (height, width) in pixels.
     image_size: tuple[int, int]
-    #: The picture itself, a path or a uint8 array (H, W, 3), for `save`.
+    #: The image, as a path, encoded bytes or a uint8 array (H, W, 3), for `draw` and `save`.
     picture: str | os.PathLike[str] | bytes | np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Detections:
         image_size: tuple[int, int],
         picture: str | os.PathLike[str] | bytes | np.ndarray | None = None,
     ) -> Detections:
-        """Name what `detect_boxes` or `ground_phrases` found by the labels asked for."""
+        """Attach labels to the boxes of `detect_boxes` or `ground_phrases`."""
         indices = found.label_indices.cpu().numpy()
         return cls(
             boxes_xyxy=found.boxes_xyxy.float().cpu().numpy(),
@@ -88,11 +88,11 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Give the JSON object that the command line prints.
+        """Convert to the JSON object that the command line prints.
 
         Args:
-            image: name of the picture; default its path, if it came as one.
-            model: name of the model.
+            image: Name of the image; default: its path, if it was given as one.
+            model: Name of the model.
         """
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
@@ -116,13 +116,12 @@ class Detections:
         }
 
     def draw(self) -> Image:
-        """Draw boxes and labels on the picture; a small picture is enlarged first.
+        """Draw boxes and labels on the image; a small image is enlarged first.
 
-        The best box lies on top. No label covers another one, unless there are too many for the
-        picture.
+        The best box is drawn on top. Labels do not cover one another, unless there is no room.
 
         Raises:
-            ValueError: if the picture is not known or has another size.
+            ValueError: If the image is not known or has another size.
         """
         image = self._open()
         scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
@@ -137,11 +136,11 @@ class Detections:
         return image
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture with its boxes; the name's ending says in which format.
+        """Write the image with its boxes; the suffix of `path` selects the format.
 
         Raises:
-            ValueError: if the picture is not known or has another size, or the ending is unknown.
-            OSError: if it cannot be written; what bore the name is as it was.
+            ValueError: If the image is not known or has another size, or the suffix is unknown.
+            OSError: If the file cannot be written; an existing file is unchanged.
         """
         save_picture(self.draw, path)
 
@@ -150,7 +149,7 @@ class Detections:
         from PIL import ImageOps
 
         if self.picture is None:
-            raise ValueError("Detections: the picture is not known; pass picture= to draw on it")
+            raise ValueError("Detections: no image to draw on; pass picture=")
         if isinstance(self.picture, np.ndarray):
             image = PilImage.fromarray(self.picture)
         else:
@@ -158,7 +157,7 @@ class Detections:
             image = ImageOps.exif_transpose(PilImage.open(source))
         if (image.height, image.width) != self.image_size:
             raise ValueError(
-                f"Detections: the picture is {image.width} x {image.height} pixels, the boxes"
-                f" belong to {self.image_size[1]} x {self.image_size[0]}"
+                f"Detections: the image has {image.width} x {image.height} pixels; expected"
+                f" {self.image_size[1]} x {self.image_size[0]}, the size of the boxes' image"
             )
         return image.convert("RGB")

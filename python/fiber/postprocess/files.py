@@ -1,4 +1,4 @@
-"""Drawn pictures on disk: whole, or not there."""
+"""Atomic writing of images."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 
 def save_picture(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
-    """Write a picture under a temporary name and rename it when it is whole.
+    """Write an image to a temporary file and rename it when it is complete.
 
     Args:
-        draw: makes the picture; called only if its file may be written.
-        path: its ending says in which of Pillow's formats.
+        draw: Returns the image; called after `path` was checked.
+        path: File name; its suffix selects the Pillow format.
 
     Raises:
-        ValueError: for an ending of no format.
-        FileNotFoundError: if the folder is missing.
-        OSError: if the name is that of something else than a regular file, or the file cannot be
-            written; nothing of it is left then.
+        ValueError: If the suffix is not of a format that Pillow writes.
+        FileNotFoundError: If the directory does not exist.
+        OSError: If `path` exists and is not a regular file, or cannot be written; no partial file
+            is left.
     """
     path = Path(path)
     check_target(path)
     kind = _format(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+        raise FileNotFoundError(f"{path}: the directory {path.parent} does not exist")
     image = draw()
     write_file(path, lambda part: image.save(part, kind))
 
 
 def _format(path: Path) -> str:
-    """Name the format of an ending."""
+    """Look up the Pillow format of a suffix."""
     from PIL import Image
 
-    # Fills the table, and Image.SAVE with it.
+    # Also fills Image.SAVE.
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise ValueError(
-            f"{path}: unknown ending {path.suffix!r}; expected .png, .jpg, .jpeg, .webp or another"
+            f"{path}: unknown suffix {path.suffix!r}; expected .png, .jpg, .jpeg, .webp or another"
             " that Pillow writes"
         )
     return kind

@@ -1,9 +1,9 @@
-"""From raw predictions to boxes: scores of labels, suppression, sizes of the original picture.
+"""Boxes from raw predictions: label scores, NMS, rescaling to the original image.
 
-Boxes are half-open xyxy pixels, see `fiber.ops.boxes`; suppression and clipping are then the
-published ones, which write the same boxes with inclusive corners.
+Boxes are half-open xyxy pixels (`fiber.ops.boxes`), on which NMS and clipping equal the published
+ones on inclusive boxes.
 
-Letters: B pictures, A anchors over all levels, L tokens, K labels of a picture, n boxes found.
+Letters: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torchvision.ops import batched_nms
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
 
-#: For each label of a picture, the indices of the tokens that name it.
+#: For each label of an image, the indices of its tokens.
 TokenMap = Sequence[Sequence[int]]
-#: (height, width) in pixels of each picture: (B, 2) or pairs.
+#: (height, width) in pixels of each image: (B, 2) or pairs.
 Sizes = Tensor | Sequence[Sequence[int]]
-#: Places of a phrase that are decoded for each box asked for, since many overlap.
+#: Locations decoded per box of a phrase, before NMS removes most of them.
 PLACES_PER_BOX = 50
 
 
 class FoundBoxes(NamedTuple):
-    """Boxes of one picture, best first, on the model's device."""
+    """Boxes of one image, best first, on the model's device."""
 
-    #: (n, 4) float32, half-open pixels of the original picture.
+    #: (n, 4) float32, half-open pixels of the original image.
     boxes_xyxy: Tensor
     #: (n,) float32 in [0, 1].
     scores: Tensor
-    #: (n,) int64, which label of the picture's list.
+    #: (n,) int64, index into the image's labels.
     label_indices: Tensor
 
 
@@ -49,35 +49,33 @@ def detect_boxes(
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
-    """Find the boxes of every label; defaults as published for detection.
+    """Detect the boxes of all labels; defaults are the published ones for detection.
 
-    A label's score at a location is the mean of its tokens' probabilities. Locations above the
-    threshold are ranked by score times centerness, and that product's square root is the score
-    that comes out.
+    A label's score at a location is the mean of its token probabilities. Locations above the
+    threshold are ranked by score times centerness; the square root of the product is returned.
 
     Args:
-        output: of the detector.
-        label_token_maps: for each picture, for each label, the indices of its tokens; pictures
-            may have different texts.
+        output: Output of the detector.
+        label_token_maps: Token indices of each label of each image; images may have different
+            texts.
         image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the picture that boxes are wanted for.
-        score_threshold: a label's score must exceed it, before centerness is counted.
-        nms_threshold: of two boxes of one label whose IoU exceeds it, the better one stays.
-        max_detections: boxes kept of a picture.
-        candidates_per_level: pairs of location and label kept of a level before suppression.
-        aggregate: "mean" or "max" of the tokens' probabilities.
+        original_sizes: (height, width) of the images in whose pixels boxes are returned.
+        score_threshold: Minimum label score, exclusive, before centerness is applied.
+        nms_threshold: IoU above which the lower of two boxes of a label is removed.
+        max_detections: Boxes kept per image.
+        candidates_per_level: Pairs of location and label kept per level before NMS.
+        aggregate: "mean" or "max" of token probabilities.
 
     Returns:
-        For each picture its boxes, best first.
+        The boxes of each image, best first.
 
     Raises:
-        ValueError: if the lists differ in length from the batch, or a token index lies outside
-            the text.
+        ValueError: If the number of token maps or sizes is not B, or a token index is out of range.
     """
     scores, centerness = _probabilities(output)
     lengths = [len(level) for level in output.anchors]
     found = []
-    for image, sizes in _pictures(output, label_token_maps, image_sizes, original_sizes):
+    for image, sizes in _images(output, label_token_maps, image_sizes, original_sizes):
         token_map = label_token_maps[image]
         label_scores = _label_scores(scores[image], token_map, aggregate)
         ranks = label_scores * centerness[image, :, None]
@@ -86,7 +84,7 @@ def detect_boxes(
         values = torch.cat([value for value, _ in best])
         starts = [sum(lengths[:level]) * len(token_map) for level in range(len(lengths))]
         places = torch.cat([place + start for (_, place), start in zip(best, starts, strict=True)])
-        # Places count through a table (A, K), which may have no column.
+        # Indices into a flat (A, K) table, which may have no columns.
         columns = max(len(token_map), 1)
         labels = places % columns
         boxes = _boxes_at(output, image, places // columns, sizes[0])
@@ -107,34 +105,33 @@ def ground_phrases(
     score_threshold: float = 0.0,
     nms_threshold: float = 0.6,
 ) -> list[FoundBoxes]:
-    """Find the best boxes of every phrase, whatever the other phrases score.
+    """Find the best boxes of each phrase, independently of other phrases' scores.
 
     Args:
-        output: of the detector.
-        phrase_token_maps: for each picture, for each phrase, the indices of its tokens.
+        output: Output of the detector.
+        phrase_token_maps: Token indices of each phrase of each image.
         image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the picture that boxes are wanted for.
-        boxes_per_phrase: boxes wanted of each phrase; fewer come out where the rest is suppressed
-            or below the threshold.
-        score_threshold: lowest score, centerness counted, in [0, 1].
-        nms_threshold: as in `detect_boxes`.
+        original_sizes: (height, width) of the images in whose pixels boxes are returned.
+        boxes_per_phrase: Maximum number of boxes per phrase.
+        score_threshold: Minimum score, with centerness, in [0, 1].
+        nms_threshold: As for `detect_boxes`.
 
     Returns:
-        For each picture its boxes, phrase by phrase, the best of each first. A phrase without
-        tokens (its text was cut) has none.
+        The boxes of each image, phrase by phrase, the best of each first. A phrase without tokens
+        (its text was truncated) has none.
 
     Raises:
-        ValueError: as `detect_boxes`.
+        ValueError: As `detect_boxes`.
     """
     scores, centerness = _probabilities(output)
     places_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
     found = []
-    for image, sizes in _pictures(output, phrase_token_maps, image_sizes, original_sizes):
+    for image, sizes in _images(output, phrase_token_maps, image_sizes, original_sizes):
         token_map = phrase_token_maps[image]
         ranks = _label_scores(scores[image], token_map, "mean") * centerness[image, :, None]
         if output.inside is not None:
             ranks = ranks.masked_fill(~output.inside[image, :, None], -1.0)
-        # (A, K) -> the best places of each phrase, (K, places)
+        # (A, K) -> best locations of each phrase, (K, locations)
         values, places = ranks.t().topk(min(places_wanted, len(ranks)), dim=1)
         labels = torch.arange(len(token_map), device=ranks.device)[:, None].expand_as(places)
         named = torch.tensor(
@@ -144,9 +141,9 @@ def ground_phrases(
         values, places, labels = values[usable], places[usable], labels[usable]
         boxes = _boxes_at(output, image, places, sizes[0])
         kept = suppress(boxes, values, labels, nms_threshold)
-        # Best first from the suppression; a stable sort then groups by phrase.
+        # NMS returns the best first; a stable sort groups by phrase.
         kept = kept[labels[kept].argsort(stable=True)]
-        kept = kept[_place_in_group(labels[kept]) < boxes_per_phrase]
+        kept = kept[_index_in_group(labels[kept]) < boxes_per_phrase]
         found.append(
             FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
         )
@@ -156,12 +153,12 @@ def ground_phrases(
 def join_chunks(
     chunks: Sequence[FoundBoxes], first_labels: Sequence[int], *, max_detections: int | None = None
 ) -> FoundBoxes:
-    """Join what several prompts found in one picture, best first.
+    """Merge the boxes that several prompts found in one image, best first.
 
     Args:
-        chunks: one for each prompt, at least one.
-        first_labels: place of each prompt's first label in the whole list of labels.
-        max_detections: boxes kept; default all, as published.
+        chunks: Boxes of each prompt, at least one.
+        first_labels: Index of each prompt's first label in the list of all labels.
+        max_detections: Boxes kept; default: all, as published.
     """
     joined = FoundBoxes(
         torch.cat([chunk.boxes_xyxy for chunk in chunks]),
@@ -178,22 +175,22 @@ def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
     return tokens, torch.cat(output.centerness_logits, dim=1).float().sigmoid()
 
 
-def _pictures(
+def _images(
     output: DetectorOutput, token_maps: Sequence[TokenMap], image_sizes: Sizes, originals: Sizes
 ) -> list[tuple[int, tuple[tuple[int, int], tuple[int, int]]]]:
-    """Number every picture, with its size in the tensor and its original size."""
+    """Check the inputs; list each image's index, size in the tensor and original size."""
     batch, length = output.text_mask.shape
     if not batch == len(token_maps) == len(image_sizes) == len(originals):
         raise ValueError(
-            f"{batch} pictures went through the model; got {len(token_maps)} token maps,"
-            f" {len(image_sizes)} image sizes and {len(originals)} original sizes"
+            f"got {len(token_maps)} token maps, {len(image_sizes)} image sizes and"
+            f" {len(originals)} original sizes; expected {batch} of each, the batch size"
         )
     for image, token_map in enumerate(token_maps):
         for label, tokens in enumerate(token_map):
             if any(not 0 <= token < length for token in tokens):
                 raise ValueError(
-                    f"picture {image}: label {label} has tokens {list(tokens)};"
-                    f" the text has {length}"
+                    f"image {image}: label {label} has token indices {list(tokens)};"
+                    f" expected 0 to {length - 1}"
                 )
     return list(enumerate(zip(_pairs(image_sizes), _pairs(originals), strict=True)))
 
@@ -204,7 +201,7 @@ def _pairs(sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor:
-    """Scores (A, K) of labels from those of tokens (A, L); 0 for a label without tokens."""
+    """Label scores (A, K) from token scores (A, L); 0 for a label without tokens."""
     if aggregate not in ("mean", "max"):
         raise ValueError(f"aggregate: expected mean or max, got {aggregate!r}")
     if aggregate == "max":
@@ -220,7 +217,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best ranks of a level and their places in its (locations x labels) table."""
+    """Top ranks of a level and their indices into its flat (locations, labels) table."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0
@@ -228,27 +225,27 @@ def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode the boxes at some locations and clip them to the picture without its padding."""
+    """Decode the boxes at some locations and clip them to the image without padding."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Places of the boxes that stay, best first; labels do not suppress one another."""
-    # torchvision moves each label's boxes to a place of its own; in float64 nothing is rounded.
+    """Indices of the boxes that NMS within each label keeps, best first."""
+    # torchvision offsets boxes by label; in float64 the offset causes no rounding.
     return batched_nms(boxes.double(), scores.double(), labels, threshold)
 
 
 def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Scale boxes of the transformed picture to the original one."""
+    """Rescale boxes from the transformed to the original image."""
     height, width = original[0] / size[0], original[1] / size[1]
     scaled = boxes * boxes.new_tensor([width, height, width, height])
     upper = boxes.new_tensor([original[1], original[0]] * 2)
     return torch.minimum(scaled, upper)
 
 
-def _place_in_group(groups: Tensor) -> Tensor:
-    """Count 0, 1, 2, ... inside each run of equal numbers."""
+def _index_in_group(groups: Tensor) -> Tensor:
+    """Count 0, 1, 2, ... within each run of equal values."""
     order = torch.arange(len(groups), device=groups.device)
     _, counts = torch.unique_consecutive(groups, return_counts=True)
     starts = counts.cumsum(0) - counts
