@@ -9,13 +9,13 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 import fiber
 
 
 def describe_machine() -> dict[str, str]:
     """Describe the CPU, torch's settings on it, and the versions in use."""
+    import torch
+
     own = provenance()
     return {
         "processor": _processor(),

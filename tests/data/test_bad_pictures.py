@@ -11,7 +11,7 @@ from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import ImageTransform, Record, Tokenizer
-from fiber.data.image import check_picture
+from fiber.data.image_file import check_picture
 from tests.data.loader_records import make, png, record
 
 from ..jpeg_corpus import alter

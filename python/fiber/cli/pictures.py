@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import add_words, count, whole_number
 from fiber.cli.models import choose_model
-from fiber.data.image import ENDINGS
+from fiber.data.image_file import ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np

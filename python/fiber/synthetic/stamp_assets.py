@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fiber.data.image import ENDINGS
+from fiber.data.image_file import ENDINGS
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 #: Packages with photographs, and where in them.

@@ -17,7 +17,8 @@ from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.objects365 import objects365
 from fiber.data.datasets.resolve import open_source
 from fiber.data.formats.tsv import TsvFile
-from fiber.data.prompts.sampling import DrawnPrompts, PromptRules
+from fiber.data.prompts.rules import PromptRules
+from fiber.data.prompts.sampling import DrawnPrompts
 from fiber.data.skip_report import classes_of, left_out, left_out_lines
 
 CLASSES = {"mug": 1, "__background__": 0, "traffic light": 3, "dog_(animal)": 2}

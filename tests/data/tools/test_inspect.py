@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fiber.data.datasets.resolve import open_source
-from fiber.data.image import check_picture, ending_of
+from fiber.data.image_file import check_picture, ending_of
 from fiber.data.tools.discover import kinds_of, parts_of
 from fiber.data.tools.inspect import Bar, histogram, inspect
 from fiber.data.tools.pack import pack

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, NamedTuple
 
-from fiber.data.image import STATUSES, CheckedPicture, check_picture
+from fiber.data.image_file import STATUSES, CheckedPicture, check_picture
 from fiber.data.record import Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 

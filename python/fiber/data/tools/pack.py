@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
-from fiber.data.image import ending_of
+from fiber.data.image_file import ending_of
 from fiber.data.record import Record, StoredImage
 from fiber.data.storage.packed import DESCRIPTION, FORMAT, SHARED, VERSION, to_entry
 from fiber.data.tools.discover import SKIPPING, Part, parts_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fiber.config_io import nearest, require
-from fiber.data.prompts.sampling import ClassRule, PromptRules
+from fiber.data.prompts.rules import ClassRule, PromptRules
 
 #: Sources that hold boxes.
 BOX_SOURCES = (
@@ -156,7 +156,7 @@ class GroundingTask:
     #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
     #: Which classes the texts of the source "detection" ask for, drawn for every picture and epoch:
-    #: see `fiber.data.prompts.sampling.PromptRules`.
+    #: see `fiber.data.prompts.rules.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
     max_negatives: int | None = None
