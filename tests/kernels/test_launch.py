@@ -1,4 +1,4 @@
-"""A launch starts its kernel once, where its tensors are."""
+"""A launch runs its kernel once, on the device of its tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fiber.kernels.runtime.launch import Launch
 
 
 class Kernel:
-    """Notes how it was started, and on which device."""
+    """Records how it was launched, and on which device."""
 
     current: torch.device | None = None
 
@@ -22,7 +22,7 @@ class Kernel:
 
 
 class OnSecondGpu(torch.Tensor):
-    """A tensor that says it is on a GPU."""
+    """Tensor that reports a GPU as its device."""
 
     @property
     def device(self) -> torch.device:

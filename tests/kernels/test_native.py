@@ -1,4 +1,4 @@
-"""The extension's attention equals the oracle, as nearly as plain PyTorch does in float32."""
+"""The extension's attention equals the oracle as closely as plain PyTorch in float32."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def assert_as_near_as_plain_pytorch(
 
 @pytest.fixture
 def no_reference(monkeypatch):
-    """Plain PyTorch must not run unseen."""
+    """Fail if plain PyTorch runs."""
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("plain PyTorch runs")

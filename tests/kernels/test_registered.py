@@ -1,4 +1,4 @@
-"""The operations as torch knows them: registered whole, traced, compiled, recomputed."""
+"""Registration with `torch.library`: schemas, tracing, compilation, checkpointing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_cross_attention_is_registered_whole(arguments):
 
 
 def test_operations_are_seen_by_those_who_watch():
-    """Counters of operations and memory, and tracing, hang on torch's dispatch modes."""
+    """Operation counters, memory counters and tracing use torch's dispatch modes."""
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -136,7 +136,7 @@ def test_who_asks_no_gradient_of_what_was_read_gets_none(backend):
 
 
 def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor) -> Tensor:
-    """All operations, one after the other."""
+    """Run all operations in a chain."""
     read = kernels.window_attention(qkv, table, bias, window_size=3, shift=1, valid_sizes=SIZES)
     tokens = read.flatten(1, 2)
     of_text = kernels.image_to_text_attention(tokens, text, text, LENGTHS)

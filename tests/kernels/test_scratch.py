@@ -1,4 +1,4 @@
-"""Memory kept from call to call: whose it is, how long, and that nobody reads what is left."""
+"""Scratch memory: one block a thread, reused from call to call, never read uninitialized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of tile sizes: which line is read, and what is told of a broken one."""
+"""Tables of tile sizes: which line is used, and errors of invalid tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE = {
 
 @pytest.fixture
 def users(tmp_path, monkeypatch):
-    """A pretended GPU, and the place of the user's table."""
+    """Mock a GPU, and return the path of the user's table."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tiles, "architecture", lambda d: "sm_90" if d.type == "cuda" else "none")
     monkeypatch.setattr(tiles, "triton_minor", lambda: "3.9")

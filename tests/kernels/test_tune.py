@@ -1,4 +1,4 @@
-"""`fiber tune` without a GPU: a timer and a device that are made up."""
+"""`fiber tune` without a GPU, with a fake timer and device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHIP = {"chip": "sm_90", "triton": "3.9"}
 
 
 class FakeMeasure:
-    """Times by what is launched: the wanted warps are fast, one candidate does not run."""
+    """Fake times: the wanted number of warps is the fastest, and some candidates do not run."""
 
     def __init__(self, warps: int, broken=lambda each: False) -> None:
         self.warps, self.broken, self.cases = warps, broken, []
@@ -109,7 +109,7 @@ def test_the_command_says_that_it_needs_a_gpu(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
-    """A GPU for the command, on which everything takes a millisecond."""
+    """Fake GPU for the command, on which everything takes a millisecond."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "refusal", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -1,4 +1,4 @@
-"""The public operations with the Triton kernels behind them: equal to plain PyTorch."""
+"""The public operations with the Triton backend equal plain PyTorch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3}
 
 
 class Case(NamedTuple):
-    """A call in words: batch, map, window, shift, heads, head width, sizes of the own maps."""
+    """A call: batch, map, window, shift, heads, head width, own map sizes."""
 
     batch: int
     height: int
