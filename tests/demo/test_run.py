@@ -98,7 +98,7 @@ class TestFinished:
         text = (finished / "report.html").read_text()
         assert "http:" not in text
         assert "https:" not in text
-        sources = re.findall(r"src='([^']{0,30})", text)
+        sources = re.findall(r'src="([^"]{0,30})', text)
         assert len(sources) == 3
         assert all(source.startswith("data:image/png;base64,") for source in sources)
         assert not re.search(r"<(script|link|iframe)", text)
@@ -108,7 +108,7 @@ class TestFinished:
         for shown in SHOWN:
             assert text.count(f">{shown.name}<") == 2
         for part in ("data", "coarse training", "fine training", "evaluation, records"):
-            assert f"<td class='text'>{part}</td>" in text
+            assert f'<td class="text">{part}</td>' in text
         for command in ("fiber demo", "fiber data", "fiber train", "fiber eval"):
             assert command in text
         assert "train.steps=4" in text

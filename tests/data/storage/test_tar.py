@@ -1,6 +1,7 @@
 """Tar archives: scanned once, read at any offset, invalid ones refused."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -286,6 +287,11 @@ def test_pax_headers(tmp_path):
     is_invalid(path)
     path.write_bytes(pax(data) * 2000 + whole)
     is_invalid(path)
+    # Two names for one member.
+    name = pax(b"b.txt\0", tarfile.GNUTYPE_LONGNAME)
+    for first, second in itertools.product((name, extended), repeat=2):
+        path.write_bytes(first + second + whole)
+        is_invalid(path, "two extended headers for member")
 
 
 def test_sparse_members_are_counted(tmp_path):

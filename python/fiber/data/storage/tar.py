@@ -211,6 +211,9 @@ class TarFile(PooledFile):
 class _StrictTarInfo(tarfile.TarInfo):
     """Reject headers that `tarfile` accepts or repairs silently."""
 
+    #: Whether an extended header may have set the name.
+    is_extended = False
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         """Parse a header block; raise `tarfile.TarError` if it is invalid."""
@@ -244,7 +247,12 @@ class _StrictTarInfo(tarfile.TarInfo):
                 raise tarfile.ReadError("extended header with data after its end")
             if self.type in _PAX:
                 _check_pax(data, is_global=self.type == tarfile.XGLTYPE)
-        return super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue]
+        info = super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.type in (*_PAX, tarfile.GNUTYPE_LONGNAME) and self.type != tarfile.XGLTYPE:
+            if info.is_extended:
+                raise tarfile.ReadError(f"two extended headers for member {info.name!r}")
+            info.is_extended = True
+        return info
 
 
 def _check_size(name: str, size: int, available: int) -> None:
