@@ -103,9 +103,7 @@ def lvis(subject: Subject, records: RecordSet) -> Measured:
     kept, groups = best.table(), asked[0].label_groups or ("",) * len(names)
     numbers = _seen(fixed_average_precision(kept, truths, groups))
     # Published: boxes lack their last pixel on the right and below.
-    corners = (
-        kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.images]
-    )
+    corners = kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.images]
     as_published = fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups)
     numbers |= _seen({f"published_{name}": as_published[name] for name in _LVIS_NUMBERS})
     results = [
