@@ -34,7 +34,7 @@ def test_tokens(caption, tokens):
 
 def test_same_words_score_one():
     scores = caption_scores(["A red circle is here."], [["a red circle is here", "nothing"]])
-    # Of one picture alone no word is rare.
+    # Of one image alone no word is rare.
     expected = {"bleu_4": 1.0, "rouge_l": 1.0, "cider_d": 0.0}
     assert scores == pytest.approx(expected, abs=1e-8)
     both = caption_scores(["A red circle", "two dogs"], [["a red circle"], ["two dogs."]])
@@ -43,7 +43,7 @@ def test_same_words_score_one():
 
 
 def test_cider_compares_tokens_and_counts_them_in_the_references():
-    """A word of all three pictures weighs log 1 = 0, one of two log 1.5, one of one log 3."""
+    """A word of all three images weighs log 1 = 0, one of two log 1.5, one of one log 3."""
     references = [["A dog's ball."], ["a dog", "a hat"], ["a cat"]]
     found = caption_scores(["a DOG's ball!", "a dog", "a dog"], references)["cider_d"]
     # Four tokens, "a dog 's ball", as in the reference.
@@ -104,7 +104,7 @@ def test_nothing_said_scores_nothing():
     assert scores == {"bleu_4": 0.0, "rouge_l": 0.0, "cider_d": 0.0}
 
 
-def test_no_pictures_is_nan():
+def test_no_images_is_nan():
     assert all(math.isnan(value) for value in caption_scores([], []).values())
 
 

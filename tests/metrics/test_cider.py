@@ -20,7 +20,7 @@ from tests.golden import COARSE
 RECORDED = COARSE / "extras.json"
 
 
-def test_no_picture_has_no_score():
+def test_no_image_has_no_score():
     assert math.isnan(cider_d([], [])["cider_d"])
     assert cider_d_scores([], []).shape == (0,)
 
@@ -39,7 +39,7 @@ def test_the_only_reference_scores_ten_and_no_common_word_nothing():
 
 
 def test_one_word_of_two_by_hand():
-    # Two pictures; every word occurs in one of them, so each n-gram weighs log 2.
+    # Two images; every word occurs in one of them, so each n-gram weighs log 2.
     references = [["a b"], ["c d"]]
     # "a": 1-grams (a) against (a, b): 1 / sqrt(2); no longer n-gram; one 2-gram too few.
     expected = 10 * (1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
@@ -55,7 +55,7 @@ def test_repeating_a_word_is_clipped_and_longer_by_hand():
     assert cider_d_scores(["a a a", "c d"], references)[0] == pytest.approx(expected)
 
 
-def test_a_word_of_every_picture_weighs_nothing():
+def test_a_word_of_every_image_weighs_nothing():
     references = [["a b"], ["a c"]]
     scores = cider_d_scores(["a", "a c"], references)
     assert scores[0] == 0.0 and scores[1] == pytest.approx(5.0)
@@ -69,21 +69,21 @@ def test_several_references_are_averaged():
 def test_frequencies_of_a_corpus_or_as_given():
     corpus = DocumentFrequencies.of([["a b", "a c"], ["a"], ["d"]])
     assert corpus.images == 3
-    # Those of one picture need no place: a missing one counts as 1.
+    # Those of one image need no place: a missing one counts as 1.
     assert corpus.counts == {("a",): 2}
     assert corpus.weight(("a", "b")) == pytest.approx(math.log(3))
     assert corpus.weight(("a",)) == pytest.approx(math.log(3 / 2))
-    # What the corpus never saw counts as if one picture had it.
+    # What the corpus never saw counts as if one image had it.
     assert corpus.weight(("never",)) == pytest.approx(math.log(3))
     given = DocumentFrequencies({("a",): 2.0, ("b",): 1.0}, 4.0)
     # 1-grams: (log 2, log 4) on both sides; 2-gram (a, b) unseen, weight log 4.
     assert cider_d_scores(["a b"], [["a b"]], given).tolist() == pytest.approx([5.0])
     with_itself = cider_d_scores(["a b"], [["a b"]])
-    # In a corpus of one picture every n-gram is everywhere.
+    # In a corpus of one image every n-gram is everywhere.
     assert with_itself.tolist() == [0.0]
 
 
-def test_no_picture_has_no_frequencies():
+def test_no_image_has_no_frequencies():
     with pytest.raises(ValueError, match="document frequencies of no image; expected captions"):
         DocumentFrequencies.of([])
 

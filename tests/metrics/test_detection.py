@@ -22,7 +22,7 @@ COCO_NAMES = (
 ARS = {"ar_at_1", "ar_at_10", "ar_at_100"}
 
 
-def test_nothing_to_measure_is_nan():
+def test_no_ground_truth_is_nan():
     assert all(math.isnan(value) for value in average_precision([], []).values())
     empty = average_precision([ScoredBoxes([BOX], [0.5], ["cat"])], [TrueBoxes([], [])])
     assert all(math.isnan(value) for value in empty.values())
@@ -64,7 +64,7 @@ def test_overlap_decides_at_each_threshold():
     assert found["ap75"] == pytest.approx(1.0)
 
 
-def test_of_equal_overlaps_the_last_is_taken():
+def test_last_of_equal_overlaps_is_matched():
     # The first detection overlaps both by 9/11; the second is the first true box itself and
     # overlaps the other by 2/3.
     truths = [TrueBoxes([BOX, [2, 0, 12, 10]], ["cat", "cat"])]
@@ -72,14 +72,14 @@ def test_of_equal_overlaps_the_last_is_taken():
     assert average_precision(detections, truths)["ap75"] == pytest.approx(1.0)
 
 
-def test_a_crowd_counts_neither_way():
+def test_detections_in_a_crowd_are_ignored():
     truths = [TrueBoxes([BOX, [20, 0, 60, 40]], ["cat", "cat"], [False, True])]
     in_crowd = [[22, 2, 30, 10], [40, 20, 50, 30]]
     detections = [ScoredBoxes([*in_crowd, BOX], [0.9, 0.8, 0.7], ["cat"] * 3)]
     assert average_precision(detections, truths)["ap"] == pytest.approx(1.0)
 
 
-def test_classes_apart_and_sorted():
+def test_by_class_is_sorted():
     truths = [TrueBoxes([BOX, BOX], ["dog", "cat"])]
     detections = [ScoredBoxes([BOX], [0.5], ["cat"])]
     found = average_precision_by_class(detections, truths)
@@ -88,7 +88,7 @@ def test_classes_apart_and_sorted():
     assert average_precision(detections, truths)["ap"] == pytest.approx(0.5)
 
 
-def test_the_area_of_the_thing_decides_its_range():
+def test_object_area_decides_the_size_range():
     # Both boxes are 40 x 40, medium; what the first one frames has 900 square pixels, small.
     first, second = [0, 0, 40, 40], [100, 0, 140, 40]
     truths = [TrueBoxes([first, second], ["cat", "cat"], areas=[900.0, 1600.0])]
@@ -100,7 +100,7 @@ def test_the_area_of_the_thing_decides_its_range():
     assert math.isnan(found["ap_small"]) and found["ap_medium"] == pytest.approx(51 / 101)
 
 
-def test_the_hundred_and_first_detection_is_not_looked_at():
+def test_detections_past_the_limit_are_ignored():
     wrong = [[500.0 + i, 0, 501.0 + i, 1] for i in range(100)]
     boxes, scores = [*wrong, BOX], [*(0.9,) * 100, 0.1]
     truths = [TrueBoxes([BOX], ["cat"])]
@@ -121,15 +121,15 @@ def test_wrong_input_is_named():
         average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], ["a"], areas=[1, 2])])
 
 
-def random_pictures(seed, *, pictures, classes, levels, grid=0, empty=0.0, scale=1.0, doubled=3):
+def random_images(seed, *, images, classes, levels, grid=0, empty=0.0, scale=1.0, doubled=3):
     """Boxes that often overlap, some of them crowds; `levels` different scores.
 
     Areas of things are a part of their boxes'. With a grid, corners are multiples of it, so that
-    overlaps are often equal; `empty` of the pictures lack true boxes, as many lack detections.
+    overlaps are often equal; `empty` of the images lack true boxes, as many lack detections.
     """
     random = np.random.default_rng(seed)
     detections, truths = [], []
-    for _ in range(pictures):
+    for _ in range(images):
         count = int(random.integers(0, 9)) if random.random() >= empty else 0
         own = drawn_boxes(random, count, scale)
         labels = random.integers(0, classes, count)
@@ -157,7 +157,7 @@ def drawn_boxes(random, count, scale):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "classes", "levels", "options"),
+    ("images", "classes", "levels", "options"),
     [
         (1, 1, 1000, {}),
         (12, 3, 10**6, {}),
@@ -169,21 +169,21 @@ def drawn_boxes(random, count, scale):
         (40, 6, 1000, {"scale": 4}),
     ],
     ids=[
-        "one picture",
+        "one image",
         "distinct scores",
         "equal scores",
         "classes without truths",
         "equal overlaps",
-        "empty pictures",
+        "empty images",
         "more than 100 detections",
         "large things",
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_pycocotools(seed, pictures, classes, levels, options):
+def test_equals_pycocotools(seed, images, classes, levels, options):
     pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `dev`)")
-    detections, truths = random_pictures(
-        seed, pictures=pictures, classes=classes, levels=levels, **options
+    detections, truths = random_images(
+        seed, images=images, classes=classes, levels=levels, **options
     )
     expected, expected_by_class = coco_numbers(detections, truths, classes)
     found = average_precision(detections, truths)

@@ -27,7 +27,7 @@ CUP, MUG, SPOON = 0, 1, 2
 
 
 def truth(*boxes, absent=(), incomplete=(), **options):
-    """(class, box) pairs of a picture, and what is known of other classes."""
+    """(class, box) pairs of an image, and what is known of other classes."""
     return FederatedTruth(
         [box for _, box in boxes],
         [label for label, _ in boxes],
@@ -38,10 +38,10 @@ def truth(*boxes, absent=(), incomplete=(), **options):
 
 
 def table(*rows):
-    """(picture, class, box, score) each."""
-    pictures, classes, boxes, scores = zip(*rows, strict=True)
+    """(image, class, box, score) each."""
+    images, classes, boxes, scores = zip(*rows, strict=True)
     return DetectionTable(
-        np.array(pictures), np.array(classes), np.array(boxes, float), np.array(scores, float)
+        np.array(images), np.array(classes), np.array(boxes, float), np.array(scores, float)
     )
 
 
@@ -49,7 +49,7 @@ def measured(rows, truths, frequencies=("f", "f", "f"), **options):
     return fixed_average_precision(table(*rows), truths, frequencies, **options)
 
 
-def test_nothing_to_measure_is_nan():
+def test_no_ground_truth_is_nan():
     none = BestOfClasses(2).table()
     numbers = fixed_average_precision(none, [truth(absent=[0])], ["r", "c"])
     assert all(math.isnan(value) for value in numbers.values())
@@ -61,11 +61,11 @@ def test_no_detection_is_zero():
     assert numbers["ap"] == numbers["apr"] == 0.0 and math.isnan(numbers["apc"])
 
 
-def test_a_class_that_nobody_looked_for_is_left_out():
-    """Cups are known to be absent from picture 1; of picture 2 nothing is said.
+def test_unverified_classes_are_ignored():
+    """Cups are verified to be absent from image 1 and not verified in image 2.
 
-    Cup: the list by score is picture 2 (not judged), picture 1 (wrong), picture 0 (right): the hit
-    is second of two that count, AP 1 / 2. If picture 2 counted it would be 1 / 3, and if picture 1
+    Cup: the list by score is image 2 (ignored), image 1 (wrong), image 0 (right): the hit
+    is second of two that count, AP 1 / 2. If image 2 counted it would be 1 / 3, and if image 1
     did not, 1.
     """
     truths = [truth((CUP, BOX)), truth((MUG, BOX), absent=[CUP]), truth((MUG, BOX))]
@@ -76,10 +76,10 @@ def test_a_class_that_nobody_looked_for_is_left_out():
     assert numbers["apf"] == numbers["ap50"] == numbers["ap"]
 
 
-def test_a_class_that_is_not_exhaustive_is_not_punished():
-    """Cups of picture 0 may have more than their box.
+def test_false_positives_of_a_non_exhaustive_class_are_ignored():
+    """Cups of image 0 may have more than their box.
 
-    By score: picture 0 far from the box (not punished), picture 1 far (wrong), picture 0 on the box
+    By score: image 0 far from the box (not punished), image 1 far (wrong), image 0 on the box
     (right): second of two, 1 / 2. A second detection on the box finds it taken: not punished, and
     comes after the hit anyway.
     """
@@ -97,7 +97,7 @@ def test_a_class_that_is_not_exhaustive_is_not_punished():
 
 
 def test_rare_common_and_frequent_classes():
-    """One picture with one box of each class, found at places 1, 2 and 3 of its class's list."""
+    """One image with one box of each class, found at places 1, 2 and 3 of its class's list."""
     truths = [truth((CUP, BOX), (MUG, BOX), (SPOON, BOX))]
     rows = [
         *((0, label, NOWHERE, 0.9 - 0.1 * turn) for label in range(3) for turn in range(label)),
@@ -110,8 +110,8 @@ def test_rare_common_and_frequent_classes():
     assert numbers["ap"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
-def test_any_number_in_a_picture_counts():
-    """The 400th detection of a picture finds the box: AP 1 / 400, where COCO looks at 100."""
+def test_detections_per_image_are_unlimited():
+    """The 400th detection of an image finds the box: AP 1 / 400, where COCO looks at 100."""
     rows = [(0, CUP, NOWHERE, 0.9 - i / 1000) for i in range(399)] + [(0, CUP, BOX, 0.1)]
     assert measured(rows, [truth((CUP, BOX))])["ap"] == pytest.approx(1 / 400)
 
@@ -135,53 +135,53 @@ def test_areas_of_things_and_thresholds():
     assert numbers["ap_medium"] == pytest.approx(1) and math.isnan(numbers["ap_large"])
 
 
-def test_the_best_of_a_class_over_the_whole_set():
-    """Two detections of a class are kept, whatever the pictures and the other classes score."""
+def test_best_of_a_class_over_the_data_set():
+    """Two detections of a class are kept, whatever the images and the other classes score."""
     best = BestOfClasses(2, limit=2)
     best.add(1, [BOX, OTHER, BOX], [0.5, 0.9, 0.99], [0, 0, 1])
     best.add(0, [BOX, OTHER], [0.5, 0.1], [0, 0])
     best.add(2, [BOX], [0.7], [0])
     kept = best.table()
     rows = zip(kept.classes.tolist(), kept.images.tolist(), kept.scores.tolist(), strict=True)
-    assert [(label, picture, round(score, 4)) for label, picture, score in rows] == [
+    assert [(label, image, round(score, 4)) for label, image, score in rows] == [
         (0, 1, 0.9),
         (0, 2, 0.7),
         (1, 1, 0.99),
     ]
-    # Of equal scores the earlier ones stay; rows come in the order of the pictures.
+    # Of equal scores the earlier ones stay; rows come in the order of the images.
     best = BestOfClasses(1, limit=3)
-    for picture in (4, 2, 3, 1, 0, 5, 6):
-        best.add(picture, [BOX], [0.5], [0])
+    for image in (4, 2, 3, 1, 0, 5, 6):
+        best.add(image, [BOX], [0.5], [0])
     assert best.table().images.tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("max_pending", [0, 3, 10**6])
-def test_when_worse_ones_are_dropped_changes_nothing(max_pending):
+def test_max_pending_changes_nothing(max_pending):
     """Against all detections at once, sorted in plain Python; scores are often equal."""
     random = np.random.default_rng(0)
     best, everything = BestOfClasses(4, limit=5, max_pending=max_pending), []
-    for picture in random.permutation(12).tolist():
+    for image in random.permutation(12).tolist():
         count = int(random.integers(0, 8))
         labels = random.integers(0, 3, count).tolist()
         scores = (random.integers(1, 6, count) / 8).tolist()
-        best.add(picture, [BOX] * count, scores, labels)
-        everything += zip(labels, scores, [picture] * count, strict=True)
+        best.add(image, [BOX] * count, scores, labels)
+        everything += zip(labels, scores, [image] * count, strict=True)
     kept = best.table()
     found = zip(kept.classes.tolist(), kept.images.tolist(), kept.scores.tolist(), strict=True)
     expected = []
     for label in range(4):
-        own = [(score, picture) for number, score, picture in everything if number == label]
+        own = [(score, image) for number, score, image in everything if number == label]
         # `sorted` is stable.
         chosen = sorted(own, key=lambda row: -row[0])[:5]
-        expected += [(label, picture, score) for score, picture in chosen]
+        expected += [(label, image, score) for score, image in chosen]
     assert sorted(found) == sorted(expected)
     assert kept.classes.tolist() == sorted(kept.classes.tolist())
 
 
-def test_what_is_cut_is_cut_before_classes_are_left_out():
-    """The published order: the limit first, then what nobody looked for.
+def test_limit_is_applied_before_unverified_classes_are_ignored():
+    """The published order: the limit first, then the verified classes.
 
-    With a limit of 1 the unjudged detection of picture 1 takes the only place of its class.
+    With a limit of 1 the ignored detection of image 1 takes the only place of its class.
     """
     truths = [truth((CUP, BOX)), truth()]
     for limit, expected in ((1, 0.0), (2, 1.0)):
@@ -240,7 +240,7 @@ def test_wrong_input_is_named():
         fixed_average_precision(BestOfClasses(1).table(), [wrong], ["r"])
 
 
-def test_equals_what_the_lvis_package_gave():
+def test_equals_the_lvis_package():
     recorded = json.loads(Path(__file__).with_name("lvis_recorded.json").read_text())
     truth, results = recorded["truth"], recorded["results"]
     truths = []
@@ -273,17 +273,17 @@ def corners(sides):
     return [sides[0], sides[1], sides[0] + sides[2], sides[1] + sides[3]]
 
 
-def spelled_out(detections, truths, num_classes):
-    """LVIS' published algorithm for all areas, written in loops from its description."""
+def loops(detections, truths, num_classes):
+    """LVIS AP over all areas, written in loops from the paper."""
     precisions = []
     for label in range(num_classes):
         lists, positives = [], 0
-        for picture, own in enumerate(truths):
+        for image, own in enumerate(truths):
             boxes = [b for b, c in zip(own.boxes_xyxy, own.classes, strict=True) if c == label]
             positives += len(boxes)
             if label not in own.absent and not boxes:
                 continue
-            rows = (detections.images == picture) & (detections.classes == label)
+            rows = (detections.images == image) & (detections.classes == label)
             order = np.argsort(-detections.scores[rows], kind="stable")
             for threshold in np.linspace(0.5, 0.95, 10):
                 free = [True] * len(boxes)
@@ -298,7 +298,7 @@ def spelled_out(detections, truths, num_classes):
                         free[chosen] = False
                     elif label in own.incomplete:
                         continue
-                    lists.append((round(threshold, 2), -score, picture, chosen is not None))
+                    lists.append((round(threshold, 2), -score, image, chosen is not None))
         for threshold in np.linspace(0.5, 0.95, 10) if positives else ():
             own_list = [row for row in lists if row[0] == round(threshold, 2)]
             hits = [row[3] for row in sorted(own_list, key=lambda row: row[1:3])]
@@ -326,10 +326,10 @@ def overlap(one, other):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_algorithm_spelled_out(seed):
+def test_equals_the_algorithm_in_loops(seed):
     random = np.random.default_rng(seed)
     truths, rows = [], []
-    for picture in range(6):
+    for image in range(6):
         labels = random.integers(0, 4, random.integers(0, 6)).tolist()
         start = random.uniform(0, 40, (len(labels), 2))
         boxes = np.concatenate([start, start + random.uniform(5, 40, (len(labels), 2))], axis=1)
@@ -341,7 +341,7 @@ def test_equals_the_algorithm_spelled_out(seed):
                 box = [*random.uniform(0, 40, 2), *random.uniform(45, 80, 2)]
                 if len(boxes) and random.random() < 0.6:
                     box = random.choice(boxes) + random.normal(0, 1.5, 4)
-                rows.append((picture, label, box, random.integers(1, 12) / 12))
+                rows.append((image, label, box, random.integers(1, 12) / 12))
     found = measured(rows, truths, ("f",) * 4)
     assert 0 < found["ap"] < 1
-    assert found["ap"] == pytest.approx(spelled_out(table(*rows), truths, 4), abs=1e-9)
+    assert found["ap"] == pytest.approx(loops(table(*rows), truths, 4), abs=1e-9)

@@ -37,8 +37,8 @@ def centers(boxes_xyxy: Tensor) -> Tensor:
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
     """Compute the elementwise GIoU of two sets of boxes, as published.
 
-    `torchvision.ops.generalized_box_iou_loss` adds epsilon elsewhere, and gives inverted boxes a
-    positive area where both sides are negative.
+    Inclusive boxes narrower than a pixel have negative sides. They count as 0 here, while
+    `torchvision.ops.generalized_box_iou_loss` multiplies two of them to a positive area.
 
     Args:
         first_xyxy: (N, 4) boxes; negative sides count as 0.
