@@ -95,7 +95,7 @@ def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkey
     assert main(["detect", picture, *asked]) == 0
     said = capsys.readouterr()
     classes = json.loads(Path("run/classes.json").read_text())
-    assert len(classes) == 3 and f"looking for {', '.join(classes)}" in said.err
+    assert len(classes) == 3 and f"classes: {', '.join(classes)}" in said.err
     found = json.loads(said.out)["detections"]
     assert len(found) == 3 and {box["label"] for box in found} <= set(classes)
     assert len(list(Path("seen").glob("*.png"))) == 1

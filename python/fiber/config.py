@@ -1,8 +1,8 @@
-"""Configuration of the model: frozen dataclasses, checked when built, and the presets.
+"""Model configuration: frozen dataclasses, validated on construction, and presets.
 
-Everything that a checkpoint needs to be rebuilt is a `FiberConfig`. The coarse (image-text) and
-the fine (image-text-box) stage share one backbone; they differ in fields of `FusionConfig` and in
-the heads.
+A `FiberConfig` is all that is needed to rebuild the model of a checkpoint. The coarse (image-text)
+and the fine (image-text-box) stage share one backbone; they differ in `FusionConfig` and in the
+heads.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Literal
 
 from fiber.config_io import nearest, require
 
-#: Heads that a coarse model can carry, in the order in which they are built.
+#: Heads of a coarse model, in construction order.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwinConfig:
-    """Sizes of the image tower (Swin Transformer)."""
+    """Sizes of the image encoder (Swin Transformer)."""
 
-    #: Side of a patch in pixels; also the stride of the first stage.
+    #: Patch size in pixels; also the stride of the first stage.
     patch_size: int = 4
-    #: Channels of the first stage; every later stage doubles them.
+    #: Channels of the first stage; each later stage doubles them.
     embed_dim: int = 128
-    #: Blocks of each of the four stages.
+    #: Blocks per stage.
     depths: tuple[int, ...] = (2, 2, 18, 2)
-    #: Attention heads of each stage.
+    #: Attention heads per stage.
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
-    #: Side of an attention window in tokens. The published coarse models use image_size / 32.
+    #: Window size in tokens. The published coarse models use image_size / 32.
     window_size: int = 12
-    #: Width of the MLP as a multiple of the channels.
+    #: MLP width as a multiple of the channels.
     mlp_ratio: float = 4.0
-    #: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
+    #: Stochastic depth rate of the last block; it increases linearly from 0 over the blocks.
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,21 +56,21 @@ class SwinConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RobertaConfig:
-    """Sizes of the text tower (RoBERTa)."""
+    """Sizes of the text encoder (RoBERTa)."""
 
-    #: Tokens in the vocabulary; ids 0, 1, 2 are <s>, <pad>, </s> and the last one is <mask>.
+    #: Vocabulary size; ids 0, 1, 2 are <s>, <pad>, </s> and the last one is <mask>.
     vocab_size: int = 50265
-    #: Width of a token.
+    #: Embedding dimension.
     width: int = 768
     #: Transformer layers.
     num_layers: int = 12
-    #: Attention heads of each layer.
+    #: Attention heads per layer.
     num_heads: int = 12
-    #: Width of the feed-forward layer.
+    #: Feed-forward width.
     ffn_width: int = 3072
-    #: Rows of the position table; two of them (0 and the pad's) never hold a real token.
+    #: Rows of the position embedding; rows 0 and pad are never used by a real token.
     max_positions: int = 514
-    #: Dropout after embeddings, attention and feed-forward, and on attention weights.
+    #: Dropout after embeddings, attention and feed-forward, and of attention weights.
     dropout: float = 0.1
     #: Epsilon of every LayerNorm.
     layer_norm_eps: float = 1e-5
@@ -83,7 +83,7 @@ class RobertaConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Longest text in tokens, <s> and </s> included."""
+        """Maximum text length in tokens, including <s> and </s>."""
         return self.max_positions - 2
 
     @property
@@ -94,19 +94,18 @@ class RobertaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """How the two towers are joined; all that differs between the stages' backbones."""
+    """How the two encoders are fused; the only difference between the stages' backbones."""
 
-    #: Pairs of (image block, text layer) that exchange features; they are the last of both towers.
+    #: Number of (image block, text layer) pairs with cross-attention: the last of both encoders.
     num_fused_layers: int = 6
-    #: LayerNorm before the query of the image-to-text attention (published coarse code and fine
-    #: v3: yes, fine v2: no).
+    #: LayerNorm before the query of the image-to-text attention (published coarse and fine v3:
+    #: yes, fine v2: no).
     normalize_query: bool = True
     #: Apply the output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
     normalize_last_text: bool = False
-    #: Shift windows also on maps that are not larger than a window (fine: yes, coarse: no).
+    #: Shift windows even on maps that fit into one window (fine: yes, coarse: no).
     shift_small_maps: bool = False
-    #: Value of every gate of a new model: 0 as published, above 0 for models trained from
-    #: nothing.
+    #: Initial value of every gate: 0 as published, above 0 for models trained from scratch.
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -122,9 +121,9 @@ class ImageTextConfig:
 
     #: Heads to build, of `IMAGE_TEXT_HEADS`.
     heads: tuple[str, ...] = ("itc", "itm", "mlm")
-    #: Answers of the VQA classifier.
+    #: Number of answers of the VQA classifier.
     num_answers: int = 3129
-    #: Start of the learned temperature of the contrastive loss.
+    #: Initial value of the learned temperature of the ITC loss.
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
@@ -137,46 +136,46 @@ class ImageTextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Pyramid, dynamic head and anchors of the fine model."""
+    """Feature pyramid, dynamic head (DyHead) and anchors of the fine model."""
 
-    #: Channels of the pyramid and of the head.
+    #: Channels of the feature pyramid and of the head.
     channels: int = 256
     #: Blocks of the dynamic head.
     num_blocks: int = 6
-    #: Groups of its GroupNorms.
+    #: Groups of the head's GroupNorms.
     norm_groups: int = 16
-    #: Side of the square anchor as a multiple of the level's stride.
+    #: Size of the square anchor as a multiple of the level's stride.
     anchor_scale: float = 8.0
-    #: Pictures that a finished model looks at get this shorter side in pixels ...
+    #: Shorter side in pixels that images are resized to for inference, ...
     shorter_side: int = 800
-    #: ... as long as their longer side does not exceed this.
+    #: ... and the maximum of their longer side.
     max_size: int = 1333
-    #: Strides of the levels P3 to P7 in pixels.
+    #: Strides in pixels of the pyramid levels P3 to P7.
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    #: Channels of the published model's unused class convolution, kept so that its checkpoints
-    #: load and save exactly.
+    #: Channels of an unused class convolution of the published model, kept so that its checkpoints
+    #: round-trip exactly.
     num_unused_classes: int = 80
-    #: DropBlock on two pyramid levels while training (published: yes).
+    #: DropBlock on two pyramid levels in training (published: yes).
     drop_block: bool = True
-    #: Candidates of each level and box in the ATSS assignment.
+    #: ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiberConfig:
-    """A whole model: towers, fusion and the heads of one stage."""
+    """A whole model: encoders, fusion and the heads of one stage."""
 
-    #: "coarse" is the image-text model, "fine" the detector.
+    #: "coarse": the image-text model; "fine": the detector.
     stage: Literal["coarse", "fine"] = "coarse"
-    #: Side of the square training picture of the coarse stage, in pixels.
+    #: Height and width of the input of the coarse stage, in pixels.
     image_size: int = 384
-    #: Order of the colour channels that the first convolution expects (published fine models: bgr).
+    #: Channel order of the input (published fine models: bgr).
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    #: Longest text in tokens, <s> and </s> included.
+    #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40
-    #: Start of the linear weights of towers, fusion and coarse heads: "published" draws from
-    #: N(0, 0.02), "fan_in" keeps what that gives at a width of 768: else narrow towers hardly mix
-    #: their tokens, and learn nothing in a short run.
+    #: Init of the linear weights of encoders, fusion and coarse heads: "published" is N(0, 0.02);
+    #: "fan_in" scales it to have the effect of width 768 at any width. With "published", narrow
+    #: encoders hardly mix tokens and learn nothing in a short run.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
@@ -195,7 +194,7 @@ class FiberConfig:
         require(
             self.max_tokens <= self.roberta.max_tokens,
             f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the"
-            " text tower",
+            " text encoder",
         )
         fused, depths, layers = (
             self.fusion.num_fused_layers,
@@ -210,31 +209,31 @@ class FiberConfig:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads on the backbone; the fine model has one, "grounding"."""
+        """Names of the heads; the fine model has one, "grounding"."""
         return self.image_text.heads if self.stage == "coarse" else ("grounding",)
 
     def with_vocabulary(self, vocab_size: int) -> FiberConfig:
-        """The same model for another tokenizer."""
+        """Return the config with another vocabulary size."""
         return dataclasses.replace(
             self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
         )
 
     def with_image_size(self, image_size: int) -> FiberConfig:
-        """The same coarse model for other pictures: its windows cover the same share of them.
+        """Return a coarse config for another input size; the window size is scaled with it.
 
         Raises:
-            ValueError: for the fine stage, which takes pictures of any size, or a size that does
-                not give whole windows.
+            ValueError: for the fine stage, which takes images of any size, or if the window size
+                would not be an integer.
         """
         require(
             self.stage == "coarse",
-            f"image_size {image_size}: the fine model takes pictures of any size, its windows stay"
-            f" {self.swin.window_size} tokens wide",
+            f"image_size {image_size}: the fine model takes images of any size; its window size"
+            f" stays {self.swin.window_size}",
         )
         step = self.image_size // math.gcd(self.image_size, self.swin.window_size)
         require(
             image_size > 0 and image_size % step == 0,
-            f"image_size {image_size}: expected a multiple of {step}, so that windows are whole",
+            f"image_size {image_size}: expected a multiple of {step}, for an integer window size",
         )
         window_size = self.swin.window_size * image_size // self.image_size
         swin = dataclasses.replace(self.swin, window_size=window_size)
@@ -247,7 +246,7 @@ class FiberConfig:
         max_tokens: int | None = None,
         shift_small_maps: bool = True,
     ) -> FiberConfig:
-        """The detector on this backbone; v3 is the form that the published coarse code matches."""
+        """Return the fine config of this backbone; "v3" has the norms of the published coarse."""
         require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
         return dataclasses.replace(
             self,
@@ -262,7 +261,7 @@ class FiberConfig:
         )
 
 
-#: Sizes by name. `base` is the published model; the others train from nothing on a CPU.
+#: Configs by name. `base` is the published model; the others train from scratch on a CPU.
 PRESETS: dict[str, FiberConfig] = {
     "base": FiberConfig(),
     "small": FiberConfig(
@@ -324,7 +323,7 @@ PRESETS: dict[str, FiberConfig] = {
 
 
 def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
-    """Look a preset up by name.
+    """Look up a preset by name.
 
     Raises:
         ValueError: if there is no such preset, with the nearest names.
@@ -336,5 +335,5 @@ def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberCo
         return config
     if name == "base":
         return config.fine(max_tokens=256)
-    # On the small maps of small models a shifted, padded window is mostly padding.
+    # On the small maps of small models a shifted window is mostly padding.
     return config.fine(shift_small_maps=False)

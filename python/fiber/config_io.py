@@ -1,7 +1,7 @@
-"""Fields of configuration dataclasses by name: to and from plain values, changed, checked.
+"""Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-The dataclasses are the truth; what reads JSON or a command line goes through here, so that a wrong
-name or value is met by the nearest right names and the expected type.
+JSON files and the command line are read through this module, so that a wrong name gets the nearest
+field names and a wrong value the expected type.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ ConfigT = TypeVar("ConfigT")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError with a message unless a condition holds."""
+    """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Say which known names look most like `name`, for error messages."""
+    """Return a hint for error messages: the known names nearest to `name`, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Turn a config dataclass into plain dicts, lists, numbers and strings, ready for JSON."""
+    """Convert a config dataclass to dicts, lists, numbers and strings, for JSON."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -45,11 +45,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") -> ConfigT:
-    """Build a config dataclass from `to_dict`'s output; absent fields keep their defaults.
+    """Build a config dataclass from the output of `to_dict`; missing fields get their defaults.
 
     Raises:
-        ValueError: for an unknown field (with the nearest right names) or a value of the wrong
-            type.
+        ValueError: for an unknown field (with the nearest names) or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -62,7 +61,7 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a field's type; turn lists into tuples and dicts into dataclasses."""
+    """Check `value` against a type; convert lists to tuples and dicts to dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
@@ -102,7 +101,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             }
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # A bool is an int to Python, but "true" is no count.
+    # bool is a subclass of int, but True is not a count.
     elif (
         isinstance(hint, type)
         and isinstance(value, hint)
@@ -114,20 +113,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:
-    """Copy a config with fields changed by dotted name, as `--set train.steps=100` does.
+    """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
-    Values given as strings are read as the field's type ("0.1", "true", "1,2,3"). The changes take
-    effect together: what the dataclasses check of several fields holds for the result only, in
-    whatever order they are named.
+    Strings are parsed as the field's type ("0.1", "true", "1,2,3"). All changes are applied
+    together, so checks across fields see the result only and the order does not matter.
 
     Args:
         config: a dataclass.
         changes: new values by dotted name.
-        where: dotted name of `config` itself with a final dot, for messages.
+        where: dotted name of `config` itself with a final dot, for error messages.
 
     Raises:
-        ValueError: for a name that does not exist (with the nearest right ones) or a value that
-            does not fit.
+        ValueError: for an unknown name (with the nearest names) or an invalid value.
     """
     hints = typing.get_type_hints(type(config))
     new: dict[str, Any] = {}
@@ -152,7 +149,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
 
 
 def field_names(config: Any, prefix: str = "") -> list[str]:
-    """List every field of a config by dotted name, nested ones included."""
+    """List all fields of a config by dotted name, including nested ones."""
     names = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -163,7 +160,7 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """Read a command-line string as the type of a field; what it cannot read, the check refuses."""
+    """Parse a command-line string as a field's type; return it unparsed if it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:

@@ -1,7 +1,7 @@
-"""`fiber doctor`: what is installed, which backend runs and why, what is missing and how to get it.
+"""`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
 
-It works where nothing but fiber's own wheel is installed: a package is looked up in the
-installed metadata and imported only if it is there.
+Works with nothing but fiber's own wheel: packages are looked up in the installed metadata, and
+imported only if present.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ import fiber
 from fiber import _core
 from fiber.env import usable_cores
 
-#: What each extra is for, in the order in which they are listed.
+#: Purpose of each extra, in listing order.
 EXTRAS = {
     "train": "progress bars and curves while training",
     "demo": "`fiber demo` and its report",
     "eval": "empty: evaluation needs no extra package",
-    "phrases": "noun phrases of captions by spaCy, with a pipeline for English of its own releases",
+    "phrases": "noun phrases of captions by spaCy (needs a spaCy pipeline for English)",
     "hf": "comparison with the transformers library",
-    "arrow": "the published Arrow files",
-    "bench": "the peers that `fiber bench` and `benches/` time fiber against",
+    "arrow": "Parquet and Arrow files",
+    "bench": "loaders that `fiber bench` and `benches/` compare with",
     "dev": "building, testing and linting fiber itself",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One line of the installed metadata's list of requirements."""
+    """One requirement of the installed metadata."""
 
-    #: Name of the distribution.
+    #: Distribution name.
     name: str
-    #: Oldest version that fiber was tested with; empty if any will do.
+    #: Oldest tested version; empty: any.
     minimum: str
-    #: Extra that asks for it; empty for what fiber always needs.
+    #: Extra that requires it; empty: always required.
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Look the package up; gives what to print and whether it will do."""
+        """Look up the installed version; return a text to print and whether it is recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -57,7 +57,7 @@ class Requirement:
 
 
 def requirements() -> list[Requirement]:
-    """Read fiber's own requirements from its installed metadata."""
+    """Read fiber's requirements from its installed metadata."""
     try:
         lines = importlib.metadata.requires("fiber-vl") or []
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def requirements() -> list[Requirement]:
         name = re.match(r"[A-Za-z0-9._-]+", requirement.strip())
         minimum = re.search(r">=\s*([0-9.]+)", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-        # An extra that names other extras of ours brings no package by itself.
+        # An extra of fiber that refers to other extras adds no package.
         if name and name.group() != "fiber-vl":
             found.append(
                 Requirement(
@@ -81,7 +81,7 @@ def requirements() -> list[Requirement]:
 
 
 def main() -> int:
-    """Print the report; gives the exit code: 0 if all that fiber needs is there, else 1."""
+    """Print the report; return the exit code: 0 if all requirements are met, else 1."""
     required = [r for r in requirements() if not r.extra]
     states = {r.name: r.state() for r in required}
     problems = [f"{name}: {text}" for name, (text, fits) in states.items() if not fits]
@@ -95,7 +95,7 @@ def main() -> int:
     _section("fiber")
     _row("version", f"{fiber.__version__} in {Path(fiber.__file__).parent}")
     profile = _core.build_profile
-    _row("rust core", f"{profile} build" + (", many times slower" if profile == "debug" else ""))
+    _row("rust core", f"{profile} build" + (" (many times slower)" if profile == "debug" else ""))
 
     _section("required packages")
     for name, (text, fits) in states.items():
@@ -103,36 +103,36 @@ def main() -> int:
     if not required:
         problems.append("fiber-vl: no installed metadata; install it with pip")
 
-    _section("where models run")
+    _section("devices")
     problem = _torch_rows() if "torch" in states and states["torch"][1] else None
     if problem:
         problems.append(problem)
     elif "torch" not in states or not states["torch"][1]:
-        _row("torch", "missing, so no model runs; data and records can still be read", False)
+        _row("torch", "not installed, so no model runs; data can still be read", False)
 
     _section("extras")
     _extra_rows()
 
     _section("result")
     if not problems:
-        _row("ok", "everything that fiber needs is here")
+        _row("ok", "all requirements are met")
         return 0
     for text in problems:
         _row("missing", text, False)
-    _row("to get it", "pip install --upgrade " + _quoted(required))
+    _row("to install", "pip install --upgrade " + _quoted(required))
     return 1
 
 
 def _torch_rows() -> str | None:
-    """Print devices and the backend of the attention kernels; gives what is broken, if anything."""
+    """Print devices and the attention kernel backend; return a problem, or None."""
     try:
         torch = importlib.import_module("torch")
         kernels = importlib.import_module("fiber.kernels")
         importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
-        # Torch that does not fit its CUDA libraries or its torchvision fails in any of these ways.
-        _row("torch", f"does not load: {error}", False)
-        return f"torch or torchvision is installed but does not load: {error}"
+        # A torch that does not match its CUDA libraries or torchvision raises any of these.
+        _row("torch", f"fails to import: {error}", False)
+        return f"torch or torchvision is installed but fails to import: {error}"
     cuda = torch.cuda.is_available()
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     _row("torch build", f"{built_for}, {torch.get_num_threads()} CPU threads")
@@ -143,7 +143,7 @@ def _torch_rows() -> str | None:
             f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}",
         )
     if not cuda:
-        _row("GPU", "none that torch can use")
+        _row("GPU", "none available to torch")
     try:
         _row("triton", importlib.metadata.version("triton"))
     except importlib.metadata.PackageNotFoundError:
@@ -154,7 +154,7 @@ def _torch_rows() -> str | None:
 
 
 def _tile_row(device: Any) -> str | None:
-    """Print which table of tile sizes the kernels read; gives what is broken, if anything."""
+    """Print which tile size table the kernels use; return a problem, or None."""
     tiles = importlib.import_module("fiber.kernels.runtime.tiles")
     try:
         _row("tile sizes", tiles.describe_tables(device))
@@ -169,14 +169,14 @@ def _extra_rows() -> None:
     for requirement in requirements():
         if requirement.extra:
             by_extra.setdefault(requirement.extra, []).append(requirement)
-    # `demo` asks for nothing of its own: it is `train` under the name that a newcomer looks for.
+    # `demo` is an alias of `train`.
     by_extra.setdefault("demo", by_extra.get("train", []))
     for extra, purpose in EXTRAS.items():
         missing = [r.name for r in by_extra.get(extra, []) if not r.state()[1]]
         if not missing:
             _row(extra, f"complete ({purpose})")
         else:
-            _row(extra, f"lacks {', '.join(missing)} ({purpose})", False)
+            _row(extra, f"missing {', '.join(missing)} ({purpose})", False)
             _row("", f"pip install 'fiber-vl[{extra}]'")
 
 
@@ -187,13 +187,13 @@ def _cores() -> str:
 
 
 def _quoted(required: list[Requirement]) -> str:
-    """Give the packages that do not fit, as pip wants them."""
+    """Return the unmet requirements as arguments for pip."""
     unfit = [r for r in required if not r.state()[1]]
     return " ".join(f"'{r.name}>={r.minimum}'" for r in unfit) or "fiber-vl"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Read the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    """Parse the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
     match = re.match(r"[0-9.]*", version)
     return tuple(int(part) for part in (match.group() if match else "").split(".") if part)
 
@@ -204,5 +204,5 @@ def _section(title: str) -> None:
 
 def _row(name: str, text: str, fits: bool = True) -> None:
     print(f"  {'' if fits else '! '}{name:<{14 if fits else 12}} {text}")
-    # Each line is seen at once, before torch takes its seconds to load.
+    # Show each line at once: importing torch takes seconds.
     sys.stdout.flush()

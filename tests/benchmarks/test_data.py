@@ -138,7 +138,7 @@ class TestMistakes:
             ("--work", "squash; paint", "'paint' is no kind of work; expected one of squash"),
             ("--peers", "nobody", "'nobody' is no peer; expected one of fiber"),
             ("--corpora", "coco", "'coco' is no corpus; expected one of coco640"),
-            ("--python", "dali", "--python 'dali' is no pair"),
+            ("--python", "dali", "--python 'dali': expected KEY=VALUE, as in PEER=PATH"),
             ("--python", "dali=/not/there", "/not/there: no such interpreter"),
             ("--python", "nobody=/bin/sh", "'nobody' is no peer"),
             ("--captions", "missing.txt", "missing.txt"),

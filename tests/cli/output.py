@@ -8,10 +8,10 @@ def lines(capsys) -> list[dict]:
 
 
 def error_line(capsys) -> str:
-    """The one line that a user's mistake is answered with."""
+    """Return the error of wrong input, which must be one line."""
     printed = capsys.readouterr()
     assert printed.out == ""
-    # A word on which model is used may stand above.
+    # The model that is used may be logged before it.
     *before, last = printed.err.splitlines()
     assert all(line.startswith("fiber: using") for line in before), printed.err
     assert last.startswith("fiber: error: ")

@@ -27,7 +27,7 @@ class TestInspect:
         out = capsys.readouterr().out
         count = len(sources.captions(scenes, "train"))
         assert f"  captions   {count} records" in out
-        assert "  train      3 pictures, all 96 x 96 pixels, 0 broken" in out
+        assert "  train      3 images, all 96 x 96 pixels, 0 broken" in out
         assert out.index("\ntrain\n") < out.index("\nval\n")
 
     def test_inspect_finds_faults(self, scenes, capsys):
@@ -71,7 +71,7 @@ def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):
         "train\n  detection  4 records, 2 to 2 words, 4 boxes, 2 classes (circle 4, star 0)" in out
     )
     assert "val\n  detection  1 records" in out and "1 of its 5 pictures" in out
-    assert "train      4 pictures" in out and "0 broken" in out
+    assert "train      4 images" in out and "0 broken" in out
 
 
 class TestOptions:
@@ -86,7 +86,7 @@ class TestOptions:
         assert main(["data", "inspect", str(folder / "mine.jsonl")]) == 0
         out = capsys.readouterr().out
         assert "train\n  captions   2 records, 2 to 4 words" in out
-        assert "words of a text, captions\n  2  ####" in out and "1 pictures, all 90 x 70" in out
+        assert "words per text, captions\n  2  ####" in out and "1 images, all 90 x 70" in out
 
     def test_json(self, folder, capsys):
         (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
@@ -104,7 +104,7 @@ class TestOptions:
         assert main(["data", "inspect", str(broken), "--sheet", str(sheet)]) == 1
         found = capsys.readouterr()
         assert "fault: " in found.out
-        assert found.err == f"not drawn: {sheet}, since no record can be read\n"
+        assert found.err.startswith(f"not saved: {sheet}: ")
         assert not sheet.exists()
 
     def test_a_sheet(self, folder, capsys):
@@ -146,16 +146,16 @@ class TestPack:
         pictures[0].unlink()
         assert main([*command, "packed"]) == 0
         printed = capsys.readouterr()
-        named = [line for line in printed.err.splitlines() if line.startswith("fiber: left out: ")]
+        named = [line for line in printed.err.splitlines() if line.startswith("fiber: skipped: ")]
         records = open_source("captions", "runs/scenes", "train")
         key = next(record.key for record in records if record.images == (str(pictures[0]),))
-        assert f"fiber: left out: record {key!r}: picture {pictures[0]} does not exist" in named
+        assert f"fiber: skipped: record {key!r}: picture {pictures[0]} does not exist" in named
         for picture in pictures[1:12]:
             picture.unlink()
         assert main([*command, "other"]) == 0
         printed = capsys.readouterr()
-        named = [line for line in printed.err.splitlines() if line.startswith("fiber: left out: ")]
-        assert len(named) == 11 and re.fullmatch(r"fiber: left out: and \d+ more", named[-1])
+        named = [line for line in printed.err.splitlines() if line.startswith("fiber: skipped: ")]
+        assert len(named) == 11 and re.fullmatch(r"fiber: skipped: and \d+ more", named[-1])
         missed = re.findall(r"(\d+) records whose pictures are missing", printed.err)
         assert sum(map(int, missed)) == 10 + int(named[-1].split()[-2])
 

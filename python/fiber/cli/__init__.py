@@ -1,11 +1,10 @@
-"""The command `fiber`: its table of commands, and what a user sees when one of them fails.
+"""The `fiber` command line: table of commands, error messages and exit codes.
 
-Nothing heavy is imported before a command is known, so that `fiber --help` answers at once and
-`fiber doctor` works where torch is missing.
+Heavy modules are imported by the command that needs them, so `fiber --help` is fast and
+`fiber doctor` works without torch.
 
-Exit codes: 0 done; 1 the task failed (a metric below its floor, a check that found faults, a loss
-that is not finite, a full disk, too little memory); 2 wrong use or bad input; 130 stopped by
-Ctrl-C; 141 nobody reads the output any more.
+Exit codes: 0 success; 1 failure (a metric below its floor, faults found by a check, a non-finite
+loss, a full disk, out of memory); 2 wrong use or bad input; 130 Ctrl-C; 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from collections.abc import Sequence
 
 import fiber
 from fiber.cli import bench, convert, data, pictures, runs, tune
+from fiber.cli.arguments import Parser
 
-#: Errors of the system that say something about this machine's state, not about the input.
+#: Errors that depend on the machine's state, not on the input: exit code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the table of commands."""
-    root = argparse.ArgumentParser(
+    """Build the parser of all commands."""
+    root = Parser(
         prog="fiber",
-        description="FIBER: one vision-language model for whole pictures and for regions.",
-        epilog="`fiber COMMAND --help` explains a command. Start with `fiber demo --fast`.",
+        description="FIBER: a vision-language model for whole images and for regions.",
+        epilog="`fiber COMMAND --help` describes a command. Start with `fiber demo --fast`.",
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -40,46 +40,43 @@ def parser() -> argparse.ArgumentParser:
     bench.add_commands(commands)
     tune.add_commands(commands)
     doctor = commands.add_parser(
-        "doctor", help="what is installed, which backend runs and why, what is missing"
+        "doctor", help="report installed packages, kernel backend and devices"
     )
     doctor.set_defaults(run=_doctor)
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives its exit code.
+    """Run a command and return its exit code.
 
     Args:
-        arguments: what stands after `fiber`; the process's own if None.
+        arguments: command-line arguments after `fiber`; None: those of the process.
     """
-    # torch's threads spin for milliseconds while they wait for each other. Where other processes or
-    # the loader's threads want the same cores, that takes the core from the one waited for, and
-    # sleeping at once makes every small operation wait for the scheduler. So: spin briefly, then
-    # sleep. Read by GNU OpenMP when torch is first imported; a user's own setting wins.
+    # Waiting OpenMP threads of torch spin for milliseconds, which takes cores from other processes
+    # and from the loader's threads; sleeping at once makes small operations slow. Spin briefly,
+    # then sleep. GNU OpenMP reads this when torch is first imported; the user's setting wins.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = parser().parse_args(arguments)
     warnings.showwarning = _warn
     try:
         code = options.run(options)
-        # What is still buffered may meet a full disk or a closed pipe: here it has its message.
+        # Flush here, so that a full disk or a closed pipe is handled below.
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        hint = getattr(options, "when_stopped", "nothing was left half-written")
+        hint = getattr(options, "when_stopped", "no partial file was left")
         print(f"\nstopped; {hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends, and must not fail again.
+        # The interpreter flushes again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _complain(
-            f"this needs {package}, which is not installed; `fiber doctor` says how to get it"
-        )
+        _complain(f"{package} is not installed; `fiber doctor` prints how to install it")
         return 1
     except OSError as error:
         _complain(_os_message(error))
@@ -88,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return 1
     except MemoryError as error:
-        _complain(str(error) or "the memory is full")
+        _complain(str(error) or "out of memory")
         return 1
     except ValueError as error:
-        # Also fiber.DecodeError and fiber.MissingHeadError.
+        # Including fiber.DecodeError and fiber.MissingHeadError.
         _complain(str(error))
         return 2
 
@@ -103,7 +100,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _warn(message: Warning | str, *where: object, **more: object) -> None:
-    """Print a warning as one line, without the line of code that it came from."""
+    """Print a warning as one line, without its source line."""
     print(f"fiber: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`python -m fiber.cli`, which is how torchrun starts the command on several processes."""
+"""`python -m fiber.cli`, for torchrun."""
 
 import sys
 

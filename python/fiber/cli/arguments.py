@@ -1,33 +1,66 @@
-"""Values of options that are checked before a command starts."""
+"""The parser class of all commands, and argument types shared by them."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fiber.config_io import nearest
+
+#: Help of `--device`.
+DEVICE = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def add_words(command: argparse.ArgumentParser) -> None:
-    """Add the options that name what a published file of a model does not hold."""
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that suggests the nearest command, choice or option for a wrong one."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        """Parse, and refuse unknown options with the usage of the command that got them."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and value not in choices:
+            raise argparse.ArgumentError(
+                action, f"{value!r} does not exist; {nearest(str(value), choices)}"
+            )
+
+
+def add_tokenizer_and_answers(command: argparse.ArgumentParser) -> None:
+    """Add `--tokenizer` and `--answers`, which published checkpoint files do not contain."""
     command.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="of the model, instead of its own: tokenizer.json, or a folder with it or with"
-        " vocab.json and merges.txt",
+        help="tokenizer.json or its directory, or a directory with vocab.json and merges.txt"
+        " (default: the model's)",
     )
     command.add_argument(
         "--answers",
         metavar="FILE",
-        help="of the model's VQA head, instead of its own: JSON list in the order of its logits",
+        help="JSON list of the VQA head's answers, in the order of its logits (default: the"
+        " model's)",
     )
 
 
-def count(text: str) -> int:
-    """Read a whole number of 1 or more.
+def positive_int(text: str) -> int:
+    """Parse an integer of 1 or more.
 
     Raises:
-        argparse.ArgumentTypeError: for anything else, with what was given.
+        argparse.ArgumentTypeError: for anything else.
     """
     try:
         number = int(text)
@@ -38,37 +71,82 @@ def count(text: str) -> int:
     return number
 
 
-def whole_number(text: str) -> int:
-    """Read a whole number of 0 or more.
+def nonnegative_int(text: str) -> int:
+    """Parse an integer of 0 or more.
 
     Raises:
-        argparse.ArgumentTypeError: for anything else, with what was given.
+        argparse.ArgumentTypeError: for anything else.
     """
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
     return int(text)
 
 
 def candidates(text: str) -> int:
-    """Read how many candidates are looked at: a whole number, or "all" for `sys.maxsize`.
+    """Parse a number of retrieval candidates: an integer, or "all" for `sys.maxsize`.
 
     Raises:
-        argparse.ArgumentTypeError: for anything else, with what was given.
+        argparse.ArgumentTypeError: for anything else.
     """
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number or all, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, or all, got {text!r}")
     return int(text)
 
 
 def byte_count(text: str) -> int:
-    """Read a size: a number of bytes, or of KB, MB or GB (powers of 1,024), as in "256MB".
+    """Parse a size: bytes, or KB, MB or GB (powers of 1,024), as in "256MB".
 
     Raises:
-        argparse.ArgumentTypeError: for anything else, with what was given.
+        argparse.ArgumentTypeError: for anything else.
     """
     number, unit = text.rstrip("KMGkmgBb"), text.lstrip("0123456789").upper().removesuffix("B")
     if not number.isdecimal() or int(number) < 1 or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
     return int(number) * _UNITS[unit]
+
+
+def semicolon_list(text: str) -> tuple[str, ...]:
+    """Split a list at semicolons; class names may contain commas.
+
+    Raises:
+        argparse.ArgumentTypeError: if it has no item.
+    """
+    items = tuple(item.strip() for item in text.split(";") if item.strip())
+    if not items:
+        raise argparse.ArgumentTypeError(
+            f'expected one or more items, as in "a red mug; the laptop", got {text!r}'
+        )
+    return items
+
+
+def char_spans(text: str) -> list[list[tuple[int, int]]]:
+    """Parse character spans: phrases separated by semicolons, parts of a phrase by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: if a part is not START:END.
+    """
+    spans = []
+    for item in semicolon_list(text):
+        found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]
+        parts = [(int(match[1]), int(match[2])) for match in found if match]
+        if len(parts) < len(found):
+            raise argparse.ArgumentTypeError(f"expected START:END, as in 2:12, got {item!r}")
+        spans.append(parts)
+    return spans
+
+
+def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str]:
+    """Split the KEY=VALUE arguments of a repeated option.
+
+    Raises:
+        ValueError: if one has no key or no "=".
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key:
+            raise ValueError(f"{option} {pair!r}: expected KEY=VALUE, as in {example}")
+        values[key] = value
+    return values

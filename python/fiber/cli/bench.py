@@ -1,144 +1,112 @@
-"""The command `fiber bench`: what it takes, and nothing heavy before it is asked for."""
+"""`fiber bench`: arguments only; the benchmark is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from fiber.cli.arguments import count
+from fiber.cli.arguments import key_values, positive_int, semicolon_list
 from fiber.cli.models import RUNS
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the table."""
-    bench = commands.add_parser("bench", help="measure fiber beside what else is installed")
+    """Add `bench` to the table of commands."""
+    bench = commands.add_parser("bench", help="benchmark the data path against other loaders")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     data = kinds.add_parser(
         "data",
-        help="throughput of the data path: pictures, texts, boxes",
-        description="Measure how much CPU time a picture, a caption or a box costs on its way into"
-        " a batch, with fiber and with every other loader that is installed: each in a process of"
-        " its own, in turns, after one pass that is not counted. Semicolons separate lists.",
+        help="throughput of the data path: images, texts, boxes",
+        description="Measure the CPU time per image, caption or box from file to batch, for fiber"
+        " and every other installed loader. Each runs in its own process, interleaved, after one"
+        " round of warmup. Lists are separated by semicolons.",
     )
-    data.add_argument(
+    _add_outputs(data)
+    _add_selection(data)
+    _add_inputs(data)
+    data.set_defaults(run=_data, when_stopped="finished rows are in data.csv")
+
+
+def _add_outputs(data: argparse.ArgumentParser) -> None:
+    group = data.add_argument_group("output")
+    group.add_argument(
         "--output",
         type=Path,
         default=RUNS / "bench-data",
         metavar="DIR",
-        help="for data.csv (rows are added), data.txt, data.png (default: %(default)s)",
+        help="directory of data.csv (appended to), data.txt and data.png (default: %(default)s)",
     )
-    data.add_argument(
-        "--rows", type=Path, metavar="FILE", help="add rows here (default: data.csv in --output)"
+    group.add_argument(
+        "--rows", type=Path, metavar="FILE", help="CSV to append to (default: data.csv in --output)"
     )
-    data.add_argument(
-        "--cache", type=Path, metavar="DIR", help="for corpora (default: cache in --output)"
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR", help="corpora (default: cache in --output)"
     )
-    data.add_argument("--list", action="store_true", help="say what can be measured, with whom")
-    data.add_argument(
-        "--work", type=names, default=(), metavar="KINDS", help="kinds of work (default: all)"
+    group.add_argument("--list", action="store_true", help="list what can be measured, and exit")
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with 1 if a ratio required for a release is missed or was not measured, among"
+        " the chosen work and peers",
     )
-    data.add_argument(
-        "--corpora", type=names, default=(), metavar="NAMES", help="corpora (default: all)"
-    )
-    data.add_argument(
-        "--peers", type=names, default=(), metavar="NAMES", help="beside fiber (default: all)"
-    )
-    data.add_argument(
+
+
+def _add_selection(data: argparse.ArgumentParser) -> None:
+    group = data.add_argument_group("what to measure")
+    for option, dest, text in (
+        ("--work", "kinds", "kinds of work (default: all)"),
+        ("--corpora", "corpora", "corpora (default: all)"),
+        ("--peers", "peers", "loaders to compare with (default: all that are installed)"),
+    ):
+        group.add_argument(
+            option, dest=dest, type=semicolon_list, default=(), metavar="NAMES", help=text
+        )
+    group.add_argument(
         "--python",
+        dest="pythons",
         action="append",
         default=[],
         metavar="PEER=PATH",
-        help="interpreter of a peer that lives in another environment; may be repeated",
+        help="Python interpreter of a peer in another environment; repeatable",
     )
-    data.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="measure on these JPEG files as they are, instead of corpora",
+    group.add_argument("--quick", action="store_true", help="fewer images, two rounds")
+    for option, text in (
+        ("--threads", "threads or worker processes of every peer (default: one per core)"),
+        ("--rounds", "rounds of each peer (default: 5)"),
+        ("--pictures", "maximum number of images of each corpus"),
+    ):
+        group.add_argument(option, type=positive_int, default=0, metavar="N", help=text)
+
+
+def _add_inputs(data: argparse.ArgumentParser) -> None:
+    group = data.add_argument_group("inputs")
+    group.add_argument(
+        "--images", type=Path, metavar="DIR", help="JPEG files to use as they are, not corpora"
     )
-    data.add_argument(
+    group.add_argument(
         "--photos",
-        type=names,
+        type=semicolon_list,
         default=(),
         metavar="DIRS",
-        help="photographs that corpora are cut out of; the word debian fetches Debian's (default:"
-        " what is found on this machine)",
+        help="photographs to build corpora from; `debian` downloads Debian's (default: those found"
+        " on this machine)",
     )
-    data.add_argument(
-        "--captions", type=Path, metavar="FILE", help="texts, one a line (default: drawn ones)"
+    group.add_argument(
+        "--captions", type=Path, metavar="FILE", help="one caption per line (default: generated)"
     )
-    data.add_argument(
+    group.add_argument(
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="tokenizer.json, or a folder with it or with vocab.json and merges.txt (default: one"
-        " trained on the captions)",
+        help="tokenizer.json or its directory, or a directory with vocab.json and merges.txt"
+        " (default: one trained on the captions)",
     )
-    data.add_argument(
-        "--threads",
-        type=count,
-        default=0,
-        metavar="N",
-        help="threads or worker processes of every peer (default: one for each core)",
-    )
-    data.add_argument(
-        "--rounds",
-        type=count,
-        default=0,
-        metavar="N",
-        help="turns of each peer (default: 5)",
-    )
-    data.add_argument(
-        "--pictures", type=count, default=0, metavar="N", help="of each corpus, at most"
-    )
-    data.add_argument("--quick", action="store_true", help="fewer pictures, two rounds")
-    data.add_argument(
-        "--check",
-        action="store_true",
-        help="exit code 1 if a ratio that a release must reach is missed or not measured, of the"
-        " works and peers chosen",
-    )
-    data.set_defaults(run=_data, when_stopped="lines that were finished stand in data.csv")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Split a list at its semicolons.
-
-    Raises:
-        argparse.ArgumentTypeError: if there is nothing in it.
-    """
-    found = tuple(name.strip() for name in text.split(";") if name.strip())
-    if not found:
-        raise argparse.ArgumentTypeError("expected one or more names, separated by semicolons")
-    return found
 
 
 def _data(options: argparse.Namespace) -> int:
     from fiber.benchmarks import data
 
-    chosen = data.Options(
-        output=options.output,
-        rows=options.rows,
-        cache=options.cache,
-        kinds=options.work,
-        corpora=options.corpora,
-        peers=options.peers,
-        images=options.images,
-        photos=options.photos,
-        captions=options.captions,
-        tokenizer=options.tokenizer,
-        pythons=dict(_pair(text) for text in options.python),
-        threads=options.threads,
-        rounds=options.rounds,
-        pictures=options.pictures,
-        quick=options.quick,
-        check=options.check,
-    )
+    options.pythons = key_values(options.pythons, "--python", "PEER=PATH")
+    names = [field.name for field in dataclasses.fields(data.Options)]
+    chosen = data.Options(**{name: getattr(options, name) for name in names})
     return data.list_all(chosen) if options.list else data.run(chosen)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise ValueError(f"--python {text!r} is no pair; expected PEER=PATH")
-    return name, path

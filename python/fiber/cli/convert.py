@@ -1,52 +1,52 @@
-"""The command that writes a checkpoint in another form."""
+"""`fiber convert`: write a checkpoint in another format."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from fiber.cli.arguments import add_words, count
+from fiber.cli.arguments import add_tokenizer_and_answers, positive_int
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the command of this file to the table."""
+    """Add `convert` to the table of commands."""
     convert = commands.add_parser(
         "convert",
-        help="published checkpoints to ours and back, towers for other codes",
-        description="Read a model (a folder of ours, or a published .ckpt, .pt, .pth or"
-        " .safetensors file of either stage; nothing in it is run) and write it in another form."
-        " The report lists every tensor that was left out, with the reason, and every one that the"
-        " file did not hold, with what it was set to.",
+        help="convert checkpoints: published to fiber and back, or the encoders alone",
+        description="Read a model (a fiber model directory, or a published .ckpt, .pt, .pth or"
+        " .safetensors file of either stage; no code in it is run) and write it in another format."
+        " The report lists every tensor that was skipped, with the reason, and every tensor missing"
+        " from the file, with its initial value.",
     )
-    convert.add_argument("source", metavar="IN", help="folder or file of a model")
+    convert.add_argument("source", metavar="IN", help="model directory or checkpoint file")
     convert.add_argument(
-        "target", type=Path, metavar="OUT", help="a new folder; with --to published a file"
+        "target", type=Path, metavar="OUT", help="a new directory; a file for --to published"
     )
     convert.add_argument(
         "--to",
         required=True,
         choices=("fiber", "published", "towers"),
-        help="a folder that fiber loads; a file that the published code loads; a folder with"
-        " swin.safetensors and roberta.safetensors",
+        help="fiber: a directory for fiber.load; published: a file for the published code; towers:"
+        " a directory with swin.safetensors and roberta.safetensors",
     )
-    add_words(convert)
+    add_tokenizer_and_answers(convert)
     convert.add_argument(
         "--image-size",
-        type=count,
+        type=positive_int,
         metavar="N",
-        help="side in pixels of the pictures that a coarse model shall look at",
+        help="input height and width of a coarse model, in pixels (default: the model's)",
     )
     convert.add_argument(
         "--weights",
         choices=("raw", "ema"),
         default="raw",
-        help="of a file that has both: the trained ones or their moving average (default: raw)",
+        help="trained weights or their EMA, if the file has both (default: raw)",
     )
     convert.add_argument(
         "--layout",
         choices=("microsoft", "timm"),
         default="microsoft",
-        help="names of the Swin among the towers (default: microsoft)",
+        help="key names of swin.safetensors (default: microsoft)",
     )
     convert.set_defaults(run=_convert)
 

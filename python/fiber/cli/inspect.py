@@ -1,4 +1,4 @@
-"""`fiber data inspect`: what data hold, and which of their files are broken."""
+"""`fiber data inspect`: statistics of a data set, and its faults."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fiber.data.tools.inspect import Bar, PartReport, PictureReport, Report, his
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
-#: Classes of a file that are named with their boxes.
-_CLASSES = 12
-#: Faults that are named one by one.
-_NAMED = 10
-#: Letters of the longest bar.
-_BAR = 30
+#: Classes that are listed with their number of boxes.
+_MAX_CLASSES = 12
+#: Faults that are listed.
+_MAX_FAULTS = 10
+#: Characters of the longest bar.
+_BAR_WIDTH = 30
 
 
 def inspect(
@@ -29,19 +29,19 @@ def inspect(
     as_json: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Print what is there; gives the exit code: 1 if there are faults.
+    """Print statistics of a data set; return the exit code: 1 if there are faults.
 
     Args:
-        source: a folder or a file.
-        splits: those that are looked into; by default all.
-        sheet: file to draw some pictures to.
-        as_json: print one JSON object in place of text for people.
-        progress: called with (pictures decoded, pictures in all) of each split.
+        source: a directory or a file.
+        splits: splits to read; empty: all.
+        sheet: image file of a contact sheet to write.
+        as_json: print one JSON object instead of text.
+        progress: called with (images decoded, total images) of each split.
 
     Raises:
-        FileNotFoundError: if there is no such folder or file.
-        ValueError: if it holds nothing that is known.
-        OSError: if the sheet cannot be written.
+        FileNotFoundError: if the directory or file does not exist.
+        ValueError: if it is in no known format.
+        OSError: if the contact sheet cannot be written.
     """
     drawn = ContactSheet()
     report = look(source, splits, shown=drawn.add if sheet is not None else None, progress=progress)
@@ -53,11 +53,10 @@ def inspect(
         from fiber.postprocess.files import save_picture
 
         if drawn.is_empty:
-            # Why is among the faults.
-            print(f"not drawn: {sheet}, since no record can be read", file=sys.stderr)
+            print(f"not saved: {sheet}: no record can be read (see the faults)", file=sys.stderr)
             return 1
         save_picture(drawn.draw, sheet)
-        # One JSON object alone stands on the output where it was asked for.
+        # With --json only the JSON object goes to stdout.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0
 
@@ -70,17 +69,16 @@ def _print(report: Report, source: Path) -> None:
     for split in dict.fromkeys(part.split for part in report.parts):
         print(f"\n{split}")
         for part in (part for part in report.parts if part.split == split):
-            said = "unreadable" if part.fault else _summary(part)
-            print(f"  {part.source:<10} {said}")
-    print("\npictures")
+            print(f"  {part.source:<10} {'unreadable' if part.fault else _summary(part)}")
+    print("\nimages")
     for pictures in report.pictures:
         print(f"  {pictures.split:<10} {_pictures(pictures)}")
     _print_histograms(report)
     faults = report.faults
-    for fault in faults[:_NAMED]:
+    for fault in faults[:_MAX_FAULTS]:
         print(f"fault: {fault}")
-    if len(faults) > _NAMED:
-        print(f"and {len(faults) - _NAMED} more (--json lists all)")
+    if len(faults) > _MAX_FAULTS:
+        print(f"and {len(faults) - _MAX_FAULTS} more (--json lists all)")
 
 
 def _print_histograms(report: Report) -> None:
@@ -90,28 +88,29 @@ def _print_histograms(report: Report) -> None:
         words.setdefault(part.source, []).extend(part.words)
         sides.setdefault(part.source, []).extend(part.boxes.sides)
     for source, counts in words.items():
-        _print_bars(f"words of a text, {source}", histogram(counts))
+        _print_bars(f"words per text, {source}", histogram(counts))
     for source, lengths in sides.items():
-        _print_bars(f"side of a box in pixels (root of its area), {source}", histogram(lengths))
+        _print_bars(f"box size in pixels (square root of area), {source}", histogram(lengths))
     shorter = [
         min(size)
         for pictures in report.pictures
         for size, count in pictures.sizes.items()
         for _ in range(count)
     ]
-    _print_bars("shorter side of a picture in pixels", histogram(shorter))
+    _print_bars("shorter image side in pixels", histogram(shorter))
 
 
 def _print_bars(title: str, bars: list[Bar]) -> None:
     if len(bars) < 2:
-        # One number for all stands above.
+        # The summary above has the one value.
         return
     most = max(bar.number for bar in bars)
     names = [f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}" for b in bars]
     width = max(map(len, names))
     print(f"\n{title}")
     for name, bar in zip(names, bars, strict=True):
-        print(f"  {name:>{width}}  {'#' * -(-_BAR * bar.number // most):<{_BAR}}  {bar.number}")
+        marks = "#" * -(-_BAR_WIDTH * bar.number // most)
+        print(f"  {name:>{width}}  {marks:<{_BAR_WIDTH}}  {bar.number}")
 
 
 def _summary(part: PartReport) -> str:
@@ -122,11 +121,12 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # From the most to the least frequent; what no box shows is not learned.
+        # Most frequent first, and the least frequent: classes without boxes are not learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
-        some = named if len(named) <= _CLASSES else [*named[: _CLASSES - 1], "...", named[-1]]
-        parts.append(f"{len(named)} classes ({', '.join(some)})")
+        if len(named) > _MAX_CLASSES:
+            named[_MAX_CLASSES - 1 : -1] = ["..."]
+        parts.append(f"{len(counts)} classes ({', '.join(named)})")
     if part.answers:
         common = ", ".join(f"{answer} {count}" for answer, count in part.answers.most_common(3))
         parts.append(f"{len(part.answers)} answers ({common}, ...)")
@@ -135,7 +135,7 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(
             f"{boxes['small']} small, {boxes['medium']} medium, {boxes['large']} large boxes,"
-            f" {boxes['per_record_most']} in a record at most"
+            f" at most {boxes['per_record_most']} per record"
         )
     parts += [counted(count, what) for what, count in sorted(part.counts.items())]
     return "; ".join([", ".join(parts), *part.notes])
@@ -145,17 +145,17 @@ def _pictures(pictures: PictureReport) -> str:
     statuses = pictures.statuses
     broken = statuses.total() - statuses["ok"]
     kinds = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "ok")
-    said = f"{statuses.total()} pictures, {_sizes(pictures.sizes)}, {broken} broken"
+    text = f"{statuses.total()} images, {_sizes(pictures.sizes)}, {broken} broken"
     if pictures.other_sizes:
-        said += f", {len(pictures.other_sizes)} of another size than annotated"
+        text += f", {len(pictures.other_sizes)} with a size other than annotated"
     if pictures.outside:
-        said += f", {counted(len(pictures.outside), 'records')} with boxes outside"
-    return f"{said} ({kinds})" if kinds else said
+        text += f", {counted(len(pictures.outside), 'records')} with boxes outside the image"
+    return f"{text} ({kinds})" if kinds else text
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:
     if not sizes:
-        return "none that can be read"
+        return "none readable"
     smallest, largest = min(sizes), max(sizes)
     (height, width), _ = sizes.most_common(1)[0]
     if smallest == largest:

@@ -1,4 +1,4 @@
-"""Which model a command uses when none is named."""
+"""Choose the default model of a command: the newest run with the right head."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from fiber.config import FiberConfig
 from fiber.config_io import from_dict
 
-#: Where `fiber train` and `fiber demo` put their runs, unless told otherwise.
+#: Default directory of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Give the named model or, without one, the newest finished run that has one of some heads.
+    """Return the named model, or the newest finished run that has one of the heads.
 
     Args:
-        named: what `--model` says, or None.
-        heads: those of which the command needs one, as in `FiberConfig.heads`.
+        named: the value of `--model`, or None.
+        heads: the command needs one of them; names as in `FiberConfig.heads`.
 
     Raises:
-        FileNotFoundError: if no finished run has any of them.
+        FileNotFoundError: if no finished run has any of the heads.
     """
     if named is not None:
         return named
@@ -32,25 +32,25 @@ def choose_model(named: str | None, *heads: str) -> str:
     if not fitting:
         have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
         raise FileNotFoundError(
-            f"no finished model under {RUNS}/ has the head {' or '.join(map(repr, heads))}"
-            f" ({have or 'there is none at all'}); name one with --model,"
-            " or train one with `fiber demo` or `fiber train`"
+            f"no finished model in {RUNS}/ has the head {' or '.join(map(repr, heads))}"
+            f" ({have or 'no model found'}); pass --model, or train one with `fiber demo` or"
+            " `fiber train`"
         )
     _, newest = max(fitting)
-    print(f"fiber: using the model {newest}", file=sys.stderr)
+    print(f"fiber: using model {newest}", file=sys.stderr)
     return str(newest)
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
-    """List the finished models below a folder: time of writing, folder, names of the heads.
+    """Yield the finished models in a directory tree: modification time, directory, head names.
 
-    A folder whose config.json is not ours is passed over: it is somebody else's.
+    Directories with a config.json of another program are skipped.
     """
     seen: set[str] = set()
-    # Runs may lie on another disk, behind a link; one that leads back is followed once.
+    # Links are followed, since runs may be on another disk; cycles are visited once.
     for parent, folders, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(parent)
-        # The checkpoints of a run are no finished models, however new.
+        # Checkpoints of a run are not finished models.
         folders[:] = sorted(name for name in folders if name != "checkpoints")
         if place in seen:
             folders.clear()

@@ -1,19 +1,25 @@
-"""The commands that look at pictures: ground, detect, answer, caption, match, search.
+"""`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
 
-Each prints one JSON object a line when nobody reads the output on a terminal, else a table.
+Each prints a table to a terminal and one JSON object per line otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiber.cli.arguments import add_words, count, whole_number
+from fiber.cli.arguments import (
+    DEVICE,
+    add_tokenizer_and_answers,
+    char_spans,
+    nonnegative_int,
+    positive_int,
+    semicolon_list,
+)
 from fiber.cli.models import choose_model
 from fiber.data.image_file import ENDINGS
 
@@ -23,79 +29,104 @@ if TYPE_CHECKING:
     from fiber.inference import Model
     from fiber.inference.boxes import PassCounts
 
-_IMAGES = "a picture, or a folder: every picture in it, at any depth"
-#: Pictures that are decoded and held at once.
-_AT_ONCE = 16
-#: Names of classes that one line lists.
-_NAMES = 12
+_IMAGES = "image file, or a directory: all images in it, recursively"
+#: Images that are decoded and held at once.
+_BATCH = 16
+#: Class names that one line lists.
+_MAX_LISTED = 12
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file to the table."""
-    ground = _command(commands, "ground", _ground, "find the boxes of phrases or of a caption")
+    _add_ground(commands)
+    _add_detect(commands)
+
+    answer = _command(commands, "answer", _answer, "answer a question about an image")
+    answer.add_argument("image", metavar="IMAGE", help="image file")
+    answer.add_argument("question", metavar="QUESTION", help='such as "what color is the mug?"')
+    answer.add_argument(
+        "--top-k", type=positive_int, default=3, metavar="N", help="number of answers (default: 3)"
+    )
+
+    caption = _command(commands, "caption", _caption, "caption images")
+    caption.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
+    ways = caption.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--num-beams", type=positive_int, metavar="N", help="beams of beam search (default: 5)"
+    )
+    ways.add_argument("--sample", action="store_true", help="sample tokens, without beam search")
+    caption.add_argument("--seed", type=int, metavar="N", help="seed of --sample (default: 0)")
+
+    match = _command(commands, "match", _match, "score how well a text matches an image")
+    match.add_argument("image", metavar="IMAGE", help="image file")
+    match.add_argument("text", metavar="TEXT", help='such as "a red mug"')
+
+    search = _command(commands, "search", _search, "find the images that match a text best")
+    search.add_argument("text", metavar="TEXT", help='such as "a red mug"')
+    search.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
+    search.add_argument(
+        "--top-k", type=positive_int, default=10, metavar="N", help="number of images (default: 10)"
+    )
+    search.add_argument(
+        "--no-rerank", action="store_true", help="rank by ITC alone, without reranking by ITM"
+    )
+
+
+def _add_ground(commands: argparse._SubParsersAction) -> None:
+    ground = _command(commands, "ground", _ground, "find boxes for phrases or a caption")
     ground.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
-    ground.add_argument("--phrases", help='"a red mug; the laptop": each by itself')
     ground.add_argument(
-        "--caption", help='"a red mug next to the laptop": its phrases, or those of --phrases in it'
+        "--phrases",
+        type=semicolon_list,
+        metavar="LIST",
+        help='"a red mug; the laptop": phrases, each grounded by itself',
+    )
+    ground.add_argument(
+        "--caption",
+        help='"a red mug next to the laptop": its noun phrases, or those of --phrases in it',
     )
     ground.add_argument(
         "--spans",
-        metavar="S",
-        help='characters of the caption that name things, in place of --phrases: "2:12; 18:24", or'
-        ' "2:5,18:24" for a phrase in two parts; counted from 0, the end not counted in',
+        type=char_spans,
+        metavar="LIST",
+        help='character spans of phrases in the caption, instead of --phrases: "2:12; 18:24", or'
+        ' "2:5,18:24" for a phrase in two parts; half-open, from 0',
     )
     ground.add_argument(
-        "--boxes-per-phrase", type=count, default=1, help="best boxes of a phrase (default: 1)"
+        "--boxes-per-phrase",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="maximum number of boxes of a phrase (default: 1)",
     )
-    _box_options(ground)
+    _add_box_options(ground)
 
-    detect = _command(commands, "detect", _detect, "find every object of some classes")
+
+def _add_detect(commands: argparse._SubParsersAction) -> None:
+    detect = _command(commands, "detect", _detect, "detect all objects of given classes")
     detect.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
     classes = detect.add_mutually_exclusive_group()
     classes.add_argument(
-        "--classes", help='"mug; traffic light" (default: those that the model was trained on)'
+        "--classes",
+        type=semicolon_list,
+        metavar="LIST",
+        help='"mug; traffic light" (default: the classes that the model was trained on)',
     )
     classes.add_argument(
         "--classes-file",
         type=Path,
-        help='one class a line; or a .json list of names or of {"prefix", "name", "suffix"}',
+        metavar="FILE",
+        help='one class per line; or a .json list of names or of {"prefix", "name", "suffix"}',
     )
     detect.add_argument(
         "--classes-per-prompt",
-        type=whole_number,
+        type=nonnegative_int,
         default=0,
         metavar="N",
-        help="classes of a text at most, 0: as many as fit (default: 0; published for LVIS: 40)",
+        help="maximum number of classes in a prompt, 0: as many as fit (default: 0; published for"
+        " LVIS: 40)",
     )
-    _box_options(detect)
-
-    answer = _command(commands, "answer", _answer, "answer a question about a picture")
-    answer.add_argument("image", metavar="IMAGE")
-    answer.add_argument("question", metavar="QUESTION")
-    answer.add_argument("--top-k", type=count, default=3, help="answers to give (default: 3)")
-
-    caption = _command(commands, "caption", _caption, "describe pictures in words")
-    caption.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
-    ways = caption.add_mutually_exclusive_group()
-    ways.add_argument("--num-beams", type=count, help="width of the search (default: 5)")
-    ways.add_argument("--sample", action="store_true", help="draw the words instead of searching")
-    caption.add_argument(
-        "--seed", type=int, metavar="N", help="of the draws of --sample (default: 0)"
-    )
-
-    match = _command(commands, "match", _match, "say how well a text fits a picture")
-    match.add_argument("image", metavar="IMAGE")
-    match.add_argument("text", metavar="TEXT")
-
-    search = _command(commands, "search", _search, "find the pictures that fit a text best")
-    search.add_argument("text", metavar="TEXT")
-    search.add_argument("images", nargs="+", metavar="IMAGE", help=_IMAGES)
-    search.add_argument("--top-k", type=count, default=10, help="pictures to give (default: 10)")
-    search.add_argument(
-        "--no-rerank",
-        action="store_true",
-        help="order by the two towers alone, without matching text and picture together",
-    )
+    _add_box_options(detect)
 
 
 def _command(
@@ -104,38 +135,48 @@ def _command(
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.add_argument(
         "--model",
-        help="folder or file of a model (default: the newest one under runs/ with the right head)",
+        help="model directory or checkpoint file (default: the newest model in runs/ with the"
+        " required head)",
     )
-    add_words(command)
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    command.add_argument("--json", action="store_true", help="print JSON on a terminal too")
-    command.add_argument("--save", type=Path, metavar="DIR", help="write annotated pictures here")
+    add_tokenizer_and_answers(command)
+    command.add_argument("--device", help=DEVICE)
+    command.add_argument("--json", action="store_true", help="print JSON on a terminal, too")
+    command.add_argument(
+        "--save", type=Path, metavar="DIR", help="directory to save annotated images to"
+    )
     command.set_defaults(run=run)
     return command
 
 
-def _box_options(command: argparse.ArgumentParser) -> None:
+def _add_box_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--threshold",
         type=float,
         default=None,
-        help="lowest score of a box, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
+        metavar="SCORE",
+        help="minimum score of a box, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
     )
-    command.add_argument("--max-detections", type=count, default=100, help="boxes of a picture")
+    command.add_argument(
+        "--max-detections",
+        type=positive_int,
+        default=100,
+        metavar="N",
+        help="maximum number of boxes per image (default: 100)",
+    )
 
 
 def _ground(options: argparse.Namespace) -> int:
     if options.phrases is None and options.caption is None:
-        raise ValueError("ground: give --phrases, --caption or both")
+        raise ValueError("ground: expected --phrases, --caption or both, got neither")
     asked: dict[str, Any] = {"boxes_per_phrase": options.boxes_per_phrase}
     if options.phrases is not None:
-        asked["phrases"] = _items(options.phrases, "--phrases")
+        asked["phrases"] = list(options.phrases)
     if options.caption is not None:
         asked["caption"] = options.caption
     if options.spans is not None:
         if options.caption is None or options.phrases is not None:
-            raise ValueError("--spans: give --caption, and no --phrases")
-        asked["spans"] = _spans(options.spans)
+            raise ValueError("--spans: expected --caption and no --phrases")
+        asked["spans"] = options.spans
     return _boxes(options, "ground", asked)
 
 
@@ -146,7 +187,7 @@ def _detect(options: argparse.Namespace) -> int:
 
         classes = list(read_classes(options.classes_file))
     elif options.classes is not None:
-        classes = _items(options.classes, "--classes")
+        classes = list(options.classes)
     asked = {"classes": classes, "classes_per_prompt": options.classes_per_prompt}
     return _boxes(options, "detect", asked)
 
@@ -155,7 +196,7 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
     paths = _paths(options.images)
     model, name = _load(options, "grounding")
     if method == "detect" and asked["classes"] is None and model.classes:
-        print(f"fiber: looking for {_some(model.classes)}", file=sys.stderr)
+        print(f"fiber: classes: {_first_names(model.classes)}", file=sys.stderr)
     asked = asked | {"max_detections": options.max_detections}
     if options.threshold is not None:
         asked["score_threshold"] = options.threshold
@@ -173,19 +214,19 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
                 found.save(show.file_for(path))
     if method == "detect":
         classes = model.classes if asked["classes"] is None else asked["classes"]
-        print(f"fiber: {_taken(len(classes), model.passes)}", file=sys.stderr)
+        print(f"fiber: {_describe_cost(len(classes), model.passes)}", file=sys.stderr)
     return 0
 
 
-def _taken(classes: int, passes: PassCounts) -> str:
-    """Say what detection took: every picture meets every prompt, after the trunk."""
+def _describe_cost(classes: int, passes: PassCounts) -> str:
+    """Describe the cost of a detection; each prompt is run with each image after the trunk."""
     from fiber.data.skip_report import counted
 
     return (
         f"{counted(classes, 'classes')} in"
         f" {counted(passes.pairs // max(passes.pictures, 1), 'prompts')},"
-        f" {counted(passes.pictures, 'pictures')},"
-        f" {counted(passes.trunk_passes, 'passes')} of the image trunk"
+        f" {counted(passes.pictures, 'images')},"
+        f" {counted(passes.trunk_passes, 'forward passes')} of the image trunk"
     )
 
 
@@ -209,7 +250,7 @@ def _answer(options: argparse.Namespace) -> int:
 
 def _caption(options: argparse.Namespace) -> int:
     if options.seed is not None and not options.sample:
-        raise ValueError(f"--seed {options.seed}: nothing is drawn without --sample")
+        raise ValueError(f"--seed {options.seed}: expected --sample with it")
     asked = {"sample": options.sample, "seed": options.seed or 0, "num_beams": options.num_beams}
     paths = _paths(options.images)
     model, name = _load(options, "caption")
@@ -259,41 +300,14 @@ def _load(options: argparse.Namespace, *heads: str) -> tuple[Model, str]:
     return fiber.load(path, options.tokenizer, options.answers, options.device), path
 
 
-def _some(names: Sequence[str]) -> str:
-    """List names, of many the first ones: "mug, laptop and 78 others"."""
-    more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" and {more} others" if more > 0 else "")
-
-
-def _items(text: str, option: str) -> list[str]:
-    """Split at semicolons: names of classes hold commas."""
-    items = [item.strip() for item in text.split(";") if item.strip()]
-    if not items:
-        raise ValueError(f'{option} is empty; expected one or more, as in "a red mug; the laptop"')
-    return items
-
-
-def _spans(text: str) -> list[list[tuple[int, int]]]:
-    """Read spans: those of phrases apart by semicolons, those of a phrase's parts by commas.
-
-    Raises:
-        ValueError: for one that is no two numbers.
-    """
-    spans = []
-    for item in _items(text, "--spans"):
-        found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]
-        parts = [(int(match[1]), int(match[2])) for match in found if match]
-        if len(parts) < len(found):
-            raise ValueError(f"--spans: {item!r} is no span; expected START:END, as in 2:12")
-        spans.append(parts)
-    return spans
+def _first_names(names: Sequence[str]) -> str:
+    """List the first names: "mug, laptop and 78 others"."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} others" if more > 0 else "")
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """Turn what was named into files: a folder stands for the pictures in it, at any depth.
-
-    Linked folders inside it are not entered.
-    """
+    """List image files; of a directory those in it, recursively, without following links."""
     paths = []
     for image in images:
         path = Path(image)
@@ -302,21 +316,21 @@ def _paths(images: Sequence[str]) -> list[Path]:
                 p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
             )
             if not inside:
-                raise ValueError(f"{path}: no {', '.join(ENDINGS)} file in this folder or below it")
+                raise ValueError(f"{path}: no {', '.join(ENDINGS)} file in this directory or below")
             paths += inside
         elif path.exists():
             paths.append(path)
         else:
-            raise FileNotFoundError(f"{path}: no such picture")
+            raise FileNotFoundError(f"{path}: no such image")
     return paths
 
 
 def _read(paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-    """Decode some pictures at a time: (H, W, 3) uint8 each."""
+    """Decode images in batches; each is (H, W, 3) uint8."""
     from fiber.data import load_image
 
-    for start in range(0, len(paths), _AT_ONCE):
-        some = paths[start : start + _AT_ONCE]
+    for start in range(0, len(paths), _BATCH):
+        some = paths[start : start + _BATCH]
         yield some, [load_image(path) for path in some]
 
 

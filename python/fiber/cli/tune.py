@@ -1,4 +1,4 @@
-"""The command `fiber tune`: what it takes, and nothing heavy before it is asked for."""
+"""`fiber tune`: measure tile sizes of the attention kernels on this GPU."""
 
 from __future__ import annotations
 
@@ -6,50 +6,47 @@ import argparse
 import sys
 from pathlib import Path
 
-from fiber.cli.arguments import count
-from fiber.cli.bench import names
+from fiber.cli.arguments import positive_int, semicolon_list
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the table."""
+    """Add `tune` to the table of commands."""
     tune = commands.add_parser(
         "tune",
-        help="tile sizes of the attention kernels for this GPU",
-        description="Time a few tile sizes of every attention kernel on this machine's GPU and"
-        " write the fastest ones to a table that the kernels read before the package's own, on"
-        " GPUs of the same architecture with the same Triton. Takes some minutes, most of them for"
-        " compiling. Other sizes add numbers up in another order: the last bits of results may"
-        " change. Semicolons separate lists.",
+        help="tune the tile sizes of the attention kernels for this GPU",
+        description="Time tile sizes of every attention kernel on this machine's GPU and write the"
+        " fastest ones to a table. Kernels prefer it to the package's own table, on GPUs of the"
+        " same architecture with the same Triton version. Takes a few minutes, most of them"
+        " compiling. Other tile sizes change the order of summation, so the last bits of results"
+        " may change. Lists are separated by semicolons.",
     )
     tune.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the table (default: the one that kernels read, fiber/tiles.json in XDG_CACHE_HOME or"
-        " ~/.cache); lines of other GPUs stay",
+        help="table to update; rows of other GPUs stay (default: the table that kernels read,"
+        " fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
     )
-    tune.add_argument(
-        "--print", action="store_true", help="print the lines that were found and write nothing"
-    )
+    tune.add_argument("--print", action="store_true", help="print the rows instead of writing them")
     tune.add_argument(
         "--windows",
         type=_windows,
         default=(),
         metavar="SIDES",
-        help="sides of windows in tokens (default: 12; 18)",
+        help="window sizes in tokens (default: 12; 18)",
     )
     tune.add_argument(
         "--dtypes",
-        type=names,
+        type=semicolon_list,
         default=("bfloat16",),
         metavar="NAMES",
-        help="some of bfloat16, float16, float32 (default: bfloat16)",
+        help="bfloat16, float16 or float32 (default: bfloat16)",
     )
-    tune.set_defaults(run=_tune, when_stopped="the table is as it was")
+    tune.set_defaults(run=_tune, when_stopped="the table is unchanged")
 
 
 def _windows(text: str) -> tuple[int, ...]:
-    return tuple(count(each) for each in names(text))
+    return tuple(positive_int(size) for size in semicolon_list(text))
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -69,7 +66,7 @@ def _tune(options: argparse.Namespace) -> int:
     table = options.output or tiles.users_table()
     if not options.print:
         check_target(table)
-    # A broken table is told before minutes are spent.
+    # Fail on a broken table before minutes of tuning.
     old = tiles.read(table) if table.is_file() else []
     device = torch.device("cuda", torch.cuda.current_device())
     dtypes = [tune.DTYPES[name] for name in options.dtypes]
@@ -87,5 +84,5 @@ def _tune(options: argparse.Namespace) -> int:
     table.parent.mkdir(parents=True, exist_ok=True)
     write_file(table, lambda part: part.write_text(text, encoding="utf-8"))
     used = "" if options.output is None else f"; kernels read {tiles.users_table()}"
-    print(f"{len(lines)} lines in {table}{used}", file=sys.stderr)
+    print(f"{len(lines)} rows written to {table}{used}", file=sys.stderr)
     return 0
