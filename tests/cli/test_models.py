@@ -10,12 +10,12 @@ from fiber.cli.models import choose_model, finished_models
 class TestModelChoice:
     def test_nothing_there(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"'vqa'.*there is none at all.*--model"):
+        with pytest.raises(FileNotFoundError, match=r"'vqa'.*none"):
             choose_model(None, "vqa")
 
     def test_no_model_with_the_head(self, desk):
         shutil.rmtree("runs/demo/fine")
-        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse has itc, itm"):
+        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse"):
             choose_model(None, "grounding")
 
     def test_the_newest_one_with_the_head(self, desk, capsys):

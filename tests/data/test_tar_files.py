@@ -48,9 +48,9 @@ def test_members_of_every_format(tmp_path, form):
 def test_an_empty_archive_and_an_empty_file(tmp_path):
     assert TarFile(write_tar(tmp_path / "a.tar", [])).members == []
     (tmp_path / "b.tar").touch()
-    with pytest.raises(ValueError, match=r"b\.tar is empty; expected a tar file"):
+    with pytest.raises(ValueError, match=r"b\.tar.*empty.*file"):
         TarFile(tmp_path / "b.tar")
-    with pytest.raises(FileNotFoundError, match=r"c\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"c\.tar.*exist"):
         TarFile(tmp_path / "c.tar")
 
 
@@ -112,10 +112,10 @@ def test_what_is_cut_off_is_named(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", CONTENT).read_bytes()
     path = tmp_path / "a.tar"
     path.write_bytes(whole[: 512 * 4 + 700])
-    with pytest.raises(ValueError, match=r"a\.tar is cut off: its member 'b/c\.bin' has 2304 byt"):
+    with pytest.raises(ValueError, match=r"a\.tar.*member 'b/c\.bin'.*2304"):
         TarFile(path)
     path.write_bytes(whole[: 512 * 2 + 100])
-    with pytest.raises(ValueError, match="is cut off: it ends after 100 bytes of a header"):
+    with pytest.raises(ValueError, match=r"cut.*100 bytes"):
         TarFile(path)
     # At the border of a member nothing tells but the missing end.
     path.write_bytes(whole[: 512 * 2])
@@ -128,7 +128,7 @@ def test_what_is_cut_off_is_named(tmp_path):
 def test_what_is_no_tar_file_is_named(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(3000))
-    with pytest.raises(ValueError, match=r"a\.tar is no tar file \(wrong checksum\), at byte 0"):
+    with pytest.raises(ValueError, match=r"a\.tar.*file \(wrong checksum\).*byte 0"):
         TarFile(path)
     with tarfile.open(path, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.txt"))
@@ -137,7 +137,7 @@ def test_what_is_no_tar_file_is_named(tmp_path):
         TarFile(path)
     whole = write_tar(path, CONTENT).read_bytes()
     path.write_bytes(whole[:1030] + b"\xff" + whole[1031:])
-    with pytest.raises(ValueError, match=r"has a broken header \(wrong checksum\), at byte 1024"):
+    with pytest.raises(ValueError, match=r"header \(wrong checksum\).*byte 1024"):
         TarFile(path)
     path.write_bytes(whole + whole)
     with pytest.raises(ValueError, match="goes on behind its end: joined files need"):
@@ -149,7 +149,7 @@ def test_a_file_that_changes_while_it_is_used(tmp_path):
     file = TarFile(path)
     pooled_files.forget_open_files()
     write_tar(path, CONTENT * 9)
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
+    with pytest.raises(ValueError, match=r"a\.tar.*changed"):
         file.read(512, 3)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.tar"):
@@ -162,7 +162,7 @@ def test_a_file_that_is_cut_while_it_is_open(tmp_path):
     member = file.members[2]
     file.read(member.start, member.size)
     os.truncate(path, member.start + 100)
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
+    with pytest.raises(ValueError, match=r"a\.tar.*changed"):
         file.read(member.start, member.size)
 
 
@@ -170,7 +170,7 @@ def test_a_file_of_which_only_the_time_changed(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     file = TarFile(path)
     os.utime(path, ns=(0, 1_500_000_000))
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: ") as error:
+    with pytest.raises(ValueError, match=r"a\.tar.*changed") as error:
         file.read(512, 3)
     then = f"{file.changed / 1e9:.6f}"
     assert str(error.value).endswith(

