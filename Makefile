@@ -6,19 +6,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
-# One process a processor, four at most, since each holds torch; a file stays with one, so that its
-# fixtures are made once. Threads that wait busily, as torch's do, would take the others' processors.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One process per core, four at most, since each holds torch. Each starts with half of the tests in
+# order; one that is done takes some of what another has left. Threads of torch that spin while they
+# wait would take the cores of the other processes.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-interpreter kernels-aot quick lint fmt build bench clean
+.PHONY: demo test test-interpreter kernels-aot quick package lint fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
-# Everything that can be tested here.
+# Every test but those of `make package`.
 test: $(VENV)/.installed-dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not package" $(ARGS)
 	$(MAKE) test-interpreter ARGS=
 	cargo test --release
 
@@ -39,7 +40,11 @@ kernels-aot: $(VENV)/.installed-dev
 
 # The tests of a few seconds.
 quick: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not package" $(ARGS)
+
+# Builds of the wheel and the source distribution, each from scratch.
+package: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m package $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

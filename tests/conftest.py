@@ -1,10 +1,14 @@
-"""What several tests need: finished models of a few thousand weights, and a picture."""
+"""What several tests need: small models, a scenes data set, an image; made once for a whole run."""
 
 import dataclasses
+import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # A process that a shell starts in the background ignores Ctrl-C, and hands that down to the
 # processes of its tests; those that send one would wait for ever.
@@ -19,9 +23,78 @@ TEXTS = [
 ANSWERS = ("yes", "no", "red", "blue", "green", "yellow", "1", "2", "3", "circle", "square", "star")
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--longest-case",
+        type=float,
+        metavar="SECONDS",
+        help="fail the run if a test case itself, fixtures aside, takes longer",
+    )
+
+
+class LongestCase:
+    """Fails a run that holds a test case of more than so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.longer: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.duration > self.seconds:
+            self.longer.append(f"{report.nodeid}: {report.duration:.0f} s")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.longer and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.longer:
+            terminalreporter.section(f"cases of more than {self.seconds:g} s", red=True)
+            terminalreporter.line("\n".join(self.longer))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seconds = config.getoption("--longest-case")
+    # Where several processes run tests, the one that starts them sees every report.
+    if seconds is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(LongestCase(seconds))
+
+
 @pytest.fixture(scope="session")
-def micro_models(tmp_path_factory) -> dict[str, Path]:
+def made_once(tmp_path_factory) -> MakeOnce:
+    """A function that makes a folder for all processes of a run; nobody may change what is in it.
+
+    `made_once(name, make)` calls `make(folder)` unless another test or process did, and returns the
+    folder.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make_folder(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = root / name, root / f"{name}.finished"
+        with FileLock(root / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return make_folder
+
+
+@pytest.fixture(scope="session")
+def micro_models(made_once) -> dict[str, Path]:
     """Folders of finished, untrained models: "coarse" with every head, and "fine"."""
+    folder = made_once("micro_models", save_micro_models)
+    return {stage: folder / stage for stage in ("coarse", "fine")}
+
+
+def save_micro_models(folder: Path) -> None:
     import torch
 
     from fiber.checkpoints.model_dir import save_model
@@ -31,14 +104,23 @@ def micro_models(tmp_path_factory) -> dict[str, Path]:
 
     # A pair of letters must occur often enough to become a token.
     tokenizer = Tokenizer.train(TEXTS * 10, 320)
-    folder = tmp_path_factory.mktemp("micro")
     config = preset("micro").with_vocabulary(tokenizer.vocab_size)
     heads = dataclasses.replace(config.image_text, num_answers=len(ANSWERS))
     config = dataclasses.replace(config, image_text=heads)
     torch.manual_seed(0)
     save_model(build_model(config), folder / "coarse", tokenizer, ANSWERS)
     save_model(build_model(config.fine()), folder / "fine", tokenizer)
-    return {"coarse": folder / "coarse", "fine": folder / "fine"}
+
+
+@pytest.fixture(scope="session")
+def small_scenes(made_once) -> Path:
+    """A scenes data set of 30 training images and 12 of each held-out split."""
+    from fiber.synthetic.scenes import generate
+
+    folder = made_once(
+        "small_scenes", lambda made: generate(made / "data", train=30, val=12, novel=12)
+    )
+    return folder / "data"
 
 
 @pytest.fixture(scope="session")

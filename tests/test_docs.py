@@ -8,13 +8,9 @@ data and the few steps of `SHORTER`. A block under `<!-- skip: reason -->` is no
 
 import doctest
 import importlib
-import os
-import pkgutil
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +19,12 @@ import pytest
 import fiber
 from fiber.cli import parser
 from fiber.synthetic.scenes import generate
+from tests.processes import run_python
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Imported by the test runner's own process, so nothing that ends it or parses its arguments, and no
-# peer of the benchmark, whose library may be missing.
-MODULES = sorted(
-    info.name
-    for info in pkgutil.walk_packages(fiber.__path__, "fiber.")
-    if not info.name.endswith(("__main__", "._core"))
-    and not info.name.startswith("fiber.benchmarks.peers.")
-)
+SOURCES = sorted(Path(fiber.__file__).parent.rglob("*.py"))
+WITH_EXAMPLES = [path for path in SOURCES if ">>>" in path.read_text()]
 
 # What is added to a command so that it ends soon; a later option wins. The demo, which is long at
 # its shortest, is read by the parser only: the tests of its own run it. A bench names what it would
@@ -109,21 +100,28 @@ def test_an_open_block_is_an_error():
         blocks_of("```python\na = 1")
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name):
-    module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_docstring_examples(path):
+    name = ".".join(path.relative_to(Path(fiber.__file__).parents[1]).with_suffix("").parts)
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 0
     assert result.failed == 0, f"{result.failed} of {result.attempted} examples of {name} fail"
 
 
+@pytest.fixture(scope="session")
+def page_scenes(made_once):
+    """The data set of the pages."""
+    return made_once("page_scenes", lambda made: generate(made / "data", train=8, val=4, novel=4))
+
+
 @pytest.fixture
-def reader_folder(tmp_path, micro_models, scene_picture):
+def reader_folder(tmp_path, micro_models, page_scenes, scene_picture):
     """A folder in which the names that the pages use exist."""
     for stage in ("coarse", "fine"):
         shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
-    generate(tmp_path / "runs" / "scenes", train=8, val=4, novel=4)
-    # What a script of the examples makes, or a user has.
-    shutil.copytree(tmp_path / "runs" / "scenes", tmp_path / "runs" / "own")
+    # "own": what a script of the examples makes, or a user has.
+    for name in ("scenes", "own"):
+        shutil.copytree(page_scenes / "data", tmp_path / "runs" / name)
     for name in ("photo", "a", "b", "left", "right"):
         shutil.copy(scene_picture, tmp_path / f"{name}.jpg")
     return tmp_path
@@ -141,15 +139,7 @@ def test_python_blocks(page, reader_folder):
             lines[block.line - 1 + offset] = line
     script = reader_folder / f"{page.stem}.py"
     script.write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, script.name],
-        cwd=reader_folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python([script.name], folder=reader_folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -196,13 +186,5 @@ def test_shell_lines(page, reader_folder):
         parser().parse_args(command)
         if command[0] == "demo":
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", "fiber.cli", *command, *shorter(command)],
-            cwd=reader_folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_python(["-m", "fiber.cli", *command, *shorter(command)], folder=reader_folder)
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"

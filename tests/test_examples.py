@@ -2,10 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +12,13 @@ from PIL import Image
 
 from fiber import kernels
 from fiber.cli import main
+from tests.processes import run_python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(folder: Path, script: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_python([EXAMPLES / script, *arguments], folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

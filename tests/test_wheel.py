@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.package
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -27,7 +29,6 @@ def wheel(tmp_path_factory):
     return built
 
 
-@pytest.mark.slow
 def test_names(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -59,7 +60,6 @@ def test_names(wheel):
     assert inside == own | {"fiber/_core.abi3.so"}
 
 
-@pytest.mark.slow
 def test_tag(wheel):
     assert "-cp311-abi3-" in wheel.name
     done = subprocess.run(
@@ -72,7 +72,6 @@ def test_tag(wheel):
     assert re.search(r"manylinux_2_\d+_(x86_64|aarch64)", done.stdout), done.stdout
 
 
-@pytest.mark.slow
 def test_runs_alone(wheel, tmp_path):
     # Unpacked on a path of its own, without site-packages: no dependency is there.
     zipfile.ZipFile(wheel).extractall(tmp_path)
@@ -89,7 +88,6 @@ def test_runs_alone(wheel, tmp_path):
     assert "torch" in done.stdout
 
 
-@pytest.mark.slow
 def test_sdist(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "maturin", "sdist", "--out", str(tmp_path)],
@@ -115,7 +113,6 @@ def test_sdist(tmp_path):
     assert not [name for name in names if name.startswith("triton_kernels")]
 
 
-@pytest.mark.slow
 def test_builds_without_a_c_compiler(tmp_path):
     """From nothing, with every tool that compiles C or C++ replaced by one that fails."""
     rustc = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True)

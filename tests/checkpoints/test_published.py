@@ -203,7 +203,7 @@ def test_backbones_of_other_sizes_are_refused():
     coarse = FiberImageText(micro("coarse")).state_dict()
     coarse["backbone.image.patch_embedding.norm.weight"] = torch.zeros(3)
     before = detector.state_dict()["backbone.image.patch_embedding.norm.bias"].clone()
-    with pytest.raises(ValueError, match=r"patch_embedding.norm.weight \(3,\), expected \(16,\)"):
+    with pytest.raises(ValueError, match=r"patch_embedding.norm.weight \(3,\).*\(16,\)"):
         transfer_backbone(coarse, detector)
     assert torch.equal(detector.state_dict()["backbone.image.patch_embedding.norm.bias"], before)
     with pytest.raises(ValueError, match="share no tensor"):

@@ -66,7 +66,7 @@ def test_an_unknown_key_is_named():
 def test_another_shape_is_named():
     state = published_fine_state(model())
     state["rpn.head.centerness.weight"] = torch.zeros(1, 5, 1, 1)
-    with pytest.raises(ValueError, match=r"rpn\.head\.centerness\.weight has shape \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"rpn\.head\.centerness\.weight.*shape \(1, 5\)"):
         load_published_fine(model(), state)
 
 

@@ -189,7 +189,7 @@ def test_file_that_runs_code_is_refused_and_not_run(tmp_path, function, named, l
     path = tmp_path / "harm.ckpt"
     content = {"state_dict": tensors(), "callbacks": Harm(function, command)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=rf"harm.ckpt tries to run code .* call {named}; nothing"):
+    with pytest.raises(ValueError, match=rf"harm.ckpt.*call {named}"):
         read_state(path)
     assert not trace.exists()
 
@@ -204,7 +204,7 @@ def test_plain_pickles(tmp_path):
         read_state(path)
     # Protocol 0 begins with no mark of its own.
     path.write_bytes(b"cposix\nsystem\n(S'touch " + str(tmp_path / "trace").encode() + b"'\ntR.")
-    with pytest.raises(ValueError, match=r"plain.pth is no checkpoint: it begins with b'cposix"):
+    with pytest.raises(ValueError, match=r"plain.pth.*checkpoint"):
         read_state(path)
     assert not (tmp_path / "trace").exists()
 
@@ -250,7 +250,7 @@ def test_names_are_not_imported(monkeypatch):
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.pth", "a.safetensors"])
 def test_empty_file(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=f"{name} is empty"):
+    with pytest.raises(ValueError, match=rf"{name}.*empty"):
         read_state(tmp_path / name)
 
 
@@ -306,9 +306,9 @@ def tar_file() -> bytes:
     ("blob", "reason"),
     [
         (b"<!DOCTYPE html><html>", "looks like a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\xff\xd8\xff\xe0 a photograph", "is no checkpoint: it begins with"),
-        (zip_of("word/document.xml"), "data.pkl is missing"),
+        (zip_of("word/document.xml"), r"data.pkl.*missing"),
         (zip_of("model/constants.pkl"), "TorchScript program"),
         (tar_file(), "is no checkpoint"),
     ],
@@ -339,5 +339,5 @@ def test_content_without_tensors(tmp_path, content, reason):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none.ckpt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none.ckpt.*exist"):
         read_state(tmp_path / "none.ckpt")

@@ -15,7 +15,7 @@ class TestModelChoice:
 
     def test_no_model_with_the_head(self, desk):
         shutil.rmtree("runs/demo/fine")
-        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse has itc, itm"):
+        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse"):
             choose_model(None, "grounding")
 
     def test_the_newest_one_with_the_head(self, desk, capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fiber.synthetic.scene_graph import SPLITS
-from fiber.synthetic.scenes import SceneRecipe, describe_picture, generate
+from fiber.synthetic.scenes import SceneRecipe, describe_picture
 
 NUM_PICTURES = 2000
 
@@ -20,9 +20,9 @@ def described():
 
 
 @pytest.fixture(scope="session")
-def scenes_folder(tmp_path_factory):
+def scenes_folder(small_scenes):
     """A small data folder of scenes."""
-    return generate(tmp_path_factory.mktemp("scenes") / "data", train=30, val=12, novel=12)
+    return small_scenes
 
 
 @pytest.fixture

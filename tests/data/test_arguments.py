@@ -57,15 +57,15 @@ def test_wrong_types_are_named(tokenizer, options):
 def test_wrong_types_of_positions_are_named(tokenizer):
     loader = make(tokenizer)
     for call in (loader.set_epoch, loader.epoch):
-        with pytest.raises(TypeError, match=r"epoch is 1\.5; expected a whole number"):
+        with pytest.raises(TypeError, match=r"epoch.*1\.5.*whole"):
             call(1.5)
-    with pytest.raises(TypeError, match="start is '1'; expected a whole number"):
+    with pytest.raises(TypeError, match=r"start.*'1'.*whole"):
         loader.stream("1")
-    with pytest.raises(ValueError, match="epoch is -1; expected 0 or more"):
+    with pytest.raises(ValueError, match=r"epoch.*-1.*0"):
         loader.epoch(-1)
     late = {**loader.state_dict(), "epoch": 1 << 64}
     for call in (loader.set_epoch, loader.epoch, lambda _: loader.load_state_dict(late)):
-        with pytest.raises(ValueError, match=f"epoch is {1 << 64}; expected less than 2\\^64"):
+        with pytest.raises(ValueError, match=f"epoch.*{1 << 64}.*2\\^64"):
             call(1 << 64)
 
 

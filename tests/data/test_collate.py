@@ -90,9 +90,9 @@ def test_parts_of_transforms_are_copied_whole(part):
 
 
 def test_bad_records_are_named(tokenizer):
-    with pytest.raises(DecodeError, match="record 'r1': no bytes"):
+    with pytest.raises(DecodeError, match=r"record 'r1'.*bytes"):
         collator(tokenizer)([RECORDS[0], record(1, images=(b"",))])
-    with pytest.raises(ValueError, match="on_error is 'resample', which DataLoader alone"):
+    with pytest.raises(ValueError, match=r"on_error.*'resample'.*DataLoader"):
         collator(tokenizer, on_error="resample")([record(1, images=(b"",))])
     kept = collator(tokenizer, on_error="skip")([RECORDS[0], record(1, images=(b"",))])
     assert kept.keys == ("r0",)

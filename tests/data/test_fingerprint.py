@@ -1,6 +1,7 @@
 """Fingerprints of records: what counts, what does not, and what is never read for them."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -35,32 +36,33 @@ def test_no_records_have_a_fingerprint():
     assert fingerprint_of([]) == fingerprint_of([]) != fingerprint_of(RECORDS)
 
 
-@pytest.mark.parametrize("index", [0, 1, 7, 498, 999])
+CHANGES = [
+    {"key": "other"},
+    {"text": "text other"},
+    {"images": ("/data/images/other.jpg",)},
+    {"images": (b"1",)},
+    {"images": (b"2",)},
+    {"images": ("/data/images/0/0.jpg",) * 2},
+    {"image_id": "other"},
+    {"image_size": (3, 4)},
+    {"boxes_xyxy": ((1.0, 2.0, 20.0, 22.5), (0.0, 0.0, 4.0, 4.0))},
+    {"boxes_xyxy": ((0.0, 0.0, 4.0, 4.0), (1.0, 2.0, 20.0, 22.0))},
+    {"char_spans": (((0, 3),), ((0, 2),))},
+    {"box_labels": (1, 0)},
+    {"labels": ("cup", "cat")},
+    {"label_spans": (((0, 3),), ((0, 2),))},
+    {"answers": {"yes": 1.0}},
+    {"answers": {"yes": 0.5}},
+    {"human_answers": ("yes",)},
+    {"truth": True},
+    {"truth": False},
+    {"group": "other"},
+]
+
+
+# Each field once, at the first and the last record and some between.
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"key": "other"},
-        {"text": "text other"},
-        {"images": ("/data/images/other.jpg",)},
-        {"images": (b"1",)},
-        {"images": (b"2",)},
-        {"images": ("/data/images/0/0.jpg",) * 2},
-        {"image_id": "other"},
-        {"image_size": (3, 4)},
-        {"boxes_xyxy": ((1.0, 2.0, 20.0, 22.5), (0.0, 0.0, 4.0, 4.0))},
-        {"boxes_xyxy": ((0.0, 0.0, 4.0, 4.0), (1.0, 2.0, 20.0, 22.0))},
-        {"char_spans": (((0, 3),), ((0, 2),))},
-        {"box_labels": (1, 0)},
-        {"labels": ("cup", "cat")},
-        {"label_spans": (((0, 3),), ((0, 2),))},
-        {"answers": {"yes": 1.0}},
-        {"answers": {"yes": 0.5}},
-        {"human_answers": ("yes",)},
-        {"truth": True},
-        {"truth": False},
-        {"group": "other"},
-    ],
-    ids=str,
+    ("index", "changes"), zip(itertools.cycle([0, 1, 7, 498, 999]), CHANGES, strict=False), ids=str
 )
 def test_every_field_of_every_record_counts(index, changes):
     assert fingerprint_of(changed(index, **changes)) != fingerprint_of(RECORDS)

@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 def test_no_records(tokenizer):
     loader = make(tokenizer, [])
     assert len(loader) == 0 and list(loader.epoch()) == []
-    with pytest.raises(ValueError, match="no records; expected 1 or more"):
+    with pytest.raises(ValueError, match=r"records.*1"):
         loader.stream()
 
 
@@ -305,7 +305,7 @@ def test_bad_samples_can_be_left_out(tokenizer):
     records[5] = record(5, images=("no/such.jpg",))
     records[8:] = [record(8, images=(b"",)), record(9, images=(b"",))]
     loader = make(tokenizer, records, on_error="skip")
-    with pytest.warns(RuntimeWarning, match="record 'r2' is left out: no bytes") as told:
+    with pytest.warns(RuntimeWarning, match=r"record 'r2'.*bytes") as told:
         batches = list(loader.epoch())
     assert len(told) == 1
     # Nothing is left of the last batch.
@@ -321,7 +321,7 @@ def test_bad_samples_can_be_left_out(tokenizer):
 @pytest.mark.filterwarnings("ignore:record")
 def test_a_stream_does_not_leave_out_whole_batches(tokenizer):
     records = [record(i, images=(b"",)) for i in range(4)]
-    with pytest.raises(ValueError, match=r"no sample of a batch of 4 can be read; .* record 'r3'"):
+    with pytest.raises(ValueError, match=r"4.*record 'r3'"):
         next(make(tokenizer, records, on_error="skip").stream())
 
 
@@ -379,22 +379,22 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-        ({"seed": 1 << 64}, "seed is 18446744073709551616; expected less than 2.64"),
-        ({"prefetch": 0}, "prefetch is 0"),
-        ({"threads": -1}, "threads is -1"),
-        ({"image_dtype": "int8"}, "image_dtype is 'int8'; expected one of 'float32', 'float16'"),
-        ({"max_tokens": -1}, "max_tokens is -1; expected 1 or more"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; expected less than world_size 2"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
-        ({"max_tokens": 1}, "max_tokens: 1; expected 2"),
-        ({"mlm_probability": 1.5}, "mlm_probability: 1.5 is not between 0 and 1"),
-        ({"answers": ("yes", "no", "yes")}, "answers holds 'yes' more than once"),
-        ({"batch_type": "caption"}, "batch_type: 'caption' does not exist"),
+        ({"batch_size": 0}, r"batch_size.*0.*1"),
+        ({"seed": 1 << 64}, r"seed.*18446744073709551616.*2.64"),
+        ({"prefetch": 0}, r"prefetch.*0"),
+        ({"threads": -1}, r"threads.*-1"),
+        ({"image_dtype": "int8"}, r"image_dtype.*'int8'.*'float32'.*'float16'"),
+        ({"max_tokens": -1}, r"max_tokens.*-1.*1"),
+        ({"rank": 2, "world_size": 2}, r"rank.*2.*world_size 2"),
+        ({"on_error": "ignore"}, r"on_error.*'ignore'"),
+        ({"max_tokens": 1}, r"max_tokens: 1.*2"),
+        ({"mlm_probability": 1.5}, r"mlm_probability: 1.5.*0.*1"),
+        ({"answers": ("yes", "no", "yes")}, r"answers.*'yes'"),
+        ({"batch_type": "caption"}, "batch_type: 'caption'"),
     ],
 )
 def test_wrong_arguments_are_named(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         make(tokenizer, **options)
-    with pytest.raises(ValueError, match="start is -1"):
+    with pytest.raises(ValueError, match=r"start.*-1"):
         make(tokenizer).stream(start=-1)

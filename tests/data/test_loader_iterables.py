@@ -147,15 +147,15 @@ def test_a_state_of_other_records_is_refused_in_the_pass(tokenizer):
     state = loader.state_dict()
     other = make(tokenizer, Stream([record(0, text="other"), *RECORDS[1:]]))
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"fingerprint is '.*first 4 records give .*same data"):
+    with pytest.raises(ValueError, match=r"fingerprint.*4 records.*data"):
         next(iter(other))
     boxes = make(tokenizer, Stream([record(0, boxes_xyxy=(), char_spans=()), *RECORDS[1:]]))
     boxes.load_state_dict(state)
-    with pytest.raises(ValueError, match="first 4 records give"):
+    with pytest.raises(ValueError, match="4 records"):
         next(iter(boxes))
     short = make(tokenizer, Stream(RECORDS[:2]))
     short.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"sample is 4, and the records end after 2; expected"):
+    with pytest.raises(ValueError, match=r"sample.*4.*2"):
         next(iter(short))
     # What comes later may differ: nobody has seen it.
     longer = make(tokenizer, Stream([*RECORDS, record(99)]))
@@ -172,7 +172,7 @@ def test_a_stream_without_end_gives_epochs_end_to_end(tokenizer):
     ]
     steps = itertools.chain.from_iterable(zip(*(take(rank, 9) for rank in ranks), strict=True))
     assert samples(steps) == expected
-    with pytest.raises(ValueError, match="epoch 0 has no records; expected 1 or more"):
+    with pytest.raises(ValueError, match=r"epoch 0.*1"):
         next(make(tokenizer, Stream([])).stream())
 
 
@@ -191,7 +191,7 @@ def test_epoch_needs_one_rank(tokenizer):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"shuffle": True}, "shuffle is True"), ({"on_error": "resample"}, "on_error is 'resample'")],
+    [({"shuffle": True}, r"shuffle.*True"), ({"on_error": "resample"}, r"on_error.*'resample'")],
 )
 def test_what_needs_any_order_is_refused(tokenizer, options, told):
     with pytest.raises(ValueError, match=rf"{told}, which needs .*iterable of type Stream"):
@@ -201,13 +201,13 @@ def test_what_needs_any_order_is_refused(tokenizer, options, told):
 @pytest.mark.parametrize("wrong", [7, None, "folder", {"a": 1}], ids=repr)
 def test_what_is_no_source_is_refused(tokenizer, wrong):
     kind = type(wrong).__name__
-    with pytest.raises(TypeError, match=rf"records is of type {kind}; expected a collection"):
+    with pytest.raises(TypeError, match=rf"records.*type {kind}"):
         make(tokenizer, wrong)
 
 
 def test_what_is_no_record_is_told(tokenizer):
     loader = make(tokenizer, Stream([RECORDS[0], {"text": "a cup"}]))
-    with pytest.raises(TypeError, match=r"record 1 is of type dict; expected fiber\.data\.Record"):
+    with pytest.raises(TypeError, match=r"record 1.*fiber\.data\.Record"):
         list(loader)
 
 

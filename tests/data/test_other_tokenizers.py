@@ -72,9 +72,7 @@ def test_masking_needs_a_mask_token():
 
 def test_max_tokens_must_hold_what_stands_around_texts():
     tokenizer = Tokenizer.from_json(KINDS["bert"]().to_str())
-    with pytest.raises(
-        ValueError, match=r"max_tokens: 1; expected 2 or more, \[CLS\] and \[SEP\] included"
-    ):
+    with pytest.raises(ValueError, match=r"max_tokens: 1.*2.*\[CLS\].*\[SEP\]"):
         make(tokenizer, max_tokens=1)
     one = Tokenizer.from_json(KINDS["llama3"]().to_str())
     batch = next(iter(make(one, max_tokens=1, mlm_probability=0)))

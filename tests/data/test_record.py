@@ -19,9 +19,9 @@ def record(**values: object) -> Record:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ("a.jpg", "record 'a': images is one str; expected a tuple of pictures"),
-        (b"\xff", "record 'a': images is one bytes; expected a tuple of pictures"),
-        (("a.jpg", 5), "record 'a': picture 1 is of type int; expected the path of a file, or its"),
+        ("a.jpg", r"record 'a': images.*(picture|image)s"),
+        (b"\xff", r"record 'a': images.*bytes"),
+        (("a.jpg", 5), "record 'a': (picture|image) 1"),
     ],
 )
 def test_pictures_of_other_types_are_named(images, said):

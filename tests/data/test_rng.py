@@ -25,7 +25,7 @@ def test_the_bits_are_those_of_philox():
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_out_of_range(seed):
-    with pytest.raises(ValueError, match=f"seed is {seed}; expected 0 <= seed < 2"):
+    with pytest.raises(ValueError, match=rf"seed.*{seed}.*0.*2"):
         Draws(seed, 0, 0)
 
 

@@ -114,7 +114,7 @@ def test_steps_hold_the_same_samples_for_any_number_of_ranks(tokenizer, world_si
 
 def test_states_of_other_data_or_seeds_are_refused(tokenizer):
     state = make(tokenizer).state_dict()
-    with pytest.raises(ValueError, match=r"state's seed is 0, this loader's is 1"):
+    with pytest.raises(ValueError, match=r"seed.*0.*1"):
         make(tokenizer, seed=1).load_state_dict(state)
     for other in (
         RECORDS[:-1],
@@ -127,15 +127,15 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
             ValueError, match=r"state's fingerprint is '.*expected a state of the same"
         ):
             make(tokenizer, other).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"state's sample is 24; expected 0 to 23"):
+    with pytest.raises(ValueError, match=r"sample.*24.*0.*23"):
         make(tokenizer).load_state_dict({**state, "sample": 24})
-    with pytest.raises(ValueError, match=r"its sample -1; expected 0 or more"):
+    with pytest.raises(ValueError, match=r"sample -1.*0"):
         make(tokenizer).load_state_dict({**state, "sample": -1})
     with pytest.raises(ValueError, match="state's shuffle is True, this loader's is False"):
         make(tokenizer, shuffle=False).load_state_dict(make(tokenizer, shuffle=True).state_dict())
-    with pytest.raises(TypeError, match="state is of type NoneType; expected what state_dict"):
+    with pytest.raises(TypeError, match=r"state.*type NoneType.*state_dict"):
         make(tokenizer).load_state_dict(None)
-    with pytest.raises(ValueError, match="epoch is -1"):
+    with pytest.raises(ValueError, match=r"epoch.*-1"):
         make(tokenizer).set_epoch(-1)
 
 
@@ -152,7 +152,7 @@ def test_every_one_of_many_records_counts(tokenizer):
 def test_states_without_an_entry_are_refused(tokenizer, name):
     state = make(tokenizer).state_dict()
     for wrong in ({k: v for k, v in state.items() if k != name}, {**state, name: None}):
-        with pytest.raises(ValueError, match=rf"state's {name} is None; expected what state_dict"):
+        with pytest.raises(ValueError, match=rf"state's {name}.*state_dict"):
             make(tokenizer).load_state_dict(wrong)
 
 
@@ -229,7 +229,7 @@ def test_what_a_data_set_raises_has_a_status(tokenizer, error, status, on_error)
 @pytest.mark.filterwarnings("ignore:record")
 def test_a_loader_without_any_good_record_gives_up(tokenizer):
     records = broken(6, *range(6))
-    with pytest.raises(ValueError, match=r"none of 10 other records can be read in the place of"):
+    with pytest.raises(ValueError, match=r"none.*10.*records"):
         list(make(tokenizer, records, on_error="resample"))
 
 
@@ -241,7 +241,7 @@ def test_a_rank_without_a_batch_is_an_error(tokenizer):
         make(tokenizer, records, on_error="skip", batch_size=4, rank=rank, world_size=2)
         for rank in range(2)
     ]
-    with pytest.raises(ValueError, match="no sample of a batch of 4 can be read; the last one"):
+    with pytest.raises(ValueError, match=r"sample.*batch.*4"):
         list(ranks[0])
     assert [len(batch) for batch in ranks[1]] == [4, 2]
     assert [len(batch) for batch in make(tokenizer, records, on_error="skip")] == [4, 4]
@@ -255,7 +255,7 @@ def test_states_of_records_that_cannot_be_read_can_be_saved(tokenizer):
             return super().__getitem__(index)
 
     loader = make(tokenizer, Faulty(RECORDS), on_error="skip")
-    with pytest.warns(RuntimeWarning, match="row 0 is broken"):
+    with pytest.warns(RuntimeWarning, match=r"row 0.*broken"):
         next(iter(loader))
     state = loader.state_dict()
     other = make(tokenizer, Faulty(RECORDS), on_error="skip")

@@ -1,5 +1,7 @@
 """One finished micro demo for all tests of this folder."""
 
+import shutil
+
 import pytest
 
 from .micro_demo import MICRO
@@ -23,12 +25,15 @@ def use_micro_plans(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """Folder of a finished demo."""
+def finished(made_once, tmp_path_factory):
+    """Folder of a finished demo, of this process alone, since going on writes its page again."""
+    folder = tmp_path_factory.mktemp("demo") / "finished"
+    return shutil.copytree(made_once("finished_demo", run_demo) / "finished", folder)
+
+
+def run_demo(folder):
     from fiber.demo import run
 
-    folder = tmp_path_factory.mktemp("demo") / "finished"
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_micro_plans(monkeypatch)
-        run.main(output=folder)
-    return folder
+        run.main(output=folder / "finished")

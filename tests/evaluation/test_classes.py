@@ -19,7 +19,7 @@ def test_a_list_or_a_file(tmp_path):
     assert listed_classes(tmp_path / "a.json") == expected
     with pytest.raises(TypeError, match="classes are a mapping; expected one list"):
         listed_classes({"a": FISH})
-    with pytest.raises(ValueError, match="class 1 has the keys 'nam'"):
+    with pytest.raises(ValueError, match=r"class 1.*keys 'nam'"):
         listed_classes(["fish", {"nam": "ray"}])
 
 
@@ -32,5 +32,5 @@ def test_lists_of_several_sets(tmp_path):
     assert found == {"Aquarium": expected, "pothole": [ClassName("hole")]}
     with pytest.raises(TypeError, match="classes are a list; expected lists by the names"):
         classes_of_sets(FISH)
-    with pytest.raises(FileNotFoundError, match="is no folder with files of classes; expected NAM"):
+    with pytest.raises(FileNotFoundError, match=r"folder.*files.*NAM"):
         classes_of_sets(tmp_path / "Aquarium.json")

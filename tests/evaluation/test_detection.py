@@ -254,14 +254,12 @@ def test_lvis_asks_for_forty_classes_at_a_time(model, tokenizer):
 
 
 def test_lvis_needs_to_know_what_is_absent(model, folder):
-    with pytest.raises(ValueError, match="'instances_val/989' does not say which classes"):
+    with pytest.raises(ValueError, match=r"'instances_val/989'.*classes"):
         evaluate(model, "lvis", data=folder, threads=1)
 
 
 def test_classes_in_a_prompt_are_checked(model, folder):
-    with pytest.raises(
-        ValueError, match="classes_per_prompt is given, but task 'refcoco' detects no"
-    ):
+    with pytest.raises(ValueError, match=r"classes_per_prompt.*task 'refcoco'"):
         evaluate(model, "refcoco", data=folder, classes_per_prompt=3)
-    with pytest.raises(ValueError, match="-1 classes in a prompt; expected 0 or more"):
+    with pytest.raises(ValueError, match=r"-1 classes.*0"):
         evaluate(model, "coco", data=folder, classes_per_prompt=-1)

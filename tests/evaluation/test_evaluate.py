@@ -17,7 +17,7 @@ from tests.evaluation.measured import (
 
 
 def test_no_records_are_refused(models):
-    with pytest.raises(ValueError, match="'vqa': expected at least one record, got none"):
+    with pytest.raises(ValueError, match=r"'vqa'.*record.*none"):
         evaluate(models["coarse"], "vqa", data=[])
 
 
@@ -120,9 +120,9 @@ def test_groups_are_reported_beside_the_whole(models, pictures):
 @pytest.mark.parametrize(
     ("task", "stage", "message"),
     [
-        ("refcoc", "fine", "'refcoc' does not exist; did you mean refcoco"),
-        ("vqa", "fine", "needs the head 'vqa'; the model has grounding"),
-        ("flickr", "coarse", "needs the head 'grounding'; the model has itc"),
+        ("refcoc", "fine", r"'refcoc'.*exist"),
+        ("vqa", "fine", r"head 'vqa'.*grounding"),
+        ("flickr", "coarse", "head 'grounding'"),
     ],
 )
 def test_what_a_model_cannot_do_is_said(models, task, stage, message):
@@ -150,23 +150,21 @@ def test_without_a_masked_word_there_is_no_accuracy(models, pictures):
     records = records_for("masked_words", pictures)
     empty = [dataclasses.replace(record, text="<pad>") for record in records]
     with (
-        pytest.warns(RuntimeWarning, match=f"{len(records)} of {len(records)} texts have no words"),
+        pytest.warns(RuntimeWarning, match=rf"{len(records)}.*{len(records)}"),
         pytest.raises(ValueError, match="no token of the 12 texts was masked; expected texts with"),
     ):
         evaluate(models["coarse"], "masked_words", data=empty, threads=1)
 
 
 def test_records_of_another_task_are_refused(models, pictures):
-    with pytest.raises(TypeError, match=r"data: expected a folder or a map-style.*; got the int 5"):
+    with pytest.raises(TypeError, match=r"data.*folder.*int 5"):
         evaluate(models["coarse"], "vqa", data=5)
-    with pytest.raises(
-        TypeError, match=r"data of task 'vqa': expected a map-.* whose first item is"
-    ):
+    with pytest.raises(TypeError, match=r"data.*task 'vqa'"):
         evaluate(models["coarse"], "vqa", data={"vqa": ["what?"]})
-    with pytest.raises(ValueError, match="data has records for 'nlvr2', not for 'vqa'"):
+    with pytest.raises(ValueError, match=r"data.*'nlvr2'.*'vqa'"):
         evaluate(models["coarse"], "vqa", data={"nlvr2": records_for("nlvr2", pictures)})
     captions = records_for("retrieval", pictures)
-    with pytest.raises(ValueError, match="record 'c0' has no boxes"):
+    with pytest.raises(ValueError, match=r"record 'c0'.*boxes"):
         evaluate(models["fine"], "refcoco", data=captions)
-    with pytest.raises(ValueError, match="got 3 records; expected four"):
+    with pytest.raises(ValueError, match="3 records"):
         evaluate(models["coarse"], "winoground", data=captions[:3])

@@ -108,14 +108,12 @@ def test_all_thirteen_give_the_average(model, tmp_path):
 def test_missing_sets_are_named_and_change_the_name_of_the_average(model, tmp_path):
     for name in ("Raccoon", "Packages"):
         write_set(tmp_path, name)
-    with pytest.warns(RuntimeWarning, match="11 of 13 sets are not in .*: AerialMaritimeDrone_lar"):
+    with pytest.warns(RuntimeWarning, match=r"11.*13 sets.*AerialMaritimeDrone_lar"):
         numbers = evaluate_odinw(model, data=tmp_path, threads=1)
     assert "ap" not in numbers
     average = (numbers["Raccoon/ap"] + numbers["Packages/ap"]) / 2
     assert numbers["ap_of_2_of_13"] == pytest.approx(average)
-    with pytest.raises(
-        FileNotFoundError, match=r"none of the thirteen sets.*AerialMaritimeDrone/l"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none.*AerialMaritimeDrone/l"):
         evaluate_odinw(model, data=tmp_path, split="val", threads=1)
 
 
@@ -144,16 +142,16 @@ def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, 
 def test_wrong_input_is_named(model, tmp_path):
     with pytest.raises(TypeError, match="data is a list; expected a folder of sets"):
         evaluate_odinw(model, data=[])
-    with pytest.raises(ValueError, match="classes for 'Aquariums'; expected one of Aerial"):
+    with pytest.raises(ValueError, match=r"classes.*'Aquariums'"):
         evaluate_odinw(model, data=tmp_path, classes={"Aquariums": []})
     write_set(tmp_path, "Aquarium", classes=3)
-    with pytest.raises(ValueError, match=r"has 3 classes \(own 1, .*expected the 7 of Aquarium: f"):
+    with pytest.raises(ValueError, match=r"3 classes.*1.*7"):
         open_set(tmp_path, "Aquarium", "test")
     records = list(open_set(write_set(tmp_path, "Raccoon").parents[3], "Raccoon", "test"))
-    with pytest.raises(ValueError, match="2 classes are given; expected 1: raccoon"):
+    with pytest.raises(ValueError, match=r"2 classes.*1"):
         words = [ClassName("a"), ClassName("b")]
         evaluate(model, "coco", data=records, classes=words)
-    with pytest.raises(ValueError, match="classes is given, but task 'flickr' detects no cl"):
+    with pytest.raises(ValueError, match=r"classes.*task 'flickr'"):
         evaluate(model, "flickr", data=records, classes=words)
 
 

@@ -221,7 +221,7 @@ def test_lists_of_answers_give_both_named_accuracies(models, pictures, tmp_path,
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return evaluate(models["coarse"], "vqa", data=path, threads=1)
 
-    with pytest.warns(RuntimeWarning, match="1 of 3 questions were answered by fewer than 4 peo"):
+    with pytest.warns(RuntimeWarning, match=r"1.*3 questions.*4"):
         metrics = measured(*people)
     # In proportion to ten people two of five are four.
     assert metrics["accuracy"] == pytest.approx((1.0 + 0.9 + 1.0) / 3)
@@ -251,10 +251,10 @@ def test_questions_without_an_answer_of_the_model_are_counted_and_score_nothing(
         changed = [dataclasses.replace(r, answers=odd) for r in records[:2]]
         with pytest.warns(
             RuntimeWarning,
-            match=f"task 'vqa': {count} of 12 questions have no answer among the model's 5; each",
+            match=rf"task 'vqa': {count}.*12.*model's 5",
         ):
             mixed = evaluate(models["coarse"], "vqa", data=changed + records[2:], threads=1)
-        with pytest.warns(RuntimeWarning, match="2 of 2 questions"):
+        with pytest.warns(RuntimeWarning, match=r"2.*2 questions"):
             alone = evaluate(models["coarse"], "vqa", data=changed, threads=1)
         assert alone["accuracy"] == 0
         known = evaluate(models["coarse"], "vqa", data=records[2:], threads=1)

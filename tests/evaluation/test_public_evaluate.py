@@ -58,25 +58,25 @@ def test_retrieval_by_the_head_there_is(with_heads, scenes):
         # What nobody asked for is not missed.
         assert fiber.evaluate(contrast, "retrieval", scenes) == without
     for asked in ({"rerank": True}, {"candidates": 2}):
-        with pytest.warns(UserWarning, match="task 'retrieval': the model has no head 'itm'"):
+        with pytest.warns(UserWarning, match=r"task 'retrieval'.*head 'itm'"):
             assert fiber.evaluate(contrast, "retrieval", scenes, **asked) == without
-    with pytest.warns(UserWarning, match="'itm' alone orders, by matching every pair"):
+    with pytest.warns(UserWarning, match=r"'itm'.*matching"):
         every = fiber.evaluate(matching, "retrieval", scenes, candidates=1)
     both = fiber.evaluate(with_heads("itc", "itm"), "retrieval", scenes, candidates=sys.maxsize)
     assert every == {name: value for name, value in both.items() if "reranked" in name}
-    with pytest.raises(fiber.MissingHeadError, match="task 'retrieval' needs the head 'itc'"):
+    with pytest.raises(fiber.MissingHeadError, match=r"task 'retrieval'.*head 'itc'"):
         fiber.evaluate(matching, "retrieval", scenes, rerank=False)
 
 
 def test_wrong_tasks(fine, scenes):
     with pytest.raises(ValueError, match="did you mean refcoco"):
         fiber.evaluate(fine, "refcocos", scenes)
-    with pytest.raises(fiber.MissingHeadError, match=r"task 'vqa' needs the head 'vqa'.*grounding"):
+    with pytest.raises(fiber.MissingHeadError, match=r"task 'vqa'.*head 'vqa'"):
         fiber.evaluate(fine, "vqa", scenes)
 
 
 def test_output_that_is_no_file_is_refused_before_the_measuring(fine, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for output, kind in ((tmp_path / "pipe", "a named pipe"), (tmp_path, "a folder")):
-        with pytest.raises(OSError, match=f"{output} is {kind}; expected"):
+        with pytest.raises(OSError, match=rf"{output}.*{kind}"):
             fiber.evaluate(fine, "refcoco", tmp_path / "no data", output=output)

@@ -54,9 +54,9 @@ class TestLoadAndSave:
 
     def test_only_a_free_folder_takes_a_model(self, micro_models, coarse, tmp_path):
         (tmp_path / "photo.jpg").write_bytes(b"")
-        with pytest.raises(NotADirectoryError, match=r"photo\.jpg is a file; expected a folder"):
+        with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*folder"):
             coarse.save(str(tmp_path / "photo.jpg"))
-        with pytest.raises(FileExistsError, match=r"fine holds config\.json of another model"):
+        with pytest.raises(FileExistsError, match=r"fine.*config\.json"):
             coarse.save(micro_models["fine"])
 
     def test_a_run_folder(self, fine, tmp_path):
@@ -73,7 +73,7 @@ class TestLoadAndSave:
         (bare / "tokenizer.json").unlink()
         (bare / "answers.json").unlink()
         model = fiber.load(bare, device="cpu")
-        with pytest.raises(ValueError, match=r"without the answers .* --answers FILE"):
+        with pytest.raises(ValueError, match=r"answers.*FILE"):
             model.answer(pictures[0], "why?")
         with pytest.raises(ValueError, match="without a tokenizer"):
             model.match(pictures[0], "why?")
@@ -89,12 +89,12 @@ class TestLoadAndSave:
 
     def test_parts_that_do_not_fit(self, micro_models, tmp_path):
         small = Tokenizer.train(["a"], 262)
-        with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens, the model"):
+        with pytest.raises(ValueError, match=r"tokenizer.*\d+ tokens"):
             fiber.load(micro_models["fine"], tokenizer=small)
-        with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
+        with pytest.raises(ValueError, match=r"2.*VQA head.*12"):
             fiber.load(micro_models["coarse"], answers=["yes", "no"])
         (tmp_path / "answers.json").write_text('{"yes": 1}')
-        with pytest.raises(ValueError, match=r"answers are for the head 'vqa'; .* has grounding"):
+        with pytest.raises(ValueError, match=r"answers.*head 'vqa'.*grounding"):
             fiber.load(micro_models["fine"], answers=ANSWERS)
         with pytest.raises(ValueError, match="expected a list of texts"):
             fiber.load(micro_models["coarse"], answers=tmp_path / "answers.json")
@@ -106,10 +106,10 @@ class TestLoadAndSave:
             fiber.load(tmp_path / "none")
         with pytest.raises(FileNotFoundError, match="holds no model"):
             fiber.load(tmp_path)
-        with pytest.raises(ValueError, match=r"model.safetensors: .*without its config.json"):
+        with pytest.raises(ValueError, match=r"model.safetensors.*config.json"):
             fiber.load(micro_models["fine"] / "model.safetensors")
         (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-        with pytest.raises(ValueError, match=r"cut.ckpt is cut off"):
+        with pytest.raises(ValueError, match=r"cut.ckpt.*cut"):
             fiber.load(tmp_path / "cut.ckpt")
 
     @pytest.mark.parametrize("read", ["load", "init"])
@@ -158,7 +158,7 @@ class TestLoadAndSave:
         bare = fiber.load(tmp_path / "a.ckpt", device="cpu", image_size=96)
         with pytest.raises(ValueError, match="without a tokenizer"):
             bare.match(pictures[0], "a red circle")
-        with pytest.raises(ValueError, match="2 answers, but the VQA head has 12"):
+        with pytest.raises(ValueError, match=r"2.*VQA head.*12"):
             fiber.load(tmp_path / "a.ckpt", words, ["yes", "no"], device="cpu")
 
     @pytest.mark.parametrize("version", ["v2", "v3"])

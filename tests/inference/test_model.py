@@ -38,11 +38,11 @@ class TestCoarse:
 
     @pytest.mark.parametrize("top_k", [0, -1])
     def test_at_least_one_is_asked_for(self, coarse, pictures, top_k):
-        with pytest.raises(ValueError, match=f"top_k must be 1 or more, got {top_k}"):
+        with pytest.raises(ValueError, match=rf"top_k.*1.*{top_k}"):
             coarse.answer(pictures[0], "why?", top_k=top_k)
-        with pytest.raises(ValueError, match=f"top_k must be 1 or more, got {top_k}"):
+        with pytest.raises(ValueError, match=rf"top_k.*1.*{top_k}"):
             coarse.search("a", pictures, top_k)
-        with pytest.raises(TypeError, match=r"top_k must be a whole number, got the float 1\.5"):
+        with pytest.raises(TypeError, match=r"top_k.*float 1\.5"):
             coarse.search("a", pictures, 1.5)
 
     def test_search_takes_one_text(self, coarse, pictures):
@@ -66,8 +66,8 @@ class TestCoarse:
         [
             ("", r"(text|question) 0 is empty; expected words"),
             (" \n", r"(text|question) 0 is empty; expected words"),
-            ("<s></s><pad>", r"text '<s></s><pad>' holds special tokens alone; expected words"),
-            ("<mask>", r"text '<mask>' holds special tokens alone; expected words"),
+            ("<s></s><pad>", r"text '<s></s><pad>'.*tokens.*words"),
+            ("<mask>", r"text '<mask>'.*tokens.*words"),
         ],
         ids=["empty", "blank", "special tokens", "mask"],
     )
@@ -90,7 +90,7 @@ class TestCoarse:
             coarse.embed_texts,
             lambda text: coarse.answer(pictures[0], text)[0].score,
         ):
-            with pytest.warns(UserWarning, match=f"reads the first {limit} tokens only of 'a red"):
+            with pytest.warns(UserWarning, match=f"{limit} tokens"):
                 cut = ask(long)
             np.testing.assert_allclose(cut, ask(beginning.strip()), atol=1e-6)
 
@@ -164,12 +164,12 @@ class TestCoarse:
     @pytest.mark.parametrize(
         ("settings", "error", "said"),
         [
-            ({"sample": True, "num_beams": 5}, ValueError, "num_beams is 5, but a drawn caption"),
-            ({"sample": 1}, TypeError, "sample is 1; expected bool"),
-            ({"sample": True, "seed": 1.5}, TypeError, r"seed is 1\.5; expected int"),
-            ({"sample": True, "seed": -1}, ValueError, "seed is -1; expected 0 to"),
-            ({"num_beams": 0}, ValueError, "num_beams is 0; expected 1 to"),
-            ({"sample": True, "max_tokens": 1}, ValueError, "max_tokens is 1; expected 2 to"),
+            ({"sample": True, "num_beams": 5}, ValueError, r"num_beams.*5"),
+            ({"sample": 1}, TypeError, r"sample.*1"),
+            ({"sample": True, "seed": 1.5}, TypeError, r"seed.*1\.5"),
+            ({"sample": True, "seed": -1}, ValueError, r"seed.*-1.*0"),
+            ({"num_beams": 0}, ValueError, r"num_beams.*0.*1"),
+            ({"sample": True, "max_tokens": 1}, ValueError, r"max_tokens.*1.*2"),
         ],
     )
     def test_ways_of_captioning_that_do_not_go(self, coarse, pictures, settings, error, said):
@@ -204,7 +204,7 @@ class TestCoarse:
             assert coarse.reason((left, right), "both show a dog") is found
 
     def test_reason_needs_two_pictures(self, coarse, pictures):
-        with pytest.raises(ValueError, match="pair 0 has 3 pictures"):
+        with pytest.raises(ValueError, match=r"pair 0.*3"):
             coarse.reason([tuple(pictures[:3])], "a")
 
     def test_vectors(self, coarse, pictures):
@@ -254,25 +254,25 @@ class TestCoarse:
             # What nobody asked for is not missed.
             assert contrast.search(text, pictures) == expected
         for asked in ({"rerank": True}, {"candidates": 2}):
-            with pytest.warns(UserWarning, match="search: the model has no head 'itm' .*; 'itc' a"):
+            with pytest.warns(UserWarning, match=r"head 'itm'.*'itc'"):
                 assert contrast.search(text, pictures, **asked) == expected
         expected = coarse.search(text, pictures, top_k=len(pictures))
-        with pytest.warns(UserWarning, match="search: the model has no head 'itc' .*; 'itm' alone"):
+        with pytest.warns(UserWarning, match=r"head 'itc'.*'itm'"):
             found = matching.search(text, pictures, candidates=1)
         assert [hit.index for hit in found] == [hit.index for hit in expected]
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-6)
         with pytest.warns(UserWarning, match="'itm' alone"):
             assert matching.search(text, pictures, top_k=2) == found[:2]
             assert matching.search(text, []) == []
-        with pytest.raises(fiber.MissingHeadError, match="search needs the head 'itc'"):
+        with pytest.raises(fiber.MissingHeadError, match="head 'itc'"):
             matching.search(text, pictures, rerank=False)
-        with pytest.raises(fiber.MissingHeadError, match="search needs the head 'itc'"):
+        with pytest.raises(fiber.MissingHeadError, match="head 'itc'"):
             with_heads("vqa").search(text, pictures)
 
     def test_rerank_says_whether_and_candidates_how_many(self, coarse, pictures):
-        with pytest.raises(TypeError, match=r"rerank is 32; .* \(candidates says how many\)"):
+        with pytest.raises(TypeError, match=r"rerank.*32.*\(candidates says how many\)"):
             coarse.search("a", pictures, rerank=32)
-        with pytest.raises(ValueError, match="candidates is 0; expected 1 or more"):
+        with pytest.raises(ValueError, match=r"candidates.*0.*1"):
             coarse.search("a", pictures, candidates=0)
 
     def test_a_search_runs_the_towers_once(self, coarse, pictures, monkeypatch):
@@ -324,7 +324,7 @@ class TestHeads:
     )
     def test_the_recipe_of_each_head(self, coarse, fine, head, recipe):
         model = coarse if head == "grounding" else fine
-        with pytest.raises(fiber.MissingHeadError, match=f"`fiber train {recipe}` trains it; `fib"):
+        with pytest.raises(fiber.MissingHeadError, match=f"train {recipe}"):
             model.need_head(head, "this")
         run = load_recipe(recipe)
         assert head in (run.needed_heads() if run.model.stage == "coarse" else run.model.heads)

@@ -98,7 +98,7 @@ def test_phrases_of_a_caption_are_the_chunks_that_name_things(spacy, fine):
 
 def test_a_caption_without_chunks_is_an_error(spacy, fine):
     spacy.pipelines = {"en_core_web_sm": Pipeline(["parser"])}
-    with pytest.raises(ValueError, match="caption 'running' holds no phrase that names a thing"):
+    with pytest.raises(ValueError, match=r"caption 'running'.*phrase"):
         grounding_prompts(None, "running", None, 1, fine._inputs)
 
 

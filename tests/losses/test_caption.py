@@ -87,9 +87,9 @@ def test_gold_weights_are_between_a_tenth_and_one():
 
 def test_gold_names_what_is_wrong():
     logits = torch.zeros(2, 4, 5)
-    with pytest.raises(ValueError, match=r"reference_logits have shape \(2, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"reference_logits.*shape \(2, 3, 5\)"):
         gold_loss(logits, logits[:, :3], IDS, MASK)
-    with pytest.raises(ValueError, match=r"divisor is 'pads'; expected 'tokens' or 'padding'"):
+    with pytest.raises(ValueError, match=r"divisor.*'pads'.*'tokens'.*'padding'"):
         gold_loss(logits, logits, IDS, MASK, divisor="pads")  # type: ignore[arg-type]
 
 
@@ -132,7 +132,7 @@ def test_self_critical_ignores_what_follows_a_sample():
 
 def test_self_critical_names_what_is_wrong():
     zeros = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match=r"rewards \(2,\); expected \(B, S, L\)"):
+    with pytest.raises(ValueError, match=r"rewards \(2,\).*\(B, S, L\)"):
         self_critical_loss(zeros, zeros.bool(), torch.zeros(2))
-    with pytest.raises(ValueError, match="got 1 samples of a picture"):
+    with pytest.raises(ValueError, match=r"1 samples.*(picture|image)"):
         others_mean(torch.zeros(2, 1))

@@ -20,11 +20,11 @@ def test_one_process_sends_nothing():
 
 def test_wrong_arguments_are_named():
     rows = torch.randn(3, 2)
-    with pytest.raises(ValueError, match=r"counts are \(2,\)"):
+    with pytest.raises(ValueError, match=r"counts.*\(2,\)"):
         gather_rows(rows, (2,))
-    with pytest.raises(ValueError, match=r"indices are torch.float32"):
+    with pytest.raises(ValueError, match=r"indices.*torch.float32"):
         fetch_rows(rows, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"expected int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"int64 \(3,\)"):
         fetch_rows(rows, torch.zeros(2, dtype=torch.int64))
 
 

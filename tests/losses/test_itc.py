@@ -31,7 +31,7 @@ def plain_itc(images, texts, temperature, image_ids, text_ids):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_batch_without_negatives_is_refused(rows):
     vectors = torch.zeros(rows, 4)
-    with pytest.raises(ValueError, match=f"whole batch of {rows} pairs"):
+    with pytest.raises(ValueError, match=rf"whole batch.*{rows}"):
         itc_loss(vectors, vectors, torch.tensor(0.07), torch.arange(rows))
 
 
@@ -97,7 +97,7 @@ def test_wrong_shapes_are_named():
     vectors = unit_vectors(3).float()
     with pytest.raises(ValueError, match=r"text_vectors \(2, 5\)"):
         itc_loss(vectors, vectors[:2], torch.tensor(0.1), torch.arange(3))
-    with pytest.raises(ValueError, match=r"image_ids have shape \(2,\); expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"image_ids.*shape \(2,\).*\(3,\)"):
         itc_loss(vectors, vectors, torch.tensor(0.1), torch.arange(2))
 
 

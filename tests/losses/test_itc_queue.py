@@ -39,9 +39,9 @@ def loss_of(batch, queue, temperature=0.3, **options):
 
 
 def test_an_empty_queue_and_a_single_pair_have_no_negative():
-    with pytest.raises(ValueError, match="batch of 1 pairs and an empty queue"):
+    with pytest.raises(ValueError, match=r"batch.*1.*empty"):
         loss_of(pairs(1), queue_of(4))
-    with pytest.raises(ValueError, match="batch of 0 pairs"):
+    with pytest.raises(ValueError, match=r"batch.*0"):
         loss_of(pairs(0), queue_of(4))
     # A single pair is enough once the queue holds another.
     loss, found = loss_of(pairs(1), queue_of(4, pairs(2, seed=1)))
@@ -147,11 +147,11 @@ def test_shorter_texts_are_padded_and_longer_ones_refused():
     assert queue.token_ids[:2].tolist() == [[5, 5, 1, 1], [6, 6, 1, 1]]
     assert queue.text_mask[:2].tolist() == [[True, True, False, False]] * 2
     batch[3], batch[4] = torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9).bool()
-    with pytest.raises(ValueError, match="texts of 9 tokens do not fit into a queue of 4"):
+    with pytest.raises(ValueError, match=r"9 tokens.*queue.*4"):
         queue.enqueue(*batch)
-    with pytest.raises(ValueError, match="batch of 4 pairs does not fit into a queue of 3"):
+    with pytest.raises(ValueError, match=r"batch.*4.*queue.*3"):
         queue.enqueue(*pairs(4))
-    with pytest.raises(ValueError, match="queue length is 0"):
+    with pytest.raises(ValueError, match=r"queue.*0"):
         queue_of(0)
 
 

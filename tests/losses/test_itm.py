@@ -123,13 +123,13 @@ def test_loss_of_chosen_pairs():
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"shape \(4, 2\); expected \(6, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 2\).*\(6, 2\)"):
         itm_loss(torch.zeros(4, 2), 2)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_half_of_a_batch_without_another_picture_is_refused(rows):
-    with pytest.raises(ValueError, match=f"random pictures got a whole batch of {rows} pairs"):
+    with pytest.raises(ValueError, match=rf"(picture|image)s.*whole.*{rows}"):
         half_pairs(torch.arange(rows), seed=0, step=0)
 
 

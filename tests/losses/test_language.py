@@ -82,19 +82,19 @@ def test_statements_by_hand():
 
 def test_wrong_shapes_and_dtypes_are_named():
     ids = torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 3, 7\), labels \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 7\).*labels \(2, 4\)"):
         mlm_loss(torch.zeros(2, 3, 7), torch.zeros(2, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"labels are torch.float32; expected torch.int64"):
+    with pytest.raises(ValueError, match=r"labels.*torch.float32.*torch.int64"):
         mlm_loss(torch.zeros(2, 3, 7), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"token_ids \(2, 3\)"):
         caption_loss(torch.zeros(2, 4, 7), ids, ids.bool())
-    with pytest.raises(ValueError, match=r"text_mask has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"text_mask.*shape \(2, 2\)"):
         caption_loss(torch.zeros(2, 3, 7), ids, ids[:, :2].bool())
-    with pytest.raises(ValueError, match=r"targets \(2, 4\); expected both \(B, answers\)"):
+    with pytest.raises(ValueError, match=r"targets \(2, 4\).*\(B, answers\)"):
         vqa_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"shape \(2, 3\), truths \(2,\)"):
         nlvr2_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"truths are torch.bool"):
+    with pytest.raises(ValueError, match=r"truths.*torch.bool"):
         nlvr2_loss(torch.zeros(2, 2), torch.zeros(2).bool())
 
 

@@ -56,5 +56,5 @@ def test_by_hand():
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"shape \(4,\); expected \(n, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(4,\).*\(n, 4\)"):
         as_boxes([0, 0, 1, 1])

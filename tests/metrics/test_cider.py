@@ -141,16 +141,16 @@ def test_a_file_that_runs_code_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ([1], "holds list; expected a dict with document_frequency and ref_len"),
-        ({"ref_len": 4}, r"holds \['ref_len'\]; expected a dict"),
-        ({"document_frequency": {}, "ref_len": 4}, "document_frequency is '{}'; expected a dict"),
-        ({"document_frequency": {"a": 1}, "ref_len": 4}, "has 'a': 1; expected a tuple of words"),
+        ([1], r"document_frequency.*ref_len"),
+        ({"ref_len": 4}, r"\['ref_len'"),
+        ({"document_frequency": {}, "ref_len": 4}, r"document_frequency.*'{}'"),
+        ({"document_frequency": {"a": 1}, "ref_len": 4}, r"'a': 1.*words"),
         ({"document_frequency": {(7,): 1}, "ref_len": 4}, r"has \(7,\): 1; expected a tuple"),
         ({"document_frequency": {("a",): "1"}, "ref_len": 4}, r"has \('a',\): '1'; expected"),
         # The logarithm, as some scorers keep it.
         (
             {"document_frequency": {("a",): 9}, "ref_len": 2.7},
-            "ref_len is 2.7; expected the",
+            r"ref_len.*2.7",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_file_of_something_else(tmp_path, held, message):
 
 
 def test_no_file_of_frequencies(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"document frequencies .*words\.p do not exist"):
+    with pytest.raises(FileNotFoundError, match=r"words\.p.*exist"):
         DocumentFrequencies.read(tmp_path / "words.p")
     (tmp_path / "cut.p").write_bytes(pickle.dumps({"ref_len": 4})[:-3])
     with pytest.raises(ValueError, match=r"cut\.p is no pickle"):

@@ -31,5 +31,5 @@ def test_arrays_and_options():
 
 
 def test_wrong_lengths_are_named():
-    with pytest.raises(ValueError, match="column 1 has 1 entries; expected 2"):
+    with pytest.raises(ValueError, match=r"column 1.*1.*2"):
         by_group(soft_accuracy, ["a", "b"], ["x", "y"], [{}])

@@ -27,7 +27,7 @@ def test_statements_by_hand():
 
 def test_sentence_key_leaves_out_the_pair():
     assert sentence_key("dev-850-0-1") == sentence_key("dev-850-3-1") != sentence_key("dev-850-0-0")
-    with pytest.raises(ValueError, match="'dev-850' has 2 parts"):
+    with pytest.raises(ValueError, match=r"'dev-850'.*2"):
         sentence_key("dev-850")
 
 

@@ -42,7 +42,7 @@ def test_swapped_by_hand():
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"scores have shape \(2,\), labels \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\).*labels \(3,\)"):
         matching_accuracy([0.1, 0.2], [1, 0, 1])
-    with pytest.raises(ValueError, match=r"shape \(2, 2\); expected \(n, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 2\).*\(n, 2, 2\)"):
         swapped_accuracy(np.zeros((2, 2)))

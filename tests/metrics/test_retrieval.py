@@ -93,9 +93,7 @@ def test_wrong_candidates_before_the_right_one():
     assert wrong_before(scores, right).tolist() == [2, 1, 0, 3]
     assert wrong_before(np.zeros((0, 3)), np.zeros((0, 3))).tolist() == []
     assert wrong_before(np.zeros((2, 0)), np.zeros((2, 0))).tolist() == [0, 0]
-    with pytest.raises(
-        ValueError, match=r"have shape \(2,\), right \(2,\); expected both \(n, m\)"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(2,\).*right \(2,\).*\(n, m\)"):
         wrong_before([1, 2], [1, 0])
 
 

@@ -132,9 +132,9 @@ def test_scores_of_all_answers_give_the_same_accuracy():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="1 answers for 2 questions"):
+    with pytest.raises(ValueError, match=r"1 answers.*2 questions"):
         vqa_accuracy(["a"], [["a"], ["b"]])
-    with pytest.raises(ValueError, match="'exact'; expected 'published' or 'official'"):
+    with pytest.raises(ValueError, match=r"'exact'.*'published'.*'official'"):
         answer_scores(["a"], "exact")
 
 

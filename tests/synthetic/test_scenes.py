@@ -156,9 +156,9 @@ def test_a_finished_folder_is_kept_and_other_parameters_are_named(tmp_path, monk
     monkeypatch.setattr(scenes, "make_pictures", lambda job: pytest.fail("drew again"))
     assert generate(tmp_path / "data", **small) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(ValueError, match=r"seed is 0, asked for 3"):
+    with pytest.raises(ValueError, match=r"seed.*0.*3"):
         generate(tmp_path / "data", **small, seed=3)
-    with pytest.raises(ValueError, match=r"counts is .*'train': 2.* asked for .*'train': 4"):
+    with pytest.raises(ValueError, match=r"counts.*'train': 2.*'train': 4"):
         generate(tmp_path / "data", **{**small, "train": 4})
 
 
@@ -173,10 +173,10 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"train": -1}, "train is -1 pictures"),
-        ({"image_size": 20}, "image_size is 20"),
-        ({"max_objects": 0}, "max_objects is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"train": -1}, r"train.*-1 (picture|image)s"),
+        ({"image_size": 20}, r"image_size.*20"),
+        ({"max_objects": 0}, r"max_objects.*0"),
+        ({"seed": -1}, r"seed.*-1"),
     ],
     ids=lambda value: str(value),
 )
@@ -238,7 +238,7 @@ def test_control_c_while_processes_draw(tmp_path):
 def test_a_given_tokenizer_is_copied_and_a_missing_one_named(folder, tmp_path):
     other = generate(tmp_path / "other", train=1, val=0, novel=0, seed=5, tokenizer=folder)
     assert (other / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer; expected tokenizer\.json"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.*tokenizer\.json"):
         generate(tmp_path / "third", train=1, val=0, novel=0, tokenizer=tmp_path)
 
 

@@ -150,7 +150,7 @@ def test_articles(noun, phrase):
 def test_a_folder_without_stamps_says_what_it_needs(tmp_path, pictures):
     with pytest.raises(FileNotFoundError, match=r"nowhere is no folder"):
         read_collection(tmp_path / "nowhere", [pictures["backgrounds"]])
-    with pytest.raises(FileNotFoundError, match=r"holds no usable stamp; expected PNG files with"):
+    with pytest.raises(FileNotFoundError, match="PNG files"):
         read_collection(tmp_path, [pictures["backgrounds"]])
     with pytest.raises(FileNotFoundError, match=r"holds no photograph; expected \.bmp"):
         read_collection(pictures["stamps"], [tmp_path])
@@ -200,7 +200,7 @@ def test_too_few_kinds_of_things(tmp_path, pictures):
     for number in range(3):
         write_stamp(tmp_path / "stamps" / f"{number}.png", f"A {NOUNS[number]}.")
     where = {**pictures, "stamps": tmp_path / "stamps"}
-    with pytest.raises(ValueError, match=r"show 3 kinds of things \(ball, frog, owl\); expected 4"):
+    with pytest.raises(ValueError, match=r"3.*things \(ball, frog, owl\).*4"):
         generate(tmp_path / "data", train=1, val=0, novel=0, **where)
     assert not (tmp_path / "data").exists()
 
@@ -293,7 +293,7 @@ def test_a_folder_of_other_pictures_is_not_reused(folder, pictures, tmp_path):
     same = {"train": 24, "val": 8, "novel": 8, "image_size": 96}
     assert generate(folder, **same, **pictures) == folder
     Image.new("RGB", (60, 60)).save(tmp_path / "other.png")
-    with pytest.raises(ValueError, match=r"pictures is '\w+', asked for '\w+'"):
+    with pytest.raises(ValueError, match=r"pictures.*'\w+'.*'\w+'"):
         generate(folder, **same, **{**pictures, "backgrounds": tmp_path})
 
 

@@ -68,7 +68,7 @@ def test_config_names_version_and_model(tmp_path, model):
 def test_folder_of_another_model_or_run_is_refused(tmp_path, held):
     folder = tmp_path / "used"
     (folder / held).mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=f"used holds {held} of another.*name a new folder"):
+    with pytest.raises(FileExistsError, match=rf"{held}.*folder"):
         save_model(build_model(preset("micro")), folder)
     assert names(folder) == [held]
 
@@ -83,7 +83,7 @@ def test_answers_of_another_model_do_not_stay(tmp_path):
 
 def test_a_file_is_no_folder_for_a_model(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"photo")
-    with pytest.raises(NotADirectoryError, match=r"photo\.jpg is a file; expected a folder"):
+    with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*folder"):
         save_model(build_model(preset("micro")), tmp_path / "photo.jpg")
     assert (tmp_path / "photo.jpg").read_bytes() == b"photo"
 
@@ -120,7 +120,7 @@ def test_stopped_save_leaves_the_folder_free(tmp_path, monkeypatch):
 def test_missing_file_is_named(tmp_path, missing):
     save_model(build_model(preset("micro")), tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{missing} is missing"):
+    with pytest.raises(FileNotFoundError, match=rf"{missing}.*missing"):
         load_model(tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_only_a_regular_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, kind in (("pipe", "a named pipe"), ("folder", "a directory")):
-        with pytest.raises(OSError, match=f"{name} is {kind}; expected"):
+        with pytest.raises(OSError, match=rf"{name}.*{kind}"):
             write_file(tmp_path / name, lambda part: part.write_text("new"))
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     (tmp_path / "file").write_text("old")

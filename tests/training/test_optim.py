@@ -246,9 +246,9 @@ def test_what_is_named_is_frozen():
 
 def test_patterns_that_freeze_nothing_are_named():
     model = build_model(preset("micro", stage="fine"))
-    with pytest.raises(ValueError, match=r"called 'backbone.image.stage.0', nor in it; did you"):
+    with pytest.raises(ValueError, match=r"called 'backbone.image.stage.0'"):
         freeze(model, ("backbone.text", "backbone.image.stage.0"))
-    with pytest.raises(ValueError, match=r"called 'stages.1', nor in it; "):
+    with pytest.raises(ValueError, match=r"called 'stages.1'"):
         freeze(model, ("stages.1",))
     with pytest.raises(ValueError, match=r"optim.frozen: \* leave no parameter to train"):
         freeze(model, ("*",))

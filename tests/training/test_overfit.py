@@ -212,33 +212,37 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
+def scenes(made_once) -> Path:
     """Pictures of one or two things, from which samples are chosen."""
-    folder = tmp_path_factory.mktemp("overfit") / "scenes"
-    return generate(folder, train=800, val=1, novel=1, image_size=64, max_objects=2)
+
+    def make(folder: Path) -> None:
+        generate(folder / "scenes", train=800, val=1, novel=1, image_size=64, max_objects=2)
+
+    return made_once("overfit", make) / "scenes"
 
 
 @pytest.fixture(scope="module")
-def trained(scenes, tmp_path_factory) -> Callable[[str], Path]:
-    """Train a task, once, and return the folder of its model."""
-    runs: dict[str, Path] = {}
+def trained(scenes, made_once) -> Callable[[str], Path]:
+    """Train a task, once for all processes, and return the folder of its model."""
 
     def finish(task: str) -> Path:
-        if task not in runs:
-            case = CASES[task]
-            run = train(
+        case = CASES[task]
+        start = case.start and finish(case.start)
+
+        def make(folder: Path) -> None:
+            train(
                 case.recipe,
                 data=case.samples(scenes),
-                output=tmp_path_factory.mktemp(task) / "run",
-                init=case.start and finish(case.start),
+                output=folder / "run",
+                init=start,
                 set={**SIZES, **case.changes},
                 tokenizer=scenes / "tokenizer.json",
                 device="cpu",
                 threads=1,
                 quiet=True,
             )
-            runs[task] = run.folder
-        return runs[task]
+
+        return made_once(f"overfit_{task}", make) / "run"
 
     return finish
 

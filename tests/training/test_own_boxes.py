@@ -77,23 +77,23 @@ def test_batches_without_any_box_are_trained_on(folder, tmp_path):
 
 
 def test_a_set_without_any_box_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="task 'grounding': expected records with boxes_xyxy"):
+    with pytest.raises(ValueError, match=r"task 'grounding'.*boxes_xyxy"):
         run(config(), folder([[], []]), tmp_path / "run")
 
 
 def test_a_missing_picture_stops_a_run_or_is_counted(folder, tmp_path, capsys):
     data = folder([[BOX]] * 4, missing=(2,))
-    with pytest.raises(FileNotFoundError, match=r"record 'train/2': .*2\.png.*on_error=skip"):
+    with pytest.raises(FileNotFoundError, match=r"record 'train/2'.*2\.png.*on_error=skip"):
         run(config(), data, tmp_path / "run")
     skipping = config(**{"data.on_error": "skip"})
-    with pytest.warns(RuntimeWarning, match="record 'train/2' is left out"):
+    with pytest.warns(RuntimeWarning, match="record 'train/2'"):
         run(skipping, data, tmp_path / "other")
     assert "skipped, first 'train/2'" in capsys.readouterr().err
 
 
 def test_a_box_outside_its_picture_stops_a_run_or_is_cut(folder, tmp_path, capsys):
     data = folder([[BOX], [[40, 6, 60, 20]]])
-    with pytest.raises(ValueError, match=r"record 'train/1': box 0 is .* 36 pixels outside"):
+    with pytest.raises(ValueError, match=r"record 'train/1': box 0.*36"):
         run(config(), data, tmp_path / "run")
     run(config(**{"data.on_error": "skip"}), data, tmp_path / "other")
     assert "grounding: 1 clipped box was left out or changed" in capsys.readouterr().err
@@ -128,9 +128,9 @@ def test_the_classes_of_a_run_are_kept(folder, tmp_path):
 
 def test_a_tokenizer_is_trained_where_the_recipe_says_so_alone(folder, tmp_path):
     data = folder([[BOX]] * 2)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer .*tokenizer\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.*tokenizer\.json.*exist"):
         open_data(config(**{"data.train_tokenizer": False}), data)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json.*exist"):
         open_data(config(), data, from_nothing=False)
     assert "a tokenizer of" in "\n".join(open_data(config(), data).left_out)
 

@@ -154,15 +154,15 @@ def test_a_run_counts_its_passes(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation__task": None}, "optim.schedule 'plateau' goes by what is measured"),
-        ({"train__checkpoint_every": 0}, "set validation.task, and train.checkpoint_every"),
+        ({"validation__task": None}, r"optim.schedule 'plateau'"),
+        ({"train__checkpoint_every": 0}, r"set validation.task.*train.checkpoint_every"),
         (
             {"optim__schedule": "linear", "validation__task": None, "validation__stop_after": 3},
             "validation.stop_after goes by what is measured",
         ),
-        ({"optim__plateau_patience": -1}, "optim.plateau_patience must be 0 or more"),
-        ({"validation__stop_after": -1}, "validation.stop_after must be 0 or more"),
-        ({"train__epochs": -0.5}, "train.epochs must be 0 or more"),
+        ({"optim__plateau_patience": -1}, r"optim.plateau_patience.*0"),
+        ({"validation__stop_after": -1}, r"validation.stop_after.*0"),
+        ({"train__epochs": -0.5}, r"train.epochs.*0"),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

@@ -94,7 +94,7 @@ def test_frequencies_from_a_file(tokenizer, tmp_path, monkeypatch):
     task = dataclasses.replace(TASK, cider_frequencies=str(tmp_path / "missing.p"))
     # One picture is enough then.
     records = [record("1", "a b", "one")]
-    with pytest.raises(FileNotFoundError, match=r"missing\.p do not exist"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.p.*exist"):
         CaptionRewards.of(records, tokenizer, task)
     path = tmp_path / "words.p"
     path.write_bytes(pickle.dumps({"document_frequency": {("b",): 4.0}, "ref_len": 16}))
@@ -111,12 +111,12 @@ def test_frequencies_from_a_file(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([record("1", "a", "one"), record("2", " ", "two")], "picture 'two' has no caption but"),
-        ([record("1", "a", "one"), record("2", "b", "one")], "captions of 1 picture; expected at"),
-        ([], "captions of 0 picture; expected at least 2"),
+        ([record("1", "a", "one"), record("2", " ", "two")], r"(picture|image) 'two'.*caption"),
+        ([record("1", "a", "one"), record("2", "b", "one")], r"captions.*1 (picture|image)"),
+        ([], r"0.*least 2"),
         (
             [record("1", "a", "one"), record("1", "b", "two")],
-            "record '1' is there for the pictures 'one' and 'two'",
+            r"record '1'.*(picture|image)s 'one'.*'two'",
         ),
     ],
     ids=["no caption", "one picture", "no picture", "one key twice"],
@@ -130,7 +130,7 @@ def test_a_run_that_cannot_be_rewarded_begins_nothing(pictures, tmp_path):
     config = coarse_config(**CIDER)
     records = all_records(pictures)["caption"]
     blank = [*records[1:], dataclasses.replace(records[0], text=" ")]
-    with pytest.raises(ValueError, match="picture 'd0' has no caption but empty ones"):
+    with pytest.raises(ValueError, match=r"(picture|image) 'd0'.*caption.*empty"):
         train(
             config,
             data=blank,

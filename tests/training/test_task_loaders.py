@@ -42,7 +42,7 @@ def test_no_answers_make_no_vocabulary():
 
 
 def test_record_without_answers_is_named():
-    with pytest.raises(ValueError, match="record 'b' has no answers"):
+    with pytest.raises(ValueError, match=r"record 'b'.*answers"):
         count_answers([question("a", {"yes": 1.0}), question("b", None)], 5)
 
 
@@ -83,13 +83,9 @@ def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictu
     known = [records[0], records[4]]
     whole = open_data(config, known, tokenizer=pictures / "tokenizer.json")
     assert whole.records["question"] is known and whole.left_out == ()
-    with pytest.raises(
-        ValueError, match="with answers; none of the 1 has any, the first, record '4', has none"
-    ):
+    with pytest.raises(ValueError, match=r"1.*record '4'"):
         open_data(config, records[3:4], tokenizer=pictures / "tokenizer.json")
-    with pytest.raises(
-        ValueError, match="none of the 1 has one of the model's 2, the first, record '3', has 'rar"
-    ):
+    with pytest.raises(ValueError, match=r"1.*model's 2.*record '3'"):
         answerable(records[2:3], ("yes", "no"))
 
 
@@ -129,7 +125,7 @@ def test_pairs_without_a_negative_teach_no_contrast(pictures, records, same):
     assert "gives itc and itm no negative; expected at least two different pictures with" in said
     for weights, losses in (((0.0, 1.0), "itm"), ((1.0, 0.0), "itc")):
         config = only_pairs(tasks__image_text__itc=weights[0], tasks__image_text__itm=weights[1])
-        with pytest.raises(ValueError, match=f"which gives {losses} no negative"):
+        with pytest.raises(ValueError, match=rf"{losses}.*negative"):
             open_data(config, records, **words)
     masked = only_pairs(tasks__image_text__itc=0.0, tasks__image_text__itm=0.0)
     assert open_data(masked, records, **words).counts() == {"image_text": len(records)}
@@ -313,20 +309,20 @@ def test_answers_without_questions(pictures):
         tasks__question__share=0, tasks__reasoning__share=0, tasks__caption__share=0
     )
     records = all_records(pictures)["image_text"]
-    with pytest.raises(ValueError, match=r"no task of questions .*; its tasks are image_text"):
+    with pytest.raises(ValueError, match=r"questions.*image_text"):
         open_data(config, records, tokenizer=pictures / "tokenizer.json", answers=["red"])
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (5, "data: expected a folder.*; got the int 5"),
-        (iter([]), "data: .*; got the list_iterator <"),
-        ([{"a": 1}], r"data: .*; got the list whose first item is the dict \{'a': 1\}"),
-        ({"question": 5}, "data of task 'question': .*; got the int 5"),
+        (5, r"data.*folder.*int 5"),
+        (iter([]), r"data.*list_iterator"),
+        ([{"a": 1}], r"data.*'a': 1\}"),
+        ({"question": 5}, r"task 'question'.*int 5"),
         (
             {"question": "folder"},
-            "data of task 'question': expected a map-style .*; got the str 'folder'",
+            r"task 'question'.*str 'folder'",
         ),
     ],
 )
@@ -345,20 +341,20 @@ def test_records_without_any_box_do_not_train_boxes(pictures):
         dataclasses.replace(r, boxes_xyxy=(), char_spans=(), box_labels=()) for r in with_boxes
     ]
     tokenizer = pictures / "tokenizer.json"
-    with pytest.raises(ValueError, match=rf"'grounding': .*; the {len(boxless)} looked at .* is '"):
+    with pytest.raises(ValueError, match=rf"'grounding'.*{len(boxless)}"):
         open_data(config, boxless, tokenizer=tokenizer)
     # Pictures of nothing may stand among others, however rare those are.
     mixed = [*boxless, with_boxes[0]]
     assert open_data(config, mixed, tokenizer=tokenizer).counts() == {"grounding": len(mixed)}
     many = boxless * 1000
-    with pytest.raises(ValueError, match="the 1000 looked at have none"):
+    with pytest.raises(ValueError, match=r"1000.*none"):
         open_data(config, many[: 1000 * len(boxless)], tokenizer=tokenizer)
 
 
 def test_one_set_does_not_serve_several_tasks(pictures):
-    with pytest.raises(TypeError, match=r"a dict with such a set for each task; got the int 5"):
+    with pytest.raises(TypeError, match="int 5"):
         open_data(coarse_config(), 5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the run has the tasks image_text, question"):
+    with pytest.raises(ValueError, match=r"tasks image_text.*question"):
         open_data(coarse_config(), all_records(pictures)["question"])
 
 
@@ -386,7 +382,7 @@ def test_ranks_and_passes_cut_one_stream(pictures):
 
 
 def test_batch_that_cannot_be_cut_is_refused(pictures):
-    with pytest.raises(ValueError, match=r"batch_size 4 is not a multiple of 3 \(train.accumul"):
+    with pytest.raises(ValueError, match=r"batch_size 4.*3 \(train.accumul"):
         streams(pictures, world_size=3)
 
 
@@ -433,9 +429,7 @@ def test_a_tokenizer_is_trained_where_one_is_asked_for(pictures, tmp_path, capsy
     assert run.config.model.roberta.vocab_size == own.vocab_size == trained.vocab_size
     said = capsys.readouterr().err
     assert f"a tokenizer of {own.vocab_size} tokens was trained on the texts" in said
-    with pytest.raises(
-        ValueError, match=r"'train' makes new tokens, and the weights of .*/r belong"
-    ):
+    with pytest.raises(ValueError, match=r"'train'.*/r"):
         train(config, data=records, tokenizer="train", init=run.folder, output=tmp_path / "s")
     # A resumed run keeps what it has.
     again = train(

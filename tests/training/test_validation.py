@@ -148,7 +148,7 @@ def test_a_resumed_run_misses_weights_that_were_removed(pictures, tmp_path, scor
     with pytest.raises(StopError):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / "best-00000004.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"best-00000004.*step 4 measured best so far"):
+    with pytest.raises(FileNotFoundError, match=r"best-00000004.*step 4"):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True)
 
 
@@ -249,22 +249,22 @@ def test_records_to_validate_by_may_be_named(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("splits", "changes", "options", "error", "message"),
     [
-        (("train", "dev"), {}, {}, ValueError, "no line of split 'val'.*validation.task=none"),
-        (("train", "val"), {"validation__task": "caption"}, {}, ValueError, "'text' or 'texts'"),
-        ((), {}, {"validation": "absent.jsonl"}, FileNotFoundError, "absent.jsonl does not exist"),
+        (("train", "dev"), {}, {}, ValueError, r"split 'val'.*validation.task=none"),
+        (("train", "val"), {"validation__task": "caption"}, {}, ValueError, r"'text'.*'texts'"),
+        ((), {}, {"validation": "absent.jsonl"}, FileNotFoundError, r"absent.jsonl.*exist"),
         (
             (),
             {"validation__task": None},
             {"validation": "x"},
             ValueError,
-            "validation.task is None",
+            r"validation.task.*None",
         ),
         (
             ("train", "val"),
             {"validation__task": "coco"},
             {},
             ValueError,
-            "'coco' needs the head 'grounding'; the model has",
+            r"'coco'.*head 'grounding'",
         ),
     ],
 )
@@ -287,8 +287,8 @@ def test_what_cannot_be_validated_is_refused_before_training(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation__task": "vqa2"}, "validation.task 'vqa2' does not exist; did you mean vqa"),
-        ({"validation__pictures": -1}, "validation.pictures must be 0 or more, got -1"),
+        ({"validation__task": "vqa2"}, r"validation.task 'vqa2'"),
+        ({"validation__pictures": -1}, r"validation.pictures.*0.*-1"),
         (
             {**CHANGES, "data__split": "train+val"},
             r"validation.split 'val' is trained on \(data.split 'train\+val'\)",

@@ -53,7 +53,7 @@ def test_sentences():
     assert read_sentence("", "") == ("", [])
     with pytest.raises(ValueError, match="here has a phrase that is not closed"):
         read_sentence("[/EN#7/people He runs", "here")
-    with pytest.raises(ValueError, match=r"here has '\[/X/people'; expected a phrase as"):
+    with pytest.raises(ValueError, match=r"'\[/X/people'.*phrase"):
         read_sentence("[/X/people He]", "here")
     with pytest.raises(ValueError, match="here has a phrase without words"):
         read_sentence("[/EN#7/people ]", "here")
@@ -82,7 +82,7 @@ def test_folders_and_lists_are_found(folder, tmp_path):
         target = below / "flickr30k_entities" / name
         target.parent.mkdir(exist_ok=True)
         (folder / name).rename(target)
-    with pytest.raises(FileNotFoundError, match=r"flickr30k-images.* is a folder"):
+    with pytest.raises(FileNotFoundError, match=r"flickr30k-images.*folder"):
         open_source("phrases", below, "val")
     pictures = below / "flickr30k_images" / "val"
     pictures.mkdir(parents=True)
@@ -130,7 +130,7 @@ def test_broken_files_are_named(folder, name, change, message):
 
 def test_missing_files_are_named(folder):
     (folder / "Sentences" / "12.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"12\.txt does not exist; .*/BryanPlummer/"):
+    with pytest.raises(FileNotFoundError, match=r"12\.txt.*/BryanPlummer/"):
         flickr_entities(folder, "val")
-    with pytest.raises(FileNotFoundError, match=r"train\.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt.*exist"):
         flickr_entities(folder, "train")

@@ -61,7 +61,7 @@ def test_coco_of_each_split(data):
     assert found[0].images == (f"{data.folder}/val2014/{names[0]}",)
     assert found[0].image_id == found[1].image_id != found[2].image_id
     assert [r.text for r in karpathy.coco_karpathy(data.folder, "restval")] == ["A dog."]
-    with pytest.raises(ValueError, match="no split 'val'; its splits are 'restval', 'test'"):
+    with pytest.raises(ValueError, match=r"split 'val'.*'restval'.*'test'"):
         karpathy.coco_karpathy(data.folder, "val")
 
 
@@ -111,12 +111,12 @@ def test_flickr30k_has_no_paths(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "DROP"}, r"images\[0\] has no 'split'"),
-        ({"filename": 3}, r"images\[0\] has 'filename' '3'; expected str"),
-        ({"sentences": "DROP"}, r"images\[0\] has no 'sentences'"),
-        ({"sentences": ["A dog."]}, r"images\[0\] has 'A dog.' in 'sentences'"),
-        ({"sentences": [{"raw": "A dog."}]}, r"images\[0\] has no 'sentid'"),
-        ({"sentences": [{"sentid": 1}]}, r"images\[0\] has no 'raw'"),
+        ({"split": "DROP"}, r"images\[0\].*'split'"),
+        ({"filename": 3}, r"images\[0\].*'filename' '3'"),
+        ({"sentences": "DROP"}, r"images\[0\].*'sentences'"),
+        ({"sentences": ["A dog."]}, r"images\[0\].*'A dog.'.*'sentences'"),
+        ({"sentences": [{"raw": "A dog."}]}, r"images\[0\].*'sentid'"),
+        ({"sentences": [{"sentid": 1}]}, r"images\[0\].*'raw'"),
     ],
 )
 def test_entries_that_do_not_fit_are_named(change, message, data):
@@ -130,7 +130,7 @@ def test_entries_that_do_not_fit_are_named(change, message, data):
 
 def test_a_missing_picture_is_named(data):
     coco(data, ("a.jpg", "val", ["A dog."]))
-    with pytest.raises(FileNotFoundError, match=r"images\[0\] shows 'val2014/a\.jpg', which is in"):
+    with pytest.raises(FileNotFoundError, match=r"images\[0\].*'val2014/a\.jpg'"):
         karpathy.coco_karpathy(data.folder, "val")
 
 
@@ -177,10 +177,10 @@ def test_phrases_of_regions_are_captions(data):
     ]
     assert found[1].images == (f"{data.folder}/VG_100K_2/2.jpg",)
     assert found.counts == {"empty captions": 1}
-    with pytest.raises(ValueError, match="no split 'val'; its splits are 'train'"):
+    with pytest.raises(ValueError, match=r"split 'val'.*'train'"):
         karpathy.visual_genome(data.folder, "val")
     data("region_descriptions.json", [{"id": 1, "regions": [{"region_id": 3}]}])
-    with pytest.raises(ValueError, match=r"entries\[0\] has no 'phrase'"):
+    with pytest.raises(ValueError, match=r"entries\[0\].*'phrase'"):
         karpathy.visual_genome(data.folder, "train")
     data("region_descriptions.json", {"images": []})
     with pytest.raises(ValueError, match="holds a dict; expected the list of Visual Genome"):
@@ -211,10 +211,10 @@ def test_sbu_lists(data):
     assert found[1].images == (f"{data.folder}/00000/000000002.jpg",)
     assert found.counts == {"pictures that are missing": 1}
     data("sbu-captions-all.json", content | {"captions": ["a"]})
-    with pytest.raises(ValueError, match="the file has 3 'image_urls' and 1 'captions'"):
+    with pytest.raises(ValueError, match=r"3 'image_urls'.*1 'captions'"):
         karpathy.sbu(data.folder, "train")
     data("sbu-captions-all.json", {"captions": ["a"]})
-    with pytest.raises(ValueError, match="the file has no 'image_urls'"):
+    with pytest.raises(ValueError, match=r"file.*'image_urls'"):
         karpathy.sbu(data.folder, "train")
 
 
@@ -228,7 +228,7 @@ def test_paths_with_captions(data):
         assert [r.images for r in found] == [(f"{data.folder}/a/1.jpg",)]
         assert found.counts == {"pictures that are missing": 1}
         data(name, [["a/1.jpg"]])
-        with pytest.raises(ValueError, match=r"entry 0 is .*; expected \[path, caption\]"):
+        with pytest.raises(ValueError, match=r"entry 0.*\[path, caption\]"):
             getattr(karpathy, reader)(data.folder, "train")
 
 
@@ -250,11 +250,9 @@ def test_conceptual_captions(header, data):
     assert found.counts == {"pictures that are missing": 1}
     path.write_text(header + "one column\n")
     line = 2 if header else 1
-    with pytest.raises(
-        ValueError, match=rf"\.tsv: line {line} has 1 columns; expected caption and"
-    ):
+    with pytest.raises(ValueError, match=rf"\.tsv: line {line}.*1"):
         karpathy.conceptual_captions(data.folder, "train")
-    with pytest.raises(ValueError, match="no split 'test'; its splits are 'train', 'val'"):
+    with pytest.raises(ValueError, match=r"split 'test'.*'train'.*'val'"):
         karpathy.conceptual_captions(data.folder, "test")
 
 
@@ -264,7 +262,7 @@ def test_rows_are_named_as_img2dataset_does():
 
 def test_a_set_without_any_picture_is_refused(data):
     data("Train_GCC-training.tsv", "a dog\thttp://x/y.jpg\n")
-    with pytest.raises(FileNotFoundError, match="none of the 1 pictures is there, the first would"):
+    with pytest.raises(FileNotFoundError, match=r"none.*1 (picture|image)s"):
         karpathy.conceptual_captions(data.folder, "train")
     data("sbu-captions-all.json", json.dumps({"image_urls": [], "captions": []}))
     assert karpathy.sbu(data.folder, "train") == []

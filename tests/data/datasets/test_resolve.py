@@ -47,7 +47,7 @@ def test_forms_of_captions_in_a_folder(folder):
     folder("train.jsonl", LINE)
     assert texts("captions", folder.folder) == ["mine"]
     folder("dataset_coco.json", karpathy("train"))
-    with pytest.raises(ValueError, match=r"several forms: train\.jsonl, dataset_coco\.json; name"):
+    with pytest.raises(ValueError, match=r"train\.jsonl.*dataset_coco\.json"):
         open_source("captions", folder.folder, "train")
     assert texts("coco_karpathy", folder.folder) == ["train"]
     assert texts("captions", folder.folder / "train.jsonl") == ["mine"]
@@ -268,11 +268,11 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         lambda path, kind: read.append(path.name) or SimpleNamespace(path=path, columns=()),
     )
     for source in ("visual_genome", "sbu"):
-        with pytest.raises(ValueError, match="has no column 'image' or"):
+        with pytest.raises(ValueError, match="column 'image'"):
             open_source(source, folder.folder, "train+val")
     assert read == ["vg.arrow", "sbu_0.arrow"]
     # A file of Conceptual Captions can be had.
-    with pytest.raises(FileNotFoundError, match="holds no conceptual_captions of split 'val'"):
+    with pytest.raises(FileNotFoundError, match=r"conceptual_captions.*split 'val'"):
         open_source("conceptual_captions", folder.folder, "val")
 
 
@@ -283,9 +283,9 @@ def test_a_file_of_another_name_is_told_by_its_end(folder):
     (folder.folder / "mine/2.png").touch()
     path = folder("cc.tsv", "a dog\tmine/2.png\n")
     assert texts("conceptual_captions", path) == texts("captions", path) == ["a dog"]
-    with pytest.raises(ValueError, match=r"mine\.xls: a file of captions ends in \.jsonl, \.json,"):
+    with pytest.raises(ValueError, match=r"mine\.xls.*\.jsonl.*\.json"):
         open_source("captions", folder("mine.xls", ""), "train")
-    with pytest.raises(ValueError, match=r"a file of reasoning ends in \.jsonl, \.json, \.arrow"):
+    with pytest.raises(ValueError, match=r"\.jsonl.*\.json.*\.arrow"):
         open_source("reasoning", folder("mine.xls", ""), "train")
 
 
@@ -372,17 +372,17 @@ def test_what_readers_left_out_is_added_up(folder):
     ],
 )
 def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder):
-    with pytest.raises(ValueError, match=rf"source is {source!r}; {re.escape(said)}"):
+    with pytest.raises(ValueError, match=rf"source.*{source!r}.*{re.escape(said)}"):
         open_source(source, folder, "train")
 
 
 @pytest.mark.parametrize(
     ("data", "split", "error", "said"),
     [
-        (None, "train", TypeError, "data is None; expected the path of a folder or file"),
-        ("data", None, TypeError, "split is None; expected a name, such as 'train'"),
-        ("data", "", ValueError, "split is ''; expected a name, or several joined by '\\+'"),
-        ("data", "train+", ValueError, "split is 'train\\+'; expected a name"),
+        (None, "train", TypeError, r"data.*None.*folder.*file"),
+        ("data", None, TypeError, r"split.*None.*'train'"),
+        ("data", "", ValueError, "split.*''.*'\\+'"),
+        ("data", "train+", ValueError, "split.*'train\\+'"),
     ],
 )
 def test_wrong_arguments_are_named(data, split, error, said):

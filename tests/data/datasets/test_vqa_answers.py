@@ -73,7 +73,7 @@ class TestOriginals:
         assert published_answers(folder).told == ("2 answers, from 18 questions",)
 
     def test_what_is_missing_is_named(self, write, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"{TRAIN} and {VAL}, from https://visualqa.o"):
+        with pytest.raises(FileNotFoundError, match=rf"{TRAIN}.*{VAL}.*//visualqa.o"):
             published_answers(tmp_path)
         write(TRAIN, annotations("yes"))
         with pytest.raises(
@@ -81,10 +81,10 @@ class TestOriginals:
         ):
             published_answers(tmp_path)
         write(VAL, annotations("yes"))
-        with pytest.raises(ValueError, match="none of the 2 questions' answers is that of 9 or m"):
+        with pytest.raises(ValueError, match=r"none.*2 questions.*9"):
             published_answers(tmp_path)
         write(VAL, {"annotations": [{"question_id": 7}]})
-        with pytest.raises(ValueError, match=r"annotations\[0\] has no 'multiple_choice_answer'"):
+        with pytest.raises(ValueError, match=r"annotations\[0\].*'multiple_choice_answer'"):
             published_answers(tmp_path)
 
 
@@ -117,13 +117,13 @@ class TestArrow:
 
     def test_what_does_not_fit(self, arrow):
         folder = arrow("vqav2_train.arrow", answers=[[["red"]]], answer_labels=[[[0]]])
-        with pytest.raises(FileNotFoundError, match=r"vqav2_val\.arrow does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"vqav2_val\.arrow.*exist"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]], answer_labels=[[[0]]])
-        with pytest.raises(ValueError, match="row 0 has answer 0 as 'blue'; expected 'red', as be"):
+        with pytest.raises(ValueError, match=r"row 0.*answer 0.*'blue'.*'red'"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]])
-        with pytest.raises(ValueError, match=r"val\.arrow has no column 'answer_labels'"):
+        with pytest.raises(ValueError, match=r"val\.arrow.*column 'answer_labels'"):
             published_answers(folder)
 
     def test_originals_come_first(self, arrow, write):

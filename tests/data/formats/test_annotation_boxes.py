@@ -119,16 +119,16 @@ def test_boxes_a_pixel_outside_are_clipped(data):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ({"bbox": [320, 20, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 17 pixels outside"),
-        ({"bbox": [-1.5, 7, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 1.5 pixels outside"),
-        ({"bbox": [10, -7, 30, 40]}, r"record 'flickr_val/12': box 1 is .* 7 pixels outside"),
-        ({"bbox": [10, 20, 30]}, r"annotations\[1\] has 'bbox' \[10, 20, 30\]; expected \[x, y"),
-        ({"bbox": [0, 0, 30, float("nan")]}, r"annotations\[1\] has 'bbox' .*nan"),
-        ({"bbox": None}, r"annotations\[1\] has 'bbox' 'None'; expected list"),
-        ({"tokens_positive": [0, 5]}, r"'tokens_positive' \[0, 5\]; expected a list of \[start"),
-        ({"tokens_positive": [[20, 40]]}, r"span \[20, 40\) is not inside its text of 26"),
+        ({"bbox": [320, 20, 30, 40]}, r"record 'flickr_val/12': box 1.*17"),
+        ({"bbox": [-1.5, 7, 30, 40]}, r"record 'flickr_val/12': box 1.*1.5"),
+        ({"bbox": [10, -7, 30, 40]}, r"record 'flickr_val/12': box 1.*7"),
+        ({"bbox": [10, 20, 30]}, r"annotations\[1\].*'bbox' \[10, 20, 30\].*\[x"),
+        ({"bbox": [0, 0, 30, float("nan")]}, r"annotations\[1\].*'bbox'.*nan"),
+        ({"bbox": None}, r"annotations\[1\].*'bbox' 'None'"),
+        ({"tokens_positive": [0, 5]}, r"'tokens_positive' \[0, 5\].*\[start"),
+        ({"tokens_positive": [[20, 40]]}, r"span \[20.*40\).*26"),
         ({"tokens_positive": "DROP"}, r"has no 'tokens_positive'"),
-        ({"image_id": 13}, r"annotations\[1\] has image_id 13, which is not in 'images'"),
+        ({"image_id": 13}, r"annotations\[1\].*image_id 13.*'images'"),
     ],
     ids=["right", "left", "above", "three", "nan", "null", "flat", "beyond", "none", "unknown"],
 )
@@ -217,7 +217,7 @@ def test_unknown_categories_are_named(data):
         "categories": [{"id": 1, "name": "mug"}],
     }
     data("instances_val.json", content)
-    with pytest.raises(ValueError, match=r"annotations entry 1 has category_id 9, which is not in"):
+    with pytest.raises(ValueError, match=r"entry 1.*category_id 9"):
         sources.detection(data.folder, "val")
 
 
@@ -258,7 +258,7 @@ def mixed(*sources):
 
 def test_the_mixed_set_has_two_folders_of_pictures(data):
     path = data("final_mixed_train_no_coco.json", mixed("coco", "vg", "coco"))
-    with pytest.raises(FileNotFoundError, match="names 2 pictures of data_source 'coco', such as"):
+    with pytest.raises(FileNotFoundError, match=r"2.*data_source 'coco'"):
         open_source("mixed", data.folder, "train")
     touch(data.folder, "refcoco/train2014/coco0.jpg", "gqa/images/vg1.jpg")
     for named in (data.folder, path):
@@ -269,12 +269,12 @@ def test_the_mixed_set_has_two_folders_of_pictures(data):
             f"{data.folder}/refcoco/train2014/coco2.jpg",
         ]
         assert {record.labels for record in found} == {("A man",)}
-    with pytest.raises(ValueError, match="mixed has only a training split, no 'val'"):
+    with pytest.raises(ValueError, match=r"mixed.*split.*'val'"):
         open_source("mixed", data.folder, "val")
     content = mixed("coco")
     del content["images"][0]["data_source"]
     data("final_mixed_train_no_coco.json", content)
-    with pytest.raises(ValueError, match=r"images\[0\] has no 'data_source'"):
+    with pytest.raises(ValueError, match=r"images\[0\].*'data_source'"):
         open_source("mixed", data.folder, "train")
 
 
@@ -354,5 +354,5 @@ def test_objects_are_as_the_file_has_them(data):
     assert trained_on.counts == {"crowd boxes": 1, "empty boxes": 1, "clipped boxes": 1}
     content["images"][0]["neg_category_ids"] = [4]
     data("instances_val.json", content)
-    with pytest.raises(ValueError, match="neg_category_ids 4, which is not in 'categories'"):
+    with pytest.raises(ValueError, match=r"neg_category_ids 4.*'categories'"):
         sources.detection(data.folder, "val", objects=True)

@@ -157,23 +157,23 @@ def test_statements_show_two_pictures(write):
         answers=[["maybe"]],
         identifier=["dev-850-0"],
     )
-    with pytest.raises(ValueError, match=r"nlvr2_dev\.arrow: row 0 has the answer 'maybe'"):
+    with pytest.raises(ValueError, match=r"nlvr2_dev\.arrow: row 0.*answer 'maybe'"):
         table_statements(path)
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"questions": [5]}, r"row 0 has 'questions' '5'; expected a list"),
-        ({"answers": [5]}, r"row 0 has 'answers' '5'; expected a list"),
-        ({"answers": [[["a"]]]}, r"row 0 has 2 'questions' and 1 entries in 'answers'"),
+        ({"questions": [5]}, r"row 0.*'questions' '5'"),
+        ({"answers": [5]}, r"row 0.*'answers' '5'"),
+        ({"answers": [[["a"]]]}, r"row 0.*2 'questions'.*1.*'answers'"),
         (
             {"answers": [["a", "b"]], "answer_scores": [[[1.0], [1.0]]]},
-            r"'answers' 'a'; expected a l",
+            r"'answers' 'a'",
         ),
         (
             {"answers": [[["a"], ["b"]]], "answer_scores": [[[1.0, 0.3], [1.0]]]},
-            r"row 0 has 1 answers and 2 'answer_scores'; expected one for each",
+            r"row 0.*1.*2 'answer_scores'",
         ),
     ],
     ids=["no questions", "no list", "too few", "no lists of answers", "scores without answers"],
@@ -187,23 +187,21 @@ def test_answers_that_do_not_fit_their_questions(columns, message, write):
 def test_statements_that_are_no_list(write):
     pictures = {"image_0": [b""], "image_1": [b""], "identifier": ["dev"]}
     path = write("nlvr2_dev.arrow", **pictures, questions=[["x"]], answers=[5])
-    with pytest.raises(ValueError, match=r"row 0 has 'answers' '5'; expected a list"):
+    with pytest.raises(ValueError, match=r"row 0.*'answers' '5'"):
         table_statements(path)
 
 
 def test_files_that_do_not_fit_are_named(write, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"none\.arrow does not exist; expected an Arrow or Parquet"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none\.arrow.*exist"):
         table_captions(tmp_path / "none.arrow")
     path = tmp_path / "text.arrow"
     path.write_text("no table")
-    with pytest.raises(ValueError, match=r"text\.arrow is no Arrow file"):
+    with pytest.raises(ValueError, match=r"text\.arrow.*file"):
         table_captions(path)
     path = write("vg.arrow", image=[b""], width=[3])
     with pytest.raises(
         ValueError,
-        match=r"vg\.arrow has no column 'caption' or 'captions' .*; it has 'image', 'width'",
+        match=r"vg\.arrow.*column 'caption'.*'captions'.*'image'.*'width'",
     ):
         table_captions(path)
 

@@ -48,7 +48,7 @@ def test_text_that_is_not_utf_8_names_its_file(source, name, content, data):
     (data.folder / "1.png").write_bytes(picture(1))
     path = data.folder / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} is not text \('utf-8' codec"):
+    with pytest.raises(ValueError, match=rf"{name}.*'utf-8'"):
         open_source(source, path, "train")
 
 
@@ -68,7 +68,7 @@ def test_a_picture_that_vanishes_in_mid_epoch(lines):
     batches = loader(records).epoch()
     assert next(batches).keys == ("train/1", "train/2")
     (lines / "7.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"record 'train/8': .*7\.png"):
+    with pytest.raises(FileNotFoundError, match=r"record 'train/8'.*7\.png"):
         list(batches)
     skipping = loader(records, on_error="skip")
     with pytest.warns(RuntimeWarning, match="'train/8' is left out"):
@@ -87,7 +87,7 @@ def samples(count):
 def test_a_pipe_is_not_waited_for(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(OSError, match=r"record '0': it is no regular file: '.*/pipe'"):
+    with pytest.raises(OSError, match=r"record '0'.*'.*/pipe'"):
         list(loader([Record(key="0", images=(str(pipe),), text="a")]))
 
 
@@ -102,7 +102,7 @@ def test_a_shard_that_vanishes_or_changes_in_mid_epoch(tmp_path):
     write_tar(path, samples(9))
     again = open_source("captions", tmp_path, "train")
     write_tar(path, samples(3))
-    with pytest.raises(ValueError, match=r"train\.tar has changed since it was opened"):
+    with pytest.raises(ValueError, match=r"train\.tar.*changed"):
         list(loader(again).epoch())
     skipping = loader(again, on_error="skip")
     with pytest.warns(RuntimeWarning, match="has changed since it was opened"):
@@ -122,7 +122,7 @@ def test_a_table_that_is_cut_in_mid_epoch(tmp_path):
     parquet.write_table(arrow.table({"text": ["x"]}), other)
     shutil.move(other, path)
     assert [record.images[0] for record in records] == columns["image"]
-    with pytest.raises(ValueError, match="has no column 'image'"):
+    with pytest.raises(ValueError, match="column 'image'"):
         open_source("captions", tmp_path, "train")
 
 
@@ -145,7 +145,5 @@ def test_annotations_of_another_size_than_the_picture(data):
         batch_size=1,
         max_tokens=16,
     ).epoch()
-    with pytest.raises(
-        ValueError, match="record 'instances_train/1': image_size: the annotations say 30 x 40"
-    ):
+    with pytest.raises(ValueError, match=r"record 'instances_train/1': image_size.*30 x 40"):
         next(batches)

@@ -119,7 +119,7 @@ def test_without_a_validation_split_a_part_is_held_out(file, pictures, folder):
 def test_what_fiber_writes_is_never_divided(folder):
     folder("instances_train.json", instances([f"{i}.jpg" for i in range(5)]), "images")
     assert len(open_source("detection", folder.path, "train")) == 5
-    with pytest.raises(FileNotFoundError, match="holds no detection of split 'val', only of the s"):
+    with pytest.raises(FileNotFoundError, match=r"detection.*split 'val'"):
         open_source("detection", folder.path, "val")
 
 
@@ -135,7 +135,7 @@ def test_copies_of_a_picture_stay_on_one_side(folder):
 
 def test_one_picture_cannot_be_divided(folder):
     folder("annotations.json", instances(["1.jpg"]), "images")
-    with pytest.raises(ValueError, match="has 1 pictures, of which none can be held out"):
+    with pytest.raises(ValueError, match=r"1 (picture|image)s.*none"):
         open_source("detection", folder.path, "train")
 
 
@@ -177,7 +177,7 @@ def test_pictures_that_are_nowhere_are_named(folder):
 def test_two_years_are_two_files(folder):
     for year in (2014, 2017):
         folder(f"annotations/instances_train{year}.json", instances(["1.jpg"]), f"train{year}")
-    with pytest.raises(ValueError, match="several files: annotations/instances_train2014"):
+    with pytest.raises(ValueError, match="files: annotations/instances_train2014"):
         open_source("detection", folder.path, "train")
     (record,) = open_source(
         "detection", folder.path / "annotations/instances_train2014.json", "train"
@@ -192,7 +192,7 @@ def test_another_split_is_answered_with_those_that_are_there(folder):
         open_source("detection", folder.path, "test")
     assert "only of the splits whose files are there: train, val" in str(error.value)
     assert "Roboflow: test/_annotations.coco.json" in str(error.value)
-    with pytest.raises(FileNotFoundError, match="holds no boxes of split 'test'"):
+    with pytest.raises(FileNotFoundError, match=r"boxes.*split 'test'"):
         coco_detection(folder.path, "test")
 
 
@@ -292,7 +292,7 @@ def test_ids_and_names_that_stand_twice_are_named(folder):
     content = instances(["1.jpg", "2.jpg"])
     content["images"][1]["id"] = 0
     folder("val.json", content)
-    with pytest.raises(ValueError, match=r"images\[1\] has the id 0, as images\[0\] has"):
+    with pytest.raises(ValueError, match=r"images\[1\].*id 0.*images\[0\]"):
         open_source("detection", folder.path, "val")
     for classes, said in (
         ([{"id": 1, "name": "mug"}, {"id": 1, "name": "cup"}], "has the id 1, as 'mug' has"),

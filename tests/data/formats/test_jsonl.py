@@ -59,7 +59,7 @@ def test_another_folder_of_pictures(lines):
     folder = lines.folder / "images"
     (record,) = own_captions("unused", "train", annotations=path, images=folder)
     assert record.images == (f"{folder}/2.png",)
-    with pytest.raises(FileNotFoundError, match=r"'1\.png', but .*images/1\.png is no file"):
+    with pytest.raises(FileNotFoundError, match=r"'1\.png'.*images/1\.png"):
         own_captions("unused", "train", annotations=lines(CAPTION), images=folder)
 
 
@@ -86,7 +86,7 @@ def test_questions_of_a_test_need_no_answers(lines):
     path = lines({"image": "1.png", "question": "where?", "id": 17})
     (record,) = questions(path, "test")
     assert (record.answers, record.key) == (None, "mine/17")
-    with pytest.raises(ValueError, match=r"mine\.jsonl: line 1 has no 'answer' and no 'answers'"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl: line 1.*'answer'.*'answers'"):
         questions(path, "val")
 
 
@@ -95,7 +95,7 @@ def test_splits_are_a_field_or_files(lines):
     split = lines(*[CAPTION | {"split": s, "text": text} for s, text in texts])
     assert [r.text for r in captions(split, "train")] == ["one", "three"]
     assert [r.key for r in captions(split, "val")] == ["mine/2"]
-    with pytest.raises(ValueError, match="no line of split 'test'; its splits are 'train', 'val'"):
+    with pytest.raises(ValueError, match=r"split 'test'.*'train'.*'val'"):
         captions(split, "test")
     assert [r.text for r in captions(split, "test+train+val")] == ["one", "two", "three"]
     # Without the field all lines are those of any split.
@@ -149,19 +149,19 @@ def test_separators_of_lines_inside_of_texts(lines):
 @pytest.mark.parametrize("content", ["", "\n \n"], ids=["nothing", "blank lines"])
 def test_an_empty_file_is_named(lines, content):
     path = lines(content)
-    with pytest.raises(ValueError, match=rf"{path} is empty; expected one JSON object a line"):
+    with pytest.raises(ValueError, match=rf"{path}.*JSON"):
         captions(path)
 
 
 def test_a_missing_file_is_answered_with_an_example(lines):
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist; .*\"image\""):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl.*\"image\""):
         captions(lines.folder / "none.jsonl")
 
 
 def test_a_file_with_other_encodings_is_named(lines):
     path = lines()
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"mine\.jsonl is not text"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl.*text"):
         captions(path)
 
 
@@ -170,19 +170,19 @@ def test_a_file_with_other_encodings_is_named(lines):
     [
         ("{", "is not JSON"),
         ("[1]\n", r"is '\[1\]'; expected an object"),
-        (CAPTION | {"caption": "x"}, "has the unknown field 'caption'; did you mean 'text'?"),
-        (CAPTION | {"captions": ["x"]}, "has the unknown field 'captions'; did you mean 'texts'?"),
-        ({"img": "1.png", "text": "x"}, "has the unknown field 'img'; did you mean 'image'?"),
-        ({"image_path": "1.png"}, "has the unknown field 'image_path'; did you mean 'image'?"),
-        ({"file_name": "1.png"}, "has the unknown field 'file_name'; did you mean 'image'?"),
-        ({"image": "1.png", "txt": "x"}, "has the unknown field 'txt'; did you mean text"),
+        (CAPTION | {"caption": "x"}, r"field 'caption'.*mean 'text'"),
+        (CAPTION | {"captions": ["x"]}, r"field 'captions'.*mean 'texts'"),
+        ({"img": "1.png", "text": "x"}, r"field 'img'.*mean 'image'"),
+        ({"image_path": "1.png"}, r"field 'image_path'.*mean 'image'"),
+        ({"file_name": "1.png"}, r"field 'file_name'.*mean 'image'"),
+        ({"image": "1.png", "txt": "x"}, r"unknown field 'txt'.*text"),
         ({"text": "x"}, "has no 'image'"),
-        (CAPTION | {"image": 3}, "has 'image' '3'; expected a text"),
-        (CAPTION | {"image": ""}, "has an empty 'image'"),
-        ({"image": "1.png"}, "has 'image'; expected 'image' with 'text' or 'texts', or with"),
+        (CAPTION | {"image": 3}, "'image' '3'"),
+        (CAPTION | {"image": ""}, "empty 'image'"),
+        ({"image": "1.png"}, r"'image'.*'image'.*'text'.*'texts'"),
         (
             CAPTION | {"question": "x"},
-            "has 'text' and 'question', fields of captions and of questions; expected one kind a",
+            r"'text'.*'question'",
         ),
         (
             CAPTION | {"boxes_xyxy": [[1, 2, 3, 4]], "labels": ["dog"]},
@@ -191,49 +191,49 @@ def test_a_file_with_other_encodings_is_named(lines):
         ),
         (
             CAPTION | {"text": "a \ud83d dog"},
-            r"has half a surrogate pair in 'text', \"a .ud83d dog",
+            r"'text'.*.ud83d",
         ),
-        (CAPTION | {"text": "a \udc36"}, "has half a surrogate pair in 'text'"),
-        (CAPTION | {"text": " \n"}, "has an empty 'text'"),
-        (CAPTION | {"text": None}, "has 'text' 'None'; expected a text"),
-        (CAPTION | {"texts": ["x"]}, "has both 'text' and 'texts'"),
-        ({"image": "1.png", "texts": []}, r"has 'texts' '\[\]'; expected a list of texts"),
-        ({"image": "1.png", "texts": "x"}, "has 'texts' 'x'; expected a list of texts"),
-        ({"image": "1.png", "texts": ["x", ""]}, r"has an empty 'texts\[1\]'"),
-        (CAPTION | {"id": 1.5}, "has 'id' '1.5'; expected a text or a whole number"),
+        (CAPTION | {"text": "a \udc36"}, r"surrogate.*'text'"),
+        (CAPTION | {"text": " \n"}, "empty 'text'"),
+        (CAPTION | {"text": None}, "'text' 'None'"),
+        (CAPTION | {"texts": ["x"]}, r"'text'.*'texts'"),
+        ({"image": "1.png", "texts": []}, r"'texts' '\[\]'"),
+        ({"image": "1.png", "texts": "x"}, "'texts' 'x'"),
+        ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
+        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*text.*whole"),
         (CAPTION | {"id": 1}, "has 'id' 1, as another line has"),
-        (CAPTION | {"split": "train"}, "line 2 has the field 'split', line 1 has not"),
+        (CAPTION | {"split": "train"}, r"line 2.*field 'split'.*line 1"),
     ],
 )
 def test_captions_that_do_not_fit_are_named(lines, bad, message):
     path = lines(CAPTION, bad)
-    with pytest.raises(ValueError, match=rf"{path}: line 2 .*{message}"):
+    with pytest.raises(ValueError, match=rf"{path}: line 2.*{message}"):
         captions(path)
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"question": " "}, "has an empty 'question'"),
-        ({"answer": ""}, "has an empty 'answer'"),
-        ({"answer": 3}, "has 'answer' '3'; expected a text"),
-        ({"answers": ["x"]}, "has both 'answer' and 'answers'"),
-        ({"answer": "DROP", "answers": []}, r"has 'answers' '\[\]'; expected answers with"),
-        ({"answer": "DROP", "answers": {}}, r"has 'answers' '\{\}'; expected answers with"),
-        ({"answer": "DROP", "answers": "dog"}, "has 'answers' 'dog'; expected answers with"),
-        ({"answer": "DROP", "answers": ["dog", 3]}, "has 'answers' '3'; expected a text"),
-        ({"answer": "DROP", "answers": {"": 1}}, "has an empty 'answers'"),
-        ({"answer": "DROP", "answers": {"dog": 1.5}}, "has the score 1.5 of answer 'dog'"),
-        ({"answer": "DROP", "answers": {"dog": True}}, "has the score True of answer 'dog'"),
-        ({"answer": "DROP", "answers": {"dog": float("nan")}}, "has the score nan of answer"),
-        ({"answer": "DROP"}, "has no 'answer' and no 'answers'"),
+        ({"question": " "}, "empty 'question'"),
+        ({"answer": ""}, "empty 'answer'"),
+        ({"answer": 3}, "'answer' '3'"),
+        ({"answers": ["x"]}, r"'answer'.*'answers'"),
+        ({"answer": "DROP", "answers": []}, r"'answers' '\[\]'"),
+        ({"answer": "DROP", "answers": {}}, r"'answers' '\{\}'"),
+        ({"answer": "DROP", "answers": "dog"}, "'answers' 'dog'"),
+        ({"answer": "DROP", "answers": ["dog", 3]}, "'answers' '3'"),
+        ({"answer": "DROP", "answers": {"": 1}}, "empty 'answers'"),
+        ({"answer": "DROP", "answers": {"dog": 1.5}}, r"score 1.5.*answer 'dog'"),
+        ({"answer": "DROP", "answers": {"dog": True}}, r"score True.*answer 'dog'"),
+        ({"answer": "DROP", "answers": {"dog": float("nan")}}, r"score nan.*answer"),
+        ({"answer": "DROP"}, r"'answer'.*'answers'"),
         ({"question": "DROP"}, "has no 'question'"),
     ],
 )
 def test_questions_that_do_not_fit_are_named(lines, bad, message):
     entry = {key: value for key, value in (QUESTION | bad).items() if value != "DROP"}
     path = lines(QUESTION, entry)
-    with pytest.raises(ValueError, match=rf"{path}: line 2 {message}"):
+    with pytest.raises(ValueError, match=rf"{path}: line 2.*{message}"):
         questions(path)
 
 
@@ -243,7 +243,7 @@ def test_whole_surrogate_pairs_are_characters(lines):
     assert "ud83d" in path.read_text()
     assert [record.text for record in captions(path)] == ["a \U0001f436"]
     bad = lines({"image": "1.png", "boxes_xyxy": [], "labels": ["\ud83d"]}, name="boxes.jsonl")
-    with pytest.raises(ValueError, match=rf"{bad}: line 1 has half a surrogate pair in 'labels'"):
+    with pytest.raises(ValueError, match=rf"{bad}: line 1.*'labels'"):
         own_boxes(lines.folder, "train", annotations=bad)
 
 
@@ -271,7 +271,7 @@ def test_a_later_picture_that_is_missing_is_for_who_loads_it(lines):
 def test_json_that_does_harm_is_an_error_with_its_line(lines, bad):
     path = lines(CAPTION)
     path.write_text(f"{path.read_text()}{bad}\n")
-    with pytest.raises(ValueError, match=rf"{path}: line 2 is not JSON \("):
+    with pytest.raises(ValueError, match=rf"{path}: line 2.*JSON"):
         captions(path)
 
 
@@ -334,22 +334,22 @@ class TestListsAndTables:
         ("name", "content", "message"),
         [
             ("a.json", '{"image": "1.png"}', r"a\.json holds a dict; expected a list"),
-            ("a.json", "[1", r"a\.json is not JSON"),
-            ("a.json", "[1]", r"a\.json: entry 1 is '1'; expected an object"),
-            ("a.json", '[{"image": "1.png", "txt": "a"}]', "entry 1 has the unknown field 'txt'"),
+            ("a.json", "[1", r"a\.json.*JSON"),
+            ("a.json", "[1]", r"a\.json: entry 1.*'1'"),
+            ("a.json", '[{"image": "1.png", "txt": "a"}]', r"entry 1.*field 'txt'"),
             (
                 "a.json",
                 r'[{"image": "1.png", "text": "\ud83d"}]',
-                r"a\.json: entry 1 has half a surrogate pair in 'text', .*; expected whole char",
+                r"a\.json: entry 1.*'text'",
             ),
-            ("a.json", "[]", r"a\.json is empty; expected a list of JSON objects"),
-            ("a.csv", "", r"a\.csv is empty"),
-            ("a.csv", "image,texts\n1.png,a\n", "line 1 has the field 'texts'; expected 'text'"),
-            ("a.csv", "image,text,text\n1.png,a,b\n", "line 1 names the column 'text' twice; exp"),
-            ("a.csv", "image,text\n1.png,a,b\n", "line 2 has more cells than the first line, wh"),
-            ("a.csv", 'image,text\n1.png,"a\n', "line 2 is no line of a table"),
-            ("a.csv", "image,text\n1.png,\n", "line 2 has 'image'; expected 'image' with 'text'"),
-            ("a.csv", "picture,text\n1.png,a\n", "line 2 has the unknown field 'picture'"),
+            ("a.json", "[]", r"a\.json.*JSON"),
+            ("a.csv", "", r"a\.csv.*empty"),
+            ("a.csv", "image,texts\n1.png,a\n", r"line 1.*field 'texts'.*'text'"),
+            ("a.csv", "image,text,text\n1.png,a,b\n", r"line 1.*column 'text'"),
+            ("a.csv", "image,text\n1.png,a,b\n", r"line 2.*cells"),
+            ("a.csv", 'image,text\n1.png,"a\n', r"line 2.*table"),
+            ("a.csv", "image,text\n1.png,\n", r"line 2.*'image'.*'image'.*'text'"),
+            ("a.csv", "picture,text\n1.png,a\n", r"line 2.*field 'picture'"),
         ],
     )
     def test_what_does_not_fit_is_named(self, name, content, message, folder):
@@ -372,12 +372,12 @@ class TestListsAndTables:
         assert len(open_source("detection", folder.folder, "train")) == 2
         sized = {**box, "width": 20, "height": 30}
         path = folder("train.jsonl", [box, sized])
-        with pytest.raises(ValueError, match=r"train\.jsonl: line 2 has box 0, .*, 10 pixels out"):
+        with pytest.raises(ValueError, match=r"train\.jsonl: line 2.*box 0.*10"):
             open_source("detection", path, "train")
         cut = open_source("detection", path, "train", on_error="skip")
         assert cut[1].boxes_xyxy == ((1, 2, 20, 20.5),) and cut[1].image_size == (30, 20)
         path = folder("train.jsonl", [{**box, "labels": []}])
-        with pytest.raises(ValueError, match=r"line 1 has boxes .* expected a class for each box"):
+        with pytest.raises(ValueError, match=r"line 1.*boxes.*box"):
             open_source("detection", path, "train")
 
     def test_boxes_in_another_form_are_named(self, folder):
@@ -398,5 +398,5 @@ class TestListsAndTables:
 
     def test_a_missing_picture_is_named_with_its_place(self, folder):
         path = folder("a.json", '[{"image": "9.png", "text": "a"}]')
-        with pytest.raises(FileNotFoundError, match=r"a\.json: entry 1 has 'image' '9\.png', but"):
+        with pytest.raises(FileNotFoundError, match=r"a\.json: entry 1.*'image' '9\.png'"):
             own_captions(folder.folder, "train", annotations=path)

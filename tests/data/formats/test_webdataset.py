@@ -44,7 +44,7 @@ def test_names_of_shards(tmp_path, name):
     (tmp_path / "train").mkdir()
     write_tar(tmp_path / name, sample("a", 10, "ten"))
     assert [r.text for r in open_source("captions", tmp_path, "train")] == ["ten"]
-    with pytest.raises(FileNotFoundError, match="holds no captions of split 'val'"):
+    with pytest.raises(FileNotFoundError, match=r"captions.*split 'val'"):
         open_source("captions", tmp_path, "val")
 
 
@@ -76,7 +76,7 @@ def test_json_beside_pictures(tmp_path):
         ("where?", {"dog": 1.0, "cat": 0.6}),
     ]
     assert asked[1].human_answers == tuple(people) and asked[1].image_id == "pic"
-    with pytest.raises(ValueError, match=r"t\.tar: no sample has a picture and boxes; expected"):
+    with pytest.raises(ValueError, match=r"t\.tar.*sample.*(picture|image)"):
         open_source("detection", path, "train")
 
 
@@ -120,25 +120,25 @@ def test_samples_that_are_errors(tmp_path):
         return open_source("captions", write_tar(tmp_path / "t.tar", members), "train")
 
     one = sample("a", 1, "one")
-    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.png' stands there twice"):
+    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.png'"):
         read([one[0], one[0], one[1]])
     with pytest.raises(ValueError, match=r"members of 'a' stand in two places, the second begins"):
         read([*one, *sample("b", 2, "two"), ("a.json", b"{}")])
-    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.txt' is not UTF-8 text \('utf-8' co"):
+    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.txt'.*UTF-8.*'utf-8'"):
         read([one[0], ("a.txt", b"caf\xe9")])
-    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json' is not JSON"):
+    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json'.*JSON"):
         read([one[0], ("a.json", b"{")])
-    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json' holds '\[1\]'; expected a JSO"):
+    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json'.*'\[1\]'.*JSO"):
         read([one[0], ("a.json", b"[1]")])
-    with pytest.raises(ValueError, match=r"t\.tar: sample 'a' has 'caption' '5'; expected a text"):
+    with pytest.raises(ValueError, match=r"t\.tar: sample 'a'.*'caption' '5'"):
         read([one[0], ("a.json", b'{"caption": 5}')])
-    with pytest.raises(ValueError, match=r"t\.tar: no sample has .*; samples have \.cls, \.ppm"):
+    with pytest.raises(ValueError, match=r"t\.tar.*\.cls.*\.ppm"):
         read([("a.cls", b"1"), ("a.ppm", b"")])
     with pytest.raises(ValueError, match=r"t\.tar .*'\.\./b\.txt' would be extracted outside"):
         read([*one, ("../b.txt", b"")])
     whole = write_tar(tmp_path / "t.tar", one).read_bytes()
     (tmp_path / "t.tar").write_bytes(whole[:600])
-    with pytest.raises(ValueError, match=r"t\.tar .*member 'a\.png' has \d+ bytes, 88 are left"):
+    with pytest.raises(ValueError, match=r"member 'a\.png'.*\d+ bytes"):
         open_source("captions", tmp_path / "t.tar", "train")
 
 

@@ -42,15 +42,15 @@ def test_names_with_words_around_them(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", " \n\n", r"a\.txt: expected one class a line, found none"),
-        ("a.json", "[]", r"a\.json holds an empty list; expected a list of class names"),
+        ("a.txt", " \n\n", r"a\.txt.*none"),
+        ("a.json", "[]", r"a\.json.*empty"),
         ("a.json", '{"name": "mug"}', r"a\.json holds a dict; expected a list"),
-        ("a.json", "mug", r"a\.json is not valid JSON"),
-        ("a.json", '["mug", 3]', r"a\.json: class 1 is the int 3; expected a str"),
-        ("a.json", '[{"title": "mug"}]', r"a\.json: class 0 has the keys 'title'; expected 'name'"),
-        ("a.json", '[{"name": "a", "pre": ""}]', r"class 0 has the keys 'name', 'pre'"),
-        ("a.json", "[{}]", "class 0 has the keys of nothing"),
-        ("a.json", '[{"name": "a", "prefix": null}]', r"class 'a': prefix is the NoneType None"),
+        ("a.json", "mug", r"a\.json.*valid JSON"),
+        ("a.json", '["mug", 3]', r"a\.json: class 1.*int 3"),
+        ("a.json", '[{"title": "mug"}]', r"a\.json: class 0.*keys 'title'.*'name'"),
+        ("a.json", '[{"name": "a", "pre": ""}]', r"class 0.*keys 'name'.*'pre'"),
+        ("a.json", "[{}]", r"class 0.*keys"),
+        ("a.json", '[{"name": "a", "prefix": null}]', r"class 'a'.*NoneType None"),
         ("a.json", '["mug", "(all)"]', r"a\.json: class 1 \('\(all\)'\) is empty"),
     ],
 )
@@ -64,5 +64,5 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_classes(tmp_path / "none.txt")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"a\.txt is not text"):
+    with pytest.raises(ValueError, match=r"a\.txt.*text"):
         read_classes(tmp_path / "a.txt")

@@ -187,7 +187,7 @@ def test_splits_and_sources_of_a_pack(scenes_folder, packed_scenes, tmp_path):
     assert [part[:2] for part in parts_of(packed_scenes)] == [
         part[:2] for part in parts_of(scenes_folder)
     ]
-    with pytest.raises(FileNotFoundError, match="is packed and holds no captions of split 'test';"):
+    with pytest.raises(FileNotFoundError, match=r"captions.*split 'test'"):
         open_source("captions", packed_scenes, "test")
     pack(scenes_folder, tmp_path / "val", splits=["val"])
     assert {part.split for part in parts_of(tmp_path / "val")} == {"val"}
@@ -347,15 +347,15 @@ def test_a_pack_that_was_changed_is_named(packed_scenes, tmp_path):
         change(folder / name)
         return open_pack(folder, "captions", "train")
 
-    with pytest.raises(ValueError, match=r"train-captions\.jsonl has \d+ lines, pack\.json says"):
+    with pytest.raises(ValueError, match=r"train-captions\.jsonl.*\d+.*pack\.json"):
         broken("index/train-captions.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-900]))
     with pytest.raises(ValueError, match=r"train-pictures\.json is no list of places"):
         broken("index/train-pictures.json", lambda p: p.write_text("[["))
-    with pytest.raises(ValueError, match=r"pack\.json does not describe a packed folder"):
+    with pytest.raises(ValueError, match=r"pack\.json.*folder"):
         broken("pack.json", lambda p: p.write_text("{}"))
     records = broken("train-000001.tar", lambda p: p.write_bytes(p.read_bytes()[:-512]))
-    with pytest.raises(ValueError, match=r"train-000001\.tar has \d+ bytes, pack\.json says \d+"):
+    with pytest.raises(ValueError, match=r"train-000001\.tar.*\d+.*pack\.json.*\d+"):
         [list(record.images) for record in records]
     records = broken("train-000001.tar", lambda p: p.unlink())
-    with pytest.raises(FileNotFoundError, match=r"train-000001\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train-000001\.tar.*exist"):
         [list(record.images) for record in records]

@@ -51,7 +51,7 @@ def test_an_empty_archive_and_an_empty_file(tmp_path):
     (tmp_path / "b.tar").touch()
     with pytest.raises(ValueError, match=r"b\.tar is empty; expected a tar archive"):
         TarFile(tmp_path / "b.tar")
-    with pytest.raises(FileNotFoundError, match=r"c\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"c\.tar.*exist"):
         TarFile(tmp_path / "c.tar")
 
 
@@ -338,7 +338,7 @@ def test_a_file_that_changes_while_it_is_used(tmp_path):
     file = TarFile(path)
     file_pool.forget_open_files()
     write_tar(path, CONTENT * 9)
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
+    with pytest.raises(ValueError, match=r"a\.tar.*changed"):
         file.read(512, 3)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.tar"):
@@ -351,7 +351,7 @@ def test_a_file_that_is_cut_while_it_is_open(tmp_path):
     member = file.members[2]
     file.read(member.start, member.size)
     os.truncate(path, member.start + 100)
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: "):
+    with pytest.raises(ValueError, match=r"a\.tar.*changed"):
         file.read(member.start, member.size)
 
 
@@ -359,7 +359,7 @@ def test_a_file_of_which_only_the_time_changed(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     file = TarFile(path)
     os.utime(path, ns=(0, 1_500_000_000))
-    with pytest.raises(ValueError, match=r"a\.tar has changed since it was opened: ") as error:
+    with pytest.raises(ValueError, match=r"a\.tar.*changed") as error:
         file.read(512, 3)
     then = f"{file.changed / 1e9:.6f}"
     assert str(error.value).endswith(

@@ -278,12 +278,10 @@ def test_nothing_that_is_known(tmp_path):
     with pytest.raises(ValueError, match=r"no annotation file in this folder; expected some of"):
         parts_of(tmp_path)
     (tmp_path / "a.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"a\.json: its records are of no known kind"):
+    with pytest.raises(ValueError, match=r"a\.json.*records"):
         parts_of(tmp_path / "a.json")
     write_tar(tmp_path / "none.tar", [])
-    with pytest.raises(
-        ValueError, match=r"none\.tar: its fields are none; expected a picture, and"
-    ):
+    with pytest.raises(ValueError, match=r"none\.tar.*none.*(picture|image)"):
         parts_of(tmp_path / "none.tar")
 
 

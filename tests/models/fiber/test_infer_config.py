@@ -117,14 +117,14 @@ def test_window_tells_the_size_of_the_pictures():
 def test_sizes_that_cannot_be_read_off(name):
     state = base_state(coarse_keys())
     del state[name]
-    with pytest.raises(ValueError, match=f"missing {name}, which tells sizes"):
+    with pytest.raises(ValueError, match=f"missing {name}"):
         published_config(state)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["layer1.0.conv1.weight", "fc.bias"], "neither the coarse model .* fc.bias, layer1.0"),
+        (["layer1.0.conv1.weight", "fc.bias"], r"fc.bias.*layer1.0"),
         (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin tower alone"),
         (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa tower alone.*--init"),
         (["backbone.image.patch_embedding.norm.bias"], "without its config.json"),
@@ -139,7 +139,7 @@ def test_something_else(names, message):
 def test_text_tower_of_unknown_heads():
     state = base_state(coarse_keys())
     state["text_transformer.embeddings.word_embeddings.weight"] = torch.zeros(9, 48)
-    with pytest.raises(ValueError, match="48 channels wide; expected a multiple of 64"):
+    with pytest.raises(ValueError, match=r"48 channels.*64"):
         published_config(state)
 
 
@@ -184,15 +184,15 @@ class TestConfigOfTheFile:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            ("hidden_size", 512, "hidden_size 512, but its tensors say 768"),
-            ("vocab_size", 30522, "vocab_size 30522, but its tensors say 50265"),
-            ("num_fuse_block", 4, "num_fuse_block 4, but its tensors say 6"),
-            ("vqav2_label_size", 7, "vqav2_label_size 7, but its tensors say 3129"),
-            ("max_text_len", 600, "max_text_len 600, but its tensors say 512"),
-            ("num_heads", 7, "num_heads 7, but its text tower is 768 channels wide"),
-            ("num_heads", "12", "num_heads '12'; expected a whole number, 1 or more"),
-            ("fiber_model", 3, "fiber_model is a int, not fields by name"),
-            ("fiber_model", {"stages": 1}, "fiber_model: unknown field 'stages': did you mean"),
+            ("hidden_size", 512, r"hidden_size 512.*768"),
+            ("vocab_size", 30522, r"vocab_size 30522.*50265"),
+            ("num_fuse_block", 4, r"num_fuse_block 4.*6"),
+            ("vqav2_label_size", 7, r"vqav2_label_size 7.*3129"),
+            ("max_text_len", 600, r"max_text_len 600.*512"),
+            ("num_heads", 7, r"num_heads 7.*768"),
+            ("num_heads", "12", r"num_heads '12'.*1"),
+            ("fiber_model", 3, r"fiber_model.*fields"),
+            ("fiber_model", {"stages": 1}, r"fiber_model.*field 'stages'"),
         ],
     )
     def test_contradictions_name_both(self, name, value, message):
@@ -202,17 +202,17 @@ class TestConfigOfTheFile:
             published_config(state, {name: value})
 
     def test_a_queue_contradicts_the_longest_text(self):
-        with pytest.raises(ValueError, match="max_text_len 50, but its tensors say 40"):
+        with pytest.raises(ValueError, match=r"max_text_len 50.*40"):
             published_config(base_state(coarse_keys()), {"max_text_len": 50})
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"swin.window_size": 3}, r"swin.window_size is 3, there 2"),
-            ({"roberta.ffn_width": 32}, r"roberta.ffn_width is 32, there 64"),
+            ({"swin.window_size": 3}, r"swin.window_size.*3.*2"),
+            ({"roberta.ffn_width": 32}, r"roberta.ffn_width.*32.*64"),
             ({"image_text.heads": "itm"}, r"image_text.heads is \('itm',\), there \('itc', 'itm'"),
-            ({"image_text.num_answers": 3}, r"image_text.num_answers is 3, there 16"),
-            ({"fusion.normalize_last_text": True}, r"normalize_last_text is True, there False"),
+            ({"image_text.num_answers": 3}, r"image_text.num_answers.*3.*16"),
+            ({"fusion.normalize_last_text": True}, r"normalize_last_text.*True.*False"),
         ],
         ids=["window", "ffn", "heads", "answers", "norm"],
     )
@@ -227,5 +227,5 @@ class TestConfigOfTheFile:
         state = published_coarse_state(FiberImageText(config))
         assert published_config(state, stated_config(config)) == config
         stated = stated_config(config) | {"image_size": 128}
-        with pytest.raises(ValueError, match="image_size 128, but its own config of the model 64"):
+        with pytest.raises(ValueError, match=r"image_size 128.*model 64"):
             published_config(state, stated)

@@ -104,40 +104,40 @@ def test_wrong_field_names_the_right_one():
         (lambda: TasksConfig(question=QuestionTask(share=-1)), "share must be 0 or more, got -1"),
         (
             lambda: TasksConfig(question=QuestionTask(share=1, sources=("question",))),
-            "'question' is no source; did you mean questions",
+            r"'question'.*questions",
         ),
         (
             lambda: TasksConfig(grounding=GroundingTask(share=1, max_classes=0)),
-            "tasks.grounding.max_classes must be 1 or more, got 0",
+            r"tasks.grounding.max_classes.*1.*0",
         ),
         (
             lambda: TasksConfig(caption=CaptionTask(share=1, cider_samples=0)),
-            "tasks.caption.cider_samples must be 1 or more, got 0",
+            r"tasks.caption.cider_samples.*1.*0",
         ),
         (
             lambda: TasksConfig(caption=CaptionTask(share=1, cider_share=1.5)),
-            r"tasks.caption.cider_share must be in \[0, 1\], got 1.5",
+            r"tasks.caption.cider_share.*\[0, 1\].*1.5",
         ),
         (
             lambda: TasksConfig(
                 caption=CaptionTask(share=1, cider_samples=1, cider_baseline="others")
             ),
-            "cider_samples must be 2 or more for cider_baseline 'others', got 1",
+            r"cider_samples.*2.*cider_baseline 'others'.*1",
         ),
-        (lambda: TrainConfig(steps=0), "train.steps must be 1 or more, got 0"),
+        (lambda: TrainConfig(steps=0), r"train.steps.*1.*0"),
         (lambda: TrainConfig(ema_decay=1.0), "train.ema_decay"),
         (lambda: OptimConfig(warmup_fraction=1.0), "optim.warmup_fraction"),
-        (lambda: OptimConfig(lr=float("nan")), "optim.lr must be 0 or more, got nan"),
+        (lambda: OptimConfig(lr=float("nan")), r"optim.lr.*0.*nan"),
         (lambda: OptimConfig(lr=float("inf")), "optim.lr"),
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
-        (lambda: OptimConfig(weight_decay=-0.1), "optim.weight_decay must be 0 or more, got -0.1"),
-        (lambda: DataConfig(batch_size=-2), "data.batch_size must be 1 or more, got -2"),
+        (lambda: OptimConfig(weight_decay=-0.1), r"optim.weight_decay.*0.*-0.1"),
+        (lambda: DataConfig(batch_size=-2), r"data.batch_size.*1.*-2"),
         (lambda: DataConfig(mlm_probability=1.5), "data.mlm_probability"),
         (
             lambda: RunConfig(
                 model=preset("micro"), tasks=TasksConfig(grounding=GroundingTask(share=1))
             ),
-            "tasks.grounding cannot train a coarse model",
+            r"tasks.grounding.*coarse",
         ),
         (
             lambda: RunConfig(
@@ -157,7 +157,7 @@ def test_wrong_field_names_the_right_one():
                 data=DataConfig(batch_size=4),
                 train=TrainConfig(accumulation=4),
             ),
-            "data.batch_size 4 in 4 passes",
+            r"data.batch_size 4.*4",
         ),
     ],
 )
@@ -182,9 +182,7 @@ def test_matching_alone_needs_the_contrastive_head():
 
 
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(
-        ValueError, match="'scene_coarse' does not exist; did you mean scenes_coarse"
-    ):
+    with pytest.raises(ValueError, match=r"'scene_coarse'.*mean scenes_coarse"):
         load_recipe("scene_coarse")
 
 
@@ -205,10 +203,10 @@ def test_matching_with_random_pictures_needs_no_contrast():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks.image_text.queue_length": 0}, "queue_length must be 1 or more, got 0"),
+        ({"tasks.image_text.queue_length": 0}, r"queue_length.*1.*0"),
         (
             {"tasks.image_text.itc_form": "queue", "tasks.image_text.queue_length": 9},
-            "queue_length 9 is less than the 64 pairs of a pass",
+            r"queue_length 9.*64",
         ),
         (
             {"tasks.image_text.itc_form": "queue", "data.transform.kind": "shorter_side"},
@@ -223,7 +221,7 @@ def test_a_queue_that_cannot_work_is_refused(changes, message):
 
 
 def test_the_published_coarse_rule_is_no_fine_one():
-    with pytest.raises(ValueError, match="published_coarse is a rule of the coarse stage"):
+    with pytest.raises(ValueError, match=r"published_coarse.*coarse stage"):
         RunConfig(
             model=preset("micro", stage="fine"),
             tasks=TasksConfig(grounding=GroundingTask(share=1)),
@@ -233,7 +231,7 @@ def test_the_published_coarse_rule_is_no_fine_one():
 
 def test_augmentation_draws_what_the_core_has():
     assert RandAugment().describe() == to_dict(RandAugmentConfig(num_ops=2))
-    with pytest.raises(ValueError, match=f"boxes do not follow {', '.join(MOVING_OPERATIONS)};"):
+    with pytest.raises(ValueError, match=rf"boxes.*follow {', '.join(MOVING_OPERATIONS)}"):
         apply_transform(
             np.zeros((2, 2, 3), np.uint8),
             ImageTransform.squash(2, rand_augment=RandAugment()),
@@ -254,7 +252,7 @@ def test_augmentation_is_set_by_dotted_name():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_ops": -1}, r"rand_augment\.num_ops must be in \[0, inf\], got -1"),
+        ({"num_ops": -1}, r"rand_augment\.num_ops.*\[0, inf\].*-1"),
         ({"magnitude": 10.5}, r"magnitude must be in \[0, 10\], got 10\.5"),
         ({"probability": float("nan")}, "probability must be"),
         ({"num_ops": 1, "operations": ()}, "must name at least one"),
@@ -269,7 +267,7 @@ def test_wrong_augmentation_is_named(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"brightness": (-0.1, 1.0)}, r"color_jitter\.brightness .*\[0\.0, inf\].*\[-0\.1, 1\.0\]"),
+        ({"brightness": (-0.1, 1.0)}, r"color_jitter\.brightness.*\[0\.0.*\[-0\.1.*1\.0\]"),
         ({"contrast": (1.2, 0.8)}, r"contrast .* smallest first, got \[1\.2, 0\.8\]"),
         ({"hue": (0.0, 0.6)}, r"hue must be a range in \[-0\.5, 0\.5\]"),
         ({"saturation": (float("nan"), 1.0)}, "saturation"),
@@ -291,5 +289,5 @@ def test_boxes_refuse_augmentation_that_moves_pixels():
 
     fine("Equalize", "Sharpness")
     fine("Rotate", num_ops=0)
-    with pytest.raises(ValueError, match=r"boxes do not follow ShearX, Rotate; tasks\.grounding"):
+    with pytest.raises(ValueError, match=r"follow ShearX.*tasks\.grounding"):
         fine("Rotate", "Equalize", "ShearX")

@@ -1,0 +1,119 @@
+"""Python processes that start with torch imported.
+
+`import torch` takes seconds of processor time, more than most of what tests start. A server imports
+it once for each test process, and forks. Tests of the start itself (what is imported, limits of
+memory, the exit code of the interpreter) use `subprocess`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+#: What a run of the package imports that takes long.
+PRELOADED = ["torch", "torchvision", "matplotlib.pyplot", "rich.progress"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def start_python(
+    arguments: Sequence[object],
+    *,
+    folder: Path | str = ".",
+    environment: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    errors: Path | None = None,
+) -> BaseProcess:
+    """Start `python ARGUMENTS...`, on one thread.
+
+    Args:
+        arguments: `-m MODULE ...` or `SCRIPT ...`.
+        folder: Working directory.
+        environment: Variables over those of this process; torch has read its own already.
+        output: File for what is printed; this process's own by default.
+        errors: The same for the standard error.
+
+    Returns:
+        The process: `join`, `exitcode`, `kill`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # The server's, if it starts now: torch reads it once.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        variables = {**os.environ, **(environment or {})}
+        words = [os.fspath(word) if isinstance(word, Path) else str(word) for word in arguments]
+        process = _context.Process(
+            target=_run, args=(words, os.fspath(folder), variables, output, errors)
+        )
+        process.start()
+    return process
+
+
+def run_python(
+    arguments: Sequence[object],
+    *,
+    folder: Path | str = ".",
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS...` to its end; how it ended and what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: if it takes longer than `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory() as printed:
+        output, errors = Path(printed, "out"), Path(printed, "err")
+        process = start_python(
+            arguments, folder=folder, environment=environment, output=output, errors=errors
+        )
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(list(map(str, arguments)), timeout)
+        return subprocess.CompletedProcess(
+            list(map(str, arguments)), process.exitcode, output.read_text(), errors.read_text()
+        )
+
+
+def _run(
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    output: Path | None,
+    errors: Path | None,
+) -> None:
+    """Be `python ARGUMENTS...` in a process that was just forked."""
+    for descriptor, path in ((1, output), (2, errors)):
+        if path is not None:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.dup2(file, descriptor)
+            os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    # The start method of a new interpreter, not that of the server.
+    multiprocessing.set_start_method(None, force=True)
+    # What starts in another copy of the repository imports that copy's tests.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if arguments[0] == "-m":
+        sys.path.insert(0, "")
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        # Whole, since processes that it starts look for it from where the server was started.
+        script = Path(arguments[0]).resolve()
+        sys.path.insert(0, str(script.parent))
+        sys.argv = arguments
+        runpy.run_path(str(script), run_name="__main__")
