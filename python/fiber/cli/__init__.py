@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import fiber
 from fiber.cli import bench, convert, data, pictures, runs, tune
-from fiber.cli.arguments import Parser
+from fiber.cli.arguments import CommandParser
 
 #: Errors that depend on the machine's state, not on the input: exit code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -26,7 +26,7 @@ _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, e
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    root = Parser(
+    root = CommandParser(
         prog="fiber",
         description="FIBER: a vision-language model for whole images and for regions.",
         epilog="`fiber COMMAND --help` describes a command. Start with `fiber demo --fast`.",

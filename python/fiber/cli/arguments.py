@@ -1,4 +1,4 @@
-"""The parser class of all commands, and argument types shared by them."""
+"""The parser class of all commands, and the argument types that they share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """ArgumentParser that suggests the nearest command, choice or option for a wrong one."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
