@@ -15,6 +15,7 @@ from fiber.data.records import Record
 from fiber.fields import replace_fields
 from fiber.training.loop import Run, train
 from fiber.training.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.run_folder import RunFolder
 from fiber.training.task_config import (
     CaptionTask,
     GroundingTask,
@@ -145,6 +146,8 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
 
 def main() -> None:
     torch.set_num_threads(1)
+    # It takes longer than a run.
+    RunFolder.draw = lambda folder: None
     arguments = json.loads(sys.argv[1])
     build = fine_config if arguments["stage"] == "fine" else coarse_config
     config = build(**arguments["changes"])
