@@ -13,7 +13,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,11 +27,20 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
+def start_server() -> None:
+    """Start the server of this process, unless it runs: what multiprocessing calls "forkserver"."""
+    with pytest.MonkeyPatch.context() as patch:
+        # torch reads it once, when the server imports it.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+
+
 def start_python(
     arguments: Sequence[object],
     *,
     folder: Path | str = ".",
     environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], object] | None = None,
     output: Path | None = None,
     errors: Path | None = None,
 ) -> BaseProcess:
@@ -40,21 +50,20 @@ def start_python(
         arguments: `-m MODULE ...` or `SCRIPT ...`.
         folder: Working directory.
         environment: Variables over those of this process; torch has read its own already.
+        prepare: Function of a test module that the new process calls first.
         output: File for what is printed; this process's own by default.
         errors: The same for the standard error.
 
     Returns:
         The process: `join`, `exitcode`, `kill`.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        # The server's, if it starts now: torch reads it once.
-        patch.setenv("OMP_NUM_THREADS", "1")
-        variables = {**os.environ, **(environment or {})}
-        words = [os.fspath(word) if isinstance(word, Path) else str(word) for word in arguments]
-        process = _context.Process(
-            target=_run, args=(words, os.fspath(folder), variables, output, errors)
-        )
-        process.start()
+    start_server()
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    words = [os.fspath(word) if isinstance(word, Path) else str(word) for word in arguments]
+    process = _context.Process(
+        target=_run, args=(words, os.fspath(folder), variables, prepare, output, errors)
+    )
+    process.start()
     return process
 
 
@@ -63,9 +72,17 @@ def run_python(
     *,
     folder: Path | str = ".",
     environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], object] | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS...` to its end; how it ended and what it printed.
+
+    Args:
+        arguments: `-m MODULE ...` or `SCRIPT ...`.
+        folder: Working directory.
+        environment: Variables over those of this process.
+        prepare: Function of a test module that the new process calls first.
+        timeout: Longest run, in seconds.
 
     Raises:
         subprocess.TimeoutExpired: if it takes longer than `timeout` seconds.
@@ -73,7 +90,12 @@ def run_python(
     with tempfile.TemporaryDirectory() as printed:
         output, errors = Path(printed, "out"), Path(printed, "err")
         process = start_python(
-            arguments, folder=folder, environment=environment, output=output, errors=errors
+            arguments,
+            folder=folder,
+            environment=environment,
+            prepare=prepare,
+            output=output,
+            errors=errors,
         )
         process.join(timeout)
         if process.exitcode is None:
@@ -89,6 +111,7 @@ def _run(
     arguments: list[str],
     folder: str,
     environment: dict[str, str],
+    prepare: Callable[[], object] | None,
     output: Path | None,
     errors: Path | None,
 ) -> None:
@@ -107,6 +130,8 @@ def _run(
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if prepare is not None:
+        prepare()
     if arguments[0] == "-m":
         sys.path.insert(0, "")
         sys.argv = arguments[1:]

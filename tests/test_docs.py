@@ -18,7 +18,8 @@ import pytest
 
 import fiber
 from fiber.cli import parser
-from fiber.synthetic.scenes import generate
+from fiber.synthetic import scenes, stamps
+from fiber.training.run_dir import RunFolder
 from tests.processes import run_python
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +112,9 @@ def test_docstring_examples(path):
 @pytest.fixture(scope="session")
 def page_scenes(made_once):
     """The data set of the pages."""
-    return made_once("page_scenes", lambda made: generate(made / "data", train=8, val=4, novel=4))
+    return made_once(
+        "page_scenes", lambda made: scenes.generate(made / "data", train=8, val=4, novel=4)
+    )
 
 
 @pytest.fixture
@@ -175,6 +178,13 @@ def shorter(command: list[str]) -> list[str]:
     return SHORTER.get(command[0], SHORTER.get(" ".join(command[:2]), []))
 
 
+def shorten_defaults():
+    """What no option of a command shortens: 500 images of each held-out split, drawn curves."""
+    for module in (scenes, stamps):
+        module.generate.__kwdefaults__.update(val=8, novel=8)
+    RunFolder.draw = lambda folder: None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines(page, reader_folder):
     commands = commands_of(page.read_text())
@@ -186,5 +196,9 @@ def test_shell_lines(page, reader_folder):
         parser().parse_args(command)
         if command[0] == "demo":
             continue
-        done = run_python(["-m", "fiber.cli", *command, *shorter(command)], folder=reader_folder)
+        done = run_python(
+            ["-m", "fiber.cli", *command, *shorter(command)],
+            folder=reader_folder,
+            prepare=shorten_defaults,
+        )
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"

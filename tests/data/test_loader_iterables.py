@@ -84,7 +84,7 @@ def test_ranks_share_an_iterable_as_they_share_a_list(tokenizer, count, world_si
 def test_its_length_is_the_iterables_own(tokenizer):
     assert len(make(tokenizer, TorchStream())) == 6
     assert len(make(tokenizer, TorchStream(), drop_last=True)) == 5
-    with pytest.raises(TypeError, match=r"iterable of type Stream, which has no len\(\)"):
+    with pytest.raises(TypeError, match=r"Stream.*len\(\)"):
         len(make(tokenizer, Stream()))
 
 
@@ -179,13 +179,13 @@ def test_a_stream_without_end_gives_epochs_end_to_end(tokenizer):
 def test_what_can_be_read_once_is_read_once(tokenizer):
     loader = make(tokenizer, (one for one in RECORDS))
     assert samples(loader) == samples(make(tokenizer))
-    with pytest.raises(ValueError, match=r"of type generator, which can be iterated over once"):
+    with pytest.raises(ValueError, match=r"generator.*once"):
         list(loader)
 
 
 def test_epoch_needs_one_rank(tokenizer):
     assert samples(make(tokenizer, Stream()).epoch(1)) == samples(make(tokenizer).epoch(1))
-    with pytest.raises(TypeError, match="consecutive shares, for which records must be counted"):
+    with pytest.raises(TypeError, match=r"consecutive.*counted"):
         make(tokenizer, Stream(), rank=1, world_size=2).epoch()
 
 
@@ -194,7 +194,7 @@ def test_epoch_needs_one_rank(tokenizer):
     [({"shuffle": True}, r"shuffle.*True"), ({"on_error": "resample"}, r"on_error.*'resample'")],
 )
 def test_what_needs_any_order_is_refused(tokenizer, options, told):
-    with pytest.raises(ValueError, match=rf"{told}, which needs .*iterable of type Stream"):
+    with pytest.raises(ValueError, match=rf"{told}.*Stream"):
         make(tokenizer, Stream(), **options)
 
 

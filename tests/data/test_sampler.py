@@ -131,7 +131,7 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
         make(tokenizer).load_state_dict({**state, "sample": 24})
     with pytest.raises(ValueError, match=r"sample -1.*0"):
         make(tokenizer).load_state_dict({**state, "sample": -1})
-    with pytest.raises(ValueError, match="state's shuffle is True, this loader's is False"):
+    with pytest.raises(ValueError, match=r"shuffle.*True.*False"):
         make(tokenizer, shuffle=False).load_state_dict(make(tokenizer, shuffle=True).state_dict())
     with pytest.raises(TypeError, match=r"state.*type NoneType.*state_dict"):
         make(tokenizer).load_state_dict(None)

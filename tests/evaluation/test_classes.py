@@ -17,7 +17,7 @@ def test_a_list_or_a_file(tmp_path):
     assert listed_classes(FISH) == expected
     (tmp_path / "a.json").write_text(json.dumps(FISH))
     assert listed_classes(tmp_path / "a.json") == expected
-    with pytest.raises(TypeError, match="classes are a mapping; expected one list"):
+    with pytest.raises(TypeError, match=r"classes.*mapping.*list"):
         listed_classes({"a": FISH})
     with pytest.raises(ValueError, match=r"class 1.*keys 'nam'"):
         listed_classes(["fish", {"nam": "ray"}])
@@ -30,7 +30,7 @@ def test_lists_of_several_sets(tmp_path):
     (tmp_path / "pothole.json").write_text('["hole"]')
     found = classes_of_sets(str(tmp_path))
     assert found == {"Aquarium": expected, "pothole": [ClassName("hole")]}
-    with pytest.raises(TypeError, match="classes are a list; expected lists by the names"):
+    with pytest.raises(TypeError, match=r"classes.*list.*names"):
         classes_of_sets(FISH)
     with pytest.raises(FileNotFoundError, match=r"folder.*files.*NAM"):
         classes_of_sets(tmp_path / "Aquarium.json")

@@ -151,7 +151,7 @@ def test_without_a_masked_word_there_is_no_accuracy(models, pictures):
     empty = [dataclasses.replace(record, text="<pad>") for record in records]
     with (
         pytest.warns(RuntimeWarning, match=rf"{len(records)}.*{len(records)}"),
-        pytest.raises(ValueError, match="no token of the 12 texts was masked; expected texts with"),
+        pytest.raises(ValueError, match=r"12 texts.*masked"),
     ):
         evaluate(models["coarse"], "masked_words", data=empty, threads=1)
 

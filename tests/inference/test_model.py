@@ -47,10 +47,10 @@ class TestCoarse:
 
     def test_search_takes_one_text(self, coarse, pictures):
         for text, given in ((3, "the int 3"), (["a"], r"the list \['a'\]")):
-            with pytest.raises(TypeError, match=f"search: expected a str to look for, got {given}"):
+            with pytest.raises(TypeError, match=rf"search.*str.*{given}"):
                 coarse.search(text, pictures)
         for ask in (coarse.embed_texts, lambda text: coarse.match(pictures, text)):
-            with pytest.raises(TypeError, match="text: expected a str or a list of str, got the i"):
+            with pytest.raises(TypeError, match=r"text.*str.*list of str.*the i"):
                 ask(3)
 
     @pytest.mark.parametrize("shape", [(0, 6, 3), (5, 0, 3)])

@@ -10,10 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.processes import start_server
+
 
 def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Return [function(*args) of rank 0, of rank 1]; it must be importable from a module."""
-    mp.spawn(_enter, (function, folder, args), nprocs=2)
+    start_server()
+    mp.start_processes(_enter, (function, folder, args), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -23,6 +23,7 @@ from fiber.training.config.tasks import (
     TasksConfig,
 )
 from fiber.training.config.transforms import TransformConfig
+from fiber.training.run_dir import RunFolder
 from fiber.training.trainer import Run, train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
@@ -145,6 +146,8 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
 
 def main() -> None:
     torch.set_num_threads(1)
+    # It takes longer than a run.
+    RunFolder.draw = lambda folder: None
     arguments = json.loads(sys.argv[1])
     build = fine_config if arguments["stage"] == "fine" else coarse_config
     config = build(**arguments["changes"])

@@ -199,7 +199,7 @@ def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoints, call, full)
-    with pytest.raises(OSError, match=r"step-00000010 could not be written.*free some space") as e:
+    with pytest.raises(OSError, match=r"step-00000010.*written.*space") as e:
         write(tmp_path, 10, model, keep=1)
     assert e.value.errno == errno.ENOSPC
     assert names(tmp_path) == ["step-00000005"]
@@ -212,9 +212,9 @@ def test_write_that_really_fails_leaves_the_older_checkpoint_whole(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="step-00000010 could not be written"):
+        with pytest.raises(OSError, match=r"step-00000010.*written"):
             write(tmp_path, 10, model, keep=1)
-        with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
+        with pytest.raises(OSError, match=r"model\.safetensors.*written"):
             save_model(model, tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -85,6 +85,6 @@ def test_reopened_folder_drops_what_will_be_trained_again(tmp_path, words):
 def test_full_disk_is_named(tmp_path):
     folder = RunFolder(path=tmp_path)
     folder.metrics_file.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"metrics\.jsonl could not be written.*free some space") as e:
+    with pytest.raises(OSError, match=r"metrics\.jsonl.*written.*space") as e:
         folder.add_metrics({"step": 1})
     assert e.value.errno == errno.ENOSPC

@@ -160,7 +160,7 @@ def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, f
         f" {'; '.join(forms)}. A file of another name can be named in place of the folder"
     )
     none = folder.folder / "none"
-    with pytest.raises(FileNotFoundError, match=f"^{none} does not exist. Expected in the folder"):
+    with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
         open_source(source, none, split)
 
 

@@ -209,13 +209,13 @@ def test_files_that_do_not_fit(write):
     def read(**settings):
         return objects365(write.folder, "train", annotations=write(**settings))
 
-    with pytest.raises(ValueError, match=r"names no img, label; expected img, label, labelmap"):
+    with pytest.raises(ValueError, match=r"img, label.*img, label, labelmap"):
         read(img="", label="")
     with pytest.raises(FileNotFoundError, match=r"none\.tsv.*exist.*file"):
         read(img="none.tsv")
     with pytest.raises(ValueError, match=r"line 4.*4.*0"):
         read(lines=[0, 4])
-    with pytest.raises(ValueError, match=r"train\.lines\.tsv: expected the number of a line on"):
+    with pytest.raises(ValueError, match=r"train\.lines\.tsv.*number"):
         read(lines=["one"])
     (write.folder / "few.tsv").write_text("a\t[]\n")
     with pytest.raises(ValueError, match=r"few\.tsv.*1.*train\.images\.tsv 4"):
