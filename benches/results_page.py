@@ -1,361 +1,423 @@
-"""Write docs/results.md from the rows in results/.
+"""Fill the marked blocks of docs/results.md from the rows in results/.
 
 Command: python benches/results_page.py
-Everything on the page is computed here, its sentences included; a test makes the page again and
-compares.
+The text between `<!-- rows: NAME -->` and `<!-- end -->` comes from the function of that name; the
+rest of the page is written by hand. A test compares the committed page with what this module
+writes, and refuses measured values outside the blocks.
+
+Of a bench that was run several times, the rows of its last day count, and of these the last of each
+side. A ratio is the peer's value over fiber's: above 1, fiber is faster or smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean, median
 
-import boxes_page
-import data_page
-import kernels_page
-from ablate import ARMS, SHOWN
-from experiments import SPLITS
-from finetune import CHANCE, COUNTED, FINETUNED
-from page_parts import change, machines, read, spread, table
+from bench_kernels import EAGER_CALL, JUDGED_ABOVE, Medians, judged_calls, means
+from page_tables import (
+    PARTS,
+    Row,
+    change,
+    factor,
+    floats,
+    groups,
+    judged,
+    machines,
+    newest,
+    read,
+    shown,
+    spread,
+    table,
+    value,
+    verdict,
+)
+
+from fiber.benchmarks import lines
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
-#: What a person reads for a task, and the number that stands for it.
-FINETUNED_NUMBERS = {
-    "vqa": ("questions (VQA), accuracy", "accuracy"),
-    "nlvr2": ("statements about two pictures (NLVR2), accuracy", "accuracy"),
-    "retrieval": ("text finds picture, R@10", "text_to_image_recall_at_10"),
-    "caption": ("captions, CIDEr-D", "cider_d"),
-}
-ABLATED_NAMES = (
-    "text finds picture, R@10",
-    "picture finds text, R@10",
-    "matching, accuracy",
-    "masked words, accuracy",
-    "questions, accuracy",
-)
-#: Speed and memory: file of rows, and what its sides do.
-BENCHES = {
-    "model_step": "a step of coarse pre-training, micro-batch 8, `small`",
-    "model_memory": "peak memory of that step above the weights",
-    "model_flops_small": "forward FLOPs of a sample of that step, `small`",
-    "model_flops_base": "the same, `base`",
-    "swin": "the image tower alone, forward and backward",
-    "retrieval": "matching every picture with every text",
-    "retrieval_flops_base": "forward FLOPs of one more pair, `base`",
-    "caption": "captions by beam search",
-    "detector_backbone": "towers of the detector, 800 x 1344 pixels, 80 classes, `base`",
-    "detector": "the same, from tensors to boxes",
-    "detector_short": "the same for a prompt of three classes",
-    "detector_options": "the same, with what may be kept or computed in bfloat16",
-    "detector_compiled": "the same, compiled",
-    "detector_memory": "peak memory of that picture above the weights",
-    "import": "start of a process",
-    "demo_data": "a sample of the demo's batches, CPU time, beside the loader before this engine",
-}
-#: The same of the data path.
-DATA_BENCHES = {
-    "turbo": "decoding a JPEG, one thread",
-    "arm_decode": "decoding a JPEG on ARM, emulated",
-    "arm_resize": "squash to 384 x 384 on ARM, emulated",
-    "resize_640_384_bilinear": "480 x 640 to 384 x 384, bilinear, antialiased",
-    "resize_640_384_bicubic": "the same, bicubic",
-    "resize_640_1066_bilinear": "480 x 640 to 800 x 1066, bilinear, antialiased",
-    "resize_640_1066_bicubic": "the same, bicubic",
-    "resize_4000_384_bilinear": "3000 x 4000 to 384 x 384, bilinear, antialiased",
-    "resize_4000_384_bicubic": "the same, bicubic",
-    "rand_augment": "the published RandAugment, a picture of 384 x 384",
-    "tokenizer_captions_64": "a caption, batch of 64",
-    "tokenizer_captions_1024": "a caption, batch of 1,024",
-    "tokenizer_prompt": "the prompt of 80 classes and a positive map of 16 boxes",
-    "boxes_of_a_picture": "64 boxes of a picture: cut, resized, mirrored",
-}
-#: Ratios that are aimed at, by file and by what the name of the side begins with.
-AIMS = {
-    ("model_step", "fiber"): 1 / 2,
-    ("model_memory", "fiber"): 1 / 2,
-    ("model_flops_base", "fiber, queue form"): 1 / 1.68,
-    ("model_flops_base", "fiber"): 1 / 2.1,
-    # A fair peer has no slow trunk.
-    ("swin", "eager"): 1.1,
-    ("retrieval_flops_base", "fiber"): 1 / 3,
-    ("caption", "cached"): 1 / 6,
-    ("detector_backbone", "fiber"): 1 / 1.5,
-    ("detector", "fiber"): 1 / 1.4,
-    ("detector_memory", "fiber"): 0.6,
-    **{("turbo", f"{corpus}: avx2"): 1 / 1.25 for corpus in ("coco640", "coco444")},
-    **{("turbo", f"{corpus}: avx512"): 1 / 1.25 for corpus in ("coco640", "coco444")},
-}
-for _size in ("640_384", "640_1066", "4000_384"):
-    for _kernel in ("bilinear", "bicubic"):
-        AIMS[f"resize_{_size}_{_kernel}", "fiber rows, exact, avx"] = 1.0
-        AIMS[f"resize_{_size}_{_kernel}", "fiber rows, fast"] = 1 / 2
-#: Times that are aimed at, in the unit of the rows, in the same way.
-TIMES = {
-    ("rand_augment", "fiber"): 0.15,
-    ("tokenizer_captions_64", "fiber, offsets"): 1.0,
-    ("tokenizer_captions_64", "fiber"): 0.5,
-    ("tokenizer_captions_1024", "fiber, offsets"): 1.0,
-    ("tokenizer_captions_1024", "fiber"): 0.5,
-    ("tokenizer_prompt", "fiber"): 5.0,
-    ("boxes_of_a_picture", "fiber"): 1.0,
-}
-#: Ratios that a release must reach where the aim is higher.
-GATES = {
-    ("detector_backbone", "fiber"): 1 / 1.3,
-    ("detector", "fiber"): 1 / 1.14,
-    **{("turbo", f"{corpus}: avx2"): 1.0 for corpus in ("coco640", "coco444")},
-    **{("turbo", f"{corpus}: avx512"): 1.0 for corpus in ("coco640", "coco444")},
-}
-#: What holds a missed target back.
-HELD_BACK = """The step's time follows its FLOPs: half of the blocks of `small` and two thirds of
-its text layers are fused and run once for each objective and each kind of pair, so that sharing
-what lies below saves less there than in `base`, three quarters of whose blocks lie below. Few
-pictures leave beam search waiting for small products; many keep it busy.
-"""
+IMAGE_KINDS = ("squash", "crop", "large", "fine")
+PERCENTS = ("100", "25", "5")
+#: Arms of the fine stage.
+COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
 
-#: What holds missed targets of the data path back, and what was not measured.
-DATA_HELD_BACK = """What holds the missed ratios of the data path back (`perf record` of the
-loader on one thread): the largest part of a squashed picture is its Huffman codes, each of which
-begins where the one before it ended, and of a 12-megapixel photograph they are most. Every peer has
-to read them, too; there fiber gains less than around them, though a thread reads those of two
-pictures in one loop. A picture of the fine stage is written to the batch as
-ten megabytes of floats, once, which takes as long as its codes; stores past the caches took no
-less. A photograph of 12 megapixels that is resized whole waits for the horizontal pass of
-its 3,000 rows: sums without rounding need two products where torchvision's, which may differ from
-Pillow's, need one. From a fourfold reduction on `fast` is the exact resize.
-
-On ARM no time was measured: instructions were counted under emulation (`arm.py`), beside a
-program of libjpeg-turbo that writes its picture to a file as well. Codes are read with more
-instructions than they once were here (`arm_decode.csv` has the rows of both) and fewer failed
-guesses, which x86 repays; whether an ARM processor does, nobody has timed.
-"""
-
-#: What the ablation shows and what it cannot show, beside its numbers.
-ABLATION_SHOWS = """What this cannot show: what matching brings. The recipe draws half of its wrong
-pairs by the similarities of contrast, and in so few steps matching does not learn to tell them:
-it stays near chance in the whole, and leaving it out leaves out little. Leaving contrast out
-changes two things at once, the loss and the wrong pairs, which an untrained head then draws, all
-but at random; these are learned. So `finetune.py` begins with random wrong pairs. Chance:
-matching .500; a picture or a text among the ten first, some .020 (table above).
-"""
-
-HEAD = """# Results
-
-Made by `python benches/results_page.py` from the rows in `benches/results/`, which hold the
-commit, the versions and the machine of every number; do not edit by hand. How a row is made stands
-at the top of each bench. Small models on small pictures, trained for minutes: the numbers show
-that each part of the package learns what it should, and how much of it comes from where. They say
-nothing about models of the published size.
-"""
+BLOCKS: dict[str, Callable[[], str]] = {}
 
 
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
-    rows = read("boxes")
-    if rows:
-        boxes_page.draw(rows, PAGE.parent / "images" / boxes_page.PICTURE)
-        print(f"wrote {PAGE.parent / 'images' / boxes_page.PICTURE}")
+def block(function: Callable[[], str]) -> Callable[[], str]:
+    """Register what writes the block of its name."""
+    BLOCKS[function.__name__] = function
+    return function
 
 
-def page() -> str:
-    """The whole page."""
-    parts = [
-        HEAD,
-        *_finetuned(read("finetune")),
-        *_ablated(read("ablate")),
-        *boxes_page.section(read("boxes")),
-        *_benches(),
-        *kernels_page.section(read("kernels")),
-        *data_page.section(read("data")),
-        *_data_parts(),
-    ]
-    return "\n".join(parts)
+def fill(page: str) -> str:
+    """Replace the content of every block.
+
+    Raises:
+        ValueError: if the page does not have each block of `BLOCKS` once.
+    """
+    names = sorted(name for name, _ in MARKED.findall(page))
+    if names != sorted(BLOCKS):
+        raise ValueError(f"{PAGE.name} has the blocks {names}; expected {sorted(BLOCKS)}")
+    return MARKED.sub(
+        lambda found: f"<!-- rows: {found[1]} -->\n{BLOCKS[found[1]]().rstrip()}\n<!-- end -->",
+        page,
+    )
 
 
-def _finetuned(rows: list[dict[str, str]]) -> list[str]:
-    if not rows:
-        return []
-    parts = [
-        "## Image-level tasks, each trained from one coarse checkpoint\n\n"
-        "One coarse model of each data set is trained on one task at a time"
-        " (`benches/finetune.py`). *Text only* and *picture only* are the same run with every"
-        " picture grey, or every text the same, in training and in measuring. *Counted* says what"
-        " was most frequent in training, for questions and statements by their string. *novel*"
-        " shows compositions (scenes) or classes (stamps) that training never showed. *Both*: mean"
-        " of the seeds, smallest and largest in brackets; the others are of one seed. A task counts"
-        " as learned from both inputs where the worst seed lies above everything that misses one."
-        "\n"
-    ]
-    for data in dict.fromkeys(row["data"] for row in rows):
-        own = [row for row in rows if row["data"] == data]
-        lines, learned, missed = [], [], []
-        for task in FINETUNED:
-            name, metric = FINETUNED_NUMBERS[task]
-            for split in SPLITS:
-                by_inputs: dict[str, list[float]] = {}
-                for row in own:
-                    if (row["task"], row["metric"], row["split"]) == (task, metric, split):
-                        by_inputs.setdefault(row["inputs"], []).append(float(row["value"]))
-                if not by_inputs.get("both"):
-                    continue
-                columns = (CHANCE, COUNTED, "text", "picture", "both")
-                cells = [spread(by_inputs.get(column, [])) for column in columns]
-                lines.append([name, split, *cells])
-                without = [v for k, vs in by_inputs.items() if k != "both" for v in vs]
-                above = min(by_inputs["both"]) > max(without, default=0.0)
-                (learned if above else missed).append(f"{name} on {split}")
-        seconds = [
-            float(row["train_seconds"])
-            for row in own
-            if row["inputs"] in ("both", "text", "picture")
-        ]
-        head = ["task", "split", "chance", "counted", "text only", "picture only", "both"]
-        parts += [
-            f"### {data}\n",
-            table(head, lines),
-            f"Learned from both inputs: {'; '.join(learned) or 'nothing'}."
-            f" Not learned: {'; '.join(missed) or 'nothing'}.\n\n"
-            f"{max(int(row['coarse_steps']) for row in own)} steps of coarse pre-training before,"
-            f" then {_steps(own)}."
-            f" A run took {min(seconds):.0f} to {max(seconds):.0f} seconds of training on one"
-            f" thread, with others beside it: {machines(own)}.\n",
-        ]
-    return parts
+# --- the data path
 
 
-def _steps(rows: list[dict[str, str]]) -> str:
-    """Say how many steps each task was trained, and of how many samples."""
-    found = {
-        row["task"]: f"{row['steps']} of {row['batch_size']} for {row['task']}"
-        for row in rows
-        if row["inputs"] == "both"
+def data() -> dict[lines.Line, dict[str, Row]]:
+    """Read the rows of the data path by line of work and side, the fastest side first."""
+    rows = read("data")
+    found = {}
+    for line in lines.LINES:
+        own = newest(row for row in rows if row["line"] == line.name)
+        found[line] = dict(sorted(own.items(), key=lambda item: float(item[1]["median"])))
+    return found
+
+
+@block
+def data_cpu() -> str:
+    """CPU time per image of every loader, by line of work."""
+    found = {line: own for line, own in data().items() if line.kind in IMAGE_KINDS}
+    body = []
+    for side in next(iter(found.values())):
+        cells = []
+        for own in found.values():
+            ratio = float(own[side]["median"]) / float(own["fiber"]["median"]) if side in own else 0
+            median_of = own[side]["median"] if side in own else "-"
+            cells.append(median_of + (f" ({factor(ratio)})" if ratio and side != "fiber" else ""))
+        body.append([side, *cells])
+    rows = [row for own in found.values() for row in own.values()]
+    half = [(float(r["p80"]) - float(r["p20"])) / 2 / float(r["median"]) for r in rows]
+    note = (
+        f"\nSpread: half of the range from the 20th to the 80th percentile is {median(half):.1%} of"
+        f" the median in a typical cell, {max(half):.0%} at most.\n"
+    )
+    return table(["loader", *(line.name for line in found)], body) + note + machines(rows)
+
+
+@block
+def data_peers() -> str:
+    """Speed by wall time, memory and versions of the peers, and how their results differ."""
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    for line, own in data().items():
+        for side, row in own.items():
+            found[side][line.name] = row
+    rated = ("squash coco640 float32", "squash coco640 uint8", "fine coco640 float32")
+    body = []
+    for side, rows in found.items():
+        rates = [rows[line]["per_wall_second"] if line in rows else "-" for line in rated]
+        memory = [int(row["peak_megabytes"]) for row in rows.values()]
+        levels = [float(r["levels_from_pillow"]) for r in rows.values() if r["levels_from_pillow"]]
+        distance = f"{min(levels):g} to {max(levels):g}" if levels else "-"
+        remarks = (part for row in rows.values() for part in row["remark"].split("; ") if part)
+        versions = next(iter(rows.values()))["versions"].replace("=", " ")
+        notes = shown("; ".join(dict.fromkeys(remarks)))
+        peak = f"{min(memory)} to {max(memory)}"
+        body.append([side, *rates, peak, distance, versions, notes])
+    head = ["peer", *(f"{line}, per second" for line in rated), "peak MB", "levels"]
+    return table([*head, "versions", "remark"], body)
+
+
+@block
+def data_materials() -> str:
+    """Images and texts of the lines of work."""
+    materials = dict.fromkeys(own["material"] for each in data().values() for own in each.values())
+    return "\n".join(f"- {shown(text)}" for text in materials)
+
+
+@block
+def data_gates() -> str:
+    """Ratios that are asked for: CPU time of the fastest rival over fiber's."""
+    costs = {
+        line.name: {s: float(r["median"]) for s, r in own.items()} for line, own in data().items()
     }
-    return ", ".join(found.values())
-
-
-def _ablated(rows: list[dict[str, str]]) -> list[str]:
-    if not rows:
-        return []
-    values = {
-        arm: {
-            (task, metric, split): [
-                float(row[f"{task}/{metric}/{split}"]) for row in rows if row["arm"] == arm
-            ]
-            for task, metric in SHOWN
-            for split in SPLITS
-        }
-        for arm in ARMS
-    }
-    lines, verdicts = [], []
-    for (task, metric), name in zip(SHOWN, ABLATED_NAMES, strict=True):
-        for split in SPLITS:
-            key = (task, metric, split)
-            lines.append([name, split, *(spread(values[arm][key]) for arm in ARMS)])
-            for arm in ARMS:
-                apart = change(values["whole"][key], values[arm][key])
-                if arm != "whole" and apart:
-                    verdicts.append(f"- {arm}: {name} on {split} {apart}")
-    quiet = [arm for arm in ARMS if arm != "whole" and not any(f"- {arm}:" in v for v in verdicts)]
-    if verdicts and quiet:
-        verdicts.append(f"- no difference found: {', '.join(quiet)}")
-    hours = sum(float(row["cpu_seconds"]) for row in rows) / 3600
-    return [
-        "## What fusion and each objective of pre-training bring\n\n"
-        f"The coarse stage on scenes (`benches/ablate.py`, {rows[0]['steps']} steps), without the"
-        " part that the column names; what is left out of the losses is measured all the same,"
-        " with a head that was never trained. Mean of the seeds, smallest and largest in"
-        " brackets.\n",
-        table(["metric", "split", *ARMS], lines),
-        ABLATION_SHOWS,
-        "A difference is named where every one of three seeds of one lies above every seed of the"
-        " other and the means are two of the larger standard deviation apart; three seeds cannot"
-        " show a smaller one. Where nothing differs, three seeds still lie apart in one of ten"
-        f" comparisons; the table has {len(lines) * (len(ARMS) - 1)} of them, so that a small"
-        " difference that stands alone means little.\n",
-        ("\n".join(verdicts) or _no_difference(rows)) + "\n",
-        f"{len(rows)} of {3 * len(ARMS)} runs, {hours:.1f} CPU hours: {machines(rows)}.\n",
-    ]
-
-
-def _no_difference(rows: list[dict[str, str]]) -> str:
-    seeds = {row["seed"] for row in rows}
-    if len(seeds) < 3:
-        return f"{len(seeds)} of three seeds have run: no difference is judged yet."
-    return "No difference is that large."
-
-
-def _benches() -> list[str]:
-    lines, used = _lines(BENCHES)
-    if not lines:
-        return []
-    return [
-        "## Speed and memory\n\nMedians of interleaved rounds in one process or, for whole"
-        " processes, of interleaved starts; the newest rows of each bench.\n",
-        table(["what", "side", "peer", "ratio", "target"], lines),
-        HELD_BACK,
-        f"{machines(used)}.\n",
-    ]
-
-
-def _data_parts() -> list[str]:
-    """The parts of the data path, each alone."""
-    lines, used = _lines(DATA_BENCHES)
-    if not lines:
-        return []
-    return [
-        "### Parts of the data path\n\nMedians of interleaved rounds in one process, on one thread;"
-        " the newest rows of each bench.\n",
-        table(["what", "side", "peer", "ratio", "target"], lines),
-        DATA_HELD_BACK,
-        f"{machines(used)}.\n",
-    ]
-
-
-def _lines(benches: Mapping[str, str]) -> tuple[list[list[str]], list[dict[str, str]]]:
-    """Lines of a table of the newest rows of some benches, and these rows."""
-    lines, used = [], []
-    for name, what in benches.items():
-        newest: dict[str, dict[str, str]] = {row["side"]: row for row in read(name)}
-        last = max((row["date"] for row in newest.values()), default="")
-        for row in newest.values():
-            if row["date"] == last and row["side"] != row["peer"]:
-                peer = newest[row["peer"]]
-                used.append(row)
-                lines.append(
-                    [
-                        what,
-                        f"{row['side']}: {row['median']} {row['unit']}",
-                        f"{row['peer']}: {peer['median']} {peer['unit']}",
-                        row["ratio_to_peer"],
-                        _judged(name, row),
-                    ]
-                )
-    return lines, used
-
-
-def _judged(name: str, row: dict[str, str]) -> str:
-    """Say whether a ratio reaches the one that is aimed at, if there is one, and its gate."""
-    judged = []
-    for what, bounds in (("", AIMS), ("gate ", GATES)):
-        bound = next(
-            (b for (file, side), b in bounds.items() if file == name and _is(row, side)), None
+    rivals = list(dict.fromkeys(gate.rivals for gate in lines.GATES))
+    body: dict[str, list[str]] = {}
+    for gate in lines.GATES:
+        name = f"{gate.kind} {gate.corpus} {gate.output}"
+        ratio = min(costs[name][side] for side in gate.rivals) / costs[name]["fiber"]
+        asked = [
+            verdict(f"{what} {bound:g}", ratio >= bound)
+            for what, bound in (("gate", gate.least), ("target", gate.target))
+            if bound is not None
+        ]
+        cells = body.setdefault(name, [name, *[""] * len(rivals)])
+        cells[1 + rivals.index(gate.rivals)] = f"{ratio:.2f}x" + (
+            f": {', '.join(asked)}" if asked else ""
         )
-        if bound is not None:
-            verdict = "met" if float(row["ratio_to_peer"]) <= bound else "missed"
-            judged.append(f"{what}{bound:.3f}: {verdict}")
-    time = next((t for (file, side), t in TIMES.items() if file == name and _is(row, side)), None)
-    if time is not None:
-        verdict = "met" if float(row["median"]) <= time else "missed"
-        judged.append(f"{time:g} {row['unit']}: {verdict}")
-    return "; ".join(judged)
+    return table(["work", *map(" or ".join, rivals)], body.values())
 
 
-def _is(row: dict[str, str], side: str) -> bool:
-    return row["side"].startswith(side)
+@block
+def data_texts() -> str:
+    """CPU time of texts and boxes."""
+    head = ["work", "side", "CPU time", "ratio", "per second", "peak MB"]
+    body = []
+    for line, own in data().items():
+        for side, row in own.items() if line.kind not in IMAGE_KINDS else ():
+            ratio = row["ratio_to_peer"] and factor(float(row["ratio_to_peer"]))
+            cost = f"{value(row)} ({row['p20']} to {row['p80']})"
+            rate, memory = row["per_wall_second"], row["peak_megabytes"]
+            body.append([shown(line.title), side, cost, ratio, rate, memory])
+    return table(head, body)
+
+
+def _beside(benches: Mapping[str, str]) -> str:
+    """Write one line for each side of some benches next to its peer."""
+    body, used = [], []
+    for name, work in benches.items():
+        rows = newest(read(name))
+        for row in rows.values():
+            if row["side"] != row["peer"]:
+                pair = [
+                    f"{shown(each['side'])}: {value(each)}" for each in (row, rows[row["peer"]])
+                ]
+                body.append(
+                    [work, *pair, factor(1 / float(row["ratio_to_peer"])), judged(name, row)]
+                )
+                used.append(row)
+    return table(["work", "side", "peer", "ratio", "target"], body) + machines(used)
+
+
+@block
+def data_parts() -> str:
+    """Parts of the data path next to their peers."""
+    return _beside(PARTS["data_parts"])
+
+
+def _cell(name: str, row: Row) -> str:
+    if row["side"] == row["peer"]:
+        return row["median"]
+    target = f"; target {asked}" if (asked := judged(name, row)) else ""
+    return f"{row['median']} ({factor(1 / float(row['ratio_to_peer']))}{target})"
+
+
+@block
+def jpeg() -> str:
+    """JPEG decoding by corpus and instruction set."""
+    rows = newest(read("turbo"))
+    sides = list(dict.fromkeys(side.split(": ")[1] for side in rows))
+    body = [
+        [corpus, *(_cell("turbo", rows[f"{corpus}: {side}"]) for side in sides)]
+        for corpus in dict.fromkeys(side.split(": ")[0] for side in rows)
+    ]
+    return table(["images", *sides], body) + machines(rows.values())
+
+
+@block
+def resize() -> str:
+    """Resizing by side, size and filter."""
+    found = {name: newest(read(name)) for name in PARTS["resize"]}
+    sides = found[next(iter(found))]
+    body = [[side, *(_cell(name, own[side]) for name, own in found.items())] for side in sides]
+    used = (row for own in found.values() for row in own.values())
+    return table(["side", *PARTS["resize"].values()], body) + machines(used)
+
+
+# --- the model
+
+
+@block
+def model() -> str:
+    """Speed and memory of the model next to its peers."""
+    return _beside(PARTS["model"])
+
+
+def _attention() -> tuple[dict[str, Row], Medians]:
+    rows = newest(read("kernels"))
+    found: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    for row in rows.values():
+        side, operation, what, call = row["side"].split(", ", 3)
+        found[operation, what, call][side] = float(row["median"])
+    return rows, found
+
+
+@block
+def attention() -> str:
+    """Geometric means over all calls on a CPU, and the calls that miss their gate."""
+    rows, medians = _attention()
+    body = [
+        [
+            f"{m.operation}, vs {m.peer}",
+            m.what,
+            factor(m.value),
+            verdict(f"{m.least}x", m.value >= m.least),
+        ]
+        for m in means(medians)
+    ]
+    found = judged_calls(medians)
+    slow = [f"{', '.join(name)} ({factor(r)})" for name, r in found.items() if r < EAGER_CALL]
+    note = (
+        f"\nGate of a single call: {EAGER_CALL}x eager, for the {len(found)} calls where eager"
+        f" takes more than {JUDGED_ABOVE:g} ms. Missed by: {'; '.join(slow) or 'none'}. Smallest"
+        f" ratio: {factor(min(found.values()))}.\n"
+    )
+    return table(["geometric mean", "pass", "ratio", "gate"], body) + note + machines(rows.values())
+
+
+@block
+def attention_calls() -> str:
+    """Every call: fiber's milliseconds, and the times of eager and SDPA over fiber's."""
+    calls: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for (operation, what, call), found in _attention()[1].items():
+        size, batch, where = call.split(", ", 2)
+        eager, sdpa = (factor(found[peer] / found["fiber"]) for peer in ("eager", "sdpa"))
+        cell = f"{found['fiber']:.3g} ({eager}, {sdpa})"
+        calls[operation, where][f"{size}, {batch}, {what}"] = cell
+    columns = list(next(iter(calls.values())))
+    body = [[*name, *(cells.get(c, "-") for c in columns)] for name, cells in sorted(calls.items())]
+    return table(["operation", "call", *columns], body)
+
+
+@block
+def summary() -> str:
+    """The main ratios of the page."""
+    found = {line.name: own for line, own in data().items()}
+    pairs = [
+        (what, found[line]["fiber"], found[line][peer])
+        for what, line, peer in PARTS["summary"]["data"]
+    ]
+    for what, name, side in PARTS["summary"]["benches"]:
+        rows = newest(read(name))
+        pairs.append((what, rows[side], rows[rows[side]["peer"]]))
+    body = [
+        [what, value(ours), value(peer), factor(float(peer["median"]) / float(ours["median"]))]
+        for what, ours, peer in pairs
+    ]
+    windows = [m for m in means(_attention()[1]) if (m.operation, m.peer) == ("windows", "sdpa")]
+    body += [[f"window attention, {m.what} (SDPA)", "-", "-", factor(m.value)] for m in windows]
+    return table(["work (peer)", "fiber", "peer", "ratio"], body)
+
+
+# --- what is learned
+
+
+@block
+def finetuned() -> str:
+    """Each image-level task next to chance, counting and inputs taken away."""
+    inputs = ("chance", "counted in training", "text", "picture", "both")
+    names = PARTS["metrics"]
+    body = []
+    for (of, task, metric, split), rows in groups(
+        read("finetune"), "data", "task", "metric", "split"
+    ).items():
+        if f"{task}/{metric}" in names and metric != "image_to_text_recall_at_10":
+            values = [floats(rows, "value", inputs=each) for each in inputs]
+            blind = max(each for column in values[:-1] for each in column)
+            learned = "yes" if min(values[-1]) > blind else "**no**"
+            body.append([of, names[f"{task}/{metric}"], split, *map(spread, values), learned])
+    head = ["data", "task", "split", "chance", "most frequent", "text only", "image only"]
+    return table([*head, "both", "learned"], sorted(body, key=lambda cells: cells[0]))
+
+
+@block
+def ablation() -> str:
+    """Coarse pre-training without fusion or without one objective."""
+    rows = read("ablate")
+    arms = sorted(dict.fromkeys(row["arm"] for row in rows), key=lambda arm: arm != "whole")
+    body = []
+    for column in (name for name in rows[0] if "/" in name):
+        metric, split = column.rsplit("/", 1)
+        full, *others = (floats(rows, column, arm=arm) for arm in arms)
+        cells = [spread(other) + change(full, other) for other in others]
+        body.append([PARTS["metrics"][metric], split, spread(full), *cells])
+    return table(["metric", "split", "full", *arms[1:]], body) + machines(rows)
+
+
+def _boxes(of: str) -> str:
+    """Every number of the fine stage on one data set, by group, part of the boxes and arm."""
+    rows = [row for row in read("boxes") if row["data"] == of]
+    guesses = ("chance", "most frequent box", "text only")
+    arms = [arm for arm in (COARSE_FINE, FINE, LONGER) if any(row["arm"] == arm for row in rows)]
+    cells = [(arm, percent) for arm in arms for percent in PERCENTS]
+    body = []
+    for column in (name for name in rows[0] if name.endswith(("/seen", "/unseen"))):
+        metric, group = column.rsplit("/", 1)
+        found = {cell: floats(rows, column, arm=cell[0], percent=cell[1]) for cell in cells}
+        texts = {cell: spread(values) for cell, values in found.items()}
+        for percent in PERCENTS:
+            pair = found[FINE, percent], found[COARSE_FINE, percent]
+            texts[COARSE_FINE, percent] += change(*pair)
+        # The fewest boxes with which an arm reaches what all boxes reach without the coarse stage.
+        goal = mean(found[FINE, PERCENTS[0]])
+        least = (
+            min((p for p in PERCENTS if mean(found[arm, p]) >= goal), key=int, default="never")
+            for arm in (COARSE_FINE, FINE)
+        )
+        known = [spread(floats(rows, column, arm=guess)) for guess in guesses]
+        body.append([PARTS["metrics"][metric], group, *known, *texts.values(), " / ".join(least)])
+    titles = [f"{arm.replace(',', '')}, {percent} %" for arm, percent in cells]
+    counts = (
+        f"{mean(floats(rows, 'boxes', arm=FINE, percent=percent)):.0f} ({percent} %)"
+        for percent in PERCENTS
+    )
+    note = f"\nBoxes: {', '.join(counts)}; mean of the seeds.\n"
+    return table(["metric", "group", *guesses, *titles, "least %"], body) + note
+
+
+@block
+def boxes_scenes() -> str:
+    """Boxes of scenes."""
+    return _boxes("scenes")
+
+
+@block
+def boxes_stamps() -> str:
+    """Boxes of stamps."""
+    return _boxes("stamps")
+
+
+@block
+def runs() -> str:
+    """Length and cost of the runs of what is learned."""
+    body, used = [], []
+    for name, run, seconds in (
+        ("finetune", "task", "train_seconds"),
+        ("ablate", "", "cpu_seconds"),
+        ("boxes", "arm", "cpu_seconds"),
+    ):
+        rows = [{"data": "scenes", "batch_size": "-", "": "all", **row} for row in read(name)]
+        rows = [row for row in rows if int(row["steps"])]
+        used += rows
+        for key, own in groups(rows, "data", run, "steps", "batch_size").items():
+            took = floats(own, seconds)
+            count = len(
+                {tuple(row.get(of) for of in ("arm", "inputs", "percent", "seed")) for row in own}
+            )
+            coarse = dict.fromkeys(
+                f"{row['coarse_steps']} steps" if "coarse_steps" in row else f"R@10 {recall}"
+                for row in own
+                if (recall := row.get("coarse_text_to_image_recall_at_10")) or "coarse_steps" in row
+            )
+            cost = f"{min(took):.0f} to {max(took):.0f}"
+            body.append([f"`{name}.py`", *key, str(count), cost, ", ".join(coarse) or "-"])
+    head = ["bench", "data", "run", "steps", "batch", "runs", "seconds", "coarse model"]
+    return table(head, body) + machines(used)
+
+
+@block
+def boxes_all_stamps() -> str:
+    """Stamps of all nouns, which were not learned."""
+    rows = [row for row in read("boxes") if row["data"] == "all stamps"]
+    rows = [row for row in rows if row["arm"] in ("chance", COARSE_FINE, FINE)]
+    columns = ("phrases/recall_at_1", "referring/accuracy", "detection/ap50")
+    arms = (
+        row["arm"].replace(",", "") + f", {row['percent']} %" * (row["arm"] != "chance")
+        for row in rows
+    )
+    body = [[PARTS["metrics"][each], *(row[f"{each}/seen"] for row in rows)] for each in columns]
+    return table(["metric (seen)", *arms], body)
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE}")

@@ -1,80 +1,231 @@
+import re
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
-BENCHES = Path(__file__).parents[2] / "benches"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benches"))
+
+import page_tables
+import plot_boxes
+import results_page
+
+#: A number with a unit of speed or memory, or with decimals.
+MEASURED = re.compile(
+    r"\d[\d.,]* ?(ms|us|µs|ns|s|seconds?|minutes|[KMGT]i?B|G?FLOPs?|x|times|%/s|fps|per second)\b"
+    r"|\d\.\d"
+)
+#: Constants of the method and sizes that look like measurements: reviewed by hand.
+CONSTANTS = ("Above 1x", "10 MB of floats", "ITM 0.5", "about 0.02")
 
 
-@pytest.fixture
-def results_page(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHES))
-    names = ("results_page", "boxes_page", "data_page", "page_parts", "boxes", "finetune", "ablate")
-    names += ("experiments", "box_measures")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import results_page
-
-    return results_page
-
-
-def test_the_page_is_what_its_rows_give(results_page):
-    assert results_page.PAGE.read_text(encoding="utf-8") == results_page.page(), (
-        "docs/results.md is not what its rows give; run python benches/results_page.py"
-    )
+def row(side, median, *, date="2026-01-02", peer="eager", **more):
+    return {
+        "date": date,
+        "side": side,
+        "unit": "ms",
+        "median": str(median),
+        "peer": peer,
+        "ratio_to_peer": "0.5",
+        "processor": "x",
+        "cores": "2",
+        "torch": "2",
+        "commit": "c" * 40,
+    } | more
 
 
-def test_a_difference_needs_separate_seeds_and_two_deviations(results_page):
-    change = results_page.change
-    assert change([0.5, 0.5, 0.52], [0.3, 0.31, 0.3]) == "falls by 0.203"
-    assert change([0.3, 0.31, 0.3], [0.5, 0.5, 0.52]) == "rises by 0.203"
+def with_rows(monkeypatch, **rows):
+    for module in (results_page, plot_boxes):
+        monkeypatch.setattr(module, "read", lambda name: rows[name])
+
+
+def data_row(side, median, *, line="squash coco640 float32", **more):
+    return row(side, median, peer="fiber", line=line, material="512 pictures", **more)
+
+
+def test_a_page_without_its_blocks_is_refused():
+    with pytest.raises(ValueError, match="has the blocks"):
+        results_page.fill("")
+    with pytest.raises(ValueError, match="has the blocks"):
+        results_page.fill("<!-- rows: unknown -->\n<!-- end -->")
+
+
+def test_the_page_is_what_its_rows_give():
+    page = results_page.PAGE.read_text(encoding="utf-8")
+    assert page == results_page.fill(page), "run python benches/results_page.py"
+
+
+def test_measured_values_are_in_blocks_only():
+    prose = results_page.MARKED.sub("", results_page.PAGE.read_text(encoding="utf-8"))
+    for constant in CONSTANTS:
+        assert constant in prose
+        prose = prose.replace(constant, "")
+    assert [found[0] for found in MEASURED.finditer(prose)] == []
+
+
+@pytest.mark.parametrize("text", ["1.5", "takes 3 ms", "40 MB", "2x faster", "12 seconds"])
+def test_measured_values_are_recognised(text):
+    assert MEASURED.search(text)
+
+
+def test_the_last_rows_of_the_last_day_count():
+    rows = [row("a", 1, date="2026-01-01"), row("old", 1, date="2026-01-01")]
+    rows += [row("a", 2), row("b", 3), row("a", 4)]
+    found = page_tables.newest(rows)
+    assert {side: each["median"] for side, each in found.items()} == {"a": "4", "b": "3"}
+
+
+def test_a_difference_needs_separate_seeds_and_two_deviations():
+    change = page_tables.change
+    assert change([0.5, 0.5, 0.52], [0.3, 0.31, 0.3]) == " **-0.203**"
+    assert change([0.3, 0.31, 0.3], [0.5, 0.5, 0.52]) == " **+0.203**"
     assert change([0.5, 0.6, 0.7], [0.69, 0.8, 0.9]) == ""
     # Separate, but less than two deviations apart.
     assert change([0.1, 0.3, 0.5], [0.51, 0.52, 0.53]) == ""
     assert change([0.5], [0.1]) == ""
 
 
-def test_a_task_is_learned_only_above_everything_that_misses_an_input(results_page):
-    def rows(inputs, values):
-        return [
-            {
-                "data": "scenes",
-                "task": "nlvr2",
-                "inputs": inputs,
-                "split": split,
-                "metric": "accuracy",
-                "value": str(value),
-                "coarse_steps": "9",
-                "steps": "5",
-                "batch_size": "32",
-                "train_seconds": "60",
-                "processor": "x",
-                "cores": "2",
-                "torch": "2",
-                "commit": "c",
-            }
-            for split in ("val", "novel")
-            for value in values
-        ]
-
-    seen = rows("both", [0.7, 0.8]) + rows("text", [0.5]) + rows("picture", [0.71])
-    text = "\n".join(results_page._finetuned(seen))
-    assert "0.750 (0.700 to 0.800)" in text
-    assert "9 steps of coarse pre-training before, then 5 of 32 for nlvr2." in text
-    assert "Learned from both inputs: nothing." in text
-    text = "\n".join(results_page._finetuned(seen[:-2]))
-    assert "Not learned: nothing." in text
-
-
 @pytest.mark.parametrize(
     ("name", "ratio", "judged"),
     [
-        ("detector_backbone", "0.7", "0.667: missed; gate 0.769: met"),
-        ("detector", "0.9", "0.714: missed; gate 0.877: missed"),
-        ("detector_memory", "0.6", "0.600: met"),
+        ("detector_backbone", "0.7", "1.5x **missed**, gate 1.3x met"),
+        ("detector", "0.9", "1.4x **missed**, gate 1.14x **missed**"),
+        ("detector_memory", "0.6", "1.67x met"),
         ("detector_short", "0.1", ""),
     ],
 )
-def test_a_ratio_is_held_against_its_aim_and_its_gate(results_page, name, ratio, judged):
-    row = {"side": "fiber", "ratio_to_peer": ratio}
-    assert results_page._judged(name, row) == judged
+def test_a_ratio_is_held_against_its_target_and_its_gate(name, ratio, judged):
+    assert page_tables.judged(name, {"side": "fiber", "ratio_to_peer": ratio}) == judged
+
+
+@pytest.mark.parametrize(("median", "met"), [("0.15", "met"), ("0.151", "**missed**")])
+def test_a_time_is_held_against_its_target(median, met):
+    found = page_tables.judged("rand_augment", row("fiber", median))
+    assert found == f"0.15 ms {met}"
+
+
+def test_a_task_is_learned_only_above_everything_that_misses_an_input(monkeypatch):
+    def rows(inputs, values):
+        known = {"data": "scenes", "task": "nlvr2", "metric": "accuracy", "split": "val"}
+        return [{**known, "inputs": inputs, "value": str(value)} for value in values]
+
+    seen = rows("both", [0.7, 0.8]) + rows("text", [0.5]) + rows("picture", [0.71])
+    with_rows(monkeypatch, finetune=seen)
+    assert "| - | - | 0.500 | 0.710 | 0.750 (0.700 to 0.800) | **no** |" in results_page.finetuned()
+    with_rows(monkeypatch, finetune=seen[:-1])
+    assert "| 0.500 | - | 0.750 (0.700 to 0.800) | yes |" in results_page.finetuned()
+
+
+def test_the_fastest_loader_is_first_and_ratios_are_to_fiber(monkeypatch):
+    lines = [line for line in results_page.lines.LINES if line.name == "squash coco640 float32"]
+    monkeypatch.setattr(results_page.lines, "LINES", lines)
+    fifths = {"p20": "1", "p80": "2"}
+    rows = [data_row("published", 9.0, **fifths), data_row("fiber", 1.5, **fifths)]
+    with_rows(monkeypatch, data=rows)
+    text = results_page.data_cpu()
+    assert text.index("| fiber | 1.5 |") < text.index("| published | 9.0 (6.00x) |")
+    assert "Measured on x, 2 cores, torch 2 (cccccccccccc)." in text
+
+
+def gated(monkeypatch, line, medians):
+    gates = [
+        gate
+        for gate in results_page.lines.GATES
+        if f"{gate.kind} {gate.corpus} {gate.output}" == line and set(gate.rivals) <= set(medians)
+    ]
+    monkeypatch.setattr(results_page.lines, "GATES", gates)
+    lines = [each for each in results_page.lines.LINES if each.name == line]
+    monkeypatch.setattr(results_page.lines, "LINES", lines)
+    with_rows(monkeypatch, data=[data_row(*item, line=line) for item in medians.items()])
+    return results_page.data_gates()
+
+
+def test_gates_and_targets_of_the_data_path(monkeypatch):
+    line = "squash coco640 float32"
+    text = gated(monkeypatch, line, {"published": 9.0, "fiber": 1.5})
+    assert f"| {line} | 6.00x: gate 5 met, target 8 **missed** |" in text
+
+
+def test_a_missed_gate_says_so(monkeypatch):
+    text = gated(monkeypatch, "squash coco640 float32", {"published": 4.0, "fiber": 1.0})
+    assert "4.00x: gate 5 **missed**, target 8 **missed**" in text
+
+
+def test_the_fastest_rival_counts(monkeypatch):
+    medians = {"torchvision-threads": 3.0, "torchvision-jemalloc": 2.6, "fiber": 2.0}
+    text = gated(monkeypatch, "squash coco640 uint8", medians)
+    assert "1.30x: gate 1.3 met, target 2 **missed**" in text
+
+
+def kernel_rows(medians):
+    """Rows by (operation, pass): milliseconds of the three sides."""
+    return [
+        row(f"{side}, {operation}, {what}, 384, batch 1, stage 3", value)
+        for (operation, what), values in medians.items()
+        for side, value in zip(("fiber", "eager", "sdpa"), values, strict=True)
+    ]
+
+
+def test_means_of_the_kernels_and_their_gates(monkeypatch):
+    medians = {("windows", "forward"): (2, 4, 3), ("image to text", "forward"): (2, 2, 2)}
+    with_rows(monkeypatch, kernels=kernel_rows(medians))
+    text = results_page.attention()
+    assert "| all, vs eager | forward | 1.41x | 1.3x met |" in text
+    assert "| windows, vs sdpa | forward | 1.50x | 1.0x met |" in text
+    assert "| image to text, vs sdpa | forward | 1.00x | 1.3x **missed** |" in text
+    assert "Missed by: none. Smallest ratio: 1.00x." in text
+    assert "| windows | stage 3 | 2 (2.00x, 1.50x) |" in results_page.attention_calls()
+
+
+def test_slow_calls_are_named_unless_they_are_short(monkeypatch):
+    medians = {("windows", "forward"): (2, 1.5, 3), ("text to image", "forward"): (0.4, 0.2, 0.2)}
+    with_rows(monkeypatch, kernels=kernel_rows(medians))
+    text = results_page.attention()
+    assert "for the 1 calls" in text
+    assert "Missed by: windows, forward, 384, batch 1, stage 3 (0.75x)." in text
+
+
+def box_rows(coarse_fine, fine):
+    """Rows of both arms with 100, 25 and 5 %; each of three seeds adds 0.01."""
+    return [
+        {
+            "data": "scenes",
+            "arm": arm,
+            "percent": percent,
+            "boxes": str(70 * int(percent) + seed),
+            "phrases/recall_at_1/seen": f"{value + 0.01 * seed:.4f}",
+        }
+        for arm, values in (("coarse, then fine", coarse_fine), ("fine only", fine))
+        for percent, value in zip(results_page.PERCENTS, values, strict=True)
+        for seed in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("coarse_fine", "fine", "marks", "least"),
+    [
+        ((0.7, 0.6, 0.3), (0.55, 0.4, 0.3), ["+0.150", "+0.200"], "25 / 100"),
+        ((0.5, 0.4, 0.3), (0.6, 0.4, 0.3), ["-0.100"], "never / 100"),
+        # Fewer boxes are as good without the coarse stage.
+        ((0.5, 0.6, 0.6), (0.5, 0.4, 0.5), ["+0.200", "+0.100"], "5 / 5"),
+    ],
+)
+def test_differences_and_the_least_part_of_the_boxes(monkeypatch, coarse_fine, fine, marks, least):
+    with_rows(monkeypatch, boxes=box_rows(coarse_fine, fine))
+    text = results_page.boxes_scenes()
+    assert re.findall(r"\*\*(.+?)\*\*", text) == marks
+    assert f"| {least} |" in text
+    assert "Boxes: 7001 (100 %), 1751 (25 %), 351 (5 %)" in text
+
+
+def test_lines_of_the_plot_are_the_seeds_by_number_of_boxes(tmp_path):
+    rows = box_rows((0.7, 0.6, 0.3), (0.55, 0.4, 0.3))
+    line = plot_boxes.line_of(rows, "fine only", "phrases/recall_at_1/seen")
+    assert list(line) == [351, 1751, 7001]
+    assert statistics.mean(line[1751]) == pytest.approx(0.41)
+
+
+def test_the_plot_of_the_committed_rows(tmp_path):
+    plot_boxes.plot(page_tables.read("boxes"), tmp_path / "images" / "boxes.png")
+    assert (tmp_path / "images" / "boxes.png").stat().st_size > 10_000

@@ -1,0 +1,118 @@
+"""Rows, tables and verdicts of docs/results.md, which `results_page.py` writes."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+RESULTS = Path(__file__).with_name("results")
+
+Row = dict[str, str]
+
+#: Titles, targets and names.
+PARTS = tomllib.loads(Path(__file__).with_name("results_page.toml").read_text(encoding="utf-8"))
+
+
+def read(name: str) -> list[Row]:
+    """Read all rows of a bench."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def newest(rows: Iterable[Row]) -> dict[str, Row]:
+    """Keep the rows of the last day, of each side the last one: by side."""
+    rows = list(rows)
+    last = max(row["date"] for row in rows)
+    return {row["side"]: row for row in rows if row["date"] == last}
+
+
+def machines(rows: Iterable[Row]) -> str:
+    """List the machines that rows were measured on, with the commits."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        machine = f"{row['processor']}, {row['cores']} cores, torch {row['torch']}"
+        found[machine][row["commit"][:12]] = None
+    parts = [f"{machine} ({', '.join(commits)})" for machine, commits in found.items()]
+    return f"\nMeasured on {'; '.join(parts)}.\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def shown(text: str) -> str:
+    """Write a side or unit of the rows in the words of the page."""
+    for old, new in PARTS["shown"].items():
+        text = text.replace(old, new)
+    return text
+
+
+def value(row: Row) -> str:
+    """Write a median with its unit."""
+    unit = row["unit"].removeprefix("CPU ").replace(" a ", " per ")
+    return f"{row['median']} {shown(unit)}"
+
+
+def factor(ratio: float) -> str:
+    """Write a ratio."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}x"
+
+
+def verdict(asked: str, met: bool) -> str:
+    """Write whether a target is met."""
+    return f"{asked} {'met' if met else '**missed**'}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the mean of the seeds, with the least and the greatest if there are several."""
+    if not values:
+        return "-"
+    many = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{many}"
+
+
+def change(before: Sequence[float], after: Sequence[float]) -> str:
+    """Write the difference of two means in bold if three seeds show one, or nothing.
+
+    Every seed of one side must be above every seed of the other, and the means two of the larger
+    standard deviation apart.
+    """
+    if min(len(before), len(after)) < 3:
+        return ""
+    apart = mean(after) - mean(before)
+    separate = min(after) > max(before) or max(after) < min(before)
+    shows = separate and abs(apart) >= 2 * max(stdev(before), stdev(after))
+    return f" **{apart:+.3f}**" if shows else ""
+
+
+def judged(name: str, row: Row) -> str:
+    """Write the targets of a side and whether they are met; nothing if it has none."""
+    found = []
+    for kind, targets in PARTS["targets"].items():
+        fitting = (t for file, side, t in targets if file == name and row["side"].startswith(side))
+        if (bound := next(fitting, None)) is None:
+            continue
+        if kind == "time":
+            found.append(verdict(f"{bound:g} {row['unit']}", float(row["median"]) <= bound))
+        else:
+            met = float(row["ratio_to_peer"]) <= 1 / bound
+            found.append(verdict(f"{'gate ' if kind == 'gate' else ''}{bound:.3g}x", met))
+    return ", ".join(found)
+
+
+def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Group rows by the values of columns."""
+    found: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[column] for column in columns)].append(row)
+    return found
+
+
+def floats(rows: Iterable[Row], column: str, **kept: str) -> list[float]:
+    """Read a column of the rows that have some values."""
+    return [float(row[column]) for row in rows if kept.items() <= row.items()]
