@@ -1,7 +1,32 @@
 //! Boxes: half-open xyxy in float pixels, x from 0 to the width of the picture.
 
 use crate::Error;
-use crate::resize::Crop;
+
+/// A rectangle of whole pixels inside a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// First row.
+    pub top: usize,
+    /// First column.
+    pub left: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Crop {
+    /// The whole picture.
+    #[must_use]
+    pub fn whole(height: usize, width: usize) -> Self {
+        Self {
+            top: 0,
+            left: 0,
+            height,
+            width,
+        }
+    }
+}
 
 /// (x0, y0, x1, y1) in pixels.
 pub type BoxXyxy = [f64; 4];

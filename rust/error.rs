@@ -1,6 +1,7 @@
 //! What can go wrong, one variant for each cause.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 /// A fault in the caller's data or arguments.
@@ -203,7 +204,7 @@ impl fmt::Display for Error {
                 width,
                 limit,
             } => {
-                let why = if *limit == crate::image::MAX_PIXELS {
+                let why = if *limit == crate::try_alloc::MAX_PIXELS {
                     ", a fixed limit of the loader (fiber._core.decode_image takes max_pixels); \
                      store it smaller"
                 } else {
@@ -265,4 +266,21 @@ impl std::error::Error for Error {
             _ => None,
         }
     }
+}
+
+/// Do some work, and turn a panic in it, which only broken input can cause, into an error.
+///
+/// `error` gets what the panic said.
+///
+/// # Errors
+/// Those of the work, and the one that `error` makes.
+pub(crate) fn catch_panic<T>(
+    work: impl FnOnce() -> Result<T, Error>,
+    error: impl FnOnce(&str) -> Error,
+) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(error(text.unwrap_or("no reason given")))
+    })
 }

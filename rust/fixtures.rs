@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::augment::{Geometry, Transform};
-use crate::color_jitter::ColorJitter;
 use crate::image;
+use crate::loader::config::{LoaderConfig, OnError};
+use crate::loader::record::{Record, StoredImage, Task};
 use crate::normalize::Normalization;
-use crate::rand_augment::RandAugment;
-use crate::record::{Record, StoredImage, Task};
+use crate::normalize::layout::{Dtype, Layout};
 use crate::resize::Filter;
-use crate::settings::{OnError, Settings};
-use crate::storage::{Dtype, Layout};
 use crate::tokenizer::Tokenizer;
+use crate::transform::color_jitter::ColorJitter;
+use crate::transform::rand_augment::RandAugment;
+use crate::transform::{Geometry, Transform};
 
 /// A grey PNG whose brightness grows to the right.
 pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
@@ -29,9 +29,9 @@ pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
 }
 
 /// Settings of pictures of 8 x 8 pixels.
-pub(crate) fn settings(task: Task) -> Settings {
+pub(crate) fn config(task: Task) -> LoaderConfig {
     let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
-    Settings {
+    LoaderConfig {
         task,
         tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
         transform: Transform {

@@ -1,11 +1,11 @@
 //! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
 
-use super::gradients::{Gradients, Known};
+use super::gradients::{Gradients, SavedForward};
 use super::head::Head;
-use super::rows::Rows;
+use super::rows::HeadRows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
 
 /// Queries that a task takes at least, so that turning the keys is little beside them.
 const QUERIES_OF_TASK: usize = 64;
@@ -14,7 +14,7 @@ const TASKS_OF_THREAD: usize = 4;
 
 /// What is computed, and by whom.
 #[derive(Clone, Debug)]
-pub struct Cross {
+pub struct CrossAttention {
     /// B.
     pub samples: usize,
     /// n, of a sample.
@@ -34,7 +34,7 @@ pub struct Cross {
 }
 
 /// Tensors (B, n or m, h, d) of the forward pass.
-pub struct Inputs<'a> {
+pub struct CrossInputs<'a> {
     /// (B, n, h, d).
     pub query: &'a [f32],
     /// (B, m, h, d).
@@ -65,13 +65,13 @@ pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
     })
 }
 
-impl Cross {
+impl CrossAttention {
     /// Numbers of a row of all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &Inputs) -> Result<(), Error> {
+    fn check(&self, inputs: &CrossInputs) -> Result<(), Error> {
         let sizes = [
             ("query", inputs.query.len(), self.queries),
             ("key", inputs.key.len(), self.keys),
@@ -97,7 +97,12 @@ impl Cross {
     ///
     /// # Errors
     /// [`Error::Argument`] where a tensor has another size.
-    pub fn forward(&self, inputs: &Inputs, out: &mut [f32], sums: &mut [f32]) -> Result<(), Error> {
+    pub fn forward(
+        &self,
+        inputs: &CrossInputs,
+        out: &mut [f32],
+        sums: &mut [f32],
+    ) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("out", out.len(), inputs.query.len())?;
         super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
@@ -131,7 +136,7 @@ impl Cross {
     pub fn backward(
         &self,
         grad: &[f32],
-        inputs: &Inputs,
+        inputs: &CrossInputs,
         (read, sums): (&[f32], &[f32]),
         [of_query, of_key, of_value]: [&mut [f32]; 3],
     ) -> Result<(), Error> {
@@ -160,7 +165,7 @@ impl Cross {
                     value: self.rows(of_value, pair, self.keys, head.key.places),
                     bias: std::ptr::null_mut(),
                 };
-                let known = Known {
+                let known = SavedForward {
                     sums: sums.at(pair * self.queries),
                     read: self.rows(read, pair, self.queries, None),
                 };
@@ -198,9 +203,9 @@ impl Cross {
         pair: usize,
         tokens: usize,
         places: Option<&'a [u32]>,
-    ) -> Rows<'a> {
+    ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
-        Rows {
+        HeadRows {
             // SAFETY: as of the caller.
             first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
             stride: self.row(),

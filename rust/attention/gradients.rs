@@ -2,30 +2,30 @@
 //!
 //! Weights are computed anew, so that nothing of the size of the scores is kept.
 
-use super::head::{Head, Space, padded, scale};
+use super::head::{Head, HeadScratch, padded, scale};
 use super::lanes::Lanes;
 use super::products::{accumulate, combine, scores};
-use super::rows::{Rows, gather, load, turn, write};
+use super::rows::{HeadRows, gather, load, turn, write};
 use super::softmax::{add, dot, exponentials, known_softmax_backward, softmax_backward};
 
 /// Gradients of a [`Head`]: the one that is given and those that are wanted.
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {
-    pub read: Rows<'a>,
-    pub query: Rows<'a>,
-    pub key: Rows<'a>,
-    pub value: Rows<'a>,
+    pub read: HeadRows<'a>,
+    pub query: HeadRows<'a>,
+    pub key: HeadRows<'a>,
+    pub value: HeadRows<'a>,
     /// (n, p), where the gradients of the scores are added, or null.
     pub bias: *mut f32,
 }
 
 /// What the forward pass found of a [`Head`] without bias and mask.
 #[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
+pub(super) struct SavedForward<'a> {
     /// Logarithms in base 2 of the sums of exponentials: (n,).
     pub sums: *const f32,
     /// What was read.
-    pub read: Rows<'a>,
+    pub read: HeadRows<'a>,
 }
 
 /// Compute the gradients: by keys where there are more of them and it is known what the forward pass
@@ -37,8 +37,8 @@ pub(super) struct Known<'a> {
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     // SAFETY: as of the caller.
     unsafe {
@@ -59,8 +59,8 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
 unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     let (m, d, p) = (head.keys, head.width, padded(head.keys));
     let [
@@ -155,8 +155,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
 unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: &Known,
-    space: &mut Space,
+    known: &SavedForward,
+    space: &mut HeadScratch,
 ) {
     let (n, d, p) = (head.queries, head.width, padded(head.queries));
     let [
@@ -190,8 +190,8 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     unsafe {
         gather::<L>(&head.query, n, d, scale(d), queries);
         gather::<L>(&gradients.read, n, d, 1.0, grads);
-        turn(&Rows::packed(queries, d), n, d, p, turned_queries);
-        turn(&Rows::packed(grads, d), n, d, p, turned_grads);
+        turn(&HeadRows::packed(queries, d), n, d, p, turned_queries);
+        turn(&HeadRows::packed(grads, d), n, d, p, turned_grads);
         of_queries.write_bytes(0, n * d);
         // What stands behind the last query is finite, and is not used.
         less.write_bytes(0, p);

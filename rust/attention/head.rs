@@ -7,7 +7,7 @@
 
 use super::lanes::Lanes;
 use super::products::{PADDING, combine, scores};
-use super::rows::{Rows, gather, load, turn, write};
+use super::rows::{HeadRows, gather, load, turn, write};
 use super::softmax::{exponentials, log2};
 
 /// What is computed: n queries read m keys; d numbers each.
@@ -16,9 +16,9 @@ pub(super) struct Head<'a> {
     pub queries: usize,
     pub keys: usize,
     pub width: usize,
-    pub query: Rows<'a>,
-    pub key: Rows<'a>,
-    pub value: Rows<'a>,
+    pub query: HeadRows<'a>,
+    pub key: HeadRows<'a>,
+    pub value: HeadRows<'a>,
     /// (n, p) to add to the scores, or null; p is `padded(m)`.
     pub bias: *const f32,
     /// The same once more.
@@ -62,20 +62,20 @@ pub(super) fn padded(keys: usize) -> usize {
 
 /// Memory that a thread computes in.
 #[derive(Default)]
-pub(super) struct Space(Vec<Line>);
+pub(super) struct HeadScratch(Vec<CacheLine>);
 
 /// A line of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; 16]);
+struct CacheLine(#[allow(dead_code)] [f32; 16]);
 
-impl Space {
+impl HeadScratch {
     /// Give uninitialised numbers, at least so many of each; each begins a line.
     pub(super) fn parts<const N: usize>(&mut self, sizes: [usize; N]) -> [*mut f32; N] {
         let lines = sizes.map(|size| size.div_ceil(16));
         let total = lines.iter().sum();
         if self.0.len() < total {
-            self.0.resize(total, Line([0.0; 16]));
+            self.0.resize(total, CacheLine([0.0; 16]));
         }
         let mut first = 0;
         lines.map(|count| {
@@ -98,9 +98,9 @@ impl Space {
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     head: &Head,
-    read: &Rows,
+    read: &HeadRows,
     sums: *mut f32,
-    space: &mut Space,
+    space: &mut HeadScratch,
 ) {
     let (n, d) = (head.queries, head.width);
     let is_plain = head.bias.is_null() && head.mask.is_null();
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn parts_of_the_memory_begin_lines_and_do_not_overlap() {
-        let mut space = Space::default();
+        let mut space = HeadScratch::default();
         let [first, none, second] = space.parts([17, 0, 3]);
         assert_eq!(first.addr() % 64, 0);
         assert_eq!(none.addr() - first.addr(), 2 * 64);

@@ -125,9 +125,9 @@ pub(super) unsafe trait Lanes: Copy {
 
 /// Eight numbers without instructions of their own.
 #[derive(Clone, Copy)]
-pub(super) struct Plain([f32; 8]);
+pub(super) struct Scalar([f32; 8]);
 
-impl Plain {
+impl Scalar {
     #[inline(always)]
     fn each(self, other: Self, combine: impl Fn(f32, f32) -> f32) -> Self {
         Self(std::array::from_fn(|lane| {
@@ -137,7 +137,7 @@ impl Plain {
 }
 
 // SAFETY: it uses no instructions that a processor may lack.
-unsafe impl Lanes for Plain {
+unsafe impl Lanes for Scalar {
     const WIDTH: usize = 8;
 
     #[inline(always)]

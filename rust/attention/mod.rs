@@ -25,10 +25,10 @@ mod threads;
 pub mod windows;
 
 use crate::Error;
-use crate::instructions::Instructions;
-use gradients::{Gradients, Known};
-use head::{Head, Space};
-use rows::Rows;
+use crate::cpu_features::Instructions;
+use gradients::{Gradients, SavedForward};
+use head::{Head, HeadScratch};
+use rows::HeadRows;
 
 /// A pointer that several threads use, each for other numbers.
 #[derive(Clone, Copy)]
@@ -66,9 +66,9 @@ impl Shared {
 unsafe fn forward(
     instructions: Instructions,
     head: &Head,
-    read: &Rows,
+    read: &HeadRows,
     sums: *mut f32,
-    space: &mut Space,
+    space: &mut HeadScratch,
 ) {
     // SAFETY: as of the caller; there are no such instructions without the processor's.
     unsafe {
@@ -77,21 +77,21 @@ unsafe fn forward(
             Instructions::Avx512 => forward_avx512(head, read, sums, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => forward_avx2(head, read, sums, space),
-            _ => head::forward::<lanes::Plain, 4>(head, read, sums, space),
+            _ => head::forward::<lanes::Scalar, 4>(head, read, sums, space),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn forward_avx512(head: &Head, read: &Rows, sums: *mut f32, space: &mut Space) {
+unsafe fn forward_avx512(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
     // SAFETY: as of the caller.
     unsafe { head::forward::<lanes::Avx512, 8>(head, read, sums, space) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn forward_avx2(head: &Head, read: &Rows, sums: *mut f32, space: &mut Space) {
+unsafe fn forward_avx2(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
     // SAFETY: as of the caller.
     unsafe { head::forward::<lanes::Avx2, 4>(head, read, sums, space) };
 }
@@ -104,8 +104,8 @@ unsafe fn backward(
     instructions: Instructions,
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     // SAFETY: as of the caller; there are no such instructions without the processor's.
     unsafe {
@@ -114,7 +114,7 @@ unsafe fn backward(
             Instructions::Avx512 => backward_avx512(head, gradients, known, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => backward_avx2(head, gradients, known, space),
-            _ => gradients::backward::<lanes::Plain, 4>(head, gradients, known, space),
+            _ => gradients::backward::<lanes::Scalar, 4>(head, gradients, known, space),
         }
     }
 }
@@ -124,8 +124,8 @@ unsafe fn backward(
 unsafe fn backward_avx512(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     // SAFETY: as of the caller.
     unsafe { gradients::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
@@ -136,8 +136,8 @@ unsafe fn backward_avx512(
 unsafe fn backward_avx2(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     // SAFETY: as of the caller.
     unsafe { gradients::backward::<lanes::Avx2, 4>(head, gradients, known, space) };

@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 
 /// Rows of one head in a tensor: queries, keys, values, or gradients of them.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct HeadRows<'a> {
     /// First number of the head in row 0 of the tensor.
     pub first: *mut f32,
     /// Numbers from one row of the tensor to the next.
@@ -17,7 +17,7 @@ pub(super) struct Rows<'a> {
     pub padding: *mut f32,
 }
 
-impl Rows<'_> {
+impl HeadRows<'_> {
     /// A place that is no row of the tensor.
     pub(super) const PADDED: u32 = u32::MAX;
 
@@ -114,7 +114,7 @@ fn prefetch_line(place: *const f32) {
 
 /// Rows (m, d), turned to (d, p); the columns behind m are 0.
 #[inline(always)]
-pub(super) unsafe fn turn(rows: &Rows, m: usize, d: usize, p: usize, to: *mut f32) {
+pub(super) unsafe fn turn(rows: &HeadRows, m: usize, d: usize, p: usize, to: *mut f32) {
     let mut first = 0;
     // SAFETY: as of the caller; widths are multiples of the square's side.
     unsafe {
@@ -179,7 +179,13 @@ unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usi
 
 /// Rows (m, d) one behind another, scaled.
 #[inline(always)]
-pub(super) unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, factor: f32, to: *mut f32) {
+pub(super) unsafe fn gather<L: Lanes>(
+    rows: &HeadRows,
+    m: usize,
+    d: usize,
+    factor: f32,
+    to: *mut f32,
+) {
     for j in 0..m {
         // SAFETY: as of the caller.
         unsafe { write::<L>((to.add(j * d), false), rows.row(j).0, d, factor) };
@@ -189,7 +195,7 @@ pub(super) unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, factor: f
 /// A few rows (R, d), scaled; those that are none are 0, and so is the gradient of a padded place.
 #[inline(always)]
 pub(super) unsafe fn load<L: Lanes, const R: usize>(
-    rows: &Rows,
+    rows: &HeadRows,
     first: usize,
     count: usize,
     d: usize,

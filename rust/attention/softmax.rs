@@ -267,7 +267,7 @@ mod tests {
     /// Check a function of lanes with each kind that the processor has.
     macro_rules! check_all {
         ($check:ident, $of:ident) => {
-            $check($of::<lanes::Plain>);
+            $check($of::<lanes::Scalar>);
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 $check($of::<lanes::Avx2>);

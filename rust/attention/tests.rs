@@ -1,8 +1,8 @@
 //! Attention against plain loops in double precision, with every set of instructions.
 
-use super::cross::{self, Cross};
-use super::windows::{self, Windows};
-use crate::instructions::Instructions;
+use super::cross::{self, CrossAttention};
+use super::windows::{self, WindowAttention};
+use crate::cpu_features::Instructions;
 
 /// Numbers between -1 and 1, a function of the seed.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -32,13 +32,13 @@ fn close(found: &[f32], expected: &[f64], what: &str) {
 }
 
 /// What one query reads, and how the result changes with everything it read.
-struct Plain {
+struct NaiveQuery {
     d: usize,
     keys: Vec<Vec<f64>>,
     values: Vec<Vec<f64>>,
 }
 
-impl Plain {
+impl NaiveQuery {
     fn weights(&self, query: &[f64], added: &[f64]) -> Vec<f64> {
         #[allow(clippy::cast_precision_loss)]
         let scale = 1.0 / (self.d as f64).sqrt();
@@ -70,8 +70,12 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().copied().map(f64::from).collect()
 }
 
-fn cross_case(keys: usize, real: Option<Vec<Vec<u32>>>, instructions: Instructions) -> Cross {
-    Cross {
+fn cross_case(
+    keys: usize,
+    real: Option<Vec<Vec<u32>>>,
+    instructions: Instructions,
+) -> CrossAttention {
+    CrossAttention {
         samples: 2,
         queries: 13,
         keys,
@@ -84,7 +88,7 @@ fn cross_case(keys: usize, real: Option<Vec<Vec<u32>>>, instructions: Instructio
 }
 
 /// Sum of what is read, weighed by `grad`, in double precision.
-fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
+fn cross_loss(what: &CrossAttention, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
     let (n, m, h, d) = (what.queries, what.keys, what.heads, what.head_width);
     let row = |tensor: &[f64], sample: usize, tokens: usize, token: usize, head: usize| {
         tensor[((sample * tokens + token) * h + head) * d..][..d].to_vec()
@@ -99,7 +103,7 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
                 .map(|&key| row(tensor, sample, m, key as usize, head)))
             .collect()
         };
-        let plain = Plain {
+        let plain = NaiveQuery {
             d,
             keys: rows(tensors[1]),
             values: rows(tensors[2]),
@@ -133,7 +137,7 @@ fn cross_attention_is_that_of_plain_loops() {
         let counts = [2 * 13 * row, 2 * keys * row, 2 * keys * row];
         let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
         let grad = numbers(counts[0], 9);
-        let inputs = cross::Inputs {
+        let inputs = cross::CrossInputs {
             query: &tensors[0],
             key: &tensors[1],
             value: &tensors[2],
@@ -174,7 +178,7 @@ fn keys_that_are_not_read_may_hold_anything() {
             *value = f32::NAN;
         }
     }
-    let inputs = cross::Inputs {
+    let inputs = cross::CrossInputs {
         query: &query,
         key: &key,
         value: &key.clone(),
@@ -196,8 +200,8 @@ fn keys_that_are_not_read_may_hold_anything() {
     }
 }
 
-fn windows_case(threads: usize, instructions: Instructions) -> Windows {
-    Windows {
+fn windows_case(threads: usize, instructions: Instructions) -> WindowAttention {
+    WindowAttention {
         samples: 2,
         map: (5, 7),
         heads: 2,
@@ -218,7 +222,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
             let what = windows_case(threads, instructions);
             let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 96].map(|n| numbers(n, n as u64));
             let grad = numbers(2 * 35 * 32, 5);
-            let inputs = windows::Inputs {
+            let inputs = windows::WindowInputs {
                 qkv: &qkv,
                 bias_table: &table,
                 qkv_bias: &bias,
@@ -226,7 +230,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
             let mut all = [2 * 35 * 32, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
             let [out, of_qkv, of_bias_table, of_qkv_bias] = &mut all;
             what.forward(&inputs, out).unwrap();
-            let mut outputs = windows::Outputs {
+            let mut outputs = windows::WindowGradients {
                 of_qkv,
                 of_bias_table,
                 of_qkv_bias,
@@ -248,7 +252,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
 fn wrong_sizes_are_refused() {
     let what = windows_case(1, Instructions::best());
     let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 95].map(|n| numbers(n, 1));
-    let inputs = windows::Inputs {
+    let inputs = windows::WindowInputs {
         qkv: &qkv,
         bias_table: &table,
         qkv_bias: &bias,

@@ -7,15 +7,15 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::head::Space;
+use super::head::HeadScratch;
 
 thread_local! {
     /// Kept from call to call, since fresh pages take as long as the work.
-    static SPACE: RefCell<Space> = RefCell::default();
+    static SPACE: RefCell<HeadScratch> = RefCell::default();
 }
 
 /// Run `body` for every number below `tasks`, on at most so many threads, the caller among them.
-pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut Space) + Sync)) {
+pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut HeadScratch) + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
         SPACE.with_borrow_mut(|space| {

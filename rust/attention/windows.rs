@@ -6,10 +6,10 @@ use std::iter;
 
 use super::gradients::Gradients;
 use super::head::{Head, padded};
-use super::rows::Rows;
+use super::rows::HeadRows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
 
 /// Added to the score of two tokens from different sides of a rolled map's border.
 const SEPARATED: f32 = -100.0;
@@ -21,7 +21,7 @@ const BACKWARD_TASKS: usize = 16;
 
 /// What is computed, and by whom.
 #[derive(Clone, Debug)]
-pub struct Windows {
+pub struct WindowAttention {
     /// B.
     pub samples: usize,
     /// (H, W), at least 1.
@@ -43,7 +43,7 @@ pub struct Windows {
 }
 
 /// Tensors of the forward pass.
-pub struct Inputs<'a> {
+pub struct WindowInputs<'a> {
     /// (M, 3, h, d).
     pub qkv: &'a [f32],
     /// ((2 window - 1)^2, h).
@@ -52,8 +52,8 @@ pub struct Inputs<'a> {
     pub qkv_bias: &'a [f32],
 }
 
-/// Gradients of [`Inputs`].
-pub struct Outputs<'a> {
+/// Gradients of [`WindowInputs`].
+pub struct WindowGradients<'a> {
     /// (M, 3, h, d).
     pub of_qkv: &'a mut [f32],
     /// ((2 window - 1)^2, h).
@@ -63,8 +63,8 @@ pub struct Outputs<'a> {
 }
 
 /// The windows of a batch.
-struct Cut {
-    /// (windows, N), tokens of the batch, or [`Rows::PADDED`].
+struct Partition {
+    /// (windows, N), tokens of the batch, or [`HeadRows::PADDED`].
     places: Vec<u32>,
     /// Whether a window holds the seam of a rolled map: 2 between its rows + 1 between its columns.
     seams: Vec<u8>,
@@ -72,7 +72,7 @@ struct Cut {
     outside: Vec<usize>,
 }
 
-impl Windows {
+impl WindowAttention {
     /// N.
     fn tokens(&self) -> usize {
         self.window * self.window
@@ -83,7 +83,7 @@ impl Windows {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &Inputs) -> Result<(), Error> {
+    fn check(&self, inputs: &WindowInputs) -> Result<(), Error> {
         let tokens = self.samples * self.map.0 * self.map.1;
         super::expect("qkv", inputs.qkv.len(), 3 * tokens * self.row())?;
         let offsets = (2 * self.window - 1).pow(2);
@@ -112,7 +112,7 @@ impl Windows {
     ///
     /// # Errors
     /// [`Error::Argument`] where a tensor has another size.
-    pub fn forward(&self, inputs: &Inputs, out: &mut [f32]) -> Result<(), Error> {
+    pub fn forward(&self, inputs: &WindowInputs, out: &mut [f32]) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("out", out.len(), inputs.qkv.len() / 3)?;
         let cut = self.cut();
@@ -136,7 +136,7 @@ impl Windows {
                 // SAFETY: the sizes were checked; every window and head has rows of its own.
                 unsafe {
                     let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
-                    let read = Rows {
+                    let read = HeadRows {
                         first: out.at(head * self.head_width),
                         stride: self.row(),
                         places: what.query.places,
@@ -153,7 +153,12 @@ impl Windows {
     ///
     /// # Errors
     /// [`Error::Argument`] where a tensor has another size.
-    pub fn backward(&self, grad: &[f32], inputs: &Inputs, of: &mut Outputs) -> Result<(), Error> {
+    pub fn backward(
+        &self,
+        grad: &[f32],
+        inputs: &WindowInputs,
+        of: &mut WindowGradients,
+    ) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("grad", grad.len(), inputs.qkv.len() / 3)?;
         super::expect("of_qkv", of.of_qkv.len(), inputs.qkv.len())?;
@@ -196,14 +201,14 @@ impl Windows {
                     unsafe {
                         let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
                         let places = what.query.places;
-                        let of_part = |part: usize| Rows {
+                        let of_part = |part: usize| HeadRows {
                             first: of_qkv.at(part * row + head * d),
                             stride: 3 * row,
                             places,
                             padding: of_padding.at((task * 3 + part) * d),
                         };
                         let gradients = Gradients {
-                            read: Rows {
+                            read: HeadRows {
                                 first: grad.at(head * d),
                                 stride: row,
                                 places,
@@ -236,7 +241,7 @@ impl Windows {
     /// The tensors (M, 3, h, d) and (3, h, d) and the others have their shapes.
     unsafe fn head<'a>(
         &self,
-        cut: &'a Cut,
+        cut: &'a Partition,
         window: usize,
         head: usize,
         (qkv, padding): (Shared, Shared),
@@ -245,7 +250,7 @@ impl Windows {
     ) -> Head<'a> {
         let (n, d) = (self.tokens(), self.head_width);
         let places = Some(&cut.places[window * n..][..n]);
-        let rows = |part: usize| Rows {
+        let rows = |part: usize| HeadRows {
             // SAFETY: as of the caller; so below.
             first: unsafe { qkv.at(part * self.row() + head * d) },
             stride: 3 * self.row(),
@@ -266,9 +271,9 @@ impl Windows {
     }
 
     /// Pad, roll and cut every sample's own map by itself.
-    fn cut(&self) -> Cut {
+    fn cut(&self) -> Partition {
         let (height, width) = self.map;
-        let mut cut = Cut {
+        let mut cut = Partition {
             places: Vec::new(),
             seams: Vec::new(),
             outside: Vec::new(),
@@ -284,7 +289,7 @@ impl Windows {
                             // The batch has fewer tokens than a u32 counts.
                             #[allow(clippy::cast_possible_truncation)]
                             (Some(y), Some(x)) => (first + y * width + x) as u32,
-                            _ => Rows::PADDED,
+                            _ => HeadRows::PADDED,
                         };
                         cut.places.push(place);
                     }
@@ -357,7 +362,7 @@ impl Windows {
     }
 
     /// What is added to the scores (N, p) of windows with each kind of seams that there is.
-    fn masks(&self, cut: &Cut) -> [Option<Vec<f32>>; 4] {
+    fn masks(&self, cut: &Partition) -> [Option<Vec<f32>>; 4] {
         let (w, n) = (self.window, self.tokens());
         let p = padded(n);
         std::array::from_fn(|seams| {

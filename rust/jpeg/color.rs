@@ -1,7 +1,7 @@
 //! From the components of a row of pixels to red, green and blue.
 
 use super::markers::ColorSpace;
-use super::simd_face::Simd;
+use super::simd::Simd;
 
 /// Factors of JFIF's conversion, multiples of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
 const RED: i32 = 91881;

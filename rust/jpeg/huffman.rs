@@ -17,13 +17,13 @@ const END_OF_BLOCK: u32 = 128;
 
 /// A table as it stands in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spec {
+pub(super) struct TableSpec {
     /// Codes by length, from 1 bit.
     pub(super) counts: [u8; MAX_LENGTH],
     pub(super) values: [u8; 256],
 }
 
-impl Default for Spec {
+impl Default for TableSpec {
     fn default() -> Self {
         Self {
             counts: [0; MAX_LENGTH],
@@ -32,7 +32,7 @@ impl Default for Spec {
     }
 }
 
-impl Spec {
+impl TableSpec {
     pub(super) fn of((counts, symbols): ([u8; MAX_LENGTH], &[u8])) -> Self {
         let mut values = [0; 256];
         for (value, &symbol) in values.iter_mut().zip(symbols) {
@@ -96,7 +96,7 @@ impl Entry {
 }
 
 /// A table to decode with.
-pub(super) struct Table {
+pub(super) struct HuffmanTable {
     /// By the next [`FAST_BITS`] bits.
     fast: [Entry; 1 << FAST_BITS],
     /// By the same bits: length << 8 | symbol; zero where the code is longer.
@@ -115,12 +115,12 @@ pub(super) struct Symbol {
     pub(super) is_bad: bool,
 }
 
-impl Table {
+impl HuffmanTable {
     /// Build a table.
     ///
     /// # Errors
     /// [`Error::Decode`] for counts that make no prefix code, and for symbols of a DC table above 15.
-    pub(super) fn new(spec: &Spec, is_dc: bool) -> Result<Self, Error> {
+    pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
             return Err(broken("a Huffman table of DC with symbols above 15"));
@@ -224,19 +224,23 @@ pub(super) fn extend(bits: u32, size: u32) -> i32 {
 
 /// Tables of the pictures before. Nearly all pictures share those of the standard.
 #[derive(Default)]
-pub(super) struct Cache {
-    tables: Vec<(Spec, bool, Arc<Table>)>,
+pub(super) struct TableCache {
+    tables: Vec<(TableSpec, bool, Arc<HuffmanTable>)>,
     next: usize,
 }
 
-impl Cache {
+impl TableCache {
     const SIZE: usize = 16;
 
     /// Find or build a table.
     ///
     /// # Errors
-    /// As [`Table::new`].
-    pub(super) fn table(&mut self, spec: &Spec, is_dc: bool) -> Result<Arc<Table>, Error> {
+    /// As [`HuffmanTable::new`].
+    pub(super) fn table(
+        &mut self,
+        spec: &TableSpec,
+        is_dc: bool,
+    ) -> Result<Arc<HuffmanTable>, Error> {
         let known = self
             .tables
             .iter()
@@ -244,7 +248,7 @@ impl Cache {
         if let Some((_, _, table)) = known {
             return Ok(Arc::clone(table));
         }
-        let table = Arc::new(Table::new(spec, is_dc)?);
+        let table = Arc::new(HuffmanTable::new(spec, is_dc)?);
         let entry = (*spec, is_dc, Arc::clone(&table));
         if self.tables.len() < Self::SIZE {
             self.tables.push(entry);
@@ -256,14 +260,55 @@ impl Cache {
     }
 }
 
+/// Code counts by length and symbols of the tables K.3 to K.6, which motion JPEG leaves out.
+pub(super) const DC_LUMINANCE: ([u8; 16], &[u8]) = (
+    [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+    &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+);
+pub(super) const DC_CHROMINANCE: ([u8; 16], &[u8]) = (
+    [0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+    &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+);
+pub(super) const AC_LUMINANCE: ([u8; 16], &[u8]) = (
+    [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 0x7D],
+    &[
+        0x01, 0x02, 0x03, 0x00, 0x04, 0x11, 0x05, 0x12, 0x21, 0x31, 0x41, 0x06, 0x13, 0x51, 0x61,
+        0x07, 0x22, 0x71, 0x14, 0x32, 0x81, 0x91, 0xA1, 0x08, 0x23, 0x42, 0xB1, 0xC1, 0x15, 0x52,
+        0xD1, 0xF0, 0x24, 0x33, 0x62, 0x72, 0x82, 0x09, 0x0A, 0x16, 0x17, 0x18, 0x19, 0x1A, 0x25,
+        0x26, 0x27, 0x28, 0x29, 0x2A, 0x34, 0x35, 0x36, 0x37, 0x38, 0x39, 0x3A, 0x43, 0x44, 0x45,
+        0x46, 0x47, 0x48, 0x49, 0x4A, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58, 0x59, 0x5A, 0x63, 0x64,
+        0x65, 0x66, 0x67, 0x68, 0x69, 0x6A, 0x73, 0x74, 0x75, 0x76, 0x77, 0x78, 0x79, 0x7A, 0x83,
+        0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x92, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99,
+        0x9A, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xB2, 0xB3, 0xB4, 0xB5, 0xB6,
+        0xB7, 0xB8, 0xB9, 0xBA, 0xC2, 0xC3, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA, 0xD2, 0xD3,
+        0xD4, 0xD5, 0xD6, 0xD7, 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xE3, 0xE4, 0xE5, 0xE6, 0xE7, 0xE8,
+        0xE9, 0xEA, 0xF1, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA,
+    ],
+);
+pub(super) const AC_CHROMINANCE: ([u8; 16], &[u8]) = (
+    [0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 0x77],
+    &[
+        0x00, 0x01, 0x02, 0x03, 0x11, 0x04, 0x05, 0x21, 0x31, 0x06, 0x12, 0x41, 0x51, 0x07, 0x61,
+        0x71, 0x13, 0x22, 0x32, 0x81, 0x08, 0x14, 0x42, 0x91, 0xA1, 0xB1, 0xC1, 0x09, 0x23, 0x33,
+        0x52, 0xF0, 0x15, 0x62, 0x72, 0xD1, 0x0A, 0x16, 0x24, 0x34, 0xE1, 0x25, 0xF1, 0x17, 0x18,
+        0x19, 0x1A, 0x26, 0x27, 0x28, 0x29, 0x2A, 0x35, 0x36, 0x37, 0x38, 0x39, 0x3A, 0x43, 0x44,
+        0x45, 0x46, 0x47, 0x48, 0x49, 0x4A, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58, 0x59, 0x5A, 0x63,
+        0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6A, 0x73, 0x74, 0x75, 0x76, 0x77, 0x78, 0x79, 0x7A,
+        0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x92, 0x93, 0x94, 0x95, 0x96, 0x97,
+        0x98, 0x99, 0x9A, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xB2, 0xB3, 0xB4,
+        0xB5, 0xB6, 0xB7, 0xB8, 0xB9, 0xBA, 0xC2, 0xC3, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA,
+        0xD2, 0xD3, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8, 0xD9, 0xDA, 0xE2, 0xE3, 0xE4, 0xE5, 0xE6, 0xE7,
+        0xE8, 0xE9, 0xEA, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA,
+    ],
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jpeg::tables::{AC_CHROMINANCE, AC_LUMINANCE, DC_CHROMINANCE, DC_LUMINANCE};
 
     /// Compare what entries tell with what code and bits say, for all beginnings of 22 bits.
-    fn check_entries(spec: &Spec, is_dc: bool) -> usize {
-        let table = Table::new(spec, is_dc).unwrap();
+    fn check_entries(spec: &TableSpec, is_dc: bool) -> usize {
+        let table = HuffmanTable::new(spec, is_dc).unwrap();
         let mut told = 0;
         for top in 0_u64..1 << 22 {
             // Whatever follows must not matter.
@@ -296,16 +341,16 @@ mod tests {
             (DC_LUMINANCE, true),
             (DC_CHROMINANCE, true),
         ] {
-            let told = check_entries(&Spec::of(table), is_dc);
+            let told = check_entries(&TableSpec::of(table), is_dc);
             assert!(told > (1 << 22) / 10 * 9, "{told}");
         }
         // Short codes of many bits, and one of a single bit.
         let sizes: Vec<u8> = (0..=15).chain([0xF0, 0x1A, 0x2F]).collect();
         let mut counts = [0; MAX_LENGTH];
         (counts[0], counts[5], counts[9], counts[15]) = (1, 9, 4, 5);
-        check_entries(&Spec::of((counts, &sizes)), false);
+        check_entries(&TableSpec::of((counts, &sizes)), false);
         check_entries(
-            &Spec::of((counts, &[9, 10, 11, 0, 1, 2, 3, 4, 15, 14, 13, 12, 8, 7])),
+            &TableSpec::of((counts, &[9, 10, 11, 0, 1, 2, 3, 4, 15, 14, 13, 12, 8, 7])),
             true,
         );
     }
@@ -314,7 +359,7 @@ mod tests {
     fn symbols_are_found_by_codes_of_every_length() {
         // One code of each length: 0, 10, 110 and so on.
         let symbols: Vec<u8> = (0..16).map(|at| 0x10 + at).collect();
-        let table = Table::new(&Spec::of(([1; MAX_LENGTH], &symbols)), false).unwrap();
+        let table = HuffmanTable::new(&TableSpec::of(([1; MAX_LENGTH], &symbols)), false).unwrap();
         for (length, &expected) in (1_u32..).zip(&symbols) {
             let bits = !0 << (65 - length) & (!0 << 48);
             let bits = if length == 1 { 0 } else { bits };
@@ -333,7 +378,7 @@ mod tests {
         for (length, count) in [(1, 2), (1, 255), (2, 4), (10, 255), (16, 255)] {
             let mut counts = [0; MAX_LENGTH];
             (counts[0], counts[length - 1]) = (1, count);
-            let is_refused = Table::new(&Spec::of((counts, &[])), false).is_err();
+            let is_refused = HuffmanTable::new(&TableSpec::of((counts, &[])), false).is_err();
             assert_eq!(is_refused, length < 10, "{length} {count}");
         }
     }

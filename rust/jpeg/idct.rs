@@ -4,7 +4,7 @@
 //! bit, with the 16-bit intermediates that libjpeg-turbo's AVX2 and SSE2 code has: damaged data, which
 //! leave the range of real pictures, come out the same, too. All constants are multiples of 2^-13.
 
-use super::sequential::Block;
+use super::block::Block;
 
 const FIX_0_298631336: i32 = 2446;
 const FIX_0_390180644: i32 = 3196;

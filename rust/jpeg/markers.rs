@@ -3,9 +3,9 @@
 //! Follows the marker reader of libjpeg-turbo: past the end of the file it reads an end marker (FF D9)
 //! for ever, so a truncated header is as broken here as there.
 
+use super::block::NATURAL_ORDER;
 use super::frame::{Component, Frame, Scan, ScanComponent};
-use super::huffman::Spec;
-use super::tables::NATURAL_ORDER;
+use super::huffman::TableSpec;
 use crate::{Error, exif};
 
 pub(super) const START_OF_IMAGE: u8 = 0xD8;
@@ -77,8 +77,8 @@ pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
     /// In natural order.
     pub(super) quantisation: [Option<[u16; 64]>; 4],
-    pub(super) dc: [Option<Spec>; 4],
-    pub(super) ac: [Option<Spec>; 4],
+    pub(super) dc: [Option<TableSpec>; 4],
+    pub(super) ac: [Option<TableSpec>; 4],
     /// In MCUs; zero for none.
     pub(super) restart_interval: usize,
     pub(super) orientation: Option<u8>,
@@ -240,7 +240,7 @@ impl Markers {
         check_length("DHT", left < usize::from(u16::MAX))?;
         while left > 16 {
             let index = reader.byte();
-            let mut spec = Spec::default();
+            let mut spec = TableSpec::default();
             for count in &mut spec.counts {
                 *count = reader.byte();
             }

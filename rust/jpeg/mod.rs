@@ -16,38 +16,29 @@
     clippy::cast_sign_loss
 )]
 
-mod bits;
-mod collect;
+mod bit_reader;
+mod bitstream;
+mod block;
+mod block_smoothing;
 mod color;
+mod decoder;
 mod frame;
 mod huffman;
 mod idct;
-mod lanes;
+mod interleaved;
 mod markers;
+mod mcu_rows;
+mod multi_scan;
 mod progressive;
-mod rows;
-mod scans;
 mod sequential;
-#[cfg(target_arch = "aarch64")]
-mod simd_arm;
-mod simd_face;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86_rows;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86_small;
-mod smooth;
-mod stream;
-mod streamed;
-mod tables;
+mod simd;
 mod upsample;
 
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
+use decoder::{DecoderState, StartedDecode};
 use markers::{Markers, Reader};
-use rows::Target;
-use scans::{Arena, Begun};
+use mcu_rows::Target;
 
 /// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
 /// and its fuzzers stop at this one.
@@ -142,7 +133,7 @@ pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
 
 /// A decoder. Its memory is kept from picture to picture: use one for each thread.
 pub struct Decoder {
-    arena: Arena,
+    state: DecoderState,
 }
 
 impl Decoder {
@@ -156,7 +147,7 @@ impl Decoder {
     #[must_use]
     pub fn with(instructions: Instructions) -> Self {
         Self {
-            arena: Arena::new(instructions),
+            state: DecoderState::new(instructions),
         }
     }
 
@@ -174,7 +165,7 @@ impl Decoder {
         request: &Request,
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
-        decode_all(&mut self.arena, bytes, request, Target::Sink(sink))
+        decode_all(&mut self.state, bytes, request, Target::Sink(sink))
     }
 
     /// Decode a picture into `pixels`, which has room for all of its rows or for those up to `stop_row`.
@@ -187,12 +178,12 @@ impl Decoder {
         request: &Request,
         pixels: &mut [u8],
     ) -> Result<Status, Error> {
-        decode_all(&mut self.arena, bytes, request, Target::Picture(pixels))
+        decode_all(&mut self.state, bytes, request, Target::Picture(pixels))
     }
 }
 
 /// One of two pictures for [`decode_two`].
-pub struct Task<'t> {
+pub struct DecodeTask<'t> {
     /// What decodes it.
     pub decoder: &'t mut Decoder,
     /// The file.
@@ -205,30 +196,34 @@ pub struct Task<'t> {
 
 /// Decode two pictures at a time on this thread, each as [`Decoder::decode`] does: faster than one after
 /// the other where both are sequential.
-pub fn decode_two<'t>(first: Task<'t>, second: Task<'t>) -> [Result<Status, Error>; 2] {
+pub fn decode_two<'t>(first: DecodeTask<'t>, second: DecodeTask<'t>) -> [Result<Status, Error>; 2] {
     let mut both = [first, second].map(|task| {
         let target = Target::Sink(task.sink);
-        task.decoder.arena.begin(task.bytes, &task.request, target)
+        task.decoder.state.begin(task.bytes, &task.request, target)
     });
-    if let [Ok(Begun::Streamed(first)), Ok(Begun::Streamed(second))] = &mut both {
-        streamed::run_two(first, second);
+    if let [
+        Ok(StartedDecode::SingleScanDecode(first)),
+        Ok(StartedDecode::SingleScanDecode(second)),
+    ] = &mut both
+    {
+        sequential::run_two(first, second);
     }
     both.map(|begun| begun.map(finish))
 }
 
 fn decode_all<'p>(
-    arena: &'p mut Arena,
+    state: &'p mut DecoderState,
     bytes: &'p [u8],
     request: &Request,
     target: Target<'p>,
 ) -> Result<Status, Error> {
-    arena.begin(bytes, request, target).map(finish)
+    state.begin(bytes, request, target).map(finish)
 }
 
-fn finish(begun: Begun<'_>) -> Status {
+fn finish(begun: StartedDecode<'_>) -> Status {
     match begun {
-        Begun::Done(status) => status,
-        Begun::Streamed(mut picture) => {
+        StartedDecode::Done(status) => status,
+        StartedDecode::SingleScanDecode(mut picture) => {
             picture.run();
             picture.finish()
         }

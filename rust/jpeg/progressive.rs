@@ -3,35 +3,36 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bits::Bits;
+use super::bit_reader::BitReader;
+use super::bitstream::Bitstream;
+use super::block::NATURAL_ORDER;
+use super::block::{Block, Coefficients};
 use super::frame::Scan;
-use super::huffman::{Table, extend};
+use super::huffman::{HuffmanTable, extend};
 use super::markers::broken;
-use super::sequential::{Block, Coefficients, Restarts};
-use super::simd_face::Simd;
-use super::stream::Stream;
-use super::tables::NATURAL_ORDER;
+use super::sequential::Restarts;
+use super::simd::Simd;
 use crate::Error;
 
 /// A component of a progressive scan.
-pub(super) struct Part {
+pub(super) struct ScanBand {
     pub(super) index: usize,
     pub(super) h: usize,
     pub(super) v: usize,
     /// Of DC or of AC, as the scan has it; a refinement of DC has none.
-    pub(super) table: Option<Arc<Table>>,
+    pub(super) table: Option<Arc<HuffmanTable>>,
     pub(super) prediction: i32,
 }
 
 /// How well each coefficient of a component is known: -1 not at all, else the bits still missing.
 #[derive(Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct KnownBits {
     pub(super) now: [i32; 64],
     /// Before the last scan that held it; only of the first ten.
     pub(super) before: [i32; 64],
 }
 
-impl Default for Known {
+impl Default for KnownBits {
     fn default() -> Self {
         Self {
             now: [-1; 64],
@@ -40,7 +41,7 @@ impl Default for Known {
     }
 }
 
-impl Known {
+impl KnownBits {
     /// Note a scan. `is_first` for the first one of the picture. Returns whether it goes on from those
     /// before it: DC first, and each bit once.
     pub(super) fn note(&mut self, scan: &Scan, is_first: bool) -> bool {
@@ -80,22 +81,22 @@ pub(super) fn check(scan: &Scan) -> Result<(), Error> {
 }
 
 /// Decoding of one scan.
-pub(super) struct Pass<'s> {
+pub(super) struct ScanPass<'s> {
     pub(super) scan: &'s Scan,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<ScanBand>,
     pub(super) restarts: Restarts,
     /// Blocks that an end of band still covers.
     pub(super) end_of_band: u32,
 }
 
-impl Pass<'_> {
+impl ScanPass<'_> {
     /// Decode a row of MCUs. Returns whether any of it had data.
     ///
     /// # Errors
     /// [`Error::Decode`] where DC differences leave the range of 32 bits, as in libjpeg-turbo.
     pub(super) fn row(
         &mut self,
-        stream: &mut Stream<'_, '_>,
+        stream: &mut Bitstream<'_, '_>,
         coefficients: &mut [Coefficients],
         row: usize,
         count: usize,
@@ -129,7 +130,7 @@ impl Pass<'_> {
     #[inline(always)]
     pub(super) fn run(
         &mut self,
-        stream: &mut Stream<'_, '_>,
+        stream: &mut Bitstream<'_, '_>,
         coefficients: &mut [Coefficients],
         row: usize,
         columns: Range<usize>,
@@ -159,7 +160,7 @@ impl Pass<'_> {
     #[inline(always)]
     fn run_dc(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut BitReader<'_>,
         limit: usize,
         coefficients: &mut [Coefficients],
         row: usize,
@@ -202,7 +203,7 @@ impl Pass<'_> {
     #[inline(always)]
     fn run_ac(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut BitReader<'_>,
         limit: usize,
         (blocks, non_zero): (&mut [Block], &mut [u64]),
         spread: impl Fn(u64, u64) -> u64,
@@ -249,7 +250,7 @@ struct Band<'b, S> {
     scan: &'b Scan,
     /// A bit for each of their places.
     places: u64,
-    table: &'b Table,
+    table: &'b HuffmanTable,
     spread: S,
     /// Blocks that an end of band still covers.
     end_of_band: u32,
@@ -260,7 +261,7 @@ struct Band<'b, S> {
 impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
     /// Read the upper bits of a block's coefficients.
     #[inline(always)]
-    fn read(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+    fn read(&mut self, bits: &mut BitReader<'_>, block: &mut Block, non_zero: &mut u64) {
         let mut at = self.scan.start;
         while at <= self.scan.end {
             bits.refill();
@@ -291,7 +292,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
 
     /// Read a further bit of coefficients that are known, and those that have this bit alone.
     #[inline(always)]
-    fn refine(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+    fn refine(&mut self, bits: &mut BitReader<'_>, block: &mut Block, non_zero: &mut u64) {
         let known = *non_zero & self.places;
         let bit = 1_i16.wrapping_shl(self.scan.low);
         let mut at = self.scan.start;
@@ -330,7 +331,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
 
     /// Take a further bit of the coefficients at some places.
     #[inline(always)]
-    fn refine_known(&self, bits: &mut Bits<'_>, block: &mut Block, mut places: u64, bit: i16) {
+    fn refine_known(&self, bits: &mut BitReader<'_>, block: &mut Block, mut places: u64, bit: i16) {
         while places != 0 {
             let count = places.count_ones().min(MOST_REFINED);
             let taken = bits.take_first(count);

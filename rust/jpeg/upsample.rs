@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::simd_face::Simd;
+use super::simd::Simd;
 
 /// How a component's samples become rows of the picture, chosen as libjpeg-turbo chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

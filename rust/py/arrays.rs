@@ -9,8 +9,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::buffers::Block;
-use crate::storage::Dtype;
+use crate::loader::buffer_pool::PooledBuffer;
+use crate::normalize::layout::Dtype;
 
 /// The values of a [`Buffer`].
 pub enum Values {
@@ -23,7 +23,7 @@ pub enum Values {
     /// Truth values.
     Bool(Vec<bool>),
     /// Values of pictures, in a block of a loader's pool.
-    Pooled(Block, Dtype),
+    Pooled(PooledBuffer, Dtype),
 }
 
 impl Values {

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use super::arrays::{Buffer, Values};
-use crate::spans::{self, CharSpan};
+use crate::tokenizer::spans::{self, CharSpan};
 
 /// Tell for every box which tokens name it.
 #[pyfunction]

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
 use super::pixels::{to_buffer, to_rgb};
-use crate::color_jitter::{self, ColorChange};
+use crate::transform::color_jitter::{self, ColorChange};
 
 /// Brightness, contrast, saturation and hue at random.
 #[pyclass(module = "fiber._core", frozen, eq)]

@@ -10,19 +10,20 @@ use super::arrays::{Buffer, Values};
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
 use super::pixels::{RgbArray, to_buffer};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
-use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
-use crate::color_jitter;
-use crate::crop::Cut;
+use crate::boxes::Crop;
+use crate::cpu_features::Instructions;
 use crate::image::{self, Rgb, RgbView};
-use crate::instructions::Instructions;
-use crate::memory;
+use crate::loader::record;
+use crate::normalize::layout::{Dtype, Layout};
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
-use crate::rand_augment;
-use crate::random::{Draws, Purpose};
-use crate::record;
-use crate::resize::{self, Crop, Filter, Method, Precision, ResizeScratch, RowResizer};
-use crate::storage::{Dtype, Layout};
+use crate::resize::{self, Filter, Method, Precision, ResizeScratch, RowResizer};
+use crate::rng::{Purpose, Rng};
+use crate::transform::color_jitter;
+use crate::transform::crop::RandomCrop;
+use crate::transform::rand_augment;
+use crate::transform::{Geometry, Transform};
+use crate::try_alloc;
 
 /// What happens to a picture and its boxes on their way into a batch.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -174,7 +175,7 @@ impl ImageTransform {
             sizes: sizes.collect::<PyResult<_>>()?,
             max_size: count("max_size", max_size)?,
             divisor: count("divisor", divisor)?,
-            cut: Cut {
+            cut: RandomCrop {
                 probability: crop_probability,
                 scale: crop_scale,
             },
@@ -368,7 +369,7 @@ pub fn normalize_image(
     let size = (height, width);
     // Memory of a batch is used again and again; whatever is not written would be seen.
     let bytes = writer.slot_bytes(size);
-    let mut slot = memory::filled(0xAA, bytes, memory::of_picture(height, width))?;
+    let mut slot = try_alloc::filled(0xAA, bytes, try_alloc::of_picture(height, width))?;
     image.py().detach(|| {
         let rows = picture.pixels.chunks_exact((picture.width * 3).max(1));
         for (y, row) in rows.enumerate() {
@@ -404,17 +405,17 @@ pub fn apply_transform(
     if !boxes.is_empty() {
         transform.rand_augment.check_boxes()?;
     }
-    let mut draws = Draws::new(seed, epoch, index, Purpose::Picture(0));
-    let plan = transform.plan(picture.height, picture.width, &mut draws);
-    let boxes = plan.move_boxes(&boxes, picture.height, picture.width)?;
+    let mut rng = Rng::new(seed, epoch, index, Purpose::Picture(0));
+    let sampled = transform.sample(picture.height, picture.width, &mut rng);
+    let boxes = sampled.transform_boxes(&boxes, picture.height, picture.width)?;
     let (values, shape) = py.detach(|| {
-        plan.apply(picture).and_then(|resized| {
+        sampled.apply(picture).and_then(|resized| {
             normalize::write(&[&resized], &transform.normalization, transform.divisor())
         })
     })?;
     Ok((
         Buffer::new(Values::Float32(values), &[3, shape.0, shape.1])?,
         boxes.into_iter().flatten().collect(),
-        (plan.height, plan.width),
+        (sampled.height, sampled.width),
     ))
 }

@@ -5,8 +5,8 @@ use pyo3::prelude::*;
 
 use super::arrays::Buffer;
 use super::pixels::to_buffer;
+use crate::cpu_features::Instructions;
 use crate::image::{self, Rgb};
-use crate::instructions::Instructions;
 use crate::jpeg::{self, Decoder, Request, Scale, Status};
 
 /// Read (height, width, EXIF orientation) of a JPEG file.
@@ -53,13 +53,13 @@ pub fn decode_jpeg(
             None => decoder.decode(data, &request, &mut sink)?,
             Some(other) => {
                 let [status, _] = jpeg::decode_two(
-                    jpeg::Task {
+                    jpeg::DecodeTask {
                         decoder: &mut decoder,
                         bytes: data,
                         request,
                         sink: &mut sink,
                     },
-                    jpeg::Task {
+                    jpeg::DecodeTask {
                         decoder: &mut Decoder::with(instructions),
                         bytes: other,
                         request,

@@ -13,13 +13,13 @@ use super::arrays::{Buffer, Values};
 use super::image::ImageTransform;
 use super::tokenizer::Tokenizer;
 use crate::boxes::BoxXyxy;
-use crate::collate::{Batch, Skipped};
+use crate::loader::collate::{Batch, Skipped};
+use crate::loader::config::{LoaderConfig, OnError};
+use crate::loader::record::{Record, StoredImage, Task};
 use crate::loader::{self, Next};
-use crate::random::{self, Draws, Purpose};
-use crate::record::{Record, StoredImage, Task};
-use crate::settings::{OnError, Settings};
-use crate::spans::CharSpan;
-use crate::storage::{Dtype, Layout};
+use crate::normalize::layout::{Dtype, Layout};
+use crate::rng::{self, Purpose, Rng};
+use crate::tokenizer::spans::CharSpan;
 
 /// How long a wait lasts before Python may handle signals, such as Ctrl-C.
 const SLICE: Duration = Duration::from_millis(50);
@@ -84,7 +84,7 @@ impl Loader {
         let task = Task::from_name(batch_type)?;
         let dtype = Dtype::from_name(dtype)?;
         let num_answers = mirrored_answers.len();
-        let settings = Settings {
+        let config = LoaderConfig {
             task,
             tokenizer: Arc::clone(&tokenizer.inner),
             transform: transform.inner.clone(),
@@ -102,7 +102,7 @@ impl Loader {
             max_pixels,
         };
         Ok(Self {
-            inner: loader::Loader::new(settings, threads, keep)?,
+            inner: loader::Loader::new(config, threads, keep)?,
             task,
             num_answers,
             dtype,
@@ -257,14 +257,14 @@ impl Session {
 /// The order of an epoch: every number below count once.
 #[pyfunction]
 pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyResult<Buffer> {
-    let order = py.detach(|| random::permutation(count, seed, epoch));
+    let order = py.detach(|| rng::permutation(count, seed, epoch));
     Buffer::new(Values::Int64(order), &[count])
 }
 
 /// A number below `bound` that depends on the other arguments only.
 #[pyfunction]
 pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) -> u64 {
-    Draws::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
+    Rng::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
 }
 
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {

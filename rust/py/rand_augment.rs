@@ -7,8 +7,8 @@ use super::arrays::Buffer;
 use super::image::count;
 use super::pixels::{to_buffer, to_rgb};
 use crate::Error;
-use crate::affine;
-use crate::rand_augment::{self, KINDS, Kind, Operation};
+use crate::transform::affine;
+use crate::transform::rand_augment::{self, KINDS, OpKind, Operation};
 
 /// Operations that are drawn for each picture.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -37,7 +37,7 @@ impl RandAugment {
             probability,
             operations: operations
                 .iter()
-                .map(|name| Kind::from_name(name))
+                .map(|name| OpKind::from_name(name))
                 .collect::<Result<_, _>>()?,
         };
         inner.check()?;
@@ -90,7 +90,7 @@ pub fn augment_image(
     operation: &str,
     argument: Option<f64>,
 ) -> PyResult<Buffer> {
-    let kind = Kind::from_name(operation)?;
+    let kind = OpKind::from_name(operation)?;
     let expected = kind.argument(0.0).is_some();
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {

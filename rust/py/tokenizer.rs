@@ -9,10 +9,10 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::arrays::{Buffer, Values};
-use crate::memory;
-use crate::spans::CharSpan;
-use crate::text_batch::{self, Layout, Masking, TextBatch};
-use crate::tokenizer::{self, Named};
+use crate::tokenizer::batch::{self, BatchOptions, Masking, TextBatch};
+use crate::tokenizer::spans::CharSpan;
+use crate::tokenizer::{self, TokenOverrides};
+use crate::try_alloc;
 
 /// A tokenizer of any kind.
 #[pyclass(module = "fiber._core", frozen)]
@@ -35,7 +35,7 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
         _ => 0,
     };
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
-    memory::check(bytes, || format!("{count} texts; expected fewer at once"))?;
+    try_alloc::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
         let kind = found
             .get_type()
@@ -125,37 +125,37 @@ impl Tokenizer {
     /// Id that fills rows up.
     #[getter]
     fn pad_id(&self) -> u32 {
-        self.inner.roles().pad
+        self.inner.special_tokens().pad
     }
 
     /// Id that hides a word.
     #[getter]
     fn mask_id(&self) -> Option<u32> {
-        self.inner.roles().mask
+        self.inner.special_tokens().mask
     }
 
     /// Id of what the vocabulary lacks.
     #[getter]
     fn unknown_id(&self) -> Option<u32> {
-        self.inner.roles().unknown
+        self.inner.special_tokens().unknown
     }
 
     /// Ids in front of every text.
     #[getter]
     fn start_ids(&self) -> Vec<u32> {
-        self.inner.roles().frame.before.clone()
+        self.inner.special_tokens().template.before.clone()
     }
 
     /// Ids behind every text.
     #[getter]
     fn end_ids(&self) -> Vec<u32> {
-        self.inner.roles().frame.after.clone()
+        self.inner.special_tokens().template.after.clone()
     }
 
     /// Ids that are no words.
     #[getter]
     fn special_ids(&self) -> Vec<u32> {
-        self.inner.roles().special.clone()
+        self.inner.special_tokens().special.clone()
     }
 
     /// Whether texts go through our own byte-level BPE.
@@ -186,13 +186,13 @@ impl Tokenizer {
         pad_to: Option<usize>,
         offsets: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let layout = Layout {
+        let options = BatchOptions {
             max_tokens,
             pad_to,
             offsets,
             masking: None,
         };
-        self.batch(py, &texts, &layout)
+        self.batch(py, &texts, &options)
     }
 
     /// Split texts into padded arrays, and mask words.
@@ -215,13 +215,13 @@ impl Tokenizer {
             epoch,
             indices,
         };
-        let layout = Layout {
+        let options = BatchOptions {
             max_tokens,
             pad_to,
             offsets: false,
             masking: Some(masking),
         };
-        self.batch(py, &texts, &layout)
+        self.batch(py, &texts, &options)
     }
 
     /// Tell for every box which tokens of a text name it.
@@ -261,8 +261,8 @@ impl Tokenizer {
     }
 }
 
-fn named(pad: Option<String>, mask: Option<String>) -> Named {
-    Named { pad, mask }
+fn named(pad: Option<String>, mask: Option<String>) -> TokenOverrides {
+    TokenOverrides { pad, mask }
 }
 
 impl Tokenizer {
@@ -270,9 +270,9 @@ impl Tokenizer {
         &self,
         py: Python<'py>,
         texts: &[PyBackedStr],
-        layout: &Layout,
+        options: &BatchOptions,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let batch = py.detach(|| text_batch::encode(&self.inner, texts, layout))?;
+        let batch = py.detach(|| batch::encode(&self.inner, texts, options))?;
         let TextBatch {
             num_tokens,
             token_ids,
@@ -288,10 +288,10 @@ impl Tokenizer {
         };
         set("token_ids", Values::Int64(token_ids), &shape[..2])?;
         set("text_mask", Values::Bool(text_mask), &shape[..2])?;
-        if layout.offsets {
+        if options.offsets {
             set("offsets", Values::Int64(offsets), &shape)?;
         }
-        if layout.masking.is_some() {
+        if options.masking.is_some() {
             set("masked_ids", Values::Int64(masked_ids), &shape[..2])?;
             set("mlm_labels", Values::Int64(mlm_labels), &shape[..2])?;
         }

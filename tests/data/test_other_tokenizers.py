@@ -14,7 +14,7 @@ from .loader_records import CROP, RECORDS, make
 
 pytest.importorskip("tokenizers")
 
-from ..core.tokenizer_kinds import KINDS
+from ..rust.tokenizer.tokenizer_kinds import KINDS
 
 READ = "fiber's models read RoBERTa's kind of tokenizer: "
 REFUSED = {

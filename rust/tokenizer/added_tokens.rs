@@ -1,0 +1,301 @@
+//! Tokens that are cut out of a text before its words are split, such as `<mask>`.
+
+use std::ops::Range;
+
+use crate::tokenizer::char_class::{CharClasses, SPACE, WORD};
+
+/// A token with the rules of where it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // The fields of a tokenizer.json.
+pub(crate) struct AddedToken {
+    /// Its text.
+    pub content: String,
+    /// Its id.
+    pub id: u32,
+    /// It counts only where no letter, digit or other part of a word touches it.
+    pub single_word: bool,
+    /// It takes the spaces in front.
+    pub lstrip: bool,
+    /// It takes the spaces behind.
+    pub rstrip: bool,
+    /// It is sought after all those that are not normalized.
+    pub normalized: bool,
+}
+
+/// A part of a text: an added token with its id, or text between such.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// The token.
+    pub id: Option<u32>,
+    /// Its bytes in the text.
+    pub bytes: Range<usize>,
+}
+
+/// Tokens by their first byte, longer ones first.
+#[derive(Clone, Debug)]
+struct TokenSet {
+    by_first: Vec<Vec<AddedToken>>,
+    /// Whether a token starts with the byte.
+    starts: [bool; 256],
+    /// Those bytes.
+    firsts: Vec<u8>,
+}
+
+impl TokenSet {
+    fn new(tokens: impl Iterator<Item = AddedToken>) -> Option<Self> {
+        let mut by_first = vec![Vec::new(); 256];
+        let mut starts = [false; 256];
+        for token in tokens {
+            if let Some(&first) = token.content.as_bytes().first() {
+                starts[usize::from(first)] = true;
+                by_first[usize::from(first)].push(token);
+            }
+        }
+        for tokens in &mut by_first {
+            tokens.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
+        }
+        let firsts: Vec<u8> = (0..=255)
+            .filter(|&byte| starts[usize::from(byte)])
+            .collect();
+        (!firsts.is_empty()).then_some(Self {
+            by_first,
+            starts,
+            firsts,
+        })
+    }
+
+    /// Whether there may be one in a text.
+    #[inline]
+    fn may_be_in(&self, text: &[u8]) -> bool {
+        // One byte is sought in many at once, many bytes one by one.
+        match self.firsts.as_slice() {
+            [first] => text.contains(first),
+            _ => text.iter().any(|&byte| self.starts[usize::from(byte)]),
+        }
+    }
+
+    /// The longest token that starts at or behind `from`, at the first place that has one.
+    fn find(&self, text: &[u8], from: usize) -> Option<(usize, &AddedToken)> {
+        let rest = text.get(from..)?;
+        let places = rest
+            .iter()
+            .enumerate()
+            .filter(|&(_, &byte)| self.starts[usize::from(byte)]);
+        for (offset, &byte) in places {
+            let at_place = rest.get(offset..)?;
+            let token = self.by_first[usize::from(byte)]
+                .iter()
+                .find(|token| at_place.starts_with(token.content.as_bytes()));
+            if let Some(token) = token {
+                return Some((from + offset, token));
+            }
+        }
+        None
+    }
+
+    /// Cut a text; the parts cover it, in order.
+    fn cut(&self, kinds: &CharClasses, text: &str, shift: usize, pieces: &mut Vec<Piece>) {
+        let is = |character: Option<char>, kind| {
+            character.is_some_and(|c| kinds.of(c as u32) & kind != 0)
+        };
+        let (mut done, mut from) = (0, 0);
+        while let Some((found, token)) = self.find(text.as_bytes(), from) {
+            let (mut start, mut stop) = (found, found + token.content.len());
+            from = stop;
+            let before = text.get(..start).unwrap_or_default();
+            let after = text.get(stop..).unwrap_or_default();
+            if token.single_word
+                && (is(before.chars().next_back(), WORD) || is(after.chars().next(), WORD))
+            {
+                continue;
+            }
+            if token.lstrip {
+                let kept = before.trim_end_matches(|c| is(Some(c), SPACE));
+                // The token before may have taken them.
+                start = kept.len().max(done);
+            }
+            if token.rstrip {
+                stop += after.len() - after.trim_start_matches(|c| is(Some(c), SPACE)).len();
+            }
+            if done < start {
+                pieces.push(Piece {
+                    id: None,
+                    bytes: shift + done..shift + start,
+                });
+            }
+            // One that the token before has taken as its spaces is no token.
+            if start < stop {
+                pieces.push(Piece {
+                    id: Some(token.id),
+                    bytes: shift + start..shift + stop,
+                });
+            }
+            done = stop.max(start);
+        }
+        if done != text.len() {
+            pieces.push(Piece {
+                id: None,
+                bytes: shift + done..shift + text.len(),
+            });
+        }
+    }
+}
+
+/// All added tokens of a vocabulary.
+#[derive(Clone, Debug)]
+pub(crate) struct AddedTokens {
+    first: Option<TokenSet>,
+    second: Option<TokenSet>,
+}
+
+impl AddedTokens {
+    /// Sort them by their rules.
+    pub(crate) fn new(tokens: Vec<AddedToken>) -> Self {
+        let (second, first): (Vec<_>, Vec<_>) =
+            tokens.into_iter().partition(|token| token.normalized);
+        Self {
+            first: TokenSet::new(first.into_iter()),
+            second: TokenSet::new(second.into_iter()),
+        }
+    }
+
+    /// Whether there may be one in a text.
+    #[inline]
+    pub(crate) fn may_be_in(&self, text: &[u8]) -> bool {
+        [&self.first, &self.second]
+            .into_iter()
+            .flatten()
+            .any(|set| set.may_be_in(text))
+    }
+
+    /// Cut a text into added tokens and what stands between them; `pieces` is emptied first.
+    pub(crate) fn cut(&self, kinds: &CharClasses, text: &str, pieces: &mut Vec<Piece>) {
+        pieces.clear();
+        if text.is_empty() {
+            return;
+        }
+        match &self.first {
+            Some(set) => set.cut(kinds, text, 0, pieces),
+            None => pieces.push(Piece {
+                id: None,
+                bytes: 0..text.len(),
+            }),
+        }
+        if let Some(set) = &self.second {
+            for piece in std::mem::take(pieces) {
+                match text.get(piece.bytes.clone()) {
+                    Some(between) if piece.id.is_none() => {
+                        set.cut(kinds, between, piece.bytes.start, pieces);
+                    }
+                    _ => pieces.push(piece),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(content: &str, id: u32) -> AddedToken {
+        AddedToken {
+            content: content.to_owned(),
+            id,
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+        }
+    }
+
+    fn cut(tokens: Vec<AddedToken>, text: &str) -> Vec<(Option<u32>, String)> {
+        let tokens = AddedTokens::new(tokens);
+        let mut pieces = Vec::new();
+        tokens.cut(&CharClasses::new().unwrap(), text, &mut pieces);
+        pieces
+            .into_iter()
+            .map(|piece| (piece.id, text[piece.bytes].to_owned()))
+            .collect()
+    }
+
+    fn found(expected: &[(Option<u32>, &str)]) -> Vec<(Option<u32>, String)> {
+        expected
+            .iter()
+            .map(|&(id, text)| (id, text.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn no_tokens_leave_the_text_whole() {
+        assert!(cut(vec![], "").is_empty());
+        assert!(cut(vec![token("<s>", 0)], "").is_empty());
+        assert_eq!(cut(vec![], "a <s>"), found(&[(None, "a <s>")]));
+    }
+
+    #[test]
+    fn the_longest_at_the_first_place_is_taken() {
+        let tokens = vec![token("ab", 1), token("abc", 2), token("bcd", 3)];
+        assert_eq!(
+            cut(tokens, "xabcdab"),
+            found(&[(None, "x"), (Some(2), "abc"), (None, "d"), (Some(1), "ab")])
+        );
+    }
+
+    #[test]
+    fn spaces_go_with_a_token_that_strips() {
+        let mut left = token("<l>", 1);
+        left.lstrip = true;
+        let mut right = token("<r>", 2);
+        right.rstrip = true;
+        assert_eq!(
+            cut(vec![left, right], "a \u{3000}<l> <r>  <l>"),
+            found(&[
+                (None, "a"),
+                (Some(1), " \u{3000}<l>"),
+                (None, " "),
+                (Some(2), "<r>  "),
+                (Some(1), "<l>")
+            ])
+        );
+    }
+
+    #[test]
+    fn a_token_of_spaces_may_be_taken_by_the_one_before() {
+        let (mut right, mut space) = (token("<r>", 1), token("\u{3000}", 2));
+        right.rstrip = true;
+        space.lstrip = true;
+        assert_eq!(
+            cut(vec![right, space], "<r> \u{3000}x"),
+            found(&[(Some(1), "<r> \u{3000}"), (None, "x")])
+        );
+    }
+
+    #[test]
+    fn single_words_touch_no_others() {
+        let mut word = token("cat", 1);
+        word.single_word = true;
+        assert_eq!(
+            cut(vec![word], "cat cats \u{e9}cat-cat"),
+            found(&[
+                (Some(1), "cat"),
+                (None, " cats \u{e9}cat-"),
+                (Some(1), "cat")
+            ])
+        );
+    }
+
+    #[test]
+    fn normalized_tokens_come_second() {
+        let mut second = token("<a><b>", 1);
+        second.normalized = true;
+        assert_eq!(
+            cut(vec![second.clone(), token("<b>", 2)], "<a><b>"),
+            found(&[(None, "<a>"), (Some(2), "<b>")])
+        );
+        assert_eq!(
+            cut(vec![second], "x<a><b>"),
+            found(&[(None, "x"), (Some(1), "<a><b>")])
+        );
+    }
+}
