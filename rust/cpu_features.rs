@@ -1,21 +1,21 @@
-//! Which instructions of the processor the hand-written loops use; all of them give the same bytes.
+//! SIMD instruction sets of the hand-written loops. All of them produce the same bytes.
 
 use crate::Error;
 
-/// A set of instructions; the later the wider.
+/// A SIMD instruction set, ordered by width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Instructions {
-    /// What every processor has.
+    /// Baseline of the target.
     Scalar,
-    /// NEON, which every 64-bit ARM processor has: 128 bits.
+    /// NEON, available on every 64-bit ARM processor: 128 bits.
     Neon,
     /// AVX2, FMA and F16C: 256 bits.
     Avx2,
-    /// AVX-512 with VBMI (shuffles of single bytes) and VNNI (products of bytes, four at a time).
+    /// AVX-512 with VBMI (byte shuffles) and VNNI (dot products of bytes): 512 bits.
     Avx512,
 }
 
-/// Every set with its name.
+/// Every instruction set with its name.
 const NAMES: [(Instructions, &str); 4] = [
     (Instructions::Scalar, "scalar"),
     (Instructions::Neon, "neon"),
@@ -24,7 +24,7 @@ const NAMES: [(Instructions, &str); 4] = [
 ];
 
 impl Instructions {
-    /// The widest set of the processor at hand.
+    /// The widest set that this processor supports.
     #[must_use]
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -49,34 +49,37 @@ impl Instructions {
         Self::Scalar
     }
 
-    /// Whether the processor has the set.
+    /// True if the processor supports this set.
     fn is_here(self) -> bool {
-        // Of two kinds of processors neither has what the other has.
+        // x86 and ARM sets exclude each other.
         self <= Self::best() && (self != Self::Neon || cfg!(target_arch = "aarch64"))
     }
 
-    /// Find a set by name.
+    /// Look up an instruction set by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name, and for a set that the processor does not have.
+    /// [`Error::Argument`] for an unknown name or a set that this processor lacks.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         let found = NAMES.into_iter().find(|&(_, known)| known == name);
         let (found, _) = found.ok_or_else(|| {
             Error::argument(
                 "instructions",
-                format!("'{name}' is no set; expected 'scalar', 'neon', 'avx2' or 'avx512'"),
+                format!(
+                    "'{name}'; expected 'scalar', 'neon', 'avx2' or \
+                     'avx512'"
+                ),
             )
         })?;
         if !found.is_here() {
             return Err(Error::argument(
                 "instructions",
-                format!("this processor does not have '{name}'"),
+                format!("'{name}' is not supported by this processor"),
             ));
         }
         Ok(found)
     }
 
-    /// Every set that the processor has, the narrowest first.
+    /// Every supported set, narrowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         NAMES
             .into_iter()

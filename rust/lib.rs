@@ -1,9 +1,10 @@
-//! The data path of FIBER: bytes of pictures, texts and boxes in, training batches out.
+//! Data path of FIBER: image bytes, text and boxes in, training batches out.
 //!
-//! Plain Rust; only `py/` knows of Python, behind the feature `python`. Data flow:
-//! [`loader::record`] -> [`loader::sample`] (by [`image`], [`transform`], [`resize`], [`normalize`],
-//! [`boxes`], [`tokenizer`] and [`rng`]) -> [`loader::collate`], on the threads of [`loader`].
-//! Texts alone: [`tokenizer::batch`].
+//! Plain Rust; only `py/` depends on Python, behind the feature `python`. Data flow:
+//! [`loader::record`] -> [`loader::sample`] (uses [`image`], [`transform`], [`tokenizer`],
+//! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`] and [`normalize`])
+//! -> [`loader::collate`], on the threads of [`loader`]. Batches of text only:
+//! [`tokenizer::batch`].
 
 pub mod attention;
 pub mod boxes;

@@ -1,20 +1,21 @@
-//! Random draws that depend on (seed, epoch, sample, purpose) only, never on threads or order.
+//! Counter-based random numbers: they depend on (seed, epoch, sample, purpose) only, never on
+//! threads or order.
 //!
-//! `SplitMix64` (Steele et al. 2014) whose start is a hash of the key, so that any sample's draws can
-//! be made without those of another.
+//! `SplitMix64` (Steele et al. 2014), seeded by a hash of the key, so that a sample's numbers do
+//! not depend on other samples.
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// What a stream of draws is for: two purposes never share a stream.
+/// Purpose of a stream; each purpose has its own stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// The order of an epoch.
+    /// Shuffle of an epoch.
     Order,
-    /// Crop, size and flip of the picture with this number in its record.
-    Picture(u8),
-    /// Which words are masked.
+    /// Transform of the record's image with this index.
+    Image(u8),
+    /// MLM masking.
     MaskedWords,
-    /// Which record is taken in the place of a bad one, at this attempt.
+    /// Choice of a replacement for a bad record, at this attempt.
     Replacement(u8),
 }
 
@@ -23,19 +24,19 @@ impl Purpose {
         match self {
             Self::Order => 1,
             Self::MaskedWords => 2,
-            Self::Picture(number) => 0x100 + u64::from(number),
+            Self::Image(number) => 0x100 + u64::from(number),
             Self::Replacement(attempt) => 0x200 + u64::from(attempt),
         }
     }
 }
 
-/// A stream of draws.
+/// A stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Rng {
     state: u64,
 }
 
-/// The finalizer of `SplitMix64`: every output bit depends on every input bit.
+/// Finalizer of `SplitMix64`: every output bit depends on every input bit.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -43,7 +44,7 @@ fn mix(mut z: u64) -> u64 {
 }
 
 impl Rng {
-    /// The stream of one sample (`index`) in one epoch.
+    /// The stream of sample `index` in an epoch.
     #[must_use]
     pub fn new(seed: u64, epoch: u64, index: u64, purpose: Purpose) -> Self {
         let state = [seed, epoch, index, purpose.code()]
@@ -60,23 +61,23 @@ impl Rng {
         mix(self.state)
     }
 
-    /// A number in [0, 1).
+    /// Uniform float in [0, 1).
     #[allow(clippy::cast_precision_loss)] // 53 bits are exact in a double.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// A number in [low, high).
+    /// Uniform float in [low, high).
     pub fn range(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.unit()
     }
 
-    /// A whole number in [0, bound), all equally likely; 0 where the bound is 0.
+    /// Uniform integer in [0, bound); 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 {
             return 0;
         }
-        // Lemire 2019: the high half of a product, with the few biased low halves refused.
+        // Lemire 2019: high half of the product; biased low halves are rejected.
         let threshold = bound.wrapping_neg() % bound;
         loop {
             let product = u128::from(self.bits()) * u128::from(bound);
@@ -87,8 +88,8 @@ impl Rng {
         }
     }
 
-    /// A whole number in [0, bound) for indexing.
-    #[allow(clippy::cast_possible_truncation)] // Below a usize.
+    /// Uniform index in [0, bound).
+    #[allow(clippy::cast_possible_truncation)] // Fits a usize.
     pub fn index(&mut self, bound: usize) -> usize {
         self.below(bound as u64) as usize
     }
@@ -99,7 +100,82 @@ fn split(product: u128) -> (u64, u64) {
     ((product >> 64) as u64, product as u64)
 }
 
-/// The order of an epoch: every number below `count` once (Fisher-Yates).
+/// Philox 4x64-10 (Salmon et al. 2011) with the output of numpy's `Philox(key=...)`.
+#[derive(Clone, Debug)]
+struct Philox {
+    key: [u64; 2],
+    counter: u64,
+}
+
+impl Philox {
+    /// The next four outputs.
+    fn block(&mut self) -> [u64; 4] {
+        // numpy increments before it generates.
+        self.counter = self.counter.wrapping_add(1);
+        let mut x = [self.counter, 0, 0, 0];
+        let mut key = self.key;
+        for _ in 0..10 {
+            let (high0, low0) = split(u128::from(x[0]) * 0xD2E7_470E_E14C_6C93);
+            let (high1, low1) = split(u128::from(x[2]) * 0xCA5A_8263_9512_1157);
+            x = [high1 ^ x[1] ^ key[0], low1, high0 ^ x[3] ^ key[1], low0];
+            key[0] = key[0].wrapping_add(0x9E37_79B9_7F4A_7C15);
+            key[1] = key[1].wrapping_add(0xBB67_AE85_84CA_A73B);
+        }
+        x
+    }
+}
+
+/// Uniform floats of (seed, stream, index), equal to those of `fiber.data.draws.Draws` in Python.
+#[derive(Clone, Debug)]
+pub struct PhiloxUniform {
+    philox: Philox,
+    /// Numbers still to be returned, the last one first.
+    block: Vec<f64>,
+}
+
+impl PhiloxUniform {
+    /// Numbers per block; within a block they are returned from the end.
+    const BLOCK: usize = 64;
+
+    /// The stream of a sample (`index` below 2^48); streams with different names are independent.
+    #[must_use]
+    pub fn new(seed: u64, stream: u64, index: u64) -> Self {
+        let philox = Philox {
+            key: [stream << 48 | index, seed],
+            counter: 0,
+        };
+        Self {
+            philox,
+            block: Vec::with_capacity(Self::BLOCK),
+        }
+    }
+
+    /// Uniform float in [0, 1).
+    #[allow(clippy::should_implement_trait)] // It never ends.
+    pub fn next(&mut self) -> f64 {
+        #[allow(clippy::cast_precision_loss)] // 53 bits are exact in a double.
+        if self.block.is_empty() {
+            for _ in 0..Self::BLOCK / 4 {
+                let raw = self.philox.block();
+                let units = raw.map(|bits| (bits >> 11) as f64 / (1_u64 << 53) as f64);
+                self.block.extend(units);
+            }
+        }
+        self.block.pop().unwrap_or_default()
+    }
+
+    /// Integer in [0, bound), by truncation as in Python.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss
+    )] // Vocabularies are far below 2^53.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() * bound as f64) as usize
+    }
+}
+
+/// Shuffled order of an epoch: a permutation of 0..count (Fisher-Yates).
 #[must_use]
 pub fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut rng = Rng::new(seed, epoch, 0, Purpose::Order);
@@ -114,6 +190,13 @@ pub fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn philox_is_numpys() {
+        // `Draws(7, 3, 41).unit()` in Python, and the last raw value of the first 64.
+        let mut uniform = PhiloxUniform::new(7, 3, 41);
+        assert!((uniform.next() - 0.804_295_464_527_483_7).abs() < f64::EPSILON / 4.0);
+    }
 
     #[test]
     fn permutation_holds_every_number_once() {
@@ -136,11 +219,11 @@ mod tests {
     #[test]
     fn every_part_of_the_key_counts() {
         let first = |seed, epoch, index, purpose| Rng::new(seed, epoch, index, purpose).bits();
-        let base = first(0, 0, 0, Purpose::Picture(0));
-        assert_ne!(base, first(1, 0, 0, Purpose::Picture(0)));
-        assert_ne!(base, first(0, 1, 0, Purpose::Picture(0)));
-        assert_ne!(base, first(0, 0, 1, Purpose::Picture(0)));
-        assert_ne!(base, first(0, 0, 0, Purpose::Picture(1)));
+        let base = first(0, 0, 0, Purpose::Image(0));
+        assert_ne!(base, first(1, 0, 0, Purpose::Image(0)));
+        assert_ne!(base, first(0, 1, 0, Purpose::Image(0)));
+        assert_ne!(base, first(0, 0, 1, Purpose::Image(0)));
+        assert_ne!(base, first(0, 0, 0, Purpose::Image(1)));
         assert_ne!(
             first(1, 0, 0, Purpose::Order),
             first(0, 1, 0, Purpose::Order)

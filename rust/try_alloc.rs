@@ -1,16 +1,17 @@
-//! Memory whose size comes from the data: it is had, or an error says what it was for.
+//! Fallible allocation for sizes that come from data.
 //!
-//! `vec!` and `with_capacity` end the process where the system gives nothing more.
+//! `vec!` and `with_capacity` abort the process when memory is short; these functions return an
+//! error that says what the memory was for.
 
 use crate::Error;
 
-/// The most pixels of a picture unless another limit is given; twice Pillow's warning level.
+/// Default limit on the pixels of an image: twice Pillow's warning level.
 pub const MAX_PIXELS: usize = 178_956_970;
 
-/// A vector of `count` equal values; `what` names it in the message.
+/// A vector of `count` equal values; `what` names it in the error.
 ///
 /// # Errors
-/// [`Error::Memory`] where there is no memory for them.
+/// [`Error::Memory`] if the allocation fails.
 pub(crate) fn filled<T: Clone>(
     value: T,
     count: usize,
@@ -22,7 +23,7 @@ pub(crate) fn filled<T: Clone>(
     Ok(values)
 }
 
-/// Make room for `more` values behind those that are there.
+/// Reserve room for `more` values.
 ///
 /// # Errors
 /// As [`filled`].
@@ -37,19 +38,19 @@ pub(crate) fn reserve<T>(
     })
 }
 
-/// Ask whether so many bytes could be had, for work of other crates that take them without asking.
+/// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
 ///
 /// # Errors
 /// As [`filled`].
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
     let mut asked_for = Vec::<u8>::new();
     reserve(&mut asked_for, bytes, what)?;
-    // Without a use the compiler may leave the allocation out.
+    // Otherwise the compiler may remove the allocation.
     std::hint::black_box(asked_for);
     Ok(())
 }
 
-/// Make room for a row of tokens of each of some boxes.
+/// Reserve a row of tokens for each box.
 ///
 /// # Errors
 /// As [`filled`].
@@ -59,12 +60,10 @@ pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) ->
     })
 }
 
-/// The pixels of one picture, in messages.
-pub(crate) fn of_picture(height: usize, width: usize) -> impl Fn() -> String + Copy {
+/// Describes an image's pixels in errors.
+pub(crate) fn of_image(height: usize, width: usize) -> impl Fn() -> String + Copy {
     move || {
-        format!(
-            "a picture of {height} x {width} pixels; expected a smaller picture, or fewer threads"
-        )
+        format!("an image of {height} x {width} pixels; expected a smaller image, or fewer threads")
     }
 }
 
@@ -79,17 +78,17 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_memory_for_is_named() {
+    fn failed_allocations_are_named() {
         assert_eq!(filled(7_u16, 3, String::new).unwrap(), [7; 3]);
         for error in [
-            filled(0_u64, usize::MAX / 16, of_picture(3, 4)).unwrap_err(),
-            // More bytes than can be counted.
-            filled(0_u64, usize::MAX, of_picture(3, 4)).unwrap_err(),
-            check(usize::MAX / 2, of_picture(3, 4)).unwrap_err(),
+            filled(0_u64, usize::MAX / 16, of_image(3, 4)).unwrap_err(),
+            // More bytes than a usize can count.
+            filled(0_u64, usize::MAX, of_image(3, 4)).unwrap_err(),
+            check(usize::MAX / 2, of_image(3, 4)).unwrap_err(),
         ] {
             let message = error.to_string();
             assert!(
-                message.contains(" bytes for a picture of 3 x 4 pixels; expected "),
+                message.contains(" bytes for an image of 3 x 4 pixels; expected "),
                 "{message}"
             );
         }

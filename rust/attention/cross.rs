@@ -1,4 +1,4 @@
-//! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
+//! Cross-attention within a sample: image tokens attend to text tokens, or the reverse.
 
 use super::gradients::{Gradients, SavedForward};
 use super::head::Head;
@@ -7,33 +7,33 @@ use super::{Shared, backward, forward, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Queries that a task takes at least, so that turning the keys is little beside them.
+/// Minimum queries per task, so that transposing the keys costs little in comparison.
 const QUERIES_OF_TASK: usize = 64;
-/// Tasks for each thread, so that none waits long for the last.
+/// Tasks per thread, for load balancing.
 const TASKS_OF_THREAD: usize = 4;
 
-/// What is computed, and by whom.
+/// Shapes and parameters of a cross-attention.
 #[derive(Clone, Debug)]
 pub struct CrossAttention {
     /// B.
     pub samples: usize,
-    /// n, of a sample.
+    /// n, queries per sample.
     pub queries: usize,
-    /// m, of a sample.
+    /// m, keys per sample.
     pub keys: usize,
     /// h.
     pub heads: usize,
     /// d, as [`super::takes`] it.
     pub head_width: usize,
-    /// Keys of each sample that are read; None for all.
+    /// Unmasked keys of each sample; `None` for all.
     pub real: Option<Vec<Vec<u32>>>,
-    /// How many threads at most.
+    /// Maximum number of threads.
     pub threads: usize,
-    /// Which instructions.
+    /// Instruction set.
     pub instructions: Instructions,
 }
 
-/// Tensors (B, n or m, h, d) of the forward pass.
+/// Input tensors (B, n or m, h, d).
 pub struct CrossInputs<'a> {
     /// (B, n, h, d).
     pub query: &'a [f32],
@@ -43,7 +43,7 @@ pub struct CrossInputs<'a> {
     pub value: &'a [f32],
 }
 
-/// Find the keys of each sample that a mask (B, m) marks with something else than 0.
+/// Indices of the keys of each sample whose mask (B, m) is not 0.
 #[must_use]
 pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     let marked = |row: &[u8]| {
@@ -53,7 +53,7 @@ pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     mask.chunks_exact(keys.max(1)).map(marked).collect()
 }
 
-/// Take the first keys of each sample; None where these are all.
+/// Indices of the first keys of each sample; `None` if these are all.
 #[must_use]
 pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
     let all = lengths.iter().all(|&length| length as usize == keys);
@@ -66,7 +66,7 @@ pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
 }
 
 impl CrossAttention {
-    /// Numbers of a row of all heads.
+    /// Elements per token, over all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
@@ -92,11 +92,11 @@ impl CrossAttention {
         super::expect_width(self.head_width)
     }
 
-    /// Compute what is read (B, n, h, d), and the logarithms in base 2 of the sums of exponentials
+    /// Forward pass: the output (B, n, h, d), and the base-2 logarithms of the sums of exponentials
     /// (B, h, n).
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
+    /// [`Error::Argument`] for a tensor of another size.
     pub fn forward(
         &self,
         inputs: &CrossInputs,
@@ -116,7 +116,7 @@ impl CrossAttention {
             let (pair, first) = (task / parts, task % parts * at_once);
             let mut head = self.head(pair, query, key, value);
             head.queries = at_once.min(self.queries - first);
-            // SAFETY: the sizes were checked; every task writes rows and sums of its own.
+            // SAFETY: the sizes were checked; every task writes its own rows and sums.
             unsafe {
                 head.query.first = head.query.first.add(first * self.row());
                 let mut read = self.rows(out, pair, self.queries, None);
@@ -128,11 +128,11 @@ impl CrossAttention {
         Ok(())
     }
 
-    /// Compute the gradients of the inputs from the gradient of what was read, and from what the
-    /// forward pass gave: what was read, and the logarithms.
+    /// Backward pass: gradients of the inputs, given the gradient of the output, the output and the
+    /// logarithms.
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
+    /// [`Error::Argument`] for a tensor of another size.
     pub fn backward(
         &self,
         grad: &[f32],
@@ -156,7 +156,7 @@ impl CrossAttention {
         let [of_query, of_key, of_value] = [of_query, of_key, of_value].map(Shared::new);
         threads::run(self.samples * self.heads, self.threads, &|pair, space| {
             let head = self.head(pair, query, key, value);
-            // SAFETY: the sizes were checked; every task writes rows of its own.
+            // SAFETY: the sizes were checked; every task writes its own rows.
             unsafe {
                 let gradients = Gradients {
                     read: self.rows(grad, pair, self.queries, None),
@@ -178,7 +178,7 @@ impl CrossAttention {
     /// One head of one sample.
     fn head(&self, pair: usize, query: Shared, key: Shared, value: Shared) -> Head<'_> {
         let real = self.real.as_ref().map(|real| &real[pair / self.heads][..]);
-        // SAFETY: there is such a pair, and the sizes were checked.
+        // SAFETY: the pair exists, and the sizes were checked.
         unsafe {
             Head {
                 queries: self.queries,
@@ -206,7 +206,7 @@ impl CrossAttention {
     ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
         HeadRows {
-            // SAFETY: as of the caller.
+            // SAFETY: as for the caller.
             first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
             stride: self.row(),
             places,

@@ -1,22 +1,22 @@
-//! BMP: 1, 4, 8, 16, 24 and 32 bits a pixel, as they are, by masks or by run lengths.
+//! BMP decoder: 1, 4, 8, 16, 24 and 32 bits per pixel; uncompressed, bit fields or RLE.
 
 use super::samples::Samples;
 use crate::Error;
 use crate::image::check_size;
 use crate::try_alloc;
 
-/// Bytes of the header of the file.
+/// Size of the file header in bytes.
 const FILE_HEADER: usize = 14;
-/// Bytes of the oldest header of a picture, whose palette has three bytes a colour.
+/// Size of the oldest info header (OS/2), whose palette has three bytes per color.
 const CORE_HEADER: usize = 12;
 
-/// How pixels are stored.
+/// Pixel encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Storage {
     Plain,
-    /// Runs of 8 or 4 bits.
+    /// RLE8 or RLE4.
     Runs,
-    /// Masks of red, green, blue and alpha, 0 = none.
+    /// Bit fields: masks of red, green, blue and alpha, 0 = none.
     Masks([u32; 4]),
 }
 
@@ -27,18 +27,18 @@ struct BmpHeader {
     from_top: bool,
     bits: usize,
     storage: Storage,
-    /// Where the pixels begin.
+    /// Offset of the pixels.
     start: usize,
     palette: Vec<[u8; 3]>,
 }
 
-/// Little-endian numbers of a file.
+/// Read little-endian integers.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Error> {
     bytes
         .get(at..)
         .and_then(<[u8]>::first_chunk)
         .copied()
-        .ok_or_else(|| Error::decode("BMP: the file ends in its header"))
+        .ok_or_else(|| Error::decode("BMP: the file ends inside the header"))
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<usize, Error> {
@@ -90,7 +90,7 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
         }
         _ => {
             return Err(unsupported(&format!(
-                "{bits} bits a pixel with compression {compression}"
+                "{bits} bits per pixel with compression {compression}"
             )));
         }
     };
@@ -99,7 +99,8 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
         let most = 1 << bits;
         let count = if colors == 0 { most } else { colors.min(most) };
         let stored = bytes.get(at(length)..at(length) + count * size);
-        let stored = stored.ok_or_else(|| Error::decode("BMP: the file ends in its palette"))?;
+        let stored =
+            stored.ok_or_else(|| Error::decode("BMP: the file ends inside the palette"))?;
         stored
             .chunks_exact(size)
             .map(|c| [c[2], c[1], c[0]])
@@ -126,10 +127,10 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     read_header(bytes).map(|header| (header.height, header.width))
 }
 
-/// Decode a picture.
+/// Decode an image.
 ///
 /// # Errors
-/// [`Error::Decode`] for broken bytes, [`Error::Unsupported`], [`Error::TooManyPixels`].
+/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`], [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let header = read_header(bytes)?;
     check_size(header.height, header.width, max_pixels)?;
@@ -144,7 +145,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     };
     let mut pixels = Vec::new();
     let count = header.height * header.width * channels;
-    let what = try_alloc::of_picture(header.height, header.width);
+    let what = try_alloc::of_image(header.height, header.width);
     try_alloc::reserve(&mut pixels, count, what)?;
     if header.storage == Storage::Runs {
         let indices = unroll(stored, &header)?;
@@ -177,7 +178,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     })
 }
 
-/// Append the samples of a stored row.
+/// Append the samples of one row.
 fn spread(row: &[u8], header: &BmpHeader, color: impl Fn(u8) -> [u8; 3], pixels: &mut Vec<u8>) {
     let (bits, width) = (header.bits, header.width);
     match (header.storage, bits) {
@@ -204,7 +205,7 @@ fn spread(row: &[u8], header: &BmpHeader, color: impl Fn(u8) -> [u8; 3], pixels:
     }
 }
 
-/// The part of a pixel under a mask, spread to eight bits.
+/// Extract the bits under a mask and scale them to eight bits.
 fn masked(value: u32, mask: u32) -> u8 {
     if mask == 0 {
         return 0;
@@ -219,13 +220,13 @@ fn masked(value: u32, mask: u32) -> u8 {
     .unwrap_or(u8::MAX)
 }
 
-/// Run lengths -> indices of the palette, lowest row first; what is passed over is 0.
+/// Decode RLE to palette indices, bottom row first; skipped pixels are 0.
 fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
     let (height, width) = (header.height, header.width);
-    let mut indices = try_alloc::filled(0, height * width, try_alloc::of_picture(height, width))?;
+    let mut indices = try_alloc::filled(0, height * width, try_alloc::of_image(height, width))?;
     let (mut x, mut y) = (0, 0);
     let mut rest = stored;
-    // Of two pixels in a byte the upper half comes first.
+    // The high nibble is the first of two pixels.
     let half = |byte: u8, number: usize| match (header.bits, number % 2) {
         (8, _) => byte,
         (_, 0) => byte >> 4,
@@ -242,7 +243,7 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
     };
     loop {
         let Some((&[count, value], after)) = rest.split_first_chunk() else {
-            return Err(Error::decode("BMP: the file ends within its runs"));
+            return Err(Error::decode("BMP: the file ends inside the RLE data"));
         };
         rest = after;
         match (count, value) {
@@ -250,7 +251,7 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
             (0, 1) => break,
             (0, 2) => {
                 let Some((&[right, up], after)) = rest.split_first_chunk() else {
-                    return Err(Error::decode("BMP: the file ends within its runs"));
+                    return Err(Error::decode("BMP: the file ends inside the RLE data"));
                 };
                 rest = after;
                 x += usize::from(right);
@@ -260,7 +261,7 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
                 let count = usize::from(count);
                 let length = (count * header.bits).div_ceil(8);
                 let Some((bytes, after)) = rest.split_at_checked(length.next_multiple_of(2)) else {
-                    return Err(Error::decode("BMP: the file ends within its runs"));
+                    return Err(Error::decode("BMP: the file ends inside the RLE data"));
                 };
                 rest = after;
                 for number in 0..count {

@@ -1,4 +1,4 @@
-//! The first frame of a GIF, by the crate `gif`, on its canvas as Pillow lays it there.
+//! First frame of a GIF (crate `gif`), placed on its canvas as Pillow does.
 
 use gif::{ColorOutput, DecodeOptions, Frame};
 
@@ -15,7 +15,7 @@ fn decoder(bytes: &[u8]) -> Result<Decoder<'_>, Error> {
     options.read_info(bytes).map_err(|e| broken(&e))
 }
 
-/// The canvas grows where the first frame reaches beyond it.
+/// The canvas grows if the first frame exceeds it.
 fn canvas(decoder: &mut Decoder<'_>) -> Result<(usize, usize), Error> {
     let (height, width) = (decoder.height(), decoder.width());
     let frame = decoder.next_frame_info().map_err(|e| broken(&e))?;
@@ -38,14 +38,14 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
 /// Decode the first frame.
 ///
 /// # Errors
-/// [`Error::Decode`] for broken bytes or no palette, [`Error::TooManyPixels`].
+/// [`Error::Decode`] for corrupt bytes or a missing palette, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = canvas(&mut decoder)?;
     check_size(height, width, max_pixels)?;
-    // The frame lies on the canvas, which is small enough.
+    // The frame is inside the canvas, whose size was checked.
     let size = decoder.buffer_size();
-    let what = try_alloc::of_picture(height, width);
+    let what = try_alloc::of_image(height, width);
     let mut indices = try_alloc::filled(0, size, what)?;
     decoder
         .read_into_buffer(&mut indices)
@@ -61,7 +61,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let place = 3 * usize::from(index);
         match palette.get(place..place + 3) {
             Some(&[r, g, b]) => [r, g, b, alpha],
-            // Beyond the end of the palette.
+            // Index past the end of the palette.
             _ => [0, 0, 0, alpha],
         }
     };
@@ -76,7 +76,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     })
 }
 
-/// Write a frame onto a canvas of `width` columns.
+/// Copy a frame onto a canvas of `width` columns.
 fn place(
     frame: &Frame<'_>,
     indices: &[u8],

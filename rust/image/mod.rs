@@ -1,8 +1,9 @@
-//! Bytes of a picture file -> RGB, eight bits a channel.
+//! Decode image files to 8-bit RGB.
 //!
-//! The format is told from the content, never from a name. What comes out is what Pillow's
-//! `convert("RGB")` gives: alpha is dropped unless a colour is given to lay it over, grey is repeated, orientation tags are not applied. Of 16
-//! bits the upper eight are taken, for grey too, which Pillow would cut off at 255.
+//! The format is detected from the content, never from a name. The output equals Pillow's
+//! `convert("RGB")`: alpha is dropped unless a background color is given, gray is replicated,
+//! orientation tags are not applied. Of 16-bit samples the upper eight bits are used, for gray as
+//! well, where Pillow would clip at 255.
 
 use std::cell::RefCell;
 
@@ -18,10 +19,10 @@ use crate::error::catch_panic;
 pub use crate::try_alloc::MAX_PIXELS;
 use crate::{Error, jpeg, try_alloc};
 
-/// What can be decoded, in messages.
+/// Supported formats, in errors.
 const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
-/// A picture: `height * width * 3` bytes, rows from the top, red first.
+/// An RGB image: `height * width * 3` bytes, top row first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rgb {
     /// Rows.
@@ -32,7 +33,7 @@ pub struct Rgb {
     pub pixels: Vec<u8>,
 }
 
-/// A picture whose bytes somebody else holds: an [`Rgb`], an array of Python's.
+/// A borrowed RGB image: an [`Rgb`], or a Python array.
 #[derive(Clone, Copy, Debug)]
 pub struct RgbView<'a> {
     /// Rows.
@@ -53,20 +54,20 @@ impl<'a> From<&'a Rgb> for RgbView<'a> {
     }
 }
 
-/// Formats that can be decoded.
+/// Supported formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Baseline and progressive JPEG.
     Jpeg,
-    /// PNG; of an animated one, the still picture.
+    /// PNG; of an APNG, the default image.
     Png,
-    /// WebP; of an animated one, the first frame.
+    /// WebP; of an animation, the first frame.
     WebP,
     /// The first frame of a GIF.
     Gif,
     /// Windows bitmaps.
     Bmp,
-    /// The first picture of a TIFF.
+    /// The first image of a TIFF.
     Tiff,
 }
 
@@ -84,11 +85,11 @@ impl Format {
         }
     }
 
-    /// Tell the format from the first bytes.
+    /// Detect the format from the first bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where they belong to a format that is not decoded, [`Error::Decode`]
-    /// where they belong to none that is known.
+    /// [`Error::Unsupported`] for a known but unsupported format, [`Error::Decode`] for an unknown
+    /// one.
     pub fn of(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.starts_with(&[0xFF, 0xD8]) {
             Ok(Self::Jpeg)
@@ -107,18 +108,20 @@ impl Format {
                 "{name}: unsupported; expected a {KNOWN} file"
             )))
         } else if bytes.is_empty() {
-            Err(Error::decode(format!("no bytes; expected a {KNOWN} file")))
+            Err(Error::decode(format!(
+                "empty file; expected a {KNOWN} file"
+            )))
         } else {
             let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
             Err(Error::decode(format!(
-                "bytes that start with {} are no {KNOWN} file",
+                "starts with bytes {}; expected a {KNOWN} file",
                 start.join(" ")
             )))
         }
     }
 }
 
-/// Tell a format that is known and not decoded from the first bytes.
+/// Detect a known but unsupported format.
 fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
     if bytes.get(4..8) == Some(b"ftyp") {
         return match bytes.get(8..12)? {
@@ -150,8 +153,8 @@ fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
 /// Read (height, width) and format without decoding the pixels.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or a broken header, [`Error::Unsupported`] for a known
-/// one that is not decoded.
+/// [`Error::Decode`] for an unknown format or a corrupt header, [`Error::Unsupported`] for a known
+/// but unsupported format.
 pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
     let (height, width) = guarded(|| match format {
@@ -165,10 +168,9 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     Ok((height, width, format))
 }
 
-/// Read how EXIF, or TIFF's tag, says that a picture is to be turned: 1 (not at all) to 8.
+/// Read the EXIF (or TIFF) orientation: 1 (upright) to 8.
 ///
-/// It is 1 where nothing is said, and where what is said is malformed: that is no reason to refuse a
-/// picture.
+/// Missing and malformed tags read as 1; they are no reason to reject an image.
 #[must_use]
 pub fn orientation(bytes: &[u8], format: Format) -> u8 {
     let found = match format {
@@ -183,17 +185,17 @@ pub fn orientation(bytes: &[u8], format: Format) -> u8 {
     found.unwrap_or(1)
 }
 
-/// Decode a picture file; alpha is dropped.
+/// Decode an image file; alpha is dropped.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or broken or missing bytes, [`Error::Unsupported`] for a
-/// known format or a kind of one that is not decoded, [`Error::TooManyPixels`] above `max_pixels`, told from the header before
-/// memory for the pixels is taken.
+/// [`Error::Decode`] for an unknown format or corrupt bytes, [`Error::Unsupported`] for an
+/// unsupported format or variant, [`Error::TooManyPixels`] above `max_pixels`, checked in the
+/// header before pixels are allocated.
 pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     decode_over(bytes, max_pixels, None)
 }
 
-/// Decode a picture file and lay what has alpha over a colour; without one alpha is dropped.
+/// Decode an image file and blend alpha over a background color; without one alpha is dropped.
 ///
 /// # Errors
 /// As [`decode`].
@@ -216,7 +218,7 @@ pub fn decode_over(
     })?;
     if image.pixels.len() != image.height * image.width * 3 {
         return Err(Error::decode(format!(
-            "{} bytes came out of a picture of {} x {} pixels",
+            "{} bytes were decoded from an image of {} x {} pixels",
             image.pixels.len(),
             image.height,
             image.width
@@ -225,21 +227,21 @@ pub fn decode_over(
     Ok(image)
 }
 
-/// Work of a decoder, which broken bytes may make panic.
+/// Run a decoder, which may panic on corrupt bytes.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(decode, |why| {
-        Error::decode(format!("broken bytes, at which the decoder gave up: {why}"))
+        Error::decode(format!("corrupt data, decoder panicked: {why}"))
     })
 }
 
-/// Refuse a picture without pixels, or with more than `limit`.
+/// Reject an empty image, or one of more than `limit` pixels.
 ///
 /// # Errors
 /// [`Error::Decode`] and [`Error::TooManyPixels`].
 pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
         return Err(Error::decode(format!(
-            "picture of {height} x {width} pixels; expected 1 or more"
+            "image of {height} x {width} pixels; expected 1 or more"
         )));
     }
     if height.saturating_mul(width) > limit {
@@ -253,11 +255,11 @@ pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<()
 }
 
 thread_local! {
-    /// One for each thread, so that its memory is kept from picture to picture.
+    /// One per thread; keeps its buffers between images.
     static JPEG: RefCell<jpeg::Decoder> = RefCell::new(jpeg::Decoder::new());
 }
 
-/// Decode a JPEG, filled in where it is damaged, and say whether it was.
+/// Decode a JPEG; damaged parts are filled, which the status reports.
 ///
 /// # Errors
 /// As [`jpeg::Decoder::decode`].
@@ -270,7 +272,7 @@ pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::
     );
     let height = request.stop_row.map_or(height, |row| row.min(height));
     let mut pixels = Vec::new();
-    let what = try_alloc::of_picture(height, width);
+    let what = try_alloc::of_image(height, width);
     try_alloc::reserve(&mut pixels, height * width * 3, what)?;
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
@@ -301,7 +303,7 @@ mod tests {
     use super::*;
     use ::png;
 
-    /// A PNG of one pixel, written by the same crate that reads it.
+    /// A PNG of one pixel, written by the crate that reads it.
     fn png_of(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_are_no_picture() {
+    fn empty_input_is_not_an_image() {
         for bytes in [
             &b""[..],
             b"\xFF",
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_that_are_not_decoded_are_told_from_broken_ones() {
+    fn unsupported_formats_differ_from_corrupt_ones() {
         for (bytes, name) in [
             (&b"\0\0\0\x1cftypavif\0\0\0\0"[..], "AVIF"),
             (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF"),

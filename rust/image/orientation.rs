@@ -1,19 +1,20 @@
-//! Turning pictures as EXIF says.
+//! Apply the EXIF orientation.
 
 use crate::image::Rgb;
 use crate::{Error, try_alloc};
 
-/// Whether height and width change places; `orientation` is EXIF's, 1 to 8.
+/// True if `orientation` (EXIF, 1 to 8) swaps height and width.
 #[must_use]
 pub fn swaps_sides(orientation: u8) -> bool {
     (5..=8).contains(&orientation)
 }
 
-/// Turn a picture so that it stands as EXIF's `orientation` says; others than 2 to 8 change nothing.
+/// Rotate and mirror an image so that EXIF's `orientation` becomes upright; values other than 2 to
+/// 8 change nothing.
 ///
 /// # Errors
-/// [`Error::Memory`] where there is no memory for the turned one.
-pub fn turn(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
+/// [`Error::Memory`] if the result cannot be allocated.
+pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     if !(2..=8).contains(&orientation) {
         return Ok(image);
     }
@@ -24,11 +25,11 @@ pub fn turn(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     };
     let (last_row, last_column) = (image.height - 1, image.width - 1);
     let mut pixels = Vec::new();
-    let what = try_alloc::of_picture(height, width);
+    let what = try_alloc::of_image(height, width);
     try_alloc::reserve(&mut pixels, image.pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
-            // Where the pixel at (y, x) is stored.
+            // Source of the pixel at (y, x).
             let (row, column) = match orientation {
                 2 => (y, last_column - x),
                 3 => (last_row - y, last_column - x),
@@ -53,14 +54,14 @@ pub fn turn(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
 mod tests {
     use super::*;
 
-    /// Reds of a picture of two rows: 0 1 2 above 3 4 5.
+    /// Red channel of an image with rows 0 1 2 and 3 4 5.
     fn turned(orientation: u8) -> (usize, usize, Vec<u8>) {
         let image = Rgb {
             height: 2,
             width: 3,
             pixels: (0..6).flat_map(|red| [red, 0, 9]).collect(),
         };
-        let turned = turn(image, orientation).unwrap();
+        let turned = apply_orientation(image, orientation).unwrap();
         let reds = turned.pixels.chunks_exact(3).map(|pixel| pixel[0]);
         (turned.height, turned.width, reds.collect())
     }

@@ -1,4 +1,5 @@
-//! PNG, by the crate `png`: palettes and few bits are spread out, of 16 bits the upper eight are taken.
+//! PNG decoder (crate `png`): palettes and low bit depths are expanded, 16 bits are reduced to the
+//! upper eight.
 
 use std::io::Cursor;
 
@@ -7,7 +8,7 @@ use crate::image::check_size;
 use crate::{Error, exif, try_alloc};
 
 const SIGNATURE_BYTES: usize = 8;
-/// Of the checksum behind the data of a chunk.
+/// Checksum after a chunk's data, in bytes.
 const CHECKSUM_BYTES: usize = 4;
 
 type Reader<'a> = png::Reader<Cursor<&'a [u8]>>;
@@ -31,36 +32,36 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     reader(bytes).map(|reader| size_of(&reader))
 }
 
-/// Read how EXIF says that the picture is to be turned, 1 to 8.
+/// Read the EXIF orientation, 1 to 8.
 ///
-/// The chunk may stand behind the pixels, where the crate does not look before it has decoded them.
+/// The chunk may follow the pixels, where the crate looks only after decoding them.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     let mut rest = bytes.get(SIGNATURE_BYTES..)?;
     loop {
-        let (length, behind) = rest.split_first_chunk::<4>()?;
-        let (kind, behind) = behind.split_first_chunk::<4>()?;
-        let (data, behind) =
-            behind.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let (kind, tail) = tail.split_first_chunk::<4>()?;
+        let (data, tail) =
+            tail.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
         match kind {
             b"eXIf" => return exif::of_chunk(data),
             b"IEND" => return None,
-            _ => rest = behind.get(CHECKSUM_BYTES..)?,
+            _ => rest = tail.get(CHECKSUM_BYTES..)?,
         }
     }
 }
 
-/// Decode the still picture, of an animation too.
+/// Decode the default image, also of an APNG.
 ///
 /// # Errors
-/// [`Error::Decode`] for broken bytes, [`Error::TooManyPixels`].
+/// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut reader = reader(bytes)?;
     let (height, width) = size_of(&reader);
     check_size(height, width, max_pixels)?;
     let size = reader
         .output_buffer_size()
-        .ok_or_else(|| Error::decode("PNG: more bytes than memory can hold"))?;
-    let mut pixels = try_alloc::filled(0, size, try_alloc::of_picture(height, width))?;
+        .ok_or_else(|| Error::decode("PNG: more bytes than fit in memory"))?;
+    let mut pixels = try_alloc::filled(0, size, try_alloc::of_image(height, width))?;
     let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
     pixels.truncate(frame.buffer_size());
     Ok(Samples {

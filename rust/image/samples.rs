@@ -1,30 +1,32 @@
-//! Picture formats beside JPEG, one file each: `size` reads (height, width) from the header, `decode`
-//! gives samples of eight bits, and `orientation` says how the picture is to be turned, where it can.
+//! Decoded samples of the formats other than JPEG, and their conversion to RGB.
 //!
-//! AVIF is not among them: the decoders of its video format in Rust (`rav1d`, `re_rav1d`) are all of
-//! dav1d, translated around its C interface, and fast only with an assembler at build time.
+//! Each format is one file: `size` reads (height, width) from the header, `decode` returns 8-bit
+//! samples, and `orientation` reads the EXIF orientation, if the format has one.
+//!
+//! AVIF is not supported: the AV1 decoders in Rust (`rav1d`, `re_rav1d`) are translations of dav1d
+//! behind its C interface, and fast only with an assembler at build time.
 
 use crate::image::Rgb;
 use crate::{Error, try_alloc};
 
-/// A decoded picture whose colour may be grey or have alpha.
+/// Decoded samples: gray or RGB, with or without alpha.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Samples {
     /// Rows.
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// 1 grey, 2 grey and alpha, 3 red, green and blue, 4 those and alpha.
+    /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     pub channels: usize,
-    /// The samples of each pixel behind each other.
+    /// Interleaved samples.
     pub bytes: Vec<u8>,
 }
 
 impl Samples {
-    /// Repeat grey, and lay what has alpha over a colour; without one alpha is dropped.
+    /// Convert to RGB: replicate gray, blend alpha over a background; without one alpha is dropped.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no memory for the pixels.
+    /// [`Error::Memory`] if the pixels cannot be allocated.
     pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
         let pixels = match (self.channels, background) {
             (1, _) => self.pixels::<1>(|&[grey]| [grey; 3])?,
@@ -51,14 +53,14 @@ impl Samples {
     ) -> Result<Vec<u8>, Error> {
         let (from, _) = self.bytes.as_chunks::<N>();
         let mut pixels = Vec::new();
-        let what = try_alloc::of_picture(self.height, self.width);
+        let what = try_alloc::of_image(self.height, self.width);
         try_alloc::reserve(&mut pixels, 3 * from.len(), what)?;
         pixels.extend(from.iter().flat_map(color));
         Ok(pixels)
     }
 }
 
-/// A colour over another, rounded to the nearest as Pillow's `paste` with a mask does.
+/// Blend a color over another, rounded as in Pillow's `paste` with a mask.
 fn blend(color: [u8; 3], alpha: u8, below: [u8; 3]) -> [u8; 3] {
     let mut mixed = color;
     for (channel, below) in mixed.iter_mut().zip(below) {
@@ -69,7 +71,7 @@ fn blend(color: [u8; 3], alpha: u8, below: [u8; 3]) -> [u8; 3] {
     mixed
 }
 
-/// A product of two bytes, or a mean of such, divided by 255 and rounded.
+/// Divide a product of two bytes, or an average of such, by 255 and round.
 pub(crate) fn divide_by_255(product: u32) -> u8 {
     let product = product + 128;
     u8::try_from(((product >> 8) + product) >> 8).unwrap_or(u8::MAX)
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_dropped_or_laid_over_a_colour() {
+    fn alpha_is_dropped_or_blended() {
         assert!(over(4, &[], Some([1, 2, 3])).is_empty());
         assert_eq!(over(1, &[7, 9], Some([1, 2, 3])), [7, 7, 7, 9, 9, 9]);
         assert_eq!(over(2, &[7, 0], None), [7; 3]);

@@ -1,6 +1,6 @@
-//! The first picture of a TIFF, by the crate `tiff`: grey, RGB and CMYK of 8 or 16 bits, with alpha or
-//! without, and grey of one bit; stored as it is, by LZW, Deflate, `PackBits` or
-//! as a fax of group 4. Pixels are given as they are stored, whatever the orientation.
+//! First image of a TIFF (crate `tiff`): gray, RGB and CMYK of 8 or 16 bits, with or without alpha,
+//! and bilevel; uncompressed, LZW, Deflate, `PackBits` or fax group 4. The orientation is not
+//! applied.
 
 use std::io::Cursor;
 
@@ -12,9 +12,9 @@ use super::samples::{Samples, divide_by_255};
 use crate::image::check_size;
 use crate::{Error, exif, try_alloc};
 
-/// Most bytes of a pixel: five channels of 16 bits.
+/// Maximum bytes per pixel: five channels of 16 bits.
 const PIXEL_BYTES: usize = 10;
-/// Planes stored one after the other, in the tag of that name.
+/// `PlanarConfiguration` = separate planes.
 const PLANAR: u32 = 2;
 
 type Tiff<'a> = Decoder<Cursor<&'a [u8]>>;
@@ -36,16 +36,16 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     size_of(&mut decoder(bytes)?)
 }
 
-/// Read how the first picture is to be turned, 1 to 8.
+/// Read the orientation of the first image, 1 to 8.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     exif::of_tiff(bytes)
 }
 
-/// Decode the first picture.
+/// Decode the first image.
 ///
 /// # Errors
-/// [`Error::Decode`] for broken bytes, [`Error::Unsupported`] for other colours and compressions,
-/// [`Error::TooManyPixels`].
+/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`] for other color types and
+/// compressions, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = size_of(&mut decoder)?;
@@ -57,16 +57,16 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let color = decoder.colortype().map_err(|e| fault(&e))?;
     let layout = decoder.find_tag_unsigned(Tag::PlanarConfiguration);
     if layout.map_err(|e| fault(&e))? == Some(PLANAR) && color.num_samples() > 1 {
-        return Err(unsupported("planes one after the other"));
+        return Err(unsupported("separate planes"));
     }
-    // The samples as they are stored, and then as bytes.
+    // The stored samples, and their copy in bytes.
     let sample_bytes = usize::from(color.bit_depth()).div_ceil(8) + 1;
     let size = height * width * usize::from(color.num_samples()) * sample_bytes;
-    try_alloc::check(size, try_alloc::of_picture(height, width))?;
+    try_alloc::check(size, try_alloc::of_image(height, width))?;
     let stored = match decoder.read_image().map_err(|e| fault(&e))? {
         DecodingResult::U8(bytes) => bytes,
         DecodingResult::U16(words) => words.iter().map(|word| word.to_be_bytes()[0]).collect(),
-        _ => return Err(unsupported("samples that are no bytes or words")),
+        _ => return Err(unsupported("samples that are neither 8 nor 16 bits")),
     };
     let (channels, bytes) = match color {
         ColorType::Gray(1) => (1, unpack(&stored, height, width)),
@@ -78,7 +78,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         ColorType::RGB(8 | 16) => (3, stored),
         ColorType::RGBA(8 | 16) => (4, stored),
         ColorType::CMYK(8 | 16) => (3, from_cmyk(&stored)),
-        other => return Err(unsupported(&format!("colours of the kind {other:?}"))),
+        other => return Err(unsupported(&format!("color type {other:?}"))),
     };
     Ok(Samples {
         height,
@@ -88,7 +88,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     })
 }
 
-/// One bit a pixel -> one byte; every row starts with a byte of its own.
+/// Expand one bit per pixel to bytes; rows are byte-aligned.
 fn unpack(stored: &[u8], height: usize, width: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(height * width);
     for row in stored.chunks_exact(width.div_ceil(8)).take(height) {
@@ -100,7 +100,7 @@ fn unpack(stored: &[u8], height: usize, width: usize) -> Vec<u8> {
     bytes
 }
 
-/// Ink on white paper, as Pillow mixes it.
+/// Convert CMYK to RGB as Pillow does.
 fn from_cmyk(stored: &[u8]) -> Vec<u8> {
     let (pixels, _) = stored.as_chunks::<4>();
     pixels

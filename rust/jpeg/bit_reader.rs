@@ -1,27 +1,28 @@
-//! Bits of entropy-coded data, most significant first.
+//! Bit reader for entropy-coded data, most significant bit first.
 
 use super::huffman::{Entry, HuffmanTable, Symbol, extend, step};
 
-/// Bits that a refill leaves at least.
+/// Minimum number of bits after a refill.
 const FULL: u32 = 56;
 
-/// Bits that a symbol takes at most, and one for what is no code.
+/// Maximum bits of a symbol, and one more for invalid codes.
 const LONGEST: u32 = 17;
 
-/// A reader of bits. Past the last byte come zeros for ever; [`BitReader::is_overrun`] tells.
+/// Reads bits. Past the last byte it returns zeros; [`BitReader::is_overrun`] reports that.
 #[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
-    /// The next byte to load; counts on past the end.
+    /// Next byte to load; keeps counting past the end.
     position: usize,
-    /// Loaded bits from the top; below the counted ones stand bits that are loaded again.
+    /// Loaded bits from the top; bits below the count are loaded again later.
     buffer: u64,
-    /// How many, in bits 0 to 5. Above them [`BitReader::take_entry`] counts down what is left of a block's
-    /// places, since one subtraction does both; of no meaning elsewhere.
+    /// Number of loaded bits, in bits 0 to 5. [`BitReader::take_entry`] counts down the remaining
+    /// coefficients of a block above them, so that one subtraction updates both; arbitrary
+    /// elsewhere.
     count: u32,
 }
 
-/// Where places are counted.
+/// Bit position of the coefficient counter.
 const PLACES: u32 = 8;
 
 impl<'a> BitReader<'a> {
@@ -44,13 +45,13 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// How many bits are loaded.
+    /// Number of loaded bits.
     #[inline]
     fn loaded(&self) -> u32 {
         self.count & 63
     }
 
-    /// The next byte to load.
+    /// Next byte to load.
     #[inline]
     pub(super) fn position(&self) -> usize {
         self.position
@@ -82,19 +83,19 @@ impl<'a> BitReader<'a> {
         u64::from_be_bytes(word)
     }
 
-    /// Whether more bits were taken than there are.
+    /// True if more bits were taken than there are.
     #[inline]
     pub(super) fn is_overrun(&self) -> bool {
         self.position * 8 > self.bytes.len() * 8 + self.loaded() as usize
     }
 
-    /// What the next bits mean; at least 10 of them must be loaded.
+    /// Table entry of the next bits; at least 10 bits must be loaded.
     #[inline]
     pub(super) fn peek(&self, table: &HuffmanTable) -> Entry {
         table.entry(self.buffer)
     }
 
-    /// Take what an entry tells, which is not rare; the value.
+    /// Take a common entry; returns its value.
     #[inline]
     pub(super) fn take_entry(&mut self, entry: Entry) -> i16 {
         let value = entry.value(self.buffer);
@@ -103,8 +104,8 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// The same where the entry is rare.
-    #[allow(clippy::inline_always)] // The bits stay in registers, since no call gets their address.
+    /// The same for a rare entry.
+    #[allow(clippy::inline_always)] // Inlined to keep the bit buffer in registers.
     #[inline(always)]
     pub(super) fn take_rare(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
         self.refill();
@@ -118,7 +119,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// Take the difference of a DC coefficient, and begin to count the places of its block.
+    /// Take a DC difference, and start counting the coefficients of its block.
     #[allow(clippy::inline_always)] // As above.
     #[inline(always)]
     pub(super) fn difference(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
@@ -133,7 +134,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// The same, and count no places.
+    /// The same without counting.
     #[allow(clippy::inline_always)] // As above.
     #[inline(always)]
     pub(super) fn plain_difference(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
@@ -142,7 +143,7 @@ impl<'a> BitReader<'a> {
         difference
     }
 
-    /// Take what an entry tells, which is not rare, and count no places; the value.
+    /// Take a common entry without counting; returns its value.
     #[inline]
     pub(super) fn take_value(&mut self, entry: Entry) -> i16 {
         let value = entry.value(self.buffer);
@@ -150,7 +151,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// Take 1 to 56 bits, the first of them as the lowest.
+    /// Take 1 to 56 bits, the first one in the lowest position.
     #[inline]
     pub(super) fn take_first(&mut self, count: u32) -> u64 {
         if self.count < count {
@@ -161,13 +162,13 @@ impl<'a> BitReader<'a> {
         first
     }
 
-    /// How many places of the block are left, less than zero past its end.
+    /// Remaining coefficients of the block; negative past its end.
     #[inline]
     pub(super) fn places_left(&self) -> i8 {
         (self.count >> PLACES) as i8
     }
 
-    /// Take loaded bits.
+    /// Discard loaded bits.
     #[inline]
     pub(super) fn skip(&mut self, count: u32) {
         self.buffer <<= count;
@@ -203,7 +204,7 @@ impl<'a> BitReader<'a> {
     }
 }
 
-/// A place in entropy-coded data.
+/// A position in entropy-coded data.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BitPosition {
     pub(super) position: usize,
@@ -212,7 +213,7 @@ pub(super) struct BitPosition {
 }
 
 impl BitPosition {
-    /// Whole bytes that are not taken yet, of `length`.
+    /// Whole bytes that are left of `length`.
     pub(super) fn bytes_left(&self, length: usize) -> usize {
         (length * 8 + self.count as usize).saturating_sub(self.position * 8) / 8
     }

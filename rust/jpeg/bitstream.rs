@@ -1,42 +1,42 @@
-//! The entropy-coded data of a scan: stuffed bytes taken out, cut at its markers, with libjpeg-turbo's
-//! recovery from restart markers that are missing, doubled or out of order.
+//! Entropy-coded data of a scan: byte stuffing is removed, markers end segments, and missing,
+//! duplicate or misplaced restart markers are handled as in libjpeg-turbo.
 
 use super::bit_reader::{BitPosition, BitReader};
 use super::markers::{END_OF_IMAGE, Reader};
 
-/// Bytes of the file that are made ready at a time: they stay in the second cache.
+/// Bytes of the file that are unstuffed at a time: they fit in the second-level cache.
 const WINDOW: usize = 1 << 15;
 /// More than the damaged data of one MCU can take: 10 blocks of 64 symbols of 31 bits.
 const MARGIN: usize = 4096;
 
-/// What was wrong with the data of a scan and was filled up.
+/// Damage found in a scan's data, which was filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Damage {
     /// A segment ended before its last MCU.
     pub(super) is_short: bool,
-    /// Bits that are no Huffman code.
+    /// Bits that are not a Huffman code.
     pub(super) is_bad_code: bool,
     /// A restart marker was not the expected one.
     pub(super) is_out_of_order: bool,
-    /// Bytes that no MCU took; zeros at the end of a scan do not count.
+    /// Bytes that belong to no MCU; zeros at the end of a scan do not count.
     pub(super) unused_bytes: usize,
 }
 
-/// The entropy-coded data of a scan.
+/// Entropy-coded data of a scan.
 pub(super) struct Bitstream<'a, 'w> {
     reader: Reader<'a>,
     window: &'w mut Vec<u8>,
     state: BitPosition,
-    /// The marker that ended the segment and is not passed yet.
+    /// The marker that ended the segment, still to be consumed.
     marker: Option<u8>,
     expected_restart: u8,
-    /// Whether the segment has no more data; the rest of its MCUs stays as it is.
+    /// True if the segment has no more data; the rest of its MCUs is unchanged.
     pub(super) is_exhausted: bool,
     pub(super) damage: Damage,
 }
 
 impl<'a, 'w> Bitstream<'a, 'w> {
-    /// Begin a scan at the reader's position.
+    /// Start a scan at the reader's position.
     pub(super) fn new(reader: Reader<'a>, window: &'w mut Vec<u8>) -> Self {
         window.clear();
         Self {
@@ -50,7 +50,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// The bits, and the position up to which all that one MCU can take is made ready.
+    /// The bit reader, and the position up to which a whole MCU is available.
     #[inline]
     pub(super) fn bits(&mut self) -> (BitReader<'_>, usize) {
         if self.marker.is_none() && self.state.position + MARGIN > self.window.len() {
@@ -63,7 +63,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         (BitReader::new(self.window, self.state), limit)
     }
 
-    /// Go on from where bits were read to.
+    /// Resume where bits were read to.
     #[inline]
     pub(super) fn resume(&mut self, state: BitPosition, is_overrun: bool, is_bad_code: bool) {
         self.state = state;
@@ -72,7 +72,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         self.damage.is_bad_code |= is_bad_code;
     }
 
-    /// Make more bytes ready, up to the next marker.
+    /// Unstuff more bytes, up to the next marker.
     #[cold]
     fn fill(&mut self) {
         let used = self.state.position.min(self.window.len());
@@ -92,7 +92,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// At an FF or the end: take a stuffed byte, or note the marker.
+    /// At an FF or the end: unstuff a byte, or note the marker.
     fn pass_stuffed(&mut self) {
         let rest = self
             .reader
@@ -116,7 +116,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// Pass over what is left of the segment; returns its marker.
+    /// Skip the rest of the segment; returns its marker.
     fn end_segment(&mut self) -> u8 {
         let left = self.state.bytes_left(self.window.len());
         let at = self.window.len().saturating_sub(left);
@@ -133,7 +133,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// Go on to the segment behind the expected restart marker, or do what libjpeg-turbo does without it.
+    /// Move to the segment after the expected restart marker, or recover as libjpeg-turbo does.
     pub(super) fn restart(&mut self) {
         let expected = self.expected_restart;
         self.expected_restart = (expected + 1) & 7;
@@ -145,7 +145,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             let ahead = marker.wrapping_sub(0xD0 + expected) & 7;
             match marker {
                 0xD0..=0xD7 if ahead == 1 || ahead == 2 => break,
-                // A marker that should have come before, or none that exists: look for the next.
+                // An earlier or invalid marker: look for the next one.
                 0xD0..=0xD7 if ahead == 6 || ahead == 7 => {}
                 0xD0..=0xD7 => {
                     self.marker = None;
@@ -161,14 +161,14 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         // The marker of a later segment: this one is empty.
     }
 
-    /// End the scan; returns the reader behind the marker that follows, and that marker.
+    /// End the scan; returns the reader after the following marker, and that marker.
     pub(super) fn finish(mut self) -> (Reader<'a>, u8, Damage) {
         let marker = self.end_segment();
         (self.reader, marker, self.damage)
     }
 }
 
-/// Length without the zeros at the end, with which some writers pad.
+/// Length without trailing zeros, with which some encoders pad.
 fn used_length(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -183,7 +183,7 @@ fn find_stuffed(bytes: &[u8]) -> usize {
     let mut at = 0;
     for chunk in &mut chunks {
         let word = !u64::from_le_bytes(chunk.try_into().unwrap_or([0; 8]));
-        // A byte of zero borrows.
+        // A zero byte borrows.
         let found = word.wrapping_sub(ONES) & !word & (ONES << 7);
         if found != 0 {
             return at + (found.trailing_zeros() / 8) as usize;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn stuffing_is_taken_out_and_markers_end_a_segment() {
+    fn stuffing_is_removed_and_markers_end_a_segment() {
         assert_eq!(segment(&[]), (vec![], 0xD9));
         assert_eq!(segment(&[1, 0xFF]), (vec![1], 0xD9));
         assert_eq!(

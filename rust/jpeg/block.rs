@@ -4,10 +4,10 @@ use std::ops::{Deref, DerefMut, Range};
 
 use crate::{Error, try_alloc};
 
-/// Where a coefficient stands in its block, by its place in the zigzag order (figure A.6).
+/// Zigzag order: position of a coefficient in its block, by its index in the scan (figure A.6).
 ///
-/// Longer than 64: damaged data may run past the end of a block; libjpeg-turbo lets that overwrite the
-/// last coefficient.
+/// Longer than 64 entries: damaged data may run past the end of a block; libjpeg-turbo lets that
+/// overwrite the last coefficient.
 pub(super) const NATURAL_ORDER: [u8; 256] = natural_order();
 
 const fn natural_order() -> [u8; 256] {
@@ -37,7 +37,7 @@ const fn natural_order() -> [u8; 256] {
     order
 }
 
-/// The same by how many places are left behind it, as a signed byte.
+/// The same by the number of remaining coefficients, as a signed byte.
 pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
     let mut order = [0; 256];
     let mut at = 0;
@@ -48,9 +48,9 @@ pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
     order
 };
 
-/// The coefficients of a block, in natural order, as they stand in the file.
+/// DCT coefficients of a block in natural order, quantized.
 ///
-/// Aligned so that no register is loaded from two lines of the cache.
+/// Aligned so that no register load crosses a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Block([i16; 64]);
@@ -75,30 +75,30 @@ impl DerefMut for Block {
     }
 }
 
-/// Blocks of a component that are kept from picture to picture: 64 MiB.
+/// Blocks per component that are kept between images: 64 MiB.
 const KEPT_BLOCKS: usize = 1 << 19;
 
 fn of_coefficients() -> String {
-    let what = "the coefficients of a JPEG, all of which are kept";
-    format!("{what}; expected a smaller picture, or fewer threads")
+    let what = "the coefficients of a JPEG of several scans";
+    format!("{what}; expected a smaller image, or fewer threads")
 }
 
-/// Coefficients of a component, all of them or those of some MCUs.
+/// Coefficients of a component: all of them, or those of some MCUs.
 #[derive(Default)]
 pub(super) struct Coefficients {
     pub(super) blocks: Vec<Block>,
-    /// Of each block, a bit for each place of the zigzag order whose coefficient of AC is not zero. Only
-    /// scans that read a picture bit by bit need it.
+    /// Per block, a bit for each zigzag index whose AC coefficient is not zero; for progressive
+    /// images only.
     non_zero: Vec<u64>,
-    /// Blocks from one row of blocks to the next.
+    /// Blocks per row of blocks.
     pub(super) stride: usize,
 }
 
 impl Coefficients {
-    /// Make room for some blocks, all zero.
+    /// Allocate blocks of zeros.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no memory for them.
+    /// [`Error::Memory`] if the allocation fails.
     pub(super) fn reset(
         &mut self,
         wide: usize,
@@ -117,7 +117,7 @@ impl Coefficients {
         Ok(())
     }
 
-    /// Give back memory, except for what most pictures need.
+    /// Release memory beyond the needs of most images.
     pub(super) fn release(&mut self) {
         self.blocks.clear();
         self.blocks.shrink_to(KEPT_BLOCKS);
@@ -125,7 +125,7 @@ impl Coefficients {
         self.non_zero.shrink_to(KEPT_BLOCKS);
     }
 
-    /// Some blocks of a row of a progressive picture, and what of them is not zero.
+    /// Some blocks of a row of a progressive image, with their nonzero bits.
     #[inline]
     pub(super) fn row_mut(
         &mut self,

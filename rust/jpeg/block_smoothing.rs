@@ -1,19 +1,19 @@
-//! Smoothing across blocks while a progressive picture is not known fully.
+//! Block smoothing of incomplete progressive images.
 //!
-//! Where the first coefficients of a block are missing, libjpeg-turbo guesses them from the means of the
-//! 5 x 5 blocks around. This gives the same values.
+//! Where low-frequency coefficients are unknown, libjpeg-turbo estimates them from the DC values of
+//! the surrounding 5 x 5 blocks. This gives the same values.
 
 use super::block::{Block, Coefficients};
 use super::frame::Frame;
 use super::progressive::KnownBits;
 
-/// Means of 5 x 5 blocks, row by row, and factors for them.
+/// DC values of 5 x 5 blocks, row by row, or factors for them.
 type Neighborhood = [i32; 25];
 
-/// A coefficient to be guessed: its place in the block and the factors.
+/// An estimated coefficient: its position in the block and the factors.
 struct Estimate {
     position: usize,
-    /// Where no coefficient but the mean is known, and where some are.
+    /// If only DC is known, and if some AC coefficients are.
     alone: Neighborhood,
     otherwise: Option<Neighborhood>,
 }
@@ -97,21 +97,21 @@ const GUESSES: [Estimate; 9] = [
     },
 ];
 
-/// For the mean itself where nothing else is known.
+/// For DC itself if nothing else is known.
 const MEAN: Neighborhood = [
     -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
 ];
 
-/// Smoothing of a picture.
+/// Block smoothing of an image.
 pub(super) struct Smoothing {
     known: Vec<KnownBits>,
     is_one_scan: bool,
-    /// The last row of MCUs that had data in the last scan.
+    /// The last MCU row with data in the last scan.
     last_good_row: usize,
 }
 
 impl Smoothing {
-    /// Tell whether a picture needs smoothing and can have it.
+    /// Determine whether an image needs smoothing and supports it.
     pub(super) fn new(
         known: &[KnownBits],
         quantisation: &[Option<[u16; 64]>],
@@ -135,7 +135,7 @@ impl Smoothing {
         })
     }
 
-    /// Fill `blocks` with a row of blocks of a component, smoothed.
+    /// Fill `blocks` with a smoothed row of blocks.
     pub(super) fn row(
         &self,
         frame: &Frame,
@@ -159,7 +159,7 @@ impl Smoothing {
             known.before
         };
         let is_alone = bits[1..10].iter().all(|&bits| bits == -1);
-        // In the last row of MCUs, libjpeg-turbo counts with its own number of rows.
+        // In the last MCU row libjpeg-turbo uses its own number of rows.
         let rows = match component.blocks_high % component.v {
             rest if rest > 0 && mcu_row + 1 == frame.mcus_high => rest,
             _ => component.v,
@@ -180,7 +180,7 @@ impl Smoothing {
     }
 }
 
-/// The means around a block; those outside of the picture are its nearest ones.
+/// DC values around a block; outside of the image they are replicated.
 fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Neighborhood {
     let mut window = [0; 25];
     for (means, row) in window.chunks_exact_mut(5).zip(rows) {

@@ -1,4 +1,4 @@
-//! From the scans of a file to its rows.
+//! Decode a file: headers, scans, rows.
 
 use super::bitstream::Damage;
 use super::block::{Block, Coefficients};
@@ -15,43 +15,43 @@ use super::{Request, Status};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Memory that is kept from picture to picture.
+/// Buffers of a decoder, kept between images.
 pub(super) struct DecoderState {
     pub(super) tables: TableCache,
     pub(super) window: Vec<u8>,
-    /// Those of a few MCUs, in the order of the file.
+    /// Blocks of a few MCUs, in scan order.
     pub(super) chunk: Vec<Block>,
-    /// All of them, by component, where several scans hold them.
+    /// All coefficients, by component, for images of several scans.
     pub(super) coefficients: Vec<Coefficients>,
     pub(super) smooth: Vec<Block>,
     pub(super) rows: McuRows,
 }
 
-/// Where rows go to.
+/// Destination of the rows.
 pub(super) struct Output<'o> {
     space: ColorSpace,
-    /// The first row that is not wanted.
+    /// First row that is not needed.
     end: usize,
     target: Target<'o>,
 }
 
 impl Output<'_> {
-    /// Hand on what is complete after a row of MCUs. Returns whether that was the last row wanted.
+    /// Emit the rows completed by an MCU row. Returns whether that was the last one needed.
     pub(super) fn emit(&mut self, rows: &mut McuRows, mcu_row: usize) -> bool {
         rows.emit(mcu_row, self.space, self.end, &mut self.target);
         rows.is_done(self.end)
     }
 }
 
-/// A picture that was begun.
+/// A started image.
 pub(super) enum StartedDecode<'p> {
-    /// Its one scan holds all of it, and is still to be decoded.
-    SingleScanDecode(Box<SingleScanDecode<'p>>),
-    /// It is done.
+    /// It has a single scan, which is still to be decoded.
+    SingleScan(Box<SingleScanDecode<'p>>),
+    /// It is decoded.
     Done(Status),
 }
 
-/// What was found wrong, in the order of the file.
+/// Problems found, in file order.
 #[derive(Default)]
 pub(super) struct DecodeWarnings {
     reasons: Vec<String>,
@@ -67,16 +67,16 @@ impl DecodeWarnings {
 
     pub(super) fn add_damage(&mut self, damage: Damage) {
         if damage.is_short {
-            self.add("the data end before the last block");
+            self.add("the data ends before the last block");
         }
         if damage.is_bad_code {
-            self.add("bits that are no Huffman code");
+            self.add("invalid Huffman code");
         }
         if damage.is_out_of_order {
             self.add("restart markers out of order");
         }
         if damage.unused_bytes > 0 {
-            self.add("data that belong to no block");
+            self.add("extra data");
         }
     }
 
@@ -101,7 +101,7 @@ impl DecoderState {
         }
     }
 
-    /// Decode a picture, or all but what [`SingleScanDecode`] decodes.
+    /// Decode an image, except for what [`SingleScanDecode`] decodes.
     pub(super) fn begin<'p>(
         &'p mut self,
         bytes: &'p [u8],
@@ -132,7 +132,7 @@ impl DecoderState {
                 .map_or(self.rows.height, |row| row.min(self.rows.height)),
             target,
         };
-        if let Target::Picture(pixels) = &output.target {
+        if let Target::Image(pixels) = &output.target {
             let expected = output.end * self.rows.width * 3;
             if pixels.len() != expected {
                 let reason = format!("{} bytes; expected {expected}", pixels.len());
@@ -141,7 +141,7 @@ impl DecoderState {
         }
         if !frame.is_progressive && scan.components.len() == frame.components.len() {
             let scan = SingleScanDecode::new(self, frame, &scan, markers, reader, output)?;
-            Ok(StartedDecode::SingleScanDecode(Box::new(scan)))
+            Ok(StartedDecode::SingleScan(Box::new(scan)))
         } else {
             let warnings = multi_scan::decode(self, &frame, scan, markers, reader, &mut output)?;
             Ok(StartedDecode::Done(warnings.status()))
@@ -149,7 +149,7 @@ impl DecoderState {
     }
 }
 
-/// Give motion JPEG, which leaves them out, the tables of the standard.
+/// Set the default tables, which motion JPEG omits.
 fn set_standard_tables(markers: &mut Markers) {
     let dc = [huffman::DC_LUMINANCE, huffman::DC_CHROMINANCE];
     let ac = [huffman::AC_LUMINANCE, huffman::AC_CHROMINANCE];
@@ -160,7 +160,7 @@ fn set_standard_tables(markers: &mut Markers) {
     }
 }
 
-/// Prepare the components of a sequential scan.
+/// Set up the components of a sequential scan.
 pub(super) fn parts(
     cache: &mut TableCache,
     frame: &Frame,
@@ -185,7 +185,7 @@ pub(super) fn parts(
     Ok(parts)
 }
 
-/// Find a Huffman table by its number.
+/// Look up a Huffman table by its number.
 pub(super) fn huffman_table(
     tables: &[Option<TableSpec>; 4],
     number: usize,
@@ -196,7 +196,7 @@ pub(super) fn huffman_table(
         .ok_or_else(|| broken(format!("Huffman table {number} is missing")))
 }
 
-/// Note the quantisation tables of the components that a scan is the first to have.
+/// Latch the quantization tables of components in their first scan.
 pub(super) fn latch_quantisation(
     rows: &mut McuRows,
     frame: &Frame,
@@ -213,7 +213,7 @@ pub(super) fn latch_quantisation(
                 .quantisation
                 .get(number)
                 .and_then(Option::as_ref)
-                .ok_or_else(|| broken(format!("quantisation table {number} is missing")))?;
+                .ok_or_else(|| broken(format!("quantization table {number} is missing")))?;
             rows.set_quantisation(part.index, table);
         }
     }

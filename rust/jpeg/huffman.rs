@@ -1,24 +1,24 @@
-//! Huffman tables made ready for decoding, kept from picture to picture.
+//! Huffman decoding tables, cached between images.
 
 use std::sync::Arc;
 
 use super::markers::broken;
 use crate::Error;
 
-/// Bits by which the fast tables are indexed: two tables of 4 KiB stay in the first cache.
+/// Index bits of the fast tables: two tables of 4 KiB fit in the first-level cache.
 pub(super) const FAST_BITS: u32 = 10;
-/// The most bits that an entry takes: three AC codes, or one of DC and two of AC, fit into one refill.
+/// Maximum bits of an entry: three AC codes, or one DC and two AC codes, fit in one refill.
 const MOST_BITS: u32 = 18;
 const MOST_DC_BITS: u32 = 20;
-/// The longest code.
+/// Maximum code length.
 const MAX_LENGTH: usize = 16;
-/// The step of an end of block: past any place of a block.
+/// Step of an end of block: past the end of any block.
 const END_OF_BLOCK: u32 = 128;
 
-/// A table as it stands in the file.
+/// A table as stored in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct TableSpec {
-    /// Codes by length, from 1 bit.
+    /// Number of codes by length, from 1 bit.
     pub(super) counts: [u8; MAX_LENGTH],
     pub(super) values: [u8; 256],
 }
@@ -46,16 +46,16 @@ impl TableSpec {
     }
 }
 
-/// What the next bits mean: a code, and behind it the bits of a coefficient or of a difference of DC.
+/// Meaning of the next bits: a code, followed by the bits of an AC coefficient or DC difference.
 ///
-/// Bits 0 to 5: how many bits to take, of both; 8 to 15: how far to go on in the zigzag order; 16 to 31:
-/// what has to be added to the taken bits for the value. Code and sign, which decide on that, are part
-/// of the index, and cut to 16 bits the sum is right whatever stands above.
+/// Bits 0 to 5: total number of bits; 8 to 15: step in the zigzag order; 16 to 31: what to add to
+/// the taken bits to get the value. Code and sign, which determine that, are part of the index;
+/// modulo 2^16 the sum is right whatever bits are above.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry(u32);
 
 impl Entry {
-    /// A code that is too long for the index, or has too many bits behind it.
+    /// A code that is longer than the index, or has too many bits after it.
     const RARE: Self = Self(1 << 6);
 
     fn new(code: u32, length: u32, size: u32, step: u32, is_negative: bool) -> Self {
@@ -69,25 +69,25 @@ impl Entry {
         self.0 & Self::RARE.0 != 0
     }
 
-    /// How far to go on in the zigzag order.
+    /// Step in the zigzag order.
     #[inline]
     pub(super) fn step(self) -> usize {
         (self.0 >> 8 & 0xFF) as usize
     }
 
-    /// Whether an end of block or, where scans are progressive, of a band begins here.
+    /// True for an end of block or, in progressive scans, of band.
     #[inline]
     pub(super) fn is_end(self) -> bool {
         self.0 & END_OF_BLOCK << 8 != 0
     }
 
-    /// How many bits to take, the step above them, and what has no meaning above that.
+    /// Number of bits to take, the step above it, and arbitrary bits above that.
     #[inline]
     pub(super) fn raw(self) -> u32 {
         self.0
     }
 
-    /// The value, from the bits at whose top the code stands.
+    /// The value, given bits that start with the code.
     #[inline]
     pub(super) fn value(self, bits: u64) -> i16 {
         let taken = bits >> (self.0.wrapping_neg() & 63);
@@ -95,23 +95,25 @@ impl Entry {
     }
 }
 
-/// A table to decode with.
+/// A decoding table.
 pub(super) struct HuffmanTable {
     /// By the next [`FAST_BITS`] bits.
     fast: [Entry; 1 << FAST_BITS],
-    /// By the same bits: length << 8 | symbol; zero where the code is longer.
+    /// By the same bits: length << 8
+    ///
+    /// symbol; zero for longer codes.
     pub(super) symbols: [u16; 1 << FAST_BITS],
-    /// The first 16 bits of the first code that is longer.
+    /// First 16 bits of the first code that is longer.
     first_long: u32,
-    /// The same of longer codes, by how far their first 16 bits lie behind that.
+    /// The same for longer codes, by the distance of their first 16 bits from that.
     long: Vec<u16>,
 }
 
-/// A symbol, and how many bits it took.
+/// A symbol and its code length.
 pub(super) struct Symbol {
     pub(super) value: u8,
     pub(super) length: u32,
-    /// Whether the bits are no code at all.
+    /// True if the bits are not a code.
     pub(super) is_bad: bool,
 }
 
@@ -119,11 +121,12 @@ impl HuffmanTable {
     /// Build a table.
     ///
     /// # Errors
-    /// [`Error::Decode`] for counts that make no prefix code, and for symbols of a DC table above 15.
+    /// [`Error::Decode`] for counts that are not a prefix code, and for symbols above 15 in a DC
+    /// table.
     pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
-            return Err(broken("a Huffman table of DC with symbols above 15"));
+            return Err(broken("a DC Huffman table with symbols above 15"));
         }
         let mut table = Self {
             fast: [Entry::RARE; 1 << FAST_BITS],
@@ -134,9 +137,9 @@ impl HuffmanTable {
         let mut symbols = spec.values.iter();
         let mut code = 0_u32;
         for (length, &codes) in (1_u32..).zip(&spec.counts) {
-            // All ones are no code.
+            // All ones is not a code.
             if codes > 0 && code + u32::from(codes) >= 1 << length {
-                return Err(broken("a Huffman table with more codes than fit"));
+                return Err(broken("a Huffman table with too many codes"));
             }
             for &symbol in symbols.by_ref().take(codes.into()) {
                 if length <= FAST_BITS {
@@ -155,7 +158,7 @@ impl HuffmanTable {
         Ok(table)
     }
 
-    /// Fill in the fast entries of one code.
+    /// Fill in the fast entries of a code.
     fn enter(&mut self, code: u32, length: u32, symbol: u8, is_dc: bool) {
         let free = FAST_BITS - length;
         let (size, step, most) = if is_dc {
@@ -168,26 +171,26 @@ impl HuffmanTable {
         for (rest, at) in (first..first + (1 << free)).enumerate() {
             self.symbols[at] = found(length, symbol);
             if is_told {
-                // Those with the upper bit clear are negative (figure F.12).
+                // Values whose first bit is 0 are negative (figure F.12).
                 let is_negative = size > 0 && rest >> (free - 1) == 0;
                 self.fast[at] = Entry::new(code, length, size, step, is_negative);
             }
         }
     }
 
-    /// What the bits at the top of `bits` mean.
+    /// Entry of the top bits of `bits`.
     #[inline]
     pub(super) fn entry(&self, bits: u64) -> Entry {
         self.fast[(bits >> (64 - FAST_BITS)) as usize]
     }
 
-    /// Find the symbol whose code stands at the top of `bits`.
+    /// Symbol of the code at the top of `bits`.
     #[inline]
     pub(super) fn symbol(&self, bits: u64) -> Symbol {
         let mut found = self.symbols[(bits >> (64 - FAST_BITS)) as usize];
         if found == 0 {
             let top = (bits >> (64 - MAX_LENGTH)) as u32;
-            // Behind the last code come bits that are none, and libjpeg-turbo makes this of them.
+            // Bits after the last code are invalid; libjpeg-turbo decodes them to this.
             let at = top.wrapping_sub(self.first_long) as usize;
             found = self.long.get(at).copied().unwrap_or(NO_CODE);
         }
@@ -199,14 +202,14 @@ impl HuffmanTable {
     }
 }
 
-/// What is found of bits that are no code: a symbol of zero, of 17 bits.
+/// Result for invalid codes: symbol 0, 17 bits.
 const NO_CODE: u16 = 17 << 8;
 
 fn found(length: u32, symbol: u8) -> u16 {
     (length as u16) << 8 | u16::from(symbol)
 }
 
-/// How far a symbol of AC goes on in the zigzag order.
+/// Step of an AC symbol in the zigzag order.
 pub(super) fn step(symbol: u8) -> u32 {
     match (symbol >> 4, symbol & 15) {
         (15, 0) => 16,
@@ -215,14 +218,14 @@ pub(super) fn step(symbol: u8) -> u32 {
     }
 }
 
-/// The number that `size` bits stand for: those with the upper bit clear are negative (figure F.12).
+/// Value of `size` bits: negative if the first bit is 0 (figure F.12).
 #[inline]
 pub(super) fn extend(bits: u32, size: u32) -> i32 {
     let is_negative = (bits << 1 >> size) & 1 ^ 1;
     bits as i32 - ((is_negative << size) as i32 - is_negative as i32)
 }
 
-/// Tables of the pictures before. Nearly all pictures share those of the standard.
+/// Tables of previous images. Most images use the same few tables.
 #[derive(Default)]
 pub(super) struct TableCache {
     tables: Vec<(TableSpec, bool, Arc<HuffmanTable>)>,
@@ -232,7 +235,7 @@ pub(super) struct TableCache {
 impl TableCache {
     const SIZE: usize = 16;
 
-    /// Find or build a table.
+    /// Look up or build a table.
     ///
     /// # Errors
     /// As [`HuffmanTable::new`].
@@ -260,7 +263,7 @@ impl TableCache {
     }
 }
 
-/// Code counts by length and symbols of the tables K.3 to K.6, which motion JPEG leaves out.
+/// Default tables, K.3 to K.6 in the standard: code counts by length, and symbols.
 pub(super) const DC_LUMINANCE: ([u8; 16], &[u8]) = (
     [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
     &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
@@ -306,18 +309,18 @@ pub(super) const AC_CHROMINANCE: ([u8; 16], &[u8]) = (
 mod tests {
     use super::*;
 
-    /// Compare what entries tell with what code and bits say, for all beginnings of 22 bits.
+    /// Compare entries with codes and bits, for all prefixes of 22 bits.
     fn check_entries(spec: &TableSpec, is_dc: bool) -> usize {
         let table = HuffmanTable::new(spec, is_dc).unwrap();
-        let mut told = 0;
+        let mut common = 0;
         for top in 0_u64..1 << 22 {
-            // Whatever follows must not matter.
+            // The following bits must not matter.
             let bits = top << 42 | (top.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 22);
             let entry = table.entry(bits);
             if entry.is_rare() {
                 continue;
             }
-            told += 1;
+            common += 1;
             let symbol = table.symbol(bits);
             let size = u32::from(symbol.value & 15);
             let taken = (bits << symbol.length >> 1 >> (63 - size)) as u32;
@@ -330,21 +333,21 @@ mod tests {
                 "{top:022b}"
             );
         }
-        told
+        common
     }
 
     #[test]
-    fn entries_tell_what_codes_and_bits_say() {
+    fn entries_agree_with_codes_and_bits() {
         for (table, is_dc) in [
             (AC_LUMINANCE, false),
             (AC_CHROMINANCE, false),
             (DC_LUMINANCE, true),
             (DC_CHROMINANCE, true),
         ] {
-            let told = check_entries(&TableSpec::of(table), is_dc);
-            assert!(told > (1 << 22) / 10 * 9, "{told}");
+            let common = check_entries(&TableSpec::of(table), is_dc);
+            assert!(common > (1 << 22) / 10 * 9, "{common}");
         }
-        // Short codes of many bits, and one of a single bit.
+        // Short codes with many bits, and one of a single bit.
         let sizes: Vec<u8> = (0..=15).chain([0xF0, 0x1A, 0x2F]).collect();
         let mut counts = [0; MAX_LENGTH];
         (counts[0], counts[5], counts[9], counts[15]) = (1, 9, 4, 5);
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_do_not_fit_are_refused() {
+    fn too_many_codes_are_rejected() {
         for (length, count) in [(1, 2), (1, 255), (2, 4), (10, 255), (16, 255)] {
             let mut counts = [0; MAX_LENGTH];
             (counts[0], counts[length - 1]) = (1, count);

@@ -1,8 +1,8 @@
-//! The loops of sequential entropy decoding: the blocks of some MCUs of one picture, or of two pictures
-//! at a time.
+//! Loops of sequential entropy decoding: the blocks of some MCUs of one image, or of two images
+//! interleaved.
 //!
-//! Where a code begins is known only once the one before it is read, so that one picture leaves most
-//! of a core waiting. The codes of a second one fill that time.
+//! A code's position is known only after the previous code was decoded, so that a single image
+//! leaves most of a core idle. The codes of a second image use that time.
 
 use std::slice::IterMut;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::block::Block;
 use super::huffman::HuffmanTable;
 use super::simd::place;
 
-/// Codes between two refills: 56 bits hold so many that are not rare.
+/// Codes per refill: 56 bits hold this many common ones.
 const CODES: usize = 3;
-/// The most components of a scan.
+/// Maximum number of components of a scan.
 pub(super) const MAX_PARTS: usize = 4;
 
-/// What a block of an MCU is coded by.
+/// A block of an MCU: its component and tables.
 pub(super) struct McuBlock {
     /// Index of its component in the scan.
     pub(super) part: usize,
@@ -26,47 +26,47 @@ pub(super) struct McuBlock {
     pub(super) ac: Arc<HuffmanTable>,
 }
 
-/// What the innermost loop works with, in registers.
+/// State of the inner loop, in registers.
 struct RunRegisters<'l> {
     bits: BitReader<'l>,
     ac: &'l HuffmanTable,
-    /// All zero but for what was read of it.
+    /// Zero, except for what was decoded of it.
     block: &'l mut Block,
     is_bad: bool,
 }
 
-/// Which block comes next.
+/// Position in the blocks.
 struct RunPosition<'l> {
     units: &'l [McuBlock],
     /// Index of the next block in its MCU.
     unit: usize,
     blocks: IterMut<'l, Block>,
     predictions: [i32; MAX_PARTS],
-    /// How far bits may be read before an MCU begins.
+    /// Position up to which bits may be read before an MCU starts.
     limit: usize,
     is_over: bool,
 }
 
-/// A picture's run through some MCUs.
+/// Decoding of a run of MCUs of one image.
 pub(super) struct McuRun<'l> {
     hot: RunRegisters<'l>,
     cold: RunPosition<'l>,
     mcus: usize,
 }
 
-/// Where a lane ended.
+/// Result of a [`McuRun`].
 pub(super) struct McuRunEnd {
     pub(super) state: BitPosition,
     pub(super) is_overrun: bool,
     pub(super) is_bad: bool,
-    /// MCUs that it decoded.
+    /// Number of decoded MCUs.
     pub(super) mcus: usize,
-    /// By component of the scan.
+    /// DC predictions by component of the scan.
     pub(super) predictions: [i32; MAX_PARTS],
 }
 
 impl<'l> McuRun<'l> {
-    /// Begin whole MCUs, whose blocks are all zero. None where there are no blocks.
+    /// Start whole MCUs, whose blocks are all zero. `None` without blocks.
     pub(super) fn new(
         stream: &'l mut Bitstream<'_, '_>,
         units: &'l [McuBlock],
@@ -94,7 +94,7 @@ impl<'l> McuRun<'l> {
         Some(Self { hot, cold, mcus })
     }
 
-    /// Whether there is nothing more to decode.
+    /// True at the end of the run.
     pub(super) fn is_over(&self) -> bool {
         self.cold.is_over
     }
@@ -111,9 +111,9 @@ impl<'l> McuRun<'l> {
     }
 }
 
-#[allow(clippy::inline_always)] // So that all of it stays in registers.
+#[allow(clippy::inline_always)] // To keep everything in registers.
 impl RunRegisters<'_> {
-    /// Take the next code of a block; whether the block ended.
+    /// Decode the next code of a block. Returns whether the block ended.
     #[inline(always)]
     fn take_code(&mut self) -> bool {
         let entry = self.bits.peek(self.ac);
@@ -129,7 +129,7 @@ impl RunRegisters<'_> {
     }
 }
 
-/// Tells the compiler that its caller seldom comes there, so that the registers serve the other way.
+/// Marks a cold path for the register allocator.
 #[cold]
 #[inline]
 fn seldom() {}
@@ -155,7 +155,7 @@ impl<'l> RunPosition<'l> {
         true
     }
 
-    /// Take the first coefficient of a block.
+    /// Decode the DC coefficient of a block.
     #[inline(always)]
     fn begin_block(&mut self, hot: &mut RunRegisters<'l>) {
         if let Some(unit) = self.units.get(self.unit)
@@ -170,8 +170,8 @@ impl<'l> RunPosition<'l> {
     }
 }
 
-/// Go to the end of a lane.
-#[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+/// Decode to the end of a run.
+#[allow(clippy::inline_always)] // Compiled for several instruction sets.
 #[inline(always)]
 pub(super) fn run(lane: McuRun<'_>) -> McuRun<'_> {
     let McuRun {
@@ -190,9 +190,9 @@ pub(super) fn run(lane: McuRun<'_>) -> McuRun<'_> {
     McuRun { hot, cold, mcus }
 }
 
-/// Go on with two lanes until one of them ends.
+/// Decode two runs until one of them ends.
 ///
-/// They take turns code by code: what was begun of one is lost when a guess about the other fails.
+/// They alternate code by code: work on one proceeds while the other's branches are resolved.
 #[allow(clippy::inline_always)] // As above.
 #[inline(always)]
 pub(super) fn run_two<'a, 'b>(first: McuRun<'a>, second: McuRun<'b>) -> (McuRun<'a>, McuRun<'b>) {

@@ -1,5 +1,5 @@
-//! From blocks to rows of the picture: samples of a few rows of MCUs at a time, so that no plane of the
-//! whole picture exists.
+//! From blocks to pixel rows: samples of a few MCU rows at a time, so that no plane of the whole
+//! image is allocated.
 
 use super::block::Block;
 use super::color;
@@ -9,34 +9,34 @@ use super::markers::ColorSpace;
 use super::simd::Simd;
 use super::upsample::{self, Upsampling};
 
-/// Blocks that are transformed by one call.
+/// Blocks that are transformed per call.
 const BLOCKS: usize = 32;
 
-/// The samples of a component: those of one row of MCUs, and the last ones of the row before.
+/// Samples of a component: those of one MCU row, and the last ones of the previous MCU row.
 #[derive(Default)]
 struct Plane {
     samples: Vec<u8>,
     stride: usize,
-    /// Rows kept of the row of MCUs before.
+    /// Rows kept of the previous MCU row.
     kept: usize,
-    /// Rows of a row of MCUs.
+    /// Rows per MCU row.
     rows: usize,
-    /// Samples of a block in a row or column.
+    /// Samples per block side.
     scale: usize,
-    /// Rows that make up `max_v` rows of the picture.
+    /// Rows that correspond to `max_v` rows of the image.
     group: usize,
-    /// Samples that count.
+    /// Number of valid samples.
     width: usize,
     height: usize,
     upsampling: Option<Upsampling>,
-    /// A row as wide as the picture.
+    /// A row buffer of the image's width.
     wide: Vec<u8>,
-    /// Of the first scan that had the component.
+    /// Latched in the component's first scan.
     quantisation: Option<[u16; 64]>,
 }
 
 impl Plane {
-    /// A row of samples; above and below the picture, its nearest row.
+    /// A row of samples; above and below the image, the nearest row.
     fn row(&self, mcu_row: usize, row: usize) -> &[u8] {
         let at = row.min(self.height - 1) + self.kept - mcu_row * self.rows;
         let start = at * self.stride;
@@ -46,21 +46,21 @@ impl Plane {
     }
 }
 
-/// Where rows of pixels go to.
+/// Destination of pixel rows.
 pub(super) enum Target<'t> {
-    /// Called with the index of a row and complete rows from there on.
+    /// Called with the index of the first row, and complete rows.
     Sink(&'t mut dyn FnMut(usize, &[u8])),
-    /// All rows.
-    Picture(&'t mut [u8]),
+    /// The whole image.
+    Image(&'t mut [u8]),
 }
 
-/// The picture as rows.
+/// Converts MCU rows to pixel rows.
 pub(super) struct McuRows {
     pub(super) simd: Simd,
     planes: Vec<Plane>,
     pub(super) height: usize,
     pub(super) width: usize,
-    /// Rows of the picture in a row of MCUs and in a group.
+    /// Image rows per MCU row and per group.
     mcu_height: usize,
     group_height: usize,
     has_context: bool,
@@ -83,7 +83,7 @@ impl McuRows {
         }
     }
 
-    /// Prepare for a picture of which every block of eight becomes `size` rows and columns.
+    /// Start an image; every block becomes `size` x `size` samples.
     pub(super) fn reset(&mut self, frame: &Frame, size: usize) {
         let count = frame.components.len();
         self.planes.truncate(count);
@@ -96,7 +96,7 @@ impl McuRows {
         for (plane, component) in self.planes.iter_mut().zip(&frame.components) {
             let (mut scale, mut h, mut v) =
                 (size, frame.max_h / component.h, frame.max_v / component.v);
-            // Where both directions allow it, a larger inverse DCT takes the place of upsampling.
+            // A larger inverse DCT replaces upsampling where both directions allow it.
             while scale < 8 && h % 2 == 0 && v % 2 == 0 {
                 (scale, h, v) = (scale * 2, h / 2, v / 2);
             }
@@ -123,12 +123,12 @@ impl McuRows {
         }
     }
 
-    /// Whether all rows up to row `end` are handed on.
+    /// True if all rows up to row `end` were emitted.
     pub(super) fn is_done(&self, end: usize) -> bool {
         self.next_row >= end
     }
 
-    /// Set the quantisation table of a component, where it has none yet.
+    /// Set the quantization table of a component unless it has one.
     pub(super) fn set_quantisation(&mut self, index: usize, table: &[u16; 64]) {
         if let Some(plane) = self.planes.get_mut(index) {
             plane.quantisation.get_or_insert(*table);
@@ -139,7 +139,7 @@ impl McuRows {
         self.planes.get(index).and_then(|plane| plane.quantisation)
     }
 
-    /// Transform blocks of one row of blocks, `row` within its row of MCUs, from block `first` on.
+    /// Transform blocks of one row of blocks, `row` within its MCU row, from block `first` on.
     pub(super) fn transform<'b>(
         &mut self,
         index: usize,
@@ -178,7 +178,7 @@ impl McuRows {
         }
     }
 
-    /// Hand on the rows that are complete after a row of MCUs, up to row `end` of the picture.
+    /// Emit the rows completed by an MCU row, up to row `end` of the image.
     pub(super) fn emit(
         &mut self,
         mcu_row: usize,
@@ -205,7 +205,7 @@ impl McuRows {
                     sink(first, &pixels);
                     self.pixels = pixels;
                 }
-                Target::Picture(pixels) => {
+                Target::Image(pixels) => {
                     let pixels = pixels.get_mut(first * row_bytes..last * row_bytes);
                     self.fill(mcu_row, first, space, pixels.unwrap_or_default());
                 }
@@ -220,14 +220,14 @@ impl McuRows {
         }
     }
 
-    /// Fill rows of pixels from row `first` on.
+    /// Fill pixel rows from row `first` on.
     fn fill(&mut self, mcu_row: usize, first: usize, space: ColorSpace, pixels: &mut [u8]) {
         for (row, out) in (first..).zip(pixels.chunks_exact_mut(self.width * 3)) {
             self.pixels_of(mcu_row, row, space, out);
         }
     }
 
-    /// Fill a row of pixels.
+    /// Fill a pixel row.
     fn pixels_of(&mut self, mcu_row: usize, row: usize, space: ColorSpace, out: &mut [u8]) {
         let simd = self.simd;
         for plane in &mut self.planes {

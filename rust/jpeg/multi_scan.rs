@@ -1,4 +1,4 @@
-//! Files of several scans: all coefficients are collected before the first row comes out.
+//! Files of several scans: all coefficients are collected before the first row is emitted.
 
 use super::MAX_SCANS;
 use super::bitstream::Bitstream;
@@ -102,7 +102,7 @@ pub(super) fn decode(
     Ok(warnings)
 }
 
-/// MCUs of a scan, in a row and in a column. One component alone has no padding.
+/// Size of a scan in MCUs: (rows, columns). A single component has no padding.
 fn mcus(frame: &Frame, scan: &Scan) -> (usize, usize) {
     match scan.components.as_slice() {
         [part] => frame
@@ -115,7 +115,7 @@ fn mcus(frame: &Frame, scan: &Scan) -> (usize, usize) {
     }
 }
 
-/// Check a progressive scan and find its tables.
+/// Check a progressive scan and look up its tables.
 fn prepare<'s>(
     tables: &mut TableCache,
     frame: &Frame,
@@ -151,7 +151,7 @@ fn prepare<'s>(
     })
 }
 
-/// Decode a progressive scan. Returns the last row of MCUs of the frame that had data.
+/// Decode a progressive scan. Returns the last MCU row of the frame with data.
 fn progressive_scan(
     frame: &Frame,
     pass: &mut ScanPass<'_>,
@@ -176,7 +176,7 @@ fn progressive_scan(
     Ok(last_good_row)
 }
 
-/// Hand on the rows of coefficients that are all there.
+/// Emit the rows of the complete coefficients.
 fn emit(
     state: &mut DecoderState,
     frame: &Frame,

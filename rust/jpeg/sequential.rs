@@ -1,4 +1,7 @@
-//! Baseline and extended sequential scans: their coefficients, and the runs of MCUs between restarts.
+//! Baseline and extended sequential scans.
+//!
+//! [`Sequence`] decodes a scan, a chunk of MCUs at a time; [`SingleScanDecode`] streams the chunks
+//! of an image with a single scan to pixel rows.
 
 use std::sync::Arc;
 
@@ -16,16 +19,16 @@ use crate::Error;
 
 /// A component of a scan.
 pub(super) struct ScanPart {
-    /// Which of the frame it is.
+    /// Index in the frame.
     pub(super) index: usize,
-    /// Blocks of an MCU of this scan.
+    /// Blocks per MCU of this scan.
     pub(super) h: usize,
     pub(super) v: usize,
     pub(super) dc: Arc<HuffmanTable>,
     pub(super) ac: Arc<HuffmanTable>,
 }
 
-/// Restart interval and what is left of it, in MCUs; an interval of zero never ends.
+/// Restart interval and its remainder, in MCUs; zero means no restarts.
 #[derive(Clone, Copy)]
 pub(super) struct Restarts {
     interval: usize,
@@ -40,7 +43,7 @@ impl Restarts {
         }
     }
 
-    /// Whether a restart marker comes before the next MCU; begins the next interval if so.
+    /// True if a restart marker precedes the next MCU; then starts the next interval.
     pub(super) fn is_due(&mut self) -> bool {
         let is_due = self.interval > 0 && self.left == 0;
         if is_due {
@@ -49,7 +52,7 @@ impl Restarts {
         is_due
     }
 
-    /// How many of some MCUs lie before the next restart.
+    /// How many of `count` MCUs come before the next restart.
     pub(super) fn run(&self, count: usize) -> usize {
         if self.interval == 0 {
             count
@@ -65,17 +68,17 @@ impl Restarts {
     }
 }
 
-/// MCUs that are decoded before they go on, so that their coefficients stay in the first cache.
+/// MCUs per chunk: their coefficients fit in the first-level cache.
 pub(super) const CHUNK: usize = 32;
 
-/// A sequential scan, a chunk of MCUs at a time. Their blocks stand in the order of the file.
+/// A sequential scan, a chunk of MCUs at a time, with blocks in scan order.
 pub(super) struct Sequence {
     parts: Vec<ScanPart>,
-    /// The component of each block of an MCU.
+    /// Component of each block of an MCU.
     units: Vec<McuBlock>,
     predictions: [i32; MAX_PARTS],
     restarts: Restarts,
-    /// MCUs of the chunk, those that are passed, and those up to the next restart.
+    /// MCUs of the chunk, those decoded, and those up to the next restart.
     count: usize,
     done: usize,
     run_end: usize,
@@ -102,15 +105,15 @@ impl Sequence {
         }
     }
 
-    /// Begin a chunk, all of whose coefficients are zero.
+    /// Start a chunk; all of its coefficients are zero.
     pub(super) fn begin(&mut self, chunk: &mut Vec<Block>, count: usize) {
         chunk.clear();
         chunk.resize(count * self.units.len(), Block::ZERO);
         (self.count, self.done, self.run_end) = (count, 0, 0);
     }
 
-    /// Go to the next MCU that there are data for; false at the end of the chunk. MCUs without data stay
-    /// as they are.
+    /// Move to the next MCU with data; false at the end of the chunk. MCUs without data are
+    /// unchanged.
     pub(super) fn prepare(&mut self, stream: &mut Bitstream<'_, '_>) -> bool {
         while self.done < self.count {
             if self.done == self.run_end {
@@ -130,7 +133,8 @@ impl Sequence {
         false
     }
 
-    /// The lane from there to the next restart or the end of the chunk; none of blocks that are missing.
+    /// The run from there to the next restart or the end of the chunk; `None` if blocks are
+    /// missing.
     pub(super) fn lane<'l>(
         &'l self,
         stream: &'l mut Bitstream<'_, '_>,
@@ -145,7 +149,7 @@ impl Sequence {
         )
     }
 
-    /// Go on from where the lane ended.
+    /// Continue after a run.
     pub(super) fn settle(&mut self, stream: &mut Bitstream<'_, '_>, end: Option<&McuRunEnd>) {
         let Some(end) = end else {
             self.done = self.run_end;
@@ -156,7 +160,7 @@ impl Sequence {
         self.done += end.mcus;
     }
 
-    /// Decode what is left of a chunk.
+    /// Decode the rest of a chunk.
     pub(super) fn decode(
         &mut self,
         stream: &mut Bitstream<'_, '_>,
@@ -169,7 +173,7 @@ impl Sequence {
         }
     }
 
-    /// One component's blocks of a chunk in a row of blocks, `row` within the MCU, by index of the part.
+    /// Blocks of a component in a row of blocks of a chunk; `row` is within the MCU.
     pub(super) fn row<'c>(
         &self,
         chunk: &'c [Block],
@@ -192,7 +196,7 @@ impl Sequence {
         &self.parts
     }
 
-    /// Copy a chunk to the coefficients of the picture, from MCU `first` of a row on.
+    /// Copy a chunk to the coefficients of the image, from MCU `first` of a row on.
     pub(super) fn put(
         &self,
         chunk: &[Block],
@@ -215,7 +219,7 @@ impl Sequence {
     }
 }
 
-/// A picture on its way.
+/// An image with a single scan, during decoding.
 pub(super) struct SingleScanDecode<'p> {
     frame: Frame,
     markers: Markers,
@@ -224,15 +228,15 @@ pub(super) struct SingleScanDecode<'p> {
     chunk: &'p mut Vec<Block>,
     rows: &'p mut McuRows,
     output: Output<'p>,
-    /// The row of MCUs, and the first MCU of the chunk.
+    /// Current MCU row, and the first MCU of the chunk.
     mcu_row: usize,
     first: usize,
-    /// Whether all rows that are wanted are handed on.
+    /// True after the last row that is needed.
     is_done: bool,
 }
 
 impl<'p> SingleScanDecode<'p> {
-    /// Begin behind the header of the scan.
+    /// Start after the header of the scan.
     pub(super) fn new(
         state: &'p mut DecoderState,
         frame: Frame,
@@ -243,7 +247,7 @@ impl<'p> SingleScanDecode<'p> {
     ) -> Result<Self, Error> {
         let parts = decoder::parts(&mut state.tables, &frame, scan, &markers)?;
         decoder::latch_quantisation(&mut state.rows, &frame, scan, &markers)?;
-        let mut picture = Self {
+        let mut image = Self {
             sequence: Sequence::new(parts, markers.restart_interval),
             stream: Bitstream::new(reader, &mut state.window),
             chunk: &mut state.chunk,
@@ -255,8 +259,8 @@ impl<'p> SingleScanDecode<'p> {
             frame,
             markers,
         };
-        picture.begin_chunk();
-        Ok(picture)
+        image.begin_chunk();
+        Ok(image)
     }
 
     fn begin_chunk(&mut self) {
@@ -264,7 +268,7 @@ impl<'p> SingleScanDecode<'p> {
         self.sequence.begin(self.chunk, count);
     }
 
-    /// Transform a chunk, hand on the rows that are complete, and begin the next one.
+    /// Transform a chunk, emit completed rows, and start the next chunk.
     fn end_chunk(&mut self) {
         for (number, part) in self.sequence.parts().iter().enumerate() {
             for row in 0..part.v {
@@ -285,7 +289,7 @@ impl<'p> SingleScanDecode<'p> {
         }
     }
 
-    /// Go to the next MCU that there are data for; false where nothing is left to decode.
+    /// Move to the next MCU with data; false at the end.
     fn prepare(&mut self) -> bool {
         while !self.is_done {
             if self.sequence.prepare(&mut self.stream) {
@@ -296,7 +300,7 @@ impl<'p> SingleScanDecode<'p> {
         false
     }
 
-    /// The lane from the next MCU that there are data for; none where nothing is left to decode.
+    /// The run from the next MCU with data; `None` at the end.
     fn next_lane(&mut self) -> Option<McuRun<'_>> {
         if self.prepare() {
             self.sequence.lane(&mut self.stream, self.chunk)
@@ -305,12 +309,12 @@ impl<'p> SingleScanDecode<'p> {
         }
     }
 
-    /// Go on from where a lane ended.
+    /// Continue after a run.
     fn settle(&mut self, end: &McuRunEnd) {
         self.sequence.settle(&mut self.stream, Some(end));
     }
 
-    /// Decode what is left.
+    /// Decode the rest.
     pub(super) fn run(&mut self) {
         let simd = self.rows.simd;
         while self.prepare() {
@@ -318,7 +322,7 @@ impl<'p> SingleScanDecode<'p> {
         }
     }
 
-    /// Tell what was found wrong.
+    /// Finish the image and report problems.
     pub(super) fn finish(mut self) -> Status {
         let mut warnings = DecodeWarnings::default();
         if self.mcu_row < self.frame.mcus_high {
@@ -330,19 +334,19 @@ impl<'p> SingleScanDecode<'p> {
         match self.markers.read_to_scan(&mut reader, Some(marker)) {
             Ok(Stop::End) if reader.is_past_end() => warnings.add("the end marker is missing"),
             Ok(Stop::End) => {}
-            Ok(Stop::Scan(_)) => warnings.add("a scan behind the last one"),
-            Err(error) => warnings.add(format!("behind the last scan, {error}")),
+            Ok(Stop::Scan(_)) => warnings.add("a scan after the last one"),
+            Err(error) => warnings.add(format!("after the last scan, {error}")),
         }
         warnings.status()
     }
 }
 
-/// Decode two pictures on one thread, with the codes of both in one loop. What one of them has left when
-/// the other one is done is decoded alone.
+/// Decode two images on one thread, with their codes interleaved. When one is finished, the rest of
+/// the other is decoded alone.
 pub(super) fn run_two(first: &mut SingleScanDecode<'_>, second: &mut SingleScanDecode<'_>) {
     let simd = first.rows.simd;
     let mut lanes = (first.next_lane(), second.next_lane());
-    // The lane of one picture stays where it is while the other one passes to its next MCUs.
+    // The run of one image is kept while the other one moves to its next MCUs.
     while let (Some(lane), Some(other)) = lanes {
         let (lane, other) = simd.run_two(lane, other);
         if lane.is_over() {

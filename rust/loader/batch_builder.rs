@@ -1,7 +1,7 @@
-//! A batch in the making: which of its records are planned, painted or bad, and where they are painted.
+//! State of a batch under construction.
 //!
-//! Where all pictures come out with one size, each record is planned and painted in one go. Otherwise
-//! all are planned first, since the size of the batch is that of the largest.
+//! If all images have the same output size, each record is prepared and decoded in one go.
+//! Otherwise all records are prepared first, because the batch is padded to the largest image.
 
 use std::sync::Arc;
 
@@ -13,59 +13,59 @@ use crate::loader::decode_into::{DecodeRequest, ImageDecoder, ImageStatus};
 use crate::loader::sample::{PreparedSample, Sample};
 use crate::transform::{Geometry, Transform};
 
-/// Where the pictures of a batch are painted.
+/// Slots for the images of a batch.
 #[derive(Clone)]
 pub struct ImageSlots {
     slots: Arc<Slots>,
-    /// (height, width) in pixels of every picture's place.
+    /// Padded image size (height, width) in pixels.
     size: (usize, usize),
 }
 
-/// How far a record is.
+/// Progress of a sample.
 pub enum SampleState {
-    /// Somebody works on it, or is about to.
+    /// A worker processes it, or will.
     Pending,
-    /// All but its pixels is known.
+    /// Everything but its pixels is known.
     Prepared(Arc<PreparedSample>),
-    /// It is in the batch.
+    /// Its pixels are in the batch.
     Decoded(Arc<PreparedSample>, ImageStatus),
     /// It is bad.
     Failed(Error),
 }
 
-/// The records of a batch.
+/// Collects the samples of a batch.
 pub struct BatchBuilder {
     states: Vec<SampleState>,
-    /// Places that somebody works on.
+    /// Number of samples in [`SampleState::Pending`].
     pending: usize,
     image_slots: Option<ImageSlots>,
     skipped: Vec<Skipped>,
 }
 
-/// A record to be painted.
+/// A prepared sample that is to be decoded.
 pub struct PendingDecode {
-    /// Which of the batch.
-    pub place: usize,
-    /// The record.
+    /// Index in the batch.
+    pub index: usize,
+    /// The sample.
     pub prepared: Arc<PreparedSample>,
-    /// Where.
+    /// Slots of its batch.
     pub image_slots: ImageSlots,
 }
 
-/// What is to be done next.
+/// What a batch needs next.
 pub enum NextStep {
-    /// Somebody still works on a place.
+    /// Nothing: samples are pending.
     Wait,
-    /// These are to be painted.
+    /// Decode these samples.
     Decode(Vec<PendingDecode>),
-    /// These places need other records.
+    /// Replace these bad samples.
     Replace(Vec<(usize, Skipped)>),
-    /// The batch is ready, or cannot be made.
+    /// Nothing: the batch is complete, or failed.
     Done(Result<Box<Batch>, Error>),
 }
 
 impl ImageSlots {
-    /// Places for `count` records.
+    /// Allocate slots for `count` records.
     fn new(
         count: usize,
         size: (usize, usize),
@@ -75,9 +75,9 @@ impl ImageSlots {
         let what = || {
             let shape = collate::image_shape(count, size, config);
             format!(
-                "the pictures of a batch, {shape:?} values of {}; expected a smaller batch_size, \
-                 smaller pictures (each takes the largest height and width of its batch) or a \
-                 smaller prefetch",
+                "the images of a batch, {shape:?} values of {}; expected a smaller batch_size, \
+                     smaller images (each is padded to the largest height and width of its \
+                     batch) or a smaller prefetch",
                 config.dtype.name()
             )
         };
@@ -87,7 +87,7 @@ impl ImageSlots {
     }
 }
 
-/// Paint the pictures of some records, two at a time; what became of each record.
+/// Decode the images of some samples, two at a time; returns the new state of each.
 pub fn decode(
     records: Vec<PendingDecode>,
     config: &LoaderConfig,
@@ -118,9 +118,9 @@ fn try_decode(
     };
     let mut images = Vec::with_capacity(records.len());
     for (record, to_decode) in records.iter().enumerate() {
-        let first = to_decode.place * config.task.images();
-        for (place, (probed, sampled)) in (first..).zip(&to_decode.prepared.images) {
-            match to_decode.image_slots.slots.take(place) {
+        let first = to_decode.index * config.task.images();
+        for (index, (probed, sampled)) in (first..).zip(&to_decode.prepared.images) {
+            match to_decode.image_slots.slots.take(index) {
                 Some(slot) => {
                     images.push((record, probed, sampled, slot, to_decode.image_slots.size));
                 }
@@ -152,7 +152,7 @@ fn try_decode(
 }
 
 impl SampleState {
-    /// Let the bytes of pictures go that will not be painted once more.
+    /// Drop the encoded images of a sample that will not be decoded again.
     #[must_use]
     pub fn without_bytes(mut self) -> Self {
         if let Self::Decoded(prepared, _) = &mut self
@@ -165,7 +165,7 @@ impl SampleState {
 }
 
 impl BatchBuilder {
-    /// Begin a batch of `count` records.
+    /// Start a batch of `count` records.
     #[must_use]
     pub fn new(count: usize, config: &LoaderConfig, pool: &Arc<BufferPool>) -> Self {
         Self {
@@ -173,13 +173,14 @@ impl BatchBuilder {
             pending: count,
             image_slots: fixed_size(&config.transform)
                 .filter(|_| count > 0)
-                // Without memory it is tried again once all are planned: a batch may be given back.
+                // If memory is short, allocation is retried once all samples are prepared: another
+                // batch may be freed by then.
                 .and_then(|size| ImageSlots::new(count, size, config, pool).ok()),
             skipped: Vec::new(),
         }
     }
 
-    /// Where a record that has just been planned can be painted at once, if its size is known.
+    /// The slots, if samples can be decoded before all are prepared.
     #[must_use]
     pub fn slots_if_fixed_size(&self, config: &LoaderConfig) -> Option<ImageSlots> {
         self.image_slots
@@ -187,32 +188,32 @@ impl BatchBuilder {
             .filter(|_| fixed_size(&config.transform).is_some())
     }
 
-    /// Note what became of a place; whether it was the last one that somebody worked on. Who is told
-    /// so calls [`Self::advance`], and nobody else does: a batch that is done would be begun anew.
+    /// Record a sample's outcome. Returns true for the last pending sample; only that caller may
+    /// call [`Self::advance`], so that a finished batch is not processed twice.
     #[must_use]
-    pub fn record_outcome(&mut self, place: usize, outcome: SampleState) -> bool {
-        if let Some(entry) = self.states.get_mut(place) {
+    pub fn record_outcome(&mut self, index: usize, outcome: SampleState) -> bool {
+        if let Some(entry) = self.states.get_mut(index) {
             *entry = outcome;
             self.pending -= 1;
         }
         self.pending == 0
     }
 
-    /// Say that so many places are worked on once more.
+    /// Mark `count` more samples as pending.
     pub fn reopen(&mut self, count: usize) {
         self.pending += count;
     }
 
-    /// Find what is to be done next.
+    /// Determine what the batch needs next.
     pub fn advance(&mut self, config: &LoaderConfig, pool: &Arc<BufferPool>) -> NextStep {
         if self.pending > 0 {
             return NextStep::Wait;
         }
-        // What is left out must not depend on how much memory there is.
+        // Skipping must not depend on free memory.
         let is_final = |error: &Error| config.on_error == OnError::Raise || error.is_memory();
-        for place in &mut self.states {
-            if matches!(place, SampleState::Failed(error) if is_final(error))
-                && let SampleState::Failed(error) = std::mem::replace(place, SampleState::Pending)
+        for state in &mut self.states {
+            if matches!(state, SampleState::Failed(error) if is_final(error))
+                && let SampleState::Failed(error) = std::mem::replace(state, SampleState::Pending)
             {
                 return NextStep::Done(Err(error));
             }
@@ -221,8 +222,8 @@ impl BatchBuilder {
             OnError::Resample => {
                 let failed = self.take_failed();
                 if !failed.is_empty() {
-                    let told = failed.iter().map(|(_, skipped)| skipped.clone());
-                    self.skipped.extend(told);
+                    let reports = failed.iter().map(|(_, skipped)| skipped.clone());
+                    self.skipped.extend(reports);
                     return NextStep::Replace(failed);
                 }
             }
@@ -240,16 +241,16 @@ impl BatchBuilder {
 
     fn take_failed(&mut self) -> Vec<(usize, Skipped)> {
         let mut failed = Vec::new();
-        for (index, place) in self.states.iter_mut().enumerate() {
-            if let SampleState::Failed(error) = place {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            if let SampleState::Failed(error) = state {
                 failed.push((index, skipped(error)));
-                *place = SampleState::Pending;
+                *state = SampleState::Pending;
             }
         }
         failed
     }
 
-    /// The records that are to be painted: all of them where the size of the batch has changed.
+    /// Samples to decode; all of them if the padded size changed.
     fn undecoded(
         &mut self,
         config: &LoaderConfig,
@@ -259,9 +260,9 @@ impl BatchBuilder {
         if self.image_slots.as_ref().is_none_or(|it| it.size != size) && size.0 > 0 {
             let image_slots = ImageSlots::new(self.states.len(), size, config, pool)?;
             self.image_slots = Some(image_slots);
-            for place in &mut self.states {
-                if let SampleState::Decoded(prepared, _) = place {
-                    *place = SampleState::Prepared(Arc::clone(prepared));
+            for state in &mut self.states {
+                if let SampleState::Decoded(prepared, _) = state {
+                    *state = SampleState::Prepared(Arc::clone(prepared));
                 }
             }
         }
@@ -269,24 +270,24 @@ impl BatchBuilder {
             return Ok(Vec::new());
         };
         let mut to_decode = Vec::new();
-        for (index, place) in self.states.iter_mut().enumerate() {
-            if let SampleState::Prepared(prepared) = place {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            if let SampleState::Prepared(prepared) = state {
                 to_decode.push(PendingDecode {
-                    place: index,
+                    index,
                     prepared: Arc::clone(prepared),
                     image_slots: image_slots.clone(),
                 });
-                *place = SampleState::Pending;
+                *state = SampleState::Pending;
             }
         }
         Ok(to_decode)
     }
 
-    /// (height, width) of the largest pictures, rounded up; 0 where there are none.
+    /// Padded (height, width): the largest image, rounded up to the divisor; 0 without images.
     fn padded_size(&self, config: &LoaderConfig) -> (usize, usize) {
         let mut size = (0, 0);
-        for place in &self.states {
-            if let SampleState::Prepared(prepared) | SampleState::Decoded(prepared, _) = place {
+        for state in &self.states {
+            if let SampleState::Prepared(prepared) | SampleState::Decoded(prepared, _) = state {
                 for (_, sampled) in &prepared.images {
                     size = (size.0.max(sampled.height), size.1.max(sampled.width));
                 }
@@ -299,13 +300,13 @@ impl BatchBuilder {
         )
     }
 
-    /// Put the painted records together; the bad ones are left out and told.
+    /// Collate the decoded samples; bad ones are dropped and reported in `skipped`.
     fn collate(&mut self, config: &LoaderConfig) -> Result<Box<Batch>, Error> {
         let mut samples: Vec<&Sample> = Vec::with_capacity(self.states.len());
         let mut statuses = Vec::with_capacity(self.states.len());
         let mut kept = Vec::with_capacity(self.states.len());
-        for (index, place) in self.states.iter().enumerate() {
-            match place {
+        for (index, state) in self.states.iter().enumerate() {
+            match state {
                 SampleState::Decoded(prepared, status) => {
                     samples.push(&prepared.sample);
                     statuses.push(*status);
@@ -334,7 +335,7 @@ impl BatchBuilder {
     }
 }
 
-/// Move the parts that are kept to the front.
+/// Move the kept samples to the front.
 fn without_gaps(mut block: PooledBuffer, kept: &[usize], record_bytes: usize) -> PooledBuffer {
     for (to, &from) in kept.iter().enumerate() {
         if to != from {
@@ -358,7 +359,7 @@ fn skipped(error: &Error) -> Skipped {
     }
 }
 
-/// (height, width) in pixels that every picture comes out with, if they are the same for all.
+/// Output (height, width) in pixels, if it is the same for all images.
 fn fixed_size(transform: &Transform) -> Option<(usize, usize)> {
     match transform.geometry {
         Geometry::Squash { size } | Geometry::RandomResizedCrop { size, .. } => Some((size, size)),
@@ -373,7 +374,7 @@ mod tests {
     use crate::loader::record::Task;
 
     #[test]
-    fn only_the_last_place_says_that_it_is_the_last() {
+    fn only_the_last_pending_sample_returns_true() {
         let (config, pool) = (config(Task::ImageText), BufferPool::new(1));
         let mut builder = BatchBuilder::new(3, &config, &pool);
         let bad = || SampleState::Failed(Error::Worker.in_record("a"));
@@ -385,13 +386,13 @@ mod tests {
             panic!("not done");
         };
         assert!(error.to_string().starts_with("record 'a': "));
-        // Another one takes the place of a bad one.
+        // A bad sample is replaced.
         builder.reopen(1);
         assert!(builder.record_outcome(1, bad()));
     }
 
     #[test]
-    fn memory_that_is_short_is_no_fault_of_a_record() {
+    fn failed_allocations_do_not_skip_records() {
         let (mut config, pool) = (config(Task::ImageText), BufferPool::new(1));
         for policy in [OnError::Skip, OnError::Resample] {
             config.on_error = policy;

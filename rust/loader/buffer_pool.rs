@@ -1,9 +1,8 @@
-//! Memory of batches: blocks that are used again, and disjoint parts of one for many threads.
+//! Reusable batch buffers, and disjoint slots of one buffer for many threads.
 //!
-//! A fresh block of a hundred megabytes costs as much in page faults as the pictures cost to write, so
-//! a [`BufferPool`] keeps those that come back. A [`PooledBuffer`] returns to its pool when it is dropped, wherever
-//! that is: a tensor of Python that shares it keeps it, and no batch is ever overwritten under its
-//! reader. The only `unsafe` code outside the bindings and the SIMD files.
+//! Page faults of a new 100 MB buffer cost as much as writing the images, so a [`BufferPool`] keeps
+//! returned buffers. A [`PooledBuffer`] returns to its pool when its last owner drops it; a Python
+//! tensor that shares the memory is an owner, so a batch is never overwritten while it is read.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
@@ -14,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Error;
 
-/// Alignment of every block in bytes: a cache line.
+/// Alignment of buffers in bytes: a cache line.
 pub const ALIGNMENT: usize = 64;
 
-/// Blocks that wait to be used again, and how much memory all of them take.
+/// Free buffers, and the memory of all buffers.
 #[derive(Debug)]
 pub struct BufferPool {
     free: Mutex<Vec<Vec<u128>>>,
@@ -26,17 +25,17 @@ pub struct BufferPool {
     peak_bytes: AtomicUsize,
 }
 
-/// Bytes at an [`ALIGNMENT`], of a pool.
+/// Bytes aligned to [`ALIGNMENT`], owned by a pool.
 pub struct PooledBuffer {
     memory: Vec<u128>,
-    /// First byte that is used.
+    /// Offset of the first used byte.
     offset: usize,
     bytes: usize,
     pool: Arc<BufferPool>,
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `keep` blocks for later.
+    /// A pool that keeps at most `keep` free buffers.
     #[must_use]
     pub fn new(keep: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -47,11 +46,11 @@ impl BufferPool {
         })
     }
 
-    /// A block of `bytes` bytes, for what `what` says; what is in it is zero or what an earlier user
-    /// left.
+    /// Take a buffer of `bytes` bytes; `what` describes it in the error. Its content is zero or
+    /// left from an earlier use.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no memory for it, even after those that are kept were let go.
+    /// [`Error::Memory`] if allocation fails even after the free buffers are released.
     pub fn take(
         self: &Arc<Self>,
         bytes: usize,
@@ -66,7 +65,7 @@ impl BufferPool {
             match fitting {
                 Some(at) => Some(free.swap_remove(at)),
                 None if free.len() >= self.keep.max(1) => {
-                    // A larger one takes the place of the smallest.
+                    // Replace the smallest free buffer by a larger one.
                     let smallest = (0..free.len()).min_by_key(|&at| free[at].len());
                     let dropped = smallest.map(|at| free.swap_remove(at));
                     self.forget(dropped.as_ref());
@@ -91,7 +90,7 @@ impl BufferPool {
         })
     }
 
-    /// New memory, in the place of what is kept where there is none left.
+    /// Allocate; if that fails, release the free buffers and try again.
     fn make(&self, words: usize) -> Option<Vec<u128>> {
         let memory = zeroed(words).or_else(|| {
             let kept = {
@@ -110,13 +109,13 @@ impl BufferPool {
         Some(memory)
     }
 
-    /// Bytes of all blocks that are in use or kept.
+    /// Bytes of all buffers, used and free.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The most bytes that there ever were.
+    /// Peak of [`Self::bytes`].
     #[must_use]
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
@@ -137,17 +136,16 @@ impl BufferPool {
     }
 }
 
-/// What `vec![0; words]` gives, with pages that the system fills when they are first touched; none
-/// where it has none.
+/// As `vec![0; words]`, which the OS zeroes on first touch; `None` if allocation fails.
 fn zeroed(words: usize) -> Option<Vec<u128>> {
     let layout = Layout::array::<u128>(words).ok()?;
     if layout.size() == 0 {
         return Some(Vec::new());
     }
-    // SAFETY: the layout has a size. The memory, where there is any, comes from the allocator that a
-    // box uses, with the layout of one of `words` values, all of which are initialised: zeros.
+    // SAFETY: the layout has a nonzero size. The memory comes from the global allocator, as a box's
+    // would, with the layout of `words` values, all of which are initialized to zero.
     unsafe {
-        #[allow(clippy::cast_ptr_alignment)] // It is that of the layout.
+        #[allow(clippy::cast_ptr_alignment)] // The layout has the alignment of u128.
         let start = alloc_zeroed(layout).cast::<u128>();
         if start.is_null() {
             return None;
@@ -160,8 +158,8 @@ fn zeroed(words: usize) -> Option<Vec<u128>> {
     }
 }
 
-/// Ask for pages of 2 MiB. A batch is written and read in rows that lie far apart, so that finding its
-/// many small pages would cost a part of the writing. Where the system has none, nothing changes.
+/// Request 2 MiB pages. A batch is written in rows that are far apart, so that TLB misses of small
+/// pages would take a part of the time. A no-op if the OS has none.
 #[cfg(target_os = "linux")]
 fn prefer_large_pages(memory: &mut [u128]) {
     const LARGE: usize = 2 << 20;
@@ -170,7 +168,8 @@ fn prefer_large_pages(memory: &mut [u128]) {
     let skipped = start.align_offset(LARGE);
     let length = bytes.saturating_sub(skipped) / LARGE * LARGE;
     if length > 0 {
-        // SAFETY: the bytes are those of this memory, and the advice does not change what is in them.
+        // SAFETY: the range is inside of this allocation, and the advice does not change its
+        // content.
         unsafe { libc::madvise(start.add(skipped).cast(), length, libc::MADV_HUGEPAGE) };
     }
 }
@@ -192,7 +191,7 @@ impl Deref for PooledBuffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: `take` made the memory at least `offset + bytes` bytes long, all of it is
-        // initialised, and bytes have no alignment.
+        // initialized, and bytes need no alignment.
         unsafe {
             let start = self.memory.as_ptr().cast::<u8>().add(self.offset);
             std::slice::from_raw_parts(start, self.bytes)
@@ -211,29 +210,29 @@ impl DerefMut for PooledBuffer {
 }
 
 impl PooledBuffer {
-    /// Shorten it to its first bytes.
+    /// Shorten to the first `bytes` bytes.
     pub fn truncate(&mut self, bytes: usize) {
         self.bytes = self.bytes.min(bytes);
     }
 }
 
-/// A block in equal parts, each of which one thread at a time may write.
+/// A buffer in equal slots, each of which one thread at a time may write.
 #[derive(Debug)]
 pub struct Slots {
-    /// First byte of the block.
+    /// First byte of the buffer.
     start: *mut u8,
     block: PooledBuffer,
     slot_bytes: usize,
     taken: Box<[AtomicBool]>,
 }
 
-// SAFETY: the memory is plain bytes of the block that the same value owns. It is reached only through
-// `SlotMut`s, of which `taken` lets one exist for each part, and by value when nobody else owns it.
+// SAFETY: the memory is plain bytes of the buffer that the same value owns. It is accessed only
+// through `SlotMut`s, of which `taken` allows one per slot, and by value once there is one owner.
 unsafe impl Send for Slots {}
 // SAFETY: see above.
 unsafe impl Sync for Slots {}
 
-/// One part of [`Slots`], for writing.
+/// Exclusive access to one of the [`Slots`].
 #[derive(Debug)]
 pub struct SlotMut {
     slots: Arc<Slots>,
@@ -241,17 +240,17 @@ pub struct SlotMut {
 }
 
 impl Slots {
-    /// Divide a new block of the pool into `count` parts, for what `what` says.
+    /// Divide a new buffer of the pool into `count` slots; `what` describes it in the error.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no memory for it.
+    /// [`Error::Memory`] if allocation fails.
     pub fn new(
         pool: &Arc<BufferPool>,
         count: usize,
         slot_bytes: usize,
         what: impl FnOnce() -> String,
     ) -> Result<Arc<Self>, Error> {
-        // A product that wraps would be shorter than its parts.
+        // A product that wraps would allocate too little.
         let mut block = pool.take(count.saturating_mul(slot_bytes), what)?;
         Ok(Arc::new(Self {
             start: block.as_mut_ptr(),
@@ -261,7 +260,7 @@ impl Slots {
         }))
     }
 
-    /// Take a part for writing; none where it does not exist or somebody has it.
+    /// Take a slot for writing; `None` if it does not exist or is taken.
     #[must_use]
     pub fn take(self: &Arc<Self>, index: usize) -> Option<SlotMut> {
         let free = !self.taken.get(index)?.swap(true, Ordering::Acquire);
@@ -271,7 +270,7 @@ impl Slots {
         })
     }
 
-    /// The block, once nobody else has a part of it.
+    /// The buffer, once no slot is taken.
     #[must_use]
     pub fn into_block(self: Arc<Self>) -> Option<PooledBuffer> {
         Arc::into_inner(self).map(|slots| slots.block)
@@ -280,8 +279,8 @@ impl Slots {
 
 impl SlotMut {
     fn start(&self) -> *mut u8 {
-        // SAFETY: `Slots::new` made the block long enough for every part, and `take` gives out none
-        // that does not exist.
+        // SAFETY: `Slots::new` made the buffer long enough for every slot, and `take` returns only
+        // slots that exist.
         unsafe { self.slots.start.add(self.index * self.slots.slot_bytes) }
     }
 }
@@ -298,15 +297,15 @@ impl Deref for SlotMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the part lies inside the block, whose memory does not move, and is written through
-        // this value alone.
+        // SAFETY: the slot is inside of the buffer, whose memory does not move, and is written
+        // through this value only.
         unsafe { std::slice::from_raw_parts(self.start(), self.slots.slot_bytes) }
     }
 }
 
 impl DerefMut for SlotMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; parts do not overlap and `taken` lets one value exist for each.
+        // SAFETY: as in `deref`; slots do not overlap and `taken` allows one value per slot.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.slots.slot_bytes) }
     }
 }
@@ -320,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_are_a_block_too() {
+    fn empty_buffers_are_allowed() {
         let pool = BufferPool::new(1);
         assert!(take(&pool, 0).is_empty());
     }
 
     #[test]
-    fn blocks_are_aligned_and_used_again() {
+    fn buffers_are_aligned_and_reused() {
         let pool = BufferPool::new(2);
         for bytes in [1, 63, 64, 1000, 100_000] {
             let block = take(&pool, bytes);
@@ -342,24 +341,24 @@ mod tests {
         let block = take(&pool, 900);
         assert_eq!((block.as_ptr().addr(), pool.bytes()), (sample_ref, held));
         assert!(block.iter().all(|&byte| byte == 7));
-        // The first is in use: another is made.
+        // The first is in use: another is allocated.
         assert_ne!(take(&pool, 900).as_ptr().addr(), sample_ref);
     }
 
     #[test]
-    fn no_more_than_so_many_are_kept() {
+    fn at_most_keep_buffers_are_kept() {
         let pool = BufferPool::new(2);
         let blocks: Vec<PooledBuffer> = (0..5).map(|_| take(&pool, 1 << 12)).collect();
         let one = pool.bytes() / 5;
         drop(blocks);
         assert_eq!((pool.bytes(), pool.peak_bytes()), (2 * one, 5 * one));
-        // A larger one takes the place of one that nobody can use.
+        // A larger one replaces a free one.
         let larger = take(&pool, 1 << 16);
         assert!(larger.len() == 1 << 16 && pool.bytes() < 2 * one + (1 << 16));
     }
 
     #[test]
-    fn more_than_there_is_makes_an_error_and_lets_go_what_is_kept() {
+    fn a_failed_allocation_releases_free_buffers() {
         let pool = BufferPool::new(2);
         drop(take(&pool, 1 << 12));
         assert!(pool.bytes() >= 1 << 12);
@@ -370,13 +369,13 @@ mod tests {
         }
         assert_eq!(pool.bytes(), 0);
         assert_eq!(take(&pool, 100).len(), 100);
-        // Of so many parts the sizes add up to more than can be counted.
+        // The total size overflows.
         assert!(Slots::new(&pool, usize::MAX / 2, 3, String::new).is_err());
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn large_blocks_ask_for_large_pages() {
+    fn large_buffers_request_huge_pages() {
         if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             return;
         }
@@ -394,11 +393,11 @@ mod tests {
                 return;
             }
         }
-        panic!("the block is in no mapping");
+        panic!("the buffer is in no mapping");
     }
 
     #[test]
-    fn threads_write_parts_that_do_not_overlap() {
+    fn threads_write_disjoint_slots() {
         let pool = BufferPool::new(1);
         let slots = Slots::new(&pool, 8, 1000, String::new).unwrap();
         std::thread::scope(|scope| {
@@ -414,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_given_to_one_at_a_time() {
+    fn a_slot_is_taken_once_at_a_time() {
         let slots = Slots::new(&BufferPool::new(1), 2, 10, String::new).unwrap();
         let first = slots.take(0).unwrap();
         assert!(slots.take(0).is_none() && slots.take(2).is_none());

@@ -1,4 +1,4 @@
-//! Samples -> one batch: the block of painted pictures, texts padded, boxes ragged.
+//! Collate samples into a batch: decoded images, padded texts, ragged boxes.
 
 use crate::Error;
 use crate::loader::buffer_pool::PooledBuffer;
@@ -13,17 +13,18 @@ use crate::try_alloc;
 /// A batch in plain memory; `B` samples, `L` tokens, `G` boxes.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Names of the records.
+    /// Keys of the records.
     pub keys: Vec<String>,
-    /// What became of each record's pictures.
+    /// Status of each record's images.
     pub statuses: Vec<ImageStatus>,
-    /// `image_shape` values as the settings' `dtype`; none where there are no samples.
+    /// `image_shape` values of the config's `dtype`; `None` without samples.
     pub images: Option<PooledBuffer>,
-    /// (B, 3, H, W), or (B, 2, 3, H, W) where records have two pictures; 3 last in the other layout.
+    /// (B, 3, H, W), or (B, 2, 3, H, W) for records with two images; channels last in the HWC
+    /// layout.
     pub image_shape: Vec<usize>,
-    /// (B, 2): (height, width) inside the padded picture.
+    /// (B, 2): (height, width) without padding.
     pub image_sizes: Vec<i64>,
-    /// (B, 2): (height, width) of the stored picture.
+    /// (B, 2): (height, width) of the stored image.
     pub original_sizes: Vec<i64>,
     /// L.
     pub num_tokens: usize,
@@ -33,9 +34,9 @@ pub struct Batch {
     pub text_mask: Vec<bool>,
     /// (B,).
     pub image_ids: Vec<i64>,
-    /// (B, L) where words are masked.
+    /// (B, L) for MLM.
     pub masked_ids: Vec<i64>,
-    /// (B, L) where words are masked.
+    /// (B, L) for MLM.
     pub mlm_labels: Vec<i64>,
     /// (B, answers) soft scores.
     pub targets: Vec<f32>,
@@ -47,29 +48,29 @@ pub struct Batch {
     pub boxes_per_image: Vec<i64>,
     /// (G, L).
     pub positive_map: Vec<bool>,
-    /// Samples that were left out.
+    /// Bad samples that were dropped.
     pub skipped: Vec<Skipped>,
-    /// Boxes left out because no token names them.
+    /// Boxes dropped because no token names them.
     pub truncated_boxes: usize,
-    /// Boxes left out because a crop left too little of them.
+    /// Boxes dropped because the crop left too little of them.
     pub cropped_boxes: usize,
 }
 
-/// A sample that was left out.
+/// A bad sample that was dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Name of the record.
+    /// Key of the record.
     pub key: String,
-    /// What became of it, in a word; see [`crate::Error::status`].
+    /// Status; see [`crate::Error::status`].
     pub status: &'static str,
-    /// What is wrong.
+    /// The error.
     pub reason: String,
 }
 
-/// Put samples together in their order; their pictures are `size` = (height, width) in `images`.
+/// Collate samples in order; `images` holds their pixels, padded to `size` = (height, width).
 ///
 /// # Errors
-/// [`Error::Memory`] where there is no memory for the texts, boxes or answers.
+/// [`Error::Memory`] if texts, boxes or answers do not fit.
 pub fn collate(
     samples: &[&Sample],
     images: Option<PooledBuffer>,
@@ -127,7 +128,7 @@ pub fn collate(
 }
 
 impl Batch {
-    /// Make room for all that has a row for each text or box, so that it is known to be there.
+    /// Reserve everything that has a row per text or box.
     fn reserve(&mut self, samples: &[&Sample], config: &LoaderConfig) -> Result<(), Error> {
         let (size, tokens) = (samples.len(), self.num_tokens);
         let boxes = samples.iter().map(|it| it.boxes_xyxy.len()).sum::<usize>();
@@ -150,7 +151,7 @@ impl Batch {
     }
 }
 
-/// (B, 3, H, W) or another order, as [`Batch::image_shape`].
+/// (B, 3, H, W) or another layout, as [`Batch::image_shape`].
 pub(crate) fn image_shape(count: usize, size: (usize, usize), config: &LoaderConfig) -> Vec<usize> {
     let mut shape = vec![count];
     if config.task.images() > 1 {
@@ -186,7 +187,7 @@ fn collate_text(sample: &Sample, pad_id: u32, batch: &mut Batch) {
 }
 
 fn collate_boxes(sample: &Sample, batch: &mut Batch) {
-    #[allow(clippy::cast_possible_truncation)] // float32 is what the model computes in.
+    #[allow(clippy::cast_possible_truncation)] // Batches are float32.
     let values = sample.boxes_xyxy.iter().flatten().map(|&edge| edge as f32);
     batch.boxes_xyxy.extend(values);
     batch.boxes_per_image.push(integer(sample.boxes_xyxy.len()));
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_stand_at_their_answers() {
+    fn scores_are_at_their_answers() {
         let mut config = config(Task::Question);
         config.mirrored_answers = vec![0, 1, 2];
         let mut first = sample(1, 1, 2, 0);
@@ -269,9 +270,9 @@ mod tests {
         );
     }
     #[test]
-    fn answers_that_memory_does_not_hold_are_an_error() {
+    fn too_many_answers_for_memory_are_an_error() {
         let mut config = config(Task::Question);
-        // Together 128 terabytes.
+        // 128 TB in all.
         config.mirrored_answers = vec![0; 1 << 24];
         let one = sample(1, 1, 0, 0);
         let samples = vec![&one; 1 << 21];

@@ -1,4 +1,4 @@
-//! What a loader does with records and pictures.
+//! Loader configuration.
 
 use std::sync::Arc;
 
@@ -8,57 +8,57 @@ use crate::normalize::layout::{Dtype, Layout};
 use crate::tokenizer::Tokenizer;
 use crate::transform::Transform;
 
-/// Everything that turns records into samples.
+/// Configuration of a loader.
 #[derive(Clone)]
 pub struct LoaderConfig {
-    /// What the batches are for.
+    /// Task of the batches.
     pub task: Task,
-    /// For the text.
+    /// Tokenizer of the texts.
     pub tokenizer: Arc<Tokenizer>,
-    /// For the pictures and boxes.
+    /// Transform of images and boxes.
     pub transform: Transform,
-    /// Longest text in tokens, those around every text included.
+    /// Maximum text length in tokens, special tokens included.
     pub max_tokens: usize,
-    /// Start of every random draw.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Part of the tokens that is picked for masking.
+    /// Probability that a token is picked for MLM.
     pub mlm_probability: f64,
-    /// For each answer, the one that is right in the mirrored picture.
+    /// For each answer, its counterpart in the mirrored image.
     pub mirrored_answers: Vec<usize>,
-    /// What happens to a bad sample.
+    /// What to do with bad samples.
     pub on_error: OnError,
-    /// Take pictures with missing or damaged parts, filled as libjpeg fills them.
+    /// Accept truncated or damaged JPEGs, filled as libjpeg fills them.
     pub accept_truncated: bool,
-    /// Decode JPEGs at a half, quarter or eighth of their size where that leaves pixels enough.
+    /// Decode JPEGs at 1/2, 1/4 or 1/8 of their size if enough pixels remain.
     pub scaled_decoding: bool,
-    /// Turn pictures as EXIF says; boxes are then those of the turned picture.
+    /// Apply the EXIF orientation; boxes are then in the rotated image.
     pub apply_orientation: bool,
-    /// Colour that transparent pictures are laid over; without one alpha is dropped.
+    /// Background color for transparent images; without one alpha is dropped.
     pub background: Option<[u8; 3]>,
-    /// What values of pictures are stored as.
+    /// Data type of the pixels.
     pub dtype: Dtype,
-    /// Where they stand.
+    /// Memory layout of the pixels.
     pub layout: Layout,
-    /// Largest picture.
+    /// Maximum number of pixels of an image.
     pub max_pixels: usize,
 }
 
-/// What happens to a sample that cannot be made.
+/// What to do with a bad sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
-    /// It is the error of its batch.
+    /// Fail the batch.
     Raise,
-    /// It is left out and told.
+    /// Drop the sample and report it.
     Skip,
-    /// Its batch waits until another record is handed in for it.
+    /// Wait for a replacement record.
     Resample,
 }
 
 impl OnError {
-    /// Find a policy by name.
+    /// Look up a policy by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "raise" => Ok(Self::Raise),
@@ -66,17 +66,17 @@ impl OnError {
             "resample" => Ok(Self::Resample),
             _ => Err(Error::argument(
                 "on_error",
-                format!("'{name}' is no policy; expected 'raise', 'skip' or 'resample'"),
+                format!("'{name}'; expected 'raise', 'skip' or 'resample'"),
             )),
         }
     }
 }
 
 impl LoaderConfig {
-    /// Bytes of one picture's place of (height, width) pixels in a batch.
+    /// Bytes of one image padded to (height, width) pixels.
     #[must_use]
     pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
-        // A product that wraps would be less than what is written.
+        // A product that wraps would be too small.
         let values = size.0.saturating_mul(size.1).saturating_mul(3);
         values.saturating_mul(self.dtype.bytes())
     }

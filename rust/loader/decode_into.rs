@@ -1,9 +1,9 @@
-//! Pictures: from the bytes of their files to their places in a batch.
+//! Decode images into their slots of a batch.
 //!
-//! Rows go from the decoder through the resize into the batch as they come, so that no picture of full
-//! size leaves the processor's cache; only what needs a whole picture gets one (operations of
-//! `RandAugment`, changes of colours, turning by EXIF, formats other than JPEG). A thread decodes two
-//! JPEGs at a time, which takes less than one after the other.
+//! Rows go from the decoder through the resize into the batch as they are decoded, so that a
+//! full-size image never leaves the CPU cache. A whole image is buffered only for `RandAugment`,
+//! color changes, EXIF orientation and formats other than JPEG. A thread decodes two JPEGs at a
+//! time, which is faster than one after the other.
 
 use crate::Error;
 use crate::boxes::Crop;
@@ -17,13 +17,13 @@ use crate::resize::{Method, ResizeScratch, RowResizer};
 use crate::transform::params::{self, SampledTransform};
 use crate::try_alloc;
 
-/// What became of a picture that is in its batch.
+/// Status of a decoded image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageStatus {
-    /// All of it was there.
+    /// Decoded completely.
     #[default]
     Ok,
-    /// A part was missing or damaged, and filled as libjpeg does.
+    /// Truncated or damaged; filled as libjpeg fills it.
     Truncated,
 }
 
@@ -38,37 +38,37 @@ impl ImageStatus {
     }
 }
 
-/// What is to be painted, and where.
+/// An image to decode, and its destination.
 pub struct DecodeRequest<'p> {
-    /// The picture.
+    /// The image.
     pub probed: &'p ProbedImage,
-    /// What is done to it.
+    /// The transform to apply.
     pub sampled: &'p SampledTransform,
-    /// Where its pixels go to.
+    /// Destination of the pixels.
     pub slot: &'p mut [u8],
     /// (height, width) of the slot in pixels.
     pub slot_size: (usize, usize),
 }
 
-/// What one thread keeps from picture to picture.
+/// Decoder of a worker thread. Keeps its buffers.
 pub struct ImageDecoder {
     scratch: [Scratch; 2],
 }
 
-/// What one picture needs.
+/// Buffers for one image.
 struct Scratch {
     decoder: jpeg::Decoder,
     resize: ResizeScratch,
     writer: RowWriter,
-    /// Pixels of a picture that is needed whole.
+    /// Pixels of an image that is buffered whole.
     whole: Vec<u8>,
 }
 
-/// What is done with decoded rows.
+/// What happens to decoded rows.
 enum RowStage<'a> {
     /// They are resized.
     Resized(RowResizer<'a>),
-    /// The crop has the size of the output, so that they are only cut out.
+    /// The crop has the output's size, so that rows are only cropped.
     Cropped {
         crop: Crop,
         /// Bytes of a decoded row.
@@ -122,15 +122,15 @@ impl<'a> RowStage<'a> {
     }
 }
 
-/// A picture whose rows come from the decoder.
+/// A JPEG that is decoded row by row.
 struct StreamedDecode<'c> {
     decoder: &'c mut jpeg::Decoder,
     bytes: &'c [u8],
     request: jpeg::Request,
-    image_slots: RowSink<'c>,
+    sink: RowSink<'c>,
 }
 
-/// A picture whose rows come in.
+/// Receives rows, and writes them into the slot.
 struct RowSink<'c> {
     rows: RowStage<'c>,
     writer: &'c mut RowWriter,
@@ -138,12 +138,12 @@ struct RowSink<'c> {
     sampled: &'c SampledTransform,
     slot: &'c mut [u8],
     slot_size: (usize, usize),
-    /// The first thing that went wrong.
+    /// The first error.
     outcome: Result<(), Error>,
 }
 
 impl RowSink<'_> {
-    /// Take decoded rows, from `first_row` on.
+    /// Receive decoded rows, from `first_row` on.
     fn push(&mut self, first_row: usize, decoded: &[u8]) {
         if self.outcome.is_err() {
             return;
@@ -162,8 +162,8 @@ impl RowSink<'_> {
             if sampled.needs_whole() {
                 whole.extend_from_slice(row);
             } else if written.is_ok()
-                // Not assigned row by row: to read what was just stored here, in other widths, waits
-                // for all stores before, and those of a row go to memory.
+                // Not assigned row by row: reading back what was just stored, in other widths,
+                // would wait for all earlier stores.
                 && let Err(error) = writer.write_row(row, slot, *slot_size, y, sampled.flip)
             {
                 written = Err(error);
@@ -172,7 +172,7 @@ impl RowSink<'_> {
         self.outcome = written.and(pushed);
     }
 
-    /// End the picture once all of its rows came.
+    /// Finish the image after its last row.
     fn finish(self, status: &jpeg::Status, config: &LoaderConfig) -> Result<ImageStatus, Error> {
         self.outcome?;
         if let jpeg::Status::Filled(reason) = status
@@ -182,17 +182,17 @@ impl RowSink<'_> {
         }
         let sampled = self.sampled;
         if sampled.needs_whole() {
-            let mut picture = Rgb {
+            let mut image = Rgb {
                 height: sampled.height,
                 width: sampled.width,
                 pixels: std::mem::take(self.whole),
             };
-            sampled.change(&mut picture);
-            for (y, row) in picture.pixels.chunks_exact(sampled.width * 3).enumerate() {
+            sampled.change(&mut image);
+            for (y, row) in image.pixels.chunks_exact(sampled.width * 3).enumerate() {
                 self.writer
                     .write_row(row, self.slot, self.slot_size, y, false)?;
             }
-            *self.whole = picture.pixels;
+            *self.whole = image.pixels;
         }
         self.writer
             .pad_below(self.slot, self.slot_size, sampled.height)?;
@@ -204,7 +204,7 @@ impl RowSink<'_> {
 }
 
 impl Scratch {
-    /// Make ready for a picture of `source` = (height, width) pixels, of which `crop` is taken.
+    /// Start an image of `source` = (height, width) pixels, cropped to `crop`.
     fn begin<'c>(
         &'c mut self,
         request: DecodeRequest<'c>,
@@ -219,11 +219,11 @@ impl Scratch {
         } = request;
         self.whole.clear();
         if sampled.needs_whole() {
-            let what = try_alloc::of_picture(sampled.height, sampled.width);
+            let what = try_alloc::of_image(sampled.height, sampled.width);
             try_alloc::reserve(&mut self.whole, sampled.height * sampled.width * 3, what)?;
         }
         let output = (sampled.height, sampled.width);
-        let image_slots = RowSink {
+        let sink = RowSink {
             rows: RowStage::new(&mut self.resize, source, crop, output, sampled.method)?,
             writer: &mut self.writer,
             whole: &mut self.whole,
@@ -232,10 +232,10 @@ impl Scratch {
             slot_size,
             outcome: Ok(()),
         };
-        Ok((&mut self.decoder, image_slots))
+        Ok((&mut self.decoder, sink))
     }
 
-    /// The same for a picture whose rows come from the decoder.
+    /// Start an image whose rows come from the JPEG decoder.
     fn begin_streamed<'c>(
         &'c mut self,
         request: DecodeRequest<'c>,
@@ -248,18 +248,18 @@ impl Scratch {
             Scale::Full
         };
         let source = (scale.apply(probed.size.0), scale.apply(probed.size.1));
-        let (decoder, image_slots) =
+        let (decoder, sink) =
             self.begin(request, source, params::scaled(sampled.crop, scale, source))?;
         let request = jpeg::Request {
             scale,
-            stop_row: Some(image_slots.rows.last_row_needed() + 1),
+            stop_row: Some(sink.rows.last_row_needed() + 1),
             max_pixels: config.max_pixels,
         };
         Ok(StreamedDecode {
             decoder,
             bytes: probed.bytes(),
             request,
-            image_slots,
+            sink,
         })
     }
 
@@ -272,19 +272,19 @@ impl Scratch {
         if probed.is_streamed() {
             return self.begin_streamed(request, config)?.run(config);
         }
-        let (picture, status) = probed.decode(config)?;
-        let (source, crop) = ((picture.height, picture.width), request.sampled.crop);
-        let (_, mut image_slots) = self.begin(request, source, crop)?;
-        image_slots.push(0, &picture.pixels);
-        image_slots.finish(&status, config)
+        let (image, status) = probed.decode(config)?;
+        let (source, crop) = ((image.height, image.width), request.sampled.crop);
+        let (_, mut sink) = self.begin(request, source, crop)?;
+        sink.push(0, &image.pixels);
+        sink.finish(&status, config)
     }
 }
 
 impl StreamedDecode<'_> {
     fn run(mut self, config: &LoaderConfig) -> Result<ImageStatus, Error> {
-        let mut sink = |first_row: usize, rows: &[u8]| self.image_slots.push(first_row, rows);
+        let mut sink = |first_row: usize, rows: &[u8]| self.sink.push(first_row, rows);
         let status = self.decoder.decode(self.bytes, &self.request, &mut sink)?;
-        self.image_slots.finish(&status, config)
+        self.sink.finish(&status, config)
     }
 }
 
@@ -298,26 +298,26 @@ fn run_two(
             decoder: first.decoder,
             bytes: first.bytes,
             request: first.request,
-            sink: &mut |first_row, rows| first.image_slots.push(first_row, rows),
+            sink: &mut |first_row, rows| first.sink.push(first_row, rows),
         },
         jpeg::DecodeTask {
             decoder: second.decoder,
             bytes: second.bytes,
             request: second.request,
-            sink: &mut |first_row, rows| second.image_slots.push(first_row, rows),
+            sink: &mut |first_row, rows| second.sink.push(first_row, rows),
         },
     );
     [
-        status.and_then(|status| first.image_slots.finish(&status, config)),
-        other.and_then(|status| second.image_slots.finish(&status, config)),
+        status.and_then(|status| first.sink.finish(&status, config)),
+        other.and_then(|status| second.sink.finish(&status, config)),
     ]
 }
 
 impl ImageDecoder {
-    /// Make the tables.
+    /// Build the lookup tables.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a normalisation that cannot be.
+    /// [`Error::Argument`] for an invalid normalization.
     pub fn new(config: &LoaderConfig) -> Result<Self, Error> {
         let instructions = Instructions::best();
         let scratch = || {
@@ -335,11 +335,10 @@ impl ImageDecoder {
         })
     }
 
-    /// Decode a picture, do to it what its plan says, and write it into its slot.
+    /// Decode an image, apply its transform and write it into its slot.
     ///
     /// # Errors
-    /// [`Error::Decode`] for broken bytes, also where a part is filled in and the settings do not
-    /// accept that.
+    /// [`Error::Decode`] for corrupt bytes, and for filled parts unless the config accepts them.
     pub fn decode(
         &mut self,
         request: DecodeRequest<'_>,
@@ -351,7 +350,7 @@ impl ImageDecoder {
         decoded.map_err(|fault| probed.name_fault(fault))
     }
 
-    /// Paint two pictures, each as [`ImageDecoder::decode`] does.
+    /// Decode two images, each as [`ImageDecoder::decode`] does.
     pub fn decode_two(
         &mut self,
         requests: [DecodeRequest<'_>; 2],

@@ -1,8 +1,8 @@
-//! Threads that turn records into batches, in order and with bounded memory.
+//! Data loader: threads that turn records into batches, in order.
 //!
-//! A [`Loader`] owns the threads. A [`Session`] is one pass over data: batches of records go in by
-//! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. How many
-//! may wait is the submitter's business: every batch that was submitted and not yet taken is held.
+//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records go in by
+//! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. The queue
+//! is unbounded; the caller limits the batches in flight.
 
 pub mod batch_builder;
 pub mod buffer_pool;
@@ -28,41 +28,41 @@ use crate::loader::record::{Record, Task};
 use crate::loader::workers::{
     BatchOutcome, Job, JobKind, QueuedBatch, SessionState, WorkerPool, lock,
 };
+use crate::tokenizer::masking;
 
-/// Threads with the settings that they work by.
+/// Worker threads with their config.
 pub struct Loader {
     workers: Arc<WorkerPool>,
     threads: Vec<JoinHandle<()>>,
-    /// The process in which the threads live: a fork has none of them.
+    /// Process that owns the threads: a fork does not inherit them.
     process: u32,
 }
 
-/// One pass over data.
+/// One epoch.
 pub struct Session {
     workers: Arc<WorkerPool>,
     state: Arc<SessionState>,
     process: u32,
 }
 
-/// What [`Session::next`] found.
+/// Result of [`Session::next`].
 #[derive(Debug)]
 pub enum Next {
     /// The next batch.
     Batch(Box<Batch>),
-    /// These places of the next batch wait for other records, by [`Session::replace`].
+    /// These samples of the next batch need replacements, by [`Session::replace`].
     Replace(Vec<(usize, Skipped)>),
-    /// Nothing within the time given.
+    /// Nothing before the timeout.
     NotYet,
-    /// There will be no more.
+    /// The session is finished.
     End,
 }
 
 impl Loader {
-    /// Start `threads` threads, 0 means one for each core, that keep the memory of `keep` batches for
-    /// later ones.
+    /// Start `threads` threads (0: one per core); keep up to `keep` free batch buffers.
     ///
     /// # Errors
-    /// [`Error::Argument`] for settings outside their ranges or where threads cannot be started.
+    /// [`Error::Argument`] for config values out of range, or if threads cannot be started.
     pub fn new(config: LoaderConfig, threads: usize, keep: usize) -> Result<Self, Error> {
         config.transform.check()?;
         if config.task == Task::Grounding {
@@ -72,12 +72,12 @@ impl Loader {
         if !(0.0..=1.0).contains(&config.mlm_probability) {
             return Err(Error::argument(
                 "mlm_probability",
-                format!("{} is not between 0 and 1", config.mlm_probability),
+                format!("{}; expected 0 to 1", config.mlm_probability),
             ));
         }
         if config.task == Task::ImageText {
             let special_tokens = config.tokenizer.special_tokens();
-            special_tokens.check_masking(config.mlm_probability)?;
+            masking::check_mask_token(special_tokens, config.mlm_probability)?;
         }
         let count = if threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -102,7 +102,7 @@ impl Loader {
                 .name(format!("fiber-loader-{number}"))
                 .spawn(move || workers.work(decoder))
                 .map_err(|error| {
-                    let all = format!("cannot start {count}, but {number}: {error}");
+                    let all = format!("could not start thread {number} of {count}: {error}");
                     Error::argument("threads", all)
                 })?;
             loader.threads.push(thread);
@@ -110,7 +110,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Begin a pass.
+    /// Open a session.
     #[must_use]
     pub fn open(&self) -> Session {
         Session {
@@ -120,9 +120,9 @@ impl Loader {
         }
     }
 
-    /// Bytes of all batches' pictures that are held, and the most that there ever were.
+    /// Bytes of all batch buffers: current and peak.
     #[must_use]
-    pub fn picture_bytes(&self) -> (usize, usize) {
+    pub fn image_bytes(&self) -> (usize, usize) {
         (self.workers.pool.bytes(), self.workers.pool.peak_bytes())
     }
 }
@@ -143,14 +143,14 @@ impl Drop for Loader {
         drop(waiting);
         self.workers.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has nothing left to say.
+            // A panic of a worker was reported with its record.
             let _ = thread.join();
         }
     }
 }
 
 impl Session {
-    /// Hand in the records of one batch.
+    /// Submit the records of one batch.
     pub fn submit(&self, records: Vec<Record>) {
         let workers = &self.workers;
         let builder = BatchBuilder::new(records.len(), &workers.config, &workers.pool);
@@ -170,12 +170,12 @@ impl Session {
             return;
         }
         let jobs = records.into_iter().enumerate();
-        let jobs = jobs.map(|(place, record)| self.sampled(&batch, place, record));
+        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record));
         lock(&workers.jobs).to_prepare.extend(jobs);
         workers.changed.notify_all();
     }
 
-    /// Hand in other records for places that [`Next::Replace`] named.
+    /// Submit replacements for the samples of [`Next::Replace`].
     pub fn replace(&self, records: Vec<(usize, Record)>) {
         let batch = match lock(&self.state.queue).slots.front() {
             Some(slot) => Arc::clone(&slot.batch),
@@ -183,27 +183,27 @@ impl Session {
         };
         lock(&batch).reopen(records.len());
         let jobs = records.into_iter();
-        let jobs = jobs.map(|(place, record)| self.sampled(&batch, place, record));
+        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record));
         lock(&self.workers.jobs).to_decode.extend(jobs);
         self.workers.changed.notify_all();
     }
 
-    fn sampled(&self, batch: &Arc<Mutex<BatchBuilder>>, place: usize, record: Record) -> Job {
+    fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Record) -> Job {
         Job {
             session: Arc::clone(&self.state),
             batch: Arc::clone(batch),
-            place,
+            index,
             kind: JobKind::Prepare(Box::new(record)),
         }
     }
 
-    /// Say that no more batches will be handed in.
+    /// Declare that no more batches will be submitted.
     pub fn finish(&self) {
         lock(&self.state.queue).finished = true;
         self.state.changed.notify_all();
     }
 
-    /// Give up what is waiting.
+    /// Drop all queued batches.
     pub fn close(&self) {
         if self.process != std::process::id() {
             return;
@@ -226,13 +226,13 @@ impl Session {
     /// Wait for the next batch, at most `timeout`.
     ///
     /// # Errors
-    /// The first fault of the batch's records, unless bad samples are left out or replaced;
-    /// [`Error::Closed`] where no thread is left to make the batch.
+    /// The first error of the batch's records, unless bad samples are skipped or replaced;
+    /// [`Error::Closed`] if no threads are left.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
-        // Before any lock: a thread that is not in this process may have held it.
+        // Before locking: a thread of the parent process may have held the lock at the fork.
         if self.process != std::process::id() {
-            let reason = "this pass was begun in another process, whose threads are not in this one; \
-                          expected a pass begun here";
+            let reason = "session opened in another process, whose threads do not exist here; \
+                 expected a session opened in this process";
             return Err(Error::Closed { reason });
         }
         let (mut queue, _) = self
@@ -253,8 +253,8 @@ impl Session {
             Some(Some(BatchOutcome::Replace(states))) => Ok(Next::Replace(states)),
             None if queue.finished => Ok(Next::End),
             _ if lock(&self.workers.jobs).stopped => {
-                let reason = "the loader was closed in the middle of this pass; \
-                              expected a new pass, which starts threads of its own";
+                let reason = "the loader was closed during this session; expected a new session, \
+                     which starts its own threads";
                 Err(Error::Closed { reason })
             }
             _ => Ok(Next::NotYet),
@@ -316,8 +316,8 @@ mod tests {
         let session = loader.open();
         for batch in 0..20_usize {
             let side = if batch % 3 == 0 { 300 } else { 2 };
-            let records = (0..3).map(|place| {
-                let mut record = record(&format!("{batch}.{place}"));
+            let records = (0..3).map(|index| {
+                let mut record = record(&format!("{batch}.{index}"));
                 record.images = vec![StoredImage::Bytes(Arc::new(png(side, side)))];
                 record
             });
@@ -327,12 +327,12 @@ mod tests {
         let keys = keys(&session);
         assert_eq!(keys.len(), 20);
         for (batch, keys) in keys.iter().enumerate() {
-            assert_eq!(*keys, [0, 1, 2].map(|place| format!("{batch}.{place}")));
+            assert_eq!(*keys, [0, 1, 2].map(|index| format!("{batch}.{index}")));
         }
     }
 
     #[test]
-    fn a_fault_comes_in_its_batch_only() {
+    fn an_error_is_raised_in_its_batch_only() {
         let loader = Loader::new(config(Task::ImageText), 2, 2).unwrap();
         let session = loader.open();
         let mut bad = record("bad");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_samples_are_left_out_and_told() {
+    fn bad_samples_are_skipped_and_reported() {
         let mut config = config(Task::ImageText);
         config.on_error = OnError::Skip;
         let loader = Loader::new(config, 2, 2).unwrap();
@@ -372,7 +372,7 @@ mod tests {
             divisor: 1,
             cut: RandomCrop::off(),
         };
-        // It is not left out as if a record were bad.
+        // It is not skipped like a bad record.
         config.on_error = OnError::Skip;
         let loader = Loader::new(config, 2, 2).unwrap();
         let session = loader.open();
@@ -381,7 +381,7 @@ mod tests {
             record.images = vec![StoredImage::Bytes(Arc::new(png(height, width)))];
             record
         };
-        // The height of one and the width of the other make 144 terabytes.
+        // Together 144 TB.
         let mut records = vec![with_size(1, 1); 1200];
         (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
         session.submit(records);
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_gives_up_what_waits() {
+    fn closing_drops_queued_batches() {
         let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
         (0..100).for_each(|_| session.submit(vec![record("a")]));
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_checked() {
+    fn the_config_is_checked() {
         let mut wrong = config(Task::ImageText);
         wrong.max_tokens = 1;
         assert!(matches!(

@@ -1,4 +1,4 @@
-//! A picture before it is painted: its bytes and what its header says.
+//! An image before decoding: its encoded bytes and header.
 
 use crate::Error;
 use crate::image::orientation;
@@ -7,23 +7,23 @@ use crate::jpeg;
 use crate::loader::config::LoaderConfig;
 use crate::loader::record::{SharedBytes, StoredImage};
 
-/// A picture whose size is known and whose pixels are not decoded yet.
+/// An encoded image with its size.
 #[derive(Clone)]
 pub struct ProbedImage {
     stored: StoredImage,
     bytes: SharedBytes,
     format: Format,
-    /// How it is turned before anything else, as EXIF counts; 1 is not at all.
+    /// EXIF orientation to apply first; 1 = none.
     orientation: u8,
-    /// (height, width) in pixels, after it is turned.
+    /// (height, width) in pixels, after orientation.
     pub size: (usize, usize),
 }
 
 impl ProbedImage {
-    /// Read the picture's bytes and their header.
+    /// Read the image's bytes and header.
     ///
     /// # Errors
-    /// [`Error::File`] where a file cannot be read, [`Error::Decode`] for a broken header, and
+    /// [`Error::File`] if the file cannot be read, [`Error::Decode`] for a corrupt header,
     /// [`Error::TooManyPixels`] above the limit.
     pub fn new(stored: &StoredImage, config: &LoaderConfig) -> Result<Self, Error> {
         let bytes = stored.read()?;
@@ -56,25 +56,25 @@ impl ProbedImage {
         })
     }
 
-    /// The file.
+    /// Encoded bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
     }
 
-    /// Whether its rows can be taken as they are decoded; all of the others are needed at once.
+    /// True if rows can be processed while they are decoded; otherwise the image is decoded whole.
     pub(crate) fn is_streamed(&self) -> bool {
         self.format == Format::Jpeg && self.orientation == 1
     }
 
-    /// All of its pixels, turned.
+    /// Decode the whole image, oriented.
     ///
     /// # Errors
-    /// [`Error::Decode`] for broken bytes.
+    /// [`Error::Decode`] for corrupt bytes.
     pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
         if self.format != Format::Jpeg {
-            let picture = image::decode_over(self.bytes(), config.max_pixels, config.background)?;
+            let image = image::decode_over(self.bytes(), config.max_pixels, config.background)?;
             return Ok((
-                orientation::turn(picture, self.orientation)?,
+                orientation::apply_orientation(image, self.orientation)?,
                 jpeg::Status::Whole,
             ));
         }
@@ -83,11 +83,14 @@ impl ProbedImage {
             stop_row: None,
             max_pixels: config.max_pixels,
         };
-        let (picture, status) = image::decode_jpeg(self.bytes(), &request)?;
-        Ok((orientation::turn(picture, self.orientation)?, status))
+        let (image, status) = image::decode_jpeg(self.bytes(), &request)?;
+        Ok((
+            orientation::apply_orientation(image, self.orientation)?,
+            status,
+        ))
     }
 
-    /// Name the picture in an error.
+    /// Add the image's path to an error.
     pub(crate) fn name_fault(&self, fault: Error) -> Error {
         self.stored.name_fault(fault)
     }

@@ -1,4 +1,4 @@
-//! Records as they are handed in.
+//! Input records.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use crate::boxes::BoxXyxy;
 use crate::image::{self, Rgb};
 use crate::tokenizer::spans::CharSpan;
 
-/// Bytes that anybody may own, such as an interpreter or a mapped file.
+/// Bytes with any owner, such as Python or a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A picture as it is stored.
+/// A stored image.
 #[derive(Clone)]
 pub enum StoredImage {
-    /// A file.
+    /// A file path.
     Path(PathBuf),
-    /// The bytes of one.
+    /// Encoded bytes.
     Bytes(SharedBytes),
 }
 
@@ -30,24 +30,24 @@ impl fmt::Debug for StoredImage {
     }
 }
 
-/// What a batch is for, and so which fields it has.
+/// Task of a batch; determines its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Pictures with captions.
+    /// Images with captions.
     ImageText,
-    /// Pictures with questions.
+    /// Images with questions.
     Question,
-    /// Pairs of pictures with a statement.
+    /// Pairs of images with a statement.
     Reasoning,
-    /// Pictures with a text and boxes.
+    /// Images with a text and boxes.
     Grounding,
 }
 
 impl Task {
-    /// Find a task by name.
+    /// Look up a task by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "image_text" => Ok(Self::ImageText),
@@ -57,52 +57,52 @@ impl Task {
             _ => Err(Error::argument(
                 "batch_type",
                 format!(
-                    "'{name}' does not exist; expected 'image_text', 'question', 'reasoning' or \
-                     'grounding'"
+                    "'{name}'; expected 'image_text', 'question', 'reasoning' \
+                         or 'grounding'"
                 ),
             )),
         }
     }
 
-    /// Pictures of a record.
+    /// Number of images per record.
     #[must_use]
     pub fn images(self) -> usize {
         if self == Self::Reasoning { 2 } else { 1 }
     }
 }
 
-/// One record, with what its random draws depend on.
+/// A record, with the key of its random numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
-    /// Name in messages.
+    /// Name in errors.
     pub key: String,
-    /// Epoch in which it is read.
+    /// Epoch.
     pub epoch: u64,
-    /// Its place in the data set.
+    /// Index in the dataset.
     pub index: u64,
-    /// One picture, or two.
+    /// One image, or two.
     pub images: Vec<StoredImage>,
     /// Caption, question, statement or prompt.
     pub text: String,
-    /// (height, width) of the first picture as the annotations have it, where they do.
+    /// (height, width) of the first image according to the annotations, if known.
     pub image_size: Option<(usize, usize)>,
-    /// Equal names mean the same picture.
+    /// Image name; equal names mean the same image.
     pub image_id: String,
-    /// Boxes in pixels of the stored picture.
+    /// Boxes in pixels of the stored image.
     pub boxes_xyxy: Vec<BoxXyxy>,
     /// For each box, the spans of the text that name it.
     pub char_spans: Vec<Vec<CharSpan>>,
-    /// (answer, soft score) where answers are known.
+    /// (answer index, soft score), if known.
     pub answers: Option<Vec<(usize, f32)>>,
-    /// Whether the statement is true.
+    /// Label of the statement.
     pub truth: Option<bool>,
 }
 
 impl StoredImage {
-    /// Its bytes.
+    /// Read the encoded bytes.
     ///
     /// # Errors
-    /// [`Error::File`] where they cannot be read.
+    /// [`Error::File`] if the file cannot be read.
     pub fn read(&self) -> Result<SharedBytes, Error> {
         match self {
             Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
@@ -110,7 +110,7 @@ impl StoredImage {
         }
     }
 
-    /// Say in which file a fault of its bytes is.
+    /// Add the file's path to an error.
     #[must_use]
     pub fn name_fault(&self, fault: Error) -> Error {
         match self {
@@ -121,7 +121,7 @@ impl StoredImage {
 }
 
 impl Record {
-    /// Refuse a picture of another size than annotated, whose boxes would be moved wrongly.
+    /// Check the stored size against the annotated size; boxes would be wrong otherwise.
     ///
     /// # Errors
     /// [`Error::Field`] with both sizes.
@@ -130,7 +130,8 @@ impl Record {
             Some(annotated) if annotated != stored => Err(Error::field(
                 "image_size",
                 format!(
-                    "the annotations say {} x {} pixels (height x width), the picture has {} x {}",
+                    "{} x {} pixels (height x width) in the annotations, but the image has {} x \
+                         {}",
                     annotated.0, annotated.1, stored.0, stored.1
                 ),
             )),
@@ -138,9 +139,9 @@ impl Record {
         }
     }
 
-    /// A number for the picture's name.
+    /// Hash of the image name.
     ///
-    /// FNV-1a, without the sign bit: the same name gives the same number in every process.
+    /// FNV-1a without the sign bit: stable across processes.
     #[must_use]
     pub fn image_number(&self) -> i64 {
         let hash = self
@@ -153,10 +154,10 @@ impl Record {
     }
 }
 
-/// Read and decode a file, over a colour as [`image::decode_over`].
+/// Read and decode a file, with a background as in [`image::decode_over`].
 ///
 /// # Errors
-/// [`Error::File`] where it cannot be read, [`Error::Decode`] where it is broken, both with its path.
+/// [`Error::File`] if it cannot be read, [`Error::Decode`] if it is corrupt, both with the path.
 pub fn read_image(
     path: &Path,
     max_pixels: usize,
@@ -168,10 +169,10 @@ pub fn read_image(
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || {
-        // A pipe that nobody writes to would be waited for, a device might never end.
+        // Reading a pipe without a writer would block, and a device might never end.
         let kind = std::fs::metadata(path)?.file_type();
         if !kind.is_file() && !kind.is_dir() {
-            return Err(std::io::Error::other("it is no regular file"));
+            return Err(std::io::Error::other("not a regular file"));
         }
         std::fs::read(path)
     };

@@ -1,4 +1,4 @@
-//! How one record becomes a sample of a batch: read, decode, transform, tokenise, mask.
+//! Prepare a record: read headers, sample transforms, map boxes, tokenize, mask.
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
@@ -7,21 +7,22 @@ use crate::loader::probed_image::ProbedImage;
 use crate::loader::record::{Record, Task};
 use crate::rng::{Purpose, Rng};
 use crate::tokenizer::Encoded;
+use crate::tokenizer::masking::mask_token;
 use crate::tokenizer::spans::{self, CharSpan, Mirrored};
 use crate::transform::params::SampledTransform;
 use crate::try_alloc;
 
-/// A record of which everything is known but the pixels.
+/// A sample that is complete except for its pixels.
 #[derive(Clone)]
 pub struct PreparedSample {
-    /// All but the pictures.
+    /// Everything but the images.
     pub sample: Sample,
-    /// The pictures and what happens to them.
+    /// The images with their sampled transforms.
     pub images: Vec<(ProbedImage, SampledTransform)>,
 }
 
 impl PreparedSample {
-    /// Bytes of its pictures' files.
+    /// Total bytes of the encoded images.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let images = self.images.iter();
@@ -29,41 +30,41 @@ impl PreparedSample {
     }
 }
 
-/// A record, ready to be put into a batch.
+/// A sample, ready to be collated.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// Name of the record.
+    /// Key of the record.
     pub key: String,
-    /// (height, width) of the first picture in the batch.
+    /// (height, width) of the first image after its transform.
     pub image_size: (usize, usize),
-    /// (height, width) of the first stored picture.
+    /// (height, width) of the first stored image.
     pub original_size: (usize, usize),
-    /// Ids of the text.
+    /// Token ids.
     pub token_ids: Vec<u32>,
-    /// Ids with some masked.
+    /// Token ids after MLM masking.
     pub masked_ids: Vec<u32>,
-    /// The original id where one was picked for masking.
+    /// The original id where a token was picked for MLM.
     pub mlm_labels: Vec<Option<u32>>,
-    /// Hash of the picture's name.
+    /// Hash of the image name.
     pub image_id: i64,
-    /// (answer, soft score).
+    /// (answer index, soft score).
     pub answers: Vec<(usize, f32)>,
-    /// Whether the statement is true.
+    /// Label of the statement.
     pub truth: bool,
-    /// Boxes in pixels of the resized picture.
+    /// Boxes in pixels of the transformed image.
     pub boxes_xyxy: Vec<BoxXyxy>,
-    /// For each box, which tokens name it: a row of them after the other.
+    /// (boxes, tokens): which tokens name each box.
     pub positive_map: Vec<bool>,
-    /// Boxes left out because no token of the text names them.
+    /// Boxes dropped because no token names them.
     pub truncated_boxes: usize,
-    /// Boxes left out because the crop left too little of them.
+    /// Boxes dropped because the crop left too little of them.
     pub cropped_boxes: usize,
 }
 
-/// Read one record, draw what happens to its pictures, move its boxes, tokenise and mask.
+/// Prepare a record: probe its images, sample their transforms, map boxes, tokenize and mask.
 ///
 /// # Errors
-/// [`Error::InRecord`] with what is wrong.
+/// [`Error::InRecord`] with the cause.
 pub fn prepare_sample(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
     prepare(config, record).map_err(|error| error.in_record(&record.key))
 }
@@ -84,7 +85,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
         if number == 0 {
             record.check_size(size)?;
         }
-        let mut rng = rng(config, record, Purpose::Picture(number));
+        let mut rng = rng(config, record, Purpose::Image(number));
         let mut sampled = config.transform.sample(size.0, size.1, &mut rng);
         if number == 0 {
             sample.original_size = size;
@@ -93,7 +94,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
                 let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
                 if let Some(whole) = sampled.uncut(size.0, size.1).filter(|_| loses_all) {
-                    // The text would have nothing left that it is true of.
+                    // Otherwise the text would describe nothing in the image.
                     sampled = whole;
                     moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 }
@@ -105,7 +106,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
     }
     match config.task {
         Task::Grounding => {}
-        // "left" means the left picture of the two.
+        // Not mirrored: "left" means the left one of the two images.
         Task::Reasoning => sample.token_ids = encode(config, &record.text)?.ids,
         Task::ImageText | Task::Question => {
             let text = mirror_if(flipped, &record.text);
@@ -130,7 +131,7 @@ fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {
         return Err(Error::field(
             "images",
             format!(
-                "{} pictures; expected {images} in this task",
+                "{} images; expected {images} in this task",
                 record.images.len()
             ),
         ));
@@ -162,7 +163,7 @@ fn encode(config: &LoaderConfig, text: &str) -> Result<Encoded, Error> {
     config.tokenizer.encode(text, Some(config.max_tokens))
 }
 
-/// Encode the text and keep the boxes that both the crop and the tokens leave.
+/// Tokenize the text; keep the boxes that survive the crop and are named by a token.
 fn ground(
     config: &LoaderConfig,
     record: &Record,
@@ -191,12 +192,12 @@ fn ground(
     Ok(())
 }
 
-/// Mask words as BERT does; see [`crate::tokenizer::special_tokens::SpecialTokens::mask_one`].
+/// Mask tokens for MLM; see [`crate::tokenizer::masking`].
 fn mask(config: &LoaderConfig, record: &Record, sample: &mut Sample) {
     let mut rng = rng(config, record, Purpose::MaskedWords);
     let special_tokens = config.tokenizer.special_tokens();
     for &id in &sample.token_ids {
-        let (masked, asked) = special_tokens.mask_one(id, config.mlm_probability, &mut rng);
+        let (masked, asked) = mask_token(special_tokens, id, config.mlm_probability, &mut rng);
         sample.mlm_labels.push(asked.then_some(id));
         sample.masked_ids.push(masked);
     }
@@ -236,7 +237,7 @@ mod tests {
         prepare_sample(config, record).unwrap().sample
     }
 
-    /// Red of the picture's pixels, row by row.
+    /// Red channel of the image, row by row.
     fn reds(config: &LoaderConfig, record: &Record) -> Vec<f32> {
         let prepared = prepare_sample(config, record).unwrap();
         let (probed, sampled) = &prepared.images[0];
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_follows_its_picture() {
+    fn boxes_follow_their_image() {
         let sample = sample_of(&config(Task::Grounding), &record("a"));
         assert_eq!(sample.original_size, (10, 20));
         let expected: BoxXyxy = [1.0 * 0.4, 2.0 * 0.8, 5.0 * 0.4, 6.0 * 0.8];
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirrored_picture_swaps_words_spans_and_answers() {
+    fn mirroring_swaps_words_spans_and_answers() {
         let mut config = config(Task::Grounding);
         config.transform.flip_probability = 1.0;
         let sample = sample_of(&config, &record("a"));
@@ -290,7 +291,7 @@ mod tests {
             .collect();
         assert_eq!(tokens.decode(&named).unwrap(), " right");
         assert!((sample.boxes_xyxy[0][0] - (8.0 - 5.0 * 0.4)).abs() < 1e-12);
-        // The brightness grows to the left now.
+        // Brighter to the left after mirroring.
         let reds = reds(&config, &record("a"));
         assert!(reds[0] > reds[7]);
 
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_that_would_lose_every_box_is_not_made() {
+    fn a_crop_that_would_drop_every_box_is_not_applied() {
         let mut config = config(Task::Grounding);
         config.transform.geometry = Geometry::ShorterSide {
             sizes: vec![10],
@@ -328,14 +329,14 @@ mod tests {
             whole += usize::from(sample.image_size == (10, 20));
         }
         assert!((20..180).contains(&whole), "{whole}");
-        // Of a picture without boxes any part will do.
+        // An image without boxes may be cropped anywhere.
         record.boxes_xyxy.clear();
         record.char_spans.clear();
         assert!(sample_of(&config, &record).boxes_xyxy.is_empty());
     }
 
     #[test]
-    fn a_box_without_tokens_is_left_out_and_counted() {
+    fn boxes_without_tokens_are_dropped_and_counted() {
         let mut config = config(Task::Grounding);
         config.max_tokens = 3;
         let sample = sample_of(&config, &record("a"));
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_task_misses_is_named() {
+    fn missing_fields_of_a_task_are_named() {
         let message = |task, record: &Record| {
             let mut config = config(task);
             config.mirrored_answers = vec![0];

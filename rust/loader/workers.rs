@@ -1,4 +1,4 @@
-//! What the threads of a loader do: plan records, paint pictures, put batches together.
+//! Worker threads: prepare records, decode images, collate batches.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,34 +13,35 @@ use crate::loader::decode_into::ImageDecoder;
 use crate::loader::record::Record;
 use crate::loader::sample::prepare_sample;
 
-/// The most records that a thread takes at a time. Of so many, those with files of about one length are
-/// painted together: where one of two pictures ends early, the rest of the other one is decoded alone.
+/// Maximum number of records that a thread takes at a time. Within a group, files of similar length
+/// are decoded in pairs: when one image of a pair ends early, the rest of the other is decoded
+/// alone.
 const GROUP: usize = 8;
 
-/// What a worker does next, for one record of a batch.
+/// A unit of work: one record of a batch.
 pub(crate) struct Job {
     pub(crate) session: Arc<SessionState>,
     pub(crate) batch: Arc<Mutex<BatchBuilder>>,
-    pub(crate) place: usize,
+    pub(crate) index: usize,
     pub(crate) kind: JobKind,
 }
 
 pub(crate) enum JobKind {
-    /// Read it and draw what happens to it; boxed, as it is the larger.
+    /// Read and prepare it; boxed, since it is the larger variant.
     Prepare(Box<Record>),
-    /// Decode its pictures into the batch.
+    /// Decode its images into the batch.
     Decode(PendingDecode),
 }
 
-/// A place of a batch.
+/// A sample of a batch.
 struct SampleRef {
     session: Arc<SessionState>,
     batch: Arc<Mutex<BatchBuilder>>,
-    place: usize,
+    index: usize,
 }
 
 impl SampleRef {
-    /// Whether nobody waits for it any more.
+    /// True if its session is closed.
     fn is_closed(&self) -> bool {
         lock(&self.session.queue).closed
     }
@@ -52,7 +53,7 @@ pub(crate) struct SessionState {
     pub(crate) changed: Condvar,
 }
 
-/// A place in the queue: the batch in the making and, once there is something to tell, what it is.
+/// A queued batch, with its outcome once there is one.
 pub(crate) struct QueuedBatch {
     pub(crate) batch: Arc<Mutex<BatchBuilder>>,
     pub(crate) outcome: Option<BatchOutcome>,
@@ -63,7 +64,7 @@ pub(crate) enum BatchOutcome {
     Replace(Vec<(usize, Skipped)>),
 }
 
-/// Batches of one session, in order.
+/// Batches of a session, in order.
 #[derive(Default)]
 pub(crate) struct Queue {
     pub(crate) slots: VecDeque<QueuedBatch>,
@@ -73,7 +74,7 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 pub(crate) struct Jobs {
-    /// First of all: they are of batches that are further.
+    /// Taken first, since their batches are further along.
     pub(crate) to_decode: VecDeque<Job>,
     pub(crate) to_prepare: VecDeque<Job>,
     pub(crate) stopped: bool,
@@ -85,7 +86,7 @@ impl Jobs {
         urgent.or_else(|| self.to_prepare.pop_front())
     }
 
-    /// Some jobs, as many as leave enough to do for the others.
+    /// Take a share of the jobs that leaves enough for the other threads.
     fn take(&mut self, threads: usize) -> Vec<Job> {
         let waiting = self.to_decode.len() + self.to_prepare.len();
         let count = (waiting / threads.max(1)).clamp(1, GROUP);
@@ -93,23 +94,23 @@ impl Jobs {
     }
 }
 
-/// What threads and sessions share.
+/// State shared by threads and sessions.
 pub(crate) struct WorkerPool {
     pub(crate) config: LoaderConfig,
-    /// How many threads there are.
+    /// Number of threads.
     pub(crate) threads: usize,
     pub(crate) pool: Arc<BufferPool>,
     pub(crate) jobs: Mutex<Jobs>,
     pub(crate) changed: Condvar,
 }
 
-/// Take a lock; a thread that panicked while holding it left nothing half-done that matters here.
+/// Lock a mutex; state behind a poisoned lock is still consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WorkerPool {
-    /// Take jobs until the loader goes away.
+    /// Run jobs until the loader stops.
     pub(crate) fn work(&self, mut decoder: ImageDecoder) {
         loop {
             let jobs = {
@@ -128,26 +129,26 @@ impl WorkerPool {
         }
     }
 
-    /// Plan what is to be planned, then paint by twos.
+    /// Prepare the new records, then decode in pairs.
     fn run_jobs(&self, jobs: Vec<Job>, decoder: &mut ImageDecoder) {
         let mut ready = Vec::with_capacity(jobs.len());
         for job in jobs {
             let Job {
                 session,
                 batch,
-                place,
+                index,
                 kind,
             } = job;
             let sample_ref = SampleRef {
                 session,
                 batch,
-                place,
+                index,
             };
             if sample_ref.is_closed() {
                 continue;
             }
             match kind {
-                JobKind::Prepare(record) => match self.sampled(&record, &sample_ref) {
+                JobKind::Prepare(record) => match self.prepare(&record, &sample_ref) {
                     Ok(to_decode) => ready.push((sample_ref, to_decode, true)),
                     Err(outcome) => self.record_outcome(&sample_ref, outcome),
                 },
@@ -165,7 +166,8 @@ impl WorkerPool {
         }
     }
 
-    /// Paint records, and note what became of them; with each, whether it is never painted again.
+    /// Decode samples and record their outcomes. The flag tells whether a sample is decoded for the
+    /// last time.
     fn decode(&self, ready: Vec<(SampleRef, PendingDecode, bool)>, decoder: &mut ImageDecoder) {
         let (mut sample_refs, mut records) = (Vec::new(), Vec::new());
         for (sample_ref, to_decode, is_final) in ready {
@@ -181,12 +183,12 @@ impl WorkerPool {
             .iter()
             .map(|it| it.prepared.sample.key.clone())
             .collect();
-        // A batch whose worker is gone would be waited for without end.
+        // A batch that lost its worker would never finish.
         let decode = || batch_builder::decode(records, &self.config, decoder);
         let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
-            // What it keeps may be half-done.
-            if let Ok(anew) = ImageDecoder::new(&self.config) {
-                *decoder = anew;
+            // Its buffers may be inconsistent.
+            if let Ok(new) = ImageDecoder::new(&self.config) {
+                *decoder = new;
             }
             let failed = |key: &String| SampleState::Failed(Error::Worker.in_record(key));
             keys.iter().map(failed).collect()
@@ -201,8 +203,8 @@ impl WorkerPool {
         }
     }
 
-    /// Plan a record; what it is where it cannot be painted yet.
-    fn sampled(
+    /// Prepare a record. Returns its state if it cannot be decoded yet.
+    fn prepare(
         &self,
         record: &Record,
         sample_ref: &SampleRef,
@@ -213,7 +215,7 @@ impl WorkerPool {
         let prepared = Arc::new(prepared);
         match lock(&sample_ref.batch).slots_if_fixed_size(&self.config) {
             Some(image_slots) => Ok(PendingDecode {
-                place: sample_ref.place,
+                index: sample_ref.index,
                 prepared,
                 image_slots,
             }),
@@ -222,13 +224,13 @@ impl WorkerPool {
     }
 
     fn record_outcome(&self, sample_ref: &SampleRef, outcome: SampleState) {
-        let is_last = lock(&sample_ref.batch).record_outcome(sample_ref.place, outcome);
+        let is_last = lock(&sample_ref.batch).record_outcome(sample_ref.index, outcome);
         if is_last {
             self.advance(&sample_ref.session, &sample_ref.batch);
         }
     }
 
-    /// Do what a batch needs next, if nobody works on it.
+    /// Start the next step of a batch, if no sample is pending.
     pub(crate) fn advance(&self, session: &Arc<SessionState>, batch: &Arc<Mutex<BatchBuilder>>) {
         let outcome = match lock(batch).advance(&self.config, &self.pool) {
             NextStep::Wait => return,
@@ -236,7 +238,7 @@ impl WorkerPool {
                 let jobs = states.into_iter().map(|to_decode| Job {
                     session: Arc::clone(session),
                     batch: Arc::clone(batch),
-                    place: to_decode.place,
+                    index: to_decode.index,
                     kind: JobKind::Decode(to_decode),
                 });
                 lock(&self.jobs).to_decode.extend(jobs);
@@ -269,15 +271,15 @@ mod tests {
             [(1, 2, 1), (5, 2, 2), (5, 8, 1), (16, 2, 8), (99, 1, 8)]
         {
             let mut jobs = Jobs::default();
-            for place in 0..waiting {
+            for index in 0..waiting {
                 jobs.to_prepare.push_back(Job {
                     session: Arc::default(),
                     batch: Arc::new(Mutex::new(BatchBuilder::new(0, &config, &pool))),
-                    place,
+                    index,
                     kind: JobKind::Prepare(Box::new(record("a"))),
                 });
             }
-            let states: Vec<_> = jobs.take(threads).iter().map(|job| job.place).collect();
+            let states: Vec<_> = jobs.take(threads).iter().map(|job| job.index).collect();
             assert_eq!(
                 states,
                 (0..expected).collect::<Vec<_>>(),

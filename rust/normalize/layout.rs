@@ -1,51 +1,51 @@
-//! How the values of pictures are stored in a batch.
+//! Memory layout and data type of image batches.
 
 use crate::Error;
 
-/// Where the values of a picture stand.
+/// Memory layout of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// (3, height, width): one channel after the other.
+    /// (3, height, width): planar.
     Chw,
-    /// (height, width, 3): one pixel after the other.
+    /// (height, width, 3): interleaved.
     Hwc,
 }
 
 impl Layout {
-    /// Find a layout by name.
+    /// Look up a layout by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "chw" => Ok(Self::Chw),
             "hwc" => Ok(Self::Hwc),
             _ => Err(Error::argument(
                 "layout",
-                format!("'{name}' is no layout; expected 'chw' or 'hwc'"),
+                format!("'{name}'; expected 'chw' or 'hwc'"),
             )),
         }
     }
 }
 
-/// What a value is stored as.
+/// Data type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// Single precision.
+    /// float32.
     Float32,
-    /// Half precision: the nearest to the value in single precision, ties to even.
+    /// float16: the float32 value, rounded to nearest even.
     Float16,
-    /// The upper half of single precision, rounded in the same way.
+    /// bfloat16: the float32 value, rounded to nearest even.
     BFloat16,
-    /// The byte as it is, without normalisation.
+    /// uint8: the byte itself, not normalized.
     Uint8,
 }
 
 impl Dtype {
-    /// Find a type by name.
+    /// Look up a data type by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "float32" => Ok(Self::Float32),
@@ -54,9 +54,7 @@ impl Dtype {
             "uint8" => Ok(Self::Uint8),
             _ => Err(Error::argument(
                 "dtype",
-                format!(
-                    "'{name}' is no type; expected 'float32', 'float16', 'bfloat16' or 'uint8'"
-                ),
+                format!("'{name}'; expected 'float32', 'float16', 'bfloat16' or 'uint8'"),
             )),
         }
     }
@@ -72,7 +70,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of a value.
+    /// Bytes per value.
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
@@ -82,7 +80,7 @@ impl Dtype {
         }
     }
 
-    /// What is stored of a byte and its value; unused bytes are 0.
+    /// Encoded value of a byte; unused bytes are 0.
     pub(crate) fn stored(self, byte: u8, value: f32) -> [u8; 4] {
         let two = |bits: u16| {
             let [low, high] = bits.to_ne_bytes();
@@ -97,8 +95,8 @@ impl Dtype {
     }
 }
 
-/// The upper half of single precision, to nearest with ties to even.
-#[allow(clippy::cast_possible_truncation)] // What is left has 16 bits.
+/// Convert to bfloat16, to nearest even.
+#[allow(clippy::cast_possible_truncation)] // The rest has 16 bits.
 fn upper_half(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
@@ -107,8 +105,8 @@ fn upper_half(value: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Half precision, to nearest with ties to even.
-#[allow(clippy::cast_possible_truncation)] // What is left has 16 bits.
+/// Convert to float16, to nearest even.
+#[allow(clippy::cast_possible_truncation)] // The rest has 16 bits.
 fn half_precision(value: f32) -> u16 {
     let bits = value.to_bits();
     let (sign, size) = ((bits >> 16 & 0x8000) as u16, bits & 0x7FFF_FFFF);
@@ -122,10 +120,11 @@ fn half_precision(value: f32) -> u16 {
         // 2^16 and more.
         0x7C00
     } else if size >= 0x3880_0000 {
-        // 2^-14 and more; rounding up may reach infinity, whose bits are the next ones.
+        // 2^-14 and more; rounding up may give infinity, whose bits follow those of the largest
+        // number.
         rounded(size - 0x3800_0000, 13)
     } else if size >= 0x3300_0000 {
-        // Steps of 2^-24; 2^-25 is the smallest that may round to one.
+        // Subnormal: steps of 2^-24; 2^-25 is the smallest that may round to one.
         let exponent = size >> 23;
         rounded(size & 0x7F_FFFF | 0x80_0000, 126 - exponent)
     } else {

@@ -1,4 +1,4 @@
-//! RGB bytes -> values of a batch, normalised and padded to a common size.
+//! Normalize RGB bytes into padded batches.
 
 pub mod layout;
 mod simd;
@@ -11,32 +11,32 @@ use crate::normalize::simd::{Arithmetic, ByteTable, ChannelTables, SEGMENT, byte
 use crate::resize::simd::Passes;
 use crate::try_alloc;
 
-/// Means of ImageNet's channels, red first, of values in [0, 1].
+/// ImageNet means, RGB, for values in [0, 1].
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// Standard deviations of ImageNet's channels, red first, of values in [0, 1].
+/// ImageNet standard deviations, RGB, for values in [0, 1].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// Order in which the channels are written.
+/// Channel order of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelOrder {
-    /// Red first.
+    /// RGB.
     Rgb,
-    /// Blue first.
+    /// BGR.
     Bgr,
 }
 
 impl ChannelOrder {
-    /// Find an order by name.
+    /// Look up a channel order by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "rgb" => Ok(Self::Rgb),
             "bgr" => Ok(Self::Bgr),
             _ => Err(Error::argument(
                 "channel_order",
-                format!("'{name}' is no order; expected 'rgb' or 'bgr'"),
+                format!("'{name}'; expected 'rgb' or 'bgr'"),
             )),
         }
     }
@@ -51,14 +51,14 @@ impl ChannelOrder {
     }
 }
 
-/// How bytes become values.
+/// Parameters of the normalization.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
-    /// Order in which channels are written; `mean` and `std` stay red first.
+    /// Channel order of the output; `mean` and `std` are always RGB.
     pub channel_order: ChannelOrder,
     /// Subtracted from values in [0, 1].
     pub mean: [f64; 3],
-    /// Divides what is left.
+    /// Divisor after the subtraction.
     pub std: [f64; 3],
 }
 
@@ -81,19 +81,19 @@ impl Normalization {
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
             return Err(Error::argument(
                 "std",
-                format!("{:?} are not all above 0", self.std),
+                format!("{:?}; expected numbers above 0", self.std),
             ));
         }
         if !self.mean.iter().all(|mean| mean.is_finite()) {
             return Err(Error::argument(
                 "mean",
-                format!("{:?} are not all finite", self.mean),
+                format!("{:?}; expected finite numbers", self.mean),
             ));
         }
         Ok(())
     }
 
-    /// For each written channel, the stored one.
+    /// Source channel of each output channel.
     fn channels(&self) -> [usize; 3] {
         match self.channel_order {
             ChannelOrder::Rgb => [0, 1, 2],
@@ -101,9 +101,9 @@ impl Normalization {
         }
     }
 
-    /// The normalised value of each byte of a stored channel: the arithmetic of torchvision's
-    /// `ToTensor` and `Normalize`.
-    #[allow(clippy::cast_possible_truncation)] // It is in single precision.
+    /// Normalized value of each byte of a source channel, computed as torchvision's `ToTensor` and
+    /// `Normalize`.
+    #[allow(clippy::cast_possible_truncation)] // Single precision, as in torchvision.
     fn table(&self, channel: usize) -> [f32; 256] {
         let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
         let mut table = [0.0; 256];
@@ -113,7 +113,7 @@ impl Normalization {
         table
     }
 
-    /// A quick way to the values of a stored channel's table, if it gives them all.
+    /// Arithmetic that reproduces the table of a source channel exactly, if there is one.
     #[allow(clippy::cast_possible_truncation)] // Rounded.
     fn arithmetic(&self, channel: usize) -> Option<Arithmetic> {
         let std = f64::from(self.std[channel] as f32);
@@ -130,7 +130,7 @@ impl Normalization {
     }
 }
 
-/// Writes rows of pictures into their places in a batch.
+/// Writes normalized rows into a batch.
 #[derive(Clone, Debug)]
 pub struct RowWriter {
     layout: Layout,
@@ -138,10 +138,10 @@ pub struct RowWriter {
 }
 
 impl RowWriter {
-    /// Make the tables.
+    /// Build the lookup tables.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a mean or a standard deviation that cannot be.
+    /// [`Error::Argument`] for an invalid mean or standard deviation.
     pub fn new(
         normalization: &Normalization,
         layout: Layout,
@@ -165,7 +165,7 @@ impl RowWriter {
         });
         let [first, second, third] = channels.map(|channel| normalization.arithmetic(channel));
         let arithmetic = match (first, second, third) {
-            // Bytes are not computed with.
+            // uint8 output needs no arithmetic.
             _ if dtype == Dtype::Uint8 => Some([Arithmetic::default(); 3]),
             (Some(first), Some(second), Some(third)) => Some([first, second, third]),
             _ => None,
@@ -182,20 +182,20 @@ impl RowWriter {
         }
     }
 
-    /// Bytes of a picture of `size` (height, width).
+    /// Bytes of an image of `size` (height, width).
     #[must_use]
     pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
         size.0 * size.1 * 3 * self.values.dtype.bytes()
     }
 
-    /// Write a row of RGB bytes as row `y` of the picture in `slot`, mirrored on demand, and zeros to
-    /// its right.
+    /// Write a row of RGB bytes as row `y` of the image in `slot`, optionally mirrored, and zeros
+    /// to its right.
     ///
-    /// `slot` are the bytes of one picture of the batch, whose padded size is `slot_size` (height,
+    /// `slot` holds the bytes of one image of the batch, whose padded size is `slot_size` (height,
     /// width).
     ///
     /// # Errors
-    /// [`Error::Argument`] where the row or the slot do not fit.
+    /// [`Error::Argument`] if the row or the slot has a wrong length.
     pub fn write_row(
         &self,
         row: &[u8],
@@ -208,7 +208,7 @@ impl RowWriter {
             return Err(Error::argument(
                 "row",
                 format!(
-                    "row {y} of {} bytes does not fit into {} x {} pixels of three",
+                    "row {y} of {} bytes; expected at most {} x {} pixels of 3 bytes",
                     row.len(),
                     slot_size.0,
                     slot_size.1
@@ -258,10 +258,10 @@ impl RowWriter {
         }
     }
 
-    /// Write zeros below a picture of `height` rows.
+    /// Write zeros below an image of `height` rows.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the slot is of another size.
+    /// [`Error::Argument`] if the slot has a wrong length.
     pub fn pad_below(
         &self,
         slot: &mut [u8],
@@ -297,10 +297,10 @@ impl RowWriter {
     }
 }
 
-/// How many rows before it is written a row is fetched: some rows are finished at a time.
+/// Prefetch distance in rows: rows are finished a few at a time.
 const AHEAD: usize = 3;
 
-/// Begin to fetch a later row out of those below, so that it is written without waiting.
+/// Prefetch a later output row, so that its stores do not wait.
 fn fetch_later(below: &[u8], stride: usize, used: usize) {
     let start = (AHEAD - 1) * stride;
     if let Some(row) = below.get(start..start + used) {
@@ -308,7 +308,7 @@ fn fetch_later(below: &[u8], stride: usize, used: usize) {
     }
 }
 
-/// Parts of a row with the first column of each in the output.
+/// Segments of a row, each with its first output column.
 fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     let segments = row.len().div_ceil(3 * SEGMENT);
     for number in 0..segments {
@@ -324,24 +324,24 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Write pictures one after the other, channel by channel, padded right and bottom with zeros.
+/// Normalize images into a planar batch, padded right and bottom with zeros.
 ///
-/// Gives the values and the padded (height, width): the largest, rounded up to the divisor.
+/// Returns the values and the padded (height, width): the largest image, rounded up to the divisor.
 ///
 /// # Errors
-/// [`Error::Memory`] where there is no memory for the values.
+/// [`Error::Memory`] if the values cannot be allocated.
 pub fn write(
-    pictures: &[&Rgb],
+    images: &[&Rgb],
     normalization: &Normalization,
     divisor: usize,
 ) -> Result<(Vec<f32>, (usize, usize)), Error> {
     let largest = |side: fn(&&Rgb) -> usize| {
-        let largest = pictures.iter().map(side).max().unwrap_or(0);
+        let largest = images.iter().map(side).max().unwrap_or(0);
         largest.next_multiple_of(divisor)
     };
     let (height, width) = (largest(|image| image.height), largest(|image| image.width));
-    let count = pictures.len().saturating_mul(3 * height * width);
-    let mut values = try_alloc::filled(0.0, count, try_alloc::of_picture(height, width))?;
+    let count = images.len().saturating_mul(3 * height * width);
+    let mut values = try_alloc::filled(0.0, count, try_alloc::of_image(height, width))?;
     let writer = RowWriter::of_checked(
         normalization,
         Layout::Chw,
@@ -349,7 +349,7 @@ pub fn write(
         Instructions::best(),
     );
     let slots = values.chunks_exact_mut((3 * height * width).max(1));
-    for (slot, image) in slots.zip(pictures) {
+    for (slot, image) in slots.zip(images) {
         let slot = bytes_of(slot);
         for (y, row) in image.pixels.chunks_exact(image.width * 3).enumerate() {
             writer.put_row(row, slot, (height, width), y, false);
@@ -363,14 +363,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_pictures_give_no_values() {
+    fn no_images_give_no_values() {
         let (values, size) = write(&[], &Normalization::default(), 32).unwrap();
         assert!(values.is_empty());
         assert_eq!(size, (0, 0));
     }
 
     #[test]
-    fn values_are_normalised_in_the_order_asked_for() {
+    fn values_are_normalized_in_the_requested_order() {
         let image = Rgb {
             height: 1,
             width: 1,
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_named() {
+    fn wrong_arguments_are_named() {
         for (mean, std, expected) in [
             ([0.0; 3], [1.0, 0.0, 1.0], "std"),
             ([f64::NAN; 3], [1.0; 3], "mean"),

@@ -1,4 +1,4 @@
-//! Bindings of attention: arrays of `fiber.kernels.native` in, results written into its arrays.
+//! Bindings of attention for `fiber.kernels.native`; results are written into its arrays.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
@@ -9,11 +9,11 @@ use crate::attention::cross::{self, CrossAttention};
 use crate::attention::windows::{self, WindowAttention};
 use crate::cpu_features::Instructions;
 
-/// Fix the number of dimensions.
+/// Check the number of dimensions.
 fn shape<const N: usize>(name: &str, array: &PyBuffer<f32>) -> PyResult<[usize; N]> {
     array.shape().try_into().map_err(|_| {
         let found = array.shape();
-        PyValueError::new_err(format!("{name}: shape {found:?}, expected {N} dimensions"))
+        PyValueError::new_err(format!("{name}: shape {found:?}; expected {N} dimensions"))
     })
 }
 
@@ -24,11 +24,11 @@ fn instructions(name: Option<&str>) -> PyResult<Instructions> {
     )
 }
 
-/// Attend inside windows, forward.
+/// Window attention, forward.
 #[pyfunction]
 #[pyo3(signature = (qkv, bias_table, qkv_bias, out, *, window, shift, sizes, threads,
                     instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention(
     py: Python<'_>,
     qkv: PyBuffer<f32>,
@@ -52,11 +52,11 @@ pub fn window_attention(
         .map_err(PyErr::from)
 }
 
-/// Attend inside windows, backward.
+/// Window attention, backward.
 #[pyfunction]
 #[pyo3(signature = (grad, qkv, bias_table, qkv_bias, of_qkv, of_bias_table, of_qkv_bias, *, window,
                     shift, sizes, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention_backward(
     py: Python<'_>,
     grad: PyBuffer<f32>,
@@ -110,10 +110,10 @@ fn windows_of(
     })
 }
 
-/// Let queries read keys of the same sample, forward.
+/// Cross-attention, forward.
 #[pyfunction]
 #[pyo3(signature = (query, key, value, out, sums, *, key_lengths, key_mask, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention(
     py: Python<'_>,
     query: PyBuffer<f32>,
@@ -144,11 +144,11 @@ pub fn cross_attention(
         .map_err(PyErr::from)
 }
 
-/// Let queries read keys of the same sample, backward.
+/// Cross-attention, backward.
 #[pyfunction]
 #[pyo3(signature = (grad, query, key, value, read, sums, of_query, of_key, of_value, *, key_lengths, key_mask, threads,
                     instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention_backward(
     py: Python<'_>,
     grad: PyBuffer<f32>,

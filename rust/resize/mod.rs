@@ -1,12 +1,12 @@
-//! Antialiased resize, equal to Pillow's `Image.resize` of eight-bit pictures value by value, or by
-//! request within one level of it.
+//! Antialiased resize, bit-exact with Pillow's `Image.resize` of 8-bit images, or within one level
+//! of it on request.
 //!
-//! A separable convolution: rows first, then columns, each pass with weights in 22-bit fixed point
-//! and eight-bit results. Rows always come first, as in the Pillow that the published models were
-//! trained with; Pillow 12.3 takes columns first for a few shapes and 13 for more (where the height
-//! shrinks and the width does not, or does less), and so they give other values there.
+//! A separable convolution: rows first, then columns, each pass with 22-bit fixed-point weights and
+//! 8-bit results. Rows always come first, as in the Pillow that the published models were trained
+//! with; Pillow 12.3 starts with columns for a few shapes and 13 for more (where the height shrinks
+//! and the width does not, or less), and gives other values there.
 //!
-//! [`RowResizer`] takes rows one after the other; [`resize`] is it on a whole picture.
+//! [`RowResizer`] is streaming, row by row; [`resize`] uses it on a whole image.
 
 pub(crate) mod simd;
 pub mod streaming;
@@ -20,7 +20,7 @@ use crate::image::{MAX_PIXELS, Rgb, RgbView};
 pub use crate::resize::streaming::{ResizeScratch, RowResizer};
 use crate::try_alloc;
 
-/// The convolution kernel.
+/// Interpolation filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// Triangle, support 1.
@@ -30,17 +30,17 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// Find a filter by name.
+    /// Look up a filter by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "bilinear" => Ok(Self::Bilinear),
             "bicubic" => Ok(Self::Bicubic),
             _ => Err(Error::argument(
                 "filter",
-                format!("'{name}' is no filter; expected 'bilinear' or 'bicubic'"),
+                format!("'{name}'; expected 'bilinear' or 'bicubic'"),
             )),
         }
     }
@@ -73,28 +73,28 @@ impl Filter {
     }
 }
 
-/// How near to Pillow's values a resize is.
+/// Accuracy with respect to Pillow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// No value differs.
+    /// Bit-exact.
     #[default]
     Exact,
-    /// None differs by more than one level, where that saves time on this processor.
+    /// Within one level, if that is faster on this processor.
     Fast,
 }
 
 impl Precision {
-    /// Find a precision by name.
+    /// Look up a precision by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "exact" => Ok(Self::Exact),
             "fast" => Ok(Self::Fast),
             _ => Err(Error::argument(
                 "resize",
-                format!("'{name}' is no precision; expected 'exact' or 'fast'"),
+                format!("'{name}'; expected 'exact' or 'fast'"),
             )),
         }
     }
@@ -109,17 +109,17 @@ impl Precision {
     }
 }
 
-/// How a picture is resized.
+/// Filter and precision of a resize.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
-    /// The kernel.
+    /// Interpolation filter.
     pub filter: Filter,
-    /// How near to Pillow's values.
+    /// Accuracy with respect to Pillow.
     pub precision: Precision,
 }
 
 impl From<Filter> for Method {
-    /// The filter exactly.
+    /// The filter, bit-exact.
     fn from(filter: Filter) -> Self {
         Self {
             filter,
@@ -128,27 +128,26 @@ impl From<Filter> for Method {
     }
 }
 
-/// Check the size of a picture that is to be made.
+/// Check an output size.
 ///
 /// # Errors
-/// [`Error::Argument`] of the given name for sides of 0, and for more than [`MAX_PIXELS`] in all.
+/// [`Error::Argument`] with the given name for sides of 0, and above [`MAX_PIXELS`].
 pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> Result<(), Error> {
     match height.checked_mul(width) {
         Some(1..=MAX_PIXELS) => Ok(()),
         _ => Err(Error::argument(
             name,
             format!(
-                "cannot resize to {height} x {width} pixels; expected 1 or more, and at most \
-                 {MAX_PIXELS} in all"
+                "{height} x {width} pixels; expected 1 or more, and at most {MAX_PIXELS} in all"
             ),
         )),
     }
 }
 
-/// Cut a rectangle out of a picture and resize it to `height` x `width` pixels.
+/// Crop an image and resize it to `height` x `width` pixels.
 ///
 /// # Errors
-/// [`Error::Argument`] where a size is 0 or the crop leaves the picture.
+/// [`Error::Argument`] if a size is 0 or the crop exceeds the image.
 pub fn resize<'a>(
     image: impl Into<RgbView<'a>>,
     crop: Crop,
@@ -162,10 +161,10 @@ pub fn resize<'a>(
     SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), method))
 }
 
-/// The same with memory and instructions of the caller's choice; `output` is (height, width).
+/// As [`resize`], with the caller's buffers and instruction set; `output` is (height, width).
 ///
 /// # Errors
-/// As of [`resize`].
+/// As [`resize`].
 pub fn resize_with<'a>(
     scratch: &mut ResizeScratch,
     image: impl Into<RgbView<'a>>,
@@ -177,7 +176,7 @@ pub fn resize_with<'a>(
     let source = (image.height, image.width);
     let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
     let mut pixels = Vec::new();
-    let what = try_alloc::of_picture(output.0, output.1);
+    let what = try_alloc::of_image(output.0, output.1);
     try_alloc::reserve(&mut pixels, output.0 * output.1 * 3, what)?;
     resizer.push_rows(0, image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
@@ -192,20 +191,10 @@ pub fn resize_with<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::gradient;
 
     fn whole(image: &Rgb) -> Crop {
         Crop::whole(image.height, image.width)
-    }
-
-    fn gradient(height: usize, width: usize) -> Rgb {
-        let pixels = (0..height * width * 3)
-            .map(|i| u8::try_from(i * 7 % 256).unwrap())
-            .collect();
-        Rgb {
-            height,
-            width,
-            pixels,
-        }
     }
 
     #[test]
@@ -226,7 +215,7 @@ mod tests {
 
     #[test]
     fn halving_averages_with_a_triangle() {
-        // Weights 1, 3, 3, 1 of eight, without what lies outside.
+        // Weights 1, 3, 3, 1 of eight, without those outside.
         let image = Rgb {
             height: 1,
             width: 4,
@@ -237,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crop_is_resized_as_if_it_were_the_picture() {
+    fn a_crop_is_resized_like_an_image() {
         let image = gradient(20, 30);
         let crop = Crop {
             top: 3,

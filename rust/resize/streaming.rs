@@ -1,5 +1,5 @@
-//! A resize row by row: those of the source come in from the top, finished ones go out, and only the
-//! few that are still needed are kept.
+//! Streaming resize: source rows come in from the top, finished rows go out, and only rows that are
+//! still needed are kept.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use crate::resize::simd::{Across, COLUMNS, Passes};
 use crate::resize::weights::{QUAD, QuadWeights, Weights};
 use crate::resize::{Filter, Method, Precision, check_output};
 
-/// Memory and tables of weights that resizes share, one after the other.
+/// Buffers and weight tables, reused between resizes.
 #[derive(Debug)]
 pub struct ResizeScratch {
     passes: Passes,
     across: WeightCache<Across>,
     down: WeightCache<QuadWeights>,
-    /// Four rows of the source, each in three planes.
+    /// Four source rows, each in three planes.
     planes: Vec<u8>,
-    /// Values of rows of the output's width, four at a time.
+    /// Horizontally resized rows, in groups of four.
     ring: Vec<u8>,
-    /// A row of the output with its padding.
+    /// An output row with padding.
     row: Vec<u8>,
-    /// Where the rows of the source that make a row of the output lie in the ring.
+    /// Offsets in the ring of the rows that an output row depends on.
     starts: Vec<usize>,
 }
 
@@ -34,7 +34,7 @@ impl Default for ResizeScratch {
 }
 
 impl ResizeScratch {
-    /// Nothing is taken yet. Instructions that the processor lacks are not used.
+    /// Empty buffers. Instruction sets that the processor lacks are not used.
     #[must_use]
     pub fn new(instructions: Instructions) -> Self {
         Self {
@@ -49,10 +49,10 @@ impl ResizeScratch {
     }
 }
 
-/// (input, output) in pixels, the kernel, and whether the weights are rounded.
+/// (input, output) in pixels, the filter, and whether the weights are rounded.
 type Key = (usize, usize, Filter, bool);
 
-/// Tables that were used last, the latest first.
+/// Recently used tables, most recent first.
 #[derive(Debug)]
 struct WeightCache<T>(VecDeque<(Key, Arc<T>)>);
 
@@ -63,7 +63,7 @@ impl<T> Default for WeightCache<T> {
 }
 
 impl<T> WeightCache<T> {
-    /// Sizes of pictures vary, but most data sets have a few that are frequent.
+    /// Image sizes vary, but most datasets have a few frequent ones.
     const ENTRIES: usize = 16;
 
     fn get(&mut self, key: Key, make: impl FnOnce(Weights) -> T) -> Arc<T> {
@@ -78,7 +78,7 @@ impl<T> WeightCache<T> {
     }
 }
 
-/// One resize, row by row.
+/// A streaming resize.
 #[derive(Debug)]
 pub struct RowResizer<'a> {
     scratch: &'a mut ResizeScratch,
@@ -89,25 +89,25 @@ pub struct RowResizer<'a> {
     crop: Crop,
     /// (height, width) of the output.
     output: (usize, usize),
-    /// Width of the output with its padding.
+    /// Output width with padding.
     columns: usize,
-    /// Bytes of a quad of the ring.
+    /// Bytes of a group of four rows in the ring.
     quad: usize,
-    /// Bytes of one channel of a row of the source, with padding.
+    /// Bytes of one channel of a source row, with padding.
     plane: usize,
-    /// Rows inside the crop that have come in.
+    /// Rows inside the crop that were received.
     received: usize,
-    /// Rows of the output that have gone out.
+    /// Output rows that were emitted.
     emitted: usize,
 }
 
 impl<'a> RowResizer<'a> {
-    /// Cut a rectangle out of a picture of `source` (height, width) and resize it to `output`.
+    /// Crop an image of `source` (height, width) and resize it to `output`.
     ///
-    /// The method is a [`Method`], or a [`Filter`] where no value may differ.
+    /// `method` is a [`Method`], or a [`Filter`] for a bit-exact resize.
     ///
     /// # Errors
-    /// [`Error::Argument`] where a size is 0 or the crop leaves the picture.
+    /// [`Error::Argument`] if a size is 0 or the crop exceeds the image.
     pub fn new(
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
@@ -151,19 +151,19 @@ impl<'a> RowResizer<'a> {
         })
     }
 
-    /// Number of the source's last row that is of any use.
+    /// Index of the last source row that is needed.
     #[must_use]
     pub fn last_row_needed(&self) -> usize {
         self.crop.top + self.down.needed - 1
     }
 
-    /// Take whole rows of the source, from the top on, and give out the rows of the output that they
-    /// complete: the number of each and its RGB bytes.
+    /// Push source rows, top to bottom. `take` gets the output rows that they complete: index and
+    /// RGB bytes.
     ///
-    /// Rows above the crop and after [`Self::last_row_needed`] are not looked at and may be left out.
+    /// Rows above the crop and after [`Self::last_row_needed`] are ignored and may be omitted.
     ///
     /// # Errors
-    /// [`Error::Argument`] where rows are missing or repeated, or the bytes are no whole rows.
+    /// [`Error::Argument`] if rows are missing or repeated, or the last one is incomplete.
     pub fn push_rows(
         &mut self,
         first_row: usize,
@@ -174,7 +174,7 @@ impl<'a> RowResizer<'a> {
         if !rows.len().is_multiple_of(stride) {
             return Err(Error::argument(
                 "rows",
-                format!("{} bytes are no rows of {stride} bytes", rows.len()),
+                format!("{} bytes; expected rows of {stride} bytes", rows.len()),
             ));
         }
         if self.received == self.down.needed {
@@ -184,7 +184,7 @@ impl<'a> RowResizer<'a> {
         if first_row > next || (self.received > 0 && first_row != next) {
             return Err(Error::argument(
                 "rows",
-                format!("row {first_row} comes where row {next} is needed"),
+                format!("row {first_row}; expected row {next}"),
             ));
         }
         let columns = self.crop.left * 3..(self.crop.left + self.crop.width) * 3;
@@ -208,8 +208,8 @@ impl<'a> RowResizer<'a> {
         Ok(())
     }
 
-    /// Put the rows that came in last through the horizontal pass. In an unfinished quad old rows may
-    /// stand below them; their weights are 0.
+    /// Apply the horizontal pass to the rows received last. An unfinished group contains old rows;
+    /// their weights are 0.
     fn finish_quad(&mut self) {
         let number = (self.received - 1) / QUAD;
         let start = number % self.down.most * self.quad;
@@ -249,7 +249,7 @@ impl<'a> RowResizer<'a> {
     }
 }
 
-/// Memory only grows; what stands there is of no meaning.
+/// Grow a buffer; its content is arbitrary.
 fn grow(memory: &mut Vec<u8>, bytes: usize) {
     if memory.len() < bytes {
         memory.resize(bytes, 0);
@@ -265,7 +265,7 @@ fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(
         return Err(Error::argument(
             "crop",
             format!(
-                "{crop:?} is not inside a picture of {} x {} pixels",
+                "{crop:?}; expected a crop inside an image of {} x {} pixels",
                 source.0, source.1
             ),
         ));
@@ -276,6 +276,7 @@ fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::gradient;
     use crate::image::Rgb;
     use crate::resize::{resize, resize_with};
 
@@ -283,18 +284,7 @@ mod tests {
         Crop::whole(image.height, image.width)
     }
 
-    fn gradient(height: usize, width: usize) -> Rgb {
-        let pixels = (0..height * width * 3)
-            .map(|i| u8::try_from(i * 7 % 256).unwrap())
-            .collect();
-        Rgb {
-            height,
-            width,
-            pixels,
-        }
-    }
-
-    /// Rows in portions, from the crop's first to the last one needed.
+    /// Push rows in portions, from the crop's first to the last one needed.
     fn streamed(scratch: &mut ResizeScratch, image: &Rgb, crop: Crop, portion: usize) -> Vec<u8> {
         let source = (image.height, image.width);
         let mut resizer = RowResizer::new(scratch, source, crop, (9, 13), Filter::Bicubic).unwrap();
@@ -343,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_kept_and_found_again() {
+    fn tables_are_cached() {
         let mut scratch = ResizeScratch::default();
         let image = gradient(4, 6);
         for side in (1..40).chain([1, 39, 38]) {
@@ -371,12 +361,12 @@ mod tests {
         assert_eq!(push(0, &image.pixels[..12]), None);
         assert_eq!(
             push(3, &image.pixels[..6]).unwrap(),
-            "rows: row 3 comes where row 2 is needed"
+            "rows: row 3; expected row 2"
         );
         assert!(push(1, &image.pixels[..6]).is_some());
         assert!(push(2, &image.pixels[..5]).unwrap().contains("5 bytes"));
         assert_eq!(push(2, &image.pixels[12..]), None);
-        // Nothing is needed any more.
+        // Nothing more is needed.
         assert_eq!(push(20, &image.pixels[..6]), None);
     }
 }

@@ -1,25 +1,25 @@
-//! The weights of a resize along one axis, as Pillow computes them.
+//! Resize weights of one axis, as Pillow computes them.
 //!
-//! They follow Pillow's `Resample.c` step by step, because a sum in another order rounds differently.
+//! They follow Pillow's `Resample.c` step by step, because sums in another order round differently.
 
 use crate::resize::Filter;
 
-/// Bits behind the point of a weight: eight bits of pixel and two of headroom are kept free.
+/// Fraction bits of a weight: eight bits of a pixel and two of headroom remain.
 pub(crate) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// Bits behind the point of a weight that [`Weights::round`] has rounded.
+/// Fraction bits after [`Weights::round`].
 pub(crate) const COARSE_BITS: u32 = 14;
 
-/// Rows or columns that are weighed together.
+/// Rows or columns that are accumulated together.
 pub(crate) const QUAD: usize = 4;
 
-/// For each output position, the first input position and its weights.
+/// First input position and weights of each output position.
 #[derive(Debug)]
 pub(crate) struct Weights {
     starts: Vec<usize>,
-    /// How many of the `taps` entries of each output position count; the others are 0.
+    /// Number of weights per output position; the rest of its `taps` entries is 0.
     counts: Vec<usize>,
-    /// `taps` entries for each output position, in fixed point.
+    /// `taps` fixed-point entries per output position.
     values: Vec<i32>,
     taps: usize,
 }
@@ -30,7 +30,7 @@ impl Weights {
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss
-        )] // Sizes are far below 2^53, positions are clamped to the picture.
+        )] // Sizes are far below 2^53, positions are clamped to the image.
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
@@ -65,8 +65,8 @@ impl Weights {
         weights
     }
 
-    /// Round the weights to [`COARSE_BITS`] behind the point; those of each output still add up to one,
-    /// for which the largest gives way.
+    /// Round the weights to [`COARSE_BITS`]; each output's weights still add up to one, for which
+    /// the largest is adjusted.
     #[must_use]
     pub(crate) fn round(mut self) -> Self {
         const LOST: u32 = PRECISION_BITS - COARSE_BITS;
@@ -82,19 +82,19 @@ impl Weights {
         self
     }
 
-    /// A weight that [`Self::round`] has rounded, in units of [`COARSE_BITS`].
+    /// A weight after [`Self::round`], in units of [`COARSE_BITS`].
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::cast_possible_truncation)] // 1 is 2^14, and none is far above 1.
+    #[allow(clippy::cast_possible_truncation)] // 1 is 2^14, and no weight is far above 1.
     pub(crate) fn coarse(value: i32) -> i16 {
         (value >> (PRECISION_BITS - COARSE_BITS)) as i16
     }
 
-    /// Positions of the output.
+    /// Number of output positions.
     pub(crate) fn output(&self) -> usize {
         self.starts.len()
     }
 
-    /// The most weights of one output position.
+    /// Maximum number of weights per output position.
     pub(crate) fn most(&self) -> usize {
         self.counts.iter().copied().max().unwrap_or(0)
     }
@@ -109,16 +109,16 @@ impl Weights {
     }
 }
 
-/// The weights of one axis by quads: the input's positions 0 to 3, 4 to 7 and so on.
+/// Weights of one axis by groups of four input positions: 0 to 3, 4 to 7 and so on.
 #[derive(Debug)]
 pub(crate) struct QuadWeights {
-    /// For each output position, the first quad and the place of its weights in `quads`.
+    /// First group and offset in `quads` of each output position.
     outputs: Vec<(usize, std::ops::Range<usize>)>,
-    /// The weights of each quad.
+    /// Weights of each group.
     quads: Vec<[i32; QUAD]>,
-    /// The most quads of one output position.
+    /// Maximum number of groups per output position.
     pub most: usize,
-    /// Positions of the input up to the last one that any output needs.
+    /// Number of input positions up to the last one needed.
     pub needed: usize,
 }
 
@@ -143,7 +143,7 @@ impl QuadWeights {
         found
     }
 
-    /// The first quad of an output position and the weights of it and those that follow.
+    /// First group of an output position, and the weights of it and its successors.
     pub(crate) fn of(&self, output: usize) -> Option<(usize, &[[i32; QUAD]])> {
         let (first, place) = self.outputs.get(output)?;
         Some((*first, self.quads.get(place.clone())?))
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn quads_hold_the_same_weights() {
+    fn quads_have_the_same_weights() {
         for (input, output) in SIZES {
             let weights = Weights::new(input, output, Filter::Bicubic);
             let quads = QuadWeights::new(&weights);

@@ -1,43 +1,43 @@
-//! Tokens that are cut out of a text before its words are split, such as `<mask>`.
+//! Added tokens, such as `<mask>`, which are split off before pre-tokenization.
 
 use std::ops::Range;
 
 use crate::tokenizer::char_class::{CharClasses, SPACE, WORD};
 
-/// A token with the rules of where it is found.
+/// An added token with its matching rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools)] // The fields of a tokenizer.json.
+#[allow(clippy::struct_excessive_bools)] // Fields of a tokenizer.json.
 pub(crate) struct AddedToken {
-    /// Its text.
+    /// The token's text.
     pub content: String,
     /// Its id.
     pub id: u32,
-    /// It counts only where no letter, digit or other part of a word touches it.
+    /// Matches only where it is not adjacent to a word character.
     pub single_word: bool,
-    /// It takes the spaces in front.
+    /// Includes the whitespace before it.
     pub lstrip: bool,
-    /// It takes the spaces behind.
+    /// Includes the whitespace after it.
     pub rstrip: bool,
-    /// It is sought after all those that are not normalized.
+    /// Matched after all tokens that are not normalized.
     pub normalized: bool,
 }
 
-/// A part of a text: an added token with its id, or text between such.
+/// A piece of a text: an added token with its id, or text in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     /// The token.
     pub id: Option<u32>,
-    /// Its bytes in the text.
+    /// Byte range in the text.
     pub bytes: Range<usize>,
 }
 
-/// Tokens by their first byte, longer ones first.
+/// Tokens by first byte, longest first.
 #[derive(Clone, Debug)]
 struct TokenSet {
     by_first: Vec<Vec<AddedToken>>,
     /// Whether a token starts with the byte.
     starts: [bool; 256],
-    /// Those bytes.
+    /// First bytes of the tokens.
     firsts: Vec<u8>,
 }
 
@@ -64,17 +64,17 @@ impl TokenSet {
         })
     }
 
-    /// Whether there may be one in a text.
+    /// True if a text may contain one.
     #[inline]
     fn may_be_in(&self, text: &[u8]) -> bool {
-        // One byte is sought in many at once, many bytes one by one.
+        // Searching a single byte is vectorized; a set of bytes is searched byte by byte.
         match self.firsts.as_slice() {
             [first] => text.contains(first),
             _ => text.iter().any(|&byte| self.starts[usize::from(byte)]),
         }
     }
 
-    /// The longest token that starts at or behind `from`, at the first place that has one.
+    /// The first position at or after `from` with a match, and the longest token there.
     fn find(&self, text: &[u8], from: usize) -> Option<(usize, &AddedToken)> {
         let rest = text.get(from..)?;
         let places = rest
@@ -93,7 +93,7 @@ impl TokenSet {
         None
     }
 
-    /// Cut a text; the parts cover it, in order.
+    /// Split a text; the pieces cover it, in order.
     fn cut(&self, kinds: &CharClasses, text: &str, shift: usize, pieces: &mut Vec<Piece>) {
         let is = |character: Option<char>, kind| {
             character.is_some_and(|c| kinds.of(c as u32) & kind != 0)
@@ -111,7 +111,7 @@ impl TokenSet {
             }
             if token.lstrip {
                 let kept = before.trim_end_matches(|c| is(Some(c), SPACE));
-                // The token before may have taken them.
+                // The token before may have taken this whitespace.
                 start = kept.len().max(done);
             }
             if token.rstrip {
@@ -123,7 +123,7 @@ impl TokenSet {
                     bytes: shift + done..shift + start,
                 });
             }
-            // One that the token before has taken as its spaces is no token.
+            // A match inside the previous token's whitespace does not count.
             if start < stop {
                 pieces.push(Piece {
                     id: Some(token.id),
@@ -149,7 +149,7 @@ pub(crate) struct AddedTokens {
 }
 
 impl AddedTokens {
-    /// Sort them by their rules.
+    /// Group tokens by their rules.
     pub(crate) fn new(tokens: Vec<AddedToken>) -> Self {
         let (second, first): (Vec<_>, Vec<_>) =
             tokens.into_iter().partition(|token| token.normalized);
@@ -159,7 +159,7 @@ impl AddedTokens {
         }
     }
 
-    /// Whether there may be one in a text.
+    /// True if a text may contain one.
     #[inline]
     pub(crate) fn may_be_in(&self, text: &[u8]) -> bool {
         [&self.first, &self.second]
@@ -168,7 +168,7 @@ impl AddedTokens {
             .any(|set| set.may_be_in(text))
     }
 
-    /// Cut a text into added tokens and what stands between them; `pieces` is emptied first.
+    /// Split a text into added tokens and text in between; clears `pieces` first.
     pub(crate) fn cut(&self, kinds: &CharClasses, text: &str, pieces: &mut Vec<Piece>) {
         pieces.clear();
         if text.is_empty() {
@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn no_tokens_leave_the_text_whole() {
+    fn without_added_tokens_the_text_is_one_piece() {
         assert!(cut(vec![], "").is_empty());
         assert!(cut(vec![token("<s>", 0)], "").is_empty());
         assert_eq!(cut(vec![], "a <s>"), found(&[(None, "a <s>")]));
     }
 
     #[test]
-    fn the_longest_at_the_first_place_is_taken() {
+    fn the_longest_token_at_the_first_match_wins() {
         let tokens = vec![token("ab", 1), token("abc", 2), token("bcd", 3)];
         assert_eq!(
             cut(tokens, "xabcdab"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_spaces_may_be_taken_by_the_one_before() {
+    fn stripped_spaces_hide_a_token_of_spaces() {
         let (mut right, mut space) = (token("<r>", 1), token("\u{3000}", 2));
         right.rstrip = true;
         space.lstrip = true;
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn single_words_touch_no_others() {
+    fn single_word_tokens_match_whole_words_only() {
         let mut word = token("cat", 1);
         word.single_word = true;
         assert_eq!(

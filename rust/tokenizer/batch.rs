@@ -1,36 +1,22 @@
-//! Texts -> padded blocks of ids, mask and spans, with words masked in the same pass.
+//! Encode texts into padded batches of ids, mask and offsets, with MLM masking in the same pass.
 
 use crate::Error;
-use crate::rng::{Purpose, Rng};
+use crate::tokenizer::Tokenizer;
 use crate::tokenizer::byte_level::Tokens;
-use crate::tokenizer::masking::IGNORED_LABEL;
-use crate::tokenizer::{SpecialTokens, Tokenizer};
+use crate::tokenizer::masking::{IGNORED_LABEL, Masking};
 use crate::try_alloc;
 
-/// How texts become a batch.
+/// Options of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
-    /// Longest text in tokens, those around every text included; longer ones are cut.
+    /// Maximum text length in tokens, special tokens included; longer texts are truncated.
     pub max_tokens: Option<usize>,
-    /// Tokens of every row; the longest text's where there is none.
+    /// Row length in tokens; the longest text's by default.
     pub pad_to: Option<usize>,
-    /// Whether spans are wanted.
+    /// Return character offsets.
     pub offsets: bool,
-    /// Which words are masked, where any are.
+    /// MLM masking, if wanted.
     pub masking: Option<Masking>,
-}
-
-/// Masking for the masked-word loss; the draws of a text are those of its record in the loader.
-#[derive(Clone, Debug, Default)]
-pub struct Masking {
-    /// Part of the tokens that is picked.
-    pub probability: f64,
-    /// Start of the draws.
-    pub seed: u64,
-    /// Epoch of the draws.
-    pub epoch: u64,
-    /// For each text, the number of its sample.
-    pub indices: Vec<u64>,
 }
 
 /// A batch in plain memory; `B` texts, `L` tokens.
@@ -42,30 +28,28 @@ pub struct TextBatch {
     pub token_ids: Vec<i64>,
     /// (B, L): true = real token.
     pub text_mask: Vec<bool>,
-    /// (B, L, 2) code points where they are wanted; (0, 0) for special tokens and padding.
+    /// (B, L, 2) code points if requested; (0, 0) for special tokens and padding.
     pub offsets: Vec<i64>,
-    /// (B, L) where words are masked.
+    /// (B, L) with masking.
     pub masked_ids: Vec<i64>,
-    /// (B, L) where words are masked.
+    /// (B, L) with masking.
     pub mlm_labels: Vec<i64>,
 }
 
 /// Encode texts.
 ///
 /// # Errors
-/// [`Error::Argument`] where `max_tokens` cannot hold what stands around every text, `pad_to` is below
-/// a text's tokens, a probability outside 0 to 1 or above 0 without a mask token, or the numbers of
-/// samples are not one for each text; [`Error::Tokenizer`] where `tokenizers` gives up.
+/// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text, if `pad_to` is
+/// below the longest text's length, for a probability outside 0 to 1 or above 0 without a mask
+/// token, and if there is not one sample index per text; [`Error::Tokenizer`] if the crate
+/// `tokenizers` fails.
 pub fn encode<T: AsRef<str>>(
     tokenizer: &Tokenizer,
     texts: &[T],
     options: &BatchOptions,
 ) -> Result<TextBatch, Error> {
     if let Some(masking) = &options.masking {
-        masking.check(texts.len())?;
-        tokenizer
-            .special_tokens()
-            .check_masking(masking.probability)?;
+        masking.check(texts.len(), tokenizer.special_tokens())?;
     }
     let mut tokens = Tokens::default();
     let all = texts.iter().map(AsRef::as_ref);
@@ -118,57 +102,17 @@ pub fn encode<T: AsRef<str>>(
     }
     if let Some(masking) = &options.masking {
         try_alloc::reserve(&mut batch.masked_ids, size, what)?;
-        masking.mask(&tokens.ids, &counts, tokenizer.special_tokens(), &mut batch);
+        batch.masked_ids.clone_from(&batch.token_ids);
+        masking.mask_rows(
+            &tokens.ids,
+            &counts,
+            tokenizer.special_tokens(),
+            length,
+            &mut batch.masked_ids,
+            &mut batch.mlm_labels,
+        );
     }
     Ok(batch)
-}
-
-impl Masking {
-    fn check(&self, texts: usize) -> Result<(), Error> {
-        if !(0.0..=1.0).contains(&self.probability) {
-            return Err(Error::argument(
-                "mlm_probability",
-                format!("{}; expected 0 to 1", self.probability),
-            ));
-        }
-        if self.indices.len() != texts {
-            return Err(Error::argument(
-                "indices",
-                format!(
-                    "{} numbers; expected one for each of {texts} texts",
-                    self.indices.len()
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Fill in what the model sees, and the ids that it is to tell.
-    fn mask(
-        &self,
-        ids: &[u32],
-        counts: &[usize],
-        special_tokens: &SpecialTokens,
-        batch: &mut TextBatch,
-    ) {
-        let length = batch.num_tokens.max(1);
-        batch.masked_ids.clone_from(&batch.token_ids);
-        let rows = batch.masked_ids.chunks_exact_mut(length);
-        let labels = batch.mlm_labels.chunks_exact_mut(length);
-        let mut rest = ids;
-        for (((row, labels), &count), &index) in rows.zip(labels).zip(counts).zip(&self.indices) {
-            let (these, others) = rest.split_at_checked(count).unwrap_or_default();
-            rest = others;
-            let mut rng = Rng::new(self.seed, self.epoch, index, Purpose::MaskedWords);
-            for ((seen, label), &id) in row.iter_mut().zip(labels).zip(these) {
-                let (masked, asked) = special_tokens.mask_one(id, self.probability, &mut rng);
-                *seen = i64::from(masked);
-                if asked {
-                    *label = i64::from(id);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -222,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn masking_is_that_of_the_loader() {
+    fn masking_equals_the_loaders() {
         let mut config = config(Task::ImageText);
         (config.seed, config.mlm_probability) = (5, 0.4);
         let mut record = record("a");
@@ -258,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_named() {
+    fn wrong_arguments_are_named() {
         let tokenizer = &config(Task::ImageText).tokenizer;
         let message = |options: BatchOptions| {
             let result = encode(tokenizer, &["a b"], &options);

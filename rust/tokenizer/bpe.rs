@@ -1,12 +1,12 @@
-//! Byte pair encoding: the bytes of a word -> token ids, by merges in the order of their rank.
+//! Byte pair encoding: bytes of a word -> token ids, by merges in rank order.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Longest word, in bytes, whose best merge is sought by looking at all of them.
+/// Longest word, in bytes, whose best merge is found by a linear scan.
 const LONGEST_SCAN: usize = 48;
-/// The rank of a pair that is never merged.
+/// Rank of a pair without a merge.
 const NEVER: u32 = u32::MAX;
 
 /// A token of a word.
@@ -14,11 +14,11 @@ const NEVER: u32 = u32::MAX;
 pub(crate) struct Token {
     /// Its id.
     pub id: u32,
-    /// Behind its last byte, counted from the start of the word.
+    /// End of its bytes, relative to the start of the word.
     pub end: u32,
 }
 
-/// Mixes the pair of ids that is a key; made for numbers only.
+/// Hasher for the pairs of ids that are keys; for integers only.
 #[derive(Clone, Default)]
 pub(crate) struct PairHasher(u64);
 
@@ -41,18 +41,18 @@ impl Hasher for PairHasher {
 
 type Merges = HashMap<u64, (u32, u32), BuildHasherDefault<PairHasher>>;
 
-/// A vocabulary's merges.
+/// Merges of a vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct Bpe {
     /// Id of each byte.
     bytes: [u32; 256],
-    /// Rank and new id of each pair of ids.
+    /// Rank and merged id of each pair of ids.
     merges: Merges,
-    /// Words that are tokens whatever the merges say.
+    /// Words that are tokens irrespective of the merges (`ignore_merges`).
     whole_words: HashMap<Box<[u8]>, u32>,
 }
 
-/// Memory that is used again for each word.
+/// Buffers, reused between words.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MergeScratch {
     ranks: Vec<u32>,
@@ -60,7 +60,7 @@ pub(crate) struct MergeScratch {
     heap: BinaryHeap<Reverse<(u32, usize, u32)>>,
 }
 
-/// A token in the list of a long word; one that was merged into its left neighbour has `gone`.
+/// A token in the linked list of a long word; `gone` after it was merged into its left neighbor.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     id: u32,
@@ -75,7 +75,8 @@ fn pair(left: u32, right: u32) -> u64 {
 }
 
 impl Bpe {
-    /// Take the ids of the bytes, `(left, right, merged)` ids by rank, and words that are never split.
+    /// Build from the ids of the bytes, `(left, right, merged)` ids in rank order, and words that
+    /// are never split.
     pub(crate) fn new(
         bytes: &[u32; 256],
         merges: impl Iterator<Item = (u32, u32, u32)>,
@@ -97,7 +98,7 @@ impl Bpe {
         found.copied().unwrap_or((NEVER, 0))
     }
 
-    /// Split a word into tokens; `tokens` is emptied first.
+    /// Tokenize a word; clears `tokens` first.
     pub(crate) fn split(&self, word: &[u8], scratch: &mut MergeScratch, tokens: &mut Vec<Token>) {
         tokens.clear();
         if !self.whole_words.is_empty()
@@ -125,7 +126,7 @@ impl Bpe {
         }
     }
 
-    /// Merge the first pair of the lowest rank until there is none.
+    /// Apply the merge of lowest rank until there is none.
     fn scan(&self, ranks: &mut Vec<u32>, tokens: &mut Vec<Token>) {
         ranks.clear();
         ranks.extend((0..tokens.len()).map(|at| self.rank(tokens, at)));
@@ -156,7 +157,7 @@ impl Bpe {
         }
     }
 
-    /// The same for a long word, in n log n steps.
+    /// The same in O(n log n), for long words.
     fn queue(&self, scratch: &mut MergeScratch, tokens: &mut Vec<Token>) {
         let MergeScratch { links, heap, .. } = scratch;
         links.clear();
@@ -176,7 +177,7 @@ impl Bpe {
             let Some(&right) = links.get(left.next) else {
                 continue;
             };
-            // What was queued before one of the two changed is out of date.
+            // Skip entries that were queued before one of the two changed.
             let (rank_now, merged) = self.merge(left.id, right.id);
             if left.gone || left.id != left_id || rank_now != rank {
                 continue;
@@ -222,7 +223,7 @@ impl Bpe {
 mod tests {
     use super::*;
 
-    /// Bytes are their own ids; each merge makes the next id.
+    /// Bytes are their own ids; each merge adds the next id.
     fn bpe(merges: &[(u32, u32)]) -> Bpe {
         let mut bytes = [0; 256];
         for (id, byte) in (0..).zip(&mut bytes) {

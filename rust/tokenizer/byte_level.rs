@@ -1,8 +1,8 @@
-//! A text -> ids and spans, for every `tokenizer.json` that is a byte-level BPE and nothing more.
+//! Fast path for a `tokenizer.json` that is a plain byte-level BPE: text -> ids and offsets.
 //!
-//! Ids and spans are those of the crate `tokenizers` with `encode_char_offsets`, whose rules these
-//! are: added tokens are cut out, GPT-2's pattern splits the rest into words, each word's bytes are
-//! merged, and spans lose the spaces at their ends.
+//! The output equals that of the crate `tokenizers` with `encode_char_offsets`: added tokens are
+//! split off, GPT-2's pattern splits the rest into words, each word's bytes are merged, and spaces
+//! are trimmed from the offsets.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -13,36 +13,36 @@ use crate::tokenizer::char_class::CharClasses;
 use crate::tokenizer::pretokenizer::{self, PADDING, Word};
 use crate::tokenizer::word_cache::WordCache;
 
-/// Sets of working memory that are kept; more threads than these at once make their own.
+/// Workspaces that are kept; additional threads allocate their own.
 const MAX_WORKSPACES: usize = 64;
-/// Bytes of the longest text whose working memory is kept; others are rare.
+/// Longest text, in bytes, whose workspace is kept; longer ones are rare.
 const LONGEST_KEPT: usize = 1 << 20;
 
-/// Ids, and where wanted the half-open spans of code points, of one or more texts.
+/// Ids of one or more texts, and optionally half-open code point spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens {
     /// Ids.
     pub ids: Vec<u32>,
-    /// (start, end) of each; empty where they are not wanted.
+    /// (start, end) of each; empty unless requested.
     pub spans: Vec<(u32, u32)>,
 }
 
-/// What a `tokenizer.json` says around its merges.
+/// The settings of a `tokenizer.json` besides its merges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ByteLevelConfig {
-    /// Whether words are split by the pattern, or each text between added tokens is one word.
+    /// Split by GPT-2's pattern; otherwise each text between added tokens is one word.
     pub use_pattern: bool,
-    /// Whether a space is put in front of each text between added tokens that has none.
+    /// Prepend a space to each text between added tokens that has none.
     pub prefix_space: bool,
-    /// Whether spans lose the spaces at their ends; and if so, whether the first keeps one.
+    /// Trim spaces from the offsets; if `Some`, whether the first token keeps one.
     pub trim: Option<bool>,
-    /// Ids in front of every text.
+    /// Ids before every text.
     pub before: Vec<u32>,
-    /// Ids behind every text.
+    /// Ids after every text.
     pub after: Vec<u32>,
 }
 
-/// A tokenizer that is a byte-level BPE.
+/// A byte-level BPE tokenizer.
 #[derive(Debug)]
 pub(crate) struct ByteLevel {
     bpe: Bpe,
@@ -52,31 +52,31 @@ pub(crate) struct ByteLevel {
     workspaces: Mutex<Vec<Workspace>>,
 }
 
-/// What one thread needs, used again for every text.
+/// Buffers of a thread, reused between texts.
 #[derive(Debug, Default)]
 struct Workspace {
     cache: WordCache,
     scratch: bpe::MergeScratch,
     word: Vec<Token>,
-    /// The text between added tokens, with its padding.
+    /// A text between added tokens, with padding.
     padded: Vec<u8>,
     pieces: Vec<Piece>,
-    /// For each byte of a text beyond ASCII, the number of its code point.
+    /// For each byte of a non-ASCII text, the index of its code point.
     code_points: Vec<u32>,
 }
 
-/// Where a piece's bytes lie in its text.
+/// Byte positions of a piece in its text.
 struct ByteRange<'a> {
-    /// Bytes of the text in front of the piece.
+    /// Bytes of the text before the piece.
     start: usize,
-    /// Bytes in front of the piece that are not in the text.
+    /// Bytes before the piece that are not in the text.
     prefix: usize,
-    /// Numbers of code points by byte; empty where each byte is one.
+    /// Code point indices by byte; empty for ASCII.
     code_points: &'a [u32],
 }
 
 impl ByteRange<'_> {
-    /// The code point of the piece's byte.
+    /// Code point index of a byte of the piece.
     #[inline]
     fn code_point(&self, byte: usize) -> u32 {
         let byte = self.start + byte.saturating_sub(self.prefix);
@@ -86,7 +86,7 @@ impl ByteRange<'_> {
 }
 
 impl ByteLevel {
-    /// Put the parts together.
+    /// Build the tokenizer.
     ///
     /// # Errors
     /// As [`CharClasses::new`].
@@ -100,9 +100,9 @@ impl ByteLevel {
         })
     }
 
-    /// Append the tokens of each text, ids before and after it included; returns the counts.
+    /// Append the tokens of each text, with the ids before and after it; returns their counts.
     ///
-    /// A text of more than `max_tokens` is cut to as many; the ids around it are always kept.
+    /// A text of more than `max_tokens` is truncated; the ids around it are always kept.
     pub(crate) fn encode<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,
@@ -138,7 +138,7 @@ impl ByteLevel {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Append the tokens of a text, and cut what goes beyond `limit` tokens of all texts.
+    /// Append the tokens of a text, truncated at `limit` tokens of all texts.
     fn encode_one<const SPANS: bool>(
         &self,
         text: &str,
@@ -201,7 +201,7 @@ impl ByteLevel {
                     code_points,
                 };
                 let (start, last) = (place.code_point(0), place.code_point(between.len() - 1));
-                // The letter that stands for a space in a vocabulary counts as one.
+                // The letter that represents a space in a vocabulary counts as one.
                 let is_space = |c: &char| *c == '\u{120}' || c.is_whitespace();
                 let leading = between.chars().take_while(is_space).count();
                 let trailing = between.chars().rev().take_while(is_space).count();
@@ -214,7 +214,7 @@ impl ByteLevel {
         workspace.pieces = pieces;
     }
 
-    /// Take the spaces from a span.
+    /// Trim the spaces of a span.
     #[inline]
     fn trim(
         &self,
@@ -226,7 +226,7 @@ impl ByteLevel {
             return (start, end);
         };
         let count = |spaces: usize| u32::try_from(spaces).unwrap_or(u32::MAX);
-        // One space in front of everything may be the one that was put there.
+        // At the very beginning one space may be the prepended one.
         if !(keeps_first && leading == 1 && (is_first || start == 0)) {
             start = start.saturating_add(count(leading)).min(end);
         }
@@ -236,7 +236,7 @@ impl ByteLevel {
         (start, end)
     }
 
-    /// Append the tokens of a text without added tokens, which starts at a byte of the whole.
+    /// Append the tokens of a piece, which starts at the given byte of the whole text.
     fn encode_piece<const SPANS: bool>(
         &self,
         piece: &str,
@@ -264,7 +264,7 @@ impl ByteLevel {
             prefix,
             code_points,
         };
-        // Where the first span of the text goes, if it is in this piece.
+        // Position of the text's first span, if it is in this piece.
         let first = if start == 0 {
             tokens.spans.len()
         } else {
@@ -320,7 +320,7 @@ impl ByteLevel {
         }
     }
 
-    /// The span of the bytes of a piece.
+    /// Span of a byte range of a piece.
     #[inline]
     fn span(
         &self,
@@ -355,7 +355,7 @@ mod tests {
         let texts = ["a red cup", "the red cups"];
         let tokenizer = Tokenizer::train(texts.into_iter(), 270).unwrap();
         let json = tokenizer.to_json().unwrap();
-        // <mask> is no part of the model.
+        // <mask> is not part of the model.
         let read = json::read(&json, tokenizer.vocab_size() - 1);
         read.unwrap().unwrap()
     }
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_stand_behind_each_other() {
+    fn texts_are_appended() {
         let level = byte_level();
         assert_eq!(encode(&level, &[], 9), (Tokens::default(), vec![]));
         let texts = ["", " red", "a red cup and more"];
@@ -382,7 +382,7 @@ mod tests {
             assert_eq!(all.spans[start..start + count], alone.spans);
             start += count;
         }
-        // What was cut ends as a whole text does, and covers nothing.
+        // A truncated text ends like a complete one; special tokens have empty spans.
         assert_eq!(
             (all.ids.last(), all.spans.last()),
             (Some(&2), Some(&(0, 0)))
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_huge_text_is_not_kept() {
+    fn the_workspace_of_a_huge_text_is_not_kept() {
         let level = byte_level();
         encode(&level, &["a red cup"], 9);
         assert_eq!(level.lock().len(), 1);

@@ -1,7 +1,7 @@
-//! What kind of character a code point is: letter, number, space, part of a word.
+//! Character classes: letter, number, space, word character.
 //!
-//! The sets come from `regex-syntax`, the tables that the pattern of `tokenizers` is compiled from, so
-//! that both always follow the same version of Unicode; a test pins it to 16.0.
+//! The sets come from `regex-syntax`, from which the pattern of `tokenizers` is compiled as well,
+//! so that both have the same version of Unicode; a test pins it to 16.0.
 
 use regex_syntax::hir::{Class, HirKind};
 
@@ -23,15 +23,15 @@ const PATTERNS: [(&str, u8); 4] = [
     (r"\w", WORD),
 ];
 
-/// Code points of one block.
+/// Code points per block.
 const BLOCK: usize = 256;
 
-/// Kinds of all code points, in blocks of which each different one is kept once.
+/// Classes of all code points, in deduplicated blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct CharClasses {
-    /// For each block of code points the place of its kinds.
+    /// For each block of code points, the offset of its classes.
     places: Vec<u32>,
-    /// Kinds of the different blocks.
+    /// Classes of the distinct blocks.
     kinds: Vec<u8>,
 }
 
@@ -39,7 +39,7 @@ impl CharClasses {
     /// Read the sets.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where `regex-syntax` was built without its Unicode tables.
+    /// [`Error::Tokenizer`] if `regex-syntax` was built without its Unicode tables.
     pub(crate) fn new() -> Result<Self, Error> {
         let mut flat = vec![0_u8; char::MAX as usize + 1];
         for (pattern, kind) in PATTERNS {
@@ -64,7 +64,7 @@ impl CharClasses {
         Ok(Self { places, kinds })
     }
 
-    /// The kinds of a code point, 0 where it is of none.
+    /// Classes of a code point, as bit flags; 0 if none.
     #[inline]
     pub(crate) fn of(&self, code_point: u32) -> u8 {
         let place = self.places.get(code_point as usize / BLOCK);
@@ -76,7 +76,7 @@ impl CharClasses {
     }
 }
 
-/// First and last code points of a set.
+/// Ranges of code points of a set.
 fn ranges(pattern: &str) -> Result<Vec<(usize, usize)>, Error> {
     let parsed = regex_syntax::parse(pattern)
         .map_err(|error| Error::Tokenizer(format!("{pattern}: {error}")))?;
@@ -86,7 +86,7 @@ fn ranges(pattern: &str) -> Result<Vec<(usize, usize)>, Error> {
             .map(|range| (range.start() as usize, range.end() as usize))
             .collect()),
         _ => Err(Error::Tokenizer(format!(
-            "{pattern} is no set of code points"
+            "{pattern} is not a set of code points"
         ))),
     }
 }
@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_are_those_of_unicode_16() {
+    fn sets_are_of_unicode_16() {
         let kinds = CharClasses::new().unwrap();
         let count = |kind| {
             ('\0'..=char::MAX)
                 .filter(|&c| kinds.of(c as u32) & kind != 0)
                 .count()
         };
-        // Any other version of Unicode has other numbers of letters and numbers.
+        // Other versions of Unicode have other numbers of letters and numbers.
         assert_eq!(count(LETTER), 141_028);
         assert_eq!(count(NUMBER), 1_911);
         assert_eq!(count(SPACE), 25);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_characters_have_their_kinds() {
+    fn common_characters_have_their_classes() {
         let kinds = CharClasses::new().unwrap();
         for (character, expected) in [
             ('a', LETTER | WORD),

@@ -1,4 +1,4 @@
-//! Which `tokenizer.json` is a byte-level BPE and nothing more, and what it says.
+//! Parse a `tokenizer.json` that is a plain byte-level BPE, for the fast path.
 
 use std::collections::HashMap;
 
@@ -9,15 +9,16 @@ use crate::tokenizer::added_tokens::{AddedToken, AddedTokens};
 use crate::tokenizer::bpe::Bpe;
 use crate::tokenizer::byte_level::{ByteLevel, ByteLevelConfig};
 
-/// Kinds of models that `tokenizers` has.
+/// Types of models in `tokenizers`.
 const MODELS: [&str; 4] = ["BPE", "WordPiece", "WordLevel", "Unigram"];
 const PAD_TOKEN: &str = "\"pad_token\"";
 const MASK_TOKEN: &str = "\"mask_token\"";
 
-/// Read what `tokenizers` writes of a model with so many `known` tokens; `None` where a part is of another kind, which that crate carries out.
+/// Read the JSON that `tokenizers` writes, of a model with `known` tokens. `None` if a part is not
+/// supported by the fast path.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] where it is no JSON.
+/// [`Error::Tokenizer`] for invalid JSON.
 pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error> {
     let content: Value = serde_json::from_str(json)
         .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))?;
@@ -35,7 +36,7 @@ pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error>
 
 /// The mask token that [`with_mask_token`] wrote, if any.
 pub(crate) fn mask_token(json: &str) -> Option<String> {
-    // Most files need not be read a second time.
+    // Avoids parsing most files a second time.
     if !json.contains(MASK_TOKEN) {
         return None;
     }
@@ -43,39 +44,40 @@ pub(crate) fn mask_token(json: &str) -> Option<String> {
     Some(content["padding"]["mask_token"].as_str()?.to_owned())
 }
 
-/// Write a mask token into the `padding` of a `tokenizer.json`, where `tokenizers` passes over it.
+/// Write a mask token into the `padding` of a `tokenizer.json`, where `tokenizers` ignores it.
 pub(crate) fn with_mask_token(mut json: String, mask: Option<String>) -> String {
-    // What stands in front of the padding holds no such name: a version and no truncation.
+    // Before the padding there are only the version and no truncation, so the name does not occur
+    // there.
     if let (Some(mask), Some(at)) = (mask, json.find(PAD_TOKEN)) {
         json.insert_str(at, &format!("{MASK_TOKEN}: {}, ", Value::String(mask)));
     }
     json
 }
 
-/// Say what is wrong with a `tokenizer.json` that the crate refuses, and else what the crate says.
+/// Explain why the crate rejects a `tokenizer.json`; otherwise the crate's own message.
 pub(crate) fn explain(json: &str, error: &str) -> String {
     let model = match serde_json::from_str(json) {
         Ok(Value::Object(content)) => content.get("model").cloned(),
-        Ok(_) => return "tokenizer: it is no JSON object; expected a tokenizer.json".to_owned(),
+        Ok(_) => return "tokenizer: not a JSON object; expected a tokenizer.json".to_owned(),
         Err(_) => return format!("tokenizer: {error}"),
     };
     let Some(model) = model else {
-        return "tokenizer: it has no 'model'; expected a tokenizer.json".to_owned();
+        return "tokenizer: no 'model'; expected a tokenizer.json".to_owned();
     };
     let kind = &model["type"];
-    // Old files do not name their kind.
+    // Old files do not name their type.
     let is_old = kind.is_null() && model["vocab"].is_object();
     let is_known = kind.as_str().is_some_and(|kind| MODELS.contains(&kind));
     if !is_known && !is_old {
         let kind = if kind.is_null() {
-            "its 'model' has no 'type'".to_owned()
+            "'model' has no 'type'".to_owned()
         } else {
-            format!("its 'model' is of the type {kind}")
+            format!("'model' has the type {kind}")
         };
         return format!("tokenizer: {kind}; expected one of {}", MODELS.join(", "));
     }
     if model["vocab"].is_null() {
-        return format!("tokenizer: its 'model' of the type {kind} has no 'vocab'");
+        return format!("tokenizer: 'model' of type {kind} has no 'vocab'");
     }
     format!("tokenizer: {error}")
 }
@@ -88,9 +90,9 @@ fn is_type(value: &Value, name: &str) -> bool {
     value["type"].as_str() == Some(name)
 }
 
-/// The letters that stand for bytes: printable ones for themselves, the others from U+0100 on
-/// (Radford et al. 2019).
-fn letters() -> HashMap<char, u8> {
+/// Letters of a byte-level vocabulary: printable bytes are themselves, the others are mapped to
+/// U+0100 and up (Radford et al. 2019).
+pub(crate) fn byte_letters() -> HashMap<char, u8> {
     let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let printed = (0..=255_u8)
         .filter(is_printable)
@@ -99,7 +101,7 @@ fn letters() -> HashMap<char, u8> {
     printed.chain(('\u{100}'..).zip(others)).collect()
 }
 
-/// The model, where no option changes what merges alone give.
+/// The BPE, if no option changes the result of the merges.
 fn bpe(model: &Value, known: usize) -> Option<Bpe> {
     let is_off = |name: &str| match &model[name] {
         Value::Null | Value::Bool(false) => true,
@@ -113,7 +115,7 @@ fn bpe(model: &Value, known: usize) -> Option<Bpe> {
         "end_of_word_suffix",
         "byte_fallback",
     ];
-    // `unk_token` and `fuse_unk` are for letters without a token, and every byte has one here.
+    // `unk_token` and `fuse_unk` concern letters without a token, and every byte has one here.
     if !is_type(model, "BPE") || !options.into_iter().all(is_off) {
         return None;
     }
@@ -126,7 +128,7 @@ fn bpe(model: &Value, known: usize) -> Option<Bpe> {
     for (token, value) in vocabulary {
         ids.insert(token.as_str(), id(value)?);
     }
-    let letters = letters();
+    let letters = byte_letters();
     let mut bytes = [0; 256];
     let mut buffer = [0; 4];
     for (letter, &byte) in &letters {
@@ -181,7 +183,7 @@ fn rules(content: &Value) -> Option<ByteLevelConfig> {
         processor if is_type(processor, "Sequence") => {
             let mut done = false;
             for part in processor["processors"].as_array()? {
-                // Once ids stand around the text, another step would count them.
+                // After ids were added around the text, another step would count them.
                 if done || (rules.trim.is_some() && !is_type(part, "TemplateProcessing")) {
                     return None;
                 }
@@ -194,7 +196,7 @@ fn rules(content: &Value) -> Option<ByteLevelConfig> {
     Some(rules)
 }
 
-/// Add what one step does after the merges.
+/// Add the rules of a post-processing step.
 fn process(step: &Value, rules: &mut ByteLevelConfig) -> Option<()> {
     let trim = |step: &Value| {
         let keeps_first = step["add_prefix_space"].as_bool()?;
@@ -241,26 +243,26 @@ mod tests {
     use crate::tokenizer::Tokenizer;
 
     #[test]
-    fn what_is_no_tokenizer_is_told() {
+    fn invalid_tokenizer_files_are_explained() {
         let message = |json: &str| {
             let read = Tokenizer::from_json(json);
             read.err().unwrap().to_string()
         };
         for (json, expected) in [
             ("", "tokenizer: EOF"),
-            ("[]", "tokenizer: it is no JSON object"),
-            ("{}", "tokenizer: it has no 'model'"),
+            ("[]", "tokenizer: not a JSON object"),
+            ("{}", "tokenizer: no 'model'"),
             (
                 r#"{"model": {}}"#,
-                "tokenizer: its 'model' has no 'type'; expected one of BPE, ",
+                "tokenizer: 'model' has no 'type'; expected one of BPE, ",
             ),
             (
                 r#"{"model": {"type": "XY"}}"#,
-                "tokenizer: its 'model' is of the type \"XY\"; ",
+                "tokenizer: 'model' has the type \"XY\"; ",
             ),
             (
                 r#"{"model": {"type": "BPE"}}"#,
-                "tokenizer: its 'model' of the type \"BPE\" has no 'vocab'",
+                "tokenizer: 'model' of type \"BPE\" has no 'vocab'",
             ),
         ] {
             let found = message(json);

@@ -1,7 +1,7 @@
-//! Text -> tokens with the span of code points of each, for every `tokenizer.json`.
+//! Tokenizers: text -> token ids with code point offsets, for every `tokenizer.json`.
 //!
-//! Texts go through [`crate::tokenizer::byte_level`] where the file is a byte-level BPE and nothing more, else
-//! through the crate `tokenizers`, which also trains, reads, writes and decodes. Both give the same.
+//! Plain byte-level BPEs are encoded by [`crate::tokenizer::byte_level`], all others by the crate
+//! `tokenizers`, which also trains, reads, writes and decodes. The results are equal.
 
 mod added_tokens;
 pub mod batch;
@@ -22,50 +22,49 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::utils::padding::PaddingParams;
-use tokenizers::{Model, ModelWrapper, Tokenizer as Inner, TruncationParams};
+use tokenizers::{Model, ModelWrapper, Tokenizer as Inner};
 
 use crate::Error;
 use crate::error::catch_panic;
-use crate::tokenizer::byte_level::{ByteLevel as Fast, Tokens};
+use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
-use crate::tokenizer::prompt_cache::{EncodedPrompt, PromptCache};
+use crate::tokenizer::prompt_cache::PromptCache;
 pub use crate::tokenizer::roberta::{END_ID, PAD_ID, START_ID};
-use crate::tokenizer::spans::CharSpan;
 pub use crate::tokenizer::special_tokens::{SpecialTokens, Template, TokenOverrides};
 
-/// A tokenizer of any kind that the crate `tokenizers` has.
+/// A tokenizer of any kind that the crate `tokenizers` supports.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
-    /// The same without what `tokenizers` spends on other kinds.
+    /// Fast path, if it is a plain byte-level BPE.
     fast: Option<Arc<Fast>>,
     vocab_size: usize,
     special_tokens: SpecialTokens,
-    /// Whether the file would not tell the roles without a `padding` that names them.
+    /// True if the special tokens are found only with a `padding` entry that names them.
     needs_padding_entry: bool,
     prompt_cache: Arc<PromptCache>,
 }
 
 impl Tokenizer {
-    /// Read a `tokenizer.json`.
+    /// Read a `tokenizer.json` file.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read, [`Error::Tokenizer`] where it is no tokenizer.
+    /// [`Error::File`] if it cannot be read, [`Error::Tokenizer`] if it is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         Self::from_file_with(path, &TokenOverrides::default())
     }
 
-    /// Read a `tokenizer.json` of which the caller names tokens.
+    /// Read a `tokenizer.json` file, with the caller's special tokens.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_file`], and where the vocabulary lacks a token that is named.
+    /// As [`Tokenizer::from_file`], and if the vocabulary lacks a named token.
     pub fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
         Self::from_json_with(&json, named)
             .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
     }
 
-    /// Read the text of a `tokenizer.json`.
+    /// Parse the content of a `tokenizer.json`.
     ///
     /// # Errors
     /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
@@ -73,7 +72,7 @@ impl Tokenizer {
         Self::from_json_with(json, &TokenOverrides::default())
     }
 
-    /// Read the text of a `tokenizer.json` of which the caller names tokens.
+    /// Parse the content of a `tokenizer.json`, with the caller's special tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::from_file_with`].
@@ -83,7 +82,7 @@ impl Tokenizer {
                 .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
             let of_file = TokenOverrides {
                 pad: inner.get_padding().and_then(|padding| {
-                    // Padding that the vocabulary does not know is a default that nobody chose.
+                    // A padding token that is not in the vocabulary is an unused default.
                     let known = inner.id_to_token(padding.pad_id)?;
                     (known == padding.pad_token).then_some(known)
                 }),
@@ -93,13 +92,13 @@ impl Tokenizer {
         })
     }
 
-    /// Take a tokenizer of the crate, with the tokens that a caller and its file name.
+    /// Wrap a tokenizer of the crate, with special tokens named by the caller and by the file.
     pub(crate) fn of_crate(
         mut inner: Inner,
         named: &TokenOverrides,
         of_file: &TokenOverrides,
     ) -> Result<Self, Error> {
-        // Truncation and padding are the loader's business.
+        // The loader truncates and pads.
         inner.with_truncation(None).map_err(tokenizer_error)?;
         inner.with_padding(None);
         let mut special_tokens = SpecialTokens::find(&inner, named, of_file)?;
@@ -128,13 +127,13 @@ impl Tokenizer {
         })
     }
 
-    /// Whether texts go through our own byte-level BPE, not through `tokenizers`.
+    /// True if texts are encoded by the built-in byte-level BPE, not by `tokenizers`.
     #[must_use]
     pub fn is_fast(&self) -> bool {
         self.fast.is_some()
     }
 
-    /// Which tokens are no words.
+    /// The special tokens.
     #[must_use]
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
@@ -144,10 +143,10 @@ impl Tokenizer {
         &self.inner
     }
 
-    /// Write a `tokenizer.json`; the file appears whole or not at all.
+    /// Write a `tokenizer.json` file atomically.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let json = self.to_json()?;
         let mut partial = path.as_os_str().to_owned();
@@ -160,16 +159,17 @@ impl Tokenizer {
         std::fs::write(partial, json)
             .and_then(|()| std::fs::rename(partial, path))
             .map_err(|source| {
-                // What was begun is of no use; that it cannot be removed changes nothing.
+                // Remove the incomplete file; a failure to do so changes nothing.
                 let _ = std::fs::remove_file(partial);
                 failed(source)
             })
     }
 
-    /// The text of a `tokenizer.json`; it has a `padding` where the file alone would not tell the roles.
+    /// Content of a `tokenizer.json`; it has a `padding` entry if the special tokens would not be
+    /// found without.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where it cannot be written as JSON.
+    /// [`Error::Tokenizer`] if it cannot be written as JSON.
     pub fn to_json(&self) -> Result<String, Error> {
         if !self.needs_padding_entry {
             return self.inner.to_string(true).map_err(tokenizer_error);
@@ -191,130 +191,16 @@ impl Tokenizer {
         Ok(json::with_mask_token(json, mask))
     }
 
-    /// Tokens in the vocabulary, special ones included.
+    /// Vocabulary size, special tokens included.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Split a text into tokens; at most `max_tokens`, what stands around every text included.
-    ///
-    /// Long texts are kept, since prompts come again.
+    /// Reject a limit that cannot hold the special tokens of a text.
     ///
     /// # Errors
-    /// [`Error::Argument`] where `max_tokens` cannot hold what stands around every text,
-    /// [`Error::Tokenizer`] where `tokenizers` gives up.
-    pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
-        self.check_max_tokens(max_tokens)?;
-        if !self.special_tokens.template.is_plain {
-            return self.encode_cut(text, max_tokens);
-        }
-        if PromptCache::keeps(text) {
-            return Ok(self.prompt(text)?.encoded(max_tokens));
-        }
-        self.encode_anew(text, max_tokens)
-    }
-
-    fn encode_anew(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
-        if let Some(fast) = &self.fast {
-            let mut tokens = Tokens::default();
-            let limit = max_tokens.unwrap_or(usize::MAX);
-            fast.encode(std::iter::once(text), limit, true, &mut tokens);
-            let spans = tokens.spans.iter();
-            return Ok(Encoded {
-                offsets: spans
-                    .map(|&(start, end)| (start as usize, end as usize))
-                    .collect(),
-                ids: tokens.ids,
-            });
-        }
-        let mut encoded = encode_with(&self.inner, text)?;
-        encoded.cut(max_tokens, self.special_tokens.template.after.len());
-        Ok(encoded)
-    }
-
-    /// Encode where a text can be cut only before something is put around it.
-    fn encode_cut(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
-        let Some(max_length) = max_tokens else {
-            return encode_with(&self.inner, text);
-        };
-        let mut inner = self.inner.clone();
-        let truncation = TruncationParams {
-            max_length,
-            ..TruncationParams::default()
-        };
-        inner
-            .with_truncation(Some(truncation))
-            .map_err(tokenizer_error)?;
-        encode_with(&inner, text)
-    }
-
-    /// The tokens of a text that is likely to come again, and can be cut.
-    fn prompt(&self, text: &str) -> Result<Arc<EncodedPrompt>, Error> {
-        self.prompt_cache.get_or_make(text, || {
-            let encoded = self.encode_anew(text, None)?;
-            Ok(EncodedPrompt::new(
-                encoded,
-                self.special_tokens.template.after.len(),
-            ))
-        })
-    }
-
-    /// For each box, given by its spans, which tokens of a text name it, row after row; and the tokens
-    /// of a row.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn positive_map(
-        &self,
-        text: &str,
-        boxes: &[Vec<CharSpan>],
-        max_tokens: Option<usize>,
-    ) -> Result<(Vec<bool>, usize), Error> {
-        self.check_max_tokens(max_tokens)?;
-        if self.special_tokens.template.is_plain {
-            return Ok(self.prompt(text)?.positive_map(boxes, max_tokens));
-        }
-        let cut = self.encode_cut(text, max_tokens)?;
-        Ok(EncodedPrompt::new(cut, 0).positive_map(boxes, None))
-    }
-
-    /// Append the tokens of texts, each cut to `max_tokens`; returns their counts.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub(crate) fn encode_into<'a>(
-        &self,
-        texts: impl Iterator<Item = &'a str>,
-        max_tokens: Option<usize>,
-        with_spans: bool,
-        tokens: &mut Tokens,
-    ) -> Result<Vec<usize>, Error> {
-        self.check_max_tokens(max_tokens)?;
-        if let Some(fast) = &self.fast {
-            let limit = max_tokens.unwrap_or(usize::MAX);
-            return Ok(fast.encode(texts, limit, with_spans, tokens));
-        }
-        let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-        texts
-            .map(|text| {
-                let encoded = self.encode(text, max_tokens)?;
-                tokens.ids.extend_from_slice(&encoded.ids);
-                if with_spans {
-                    let spans = encoded.offsets.iter();
-                    tokens
-                        .spans
-                        .extend(spans.map(|&(start, end)| (number(start), number(end))));
-                }
-                Ok(encoded.ids.len())
-            })
-            .collect()
-    }
-
-    /// Refuse a limit that cannot hold what stands around every text.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] with the least that can.
+    /// [`Error::Argument`] with the minimum.
     pub fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
         let template = &self.special_tokens.template;
         let least = template.added.max(1);
@@ -334,7 +220,7 @@ impl Tokenizer {
         ))
     }
 
-    /// Join tokens to a text; special ones are left out.
+    /// Decode ids to text, without special tokens.
     ///
     /// # Errors
     /// [`Error::Argument`] for an id outside the vocabulary.
@@ -343,29 +229,17 @@ impl Tokenizer {
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
             return Err(Error::argument(
                 "ids",
-                format!("{id} is no token; expected less than {}", self.vocab_size),
+                format!("{id}; expected less than {}", self.vocab_size),
             ));
         }
         guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
     }
 }
 
-/// Encode with the crate, whatever it does around the text.
-fn encode_with(inner: &Inner, text: &str) -> Result<Encoded, Error> {
-    let encoding = guarded(|| {
-        let encoded = inner.encode_char_offsets(text, true);
-        encoded.map_err(tokenizer_error)
-    })?;
-    Ok(Encoded {
-        ids: encoding.get_ids().to_vec(),
-        offsets: encoding.get_offsets().to_vec(),
-    })
-}
-
-/// Work of the crate `tokenizers`, which broken files make panic.
+/// Call the crate `tokenizers`, which panics on some malformed files.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(work, |why| {
-        Error::Tokenizer(format!("the crate tokenizers gave up: {why}"))
+        Error::Tokenizer(format!("the crate tokenizers panicked: {why}"))
     })
 }
 
@@ -376,11 +250,11 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        Error::Tokenizer(format!("{}: byte {place} is no UTF-8", path.display()))
+        Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
     })
 }
 
-#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+#[allow(clippy::needless_pass_by_value)] // Signature for `map_err`.
 pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
     Error::Tokenizer(format!("tokenizer: {error}"))
 }
@@ -402,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_back() {
+    fn text_round_trips() {
         let tokenizer = tokenizer();
         for text in ["a red cup", "  two  spaces", "e\u{301} \u{1F600}\n\u{200d}"] {
             let encoded = tokenizer.encode(text, None).unwrap();
@@ -443,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_comes_twice_is_cut_before() {
-        let json = crate::tokenizer::special_tokens::tests::words(&["[A]", "red", "cup"]).replace(
+    fn a_template_that_repeats_the_text_truncates_before() {
+        let json = crate::tokenizer::special_tokens::tests::word_level(&["[A]", "red", "cup"]).replace(
             "\"post_processor\": null",
             r#""post_processor": {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
                 "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[A]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

@@ -1,29 +1,28 @@
-//! GPT-2's pattern by hand: where the word that starts here ends.
+//! Hand-written matcher of GPT-2's pattern: finds the end of the next word.
 //!
-//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` (Radford et al. 2019).
-//! Every character belongs to one of its four sets, so that words follow each other without gaps.
+//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` (Radford et al.
+//! 2019). Every character belongs to one of its four classes, so that words are contiguous.
 
 use crate::tokenizer::char_class::{CharClasses, LETTER, NUMBER, SPACE};
 
-/// Zero bytes that stand behind a text, so that its last word can be read in one piece.
+/// Zero bytes after a text, so that its last word can be loaded in one piece.
 pub(crate) const PADDING: usize = 16;
-/// Longest word that is read in one piece.
+/// Longest word that is loaded in one piece.
 pub(crate) const SHORT_WORD: usize = 15;
 
 const HIGH_BITS: u128 = u128::from_ne_bytes([0x80; 16]);
 
-/// A word: its end, and its bytes where it is short.
+/// A word: its end, and its bytes if it is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
-    /// Behind its last byte.
+    /// End in bytes.
     pub end: usize,
-    /// Its bytes, the first one lowest, with the length on top; 0 where it is longer than
-    /// [`SHORT_WORD`].
+    /// Its bytes, first byte lowest, with the length on top; 0 if longer than [`SHORT_WORD`].
     pub key: u128,
 }
 
 impl Word {
-    /// The word from `start` to `end`, which ends at or before the padding.
+    /// The word from `start` to `end`, which is not past the padding's start.
     #[inline]
     pub(crate) fn new(padded: &[u8], start: usize, end: usize) -> Self {
         let key = match padded.get(start..).and_then(<[u8]>::first_chunk::<16>) {
@@ -41,20 +40,20 @@ fn key(bytes: u128, length: usize) -> u128 {
     (bytes & ((1 << (8 * length)) - 1)) | ((length as u128) << 120)
 }
 
-/// A mark at every byte that is no ASCII letter.
+/// Mark every byte that is not an ASCII letter.
 #[inline]
 fn no_letters(bytes: u128) -> u128 {
     const fn repeat(byte: u8) -> u128 {
         u128::from_ne_bytes([byte; 16])
     }
-    // Upper and lower case differ in one bit. No sum of seven bits runs over into its neighbour.
+    // Upper and lower case differ in one bit. Sums of seven bits do not carry into the next byte.
     let low = (bytes | repeat(0x20)) & !HIGH_BITS;
     let from_a = low + repeat(0x80 - b'a');
     let beyond_z = low + repeat(0x7F - b'z');
     !(from_a & !beyond_z & !bytes) & HIGH_BITS
 }
 
-/// Find the word that starts at `start`.
+/// Find the word at `start`.
 ///
 /// `padded` is UTF-8 followed by [`PADDING`] zero bytes, `start` the first byte of a character.
 #[inline]
@@ -64,7 +63,7 @@ pub(crate) fn next_word(kinds: &CharClasses, padded: &[u8], start: usize) -> Wor
         let spaces = usize::from(chunk[0] == b' ');
         let marks = no_letters(bytes) & !(0x80 * spaces as u128);
         let length = (marks.trailing_zeros() / 8) as usize;
-        // A letter beyond ASCII may go on with the word.
+        // A non-ASCII letter may continue the word.
         if let Some(&next) = chunk.get(length)
             && length > spaces
             && next < 0x80
@@ -78,7 +77,7 @@ pub(crate) fn next_word(kinds: &CharClasses, padded: &[u8], start: usize) -> Wor
     Word::new(padded, start, end_of_word(kinds, padded, start))
 }
 
-/// A character's code point and length in bytes.
+/// Code point of a character, and its length in bytes.
 #[inline]
 fn character(bytes: &[u8], at: usize) -> (u32, usize) {
     let byte = |offset: usize| u32::from(bytes.get(at + offset).copied().unwrap_or(0));
@@ -129,7 +128,7 @@ fn end_of_word(kinds: &CharClasses, padded: &[u8], start: usize) -> usize {
     if after == end {
         return after;
     }
-    // The last space belongs to what follows, or stands alone.
+    // The last space belongs to the next word, or is a word itself.
     let (mut last, mut at) = (start, start);
     while at < after {
         last = at;
@@ -138,7 +137,7 @@ fn end_of_word(kinds: &CharClasses, padded: &[u8], start: usize) -> usize {
     if last > start { last } else { after }
 }
 
-/// Length of the contraction at an apostrophe, 0 where there is none.
+/// Length of the contraction at an apostrophe; 0 if none.
 fn contraction(padded: &[u8], at: usize) -> usize {
     match padded.get(at + 1..at + 3) {
         Some([b's' | b't' | b'm' | b'd', _]) => 2,
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_told_from_their_neighbours() {
+    fn letters_differ_from_adjacent_bytes() {
         for byte in 0..=255_u8 {
             let marks = no_letters(u128::from_ne_bytes([byte; 16]));
             let expected = if byte.is_ascii_alphabetic() {

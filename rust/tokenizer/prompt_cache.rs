@@ -1,4 +1,4 @@
-//! Long texts that were encoded before, such as the class names of a detector.
+//! Cache of long encoded texts, such as the class prompts of a detector.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,27 +7,27 @@ use crate::Error;
 use crate::tokenizer::Encoded;
 use crate::tokenizer::spans::CharSpan;
 
-/// Shortest text, in bytes, that is kept; shorter ones are as soon encoded as found.
+/// Minimum length in bytes; shorter texts are encoded as fast as looked up.
 const SHORTEST_BYTES: usize = 256;
-/// Longest text, in bytes, that is kept.
+/// Maximum length in bytes.
 const LONGEST_BYTES: usize = 1 << 16;
-/// Bytes of text that are kept; the longest unused texts are forgotten first.
+/// Total bytes of cached text; the least recently used texts are evicted first.
 const MAX_BYTES: usize = 1 << 20;
 
 /// An encoded text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedPrompt {
     encoded: Encoded,
-    /// How many tokens stand behind every text.
+    /// Number of special tokens at the end.
     after: usize,
-    /// Where each token starts, in code points.
+    /// Start of each token, in code points.
     starts: Vec<u32>,
-    /// Where each token ends.
+    /// End of each token.
     ends: Vec<u32>,
 }
 
 impl EncodedPrompt {
-    /// Keep a text's tokens, of which the last `after` stand behind every text.
+    /// Wrap an encoded text whose last `after` tokens are special tokens.
     #[must_use]
     pub fn new(encoded: Encoded, after: usize) -> Self {
         let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
@@ -40,7 +40,7 @@ impl EncodedPrompt {
         }
     }
 
-    /// The tokens, cut to `max_tokens`, of which the last are always those behind every text.
+    /// The tokens, truncated to `max_tokens`; the special tokens at the end are kept.
     #[must_use]
     pub fn encoded(&self, max_tokens: Option<usize>) -> Encoded {
         let mut encoded = self.encoded.clone();
@@ -48,11 +48,11 @@ impl EncodedPrompt {
         encoded
     }
 
-    /// For each box, given by its spans, which tokens name it, row after row; and the tokens of a row.
+    /// Which tokens name each box, given by its spans: rows of tokens, and the length of a row.
     ///
-    /// As [`crate::tokenizer::spans::positive_row`], for a text cut to `max_tokens`.
+    /// As [`crate::tokenizer::spans::positive_row`], for a text truncated to `max_tokens`.
     #[must_use]
-    #[allow(clippy::needless_bitwise_bool)] // Without short cuts many tokens are compared at once.
+    #[allow(clippy::needless_bitwise_bool)] // Without short-circuiting the loop is vectorized.
     pub fn positive_map(
         &self,
         boxes: &[Vec<CharSpan>],
@@ -60,7 +60,7 @@ impl EncodedPrompt {
     ) -> (Vec<bool>, usize) {
         let count = self.starts.len();
         let length = max_tokens.map_or(count, |limit| limit.min(count));
-        // What stands behind every text has no span.
+        // Special tokens have no span.
         let words = if length < count {
             length.saturating_sub(self.after)
         } else {
@@ -86,7 +86,7 @@ impl EncodedPrompt {
     }
 }
 
-/// Encoded texts by text, at most [`MAX_BYTES`] of them.
+/// LRU cache of encoded texts, of at most [`MAX_BYTES`].
 #[derive(Debug, Default)]
 pub(crate) struct PromptCache {
     kept: Mutex<CacheState>,
@@ -94,19 +94,19 @@ pub(crate) struct PromptCache {
 
 #[derive(Debug, Default)]
 struct CacheState {
-    /// With when it was used last.
+    /// With the time of the last use.
     by_text: HashMap<Arc<str>, (Arc<EncodedPrompt>, u64)>,
     bytes: usize,
     clock: u64,
 }
 
 impl PromptCache {
-    /// Whether a text is one that is kept.
+    /// True if a text of this length is cached.
     pub(crate) fn keeps(text: &str) -> bool {
         (SHORTEST_BYTES..=LONGEST_BYTES).contains(&text.len())
     }
 
-    /// Find a text, or encode and keep it.
+    /// Look up a text, or encode and insert it.
     pub(crate) fn get_or_make(
         &self,
         text: &str,
@@ -118,7 +118,7 @@ impl PromptCache {
         if let Some(found) = self.lock().find(text) {
             return Ok(found);
         }
-        // Others may encode meanwhile; if it is the same text, the later one is kept.
+        // Other threads may encode in the meantime; of equal texts, the later one is kept.
         let made = Arc::new(encode()?);
         self.lock().keep(text, &made);
         Ok(made)
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn positive_maps_are_those_of_the_spans() {
+    fn positive_maps_equal_those_of_the_spans() {
         let prompt = EncodedPrompt::new(encoded(&[0, 5, 6, 7, 8, 2]), 1);
         let boxes = [vec![(4, 7), (12, 13)], vec![], vec![(2, 3), (5, 6)]];
         for limit in [None, Some(2), Some(4), Some(6), Some(9)] {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_encoded_once_until_it_is_forgotten() {
+    fn a_text_is_encoded_once_until_evicted() {
         let prompt_cache = PromptCache::default();
         let text = |number: usize| format!("{number:09}{}", "x".repeat(LONGEST_BYTES - 9));
         let made = std::cell::Cell::new(0);
@@ -213,7 +213,7 @@ mod tests {
             assert_eq!(get(number), number);
             assert_eq!(get(0), 0);
         }
-        // The first one was always in use; the second is the oldest.
+        // The first text was always in use; the second is the oldest.
         assert_eq!(made.get(), most + 1);
         get(2);
         assert_eq!(made.get(), most + 1);

@@ -1,4 +1,4 @@
-//! The byte-level BPE that fiber's models read: RoBERTa's, and those that are trained like it.
+//! The byte-level BPE of fiber's models: RoBERTa's, and those trained like it.
 
 use std::path::Path;
 
@@ -13,28 +13,28 @@ use crate::Error;
 use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
 use crate::tokenizer::{Tokenizer, read, tokenizer_error};
 
-/// Id of `<s>`, which starts every text.
+/// Id of `<s>` (BOS).
 pub const START_ID: u32 = 0;
 /// Id of `<pad>`.
 pub const PAD_ID: u32 = 1;
-/// Id of `</s>`, which ends every text.
+/// Id of `</s>` (EOS).
 pub const END_ID: u32 = 2;
 
-/// The special tokens of the ids 0 to 3; `<mask>` has the last id.
+/// Special tokens with ids 0 to 3; `<mask>` has the last id.
 const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
-/// The smallest vocabulary: every byte and the special tokens.
+/// Size of the smallest vocabulary: all bytes and the special tokens.
 const SMALLEST: usize = 256 + SPECIALS.len() + 1;
 
 impl Tokenizer {
-    /// Read RoBERTa's two files, `vocab.json` and `merges.txt`.
+    /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
-    /// `<mask>` takes the spaces in front of it, as in the published `tokenizer.json`.
+    /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::File`] where one cannot be read, [`Error::Tokenizer`] where they do not fit.
+    /// [`Error::File`] if one cannot be read, [`Error::Tokenizer`] if they do not match.
     pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
-        // Both are read here first, so that a missing file is told by its name.
+        // Read here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
@@ -49,12 +49,12 @@ impl Tokenizer {
         Self::like_roberta(bpe)
     }
 
-    /// Learn a vocabulary from texts; deterministic.
+    /// Train a vocabulary on texts; deterministic.
     ///
-    /// It is smaller than asked for where the texts have too few repeated pairs.
+    /// It is smaller than requested if the texts have too few repeated pairs.
     ///
     /// # Errors
-    /// [`Error::Argument`] where `vocab_size` cannot hold every byte and the special tokens.
+    /// [`Error::Argument`] if `vocab_size` cannot hold all bytes and the special tokens.
     pub fn train<'a>(
         texts: impl Iterator<Item = &'a str> + Send,
         vocab_size: usize,
@@ -77,12 +77,13 @@ impl Tokenizer {
         inner.with_pre_tokenizer(Some(byte_level()));
         inner.train(&mut trainer, texts).map_err(tokenizer_error)?;
         let ModelWrapper::BPE(bpe) = inner.get_model().clone() else {
-            return Err(Error::Tokenizer("training gave no BPE".to_owned()));
+            return Err(Error::Tokenizer("training did not return a BPE".to_owned()));
         };
         Self::like_roberta(bpe)
     }
 
-    /// Refuse a vocabulary that fiber's models cannot read: their ids of special tokens are RoBERTa's.
+    /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
+    /// ids.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] with the first difference.
@@ -105,10 +106,10 @@ impl Tokenizer {
     }
 }
 
-/// What of a vocabulary is not as in RoBERTa's.
+/// The first difference between a vocabulary and RoBERTa's.
 pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Option<String> {
     if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-        return Some("its model is no BPE; expected a byte-level BPE".to_owned());
+        return Some("its model is not a BPE; expected a byte-level BPE".to_owned());
     }
     let size = inner.get_vocab_size(true);
     let last = u32::try_from(size.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -137,8 +138,8 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
     );
     if *before != [START_ID] || *after != [END_ID] || !special_tokens.template.is_plain {
         return Some(format!(
-            "{before:?} stands in front of a text and {after:?} behind it; expected [{START_ID}] and \
-             [{END_ID}]"
+            "texts start with the ids {before:?} and end with {after:?}; expected [{START_ID}] \
+                 and [{END_ID}]"
         ));
     }
     None
@@ -148,7 +149,7 @@ fn byte_level() -> ByteLevel {
     ByteLevel::new(false, true, true)
 }
 
-/// RoBERTa's parts around a BPE.
+/// Add RoBERTa's pre- and post-processing to a BPE.
 fn assemble(bpe: BPE) -> Result<Inner, Error> {
     let mut inner = Inner::new(bpe);
     inner
@@ -162,7 +163,7 @@ fn assemble(bpe: BPE) -> Result<Inner, Error> {
             .trim_offsets(true)
             .add_prefix_space(false),
         ));
-    // A new <mask> takes the id after the last, a known one keeps its own.
+    // A new <mask> gets the next id, an existing one keeps its own.
     let mut specials = SPECIALS
         .map(|token| AddedToken::from(token, true).normalized(true))
         .to_vec();
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn models_refuse_other_tokenizers() {
+    fn models_reject_other_tokenizers() {
         let json = trained().to_json().unwrap();
         let message = |json: &str| {
             let tokenizer = Tokenizer::from_json(json).unwrap();
@@ -241,7 +242,7 @@ mod tests {
         content["post_processor"] = serde_json::Value::Null;
         let found = message(&content.to_string()).unwrap();
         assert!(
-            found.contains("kind of tokenizer: [] stands in front of a text and [] behind"),
+            found.contains("kind of tokenizer: texts start with the ids [] and end with"),
             "{found}"
         );
         let named = TokenOverrides {
@@ -255,9 +256,13 @@ mod tests {
             "{found}"
         );
         let words =
-            Tokenizer::from_json(&crate::tokenizer::special_tokens::tests::words(&["a"])).unwrap();
+            Tokenizer::from_json(&crate::tokenizer::special_tokens::tests::word_level(&["a"]))
+                .unwrap();
         let found = words.check_for_models().unwrap_err().to_string();
-        assert!(found.contains("tokenizer: its model is no BPE"), "{found}");
+        assert!(
+            found.contains("tokenizer: its model is not a BPE"),
+            "{found}"
+        );
         assert!(Tokenizer::train(std::iter::empty(), 10).is_err());
     }
 }

@@ -1,25 +1,25 @@
-//! Spans of characters in a text: which tokens they cover, and where they go when words change.
+//! Character spans: which tokens they cover, and how they move when words are swapped.
 //!
-//! Everything counts code points, half-open.
+//! All positions count code points, half-open.
 
 /// Half-open range [start, end) of code points.
 pub type CharSpan = (usize, usize);
 
-/// Tell for every token whether it overlaps one of the spans.
+/// For each token, whether it overlaps one of the spans.
 #[must_use]
 pub fn positive_row(offsets: &[CharSpan], spans: &[CharSpan]) -> Vec<bool> {
     offsets
         .iter()
         .map(|&(token_start, token_end)| {
             spans.iter().any(|&(start, end)| {
-                // <s>, </s> and padding have empty offsets and belong to no span.
+                // <s>, </s> and padding have empty offsets and overlap no span.
                 token_start < token_end && token_start < end && start < token_end
             })
         })
         .collect()
 }
 
-/// Words that change sides in a mirrored picture, in lower case.
+/// Words to swap in a mirrored image, in lower case.
 const SIDES: [(&str, &str); 5] = [
     ("left", "right"),
     ("leftmost", "rightmost"),
@@ -28,18 +28,18 @@ const SIDES: [(&str, &str); 5] = [
     ("lefthand", "righthand"),
 ];
 
-/// A text whose words for left and right have changed places.
+/// A text with "left" and "right" swapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirrored {
     /// The new text.
     pub text: String,
-    /// Spans of the changed words in the old and in the new text, in order.
+    /// Spans of the swapped words in the old and in the new text, in order.
     edits: Vec<(CharSpan, CharSpan)>,
 }
 
-/// Swap the words for left and right.
+/// Swap "left" and "right".
 ///
-/// Whole words only; "right" in the sense of "correct" cannot be told from the side.
+/// Whole words only; "right" meaning "correct" is swapped as well.
 #[must_use]
 pub fn mirror_words(text: &str) -> Mirrored {
     let mut mirrored = Mirrored {
@@ -73,7 +73,7 @@ pub fn mirror_words(text: &str) -> Mirrored {
 }
 
 impl Mirrored {
-    /// A text in which nothing changed places.
+    /// A text without swaps.
     #[must_use]
     pub fn unchanged(text: &str) -> Self {
         Self {
@@ -82,13 +82,13 @@ impl Mirrored {
         }
     }
 
-    /// Where a span of the old text lies in the new one.
+    /// Map a span of the old text to the new text.
     #[must_use]
     pub fn move_span(&self, (start, end): CharSpan) -> CharSpan {
         (self.position(start, false), self.position(end, true))
     }
 
-    /// An edge inside a changed word goes to that word's start or end.
+    /// Map a position; inside a swapped word it moves to that word's start or end.
     fn position(&self, position: usize, is_end: bool) -> usize {
         let mut moved = position;
         for &((old_start, old_end), (new_start, new_end)) in &self.edits {
@@ -104,7 +104,7 @@ impl Mirrored {
     }
 }
 
-/// The other side's word in the same case.
+/// The opposite word in the same case.
 fn other_side(word: &str) -> Option<String> {
     let lower = word.to_lowercase();
     let other = SIDES.iter().find_map(|&(left, right)| {

@@ -1,12 +1,11 @@
-//! Which tokens of a vocabulary are no words: what stands around a text, padding, unknown, mask.
+//! Special tokens: BOS/EOS template, pad, unk, mask.
 
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer as Inner};
 
 use crate::Error;
-use crate::rng::Rng;
 use crate::tokenizer::roberta;
 
-/// What padding is called, in the order in which it is looked for.
+/// Names of padding tokens, in order of preference.
 const PAD_NAMES: [&str; 7] = [
     "<pad>",
     "[PAD]",
@@ -16,7 +15,7 @@ const PAD_NAMES: [&str; 7] = [
     "<|finetune_right_pad_id|>",
     "<\u{ff5c}\u{2581}pad\u{2581}\u{ff5c}>",
 ];
-/// What the end of a text is called, which pads where nothing else is there to.
+/// Names of end-of-text tokens, which pad if there is no padding token.
 const END_NAMES: [&str; 9] = [
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -30,33 +29,34 @@ const END_NAMES: [&str; 9] = [
 ];
 const UNKNOWN_NAMES: [&str; 4] = ["<unk>", "[UNK]", "<|unk|>", "<UNK>"];
 const MASK_NAMES: [&str; 4] = ["<mask>", "[MASK]", "<|mask|>", "<MASK>"];
-/// Stands for a text's only token where a post-processor is tried; no vocabulary has so many.
+/// Placeholder id for probing a post-processor; no vocabulary is that large.
 const PROBE: u32 = u32::MAX;
 
-/// Tokens by name, where a caller knows better than the file.
+/// Special tokens named by the caller; they take precedence over the file's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenOverrides {
-    /// The one that fills rows up.
+    /// Padding token.
     pub pad: Option<String>,
-    /// The one that hides a word.
+    /// Mask token.
     pub mask: Option<String>,
 }
 
-/// What a post-processor puts around every text.
+/// Special tokens that the post-processor adds to every text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Template {
-    /// Ids in front.
+    /// Ids before the text.
     pub before: Vec<u32>,
-    /// Ids behind.
+    /// Ids after the text.
     pub after: Vec<u32>,
-    /// How many ids it adds in all.
+    /// Total number of added ids.
     pub added: usize,
-    /// Whether that is all it does to ids, so that a text can be cut after it was framed.
+    /// True if adding them is all that the post-processor does to ids, so that a text can be
+    /// truncated afterwards.
     pub is_plain: bool,
 }
 
 impl Template {
-    /// Try a post-processor on a text of one token.
+    /// Probe a post-processor with a text of one token.
     fn of(inner: &Inner) -> Result<Self, Error> {
         let Some(processor) = inner.get_post_processor() else {
             return Ok(Self {
@@ -93,28 +93,31 @@ impl Template {
     }
 }
 
-/// The tokens of a vocabulary that are no words.
+/// Special tokens of a vocabulary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// What stands around every text.
+    /// Special tokens around every text.
     pub template: Template,
-    /// Fills rows up.
+    /// Padding id.
     pub pad: u32,
-    /// Stands for what the vocabulary lacks.
+    /// Unknown id.
     pub unknown: Option<u32>,
-    /// Hides a word.
+    /// Mask id.
     pub mask: Option<u32>,
-    /// All of them and those that the file calls special, ascending; never picked for masking.
+    /// Ids of all of these and of the tokens that the file marks as special, ascending; never
+    /// masked.
     pub special: Vec<u32>,
-    /// What may stand in place of a picked token, ascending; empty without a mask.
+    /// Random replacements in MLM, ascending; empty without a mask token.
     pub replacements: Vec<u32>,
 }
 
 impl SpecialTokens {
-    /// Find them: those named, else those of the file's `padding`, else those with known names.
+    /// Find the special tokens: named by the caller, else by the file's `padding`, else by known
+    /// names.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a named token that the vocabulary lacks, and for one of both roles.
+    /// [`Error::Argument`] for a named token that the vocabulary lacks, and for one token that is
+    /// both padding and mask.
     pub(crate) fn find(
         inner: &Inner,
         named: &TokenOverrides,
@@ -125,7 +128,7 @@ impl SpecialTokens {
             let Some(name) = name else { return Ok(None) };
             let found = inner.token_to_id(name);
             found.map(Some).ok_or_else(|| {
-                Error::argument(argument, format!("'{name}' is no token of the vocabulary"))
+                Error::argument(argument, format!("'{name}' is not in the vocabulary"))
             })
         };
         let in_file = |name: &Option<String>| inner.token_to_id(name.as_deref()?);
@@ -144,7 +147,7 @@ impl SpecialTokens {
             return Err(Error::argument(
                 "mask_token",
                 format!(
-                    "'{}' is the padding as well; expected two tokens",
+                    "'{}' is also the padding token; expected two tokens",
                     token.unwrap_or_default()
                 ),
             ));
@@ -160,7 +163,7 @@ impl SpecialTokens {
         special.dedup();
         let mut special_tokens = Self {
             template,
-            // As `tokenizers` pads where it is told nothing; the mask tells what is real.
+            // The default of `tokenizers`; the text mask marks padding.
             pad: pad.unwrap_or(0),
             unknown,
             mask,
@@ -169,7 +172,7 @@ impl SpecialTokens {
         };
         if let Some(mask) = mask {
             special_tokens.replacements = if roberta::difference(inner, &special_tokens).is_none() {
-                // As published: any other token, special ones too.
+                // As published: any other token, special ones included.
                 (0..mask).collect()
             } else {
                 let mut ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
@@ -182,62 +185,21 @@ impl SpecialTokens {
         Ok(special_tokens)
     }
 
-    /// Whether a token is no word.
+    /// True for special tokens.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.binary_search(&id).is_ok()
     }
-
-    /// Refuse to mask without a token that hides words.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] where a probability is above 0 and there is no such token.
-    pub fn check_masking(&self, probability: f64) -> Result<(), Error> {
-        if probability > 0.0 && self.mask.is_none() {
-            return Err(Error::argument(
-                "mlm_probability",
-                format!(
-                    "{probability}; expected 0 with a tokenizer that has no mask token; name its own, \
-                     Tokenizer.from_file(..., mask_token=...), if it has one"
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// What the model sees of a token, and whether it is to tell which one it was.
-    ///
-    /// Of those that are picked 80 % become the mask, 10 % another token, and 10 % stay. Every token
-    /// takes the same number of draws, whatever comes of them.
-    #[inline]
-    pub fn mask_one(&self, id: u32, probability: f64, rng: &mut Rng) -> (u32, bool) {
-        let (pick, kind) = (rng.unit(), rng.unit());
-        let other = rng.index(self.replacements.len());
-        let Some(mask) = self.mask else {
-            return (id, false);
-        };
-        if pick >= probability || self.is_special(id) {
-            return (id, false);
-        }
-        let seen = if kind >= 0.9 {
-            id
-        } else if kind < 0.8 {
-            mask
-        } else {
-            self.replacements.get(other).copied().unwrap_or(id)
-        };
-        (seen, true)
-    }
 }
 
-/// What a model itself puts in place of what it does not know.
+/// The model's own unknown token.
 fn unknown(inner: &Inner) -> Option<u32> {
     match inner.get_model() {
         ModelWrapper::BPE(model) => inner.token_to_id(model.get_unk_token().as_deref()?),
         ModelWrapper::WordPiece(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::Unigram(model) => {
-            // It keeps the number to itself, but writes it.
+            // The id is private, but serialized.
             let written = serde_json::to_value(model).ok()?;
             u32::try_from(written["unk_id"].as_u64()?).ok()
         }
@@ -247,11 +209,10 @@ fn unknown(inner: &Inner) -> Option<u32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::rng::Purpose;
     use crate::tokenizer::Tokenizer;
 
-    /// A `tokenizer.json` of whole words with these ids.
-    pub(crate) fn words(words: &[&str]) -> String {
+    /// A word-level `tokenizer.json` with these words as ids 0, 1, ...
+    pub(crate) fn word_level(words: &[&str]) -> String {
         let vocabulary: Vec<String> = words
             .iter()
             .enumerate()
@@ -275,7 +236,7 @@ pub(crate) mod tests {
 
     fn special_tokens(json: &str, named: &TokenOverrides) -> SpecialTokens {
         let tokenizer = Tokenizer::from_json_with(json, named).unwrap();
-        // What is written is read again.
+        // Round trip.
         let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
         assert_eq!(again.special_tokens(), tokenizer.special_tokens());
         assert_eq!(again.to_json().unwrap(), tokenizer.to_json().unwrap());
@@ -283,8 +244,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_words_have_no_roles() {
-        let found = special_tokens(&words(&[]), &TokenOverrides::default());
+    fn an_empty_vocabulary_has_no_special_tokens() {
+        let found = special_tokens(&word_level(&[]), &TokenOverrides::default());
         let nothing = Template {
             is_plain: true,
             ..Template::default()
@@ -298,7 +259,7 @@ pub(crate) mod tests {
 
     #[test]
     fn names_come_before_the_file_and_the_file_before_known_names() {
-        let json = words(&["a", "[MASK]", "[UNK]", "<pad>", "b", "c"]);
+        let json = word_level(&["a", "[MASK]", "[UNK]", "<pad>", "b", "c"]);
         let padding = |id: u32, token: &str| {
             json.replace(
                 "\"padding\": null",
@@ -323,7 +284,7 @@ pub(crate) mod tests {
         );
         let both = named(Some("c"), Some("a"));
         assert_eq!(pad_and_mask(&with_padding, &both), (5, Some(0)));
-        // The default of `tokenizers`, which no vocabulary has to have.
+        // The default of `tokenizers`, which need not be in the vocabulary.
         assert_eq!(
             pad_and_mask(&padding(0, "[PAD]"), &TokenOverrides::default()),
             (3, Some(1))
@@ -333,26 +294,26 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn wrong_names_are_told() {
-        let json = words(&["a", "[MASK]", "[UNK]", "<pad>"]);
+    fn wrong_names_are_reported() {
+        let json = word_level(&["a", "[MASK]", "[UNK]", "<pad>"]);
         let message = |pad, mask| {
             let read = Tokenizer::from_json_with(&json, &named(pad, mask));
             read.err().unwrap().to_string()
         };
         let found = message(Some("x"), None);
-        assert_eq!(found, "pad_token: 'x' is no token of the vocabulary");
+        assert_eq!(found, "pad_token: 'x' is not in the vocabulary");
         let found = message(None, Some("x"));
-        assert_eq!(found, "mask_token: 'x' is no token of the vocabulary");
+        assert_eq!(found, "mask_token: 'x' is not in the vocabulary");
         let found = message(Some("[MASK]"), None);
         assert!(
-            found.starts_with("mask_token: '[MASK]' is the padding as well"),
+            found.starts_with("mask_token: '[MASK]' is also the padding token"),
             "{found}"
         );
     }
 
     #[test]
-    fn what_ends_texts_pads_where_nothing_else_does() {
-        let plain = words(&["a", "</s>", "[SEP]"]);
+    fn end_tokens_pad_if_there_is_no_padding_token() {
+        let plain = word_level(&["a", "</s>", "[SEP]"]);
         assert_eq!(special_tokens(&plain, &TokenOverrides::default()).pad, 1);
         let templated = plain.replace(
             "\"post_processor\": null",
@@ -363,41 +324,7 @@ pub(crate) mod tests {
             (found.pad, found.template.before, found.template.after),
             (2, vec![0], vec![2])
         );
-        let found = special_tokens(&words(&["a", "b"]), &TokenOverrides::default());
+        let found = special_tokens(&word_level(&["a", "b"]), &TokenOverrides::default());
         assert_eq!((found.pad, found.special), (0, vec![]));
-    }
-
-    #[test]
-    fn special_tokens_are_neither_picked_nor_put_in() {
-        let found = special_tokens(
-            &words(&["a", "[MASK]", "[UNK]", "[PAD]", "b", "c"]),
-            &TokenOverrides::default(),
-        );
-        let mut rng = Rng::new(0, 0, 0, Purpose::MaskedWords);
-        let mut seen = [0; 6];
-        for _ in 0..4000 {
-            for id in 1..4 {
-                assert_eq!(found.mask_one(id, 1.0, &mut rng), (id, false));
-            }
-            let (masked, asked) = found.mask_one(0, 1.0, &mut rng);
-            seen[masked as usize] += 1;
-            assert!(asked);
-        }
-        assert!(seen[1] > 3000 && seen[0] > 400, "{seen:?}");
-        assert!(seen[4] > 80 && seen[5] > 80, "{seen:?}");
-        assert_eq!(seen[2] + seen[3], 0);
-    }
-
-    #[test]
-    fn nothing_is_masked_without_a_mask() {
-        let found = special_tokens(&words(&["a", "b"]), &TokenOverrides::default());
-        let mut rng = Rng::new(0, 0, 0, Purpose::MaskedWords);
-        assert_eq!(found.mask_one(0, 1.0, &mut rng), (0, false));
-        assert!(found.check_masking(0.0).is_ok());
-        let message = found.check_masking(0.15).unwrap_err().to_string();
-        assert!(
-            message.starts_with("mlm_probability: 0.15; expected 0 with"),
-            "{message}"
-        );
     }
 }

@@ -1,26 +1,26 @@
-//! Words that were split before, with their tokens; bounded by its construction.
+//! Bounded cache of words with their tokens.
 
 use std::collections::HashMap;
 
 use crate::tokenizer::bpe::Token;
 
-/// Short words that are kept, two to a set; 64 bytes each.
+/// Number of short words, in sets of two; 64 bytes each.
 const SETS: usize = 4096;
-/// Most tokens of a word among the short ones.
+/// Maximum tokens of a short word.
 const SHORT_TOKENS: usize = 8;
-/// Long words that are kept; all are forgotten when there are more.
+/// Number of long words; the cache of long words is cleared above.
 const LONG_WORDS: usize = 1024;
-/// Bytes of the longest word that is kept.
+/// Longest cached word in bytes.
 const LONGEST: usize = 128;
 
-/// A short word; a line of the processor's cache.
+/// A short word; one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct WordSlot {
     /// See [`crate::tokenizer::pretokenizer::Word::key`]; 0 = empty.
     key: u128,
     ids: [u32; SHORT_TOKENS],
-    /// Where each token ends in the word.
+    /// End of each token in the word.
     ends: [u8; SHORT_TOKENS],
     count: u8,
 }
@@ -49,7 +49,7 @@ impl Default for WordCache {
 }
 
 /// The set of a key.
-#[allow(clippy::cast_possible_truncation)] // Halves of 128 bits, and a number below the sets.
+#[allow(clippy::cast_possible_truncation)] // Halves of 128 bits, and an index below the number of sets.
 #[inline]
 fn set(key: u128) -> usize {
     let low = (key as u64) ^ 0x9E37_79B9_7F4A_7C15;
@@ -59,13 +59,13 @@ fn set(key: u128) -> usize {
 }
 
 impl WordSlot {
-    /// The id of a word that is one token.
+    /// The id of a word with a single token.
     #[inline]
     pub(crate) fn only_id(&self) -> Option<u32> {
         (self.count == 1).then_some(self.ids[0])
     }
 
-    /// Ids, and where each token ends in the word.
+    /// Ids, and the end of each token in the word.
     pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, usize)> {
         let ids = self.ids.iter().take(usize::from(self.count));
         ids.zip(&self.ends)
@@ -74,20 +74,20 @@ impl WordSlot {
 }
 
 impl WordCache {
-    /// A short word's tokens.
+    /// Tokens of a short word.
     #[inline]
     pub(crate) fn short(&self, key: u128) -> Option<&WordSlot> {
         let slots = self.short.get(set(key))?;
-        // An empty slot has the key of no short word.
+        // No short word has the key of an empty slot.
         slots.iter().find(|slot| slot.key == key && key != 0)
     }
 
-    /// The tokens of a longer word, or of one with many.
+    /// Tokens of a long word, or of one with many tokens.
     pub(crate) fn long(&self, word: &[u8]) -> Option<&[Token]> {
         self.long.get(word).map(AsRef::as_ref)
     }
 
-    /// Keep a word, in the place of another where there is none left.
+    /// Insert a word, evicting another if full.
     pub(crate) fn keep(&mut self, key: u128, word: &[u8], tokens: &[Token]) {
         if key != 0 && tokens.len() <= SHORT_TOKENS {
             let mut slot = EMPTY;
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_cache_knows_nothing() {
+    fn a_new_cache_is_empty() {
         let cache = WordCache::default();
         assert!(cache.short(key(b"a")).is_none() && cache.long(b"a").is_none());
         assert!(cache.short(0).is_none());
     }
 
     #[test]
-    fn words_are_found_as_they_were_kept() {
+    fn cached_words_are_found() {
         let mut cache = WordCache::default();
         cache.keep(key(b" cat"), b" cat", &tokens(3));
         let found = cache.short(key(b" cat")).unwrap();
@@ -144,7 +144,7 @@ mod tests {
         cache.keep(key(b"a"), b"a", &tokens(1));
         assert_eq!(cache.short(key(b"a")).unwrap().only_id(), Some(0));
         assert!(cache.short(key(b" ca")).is_none());
-        // The length belongs to the key, so that a zero byte at the end counts.
+        // The length is part of the key, so that trailing zero bytes count.
         assert!(cache.short(key(b" cat\0")).is_none());
         cache.keep(0, b"antidisestablishment", &tokens(4));
         assert_eq!(cache.long(b"antidisestablishment"), Some(&tokens(4)[..]));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_grows_beyond_its_bounds() {
+    fn the_cache_is_bounded() {
         let mut cache = WordCache::default();
         for number in 0..40_000_u32 {
             let word = format!("{number:05}");

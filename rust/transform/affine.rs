@@ -1,12 +1,12 @@
-//! Affine maps of a picture onto one of the same size, value by value as OpenCV 5.0 computes
-//! `warpAffine` with bilinear weights and a constant border.
+//! Affine warps, bit-exact with OpenCV 5.0's `warpAffine` with bilinear interpolation and a
+//! constant border.
 //!
-//! OpenCV's arithmetic is single precision with fused multiply-adds, and differs between its vector
-//! loop and what is left of a row; both are kept, because another order rounds differently in some
-//! pixels. It is OpenCV's on x86 processors with AVX2 and FMA; on others OpenCV itself gives other
-//! values, this module the same ones.
+//! OpenCV computes in single precision with fused multiply-adds, and its vector loop rounds
+//! differently from its scalar tail. Both are reproduced, because another order of operations
+//! changes some pixels. The reference is OpenCV on x86 with AVX2 and FMA; on other processors
+//! OpenCV itself gives other values, and this module gives the same ones as on x86.
 
-// Single precision is OpenCV's; every number is far below the limits of the type that it is cast to.
+// OpenCV uses single precision; all numbers are far below the limits of the types they are cast to.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
 
 use std::cell::Cell;
@@ -17,13 +17,12 @@ use crate::transform::affine_rows::WarpRows;
 #[cfg(target_arch = "x86_64")]
 use crate::transform::simd::affine_avx512;
 
-/// Value of every channel where the picture has no pixel.
+/// Border value of every channel.
 pub const FILL: u8 = 128;
-/// The longest side in pixels: coordinates beyond have no use for single precision.
+/// Maximum side in pixels: single precision does not resolve larger coordinates.
 pub const MAX_SIDE: usize = 1 << 22;
 
-/// For every pixel of the output, where in the picture it comes from: each coordinate is
-/// `c[0] * x + c[1] * y + c[2]`.
+/// Source coordinates of every output pixel: each is `c[0] * x + c[1] * y + c[2]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
     pub(crate) x: [f32; 3],
@@ -31,31 +30,31 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// Every row moves right by `factor` times its number.
+    /// Shear to the right by `factor` pixels per row.
     #[must_use]
     pub fn shear_x(factor: f64) -> Self {
         Self::inverse(&[[1.0, f64::from(factor as f32), 0.0], [0.0, 1.0, 0.0]])
     }
 
-    /// Every column moves down by `factor` times its number.
+    /// Shear down by `factor` pixels per column.
     #[must_use]
     pub fn shear_y(factor: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [f64::from(factor as f32), 1.0, 0.0]])
     }
 
-    /// The picture moves left.
+    /// Shift to the left.
     #[must_use]
     pub fn translate_x(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, f64::from(-pixels as f32)], [0.0, 1.0, 0.0]])
     }
 
-    /// The picture moves up.
+    /// Shift up.
     #[must_use]
     pub fn translate_y(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [0.0, 1.0, f64::from(-pixels as f32)]])
     }
 
-    /// The picture turns to the left around the middle.
+    /// Rotate counterclockwise around the center.
     #[must_use]
     pub fn rotate(degrees: f64, height: usize, width: usize) -> Self {
         let (sin, cos) = (degrees * (std::f64::consts::PI / 180.0)).sin_cos();
@@ -66,7 +65,7 @@ impl Affine {
         ])
     }
 
-    /// The way back from output to picture, in the order of OpenCV's operations.
+    /// Inverse map, from output to source, in the order of OpenCV's operations.
     fn inverse(forward: &[[f64; 3]; 2]) -> Self {
         let [[xx, xy, x], [yx, yy, y]] = *forward;
         let scale = 1.0 / (xx * yy - xy * yx);
@@ -81,7 +80,7 @@ impl Affine {
         }
     }
 
-    /// (columns, rows) by which the source lies to the right and below, if nothing is interpolated.
+    /// Whole-pixel offset (columns, rows) of the source, if nothing is interpolated.
     fn whole_shift(&self) -> Option<(isize, isize)> {
         let plain = self.x[..2] == [1.0, 0.0] && self.y[..2] == [0.0, 1.0];
         let whole = self.x[2].fract() == 0.0 && self.y[2].fract() == 0.0;
@@ -89,9 +88,9 @@ impl Affine {
     }
 }
 
-/// Map a picture; what comes from outside is [`FILL`].
+/// Warp an image; pixels from outside are [`FILL`].
 ///
-/// Pictures have one pixel or more, and sides of at most [`MAX_SIDE`].
+/// The image has at least one pixel, and sides of at most [`MAX_SIDE`].
 pub fn warp(image: &mut Rgb, map: &Affine) {
     if let Some((right, down)) = map.whole_shift() {
         shift_rows(image, down);
@@ -115,12 +114,11 @@ pub fn warp(image: &mut Rgb, map: &Affine) {
 }
 
 thread_local! {
-    /// The memory of the picture that was last mapped: fresh memory for every picture would take a
-    /// quarter of the time.
+    /// Buffer of the previous image; allocating one per image would take a quarter of the time.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Take every pixel from a column further right.
+/// Shift columns.
 fn shift_columns(image: &mut Rgb, right: isize) {
     let stride = image.width * 3;
     let shift = right.unsigned_abs().min(image.width) * 3;
@@ -135,7 +133,7 @@ fn shift_columns(image: &mut Rgb, right: isize) {
     }
 }
 
-/// Take every pixel from a row further down.
+/// Shift rows.
 fn shift_rows(image: &mut Rgb, down: isize) {
     let (shift, bytes) = (down.unsigned_abs().min(image.height), image.pixels.len());
     let shift = shift * image.width * 3;
@@ -151,18 +149,10 @@ fn shift_rows(image: &mut Rgb, down: isize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A picture in one channel, the same in all three.
-    fn grey(width: usize, values: &[u8]) -> Rgb {
-        Rgb {
-            height: values.len() / width,
-            width,
-            pixels: values.iter().flat_map(|&value| [value; 3]).collect(),
-        }
-    }
+    use crate::fixtures::gray;
 
     fn noise(height: usize, width: usize) -> Rgb {
-        let mut rng = crate::rng::Rng::new(1, 2, 3, crate::rng::Purpose::Picture(0));
+        let mut rng = crate::rng::Rng::new(1, 2, 3, crate::rng::Purpose::Image(0));
         Rgb {
             height,
             width,
@@ -179,52 +169,52 @@ mod tests {
     }
 
     #[test]
-    fn one_pixel_moves_out() {
-        let image = grey(1, &[7]);
+    fn one_pixel_can_move_out() {
+        let image = gray(1, &[7]);
         assert_eq!(warp(&image, &Affine::translate_x(0.0)), image);
-        assert_eq!(warp(&image, &Affine::translate_x(1.0)), grey(1, &[FILL]));
-        assert_eq!(warp(&image, &Affine::translate_y(-1e9)), grey(1, &[FILL]));
+        assert_eq!(warp(&image, &Affine::translate_x(1.0)), gray(1, &[FILL]));
+        assert_eq!(warp(&image, &Affine::translate_y(-1e9)), gray(1, &[FILL]));
         assert_eq!(warp(&image, &Affine::shear_x(0.21)), image);
         assert_eq!(warp(&image, &Affine::rotate(0.0, 1, 1)), image);
     }
 
     #[test]
-    fn a_picture_moves_left_and_up() {
-        let image = grey(3, &[1, 2, 3, 4, 5, 6]);
+    fn translation_moves_left_and_up() {
+        let image = gray(3, &[1, 2, 3, 4, 5, 6]);
         let left = warp(&image, &Affine::translate_x(1.0));
-        assert_eq!(left, grey(3, &[2, 3, FILL, 5, 6, FILL]));
+        assert_eq!(left, gray(3, &[2, 3, FILL, 5, 6, FILL]));
         let right = warp(&image, &Affine::translate_x(-2.0));
-        assert_eq!(right, grey(3, &[FILL, FILL, 1, FILL, FILL, 4]));
+        assert_eq!(right, gray(3, &[FILL, FILL, 1, FILL, FILL, 4]));
         let up = warp(&image, &Affine::translate_y(1.0));
-        assert_eq!(up, grey(3, &[4, 5, 6, FILL, FILL, FILL]));
-        assert_eq!(warp(&image, &Affine::translate_x(9.0)), grey(3, &[FILL; 6]));
+        assert_eq!(up, gray(3, &[4, 5, 6, FILL, FILL, FILL]));
+        assert_eq!(warp(&image, &Affine::translate_x(9.0)), gray(3, &[FILL; 6]));
     }
 
     #[test]
     fn half_a_pixel_is_the_mean_with_ties_to_even() {
-        let image = grey(3, &[10, 20, 41]);
+        let image = gray(3, &[10, 20, 41]);
         // 15, 30.5 and, half of it outside, 84.5.
         let moved = warp(&image, &Affine::translate_x(0.5));
-        assert_eq!(moved, grey(3, &[15, 30, 84]));
+        assert_eq!(moved, gray(3, &[15, 30, 84]));
     }
 
     #[test]
-    fn shears_leave_the_first_row_or_column() {
-        let image = grey(2, &[10, 20, 30, 40]);
+    fn shears_keep_the_first_row_or_column() {
+        let image = gray(2, &[10, 20, 30, 40]);
         // Row 1 comes from half a pixel to the left: 79 and 35.
         let sheared = warp(&image, &Affine::shear_x(0.5));
-        assert_eq!(sheared, grey(2, &[10, 20, 79, 35]));
+        assert_eq!(sheared, gray(2, &[10, 20, 79, 35]));
         // Column 1 comes from half a pixel above: 74 and 30.
         let sheared = warp(&image, &Affine::shear_y(0.5));
-        assert_eq!(sheared, grey(2, &[10, 74, 30, 30]));
+        assert_eq!(sheared, gray(2, &[10, 74, 30, 30]));
     }
 
     #[test]
-    fn a_quarter_turns_to_the_left() {
-        // Around the corner between the four pixels, whose centres are whole numbers: what was at
-        // (x, y) comes to (y, 2 - x).
-        let turned = warp(&grey(2, &[10, 20, 30, 40]), &Affine::rotate(90.0, 2, 2));
-        assert_eq!(turned, grey(2, &[FILL, FILL, 20, 40]));
+    fn rotation_by_90_degrees_is_counterclockwise() {
+        // Around the corner between the four pixels, whose centers are integers: (x, y) goes to (y,
+        // 2 - x).
+        let turned = warp(&gray(2, &[10, 20, 30, 40]), &Affine::rotate(90.0, 2, 2));
+        assert_eq!(turned, gray(2, &[FILL, FILL, 20, 40]));
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! The rows of an affinely mapped picture, one after the other: where each pixel comes from, its four
-//! neighbours there, and their weighted mean.
+//! Rows of an affine warp: source coordinates, the four neighbors, and their interpolation.
 
-// Loops are inlined to be compiled for several instruction sets; every number in them is far below
-// the limits of the types that it is cast to.
+// Loops are inlined to be compiled for several instruction sets; all numbers are far below the
+// limits of the types they are cast to.
 #![allow(
     clippy::inline_always,
     clippy::cast_possible_truncation,
@@ -15,10 +14,10 @@ use crate::image::Rgb;
 use crate::simd::{self as simd, INTEGER};
 use crate::transform::affine::{Affine, FILL};
 
-/// Pixels that OpenCV's vector loop takes at once.
+/// Pixels per iteration of OpenCV's vector loop.
 const BLOCK: usize = 16;
 
-/// Every row of the output: find the sources, fetch their four neighbours, weigh them.
+/// Computes all output rows: find sources, fetch four neighbors, interpolate.
 pub(crate) struct WarpRows<'a> {
     pub(crate) image: &'a Rgb,
     pub(crate) map: &'a Affine,
@@ -41,27 +40,27 @@ impl simd::SimdLoop for WarpRows<'_> {
     }
 }
 
-/// What one row of the output is made of; one entry a pixel.
+/// Data of one output row, one entry per pixel.
 struct Row {
-    /// Column of the upper left neighbour.
+    /// Column of the top left neighbor.
     columns: Vec<i32>,
-    /// Row of the upper left neighbour.
+    /// Row of the top left neighbor.
     rows: Vec<i32>,
-    /// First byte of the upper left neighbour, [`OUTSIDE`] if one of the four lies outside.
+    /// Offset of the top left neighbor in bytes; [`OUTSIDE`] if one of the four is outside.
     starts: Vec<u32>,
-    /// Weights of the neighbours on the right.
+    /// Weights of the right neighbors.
     across: Vec<f32>,
-    /// Weights of the neighbours below.
+    /// Weights of the bottom neighbors.
     down: Vec<f32>,
-    /// Upper left, upper right, lower left and lower right neighbours: red in the lowest byte, the
-    /// highest one is any. In the end the first ones are the row of the output.
+    /// Top left, top right, bottom left and bottom right neighbors: red in the lowest byte, the
+    /// highest byte is arbitrary. Finally the first array holds the output row.
     corners: [Vec<u32>; 4],
 }
 
-/// A start that no pixel has: pictures are smaller.
+/// An offset that no pixel has: images are smaller.
 const OUTSIDE: u32 = u32::MAX;
 
-/// Split one coordinate of the sources of row `y` into whole pixels and the rest.
+/// Split one source coordinate of row `y` into integer and fraction.
 #[inline(always)]
 fn locate(coordinate: [f32; 3], y: usize, whole: &mut [i32], rest: &mut [f32]) {
     let [per_x, per_y, offset] = coordinate;
@@ -123,7 +122,7 @@ impl Row {
         );
         let (rows, columns) = (&self.rows[..width], &self.columns[..width]);
         for (x, &start) in self.starts.iter().enumerate() {
-            // Eight bytes from the first pixel of a pair on hold both.
+            // Eight bytes from the first pixel of a pair hold both pixels.
             let start = start as usize;
             let end = start.saturating_add(stride + 8);
             if let Some(bytes) = image.pixels.get(start..end) {
@@ -153,7 +152,7 @@ impl Row {
     }
 }
 
-/// Three bytes of every pixel.
+/// Pack three bytes per pixel.
 #[inline(always)]
 fn write_row(pixels: &[u32], output: &mut [u8]) {
     let (fours, rest) = pixels.as_chunks::<4>();
@@ -176,8 +175,8 @@ fn first_eight(bytes: &[u8]) -> u64 {
         .map_or(0, |&eight| u64::from_le_bytes(eight))
 }
 
-/// A pixel, the one to its right, and the two below them, where some may lie outside.
-#[inline(never)] // Seldom needed, and the loop that calls it has no registers to spare.
+/// A pixel and its right and bottom neighbors, some of which may be outside.
+#[inline(never)] // Rarely called, by a loop that has no registers to spare.
 pub(crate) fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
     let near = |place: i32, end: usize| place >= -1 && (place < 0 || (place as usize) < end);
     if near(row, image.height) && near(column, image.width) {
@@ -188,7 +187,7 @@ pub(crate) fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
     }
 }
 
-/// One pixel, or [`FILL`] outside of the picture.
+/// One pixel, or [`FILL`] outside of the image.
 fn pixel(image: &Rgb, row: i32, column: i32) -> u32 {
     let place = usize::try_from(row).ok().zip(usize::try_from(column).ok());
     let found = place.filter(|&(row, column)| row < image.height && column < image.width);

@@ -1,24 +1,24 @@
-//! The whole way of a picture's boxes into a batch in one pass: cut, cropped, resized, mirrored, packed.
+//! Fused box transform: clip, crop, resize, mirror and pack in one pass.
 
 use crate::Error;
 use crate::boxes::Crop;
 use crate::boxes::{self, BoxXyxy, LEAST_AREA_LEFT, SLACK_PIXELS};
 
-/// Where the boxes of a picture go: cut to it, cut out, resized and mirrored.
+/// Geometry of a transform: clip to the image, crop, resize, mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoxTransform {
-    /// (height, width) of the stored picture.
+    /// (height, width) of the stored image.
     pub from: (usize, usize),
-    /// The part that is kept.
+    /// The crop.
     pub crop: Crop,
-    /// (height, width) that the part is resized to.
+    /// (height, width) that the crop is resized to.
     pub to: (usize, usize),
-    /// Whether left and right change places.
+    /// Mirror horizontally.
     pub flip: bool,
 }
 
 impl BoxTransform {
-    /// Move every box; `None` for those that the crop drops, see [`boxes::crop`].
+    /// Transform all boxes; `None` if the crop drops a box, see [`boxes::crop`].
     ///
     /// # Errors
     /// As [`boxes::clip_all`].
@@ -35,10 +35,10 @@ impl BoxTransform {
         Ok(moved)
     }
 
-    /// Move every box behind those of other pictures, in single precision.
+    /// Transform all boxes and append them, in single precision, to those of other images.
     ///
     /// # Errors
-    /// As [`boxes::clip_all`]; nothing of this picture is packed then.
+    /// As [`boxes::clip_all`]; then no box of this image is appended.
     pub fn pack(&self, boxes: &[BoxXyxy], packed: &mut PackedBoxes) -> Result<(), Error> {
         let steps = BoxMap::new(self);
         let (before, kept_before) = (packed.boxes_xyxy.len(), packed.kept.len());
@@ -47,9 +47,9 @@ impl BoxTransform {
         let (mut end, mut are_sound) = (before, true);
         for (kept, &box_xyxy) in packed.kept.iter_mut().skip(kept_before).zip(boxes) {
             let (moved, is_kept, is_sound) = steps.carry_out(box_xyxy);
-            // One that is dropped is written over by the next.
+            // A dropped box is overwritten by the next one.
             if let Some(place) = packed.boxes_xyxy.get_mut(end) {
-                #[allow(clippy::cast_possible_truncation)] // What the model computes in.
+                #[allow(clippy::cast_possible_truncation)] // Batches are float32.
                 let single = moved.map(|edge| edge as f32);
                 *place = single;
             }
@@ -64,12 +64,12 @@ impl BoxTransform {
         }
         packed.boxes_xyxy.truncate(end);
         packed
-            .per_picture
+            .per_image
             .push(i64::try_from(end - before).unwrap_or(i64::MAX));
         Ok(())
     }
 
-    /// Name the first box that is not sound, if any.
+    /// Report the first invalid box, if any.
     fn check(&self, are_sound: bool, boxes: &[BoxXyxy]) -> Result<(), Error> {
         if are_sound {
             return Ok(());
@@ -78,14 +78,14 @@ impl BoxTransform {
     }
 }
 
-/// The numbers of a [`BoxTransform`].
+/// A [`BoxTransform`] as floats.
 struct BoxMap {
     /// (y, x) each.
-    picture: (f64, f64),
+    image: (f64, f64),
     corner: (f64, f64),
     part: (f64, f64),
     ratios: (f64, f64),
-    /// A mirrored x is this minus x; else it is 0 plus x.
+    /// A mirrored x is this minus x.
     mirror: Option<f64>,
 }
 
@@ -95,7 +95,7 @@ impl BoxMap {
         let pair = |y: usize, x: usize| (y as f64, x as f64);
         let crop = box_transform.crop;
         Self {
-            picture: pair(box_transform.from.0, box_transform.from.1),
+            image: pair(box_transform.from.0, box_transform.from.1),
             corner: pair(crop.top, crop.left),
             part: pair(crop.height, crop.width),
             ratios: boxes::ratios((crop.height, crop.width), box_transform.to),
@@ -103,15 +103,13 @@ impl BoxMap {
         }
     }
 
-    /// Clip, crop, resize and mirror without a branch, so that boxes go through without waiting;
-    /// whether the crop keeps the box, by the rule of [`boxes::crop`]; and whether it is sound, by
-    /// that of
-    /// [`boxes::clip_all`].
+    /// Clip, crop, resize and mirror without branches. Returns the box, whether the crop keeps it
+    /// ([`boxes::crop`]), and whether it is valid ([`boxes::clip_all`]).
     #[inline]
     #[allow(clippy::needless_bitwise_bool)]
     fn carry_out(&self, [x0, y0, x1, y1]: BoxXyxy) -> (BoxXyxy, bool, bool) {
-        let (height, width) = self.picture;
-        // A NaN is near nothing.
+        let (height, width) = self.image;
+        // False for NaN.
         let near = |edge: f64, limit: f64| (edge >= -SLACK_PIXELS) & (edge - limit <= SLACK_PIXELS);
         let is_near = near(x0, width) & near(y0, height) & near(x1, width) & near(y1, height);
         let (x0, x1) = (at_most(x0, width), at_most(x1, width));
@@ -139,42 +137,42 @@ impl BoxMap {
     }
 }
 
-/// Cut an edge to 0 and to a limit; 0 for a NaN.
+/// Clamp to [0, limit]; 0 for NaN.
 #[inline]
 fn at_most(edge: f64, limit: f64) -> f64 {
     let positive = if edge > 0.0 { edge } else { 0.0 };
     if positive < limit { positive } else { limit }
 }
 
-/// Boxes of several pictures behind each other.
+/// Boxes of several images, concatenated.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedBoxes {
     /// (G, 4) in pixels.
     pub boxes_xyxy: Vec<[f32; 4]>,
-    /// For each picture, how many of them are its own.
-    pub per_picture: Vec<i64>,
-    /// For each box that was given, whether it came through.
+    /// Number of boxes per image.
+    pub per_image: Vec<i64>,
+    /// For each input box, whether it was kept.
     pub kept: Vec<bool>,
 }
 
 impl PackedBoxes {
-    /// Forget the boxes and keep the memory.
+    /// Clear, keeping the allocations.
     pub fn clear(&mut self) {
         self.boxes_xyxy.clear();
-        self.per_picture.clear();
+        self.per_image.clear();
         self.kept.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::float_cmp)] // The same steps give the same numbers.
+    #![allow(clippy::float_cmp)] // The same operations give the same numbers.
 
     use super::*;
     use crate::boxes::{clip_all, crop, mirror, scale};
     use crate::rng::{Purpose, Rng};
 
-    /// What the parts give one after the other.
+    /// The unfused transform.
     fn in_parts(box_transform: &BoxTransform, boxes: &[BoxXyxy]) -> Vec<Option<BoxXyxy>> {
         let (height, width) = box_transform.from;
         clip_all(boxes, height, width)
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journey_is_its_parts() {
+    fn the_fused_transform_equals_its_steps() {
         let mut rng = Rng::new(0, 0, 0, Purpose::Order);
         let mut packed = PackedBoxes::default();
         let (mut counts, mut expected) = (Vec::new(), Vec::new());
@@ -243,12 +241,12 @@ mod tests {
                 .collect::<Vec<_>>()
                 .iter())
         );
-        assert_eq!(packed.per_picture, counts);
+        assert_eq!(packed.per_image, counts);
         assert!(packed.kept.contains(&false) && counts.contains(&0));
     }
 
     #[test]
-    fn a_fault_packs_nothing() {
+    fn an_error_packs_nothing() {
         let box_transform = BoxTransform {
             from: (3, 4),
             crop: Crop {
@@ -277,7 +275,7 @@ mod tests {
 
     #[test]
     fn recorded_boxes_of_the_published_detector() {
-        // Three boxes of a picture of 640 x 480 pixels from the recorded case `boxlist`. It counts
+        // Three boxes of an image of 640 x 480 pixels from the recorded case `boxlist`. It counts
         // the last pixel as inside, so a mirrored box starts at width - 1 - x1.
         let boxes = [
             [10.0, 20.0, 110.0, 220.0],
@@ -305,7 +303,7 @@ mod tests {
         ];
         for (found, expected) in packed.boxes_xyxy.iter().zip(expected) {
             for (edge, expected) in found.iter().zip(expected) {
-                // Two of single precision's steps: it multiplies in that precision.
+                // Two ulps in single precision, in which it multiplies.
                 assert!(
                     (edge - expected).abs() <= expected * 2.4e-7,
                     "{edge} {expected}"

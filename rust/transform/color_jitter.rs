@@ -1,9 +1,9 @@
-//! Brightness, contrast, saturation and hue at random, with the values of torchvision's `ColorJitter`
-//! of eight-bit tensors.
+//! Random brightness, contrast, saturation and hue, as torchvision's `ColorJitter` on uint8
+//! tensors.
 //!
-//! The arithmetic is torchvision's in single precision. Only the mean of the whole picture, which
-//! contrast needs, is summed up exactly here and in another order there, so that a value near a whole
-//! number may come out one level apart.
+//! The arithmetic is torchvision's in single precision. Only the image mean for contrast is summed
+//! exactly here, and in another order there, so that values close to a rounding boundary may differ
+//! by one level.
 
 // Loops are inlined to be compiled for several instruction sets; numbers are clamped before a cast.
 #![allow(
@@ -19,24 +19,24 @@ use crate::rng::Rng;
 use crate::simd::{self as simd, SimdLoop};
 use crate::transform::enhance;
 
-/// One of the four changes with its factor.
+/// One color change with its factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ColorChange {
-    /// Multiply every value.
+    /// Scale all values.
     Brightness(f64),
-    /// Move every value away from the mean grey of the picture.
+    /// Blend with the mean gray of the image.
     Contrast(f64),
-    /// Move every pixel away from its own grey.
+    /// Blend each pixel with its gray.
     Saturation(f64),
-    /// Turn the hue by this part of the circle.
+    /// Shift the hue by this fraction of the circle.
     Hue(f64),
 }
 
 impl ColorChange {
-    /// Find a change by name.
+    /// Look up a change by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name, and for a factor outside its range.
+    /// [`Error::Argument`] for an unknown name, or a factor out of range.
     pub fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
         let change = match name {
             "brightness" => Self::Brightness(factor),
@@ -47,7 +47,8 @@ impl ColorChange {
                 return Err(Error::argument(
                     "change",
                     format!(
-                        "'{name}' is none; expected 'brightness', 'contrast', 'saturation' or 'hue'"
+                        "'{name}'; expected 'brightness', 'contrast', \
+                             'saturation' or 'hue'"
                     ),
                 ));
             }
@@ -62,7 +63,7 @@ impl ColorChange {
         Ok(change)
     }
 
-    /// Carry the change out.
+    /// Apply the change.
     pub fn apply(self, image: &mut Rgb) {
         match self {
             Self::Brightness(factor) => enhance::brightness(image, factor),
@@ -83,26 +84,25 @@ impl ColorChange {
     }
 }
 
-/// What factors and hues can be; larger factors leave nothing but black and white.
+/// Allowed factors and hue shifts; larger factors leave only black and white.
 const FACTORS: (f64, f64) = (0.0, 1e6);
 const HUES: (f64, f64) = (-0.5, 0.5);
 
-/// How strong the changes are: each factor is drawn from a range, then all four are carried out in a
-/// random order.
+/// Ranges of the factors; the four changes are applied in random order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColorJitter {
-    /// Least and largest factor.
+    /// (low, high) factor.
     pub brightness: (f64, f64),
-    /// Least and largest factor.
+    /// (low, high) factor.
     pub contrast: (f64, f64),
-    /// Least and largest factor.
+    /// (low, high) factor.
     pub saturation: (f64, f64),
-    /// Least and largest part of the circle.
+    /// (low, high) fraction of the circle.
     pub hue: (f64, f64),
 }
 
 impl ColorJitter {
-    /// Nothing is changed.
+    /// No change.
     #[must_use]
     pub fn off() -> Self {
         Self {
@@ -128,7 +128,7 @@ impl ColorJitter {
                 return Err(Error::argument(
                     name,
                     format!(
-                        "{range:?} is no range inside {} to {}",
+                        "{range:?}; expected a range within {} to {}",
                         allowed.0, allowed.1
                     ),
                 ));
@@ -137,7 +137,7 @@ impl ColorJitter {
         Ok(())
     }
 
-    /// Draw what happens to one picture; nothing is drawn where nothing is changed.
+    /// Sample the changes of an image; disabled changes take no random numbers.
     pub fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
         if *self == Self::off() {
             return Vec::new();
@@ -166,13 +166,13 @@ impl ColorJitter {
     }
 }
 
-/// Pixels whose channels are taken apart at once.
+/// Pixels per block.
 const BLOCK: usize = 64;
 
-/// The channels of some pixels.
+/// Planar channels of a block.
 type Channels = [[f32; BLOCK]; 3];
 
-/// A loop over blocks: what stands behind the last pixel of a picture is of no meaning.
+/// Apply to blocks; values after the image's last pixel are arbitrary.
 #[inline(always)]
 fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
     for bytes in image.pixels.chunks_mut(3 * BLOCK) {
@@ -192,7 +192,7 @@ fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
     }
 }
 
-/// Whole levels of grey.
+/// Integer gray level.
 #[inline(always)]
 fn grey(red: f32, green: f32, blue: f32) -> f32 {
     let sum = green.mul_add(0.587, red * 0.2989);
@@ -204,7 +204,7 @@ fn blend(value: f32, other: f32, ratio: [f32; 2]) -> f32 {
     other.mul_add(ratio[1], value * ratio[0]).clamp(0.0, 255.0)
 }
 
-/// The mean of all whole levels of grey.
+/// Mean of the integer gray levels.
 fn mean_grey(image: &mut Rgb) -> f32 {
     struct Sum<'a>(&'a mut Rgb, &'a mut u64);
     impl SimdLoop for Sum<'_> {
@@ -265,7 +265,7 @@ impl SimdLoop for HueShift<'_> {
     }
 }
 
-/// Hue, saturation and value from 0 to 1 of levels.
+/// Convert levels to hue, saturation and value in [0, 1].
 #[inline(always)]
 fn to_hsv(rgb: [f32; 3]) -> [f32; 3] {
     let [red, green, blue] = rgb.map(|level| level * (1.0 / 255.0) as f32);
@@ -287,7 +287,7 @@ fn to_hsv(rgb: [f32; 3]) -> [f32; 3] {
     [hue - hue.floor(), saturation, most]
 }
 
-/// The hue a part of the circle further, from 0 to 1.
+/// Shift a hue, modulo 1.
 #[inline(always)]
 fn turned(hue: f32, turn: f32) -> f32 {
     let sum = hue + turn;
@@ -307,7 +307,7 @@ fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
     let falling = ((1.0 - of_part) * value).clamp(0.0, 1.0);
     let rising = ((of_part + without) * value).clamp(0.0, 1.0);
     let low = (without * value).clamp(0.0, 1.0);
-    // A hue that was rounded to 1 is that of 0.
+    // A hue that was rounded up to 1 equals 0.
     let sector = if sector >= 6.0 { 0.0 } else { sector };
     let pick = |of: [f32; 6]| {
         let mut picked = of[5];
@@ -346,7 +346,7 @@ mod tests {
         use ColorChange::{Brightness, Contrast, Hue, Saturation};
         let rgb = [10, 100, 200];
         assert_eq!(pixel(rgb, Brightness(1.5)), [15, 150, 255]);
-        // Its grey is 0.2989 * 10 + 0.587 * 100 + 0.114 * 200 = 84.489.
+        // Its gray is 0.2989 * 10 + 0.587 * 100 + 0.114 * 200 = 84.489.
         assert_eq!(pixel(rgb, Contrast(0.0)), [84; 3]);
         assert_eq!(pixel(rgb, Contrast(0.5)), [47, 92, 142]);
         assert_eq!(pixel(rgb, Saturation(0.0)), [84; 3]);
@@ -357,14 +357,14 @@ mod tests {
     }
 
     #[test]
-    fn off_draws_nothing() {
-        let mut rng = Rng::new(0, 0, 0, Purpose::Picture(0));
+    fn disabled_jitter_takes_no_random_numbers() {
+        let mut rng = Rng::new(0, 0, 0, Purpose::Image(0));
         assert!(ColorJitter::off().draw(&mut rng).is_empty());
-        assert_eq!(rng.bits(), Rng::new(0, 0, 0, Purpose::Picture(0)).bits());
+        assert_eq!(rng.bits(), Rng::new(0, 0, 0, Purpose::Image(0)).bits());
     }
 
     #[test]
-    fn every_order_and_the_whole_range_are_drawn() {
+    fn every_order_and_the_whole_range_are_sampled() {
         let jitter = ColorJitter {
             brightness: (0.5, 1.5),
             contrast: (0.9, 1.0),
@@ -372,7 +372,7 @@ mod tests {
         };
         let (mut first, mut least, mut largest) = (0, 2.0_f64, 0.0_f64);
         for index in 0..1000 {
-            let mut rng = Rng::new(0, 0, index, Purpose::Picture(0));
+            let mut rng = Rng::new(0, 0, index, Purpose::Image(0));
             let changes = jitter.draw(&mut rng);
             assert_eq!(changes.len(), 2);
             for (place, change) in changes.iter().enumerate() {
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_named() {
+    fn wrong_arguments_are_named() {
         let hue = ColorJitter {
             hue: (-0.6, 0.0),
             ..ColorJitter::off()

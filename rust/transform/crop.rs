@@ -1,20 +1,20 @@
-//! Random parts of a picture, and the sizes of pictures that keep their shape.
+//! Random crops, and sizes that keep the aspect ratio.
 
 use crate::Error;
 use crate::boxes::Crop;
 use crate::rng::Rng;
 
-/// How often, and how much of a picture, is cut out at random; the rest is lost.
+/// Random crops of about the image's aspect ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomCrop {
-    /// Probability that a part is cut out.
+    /// Probability of a crop.
     pub probability: f64,
-    /// Least and largest part of the picture's area that is kept.
+    /// (low, high) fraction of the image's area.
     pub scale: (f64, f64),
 }
 
 impl RandomCrop {
-    /// Nothing is ever cut out.
+    /// Never crop.
     #[must_use]
     pub fn off() -> Self {
         Self {
@@ -24,29 +24,30 @@ impl RandomCrop {
     }
 }
 
-/// Least and largest width / height of a part, as parts of the whole picture's.
+/// (low, high) width / height of a crop, relative to the image's.
 const CUT_RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 
-/// Check that a scale is a range of parts.
+/// Check a range of area fractions.
 ///
 /// # Errors
-/// [`Error::Argument`] with the name given.
+/// [`Error::Argument`] with the given name.
 pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), Error> {
     if 0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0 {
         return Ok(());
     }
     Err(Error::argument(
         name,
-        format!("{scale:?} is no range inside (0, 1]"),
+        format!("{scale:?}; expected a range within (0, 1]"),
     ))
 }
 
-/// Height and width whose shorter side is `shorter`, or less where the longer would pass `max_size`.
+/// Size whose shorter side is `shorter`, or less where the longer side would exceed `max_size`.
 ///
-/// Rounding as in the published detector: a size that must shrink is rounded to nearest, the longer
-/// side is truncated. So the longer one may pass `max_size` by a third at most, where the shorter one
-/// comes to 2 pixels or more. Below that the published rule has no bound, or no picture is left; there
-/// the shorter one is a pixel and the longer one ends at `max_size`, and the shape is not kept.
+/// Rounded as in the published detector: a size that must shrink is rounded to nearest, the longer
+/// side is truncated. So the longer side may exceed `max_size` by up to a third if the shorter one
+/// is at least 2 pixels. Below that the published rule has no bound, or no image is left; here the
+/// shorter side is then 1 pixel and the longer one at most `max_size`, and the aspect ratio is not
+/// kept.
 #[must_use]
 #[allow(
     clippy::cast_precision_loss,
@@ -76,7 +77,7 @@ pub fn shorter_side(
     }
 }
 
-/// A part of about the picture's own shape.
+/// A crop of about the image's own aspect ratio.
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub(crate) fn cut_out(height: usize, width: usize, scale: (f64, f64), rng: &mut Rng) -> Crop {
     let own = width as f64 / height as f64;
@@ -89,7 +90,7 @@ pub(crate) fn cut_out(height: usize, width: usize, scale: (f64, f64), rng: &mut 
     )
 }
 
-/// The rectangle of torchvision's `RandomResizedCrop`.
+/// The crop of torchvision's `RandomResizedCrop`.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -117,7 +118,7 @@ pub(crate) fn random_crop(
             };
         }
     }
-    // No rectangle fitted: the largest central one of an allowed ratio.
+    // No crop fitted: take the largest central one with an allowed ratio.
     let whole = width as f64 / height as f64;
     let (mut crop_height, mut crop_width) = (height, width);
     if whole < ratio.0 {
@@ -141,7 +142,7 @@ mod tests {
     use crate::rng::Purpose;
 
     fn rng(index: u64) -> Rng {
-        Rng::new(0, 0, index, Purpose::Picture(0))
+        Rng::new(0, 0, index, Purpose::Image(0))
     }
 
     #[test]
@@ -153,14 +154,14 @@ mod tests {
             assert!(crop.top + crop.height <= height && crop.left + crop.width <= width);
             let area = (crop.height * crop.width) as f64 / (height * width) as f64;
             let aspect = crop.width as f64 / crop.height as f64;
-            // Whole pixels of a side of 35 or more leave the ranges by less than 3 %.
+            // Rounding sides of 35 or more pixels exceeds the ranges by less than 3 %.
             assert!((0.485..=1.0).contains(&area), "{area}");
             assert!((0.73..1.37).contains(&aspect), "{aspect}");
         }
     }
 
     #[test]
-    fn an_extreme_picture_gets_a_central_crop() {
+    fn extreme_aspect_ratios_get_a_central_crop() {
         let crop = random_crop(1000, 10, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut rng(0));
         assert_eq!((crop.height, crop.width, crop.top), (13, 10, 493));
         let crop = random_crop(10, 1000, (0.5, 1.0), (0.75, 4.0 / 3.0), &mut rng(0));
@@ -175,11 +176,11 @@ mod tests {
     }
 
     #[test]
-    fn shorter_side_has_a_bound_for_pictures_of_any_shape() {
-        // A short side of 2 or more comes out as published, whatever the longer one is.
+    fn shorter_side_is_bounded_for_any_aspect_ratio() {
+        // A shorter side of 2 or more is as published, whatever the longer one is.
         assert_eq!(shorter_side(3, 2000, 800, 1333), (2, 1333));
         assert_eq!(shorter_side(2, 1700, 800, 1333), (2, 1700));
-        // One that comes to 1 or 0.
+        // A shorter side of 1 or 0.
         assert_eq!(shorter_side(1, 1000, 800, 1333), (1, 1000));
         assert_eq!(shorter_side(1, 1500, 800, 1333), (1, 1333));
         assert_eq!(shorter_side(9000, 1, 800, 1333), (1333, 1));

@@ -1,12 +1,12 @@
-//! Contrast, brightness and sharpness of a picture, value by value as in the augmentation that the
-//! published image-text models were fine-tuned with (its numpy and OpenCV code on eight-bit values).
+//! Contrast, brightness and sharpness, bit-exact with the augmentation that the published
+//! image-text models were fine-tuned with (numpy and OpenCV on 8-bit values).
 
 use crate::image::Rgb;
 use crate::simd;
 #[cfg(target_arch = "x86_64")]
 use crate::transform::simd::lut_avx512;
 
-/// For each channel, the new value of every old one.
+/// For each channel, a lookup table.
 type Tables = [[u8; 256]; 3];
 
 const UNCHANGED: [u8; 256] = {
@@ -22,9 +22,9 @@ const UNCHANGED: [u8; 256] = {
     table
 };
 
-/// Stretch every channel so that its darkest value becomes 0 and its brightest 255.
+/// Stretch every channel to [0, 255].
 ///
-/// A channel of one value stays as it is.
+/// A constant channel is unchanged.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
 pub fn auto_contrast(image: &mut Rgb) {
     let (low, high) = extremes(image);
@@ -41,9 +41,9 @@ pub fn auto_contrast(image: &mut Rgb) {
     look_up(image, &tables);
 }
 
-/// Least and largest value of each channel.
+/// Minimum and maximum of each channel.
 fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
-    /// Bytes that are compared at once; a multiple of the channels.
+    /// Bytes compared per step; a multiple of the channels.
     const BYTES: usize = 48;
     let (mut low, mut high) = ([u8::MAX; BYTES], [0; BYTES]);
     let (blocks, rest) = image.pixels.as_chunks::<BYTES>();
@@ -73,9 +73,9 @@ fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
     )
 }
 
-/// Spread the values of every channel so that all are about equally frequent.
+/// Equalize the histogram of every channel.
 ///
-/// A channel that has one value, or nearly so, stays as it is.
+/// A channel that is constant, or nearly so, is unchanged.
 #[allow(clippy::cast_possible_truncation)] // At most 255.
 pub fn equalize(image: &mut Rgb) {
     let mut tables: Tables = [UNCHANGED; 3];
@@ -93,9 +93,10 @@ pub fn equalize(image: &mut Rgb) {
     look_up(image, &tables);
 }
 
-/// How often each channel has each value.
+/// Histogram of each channel.
 fn histograms(image: &Rgb) -> [[u64; 256]; 3] {
-    // Two pixels in turn, since equal values one after the other would wait for each other.
+    // Two pixels alternate between two histograms: increments of one counter would wait for each
+    // other.
     let mut counts = [[0_u32; 256]; 6];
     let (pairs, rest) = image.pixels.as_chunks::<6>();
     for pair in pairs {
@@ -114,14 +115,14 @@ fn histograms(image: &Rgb) -> [[u64; 256]; 3] {
     })
 }
 
-/// Multiply every value; what passes 255 stays there.
-#[allow(clippy::cast_possible_truncation)] // The published code is in single precision.
+/// Scale all values, clamped at 255.
+#[allow(clippy::cast_possible_truncation)] // Single precision as published.
 pub fn brightness(image: &mut Rgb, factor: f64) {
     let factor = factor as f32;
     by_table(image, |value| f32::from(value) * factor);
 }
 
-/// Give every value a new one, cut off at 0 and 255 and behind the point.
+/// Apply a function to all values, clamped to [0, 255] and truncated.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
 pub(crate) fn by_table(image: &mut Rgb, new: impl Fn(u8) -> f32) {
     let table = UNCHANGED.map(|value| new(value).clamp(0.0, 255.0) as u8);
@@ -145,11 +146,11 @@ fn look_up_plain(pixels: &mut [u8], tables: &Tables) {
     }
 }
 
-/// Move every value away from the mean of its 3 x 3 neighbours (the middle counts five times):
-/// a factor of 0 gives the mean, 1 the picture.
+/// Blend with a blurred image (3 x 3 mean, the center counts five times): a factor of 0 gives the
+/// blurred image, 1 the original.
 ///
-/// The outermost pixels stay as they are. As published, values that pass 0 or 255 wrap around.
-#[allow(clippy::cast_possible_truncation)] // The published code is in single precision.
+/// The border is unchanged. As published, values outside of [0, 255] wrap around.
+#[allow(clippy::cast_possible_truncation)] // Single precision as published.
 pub fn sharpness(image: &mut Rgb, factor: f64) {
     if image.height > 2 && image.width > 2 {
         let factor = factor as f32;
@@ -164,7 +165,7 @@ struct SharpenRows<'a> {
 
 impl simd::SimdLoop for SharpenRows<'_> {
     #[inline(always)]
-    #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+    #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
         let stride = self.image.width * 3;
         let mut above = self.image.pixels[..stride].to_vec();
@@ -181,9 +182,9 @@ impl simd::SimdLoop for SharpenRows<'_> {
     }
 }
 
-/// One row without its ends, from three whole ones.
+/// One row without its ends, from three rows.
 #[inline(always)]
-#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // The wrapping is published.
+#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // Wraps as published.
 fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
     let count = output.len();
     // The same values, one and two pixels further right.
@@ -193,7 +194,7 @@ fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
             |row: [&[u8]; 3]| u16::from(row[0][i]) + u16::from(row[1][i]) + u16::from(row[2][i]);
         let value = middle[1][i];
         let total = sum(above) + sum(middle) + sum(below) + 4 * u16::from(value);
-        // Thirteenths, rounded to nearest; there are no ties.
+        // Multiples of 1/13, rounded to nearest; there are no ties.
         let mean = f32::from((2 * total + 13) / 26);
         let sharp = mean + factor * (f32::from(value) - mean);
         *output = (sharp.trunc() + simd::INTEGER).to_bits() as u8;
@@ -203,14 +204,7 @@ fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn grey(width: usize, values: &[u8]) -> Rgb {
-        Rgb {
-            height: values.len() / width,
-            width,
-            pixels: values.iter().flat_map(|&value| [value; 3]).collect(),
-        }
-    }
+    use crate::fixtures::gray;
 
     fn changed(mut image: Rgb, change: impl Fn(&mut Rgb)) -> Rgb {
         change(&mut image);
@@ -245,7 +239,7 @@ mod tests {
 
     #[test]
     fn one_value_has_no_contrast() {
-        for image in [grey(1, &[9]), grey(40, &[77; 400])] {
+        for image in [gray(1, &[9]), gray(40, &[77; 400])] {
             assert_eq!(changed(image.clone(), auto_contrast), image);
             assert_eq!(changed(image.clone(), equalize), image);
             assert_eq!(changed(image.clone(), |image| sharpness(image, 1.9)), image);
@@ -253,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn contrast_is_stretched_for_each_channel() {
+    fn contrast_is_stretched_per_channel() {
         let image = Rgb {
             height: 1,
             width: 3,
@@ -264,43 +258,43 @@ mod tests {
     }
 
     #[test]
-    fn extremes_are_found_wherever_they_are() {
+    fn extremes_are_found_at_any_position() {
         for place in 0..50 {
             let mut values = [100; 50];
             values[place] = 90;
             values[(place + 7) % 50] = 120;
-            let (low, high) = extremes(&grey(50, &values));
+            let (low, high) = extremes(&gray(50, &values));
             assert_eq!((low, high), ([90; 3], [120; 3]), "{place}");
         }
     }
 
     #[test]
-    fn values_are_spread_by_their_frequency() {
+    fn histograms_are_equalized() {
         // 510 dark and 256 bright pixels: a step is 510 / 255 = 2 pixels, half a step is added.
         let mut values = vec![3; 510];
         values.extend([8; 256]);
-        let equal = changed(grey(766, &values), equalize);
+        let equal = changed(gray(766, &values), equalize);
         assert!(equal.pixels[..1530].iter().all(|&value| value == 0));
         assert!(equal.pixels[1530..].iter().all(|&value| value == 255));
-        // Fewer than 255 pixels beside the brightest ones make no step.
-        let few = grey(4, &[1, 2, 3, 4]);
+        // Fewer than 255 pixels besides the brightest ones make no step.
+        let few = gray(4, &[1, 2, 3, 4]);
         assert_eq!(changed(few.clone(), equalize), few);
     }
 
     #[test]
-    fn brightness_is_cut_off() {
-        let image = changed(grey(4, &[0, 100, 187, 188]), |image| {
+    fn brightness_is_clamped() {
+        let image = changed(gray(4, &[0, 100, 187, 188]), |image| {
             brightness(image, 1.36);
         });
-        assert_eq!(image, grey(4, &[0, 136, 254, 255]));
+        assert_eq!(image, gray(4, &[0, 136, 254, 255]));
     }
 
     #[test]
-    fn sharpness_moves_the_middle_and_wraps() {
+    fn sharpness_changes_the_interior_and_wraps() {
         let with_middle = |value| {
             let mut values = [130; 9];
             values[4] = value;
-            grey(3, &values)
+            gray(3, &values)
         };
         let sharp = |value, factor| {
             changed(with_middle(value), |image| sharpness(image, factor)).pixels[12]

@@ -1,7 +1,7 @@
-//! What happens to a picture on its way into a batch, and to the boxes in it.
+//! Transforms of an image and its boxes.
 //!
-//! [`Transform::sampled`] draws every random choice first, the [`SampledTransform`] is then carried out on both, so
-//! that picture and boxes cannot part.
+//! [`Transform::sample`] makes all random choices; the [`SampledTransform`] is then applied to the
+//! image and to its boxes, so that they always agree.
 
 pub mod affine;
 mod affine_rows;
@@ -24,7 +24,7 @@ use crate::transform::crop::{RandomCrop, check_scale, cut_out, random_crop, shor
 use crate::transform::params::SampledTransform;
 use crate::transform::rand_augment::RandAugment;
 
-/// The geometry of a transform.
+/// Geometry of a transform.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Geometry {
     /// Resize to a square; the aspect ratio is not kept.
@@ -32,42 +32,42 @@ pub enum Geometry {
         /// Side in pixels.
         size: usize,
     },
-    /// Cut a random rectangle out and resize it to a square.
+    /// Crop a random rectangle and resize it to a square.
     RandomResizedCrop {
         /// Side in pixels.
         size: usize,
-        /// Least and largest part of the picture's area.
+        /// (low, high) fraction of the image's area.
         scale: (f64, f64),
-        /// Least and largest width / height.
+        /// (low, high) width / height.
         ratio: (f64, f64),
     },
-    /// Resize so that the shorter side has a given length; the aspect ratio is kept.
+    /// Resize the shorter side to a given length; the aspect ratio is kept.
     ShorterSide {
-        /// Lengths in pixels, one of which is drawn.
+        /// Lengths in pixels, one of which is sampled.
         sizes: Vec<usize>,
-        /// Longest allowed longer side in pixels.
+        /// Maximum of the longer side in pixels.
         max_size: usize,
         /// Batches are padded right and bottom to a multiple of this many pixels.
         divisor: usize,
-        /// What is cut out of the picture before.
+        /// Random crop before the resize.
         cut: RandomCrop,
     },
 }
 
-/// Geometry, flip, further operations and normalisation.
+/// Geometry, flip, color changes, RandAugment and normalization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transform {
     /// Crop and size.
     pub geometry: Geometry,
-    /// How pictures are resized.
+    /// Resize method.
     pub method: Method,
-    /// Probability of mirroring left and right.
+    /// Probability of a horizontal flip.
     pub flip_probability: f64,
-    /// What is done to the colours of the resized picture.
+    /// Color changes of the resized image.
     pub color_jitter: ColorJitter,
-    /// What is done to the resized picture after that.
+    /// Operations on the resized image, after the color changes.
     pub rand_augment: RandAugment,
-    /// How bytes become values.
+    /// Normalization to batch values.
     pub normalization: Normalization,
 }
 
@@ -81,7 +81,7 @@ impl Transform {
         if !(0.0..=1.0).contains(&self.flip_probability) {
             return Err(Error::argument(
                 "flip_probability",
-                format!("{} is not between 0 and 1", self.flip_probability),
+                format!("{}; expected 0 to 1", self.flip_probability),
             ));
         }
         self.color_jitter.check()?;
@@ -89,7 +89,7 @@ impl Transform {
         self.normalization.check()
     }
 
-    /// Draw what happens to a picture of `height` x `width` pixels.
+    /// Sample the transform of an image of `height` x `width` pixels.
     pub fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
         let whole = Crop {
             top: 0,
@@ -112,7 +112,7 @@ impl Transform {
             } => {
                 let shorter = sizes[rng.index(sizes.len())];
                 let uncut = shorter_side(height, width, shorter, *max_size);
-                // Without cuts the draws are those that follow.
+                // Disabled crops take no random numbers.
                 if cut.probability > 0.0 && rng.unit() < cut.probability {
                     whole_size = Some(uncut);
                     let crop = cut_out(height, width, cut.scale, rng);
@@ -155,7 +155,7 @@ impl Geometry {
                 if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
                     return Err(Error::argument(
                         "ratio",
-                        format!("{ratio:?} is no range above 0"),
+                        format!("{ratio:?}; expected an ascending range above 0"),
                     ));
                 }
                 Ok(())
@@ -170,7 +170,7 @@ impl Geometry {
                 if !(0.0..=1.0).contains(&cut.probability) {
                     return Err(Error::argument(
                         "crop_probability",
-                        format!("{} is not between 0 and 1", cut.probability),
+                        format!("{}; expected 0 to 1", cut.probability),
                     ));
                 }
                 if sizes.is_empty() || sizes.contains(&0) {
@@ -205,7 +205,7 @@ mod tests {
     use crate::rng::Purpose;
 
     fn rng(index: u64) -> Rng {
-        Rng::new(0, 0, index, Purpose::Picture(0))
+        Rng::new(0, 0, index, Purpose::Image(0))
     }
 
     fn transform(geometry: Geometry, flip_probability: f64) -> Transform {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_cut_out_as_often_and_as_large_as_asked_for() {
+    fn crops_have_the_given_probability_and_area() {
         let transform = cutting(0.25, (0.3, 0.6));
         let mut cuts = 0;
         for index in 0..2000 {
@@ -272,7 +272,8 @@ mod tests {
             assert!((0.28..=0.62).contains(&area), "{area}");
             let ratio = crop.width as f64 / crop.height as f64 / (160.0 / 90.0);
             assert!((0.72..1.39).contains(&ratio), "{ratio}");
-            // The part is resized as a picture of its own, and so is the whole, to the same side.
+            // The crop is resized like an image of its own, and so is the whole image, to the same
+            // side.
             let shorter = sampled.height.min(sampled.width);
             assert_eq!(
                 (sampled.height, sampled.width),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn without_cuts_nothing_is_drawn_for_them() {
+    fn disabled_crops_take_no_random_numbers() {
         for index in 0..20 {
             let never = cutting(0.0, (0.3, 0.6)).sample(90, 160, &mut rng(index));
             // The side, then the flip.
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_is_drawn() {
+    fn every_size_is_sampled() {
         let geometry = Geometry::ShorterSide {
             sizes: vec![10, 20, 30],
             max_size: 100,
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_named() {
+    fn wrong_arguments_are_named() {
         let name = |transform: &Transform| match transform.check() {
             Err(Error::Argument { name, .. }) => name,
             _ => "none",

@@ -1,4 +1,4 @@
-//! The choices made for one picture, carried out on it and on its boxes.
+//! Sampled parameters of a transform, and their application to an image and its boxes.
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
@@ -10,31 +10,31 @@ use crate::transform::boxes::BoxTransform;
 use crate::transform::color_jitter::ColorChange;
 use crate::transform::rand_augment::Operation;
 
-/// The choices made for one picture.
+/// A transform without randomness.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledTransform {
-    /// What is cut out of the stored picture.
+    /// Crop of the stored image.
     pub crop: Crop,
     /// Height after the resize in pixels.
     pub height: usize,
     /// Width after the resize in pixels.
     pub width: usize,
-    /// Whether left and right are mirrored.
+    /// Mirror horizontally.
     pub flip: bool,
-    /// What is done to the colours of the resized picture, in this order.
+    /// Color changes of the resized image, in order.
     pub colors: Vec<ColorChange>,
-    /// What is done to the resized picture after that, in this order.
+    /// Operations on the resized image after that, in order.
     pub operations: Vec<Operation>,
-    /// How it is resized.
+    /// Resize method.
     pub method: Method,
-    /// (height, width) in pixels that the whole picture would be resized to; where a part is cut out
-    /// by [`RandomCrop`], boxes may ask for it.
+    /// (height, width) in pixels that the whole image would be resized to, if [`RandomCrop`]
+    /// cropped it.
     pub(crate) whole: Option<(usize, usize)>,
 }
 
 impl SampledTransform {
-    /// The same plan for the whole picture of `height` x `width` pixels, if this one cuts a part out
-    /// of a picture that might be whole.
+    /// The same transform without the crop, for the whole image of `height` x `width` pixels;
+    /// `None` unless [`RandomCrop`] cropped it.
     #[must_use]
     pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
         let (whole_height, whole_width) = self.whole?;
@@ -52,23 +52,23 @@ impl SampledTransform {
         })
     }
 
-    /// Carry the plan out on the picture.
+    /// Apply to an image.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the plan was made for another size.
+    /// [`Error::Argument`] if it was sampled for another size.
     pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
         let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
         self.change(&mut resized);
         Ok(resized)
     }
 
-    /// Whether [`Self::change`] needs the whole picture at once; a mere flip does not.
+    /// True if [`Self::change`] needs the whole image at once; a flip alone does not.
     #[must_use]
     pub fn needs_whole(&self) -> bool {
         !(self.colors.is_empty() && self.operations.is_empty())
     }
 
-    /// Mirror the resized picture and do to it what else the plan says.
+    /// Apply everything after the resize, in place.
     pub fn change(&self, resized: &mut Rgb) {
         if self.flip {
             mirror(resized);
@@ -81,11 +81,11 @@ impl SampledTransform {
         }
     }
 
-    /// Carry the plan out on boxes of the stored picture; `None` for those that the crop drops.
+    /// Apply to boxes of the stored image; `None` if the crop drops a box.
     ///
     /// # Errors
-    /// [`Error::EmptyBox`] for a box that lies outside the stored picture, [`Error::BoxOutside`] for one
-    /// that reaches more than a pixel outside.
+    /// [`Error::EmptyBox`] for a box outside of the image, [`Error::BoxOutside`] for one that
+    /// exceeds it by more than a pixel.
     pub fn transform_boxes(
         &self,
         boxes_xyxy: &[BoxXyxy],
@@ -109,7 +109,7 @@ fn mirror(image: &mut Rgb) {
     }
 }
 
-/// The smallest scale of which the crop still has the pixels of the output.
+/// The smallest decoding scale at which the crop has at least the output's pixels.
 pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
     let fits = |scale: &Scale| {
         sampled.crop.height >= scale.divisor() * sampled.height
@@ -121,7 +121,7 @@ pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
         .unwrap_or_default()
 }
 
-/// The crop in pixels of the scaled picture, its edges rounded to the nearest.
+/// The crop in pixels of the scaled image, edges rounded to nearest.
 pub(crate) fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
     let divisor = scale.divisor();
     let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
@@ -147,7 +147,7 @@ mod tests {
     use crate::loader::record::Task;
 
     #[test]
-    fn a_crop_keeps_its_place_in_a_scaled_picture() {
+    fn crops_are_scaled() {
         let crop = Crop {
             top: 16,
             left: 33,
@@ -162,7 +162,7 @@ mod tests {
         };
         assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
         assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
-        // The last column of an odd picture, and less than a pixel of the scaled one.
+        // The last column of an image of odd width, and less than a pixel of the scaled image.
         let crop = Crop {
             top: 0,
             left: 16,
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_leaves_the_pixels_that_are_needed() {
+    fn the_scale_keeps_enough_pixels() {
         let mut sampled = config(Task::ImageText).transform.sample(
             64,
             64,
-            &mut crate::rng::Rng::new(0, 0, 0, crate::rng::Purpose::Picture(0)),
+            &mut crate::rng::Rng::new(0, 0, 0, crate::rng::Purpose::Image(0)),
         );
         for (side, scale) in [
             (15, Scale::Full),

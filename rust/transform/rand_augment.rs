@@ -1,5 +1,5 @@
-//! RandAugment (Cubuk et al. 2020) as the published image-text models were fine-tuned with it: a few
-//! operations drawn for each picture, all of one magnitude.
+//! RandAugment (Cubuk et al. 2020) as the published image-text models were fine-tuned with it: a
+//! few random operations per image, all of one magnitude.
 
 use crate::Error;
 use crate::image::Rgb;
@@ -7,13 +7,13 @@ use crate::rng::Rng;
 use crate::transform::affine::{self, Affine};
 use crate::transform::enhance;
 
-/// The largest magnitude.
+/// Maximum magnitude.
 pub const MAX_MAGNITUDE: f64 = 10.0;
 
-/// What can be done to a picture.
+/// Kinds of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpKind {
-    /// Nothing.
+    /// No change.
     Identity,
     /// [`enhance::auto_contrast`].
     AutoContrast,
@@ -50,18 +50,15 @@ pub const KINDS: [(OpKind, &str); 10] = [
 ];
 
 impl OpKind {
-    /// Find a kind by name.
+    /// Look up a kind by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for another name.
+    /// [`Error::Argument`] for an unknown name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         let found = KINDS.into_iter().find(|&(_, known)| known == name);
         found.map(|(kind, _)| kind).ok_or_else(|| {
             let known = KINDS.map(|(_, known)| known).join(", ");
-            Error::argument(
-                "operations",
-                format!("'{name}' is no operation; expected one of {known}"),
-            )
+            Error::argument("operations", format!("'{name}'; expected one of {known}"))
         })
     }
 
@@ -72,7 +69,7 @@ impl OpKind {
         found.map_or("", |(_, name)| name)
     }
 
-    /// Whether pixels change their places, and with them what a box holds.
+    /// True if pixels move, so that boxes would be wrong.
     #[must_use]
     pub fn moves_pixels(self) -> bool {
         match self {
@@ -87,9 +84,9 @@ impl OpKind {
         }
     }
 
-    /// The argument of a magnitude, without its sign; `None` for a kind that takes none.
+    /// Argument for a magnitude, without its sign; `None` for a kind without one.
     ///
-    /// Pixels of a translation do not grow with the picture, as published.
+    /// Translations in pixels do not scale with the image, as published.
     #[must_use]
     pub fn argument(self, magnitude: f64) -> Option<f64> {
         let part = magnitude / MAX_MAGNITUDE;
@@ -106,14 +103,14 @@ impl OpKind {
 /// A kind with its argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Operation {
-    /// What is done.
+    /// The kind.
     pub kind: OpKind,
-    /// By how much; not read where the kind takes no argument.
+    /// Unused by kinds without an argument.
     pub argument: f64,
 }
 
 impl Operation {
-    /// Carry the operation out.
+    /// Apply the operation.
     pub fn apply(&self, image: &mut Rgb) {
         let map = match self.kind {
             OpKind::Identity => return,
@@ -131,21 +128,21 @@ impl Operation {
     }
 }
 
-/// Which operations are drawn, how many and how strong.
+/// Parameters of RandAugment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandAugment {
-    /// Operations drawn for each picture, with replacement; 0 leaves pictures as they are.
+    /// Operations per image, sampled with replacement; 0 disables.
     pub num_ops: usize,
     /// Strength of every operation, from 0 to [`MAX_MAGNITUDE`].
     pub magnitude: f64,
-    /// Probability that an operation that was drawn is carried out.
+    /// Probability that a sampled operation is applied.
     pub probability: f64,
-    /// What is drawn from, all equally likely.
+    /// Kinds to sample from, uniformly.
     pub operations: Vec<OpKind>,
 }
 
 impl RandAugment {
-    /// The published settings, but no operation is drawn.
+    /// The published parameters, without operations.
     #[must_use]
     pub fn off() -> Self {
         Self {
@@ -164,25 +161,28 @@ impl RandAugment {
         if !(0.0..=MAX_MAGNITUDE).contains(&self.magnitude) {
             return Err(Error::argument(
                 "magnitude",
-                format!("{} is not between 0 and {MAX_MAGNITUDE}", self.magnitude),
+                format!("{}; expected 0 to {MAX_MAGNITUDE}", self.magnitude),
             ));
         }
         if !(0.0..=1.0).contains(&self.probability) {
             return Err(Error::argument(
                 "probability",
-                format!("{} is not between 0 and 1", self.probability),
+                format!("{}; expected 0 to 1", self.probability),
             ));
         }
         if self.num_ops > 0 && self.operations.is_empty() {
             return Err(Error::argument(
                 "operations",
-                format!("none to draw {} from; expected one or more", self.num_ops),
+                format!(
+                    "empty, but num_ops is {}; expected one or more",
+                    self.num_ops
+                ),
             ));
         }
         Ok(())
     }
 
-    /// Check that boxes stay on what they name: they do not follow operations that move pixels.
+    /// Check that no operation moves pixels, since boxes do not follow.
     ///
     /// # Errors
     /// [`Error::Argument`] that names such operations.
@@ -204,11 +204,11 @@ impl RandAugment {
         ))
     }
 
-    /// Draw what happens to one picture.
+    /// Sample the operations of an image.
     pub fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
         let mut operations = Vec::with_capacity(self.num_ops);
         for _ in 0..self.num_ops {
-            // Every operation takes the same draws, whatever comes of them.
+            // Every operation takes the same number of random numbers, applied or not.
             let kind = self.operations[rng.index(self.operations.len())];
             let (happens, negative) = (rng.unit() < self.probability, rng.unit() < 0.5);
             let argument = kind.argument(self.magnitude).unwrap_or(0.0);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn drawn(settings: &RandAugment, index: u64) -> Vec<Operation> {
-        settings.draw(&mut Rng::new(0, 0, index, Purpose::Picture(0)))
+        settings.draw(&mut Rng::new(0, 0, index, Purpose::Image(0)))
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
             match kind {
                 OpKind::Brightness => assert_eq!(image.pixels, [13, 136, 255]),
                 OpKind::TranslateX | OpKind::TranslateY => assert_eq!(image.pixels, [128; 3]),
-                // The only pixel lies half a pixel beside the middle of the turn.
+                // The only pixel is half a pixel off the center of rotation.
                 OpKind::Rotate => assert_ne!(image.pixels, [10, 100, 200]),
                 _ => assert_eq!(image.pixels, [10, 100, 200], "{kind:?}"),
             }
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_two_operations_happen() {
+    fn half_of_the_operations_are_applied() {
         let settings = published();
         let mut counts = [0; 3];
         for index in 0..2000 {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_drawn_in_both_directions() {
+    fn every_kind_is_sampled_in_both_directions() {
         let settings = published();
         let operations: Vec<Operation> = (0..4000).flat_map(|i| drawn(&settings, i)).collect();
         let share = operations.len() as f64 / 10.0;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_named() {
+    fn wrong_arguments_are_named() {
         let name = |settings: RandAugment| match settings.check() {
             Err(Error::Argument { name, .. }) => name,
             _ => "none",
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_refuse_what_moves_pixels() {
+    fn boxes_reject_operations_that_move_pixels() {
         let mut settings = published();
         let message = settings.check_boxes().unwrap_err().to_string();
         assert!(

@@ -63,9 +63,9 @@ def test_a_broken_file_is_a_decode_error(tokenizer, tmp_path):
     with pytest.raises(DecodeError) as caught:
         run(tokenizer, images=[path])
     known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
-    expected = f"record 'coco/391895': {path}: no bytes; expected a {known} file"
+    expected = f"record 'coco/391895': {path}: empty file; expected a {known} file"
     assert str(caught.value) == expected
-    with pytest.raises(DecodeError, match=r"^record 'coco/391895': bytes that start with 78 79"):
+    with pytest.raises(DecodeError, match=r"^record 'coco/391895': starts with bytes 78 79"):
         run(tokenizer, images=[b"xy"])
     assert issubclass(DecodeError, ValueError)
 
@@ -79,8 +79,8 @@ def test_a_folder_is_an_os_error(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("image_text", {}, "images: 0 pictures; expected 1 in this task"),
-        ("reasoning", {"images": [b""]}, "images: 1 pictures; expected 2 in this task"),
+        ("image_text", {}, "images: 0 images; expected 1 in this task"),
+        ("reasoning", {"images": [b""]}, "images: 1 images; expected 2 in this task"),
         ("reasoning", {"images": [b"", b""]}, "truth: missing; expected True or False"),
         (
             "grounding",
@@ -107,5 +107,5 @@ def test_a_field_of_the_wrong_type_names_its_record(tokenizer, changes):
 
 
 def test_an_unknown_task(tokenizer):
-    with pytest.raises(ValueError, match="batch_type: 'captions' does not exist; expected 'image"):
+    with pytest.raises(ValueError, match=r"batch_type: .*'captions'; expected 'image"):
         run(tokenizer, task="captions")

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use fiber_core::cpu_features::Instructions;
-use fiber_core::jpeg::{Decoder, Request, Scale, Status, DecodeTask, decode_two, read_header};
+use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 use libfuzzer_sys::fuzz_target;
 
 /// The most pixels of a picture here: more only take longer.

@@ -22,19 +22,19 @@ use crate::jpeg::progressive::ScanPass;
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 
-/// [`interleaved::run`] with shifts by any register.
+/// [`interleaved::run`] with BMI2 shifts.
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 pub(super) fn run(lane: McuRun<'_>) -> McuRun<'_> {
     interleaved::run(lane)
 }
 
-/// [`interleaved::run_two`] with shifts by any register.
+/// [`interleaved::run_two`] with BMI2 shifts.
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 pub(super) fn run_two<'a, 'b>(first: McuRun<'a>, second: McuRun<'b>) -> (McuRun<'a>, McuRun<'b>) {
     interleaved::run_two(first, second)
 }
 
-/// [`ScanPass::run`] with shifts by any register, and bits spread at once.
+/// [`ScanPass::run`] with BMI2 shifts and PDEP.
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 pub(super) fn progressive_run(
     pass: &mut ScanPass<'_>,
@@ -52,7 +52,7 @@ pub(super) fn progressive_run(
 #[inline]
 fn load_rows(first: &[i16; 64], second: &[i16; 64], row: usize) -> __m256i {
     let (first, second) = (&first[row * 8..row * 8 + 8], &second[row * 8..row * 8 + 8]);
-    // SAFETY: both slices have the 8 values that are read.
+    // SAFETY: both slices have the 8 values that are loaded.
     unsafe {
         _mm256_inserti128_si256::<1>(
             _mm256_castsi128_si256(_mm_loadu_si128(first.as_ptr().cast())),
@@ -67,7 +67,7 @@ fn factors([low, high]: [i16; 2]) -> __m256i {
     _mm256_set1_epi32(i32::from(high) << 16 | i32::from(low as u16))
 }
 
-/// Transform blocks that stand side by side, 8 x 8 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 8 x 8 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn transform(
     blocks: &[&Block],
@@ -101,7 +101,7 @@ pub(super) fn transform(
     }
 }
 
-/// Coefficients of two blocks side by side, row by row, multiplied with the quantisation table.
+/// Dequantized coefficients of two blocks side by side, row by row.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn dequantised(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
@@ -113,8 +113,8 @@ pub(super) fn dequantised(first: &Block, second: &Block, steps: &[i16; 64]) -> [
     rows
 }
 
-/// Whether the first row leaves room for two bits more. Real pictures do; in others the shortcut that
-/// libjpeg-turbo takes for blocks of one row shows, and so it does in the scalar loops.
+/// True if the first row has two bits of headroom. Regular images do; in others the shortcut of
+/// libjpeg-turbo for blocks of one row matters, which the scalar loops reproduce.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn is_in_range(row: __m256i) -> bool {
@@ -122,7 +122,7 @@ pub(super) fn is_in_range(row: __m256i) -> bool {
     _mm256_testz_si256(shifted, _mm256_set1_epi16(-1 << 14)) != 0
 }
 
-/// Transform two blocks. Returns two rows of both in each register.
+/// Transform two blocks. Returns two rows of both per register.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn transform_pair(rows: [__m256i; 8]) -> [__m256i; 4] {
@@ -161,7 +161,7 @@ pub(super) fn sub(a: Sums, b: Sums) -> Sums {
     [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
 }
 
-/// A value times 2^13, with the half that rounding to fewer bits adds.
+/// A value times 2^13, plus half a unit for rounding to fewer bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn scaled<const BITS: i32>(value: __m256i) -> Sums {
@@ -217,7 +217,7 @@ fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Exchange rows and columns of 8 x 8 values, in both halves.
+/// Transpose 8 x 8 values, in both halves.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
@@ -253,8 +253,8 @@ pub(super) fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Limit columns to bytes and turn them into rows: in each register row 2 n of both blocks, then row
-/// 2 n + 1.
+/// Saturate columns to bytes and transpose: each register holds row 2 n of both blocks, then row 2
+/// n + 1.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn bytes_of_columns(columns: [__m256i; 8]) -> [__m256i; 4] {
@@ -292,7 +292,7 @@ fn bytes_of_columns(columns: [__m256i; 8]) -> [__m256i; 4] {
     ]
 }
 
-/// Add 128 to each byte, and put the rows of both blocks next to each other.
+/// Add 128 to each byte, and store the rows of both blocks adjacently.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn centered(rows: __m256i) -> __m256i {

@@ -1,4 +1,4 @@
-//! Upsampling and conversion of colours with AVX2; the same values as the scalar loops.
+//! Upsampling and color conversion with AVX2; the same values as the scalar loops.
 
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_loadu_si128, _mm256_add_epi16, _mm256_cvtepu8_epi16, _mm256_loadu_si256,
@@ -15,25 +15,25 @@ use crate::jpeg::upsample::next_start;
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load_16(from: &[u8; 16]) -> __m128i {
-    // SAFETY: the array has the 16 bytes that are read.
+    // SAFETY: the array has the 16 bytes that are loaded.
     unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load_32(from: &[u8; 32]) -> __m256i {
-    // SAFETY: the array has the 32 bytes that are read.
+    // SAFETY: the array has the 32 bytes that are loaded.
     unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 fn store_32(to: &mut [u8; 32], value: __m256i) {
-    // SAFETY: the array has the 32 bytes that are written.
+    // SAFETY: the array has the 32 bytes that are stored.
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
 }
 
-/// 16 bytes from `at` on as numbers of 16 bits.
+/// 16 bytes from `at` on, widened to 16 bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn widened(from: &[u8], at: usize) -> Option<__m256i> {
@@ -47,7 +47,7 @@ fn thrice(value: __m256i) -> __m256i {
     _mm256_add_epi16(value, _mm256_add_epi16(value, value))
 }
 
-/// Weigh neighbours, and put left and right pixels, one in a lane, next to each other.
+/// Combine neighbors, and interleave left and right pixels.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn weigh<const BITS: i32>([before, here, next]: [__m256i; 3], biases: [i16; 2]) -> __m256i {
@@ -60,7 +60,8 @@ fn weigh<const BITS: i32>([before, here, next]: [__m256i; 3], biases: [i16; 2]) 
     )
 }
 
-/// Double the width, as [`crate::jpeg::upsample::wide`]. Returns how many samples from the second on are done.
+/// Double the width, as [`crate::jpeg::upsample::wide`]. Returns the number of samples done, from
+/// the second on.
 #[target_feature(enable = "avx2")]
 pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
     let mut done = 0;
@@ -79,7 +80,7 @@ pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
     done
 }
 
-/// Weigh two rows.
+/// Combine two rows.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<__m256i> {
@@ -89,8 +90,8 @@ fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<__m256i> {
     ))
 }
 
-/// Double the width of two weighed rows, as [`crate::jpeg::upsample::both`]. Returns how many samples from the
-/// second on are done.
+/// Combine two rows and double the width, as [`crate::jpeg::upsample::both`]. Returns the number of
+/// samples done, from the second on.
 #[target_feature(enable = "avx2")]
 pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
     let mut done = 0;
@@ -109,8 +110,8 @@ pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
     done
 }
 
-/// Convert pixels, 32 at a time, as [`crate::jpeg::color::convert`] does `YCbCr`. Returns how many are done:
-/// all, or none of fewer than 32.
+/// Convert `YCbCr` pixels, 32 at a time, as [`crate::jpeg::color::convert`]. Returns the number of
+/// pixels done: all, or none of fewer than 32.
 #[target_feature(enable = "avx2")]
 pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
     let count = out.len() / 3;
@@ -136,12 +137,12 @@ pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> u
         if at == last {
             return count;
         }
-        // The last pixels are of a whole register, too.
+        // The last pixels fill a register as well; some are converted twice.
         at = (at + 32).min(last);
     }
 }
 
-/// Red, green and blue of 32 pixels. All products are those of [`crate::jpeg::color`], to the bit.
+/// RGB of 32 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn rgb(y: __m256i, cb: __m256i, cr: __m256i) -> [__m256i; 3] {
@@ -163,7 +164,7 @@ fn rgb(y: __m256i, cb: __m256i, cr: __m256i) -> [__m256i; 3] {
     ]
 }
 
-/// Red, green and blue of 16 pixels, not limited yet.
+/// RGB of 16 pixels, before clamping.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn rgb_half(y: __m256i, cb: __m256i, cr: __m256i) -> [__m256i; 3] {
@@ -186,7 +187,7 @@ fn rgb_half(y: __m256i, cb: __m256i, cr: __m256i) -> [__m256i; 3] {
     ]
 }
 
-/// For each color, which of its bytes stand where in 16 bytes of pixels; three such parts follow.
+/// Byte positions of each color in 16 bytes of interleaved pixels, for three such parts.
 const MASKS: [[[i8; 32]; 3]; 3] = masks();
 
 const fn masks() -> [[[i8; 32]; 3]; 3] {
@@ -201,7 +202,7 @@ const fn masks() -> [[[i8; 32]; 3]; 3] {
     masks
 }
 
-/// 16 bytes of pixels of each half.
+/// 16 bytes of interleaved pixels per half.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn part(rgb: [__m256i; 3], masks: &[[i8; 32]; 3]) -> __m256i {
@@ -214,11 +215,11 @@ fn part(rgb: [__m256i; 3], masks: &[[i8; 32]; 3]) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load_mask(mask: &[i8; 32]) -> __m256i {
-    // SAFETY: the array has the 32 bytes that are read.
+    // SAFETY: the array has the 32 bytes that are loaded.
     unsafe { _mm256_loadu_si256(mask.as_ptr().cast()) }
 }
 
-/// Red, green and blue in turn.
+/// Interleave red, green and blue.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn interleave(rgb: [__m256i; 3]) -> [__m256i; 3] {

@@ -18,7 +18,7 @@ use crate::jpeg::idct::{
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS + 1) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 1) as i32;
 
-/// Transform blocks that stand side by side, 4 x 4 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 4 x 4 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn four(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantisation.map(|step| step as i16);
@@ -48,7 +48,7 @@ pub(super) fn four(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], 
     }
 }
 
-/// Transform two blocks. Returns four rows of four samples of each, a block in each half.
+/// Transform two blocks. Returns four rows of four samples each, one block per half.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn four_of_pair(rows: [__m256i; 8]) -> __m256i {
@@ -65,12 +65,12 @@ fn four_of_pair(rows: [__m256i; 8]) -> __m256i {
     _mm256_xor_si256(samples, _mm256_set1_epi8(-128))
 }
 
-/// One pass over eight registers, of which the fifth does not count, as in [`idct::four`].
+/// One pass over eight registers, the fifth of which is unused, as in [`idct::four`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 4] {
     let half = _mm256_set1_epi32(1 << (BITS - 1));
-    // Times 2^14, with the half that rounding adds.
+    // Times 2^14, plus half a unit for rounding.
     let [low, high] = pairs(_mm256_setzero_si256(), input[0]);
     let sum = add(
         [_mm256_srai_epi32::<2>(low), _mm256_srai_epi32::<2>(high)],
@@ -116,12 +116,12 @@ fn store_four(samples: __m256i, out: &mut [u8], stride: usize) {
     }
 }
 
-/// Bits of the two passes to two values.
+/// Fraction bits of the two passes of the 2 x 2 transform.
 const TWO_FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS + 2) as i32;
 const TWO_SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 2) as i32;
 const TWO_SCALE: i32 = (CONSTANT_BITS + 2) as i32;
 
-/// Transform blocks that stand side by side, 2 x 2 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 2 x 2 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantisation.map(|step| step as i16);
@@ -144,7 +144,7 @@ pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], s
     }
 }
 
-/// Transform two blocks. Returns the four samples of each, row after row.
+/// Transform two blocks. Returns the four samples of each, row by row.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
@@ -160,7 +160,7 @@ fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
     );
     let upper = add(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
     let lower = sub(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
-    // Of the columns only 1, 3, 5 and 7 count beside the first, which alone is not limited.
+    // Only columns 1, 3, 5 and 7 are used besides the first, which alone is not saturated.
     let (a, b, c, d) = (TWO_13[0], TWO_13[1], TWO_57[0], TWO_57[1]);
     let factors = _mm256_setr_epi16(0, a, 0, b, 0, c, 0, d, 0, a, 0, b, 0, c, 0, d);
     let products = _mm256_hadd_epi32(

@@ -1,5 +1,4 @@
-//! The safe face of the loops with wide instructions: each runs where the processor has them, and says
-//! how much it did.
+//! Safe wrappers with run-time SIMD dispatch; each returns the number of items processed.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,14 +19,14 @@ use super::progressive::{self, ScanPass};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Instructions that the processor has.
+/// An instruction set that the processor supports.
 #[derive(Clone, Copy)]
 pub(super) struct Simd {
     instructions: Instructions,
 }
 
 impl Simd {
-    /// Take these instructions, or what the processor has of them.
+    /// Use this instruction set, or the best one supported below it.
     pub(super) fn new(instructions: Instructions) -> Self {
         #[cfg(target_arch = "x86_64")]
         if !is_x86_feature_detected!("bmi1") || !is_x86_feature_detected!("bmi2") {
@@ -91,7 +90,7 @@ impl Simd {
         pass.run(stream, coefficients, row, columns, progressive::spread)
     }
 
-    /// Transform blocks side by side to `size` x `size` samples each. Returns whether it did.
+    /// Transform adjacent blocks to `size` x `size` samples each. Returns whether it did.
     pub(super) fn transform(
         self,
         blocks: &[&Block],
@@ -122,7 +121,7 @@ impl Simd {
         false
     }
 
-    /// Double the width. Returns how many samples from the second on are done.
+    /// Double the width. Returns the number of samples done, from the second on.
     pub(super) fn wide(self, samples: &[u8], out: &mut [u8]) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
@@ -138,7 +137,8 @@ impl Simd {
         0
     }
 
-    /// Double the width of two weighed rows. Returns how many samples from the second on are done.
+    /// Combine two rows and double the width. Returns the number of samples done, from the second
+    /// on.
     pub(super) fn both(self, near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
@@ -154,7 +154,7 @@ impl Simd {
         0
     }
 
-    /// Convert `YCbCr` to red, green and blue. Returns how many pixels are done.
+    /// Convert `YCbCr` to RGB. Returns the number of pixels done.
     pub(super) fn convert(self, luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.has_avx2() {
@@ -171,13 +171,13 @@ impl Simd {
     }
 }
 
-/// Put a coefficient to its place in the zigzag order, told by how many are left behind it; to the last
-/// one if it is past the end.
+/// Store a coefficient, given the number of remaining ones in the zigzag order; past the end it
+/// overwrites the last one.
 #[inline]
 pub(super) fn place(block: &mut Block, places_left: i8, value: i16) {
     let position = usize::from(NATURAL_ORDER_FROM_END[usize::from(places_left as u8)]);
-    // SAFETY: every entry of the table is below 64, as the assertion behind it makes sure. A mask
-    // instead costs some percent of a whole picture, since this is done for every coefficient.
+    // SAFETY: every entry of the table is below 64, as asserted below. A mask instead costs a few
+    // percent of a whole image, since this is done for every coefficient.
     unsafe { *block.get_unchecked_mut(position) = value };
 }
 

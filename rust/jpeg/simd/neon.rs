@@ -1,4 +1,4 @@
-//! The inverse DCT, upsampling and conversion of colours with NEON; the same values as the scalar loops.
+//! Inverse DCT, upsampling and color conversion with NEON; the same values as the scalar loops.
 
 use std::arch::aarch64::{
     int16x8_t, int32x4_t, uint8x16_t, uint8x16x2_t, uint8x16x3_t, uint16x8_t, vaddq_s16, vaddq_s32,
@@ -20,7 +20,7 @@ use crate::jpeg::upsample::next_start;
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 
-/// Transform blocks that stand side by side, 8 x 8 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 8 x 8 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "neon")]
 pub(super) fn transform(
     blocks: &[&Block],
@@ -51,13 +51,13 @@ pub(super) fn transform(
 fn rows_of(values: &[i16; 64]) -> [int16x8_t; 8] {
     let mut rows = [vdupq_n_s16(0); 8];
     for (row, values) in rows.iter_mut().zip(values.as_chunks::<8>().0) {
-        // SAFETY: the array has the 8 values that are read.
+        // SAFETY: the array has the 8 values that are loaded.
         *row = unsafe { vld1q_s16(values.as_ptr()) };
     }
     rows
 }
 
-/// Whether the first row leaves room for two bits more, as with AVX2.
+/// True if the first row has two bits of headroom, as with AVX2.
 #[target_feature(enable = "neon")]
 #[inline]
 fn is_in_range(row: int16x8_t) -> bool {
@@ -68,7 +68,7 @@ fn is_in_range(row: int16x8_t) -> bool {
 /// Eight sums: of the low and of the high lanes.
 type Sums = [int32x4_t; 2];
 
-/// Two products for each lane, added up.
+/// Sum of two products per lane.
 #[target_feature(enable = "neon")]
 #[inline]
 fn dot(a: int16x8_t, b: int16x8_t, [of_a, of_b]: [i16; 2]) -> Sums {
@@ -92,7 +92,7 @@ fn sub(a: Sums, b: Sums) -> Sums {
     [vsubq_s32(a[0], b[0]), vsubq_s32(a[1], b[1])]
 }
 
-/// A value times 2^13, with the half that rounding to fewer bits adds.
+/// A value times 2^13, plus half a unit for rounding to fewer bits.
 #[target_feature(enable = "neon")]
 #[inline]
 fn scaled<const BITS: i32>(value: int16x8_t) -> Sums {
@@ -151,7 +151,7 @@ fn pass<const BITS: i32>(input: [int16x8_t; 8]) -> [int16x8_t; 8] {
     ]
 }
 
-/// Exchange rows and columns of 8 x 8 values.
+/// Transpose 8 x 8 values.
 #[target_feature(enable = "neon")]
 #[inline]
 fn transpose(rows: [int16x8_t; 8]) -> [int16x8_t; 8] {
@@ -188,7 +188,7 @@ fn four_columns(rows: [int16x8_t; 4]) -> [int32x4_t; 4] {
     ]
 }
 
-/// Limit rows to samples and store them.
+/// Saturate rows to samples and store them.
 #[target_feature(enable = "neon")]
 #[inline]
 fn store(rows: [int16x8_t; 8], out: &mut [u8], stride: usize) {
@@ -206,11 +206,11 @@ type Wide = [uint16x8_t; 2];
 #[target_feature(enable = "neon")]
 #[inline]
 fn load(from: &[u8; 16]) -> uint8x16_t {
-    // SAFETY: the array has the 16 bytes that are read.
+    // SAFETY: the array has the 16 bytes that are loaded.
     unsafe { vld1q_u8(from.as_ptr()) }
 }
 
-/// 16 bytes from `at` on as numbers of 16 bits.
+/// 16 bytes from `at` on, widened to 16 bits.
 #[target_feature(enable = "neon")]
 #[inline]
 fn widened(from: &[u8], at: usize) -> Option<Wide> {
@@ -218,7 +218,7 @@ fn widened(from: &[u8], at: usize) -> Option<Wide> {
     Some([vmovl_u8(vget_low_u8(bytes)), vmovl_u8(vget_high_u8(bytes))])
 }
 
-/// Three times one and once the other.
+/// Three times the first plus the second.
 #[target_feature(enable = "neon")]
 #[inline]
 fn thrice_and_once(near: Wide, far: Wide) -> Wide {
@@ -240,7 +240,7 @@ fn side<const BITS: i32>(here: Wide, other: Wide, bias: u16) -> uint8x16_t {
     )
 }
 
-/// Weigh neighbours, and store left and right pixels in turn.
+/// Combine neighbors, and store left and right pixels interleaved.
 #[target_feature(enable = "neon")]
 #[inline]
 fn weigh<const BITS: i32>(
@@ -252,11 +252,12 @@ fn weigh<const BITS: i32>(
         side::<BITS>(here, before, left),
         side::<BITS>(here, next, right),
     );
-    // SAFETY: the array has the 32 bytes that are written.
+    // SAFETY: the array has the 32 bytes that are stored.
     unsafe { vst2q_u8(to.as_mut_ptr(), both) };
 }
 
-/// Double the width, as [`crate::jpeg::upsample::wide`]. Returns how many samples from the second on are done.
+/// Double the width, as [`crate::jpeg::upsample::wide`]. Returns the number of samples done, from
+/// the second on.
 #[target_feature(enable = "neon")]
 pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
     let mut done = 0;
@@ -275,8 +276,8 @@ pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
     done
 }
 
-/// Double the width of two weighed rows, as [`crate::jpeg::upsample::both`]. Returns how many samples from the
-/// second on are done.
+/// Combine two rows and double the width, as [`crate::jpeg::upsample::both`]. Returns the number of
+/// samples done, from the second on.
 #[target_feature(enable = "neon")]
 pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
     let mut done = 0;
@@ -296,8 +297,8 @@ pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
     done
 }
 
-/// Convert pixels, 16 at a time, as [`crate::jpeg::color::convert`] does `YCbCr`. Returns how many are done:
-/// all, or none of fewer than 16.
+/// Convert `YCbCr` pixels, 16 at a time, as [`crate::jpeg::color::convert`]. Returns the number of
+/// pixels done: all, or none of fewer than 16.
 #[target_feature(enable = "neon")]
 pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
     let count = out.len() / 3;
@@ -316,17 +317,17 @@ pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> u
             return at;
         };
         let pixels = rgb(load(y), load(cb), load(cr));
-        // SAFETY: the array has the 48 bytes that are written.
+        // SAFETY: the array has the 48 bytes that are stored.
         unsafe { vst3q_u8(out.as_mut_ptr(), pixels) };
         if at == last {
             return count;
         }
-        // The last pixels are of a whole register, too.
+        // The last pixels fill a register as well; some are converted twice.
         at = (at + 16).min(last);
     }
 }
 
-/// Red, green and blue of 16 pixels. All products are those of [`crate::jpeg::color`], to the bit.
+/// RGB of 16 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
 #[target_feature(enable = "neon")]
 #[inline]
 fn rgb(y: uint8x16_t, cb: uint8x16_t, cr: uint8x16_t) -> uint8x16x3_t {

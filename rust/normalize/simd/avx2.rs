@@ -1,23 +1,23 @@
-//! Bytes of a row -> values of a batch with AVX2, FMA and F16C.
+//! Normalize rows with AVX2, FMA and F16C.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::normalize::layout::Dtype;
 use crate::normalize::simd::{Arithmetic, RECIPROCAL};
 
-/// Values of a register.
+/// Values per register.
 const LANES: usize = 8;
-/// Values that are made at once: in pixels of three, a channel has its lanes in each register.
+/// Values per step: three registers, so that interleaved channels repeat.
 const STEP: usize = 3 * LANES;
-/// Pixels that are moved at once, in sixteen bytes.
+/// Pixels per shuffle of sixteen bytes.
 const PIXELS: usize = 5;
 
-/// The pixels of a row the other way round, red and blue exchanged, or both.
+/// Mirror a row, swap red and blue, or both.
 ///
-/// `output` has room for the row and a byte more.
+/// `output` has room for the row and one more byte.
 #[target_feature(enable = "avx2")]
 pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
     assert!(output.len() > row.len());
@@ -31,7 +31,7 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
     let index = unsafe { _mm_loadu_si128(index.as_ptr().cast()) };
     let pixels = row.len() / 3;
     let mut done = 0;
-    // One pixel more, since sixteen bytes are read and written.
+    // One more pixel, since sixteen bytes are loaded and stored.
     while done + PIXELS < pixels {
         let start = if flip { pixels - PIXELS - done } else { done };
         let (start, shift) = if start * 3 + 16 > row.len() {
@@ -39,7 +39,7 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
         } else {
             (start * 3, false)
         };
-        // SAFETY: sixteen bytes of the row are read; sixteen are written, of which the last one is
+        // SAFETY: sixteen bytes of the row are loaded; sixteen are stored, the last of which is
         // inside the output.
         unsafe {
             let mut bytes = _mm_loadu_si128(row.as_ptr().add(start).cast());
@@ -59,7 +59,8 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
     }
 }
 
-/// Turn bytes into values: the arithmetic is that of the three channels in turn, or one three times.
+/// Convert bytes to values with the arithmetic of three channels in turn, or of one channel three
+/// times.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn convert(arithmetic: &[Arithmetic; 3], bytes: &[u8], dtype: Dtype, output: &mut [u8]) {
     match dtype {
@@ -74,7 +75,7 @@ pub(crate) fn convert(arithmetic: &[Arithmetic; 3], bytes: &[u8], dtype: Dtype, 
     }
 }
 
-/// Constants of [`STEP`] values.
+/// Arithmetic constants for [`STEP`] values.
 struct Constants {
     mean: [__m256; 3],
     scale: [[__m256; 3]; 2],
@@ -114,7 +115,7 @@ fn convert_to<const SIZE: usize, const BRAIN: bool>(
 #[inline]
 fn registers(values: &[f32; STEP]) -> [__m256; 3] {
     let start = values.as_ptr();
-    // SAFETY: three times eight values are read, as many as there are.
+    // SAFETY: three times eight values are loaded, as many as there are.
     unsafe {
         [
             _mm256_loadu_ps(start),
@@ -135,7 +136,7 @@ fn step<const SIZE: usize, const BRAIN: bool>(
     let reciprocal = RECIPROCAL.map(|part| _mm256_set1_ps(part));
     for part in 0..3 {
         let place = part * LANES;
-        // SAFETY: eight bytes are read at each of three places of 24 bytes.
+        // SAFETY: eight bytes are loaded from each third of 24 bytes.
         let eight = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(place).cast()) };
         let values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
         let low = _mm256_mul_ps(values, reciprocal[1]);
@@ -143,7 +144,7 @@ fn step<const SIZE: usize, const BRAIN: bool>(
         let centered = _mm256_sub_ps(unit, constants.mean[part]);
         let low = _mm256_mul_ps(centered, constants.scale[1][part]);
         let scaled = _mm256_fmadd_ps(centered, constants.scale[0][part], low);
-        // SAFETY: 8 * SIZE bytes are written at each of three places, as many as there are.
+        // SAFETY: 8 * SIZE bytes are stored to each third, as many as there are.
         unsafe {
             let target = output.as_mut_ptr().add(place * SIZE);
             if SIZE == 4 {
@@ -158,7 +159,7 @@ fn step<const SIZE: usize, const BRAIN: bool>(
     }
 }
 
-/// Upper halves of the values, rounded to nearest with ties to even; none of them is NaN.
+/// Upper halves, rounded to nearest even; there are no NaNs.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn upper_halves(values: __m256) -> __m128i {

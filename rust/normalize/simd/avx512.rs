@@ -1,18 +1,18 @@
-//! Bytes of a row -> values of a batch with AVX-512 and VBMI: 64 bytes are looked up at once.
+//! Normalize rows with AVX-512 and VBMI: 64 bytes per table lookup.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx512`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::normalize::layout::Dtype;
 use crate::normalize::simd::MARGIN;
 
-/// Bytes of a register.
+/// Bytes per register.
 const BYTES: usize = 64;
 
-/// Look up as many bytes as there are values in `output`, from `start` in `planes` on, where a margin
-/// can be read before and behind; mirrored on demand.
+/// Look up `output.len()` bytes of `planes`, from `start` on, optionally mirrored. The margins
+/// around them are readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn look_up(
     tables: &[[u8; 256]; 4],
@@ -29,10 +29,10 @@ pub(crate) fn look_up(
     }
 }
 
-/// Where the 64 bytes must stand so that the parts of their values come together in order.
+/// Byte permutation that keeps the parts of values in order when they are interleaved.
 fn order(size: usize, flip: bool) -> [u8; BYTES] {
     let mut index = [0; BYTES];
-    // Of each 128 bits a register of the result takes a part.
+    // Unpack instructions work within 128-bit lanes.
     let (part, per_register) = (16 / size, 64 / size);
     for (place, entry) in index.iter_mut().enumerate() {
         let (lane, within) = (place / 16, place % 16);
@@ -70,8 +70,8 @@ fn look_up_to<const SIZE: usize>(
         } else {
             start + done
         };
-        // SAFETY: at most 64 bytes before the start or behind the end are read, which is inside the
-        // planes as checked.
+        // SAFETY: at most 64 bytes before the start or after the end are loaded, which is inside
+        // the planes as checked.
         let bytes = unsafe { _mm512_loadu_si512(planes.as_ptr().add(from).cast()) };
         let bytes = _mm512_permutexvar_epi8(order, bytes);
         let upper = _mm512_movepi8_mask(bytes);
@@ -89,11 +89,11 @@ fn look_up_to<const SIZE: usize>(
         for (number, values) in values.into_iter().enumerate() {
             let place = done * SIZE + number * BYTES;
             let room = output.get_mut(place..).unwrap_or_default();
-            // A store of nothing to nowhere is allowed, and takes hundreds of cycles.
+            // A fully masked store to an invalid address is allowed, but takes hundreds of cycles.
             if room.is_empty() {
                 break;
             }
-            // SAFETY: 64 bytes are written where there are as many, else as many as there are.
+            // SAFETY: 64 bytes are stored, or as many as are left.
             unsafe {
                 if room.len() >= BYTES {
                     _mm512_storeu_si512(room.as_mut_ptr().cast(), values);
@@ -107,7 +107,7 @@ fn look_up_to<const SIZE: usize>(
     }
 }
 
-/// The parts of each value side by side.
+/// Interleave the parts of each value.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn together<const SIZE: usize>(parts: [__m512i; SIZE]) -> [__m512i; SIZE] {

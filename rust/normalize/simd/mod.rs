@@ -1,9 +1,9 @@
-//! Bytes of a row -> values of a batch: which instructions do it, and plain loops.
+//! Convert bytes to batch values: SIMD dispatch and scalar loops.
 //!
-//! A value depends on its byte and channel alone, so that a table of 256 entries for each channel
-//! tells everything. AVX-512 looks bytes up in such tables, 64 at a time and each byte of the value by
-//! itself. AVX2 has nothing of the kind and computes: division by a constant is multiplication by its
-//! reciprocal in two parts, which is compared with the tables beforehand for every byte.
+//! A value depends on its byte and channel only, so a table of 256 entries per channel defines it.
+//! AVX-512 does table lookups, 64 bytes at a time, one table per byte of the value. AVX2 computes
+//! instead: division by a constant becomes multiplication by its reciprocal in two parts, which is
+//! verified against the tables for every byte.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -15,19 +15,19 @@ use super::layout::Dtype;
 use crate::cpu_features::Instructions;
 use crate::resize::simd::Passes;
 
-/// Pixels that are taken at once.
+/// Pixels per segment.
 pub(crate) const SEGMENT: usize = 512;
-/// Bytes before and behind the pixels of a plane that may be read or written.
+/// Readable and writable bytes before and after the pixels of a plane.
 pub(crate) const MARGIN: usize = 64;
-/// Bytes of a plane.
+/// Bytes per plane.
 pub(crate) const PLANE: usize = SEGMENT + 2 * MARGIN;
 
-/// The values of every byte, in as many bytes as they are stored in; the others are 0.
+/// The encoded value of every byte; unused bytes are 0.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub(crate) struct ByteTable {
     /// All first bytes, all second bytes and so on.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Only AVX-512 reads it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Used by AVX-512 only.
     pub parts: [[u8; 256]; 4],
     whole: [[u8; 4]; 256],
 }
@@ -51,7 +51,7 @@ impl ByteTable {
     }
 }
 
-/// ((value * `reciprocal` in two parts) - `mean`) * (`scale` in two parts), in single precision.
+/// ((value * `reciprocal` in two parts) - `mean`) * (`scale` in two parts), in float32.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Arithmetic {
     pub mean: f32,
@@ -66,7 +66,7 @@ pub(crate) const RECIPROCAL: [f32; 2] = {
 };
 
 impl Arithmetic {
-    /// What AVX2 computes of a byte.
+    /// The value that AVX2 computes for a byte.
     pub(crate) fn value(&self, byte: u8) -> f32 {
         let byte = f32::from(byte);
         let unit = byte.mul_add(RECIPROCAL[0], byte * RECIPROCAL[1]);
@@ -75,23 +75,23 @@ impl Arithmetic {
     }
 }
 
-/// What the values of the three written channels are.
+/// Tables of the three output channels.
 #[derive(Clone, Debug)]
 pub(crate) struct ChannelTables {
     pub passes: Passes,
     pub dtype: Dtype,
-    /// For each written channel, the stored one.
+    /// Source channel of each output channel.
     pub channels: [usize; 3],
-    /// For each written channel.
+    /// One per output channel.
     pub tables: [ByteTable; 3],
-    /// For each written channel; `None` where it would not give what the tables hold.
+    /// One per output channel; `None` if it does not reproduce the table.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    // Only AVX2 and AVX-512 read it.
+    // Used by AVX2 and AVX-512 only.
     pub arithmetic: Option<[Arithmetic; 3]>,
 }
 
 impl ChannelTables {
-    /// Write at most [`SEGMENT`] pixels to three rows of as many values.
+    /// Write up to [`SEGMENT`] pixels to three planar rows.
     pub(crate) fn write_planes(&self, row: &[u8], flip: bool, outputs: [&mut [u8]; 3]) {
         let mut planes = [0; 3 * PLANE];
         let starts = self.channels.map(|channel| channel * PLANE + MARGIN);
@@ -105,7 +105,7 @@ impl ChannelTables {
                 split(row, &mut planes);
                 let sources = outputs.into_iter().zip(starts);
                 for ((output, start), table) in sources.zip(&self.tables) {
-                    // SAFETY: the processor has the instructions.
+                    // SAFETY: the processor supports these instructions.
                     unsafe {
                         avx512::look_up(&table.parts, &planes, start, flip, self.dtype, output);
                     }
@@ -147,7 +147,7 @@ impl ChannelTables {
         }
     }
 
-    /// Write at most [`SEGMENT`] pixels to a row of three values each.
+    /// Write up to [`SEGMENT`] pixels to an interleaved row.
     pub(crate) fn write_pixels(&self, row: &[u8], flip: bool, output: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let (Instructions::Avx2 | Instructions::Avx512, Some(arithmetic)) =
@@ -156,7 +156,7 @@ impl ChannelTables {
             let mut reordered = [0; 3 * SEGMENT + 2 * MARGIN];
             let swap = self.channels[0] == 2;
             let row = if flip || swap {
-                // SAFETY: the processor has the instructions.
+                // SAFETY: the processor supports these instructions.
                 unsafe { avx2::reorder(row, flip, swap, &mut reordered) };
                 &reordered[..row.len()]
             } else {
@@ -192,21 +192,21 @@ impl ChannelTables {
     }
 }
 
-/// Begin to bring bytes into the cache.
+/// Prefetch bytes into the cache.
 pub(crate) fn fetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: all of these processors have it.
+        // SAFETY: every x86-64 processor has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;
 }
 
-/// The bytes of values.
+/// View values as bytes.
 pub(crate) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let length = size_of_val(values);
-    // SAFETY: every byte of a value can be read and written as a byte, and every four bytes are one.
+    // SAFETY: every byte of a value is a valid byte, and any four bytes are a valid value.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), length) }
 }

@@ -1,18 +1,18 @@
-//! The passes of a resize at most one level off, with AVX2.
+//! Resize passes within one level of Pillow, with AVX2.
 //!
-//! Weights have 14 bits behind the point in place of 22, so that one `vpmaddwd` weighs two values
-//! where [`crate::resize::simd::avx2`] needs two. Between the passes a value has seven bits behind the
-//! point, where Pillow rounds it to whole levels.
+//! Weights have 14 fraction bits instead of 22, so that one `vpmaddwd` weights two values where
+//! [`crate::resize::simd::avx2`] needs two. Between the passes a value has seven fraction bits,
+//! where Pillow rounds to whole levels.
 //!
-//! Why the result is at most one level off: up to [`FEWER_THAN`] times fewer columns an output has no
-//! more than 16 weights. Each is off by 2^-15 and the largest by 16 times that, so that a sum of
-//! values within 127.5 of their middle is off by .125. Pillow's first pass is off by .5, ours by .13;
-//! the second multiplies the difference by the sum of its weights' amounts, at most 1.3, and adds
-//! .125 of its own. Before the last rounding that is less than one level.
+//! Error bound: with up to [`FEWER_THAN`] times fewer columns an output has at most 16 weights.
+//! Each is off by up to 2^-15 and the largest by 16 times that, so that a sum of values within
+//! 127.5 of their middle is off by .125. Pillow's first pass is off by .5, this one by .13; the
+//! second pass multiplies the difference by the sum of absolute weights, at most 1.3, and adds
+//! .125. Before the final rounding that is less than one level.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::resize::simd::avx2::{
@@ -20,41 +20,42 @@ use crate::resize::simd::avx2::{
 };
 use crate::resize::weights::{COARSE_BITS, QUAD, Weights};
 
-/// An axis that shrinks to less than one part in this many is resized exactly.
+/// An axis that shrinks by more than this factor is resized exactly.
 pub(crate) const FEWER_THAN: usize = 4;
-/// Bits behind the point of a value between the passes.
+/// Fraction bits between the passes.
 const VALUE_BITS: i32 = 7;
-/// The largest value between the passes.
+/// Maximum value between the passes.
 const LARGEST: i16 = 255 << VALUE_BITS;
-/// Bytes of a value between the passes.
+/// Bytes per value between the passes.
 pub(crate) const VALUE_BYTES: usize = 2;
-/// Columns of the output that the vertical pass makes in a register.
+/// Output columns per register in the vertical pass.
 const COLUMNS: usize = 16;
 
-/// Whether an axis is resized with fewer bits.
+/// True if an axis may be resized with fewer bits.
 pub(crate) fn serves(input: usize, output: usize) -> bool {
     input < FEWER_THAN.saturating_mul(output)
 }
 
-/// The weights of the horizontal pass, by blocks of 8 columns of the output.
+/// Weights of the horizontal pass, by blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct ApproxWeights {
-    /// For each block, the first input column of each half.
+    /// First input column of each half, per block.
     starts: Vec<[usize; 2]>,
-    /// For each block and lane, the two columns that are weighed together, from the half's first on.
+    /// For each block and lane, the two input columns of each pair of taps, relative to the half's
+    /// first.
     index: Vec<RowSpan>,
-    /// For each block and two taps, their weights.
+    /// Weights, per block and pair of taps.
     weights: Vec<RowSpan>,
     /// Pairs of taps.
     pairs: usize,
-    /// Whether both halves of every block begin in the same column.
+    /// True if both halves of every block start at the same column.
     is_narrow: bool,
-    /// Input columns that are read, the last ones with a weight of 0.
+    /// Input columns that are loaded, including some with weight 0.
     reach: usize,
 }
 
 impl ApproxWeights {
-    /// Lay out weights of [`COARSE_BITS`] behind the point; `None` where columns lie too far apart.
+    /// Build from weights of [`COARSE_BITS`]; `None` if columns are too far apart.
     pub(crate) fn new(weights: &Weights) -> Option<Self> {
         let all: Vec<(usize, &[i32])> = weights.iter().collect();
         let fits = |block: &[(usize, &[i32])]| {
@@ -102,16 +103,16 @@ impl ApproxWeights {
         Some(table)
     }
 
-    /// Bytes that every plane must have.
+    /// Minimum bytes per plane.
     pub(crate) fn reach(&self) -> usize {
         self.reach
     }
 }
 
-/// Make four rows of the output's width out of four of the input's.
+/// Resize four rows horizontally.
 ///
 /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `rows` are three times
-/// four rows of `columns` values, a channel's rows one after the other; columns are a multiple of 64.
+/// four rows of `columns` values, channel by channel; columns are a multiple of 64.
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &ApproxWeights,
@@ -149,8 +150,8 @@ fn across_from<const NARROW: bool>(
                 let weights = line(weights);
                 for (row, sum) in sums.iter_mut().enumerate() {
                     let first = (row * 3 + channel) * plane + pair * 2;
-                    // SAFETY: the last column read is below the table's reach, which is checked to
-                    // be inside each of the twelve planes.
+                    // SAFETY: the last column loaded is below the table's reach, which is checked
+                    // to be inside each of the twelve planes.
                     let bytes = unsafe {
                         let low = planes.as_ptr().add(first + starts[0]);
                         if NARROW {
@@ -176,10 +177,10 @@ fn across_from<const NARROW: bool>(
     }
 }
 
-/// Write eight columns of two rows, cut off at 0 and 255.
+/// Store eight columns of two rows, clamped to [0, 255].
 ///
 /// # Safety
-/// 16 bytes can be written to both places.
+/// 16 bytes are writable at both places.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn store_rows(first: *mut u8, second: *mut u8, upper: __m256i, lower: __m256i) {
@@ -200,16 +201,16 @@ unsafe fn store_rows(first: *mut u8, second: *mut u8, upper: __m256i, lower: __m
     }
 }
 
-/// Two rows that are weighed together: where they start, and their weights in every lane.
+/// Two rows that are weighted together: their offsets, and their weights in every lane.
 #[derive(Clone, Copy)]
 struct Pair {
     places: [usize; 2],
     weights: __m256i,
 }
 
-/// Make a row of the output out of rows of values: bytes of `columns` pixels, a multiple of 64.
+/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
 ///
-/// `starts` are where quads of rows, as [`across`] makes them, start in `ring`.
+/// `starts` are the offsets in `ring` of groups of rows, as [`across`] produces them.
 #[target_feature(enable = "avx2")]
 pub(crate) fn down(
     ring: &[u8],
@@ -218,7 +219,7 @@ pub(crate) fn down(
     columns: usize,
     output: &mut [u8],
 ) {
-    /// Pairs of the 16 rows that an output has at most, and one to spare.
+    /// Pairs of the up to 16 rows of an output, and one to spare.
     const MOST: usize = 2 * FEWER_THAN + 1;
     assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
     assert!(starts.len() == weights.len());
@@ -255,7 +256,7 @@ pub(crate) fn down(
     }
 }
 
-/// `COUNT` pairs of rows; 0 stands for all.
+/// `COUNT` pairs of rows; 0 means any number.
 #[target_feature(enable = "avx2")]
 fn down_from<const COUNT: usize>(ring: &[u8], pairs: &[Pair], columns: usize, output: &mut [u8]) {
     let pairs = if COUNT == 0 { pairs } else { &pairs[..COUNT] };
@@ -280,10 +281,10 @@ fn down_from<const COUNT: usize>(ring: &[u8], pairs: &[Pair], columns: usize, ou
     }
 }
 
-/// Levels of sixteen columns, not yet cut off at 0 and 255.
+/// Levels of sixteen columns before clamping.
 ///
 /// # Safety
-/// 32 bytes can be read after the place of every row.
+/// 32 bytes are readable at the offset of every row.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn weigh(first: *const u8, pairs: &[Pair]) -> __m256i {
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn rounded_weights_are_as_near_as_the_bound_needs() {
+    fn rounded_weights_satisfy_the_error_bound() {
         let one = 1 << PRECISION_BITS;
         for (input, output) in axes() {
             for filter in [Filter::Bilinear, Filter::Bicubic] {
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_that_is_served_has_a_table() {
+    fn every_supported_size_has_a_table() {
         for (input, output) in axes() {
             for filter in [Filter::Bilinear, Filter::Bicubic] {
                 let weights = Weights::new(input, output, filter).round();

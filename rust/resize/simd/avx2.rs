@@ -1,55 +1,56 @@
-//! The passes of a resize with AVX2.
+//! Resize passes with AVX2.
 //!
-//! `vpmaddwd` multiplies two 16-bit values with two weights and adds them up. A weight of 22 bits
-//! behind the point is two such weights, its upper part and its lower eight bits, so that two of these
-//! instructions give the whole sum, without any rounding.
+//! `vpmaddwd` multiplies pairs of 16-bit values and weights and adds them. A weight of 22 fraction
+//! bits is split into an upper part and its lower eight bits, so that two of these instructions
+//! give the exact sum.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
+use super::check_quads;
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
-/// Columns of the output that are made at once, one in each 32-bit lane.
+/// Output columns per step, one per 32-bit lane.
 pub(crate) const LANES: usize = 8;
-/// Bytes of a register, and of the halves inside of which bytes can be moved.
+/// Bytes per register, and per half within which bytes can be shuffled.
 pub(crate) const BYTES: usize = 32;
 pub(crate) const HALF: usize = 16;
-/// An index that gives a byte of 0.
+/// Shuffle index that produces 0.
 pub(crate) const NONE: u8 = 0x80;
 
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowSpan(pub [u8; BYTES]);
 
-/// The weights of the horizontal pass, by blocks of 8 columns of the output.
+/// Weights of the horizontal pass, by blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx2Weights {
-    /// For each block, the first input column of each half.
+    /// First input column of each half, per block.
     starts: Vec<[usize; 2]>,
-    /// For each block, of both pairs of taps: for each lane, the two columns from the half's first on,
-    /// in the first sixteen, then in the next.
+    /// Shuffle indices per block, for both pairs of taps: for each lane, the two columns relative
+    /// to the half's first, in the first sixteen bytes, then in the next.
     index: Vec<[[RowSpan; 2]; 2]>,
     /// For each block and four taps, upper and lower parts of the weights of both pairs.
     parts: Vec<[[RowSpan; 2]; 2]>,
-    /// Fours of taps.
+    /// Groups of four taps.
     groups: usize,
-    /// Whether the columns of four taps of half a block pass the first sixteen.
+    /// True if the columns of four taps of a half-block exceed the first sixteen.
     is_wide: bool,
-    /// Input columns that are read, the last ones with a weight of 0.
+    /// Input columns that are loaded, including some with weight 0.
     reach: usize,
 }
 
-/// Upper and lower part of a weight.
-#[allow(clippy::cast_possible_truncation)] // The lower part is taken off; weights have 24 bits.
+/// Split a weight into upper and lower part.
+#[allow(clippy::cast_possible_truncation)] // The lower part is removed; weights have 24 bits.
 pub(crate) fn parts_of(weight: i32) -> [i16; 2] {
     let low = weight as i8;
     [((weight - i32::from(low)) >> 8) as i16, low.into()]
 }
 
 impl Avx2Weights {
-    /// Lay the weights out; `None` where the columns of half a block lie too far apart.
+    /// Build the tables; `None` if the columns of a half-block are too far apart.
     pub(crate) fn new(weights: &Weights) -> Option<Self> {
         let all: Vec<(usize, &[i32])> = weights.iter().collect();
         let groups = weights.most().div_ceil(QUAD);
@@ -97,14 +98,14 @@ impl Avx2Weights {
         Some(table)
     }
 
-    /// Bytes that every plane must have.
+    /// Minimum bytes per plane.
     pub(crate) fn reach(&self) -> usize {
         self.reach
     }
 }
 
 /// # Safety
-/// 32 bytes can be read.
+/// 32 bytes are readable.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn load(bytes: *const u8) -> __m256i {
@@ -115,11 +116,11 @@ unsafe fn load(bytes: *const u8) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn line(bytes: &RowSpan) -> __m256i {
-    // SAFETY: a line has 32 bytes.
+    // SAFETY: the array has 32 bytes.
     unsafe { load(bytes.0.as_ptr()) }
 }
 
-/// The same sixteen bytes twice.
+/// The same sixteen bytes in both halves.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn twice(bytes: [u8; HALF]) -> __m256i {
@@ -130,7 +131,7 @@ fn twice(bytes: [u8; HALF]) -> __m256i {
 /// Sixteen bytes from each of two places.
 ///
 /// # Safety
-/// 16 bytes can be read from both.
+/// 16 bytes are readable at both.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
@@ -138,7 +139,8 @@ pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
     unsafe { _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast())) }
 }
 
-/// For each channel, where its sixteen values are in each of three sixteens of bytes; twice.
+/// For each channel, the source indices of its sixteen values in each of three groups of sixteen
+/// bytes; in both halves.
 static SPLIT: [[RowSpan; 3]; 3] = {
     let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
     let mut place = 0;
@@ -151,7 +153,8 @@ static SPLIT: [[RowSpan; 3]; 3] = {
     index
 };
 
-/// For each of three sixteens of bytes, where they are in the sixteen values of each channel; twice.
+/// For each of three groups of sixteen bytes, their source indices in the sixteen values of each
+/// channel; in both halves.
 static MERGE: [[RowSpan; 3]; 3] = {
     let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
     let mut place = 0;
@@ -164,7 +167,7 @@ static MERGE: [[RowSpan; 3]; 3] = {
     index
 };
 
-/// Bytes of three registers, each of which has an index of its own.
+/// Shuffle three registers with an index each, and combine.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
@@ -174,9 +177,10 @@ fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
     _mm256_or_si256(_mm256_or_si256(first, second), third)
 }
 
-/// Part pixels of three bytes into planes, one for each channel; `row` may end within the last 32.
+/// Deinterleave RGB pixels into planes; `row` may end within the last 32 pixels.
 ///
-/// `planes` are the starts of the planes in `output`; each has room for the pixels, rounded up to 32.
+/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
+/// 32.
 #[target_feature(enable = "avx2")]
 pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
@@ -190,12 +194,12 @@ pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     }
 }
 
-/// Part 32 pixels, which go to place `x` of each plane.
+/// Deinterleave 32 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x: usize) {
     let start = bytes.as_ptr();
-    // SAFETY: 3 * 32 bytes are read, as many as there are.
+    // SAFETY: 3 * 32 bytes are loaded, as many as there are.
     let sources = unsafe {
         [
             load_halves(start, start.add(3 * HALF)),
@@ -205,13 +209,13 @@ fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x:
     };
     for (start, index) in planes.into_iter().zip(&SPLIT) {
         if let Some(room) = output[start + x..].first_chunk_mut::<BYTES>() {
-            // SAFETY: 32 bytes are written, as many as there are.
+            // SAFETY: 32 bytes are stored, as many as there are.
             unsafe { _mm256_storeu_si256(room.as_mut_ptr().cast(), gather(sources, index)) };
         }
     }
 }
 
-/// The sums of upper and lower parts -> values, not yet cut off at 0 and 255.
+/// Combine the sums of upper and lower parts, before clamping.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn value(sums: [__m256i; 2]) -> __m256i {
@@ -219,7 +223,7 @@ fn value(sums: [__m256i; 2]) -> __m256i {
     _mm256_srai_epi32::<{ PRECISION_BITS.cast_signed() }>(sum)
 }
 
-/// Sums of nothing but half a level, so that what is cut off is rounded.
+/// Initial sums of half a level, so that truncation rounds.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn no_sums() -> [__m256i; 2] {
@@ -229,7 +233,7 @@ fn no_sums() -> [__m256i; 2] {
     ]
 }
 
-/// Sums of four times eight values -> bytes from 0 to 255; in either half four of each.
+/// Pack sums of four times eight values to bytes in [0, 255]; four of each in either half.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pack(sums: [[__m256i; 2]; QUAD]) -> __m256i {
@@ -247,10 +251,10 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
     sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs, parts[1]));
 }
 
-/// Make four rows of the output's width out of four of the input's.
+/// Resize four rows horizontally.
 ///
-/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three of
-/// `columns` * 4 bytes, four rows of every column side by side; columns are a multiple of 64.
+/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
+/// times `columns` * 4 bytes, the four rows of every column adjacent; columns are a multiple of 64.
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &Avx2Weights,
@@ -277,7 +281,7 @@ fn across_from<const WIDE: bool>(
     quads: &mut [u8],
     columns: usize,
 ) {
-    // Rows of one column side by side.
+    // The rows of a column become adjacent.
     let transpose = twice([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let blocks = table.starts.iter().zip(&table.index);
     let parts = table.parts.chunks_exact(table.groups);
@@ -287,8 +291,8 @@ fn across_from<const WIDE: bool>(
             for (group, parts) in groups.iter().enumerate() {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let first = (row * 3 + channel) * plane + group * QUAD;
-                    // SAFETY: the last column read is below the table's reach, which is checked to
-                    // be inside each of the twelve planes.
+                    // SAFETY: the last column loaded is below the table's reach, which is checked
+                    // to be inside each of the twelve planes.
                     let (bytes, more) = unsafe {
                         let low = planes.as_ptr().add(first + starts[0]);
                         let high = planes.as_ptr().add(first + starts[1]);
@@ -322,7 +326,7 @@ fn across_from<const WIDE: bool>(
     }
 }
 
-/// Parts of the first and third, and of the second and fourth of four weights, each in all lanes.
+/// Parts of the first and third, and of the second and fourth of four weights, in all lanes.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
@@ -340,9 +344,9 @@ fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
     ]
 }
 
-/// Make a row of the output out of quads of rows: bytes of `columns` pixels, a multiple of 64.
+/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
 ///
-/// `starts` are where the quads start in `ring`, each of three times `columns` * 4 bytes.
+/// `starts` are the offsets of the quads in `ring`, each of three times `columns` * 4 bytes.
 #[target_feature(enable = "avx2")]
 pub(crate) fn down(
     ring: &[u8],
@@ -351,10 +355,8 @@ pub(crate) fn down(
     columns: usize,
     output: &mut [u8],
 ) {
-    assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
-    assert!(starts.len() == weights.len());
-    let end = 3 * columns * QUAD;
-    assert!(starts.iter().all(|start| start + end <= ring.len()));
+    assert!(columns.is_multiple_of(BYTES));
+    check_quads(ring, starts, weights, columns, output);
     match starts.len() {
         1 => down_from::<1>(ring, starts, weights, columns, output),
         2 => down_from::<2>(ring, starts, weights, columns, output),
@@ -363,7 +365,7 @@ pub(crate) fn down(
     }
 }
 
-/// `COUNT` quads; 0 stands for any number.
+/// `COUNT` quads; 0 means any number.
 #[target_feature(enable = "avx2")]
 fn down_from<const COUNT: usize>(
     ring: &[u8],
@@ -372,7 +374,7 @@ fn down_from<const COUNT: usize>(
     columns: usize,
     output: &mut [u8],
 ) {
-    // Eight columns each of the four registers that were packed.
+    // Eight columns from each of the four packed registers.
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let mut few = [[no_sums(); 2]; COUNT];
     for (parts, &weights) in few.iter_mut().zip(weights) {
@@ -404,10 +406,10 @@ fn down_from<const COUNT: usize>(
     }
 }
 
-/// Add 32 columns of a quad.
+/// Accumulate 32 columns of a quad.
 ///
 /// # Safety
-/// 128 bytes can be read.
+/// 128 bytes are readable.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[__m256i; 2]; 2]) {
@@ -420,7 +422,7 @@ unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[_
     }
 }
 
-/// Write 32 pixels.
+/// Store 32 pixels.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
@@ -431,7 +433,7 @@ pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
             _mm256_castsi256_si128(merged),
             _mm256_extracti128_si256::<1>(merged),
         );
-        // SAFETY: six times 16 bytes are written, as many as there are.
+        // SAFETY: six times 16 bytes are stored, as many as there are.
         unsafe {
             _mm_storeu_si128(start.add(output * HALF).cast(), low);
             _mm_storeu_si128(start.add((output + 3) * HALF).cast(), high);

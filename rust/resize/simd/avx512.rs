@@ -1,47 +1,48 @@
-//! The passes of a resize with AVX-512, VBMI and VNNI.
+//! Resize passes with AVX-512, VBMI and VNNI.
 //!
-//! `vpdpbusd` multiplies four bytes of pixels with four signed bytes of weights and adds them up. A
-//! weight of 22 bits behind the point is three such bytes, its digits to the base of 256 from -128 to
-//! 127, so that three of these instructions give the whole sum, without any rounding.
+//! `vpdpbusd` multiplies four pixel bytes with four signed weight bytes and adds them. A weight of
+//! 22 fraction bits is split into three signed bytes, its digits to the base of 256 from -128 to
+//! 127, so that three of these instructions give the exact sum.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx512`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
+use super::check_quads;
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
-/// Columns of the output that are made at once, one in each 32-bit lane.
+/// Output columns per step, one per 32-bit lane.
 const LANES: usize = 16;
-/// Bytes of a register.
+/// Bytes per register.
 const BYTES: usize = 64;
-/// Digits of a weight.
+/// Digits per weight.
 const DIGITS: usize = 3;
 
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 struct RowSpan512([u8; BYTES]);
 
-/// The weights of the horizontal pass, by blocks of 16 columns of the output.
+/// Weights of the horizontal pass, by blocks of 16 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx512Weights {
-    /// For each block, the first input column.
+    /// First input column, per block.
     starts: Vec<usize>,
-    /// For each block and lane, the four columns, from the block's first on, of its first taps. Taps
-    /// that follow lie as far apart.
+    /// For each block and lane, the four columns of its first taps, relative to the block's first.
+    /// Later taps have the same distances.
     index: Vec<RowSpan512>,
-    /// For each block and four taps, the digits of the weights, the highest first.
+    /// For each block and four taps, the digits of the weights, highest first.
     digits: Vec<RowSpan512>,
-    /// Fours of taps.
+    /// Groups of four taps.
     groups: usize,
-    /// Registers that the input columns of four taps of a block fill: 1, 2 or 4.
+    /// Registers that hold the input columns of four taps of a block: 1, 2 or 4.
     sources: usize,
-    /// Input columns that are read, the last ones with a weight of 0.
+    /// Input columns that are loaded, including some with weight 0.
     reach: usize,
 }
 
-/// Digits of a weight to the base of 256, the highest first.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Digits are taken off.
+/// Digits of a weight to the base of 256, highest first.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Digits are removed one by one.
 fn digits_of(weight: i32) -> [u8; DIGITS] {
     let low = weight as i8;
     let rest = (weight - i32::from(low)) >> 8;
@@ -51,7 +52,7 @@ fn digits_of(weight: i32) -> [u8; DIGITS] {
 }
 
 impl Avx512Weights {
-    /// Lay the weights out; `None` where the columns of a block lie too far apart.
+    /// Build the tables; `None` if the columns of a block are too far apart.
     pub(crate) fn new(weights: &Weights) -> Option<Self> {
         let all: Vec<(usize, &[i32])> = weights.iter().collect();
         let groups = weights.most().div_ceil(QUAD);
@@ -94,15 +95,16 @@ impl Avx512Weights {
         Some(table)
     }
 
-    /// Bytes that every plane must have.
+    /// Minimum bytes per plane.
     pub(crate) fn reach(&self) -> usize {
         self.reach
     }
 }
 
-/// Part pixels of three bytes into planes, one for each channel; `row` may end within the last 64.
+/// Deinterleave RGB pixels into planes; `row` may end within the last 64 pixels.
 ///
-/// `planes` are the starts of the planes in `output`; each has room for the pixels, rounded up to 64.
+/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
+/// 64.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
@@ -116,12 +118,12 @@ pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     }
 }
 
-/// Part 64 pixels, which go to place `x` of each plane.
+/// Deinterleave 64 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x: usize) {
     let start = bytes.as_ptr();
-    // SAFETY: 3 * 64 bytes are read, as many as there are.
+    // SAFETY: 3 * 64 bytes are loaded, as many as there are.
     let (a, b, c) = unsafe {
         (
             load(start),
@@ -133,14 +135,14 @@ fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x:
         let two = _mm512_permutex2var_epi8(a, line(first), b);
         let three = _mm512_permutex2var_epi8(two, line(second), c);
         if let Some(room) = output[start + x..].first_chunk_mut::<BYTES>() {
-            // SAFETY: 64 bytes are written, as many as there are.
+            // SAFETY: 64 bytes are stored, as many as there are.
             unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), three) };
         }
     }
 }
 
-/// For each channel, where its 64 values are: in the first two registers, then in what was found there
-/// and the third one.
+/// For each channel, the source indices of its 64 values: in the first two registers, then in that
+/// result and the third one.
 static SPLIT: [[RowSpan512; 2]; 3] = {
     let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
     let mut place = 0;
@@ -155,7 +157,8 @@ static SPLIT: [[RowSpan512; 2]; 3] = {
     index
 };
 
-/// Where the 192 bytes of 64 pixels are: red and green in the first two registers, then blue.
+/// Source indices of the 192 bytes of 64 pixels: red and green in the first two registers, then
+/// blue.
 static MERGE: [[RowSpan512; 2]; 3] = {
     let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
     let mut place = 0;
@@ -172,7 +175,7 @@ static MERGE: [[RowSpan512; 2]; 3] = {
 };
 
 /// # Safety
-/// 64 bytes can be read.
+/// 64 bytes are readable.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn load(bytes: *const u8) -> __m512i {
@@ -183,14 +186,14 @@ unsafe fn load(bytes: *const u8) -> __m512i {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn line(bytes: &RowSpan512) -> __m512i {
-    // SAFETY: a line has 64 bytes.
+    // SAFETY: the array has 64 bytes.
     unsafe { load(bytes.0.as_ptr()) }
 }
 
-/// The columns of four taps, by lanes.
+/// The columns of four taps, per lane.
 ///
 /// # Safety
-/// `SOURCES` * 64 bytes can be read.
+/// `SOURCES` * 64 bytes are readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 unsafe fn fetch<const SOURCES: usize>(bytes: *const u8, index: __m512i) -> __m512i {
@@ -210,7 +213,7 @@ unsafe fn fetch<const SOURCES: usize>(bytes: *const u8, index: __m512i) -> __m51
     }
 }
 
-/// The sums of the three digits -> values, not yet cut off at 0 and 255.
+/// Combine the sums of the three digits, before clamping.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn value(sums: [__m512i; DIGITS]) -> __m512i {
@@ -219,7 +222,7 @@ fn value(sums: [__m512i; DIGITS]) -> __m512i {
     _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(_mm512_slli_epi32::<8>(upper), low))
 }
 
-/// Sums of nothing but half a level, so that what is cut off is rounded.
+/// Initial sums of half a level, so that truncation rounds.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn no_sums() -> [__m512i; DIGITS] {
@@ -227,7 +230,7 @@ fn no_sums() -> [__m512i; DIGITS] {
     [none, none, _mm512_set1_epi32(1 << (PRECISION_BITS - 1))]
 }
 
-/// Sums of four times sixteen values -> bytes from 0 to 255; in every 128 bits four of each.
+/// Pack sums of four times sixteen values to bytes in [0, 255]; four of each in every 128 bits.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn pack(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
@@ -237,7 +240,7 @@ fn pack(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
     _mm512_packus_epi16(low, high)
 }
 
-/// Sums of 64 columns -> their bytes in order.
+/// Restore the order of 64 packed columns.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn values(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
@@ -254,10 +257,10 @@ fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) 
     sums[2] = _mm512_dpbusd_epi32(sums[2], bytes, digits[2]);
 }
 
-/// Make four rows of the output's width out of four of the input's.
+/// Resize four rows horizontally.
 ///
-/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three of
-/// `columns` * 4 bytes, four rows of every column side by side; columns are a multiple of 64.
+/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
+/// times `columns` * 4 bytes, the four rows of every column adjacent; columns are a multiple of 64.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(crate) fn across(
     table: &Avx512Weights,
@@ -284,7 +287,7 @@ fn across_from<const SOURCES: usize>(
     quads: &mut [u8],
     columns: usize,
 ) {
-    // Rows of one column side by side.
+    // The rows of a column become adjacent.
     let transpose = _mm512_broadcast_i32x4(_mm_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
     ));
@@ -300,8 +303,8 @@ fn across_from<const SOURCES: usize>(
                 let [high, middle, low] = group;
                 let digits = [line(high), line(middle), line(low)];
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: the last column read is below the table's reach, which is checked to
-                    // be inside each of the twelve planes.
+                    // SAFETY: the last column loaded is below the table's reach, which is checked
+                    // to be inside each of the twelve planes.
                     let bytes = unsafe {
                         fetch::<SOURCES>(planes.as_ptr().add(first + row * 3 * plane), index)
                     };
@@ -335,9 +338,9 @@ fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
     ]
 }
 
-/// Make a row of the output out of quads of rows: bytes of `columns` pixels, a multiple of 64.
+/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
 ///
-/// `starts` are where the quads start in `ring`, each of three times `columns` * 4 bytes.
+/// `starts` are the offsets of the quads in `ring`, each of three times `columns` * 4 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(crate) fn down(
     ring: &[u8],
@@ -346,10 +349,8 @@ pub(crate) fn down(
     columns: usize,
     output: &mut [u8],
 ) {
-    assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
-    assert!(starts.len() == weights.len());
-    let end = 3 * columns * QUAD;
-    assert!(starts.iter().all(|start| start + end <= ring.len()));
+    assert!(columns.is_multiple_of(BYTES));
+    check_quads(ring, starts, weights, columns, output);
     match starts.len() {
         1 => down_from::<1>(ring, starts, weights, columns, output),
         2 => down_from::<2>(ring, starts, weights, columns, output),
@@ -358,7 +359,7 @@ pub(crate) fn down(
     }
 }
 
-/// `COUNT` quads; 0 stands for any number.
+/// `COUNT` quads; 0 means any number.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn down_from<const COUNT: usize>(
     ring: &[u8],
@@ -397,10 +398,10 @@ fn down_from<const COUNT: usize>(
     }
 }
 
-/// Add 64 columns of a quad.
+/// Accumulate 64 columns of a quad.
 ///
 /// # Safety
-/// 256 bytes can be read.
+/// 256 bytes are readable.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
 unsafe fn add_quad(
@@ -414,7 +415,7 @@ unsafe fn add_quad(
     }
 }
 
-/// Write 64 pixels.
+/// Store 64 pixels.
 #[target_feature(enable = "avx512f,avx512vbmi")]
 #[inline]
 fn merge_planes(planes: [__m512i; 3], pixels: &mut [u8; 3 * BYTES]) {
@@ -422,7 +423,7 @@ fn merge_planes(planes: [__m512i; 3], pixels: &mut [u8; 3 * BYTES]) {
     for ([first, second], bytes) in MERGE.iter().zip(pixels.as_chunks_mut::<BYTES>().0) {
         let two = _mm512_permutex2var_epi8(red, line(first), green);
         let three = _mm512_permutex2var_epi8(two, line(second), blue);
-        // SAFETY: 64 bytes are written, as many as there are.
+        // SAFETY: 64 bytes are stored, as many as there are.
         unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), three) };
     }
 }

@@ -1,8 +1,8 @@
-//! The two passes of a resize over a few rows: which instructions carry them out, and plain loops.
+//! The two passes of a resize: SIMD dispatch and portable loops.
 //!
-//! Four rows are taken at a time. Their pixels are parted into planes, one for each channel; the
-//! horizontal pass leaves the four rows of every column side by side, a quad, so that the vertical
-//! pass has the bytes that are weighed together next to each other.
+//! Four rows are processed at a time. Their pixels are deinterleaved into planes, one per channel;
+//! the horizontal pass stores the four rows of every column adjacently (a quad), so that the
+//! vertical pass finds the bytes that it accumulates next to each other.
 
 #[cfg(target_arch = "x86_64")]
 mod approx;
@@ -19,10 +19,26 @@ use super::weights::{PRECISION_BITS, QUAD, Weights};
 use crate::cpu_features::Instructions;
 use crate::simd::{self, SimdLoop};
 
+/// Assert that the quads are inside the ring, one weight per row, and that `output` has room.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn check_quads(
+    ring: &[u8],
+    starts: &[usize],
+    weights: &[[i32; QUAD]],
+    columns: usize,
+    output: &[u8],
+) {
+    assert!(output.len() >= 3 * columns);
+    assert!(starts.len() == weights.len());
+    let end = 3 * columns * QUAD;
+    assert!(starts.iter().all(|start| start + end <= ring.len()));
+}
+
 /// Columns are padded to a multiple of this.
 pub(crate) const COLUMNS: usize = 64;
 
-/// The weights of the horizontal pass in the order in which they are used.
+/// Weights of the horizontal pass, in the order of their use.
 #[derive(Debug)]
 pub(crate) enum Across {
     Plain(Weights),
@@ -30,10 +46,10 @@ pub(crate) enum Across {
     Avx2(avx2::Avx2Weights),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512Weights),
-    /// Of far fewer columns, for both of the above.
+    /// Used with AVX2 and AVX-512 for strong downscaling.
     #[cfg(target_arch = "x86_64")]
     Wide(wide::WideWeights),
-    /// At most one level off.
+    /// Within one level.
     #[cfg(target_arch = "x86_64")]
     Fast(approx::ApproxWeights),
     #[cfg(target_arch = "aarch64")]
@@ -41,7 +57,7 @@ pub(crate) enum Across {
 }
 
 impl Across {
-    /// Bytes that each of the planes needs.
+    /// Minimum bytes per plane.
     pub(crate) fn plane(&self, columns: usize) -> usize {
         let reach = match self {
             Self::Plain(_) => 0,
@@ -59,7 +75,7 @@ impl Across {
         reach.max(columns).next_multiple_of(COLUMNS)
     }
 
-    /// Bytes of a value between the passes.
+    /// Bytes per value between the passes.
     pub(crate) fn value_bytes(&self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -69,25 +85,25 @@ impl Across {
     }
 }
 
-/// The passes, with instructions that the processor has.
+/// The passes, with an instruction set that the processor supports.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passes(Instructions);
 
 impl Passes {
-    /// Instructions that the processor lacks are not used.
+    /// Instruction sets that the processor lacks are not used.
     pub(crate) fn new(instructions: Instructions) -> Self {
         Self(instructions.min(Instructions::best()))
     }
 
-    /// The instructions, which the processor has.
+    /// The instruction set.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn instructions(self) -> Instructions {
         self.0
     }
 
-    /// Lay out weights of the horizontal pass; rounded ones if `is_fast`.
+    /// Build the tables of the horizontal pass; with rounded weights if `is_fast`.
     pub(crate) fn lay_out(self, weights: Weights, is_fast: bool) -> Across {
-        let _ = is_fast; // Not looked at on every processor.
+        let _ = is_fast; // Unused on some processors.
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => {
@@ -109,9 +125,8 @@ impl Passes {
         }
     }
 
-    /// Whether these sizes, (input, output) in pixels of each axis, are resized at most one level off
-    /// where that is asked for, with weights that are rounded. AVX-512 is as fast exactly, and elsewhere
-    /// there are no such loops.
+    /// True if these sizes, (input, output) in pixels per axis, may be resized within one level.
+    /// AVX-512 is as fast exactly, and other processors have no such loops.
     pub(crate) fn are_fast(self, axes: [(usize, usize); 2]) -> bool {
         #[cfg(target_arch = "x86_64")]
         if self.0 == Instructions::Avx2 {
@@ -123,10 +138,10 @@ impl Passes {
         false
     }
 
-    /// Part pixels of three bytes into planes, which start at the places given.
+    /// Deinterleave RGB pixels into planes with the given offsets.
     pub(crate) fn split(self, row: &[u8], output: &mut [u8], planes: [usize; 3]) {
         match self.0 {
-            // SAFETY: the processor has the instructions.
+            // SAFETY: the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::split(row, output, planes) },
             // SAFETY: as above.
@@ -146,10 +161,11 @@ impl Passes {
         }
     }
 
-    /// Make four rows of the output's width out of four of the input's.
+    /// Resize four rows horizontally.
     ///
-    /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three of
-    /// `columns` * 4 values of [`Across::value_bytes`], as the vertical pass of the table takes them.
+    /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
+    /// times `columns` * 4 values of [`Across::value_bytes`], in the layout of the table's vertical
+    /// pass.
     pub(crate) fn across(
         self,
         table: &Across,
@@ -172,7 +188,7 @@ impl Passes {
                     _ => simd::run(work),
                 }
             }
-            // SAFETY: such tables are made where the processor has the instructions.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Across::Avx2(table) => unsafe { avx2::across(table, planes, plane, quads, columns) },
             // SAFETY: as above.
@@ -192,9 +208,9 @@ impl Passes {
         }
     }
 
-    /// Make a row of the output out of quads of rows: bytes of `columns` pixels, which are padded.
+    /// Resize vertically: `columns` padded pixels of an output row.
     ///
-    /// `table` is what made the quads; `starts` are where they start in `ring`, each of three times
+    /// `table` produced the quads; `starts` are their offsets in `ring`, each of three times
     /// `columns` * 4 values.
     pub(crate) fn down(
         self,
@@ -207,14 +223,14 @@ impl Passes {
     ) {
         #[cfg(target_arch = "x86_64")]
         if matches!(table, Across::Fast(_)) {
-            // SAFETY: such tables are made where the processor has the instructions.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             unsafe { approx::down(ring, starts, weights, columns, output) };
             return;
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = table;
         match self.0 {
-            // SAFETY: the processor has the instructions.
+            // SAFETY: the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::down(ring, starts, weights, columns, output) },
             // SAFETY: as above.
@@ -240,7 +256,7 @@ struct PlainAcross<'a> {
 
 impl SimdLoop for PlainAcross<'_> {
     #[inline(always)]
-    #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+    #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
         let channels = self.quads.chunks_exact_mut(self.columns * QUAD).take(3);
         for (channel, quads) in channels.enumerate() {
@@ -263,7 +279,7 @@ fn plain_down(
     columns: usize,
     output: &mut [u8],
 ) {
-    // A few columns at a time, quad after quad: sums that stay in registers or close to them.
+    // A few columns at a time, quad by quad: the sums stay in registers or in the first cache.
     let mut sums = [0_i32; COLUMNS];
     for first in (0..columns).step_by(COLUMNS) {
         for channel in 0..3 {
@@ -285,7 +301,7 @@ fn plain_down(
     }
 }
 
-/// The weighted sum, rounded and cut off at 0 and 255.
+/// The weighted sum, rounded and clamped to [0, 255].
 #[inline(always)]
 #[allow(clippy::inline_always)] // Compiled for several instruction sets.
 fn weigh<'a>(values: impl Iterator<Item = (&'a u8, &'a i32)>) -> u8 {

@@ -1,4 +1,4 @@
-//! The passes of a resize with NEON, four products of 32 bits at a time.
+//! Resize passes with NEON, four 32-bit products at a time.
 //!
 //! All functions need [`crate::cpu_features::Instructions::Neon`].
 
@@ -12,20 +12,20 @@ use std::arch::aarch64::{
 
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
-/// Taps that are weighed at once.
+/// Taps per step.
 const TAPS: usize = 8;
-/// Columns of the output whose bytes fill a register.
+/// Output columns whose bytes fill a register.
 const LANES: usize = 16;
 
-/// The weights of the horizontal pass, with zeros up to a multiple of eight taps.
+/// Weights of the horizontal pass, zero-padded to a multiple of eight taps.
 #[derive(Debug)]
 pub(crate) struct NeonWeights {
-    /// For each output column, the first input column.
+    /// First input column, per output column.
     starts: Vec<usize>,
-    /// For each output column, `groups` eights of weights.
+    /// `groups` groups of eight weights, per output column.
     weights: Vec<[i32; TAPS]>,
     groups: usize,
-    /// Input columns that are read, the last ones with a weight of 0.
+    /// Input columns that are loaded, including some with weight 0.
     reach: usize,
 }
 
@@ -47,7 +47,7 @@ impl NeonWeights {
         table
     }
 
-    /// Bytes that every plane must have.
+    /// Minimum bytes per plane.
     pub(crate) fn reach(&self) -> usize {
         self.reach
     }
@@ -56,27 +56,27 @@ impl NeonWeights {
 #[target_feature(enable = "neon")]
 #[inline]
 fn load_weights(weights: &[i32; QUAD]) -> int32x4_t {
-    // SAFETY: the array has the four values that are read.
+    // SAFETY: the array has the four values that are loaded.
     unsafe { vld1q_s32(weights.as_ptr()) }
 }
 
 #[target_feature(enable = "neon")]
 #[inline]
 fn load(bytes: &[u8; LANES]) -> uint8x16_t {
-    // SAFETY: the array has the 16 bytes that are read.
+    // SAFETY: the array has the 16 bytes that are loaded.
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }
 
-/// Part pixels of three bytes into planes, as [`crate::resize::simd::Passes::split`].
+/// Deinterleave RGB pixels, as [`crate::resize::simd::Passes::split`].
 #[target_feature(enable = "neon")]
 pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     let (parts, rest) = row.as_chunks::<{ 3 * LANES }>();
     for (part, at) in parts.iter().zip((0..).step_by(LANES)) {
-        // SAFETY: the array has the 48 bytes that are read.
+        // SAFETY: the array has the 48 bytes that are loaded.
         let uint8x16x3_t(red, green, blue) = unsafe { vld3q_u8(part.as_ptr()) };
         for (start, values) in planes.into_iter().zip([red, green, blue]) {
             let to = &mut output[start + at..][..LANES];
-            // SAFETY: the slice has the 16 bytes that are written.
+            // SAFETY: the slice has the 16 bytes that are stored.
             unsafe { vst1q_u8(to.as_mut_ptr(), values) };
         }
     }
@@ -88,7 +88,7 @@ pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     }
 }
 
-/// What is in each of four registers added up, and rounded to whole levels.
+/// Horizontal sums of four registers, rounded to whole levels.
 #[target_feature(enable = "neon")]
 #[inline]
 fn rounded_sums([a, b, c, d]: [int32x4_t; QUAD]) -> int32x4_t {
@@ -97,7 +97,7 @@ fn rounded_sums([a, b, c, d]: [int32x4_t; QUAD]) -> int32x4_t {
     vshrq_n_s32::<{ PRECISION_BITS as i32 }>(vaddq_s32(sums, half))
 }
 
-/// Eight values times eight weights, added to four sums.
+/// Multiply eight values with eight weights, added to four sums.
 #[target_feature(enable = "neon")]
 #[inline]
 fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2]) -> int32x4_t {
@@ -105,7 +105,7 @@ fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2])
     vmlaq_s32(sum, signed(vmovl_u16(vget_high_u16(values))), high)
 }
 
-/// The horizontal pass, as [`crate::resize::simd::Passes::across`].
+/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "neon")]
 pub(crate) fn across(
     table: &NeonWeights,
@@ -125,7 +125,7 @@ pub(crate) fn across(
                 let (halves, _) = weights.as_chunks::<QUAD>();
                 let halves = [load_weights(&halves[0]), load_weights(&halves[1])];
                 for (row, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: `reach` is where the last eight taps of any column end, and as was
+                    // SAFETY: `reach` is the end of the last eight taps of any column, and as
                     // checked there are 12 planes at least as long.
                     let taps = unsafe {
                         vld1_u8(planes.as_ptr().add((row * 3 + channel) * plane + first))
@@ -146,7 +146,7 @@ fn signed(value: uint32x4_t) -> int32x4_t {
     vreinterpretq_s32_u32(value)
 }
 
-/// The vertical pass, as [`crate::resize::simd::Passes::down`].
+/// Vertical pass, as [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "neon")]
 pub(crate) fn down(
     ring: &[u8],
@@ -175,12 +175,12 @@ pub(crate) fn down(
                 vqmovn_u16(vcombine_u16(c, d)),
             )
         });
-        // SAFETY: the array has the 48 bytes that are written.
+        // SAFETY: the array has the 48 bytes that are stored.
         unsafe { vst3q_u8(part.as_mut_ptr(), uint8x16x3_t(red, green, blue)) };
     }
 }
 
-/// 16 bytes as numbers of 32 bits, four in a register.
+/// Widen 16 bytes to 32 bits, four per register.
 #[target_feature(enable = "neon")]
 #[inline]
 fn widened(bytes: uint8x16_t) -> [int32x4_t; QUAD] {

@@ -1,37 +1,37 @@
-//! The horizontal pass of a resize to far fewer columns, with AVX2.
+//! Horizontal pass for strong downscaling, with AVX2.
 //!
-//! Where a column of the output is made of many of the input, those lie next to each other: sixteen
-//! are weighed at once, and what stands in the lanes is added up at the end. Weights are in two parts,
-//! as in [`crate::resize::simd::avx2`], and nothing is rounded before.
+//! The many input columns of an output column are adjacent: sixteen are weighted at a time, and the
+//! lanes are added up at the end. Weights are in two parts, as in [`crate::resize::simd::avx2`];
+//! nothing is rounded before.
 //!
 //! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::resize::simd::avx2::{RowSpan, line, parts_of};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
-/// Input columns that are weighed at once.
+/// Input columns per step.
 const TAPS: usize = 16;
-/// Columns of the output that are made at once.
+/// Output columns per step.
 const COLUMNS: usize = 4;
 
-/// The weights of the horizontal pass, with zeros up to a multiple of sixteen of each column.
+/// Weights of the horizontal pass, zero-padded to a multiple of sixteen per column.
 #[derive(Debug)]
 pub(crate) struct WideWeights {
-    /// For each column of the output, the first input column.
+    /// First input column, per output column.
     starts: Vec<usize>,
-    /// For each column of the output and sixteen taps, upper and lower parts of the weights.
+    /// For each output column and sixteen taps, upper and lower parts of the weights.
     parts: Vec<[RowSpan; 2]>,
-    /// Sixteens of taps.
+    /// Groups of sixteen taps.
     groups: usize,
-    /// Input columns that are read, the last ones with a weight of 0.
+    /// Input columns that are loaded, including some with weight 0.
     reach: usize,
 }
 
 impl WideWeights {
-    /// Lay the weights out, for a multiple of four columns.
+    /// Build the tables, for a multiple of four columns.
     pub(crate) fn new(weights: &Weights) -> Self {
         let groups = weights.most().div_ceil(TAPS);
         let columns = weights.output().next_multiple_of(COLUMNS);
@@ -57,14 +57,13 @@ impl WideWeights {
         table
     }
 
-    /// Bytes that every plane must have.
+    /// Minimum bytes per plane.
     pub(crate) fn reach(&self) -> usize {
         self.reach
     }
 }
 
-/// Make four rows of the output's width out of four of the input's, as
-/// [`crate::resize::simd::avx2::across`].
+/// Resize four rows horizontally, as [`crate::resize::simd::avx2::across`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &WideWeights,
@@ -82,7 +81,7 @@ pub(crate) fn across(
             let mut sums = [_mm_setzero_si128(); COLUMNS];
             let columns_parts = parts.chunks_exact(table.groups);
             for (sum, (start, parts)) in sums.iter_mut().zip(starts.iter().zip(columns_parts)) {
-                // SAFETY: the last column read is below the table's reach, which is checked to be
+                // SAFETY: the last column loaded is below the table's reach, which is checked to be
                 // inside each of the twelve planes.
                 *sum =
                     unsafe { column(planes.as_ptr().add(channel * plane + start), plane, parts) };
@@ -96,10 +95,10 @@ pub(crate) fn across(
     }
 }
 
-/// Levels of one column in four rows, not yet cut off at 0 and 255.
+/// Levels of one column in four rows, before clamping.
 ///
 /// # Safety
-/// Sixteen bytes for each of the parts can be read from the place and from 3, 6 and 9 strides after it.
+/// Sixteen bytes for each part are readable at the place and 3, 6 and 9 strides after it.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn column(first: *const u8, stride: usize, parts: &[[RowSpan; 2]]) -> __m128i {

@@ -1,7 +1,7 @@
-//! Affine maps of a picture with AVX-512 and VBMI: sixteen pixels at once, the same bytes as the loops
-//! of [`crate::transform::affine`].
+//! Affine warps with AVX-512 and VBMI, sixteen pixels at a time; the same bytes as
+//! [`crate::transform::affine`].
 
-// Every number is far below the limits of the type that it is cast to.
+// All numbers are far below the limits of the types they are cast to.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -9,7 +9,7 @@
     clippy::cast_sign_loss
 )]
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::cpu_features::Instructions;
@@ -18,20 +18,19 @@ use crate::simd::INTEGER;
 use crate::transform::affine::FILL;
 use crate::transform::affine_rows::at_border;
 
-/// Pixels that are made at once, as in OpenCV's vector loop.
+/// Pixels per step, as in OpenCV's vector loop.
 const LANES: usize = 16;
 
-/// Map a picture, if the processor has the instructions: each coordinate is `c[0] * x + c[1] * y + c[2]`.
+/// Warp an image if the processor supports it: each coordinate is `c[0] * x + c[1] * y + c[2]`.
 ///
-/// Gives whether it did; `output` has as many bytes as the picture, whose sides are of one pixel or
-/// more.
+/// Returns whether it did. `output` has the image's length; its sides are at least one pixel.
 pub(crate) fn warp(image: &Rgb, x: [f32; 3], y: [f32; 3], output: &mut [u8]) -> bool {
     if Instructions::best() < Instructions::Avx512 {
         return false;
     }
-    // A coordinate that is that of the output, moved by whole pixels, needs one neighbour only.
+    // A coordinate that equals the output's, shifted by whole pixels, needs one neighbor only.
     let (across, down) = (!is_whole([x[0], x[1], x[2]]), !is_whole([y[1], y[0], y[2]]));
-    // SAFETY: the processor has the instructions.
+    // SAFETY: the processor supports the instructions, as checked.
     unsafe {
         match (across, down) {
             (true, true) => rows::<true, true>(image, x, y, output),
@@ -43,18 +42,18 @@ pub(crate) fn warp(image: &Rgb, x: [f32; 3], y: [f32; 3], output: &mut [u8]) -> 
     true
 }
 
-/// Whether a coordinate is the output's own, moved by whole pixels, all exact in single precision.
-#[allow(clippy::float_cmp)] // Exactness is what is asked for.
+/// True if the coordinate is the output's, shifted by whole pixels, exactly in single precision.
+#[allow(clippy::float_cmp)] // Exact comparison is intended.
 fn is_whole([own, other, offset]: [f32; 3]) -> bool {
     own == 1.0 && other == 0.0 && offset.fract() == 0.0 && offset.abs() < 4_194_304.0
 }
 
-/// Bytes of the two pixels beside each other in a row, for each channel the left and the right one, as
-/// numbers of 32 bits: of sixteen neighbours in sixteen bytes of eight each, or of a row of pixels.
+/// Byte indices of a pixel and its right neighbor, per channel, as 32-bit numbers: of sixteen
+/// neighbors in groups of eight bytes, or of a row of pixels.
 struct Index {
     pairs: [[__m512i; 2]; 3],
     row: [[__m512i; 2]; 3],
-    /// The low bytes of red and green numbers, then those and blue ones.
+    /// Pack the low bytes of red and green, then of those and blue.
     merge: [__m512i; 2],
 }
 
@@ -83,7 +82,7 @@ impl Index {
     }
 }
 
-/// In every fourth byte the place of a byte of one of sixteen pixels.
+/// Broadcast the index of each of sixteen pixels to its four bytes.
 #[target_feature(enable = "avx512f")]
 fn every_fourth(step: usize, first: usize) -> __m512i {
     let mut bytes = [0; 64];
@@ -100,7 +99,7 @@ fn register(bytes: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
-/// Where sixteen pixels come from: column and row of the upper left neighbours, and what is left.
+/// Sources of sixteen pixels: column and row of the top left neighbors, and the fractions.
 struct Places {
     columns: __m512i,
     rows: __m512i,
@@ -108,7 +107,7 @@ struct Places {
     down: __m512,
 }
 
-/// One coordinate of row `y` of the output, of sixteen columns from `first` on.
+/// One coordinate of row `y` of the output, for sixteen columns from `first` on.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn locate(coordinate: [f32; 3], y: usize, first: usize, is_block: bool) -> (__m512i, __m512) {
@@ -117,7 +116,7 @@ fn locate(coordinate: [f32; 3], y: usize, first: usize, is_block: bool) -> (__m5
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let columns = _mm512_cvtepi32_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(first as i32)));
     let per_x = _mm512_set1_ps(per_x);
-    // What is left of a row is added up in another order.
+    // The scalar tail adds in another order.
     let source = if is_block {
         _mm512_fmadd_ps(per_x, columns, _mm512_set1_ps(of_row + offset))
     } else {
@@ -152,13 +151,13 @@ fn rows<const ACROSS: bool, const DOWN: bool>(
             };
             let values = block_of::<ACROSS, DOWN>(image, &index, &places);
             let mask = (1_u64 << pixels.len()) - 1;
-            // SAFETY: as many bytes are written as there are.
+            // SAFETY: the mask stores as many bytes as there are.
             unsafe { _mm512_mask_storeu_epi8(pixels.as_mut_ptr().cast(), mask, values) };
         }
     }
 }
 
-/// Bytes of sixteen pixels of the output.
+/// Sixteen output pixels as bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn block_of<const ACROSS: bool, const DOWN: bool>(
@@ -183,7 +182,7 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
     let columns = _mm512_mullo_epi32(places.rows, _mm512_set1_epi32(width));
     let pixels = _mm512_add_epi32(columns, places.columns);
     let starts = _mm512_add_epi32(_mm512_slli_epi32::<1>(pixels), pixels);
-    // Eight bytes are read from the first pixel of a pair on.
+    // Eight bytes are loaded from the first pixel of a pair.
     let last = image.pixels.len().checked_sub(stride + 8);
     let readable = last.map_or(0, |last| {
         inside & _mm512_cmple_epu32_mask(starts, _mm512_set1_epi32(last as i32))
@@ -206,7 +205,7 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
         return interpolate::<ACROSS, DOWN>(&index.row, index.merge, sides, sides, places);
     }
     let start = image.pixels.as_ptr();
-    // SAFETY: from every start on eight bytes can be read, and as many a row further down.
+    // SAFETY: eight bytes are readable at every offset, and one row below.
     let (upper, lower) = unsafe {
         let lower = if DOWN {
             fetch(start.add(stride), &numbers)
@@ -218,10 +217,10 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
     interpolate::<ACROSS, DOWN>(&index.pairs, index.merge, upper, lower, places)
 }
 
-/// Sixteen times eight bytes.
+/// Gather sixteen times eight bytes.
 ///
 /// # Safety
-/// They can be read from all the places.
+/// They are readable at all offsets.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn fetch(start: *const u8, places: &[u32; LANES]) -> [__m512i; 2] {
@@ -246,9 +245,10 @@ fn join([a, b, c, d]: [__m128i; 4]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// Blocks that are not wholly inside the picture: pixels that cannot be read are taken one by one.
+/// Blocks that are partly outside of the image: pixels that cannot be loaded are fetched one by
+/// one.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-#[inline(never)] // Seldom needed.
+#[inline(never)] // Rarely called.
 fn mixed<const ACROSS: bool, const DOWN: bool>(
     image: &Rgb,
     index: &Index,
@@ -292,8 +292,7 @@ fn mixed<const ACROSS: bool, const DOWN: bool>(
     interpolate::<ACROSS, DOWN>(&index.pairs, index.merge, upper, lower, places)
 }
 
-/// Weigh the neighbours; a coordinate without weights is exactly that of the neighbours on the left,
-/// or above.
+/// Interpolate; without weights the coordinate is exactly that of the left, or top, neighbors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn interpolate<const ACROSS: bool, const DOWN: bool>(

@@ -1,22 +1,22 @@
-//! Bytes looked up in tables with AVX-512 and VBMI, 64 at once.
+//! Lookup tables of bytes with AVX-512 and VBMI, 64 bytes at a time.
 
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::cpu_features::Instructions;
 
-/// Bytes of a register.
+/// Bytes per register.
 const BYTES: usize = 64;
 
-/// Put another value for every byte of pixels of three, each channel's out of its own table, if the
-/// processor has the instructions: as many bytes as it says, a multiple of three, are done.
+/// Map the bytes of RGB pixels through a table per channel, if the processor supports it. Returns
+/// the number of bytes that are done, a multiple of three.
 pub(crate) fn look_up(pixels: &mut [u8], tables: &[[u8; 256]; 3]) -> usize {
     if Instructions::best() < Instructions::Avx512 {
         return 0;
     }
     let (blocks, _) = pixels.as_chunks_mut::<{ 3 * BYTES }>();
     let [red, green, blue] = tables;
-    // SAFETY: the processor has the instructions.
+    // SAFETY: the processor supports the instructions, as checked.
     unsafe {
         if red == green && green == blue {
             look_up_grey(blocks, red);
@@ -30,7 +30,7 @@ pub(crate) fn look_up(pixels: &mut [u8], tables: &[[u8; 256]; 3]) -> usize {
 #[target_feature(enable = "avx512f")]
 fn registers(table: &[u8; 256]) -> [__m512i; 4] {
     let start = table.as_ptr();
-    // SAFETY: four times 64 bytes are read, as many as there are.
+    // SAFETY: four times 64 bytes are loaded, as many as there are.
     unsafe {
         [
             _mm512_loadu_si512(start.cast()),
@@ -54,7 +54,7 @@ fn look_up_grey(blocks: &mut [[u8; 3 * BYTES]], table: &[u8; 256]) {
     let table = registers(table);
     for bytes in blocks.as_flattened_mut().as_chunks_mut::<BYTES>().0 {
         let place = bytes.as_mut_ptr().cast();
-        // SAFETY: 64 bytes are read and written, as many as there are.
+        // SAFETY: 64 bytes are loaded and stored, as many as there are.
         unsafe { _mm512_storeu_si512(place, values(&table, _mm512_loadu_si512(place))) };
     }
 }
@@ -68,10 +68,10 @@ fn look_up_colours(blocks: &mut [[u8; 3 * BYTES]], tables: &[[u8; 256]; 3]) {
     let blue = registers(&tables[2]);
     for block in blocks {
         for (part, bytes) in block.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
-            // 64 leaves one byte after the last whole pixel.
+            // 64 bytes are 21 pixels and one byte.
             let shift = |channel: usize| THIRDS << ((channel + 2 * part) % 3);
             let place = bytes.as_mut_ptr().cast();
-            // SAFETY: 64 bytes are read and written, as many as there are.
+            // SAFETY: 64 bytes are loaded and stored, as many as there are.
             unsafe {
                 let bytes = _mm512_loadu_si512(place);
                 let found = values(&red, bytes);

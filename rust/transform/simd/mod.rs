@@ -1,4 +1,4 @@
-//! Loops with AVX-512: warps and table look-ups.
+//! AVX-512 loops: affine warps and lookup tables.
 
 pub(super) mod affine_avx512;
 pub(super) mod lut_avx512;

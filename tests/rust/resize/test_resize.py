@@ -183,18 +183,18 @@ def test_an_array_that_is_not_contiguous():
 
 def test_errors():
     image = np.zeros((2, 2, 3), np.uint8)
-    with pytest.raises(ValueError, match="filter: 'nearest' is no filter"):
+    with pytest.raises(ValueError, match=r"filter: .*'nearest'; expected"):
         _core.resize_image(image, 2, 2, "nearest")
-    with pytest.raises(ValueError, match="resize: 'quick' is no precision; expected 'exact' or"):
+    with pytest.raises(ValueError, match=r"resize: .*'quick'; expected 'exact' or"):
         _core.resize_image(image, 2, 2, resize="quick")
     for side in (10**5, 2**63):
-        with pytest.raises(ValueError, match=f"to {side} x {side} pixels; .* at most 178956970"):
+        with pytest.raises(ValueError, match=f"{side} x {side} pixels; .* at most 178956970"):
             _core.resize_image(np.zeros((4, 4, 3), np.uint8), side, side)
-    with pytest.raises(ValueError, match="cannot resize to 0 x 2 pixels"):
+    with pytest.raises(ValueError, match="0 x 2 pixels; expected 1 or more"):
         _core.resize_image(image, 0, 2)
-    with pytest.raises(ValueError, match=r"crop: .* is not inside a picture of 2 x 2 pixels"):
+    with pytest.raises(ValueError, match=r"crop: .* inside an image of 2 x 2 pixels"):
         _core.resize_image(image, 2, 2, crop=(1, 0, 2, 1))
-    with pytest.raises(ValueError, match="instructions: 'sse' is no set"):
+    with pytest.raises(ValueError, match=r"instructions: .*'sse'; expected"):
         _core.resize_image(image, 2, 2, instructions="sse")
     with pytest.raises(ValueError, match="0 x 4"):
         _core.resize_image(np.zeros((0, 4, 3), np.uint8), 2, 2)

@@ -164,11 +164,11 @@ def test_tokens_that_are_named(name):
     saved = tokenizers.Tokenizer.from_str(ours.to_json())
     assert saved.padding is not None and saved.padding["pad_id"] == ids[0]
     assert [saved.encode(t).ids for t in texts] == [ours.encode(t)[0] for t in texts]
-    with pytest.raises(ValueError, match="pad_token: 'xyzzy' is no token of the vocabulary"):
+    with pytest.raises(ValueError, match="pad_token: 'xyzzy' is not in the vocabulary"):
         Tokenizer.from_json(theirs.to_str(), pad_token="xyzzy")
-    with pytest.raises(ValueError, match="mask_token: 'xyzzy' is no token of the vocabulary"):
+    with pytest.raises(ValueError, match="mask_token: 'xyzzy' is not in the vocabulary"):
         Tokenizer.from_json(theirs.to_str(), mask_token="xyzzy")
-    with pytest.raises(ValueError, match="is the padding as well; expected two tokens"):
+    with pytest.raises(ValueError, match="is also the padding token; expected two tokens"):
         Tokenizer.from_json(theirs.to_str(), pad_token=mask, mask_token=mask)
 
 

@@ -112,7 +112,7 @@ def test_factors_differ_from_picture_to_picture():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hue": (-0.6, 0)}, "hue: .* is no range inside -0.5 to 0.5"),
+        ({"hue": (-0.6, 0)}, "hue: .*-0.6.*; expected a range within -0.5 to 0.5"),
         ({"contrast": (1.2, 0.8)}, "contrast: "),
         ({"brightness": (-0.1, 1)}, "brightness: "),
     ],
@@ -124,7 +124,7 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_wrong_changes_are_named():
     image = pictures()["pixel"]
-    with pytest.raises(ValueError, match="change: 'gamma' is none"):
+    with pytest.raises(ValueError, match=r"change: .*'gamma'; expected"):
         jitter_image(image, "gamma", 1.0)
     with pytest.raises(ValueError, match=r"factor: 0\.6 for hue; expected -0.5 to 0.5"):
         jitter_image(image, "hue", 0.6)

@@ -77,7 +77,7 @@ def test_the_picture_that_is_given_stays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("Posterize", 1.0), "'Posterize' is no operation; expected one of Identity"),
+        (("Posterize", 1.0), "'Posterize'; expected one of Identity"),
         (("Rotate",), "argument: None for Rotate; expected a finite number"),
         (("Rotate", float("nan")), "expected a finite number"),
         (("Equalize", 1.0), "for Equalize; expected none"),
@@ -109,11 +109,11 @@ def test_the_published_settings_are_the_default():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"magnitude": 11}, "magnitude: 11 is not between 0 and 10"),
-        ({"probability": -0.1}, "probability: -0.1 is not"),
-        ({"operations": ["Rotat"]}, "operations: 'Rotat' is no operation"),
-        ({"operations": []}, "operations: none to draw 2 from"),
-        ({"num_ops": -1}, "num_ops: -1 is no count"),
+        ({"magnitude": 11}, "magnitude: 11; expected 0 to 10"),
+        ({"probability": -0.1}, "probability: -0.1; expected 0 to 1"),
+        ({"operations": ["Rotat"]}, "operations: 'Rotat'; expected"),
+        ({"operations": []}, "operations: empty, but num_ops is 2"),
+        ({"num_ops": -1}, "num_ops: -1; expected 0 or more"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
