@@ -7,10 +7,11 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
+use fiber_core::boxes::Crop;
+use fiber_core::cpu_features::Instructions;
 use fiber_core::image::{MAX_PIXELS, Rgb};
-use fiber_core::instructions::Instructions;
 use fiber_core::jpeg::{Decoder, Request, Scale, read_header};
-use fiber_core::resize::{Crop, Filter, ResizeScratch, resize_with};
+use fiber_core::resize::{Filter, ResizeScratch, resize_with};
 
 /// Side of a squashed picture.
 const SIDE: usize = 384;

@@ -3,7 +3,7 @@
 Command: python benches/bench_rand_augment.py
 
 Peers: the published augmentation's own way, numpy and OpenCV 5 (written down anew in
-tests/core/record_rand_augment.py; `pip install opencv-python-headless==5.0.0.93`), and
+tests/rust/transform/record_rand_augment.py; `pip install opencv-python-headless==5.0.0.93`), and
 torchvision's operations of the same names on a uint8 tensor, whose values are others. One thread,
 CPU time of the process, a picture of 384 x 384 pixels, arguments of magnitude 7. Ours copies the
 picture out of Python first, which is part of its time. Values are compared with the first peer
@@ -27,7 +27,7 @@ from torchvision.transforms.autoaugment import _apply_op
 from fiber._core import RandAugment, augment_image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.core.record_rand_augment import apply
+from tests.rust.transform.record_rand_augment import apply
 
 SIDE = 384
 PEER = "numpy and OpenCV"

@@ -8,10 +8,10 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use fiber_core::box_journey::{Journey, Packed};
 use fiber_core::boxes::BoxXyxy;
-use fiber_core::random::{Draws, Purpose};
-use fiber_core::resize::Crop;
+use fiber_core::boxes::Crop;
+use fiber_core::rng::{Purpose, Rng};
+use fiber_core::transform::boxes::{BoxTransform, PackedBoxes};
 
 const BOXES: usize = 64;
 /// So few that a run is rarely interrupted.
@@ -19,19 +19,14 @@ const PICTURES: usize = 20;
 const RUNS: usize = 5001;
 
 fn main() {
-    let mut draws = Draws::new(0, 0, 0, Purpose::Order);
+    let mut rng = Rng::new(0, 0, 0, Purpose::Order);
     let boxes: Vec<BoxXyxy> = (0..BOXES)
         .map(|_| {
-            let (x, y) = (draws.range(-0.9, 500.0), draws.range(-0.9, 400.0));
-            [
-                x,
-                y,
-                x + draws.range(2.0, 140.0),
-                y + draws.range(2.0, 80.0),
-            ]
+            let (x, y) = (rng.range(-0.9, 500.0), rng.range(-0.9, 400.0));
+            [x, y, x + rng.range(2.0, 140.0), y + rng.range(2.0, 80.0)]
         })
         .collect();
-    let whole = Journey {
+    let whole = BoxTransform {
         from: (480, 640),
         crop: Crop {
             top: 0,
@@ -42,7 +37,7 @@ fn main() {
         to: (800, 1066),
         flip: true,
     };
-    let part = Journey {
+    let part = BoxTransform {
         crop: Crop {
             top: 20,
             left: 50,
@@ -52,7 +47,7 @@ fn main() {
         ..whole
     };
     for (name, journey) in [("whole picture", whole), ("crop", part)] {
-        let mut packed = Packed::default();
+        let mut packed = PackedBoxes::default();
         let mut times: Vec<f64> = (0..=RUNS)
             .map(|_| {
                 let began = Instant::now();

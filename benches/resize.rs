@@ -7,8 +7,9 @@
 use std::time::Instant;
 
 use fiber_core::Error;
-use fiber_core::instructions::Instructions;
-use fiber_core::resize::{Crop, Filter, Method, Precision, ResizeScratch, RowResizer};
+use fiber_core::boxes::Crop;
+use fiber_core::cpu_features::Instructions;
+use fiber_core::resize::{Filter, Method, Precision, ResizeScratch, RowResizer};
 
 /// Rows that a decoder gives out at a time.
 const ROWS: usize = 8;

@@ -1,24 +1,49 @@
-//! Boxes: half-open xyxy in float pixels, x from 0 to the width of the picture.
+//! Boxes: half-open xyxy in float pixels; 0 <= x <= image width. Crops: whole pixels.
 
 use crate::Error;
-use crate::resize::Crop;
+
+/// A rectangle of whole pixels in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// First row.
+    pub top: usize,
+    /// First column.
+    pub left: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Crop {
+    /// The whole image.
+    #[must_use]
+    pub fn whole(height: usize, width: usize) -> Self {
+        Self {
+            top: 0,
+            left: 0,
+            height,
+            width,
+        }
+    }
+}
 
 /// (x0, y0, x1, y1) in pixels.
 pub type BoxXyxy = [f64; 4];
 
-/// A box of which less than this part is left by a crop is dropped.
+/// A crop drops boxes that keep less than this fraction of their area.
 pub const LEAST_AREA_LEFT: f64 = 0.1;
 
-/// A box may leave its picture by this much, from rounding, and is cut; more is a fault.
+/// How far a box may exceed its image in pixels (rounding); it is clipped. More is an error.
 pub const SLACK_PIXELS: f64 = 1.0;
 
-/// Area in square pixels; 0 for a box that is turned inside out.
+/// Area in square pixels; 0 if inverted.
 #[must_use]
 pub fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
     (x1 - x0).max(0.0) * (y1 - y0).max(0.0)
 }
 
-/// Cut what lies outside a picture.
+/// Clip to the image.
 #[must_use]
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
@@ -31,11 +56,11 @@ pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
     ]
 }
 
-/// Cut every box to its picture.
+/// Clip every box to its image.
 ///
 /// # Errors
-/// [`Error::EmptyBox`] for a box of which nothing is left, [`Error::BoxOutside`] for one that reaches
-/// more than [`SLACK_PIXELS`] outside: faults of the annotation.
+/// [`Error::EmptyBox`] if nothing is left of a box, [`Error::BoxOutside`] if it exceeds the image
+/// by more than [`SLACK_PIXELS`]: both are annotation errors.
 pub fn clip_all(boxes: &[BoxXyxy], height: usize, width: usize) -> Result<Vec<BoxXyxy>, Error> {
     boxes
         .iter()
@@ -77,7 +102,7 @@ fn clip_one(
     Ok(clipped)
 }
 
-/// Move a box into a crop: `None` where its centre lies outside or too little of it is left.
+/// Map a box into a crop. `None` if its center is outside or too little of it is left.
 #[must_use]
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
@@ -91,24 +116,24 @@ pub fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
     (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
 }
 
-/// Follow a resize from `from` to `to`, both (height, width).
+/// Scale a box for a resize from `from` to `to`, both (height, width).
 #[must_use]
 pub fn scale(box_xyxy: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
     multiply(box_xyxy, ratios(from, to))
 }
 
-/// How much longer a resize makes (y, x).
+/// Scale factors (y, x) of a resize.
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub(crate) fn ratios(from: (usize, usize), to: (usize, usize)) -> (f64, f64) {
     (to.0 as f64 / from.0 as f64, to.1 as f64 / from.1 as f64)
 }
 
-/// Follow a resize by its ratios (y, x).
+/// Scale a box by factors (y, x).
 pub(crate) fn multiply([x0, y0, x1, y1]: BoxXyxy, (y_ratio, x_ratio): (f64, f64)) -> BoxXyxy {
     [x0 * x_ratio, y0 * y_ratio, x1 * x_ratio, y1 * y_ratio]
 }
 
-/// Mirror left and right in a picture of `width` pixels.
+/// Mirror horizontally in an image of `width` pixels.
 #[must_use]
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
@@ -135,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn clipping_cuts_and_refuses_what_is_outside() {
+    fn boxes_are_clipped_or_rejected() {
         let boxes = clip_all(&[[-1.0, 1.0, 2.5, 4.0]], 3, 4);
         assert_eq!(boxes.ok(), Some(vec![[0.0, 1.0, 2.5, 3.0]]));
         for outside in [
@@ -158,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn crop_drops_by_centre_and_area() {
+    fn crop_drops_by_center_and_area() {
         assert_eq!(
             crop([25.0, 15.0, 30.0, 20.0], CROP),
             Some([5.0, 5.0, 10.0, 10.0])
         );
-        // The centre is left of the crop.
+        // The center is left of the crop.
         assert_eq!(crop([0.0, 15.0, 39.0, 20.0], CROP), None);
-        // The centre is inside, but a tenth of the area is not.
+        // The center is inside, but less than a tenth of the area.
         assert_eq!(crop([-500.0, -500.0, 600.0, 600.0], CROP), None);
         assert_eq!(
             crop([19.0, 9.0, 61.0, 41.0], CROP),

@@ -1,106 +1,107 @@
-//! What can go wrong, one variant for each cause.
+//! The error type of the crate, one variant per cause.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-/// A fault in the caller's data or arguments.
+/// An error in the caller's data or arguments.
 #[derive(Debug)]
 pub enum Error {
     /// A file could not be read or written.
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Bytes that are no picture, or a broken one.
+    /// Bytes that are not an image, or a corrupt image.
     Decode {
-        /// The file, where there is one.
+        /// The file, if known.
         path: Option<PathBuf>,
         /// What is wrong.
         reason: String,
     },
-    /// A picture of a kind that nobody here can decode.
+    /// An image of a known but unsupported kind.
     Unsupported {
-        /// The file, where there is one.
+        /// The file, if known.
         path: Option<PathBuf>,
         /// What is not supported.
         reason: String,
     },
-    /// A picture larger than the limit.
+    /// An image above the pixel limit.
     TooManyPixels {
         /// Height in pixels.
         height: usize,
         /// Width in pixels.
         width: usize,
-        /// The most pixels allowed.
+        /// Maximum number of pixels.
         limit: usize,
     },
-    /// A box of which nothing lies inside its picture.
+    /// A box with no area inside its image.
     EmptyBox {
-        /// Which box of the record.
+        /// Index of the box in the record.
         index: usize,
         /// The box as stored, xyxy in pixels.
         box_xyxy: [f64; 4],
-        /// Height of the picture in pixels.
+        /// Image height in pixels.
         height: usize,
-        /// Width of the picture in pixels.
+        /// Image width in pixels.
         width: usize,
     },
-    /// A box that reaches too far outside its picture.
+    /// A box that exceeds its image by too much.
     BoxOutside {
-        /// Which box of the record.
+        /// Index of the box in the record.
         index: usize,
         /// The box as stored, xyxy in pixels.
         box_xyxy: [f64; 4],
-        /// How far its farthest edge is outside, in pixels.
+        /// Largest distance outside the image, in pixels.
         beyond: f64,
-        /// Height of the picture in pixels.
+        /// Image height in pixels.
         height: usize,
-        /// Width of the picture in pixels.
+        /// Image width in pixels.
         width: usize,
     },
-    /// A tokenizer file that cannot be used, or a text that cannot be encoded.
+    /// An unusable tokenizer file, or a text that cannot be encoded.
     Tokenizer(String),
-    /// A field that the task needs and the record lacks or holds wrongly.
+    /// A field that is missing from a record, or has a wrong value.
     Field {
         /// Name of the field.
         field: &'static str,
-        /// What was got and expected.
+        /// The value, and what was expected.
         reason: String,
     },
-    /// An argument outside its range.
+    /// An argument out of range.
     Argument {
         /// Name of the argument.
         name: &'static str,
-        /// What was got and expected.
+        /// The value, and what was expected.
         reason: String,
     },
-    /// Memory that the system does not give.
+    /// A failed allocation.
     Memory {
-        /// How much was asked for.
+        /// Requested size in bytes.
         bytes: usize,
-        /// What for, and what would need less.
+        /// What it was for, and how to need less.
         what: String,
     },
-    /// A fault of this library: a worker thread panicked over a record.
+    /// A bug: a worker thread panicked on a record.
     Worker,
-    /// A pass whose threads are gone.
+    /// A session whose threads are gone.
     Closed {
-        /// How they went, and what was expected.
+        /// Why, and what was expected.
         reason: &'static str,
     },
-    /// Any of the above, in a record.
+    /// Any of the above, with the record's key.
     InRecord {
         /// Key of the record.
         key: String,
-        /// What is wrong with it.
+        /// The error.
         source: Box<Error>,
     },
 }
 
 impl Error {
-    /// Say in which record the fault is.
+    /// Add the record's key.
     #[must_use]
     pub fn in_record(self, key: &str) -> Self {
         Self::InRecord {
@@ -109,8 +110,8 @@ impl Error {
         }
     }
 
-    /// What became of the picture, in a word: "missing", "corrupt", "unsupported", or "invalid" where
-    /// the fault is in another field of the record.
+    /// Status of the sample: "missing", "corrupt", "unsupported", or "invalid" if another field is
+    /// wrong.
     #[must_use]
     pub fn status(&self) -> &'static str {
         match self {
@@ -122,7 +123,7 @@ impl Error {
         }
     }
 
-    /// Whether there was too little memory, which is no fault of a record.
+    /// True for failed allocations, which are not the record's fault.
     #[must_use]
     pub fn is_memory(&self) -> bool {
         match self {
@@ -132,7 +133,7 @@ impl Error {
         }
     }
 
-    /// Say in which file a decoding fault is.
+    /// Add the file's path to a decode error.
     #[must_use]
     pub fn in_file(self, file: &std::path::Path) -> Self {
         match self {
@@ -150,7 +151,7 @@ impl Error {
         }
     }
 
-    /// A kind of picture that is known and not decoded, without a file.
+    /// An unsupported image, without a path.
     pub(crate) fn unsupported(reason: impl Into<String>) -> Self {
         Self::Unsupported {
             path: None,
@@ -158,7 +159,7 @@ impl Error {
         }
     }
 
-    /// A decoding fault without a file.
+    /// A decode error, without a path.
     pub(crate) fn decode(reason: impl Into<String>) -> Self {
         Self::Decode {
             path: None,
@@ -166,7 +167,7 @@ impl Error {
         }
     }
 
-    /// An argument outside its range.
+    /// An argument out of range.
     pub(crate) fn argument(name: &'static str, reason: impl Into<String>) -> Self {
         Self::Argument {
             name,
@@ -174,7 +175,7 @@ impl Error {
         }
     }
 
-    /// A field that a record lacks or holds wrongly.
+    /// A missing or wrong field of a record.
     pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
         Self::Field {
             field,
@@ -203,15 +204,15 @@ impl fmt::Display for Error {
                 width,
                 limit,
             } => {
-                let why = if *limit == crate::image::MAX_PIXELS {
+                let why = if *limit == crate::try_alloc::MAX_PIXELS {
                     ", a fixed limit of the loader (fiber._core.decode_image takes max_pixels); \
-                     store it smaller"
+                         store it smaller"
                 } else {
                     " (max_pixels)"
                 };
                 write!(
                     f,
-                    "picture of {height} x {width} pixels; expected at most {limit} pixels{why}"
+                    "image of {height} x {width} pixels; expected at most {limit} pixels{why}"
                 )
             }
             Self::EmptyBox {
@@ -224,8 +225,7 @@ impl fmt::Display for Error {
                 if x0 < x1 && y0 < y1 {
                     write!(
                         f,
-                        "nothing of it lies inside the picture of height {height} and width {width} \
-                         pixels"
+                        "no area inside the image of height {height} and width {width} pixels"
                     )
                 } else {
                     f.write_str("expected numbers with x0 < x1 and y0 < y1")
@@ -239,8 +239,8 @@ impl fmt::Display for Error {
                 width,
             } => write!(
                 f,
-                "box {index} is ({x0}, {y0}, {x1}, {y1}): it reaches {beyond} pixels outside the \
-                 picture of height {height} and width {width} pixels; expected at most {}",
+                "box {index} is ({x0}, {y0}, {x1}, {y1}): {beyond} pixels outside the image of \
+                     height {height} and width {width} pixels; expected at most {}",
                 crate::boxes::SLACK_PIXELS
             ),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
@@ -249,7 +249,8 @@ impl fmt::Display for Error {
                 write!(f, "out of memory: {bytes} bytes for {what}")
             }
             Self::Worker => f.write_str(
-                "a worker thread panicked, which is a fault of fiber; please report the record",
+                "a worker thread panicked; this is a bug in fiber, please report it with the \
+                     record",
             ),
             Self::Closed { reason } => f.write_str(reason),
             Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
@@ -265,4 +266,21 @@ impl std::error::Error for Error {
             _ => None,
         }
     }
+}
+
+/// Run `work` and convert a panic, which only corrupt input can cause, into an error.
+///
+/// `error` gets the panic message.
+///
+/// # Errors
+/// Those of `work`, and the one that `error` makes.
+pub(crate) fn catch_panic<T>(
+    work: impl FnOnce() -> Result<T, Error>,
+    error: impl FnOnce(&str) -> Error,
+) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(error(text.unwrap_or("no message")))
+    })
 }

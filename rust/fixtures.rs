@@ -1,19 +1,19 @@
-//! Records and settings that tests of several modules begin with.
+//! Records and configs shared by unit tests.
 
 use std::sync::Arc;
 
-use crate::augment::{Geometry, Transform};
-use crate::color_jitter::ColorJitter;
-use crate::image;
+use crate::image::{self, Rgb};
+use crate::loader::config::{LoaderConfig, OnError};
+use crate::loader::record::{Record, StoredImage, Task};
 use crate::normalize::Normalization;
-use crate::rand_augment::RandAugment;
-use crate::record::{Record, StoredImage, Task};
+use crate::normalize::layout::{Dtype, Layout};
 use crate::resize::Filter;
-use crate::settings::{OnError, Settings};
-use crate::storage::{Dtype, Layout};
 use crate::tokenizer::Tokenizer;
+use crate::transform::color_jitter::ColorJitter;
+use crate::transform::rand_augment::RandAugment;
+use crate::transform::{Geometry, Transform};
 
-/// A grey PNG whose brightness grows to the right.
+/// A gray PNG, brighter to the right.
 pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -28,10 +28,10 @@ pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
     bytes
 }
 
-/// Settings of pictures of 8 x 8 pixels.
-pub(crate) fn settings(task: Task) -> Settings {
+/// A config with 8 x 8 images.
+pub(crate) fn config(task: Task) -> LoaderConfig {
     let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
-    Settings {
+    LoaderConfig {
         task,
         tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
         transform: Transform {
@@ -57,7 +57,7 @@ pub(crate) fn settings(task: Task) -> Settings {
     }
 }
 
-/// A record of a task with one picture and one box.
+/// A record with one image and one box.
 pub(crate) fn record(key: &str) -> Record {
     Record {
         key: key.to_owned(),
@@ -66,5 +66,24 @@ pub(crate) fn record(key: &str) -> Record {
         boxes_xyxy: vec![[1.0, 2.0, 5.0, 6.0]],
         char_spans: vec![vec![(4, 8)]],
         ..Record::default()
+    }
+}
+
+/// A gray image with these values.
+pub(crate) fn gray(width: usize, values: &[u8]) -> Rgb {
+    Rgb {
+        height: values.len() / width,
+        width,
+        pixels: values.iter().flat_map(|&value| [value; 3]).collect(),
+    }
+}
+
+/// An image whose values ascend in steps of 7, modulo 256.
+pub(crate) fn gradient(height: usize, width: usize) -> Rgb {
+    let pixels = (0..height * width * 3).map(|i| u8::try_from(i * 7 % 256).unwrap());
+    Rgb {
+        height,
+        width,
+        pixels: pixels.collect(),
     }
 }

@@ -7,23 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fiber_core::Error;
-use fiber_core::augment::{Geometry, Transform};
-use fiber_core::collate::Batch;
-use fiber_core::color_jitter::ColorJitter;
 use fiber_core::image::MAX_PIXELS;
+use fiber_core::loader::collate::Batch;
+use fiber_core::loader::config::{LoaderConfig, OnError};
+use fiber_core::loader::record::{Record, StoredImage, Task};
 use fiber_core::loader::{Loader, Next};
 use fiber_core::normalize::Normalization;
-use fiber_core::rand_augment::RandAugment;
-use fiber_core::record::{Record, StoredImage, Task};
+use fiber_core::normalize::layout::{Dtype, Layout};
 use fiber_core::resize::Filter;
-use fiber_core::settings::{OnError, Settings};
-use fiber_core::storage::{Dtype, Layout};
 use fiber_core::tokenizer::Tokenizer;
+use fiber_core::transform::color_jitter::ColorJitter;
+use fiber_core::transform::rand_augment::RandAugment;
+use fiber_core::transform::{Geometry, Transform};
 
 const TEXT: &str = "the left cup stands on the right table";
 
-fn settings(task: Task) -> Settings {
-    Settings {
+fn config(task: Task) -> LoaderConfig {
+    LoaderConfig {
         task,
         tokenizer: Arc::new(Tokenizer::train([TEXT; 3].into_iter(), 300).unwrap()),
         transform: Transform {
@@ -94,7 +94,7 @@ fn record(index: u64, path: PathBuf) -> Record {
 }
 
 fn run(task: Task, paths: &[PathBuf], threads: usize) -> Result<Vec<Batch>, Error> {
-    let loader = Loader::new(settings(task), threads, 2)?;
+    let loader = Loader::new(config(task), threads, 2)?;
     let session = loader.open();
     let records: Vec<Record> = (0..)
         .zip(paths)

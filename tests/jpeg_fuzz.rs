@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use fiber_core::instructions::Instructions;
-use fiber_core::jpeg::{Decoder, Request, Scale, Status, Task, decode_two, read_header};
+use fiber_core::cpu_features::Instructions;
+use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 
 /// Files that mutations begin with.
 const SEEDS: [&[u8]; 5] = [
@@ -84,13 +84,13 @@ fn decode_together(
     let (mut pixels, mut pixels_too) = (Vec::new(), Vec::new());
     let [decoder, other] = decoders;
     let [status, status_too] = decode_two(
-        Task {
+        DecodeTask {
             decoder,
             bytes: files[0],
             request: *requests[0],
             sink: &mut |_, rows| pixels.extend_from_slice(rows),
         },
-        Task {
+        DecodeTask {
             decoder: other,
             bytes: files[1],
             request: *requests[1],

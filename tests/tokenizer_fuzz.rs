@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fiber_core::random::{Draws, Purpose};
+use fiber_core::rng::{Purpose, Rng};
 use fiber_core::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
@@ -51,11 +51,11 @@ const ADDED: [&str; 12] = [
     "a_b",
 ];
 
-struct Source(Draws);
+struct Source(Rng);
 
 impl Source {
     fn new(round: u64) -> Self {
-        Self(Draws::new(3, 0, round, Purpose::Order))
+        Self(Rng::new(3, 0, round, Purpose::Order))
     }
 
     fn coin(&mut self) -> bool {

@@ -18,6 +18,7 @@ __all__ = [
     "RandAugment",
     "Session",
     "Tokenizer",
+    "WholeWordMasking",
     "__version__",
     "apply_transform",
     "augment_image",
@@ -480,6 +481,51 @@ class Tokenizer:
 
     def __len__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class WholeWordMasking:
+    """MLM masking of whole words; `fiber.data.masking.WholeWords` wraps it for tensors.
+
+    Args:
+        tokenizer: Byte-level BPE of fiber's models (`Tokenizer.check_for_models`).
+        probability: Of a word to be picked.
+        seed: Of the random numbers.
+
+    Raises:
+        ValueError: if `probability` is not in [0, 1], or the tokenizer is of another kind.
+    """
+
+    def __new__(
+        cls, tokenizer: Tokenizer, *, probability: float, seed: int
+    ) -> WholeWordMasking: ...
+    def word_numbers(self, token_ids: np.ndarray) -> Buffer:
+        """Number the words of texts.
+
+        Args:
+            token_ids: (B, L) int64, contiguous.
+
+        Returns:
+            (B, L) int64: tokens with equal numbers are one word, -1 at special tokens. Numbers
+            start at 0 and have gaps.
+
+        Raises:
+            ValueError: for an id outside the vocabulary, or another shape.
+        """
+
+    def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
+        """Pick words and mask them: 80 % of their tokens <mask>, 10 % a random token, 10 % kept.
+
+        Args:
+            token_ids: (B, L) int64, contiguous.
+            first_sample: Index of the first text; with the seed it determines the random numbers.
+
+        Returns:
+            Input ids of the model and labels, (B, L) int64 each; the label of a token that was not
+            picked is -100.
+
+        Raises:
+            ValueError: for an id outside the vocabulary, or another shape.
+        """
 
 @final
 class Loader:

@@ -1,40 +1,40 @@
-//! Queries of a sample read keys of the same sample: image tokens the text, and the other way round.
+//! Cross-attention within a sample: image tokens attend to text tokens, or the reverse.
 
-use super::gradients::{Gradients, Known};
+use super::gradients::{Gradients, SavedForward};
 use super::head::Head;
-use super::rows::Rows;
+use super::rows::HeadRows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
 
-/// Queries that a task takes at least, so that turning the keys is little beside them.
+/// Minimum queries per task, so that transposing the keys costs little in comparison.
 const QUERIES_OF_TASK: usize = 64;
-/// Tasks for each thread, so that none waits long for the last.
+/// Tasks per thread, for load balancing.
 const TASKS_OF_THREAD: usize = 4;
 
-/// What is computed, and by whom.
+/// Shapes and parameters of a cross-attention.
 #[derive(Clone, Debug)]
-pub struct Cross {
+pub struct CrossAttention {
     /// B.
     pub samples: usize,
-    /// n, of a sample.
+    /// n, queries per sample.
     pub queries: usize,
-    /// m, of a sample.
+    /// m, keys per sample.
     pub keys: usize,
     /// h.
     pub heads: usize,
     /// d, as [`super::takes`] it.
     pub head_width: usize,
-    /// Keys of each sample that are read; None for all.
+    /// Unmasked keys of each sample; `None` for all.
     pub real: Option<Vec<Vec<u32>>>,
-    /// How many threads at most.
+    /// Maximum number of threads.
     pub threads: usize,
-    /// Which instructions.
+    /// Instruction set.
     pub instructions: Instructions,
 }
 
-/// Tensors (B, n or m, h, d) of the forward pass.
-pub struct Inputs<'a> {
+/// Input tensors (B, n or m, h, d).
+pub struct CrossInputs<'a> {
     /// (B, n, h, d).
     pub query: &'a [f32],
     /// (B, m, h, d).
@@ -43,7 +43,7 @@ pub struct Inputs<'a> {
     pub value: &'a [f32],
 }
 
-/// Find the keys of each sample that a mask (B, m) marks with something else than 0.
+/// Indices of the keys of each sample whose mask (B, m) is not 0.
 #[must_use]
 pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     let marked = |row: &[u8]| {
@@ -53,7 +53,7 @@ pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     mask.chunks_exact(keys.max(1)).map(marked).collect()
 }
 
-/// Take the first keys of each sample; None where these are all.
+/// Indices of the first keys of each sample; `None` if these are all.
 #[must_use]
 pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
     let all = lengths.iter().all(|&length| length as usize == keys);
@@ -65,13 +65,13 @@ pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
     })
 }
 
-impl Cross {
-    /// Numbers of a row of all heads.
+impl CrossAttention {
+    /// Elements per token, over all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &Inputs) -> Result<(), Error> {
+    fn check(&self, inputs: &CrossInputs) -> Result<(), Error> {
         let sizes = [
             ("query", inputs.query.len(), self.queries),
             ("key", inputs.key.len(), self.keys),
@@ -92,12 +92,17 @@ impl Cross {
         super::expect_width(self.head_width)
     }
 
-    /// Compute what is read (B, n, h, d), and the logarithms in base 2 of the sums of exponentials
+    /// Forward pass: the output (B, n, h, d), and the base-2 logarithms of the sums of exponentials
     /// (B, h, n).
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
-    pub fn forward(&self, inputs: &Inputs, out: &mut [f32], sums: &mut [f32]) -> Result<(), Error> {
+    /// [`Error::Argument`] for a tensor of another size.
+    pub fn forward(
+        &self,
+        inputs: &CrossInputs,
+        out: &mut [f32],
+        sums: &mut [f32],
+    ) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("out", out.len(), inputs.query.len())?;
         super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
@@ -111,7 +116,7 @@ impl Cross {
             let (pair, first) = (task / parts, task % parts * at_once);
             let mut head = self.head(pair, query, key, value);
             head.queries = at_once.min(self.queries - first);
-            // SAFETY: the sizes were checked; every task writes rows and sums of its own.
+            // SAFETY: the sizes were checked; every task writes its own rows and sums.
             unsafe {
                 head.query.first = head.query.first.add(first * self.row());
                 let mut read = self.rows(out, pair, self.queries, None);
@@ -123,15 +128,15 @@ impl Cross {
         Ok(())
     }
 
-    /// Compute the gradients of the inputs from the gradient of what was read, and from what the
-    /// forward pass gave: what was read, and the logarithms.
+    /// Backward pass: gradients of the inputs, given the gradient of the output, the output and the
+    /// logarithms.
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
+    /// [`Error::Argument`] for a tensor of another size.
     pub fn backward(
         &self,
         grad: &[f32],
-        inputs: &Inputs,
+        inputs: &CrossInputs,
         (read, sums): (&[f32], &[f32]),
         [of_query, of_key, of_value]: [&mut [f32]; 3],
     ) -> Result<(), Error> {
@@ -151,7 +156,7 @@ impl Cross {
         let [of_query, of_key, of_value] = [of_query, of_key, of_value].map(Shared::new);
         threads::run(self.samples * self.heads, self.threads, &|pair, space| {
             let head = self.head(pair, query, key, value);
-            // SAFETY: the sizes were checked; every task writes rows of its own.
+            // SAFETY: the sizes were checked; every task writes its own rows.
             unsafe {
                 let gradients = Gradients {
                     read: self.rows(grad, pair, self.queries, None),
@@ -160,7 +165,7 @@ impl Cross {
                     value: self.rows(of_value, pair, self.keys, head.key.places),
                     bias: std::ptr::null_mut(),
                 };
-                let known = Known {
+                let known = SavedForward {
                     sums: sums.at(pair * self.queries),
                     read: self.rows(read, pair, self.queries, None),
                 };
@@ -173,7 +178,7 @@ impl Cross {
     /// One head of one sample.
     fn head(&self, pair: usize, query: Shared, key: Shared, value: Shared) -> Head<'_> {
         let real = self.real.as_ref().map(|real| &real[pair / self.heads][..]);
-        // SAFETY: there is such a pair, and the sizes were checked.
+        // SAFETY: the pair exists, and the sizes were checked.
         unsafe {
             Head {
                 queries: self.queries,
@@ -198,10 +203,10 @@ impl Cross {
         pair: usize,
         tokens: usize,
         places: Option<&'a [u32]>,
-    ) -> Rows<'a> {
+    ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
-        Rows {
-            // SAFETY: as of the caller.
+        HeadRows {
+            // SAFETY: as for the caller.
             first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
             stride: self.row(),
             places,

@@ -1,46 +1,46 @@
-//! Gradients of one head: from the one of what was read to those of queries, keys and values.
+//! Backward pass of one head: gradients of queries, keys and values.
 //!
-//! Weights are computed anew, so that nothing of the size of the scores is kept.
+//! Attention weights are recomputed, so that nothing of the size of the scores is stored.
 
-use super::head::{Head, Space, padded, scale};
+use super::head::{Head, HeadScratch, padded, scale};
 use super::lanes::Lanes;
 use super::products::{accumulate, combine, scores};
-use super::rows::{Rows, gather, load, turn, write};
+use super::rows::{HeadRows, gather, load, transpose, write};
 use super::softmax::{add, dot, exponentials, known_softmax_backward, softmax_backward};
 
-/// Gradients of a [`Head`]: the one that is given and those that are wanted.
+/// The gradient of the output of a [`Head`], and the gradients to compute.
 #[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {
-    pub read: Rows<'a>,
-    pub query: Rows<'a>,
-    pub key: Rows<'a>,
-    pub value: Rows<'a>,
-    /// (n, p), where the gradients of the scores are added, or null.
+    pub read: HeadRows<'a>,
+    pub query: HeadRows<'a>,
+    pub key: HeadRows<'a>,
+    pub value: HeadRows<'a>,
+    /// (n, p), to which the gradients of the scores are added, or null.
     pub bias: *mut f32,
 }
 
-/// What the forward pass found of a [`Head`] without bias and mask.
+/// Saved results of the forward pass of a [`Head`] without bias and mask.
 #[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
-    /// Logarithms in base 2 of the sums of exponentials: (n,).
+pub(super) struct SavedForward<'a> {
+    /// Base-2 logarithms of the sums of exponentials: (n,).
     pub sums: *const f32,
-    /// What was read.
-    pub read: Rows<'a>,
+    /// Output of the forward pass.
+    pub read: HeadRows<'a>,
 }
 
-/// Compute the gradients: by keys where there are more of them and it is known what the forward pass
-/// found, otherwise by queries.
+/// Compute the gradients: in blocks of keys if there are more keys than queries and the forward
+/// pass was saved, otherwise in blocks of queries.
 ///
 /// # Safety
-/// As [`super::head::forward`]; where something is known, the head has no bias and no mask.
+/// As [`super::head::forward`]; with a saved forward pass the head has no bias and no mask.
 #[inline(always)]
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         match known {
             Some(known) if head.keys > head.queries => {
@@ -51,7 +51,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     }
 }
 
-/// For a few queries at a time.
+/// In blocks of queries.
 ///
 /// # Safety
 /// As [`super::head::forward`].
@@ -59,8 +59,8 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
 unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
     let (m, d, p) = (head.keys, head.width, padded(head.keys));
     let [
@@ -86,10 +86,10 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
         R * p,
         R * d,
     ]);
-    // SAFETY: the parts have the sizes that the functions state.
+    // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
-        turn(&head.key, m, d, p, turned_keys);
-        turn(&head.value, m, d, p, turned_values);
+        transpose(&head.key, m, d, p, turned_keys);
+        transpose(&head.value, m, d, p, turned_values);
         gather::<L>(&head.key, m, d, 1.0, keys);
         of_keys.write_bytes(0, m * d);
         of_values.write_bytes(0, m * d);
@@ -101,7 +101,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
             for rows in [&head.query, &gradients.read, &gradients.query] {
                 rows.prefetch(first + R..first + 2 * R, head.queries, d);
             }
-            // Long before they are needed, since sums across a register take their time.
+            // Early, since horizontal sums have a long latency.
             let mut deltas = [L::splat(0.0); R];
             if let Some(known) = known {
                 known
@@ -124,7 +124,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
                 let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
                 softmax_backward::<L, R>(weights, total, of_scores, p, rows);
             }
-            // Rows that are none have no weights, whatever the keys hold.
+            // Missing rows have no weights, whatever the keys hold.
             weights.add(rows * p).write_bytes(0, (R - rows) * p);
             of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
             if !gradients.bias.is_null() {
@@ -146,8 +146,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     }
 }
 
-/// For a few keys at a time: keys, values and their gradients, which where there are many do not fit
-/// into the caches, are touched once.
+/// In blocks of keys: keys, values and their gradients may not fit in the caches, and are accessed
+/// once.
 ///
 /// # Safety
 /// As [`super::head::forward`]; the head has no bias and no mask.
@@ -155,8 +155,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
 unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     head: &Head,
     gradients: &Gradients,
-    known: &Known,
-    space: &mut Space,
+    known: &SavedForward,
+    space: &mut HeadScratch,
 ) {
     let (n, d, p) = (head.queries, head.width, padded(head.queries));
     let [
@@ -186,14 +186,14 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
         R * p,
         R * d,
     ]);
-    // SAFETY: the parts have the sizes that the functions state.
+    // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
         gather::<L>(&head.query, n, d, scale(d), queries);
         gather::<L>(&gradients.read, n, d, 1.0, grads);
-        turn(&Rows::packed(queries, d), n, d, p, turned_queries);
-        turn(&Rows::packed(grads, d), n, d, p, turned_grads);
+        transpose(&HeadRows::packed(queries, d), n, d, p, turned_queries);
+        transpose(&HeadRows::packed(grads, d), n, d, p, turned_grads);
         of_queries.write_bytes(0, n * d);
-        // What stands behind the last query is finite, and is not used.
+        // Values after the last query are finite and unused.
         less.write_bytes(0, p);
         deltas.write_bytes(0, p);
         for i in 0..n {
@@ -216,7 +216,7 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
                     (L::load(less.add(column)), L::load(deltas.add(column)))
                 });
             }
-            // Rows that are no keys are 0, and so are their scores.
+            // Rows that are not keys are 0, and so are their scores.
             accumulate::<L, R>(of_scores, key, (n, d, p), of_queries);
             combine::<L, R>(of_scores, queries, (n, d, p), out);
             for r in 0..rows {

@@ -1,35 +1,35 @@
-//! One head of one window or one sample: from rows of queries, keys and values to what is read. The
-//! way back is in [`super::gradients`].
+//! Forward pass of one head of one window or sample. The backward pass is in [`super::gradients`].
 //!
-//! A few queries at a time; their scores stay in the innermost cache and are never written out.
-//! Order of operations: queries are scaled, then multiplied with the keys, the bias is added, then
-//! the mask; weights are the exponentials less the largest score, divided by their sum.
+//! A few queries are processed at a time; their scores stay in the first-level cache and are never
+//! stored. Order of operations: queries are scaled, then multiplied with the keys; the bias is
+//! added, then the mask; weights are the exponentials relative to the largest score, divided by
+//! their sum.
 
 use super::lanes::Lanes;
 use super::products::{PADDING, combine, scores};
-use super::rows::{Rows, gather, load, turn, write};
+use super::rows::{HeadRows, gather, load, transpose, write};
 use super::softmax::{exponentials, log2};
 
-/// What is computed: n queries read m keys; d numbers each.
+/// Inputs of a head: n queries attend to m keys of width d.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub queries: usize,
     pub keys: usize,
     pub width: usize,
-    pub query: Rows<'a>,
-    pub key: Rows<'a>,
-    pub value: Rows<'a>,
-    /// (n, p) to add to the scores, or null; p is `padded(m)`.
+    pub query: HeadRows<'a>,
+    pub key: HeadRows<'a>,
+    pub value: HeadRows<'a>,
+    /// (n, p) added to the scores, or null; p is `padded(m)`.
     pub bias: *const f32,
-    /// The same once more.
+    /// A second one.
     pub mask: *const f32,
 }
 
 impl Head<'_> {
-    /// What is added to the scores from a query on: the bias and the mask, or null.
+    /// Bias and mask from a query on, or null.
     ///
     /// # Safety
-    /// There is such a query.
+    /// The query exists.
     #[inline(always)]
     pub(super) unsafe fn added(&self, query: usize) -> [*const f32; 2] {
         let place = query * padded(self.keys);
@@ -37,17 +37,17 @@ impl Head<'_> {
             if first.is_null() {
                 first
             } else {
-                // SAFETY: as of the caller.
+                // SAFETY: as for the caller.
                 unsafe { first.add(place) }
             }
         })
     }
 }
 
-/// Numbers of the keys that are taken at once: they and the values fill a part of the second cache.
+/// Elements of the keys per block: with the values they fill a part of the second-level cache.
 const AT_ONCE: usize = 144 * 64;
 
-/// Keys that are taken at once where they may be parted: about as many each time.
+/// Keys per block: equal blocks.
 fn keys_at_once(keys: usize, width: usize, may_be_parted: bool) -> usize {
     if !may_be_parted || keys * width <= AT_ONCE {
         return keys;
@@ -60,22 +60,22 @@ pub(super) fn padded(keys: usize) -> usize {
     keys.next_multiple_of(PADDING)
 }
 
-/// Memory that a thread computes in.
+/// Scratch buffers of a thread.
 #[derive(Default)]
-pub(super) struct Space(Vec<Line>);
+pub(super) struct HeadScratch(Vec<CacheLine>);
 
-/// A line of the cache.
+/// A cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; 16]);
+struct CacheLine(#[allow(dead_code)] [f32; 16]);
 
-impl Space {
-    /// Give uninitialised numbers, at least so many of each; each begins a line.
+impl HeadScratch {
+    /// Uninitialized buffers of at least these sizes, each aligned to a cache line.
     pub(super) fn parts<const N: usize>(&mut self, sizes: [usize; N]) -> [*mut f32; N] {
         let lines = sizes.map(|size| size.div_ceil(16));
         let total = lines.iter().sum();
         if self.0.len() < total {
-            self.0.resize(total, Line([0.0; 16]));
+            self.0.resize(total, CacheLine([0.0; 16]));
         }
         let mut first = 0;
         lines.map(|count| {
@@ -86,21 +86,21 @@ impl Space {
     }
 }
 
-/// Compute what the queries read, and write it to `read`; where `sums` is not null it takes the
-/// logarithm of each query's sum of exponentials, in base 2.
+/// Compute the output of the queries into `read`; unless null, `sums` gets the base-2 logarithm of
+/// each query's sum of exponentials.
 ///
-/// Without bias and mask a few keys at a time meet all queries, so that what belongs to those keys
-/// stays in the caches; what the parts give is put together as they come.
+/// Without bias and mask, blocks of keys are combined with all queries (online softmax), so that
+/// the data of a block stays in the caches.
 ///
 /// # Safety
-/// The processor has the instructions of the lanes. Rows hold `width` numbers, a multiple of
-/// [`PADDING`]; no other thread writes what is read or touches what is written.
+/// The processor supports the instructions of the lanes. Rows hold `width` elements, a multiple of
+/// [`PADDING`]; no other thread writes what is read or accesses what is written.
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     head: &Head,
-    read: &Rows,
+    read: &HeadRows,
     sums: *mut f32,
-    space: &mut Space,
+    space: &mut HeadScratch,
 ) {
     let (n, d) = (head.queries, head.width);
     let is_plain = head.bias.is_null() && head.mask.is_null();
@@ -126,14 +126,14 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         if is_whole { 0 } else { n * d },
     ]);
     let mut begin = 0;
-    // SAFETY: the parts have the sizes that the functions state.
+    // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
-        // Once at least: without a key nothing is read.
+        // At least once: without keys the output is 0.
         loop {
             let m = at_once.min(head.keys - begin);
             let p = padded(m);
             let (key, value) = (head.key.from(begin), head.value.from(begin));
-            turn(&key, m, d, p, turned_keys);
+            transpose(&key, m, d, p, turned_keys);
             gather::<L>(&value, m, d, 1.0, values);
             let mut first = 0;
             while first < n {
@@ -182,8 +182,8 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         }
         if !sums.is_null() {
             for i in 0..n {
-                // Rounded once: its error becomes one of every weight. Without a key the largest
-                // score is -inf, and so is the sum.
+                // Rounded once: its error affects every weight. Without keys the largest score is
+                // -inf, and so is the sum.
                 let largest = f64::from(*all_largest.add(i)) * std::f64::consts::LOG2_E;
                 #[allow(clippy::cast_possible_truncation)]
                 let sum = (largest + f64::from(log2(*all_totals.add(i)))) as f32;
@@ -193,7 +193,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     }
 }
 
-/// Write what a query reads, unless it is a padded one: 0 where there is no key.
+/// Write the output of a query, unless it is padding: 0 without keys.
 #[inline(always)]
 unsafe fn finish<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -205,19 +205,19 @@ unsafe fn finish<L: Lanes>(
         return;
     }
     let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe { write::<L>((to, false), from, d, factor) };
 }
 
-/// Add what a query reads of some keys to what it reads of those before, each relative to its own
-/// largest score.
+/// Add the output of a block of keys to that of the blocks before, each relative to its own largest
+/// score.
 #[inline(always)]
 unsafe fn join<L: Lanes>(
     (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
     (largest, total, own): (L, L, *const f32),
     d: usize,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let before_it = L::splat(*largest_before);
         let new = largest.max(before_it);
@@ -237,7 +237,7 @@ unsafe fn join<L: Lanes>(
     }
 }
 
-/// What queries are multiplied with.
+/// Scale of the queries.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Widths are small.
 pub(super) fn scale(width: usize) -> f32 {
     (1.0 / (width as f64).sqrt()) as f32
@@ -248,8 +248,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_the_memory_begin_lines_and_do_not_overlap() {
-        let mut space = Space::default();
+    fn scratch_buffers_are_aligned_and_disjoint() {
+        let mut space = HeadScratch::default();
         let [first, none, second] = space.parts([17, 0, 3]);
         assert_eq!(first.addr() % 64, 0);
         assert_eq!(none.addr() - first.addr(), 2 * 64);

@@ -1,22 +1,20 @@
-//! Numbers of one register, and the few operations on them that attention needs.
+//! SIMD registers, with the operations that attention needs.
 //!
-//! Every function is inlined into one that is compiled for the processor's instructions; see
-//! [`super`].
+//! Every function is inlined into one that is compiled for an instruction set; see [`super`].
 
 #[cfg(target_arch = "x86_64")]
-#[allow(clippy::wildcard_imports)] // Every name tells where it is from.
+#[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-/// Reduction of the exponent: log2(e), and ln(2) in two parts.
+/// Range reduction of the exponential: log2(e), and ln(2) in two parts.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN_2: f32 = std::f32::consts::LN_2;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// Below it the exponential is taken for 0: 1.6e-28 of the largest weight, 1. Smaller ones would
-/// become subnormal when they are multiplied, and arithmetic with those is many times slower.
+/// The exponential of smaller numbers is 0: 1.6e-28 of the largest weight, 1. Otherwise products
+/// would become subnormal, which is many times slower.
 const LEAST: f32 = -64.0;
-/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: the polynomial of this degree whose largest
-/// relative error is least.
+/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: the minimax polynomial of this degree.
 const POLYNOMIAL: [f32; 5] = [
     1.381_459_9e-3,
     8.368_717e-3,
@@ -25,26 +23,26 @@ const POLYNOMIAL: [f32; 5] = [
     4.999_999_4e-1,
 ];
 
-/// Orders of four: the halves changed places, and the neighbours.
+/// Permutations of four lanes: swapped halves, and swapped neighbors.
 #[cfg(target_arch = "x86_64")]
 const HALVES: i32 = 0b01_00_11_10;
 #[cfg(target_arch = "x86_64")]
 const NEIGHBOURS: i32 = 0b10_11_00_01;
 
-/// Numbers of one register.
+/// A SIMD register.
 ///
 /// # Safety
-/// Implementations use instructions that the caller of every function must know the processor has;
-/// pointers must be valid for [`Lanes::WIDTH`] numbers.
+/// Implementations use instructions that the caller of every function must know to be supported;
+/// pointers must be valid for [`Lanes::WIDTH`] elements.
 pub(super) unsafe trait Lanes: Copy {
-    /// How many.
+    /// Number of lanes.
     const WIDTH: usize;
 
-    /// One number in every lane.
+    /// Broadcast a number.
     unsafe fn splat(value: f32) -> Self;
-    /// Read from memory.
+    /// Load from memory.
     unsafe fn load(from: *const f32) -> Self;
-    /// Write to memory.
+    /// Store to memory.
     unsafe fn store(self, to: *mut f32);
     /// self + other.
     unsafe fn add(self, other: Self) -> Self;
@@ -54,37 +52,37 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn multiply(self, other: Self) -> Self;
     /// self * factor + term.
     unsafe fn multiply_add(self, factor: Self, term: Self) -> Self;
-    /// The larger of each; `other` where one of them is not a number.
+    /// The larger of each; `other` if one is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// To the nearest whole number.
+    /// Round to nearest.
     unsafe fn round(self) -> Self;
-    /// self * 2^power, for whole powers from -126 to 127.
+    /// self * 2^power, for integers from -126 to 127.
     unsafe fn scale(self, power: Self) -> Self;
-    /// self, but 0 where a is less than b.
+    /// self, or 0 where a < b.
     unsafe fn unless_less(self, a: Self, b: Self) -> Self;
-    /// Combine all lanes, each with the one so many halves away; every lane ends with the same.
+    /// Reduce over all lanes; every lane gets the same result.
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self;
-    /// The number of the first lane.
+    /// The first lane.
     unsafe fn first(self) -> f32;
 
-    /// The largest of all lanes, in every lane.
+    /// Maximum of all lanes, broadcast.
     #[inline(always)]
     unsafe fn largest(self) -> Self {
-        // SAFETY: as of the caller; so below.
+        // SAFETY: as for the caller; likewise below.
         unsafe { self.folded(|a, b| a.max(b)) }
     }
 
-    /// The sum of all lanes, in every lane.
+    /// Sum of all lanes, broadcast.
     #[inline(always)]
     unsafe fn sum(self) -> Self {
         unsafe { self.folded(|a, b| a.add(b)) }
     }
 
-    /// The exponential, within two units in the last place; 0 below [`LEAST`].
+    /// Exponential, within 2 ulps; 0 below [`LEAST`].
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         unsafe {
-            // What is not a number stays so; what comes of numbers far below is left out at the end.
+            // NaN is preserved; results for very small numbers are replaced at the end.
             let power = self.multiply(Self::splat(LOG2_E)).round();
             let rest = power.multiply_add(Self::splat(-LN_2_HIGH), self);
             let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
@@ -92,8 +90,8 @@ pub(super) unsafe trait Lanes: Copy {
         }
     }
 
-    /// The exponential of self less a number that is given times log2(e): the product is not rounded,
-    /// whose error would be as large as that of the difference.
+    /// Exponential of self minus a number that is given times log2(e): the product is not rounded,
+    /// which would add an error as large as that of the difference.
     #[inline(always)]
     unsafe fn exp_less(self, less: Self) -> Self {
         unsafe {
@@ -105,7 +103,7 @@ pub(super) unsafe trait Lanes: Copy {
         }
     }
 
-    /// exp(self) * 2^power, for numbers of [`POLYNOMIAL`].
+    /// exp(self) * 2^power, for arguments of [`POLYNOMIAL`].
     #[inline(always)]
     unsafe fn near_one(self, power: Self) -> Self {
         unsafe {
@@ -123,11 +121,11 @@ pub(super) unsafe trait Lanes: Copy {
     }
 }
 
-/// Eight numbers without instructions of their own.
+/// Eight lanes without SIMD instructions.
 #[derive(Clone, Copy)]
-pub(super) struct Plain([f32; 8]);
+pub(super) struct Scalar([f32; 8]);
 
-impl Plain {
+impl Scalar {
     #[inline(always)]
     fn each(self, other: Self, combine: impl Fn(f32, f32) -> f32) -> Self {
         Self(std::array::from_fn(|lane| {
@@ -136,8 +134,8 @@ impl Plain {
     }
 }
 
-// SAFETY: it uses no instructions that a processor may lack.
-unsafe impl Lanes for Plain {
+// SAFETY: uses no special instructions.
+unsafe impl Lanes for Scalar {
     const WIDTH: usize = 8;
 
     #[inline(always)]
@@ -147,13 +145,13 @@ unsafe impl Lanes for Plain {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) };
     }
 
@@ -219,19 +217,19 @@ unsafe impl Lanes for Plain {
     }
 }
 
-/// Eight numbers with AVX2 and FMA.
+/// Eight lanes with AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256);
 
-// SAFETY: it needs AVX2 and FMA.
+// SAFETY: requires AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 unsafe impl Lanes for Avx2 {
     const WIDTH: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: as of the caller; so below.
+        // SAFETY: as for the caller; likewise below.
         Self(unsafe { _mm256_set1_ps(value) })
     }
 
@@ -293,7 +291,7 @@ unsafe impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe {
             let x = combine(self, Self(_mm256_permute2f128_ps::<1>(self.0, self.0)));
             let x = combine(x, Self(_mm256_permute_ps::<HALVES>(x.0)));
@@ -307,19 +305,19 @@ unsafe impl Lanes for Avx2 {
     }
 }
 
-/// Sixteen numbers with AVX-512.
+/// Sixteen lanes with AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
 
-// SAFETY: it needs AVX-512 F.
+// SAFETY: requires AVX-512 F.
 #[cfg(target_arch = "x86_64")]
 unsafe impl Lanes for Avx512 {
     const WIDTH: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: as of the caller; so below.
+        // SAFETY: as for the caller; likewise below.
         Self(unsafe { _mm512_set1_ps(value) })
     }
 
@@ -380,7 +378,7 @@ unsafe impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe {
             let x = combine(self, Self(_mm512_shuffle_f32x4::<HALVES>(self.0, self.0)));
             let x = combine(x, Self(_mm512_shuffle_f32x4::<NEIGHBOURS>(x.0, x.0)));

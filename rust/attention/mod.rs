@@ -1,11 +1,12 @@
-//! Attention on a processor, in single precision, forward and backward.
+//! Attention on CPUs in single precision, forward and backward.
 //!
-//! What `triton_kernels/*/torch_path.py` says in plain torch, fused: scores never leave the caches,
-//! windows are cut and put together again by index arithmetic, and nothing of the size of the
-//! scores is kept for the backward pass. [`windows`] and [`cross`] part the work; [`head`] and [`gradients`] do it.
+//! The math of `triton_kernels/*/torch_path.py`, fused: scores never leave the caches, windows are
+//! partitioned and merged by index arithmetic, and nothing of the size of the scores is stored for
+//! the backward pass. [`windows`] and [`cross`] split the work into tasks; [`head`] and
+//! [`gradients`] compute them.
 
-// Shapes have the letters that the modules state. What is not inlined into a function of wider
-// instructions does not have them, and calls of iterators are not always inlined.
+// Dimension letters are defined in the modules. Closures and iterator calls that are not inlined
+// would be compiled without the wide instructions.
 #![allow(
     clippy::many_single_char_names,
     clippy::inline_always,
@@ -25,22 +26,22 @@ mod threads;
 pub mod windows;
 
 use crate::Error;
-use crate::instructions::Instructions;
-use gradients::{Gradients, Known};
-use head::{Head, Space};
-use rows::Rows;
+use crate::cpu_features::Instructions;
+use gradients::{Gradients, SavedForward};
+use head::{Head, HeadScratch};
+use rows::HeadRows;
 
-/// A pointer that several threads use, each for other numbers.
+/// A pointer shared by threads, each of which accesses other elements.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: whoever uses it sees to it that no two threads write, or read and write, the same numbers.
+// SAFETY: users ensure that no two threads write, or read and write, the same elements.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Numbers that are only read.
+    /// A read-only pointer.
     fn read_only(numbers: &[f32]) -> Self {
         Self(numbers.as_ptr().cast_mut())
     }
@@ -49,54 +50,54 @@ impl Shared {
         Self(numbers.as_mut_ptr())
     }
 
-    /// The number at a place.
+    /// Pointer to an element.
     ///
     /// # Safety
-    /// The place is inside the numbers, or just behind them.
+    /// The index is within the elements, or one past the end.
     unsafe fn at(self, place: usize) -> *mut f32 {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe { self.0.add(place) }
     }
 }
 
-/// [`head::forward`] with these instructions.
+/// [`head::forward`] with an instruction set.
 ///
 /// # Safety
 /// See there.
 unsafe fn forward(
     instructions: Instructions,
     head: &Head,
-    read: &Rows,
+    read: &HeadRows,
     sums: *mut f32,
-    space: &mut Space,
+    space: &mut HeadScratch,
 ) {
-    // SAFETY: as of the caller; there are no such instructions without the processor's.
+    // SAFETY: as for the caller; the instruction set is supported.
     unsafe {
         match instructions {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => forward_avx512(head, read, sums, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => forward_avx2(head, read, sums, space),
-            _ => head::forward::<lanes::Plain, 4>(head, read, sums, space),
+            _ => head::forward::<lanes::Scalar, 4>(head, read, sums, space),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn forward_avx512(head: &Head, read: &Rows, sums: *mut f32, space: &mut Space) {
-    // SAFETY: as of the caller.
+unsafe fn forward_avx512(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
+    // SAFETY: as for the caller.
     unsafe { head::forward::<lanes::Avx512, 8>(head, read, sums, space) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn forward_avx2(head: &Head, read: &Rows, sums: *mut f32, space: &mut Space) {
-    // SAFETY: as of the caller.
+unsafe fn forward_avx2(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
+    // SAFETY: as for the caller.
     unsafe { head::forward::<lanes::Avx2, 4>(head, read, sums, space) };
 }
 
-/// [`gradients::backward`] with these instructions.
+/// [`gradients::backward`] with an instruction set.
 ///
 /// # Safety
 /// See there.
@@ -104,17 +105,17 @@ unsafe fn backward(
     instructions: Instructions,
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
-    // SAFETY: as of the caller; there are no such instructions without the processor's.
+    // SAFETY: as for the caller; the instruction set is supported.
     unsafe {
         match instructions {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => backward_avx512(head, gradients, known, space),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => backward_avx2(head, gradients, known, space),
-            _ => gradients::backward::<lanes::Plain, 4>(head, gradients, known, space),
+            _ => gradients::backward::<lanes::Scalar, 4>(head, gradients, known, space),
         }
     }
 }
@@ -124,10 +125,10 @@ unsafe fn backward(
 unsafe fn backward_avx512(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe { gradients::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
 }
 
@@ -136,20 +137,20 @@ unsafe fn backward_avx512(
 unsafe fn backward_avx2(
     head: &Head,
     gradients: &Gradients,
-    known: Option<&Known>,
-    space: &mut Space,
+    known: Option<&SavedForward>,
+    space: &mut HeadScratch,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe { gradients::backward::<lanes::Avx2, 4>(head, gradients, known, space) };
 }
 
-/// Whether heads of this width can be computed.
+/// True if heads of this width are supported.
 #[must_use]
 pub fn takes(head_width: usize) -> bool {
     head_width > 0 && head_width.is_multiple_of(products::PADDING)
 }
 
-/// Refuse heads of another width.
+/// Reject other head widths.
 fn expect_width(head_width: usize) -> Result<(), Error> {
     if takes(head_width) {
         return Ok(());
@@ -157,11 +158,11 @@ fn expect_width(head_width: usize) -> Result<(), Error> {
     let multiple = products::PADDING;
     Err(Error::argument(
         "head_width",
-        format!("{head_width} is no multiple of {multiple}"),
+        format!("{head_width}; expected a multiple of {multiple}"),
     ))
 }
 
-/// Refuse a tensor of another size.
+/// Reject a tensor of another size.
 fn expect(name: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected {
         return Ok(());

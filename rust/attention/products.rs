@@ -1,14 +1,14 @@
-//! Products of a few rows with a whole matrix, whose sums stay in registers.
+//! Products of a few rows with a matrix, accumulated in registers.
 //!
-//! Letters: R rows at once, d width of a head, m keys, p keys padded to a multiple of [`PADDING`].
-//! Matrices are stored row by row. All functions need the instructions of their lanes.
+//! Letters: R rows at a time, d head width, m keys, p keys padded to a multiple of [`PADDING`].
+//! Matrices are row-major. All functions need the instructions of their lanes.
 
 use super::lanes::Lanes;
 
-/// Rows of scores are padded to a multiple of this, and widths must be one.
+/// Rows of scores are padded to a multiple of this, and widths must be a multiple.
 pub(super) const PADDING: usize = 16;
 
-/// Registers of a row that are summed up side by side.
+/// Registers per row that are accumulated side by side.
 const WIDE: usize = 3;
 const PAIR: usize = 2;
 
@@ -38,7 +38,7 @@ pub(super) unsafe fn scores<L: Lanes, const R: usize>(
     }
 }
 
-/// Some columns of x (R, count) * y (count, ...); each is stored with a stride of its own.
+/// Some columns of x (R, count) * y (count, ...); each matrix has its own stride.
 #[inline(always)]
 unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     (x, x_stride): (*const f32, usize),
@@ -46,7 +46,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     count: usize,
     (out, out_stride): (*mut f32, usize),
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let mut sums = [[L::splat(0.0); C]; R];
         for k in 0..count {
@@ -69,7 +69,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     }
 }
 
-/// out (R, d) = x (R, p) * y (m, d), of whose columns the first m count.
+/// out (R, d) = x (R, p) * y (m, d), with the first m columns of x.
 ///
 /// # Safety
 /// The pointers are valid for these shapes; d is a multiple of [`PADDING`].
@@ -94,7 +94,7 @@ pub(super) unsafe fn combine<L: Lanes, const R: usize>(
     }
 }
 
-/// out (m, d) += the first m columns of x (R, p), turned, * y (R, d).
+/// out (m, d) += x^T * y, with the first m columns of x (R, p), and y (R, d).
 ///
 /// # Safety
 /// The pointers are valid for these shapes; d is a multiple of [`PADDING`].
@@ -127,7 +127,7 @@ unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     (m, d, p): (usize, usize, usize),
     out: *mut f32,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let mut rows = [[L::splat(0.0); C]; R];
         for r in 0..R {

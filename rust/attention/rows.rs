@@ -1,27 +1,27 @@
-//! Rows of one head in a tensor: read, turned, written, and brought near before they are needed.
+//! Rows of one head in a tensor: loading, transposing, storing, prefetching.
 
 use std::ops::Range;
 
 use super::lanes::Lanes;
 
-/// Rows of one head in a tensor: queries, keys, values, or gradients of them.
+/// Rows of one head in a tensor: queries, keys, values, or their gradients.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    /// First number of the head in row 0 of the tensor.
+pub(super) struct HeadRows<'a> {
+    /// First element of the head in row 0 of the tensor.
     pub first: *mut f32,
-    /// Numbers from one row of the tensor to the next.
+    /// Elements from one row of the tensor to the next.
     pub stride: usize,
-    /// Which rows of the tensor; [`Self::PADDED`] for the row `padding`. None: those from 0 on.
+    /// Row indices in the tensor; [`Self::PADDED`] means `padding`. `None`: rows from 0 on.
     pub places: Option<&'a [u32]>,
-    /// The row of a padded place: what is read of it, or where gradients are added up.
+    /// The row of padding: its values, or where its gradients are accumulated.
     pub padding: *mut f32,
 }
 
-impl Rows<'_> {
-    /// A place that is no row of the tensor.
+impl HeadRows<'_> {
+    /// Index of padding.
     pub(super) const PADDED: u32 = u32::MAX;
 
-    /// Rows of d numbers one behind another.
+    /// Contiguous rows of d elements.
     pub(super) fn packed(first: *mut f32, d: usize) -> Self {
         Self {
             first,
@@ -31,32 +31,32 @@ impl Rows<'_> {
         }
     }
 
-    /// Where row i begins, and whether it is a padded one.
+    /// Pointer to row i, and whether it is padding.
     ///
     /// # Safety
-    /// There is such a row.
+    /// The row exists.
     #[inline(always)]
     pub(super) unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
         let place = match self.places {
             None => i,
-            // SAFETY: as of the caller.
+            // SAFETY: as for the caller.
             Some(places) => match unsafe { *places.get_unchecked(i) } {
                 Self::PADDED => return (self.padding, true),
                 place => place as usize,
             },
         };
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         (unsafe { self.first.add(place * self.stride) }, false)
     }
 
     /// The rows from i on.
     ///
     /// # Safety
-    /// There are so many.
+    /// They exist.
     #[inline(always)]
     pub(super) unsafe fn from(self, i: usize) -> Self {
         match self.places {
-            // SAFETY: as of the caller.
+            // SAFETY: as for the caller.
             None => Self {
                 first: unsafe { self.first.add(i * self.stride) },
                 ..self
@@ -68,15 +68,15 @@ impl Rows<'_> {
         }
     }
 
-    /// Ask for the d numbers of some rows, which lie too far apart for the processor to guess them;
-    /// rows from `end` on are none.
+    /// Prefetch the d elements of some rows, which are too far apart for the hardware prefetcher;
+    /// rows from `end` on do not exist.
     ///
     /// # Safety
-    /// The rows below `end` are there.
+    /// The rows below `end` exist.
     #[inline(always)]
     pub(super) unsafe fn prefetch(&self, rows: Range<usize>, end: usize, d: usize) {
         for i in rows.start..rows.end.min(end) {
-            // SAFETY: as of the caller.
+            // SAFETY: as for the caller.
             let (row, _) = unsafe { self.row(i) };
             for k in (0..d).step_by(LINE) {
                 prefetch_line(row.wrapping_add(k));
@@ -84,25 +84,25 @@ impl Rows<'_> {
         }
     }
 
-    /// [`Self::prefetch`], kept out of the caller, whose registers are all in use.
+    /// [`Self::prefetch`], not inlined, since the caller has no registers to spare.
     ///
     /// # Safety
     /// As there.
     #[inline(never)]
     pub(super) unsafe fn prefetch_apart(&self, rows: Range<usize>, end: usize, d: usize) {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe { self.prefetch(rows, end, d) };
     }
 }
 
-/// Numbers of a line of the cache.
+/// Elements per cache line.
 const LINE: usize = 16;
 
-/// Ask for a line. It goes into the second cache: rows a power of two apart share few places of the
+/// Prefetch a line into the second-level cache: rows a power of two apart share few sets of the
 /// first.
 #[inline(always)]
 fn prefetch_line(place: *const f32) {
-    // SAFETY: it reads nothing, whatever the place.
+    // SAFETY: a prefetch accesses nothing, whatever the address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -112,11 +112,11 @@ fn prefetch_line(place: *const f32) {
     let _ = place;
 }
 
-/// Rows (m, d), turned to (d, p); the columns behind m are 0.
+/// Transpose rows (m, d) to (d, p); the columns after m are 0.
 #[inline(always)]
-pub(super) unsafe fn turn(rows: &Rows, m: usize, d: usize, p: usize, to: *mut f32) {
+pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to: *mut f32) {
     let mut first = 0;
-    // SAFETY: as of the caller; widths are multiples of the square's side.
+    // SAFETY: as for the caller; widths are multiples of the tile's side.
     unsafe {
         while first + SQUARE <= m {
             let mut from = [std::ptr::null(); SQUARE];
@@ -140,13 +140,13 @@ pub(super) unsafe fn turn(rows: &Rows, m: usize, d: usize, p: usize, to: *mut f3
     }
 }
 
-/// Side of the squares that are turned at once.
+/// Side of the tiles of the transpose.
 const SQUARE: usize = 4;
 
-/// Numbers k to k + 4 of four rows, turned, into four rows of p numbers.
+/// Transpose elements k to k + 4 of four rows into four rows of p elements.
 #[inline(always)]
 unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
-    // SAFETY: as of the caller; x86-64 has these instructions.
+    // SAFETY: as for the caller; x86-64 has these instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{
@@ -166,7 +166,7 @@ unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usi
         _mm_storeu_ps(to.add(2 * p), _mm_movelh_ps(high_ab, high_cd));
         _mm_storeu_ps(to.add(3 * p), _mm_movehl_ps(high_cd, high_ab));
     }
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     #[cfg(not(target_arch = "x86_64"))]
     unsafe {
         for j in 0..SQUARE {
@@ -177,26 +177,32 @@ unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usi
     }
 }
 
-/// Rows (m, d) one behind another, scaled.
+/// Gather rows (m, d) contiguously, scaled.
 #[inline(always)]
-pub(super) unsafe fn gather<L: Lanes>(rows: &Rows, m: usize, d: usize, factor: f32, to: *mut f32) {
+pub(super) unsafe fn gather<L: Lanes>(
+    rows: &HeadRows,
+    m: usize,
+    d: usize,
+    factor: f32,
+    to: *mut f32,
+) {
     for j in 0..m {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe { write::<L>((to.add(j * d), false), rows.row(j).0, d, factor) };
     }
 }
 
-/// A few rows (R, d), scaled; those that are none are 0, and so is the gradient of a padded place.
+/// Load a few rows (R, d), scaled; missing rows are 0, and so is the gradient of padding.
 #[inline(always)]
 pub(super) unsafe fn load<L: Lanes, const R: usize>(
-    rows: &Rows,
+    rows: &HeadRows,
     first: usize,
     count: usize,
     d: usize,
     factor: f32,
     to: *mut f32,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         for r in 0..count {
             let (row, _) = rows.row(first + r);
@@ -211,7 +217,7 @@ pub(super) unsafe fn load<L: Lanes, const R: usize>(
     }
 }
 
-/// Write a row, scaled, or add it up where it is a padded one.
+/// Store a row, scaled; rows of padding are accumulated.
 #[inline(always)]
 pub(super) unsafe fn write<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -219,7 +225,7 @@ pub(super) unsafe fn write<L: Lanes>(
     d: usize,
     factor: f32,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let factor = L::splat(factor);
         let mut k = 0;

@@ -1,14 +1,14 @@
-//! From scores to weights and back, and logarithms of sums of exponentials.
+//! Softmax and its gradient, and logarithms of sums of exponentials.
 
 use super::lanes::Lanes;
 use super::products::PADDING;
 
-/// Add p numbers to others.
+/// Add p elements.
 #[inline(always)]
 pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
     let mut column = 0;
     while column < p {
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe {
             let sum = L::load(to.add(column)).add(L::load(from.add(column)));
             sum.store(to.add(column));
@@ -18,11 +18,11 @@ pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
 }
 
 /// Add bias and mask to the scores (R, p) of a few queries and replace them by their exponentials
-/// less the largest one of a query; gives that and the sum of each, in every lane of a register:
-/// a number that is stored and read again as part of a wider one has to be waited for.
+/// relative to each query's largest score. Returns that and the sum per query, broadcast to a
+/// register: a store that is reloaded as part of a wider load would stall.
 ///
-/// `added` are the rows (rows, p) of the bias and then of the mask, or null. What stands behind the
-/// last of m keys is 0.
+/// `added` are the rows (rows, p) of the bias and then of the mask, or null. Values after the last
+/// of m keys are 0.
 #[inline(always)]
 pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     scores: *mut f32,
@@ -30,15 +30,15 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     (m, p): (usize, usize),
     added: [*const f32; 2],
 ) -> ([L; R], [L; R]) {
-    // SAFETY: as of the caller; so below.
+    // SAFETY: as for the caller; likewise below.
     let nothing = unsafe { L::splat(0.0) };
     let (mut largest, mut total) = ([nothing; R], [nothing; R]);
-    // Numbers that are written one by one could not be read at once without waiting for them.
+    // Elements that are stored one by one could not be loaded at once without a stall.
     let mut behind = [0.0; PADDING];
     for column in (PADDING - (p - m))..PADDING {
         behind[column] = f32::NEG_INFINITY;
     }
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         for r in 0..rows {
             let row = scores.add(r * p);
@@ -75,8 +75,8 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     (largest, total)
 }
 
-/// Make weights (R, p) of exponentials and their sums, and of the weights' gradients those of the
-/// scores.
+/// Convert exponentials (R, p) and their sums to weights, and the weights' gradients to those of
+/// the scores.
 #[inline(always)]
 pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     weights: *mut f32,
@@ -85,7 +85,7 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     p: usize,
     rows: usize,
 ) {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let mut weighted = [L::splat(0.0); R];
         for r in 0..rows {
@@ -115,10 +115,10 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     }
 }
 
-/// The product of two rows of d numbers, in every lane.
+/// Dot product of two rows of d elements, broadcast.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L {
-    // SAFETY: as of the caller.
+    // SAFETY: as for the caller.
     unsafe {
         let mut sum = L::splat(0.0);
         let mut k = 0;
@@ -130,9 +130,9 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
     }
 }
 
-/// Make weights (p,) of scores, and of the weights' gradients those of the scores. `known` gives of
-/// the queries at some columns the logarithm in base 2 of the sum of exponentials, and the product of
-/// what was read with its gradient.
+/// Convert scores (p,) to weights, and the weights' gradients to those of the scores. `known` is,
+/// for the queries at some columns, the base-2 logarithm of the sum of exponentials, and the dot
+/// product of the output with its gradient.
 #[inline(always)]
 pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     scores: *mut f32,
@@ -143,7 +143,7 @@ pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     let mut column = 0;
     while column < p {
         let (less, delta) = known(column);
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         unsafe {
             let weight = L::load(scores.add(column)).exp_less(less);
             weight.store(scores.add(column));
@@ -154,8 +154,8 @@ pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     }
 }
 
-/// The logarithm in base 2 of a normal number, or some finite number for 0; without branches, so that
-/// many are computed at once. S. Moshier's Cephes, `logf`.
+/// Base-2 logarithm of a normal number, or some finite number for 0; branchless, so that it is
+/// vectorized. From S. Moshier's Cephes, `logf`.
 #[inline(always)]
 pub(super) fn log2(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 9] = [
@@ -170,7 +170,7 @@ pub(super) fn log2(x: f32) -> f32 {
         3.333_333e-1,
     ];
     let bits = x.to_bits();
-    // x = 2^exponent * fraction, and the fraction lies around 1.
+    // x = 2^exponent * fraction, with a fraction around 1.
     let fraction = f32::from_bits((bits & 0x007f_ffff) | 0x3f00_0000);
     let is_small = fraction < std::f32::consts::FRAC_1_SQRT_2;
     let rest = if is_small { 2.0 * fraction } else { fraction } - 1.0;
@@ -191,13 +191,13 @@ mod tests {
     use super::*;
     use crate::attention::lanes;
 
-    /// Exponentials of two rows of 21 scores, and the sum of each.
+    /// Exponentials of two rows of 21 scores, and their sums.
     unsafe fn exponentials_of<L: Lanes>(scores: &mut [f32; 64]) -> [f32; 2] {
-        // SAFETY: as of the caller; two rows of 32.
+        // SAFETY: as for the caller; two rows of 32.
         let (_, total) = unsafe {
             exponentials::<L, 2>(scores.as_mut_ptr(), 2, (21, 32), [std::ptr::null(); 2])
         };
-        // SAFETY: as of the caller.
+        // SAFETY: as for the caller.
         total.map(|sum| unsafe { sum.first() })
     }
 
@@ -208,23 +208,23 @@ mod tests {
             scores[32 + usize::from(column)] = f32::from(column);
         }
         scores[32 + 5] = f32::NAN;
-        // SAFETY: the caller has seen that the processor has the instructions.
+        // SAFETY: the caller checked that the processor supports the instructions.
         let sums = unsafe { run(&mut scores) };
         let expected: f64 = (0..21).map(|column| (-7.0 * f64::from(column)).exp()).sum();
         assert!((f64::from(sums[0]) - expected).abs() <= 2e-7 * expected);
         for (column, &weight) in scores[..32].iter().enumerate() {
-            // Nothing below exp(-64), nor behind the last key; no subnormal number either.
+            // 0 below exp(-64) and after the last key; no subnormal numbers.
             assert_eq!(weight > 0.0, column <= 9, "{column}: {weight}");
             assert!(weight == 0.0 || weight.is_normal());
         }
         assert!(sums[1].is_nan());
     }
 
-    /// Exponentials of sixteen numbers, and the same of the numbers less 1.
+    /// Exponentials of sixteen numbers, and of the numbers minus 1.
     unsafe fn exp_of<L: Lanes>(numbers: &[f32; 16]) -> [[f32; 16]; 2] {
         let mut found = [[0.0; 16]; 2];
         for column in (0..16).step_by(L::WIDTH) {
-            // SAFETY: as of the caller; a width divides 16.
+            // SAFETY: as for the caller; widths divide 16.
             unsafe {
                 let x = L::load(numbers.as_ptr().add(column));
                 x.exp().store(found[0].as_mut_ptr().add(column));
@@ -240,14 +240,14 @@ mod tests {
             let x: [f32; 16] = std::array::from_fn(|lane| {
                 #[allow(clippy::cast_precision_loss)] // Below 16.
                 let lane = lane as f32;
-                // From 16, which no score is above its row's known sum by.
+                // From 16, an upper bound of a score minus its row's saved sum.
                 16.0 - (f32::from(step) * 16.0 + lane) / 512.0
             });
-            // SAFETY: the caller has seen that the processor has the instructions.
+            // SAFETY: the caller checked that the processor supports the instructions.
             let found = unsafe { run(&x) };
-            // Two units in the last place. Less a number there is beside, for each 1 of x: half a unit
-            // of the difference and, without a fused instruction, of the product, 6.0e-8 each, and
-            // what log2(e) as a float is away from itself, 1.4e-8.
+            // 2 ulps. For the difference additionally, per unit of x: half an ulp of the difference
+            // and, without FMA, of the product, 6.0e-8 each, and the error of log2(e) as a float,
+            // 1.4e-8.
             for (less, found, of_product) in [(0.0, found[0], 0.0), (1.0, found[1], 1.34e-7)] {
                 for (x, found) in x.into_iter().zip(found) {
                     let exact_x = f64::from(x) - less;
@@ -264,10 +264,10 @@ mod tests {
         }
     }
 
-    /// Check a function of lanes with each kind that the processor has.
+    /// Check a function with all supported kinds of lanes.
     macro_rules! check_all {
         ($check:ident, $of:ident) => {
-            $check($of::<lanes::Plain>);
+            $check($of::<lanes::Scalar>);
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 $check($of::<lanes::Avx2>);
@@ -280,21 +280,21 @@ mod tests {
     }
 
     #[test]
-    fn exponentials_are_near_the_true_ones() {
+    fn exponentials_are_accurate() {
         check_all!(check_exp, exp_of);
     }
 
     #[test]
-    fn next_to_no_weight_is_none() {
+    fn weights_far_below_the_largest_are_zero() {
         check_all!(check_exponentials, exponentials_of);
     }
 
     #[test]
-    fn logarithms_are_near_the_true_ones() {
+    fn logarithms_are_accurate() {
         for i in 0..50_000_u16 {
             let x = 1.0 + f32::from(i) * 0.37;
             let difference = f64::from(log2(x)) - f64::from(x).log2();
-            // Half a unit in the last place of the sum, and of the product with the logarithm of 2.
+            // Half an ulp of the sum, and of the product with ln(2).
             assert!(
                 difference.abs() <= 2e-7 * f64::from(x).log2().max(1.0),
                 "{x}"

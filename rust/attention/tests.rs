@@ -1,10 +1,10 @@
-//! Attention against plain loops in double precision, with every set of instructions.
+//! Attention against naive loops in double precision, with every instruction set.
 
-use super::cross::{self, Cross};
-use super::windows::{self, Windows};
-use crate::instructions::Instructions;
+use super::cross::{self, CrossAttention};
+use super::windows::{self, WindowAttention};
+use crate::cpu_features::Instructions;
 
-/// Numbers between -1 and 1, a function of the seed.
+/// Numbers in [-1, 1), a function of the seed.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -22,7 +22,7 @@ fn close(found: &[f32], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
     for (place, (&found, expected)) in found.iter().zip(expected).enumerate() {
-        // Sums of at most some hundred products, each rounded to 2^-24.
+        // Sums of up to some hundred products, each rounded to 2^-24.
         let difference = (f64::from(found) - expected).abs();
         assert!(
             difference <= 5e-6 * largest,
@@ -31,14 +31,14 @@ fn close(found: &[f32], expected: &[f64], what: &str) {
     }
 }
 
-/// What one query reads, and how the result changes with everything it read.
-struct Plain {
+/// Inputs of one query, and the derivatives of its output.
+struct NaiveQuery {
     d: usize,
     keys: Vec<Vec<f64>>,
     values: Vec<Vec<f64>>,
 }
 
-impl Plain {
+impl NaiveQuery {
     fn weights(&self, query: &[f64], added: &[f64]) -> Vec<f64> {
         #[allow(clippy::cast_precision_loss)]
         let scale = 1.0 / (self.d as f64).sqrt();
@@ -70,8 +70,12 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().copied().map(f64::from).collect()
 }
 
-fn cross_case(keys: usize, real: Option<Vec<Vec<u32>>>, instructions: Instructions) -> Cross {
-    Cross {
+fn cross_case(
+    keys: usize,
+    real: Option<Vec<Vec<u32>>>,
+    instructions: Instructions,
+) -> CrossAttention {
+    CrossAttention {
         samples: 2,
         queries: 13,
         keys,
@@ -83,8 +87,8 @@ fn cross_case(keys: usize, real: Option<Vec<Vec<u32>>>, instructions: Instructio
     }
 }
 
-/// Sum of what is read, weighed by `grad`, in double precision.
-fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
+/// Weighted sum of the output, with weights `grad`, in double precision.
+fn cross_loss(what: &CrossAttention, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
     let (n, m, h, d) = (what.queries, what.keys, what.heads, what.head_width);
     let row = |tensor: &[f64], sample: usize, tokens: usize, token: usize, head: usize| {
         tensor[((sample * tokens + token) * h + head) * d..][..d].to_vec()
@@ -99,7 +103,7 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
                 .map(|&key| row(tensor, sample, m, key as usize, head)))
             .collect()
         };
-        let plain = Plain {
+        let plain = NaiveQuery {
             d,
             keys: rows(tensors[1]),
             values: rows(tensors[2]),
@@ -114,9 +118,9 @@ fn cross_loss(what: &Cross, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64
 }
 
 #[test]
-fn cross_attention_is_that_of_plain_loops() {
+fn cross_attention_equals_naive_loops() {
     let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
-    // Fewer keys than queries, more of them, and so many that they are taken in parts.
+    // Fewer keys than queries, more, and so many that they are processed in blocks.
     let many = vec![(0..100).chain(105..401).collect(), (3..99).collect()];
     for (keys, real, instructions) in [
         (7, None),
@@ -133,7 +137,7 @@ fn cross_attention_is_that_of_plain_loops() {
         let counts = [2 * 13 * row, 2 * keys * row, 2 * keys * row];
         let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
         let grad = numbers(counts[0], 9);
-        let inputs = cross::Inputs {
+        let inputs = cross::CrossInputs {
             query: &tensors[0],
             key: &tensors[1],
             value: &tensors[2],
@@ -149,7 +153,7 @@ fn cross_attention_is_that_of_plain_loops() {
         let of = found.each_mut().map(|of| &mut of[..]);
         what.backward(&grad, &inputs, (&out, &sums), of).unwrap();
         for (i, found) in found.iter().enumerate() {
-            // Some numbers of each tensor, by differences.
+            // Some elements of each tensor, by finite differences.
             for place in (0..counts[i]).step_by(counts[i] / 37) {
                 let mut shifted = exact.clone();
                 let mut loss = |step: f64| {
@@ -164,7 +168,7 @@ fn cross_attention_is_that_of_plain_loops() {
 }
 
 #[test]
-fn keys_that_are_not_read_may_hold_anything() {
+fn masked_keys_may_hold_anything() {
     let what = cross_case(21, Some(vec![vec![1, 2], vec![]]), Instructions::best());
     let row = what.heads * what.head_width;
     let query = numbers(2 * 13 * row, 1);
@@ -174,7 +178,7 @@ fn keys_that_are_not_read_may_hold_anything() {
             *value = f32::NAN;
         }
     }
-    let inputs = cross::Inputs {
+    let inputs = cross::CrossInputs {
         query: &query,
         key: &key,
         value: &key.clone(),
@@ -196,8 +200,8 @@ fn keys_that_are_not_read_may_hold_anything() {
     }
 }
 
-fn windows_case(threads: usize, instructions: Instructions) -> Windows {
-    Windows {
+fn windows_case(threads: usize, instructions: Instructions) -> WindowAttention {
+    WindowAttention {
         samples: 2,
         map: (5, 7),
         heads: 2,
@@ -218,7 +222,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
             let what = windows_case(threads, instructions);
             let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 96].map(|n| numbers(n, n as u64));
             let grad = numbers(2 * 35 * 32, 5);
-            let inputs = windows::Inputs {
+            let inputs = windows::WindowInputs {
                 qkv: &qkv,
                 bias_table: &table,
                 qkv_bias: &bias,
@@ -226,7 +230,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
             let mut all = [2 * 35 * 32, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
             let [out, of_qkv, of_bias_table, of_qkv_bias] = &mut all;
             what.forward(&inputs, out).unwrap();
-            let mut outputs = windows::Outputs {
+            let mut outputs = windows::WindowGradients {
                 of_qkv,
                 of_bias_table,
                 of_qkv_bias,
@@ -236,7 +240,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
         };
         let found = run(1);
         assert_eq!(found, run(3));
-        // The plain loops come first; Python compares the widest instructions with an oracle.
+        // The naive loops are tested first; Python compares the widest instructions with an oracle.
         let plain = plain.get_or_insert_with(|| found.clone());
         for (found, plain) in found.iter().zip(&*plain) {
             close(found, &wide(plain), "windows");
@@ -245,10 +249,10 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
 }
 
 #[test]
-fn wrong_sizes_are_refused() {
+fn wrong_sizes_are_rejected() {
     let what = windows_case(1, Instructions::best());
     let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 95].map(|n| numbers(n, 1));
-    let inputs = windows::Inputs {
+    let inputs = windows::WindowInputs {
         qkv: &qkv,
         bias_table: &table,
         qkv_bias: &bias,

@@ -1,21 +1,21 @@
-//! Work for several threads: those of OpenMP where the process has them.
+//! Parallel loops: on the threads of OpenMP if the process has loaded it.
 //!
-//! torch's threads wait busily for a while after each of its operations. Threads of our own would
-//! share the processors with them; work that OpenMP hands out runs on the same ones instead.
+//! torch's threads spin for a while after each operation. Threads of our own would compete with
+//! them; work that OpenMP distributes runs on the same ones.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::head::Space;
+use super::head::HeadScratch;
 
 thread_local! {
-    /// Kept from call to call, since fresh pages take as long as the work.
-    static SPACE: RefCell<Space> = RefCell::default();
+    /// Kept between calls, since page faults of new memory take as long as the work.
+    static SPACE: RefCell<HeadScratch> = RefCell::default();
 }
 
-/// Run `body` for every number below `tasks`, on at most so many threads, the caller among them.
-pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut Space) + Sync)) {
+/// Run `body` for every index below `tasks`, on up to `threads` threads including the caller.
+pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut HeadScratch) + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
         SPACE.with_borrow_mut(|space| {
@@ -31,7 +31,7 @@ pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut Space
     fork(threads.min(tasks), &work);
 }
 
-/// Run `work` on so many threads at once.
+/// Run `work` on several threads at once.
 fn fork(threads: usize, work: &(dyn Fn() + Sync)) {
     if threads < 2 {
         work();
@@ -56,14 +56,14 @@ mod openmp {
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
 
-    /// `GOMP_parallel` of GNU's runtime, which LLVM's and Intel's have too.
+    /// `GOMP_parallel` of GNU's runtime, also provided by LLVM's and Intel's.
     type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
-    /// Run `work` on a team; false where no library that is loaded has one.
+    /// Run `work` on a team of threads; false if no loaded library provides one.
     pub(super) fn fork(threads: usize, work: &(dyn Fn() + Sync)) -> bool {
         static PARALLEL: OnceLock<Option<Parallel>> = OnceLock::new();
         let parallel = *PARALLEL.get_or_init(|| {
-            // SAFETY: a null library means every one that is loaded for all to see.
+            // SAFETY: a null handle searches all globally loaded libraries.
             let found = unsafe { dlsym(ptr::null_mut(), c"GOMP_parallel".as_ptr()) };
             // SAFETY: a function of this name has this type.
             (!found.is_null()).then(|| unsafe { mem::transmute::<*mut c_void, Parallel>(found) })
@@ -77,7 +77,7 @@ mod openmp {
         true
     }
 
-    /// A panic in here ends the process: it must not reach frames of C.
+    /// A panic here aborts the process: it must not unwind through C frames.
     extern "C" fn enter(data: *mut c_void) {
         // SAFETY: `fork` passes a pointer to such a reference.
         let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };
@@ -106,6 +106,6 @@ mod tests {
             done.sort_unstable();
             assert_eq!(done, [0, 1, 2, 3, 4, 5, 6]);
         }
-        run(0, 2, &|_, _| panic!("there is no task"));
+        run(0, 2, &|_, _| panic!("no such task"));
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens of a map read one another inside (shifted) square windows, with a bias by their offset.
+//! Self-attention in (shifted) square windows of a map, with a relative position bias.
 //!
 //! Letters: M tokens of the batch, B H W; N tokens of a window; p as in [`super::head`].
 
@@ -6,22 +6,22 @@ use std::iter;
 
 use super::gradients::Gradients;
 use super::head::{Head, padded};
-use super::rows::Rows;
+use super::rows::HeadRows;
 use super::{Shared, backward, forward, threads};
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
 
-/// Added to the score of two tokens from different sides of a rolled map's border.
+/// Mask value between tokens from different sides of a rolled map's border.
 const SEPARATED: f32 = -100.0;
-/// Tasks of a forward pass at least, where there are as many windows and heads.
+/// Minimum tasks of a forward pass, if there are as many windows and heads.
 const FORWARD_TASKS: usize = 16;
-/// The same of a backward pass. Each adds gradients of the bias up by itself and all are added in
-/// one order, so that sums do not depend on the number of threads.
+/// The same for a backward pass. Each task accumulates its own bias gradients; they are added in a
+/// fixed order, so that results do not depend on the number of threads.
 const BACKWARD_TASKS: usize = 16;
 
-/// What is computed, and by whom.
+/// Shapes and parameters of a window attention.
 #[derive(Clone, Debug)]
-pub struct Windows {
+pub struct WindowAttention {
     /// B.
     pub samples: usize,
     /// (H, W), at least 1.
@@ -32,28 +32,28 @@ pub struct Windows {
     pub head_width: usize,
     /// Side of a window.
     pub window: usize,
-    /// Roll of the map, below `window`.
+    /// Shift of the map, below `window`.
     pub shift: usize,
-    /// (height, width) of each sample's own map in the first corner; None for the whole map.
+    /// Unpadded (height, width) of each sample, in the top left corner; `None` for the whole map.
     pub sizes: Option<Vec<(usize, usize)>>,
-    /// How many threads at most.
+    /// Maximum number of threads.
     pub threads: usize,
-    /// Which instructions.
+    /// Instruction set.
     pub instructions: Instructions,
 }
 
-/// Tensors of the forward pass.
-pub struct Inputs<'a> {
+/// Input tensors.
+pub struct WindowInputs<'a> {
     /// (M, 3, h, d).
     pub qkv: &'a [f32],
     /// ((2 window - 1)^2, h).
     pub bias_table: &'a [f32],
-    /// (3, h, d), what a padded place holds.
+    /// (3, h, d), QKV of padding.
     pub qkv_bias: &'a [f32],
 }
 
-/// Gradients of [`Inputs`].
-pub struct Outputs<'a> {
+/// Gradients of [`WindowInputs`].
+pub struct WindowGradients<'a> {
     /// (M, 3, h, d).
     pub of_qkv: &'a mut [f32],
     /// ((2 window - 1)^2, h).
@@ -62,28 +62,28 @@ pub struct Outputs<'a> {
     pub of_qkv_bias: &'a mut [f32],
 }
 
-/// The windows of a batch.
-struct Cut {
-    /// (windows, N), tokens of the batch, or [`Rows::PADDED`].
+/// Window partition of a batch.
+struct Partition {
+    /// (windows, N), token indices, or [`HeadRows::PADDED`].
     places: Vec<u32>,
-    /// Whether a window holds the seam of a rolled map: 2 between its rows + 1 between its columns.
+    /// Which seams of the rolled map a window contains: 2 between rows + 1 between columns.
     seams: Vec<u8>,
-    /// Tokens outside their sample's own map.
+    /// Tokens outside of their sample's unpadded map.
     outside: Vec<usize>,
 }
 
-impl Windows {
+impl WindowAttention {
     /// N.
     fn tokens(&self) -> usize {
         self.window * self.window
     }
 
-    /// Numbers of all heads.
+    /// Elements of all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &Inputs) -> Result<(), Error> {
+    fn check(&self, inputs: &WindowInputs) -> Result<(), Error> {
         let tokens = self.samples * self.map.0 * self.map.1;
         super::expect("qkv", inputs.qkv.len(), 3 * tokens * self.row())?;
         let offsets = (2 * self.window - 1).pow(2);
@@ -101,18 +101,18 @@ impl Windows {
             if let Some(size) = sizes.iter().find(|size| size.0 > height || size.1 > width) {
                 return Err(Error::argument(
                     "sizes",
-                    format!("{size:?} is larger than the map {height} x {width}"),
+                    format!("{size:?}; expected at most the map's {height} x {width}"),
                 ));
             }
         }
         super::expect_width(self.head_width)
     }
 
-    /// Compute what is read (M, h, d).
+    /// Forward pass: the output (M, h, d).
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
-    pub fn forward(&self, inputs: &Inputs, out: &mut [f32]) -> Result<(), Error> {
+    /// [`Error::Argument`] for a tensor of another size.
+    pub fn forward(&self, inputs: &WindowInputs, out: &mut [f32]) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("out", out.len(), inputs.qkv.len() / 3)?;
         let cut = self.cut();
@@ -133,10 +133,10 @@ impl Windows {
         threads::run(windows * groups, self.threads, &|task, space| {
             let (window, first) = (task / groups, task % groups * heads_at_once);
             for head in first..(first + heads_at_once).min(self.heads) {
-                // SAFETY: the sizes were checked; every window and head has rows of its own.
+                // SAFETY: the sizes were checked; every window and head has its own rows.
                 unsafe {
                     let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
-                    let read = Rows {
+                    let read = HeadRows {
                         first: out.at(head * self.head_width),
                         stride: self.row(),
                         places: what.query.places,
@@ -149,11 +149,16 @@ impl Windows {
         Ok(())
     }
 
-    /// Compute the gradients of the inputs from the gradient (M, h, d) of what was read.
+    /// Backward pass: gradients of the inputs, given the gradient (M, h, d) of the output.
     ///
     /// # Errors
-    /// [`Error::Argument`] where a tensor has another size.
-    pub fn backward(&self, grad: &[f32], inputs: &Inputs, of: &mut Outputs) -> Result<(), Error> {
+    /// [`Error::Argument`] for a tensor of another size.
+    pub fn backward(
+        &self,
+        grad: &[f32],
+        inputs: &WindowInputs,
+        of: &mut WindowGradients,
+    ) -> Result<(), Error> {
         self.check(inputs)?;
         super::expect("grad", grad.len(), inputs.qkv.len() / 3)?;
         super::expect("of_qkv", of.of_qkv.len(), inputs.qkv.len())?;
@@ -174,7 +179,7 @@ impl Windows {
             .div_ceil(self.heads.max(1))
             .clamp(1, windows.max(1));
         let windows_at_once = windows.div_ceil(parts);
-        // Of each task: gradients of the scores (N, p), and of a padded place (3, d).
+        // Per task: gradients of the scores (N, p), and of padding (3, d).
         let scores = self.tokens() * padded(self.tokens());
         let mut of_bias = vec![0.0; self.heads * parts * scores];
         let mut of_padding = vec![0.0; self.heads * parts * 3 * d];
@@ -191,19 +196,19 @@ impl Windows {
             threads::run(self.heads * parts, self.threads, &|task, space| {
                 let (head, first) = (task / parts, task % parts * windows_at_once);
                 for window in first..(first + windows_at_once).min(windows) {
-                    // SAFETY: the sizes were checked; every window and head has rows of its own,
-                    // and every task its sums.
+                    // SAFETY: the sizes were checked; every window and head has its own rows, and
+                    // every task its own sums.
                     unsafe {
                         let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
                         let places = what.query.places;
-                        let of_part = |part: usize| Rows {
+                        let of_part = |part: usize| HeadRows {
                             first: of_qkv.at(part * row + head * d),
                             stride: 3 * row,
                             places,
                             padding: of_padding.at((task * 3 + part) * d),
                         };
                         let gradients = Gradients {
-                            read: Rows {
+                            read: HeadRows {
                                 first: grad.at(head * d),
                                 stride: row,
                                 places,
@@ -233,10 +238,10 @@ impl Windows {
     /// One head of one window.
     ///
     /// # Safety
-    /// The tensors (M, 3, h, d) and (3, h, d) and the others have their shapes.
+    /// The tensors (M, 3, h, d), (3, h, d) and the others have their shapes.
     unsafe fn head<'a>(
         &self,
-        cut: &'a Cut,
+        cut: &'a Partition,
         window: usize,
         head: usize,
         (qkv, padding): (Shared, Shared),
@@ -245,8 +250,8 @@ impl Windows {
     ) -> Head<'a> {
         let (n, d) = (self.tokens(), self.head_width);
         let places = Some(&cut.places[window * n..][..n]);
-        let rows = |part: usize| Rows {
-            // SAFETY: as of the caller; so below.
+        let rows = |part: usize| HeadRows {
+            // SAFETY: as for the caller; likewise below.
             first: unsafe { qkv.at(part * self.row() + head * d) },
             stride: 3 * self.row(),
             places,
@@ -265,10 +270,10 @@ impl Windows {
         }
     }
 
-    /// Pad, roll and cut every sample's own map by itself.
-    fn cut(&self) -> Cut {
+    /// Pad, roll and partition every sample's map.
+    fn cut(&self) -> Partition {
         let (height, width) = self.map;
-        let mut cut = Cut {
+        let mut cut = Partition {
             places: Vec::new(),
             seams: Vec::new(),
             outside: Vec::new(),
@@ -281,10 +286,10 @@ impl Windows {
                 for (x, column) in columns.chunks_exact(self.window).enumerate() {
                     for (y, x) in row.iter().flat_map(|y| column.iter().map(move |x| (y, x))) {
                         let place = match (y, x) {
-                            // The batch has fewer tokens than a u32 counts.
+                            // A batch has fewer tokens than a u32 counts.
                             #[allow(clippy::cast_possible_truncation)]
                             (Some(y), Some(x)) => (first + y * width + x) as u32,
-                            _ => Rows::PADDED,
+                            _ => HeadRows::PADDED,
                         };
                         cut.places.push(place);
                     }
@@ -304,7 +309,7 @@ impl Windows {
         cut
     }
 
-    /// What stands at each place of one axis, padded and rolled.
+    /// Source index of each position of an axis, padded and rolled.
     fn ticks(&self, side: usize) -> Vec<Option<usize>> {
         let padded = side.next_multiple_of(self.window);
         (0..padded)
@@ -312,12 +317,12 @@ impl Windows {
             .collect()
     }
 
-    /// The bias of every head and pair of tokens: (h, N, p).
+    /// Bias of every head and pair of tokens: (h, N, p).
     fn expand(&self, table: &[f32]) -> Vec<f32> {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
         let mut bias = vec![0.0; self.heads * n * p];
-        // Key after key the offset falls, so that a table turned round is copied in runs.
+        // The offset decreases from key to key, so that a reversed table is copied in runs.
         let mut turned = vec![0.0; side * side];
         for (head, rows) in bias.chunks_exact_mut(n * p).enumerate() {
             for (to, from) in turned.iter_mut().rev().zip(0..) {
@@ -335,7 +340,7 @@ impl Windows {
         bias
     }
 
-    /// Add the gradients of the scores (h parts, N, p) up to those of the table.
+    /// Add the gradients of the scores (h parts, N, p) to those of the table.
     fn reduce_bias(&self, of_bias: &[f32], parts: usize, of_table: &mut [f32]) {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
@@ -356,8 +361,8 @@ impl Windows {
         }
     }
 
-    /// What is added to the scores (N, p) of windows with each kind of seams that there is.
-    fn masks(&self, cut: &Cut) -> [Option<Vec<f32>>; 4] {
+    /// Mask (N, p) of windows for each combination of seams.
+    fn masks(&self, cut: &Partition) -> [Option<Vec<f32>>; 4] {
         let (w, n) = (self.window, self.tokens());
         let p = padded(n);
         std::array::from_fn(|seams| {

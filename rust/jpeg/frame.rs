@@ -1,20 +1,20 @@
-//! The geometry of a picture: components, blocks, MCUs and rows.
+//! Geometry of an image: components, blocks, MCUs.
 
 use super::markers::{broken, unsupported};
 use crate::Error;
 
-/// The most blocks of an MCU that the standard allows.
+/// Maximum number of blocks per MCU in the standard.
 pub(super) const MAX_MCU_BLOCKS: usize = 10;
 
-/// One component of the frame header, and what follows from it.
+/// A component of the frame header, with derived sizes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Component {
     pub(super) id: u8,
-    /// Blocks of an MCU in a row and in a column.
+    /// Sampling factors: blocks per MCU, horizontally and vertically.
     pub(super) h: usize,
     pub(super) v: usize,
     pub(super) quantisation: usize,
-    /// Blocks that hold pixels.
+    /// Number of blocks that contain pixels.
     pub(super) blocks_wide: usize,
     pub(super) blocks_high: usize,
 }
@@ -40,12 +40,12 @@ pub(super) struct Frame {
     pub(super) components: Vec<Component>,
     pub(super) max_h: usize,
     pub(super) max_v: usize,
-    /// MCUs of a scan of all components.
+    /// Number of MCUs in an interleaved scan.
     pub(super) mcus_wide: usize,
     pub(super) mcus_high: usize,
 }
 
-/// Which component a scan holds, coded by which tables.
+/// A component of a scan, with its table numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScanComponent {
     pub(super) index: usize,
@@ -57,10 +57,10 @@ pub(super) struct ScanComponent {
 #[derive(Clone, Debug)]
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient, in zigzag order.
+    /// Spectral selection: first and last coefficient in zigzag order.
     pub(super) start: usize,
     pub(super) end: usize,
-    /// Bit position of the scan before and of this one.
+    /// Successive approximation: previous and current bit position.
     pub(super) high: u32,
     pub(super) low: u32,
 }
@@ -113,7 +113,7 @@ impl Frame {
         })
     }
 
-    /// Check what only a scan of several components must keep to.
+    /// Check the limits of interleaved scans.
     pub(super) fn check_scan(&self, scan: &Scan) -> Result<(), Error> {
         let blocks: usize = scan
             .components

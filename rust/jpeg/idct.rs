@@ -1,10 +1,11 @@
-//! The inverse DCT of blocks: eight by eight, and four, two or one of each for smaller pictures.
+//! Inverse DCT of blocks to 8 x 8, 4 x 4, 2 x 2 or 1 x 1 samples.
 //!
-//! The accurate integer method of libjpeg ("islow", after Loeffler, Ligtenberg and Moschytz), to the
-//! bit, with the 16-bit intermediates that libjpeg-turbo's AVX2 and SSE2 code has: damaged data, which
-//! leave the range of real pictures, come out the same, too. All constants are multiples of 2^-13.
+//! The accurate integer method of libjpeg ("islow", after Loeffler, Ligtenberg and Moschytz),
+//! bit-exact, with the 16-bit intermediates of libjpeg-turbo's AVX2 and SSE2 code, so that damaged
+//! data out of the normal range gives the same values as well. All constants are multiples of
+//! 2^-13.
 
-use super::sequential::Block;
+use super::block::Block;
 
 const FIX_0_298631336: i32 = 2446;
 const FIX_0_390180644: i32 = 3196;
@@ -40,16 +41,16 @@ pub(super) const ODD_53: [[i16; 2]; 2] = [
     pair(-FIX_2_562915447, FIX_3_072711026 - FIX_2_562915447),
 ];
 
-/// Of four samples: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
+/// 4 x 4: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
 pub(super) const FOUR_EVEN: [i16; 2] = [15137, -6270];
 pub(super) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
 pub(super) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
 
-/// Of two samples: factors of inputs 1 and 3, and of 5 and 7.
+/// 2 x 2: factors of inputs 1 and 3, and of 5 and 7.
 pub(super) const TWO_13: [i16; 2] = [29692, -10426];
 pub(super) const TWO_57: [i16; 2] = [6967, -5906];
 
-/// Bits of the constants, and bits kept between the two passes.
+/// Fraction bits of the constants, and extra bits between the two passes.
 pub(super) const CONSTANT_BITS: u32 = 13;
 pub(super) const PASS_BITS: u32 = 2;
 
@@ -57,9 +58,9 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
     [first as i16, second as i16]
 }
 
-/// Transform a block to `size` x `size` samples, which are 8, 4, 2 or 1.
+/// Transform a block to `size` x `size` samples, where `size` is 8, 4, 2 or 1.
 ///
-/// Row r of them goes to `out[r * stride..]`; what lies outside of `out` is left out.
+/// Row r goes to `out[r * stride..]`; what is outside of `out` is dropped.
 pub(super) fn transform(
     block: &Block,
     quantisation: &[u16; 64],
@@ -81,7 +82,7 @@ pub(super) fn transform(
     }
 }
 
-/// Multiply with the quantisation table, in 16 bits.
+/// Dequantize, in 16 bits.
 fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
     let mut values = [0; 64];
     for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantisation) {
@@ -90,22 +91,22 @@ fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
     values
 }
 
-/// The sum of two products, as `pmaddwd` forms it.
+/// Sum of two products, as `pmaddwd`.
 fn dot(a: i32, b: i32, factors: [i16; 2]) -> i32 {
     (a * i32::from(factors[0])).wrapping_add(b * i32::from(factors[1]))
 }
 
-/// Round to fewer bits and limit to 16.
+/// Round to fewer bits and saturate to 16.
 fn descale(value: i32, bits: u32) -> i32 {
     (value.wrapping_add(1 << (bits - 1)) >> bits).clamp(i16::MIN.into(), i16::MAX.into())
 }
 
-/// Limit to a sample.
+/// Clamp to a sample.
 fn sample(value: i32) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// Eight values from eight.
+/// 8-point transform.
 fn eight_values(input: [i32; 8], bits: u32) -> [i32; 8] {
     let wrap = |value: i32| i32::from(value as i16);
     let sum_3 = dot(input[2], input[6], EVEN[0]);
@@ -134,7 +135,7 @@ fn eight_values(input: [i32; 8], bits: u32) -> [i32; 8] {
     output
 }
 
-/// Whether only the first row of coefficients differs from zero, apart from rows that do not count.
+/// True if only the first row of coefficients is nonzero, ignoring unused rows.
 fn has_one_row(block: &Block, ignored: usize) -> bool {
     block
         .chunks_exact(8)
@@ -168,7 +169,7 @@ pub(super) fn eight(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 
     }
 }
 
-/// Four values from eight, of which the fifth does not count.
+/// Transform to 4 points; the fifth input is unused.
 fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
     let sum_0 = input[0] << (CONSTANT_BITS + 1);
     let sum_2 = dot(input[2], input[6], FOUR_EVEN);
@@ -218,7 +219,7 @@ fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
     let odd = |at: [i32; 4]| dot(at[0], at[1], TWO_13).wrapping_add(dot(at[2], at[3], TWO_57));
     let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
     let bits = CONSTANT_BITS - PASS_BITS + 2;
-    // (upper, lower) of each column that counts.
+    // (upper, lower) of each column in use.
     let column = |column: usize| {
         let sum = odd([1, 3, 5, 7].map(|row| values[row * 8 + column]));
         let base = values[column] << (CONSTANT_BITS + 2);
@@ -238,7 +239,7 @@ fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
     }
 }
 
-/// Of the mean alone; out of range it wraps at 10 bits.
+/// DC only; out of range it wraps at 10 bits.
 fn one(block: &Block, quantisation: &[u16; 64]) -> u8 {
     let value = i32::from(block[0]) * i32::from(quantisation[0] as i16);
     let wrapped = ((value + 4) >> 3) << 22 >> 22;

@@ -1,11 +1,11 @@
-//! Marker segments: what stands between the pixels of a JPEG file.
+//! Marker segments of a JPEG file.
 //!
-//! Follows the marker reader of libjpeg-turbo: past the end of the file it reads an end marker (FF D9)
-//! for ever, so a truncated header is as broken here as there.
+//! Follows the marker reader of libjpeg-turbo: past the end of the file it reads endless end
+//! markers (FF D9), so that a truncated header is an error in both.
 
+use super::block::NATURAL_ORDER;
 use super::frame::{Component, Frame, Scan, ScanComponent};
-use super::huffman::Spec;
-use super::tables::NATURAL_ORDER;
+use super::huffman::TableSpec;
 use crate::{Error, exif};
 
 pub(super) const START_OF_IMAGE: u8 = 0xD8;
@@ -18,7 +18,7 @@ const APP0: u8 = 0xE0;
 const APP1: u8 = 0xE1;
 const APP14: u8 = 0xEE;
 
-/// Bytes with a position; after the last one, an end marker repeats.
+/// Bytes with a position; after the last byte an end marker repeats.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
@@ -41,12 +41,12 @@ impl Reader<'_> {
         usize::from(u16::from_be_bytes([high, self.byte()]))
     }
 
-    /// Whether bytes were read that the file lacks.
+    /// True if bytes past the end were read.
     pub(super) fn is_past_end(&self) -> bool {
         self.position > self.bytes.len()
     }
 
-    /// Find the next marker. Any other byte before it is passed over.
+    /// Find the next marker, skipping other bytes.
     pub(super) fn next_marker(&mut self) -> u8 {
         loop {
             while self.byte() != 0xFF {}
@@ -61,7 +61,7 @@ impl Reader<'_> {
     }
 }
 
-/// How the components of a picture make up its colour, told as libjpeg-turbo tells it.
+/// Color space of the components, determined as in libjpeg-turbo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ColorSpace {
     Gray,
@@ -71,14 +71,14 @@ pub(super) enum ColorSpace {
     Ycck,
 }
 
-/// What the markers read so far have said.
+/// Content of the markers read so far.
 #[derive(Default)]
 pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
     /// In natural order.
     pub(super) quantisation: [Option<[u16; 64]>; 4],
-    pub(super) dc: [Option<Spec>; 4],
-    pub(super) ac: [Option<Spec>; 4],
+    pub(super) dc: [Option<TableSpec>; 4],
+    pub(super) ac: [Option<TableSpec>; 4],
     /// In MCUs; zero for none.
     pub(super) restart_interval: usize,
     pub(super) orientation: Option<u8>,
@@ -107,7 +107,7 @@ impl Markers {
         while self.frame.is_none() {
             let marker = reader.next_marker();
             match marker {
-                START_OF_SCAN => return Err(broken("a scan stands before the frame header")),
+                START_OF_SCAN => return Err(broken("a scan before the frame header")),
                 END_OF_IMAGE => return Err(broken("no frame header")),
                 _ => self.segment(marker, reader)?,
             }
@@ -115,7 +115,7 @@ impl Markers {
         self.frame.as_ref().ok_or_else(|| broken("no frame header"))
     }
 
-    /// Read markers up to the next scan or the end, beginning with one read already where given.
+    /// Read markers up to the next scan or the end; `marker` may have been read already.
     pub(super) fn read_to_scan(
         &mut self,
         reader: &mut Reader<'_>,
@@ -134,7 +134,7 @@ impl Markers {
 
     fn segment(&mut self, marker: u8, reader: &mut Reader<'_>) -> Result<(), Error> {
         match marker {
-            // Restart markers outside a scan and TEM carry nothing.
+            // Restart markers outside of a scan and TEM have no content.
             0x01 | 0xD0..=0xD7 => Ok(()),
             0xC0..=0xC2 => self.frame_header(marker, reader),
             0xC3 | 0xC5..=0xC7 => Err(unsupported(format!(
@@ -172,13 +172,13 @@ impl Markers {
         let count = usize::from(reader.byte());
         if height == 0 || width == 0 || count == 0 {
             return Err(broken(format!(
-                "picture of {height} x {width} pixels with {count} components; expected 1 or more"
+                "image of {height} x {width} pixels with {count} components; expected 1 or more"
             )));
         }
         check_length("SOF", length == 8 + 3 * count)?;
         if precision != 8 {
             return Err(unsupported(format!(
-                "{precision} bits a sample; expected 8"
+                "{precision} bits per sample; expected 8"
             )));
         }
         if !matches!(count, 1 | 3 | 4) {
@@ -201,7 +201,7 @@ impl Markers {
         let frame = self
             .frame
             .as_ref()
-            .ok_or_else(|| broken("a scan stands before the frame header"))?;
+            .ok_or_else(|| broken("a scan before the frame header"))?;
         let length = reader.word();
         let count = usize::from(reader.byte());
         check_length("SOS", (1..=4).contains(&count) && length == 6 + 2 * count)?;
@@ -216,7 +216,7 @@ impl Markers {
                 .filter(|&index| components.iter().all(|other| other.index != index))
                 .ok_or_else(|| {
                     broken(format!(
-                        "a scan of component {id}, which is unknown or named twice"
+                        "a scan of component {id}, which is unknown or repeated"
                     ))
                 })?;
             components.push(ScanComponent {
@@ -240,7 +240,7 @@ impl Markers {
         check_length("DHT", left < usize::from(u16::MAX))?;
         while left > 16 {
             let index = reader.byte();
-            let mut spec = Spec::default();
+            let mut spec = TableSpec::default();
             for count in &mut spec.counts {
                 *count = reader.byte();
             }
@@ -290,7 +290,7 @@ impl Markers {
                 .get_mut(usize::from(index & 15))
                 .ok_or_else(|| {
                     broken(format!(
-                        "quantisation table {}; expected 0 to 3",
+                        "quantization table {}; expected 0 to 3",
                         index & 15
                     ))
                 })?;
@@ -302,7 +302,7 @@ impl Markers {
         Ok(())
     }
 
-    /// Look into the application segments that matter; pass over any other.
+    /// Parse the relevant application segments; skip the others.
     fn application(&mut self, marker: u8, reader: &mut Reader<'_>) {
         let length = reader.word().saturating_sub(2);
         let start = reader.position.min(reader.bytes.len());
@@ -340,7 +340,7 @@ impl Markers {
     }
 }
 
-/// Read the start of image, before which nothing may stand.
+/// Read the start of image, which must come first.
 pub(super) fn start(reader: &mut Reader<'_>) -> Result<(), Error> {
     if reader.byte() == 0xFF && reader.byte() == START_OF_IMAGE {
         Ok(())
@@ -349,7 +349,7 @@ pub(super) fn start(reader: &mut Reader<'_>) -> Result<(), Error> {
     }
 }
 
-/// Pass over conditioning of arithmetic coding, which Huffman coding has no use for.
+/// Skip the conditioning of arithmetic coding.
 fn check_conditioning(reader: &mut Reader<'_>) -> Result<(), Error> {
     let length = reader.word();
     let pairs = length.saturating_sub(2).div_ceil(2);
@@ -368,6 +368,6 @@ fn check_length(segment: &str, is_right: bool) -> Result<(), Error> {
     if is_right {
         Ok(())
     } else {
-        Err(broken(format!("a {segment} segment of the wrong length")))
+        Err(broken(format!("a {segment} segment of wrong length")))
     }
 }

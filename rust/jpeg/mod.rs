@@ -1,74 +1,65 @@
-//! JPEG files -> rows of RGB pixels, bit for bit as libjpeg-turbo decodes them by default: its accurate
-//! integer inverse DCT ("islow"), its smooth ("fancy") upsampling and its conversion of colours; CMYK
-//! and YCCK become RGB as in Pillow's `convert("RGB")`.
+//! JPEG decoder, bit-exact with libjpeg-turbo's defaults: accurate integer inverse DCT ("islow"),
+//! smooth ("fancy") upsampling and color conversion; CMYK and YCCK become RGB as in Pillow's
+//! `convert("RGB")`.
 //!
-//! Baseline, extended sequential and progressive Huffman coding of 8 bits a sample. Where data are
-//! missing or damaged, the same pixels come out that libjpeg-turbo fills in, and [`Status`] says so. One
-//! case is left out: where damage makes FF FF 00 of the data, libjpeg-turbo keeps in one MCU what a first
-//! attempt left there.
-//! Arithmetic coding, 12 bits, lossless and hierarchical files are [`Error::Unsupported`].
+//! Supports baseline, extended sequential and progressive Huffman coding with 8 bits per sample.
+//! Missing or damaged data is filled with the same pixels as in libjpeg-turbo, and [`Status`]
+//! reports it. One exception: where damage turns data into FF FF 00, libjpeg-turbo keeps in one MCU
+//! the coefficients of a first attempt. Arithmetic coding, 12 bits, lossless and hierarchical files
+//! are [`Error::Unsupported`].
 
-// Codes, coefficients and samples are cut to their bits all along, as the standard and libjpeg-turbo
-// have it; every wrap and every limit is part of the result.
+// Codes, coefficients and samples are truncated to their bits throughout, as in the standard and in
+// libjpeg-turbo; every wrap and clamp is part of the result.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss
 )]
 
-mod bits;
-mod collect;
+mod bit_reader;
+mod bitstream;
+mod block;
+mod block_smoothing;
 mod color;
+mod decoder;
 mod frame;
 mod huffman;
 mod idct;
-mod lanes;
+mod interleaved;
 mod markers;
+mod mcu_rows;
+mod multi_scan;
 mod progressive;
-mod rows;
-mod scans;
 mod sequential;
-#[cfg(target_arch = "aarch64")]
-mod simd_arm;
-mod simd_face;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86_rows;
-#[cfg(target_arch = "x86_64")]
-mod simd_x86_small;
-mod smooth;
-mod stream;
-mod streamed;
-mod tables;
+mod simd;
 mod upsample;
 
 use crate::Error;
-use crate::instructions::Instructions;
+use crate::cpu_features::Instructions;
+use decoder::{DecoderState, StartedDecode};
 use markers::{Markers, Reader};
-use rows::Target;
-use scans::{Arena, Begun};
+use mcu_rows::Target;
 
-/// The most scans of a picture. Honest progressive files have about ten; libjpeg-turbo sets no limit
+/// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo has no limit
 /// and its fuzzers stop at this one.
 pub const MAX_SCANS: usize = 500;
 
-/// Size of the pixels that come out, as a part of the size in the file.
+/// Output size, as a fraction of the size in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// As in the file.
+    /// Full size.
     #[default]
     Full,
     /// Half the height and width, rounded up.
     Half,
-    /// A quarter of each.
+    /// A quarter.
     Quarter,
-    /// An eighth of each.
+    /// An eighth.
     Eighth,
 }
 
 impl Scale {
-    /// By how much height and width are divided.
+    /// Divisor of height and width.
     #[must_use]
     pub fn divisor(self) -> usize {
         match self {
@@ -79,52 +70,52 @@ impl Scale {
         }
     }
 
-    /// The size that comes out, in pixels.
+    /// Scaled size in pixels.
     #[must_use]
     pub fn apply(self, size: usize) -> usize {
         size.div_ceil(self.divisor())
     }
 }
 
-/// What a file says before its pixels.
+/// Header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Rows.
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// How EXIF says that the picture is to be turned, 1 (not at all) to 8; 1 where it says nothing.
+    /// EXIF orientation, 1 (upright) to 8; 1 if missing.
     pub orientation: u8,
-    /// Whether the file is progressive.
+    /// True if progressive.
     pub is_progressive: bool,
-    /// Components: 1 for grey, 3 for colour, 4 for inks.
+    /// Number of components: 1 gray, 3 color, 4 CMYK.
     pub components: usize,
 }
 
-/// Whether all pixels came from the file.
+/// Whether all pixels are from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// They did.
+    /// They are.
     Whole,
-    /// Some are filled in, for this reason, as libjpeg-turbo fills them in.
+    /// Some were filled as in libjpeg-turbo, for this reason.
     Filled(String),
 }
 
-/// What is wanted of a picture.
+/// Options of a decode.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Size of the pixels.
+    /// Output size.
     pub scale: Scale,
-    /// The first row that is not needed, in pixels that come out; decoding ends there.
+    /// First output row that is not needed; decoding stops there.
     pub stop_row: Option<usize>,
-    /// The most pixels that the file may have, whatever comes out.
+    /// Maximum number of pixels in the file, whatever the output size.
     pub max_pixels: usize,
 }
 
-/// Read what a file says before its pixels.
+/// Read the header of a file.
 ///
 /// # Errors
-/// [`Error::Decode`] for a broken header, [`Error::Unsupported`] for that of another kind.
+/// [`Error::Decode`] for a corrupt header, [`Error::Unsupported`] for an unsupported format.
 pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     let mut markers = Markers::default();
     let mut reader = Reader { bytes, position: 0 };
@@ -140,44 +131,45 @@ pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     })
 }
 
-/// A decoder. Its memory is kept from picture to picture: use one for each thread.
+/// A decoder. Keeps its buffers between images: use one per thread.
 pub struct Decoder {
-    arena: Arena,
+    state: DecoderState,
 }
 
 impl Decoder {
-    /// Make a decoder that uses the widest instructions. It holds no memory yet.
+    /// A decoder with the best instruction set. Allocates nothing yet.
     #[must_use]
     pub fn new() -> Self {
         Self::with(Instructions::best())
     }
 
-    /// Make a decoder that uses these instructions. All of them give the same pixels.
+    /// A decoder with this instruction set. All of them give the same pixels.
     #[must_use]
     pub fn with(instructions: Instructions) -> Self {
         Self {
-            arena: Arena::new(instructions),
+            state: DecoderState::new(instructions),
         }
     }
 
-    /// Decode a picture.
+    /// Decode an image.
     ///
-    /// `sink` gets the index of a row and complete rows from there on, `n * width * 3` bytes, red
-    /// first; the calls go from the top to the bottom, or to `stop_row`, without a gap.
+    /// `sink` gets the index of a row and complete rows from there on, `n * width * 3` bytes of
+    /// RGB; the calls go from top to bottom, or to `stop_row`, without gaps.
     ///
     /// # Errors
-    /// [`Error::Unsupported`]; [`Error::Decode`] for what is no JPEG, or too broken for libjpeg-turbo, too; rows
-    /// may have been handed on before. [`Error::TooManyPixels`] above the limit, told from the header.
+    /// [`Error::Unsupported`]; [`Error::Decode`] for what is not a JPEG, or too corrupt for
+    /// libjpeg-turbo; rows may have been emitted before. [`Error::TooManyPixels`] above the limit,
+    /// checked in the header.
     pub fn decode(
         &mut self,
         bytes: &[u8],
         request: &Request,
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
-        decode_all(&mut self.arena, bytes, request, Target::Sink(sink))
+        decode_all(&mut self.state, bytes, request, Target::Sink(sink))
     }
 
-    /// Decode a picture into `pixels`, which has room for all of its rows or for those up to `stop_row`.
+    /// Decode an image into `pixels`, which holds all rows or those before `stop_row`.
     ///
     /// # Errors
     /// As [`Decoder::decode`]; [`Error::Argument`] for `pixels` of another length.
@@ -187,50 +179,54 @@ impl Decoder {
         request: &Request,
         pixels: &mut [u8],
     ) -> Result<Status, Error> {
-        decode_all(&mut self.arena, bytes, request, Target::Picture(pixels))
+        decode_all(&mut self.state, bytes, request, Target::Image(pixels))
     }
 }
 
-/// One of two pictures for [`decode_two`].
-pub struct Task<'t> {
-    /// What decodes it.
+/// One of two images for [`decode_two`].
+pub struct DecodeTask<'t> {
+    /// Its decoder.
     pub decoder: &'t mut Decoder,
     /// The file.
     pub bytes: &'t [u8],
-    /// What is wanted of it.
+    /// Options.
     pub request: Request,
     /// As in [`Decoder::decode`].
     pub sink: &'t mut dyn FnMut(usize, &[u8]),
 }
 
-/// Decode two pictures at a time on this thread, each as [`Decoder::decode`] does: faster than one after
-/// the other where both are sequential.
-pub fn decode_two<'t>(first: Task<'t>, second: Task<'t>) -> [Result<Status, Error>; 2] {
+/// Decode two images on this thread, each as [`Decoder::decode`] does; faster than one after the
+/// other if both are sequential.
+pub fn decode_two<'t>(first: DecodeTask<'t>, second: DecodeTask<'t>) -> [Result<Status, Error>; 2] {
     let mut both = [first, second].map(|task| {
         let target = Target::Sink(task.sink);
-        task.decoder.arena.begin(task.bytes, &task.request, target)
+        task.decoder.state.begin(task.bytes, &task.request, target)
     });
-    if let [Ok(Begun::Streamed(first)), Ok(Begun::Streamed(second))] = &mut both {
-        streamed::run_two(first, second);
+    if let [
+        Ok(StartedDecode::SingleScan(first)),
+        Ok(StartedDecode::SingleScan(second)),
+    ] = &mut both
+    {
+        sequential::run_two(first, second);
     }
     both.map(|begun| begun.map(finish))
 }
 
 fn decode_all<'p>(
-    arena: &'p mut Arena,
+    state: &'p mut DecoderState,
     bytes: &'p [u8],
     request: &Request,
     target: Target<'p>,
 ) -> Result<Status, Error> {
-    arena.begin(bytes, request, target).map(finish)
+    state.begin(bytes, request, target).map(finish)
 }
 
-fn finish(begun: Begun<'_>) -> Status {
+fn finish(begun: StartedDecode<'_>) -> Status {
     match begun {
-        Begun::Done(status) => status,
-        Begun::Streamed(mut picture) => {
-            picture.run();
-            picture.finish()
+        StartedDecode::Done(status) => status,
+        StartedDecode::SingleScan(mut image) => {
+            image.run();
+            image.finish()
         }
     }
 }

@@ -1,37 +1,38 @@
-//! Entropy decoding of progressive scans, and what is known of the coefficients after them.
+//! Entropy decoding of progressive scans, and the precision of the coefficients after them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bits::Bits;
+use super::bit_reader::BitReader;
+use super::bitstream::Bitstream;
+use super::block::NATURAL_ORDER;
+use super::block::{Block, Coefficients};
 use super::frame::Scan;
-use super::huffman::{Table, extend};
+use super::huffman::{HuffmanTable, extend};
 use super::markers::broken;
-use super::sequential::{Block, Coefficients, Restarts};
-use super::simd_face::Simd;
-use super::stream::Stream;
-use super::tables::NATURAL_ORDER;
+use super::sequential::Restarts;
+use super::simd::Simd;
 use crate::Error;
 
 /// A component of a progressive scan.
-pub(super) struct Part {
+pub(super) struct ScanBand {
     pub(super) index: usize,
     pub(super) h: usize,
     pub(super) v: usize,
-    /// Of DC or of AC, as the scan has it; a refinement of DC has none.
-    pub(super) table: Option<Arc<Table>>,
+    /// DC or AC table, depending on the scan; none for DC refinement.
+    pub(super) table: Option<Arc<HuffmanTable>>,
     pub(super) prediction: i32,
 }
 
-/// How well each coefficient of a component is known: -1 not at all, else the bits still missing.
+/// Precision of each coefficient of a component: -1 unknown, else the number of missing bits.
 #[derive(Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct KnownBits {
     pub(super) now: [i32; 64],
-    /// Before the last scan that held it; only of the first ten.
+    /// Before the last scan that contained it; for the first ten only.
     pub(super) before: [i32; 64],
 }
 
-impl Default for Known {
+impl Default for KnownBits {
     fn default() -> Self {
         Self {
             now: [-1; 64],
@@ -40,9 +41,9 @@ impl Default for Known {
     }
 }
 
-impl Known {
-    /// Note a scan. `is_first` for the first one of the picture. Returns whether it goes on from those
-    /// before it: DC first, and each bit once.
+impl KnownBits {
+    /// Record a scan. `is_first` for the first one of the image. Returns whether it is a valid
+    /// successor: DC first, and each bit once.
     pub(super) fn note(&mut self, scan: &Scan, is_first: bool) -> bool {
         let mut goes_on = scan.start == 0 || self.now.first() != Some(&-1);
         for at in scan.start.min(1)..=scan.end.max(9) {
@@ -58,7 +59,7 @@ impl Known {
     }
 }
 
-/// Refuse a scan that no progressive picture can have.
+/// Reject a scan that no progressive image can have.
 pub(super) fn check(scan: &Scan) -> Result<(), Error> {
     let is_band_right = if scan.start == 0 {
         scan.end == 0
@@ -80,22 +81,22 @@ pub(super) fn check(scan: &Scan) -> Result<(), Error> {
 }
 
 /// Decoding of one scan.
-pub(super) struct Pass<'s> {
+pub(super) struct ScanPass<'s> {
     pub(super) scan: &'s Scan,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<ScanBand>,
     pub(super) restarts: Restarts,
     /// Blocks that an end of band still covers.
     pub(super) end_of_band: u32,
 }
 
-impl Pass<'_> {
-    /// Decode a row of MCUs. Returns whether any of it had data.
+impl ScanPass<'_> {
+    /// Decode an MCU row. Returns whether any of it had data.
     ///
     /// # Errors
-    /// [`Error::Decode`] where DC differences leave the range of 32 bits, as in libjpeg-turbo.
+    /// [`Error::Decode`] if DC differences exceed 32 bits, as in libjpeg-turbo.
     pub(super) fn row(
         &mut self,
-        stream: &mut Stream<'_, '_>,
+        stream: &mut Bitstream<'_, '_>,
         coefficients: &mut [Coefficients],
         row: usize,
         count: usize,
@@ -123,13 +124,13 @@ impl Pass<'_> {
         Ok(had_data)
     }
 
-    /// Decode MCUs until the data made ready end; returns how many. `spread` is [`spread`], or does the
-    /// same.
-    #[allow(clippy::inline_always)] // To be compiled for several instruction sets.
+    /// Decode MCUs until the available data ends; returns their number. `spread` is [`spread`] or
+    /// an equivalent.
+    #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     #[inline(always)]
     pub(super) fn run(
         &mut self,
-        stream: &mut Stream<'_, '_>,
+        stream: &mut Bitstream<'_, '_>,
         coefficients: &mut [Coefficients],
         row: usize,
         columns: Range<usize>,
@@ -140,7 +141,7 @@ impl Pass<'_> {
         let done = if self.scan.start == 0 {
             self.run_dc(&mut bits, limit, coefficients, row, columns, &mut is_bad)?
         } else {
-            // A scan of AC has one component.
+            // An AC scan has one component.
             let index = self.parts.first().map_or(0, |part| part.index);
             let count = columns.len();
             let blocks = coefficients
@@ -155,11 +156,11 @@ impl Pass<'_> {
         Ok(done)
     }
 
-    #[allow(clippy::inline_always)] // The state of the bits stays in registers.
+    #[allow(clippy::inline_always)] // To keep the bit buffer in registers.
     #[inline(always)]
     fn run_dc(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut BitReader<'_>,
         limit: usize,
         coefficients: &mut [Coefficients],
         row: usize,
@@ -202,7 +203,7 @@ impl Pass<'_> {
     #[inline(always)]
     fn run_ac(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut BitReader<'_>,
         limit: usize,
         (blocks, non_zero): (&mut [Block], &mut [u64]),
         spread: impl Fn(u64, u64) -> u64,
@@ -229,7 +230,7 @@ impl Pass<'_> {
             } else if band.end_of_band == 0 {
                 band.read(bits, block, non_zero);
             } else {
-                // Blocks of which nothing is told stay as they are.
+                // Blocks without data are unchanged.
                 let count = (blocks.len() - done).min(band.end_of_band as usize);
                 band.end_of_band -= count as u32;
                 done += count;
@@ -243,24 +244,24 @@ impl Pass<'_> {
     }
 }
 
-/// The coefficients of a scan of AC.
-#[allow(clippy::struct_field_names)] // The standard's name.
+/// The coefficients of an AC scan.
+#[allow(clippy::struct_field_names)] // Name in the standard.
 struct Band<'b, S> {
     scan: &'b Scan,
-    /// A bit for each of their places.
+    /// A bit for each of their zigzag indices.
     places: u64,
-    table: &'b Table,
+    table: &'b HuffmanTable,
     spread: S,
     /// Blocks that an end of band still covers.
     end_of_band: u32,
     is_bad: bool,
 }
 
-#[allow(clippy::inline_always)] // The state of the bits stays in registers.
+#[allow(clippy::inline_always)] // To keep the bit buffer in registers.
 impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
-    /// Read the upper bits of a block's coefficients.
+    /// First AC scan: decode the upper bits of a block's coefficients.
     #[inline(always)]
-    fn read(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+    fn read(&mut self, bits: &mut BitReader<'_>, block: &mut Block, non_zero: &mut u64) {
         let mut at = self.scan.start;
         while at <= self.scan.end {
             bits.refill();
@@ -289,9 +290,10 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
         }
     }
 
-    /// Read a further bit of coefficients that are known, and those that have this bit alone.
+    /// AC refinement: decode one more bit of nonzero coefficients, and coefficients that become
+    /// nonzero.
     #[inline(always)]
-    fn refine(&mut self, bits: &mut Bits<'_>, block: &mut Block, non_zero: &mut u64) {
+    fn refine(&mut self, bits: &mut BitReader<'_>, block: &mut Block, non_zero: &mut u64) {
         let known = *non_zero & self.places;
         let bit = 1_i16.wrapping_shl(self.scan.low);
         let mut at = self.scan.start;
@@ -309,7 +311,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
                     0 => 0,
                     _ => (bits.take(1) as i16 * 2 - 1) * bit,
                 };
-                // Pass over coefficients that are known already, and over `run` that are zero still.
+                // Skip nonzero coefficients, and `run` zero ones.
                 let zeros = places_from(at) & self.places & !known;
                 let next = (self.spread)(1 << run, zeros).trailing_zeros() as usize;
                 let next = next.min(self.scan.end + 1);
@@ -328,9 +330,9 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
         }
     }
 
-    /// Take a further bit of the coefficients at some places.
+    /// Refine the coefficients at some positions by a bit.
     #[inline(always)]
-    fn refine_known(&self, bits: &mut Bits<'_>, block: &mut Block, mut places: u64, bit: i16) {
+    fn refine_known(&self, bits: &mut BitReader<'_>, block: &mut Block, mut places: u64, bit: i16) {
         while places != 0 {
             let count = places.count_ones().min(MOST_REFINED);
             let taken = bits.take_first(count);
@@ -349,10 +351,10 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
     }
 }
 
-/// Bits that one refill always has.
+/// Bits that are available after a refill.
 const MOST_REFINED: u32 = 56;
 
-/// Spread the lowest bits over some places, as PDEP does.
+/// Deposit the low bits at the positions of a mask, as PDEP.
 pub(super) fn spread(mut bits: u64, mut places: u64) -> u64 {
     let mut out = 0;
     while places != 0 && bits != 0 {
@@ -364,7 +366,7 @@ pub(super) fn spread(mut bits: u64, mut places: u64) -> u64 {
     out
 }
 
-/// A bit for each place from one on.
+/// Bits from a position up.
 #[inline]
 fn places_from(at: usize) -> u64 {
     u64::MAX.checked_shl(at as u32).unwrap_or(0)

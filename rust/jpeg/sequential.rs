@@ -1,123 +1,34 @@
-//! Baseline and extended sequential scans: their coefficients, and the runs of MCUs between restarts.
+//! Baseline and extended sequential scans.
+//!
+//! [`Sequence`] decodes a scan, a chunk of MCUs at a time; [`SingleScanDecode`] streams the chunks
+//! of an image with a single scan to pixel rows.
 
-use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use super::huffman::Table;
-use super::lanes::{Lane, LaneEnd, MAX_PARTS, Unit};
-use super::simd_face::Simd;
-use super::stream::Stream;
-use crate::{Error, memory};
-
-/// The coefficients of a block, in natural order, as they stand in the file.
-///
-/// Aligned so that no register is loaded from two lines of the cache.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(super) struct Block([i16; 64]);
-
-impl Block {
-    pub(super) const ZERO: Self = Self([0; 64]);
-}
-
-impl Deref for Block {
-    type Target = [i16; 64];
-
-    #[inline]
-    fn deref(&self) -> &[i16; 64] {
-        &self.0
-    }
-}
-
-impl DerefMut for Block {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [i16; 64] {
-        &mut self.0
-    }
-}
-
-/// Blocks of a component that are kept from picture to picture: 64 MiB.
-const KEPT_BLOCKS: usize = 1 << 19;
-
-fn of_coefficients() -> String {
-    let what = "the coefficients of a JPEG, all of which are kept";
-    format!("{what}; expected a smaller picture, or fewer threads")
-}
-
-/// Coefficients of a component, all of them or those of some MCUs.
-#[derive(Default)]
-pub(super) struct Coefficients {
-    pub(super) blocks: Vec<Block>,
-    /// Of each block, a bit for each place of the zigzag order whose coefficient of AC is not zero. Only
-    /// scans that read a picture bit by bit need it.
-    non_zero: Vec<u64>,
-    /// Blocks from one row of blocks to the next.
-    pub(super) stride: usize,
-}
-
-impl Coefficients {
-    /// Make room for some blocks, all zero.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] where there is no memory for them.
-    pub(super) fn reset(
-        &mut self,
-        wide: usize,
-        high: usize,
-        is_progressive: bool,
-    ) -> Result<(), Error> {
-        self.non_zero.clear();
-        if is_progressive {
-            memory::reserve(&mut self.non_zero, wide * high, of_coefficients)?;
-            self.non_zero.resize(wide * high, 0);
-        }
-        self.blocks.clear();
-        memory::reserve(&mut self.blocks, wide * high, of_coefficients)?;
-        self.blocks.resize(wide * high, Block::ZERO);
-        self.stride = wide;
-        Ok(())
-    }
-
-    /// Give back memory, except for what most pictures need.
-    pub(super) fn release(&mut self) {
-        self.blocks.clear();
-        self.blocks.shrink_to(KEPT_BLOCKS);
-        self.non_zero.clear();
-        self.non_zero.shrink_to(KEPT_BLOCKS);
-    }
-
-    /// Some blocks of a row of a progressive picture, and what of them is not zero.
-    #[inline]
-    pub(super) fn row_mut(
-        &mut self,
-        row: usize,
-        columns: Range<usize>,
-    ) -> Option<(&mut [Block], &mut [u64])> {
-        let start = row * self.stride;
-        let range = start + columns.start..start + columns.end;
-        let blocks = self.blocks.get_mut(range.clone())?;
-        Some((blocks, self.non_zero.get_mut(range)?))
-    }
-
-    /// Some blocks of a row.
-    pub(super) fn row(&self, row: usize, count: usize) -> &[Block] {
-        let start = row * self.stride;
-        self.blocks.get(start..start + count).unwrap_or_default()
-    }
-}
+use super::Status;
+use super::bitstream::Bitstream;
+use super::block::{Block, Coefficients};
+use super::decoder::{self, DecodeWarnings, DecoderState, Output};
+use super::frame::{Frame, Scan};
+use super::huffman::HuffmanTable;
+use super::interleaved::{MAX_PARTS, McuBlock, McuRun, McuRunEnd};
+use super::markers::{Markers, Reader, Stop};
+use super::mcu_rows::McuRows;
+use super::simd::Simd;
+use crate::Error;
 
 /// A component of a scan.
-pub(super) struct Part {
-    /// Which of the frame it is.
+pub(super) struct ScanPart {
+    /// Index in the frame.
     pub(super) index: usize,
-    /// Blocks of an MCU of this scan.
+    /// Blocks per MCU of this scan.
     pub(super) h: usize,
     pub(super) v: usize,
-    pub(super) dc: Arc<Table>,
-    pub(super) ac: Arc<Table>,
+    pub(super) dc: Arc<HuffmanTable>,
+    pub(super) ac: Arc<HuffmanTable>,
 }
 
-/// Restart interval and what is left of it, in MCUs; an interval of zero never ends.
+/// Restart interval and its remainder, in MCUs; zero means no restarts.
 #[derive(Clone, Copy)]
 pub(super) struct Restarts {
     interval: usize,
@@ -132,7 +43,7 @@ impl Restarts {
         }
     }
 
-    /// Whether a restart marker comes before the next MCU; begins the next interval if so.
+    /// True if a restart marker precedes the next MCU; then starts the next interval.
     pub(super) fn is_due(&mut self) -> bool {
         let is_due = self.interval > 0 && self.left == 0;
         if is_due {
@@ -141,7 +52,7 @@ impl Restarts {
         is_due
     }
 
-    /// How many of some MCUs lie before the next restart.
+    /// How many of `count` MCUs come before the next restart.
     pub(super) fn run(&self, count: usize) -> usize {
         if self.interval == 0 {
             count
@@ -157,26 +68,26 @@ impl Restarts {
     }
 }
 
-/// MCUs that are decoded before they go on, so that their coefficients stay in the first cache.
+/// MCUs per chunk: their coefficients fit in the first-level cache.
 pub(super) const CHUNK: usize = 32;
 
-/// A sequential scan, a chunk of MCUs at a time. Their blocks stand in the order of the file.
+/// A sequential scan, a chunk of MCUs at a time, with blocks in scan order.
 pub(super) struct Sequence {
-    parts: Vec<Part>,
-    /// The component of each block of an MCU.
-    units: Vec<Unit>,
+    parts: Vec<ScanPart>,
+    /// Component of each block of an MCU.
+    units: Vec<McuBlock>,
     predictions: [i32; MAX_PARTS],
     restarts: Restarts,
-    /// MCUs of the chunk, those that are passed, and those up to the next restart.
+    /// MCUs of the chunk, those decoded, and those up to the next restart.
     count: usize,
     done: usize,
     run_end: usize,
 }
 
 impl Sequence {
-    pub(super) fn new(parts: Vec<Part>, restart_interval: usize) -> Self {
+    pub(super) fn new(parts: Vec<ScanPart>, restart_interval: usize) -> Self {
         let units = parts.iter().enumerate().flat_map(|(number, part)| {
-            let unit = move || Unit {
+            let unit = move || McuBlock {
                 part: number,
                 dc: Arc::clone(&part.dc),
                 ac: Arc::clone(&part.ac),
@@ -194,16 +105,16 @@ impl Sequence {
         }
     }
 
-    /// Begin a chunk, all of whose coefficients are zero.
+    /// Start a chunk; all of its coefficients are zero.
     pub(super) fn begin(&mut self, chunk: &mut Vec<Block>, count: usize) {
         chunk.clear();
         chunk.resize(count * self.units.len(), Block::ZERO);
         (self.count, self.done, self.run_end) = (count, 0, 0);
     }
 
-    /// Go to the next MCU that there are data for; false at the end of the chunk. MCUs without data stay
-    /// as they are.
-    pub(super) fn prepare(&mut self, stream: &mut Stream<'_, '_>) -> bool {
+    /// Move to the next MCU with data; false at the end of the chunk. MCUs without data are
+    /// unchanged.
+    pub(super) fn prepare(&mut self, stream: &mut Bitstream<'_, '_>) -> bool {
         while self.done < self.count {
             if self.done == self.run_end {
                 if self.restarts.is_due() {
@@ -222,14 +133,15 @@ impl Sequence {
         false
     }
 
-    /// The lane from there to the next restart or the end of the chunk; none of blocks that are missing.
+    /// The run from there to the next restart or the end of the chunk; `None` if blocks are
+    /// missing.
     pub(super) fn lane<'l>(
         &'l self,
-        stream: &'l mut Stream<'_, '_>,
+        stream: &'l mut Bitstream<'_, '_>,
         chunk: &'l mut [Block],
-    ) -> Option<Lane<'l>> {
+    ) -> Option<McuRun<'l>> {
         let blocks = self.done * self.units.len()..self.run_end * self.units.len();
-        Lane::new(
+        McuRun::new(
             stream,
             &self.units,
             self.predictions,
@@ -237,8 +149,8 @@ impl Sequence {
         )
     }
 
-    /// Go on from where the lane ended.
-    pub(super) fn settle(&mut self, stream: &mut Stream<'_, '_>, end: Option<&LaneEnd>) {
+    /// Continue after a run.
+    pub(super) fn settle(&mut self, stream: &mut Bitstream<'_, '_>, end: Option<&McuRunEnd>) {
         let Some(end) = end else {
             self.done = self.run_end;
             return;
@@ -248,15 +160,20 @@ impl Sequence {
         self.done += end.mcus;
     }
 
-    /// Decode what is left of a chunk.
-    pub(super) fn decode(&mut self, stream: &mut Stream<'_, '_>, chunk: &mut [Block], simd: Simd) {
+    /// Decode the rest of a chunk.
+    pub(super) fn decode(
+        &mut self,
+        stream: &mut Bitstream<'_, '_>,
+        chunk: &mut [Block],
+        simd: Simd,
+    ) {
         while self.prepare(stream) {
             let end = self.lane(stream, chunk).map(|lane| simd.run(lane).end());
             self.settle(stream, end.as_ref());
         }
     }
 
-    /// One component's blocks of a chunk in a row of blocks, `row` within the MCU, by index of the part.
+    /// Blocks of a component in a row of blocks of a chunk; `row` is within the MCU.
     pub(super) fn row<'c>(
         &self,
         chunk: &'c [Block],
@@ -275,11 +192,11 @@ impl Sequence {
         mcus.flat_map(move |mcu| mcu.get(start..start + wide).unwrap_or_default())
     }
 
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(super) fn parts(&self) -> &[ScanPart] {
         &self.parts
     }
 
-    /// Copy a chunk to the coefficients of the picture, from MCU `first` of a row on.
+    /// Copy a chunk to the coefficients of the image, from MCU `first` of a row on.
     pub(super) fn put(
         &self,
         chunk: &[Block],
@@ -300,4 +217,158 @@ impl Sequence {
             }
         }
     }
+}
+
+/// An image with a single scan, during decoding.
+pub(super) struct SingleScanDecode<'p> {
+    frame: Frame,
+    markers: Markers,
+    sequence: Sequence,
+    stream: Bitstream<'p, 'p>,
+    chunk: &'p mut Vec<Block>,
+    rows: &'p mut McuRows,
+    output: Output<'p>,
+    /// Current MCU row, and the first MCU of the chunk.
+    mcu_row: usize,
+    first: usize,
+    /// True after the last row that is needed.
+    is_done: bool,
+}
+
+impl<'p> SingleScanDecode<'p> {
+    /// Start after the header of the scan.
+    pub(super) fn new(
+        state: &'p mut DecoderState,
+        frame: Frame,
+        scan: &Scan,
+        markers: Markers,
+        reader: Reader<'p>,
+        output: Output<'p>,
+    ) -> Result<Self, Error> {
+        let parts = decoder::parts(&mut state.tables, &frame, scan, &markers)?;
+        decoder::latch_quantisation(&mut state.rows, &frame, scan, &markers)?;
+        let mut image = Self {
+            sequence: Sequence::new(parts, markers.restart_interval),
+            stream: Bitstream::new(reader, &mut state.window),
+            chunk: &mut state.chunk,
+            rows: &mut state.rows,
+            output,
+            mcu_row: 0,
+            first: 0,
+            is_done: frame.mcus_high == 0,
+            frame,
+            markers,
+        };
+        image.begin_chunk();
+        Ok(image)
+    }
+
+    fn begin_chunk(&mut self) {
+        let count = CHUNK.min(self.frame.mcus_wide - self.first);
+        self.sequence.begin(self.chunk, count);
+    }
+
+    /// Transform a chunk, emit completed rows, and start the next chunk.
+    fn end_chunk(&mut self) {
+        for (number, part) in self.sequence.parts().iter().enumerate() {
+            for row in 0..part.v {
+                let blocks = self.sequence.row(self.chunk, number, row);
+                self.rows
+                    .transform(part.index, row, self.first * part.h, blocks);
+            }
+        }
+        self.first += CHUNK;
+        if self.first >= self.frame.mcus_wide {
+            let is_last_wanted = self.output.emit(self.rows, self.mcu_row);
+            self.first = 0;
+            self.mcu_row += 1;
+            self.is_done = is_last_wanted || self.mcu_row == self.frame.mcus_high;
+        }
+        if !self.is_done {
+            self.begin_chunk();
+        }
+    }
+
+    /// Move to the next MCU with data; false at the end.
+    fn prepare(&mut self) -> bool {
+        while !self.is_done {
+            if self.sequence.prepare(&mut self.stream) {
+                return true;
+            }
+            self.end_chunk();
+        }
+        false
+    }
+
+    /// The run from the next MCU with data; `None` at the end.
+    fn next_lane(&mut self) -> Option<McuRun<'_>> {
+        if self.prepare() {
+            self.sequence.lane(&mut self.stream, self.chunk)
+        } else {
+            None
+        }
+    }
+
+    /// Continue after a run.
+    fn settle(&mut self, end: &McuRunEnd) {
+        self.sequence.settle(&mut self.stream, Some(end));
+    }
+
+    /// Decode the rest.
+    pub(super) fn run(&mut self) {
+        let simd = self.rows.simd;
+        while self.prepare() {
+            self.sequence.decode(&mut self.stream, self.chunk, simd);
+        }
+    }
+
+    /// Finish the image and report problems.
+    pub(super) fn finish(mut self) -> Status {
+        let mut warnings = DecodeWarnings::default();
+        if self.mcu_row < self.frame.mcus_high {
+            warnings.add_damage(self.stream.damage);
+            return warnings.status();
+        }
+        let (mut reader, marker, damage) = self.stream.finish();
+        warnings.add_damage(damage);
+        match self.markers.read_to_scan(&mut reader, Some(marker)) {
+            Ok(Stop::End) if reader.is_past_end() => warnings.add("the end marker is missing"),
+            Ok(Stop::End) => {}
+            Ok(Stop::Scan(_)) => warnings.add("a scan after the last one"),
+            Err(error) => warnings.add(format!("after the last scan, {error}")),
+        }
+        warnings.status()
+    }
+}
+
+/// Decode two images on one thread, with their codes interleaved. When one is finished, the rest of
+/// the other is decoded alone.
+pub(super) fn run_two(first: &mut SingleScanDecode<'_>, second: &mut SingleScanDecode<'_>) {
+    let simd = first.rows.simd;
+    let mut lanes = (first.next_lane(), second.next_lane());
+    // The run of one image is kept while the other one moves to its next MCUs.
+    while let (Some(lane), Some(other)) = lanes {
+        let (lane, other) = simd.run_two(lane, other);
+        if lane.is_over() {
+            let end = lane.end();
+            first.settle(&end);
+            lanes = (first.next_lane(), Some(other));
+        } else {
+            let end = other.end();
+            second.settle(&end);
+            lanes = (Some(lane), second.next_lane());
+        }
+    }
+    let ends = (
+        lanes.0.map(|lane| simd.run(lane).end()),
+        lanes.1.map(|lane| simd.run(lane).end()),
+    );
+    if let Some(end) = ends.0 {
+        first.settle(&end);
+    }
+    if let Some(end) = ends.1 {
+        second.settle(&end);
+    }
+    first.run();
+    second.run();
 }

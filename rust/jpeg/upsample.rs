@@ -1,28 +1,28 @@
-//! From the samples of a component to rows as wide as the picture.
+//! Chroma upsampling of rows to the image's width.
 
 use std::ops::Range;
 
-use super::simd_face::Simd;
+use super::simd::Simd;
 
-/// How a component's samples become rows of the picture, chosen as libjpeg-turbo chooses.
+/// Upsampling of a component, chosen as in libjpeg-turbo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upsampling {
-    /// Samples and pixels are the same.
+    /// Not subsampled.
     None,
-    /// Every sample is repeated, `h` times in a row and in `v` rows.
+    /// Box filter: every sample is repeated `h` times in a row and in `v` rows.
     Repeat { h: usize, v: usize },
-    /// Twice as wide: three parts of the nearer sample, one of the farther.
+    /// h2v1 triangle filter: 3/4 of the nearer sample, 1/4 of the farther.
     Wide,
-    /// Twice as high, by the same weights.
+    /// h1v2 triangle filter.
     High,
-    /// Twice as wide and high, by the same weights in both directions.
+    /// h2v2 triangle filter.
     Both,
 }
 
 impl Upsampling {
-    /// Choose for a component that is `h` and `v` times smaller than the picture.
+    /// Choose for a component that is subsampled by `h` and `v`.
     ///
-    /// `is_smooth` is false for pictures of an eighth of the size, whose samples are only repeated.
+    /// `is_smooth` is false for images of an eighth of the size, whose samples are only repeated.
     pub(super) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
         match (h, v) {
             (1, 1) => Self::None,
@@ -33,12 +33,12 @@ impl Upsampling {
         }
     }
 
-    /// Whether the rows above and below are needed.
+    /// True if the rows above and below are needed.
     pub(super) fn needs_context(self) -> bool {
         matches!(self, Self::High | Self::Both)
     }
 
-    /// How many rows come of one row of samples.
+    /// Number of output rows per row of samples.
     pub(super) fn rows(self) -> usize {
         match self {
             Self::None | Self::Wide => 1,
@@ -70,7 +70,7 @@ pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
     );
 }
 
-/// Weigh two rows: three parts of the nearer one. `is_lower` for the row below the nearer one's middle.
+/// Combine two rows: 3/4 of the nearer one. `is_lower` for the row below the nearer one's middle.
 pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
     let bias = if is_lower { 2 } else { 1 };
     for ((to, &near), &far) in out.iter_mut().zip(near).zip(far) {
@@ -78,7 +78,8 @@ pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
     }
 }
 
-/// Double the width of two weighed rows. There are at least two samples; `out` holds twice as many.
+/// Combine two rows and double the width. There are at least two samples; `out` holds twice as
+/// many.
 pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
     let done = simd.both(near, far, out);
     let count = near.len().min(far.len());
@@ -87,10 +88,10 @@ pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
     weigh(done + 1..count, count, out, 4, [8, 7], value);
 }
 
-/// Weigh neighbours in a row, the nearer one by three, and divide by 2 to the power of `bits`.
+/// Combine neighbors in a row, 3:1, and divide by 2^`bits`.
 ///
-/// `biases` are added to the left and to the right pixel of a sample, so that halves are rounded up and
-/// down in turn.
+/// `biases` are added to the left and right pixel of a sample, so that halves are rounded
+/// alternately up and down.
 #[inline]
 fn weigh(
     range: Range<usize>,
@@ -110,8 +111,8 @@ fn weigh(
     }
 }
 
-/// Where the next 16 samples begin that have neighbours: behind the `done` ones from the second sample
-/// on, or before, so that the last ones are of a whole register, too.
+/// Start of the next 16 samples that have neighbors: after the `done` ones from the second sample
+/// on, or earlier, so that the last ones fill a register as well.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
 pub(super) fn next_start(done: usize, count: usize) -> Option<usize> {

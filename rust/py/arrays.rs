@@ -1,4 +1,4 @@
-//! Memory made by Rust, handed to Python without a copy; the only `unsafe` code of the bindings.
+//! Arrays shared between Rust and Python without a copy; the only `unsafe` code of the bindings.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::{ptr, slice};
@@ -9,21 +9,21 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::buffers::Block;
-use crate::storage::Dtype;
+use crate::loader::buffer_pool::PooledBuffer;
+use crate::normalize::layout::Dtype;
 
-/// The values of a [`Buffer`].
+/// Storage of a [`Buffer`].
 pub enum Values {
-    /// Bytes.
+    /// uint8.
     Uint8(Vec<u8>),
-    /// Single precision.
+    /// float32.
     Float32(Vec<f32>),
-    /// Whole numbers.
+    /// int64.
     Int64(Vec<i64>),
-    /// Truth values.
+    /// bool.
     Bool(Vec<bool>),
-    /// Values of pictures, in a block of a loader's pool.
-    Pooled(Block, Dtype),
+    /// Pixels in a pooled buffer of a loader.
+    Pooled(PooledBuffer, Dtype),
 }
 
 impl Values {
@@ -51,7 +51,7 @@ impl Values {
             Self::Uint8(_) | Self::Pooled(_, Dtype::Uint8) => c"B",
             Self::Float32(_) | Self::Pooled(_, Dtype::Float32) => c"f",
             Self::Pooled(_, Dtype::Float16) => c"e",
-            // The protocol has no name for it.
+            // The buffer protocol has no format for it.
             Self::Pooled(_, Dtype::BFloat16) => c"H",
             Self::Int64(_) => c"q",
             Self::Bool(_) => c"?",
@@ -79,11 +79,11 @@ impl Values {
     }
 }
 
-/// An array of Rust's, writable through the buffer protocol: `numpy.asarray(buffer)` and
+/// A Rust array, writable through the buffer protocol: `numpy.asarray(buffer)` and
 /// `torch.frombuffer(buffer, dtype=...)` share its memory.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Buffer {
-    // Reached through a raw pointer only after construction; see `__getbuffer__`.
+    // Used only through a raw pointer after construction; see `__getbuffer__`.
     pointer: SendPointer,
     dtype: &'static str,
     format: &'static CStr,
@@ -91,29 +91,29 @@ pub struct Buffer {
     bytes: ffi::Py_ssize_t,
     shape: Box<[ffi::Py_ssize_t]>,
     strides: Box<[ffi::Py_ssize_t]>,
-    /// Keeps the memory that `pointer` points to alive and in place.
+    /// Keeps the memory of `pointer` alive and in place.
     _values: Values,
 }
 
-/// A pointer into memory that the same [`Buffer`] owns.
+/// A pointer to memory owned by the same [`Buffer`].
 struct SendPointer(*mut c_void);
 
-// SAFETY: the memory behind the pointer is plain numbers owned by the buffer. Rust never reads or
-// writes it after construction; Python code that shares it between threads synchronises itself, as
-// with any other exporter of the buffer protocol.
+// SAFETY: the memory is plain numbers owned by the buffer. Rust never accesses it after
+// construction; Python code that shares it between threads synchronizes itself, as with any other
+// exporter of the buffer protocol.
 unsafe impl Send for SendPointer {}
 // SAFETY: see above.
 unsafe impl Sync for SendPointer {}
 
 impl Buffer {
-    /// Wrap values, row by row, as an array of this shape.
+    /// Wrap values in C order as an array of this shape.
     ///
     /// # Errors
-    /// `ValueError` where the shape does not hold that many values.
+    /// `ValueError` if the shape has another number of elements.
     pub fn new(mut values: Values, shape: &[usize]) -> PyResult<Self> {
         if shape.iter().product::<usize>() != values.len() {
             return Err(PyValueError::new_err(format!(
-                "{} values do not fill the shape {shape:?}",
+                "{} values for the shape {shape:?}",
                 values.len()
             )));
         }
@@ -149,7 +149,7 @@ impl Buffer {
 
 #[pymethods]
 impl Buffer {
-    /// Length of every dimension.
+    /// Size of every dimension.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.shape.iter())
@@ -198,7 +198,8 @@ impl Buffer {
             } else {
                 ptr::null_mut()
             },
-            // The array is contiguous, so a consumer that asks for no shape reads it as bytes.
+            // The array is contiguous, so a consumer that does not request the shape reads it as
+            // bytes.
             shape: if_wanted(ffi::PyBUF_ND, buffer.shape.as_ptr()),
             strides: if_wanted(ffi::PyBUF_STRIDES, buffer.strides.as_ptr()),
             suboffsets: ptr::null_mut(),
@@ -215,10 +216,10 @@ impl Buffer {
     }
 }
 
-/// The numbers of an array that Python keeps.
+/// Elements of a Python array.
 ///
 /// # Errors
-/// `ValueError` for an array whose numbers do not lie one behind another.
+/// `ValueError` if it is not contiguous.
 pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a [T]> {
     if !array.is_c_contiguous() {
         return Err(PyValueError::new_err(format!(
@@ -228,16 +229,16 @@ pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&
     if array.item_count() == 0 {
         return Ok(&[]);
     }
-    // SAFETY: the exporter keeps so many numbers in place as long as there is the buffer. Others
-    // could write them at the same time, as with any array that is shared; none of ours does.
+    // SAFETY: the exporter keeps this many elements in place as long as the buffer exists. Other
+    // code could write them at the same time, as with any shared array; ours does not.
     Ok(unsafe { slice::from_raw_parts(array.buf_ptr().cast(), array.item_count()) })
 }
 
-/// The same, to be written.
+/// Writable elements of a Python array.
 ///
 /// # Errors
-/// As [`numbers`], and for an array that may only be read.
-#[allow(clippy::mut_from_ref)] // The array is Python's; this is the one place that writes it.
+/// As [`numbers`], and if it is read-only.
+#[allow(clippy::mut_from_ref)] // Python owns the array; only this function writes it.
 pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a mut [T]> {
     numbers(name, array)?;
     if array.readonly() {
@@ -248,6 +249,6 @@ pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResu
     if array.item_count() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: as above; the caller passes no array twice.
+    // SAFETY: as above; callers never pass an array twice.
     Ok(unsafe { slice::from_raw_parts_mut(array.buf_ptr().cast(), array.item_count()) })
 }

@@ -1,19 +1,19 @@
-//! Bindings of attention: arrays of `fiber.kernels.*.native` in, results written into its arrays.
+//! Bindings of attention for `fiber.kernels.*.native`; results are written into its arrays.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::arrays::{numbers, numbers_mut};
-use crate::attention::cross::{self, Cross};
-use crate::attention::windows::{self, Windows};
-use crate::instructions::Instructions;
+use crate::attention::cross::{self, CrossAttention};
+use crate::attention::windows::{self, WindowAttention};
+use crate::cpu_features::Instructions;
 
-/// Fix the number of dimensions.
+/// Check the number of dimensions.
 fn shape<const N: usize>(name: &str, array: &PyBuffer<f32>) -> PyResult<[usize; N]> {
     array.shape().try_into().map_err(|_| {
         let found = array.shape();
-        PyValueError::new_err(format!("{name}: shape {found:?}, expected {N} dimensions"))
+        PyValueError::new_err(format!("{name}: shape {found:?}; expected {N} dimensions"))
     })
 }
 
@@ -24,11 +24,11 @@ fn instructions(name: Option<&str>) -> PyResult<Instructions> {
     )
 }
 
-/// Attend inside windows, forward.
+/// Window attention, forward.
 #[pyfunction]
 #[pyo3(signature = (qkv, bias_table, qkv_bias, out, *, window, shift, sizes, threads,
                     instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention(
     py: Python<'_>,
     qkv: PyBuffer<f32>,
@@ -42,7 +42,7 @@ pub fn window_attention(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let what = windows_of(&qkv, window, shift, sizes, threads, instructions)?;
-    let inputs = windows::Inputs {
+    let inputs = windows::WindowInputs {
         qkv: numbers("qkv", &qkv)?,
         bias_table: numbers("bias_table", &bias_table)?,
         qkv_bias: numbers("qkv_bias", &qkv_bias)?,
@@ -52,11 +52,11 @@ pub fn window_attention(
         .map_err(PyErr::from)
 }
 
-/// Attend inside windows, backward.
+/// Window attention, backward.
 #[pyfunction]
 #[pyo3(signature = (grad, qkv, bias_table, qkv_bias, of_qkv, of_bias_table, of_qkv_bias, *, window,
                     shift, sizes, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention_backward(
     py: Python<'_>,
     grad: PyBuffer<f32>,
@@ -73,12 +73,12 @@ pub fn window_attention_backward(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let what = windows_of(&qkv, window, shift, sizes, threads, instructions)?;
-    let inputs = windows::Inputs {
+    let inputs = windows::WindowInputs {
         qkv: numbers("qkv", &qkv)?,
         bias_table: numbers("bias_table", &bias_table)?,
         qkv_bias: numbers("qkv_bias", &qkv_bias)?,
     };
-    let mut outputs = windows::Outputs {
+    let mut outputs = windows::WindowGradients {
         of_qkv: numbers_mut("of_qkv", &of_qkv)?,
         of_bias_table: numbers_mut("of_bias_table", &of_bias_table)?,
         of_qkv_bias: numbers_mut("of_qkv_bias", &of_qkv_bias)?,
@@ -95,9 +95,9 @@ fn windows_of(
     sizes: Option<Vec<(usize, usize)>>,
     threads: usize,
     name: Option<&str>,
-) -> PyResult<Windows> {
+) -> PyResult<WindowAttention> {
     let [samples, height, width, _, heads, head_width] = shape("qkv", qkv)?;
-    Ok(Windows {
+    Ok(WindowAttention {
         samples,
         map: (height, width),
         heads,
@@ -110,10 +110,10 @@ fn windows_of(
     })
 }
 
-/// Let queries read keys of the same sample, forward.
+/// Cross-attention, forward.
 #[pyfunction]
 #[pyo3(signature = (query, key, value, out, sums, *, key_lengths, key_mask, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention(
     py: Python<'_>,
     query: PyBuffer<f32>,
@@ -134,7 +134,7 @@ pub fn cross_attention(
         threads,
         instructions,
     )?;
-    let inputs = cross::Inputs {
+    let inputs = cross::CrossInputs {
         query: numbers("query", &query)?,
         key: numbers("key", &key)?,
         value: numbers("value", &value)?,
@@ -144,11 +144,11 @@ pub fn cross_attention(
         .map_err(PyErr::from)
 }
 
-/// Let queries read keys of the same sample, backward.
+/// Cross-attention, backward.
 #[pyfunction]
 #[pyo3(signature = (grad, query, key, value, read, sums, of_query, of_key, of_value, *, key_lengths, key_mask, threads,
                     instructions = None))]
-#[allow(clippy::too_many_arguments)] // Named in Python.
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention_backward(
     py: Python<'_>,
     grad: PyBuffer<f32>,
@@ -173,7 +173,7 @@ pub fn cross_attention_backward(
         threads,
         instructions,
     )?;
-    let inputs = cross::Inputs {
+    let inputs = cross::CrossInputs {
         query: numbers("query", &query)?,
         key: numbers("key", &key)?,
         value: numbers("value", &value)?,
@@ -196,14 +196,14 @@ fn cross_of(
     key_mask: Option<&PyBuffer<u8>>,
     threads: usize,
     name: Option<&str>,
-) -> PyResult<Cross> {
+) -> PyResult<CrossAttention> {
     let [samples, queries, heads, head_width] = shape("query", query)?;
     let [_, keys, ..] = shape::<4>("key", key)?;
     let real = key_mask.map(|mask| numbers("key_mask", mask)).transpose()?;
     let real = real
         .map(|mask| cross::marked_keys(mask, keys))
         .or_else(|| key_lengths.and_then(|lengths| cross::first_keys(&lengths, keys)));
-    Ok(Cross {
+    Ok(CrossAttention {
         samples,
         queries,
         keys,

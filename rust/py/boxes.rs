@@ -3,9 +3,9 @@
 use pyo3::prelude::*;
 
 use super::arrays::{Buffer, Values};
-use crate::spans::{self, CharSpan};
+use crate::tokenizer::spans::{self, CharSpan};
 
-/// Tell for every box which tokens name it.
+/// Return which tokens name each box: (boxes, tokens).
 #[pyfunction]
 #[pyo3(signature = (offsets, char_spans))]
 pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> PyResult<Buffer> {
@@ -16,7 +16,7 @@ pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> P
     Buffer::new(Values::Bool(rows), &[char_spans.len(), offsets.len()])
 }
 
-/// Swap the words for left and right, and move spans with them.
+/// Swap "left" and "right" in a text, and map spans accordingly.
 #[pyfunction]
 #[pyo3(signature = (text, char_spans = Vec::new()))]
 pub fn mirror_words(text: &str, char_spans: Vec<CharSpan>) -> (String, Vec<CharSpan>) {

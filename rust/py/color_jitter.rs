@@ -1,13 +1,13 @@
-//! Bindings of colour jitter.
+//! Bindings of color jitter.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
 use super::pixels::{to_buffer, to_rgb};
-use crate::color_jitter::{self, ColorChange};
+use crate::transform::color_jitter::{self, ColorChange};
 
-/// Brightness, contrast, saturation and hue at random.
+/// Random brightness, contrast, saturation and hue.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct ColorJitter {
@@ -34,7 +34,7 @@ impl ColorJitter {
         Ok(Self { inner })
     }
 
-    /// Every setting by name.
+    /// Return every parameter by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         describe(py, &self.inner)
     }
@@ -53,7 +53,7 @@ impl ColorJitter {
     }
 }
 
-/// Every setting by name.
+/// Return every parameter by name.
 pub fn describe<'py>(
     py: Python<'py>,
     inner: &color_jitter::ColorJitter,
@@ -70,11 +70,11 @@ pub fn describe<'py>(
     Ok(settings)
 }
 
-/// Carry one change of colours out on an array (H, W, 3) of uint8.
+/// Apply one color change to an array (H, W, 3) of uint8.
 #[pyfunction]
 pub fn jitter_image(image: &Bound<'_, PyAny>, change: &str, factor: f64) -> PyResult<Buffer> {
     let change = ColorChange::from_name(change, factor)?;
-    let mut picture = to_rgb(image)?;
-    image.py().detach(|| change.apply(&mut picture));
-    to_buffer(picture)
+    let mut pixels = to_rgb(image)?;
+    image.py().detach(|| change.apply(&mut pixels));
+    to_buffer(pixels)
 }

@@ -1,4 +1,4 @@
-//! [`Error`] -> Python exception; the only mapping.
+//! Conversion of [`Error`] to Python exceptions.
 
 use pyo3::exceptions::{
     PyFileNotFoundError, PyMemoryError, PyOSError, PyRuntimeError, PyValueError,
@@ -12,10 +12,10 @@ pyo3::create_exception!(
     fiber,
     DecodeError,
     PyValueError,
-    "A picture whose bytes cannot be decoded; the message names the file and the reason."
+    "An image that cannot be decoded; the message names the file and the reason."
 );
 
-/// Make the exception class with the status that it has where an object tells no other.
+/// Create the exception class; `status` is its default.
 pub(super) fn decode_error(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     let class = py.get_type::<DecodeError>();
     class.setattr("status", "corrupt")?;
@@ -27,7 +27,7 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match innermost(&error) {
             Error::File { path, source } => {
-                // The name of the record stands in front; Python adds the file's name itself.
+                // The record's key is a prefix; Python adds the file name itself.
                 let place = message
                     .strip_suffix(&format!("{}: {source}", path.display()))
                     .unwrap_or_default();
@@ -45,8 +45,9 @@ impl From<Error> for PyErr {
             }
             Error::Decode { .. } | Error::Unsupported { .. } | Error::TooManyPixels { .. } => {
                 let refused = DecodeError::new_err(message);
-                let told = Python::attach(|py| refused.value(py).setattr("status", error.status()));
-                told.map_or_else(|problem| problem, |()| refused)
+                let with_status =
+                    Python::attach(|py| refused.value(py).setattr("status", error.status()));
+                with_status.map_or_else(|problem| problem, |()| refused)
             }
             Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::Worker | Error::Closed { .. } => PyRuntimeError::new_err(message),
@@ -62,10 +63,10 @@ fn innermost(error: &Error) -> &Error {
     }
 }
 
-/// The number that systems give what is no use to them, EINVAL.
+/// errno of an OS error without a number: EINVAL.
 const INVALID: i32 = 22;
 
-/// The system's number and words; Rust's words end with the number that Python shows in front.
+/// errno and message; Rust appends the errno to the message, Python shows it in front.
 fn describe(source: &std::io::Error) -> (i32, String) {
     let number = source.raw_os_error();
     let words = source.to_string();

@@ -1,4 +1,4 @@
-//! Bindings of decoding, resizing and transforms.
+//! Bindings of image decoding, resizing and transforms.
 
 use std::path::PathBuf;
 
@@ -10,28 +10,29 @@ use super::arrays::{Buffer, Values};
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
 use super::pixels::{RgbArray, to_buffer};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
-use crate::augment::{Geometry, Transform};
 use crate::boxes::BoxXyxy;
-use crate::color_jitter;
-use crate::crop::Cut;
+use crate::boxes::Crop;
+use crate::cpu_features::Instructions;
 use crate::image::{self, Rgb, RgbView};
-use crate::instructions::Instructions;
-use crate::memory;
+use crate::loader::record;
+use crate::normalize::layout::{Dtype, Layout};
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
-use crate::rand_augment;
-use crate::random::{Draws, Purpose};
-use crate::record;
-use crate::resize::{self, Crop, Filter, Method, Precision, ResizeScratch, RowResizer};
-use crate::storage::{Dtype, Layout};
+use crate::resize::{self, Filter, Method, Precision, ResizeScratch, RowResizer};
+use crate::rng::{Purpose, Rng};
+use crate::transform::color_jitter;
+use crate::transform::crop::RandomCrop;
+use crate::transform::rand_augment;
+use crate::transform::{Geometry, Transform};
+use crate::try_alloc;
 
-/// What happens to a picture and its boxes on their way into a batch.
+/// Transform of an image and its boxes.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct ImageTransform {
     pub(super) inner: Transform,
 }
 
-/// What all transforms share.
+/// Options shared by all transforms.
 struct Common<'a> {
     filter: &'a str,
     resize: &'a str,
@@ -66,14 +67,13 @@ impl ImageTransform {
     }
 }
 
-/// A number of something; a negative one is named, where Python's own message names nothing.
+/// Convert a count; the error names the argument, unlike pyo3's own.
 pub(super) fn count(name: &'static str, value: i128) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| {
-        PyValueError::new_err(format!("{name}: {value} is no count; expected 0 or more"))
-    })
+    usize::try_from(value)
+        .map_err(|_| PyValueError::new_err(format!("{name}: {value}; expected 0 or more")))
 }
 
-/// The method that two words name.
+/// Look up a filter and a precision by name.
 fn method(filter: &str, precision: &str) -> PyResult<Method> {
     Ok(Method {
         filter: Filter::from_name(filter)?,
@@ -84,7 +84,7 @@ fn method(filter: &str, precision: &str) -> PyResult<Method> {
 #[pymethods]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 impl ImageTransform {
-    /// Resize to exactly size x size.
+    /// Resize to size x size; the aspect ratio is not kept.
     #[staticmethod]
     #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
@@ -111,7 +111,7 @@ impl ImageTransform {
         Self::new(Geometry::Squash { size }, &common)
     }
 
-    /// Cut out a random rectangle and resize it to size x size.
+    /// Crop a random rectangle and resize it to size x size.
     #[staticmethod]
     #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
@@ -174,7 +174,7 @@ impl ImageTransform {
             sizes: sizes.collect::<PyResult<_>>()?,
             max_size: count("max_size", max_size)?,
             divisor: count("divisor", divisor)?,
-            cut: Cut {
+            cut: RandomCrop {
                 probability: crop_probability,
                 scale: crop_scale,
             },
@@ -182,13 +182,13 @@ impl ImageTransform {
         Self::new(geometry, &common)
     }
 
-    /// Whether every picture comes out with the same height and width.
+    /// True if all images come out with the same height and width.
     #[getter]
     fn is_square(&self) -> bool {
         !matches!(self.inner.geometry, Geometry::ShorterSide { .. })
     }
 
-    /// Every setting by name.
+    /// Return every parameter by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let settings = PyDict::new(py);
         match &self.inner.geometry {
@@ -253,7 +253,7 @@ pub fn probe_image(data: &[u8]) -> PyResult<(usize, usize, &'static str)> {
     Ok((height, width, format.name()))
 }
 
-/// Decode the bytes of a picture file to (H, W, 3) uint8.
+/// Decode encoded bytes to (H, W, 3) uint8.
 #[pyfunction]
 #[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS, background = None))]
 pub fn decode_image(
@@ -266,7 +266,7 @@ pub fn decode_image(
     to_buffer(py.detach(|| image::decode_over(data, max_pixels, background))?)
 }
 
-/// Decode a picture file to (H, W, 3) uint8.
+/// Decode an image file to (H, W, 3) uint8.
 #[pyfunction]
 #[pyo3(signature = (path, *, max_pixels = image::MAX_PIXELS, background = None))]
 pub fn read_image(
@@ -281,7 +281,7 @@ pub fn read_image(
 
 /// Resize an array (H, W, 3) of uint8, or a crop (top, left, height, width) of it.
 ///
-/// Rows go through `rows_at_once` at a time, 0 for all.
+/// Rows are processed `rows_at_once` at a time, 0 = all.
 #[pyfunction]
 #[pyo3(signature = (image, height, width, filter = "bicubic", *, resize = "exact", crop = None, rows_at_once = 0, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
@@ -296,9 +296,9 @@ pub fn resize_image(
     instructions: Option<&str>,
 ) -> PyResult<Buffer> {
     let array = RgbArray::get(image)?;
-    let picture = array.view()?;
+    let view = array.view()?;
     let method = method(filter, resize)?;
-    let source = (picture.height, picture.width);
+    let source = (view.height, view.width);
     let crop = crop.map_or(
         Crop::whole(source.0, source.1),
         |(top, left, height, width)| Crop {
@@ -311,7 +311,7 @@ pub fn resize_image(
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let resized = image.py().detach(|| {
         if instructions.is_none() && rows_at_once == 0 {
-            return resize::resize(picture, crop, height, width, method);
+            return resize::resize(view, crop, height, width, method);
         }
         let mut scratch = ResizeScratch::new(instructions.unwrap_or_else(Instructions::best));
         let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), method)?;
@@ -321,7 +321,7 @@ pub fn resize_image(
         } else {
             rows_at_once
         };
-        let rows = picture.pixels.chunks(count * source.1 * 3);
+        let rows = view.pixels.chunks(count * source.1 * 3);
         let last = resizer.last_row_needed();
         for (first, rows) in (0..=last).step_by(count).zip(rows) {
             resizer.push_rows(first, rows, &mut |_, row| pixels.extend_from_slice(row))?;
@@ -335,7 +335,7 @@ pub fn resize_image(
     to_buffer(resized)
 }
 
-/// Normalise an array (H, W, 3) of uint8 into the bytes of a picture of `height` x `width` pixels.
+/// Normalize an array (H, W, 3) of uint8 into the bytes of an image padded to `height` x `width`.
 #[pyfunction]
 #[pyo3(signature = (image, height, width, *, layout = "chw", dtype = "float32", flip = false, channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
@@ -352,7 +352,7 @@ pub fn normalize_image(
     instructions: Option<&str>,
 ) -> PyResult<Buffer> {
     let array = RgbArray::get(image)?;
-    let picture = array.view()?;
+    let view = array.view()?;
     let normalization = Normalization {
         channel_order: ChannelOrder::from_name(channel_order)?,
         mean,
@@ -366,20 +366,20 @@ pub fn normalize_image(
         instructions.unwrap_or_else(Instructions::best),
     )?;
     let size = (height, width);
-    // Memory of a batch is used again and again; whatever is not written would be seen.
+    // Batch buffers are reused; unwritten bytes would show.
     let bytes = writer.slot_bytes(size);
-    let mut slot = memory::filled(0xAA, bytes, memory::of_picture(height, width))?;
+    let mut slot = try_alloc::filled(0xAA, bytes, try_alloc::of_image(height, width))?;
     image.py().detach(|| {
-        let rows = picture.pixels.chunks_exact((picture.width * 3).max(1));
+        let rows = view.pixels.chunks_exact((view.width * 3).max(1));
         for (y, row) in rows.enumerate() {
             writer.write_row(row, &mut slot, size, y, flip)?;
         }
-        writer.pad_below(&mut slot, size, picture.height)
+        writer.pad_below(&mut slot, size, view.height)
     })?;
     Buffer::new(Values::Uint8(slot), &[bytes])
 }
 
-/// Run a transform on one picture, an array (H, W, 3) of uint8 or the bytes of a file.
+/// Apply a transform to an array (H, W, 3) of uint8, or to encoded bytes.
 #[pyfunction]
 #[pyo3(signature = (image, transform, boxes = None, *, seed = 0, epoch = 0, index = 0))]
 pub fn apply_transform(
@@ -392,7 +392,7 @@ pub fn apply_transform(
 ) -> PyResult<(Buffer, Vec<BoxXyxy>, (usize, usize))> {
     let py = image.py();
     let (decoded, array);
-    let picture = if let Ok(bytes) = image.cast::<PyBytes>() {
+    let view = if let Ok(bytes) = image.cast::<PyBytes>() {
         let bytes = bytes.as_bytes();
         decoded = py.detach(|| image::decode(bytes, image::MAX_PIXELS))?;
         RgbView::from(&decoded)
@@ -404,17 +404,17 @@ pub fn apply_transform(
     if !boxes.is_empty() {
         transform.rand_augment.check_boxes()?;
     }
-    let mut draws = Draws::new(seed, epoch, index, Purpose::Picture(0));
-    let plan = transform.plan(picture.height, picture.width, &mut draws);
-    let boxes = plan.move_boxes(&boxes, picture.height, picture.width)?;
+    let mut rng = Rng::new(seed, epoch, index, Purpose::Image(0));
+    let sampled = transform.sample(view.height, view.width, &mut rng);
+    let boxes = sampled.transform_boxes(&boxes, view.height, view.width)?;
     let (values, shape) = py.detach(|| {
-        plan.apply(picture).and_then(|resized| {
+        sampled.apply(view).and_then(|resized| {
             normalize::write(&[&resized], &transform.normalization, transform.divisor())
         })
     })?;
     Ok((
         Buffer::new(Values::Float32(values), &[3, shape.0, shape.1])?,
         boxes.into_iter().flatten().collect(),
-        (plan.height, plan.width),
+        (sampled.height, sampled.width),
     ))
 }

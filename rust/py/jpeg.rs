@@ -1,12 +1,12 @@
-//! Bindings of the JPEG decoder alone.
+//! Bindings of the JPEG decoder.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::arrays::Buffer;
 use super::pixels::to_buffer;
+use crate::cpu_features::Instructions;
 use crate::image::{self, Rgb};
-use crate::instructions::Instructions;
 use crate::jpeg::{self, Decoder, Request, Scale, Status};
 
 /// Read (height, width, EXIF orientation) of a JPEG file.
@@ -16,7 +16,7 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
     Ok((header.height, header.width, header.orientation))
 }
 
-/// Decode a JPEG file, filled in where it is damaged, and say what is wrong with it.
+/// Decode a JPEG file; damaged parts are filled, and the reason is returned.
 #[pyfunction]
 #[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None, beside = None))]
 pub fn decode_jpeg(
@@ -53,13 +53,13 @@ pub fn decode_jpeg(
             None => decoder.decode(data, &request, &mut sink)?,
             Some(other) => {
                 let [status, _] = jpeg::decode_two(
-                    jpeg::Task {
+                    jpeg::DecodeTask {
                         decoder: &mut decoder,
                         bytes: data,
                         request,
                         sink: &mut sink,
                     },
-                    jpeg::Task {
+                    jpeg::DecodeTask {
                         decoder: &mut Decoder::with(instructions),
                         bytes: other,
                         request,

@@ -13,18 +13,18 @@ use super::arrays::{Buffer, Values};
 use super::image::ImageTransform;
 use super::tokenizer::Tokenizer;
 use crate::boxes::BoxXyxy;
-use crate::collate::{Batch, Skipped};
+use crate::loader::collate::{Batch, Skipped};
+use crate::loader::config::{LoaderConfig, OnError};
+use crate::loader::record::{Record, StoredImage, Task};
 use crate::loader::{self, Next};
-use crate::random::{self, Draws, Purpose};
-use crate::record::{Record, StoredImage, Task};
-use crate::settings::{OnError, Settings};
-use crate::spans::CharSpan;
-use crate::storage::{Dtype, Layout};
+use crate::normalize::layout::{Dtype, Layout};
+use crate::rng::{self, Purpose, Rng};
+use crate::tokenizer::spans::CharSpan;
 
-/// How long a wait lasts before Python may handle signals, such as Ctrl-C.
+/// Timeout of one wait; Python handles signals, such as Ctrl-C, in between.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Threads that turn records into batches.
+/// Worker threads that turn records into batches.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Loader {
     inner: loader::Loader,
@@ -33,7 +33,7 @@ pub struct Loader {
     dtype: Dtype,
 }
 
-/// One pass over data.
+/// One epoch.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Session {
     inner: loader::Session,
@@ -42,7 +42,8 @@ pub struct Session {
     dtype: Dtype,
 }
 
-/// Key, epoch, index, images, text, image id, boxes, spans, answers, truth, annotated size.
+/// Fields of a record: key, epoch, index, images, text, image id, boxes, spans, answers, truth,
+/// annotated size.
 type PlainRecord<'py> = (
     String,
     u64,
@@ -84,7 +85,7 @@ impl Loader {
         let task = Task::from_name(batch_type)?;
         let dtype = Dtype::from_name(dtype)?;
         let num_answers = mirrored_answers.len();
-        let settings = Settings {
+        let config = LoaderConfig {
             task,
             tokenizer: Arc::clone(&tokenizer.inner),
             transform: transform.inner.clone(),
@@ -102,14 +103,14 @@ impl Loader {
             max_pixels,
         };
         Ok(Self {
-            inner: loader::Loader::new(settings, threads, keep)?,
+            inner: loader::Loader::new(config, threads, keep)?,
             task,
             num_answers,
             dtype,
         })
     }
 
-    /// Begin a pass.
+    /// Open a session.
     fn open(&self) -> Session {
         Session {
             inner: self.inner.open(),
@@ -119,26 +120,26 @@ impl Loader {
         }
     }
 
-    /// Bytes of all batches' pictures that are held, and the most that there ever were.
+    /// Bytes of all batch buffers: current and peak.
     #[getter]
     fn picture_bytes(&self) -> (usize, usize) {
-        self.inner.picture_bytes()
+        self.inner.image_bytes()
     }
 }
 
-/// A bad sample: its place in the batch, key, status, reason.
+/// A bad sample: index in the batch, key, status, reason.
 type BadPlace = (usize, String, &'static str, String);
 
 #[pymethods]
 impl Session {
-    /// Hand in the records of one batch; returns at once.
+    /// Submit the records of one batch; does not block.
     fn submit(&self, records: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
         let records = records.iter().map(to_record).collect::<PyResult<_>>()?;
         self.inner.submit(records);
         Ok(())
     }
 
-    /// Hand in other records for places of the batch that `next` named.
+    /// Submit replacements for the bad samples that `next` returned.
     fn replace(&self, records: Vec<(usize, Bound<'_, PyTuple>)>) -> PyResult<()> {
         let records = records
             .iter()
@@ -148,18 +149,18 @@ impl Session {
         Ok(())
     }
 
-    /// Say that no more batches will be handed in.
+    /// Declare that no more batches will be submitted.
     fn finish(&self) {
         self.inner.finish();
     }
 
-    /// Give up what is waiting.
+    /// Drop all queued batches.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }
 
-    /// Wait for the next batch without the interpreter lock; None after the last one, a list of bad
-    /// samples where it waits for others in their places.
+    /// Wait for the next batch, without the GIL. Returns None after the last one, and a list of bad
+    /// samples if the batch needs replacements.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
             match py.detach(|| self.inner.next(SLICE))? {
@@ -179,7 +180,7 @@ impl Session {
 }
 
 impl Session {
-    /// The fields of the task's batch type.
+    /// Fields of the task's batch type.
     fn to_dict<'py>(&self, py: Python<'py>, batch: Batch) -> PyResult<Bound<'py, PyDict>> {
         let fields = PyDict::new(py);
         let size = batch.keys.len();
@@ -254,17 +255,17 @@ impl Session {
     }
 }
 
-/// The order of an epoch: every number below count once.
+/// Shuffled order of an epoch: a permutation of 0..count.
 #[pyfunction]
 pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyResult<Buffer> {
-    let order = py.detach(|| random::permutation(count, seed, epoch));
+    let order = py.detach(|| rng::permutation(count, seed, epoch));
     Buffer::new(Values::Int64(order), &[count])
 }
 
-/// A number below `bound` that depends on the other arguments only.
+/// Random number below `bound`, a function of the other arguments.
 #[pyfunction]
 pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) -> u64 {
-    Draws::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
+    Rng::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
 }
 
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
@@ -302,7 +303,7 @@ fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
     })
 }
 
-/// Bytes are a picture's content, everything else is a path.
+/// Bytes are encoded images, everything else is a path.
 fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
     if let Ok(bytes) = image.cast::<PyBytes>() {
         let bytes = PyBackedBytes::from(bytes.clone());

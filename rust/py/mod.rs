@@ -1,6 +1,6 @@
-//! The extension module `fiber._core`: registration only.
+//! Registration of the extension module `fiber._core`.
 
-// What comes from Python is converted and so owned; pyo3 wants it taken by value.
+// Arguments converted from Python are owned; pyo3 takes them by value.
 #![allow(clippy::needless_pass_by_value)]
 
 mod arrays;
@@ -17,7 +17,7 @@ mod tokenizer;
 
 use pyo3::prelude::*;
 
-/// Data path of FIBER; see the stub `_core.pyi` for the typed face.
+/// Data path of FIBER; typed in the stub `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -33,6 +33,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<color_jitter::ColorJitter>()?;
     module.add_class::<rand_augment::RandAugment>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
+    module.add_class::<tokenizer::WholeWordMasking>()?;
     module.add_class::<loader::Loader>()?;
     module.add_class::<loader::Session>()?;
     module.add_function(wrap_pyfunction!(image::probe_image, module)?)?;

@@ -1,4 +1,4 @@
-//! Arrays of pixels from Python and back.
+//! Conversion of pixel arrays.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -7,8 +7,7 @@ use pyo3::prelude::*;
 use super::arrays::{Buffer, Values, numbers};
 use crate::image::{Rgb, RgbView};
 
-/// An array (H, W, 3) of uint8 that Python keeps; copied where its bytes do not lie one behind
-/// another.
+/// A Python array (H, W, 3) of uint8; copied if it is not contiguous.
 pub(super) struct RgbArray {
     height: usize,
     width: usize,
@@ -23,7 +22,7 @@ impl RgbArray {
         let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
             let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
             PyTypeError::new_err(format!(
-                "expected a uint8 array (H, W, 3) or the bytes of a picture file, got {}{}",
+                "expected a uint8 array (H, W, 3) or the bytes of an image file, got {}{}",
                 image.get_type(),
                 of.unwrap_or_default()
             ))
@@ -59,7 +58,7 @@ impl RgbArray {
     }
 }
 
-/// Copy an array (H, W, 3) of uint8 out of Python, to be changed.
+/// Copy an array (H, W, 3) of uint8.
 pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     let array = RgbArray::get(image)?;
     let RgbView {

@@ -7,10 +7,10 @@ use super::arrays::Buffer;
 use super::image::count;
 use super::pixels::{to_buffer, to_rgb};
 use crate::Error;
-use crate::affine;
-use crate::rand_augment::{self, KINDS, Kind, Operation};
+use crate::transform::affine;
+use crate::transform::rand_augment::{self, KINDS, OpKind, Operation};
 
-/// Operations that are drawn for each picture.
+/// Random operations per image.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct RandAugment {
@@ -37,14 +37,14 @@ impl RandAugment {
             probability,
             operations: operations
                 .iter()
-                .map(|name| Kind::from_name(name))
+                .map(|name| OpKind::from_name(name))
                 .collect::<Result<_, _>>()?,
         };
         inner.check()?;
         Ok(Self { inner })
     }
 
-    /// The argument of each operation, without its sign; None where it takes none.
+    /// Argument of each operation, without its sign; None for operations without one.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
         for kind in &self.inner.operations {
@@ -53,7 +53,7 @@ impl RandAugment {
         Ok(arguments)
     }
 
-    /// Every setting by name.
+    /// Return every parameter by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         describe(py, &self.inner)
     }
@@ -68,7 +68,7 @@ impl RandAugment {
     }
 }
 
-/// Every setting by name.
+/// Return every parameter by name.
 pub fn describe<'py>(
     py: Python<'py>,
     inner: &rand_augment::RandAugment,
@@ -82,7 +82,7 @@ pub fn describe<'py>(
     Ok(settings)
 }
 
-/// Carry one operation out on an array (H, W, 3) of uint8.
+/// Apply one operation to an array (H, W, 3) of uint8.
 #[pyfunction]
 #[pyo3(signature = (image, operation, argument = None))]
 pub fn augment_image(
@@ -90,7 +90,7 @@ pub fn augment_image(
     operation: &str,
     argument: Option<f64>,
 ) -> PyResult<Buffer> {
-    let kind = Kind::from_name(operation)?;
+    let kind = OpKind::from_name(operation)?;
     let expected = kind.argument(0.0).is_some();
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {
@@ -105,20 +105,20 @@ pub fn augment_image(
         kind,
         argument: argument.unwrap_or(0.0),
     };
-    let mut picture = to_rgb(image)?;
+    let mut pixels = to_rgb(image)?;
     let sides = 1..=affine::MAX_SIDE;
-    if !(sides.contains(&picture.height) && sides.contains(&picture.width)) {
+    if !(sides.contains(&pixels.height) && sides.contains(&pixels.width)) {
         return Err(Error::argument(
             "image",
             format!(
                 "{} x {} pixels; expected sides of 1 to {}",
-                picture.height,
-                picture.width,
+                pixels.height,
+                pixels.width,
                 affine::MAX_SIDE
             ),
         )
         .into());
     }
-    image.py().detach(|| operation.apply(&mut picture));
-    to_buffer(picture)
+    image.py().detach(|| operation.apply(&mut pixels));
+    to_buffer(pixels)
 }

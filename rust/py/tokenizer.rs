@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::arrays::{Buffer, Values};
-use crate::memory;
-use crate::spans::CharSpan;
-use crate::text_batch::{self, Layout, Masking, TextBatch};
-use crate::tokenizer::{self, Named};
+use super::arrays::{Buffer, Values, numbers};
+use crate::tokenizer::batch::{self, BatchOptions, TextBatch};
+use crate::tokenizer::masking::{self, Masking};
+use crate::tokenizer::spans::CharSpan;
+use crate::tokenizer::{self, TokenOverrides};
+use crate::try_alloc;
 
 /// A tokenizer of any kind.
 #[pyclass(module = "fiber._core", frozen)]
@@ -28,14 +30,14 @@ impl From<tokenizer::Tokenizer> for Tokenizer {
     }
 }
 
-/// Take the argument `texts`.
+/// Convert the argument `texts`.
 fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
     let count = match found.len() {
         Ok(count) if !found.is_instance_of::<PyString>() => count,
         _ => 0,
     };
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
-    memory::check(bytes, || format!("{count} texts; expected fewer at once"))?;
+    try_alloc::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
         let kind = found
             .get_type()
@@ -48,7 +50,7 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
         };
         let what = (0..count).find(|&at| one(at)).map_or_else(
             || format!("texts is of type {kind}"),
-            |at| format!("texts[{at}] is no str"),
+            |at| format!("texts[{at}] is not a str"),
         );
         PyTypeError::new_err(format!("{what}; expected a sequence of str"))
     })
@@ -56,7 +58,7 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
 
 #[pymethods]
 impl Tokenizer {
-    /// Read a tokenizer.json.
+    /// Read a tokenizer.json file.
     #[staticmethod]
     #[pyo3(signature = (path, *, pad_token = None, mask_token = None))]
     fn from_file(
@@ -71,7 +73,7 @@ impl Tokenizer {
             .into())
     }
 
-    /// Read the text of a tokenizer.json.
+    /// Parse the content of a tokenizer.json.
     #[staticmethod]
     #[pyo3(signature = (json, *, pad_token = None, mask_token = None))]
     fn from_json(
@@ -86,7 +88,7 @@ impl Tokenizer {
             .into())
     }
 
-    /// Read RoBERTa's two files.
+    /// Read RoBERTa's vocab.json and merges.txt.
     #[staticmethod]
     fn from_vocabulary(
         py: Python<'_>,
@@ -98,7 +100,7 @@ impl Tokenizer {
             .into())
     }
 
-    /// Learn a vocabulary from texts.
+    /// Train a byte-level BPE on texts.
     #[staticmethod]
     fn train(py: Python<'_>, texts: Vec<String>, vocab_size: usize) -> PyResult<Self> {
         Ok(py
@@ -106,77 +108,77 @@ impl Tokenizer {
             .into())
     }
 
-    /// Write a tokenizer.json; it appears whole or not at all.
+    /// Write a tokenizer.json atomically.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         Ok(py.detach(|| self.inner.save(&path))?)
     }
 
-    /// The text of a tokenizer.json.
+    /// Return the content of a tokenizer.json.
     fn to_json(&self) -> PyResult<String> {
         Ok(self.inner.to_json()?)
     }
 
-    /// Tokens in the vocabulary, special ones included.
+    /// Vocabulary size, special tokens included.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
 
-    /// Id that fills rows up.
+    /// Padding id.
     #[getter]
     fn pad_id(&self) -> u32 {
-        self.inner.roles().pad
+        self.inner.special_tokens().pad
     }
 
-    /// Id that hides a word.
+    /// Mask id.
     #[getter]
     fn mask_id(&self) -> Option<u32> {
-        self.inner.roles().mask
+        self.inner.special_tokens().mask
     }
 
-    /// Id of what the vocabulary lacks.
+    /// Unknown id.
     #[getter]
     fn unknown_id(&self) -> Option<u32> {
-        self.inner.roles().unknown
+        self.inner.special_tokens().unknown
     }
 
-    /// Ids in front of every text.
+    /// Ids before every text, such as BOS.
     #[getter]
     fn start_ids(&self) -> Vec<u32> {
-        self.inner.roles().frame.before.clone()
+        self.inner.special_tokens().template.before.clone()
     }
 
-    /// Ids behind every text.
+    /// Ids after every text, such as EOS.
     #[getter]
     fn end_ids(&self) -> Vec<u32> {
-        self.inner.roles().frame.after.clone()
+        self.inner.special_tokens().template.after.clone()
     }
 
-    /// Ids that are no words.
+    /// Ids of all special tokens.
     #[getter]
     fn special_ids(&self) -> Vec<u32> {
-        self.inner.roles().special.clone()
+        self.inner.special_tokens().special.clone()
     }
 
-    /// Whether texts go through our own byte-level BPE.
+    /// True if texts are encoded by the built-in byte-level BPE.
     #[getter]
     fn is_fast(&self) -> bool {
         self.inner.is_fast()
     }
 
-    /// Refuse a vocabulary that fiber's models cannot read.
+    /// Raise if fiber's models cannot use this vocabulary.
     fn check_for_models(&self) -> PyResult<()> {
         Ok(self.inner.check_for_models()?)
     }
 
-    /// Split a text into (ids, spans of code points).
+    /// Encode a text to (ids, code point spans).
     #[pyo3(signature = (text, *, max_tokens = None))]
     fn encode(&self, text: &str, max_tokens: Option<usize>) -> PyResult<(Vec<u32>, Vec<CharSpan>)> {
         let encoded = self.inner.encode(text, max_tokens)?;
         Ok((encoded.ids, encoded.offsets))
     }
 
-    /// Split texts into padded arrays.
+    /// Encode texts to padded arrays.
     #[pyo3(signature = (texts, *, max_tokens = None, pad_to = None, offsets = false))]
     fn encode_batch<'py>(
         &self,
@@ -186,16 +188,16 @@ impl Tokenizer {
         pad_to: Option<usize>,
         offsets: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let layout = Layout {
+        let options = BatchOptions {
             max_tokens,
             pad_to,
             offsets,
             masking: None,
         };
-        self.batch(py, &texts, &layout)
+        self.batch(py, &texts, &options)
     }
 
-    /// Split texts into padded arrays, and mask words.
+    /// Encode texts to padded arrays, with MLM masking.
     #[pyo3(signature = (texts, *, mlm_probability, seed, epoch, indices, max_tokens = None, pad_to = None))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn encode_masked_batch<'py>(
@@ -215,16 +217,16 @@ impl Tokenizer {
             epoch,
             indices,
         };
-        let layout = Layout {
+        let options = BatchOptions {
             max_tokens,
             pad_to,
             offsets: false,
             masking: Some(masking),
         };
-        self.batch(py, &texts, &layout)
+        self.batch(py, &texts, &options)
     }
 
-    /// Tell for every box which tokens of a text name it.
+    /// Return which tokens of a text name each box: (boxes, tokens).
     #[pyo3(signature = (text, char_spans, *, max_tokens = None))]
     fn positive_map(
         &self,
@@ -236,7 +238,7 @@ impl Tokenizer {
         Buffer::new(Values::Bool(rows), &[char_spans.len(), tokens])
     }
 
-    /// Join tokens to a text.
+    /// Decode ids to text.
     fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
         Ok(self.inner.decode(&ids)?)
     }
@@ -261,8 +263,8 @@ impl Tokenizer {
     }
 }
 
-fn named(pad: Option<String>, mask: Option<String>) -> Named {
-    Named { pad, mask }
+fn named(pad: Option<String>, mask: Option<String>) -> TokenOverrides {
+    TokenOverrides { pad, mask }
 }
 
 impl Tokenizer {
@@ -270,9 +272,9 @@ impl Tokenizer {
         &self,
         py: Python<'py>,
         texts: &[PyBackedStr],
-        layout: &Layout,
+        options: &BatchOptions,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let batch = py.detach(|| text_batch::encode(&self.inner, texts, layout))?;
+        let batch = py.detach(|| batch::encode(&self.inner, texts, options))?;
         let TextBatch {
             num_tokens,
             token_ids,
@@ -288,13 +290,61 @@ impl Tokenizer {
         };
         set("token_ids", Values::Int64(token_ids), &shape[..2])?;
         set("text_mask", Values::Bool(text_mask), &shape[..2])?;
-        if layout.offsets {
+        if options.offsets {
             set("offsets", Values::Int64(offsets), &shape)?;
         }
-        if layout.masking.is_some() {
+        if options.masking.is_some() {
             set("masked_ids", Values::Int64(masked_ids), &shape[..2])?;
             set("mlm_labels", Values::Int64(mlm_labels), &shape[..2])?;
         }
         Ok(fields)
     }
+}
+
+/// MLM masking of whole words.
+#[pyclass(module = "fiber._core", frozen)]
+pub struct WholeWordMasking {
+    inner: masking::WholeWordMasking,
+}
+
+#[pymethods]
+impl WholeWordMasking {
+    #[new]
+    #[pyo3(signature = (tokenizer, *, probability, seed))]
+    fn new(tokenizer: &Tokenizer, probability: f64, seed: u64) -> PyResult<Self> {
+        let inner = masking::WholeWordMasking::new(&tokenizer.inner, probability, seed)?;
+        Ok(Self { inner })
+    }
+
+    /// Number the words of texts: (B, L) int64, -1 at special tokens.
+    fn word_numbers(&self, py: Python<'_>, token_ids: PyBuffer<i64>) -> PyResult<Buffer> {
+        let shape = text_shape(&token_ids)?;
+        let ids = numbers("token_ids", &token_ids)?;
+        let found = py.detach(|| self.inner.word_numbers(ids, shape[1]))?;
+        Buffer::new(Values::Int64(found), &shape)
+    }
+
+    /// Mask words: the model's input ids and the labels, (B, L) int64 each.
+    #[pyo3(signature = (token_ids, *, first_sample))]
+    fn mask(
+        &self,
+        py: Python<'_>,
+        token_ids: PyBuffer<i64>,
+        first_sample: u64,
+    ) -> PyResult<(Buffer, Buffer)> {
+        let shape = text_shape(&token_ids)?;
+        let ids = numbers("token_ids", &token_ids)?;
+        let (inputs, labels) = py.detach(|| self.inner.mask(ids, shape[1], first_sample))?;
+        Ok((
+            Buffer::new(Values::Int64(inputs), &shape)?,
+            Buffer::new(Values::Int64(labels), &shape)?,
+        ))
+    }
+}
+
+fn text_shape(token_ids: &PyBuffer<i64>) -> PyResult<[usize; 2]> {
+    token_ids.shape().try_into().map_err(|_| {
+        let found = token_ids.shape();
+        PyValueError::new_err(format!("token_ids: shape {found:?}; expected (B, L)"))
+    })
 }

@@ -90,14 +90,14 @@ def test_parts_of_transforms_are_copied_whole(part):
 
 
 def test_bad_records_are_named(tokenizer):
-    with pytest.raises(DecodeError, match=r"record 'r1'.*bytes"):
+    with pytest.raises(DecodeError, match=r"record 'r1'.*empty file"):
         collator(tokenizer)([RECORDS[0], record(1, images=(b"",))])
     with pytest.raises(ValueError, match=r"on_error.*'resample'.*DataLoader"):
         collator(tokenizer, on_error="resample")([record(1, images=(b"",))])
     kept = collator(tokenizer, on_error="skip")([RECORDS[0], record(1, images=(b"",))])
     assert kept.keys == ("r0",)
     assert [(bad.key, bad.status) for bad in kept.skipped] == [("r1", "corrupt")]
-    assert "no bytes" in kept.skipped[0].reason
+    assert "empty file" in kept.skipped[0].reason
 
 
 def test_what_is_no_record_is_named(tokenizer):

@@ -1,8 +1,16 @@
+import json
+import random
+import zlib
+from pathlib import Path
+
 import pytest
 import torch
 
 from fiber.data import ImageTextBatch, Tokenizer
 from fiber.data.masking import WholeWords
+
+#: Outputs of the first implementation, in Python with numpy's Philox: numbers, masked ids, labels.
+RECORDED = json.loads(Path(__file__).with_name("whole_words.json").read_text())
 
 TEXT = "a small circle, isn't it 1024px wide? na\u00efve caf\u00e9 \u6771\u4eac!"
 WORDS = ["a", "small", "circle", ",", "isn't", "it", "1024", "px", "wide", "?"]
@@ -18,8 +26,8 @@ def whole_words(tokenizer, probability=0.5, seed=0):
     return WholeWords(tokenizer, probability=probability, seed=seed)
 
 
-def batch_of(tokenizer, texts):
-    rows = [tokenizer.encode(text)[0] for text in texts]
+def batch_of(tokenizer, texts, max_tokens=None):
+    rows = [tokenizer.encode(text, max_tokens=max_tokens)[0] for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows])
     count = len(texts)
@@ -108,3 +116,50 @@ def test_a_wrong_probability_is_named():
     tokenizer = Tokenizer.train([TEXT], 261)
     with pytest.raises(ValueError, match=r"probability.*1.5.*0.*1"):
         whole_words(tokenizer, 1.5)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_named(seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
+        whole_words(Tokenizer.train([TEXT], 261), seed=seed)
+
+
+def crc(tensor):
+    return zlib.crc32(tensor.numpy().astype("<i8").tobytes())
+
+
+@pytest.mark.parametrize("size", [261, 300, 400])
+def test_recorded_outputs_of_many_seeds(size):
+    tokenizer = Tokenizer.train([TEXT] * 20, size)
+    few, many = (batch_of(tokenizer, RECORDED["texts"] * times) for times in (1, 40))
+    numbers = whole_words(tokenizer).word_numbers(few.token_ids)
+    assert numbers.tolist() == RECORDED["numbers"][str(size)]
+    masked = whole_words(tokenizer, seed=3).mask(few, first_sample=11)
+    (expected,) = (rows for of, *rows in RECORDED["rows"] if of == size)
+    assert [masked.masked_ids.tolist(), masked.mlm_labels.tolist()] == expected
+    cases = [case for of, *case in RECORDED["sums"] if of == size]
+    assert len(cases) == 48
+    for probability, seed, first, *sums in cases:
+        masked = whole_words(tokenizer, probability, seed).mask(many, first_sample=first)
+        assert [crc(masked.masked_ids), crc(masked.mlm_labels)] == sums, (probability, seed, first)
+
+
+def test_recorded_outputs_of_random_texts():
+    words = ["left", "cup", "dogs", "it's", "2024", "x-ray", "na\u00efve", "\u6771\u4eac", "..."]
+    words += ["(a)", "b/c", "don't", "e\u0301", "\U0001f600"]
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=draw.randrange(0, 30))) for _ in range(300)]
+    tokenizer = Tokenizer.train(texts, 500)
+    batch = batch_of(tokenizer, texts, max_tokens=40)
+    masking = whole_words(tokenizer, 0.3, 9)
+    masked = masking.mask(batch, first_sample=123456)
+    found = [masking.word_numbers(batch.token_ids), masked.masked_ids, masked.mlm_labels]
+    assert [crc(tensor) for tensor in found] == RECORDED["random"]
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+    batch = batch_of(tokenizer, ["a"])
+    for wrong in (-1, tokenizer.vocab_size):
+        batch.token_ids[0, 1] = wrong
+        with pytest.raises(ValueError, match=f"token_ids: {wrong}; expected 0 to"):
+            whole_words(tokenizer).mask(batch, first_sample=0)

@@ -13,14 +13,14 @@ from tests.data.loader_records import CROP, RECORDS, make
 
 pytest.importorskip("tokenizers")
 
-from ..core.tokenizer_kinds import KINDS
+from ..rust.tokenizer.tokenizer_kinds import KINDS
 
 READ = "fiber's models read RoBERTa's kind of tokenizer: "
 REFUSED = {
-    "bert": "its model is no BPE; expected a byte-level BPE",
+    "bert": "its model is not a BPE; expected a byte-level BPE",
     "gpt2": r"<s> has no id; expected 0 in a vocabulary of \d+",
     "clip": r"<s> has no id; expected 0 in a vocabulary of \d+",
-    "xlm-roberta": "its model is no BPE",
+    "xlm-roberta": "its model is not a BPE",
 }
 
 

@@ -36,7 +36,7 @@ SUITES = {
         ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals and not native"),
         None,
     ),
-    "decoder": Check("decoder", ("tests/core/test_jpeg.py", "-k", "values or rows"), None),
+    "decoder": Check("decoder", ("tests/rust/jpeg/test_decoder.py", "-k", "values or rows"), None),
 }
 
 #: Every mistake by its kind.

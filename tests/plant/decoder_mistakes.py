@@ -43,7 +43,7 @@ DECODER = (
     ),
     Mistake(
         "the quarter-size IDCT with AVX2 leaves a column out",
-        "rust/jpeg/simd_x86_small.rs",
+        "rust/jpeg/simd/avx2_small.rs",
         "_mm256_setr_epi16(0, a, 0, b, 0, c, 0, d, 0, a,",
         "_mm256_setr_epi16(0, a, 0, b, 0, c, 0, 0, 0, a,",
     ),

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use fiber_core::instructions::Instructions;
+use fiber_core::cpu_features::Instructions;
 use fiber_core::jpeg::{Decoder, Request, Scale, read_header};
 use turbojpeg::{Decompressor, Image, PixelFormat, ScalingFactor};
 

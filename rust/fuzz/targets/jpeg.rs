@@ -3,8 +3,8 @@
 
 use std::cell::RefCell;
 
-use fiber_core::instructions::Instructions;
-use fiber_core::jpeg::{Decoder, Request, Scale, Status, Task, decode_two, read_header};
+use fiber_core::cpu_features::Instructions;
+use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 use libfuzzer_sys::fuzz_target;
 
 /// The most pixels of a picture here: more only take longer.
@@ -43,13 +43,13 @@ fn decode_beside(
 ) -> Result<(Vec<u8>, Status), String> {
     let mut pixels = Vec::new();
     let [status, _] = decode_two(
-        Task {
+        DecodeTask {
             decoder,
             bytes,
             request: *request,
             sink: &mut |_, rows| pixels.extend_from_slice(rows),
         },
-        Task {
+        DecodeTask {
             decoder: &mut Decoder::new(),
             bytes: &bytes[..bytes.len() / 2],
             request: *request,

@@ -1,0 +1,112 @@
+//! SIMD instruction sets of the hand-written loops. All of them produce the same bytes.
+
+use crate::Error;
+
+/// A SIMD instruction set, ordered by width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Instructions {
+    /// Baseline of the target.
+    Scalar,
+    /// NEON, available on every 64-bit ARM processor: 128 bits.
+    Neon,
+    /// AVX2, FMA and F16C: 256 bits.
+    Avx2,
+    /// AVX-512 with VBMI (byte shuffles) and VNNI (dot products of bytes): 512 bits.
+    Avx512,
+}
+
+/// Every instruction set with its name.
+const NAMES: [(Instructions, &str); 4] = [
+    (Instructions::Scalar, "scalar"),
+    (Instructions::Neon, "neon"),
+    (Instructions::Avx2, "avx2"),
+    (Instructions::Avx512, "avx512"),
+];
+
+impl Instructions {
+    /// The widest set that this processor supports.
+    #[must_use]
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let wide = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vbmi")
+                && is_x86_feature_detected!("avx512vnni");
+            let narrow = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if wide && narrow {
+                return Self::Avx512;
+            }
+            if narrow {
+                return Self::Avx2;
+            }
+        }
+        if cfg!(target_arch = "aarch64") {
+            return Self::Neon;
+        }
+        Self::Scalar
+    }
+
+    /// True if the processor supports this set.
+    fn is_here(self) -> bool {
+        // x86 and ARM sets exclude each other.
+        self <= Self::best() && (self != Self::Neon || cfg!(target_arch = "aarch64"))
+    }
+
+    /// Look up an instruction set by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name or a set that this processor lacks.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        let found = NAMES.into_iter().find(|&(_, known)| known == name);
+        let (found, _) = found.ok_or_else(|| {
+            Error::argument(
+                "instructions",
+                format!(
+                    "'{name}'; expected 'scalar', 'neon', 'avx2' or \
+                     'avx512'"
+                ),
+            )
+        })?;
+        if !found.is_here() {
+            return Err(Error::argument(
+                "instructions",
+                format!("'{name}' is not supported by this processor"),
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Every supported set, narrowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        NAMES
+            .into_iter()
+            .map(|(set, _)| set)
+            .filter(|set| set.is_here())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_found_by_name_if_the_processor_has_them() {
+        assert_eq!(
+            Instructions::from_name("scalar").unwrap(),
+            Instructions::Scalar
+        );
+        assert!(Instructions::from_name("sse").is_err());
+        let available: Vec<_> = Instructions::available().collect();
+        assert_eq!(available[0], Instructions::Scalar);
+        assert_eq!(available.last(), Some(&Instructions::best()));
+        for (set, name) in NAMES {
+            assert_eq!(
+                Instructions::from_name(name).is_ok(),
+                available.contains(&set)
+            );
+        }
+    }
+}

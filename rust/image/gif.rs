@@ -1,0 +1,104 @@
+//! First frame of a GIF (crate `gif`), placed on its canvas as Pillow does.
+
+use gif::{ColorOutput, DecodeOptions, Frame};
+
+use super::samples::Samples;
+use crate::Error;
+use crate::image::check_size;
+use crate::try_alloc;
+
+type Decoder<'a> = gif::Decoder<&'a [u8]>;
+
+fn decoder(bytes: &[u8]) -> Result<Decoder<'_>, Error> {
+    let mut options = DecodeOptions::new();
+    options.set_color_output(ColorOutput::Indexed);
+    options.read_info(bytes).map_err(|e| broken(&e))
+}
+
+/// The canvas grows if the first frame exceeds it.
+fn canvas(decoder: &mut Decoder<'_>) -> Result<(usize, usize), Error> {
+    let (height, width) = (decoder.height(), decoder.width());
+    let frame = decoder.next_frame_info().map_err(|e| broken(&e))?;
+    let frame = frame.ok_or_else(|| Error::decode("GIF: no frame"))?;
+    let end = |start: u16, length: u16| usize::from(start) + usize::from(length);
+    Ok((
+        usize::from(height).max(end(frame.top, frame.height)),
+        usize::from(width).max(end(frame.left, frame.width)),
+    ))
+}
+
+/// Read (height, width).
+///
+/// # Errors
+/// [`Error::Decode`] for a broken header or no frame.
+pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
+    canvas(&mut decoder(bytes)?)
+}
+
+/// Decode the first frame.
+///
+/// # Errors
+/// [`Error::Decode`] for corrupt bytes or a missing palette, [`Error::TooManyPixels`].
+pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+    let mut decoder = decoder(bytes)?;
+    let (height, width) = canvas(&mut decoder)?;
+    check_size(height, width, max_pixels)?;
+    // The frame is inside the canvas, whose size was checked.
+    let size = decoder.buffer_size();
+    let what = try_alloc::of_image(height, width);
+    let mut indices = try_alloc::filled(0, size, what)?;
+    decoder
+        .read_into_buffer(&mut indices)
+        .map_err(|e| broken(&e))?;
+    let frame = decoder
+        .current_frame_info()
+        .ok_or_else(|| Error::decode("GIF: no frame"))?;
+    let palette = frame.palette.as_deref().or(decoder.global_palette());
+    let palette = palette.unwrap_or_default();
+    let transparent = frame.transparent;
+    let color = |index: u8| -> [u8; 4] {
+        let alpha = if transparent == Some(index) { 0 } else { 255 };
+        let place = 3 * usize::from(index);
+        match palette.get(place..place + 3) {
+            Some(&[r, g, b]) => [r, g, b, alpha],
+            // Index past the end of the palette.
+            _ => [0, 0, 0, alpha],
+        }
+    };
+    let ground = color(transparent.unwrap_or(0));
+    let mut bytes = try_alloc::filled(ground, height * width, what)?.into_flattened();
+    place(frame, &indices, width, &mut bytes, color);
+    Ok(Samples {
+        height,
+        width,
+        channels: 4,
+        bytes,
+    })
+}
+
+/// Copy a frame onto a canvas of `width` columns.
+fn place(
+    frame: &Frame<'_>,
+    indices: &[u8],
+    width: usize,
+    canvas: &mut [u8],
+    color: impl Fn(u8) -> [u8; 4],
+) {
+    let (left, columns) = (usize::from(frame.left), usize::from(frame.width));
+    if columns == 0 {
+        return;
+    }
+    let rows = canvas
+        .chunks_exact_mut(4 * width)
+        .skip(usize::from(frame.top));
+    for (row, indices) in rows.zip(indices.chunks_exact(columns)) {
+        let pixels = row.chunks_exact_mut(4).skip(left);
+        for (pixel, &index) in pixels.zip(indices) {
+            pixel.copy_from_slice(&color(index));
+        }
+    }
+}
+
+fn broken(error: &gif::DecodingError) -> Error {
+    Error::decode(format!("GIF: {error}"))
+}

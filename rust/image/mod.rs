@@ -1,0 +1,397 @@
+//! Decode image files to 8-bit RGB.
+//!
+//! The format is detected from the content, never from a name. The output equals Pillow's
+//! `convert("RGB")`: alpha is dropped unless a background color is given, gray is replicated,
+//! orientation tags are not applied. Of 16-bit samples the upper eight bits are used, for gray as
+//! well, where Pillow would clip at 255.
+
+use std::cell::RefCell;
+
+mod bmp;
+mod gif;
+pub mod orientation;
+mod png;
+mod samples;
+mod tiff;
+mod webp;
+
+use crate::error::catch_panic;
+pub use crate::try_alloc::MAX_PIXELS;
+use crate::{Error, jpeg, try_alloc};
+
+/// Supported formats, in errors.
+const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
+
+/// An RGB image: `height * width * 3` bytes, top row first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// The bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// A borrowed RGB image: an [`Rgb`], or a Python array.
+#[derive(Clone, Copy, Debug)]
+pub struct RgbView<'a> {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// The bytes, as those of [`Rgb`].
+    pub pixels: &'a [u8],
+}
+
+impl<'a> From<&'a Rgb> for RgbView<'a> {
+    fn from(image: &'a Rgb) -> Self {
+        Self {
+            height: image.height,
+            width: image.width,
+            pixels: &image.pixels,
+        }
+    }
+}
+
+/// Supported formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Baseline and progressive JPEG.
+    Jpeg,
+    /// PNG; of an APNG, the default image.
+    Png,
+    /// WebP; of an animation, the first frame.
+    WebP,
+    /// The first frame of a GIF.
+    Gif,
+    /// Windows bitmaps.
+    Bmp,
+    /// The first image of a TIFF.
+    Tiff,
+}
+
+impl Format {
+    /// Name in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tiff",
+        }
+    }
+
+    /// Detect the format from the first bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a known but unsupported format, [`Error::Decode`] for an unknown
+    /// one.
+    pub fn of(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.starts_with(&[0xFF, 0xD8]) {
+            Ok(Self::Jpeg)
+        } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+            Ok(Self::Png)
+        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+            Ok(Self::WebP)
+        } else if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") {
+            Ok(Self::Gif)
+        } else if bytes.starts_with(b"BM") {
+            Ok(Self::Bmp)
+        } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
+            Ok(Self::Tiff)
+        } else if let Some(name) = not_decoded(bytes) {
+            Err(Error::unsupported(format!(
+                "{name}: unsupported; expected a {KNOWN} file"
+            )))
+        } else if bytes.is_empty() {
+            Err(Error::decode(format!(
+                "empty file; expected a {KNOWN} file"
+            )))
+        } else {
+            let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+            Err(Error::decode(format!(
+                "starts with bytes {}; expected a {KNOWN} file",
+                start.join(" ")
+            )))
+        }
+    }
+}
+
+/// Detect a known but unsupported format.
+fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return match bytes.get(8..12)? {
+            b"avif" | b"avis" => Some("AVIF"),
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => {
+                Some("HEIF")
+            }
+            _ => None,
+        };
+    }
+    let beginnings: [(&[u8], &'static str); 10] = [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xFF\x4F\xFF\x51", "JPEG 2000"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xFF\x0A", "JPEG XL"),
+        (b"II+\0", "BigTIFF"),
+        (b"MM\0+", "BigTIFF"),
+        (b"8BPS\0", "Photoshop"),
+        (b"qoif", "QOI"),
+        (b"\0\0\x01\0", "ICO"),
+        (b"%PDF-", "PDF"),
+    ];
+    beginnings
+        .iter()
+        .find(|(begins, _)| bytes.starts_with(begins))
+        .map(|(_, name)| *name)
+}
+
+/// Read (height, width) and format without decoding the pixels.
+///
+/// # Errors
+/// [`Error::Decode`] for an unknown format or a corrupt header, [`Error::Unsupported`] for a known
+/// but unsupported format.
+pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
+    let format = Format::of(bytes)?;
+    let (height, width) = guarded(|| match format {
+        Format::Jpeg => jpeg::read_header(bytes).map(|header| (header.height, header.width)),
+        Format::Png => png::size(bytes),
+        Format::WebP => webp::size(bytes),
+        Format::Gif => gif::size(bytes),
+        Format::Bmp => bmp::size(bytes),
+        Format::Tiff => tiff::size(bytes),
+    })?;
+    Ok((height, width, format))
+}
+
+/// Read the EXIF (or TIFF) orientation: 1 (upright) to 8.
+///
+/// Missing and malformed tags read as 1; they are no reason to reject an image.
+#[must_use]
+pub fn orientation(bytes: &[u8], format: Format) -> u8 {
+    let found = match format {
+        Format::Jpeg => jpeg::read_header(bytes)
+            .ok()
+            .map(|header| header.orientation),
+        Format::Png => png::orientation(bytes),
+        Format::WebP => webp::orientation(bytes),
+        Format::Tiff => tiff::orientation(bytes),
+        Format::Gif | Format::Bmp => None,
+    };
+    found.unwrap_or(1)
+}
+
+/// Decode an image file; alpha is dropped.
+///
+/// # Errors
+/// [`Error::Decode`] for an unknown format or corrupt bytes, [`Error::Unsupported`] for an
+/// unsupported format or variant, [`Error::TooManyPixels`] above `max_pixels`, checked in the
+/// header before pixels are allocated.
+pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    decode_over(bytes, max_pixels, None)
+}
+
+/// Decode an image file and blend alpha over a background color; without one alpha is dropped.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_over(
+    bytes: &[u8],
+    max_pixels: usize,
+    background: Option<[u8; 3]>,
+) -> Result<Rgb, Error> {
+    let format = Format::of(bytes)?;
+    let image = guarded(|| {
+        let samples = match format {
+            Format::Jpeg => return decode_whole_jpeg(bytes, max_pixels),
+            Format::Png => png::decode(bytes, max_pixels),
+            Format::WebP => webp::decode(bytes, max_pixels),
+            Format::Gif => gif::decode(bytes, max_pixels),
+            Format::Bmp => bmp::decode(bytes, max_pixels),
+            Format::Tiff => tiff::decode(bytes, max_pixels),
+        };
+        samples.and_then(|samples| samples.over(background))
+    })?;
+    if image.pixels.len() != image.height * image.width * 3 {
+        return Err(Error::decode(format!(
+            "{} bytes were decoded from an image of {} x {} pixels",
+            image.pixels.len(),
+            image.height,
+            image.width
+        )));
+    }
+    Ok(image)
+}
+
+/// Run a decoder, which may panic on corrupt bytes.
+fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_panic(decode, |why| {
+        Error::decode(format!("corrupt data, decoder panicked: {why}"))
+    })
+}
+
+/// Reject an empty image, or one of more than `limit` pixels.
+///
+/// # Errors
+/// [`Error::Decode`] and [`Error::TooManyPixels`].
+pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
+    if height == 0 || width == 0 {
+        return Err(Error::decode(format!(
+            "image of {height} x {width} pixels; expected 1 or more"
+        )));
+    }
+    if height.saturating_mul(width) > limit {
+        return Err(Error::TooManyPixels {
+            height,
+            width,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+thread_local! {
+    /// One per thread; keeps its buffers between images.
+    static JPEG: RefCell<jpeg::Decoder> = RefCell::new(jpeg::Decoder::new());
+}
+
+/// Decode a JPEG; damaged parts are filled, which the status reports.
+///
+/// # Errors
+/// As [`jpeg::Decoder::decode`].
+pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::Status), Error> {
+    let header = jpeg::read_header(bytes)?;
+    check_size(header.height, header.width, request.max_pixels)?;
+    let (height, width) = (
+        request.scale.apply(header.height),
+        request.scale.apply(header.width),
+    );
+    let height = request.stop_row.map_or(height, |row| row.min(height));
+    let mut pixels = Vec::new();
+    let what = try_alloc::of_image(height, width);
+    try_alloc::reserve(&mut pixels, height * width * 3, what)?;
+    let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
+    let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
+    Ok((
+        Rgb {
+            height,
+            width,
+            pixels,
+        },
+        status,
+    ))
+}
+
+fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+    let request = jpeg::Request {
+        scale: jpeg::Scale::Full,
+        stop_row: None,
+        max_pixels,
+    };
+    match decode_jpeg(bytes, &request)? {
+        (image, jpeg::Status::Whole) => Ok(image),
+        (_, jpeg::Status::Filled(reason)) => Err(Error::decode(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::png;
+
+    /// A PNG of one pixel, written by the crate that reads it.
+    fn png_of(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(data).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    fn pixel(bytes: &[u8]) -> Vec<u8> {
+        decode(bytes, MAX_PIXELS).unwrap().pixels
+    }
+
+    #[test]
+    fn empty_input_is_not_an_image() {
+        for bytes in [
+            &b""[..],
+            b"\xFF",
+            b"GIF89a",
+            b"\xFF\xD8",
+            b"\x89PNG\r\n\x1a\n",
+        ] {
+            assert!(matches!(
+                decode(bytes, MAX_PIXELS),
+                Err(Error::Decode { path: None, .. })
+            ));
+            assert!(probe(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn unsupported_formats_differ_from_corrupt_ones() {
+        for (bytes, name) in [
+            (&b"\0\0\0\x1cftypavif\0\0\0\0"[..], "AVIF"),
+            (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF"),
+            (b"\0\0\0\x0cjP  \r\n\x87\n\0", "JPEG 2000"),
+            (b"\xFF\x0A\0\0", "JPEG XL"),
+            (b"II+\0\x08\0", "BigTIFF"),
+        ] {
+            let error = decode(bytes, MAX_PIXELS).unwrap_err();
+            assert_eq!(error.status(), "unsupported", "{error}");
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+        for bytes in [&b"\0\0\0\x1cftypmp42"[..], b"\0\0\0\x1cftyp", b"words"] {
+            assert_eq!(decode(bytes, MAX_PIXELS).unwrap_err().status(), "corrupt");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_pixel_becomes_rgb() {
+        use png::{BitDepth, ColorType};
+        let of = |color, depth, data: &[u8]| pixel(&png_of(color, depth, data));
+        assert_eq!(of(ColorType::Grayscale, BitDepth::One, &[0x80]), [255; 3]);
+        assert_eq!(of(ColorType::Grayscale, BitDepth::Four, &[0x50]), [0x55; 3]);
+        assert_eq!(
+            of(ColorType::Grayscale, BitDepth::Sixteen, &[0x12, 0xFF]),
+            [0x12; 3]
+        );
+        assert_eq!(
+            of(ColorType::GrayscaleAlpha, BitDepth::Eight, &[7, 0]),
+            [7; 3]
+        );
+        assert_eq!(of(ColorType::Rgb, BitDepth::Eight, &[1, 2, 3]), [1, 2, 3]);
+        assert_eq!(
+            of(ColorType::Rgba, BitDepth::Eight, &[1, 2, 3, 0]),
+            [1, 2, 3]
+        );
+    }
+
+    #[test]
+    fn size_is_checked_before_decoding() {
+        let bytes = png_of(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3]);
+        assert_eq!(probe(&bytes).unwrap(), (1, 1, Format::Png));
+        assert!(matches!(
+            decode(&bytes, 0),
+            Err(Error::TooManyPixels {
+                height: 1,
+                width: 1,
+                limit: 0
+            })
+        ));
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let result: Result<(), Error> = guarded(|| panic!("as a decoder might"));
+        assert!(matches!(result, Err(Error::Decode { .. })));
+    }
+}

@@ -1,0 +1,82 @@
+//! Apply the EXIF orientation.
+
+use crate::image::Rgb;
+use crate::{Error, try_alloc};
+
+/// True if `orientation` (EXIF, 1 to 8) swaps height and width.
+#[must_use]
+pub fn swaps_sides(orientation: u8) -> bool {
+    (5..=8).contains(&orientation)
+}
+
+/// Rotate and mirror an image so that EXIF's `orientation` becomes upright; values other than 2 to
+/// 8 change nothing.
+///
+/// # Errors
+/// [`Error::Memory`] if the result cannot be allocated.
+pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
+    if !(2..=8).contains(&orientation) {
+        return Ok(image);
+    }
+    let (height, width) = if swaps_sides(orientation) {
+        (image.width, image.height)
+    } else {
+        (image.height, image.width)
+    };
+    let (last_row, last_column) = (image.height - 1, image.width - 1);
+    let mut pixels = Vec::new();
+    let what = try_alloc::of_image(height, width);
+    try_alloc::reserve(&mut pixels, image.pixels.len(), what)?;
+    for y in 0..height {
+        for x in 0..width {
+            // Source of the pixel at (y, x).
+            let (row, column) = match orientation {
+                2 => (y, last_column - x),
+                3 => (last_row - y, last_column - x),
+                4 => (last_row - y, x),
+                5 => (x, y),
+                6 => (last_row - x, y),
+                7 => (last_row - x, last_column - y),
+                _ => (x, last_column - y),
+            };
+            let start = (row * image.width + column) * 3;
+            pixels.extend_from_slice(image.pixels.get(start..start + 3).unwrap_or(&[0; 3]));
+        }
+    }
+    Ok(Rgb {
+        height,
+        width,
+        pixels,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red channel of an image with rows 0 1 2 and 3 4 5.
+    fn turned(orientation: u8) -> (usize, usize, Vec<u8>) {
+        let image = Rgb {
+            height: 2,
+            width: 3,
+            pixels: (0..6).flat_map(|red| [red, 0, 9]).collect(),
+        };
+        let turned = apply_orientation(image, orientation).unwrap();
+        let reds = turned.pixels.chunks_exact(3).map(|pixel| pixel[0]);
+        (turned.height, turned.width, reds.collect())
+    }
+
+    #[test]
+    fn every_orientation_stands_upright() {
+        assert_eq!(turned(1), (2, 3, vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(turned(2), (2, 3, vec![2, 1, 0, 5, 4, 3]));
+        assert_eq!(turned(3), (2, 3, vec![5, 4, 3, 2, 1, 0]));
+        assert_eq!(turned(4), (2, 3, vec![3, 4, 5, 0, 1, 2]));
+        assert_eq!(turned(5), (3, 2, vec![0, 3, 1, 4, 2, 5]));
+        assert_eq!(turned(6), (3, 2, vec![3, 0, 4, 1, 5, 2]));
+        assert_eq!(turned(7), (3, 2, vec![5, 2, 4, 1, 3, 0]));
+        assert_eq!(turned(8), (3, 2, vec![2, 5, 1, 4, 0, 3]));
+        assert_eq!(turned(0), turned(1));
+        assert_eq!(turned(9), turned(1));
+    }
+}

@@ -1,0 +1,77 @@
+//! PNG decoder (crate `png`): palettes and low bit depths are expanded, 16 bits are reduced to the
+//! upper eight.
+
+use std::io::Cursor;
+
+use super::samples::Samples;
+use crate::image::check_size;
+use crate::{Error, exif, try_alloc};
+
+const SIGNATURE_BYTES: usize = 8;
+/// Checksum after a chunk's data, in bytes.
+const CHECKSUM_BYTES: usize = 4;
+
+type Reader<'a> = png::Reader<Cursor<&'a [u8]>>;
+
+fn reader(bytes: &[u8]) -> Result<Reader<'_>, Error> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+    decoder.read_info().map_err(|e| broken(&e))
+}
+
+fn size_of(reader: &Reader<'_>) -> (usize, usize) {
+    let info = reader.info();
+    (info.height as usize, info.width as usize)
+}
+
+/// Read (height, width).
+///
+/// # Errors
+/// [`Error::Decode`] for a broken header.
+pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
+    reader(bytes).map(|reader| size_of(&reader))
+}
+
+/// Read the EXIF orientation, 1 to 8.
+///
+/// The chunk may follow the pixels, where the crate looks only after decoding them.
+pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
+    let mut rest = bytes.get(SIGNATURE_BYTES..)?;
+    loop {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let (kind, tail) = tail.split_first_chunk::<4>()?;
+        let (data, tail) =
+            tail.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        match kind {
+            b"eXIf" => return exif::of_chunk(data),
+            b"IEND" => return None,
+            _ => rest = tail.get(CHECKSUM_BYTES..)?,
+        }
+    }
+}
+
+/// Decode the default image, also of an APNG.
+///
+/// # Errors
+/// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
+pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+    let mut reader = reader(bytes)?;
+    let (height, width) = size_of(&reader);
+    check_size(height, width, max_pixels)?;
+    let size = reader
+        .output_buffer_size()
+        .ok_or_else(|| Error::decode("PNG: more bytes than fit in memory"))?;
+    let mut pixels = try_alloc::filled(0, size, try_alloc::of_image(height, width))?;
+    let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
+    pixels.truncate(frame.buffer_size());
+    Ok(Samples {
+        height: frame.height as usize,
+        width: frame.width as usize,
+        channels: frame.color_type.samples(),
+        bytes: pixels,
+    })
+}
+
+fn broken(error: &png::DecodingError) -> Error {
+    Error::decode(format!("PNG: {error}"))
+}

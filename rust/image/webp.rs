@@ -1,0 +1,92 @@
+//! WebP decoder (crate `image-webp`); of an animation, the first frame.
+
+use std::io::Cursor;
+use std::ops::Range;
+
+use super::samples::Samples;
+use crate::image::check_size;
+use crate::{Error, exif, try_alloc};
+
+/// `RIFF`, the size of what follows, and `WEBP`.
+const HEADER_BYTES: usize = 12;
+/// Offset of that size.
+const LENGTH: Range<usize> = 4..8;
+
+type Decoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
+
+fn decoder(bytes: &[u8]) -> Result<Decoder<'_>, Error> {
+    image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(|e| broken(&e))
+}
+
+fn size_of(decoder: &Decoder<'_>) -> (usize, usize) {
+    let (width, height) = decoder.dimensions();
+    (height as usize, width as usize)
+}
+
+/// Read (height, width).
+///
+/// # Errors
+/// [`Error::Decode`] for a broken header.
+pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
+    decoder(bytes).map(|decoder| size_of(&decoder))
+}
+
+/// End of the file according to its header.
+fn end(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_le_bytes(*bytes.get(LENGTH)?.first_chunk::<4>()?);
+    usize::try_from(length).ok()?.checked_add(LENGTH.end)
+}
+
+/// Read the EXIF orientation, 1 to 8.
+///
+/// The crate would allocate as much as the chunk's header claims.
+pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
+    let end = end(bytes)?;
+    let mut rest = bytes.get(..end).unwrap_or(bytes).get(HEADER_BYTES..)?;
+    loop {
+        let (kind, tail) = rest.split_first_chunk::<4>()?;
+        let (length, tail) = tail.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        if kind == b"EXIF" {
+            return exif::of_chunk(tail.get(..length)?);
+        }
+        // Chunks are padded to even length.
+        rest = tail.get(length.checked_next_multiple_of(2)?..)?;
+    }
+}
+
+/// Decode an image.
+///
+/// # Errors
+/// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
+pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+    let mut decoder = decoder(bytes)?;
+    // The crate would take what follows a gap for pixel data.
+    if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
+        let found = bytes.len();
+        return Err(Error::decode(format!(
+            "WebP: {found} bytes; expected {end} according to its header"
+        )));
+    }
+    let (height, width) = size_of(&decoder);
+    check_size(height, width, max_pixels)?;
+    let size = decoder
+        .output_buffer_size()
+        .ok_or_else(|| Error::decode("WebP: more bytes than fit in memory"))?;
+    // The decoder allocates up to 4 bytes per pixel itself.
+    let own = 4 * height * width;
+    let what = try_alloc::of_image(height, width);
+    try_alloc::check(size.saturating_add(own), what)?;
+    let mut pixels = try_alloc::filled(0, size, what)?;
+    decoder.read_image(&mut pixels).map_err(|e| broken(&e))?;
+    Ok(Samples {
+        height,
+        width,
+        channels: if decoder.has_alpha() { 4 } else { 3 },
+        bytes: pixels,
+    })
+}
+
+fn broken(error: &image_webp::DecodingError) -> Error {
+    Error::decode(format!("WebP: {error}"))
+}

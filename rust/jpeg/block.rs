@@ -1,0 +1,146 @@
+//! Blocks of DCT coefficients, the coefficients of a component, and the zigzag order.
+
+use std::ops::{Deref, DerefMut, Range};
+
+use crate::{Error, try_alloc};
+
+/// Zigzag order: position of a coefficient in its block, by its index in the scan (figure A.6).
+///
+/// Longer than 64 entries: damaged data may run past the end of a block; libjpeg-turbo lets that
+/// overwrite the last coefficient.
+pub(super) const NATURAL_ORDER: [u8; 256] = natural_order();
+
+const fn natural_order() -> [u8; 256] {
+    let mut order = [63; 256];
+    let (mut row, mut column) = (0_u8, 0_u8);
+    let mut at = 0;
+    while at < 64 {
+        order[at] = row * 8 + column;
+        let is_rising = (row + column) % 2 == 0;
+        if is_rising && column == 7 {
+            row += 1;
+        } else if is_rising && row == 0 {
+            column += 1;
+        } else if is_rising {
+            row -= 1;
+            column += 1;
+        } else if row == 7 {
+            column += 1;
+        } else if column == 0 {
+            row += 1;
+        } else {
+            row += 1;
+            column -= 1;
+        }
+        at += 1;
+    }
+    order
+}
+
+/// The same by the number of remaining coefficients, as a signed byte.
+pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
+    let mut order = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        order[(63 + 256 - at) % 256] = NATURAL_ORDER[at];
+        at += 1;
+    }
+    order
+};
+
+/// DCT coefficients of a block in natural order, quantized.
+///
+/// Aligned so that no register load crosses a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Block([i16; 64]);
+
+impl Block {
+    pub(super) const ZERO: Self = Self([0; 64]);
+}
+
+impl Deref for Block {
+    type Target = [i16; 64];
+
+    #[inline]
+    fn deref(&self) -> &[i16; 64] {
+        &self.0
+    }
+}
+
+impl DerefMut for Block {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [i16; 64] {
+        &mut self.0
+    }
+}
+
+/// Blocks per component that are kept between images: 64 MiB.
+const KEPT_BLOCKS: usize = 1 << 19;
+
+fn of_coefficients() -> String {
+    let what = "the coefficients of a JPEG of several scans";
+    format!("{what}; expected a smaller image, or fewer threads")
+}
+
+/// Coefficients of a component: all of them, or those of some MCUs.
+#[derive(Default)]
+pub(super) struct Coefficients {
+    pub(super) blocks: Vec<Block>,
+    /// Per block, a bit for each zigzag index whose AC coefficient is not zero; for progressive
+    /// images only.
+    non_zero: Vec<u64>,
+    /// Blocks per row of blocks.
+    pub(super) stride: usize,
+}
+
+impl Coefficients {
+    /// Allocate blocks of zeros.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the allocation fails.
+    pub(super) fn reset(
+        &mut self,
+        wide: usize,
+        high: usize,
+        is_progressive: bool,
+    ) -> Result<(), Error> {
+        self.non_zero.clear();
+        if is_progressive {
+            try_alloc::reserve(&mut self.non_zero, wide * high, of_coefficients)?;
+            self.non_zero.resize(wide * high, 0);
+        }
+        self.blocks.clear();
+        try_alloc::reserve(&mut self.blocks, wide * high, of_coefficients)?;
+        self.blocks.resize(wide * high, Block::ZERO);
+        self.stride = wide;
+        Ok(())
+    }
+
+    /// Release memory beyond the needs of most images.
+    pub(super) fn release(&mut self) {
+        self.blocks.clear();
+        self.blocks.shrink_to(KEPT_BLOCKS);
+        self.non_zero.clear();
+        self.non_zero.shrink_to(KEPT_BLOCKS);
+    }
+
+    /// Some blocks of a row of a progressive image, with their nonzero bits.
+    #[inline]
+    pub(super) fn row_mut(
+        &mut self,
+        row: usize,
+        columns: Range<usize>,
+    ) -> Option<(&mut [Block], &mut [u64])> {
+        let start = row * self.stride;
+        let range = start + columns.start..start + columns.end;
+        let blocks = self.blocks.get_mut(range.clone())?;
+        Some((blocks, self.non_zero.get_mut(range)?))
+    }
+
+    /// Some blocks of a row.
+    pub(super) fn row(&self, row: usize, count: usize) -> &[Block] {
+        let start = row * self.stride;
+        self.blocks.get(start..start + count).unwrap_or_default()
+    }
+}

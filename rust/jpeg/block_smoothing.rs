@@ -1,0 +1,235 @@
+//! Block smoothing of incomplete progressive images.
+//!
+//! Where low-frequency coefficients are unknown, libjpeg-turbo estimates them from the DC values of
+//! the surrounding 5 x 5 blocks. This gives the same values.
+
+use super::block::{Block, Coefficients};
+use super::frame::Frame;
+use super::progressive::KnownBits;
+
+/// DC values of 5 x 5 blocks, row by row, or factors for them.
+type Neighborhood = [i32; 25];
+
+/// An estimated coefficient: its position in the block and the factors.
+struct Estimate {
+    position: usize,
+    /// If only DC is known, and if some AC coefficients are.
+    alone: Neighborhood,
+    otherwise: Option<Neighborhood>,
+}
+
+/// In zigzag order, from the second coefficient.
+const GUESSES: [Estimate; 9] = [
+    Estimate {
+        position: 1,
+        alone: [
+            -1, -1, 0, 1, 1, -3, 13, 0, -13, 3, -3, 38, 0, -38, 3, -3, 13, 0, -13, 3, -1, -1, 0, 1,
+            1,
+        ],
+        otherwise: Some([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]),
+    },
+    Estimate {
+        position: 8,
+        alone: [
+            -1, -3, -3, -3, -1, -1, 13, 38, 13, -1, 0, 0, 0, 0, 0, 1, -13, -38, -13, 1, 1, 3, 3, 3,
+            1,
+        ],
+        otherwise: Some([
+            0, 0, -7, 0, 0, 0, 0, 50, 0, 0, 0, 0, 0, 0, 0, 0, 0, -50, 0, 0, 0, 0, 7, 0, 0,
+        ]),
+    },
+    Estimate {
+        position: 16,
+        alone: [
+            0, 0, 1, 0, 0, 0, 2, 7, 2, 0, 0, -5, -14, -5, 0, 0, 2, 7, 2, 0, 0, 0, 1, 0, 0,
+        ],
+        otherwise: Some([
+            0, 0, -1, 0, 0, 0, 0, 13, 0, 0, 0, 0, -24, 0, 0, 0, 0, 13, 0, 0, 0, 0, -1, 0, 0,
+        ]),
+    },
+    Estimate {
+        position: 9,
+        alone: [
+            -1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1,
+        ],
+        otherwise: Some([
+            0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0,
+        ]),
+    },
+    Estimate {
+        position: 2,
+        alone: [
+            0, 0, 0, 0, 0, 0, 2, -5, 2, 0, 1, 7, -14, 7, 1, 0, 2, -5, 2, 0, 0, 0, 0, 0, 0,
+        ],
+        otherwise: Some([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 13, -24, 13, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]),
+    },
+    Estimate {
+        position: 3,
+        alone: [
+            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
+        ],
+        otherwise: None,
+    },
+    Estimate {
+        position: 10,
+        alone: [
+            0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0,
+        ],
+        otherwise: None,
+    },
+    Estimate {
+        position: 17,
+        alone: [
+            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, -3, 0, 3, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
+        ],
+        otherwise: None,
+    },
+    Estimate {
+        position: 24,
+        alone: [
+            0, 0, 0, 0, 0, 0, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0, -1, -2, -1, 0, 0, 0, 0, 0, 0,
+        ],
+        otherwise: None,
+    },
+];
+
+/// For DC itself if nothing else is known.
+const MEAN: Neighborhood = [
+    -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
+];
+
+/// Block smoothing of an image.
+pub(super) struct Smoothing {
+    known: Vec<KnownBits>,
+    is_one_scan: bool,
+    /// The last MCU row with data in the last scan.
+    last_good_row: usize,
+}
+
+impl Smoothing {
+    /// Determine whether an image needs smoothing and supports it.
+    pub(super) fn new(
+        known: &[KnownBits],
+        quantisation: &[Option<[u16; 64]>],
+        scans: usize,
+        last_good_row: usize,
+    ) -> Option<Self> {
+        for (known, table) in known.iter().zip(quantisation) {
+            let table = (*table)?;
+            let divisors = GUESSES.iter().map(|guess| guess.position).chain([0]);
+            if divisors.into_iter().any(|at| table[at] == 0) || known.now[0] < 0 {
+                return None;
+            }
+        }
+        let is_useful = known
+            .iter()
+            .any(|known| known.now[1..10].iter().any(|&bits| bits != 0));
+        is_useful.then(|| Self {
+            known: known.to_vec(),
+            is_one_scan: scans == 1,
+            last_good_row,
+        })
+    }
+
+    /// Fill `blocks` with a smoothed row of blocks.
+    pub(super) fn row(
+        &self,
+        frame: &Frame,
+        index: usize,
+        row: usize,
+        coefficients: &Coefficients,
+        quantisation: &[u16; 64],
+        blocks: &mut Vec<Block>,
+    ) {
+        blocks.clear();
+        let (Some(component), Some(known)) = (frame.components.get(index), self.known.get(index))
+        else {
+            return;
+        };
+        let mcu_row = row / component.v;
+        let bits = if mcu_row <= self.last_good_row {
+            known.now
+        } else if self.is_one_scan {
+            [-1; 64]
+        } else {
+            known.before
+        };
+        let is_alone = bits[1..10].iter().all(|&bits| bits == -1);
+        // In the last MCU row libjpeg-turbo uses its own number of rows.
+        let rows = match component.blocks_high % component.v {
+            rest if rest > 0 && mcu_row + 1 == frame.mcus_high => rest,
+            _ => component.v,
+        };
+        let (counted, all) = (mcu_row * rows + row % component.v, rows * frame.mcus_high);
+        let above = row - usize::from(counted > 0);
+        let far_above = if counted > 1 { row - 2 } else { above };
+        let below = row + usize::from(counted + 1 < all);
+        let far_below = if counted + 2 < all { row + 2 } else { below };
+        let rows = [far_above, above, row, below, far_below]
+            .map(|row| coefficients.row(row, component.blocks_wide));
+        for (column, block) in rows[2].iter().enumerate() {
+            let mut block = *block;
+            let window = window(&rows, column, component.blocks_wide);
+            smooth(&mut block, &window, &bits, is_alone, quantisation);
+            blocks.push(block);
+        }
+    }
+}
+
+/// DC values around a block; outside of the image they are replicated.
+fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Neighborhood {
+    let mut window = [0; 25];
+    for (means, row) in window.chunks_exact_mut(5).zip(rows) {
+        for (at, mean) in means.iter_mut().enumerate() {
+            let column = (column + at).saturating_sub(2).min(width - 1);
+            *mean = row.get(column).map_or(0, |block| block[0].into());
+        }
+    }
+    window
+}
+
+fn smooth(
+    block: &mut Block,
+    window: &Neighborhood,
+    bits: &[i32; 64],
+    is_alone: bool,
+    quantisation: &[u16; 64],
+) {
+    let weighed = |factors: &Neighborhood| -> i64 {
+        let sum: i64 = factors
+            .iter()
+            .zip(window)
+            .map(|(&factor, &mean)| i64::from(factor) * i64::from(mean))
+            .sum();
+        sum * i64::from(quantisation[0])
+    };
+    let rounded = |sum: i64, position: usize| -> i64 {
+        let divisor = i64::from(quantisation[position]);
+        let size = ((divisor << 7) + sum.abs()) / (divisor << 8);
+        if sum < 0 { -size } else { size }
+    };
+    let mean = rounded(weighed(&MEAN), 0);
+    for (guess, &bits) in GUESSES.iter().zip(&bits[1..10]) {
+        let factors = match &guess.otherwise {
+            _ if is_alone => &guess.alone,
+            Some(factors) => factors,
+            None => continue,
+        };
+        if bits == 0 || block[guess.position] != 0 {
+            continue;
+        }
+        let mut value = rounded(weighed(factors), guess.position);
+        if bits > 0 {
+            let most = (1 << bits) - 1;
+            value = value.clamp(-most, most);
+        }
+        block[guess.position] = value as i16;
+    }
+    if is_alone {
+        block[0] = mean as i16;
+    }
+}

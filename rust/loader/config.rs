@@ -1,0 +1,83 @@
+//! Loader configuration.
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::loader::record::Task;
+use crate::normalize::layout::{Dtype, Layout};
+use crate::tokenizer::Tokenizer;
+use crate::transform::Transform;
+
+/// Configuration of a loader.
+#[derive(Clone)]
+pub struct LoaderConfig {
+    /// Task of the batches.
+    pub task: Task,
+    /// Tokenizer of the texts.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Transform of images and boxes.
+    pub transform: Transform,
+    /// Maximum text length in tokens, special tokens included.
+    pub max_tokens: usize,
+    /// Seed of all random numbers.
+    pub seed: u64,
+    /// Probability that a token is picked for MLM.
+    pub mlm_probability: f64,
+    /// For each answer, its counterpart in the mirrored image.
+    pub mirrored_answers: Vec<usize>,
+    /// What to do with bad samples.
+    pub on_error: OnError,
+    /// Accept truncated or damaged JPEGs, filled as libjpeg fills them.
+    pub accept_truncated: bool,
+    /// Decode JPEGs at 1/2, 1/4 or 1/8 of their size if enough pixels remain.
+    pub scaled_decoding: bool,
+    /// Apply the EXIF orientation; boxes are then in the rotated image.
+    pub apply_orientation: bool,
+    /// Background color for transparent images; without one alpha is dropped.
+    pub background: Option<[u8; 3]>,
+    /// Data type of the pixels.
+    pub dtype: Dtype,
+    /// Memory layout of the pixels.
+    pub layout: Layout,
+    /// Maximum number of pixels of an image.
+    pub max_pixels: usize,
+}
+
+/// What to do with a bad sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// Fail the batch.
+    Raise,
+    /// Drop the sample and report it.
+    Skip,
+    /// Wait for a replacement record.
+    Resample,
+}
+
+impl OnError {
+    /// Look up a policy by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "raise" => Ok(Self::Raise),
+            "skip" => Ok(Self::Skip),
+            "resample" => Ok(Self::Resample),
+            _ => Err(Error::argument(
+                "on_error",
+                format!("'{name}'; expected 'raise', 'skip' or 'resample'"),
+            )),
+        }
+    }
+}
+
+impl LoaderConfig {
+    /// Bytes of one image padded to (height, width) pixels.
+    #[must_use]
+    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+        // A product that wraps would be too small.
+        let values = size.0.saturating_mul(size.1).saturating_mul(3);
+        values.saturating_mul(self.dtype.bytes())
+    }
+}

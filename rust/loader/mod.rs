@@ -1,0 +1,429 @@
+//! Data loader: threads that turn records into batches, in order.
+//!
+//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records go in by
+//! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. The queue
+//! is unbounded; the caller limits the batches in flight.
+
+pub mod batch_builder;
+pub mod buffer_pool;
+pub mod collate;
+pub mod config;
+pub mod decode_into;
+pub mod probed_image;
+pub mod record;
+pub mod sample;
+mod workers;
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::Error;
+use crate::loader::batch_builder::BatchBuilder;
+use crate::loader::buffer_pool::BufferPool;
+use crate::loader::collate::{Batch, Skipped};
+use crate::loader::config::LoaderConfig;
+use crate::loader::decode_into::ImageDecoder;
+use crate::loader::record::{Record, Task};
+use crate::loader::workers::{
+    BatchOutcome, Job, JobKind, QueuedBatch, SessionState, WorkerPool, lock,
+};
+use crate::tokenizer::masking;
+
+/// Worker threads with their config.
+pub struct Loader {
+    workers: Arc<WorkerPool>,
+    threads: Vec<JoinHandle<()>>,
+    /// Process that owns the threads: a fork does not inherit them.
+    process: u32,
+}
+
+/// One epoch.
+pub struct Session {
+    workers: Arc<WorkerPool>,
+    state: Arc<SessionState>,
+    process: u32,
+}
+
+/// Result of [`Session::next`].
+#[derive(Debug)]
+pub enum Next {
+    /// The next batch.
+    Batch(Box<Batch>),
+    /// These samples of the next batch need replacements, by [`Session::replace`].
+    Replace(Vec<(usize, Skipped)>),
+    /// Nothing before the timeout.
+    NotYet,
+    /// The session is finished.
+    End,
+}
+
+impl Loader {
+    /// Start `threads` threads (0: one per core); keep up to `keep` free batch buffers.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for config values out of range, or if threads cannot be started.
+    pub fn new(config: LoaderConfig, threads: usize, keep: usize) -> Result<Self, Error> {
+        config.transform.check()?;
+        if config.task == Task::Grounding {
+            config.transform.rand_augment.check_boxes()?;
+        }
+        config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
+        if !(0.0..=1.0).contains(&config.mlm_probability) {
+            return Err(Error::argument(
+                "mlm_probability",
+                format!("{}; expected 0 to 1", config.mlm_probability),
+            ));
+        }
+        if config.task == Task::ImageText {
+            let special_tokens = config.tokenizer.special_tokens();
+            masking::check_mask_token(special_tokens, config.mlm_probability)?;
+        }
+        let count = if threads == 0 {
+            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+        } else {
+            threads
+        };
+        let mut loader = Self {
+            workers: Arc::new(WorkerPool {
+                config,
+                threads: count,
+                pool: BufferPool::new(keep),
+                jobs: Mutex::default(),
+                changed: Condvar::new(),
+            }),
+            threads: Vec::with_capacity(count),
+            process: std::process::id(),
+        };
+        for number in 0..count {
+            let workers = Arc::clone(&loader.workers);
+            let decoder = ImageDecoder::new(&workers.config)?;
+            let thread = std::thread::Builder::new()
+                .name(format!("fiber-loader-{number}"))
+                .spawn(move || workers.work(decoder))
+                .map_err(|error| {
+                    let all = format!("could not start thread {number} of {count}: {error}");
+                    Error::argument("threads", all)
+                })?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// Open a session.
+    #[must_use]
+    pub fn open(&self) -> Session {
+        Session {
+            workers: Arc::clone(&self.workers),
+            state: Arc::new(SessionState::default()),
+            process: self.process,
+        }
+    }
+
+    /// Bytes of all batch buffers: current and peak.
+    #[must_use]
+    pub fn image_bytes(&self) -> (usize, usize) {
+        (self.workers.pool.bytes(), self.workers.pool.peak_bytes())
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        let waiting = {
+            let mut jobs = lock(&self.workers.jobs);
+            jobs.stopped = true;
+            (
+                std::mem::take(&mut jobs.to_decode),
+                std::mem::take(&mut jobs.to_prepare),
+            )
+        };
+        drop(waiting);
+        self.workers.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic of a worker was reported with its record.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Session {
+    /// Submit the records of one batch.
+    pub fn submit(&self, records: Vec<Record>) {
+        let workers = &self.workers;
+        let builder = BatchBuilder::new(records.len(), &workers.config, &workers.pool);
+        let batch = Arc::new(Mutex::new(builder));
+        {
+            let mut queue = lock(&self.state.queue);
+            if queue.closed {
+                return;
+            }
+            queue.slots.push_back(QueuedBatch {
+                batch: Arc::clone(&batch),
+                outcome: None,
+            });
+        }
+        if records.is_empty() {
+            workers.advance(&self.state, &batch);
+            return;
+        }
+        let jobs = records.into_iter().enumerate();
+        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record));
+        lock(&workers.jobs).to_prepare.extend(jobs);
+        workers.changed.notify_all();
+    }
+
+    /// Submit replacements for the samples of [`Next::Replace`].
+    pub fn replace(&self, records: Vec<(usize, Record)>) {
+        let batch = match lock(&self.state.queue).slots.front() {
+            Some(slot) => Arc::clone(&slot.batch),
+            None => return,
+        };
+        lock(&batch).reopen(records.len());
+        let jobs = records.into_iter();
+        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record));
+        lock(&self.workers.jobs).to_decode.extend(jobs);
+        self.workers.changed.notify_all();
+    }
+
+    fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Record) -> Job {
+        Job {
+            session: Arc::clone(&self.state),
+            batch: Arc::clone(batch),
+            index,
+            kind: JobKind::Prepare(Box::new(record)),
+        }
+    }
+
+    /// Declare that no more batches will be submitted.
+    pub fn finish(&self) {
+        lock(&self.state.queue).finished = true;
+        self.state.changed.notify_all();
+    }
+
+    /// Drop all queued batches.
+    pub fn close(&self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        let dropped = {
+            let mut queue = lock(&self.state.queue);
+            queue.closed = true;
+            queue.finished = true;
+            std::mem::take(&mut queue.slots)
+        };
+        drop(dropped);
+        let mut jobs = lock(&self.workers.jobs);
+        let other = |job: &Job| !Arc::ptr_eq(&job.session, &self.state);
+        jobs.to_decode.retain(other);
+        jobs.to_prepare.retain(other);
+        drop(jobs);
+        self.state.changed.notify_all();
+    }
+
+    /// Wait for the next batch, at most `timeout`.
+    ///
+    /// # Errors
+    /// The first error of the batch's records, unless bad samples are skipped or replaced;
+    /// [`Error::Closed`] if no threads are left.
+    pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
+        // Before locking: a thread of the parent process may have held the lock at the fork.
+        if self.process != std::process::id() {
+            let reason = "session opened in another process, whose threads do not exist here; \
+                 expected a session opened in this process";
+            return Err(Error::Closed { reason });
+        }
+        let (mut queue, _) = self
+            .state
+            .changed
+            .wait_timeout_while(lock(&self.state.queue), timeout, |queue| {
+                match queue.slots.front() {
+                    Some(slot) => slot.outcome.is_none(),
+                    None => !queue.finished,
+                }
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        match queue.slots.front_mut().map(|slot| slot.outcome.take()) {
+            Some(Some(BatchOutcome::Done(outcome))) => {
+                queue.slots.pop_front();
+                Ok(Next::Batch(outcome?))
+            }
+            Some(Some(BatchOutcome::Replace(states))) => Ok(Next::Replace(states)),
+            None if queue.finished => Ok(Next::End),
+            _ if lock(&self.workers.jobs).stopped => {
+                let reason = "the loader was closed during this session; expected a new session, \
+                     which starts its own threads";
+                Err(Error::Closed { reason })
+            }
+            _ => Ok(Next::NotYet),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{config, png, record};
+    use crate::loader::config::OnError;
+    use crate::loader::record::StoredImage;
+    use crate::transform::Geometry;
+    use crate::transform::crop::RandomCrop;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn keys(session: &Session) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        loop {
+            match session.next(LONG).unwrap() {
+                Next::Batch(batch) => all.push(batch.keys),
+                Next::NotYet | Next::Replace(_) => panic!("no batch in time"),
+                Next::End => return all,
+            }
+        }
+    }
+
+    #[test]
+    fn no_batches_end_at_once() {
+        let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
+        let session = loader.open();
+        assert!(matches!(session.next(Duration::ZERO), Ok(Next::NotYet)));
+        session.finish();
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+    }
+
+    #[test]
+    fn an_empty_batch_comes_out_empty() {
+        let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
+        let session = loader.open();
+        session.submit(Vec::new());
+        let Ok(Next::Batch(batch)) = session.next(LONG) else {
+            panic!("no batch");
+        };
+        assert_eq!(batch.image_shape, [0, 3, 0, 0]);
+    }
+
+    #[test]
+    fn batches_come_in_order_whatever_they_cost() {
+        let loader = Loader::new(config(Task::ImageText), 4, 2).unwrap();
+        let session = loader.open();
+        for batch in 0..20_usize {
+            let side = if batch % 3 == 0 { 300 } else { 2 };
+            let records = (0..3).map(|index| {
+                let mut record = record(&format!("{batch}.{index}"));
+                record.images = vec![StoredImage::Bytes(Arc::new(png(side, side)))];
+                record
+            });
+            session.submit(records.collect());
+        }
+        session.finish();
+        let keys = keys(&session);
+        assert_eq!(keys.len(), 20);
+        for (batch, keys) in keys.iter().enumerate() {
+            assert_eq!(*keys, [0, 1, 2].map(|index| format!("{batch}.{index}")));
+        }
+    }
+
+    #[test]
+    fn an_error_is_raised_in_its_batch_only() {
+        let loader = Loader::new(config(Task::ImageText), 2, 2).unwrap();
+        let session = loader.open();
+        let mut bad = record("bad");
+        bad.images = vec![StoredImage::Bytes(Arc::new(Vec::new()))];
+        session.submit(vec![record("a")]);
+        session.submit(vec![record("b"), bad]);
+        session.submit(vec![record("c")]);
+        assert!(matches!(session.next(LONG), Ok(Next::Batch(_))));
+        let error = session.next(LONG).unwrap_err();
+        assert!(error.to_string().starts_with("record 'bad': "), "{error}");
+        assert!(matches!(session.next(LONG), Ok(Next::Batch(_))));
+    }
+
+    #[test]
+    fn bad_samples_are_skipped_and_reported() {
+        let mut config = config(Task::ImageText);
+        config.on_error = OnError::Skip;
+        let loader = Loader::new(config, 2, 2).unwrap();
+        let session = loader.open();
+        let mut bad = record("bad");
+        bad.images = vec![StoredImage::Path("no/such.png".into())];
+        session.submit(vec![record("a"), bad, record("b")]);
+        let Ok(Next::Batch(batch)) = session.next(LONG) else {
+            panic!("no batch");
+        };
+        assert_eq!(batch.keys, ["a", "b"]);
+        assert_eq!(batch.skipped.len(), 1);
+        assert!(batch.skipped[0].reason.starts_with("no/such.png: "));
+    }
+
+    #[test]
+    fn a_batch_too_large_for_memory_is_an_error_of_its_own_only() {
+        let mut config = config(Task::ImageText);
+        config.transform.geometry = Geometry::ShorterSide {
+            sizes: vec![1],
+            max_size: 100_000,
+            divisor: 1,
+            cut: RandomCrop::off(),
+        };
+        // It is not skipped like a bad record.
+        config.on_error = OnError::Skip;
+        let loader = Loader::new(config, 2, 2).unwrap();
+        let session = loader.open();
+        let with_size = |height, width| {
+            let mut record = record(&format!("{height}x{width}"));
+            record.images = vec![StoredImage::Bytes(Arc::new(png(height, width)))];
+            record
+        };
+        // Together 144 TB.
+        let mut records = vec![with_size(1, 1); 1200];
+        (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
+        session.submit(records);
+        session.submit(vec![with_size(3, 3)]);
+        session.finish();
+        let error = session.next(LONG).unwrap_err();
+        assert!(error.is_memory(), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("[1200, 3, 100000, 100000]"), "{message}");
+        assert!(message.contains("expected a smaller batch_size"));
+        assert_eq!(keys(&session), [["3x3"]]);
+    }
+
+    #[test]
+    fn closing_drops_queued_batches() {
+        let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
+        let session = loader.open();
+        (0..100).for_each(|_| session.submit(vec![record("a")]));
+        session.close();
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+        session.submit(vec![record("late")]);
+        assert!(matches!(session.next(LONG), Ok(Next::End)));
+        // The threads serve the next session.
+        let session = loader.open();
+        session.submit(vec![record("b")]);
+        session.finish();
+        assert_eq!(keys(&session), [["b"]]);
+    }
+
+    #[test]
+    fn the_config_is_checked() {
+        let mut wrong = config(Task::ImageText);
+        wrong.max_tokens = 1;
+        assert!(matches!(
+            Loader::new(wrong, 1, 2).err(),
+            Some(Error::Argument {
+                name: "max_tokens",
+                ..
+            })
+        ));
+        let mut wrong = config(Task::ImageText);
+        wrong.mlm_probability = f64::NAN;
+        assert!(Loader::new(wrong, 1, 2).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! An image before decoding: its encoded bytes and header.
+
+use crate::Error;
+use crate::image::orientation;
+use crate::image::{self, Format, Rgb};
+use crate::jpeg;
+use crate::loader::config::LoaderConfig;
+use crate::loader::record::{SharedBytes, StoredImage};
+
+/// An encoded image with its size.
+#[derive(Clone)]
+pub struct ProbedImage {
+    stored: StoredImage,
+    bytes: SharedBytes,
+    format: Format,
+    /// EXIF orientation to apply first; 1 = none.
+    orientation: u8,
+    /// (height, width) in pixels, after orientation.
+    pub size: (usize, usize),
+}
+
+impl ProbedImage {
+    /// Read the image's bytes and header.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be read, [`Error::Decode`] for a corrupt header,
+    /// [`Error::TooManyPixels`] above the limit.
+    pub fn new(stored: &StoredImage, config: &LoaderConfig) -> Result<Self, Error> {
+        let bytes = stored.read()?;
+        Self::of_bytes(stored, bytes, config).map_err(|fault| stored.name_fault(fault))
+    }
+
+    fn of_bytes(
+        stored: &StoredImage,
+        bytes: SharedBytes,
+        config: &LoaderConfig,
+    ) -> Result<Self, Error> {
+        let content = (*bytes).as_ref();
+        let (height, width, format) = image::probe(content)?;
+        let mut size = (height, width);
+        let orientation = if config.apply_orientation {
+            image::orientation(content, format)
+        } else {
+            1
+        };
+        image::check_size(size.0, size.1, config.max_pixels)?;
+        if orientation::swaps_sides(orientation) {
+            size = (size.1, size.0);
+        }
+        Ok(Self {
+            stored: stored.clone(),
+            bytes,
+            format,
+            orientation,
+            size,
+        })
+    }
+
+    /// Encoded bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    /// True if rows can be processed while they are decoded; otherwise the image is decoded whole.
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.format == Format::Jpeg && self.orientation == 1
+    }
+
+    /// Decode the whole image, oriented.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for corrupt bytes.
+    pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
+        if self.format != Format::Jpeg {
+            let image = image::decode_over(self.bytes(), config.max_pixels, config.background)?;
+            return Ok((
+                orientation::apply_orientation(image, self.orientation)?,
+                jpeg::Status::Whole,
+            ));
+        }
+        let request = jpeg::Request {
+            scale: jpeg::Scale::Full,
+            stop_row: None,
+            max_pixels: config.max_pixels,
+        };
+        let (image, status) = image::decode_jpeg(self.bytes(), &request)?;
+        Ok((
+            orientation::apply_orientation(image, self.orientation)?,
+            status,
+        ))
+    }
+
+    /// Add the image's path to an error.
+    pub(crate) fn name_fault(&self, fault: Error) -> Error {
+        self.stored.name_fault(fault)
+    }
+}

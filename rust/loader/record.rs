@@ -1,0 +1,210 @@
+//! Input records.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Error;
+use crate::boxes::BoxXyxy;
+use crate::image::{self, Rgb};
+use crate::tokenizer::spans::CharSpan;
+
+/// Bytes with any owner, such as Python or a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A stored image.
+#[derive(Clone)]
+pub enum StoredImage {
+    /// A file path.
+    Path(PathBuf),
+    /// Encoded bytes.
+    Bytes(SharedBytes),
+}
+
+impl fmt::Debug for StoredImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "Path({})", path.display()),
+            Self::Bytes(bytes) => write!(f, "Bytes({})", (**bytes).as_ref().len()),
+        }
+    }
+}
+
+/// Task of a batch; determines its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Images with captions.
+    ImageText,
+    /// Images with questions.
+    Question,
+    /// Pairs of images with a statement.
+    Reasoning,
+    /// Images with a text and boxes.
+    Grounding,
+}
+
+impl Task {
+    /// Look up a task by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "image_text" => Ok(Self::ImageText),
+            "question" => Ok(Self::Question),
+            "reasoning" => Ok(Self::Reasoning),
+            "grounding" => Ok(Self::Grounding),
+            _ => Err(Error::argument(
+                "batch_type",
+                format!(
+                    "'{name}'; expected 'image_text', 'question', 'reasoning' \
+                         or 'grounding'"
+                ),
+            )),
+        }
+    }
+
+    /// Number of images per record.
+    #[must_use]
+    pub fn images(self) -> usize {
+        if self == Self::Reasoning { 2 } else { 1 }
+    }
+}
+
+/// A record, with the key of its random numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Name in errors.
+    pub key: String,
+    /// Epoch.
+    pub epoch: u64,
+    /// Index in the dataset.
+    pub index: u64,
+    /// One image, or two.
+    pub images: Vec<StoredImage>,
+    /// Caption, question, statement or prompt.
+    pub text: String,
+    /// (height, width) of the first image according to the annotations, if known.
+    pub image_size: Option<(usize, usize)>,
+    /// Image name; equal names mean the same image.
+    pub image_id: String,
+    /// Boxes in pixels of the stored image.
+    pub boxes_xyxy: Vec<BoxXyxy>,
+    /// For each box, the spans of the text that name it.
+    pub char_spans: Vec<Vec<CharSpan>>,
+    /// (answer index, soft score), if known.
+    pub answers: Option<Vec<(usize, f32)>>,
+    /// Label of the statement.
+    pub truth: Option<bool>,
+}
+
+impl StoredImage {
+    /// Read the encoded bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be read.
+    pub fn read(&self) -> Result<SharedBytes, Error> {
+        match self {
+            Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
+            Self::Path(path) => Ok(Arc::new(read_file(path)?)),
+        }
+    }
+
+    /// Add the file's path to an error.
+    #[must_use]
+    pub fn name_fault(&self, fault: Error) -> Error {
+        match self {
+            Self::Bytes(_) => fault,
+            Self::Path(path) => fault.in_file(path),
+        }
+    }
+}
+
+impl Record {
+    /// Check the stored size against the annotated size; boxes would be wrong otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with both sizes.
+    pub fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
+        match self.image_size {
+            Some(annotated) if annotated != stored => Err(Error::field(
+                "image_size",
+                format!(
+                    "{} x {} pixels (height x width) in the annotations, but the image has {} x \
+                         {}",
+                    annotated.0, annotated.1, stored.0, stored.1
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hash of the image name.
+    ///
+    /// FNV-1a without the sign bit: stable across processes.
+    #[must_use]
+    pub fn image_number(&self) -> i64 {
+        let hash = self
+            .image_id
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+            });
+        (hash >> 1).cast_signed()
+    }
+}
+
+/// Read and decode a file, with a background as in [`image::decode_over`].
+///
+/// # Errors
+/// [`Error::File`] if it cannot be read, [`Error::Decode`] if it is corrupt, both with the path.
+pub fn read_image(
+    path: &Path,
+    max_pixels: usize,
+    background: Option<[u8; 3]>,
+) -> Result<Rgb, Error> {
+    image::decode_over(&read_file(path)?, max_pixels, background)
+        .map_err(|error| error.in_file(path))
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    let read = || {
+        // Reading a pipe without a writer would block, and a device might never end.
+        let kind = std::fs::metadata(path)?.file_type();
+        if !kind.is_file() && !kind.is_dir() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
+        std::fs::read(path)
+    };
+    read().map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(image_id: &str) -> i64 {
+        let record = Record {
+            image_id: image_id.to_owned(),
+            ..Record::default()
+        };
+        record.image_number()
+    }
+
+    #[test]
+    fn the_same_name_has_the_same_number() {
+        assert_eq!(number("a"), number("a"));
+        assert_ne!(number("a"), number("b"));
+        assert!(number("a") >= 0 && number("") >= 0);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let stored = StoredImage::Path("no/such.png".into());
+        let message = stored.read().err().unwrap().to_string();
+        assert!(message.starts_with("no/such.png: "), "{message}");
+    }
+}

@@ -1,0 +1,400 @@
+//! Prepare a record: read headers, sample transforms, map boxes, tokenize, mask.
+
+use crate::Error;
+use crate::boxes::BoxXyxy;
+use crate::loader::config::LoaderConfig;
+use crate::loader::probed_image::ProbedImage;
+use crate::loader::record::{Record, Task};
+use crate::rng::{Purpose, Rng};
+use crate::tokenizer::Encoded;
+use crate::tokenizer::masking::mask_token;
+use crate::tokenizer::spans::{self, CharSpan, Mirrored};
+use crate::transform::params::SampledTransform;
+use crate::try_alloc;
+
+/// A sample that is complete except for its pixels.
+#[derive(Clone)]
+pub struct PreparedSample {
+    /// Everything but the images.
+    pub sample: Sample,
+    /// The images with their sampled transforms.
+    pub images: Vec<(ProbedImage, SampledTransform)>,
+}
+
+impl PreparedSample {
+    /// Total bytes of the encoded images.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let images = self.images.iter();
+        images.map(|(probed, _)| probed.bytes().len()).sum()
+    }
+}
+
+/// A sample, ready to be collated.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// Key of the record.
+    pub key: String,
+    /// (height, width) of the first image after its transform.
+    pub image_size: (usize, usize),
+    /// (height, width) of the first stored image.
+    pub original_size: (usize, usize),
+    /// Token ids.
+    pub token_ids: Vec<u32>,
+    /// Token ids after MLM masking.
+    pub masked_ids: Vec<u32>,
+    /// The original id where a token was picked for MLM.
+    pub mlm_labels: Vec<Option<u32>>,
+    /// Hash of the image name.
+    pub image_id: i64,
+    /// (answer index, soft score).
+    pub answers: Vec<(usize, f32)>,
+    /// Label of the statement.
+    pub truth: bool,
+    /// Boxes in pixels of the transformed image.
+    pub boxes_xyxy: Vec<BoxXyxy>,
+    /// (boxes, tokens): which tokens name each box.
+    pub positive_map: Vec<bool>,
+    /// Boxes dropped because no token names them.
+    pub truncated_boxes: usize,
+    /// Boxes dropped because the crop left too little of them.
+    pub cropped_boxes: usize,
+}
+
+/// Prepare a record: probe its images, sample their transforms, map boxes, tokenize and mask.
+///
+/// # Errors
+/// [`Error::InRecord`] with the cause.
+pub fn prepare_sample(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
+    prepare(config, record).map_err(|error| error.in_record(&record.key))
+}
+
+fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
+    check(config, record)?;
+    let mut sample = Sample {
+        key: record.key.clone(),
+        image_id: record.image_number(),
+        truth: record.truth.unwrap_or(false),
+        ..Sample::default()
+    };
+    let mut images = Vec::with_capacity(record.images.len());
+    let mut flipped = false;
+    for (number, stored) in (0_u8..).zip(&record.images) {
+        let probed = ProbedImage::new(stored, config)?;
+        let size = probed.size;
+        if number == 0 {
+            record.check_size(size)?;
+        }
+        let mut rng = rng(config, record, Purpose::Image(number));
+        let mut sampled = config.transform.sample(size.0, size.1, &mut rng);
+        if number == 0 {
+            sample.original_size = size;
+            flipped = sampled.flip;
+            if config.task == Task::Grounding {
+                let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
+                if let Some(whole) = sampled.uncut(size.0, size.1).filter(|_| loses_all) {
+                    // Otherwise the text would describe nothing in the image.
+                    sampled = whole;
+                    moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
+                }
+                ground(config, record, flipped, &moved, &mut sample)?;
+            }
+            sample.image_size = (sampled.height, sampled.width);
+        }
+        images.push((probed, sampled));
+    }
+    match config.task {
+        Task::Grounding => {}
+        // Not mirrored: "left" means the left one of the two images.
+        Task::Reasoning => sample.token_ids = encode(config, &record.text)?.ids,
+        Task::ImageText | Task::Question => {
+            let text = mirror_if(flipped, &record.text);
+            sample.token_ids = encode(config, &text.text)?.ids;
+        }
+    }
+    if config.task == Task::ImageText {
+        mask(config, record, &mut sample);
+    }
+    if let Some(answers) = &record.answers {
+        sample.answers = answers
+            .iter()
+            .map(|&(answer, score)| (answer_for_flip(config, answer, flipped), score))
+            .collect();
+    }
+    Ok(PreparedSample { sample, images })
+}
+
+fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {
+    let images = config.task.images();
+    if record.images.len() != images {
+        return Err(Error::field(
+            "images",
+            format!(
+                "{} images; expected {images} in this task",
+                record.images.len()
+            ),
+        ));
+    }
+    match config.task {
+        Task::Question if record.answers.is_none() && !config.mirrored_answers.is_empty() => Err(
+            Error::field("answers", "missing; expected answers with their scores"),
+        ),
+        Task::Reasoning if record.truth.is_none() => {
+            Err(Error::field("truth", "missing; expected True or False"))
+        }
+        Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => Err(Error::field(
+            "char_spans",
+            format!(
+                "{} entries for {} boxes; expected one for each box",
+                record.char_spans.len(),
+                record.boxes_xyxy.len()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn rng(config: &LoaderConfig, record: &Record, purpose: Purpose) -> Rng {
+    Rng::new(config.seed, record.epoch, record.index, purpose)
+}
+
+fn encode(config: &LoaderConfig, text: &str) -> Result<Encoded, Error> {
+    config.tokenizer.encode(text, Some(config.max_tokens))
+}
+
+/// Tokenize the text; keep the boxes that survive the crop and are named by a token.
+fn ground(
+    config: &LoaderConfig,
+    record: &Record,
+    flipped: bool,
+    moved: &[Option<BoxXyxy>],
+    sample: &mut Sample,
+) -> Result<(), Error> {
+    let text = mirror_if(flipped, &record.text);
+    let encoded = encode(config, &text.text)?;
+    try_alloc::reserve_rows(&mut sample.positive_map, moved.len(), encoded.ids.len())?;
+    for (box_xyxy, spans) in moved.iter().zip(&record.char_spans) {
+        let Some(box_xyxy) = box_xyxy else {
+            sample.cropped_boxes += 1;
+            continue;
+        };
+        let spans: Vec<CharSpan> = spans.iter().map(|&span| text.move_span(span)).collect();
+        let row = spans::positive_row(&encoded.offsets, &spans);
+        if row.contains(&true) {
+            sample.boxes_xyxy.push(*box_xyxy);
+            sample.positive_map.extend(row);
+        } else {
+            sample.truncated_boxes += 1;
+        }
+    }
+    sample.token_ids = encoded.ids;
+    Ok(())
+}
+
+/// Mask tokens for MLM; see [`crate::tokenizer::masking`].
+fn mask(config: &LoaderConfig, record: &Record, sample: &mut Sample) {
+    let mut rng = rng(config, record, Purpose::MaskedWords);
+    let special_tokens = config.tokenizer.special_tokens();
+    for &id in &sample.token_ids {
+        let (masked, asked) = mask_token(special_tokens, id, config.mlm_probability, &mut rng);
+        sample.mlm_labels.push(asked.then_some(id));
+        sample.masked_ids.push(masked);
+    }
+}
+
+fn answer_for_flip(config: &LoaderConfig, answer: usize, flipped: bool) -> usize {
+    if flipped {
+        config
+            .mirrored_answers
+            .get(answer)
+            .copied()
+            .unwrap_or(answer)
+    } else {
+        answer
+    }
+}
+
+fn mirror_if(flipped: bool, text: &str) -> Mirrored {
+    if flipped {
+        spans::mirror_words(text)
+    } else {
+        Mirrored::unchanged(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::cast_precision_loss)] // Small numbers.
+
+    use super::*;
+    use crate::fixtures::{config, record};
+    use crate::loader::decode_into::{DecodeRequest, ImageDecoder};
+    use crate::transform::Geometry;
+    use crate::transform::crop::RandomCrop;
+
+    fn sample_of(config: &LoaderConfig, record: &Record) -> Sample {
+        prepare_sample(config, record).unwrap().sample
+    }
+
+    /// Red channel of the image, row by row.
+    fn reds(config: &LoaderConfig, record: &Record) -> Vec<f32> {
+        let prepared = prepare_sample(config, record).unwrap();
+        let (probed, sampled) = &prepared.images[0];
+        let mut slot = vec![0; sampled.height * sampled.width * 3 * 4];
+        let request = DecodeRequest {
+            probed,
+            sampled,
+            slot: &mut slot,
+            slot_size: (sampled.height, sampled.width),
+        };
+        ImageDecoder::new(config)
+            .unwrap()
+            .decode(request, config)
+            .unwrap();
+        let (values, _) = slot.as_chunks::<4>();
+        let values = values.iter().map(|&bytes| f32::from_ne_bytes(bytes));
+        values.take(sampled.height * sampled.width).collect()
+    }
+
+    #[test]
+    fn empty_text_has_two_tokens() {
+        let mut record = record("a");
+        record.text = String::new();
+        let sample = sample_of(&config(Task::ImageText), &record);
+        assert_eq!(sample.token_ids, [0, 2]);
+        assert_eq!(sample.mlm_labels, [None, None]);
+    }
+
+    #[test]
+    fn boxes_follow_their_image() {
+        let sample = sample_of(&config(Task::Grounding), &record("a"));
+        assert_eq!(sample.original_size, (10, 20));
+        let expected: BoxXyxy = [1.0 * 0.4, 2.0 * 0.8, 5.0 * 0.4, 6.0 * 0.8];
+        for (edge, expected) in sample.boxes_xyxy[0].iter().zip(expected) {
+            assert!((edge - expected).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn mirroring_swaps_words_spans_and_answers() {
+        let mut config = config(Task::Grounding);
+        config.transform.flip_probability = 1.0;
+        let sample = sample_of(&config, &record("a"));
+        let tokens = &config.tokenizer;
+        assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the right cup");
+        let named: Vec<u32> = sample
+            .token_ids
+            .iter()
+            .zip(&sample.positive_map)
+            .filter_map(|(&id, &positive)| positive.then_some(id))
+            .collect();
+        assert_eq!(tokens.decode(&named).unwrap(), " right");
+        assert!((sample.boxes_xyxy[0][0] - (8.0 - 5.0 * 0.4)).abs() < 1e-12);
+        // Brighter to the left after mirroring.
+        let reds = reds(&config, &record("a"));
+        assert!(reds[0] > reds[7]);
+
+        config.task = Task::Question;
+        config.mirrored_answers = vec![1, 0];
+        let mut record = record("a");
+        record.answers = Some(vec![(0, 0.5)]);
+        assert_eq!(sample_of(&config, &record).answers, [(1, 0.5)]);
+
+        config.task = Task::Reasoning;
+        record.truth = Some(true);
+        record.images.push(record.images[0].clone());
+        let sample = sample_of(&config, &record);
+        assert_eq!(tokens.decode(&sample.token_ids).unwrap(), "the left cup");
+    }
+
+    #[test]
+    fn a_crop_that_would_drop_every_box_is_not_applied() {
+        let mut config = config(Task::Grounding);
+        config.transform.geometry = Geometry::ShorterSide {
+            sizes: vec![10],
+            max_size: 64,
+            divisor: 1,
+            cut: RandomCrop {
+                probability: 1.0,
+                scale: (0.2, 0.3),
+            },
+        };
+        let mut whole = 0;
+        let mut record = record("a");
+        for index in 0..200 {
+            record.index = index;
+            let sample = sample_of(&config, &record);
+            assert_eq!((sample.boxes_xyxy.len(), sample.cropped_boxes), (1, 0));
+            whole += usize::from(sample.image_size == (10, 20));
+        }
+        assert!((20..180).contains(&whole), "{whole}");
+        // An image without boxes may be cropped anywhere.
+        record.boxes_xyxy.clear();
+        record.char_spans.clear();
+        assert!(sample_of(&config, &record).boxes_xyxy.is_empty());
+    }
+
+    #[test]
+    fn boxes_without_tokens_are_dropped_and_counted() {
+        let mut config = config(Task::Grounding);
+        config.max_tokens = 3;
+        let sample = sample_of(&config, &record("a"));
+        assert_eq!(sample.token_ids.len(), 3);
+        assert_eq!((sample.boxes_xyxy.len(), sample.truncated_boxes), (0, 1));
+    }
+
+    #[test]
+    fn missing_fields_of_a_task_are_named() {
+        let message = |task, record: &Record| {
+            let mut config = config(task);
+            config.mirrored_answers = vec![0];
+            prepare_sample(&config, record).err().unwrap().to_string()
+        };
+        let mut record = record("a");
+        assert!(message(Task::Question, &record).starts_with("record 'a': answers: "));
+        assert!(message(Task::Reasoning, &record).starts_with("record 'a': images: "));
+        record.char_spans.clear();
+        assert!(message(Task::Grounding, &record).starts_with("record 'a': char_spans: "));
+        record.images.push(record.images[0].clone());
+        assert!(message(Task::Reasoning, &record).starts_with("record 'a': truth: "));
+        assert!(message(Task::ImageText, &record).starts_with("record 'a': images: 2"));
+    }
+
+    #[test]
+    fn masking_keeps_its_proportions() {
+        let mut config = config(Task::ImageText);
+        config.max_tokens = 1000;
+        let mut record = record("a");
+        record.text = "the left cup ".repeat(300);
+        let mask_id = config.tokenizer.special_tokens().mask.unwrap();
+        let (mut words, mut picked, mut masked, mut same) = (0, 0, 0, 0);
+        for index in 0..20 {
+            record.index = index;
+            let sample = sample_of(&config, &record);
+            words += sample.token_ids.len() - 2;
+            for (position, label) in sample.mlm_labels.iter().enumerate() {
+                let (id, now) = (sample.token_ids[position], sample.masked_ids[position]);
+                match label {
+                    Some(label) => {
+                        assert_eq!(*label, id);
+                        picked += 1;
+                        masked += usize::from(now == mask_id);
+                        same += usize::from(now == id);
+                    }
+                    None => assert_eq!(now, id),
+                }
+            }
+            assert_eq!(sample.mlm_labels[0], None);
+            assert_eq!(sample.mlm_labels.last(), Some(&None));
+        }
+        // Four standard deviations around 15 %, 80 % and a little over 10 %.
+        let near = |count: usize, of: usize, rate: f64| {
+            let (count, of) = (count as f64, of as f64);
+            (count - of * rate).abs() < 4.0 * (of * rate * (1.0 - rate)).sqrt()
+        };
+        assert!(near(picked, words, 0.15), "{picked} of {words}");
+        assert!(near(masked, picked, 0.8), "{masked} of {picked}");
+        assert!(near(same, picked, 0.1 + 0.1 / 280.0), "{same} of {picked}");
+    }
+}

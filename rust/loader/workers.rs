@@ -1,0 +1,291 @@
+//! Worker threads: prepare records, decode images, collate batches.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::Error;
+use crate::loader::batch_builder::{self, BatchBuilder, NextStep, PendingDecode, SampleState};
+use crate::loader::buffer_pool::BufferPool;
+use crate::loader::collate::{Batch, Skipped};
+use crate::loader::config::LoaderConfig;
+use crate::loader::decode_into::ImageDecoder;
+use crate::loader::record::Record;
+use crate::loader::sample::prepare_sample;
+
+/// Maximum number of records that a thread takes at a time. Within a group, files of similar length
+/// are decoded in pairs: when one image of a pair ends early, the rest of the other is decoded
+/// alone.
+const GROUP: usize = 8;
+
+/// A unit of work: one record of a batch.
+pub(crate) struct Job {
+    pub(crate) session: Arc<SessionState>,
+    pub(crate) batch: Arc<Mutex<BatchBuilder>>,
+    pub(crate) index: usize,
+    pub(crate) kind: JobKind,
+}
+
+pub(crate) enum JobKind {
+    /// Read and prepare it; boxed, since it is the larger variant.
+    Prepare(Box<Record>),
+    /// Decode its images into the batch.
+    Decode(PendingDecode),
+}
+
+/// A sample of a batch.
+struct SampleRef {
+    session: Arc<SessionState>,
+    batch: Arc<Mutex<BatchBuilder>>,
+    index: usize,
+}
+
+impl SampleRef {
+    /// True if its session is closed.
+    fn is_closed(&self) -> bool {
+        lock(&self.session.queue).closed
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct SessionState {
+    pub(crate) queue: Mutex<Queue>,
+    pub(crate) changed: Condvar,
+}
+
+/// A queued batch, with its outcome once there is one.
+pub(crate) struct QueuedBatch {
+    pub(crate) batch: Arc<Mutex<BatchBuilder>>,
+    pub(crate) outcome: Option<BatchOutcome>,
+}
+
+pub(crate) enum BatchOutcome {
+    Done(Result<Box<Batch>, Error>),
+    Replace(Vec<(usize, Skipped)>),
+}
+
+/// Batches of a session, in order.
+#[derive(Default)]
+pub(crate) struct Queue {
+    pub(crate) slots: VecDeque<QueuedBatch>,
+    pub(crate) finished: bool,
+    pub(crate) closed: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Jobs {
+    /// Taken first, since their batches are further along.
+    pub(crate) to_decode: VecDeque<Job>,
+    pub(crate) to_prepare: VecDeque<Job>,
+    pub(crate) stopped: bool,
+}
+
+impl Jobs {
+    fn pop(&mut self) -> Option<Job> {
+        let urgent = self.to_decode.pop_front();
+        urgent.or_else(|| self.to_prepare.pop_front())
+    }
+
+    /// Take a share of the jobs that leaves enough for the other threads.
+    fn take(&mut self, threads: usize) -> Vec<Job> {
+        let waiting = self.to_decode.len() + self.to_prepare.len();
+        let count = (waiting / threads.max(1)).clamp(1, GROUP);
+        std::iter::from_fn(|| self.pop()).take(count).collect()
+    }
+}
+
+/// State shared by threads and sessions.
+pub(crate) struct WorkerPool {
+    pub(crate) config: LoaderConfig,
+    /// Number of threads.
+    pub(crate) threads: usize,
+    pub(crate) pool: Arc<BufferPool>,
+    pub(crate) jobs: Mutex<Jobs>,
+    pub(crate) changed: Condvar,
+}
+
+/// Lock a mutex; state behind a poisoned lock is still consistent.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl WorkerPool {
+    /// Run jobs until the loader stops.
+    pub(crate) fn work(&self, mut decoder: ImageDecoder) {
+        loop {
+            let jobs = {
+                let mut jobs = self
+                    .changed
+                    .wait_while(lock(&self.jobs), |jobs| {
+                        jobs.to_decode.is_empty() && jobs.to_prepare.is_empty() && !jobs.stopped
+                    })
+                    .unwrap_or_else(PoisonError::into_inner);
+                if jobs.stopped {
+                    return;
+                }
+                jobs.take(self.threads)
+            };
+            self.run_jobs(jobs, &mut decoder);
+        }
+    }
+
+    /// Prepare the new records, then decode in pairs.
+    fn run_jobs(&self, jobs: Vec<Job>, decoder: &mut ImageDecoder) {
+        let mut ready = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let Job {
+                session,
+                batch,
+                index,
+                kind,
+            } = job;
+            let sample_ref = SampleRef {
+                session,
+                batch,
+                index,
+            };
+            if sample_ref.is_closed() {
+                continue;
+            }
+            match kind {
+                JobKind::Prepare(record) => match self.prepare(&record, &sample_ref) {
+                    Ok(to_decode) => ready.push((sample_ref, to_decode, true)),
+                    Err(outcome) => self.record_outcome(&sample_ref, outcome),
+                },
+                JobKind::Decode(to_decode) => ready.push((sample_ref, to_decode, false)),
+            }
+        }
+        ready.sort_by_key(|(_, to_decode, _)| to_decode.prepared.bytes());
+        let mut ready = ready.into_iter();
+        loop {
+            let some: Vec<_> = ready.by_ref().take(2).collect();
+            if some.is_empty() {
+                return;
+            }
+            self.decode(some, decoder);
+        }
+    }
+
+    /// Decode samples and record their outcomes. The flag tells whether a sample is decoded for the
+    /// last time.
+    fn decode(&self, ready: Vec<(SampleRef, PendingDecode, bool)>, decoder: &mut ImageDecoder) {
+        let (mut sample_refs, mut records) = (Vec::new(), Vec::new());
+        for (sample_ref, to_decode, is_final) in ready {
+            if !sample_ref.is_closed() {
+                sample_refs.push((sample_ref, is_final));
+                records.push(to_decode);
+            }
+        }
+        if records.is_empty() {
+            return;
+        }
+        let keys: Vec<_> = records
+            .iter()
+            .map(|it| it.prepared.sample.key.clone())
+            .collect();
+        // A batch that lost its worker would never finish.
+        let decode = || batch_builder::decode(records, &self.config, decoder);
+        let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+            // Its buffers may be inconsistent.
+            if let Ok(new) = ImageDecoder::new(&self.config) {
+                *decoder = new;
+            }
+            let failed = |key: &String| SampleState::Failed(Error::Worker.in_record(key));
+            keys.iter().map(failed).collect()
+        });
+        for ((sample_ref, is_final), outcome) in sample_refs.into_iter().zip(outcomes) {
+            let outcome = if is_final {
+                outcome.without_bytes()
+            } else {
+                outcome
+            };
+            self.record_outcome(&sample_ref, outcome);
+        }
+    }
+
+    /// Prepare a record. Returns its state if it cannot be decoded yet.
+    fn prepare(
+        &self,
+        record: &Record,
+        sample_ref: &SampleRef,
+    ) -> Result<PendingDecode, SampleState> {
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare_sample(&self.config, record)))
+            .unwrap_or_else(|_| Err(Error::Worker.in_record(&record.key)))
+            .map_err(SampleState::Failed)?;
+        let prepared = Arc::new(prepared);
+        match lock(&sample_ref.batch).slots_if_fixed_size(&self.config) {
+            Some(image_slots) => Ok(PendingDecode {
+                index: sample_ref.index,
+                prepared,
+                image_slots,
+            }),
+            None => Err(SampleState::Prepared(prepared)),
+        }
+    }
+
+    fn record_outcome(&self, sample_ref: &SampleRef, outcome: SampleState) {
+        let is_last = lock(&sample_ref.batch).record_outcome(sample_ref.index, outcome);
+        if is_last {
+            self.advance(&sample_ref.session, &sample_ref.batch);
+        }
+    }
+
+    /// Start the next step of a batch, if no sample is pending.
+    pub(crate) fn advance(&self, session: &Arc<SessionState>, batch: &Arc<Mutex<BatchBuilder>>) {
+        let outcome = match lock(batch).advance(&self.config, &self.pool) {
+            NextStep::Wait => return,
+            NextStep::Decode(states) => {
+                let jobs = states.into_iter().map(|to_decode| Job {
+                    session: Arc::clone(session),
+                    batch: Arc::clone(batch),
+                    index: to_decode.index,
+                    kind: JobKind::Decode(to_decode),
+                });
+                lock(&self.jobs).to_decode.extend(jobs);
+                self.changed.notify_all();
+                return;
+            }
+            NextStep::Replace(states) => BatchOutcome::Replace(states),
+            NextStep::Done(outcome) => BatchOutcome::Done(outcome),
+        };
+        let mut queue = lock(&session.queue);
+        let mut slots = queue.slots.iter_mut();
+        if let Some(slot) = slots.find(|slot| Arc::ptr_eq(&slot.batch, batch)) {
+            slot.outcome = Some(outcome);
+        }
+        drop(queue);
+        session.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{config, record};
+    use crate::loader::record::Task;
+
+    #[test]
+    fn a_thread_takes_its_share_and_no_more_than_eight() {
+        let (config, pool) = (config(Task::ImageText), BufferPool::new(1));
+        for (waiting, threads, expected) in
+            [(1, 2, 1), (5, 2, 2), (5, 8, 1), (16, 2, 8), (99, 1, 8)]
+        {
+            let mut jobs = Jobs::default();
+            for index in 0..waiting {
+                jobs.to_prepare.push_back(Job {
+                    session: Arc::default(),
+                    batch: Arc::new(Mutex::new(BatchBuilder::new(0, &config, &pool))),
+                    index,
+                    kind: JobKind::Prepare(Box::new(record("a"))),
+                });
+            }
+            let states: Vec<_> = jobs.take(threads).iter().map(|job| job.index).collect();
+            assert_eq!(
+                states,
+                (0..expected).collect::<Vec<_>>(),
+                "{waiting} {threads}"
+            );
+            assert_eq!(jobs.to_prepare.len(), waiting - expected);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Normalize RGB bytes into padded batches.
+
+pub mod layout;
+mod simd;
+
+use crate::Error;
+use crate::cpu_features::Instructions;
+use crate::image::Rgb;
+use crate::normalize::layout::{Dtype, Layout};
+use crate::normalize::simd::{Arithmetic, ByteTable, ChannelTables, SEGMENT, bytes_of, fetch};
+use crate::resize::simd::Passes;
+use crate::try_alloc;
+
+/// ImageNet means, RGB, for values in [0, 1].
+pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+/// ImageNet standard deviations, RGB, for values in [0, 1].
+pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// Channel order of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelOrder {
+    /// RGB.
+    Rgb,
+    /// BGR.
+    Bgr,
+}
+
+impl ChannelOrder {
+    /// Look up a channel order by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name.
+    pub fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "rgb" => Ok(Self::Rgb),
+            "bgr" => Ok(Self::Bgr),
+            _ => Err(Error::argument(
+                "channel_order",
+                format!("'{name}'; expected 'rgb' or 'bgr'"),
+            )),
+        }
+    }
+
+    /// Name in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rgb => "rgb",
+            Self::Bgr => "bgr",
+        }
+    }
+}
+
+/// Parameters of the normalization.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalization {
+    /// Channel order of the output; `mean` and `std` are always RGB.
+    pub channel_order: ChannelOrder,
+    /// Subtracted from values in [0, 1].
+    pub mean: [f64; 3],
+    /// Divisor after the subtraction.
+    pub std: [f64; 3],
+}
+
+impl Default for Normalization {
+    fn default() -> Self {
+        Self {
+            channel_order: ChannelOrder::Rgb,
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+        }
+    }
+}
+
+impl Normalization {
+    /// Check every field.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names the field.
+    pub fn check(&self) -> Result<(), Error> {
+        if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
+            return Err(Error::argument(
+                "std",
+                format!("{:?}; expected numbers above 0", self.std),
+            ));
+        }
+        if !self.mean.iter().all(|mean| mean.is_finite()) {
+            return Err(Error::argument(
+                "mean",
+                format!("{:?}; expected finite numbers", self.mean),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Source channel of each output channel.
+    fn channels(&self) -> [usize; 3] {
+        match self.channel_order {
+            ChannelOrder::Rgb => [0, 1, 2],
+            ChannelOrder::Bgr => [2, 1, 0],
+        }
+    }
+
+    /// Normalized value of each byte of a source channel, computed as torchvision's `ToTensor` and
+    /// `Normalize`.
+    #[allow(clippy::cast_possible_truncation)] // Single precision, as in torchvision.
+    fn table(&self, channel: usize) -> [f32; 256] {
+        let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
+        let mut table = [0.0; 256];
+        for (value, entry) in (0_u16..).zip(&mut table) {
+            *entry = (f32::from(value) / 255.0 - mean) / std;
+        }
+        table
+    }
+
+    /// Arithmetic that reproduces the table of a source channel exactly, if there is one.
+    #[allow(clippy::cast_possible_truncation)] // Rounded.
+    fn arithmetic(&self, channel: usize) -> Option<Arithmetic> {
+        let std = f64::from(self.std[channel] as f32);
+        let high = (1.0 / std) as f32;
+        let arithmetic = Arithmetic {
+            mean: self.mean[channel] as f32,
+            scale: [high, (1.0 / std - f64::from(high)) as f32],
+        };
+        let table = self.table(channel);
+        let same = (0_u8..=255)
+            .zip(table)
+            .all(|(byte, value)| arithmetic.value(byte).to_bits() == value.to_bits());
+        (same && table.iter().all(|value| value.is_finite())).then_some(arithmetic)
+    }
+}
+
+/// Writes normalized rows into a batch.
+#[derive(Clone, Debug)]
+pub struct RowWriter {
+    layout: Layout,
+    values: ChannelTables,
+}
+
+impl RowWriter {
+    /// Build the lookup tables.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an invalid mean or standard deviation.
+    pub fn new(
+        normalization: &Normalization,
+        layout: Layout,
+        dtype: Dtype,
+        instructions: Instructions,
+    ) -> Result<Self, Error> {
+        normalization.check()?;
+        Ok(Self::of_checked(normalization, layout, dtype, instructions))
+    }
+
+    fn of_checked(
+        normalization: &Normalization,
+        layout: Layout,
+        dtype: Dtype,
+        instructions: Instructions,
+    ) -> Self {
+        let channels = normalization.channels();
+        let tables = channels.map(|channel| {
+            let values = normalization.table(channel);
+            ByteTable::new(|byte| dtype.stored(byte, values[usize::from(byte)]))
+        });
+        let [first, second, third] = channels.map(|channel| normalization.arithmetic(channel));
+        let arithmetic = match (first, second, third) {
+            // uint8 output needs no arithmetic.
+            _ if dtype == Dtype::Uint8 => Some([Arithmetic::default(); 3]),
+            (Some(first), Some(second), Some(third)) => Some([first, second, third]),
+            _ => None,
+        };
+        Self {
+            layout,
+            values: ChannelTables {
+                passes: Passes::new(instructions),
+                dtype,
+                channels,
+                tables,
+                arithmetic,
+            },
+        }
+    }
+
+    /// Bytes of an image of `size` (height, width).
+    #[must_use]
+    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+        size.0 * size.1 * 3 * self.values.dtype.bytes()
+    }
+
+    /// Write a row of RGB bytes as row `y` of the image in `slot`, optionally mirrored, and zeros
+    /// to its right.
+    ///
+    /// `slot` holds the bytes of one image of the batch, whose padded size is `slot_size` (height,
+    /// width).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the row or the slot has a wrong length.
+    pub fn write_row(
+        &self,
+        row: &[u8],
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        y: usize,
+        flip: bool,
+    ) -> Result<(), Error> {
+        if !row.len().is_multiple_of(3) || row.len() / 3 > slot_size.1 || y >= slot_size.0 {
+            return Err(Error::argument(
+                "row",
+                format!(
+                    "row {y} of {} bytes; expected at most {} x {} pixels of 3 bytes",
+                    row.len(),
+                    slot_size.0,
+                    slot_size.1
+                ),
+            ));
+        }
+        self.check_slot(slot, slot_size)?;
+        self.put_row(row, slot, slot_size, y, flip);
+        Ok(())
+    }
+
+    fn put_row(
+        &self,
+        row: &[u8],
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        y: usize,
+        flip: bool,
+    ) {
+        let bytes = self.values.dtype.bytes();
+        let (stride, used) = (slot_size.1 * bytes, row.len() / 3 * bytes);
+        match self.layout {
+            Layout::Chw => {
+                let (red, rest) = slot.split_at_mut(stride * slot_size.0);
+                let (green, blue) = rest.split_at_mut(stride * slot_size.0);
+                let mut planes = [red, green, blue].map(|plane| {
+                    let (row, below) = plane[y * stride..].split_at_mut(stride);
+                    fetch_later(below, stride, used);
+                    row[used..].fill(0);
+                    row
+                });
+                for_segments(row, flip, |x, segment| {
+                    let place = x * bytes..x * bytes + segment.len() / 3 * bytes;
+                    let outputs = planes.each_mut().map(|plane| &mut plane[place.clone()]);
+                    self.values.write_planes(segment, flip, outputs);
+                });
+            }
+            Layout::Hwc => {
+                let (output, below) = slot[y * 3 * stride..].split_at_mut(3 * stride);
+                fetch_later(below, 3 * stride, 3 * used);
+                output[3 * used..].fill(0);
+                for_segments(row, flip, |x, segment| {
+                    let output = &mut output[3 * x * bytes..][..segment.len() * bytes];
+                    self.values.write_pixels(segment, flip, output);
+                });
+            }
+        }
+    }
+
+    /// Write zeros below an image of `height` rows.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the slot has a wrong length.
+    pub fn pad_below(
+        &self,
+        slot: &mut [u8],
+        slot_size: (usize, usize),
+        height: usize,
+    ) -> Result<(), Error> {
+        self.check_slot(slot, slot_size)?;
+        let parts = match self.layout {
+            Layout::Chw => 3,
+            Layout::Hwc => 1,
+        };
+        let written = self.slot_bytes((height, slot_size.1)) / parts;
+        for part in slot.chunks_exact_mut((slot.len() / parts).max(1)) {
+            part.get_mut(written..).unwrap_or_default().fill(0);
+        }
+        Ok(())
+    }
+
+    fn check_slot(&self, slot: &[u8], slot_size: (usize, usize)) -> Result<(), Error> {
+        if slot.len() == self.slot_bytes(slot_size) {
+            return Ok(());
+        }
+        Err(Error::argument(
+            "slot",
+            format!(
+                "{} bytes; expected {} for {} x {} pixels",
+                slot.len(),
+                self.slot_bytes(slot_size),
+                slot_size.0,
+                slot_size.1
+            ),
+        ))
+    }
+}
+
+/// Prefetch distance in rows: rows are finished a few at a time.
+const AHEAD: usize = 3;
+
+/// Prefetch a later output row, so that its stores do not wait.
+fn fetch_later(below: &[u8], stride: usize, used: usize) {
+    let start = (AHEAD - 1) * stride;
+    if let Some(row) = below.get(start..start + used) {
+        fetch(row);
+    }
+}
+
+/// Segments of a row, each with its first output column.
+fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
+    let segments = row.len().div_ceil(3 * SEGMENT);
+    for number in 0..segments {
+        let (start, end) = (
+            3 * SEGMENT * number,
+            row.len().min(3 * SEGMENT * (number + 1)),
+        );
+        if flip {
+            write(start / 3, &row[row.len() - end..row.len() - start]);
+        } else {
+            write(start / 3, &row[start..end]);
+        }
+    }
+}
+
+/// Normalize images into a planar batch, padded right and bottom with zeros.
+///
+/// Returns the values and the padded (height, width): the largest image, rounded up to the divisor.
+///
+/// # Errors
+/// [`Error::Memory`] if the values cannot be allocated.
+pub fn write(
+    images: &[&Rgb],
+    normalization: &Normalization,
+    divisor: usize,
+) -> Result<(Vec<f32>, (usize, usize)), Error> {
+    let largest = |side: fn(&&Rgb) -> usize| {
+        let largest = images.iter().map(side).max().unwrap_or(0);
+        largest.next_multiple_of(divisor)
+    };
+    let (height, width) = (largest(|image| image.height), largest(|image| image.width));
+    let count = images.len().saturating_mul(3 * height * width);
+    let mut values = try_alloc::filled(0.0, count, try_alloc::of_image(height, width))?;
+    let writer = RowWriter::of_checked(
+        normalization,
+        Layout::Chw,
+        Dtype::Float32,
+        Instructions::best(),
+    );
+    let slots = values.chunks_exact_mut((3 * height * width).max(1));
+    for (slot, image) in slots.zip(images) {
+        let slot = bytes_of(slot);
+        for (y, row) in image.pixels.chunks_exact(image.width * 3).enumerate() {
+            writer.put_row(row, slot, (height, width), y, false);
+        }
+    }
+    Ok((values, (height, width)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_images_give_no_values() {
+        let (values, size) = write(&[], &Normalization::default(), 32).unwrap();
+        assert!(values.is_empty());
+        assert_eq!(size, (0, 0));
+    }
+
+    #[test]
+    fn values_are_normalized_in_the_requested_order() {
+        let image = Rgb {
+            height: 1,
+            width: 1,
+            pixels: vec![0, 128, 255],
+        };
+        let normalization = Normalization {
+            channel_order: ChannelOrder::Bgr,
+            ..Normalization::default()
+        };
+        let (values, _) = write(&[&image], &normalization, 1).unwrap();
+        let expected = [
+            (1.0 - 0.406) / 0.225,
+            (128.0 / 255.0 - 0.456) / 0.224,
+            (0.0 - 0.485) / 0.229,
+        ];
+        for (value, expected) in values.iter().zip(expected) {
+            assert!((f64::from(*value) - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        for (mean, std, expected) in [
+            ([0.0; 3], [1.0, 0.0, 1.0], "std"),
+            ([f64::NAN; 3], [1.0; 3], "mean"),
+        ] {
+            let normalization = Normalization {
+                mean,
+                std,
+                ..Normalization::default()
+            };
+            let error = normalization.check().unwrap_err();
+            assert!(matches!(error, Error::Argument { name, .. } if name == expected));
+        }
+    }
+}

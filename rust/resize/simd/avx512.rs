@@ -1,0 +1,429 @@
+//! Resize passes with AVX-512, VBMI and VNNI.
+//!
+//! `vpdpbusd` multiplies four pixel bytes with four signed weight bytes and adds them. A weight of
+//! 22 fraction bits is split into three signed bytes, its digits to the base of 256 from -128 to
+//! 127, so that three of these instructions give the exact sum.
+//!
+//! All functions need the features of [`crate::cpu_features::Instructions::Avx512`].
+
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::x86_64::*;
+
+use super::check_quads;
+use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
+
+/// Output columns per step, one per 32-bit lane.
+const LANES: usize = 16;
+/// Bytes per register.
+const BYTES: usize = 64;
+/// Digits per weight.
+const DIGITS: usize = 3;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+struct RowSpan512([u8; BYTES]);
+
+/// Weights of the horizontal pass, by blocks of 16 output columns.
+#[derive(Debug)]
+pub(crate) struct Avx512Weights {
+    /// First input column, per block.
+    starts: Vec<usize>,
+    /// For each block and lane, the four columns of its first taps, relative to the block's first.
+    /// Later taps have the same distances.
+    index: Vec<RowSpan512>,
+    /// For each block and four taps, the digits of the weights, highest first.
+    digits: Vec<RowSpan512>,
+    /// Groups of four taps.
+    groups: usize,
+    /// Registers that hold the input columns of four taps of a block: 1, 2 or 4.
+    sources: usize,
+    /// Input columns that are loaded, including some with weight 0.
+    reach: usize,
+}
+
+/// Digits of a weight to the base of 256, highest first.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Digits are removed one by one.
+fn digits_of(weight: i32) -> [u8; DIGITS] {
+    let low = weight as i8;
+    let rest = (weight - i32::from(low)) >> 8;
+    let middle = rest as i8;
+    let high = (rest - i32::from(middle)) >> 8;
+    [high as u8, middle as u8, low as u8]
+}
+
+impl Avx512Weights {
+    /// Build the tables; `None` if the columns of a block are too far apart.
+    pub(crate) fn new(weights: &Weights) -> Option<Self> {
+        let all: Vec<(usize, &[i32])> = weights.iter().collect();
+        let groups = weights.most().div_ceil(QUAD);
+        let mut table = Self {
+            starts: Vec::new(),
+            index: Vec::new(),
+            digits: Vec::new(),
+            groups,
+            sources: 1,
+            reach: 0,
+        };
+        for block in all.chunks(LANES) {
+            let (&(first, _), &(last, _)) = (block.first()?, block.last()?);
+            table.sources = match last - first + QUAD {
+                0..=64 => table.sources,
+                65..=128 => table.sources.max(2),
+                129..=256 => 4,
+                _ => return None,
+            };
+            let mut index = RowSpan512([0; BYTES]);
+            let mut digits = vec![[RowSpan512([0; BYTES]); DIGITS]; groups];
+            let (lanes, _) = index.0.as_chunks_mut::<QUAD>();
+            for (lane, (columns, &(start, values))) in lanes.iter_mut().zip(block).enumerate() {
+                for (tap, column) in columns.iter_mut().enumerate() {
+                    *column = u8::try_from(start - first + tap).ok()?;
+                }
+                for (tap, &value) in values.iter().enumerate() {
+                    let group = digits.get_mut(tap / QUAD)?;
+                    for (line, digit) in group.iter_mut().zip(digits_of(value)) {
+                        *line.0.get_mut(lane * QUAD + tap % QUAD)? = digit;
+                    }
+                }
+            }
+            table.starts.push(first);
+            table.index.push(index);
+            table.digits.extend_from_slice(digits.as_flattened());
+            table.reach = table.reach.max(first + (groups - 1) * QUAD);
+        }
+        table.reach += table.sources * BYTES;
+        Some(table)
+    }
+
+    /// Minimum bytes per plane.
+    pub(crate) fn reach(&self) -> usize {
+        self.reach
+    }
+}
+
+/// Deinterleave RGB pixels into planes; `row` may end within the last 64 pixels.
+///
+/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
+/// 64.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
+    let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
+    for (number, bytes) in whole.iter().enumerate() {
+        split_part(bytes, output, planes, number * BYTES);
+    }
+    if !rest.is_empty() {
+        let mut bytes = [0; 3 * BYTES];
+        bytes[..rest.len()].copy_from_slice(rest);
+        split_part(&bytes, output, planes, whole.len() * BYTES);
+    }
+}
+
+/// Deinterleave 64 pixels to offset `x` of each plane.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x: usize) {
+    let start = bytes.as_ptr();
+    // SAFETY: 3 * 64 bytes are loaded, as many as there are.
+    let (a, b, c) = unsafe {
+        (
+            load(start),
+            load(start.add(BYTES)),
+            load(start.add(2 * BYTES)),
+        )
+    };
+    for (start, [first, second]) in planes.into_iter().zip(&SPLIT) {
+        let two = _mm512_permutex2var_epi8(a, line(first), b);
+        let three = _mm512_permutex2var_epi8(two, line(second), c);
+        if let Some(room) = output[start + x..].first_chunk_mut::<BYTES>() {
+            // SAFETY: 64 bytes are stored, as many as there are.
+            unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), three) };
+        }
+    }
+}
+
+/// For each channel, the source indices of its 64 values: in the first two registers, then in that
+/// result and the third one.
+static SPLIT: [[RowSpan512; 2]; 3] = {
+    let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
+    let mut place = 0;
+    while place < 3 * BYTES {
+        let (x, channel) = (place / 3, place % 3);
+        let [first, second] = &mut index[channel];
+        first.0[x] = (place % (2 * BYTES)).to_le_bytes()[0];
+        let from = if place < 2 * BYTES { x } else { place - BYTES };
+        second.0[x] = from.to_le_bytes()[0];
+        place += 1;
+    }
+    index
+};
+
+/// Source indices of the 192 bytes of 64 pixels: red and green in the first two registers, then
+/// blue.
+static MERGE: [[RowSpan512; 2]; 3] = {
+    let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
+    let mut place = 0;
+    while place < 3 * BYTES {
+        let (x, channel, byte) = (place / 3, place % 3, place % BYTES);
+        let [first, second] = &mut index[place / BYTES];
+        let two = if channel == 1 { BYTES + x } else { x };
+        let three = if channel == 2 { BYTES + x } else { byte };
+        first.0[byte] = two.to_le_bytes()[0];
+        second.0[byte] = three.to_le_bytes()[0];
+        place += 1;
+    }
+    index
+};
+
+/// # Safety
+/// 64 bytes are readable.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load(bytes: *const u8) -> __m512i {
+    // SAFETY: as above.
+    unsafe { _mm512_loadu_si512(bytes.cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn line(bytes: &RowSpan512) -> __m512i {
+    // SAFETY: the array has 64 bytes.
+    unsafe { load(bytes.0.as_ptr()) }
+}
+
+/// The columns of four taps, per lane.
+///
+/// # Safety
+/// `SOURCES` * 64 bytes are readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+unsafe fn fetch<const SOURCES: usize>(bytes: *const u8, index: __m512i) -> __m512i {
+    // SAFETY: as above.
+    unsafe {
+        let first = load(bytes);
+        if SOURCES == 1 {
+            return _mm512_permutexvar_epi8(index, first);
+        }
+        let lower = _mm512_permutex2var_epi8(first, index, load(bytes.add(BYTES)));
+        if SOURCES == 2 {
+            return lower;
+        }
+        let (third, fourth) = (load(bytes.add(2 * BYTES)), load(bytes.add(3 * BYTES)));
+        let upper = _mm512_permutex2var_epi8(third, index, fourth);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper)
+    }
+}
+
+/// Combine the sums of the three digits, before clamping.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn value(sums: [__m512i; DIGITS]) -> __m512i {
+    let [high, middle, low] = sums;
+    let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), middle);
+    _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(_mm512_slli_epi32::<8>(upper), low))
+}
+
+/// Initial sums of half a level, so that truncation rounds.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn no_sums() -> [__m512i; DIGITS] {
+    let none = _mm512_setzero_si512();
+    [none, none, _mm512_set1_epi32(1 << (PRECISION_BITS - 1))]
+}
+
+/// Pack sums of four times sixteen values to bytes in [0, 255]; four of each in every 128 bits.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn pack(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
+    let &[a, b, c, d] = sums;
+    let low = _mm512_packs_epi32(value(a), value(b));
+    let high = _mm512_packs_epi32(value(c), value(d));
+    _mm512_packus_epi16(low, high)
+}
+
+/// Restore the order of 64 packed columns.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn values(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, pack(sums))
+}
+
+/// Add the products of bytes and the digits of their weights.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) {
+    sums[0] = _mm512_dpbusd_epi32(sums[0], bytes, digits[0]);
+    sums[1] = _mm512_dpbusd_epi32(sums[1], bytes, digits[1]);
+    sums[2] = _mm512_dpbusd_epi32(sums[2], bytes, digits[2]);
+}
+
+/// Resize four rows horizontally.
+///
+/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
+/// times `columns` * 4 bytes, the four rows of every column adjacent; columns are a multiple of 64.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+pub(crate) fn across(
+    table: &Avx512Weights,
+    planes: &[u8],
+    plane: usize,
+    quads: &mut [u8],
+    columns: usize,
+) {
+    assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
+    assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
+    assert!(quads.len() >= 3 * columns * QUAD);
+    match table.sources {
+        1 => across_from::<1>(table, planes, plane, quads, columns),
+        2 => across_from::<2>(table, planes, plane, quads, columns),
+        _ => across_from::<4>(table, planes, plane, quads, columns),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn across_from<const SOURCES: usize>(
+    table: &Avx512Weights,
+    planes: &[u8],
+    plane: usize,
+    quads: &mut [u8],
+    columns: usize,
+) {
+    // The rows of a column become adjacent.
+    let transpose = _mm512_broadcast_i32x4(_mm_setr_epi8(
+        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+    ));
+    let blocks = table.starts.iter().zip(&table.index);
+    let digits = table.digits.chunks_exact(table.groups * DIGITS);
+    for (block, ((&start, index), digits)) in blocks.zip(digits).enumerate() {
+        let index = line(index);
+        for channel in 0..3 {
+            let mut sums = [no_sums(); QUAD];
+            let mut first = channel * plane + start;
+            let (groups, _) = digits.as_chunks::<DIGITS>();
+            for group in groups {
+                let [high, middle, low] = group;
+                let digits = [line(high), line(middle), line(low)];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: the last column loaded is below the table's reach, which is checked
+                    // to be inside each of the twelve planes.
+                    let bytes = unsafe {
+                        fetch::<SOURCES>(planes.as_ptr().add(first + row * 3 * plane), index)
+                    };
+                    add(sums, bytes, digits);
+                }
+                first += QUAD;
+            }
+            let bytes = pack(&sums);
+            let target = (channel * columns + block * LANES) * QUAD;
+            // SAFETY: blocks are inside the columns and those inside the quads, as checked.
+            unsafe {
+                _mm512_storeu_si512(
+                    quads.as_mut_ptr().add(target).cast(),
+                    _mm512_shuffle_epi8(bytes, transpose),
+                );
+            }
+        }
+    }
+}
+
+/// Digits of four weights, each in all lanes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
+    let [a, b, c, d] = weights.map(digits_of);
+    let of_place = |i: usize| i32::from_le_bytes([a[i], b[i], c[i], d[i]]);
+    [
+        _mm512_set1_epi32(of_place(0)),
+        _mm512_set1_epi32(of_place(1)),
+        _mm512_set1_epi32(of_place(2)),
+    ]
+}
+
+/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
+///
+/// `starts` are the offsets of the quads in `ring`, each of three times `columns` * 4 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+pub(crate) fn down(
+    ring: &[u8],
+    starts: &[usize],
+    weights: &[[i32; QUAD]],
+    columns: usize,
+    output: &mut [u8],
+) {
+    assert!(columns.is_multiple_of(BYTES));
+    check_quads(ring, starts, weights, columns, output);
+    match starts.len() {
+        1 => down_from::<1>(ring, starts, weights, columns, output),
+        2 => down_from::<2>(ring, starts, weights, columns, output),
+        3 => down_from::<3>(ring, starts, weights, columns, output),
+        _ => down_from::<0>(ring, starts, weights, columns, output),
+    }
+}
+
+/// `COUNT` quads; 0 means any number.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn down_from<const COUNT: usize>(
+    ring: &[u8],
+    starts: &[usize],
+    weights: &[[i32; QUAD]],
+    columns: usize,
+    output: &mut [u8],
+) {
+    let mut few = [no_sums(); COUNT];
+    for (digits, &weights) in few.iter_mut().zip(weights) {
+        *digits = spread(weights);
+    }
+    let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
+    for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
+        let mut planes = [_mm512_setzero_si512(); 3];
+        for (channel, plane) in planes.iter_mut().enumerate() {
+            let place = (channel * columns + block * BYTES) * QUAD;
+            let mut sums = [no_sums(); QUAD];
+            if COUNT == 0 {
+                for (&start, &weights) in starts.iter().zip(weights) {
+                    // SAFETY: 64 columns of a channel are inside a quad, which is inside the ring.
+                    unsafe {
+                        let bytes = ring.as_ptr().add(start + place);
+                        add_quad(&mut sums, bytes, spread(weights));
+                    };
+                }
+            } else {
+                for (&start, &digits) in starts.iter().zip(&few) {
+                    // SAFETY: as above.
+                    unsafe { add_quad(&mut sums, ring.as_ptr().add(start + place), digits) }
+                }
+            }
+            *plane = values(&sums);
+        }
+        merge_planes(planes, pixels);
+    }
+}
+
+/// Accumulate 64 columns of a quad.
+///
+/// # Safety
+/// 256 bytes are readable.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn add_quad(
+    sums: &mut [[__m512i; DIGITS]; QUAD],
+    bytes: *const u8,
+    digits: [__m512i; DIGITS],
+) {
+    for (part, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: as above.
+        add(sums, unsafe { load(bytes.add(part * BYTES)) }, digits);
+    }
+}
+
+/// Store 64 pixels.
+#[target_feature(enable = "avx512f,avx512vbmi")]
+#[inline]
+fn merge_planes(planes: [__m512i; 3], pixels: &mut [u8; 3 * BYTES]) {
+    let [red, green, blue] = planes;
+    for ([first, second], bytes) in MERGE.iter().zip(pixels.as_chunks_mut::<BYTES>().0) {
+        let two = _mm512_permutex2var_epi8(red, line(first), green);
+        let three = _mm512_permutex2var_epi8(two, line(second), blue);
+        // SAFETY: 64 bytes are stored, as many as there are.
+        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), three) };
+    }
+}

@@ -1,0 +1,233 @@
+//! Encode texts into padded batches of ids, mask and offsets, with MLM masking in the same pass.
+
+use crate::Error;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::byte_level::Tokens;
+use crate::tokenizer::masking::{IGNORED_LABEL, Masking};
+use crate::try_alloc;
+
+/// Options of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct BatchOptions {
+    /// Maximum text length in tokens, special tokens included; longer texts are truncated.
+    pub max_tokens: Option<usize>,
+    /// Row length in tokens; the longest text's by default.
+    pub pad_to: Option<usize>,
+    /// Return character offsets.
+    pub offsets: bool,
+    /// MLM masking, if wanted.
+    pub masking: Option<Masking>,
+}
+
+/// A batch in plain memory; `B` texts, `L` tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextBatch {
+    /// L.
+    pub num_tokens: usize,
+    /// (B, L).
+    pub token_ids: Vec<i64>,
+    /// (B, L): true = real token.
+    pub text_mask: Vec<bool>,
+    /// (B, L, 2) code points if requested; (0, 0) for special tokens and padding.
+    pub offsets: Vec<i64>,
+    /// (B, L) with masking.
+    pub masked_ids: Vec<i64>,
+    /// (B, L) with masking.
+    pub mlm_labels: Vec<i64>,
+}
+
+/// Encode texts.
+///
+/// # Errors
+/// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text, if `pad_to` is
+/// below the longest text's length, for a probability outside 0 to 1 or above 0 without a mask
+/// token, and if there is not one sample index per text; [`Error::Tokenizer`] if the crate
+/// `tokenizers` fails.
+pub fn encode<T: AsRef<str>>(
+    tokenizer: &Tokenizer,
+    texts: &[T],
+    options: &BatchOptions,
+) -> Result<TextBatch, Error> {
+    if let Some(masking) = &options.masking {
+        masking.check(texts.len(), tokenizer.special_tokens())?;
+    }
+    let mut tokens = Tokens::default();
+    let all = texts.iter().map(AsRef::as_ref);
+    let counts = tokenizer.encode_into(all, options.max_tokens, options.offsets, &mut tokens)?;
+    let longest = counts.iter().copied().max().unwrap_or(0);
+    let length = options.pad_to.unwrap_or(longest);
+    if length < longest {
+        return Err(Error::argument(
+            "pad_to",
+            format!("{length}; expected {longest} or more, the tokens of the longest text"),
+        ));
+    }
+    let size = texts.len().saturating_mul(length);
+    let what = || {
+        format!(
+            "{} texts of {length} tokens; expected fewer, or a smaller pad_to",
+            texts.len()
+        )
+    };
+    let masked = if options.masking.is_some() { size } else { 0 };
+    let mut batch = TextBatch {
+        num_tokens: length,
+        token_ids: try_alloc::filled(i64::from(tokenizer.special_tokens().pad), size, what)?,
+        text_mask: try_alloc::filled(false, size, what)?,
+        mlm_labels: try_alloc::filled(IGNORED_LABEL, masked, what)?,
+        ..TextBatch::default()
+    };
+    if options.offsets {
+        batch.offsets = try_alloc::filled(0, size.saturating_mul(2), what)?;
+    }
+    let rows = batch.token_ids.chunks_exact_mut(length.max(1));
+    let masks = batch.text_mask.chunks_exact_mut(length.max(1));
+    let mut ids = tokens.ids.as_slice();
+    for ((row, mask), &count) in rows.zip(masks).zip(&counts) {
+        let (these, rest) = ids.split_at_checked(count).unwrap_or_default();
+        ids = rest;
+        for ((to, real), &id) in row.iter_mut().zip(mask).zip(these) {
+            *to = i64::from(id);
+            *real = true;
+        }
+    }
+    let mut spans = tokens.spans.as_slice();
+    let rows = batch.offsets.chunks_exact_mut((2 * length).max(1));
+    for (row, &count) in rows.zip(&counts) {
+        let (these, rest) = spans.split_at_checked(count).unwrap_or_default();
+        spans = rest;
+        for (to, &(start, end)) in row.chunks_exact_mut(2).zip(these) {
+            to.copy_from_slice(&[i64::from(start), i64::from(end)]);
+        }
+    }
+    if let Some(masking) = &options.masking {
+        try_alloc::reserve(&mut batch.masked_ids, size, what)?;
+        batch.masked_ids.clone_from(&batch.token_ids);
+        masking.mask_rows(
+            &tokens.ids,
+            &counts,
+            tokenizer.special_tokens(),
+            length,
+            &mut batch.masked_ids,
+            &mut batch.mlm_labels,
+        );
+    }
+    Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{config, record};
+    use crate::loader::record::Task;
+    use crate::tokenizer::PAD_ID;
+
+    #[test]
+    fn no_texts_make_an_empty_batch() {
+        let tokenizer = &config(Task::ImageText).tokenizer;
+        let none: [&str; 0] = [];
+        let mut options = BatchOptions::default();
+        assert_eq!(
+            encode(tokenizer, &none, &options).unwrap(),
+            TextBatch::default()
+        );
+        options.pad_to = Some(3);
+        assert_eq!(encode(tokenizer, &none, &options).unwrap().num_tokens, 3);
+    }
+
+    #[test]
+    fn rows_are_padded_texts() {
+        let tokenizer = &config(Task::ImageText).tokenizer;
+        let texts = ["", "the left cup", "\u{e9} red dog and more of it"];
+        let options = BatchOptions {
+            max_tokens: Some(9),
+            pad_to: Some(11),
+            offsets: true,
+            masking: None,
+        };
+        let batch = encode(tokenizer, &texts, &options).unwrap();
+        assert_eq!((batch.num_tokens, batch.token_ids.len()), (11, 33));
+        for (row, text) in texts.iter().enumerate() {
+            let encoded = tokenizer.encode(text, Some(9)).unwrap();
+            for place in 0..11 {
+                let at = row * 11 + place;
+                let id = encoded.ids.get(place).copied();
+                let (start, end) = encoded.offsets.get(place).copied().unwrap_or_default();
+                assert_eq!(batch.token_ids[at], i64::from(id.unwrap_or(PAD_ID)));
+                assert_eq!(batch.text_mask[at], id.is_some());
+                let found = [batch.offsets[2 * at], batch.offsets[2 * at + 1]];
+                assert_eq!(found.map(|n| usize::try_from(n).unwrap()), [start, end]);
+            }
+        }
+        let longest = encode(tokenizer, &texts, &BatchOptions::default())
+            .unwrap()
+            .num_tokens;
+        assert_eq!(longest, tokenizer.encode(texts[2], None).unwrap().ids.len());
+    }
+
+    #[test]
+    fn masking_equals_the_loaders() {
+        let mut config = config(Task::ImageText);
+        (config.seed, config.mlm_probability) = (5, 0.4);
+        let mut record = record("a");
+        record.epoch = 2;
+        let texts = ["the left cup and the red dog", "a right cup", "<mask> the"];
+        let options = BatchOptions {
+            max_tokens: Some(config.max_tokens),
+            masking: Some(Masking {
+                probability: 0.4,
+                seed: 5,
+                epoch: 2,
+                indices: vec![7, 8, 9],
+            }),
+            ..BatchOptions::default()
+        };
+        let batch = encode(&config.tokenizer, &texts, &options).unwrap();
+        let mut masked = 0;
+        for (row, text) in texts.iter().enumerate() {
+            record.index = 7 + row as u64;
+            record.text = (*text).to_owned();
+            let sample = crate::loader::sample::prepare_sample(&config, &record)
+                .unwrap()
+                .sample;
+            let pairs = sample.masked_ids.iter().zip(&sample.mlm_labels);
+            for (place, (&seen, label)) in pairs.enumerate() {
+                let at = row * batch.num_tokens + place;
+                assert_eq!(batch.masked_ids[at], i64::from(seen));
+                assert_eq!(batch.mlm_labels[at], label.map_or(IGNORED_LABEL, i64::from));
+                masked += usize::from(label.is_some());
+            }
+        }
+        assert!(masked > 2);
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let tokenizer = &config(Task::ImageText).tokenizer;
+        let message = |options: BatchOptions| {
+            let result = encode(tokenizer, &["a b"], &options);
+            result.unwrap_err().to_string()
+        };
+        let wrong = |max_tokens, pad_to, masking| BatchOptions {
+            max_tokens,
+            pad_to,
+            offsets: false,
+            masking,
+        };
+        assert!(message(wrong(Some(1), None, None)).starts_with("max_tokens: 1"));
+        assert!(message(wrong(None, Some(2), None)).starts_with("pad_to: 2; expected"));
+        let length = usize::MAX / 32;
+        let wide = message(wrong(None, Some(length), None));
+        assert!(wide.ends_with(&format!(
+            "1 texts of {length} tokens; expected fewer, or a smaller pad_to"
+        )));
+        let masking = |probability| Masking {
+            probability,
+            ..Masking::default()
+        };
+        let none = wrong(None, None, Some(masking(0.5)));
+        assert!(message(none).starts_with("indices: 0 numbers; expected one for each of 1"));
+        let nan = wrong(None, None, Some(masking(f64::NAN)));
+        assert!(message(nan).starts_with("mlm_probability: NaN"));
+    }
+}

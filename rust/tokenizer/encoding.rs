@@ -1,0 +1,195 @@
+//! Encoding of texts.
+
+use std::sync::Arc;
+
+use tokenizers::{Tokenizer as Inner, TruncationParams};
+
+use crate::Error;
+use crate::tokenizer::byte_level::Tokens;
+use crate::tokenizer::prompt_cache::{EncodedPrompt, PromptCache};
+use crate::tokenizer::spans::CharSpan;
+use crate::tokenizer::{Tokenizer, guarded, tokenizer_error};
+
+/// Token ids of a text with their code point spans; special tokens have empty spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Spans without leading spaces.
+    pub offsets: Vec<CharSpan>,
+}
+
+impl Encoded {
+    /// Truncate to a number of tokens; the last `after` are kept.
+    pub(crate) fn cut(&mut self, max_tokens: Option<usize>, after: usize) {
+        if let Some(limit) = max_tokens
+            && let Some(surplus) = self.ids.len().checked_sub(limit).filter(|&n| n > 0)
+        {
+            let words = limit.saturating_sub(after);
+            self.ids.drain(words..words + surplus);
+            self.offsets.drain(words..words + surplus);
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Encode a text, truncated to `max_tokens`, special tokens included.
+    ///
+    /// Long texts are cached, since prompts recur.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text,
+    /// [`Error::Tokenizer`] if `tokenizers` fails.
+    pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        self.check_max_tokens(max_tokens)?;
+        if !self.special_tokens.template.is_plain {
+            return self.encode_cut(text, max_tokens);
+        }
+        if PromptCache::keeps(text) {
+            return Ok(self.prompt(text)?.encoded(max_tokens));
+        }
+        self.encode_anew(text, max_tokens)
+    }
+
+    fn encode_anew(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        if let Some(fast) = &self.fast {
+            let mut tokens = Tokens::default();
+            let limit = max_tokens.unwrap_or(usize::MAX);
+            fast.encode(std::iter::once(text), limit, true, &mut tokens);
+            let spans = tokens.spans.iter();
+            return Ok(Encoded {
+                offsets: spans
+                    .map(|&(start, end)| (start as usize, end as usize))
+                    .collect(),
+                ids: tokens.ids,
+            });
+        }
+        let mut encoded = encode_with(&self.inner, text)?;
+        encoded.cut(max_tokens, self.special_tokens.template.after.len());
+        Ok(encoded)
+    }
+
+    /// Encode with truncation before the post-processor.
+    fn encode_cut(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+        let Some(max_length) = max_tokens else {
+            return encode_with(&self.inner, text);
+        };
+        let mut inner = self.inner.clone();
+        let truncation = TruncationParams {
+            max_length,
+            ..TruncationParams::default()
+        };
+        inner
+            .with_truncation(Some(truncation))
+            .map_err(tokenizer_error)?;
+        encode_with(&inner, text)
+    }
+
+    /// Encode a text that is likely to recur and can be truncated afterwards.
+    fn prompt(&self, text: &str) -> Result<Arc<EncodedPrompt>, Error> {
+        self.prompt_cache.get_or_make(text, || {
+            let encoded = self.encode_anew(text, None)?;
+            Ok(EncodedPrompt::new(
+                encoded,
+                self.special_tokens.template.after.len(),
+            ))
+        })
+    }
+
+    /// Which tokens of a text name each box, given by its spans: rows of tokens, and the length of
+    /// a row.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn positive_map(
+        &self,
+        text: &str,
+        boxes: &[Vec<CharSpan>],
+        max_tokens: Option<usize>,
+    ) -> Result<(Vec<bool>, usize), Error> {
+        self.check_max_tokens(max_tokens)?;
+        if self.special_tokens.template.is_plain {
+            return Ok(self.prompt(text)?.positive_map(boxes, max_tokens));
+        }
+        let cut = self.encode_cut(text, max_tokens)?;
+        Ok(EncodedPrompt::new(cut, 0).positive_map(boxes, None))
+    }
+
+    /// Append the tokens of texts, each truncated to `max_tokens`; returns their counts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_into<'a>(
+        &self,
+        texts: impl Iterator<Item = &'a str>,
+        max_tokens: Option<usize>,
+        with_spans: bool,
+        tokens: &mut Tokens,
+    ) -> Result<Vec<usize>, Error> {
+        self.check_max_tokens(max_tokens)?;
+        if let Some(fast) = &self.fast {
+            let limit = max_tokens.unwrap_or(usize::MAX);
+            return Ok(fast.encode(texts, limit, with_spans, tokens));
+        }
+        let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+        texts
+            .map(|text| {
+                let encoded = self.encode(text, max_tokens)?;
+                tokens.ids.extend_from_slice(&encoded.ids);
+                if with_spans {
+                    let spans = encoded.offsets.iter();
+                    tokens
+                        .spans
+                        .extend(spans.map(|&(start, end)| (number(start), number(end))));
+                }
+                Ok(encoded.ids.len())
+            })
+            .collect()
+    }
+}
+
+/// Encode with the crate, post-processor included.
+fn encode_with(inner: &Inner, text: &str) -> Result<Encoded, Error> {
+    let encoding = guarded(|| {
+        let encoded = inner.encode_char_offsets(text, true);
+        encoded.map_err(tokenizer_error)
+    })?;
+    Ok(Encoded {
+        ids: encoding.get_ids().to_vec(),
+        offsets: encoding.get_offsets().to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_longer_texts_are_truncated() {
+        let empty = Encoded::default();
+        let mut cut = empty.clone();
+        cut.cut(Some(2), 1);
+        assert_eq!(cut, empty);
+        let whole = Encoded {
+            ids: vec![0, 5, 6, 2],
+            offsets: vec![(0, 0), (0, 1), (1, 3), (0, 0)],
+        };
+        for limit in [None, Some(4)] {
+            let mut same = whole.clone();
+            same.cut(limit, 1);
+            assert_eq!(same, whole);
+        }
+        cut.clone_from(&whole);
+        cut.cut(Some(3), 1);
+        assert_eq!(
+            (cut.ids, cut.offsets),
+            (vec![0, 5, 2], vec![(0, 0), (0, 1), (0, 0)])
+        );
+        let mut cut = whole.clone();
+        cut.cut(Some(3), 0);
+        assert_eq!(cut.ids, [0, 5, 6]);
+        let mut cut = whole;
+        cut.cut(Some(2), 2);
+        assert_eq!((cut.ids, cut.offsets), (vec![6, 2], vec![(1, 3), (0, 0)]));
+    }
+}

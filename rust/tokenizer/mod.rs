@@ -1,0 +1,336 @@
+//! Tokenizers: text -> token ids with code point offsets, for every `tokenizer.json`.
+//!
+//! Plain byte-level BPEs are encoded by [`crate::tokenizer::byte_level`], all others by the crate
+//! `tokenizers`, which also trains, reads, writes and decodes. The results are equal.
+
+mod added_tokens;
+pub mod batch;
+mod bpe;
+mod byte_level;
+mod char_class;
+mod encoding;
+mod json;
+pub mod masking;
+mod pretokenizer;
+pub mod prompt_cache;
+pub mod roberta;
+pub mod spans;
+pub mod special_tokens;
+mod word_cache;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::utils::padding::PaddingParams;
+use tokenizers::{Model, ModelWrapper, Tokenizer as Inner};
+
+use crate::Error;
+use crate::error::catch_panic;
+use crate::tokenizer::byte_level::ByteLevel as Fast;
+pub use crate::tokenizer::encoding::Encoded;
+use crate::tokenizer::prompt_cache::PromptCache;
+pub use crate::tokenizer::roberta::{END_ID, PAD_ID, START_ID};
+pub use crate::tokenizer::special_tokens::{SpecialTokens, Template, TokenOverrides};
+
+/// A tokenizer of any kind that the crate `tokenizers` supports.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    /// Fast path, if it is a plain byte-level BPE.
+    fast: Option<Arc<Fast>>,
+    vocab_size: usize,
+    special_tokens: SpecialTokens,
+    /// True if the special tokens are found only with a `padding` entry that names them.
+    needs_padding_entry: bool,
+    prompt_cache: Arc<PromptCache>,
+}
+
+impl Tokenizer {
+    /// Read a `tokenizer.json` file.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read, [`Error::Tokenizer`] if it is not a tokenizer.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        Self::from_file_with(path, &TokenOverrides::default())
+    }
+
+    /// Read a `tokenizer.json` file, with the caller's special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`], and if the vocabulary lacks a named token.
+    pub fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
+        let json = read(path)?;
+        Self::from_json_with(&json, named)
+            .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
+    }
+
+    /// Parse the content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
+    pub fn from_json(json: &str) -> Result<Self, Error> {
+        Self::from_json_with(json, &TokenOverrides::default())
+    }
+
+    /// Parse the content of a `tokenizer.json`, with the caller's special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file_with`].
+    pub fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
+        guarded(|| {
+            let inner = Inner::from_bytes(json.as_bytes())
+                .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
+            let of_file = TokenOverrides {
+                pad: inner.get_padding().and_then(|padding| {
+                    // A padding token that is not in the vocabulary is an unused default.
+                    let known = inner.id_to_token(padding.pad_id)?;
+                    (known == padding.pad_token).then_some(known)
+                }),
+                mask: json::mask_token(json),
+            };
+            Self::of_crate(inner, named, &of_file)
+        })
+    }
+
+    /// Wrap a tokenizer of the crate, with special tokens named by the caller and by the file.
+    pub(crate) fn of_crate(
+        mut inner: Inner,
+        named: &TokenOverrides,
+        of_file: &TokenOverrides,
+    ) -> Result<Self, Error> {
+        // The loader truncates and pads.
+        inner.with_truncation(None).map_err(tokenizer_error)?;
+        inner.with_padding(None);
+        let mut special_tokens = SpecialTokens::find(&inner, named, of_file)?;
+        let mut needs_padding_entry = false;
+        if (named, of_file) != (&TokenOverrides::default(), &TokenOverrides::default()) {
+            let nothing = TokenOverrides::default();
+            let alone = SpecialTokens::find(&inner, &nothing, &nothing);
+            needs_padding_entry = alone.is_ok_and(|alone| {
+                (alone.pad, alone.mask) != (special_tokens.pad, special_tokens.mask)
+            });
+        }
+        special_tokens.replacements.shrink_to_fit();
+        let mut fast = None;
+        if matches!(inner.get_model(), ModelWrapper::BPE(_)) && special_tokens.template.is_plain {
+            let json = inner.to_string(false).map_err(tokenizer_error)?;
+            let known = inner.get_model().get_vocab_size();
+            fast = json::read(&json, known)?.map(Arc::new);
+        }
+        Ok(Self {
+            fast,
+            vocab_size: inner.get_vocab_size(true),
+            inner,
+            special_tokens,
+            needs_padding_entry,
+            prompt_cache: Arc::default(),
+        })
+    }
+
+    /// True if texts are encoded by the built-in byte-level BPE, not by `tokenizers`.
+    #[must_use]
+    pub fn is_fast(&self) -> bool {
+        self.fast.is_some()
+    }
+
+    /// The special tokens.
+    #[must_use]
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// Write a `tokenizer.json` file atomically.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let json = self.to_json()?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = Path::new(&partial);
+        let failed = |source| Error::File {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::write(partial, json)
+            .and_then(|()| std::fs::rename(partial, path))
+            .map_err(|source| {
+                // Remove the incomplete file; a failure to do so changes nothing.
+                let _ = std::fs::remove_file(partial);
+                failed(source)
+            })
+    }
+
+    /// Content of a `tokenizer.json`; it has a `padding` entry if the special tokens would not be
+    /// found without.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String, Error> {
+        if !self.needs_padding_entry {
+            return self.inner.to_string(true).map_err(tokenizer_error);
+        }
+        let mut inner = self.inner.clone();
+        inner.with_padding(Some(PaddingParams {
+            pad_id: self.special_tokens.pad,
+            pad_token: self
+                .inner
+                .id_to_token(self.special_tokens.pad)
+                .unwrap_or_default(),
+            ..PaddingParams::default()
+        }));
+        let json = inner.to_string(true).map_err(tokenizer_error)?;
+        let mask = self
+            .special_tokens
+            .mask
+            .and_then(|id| inner.id_to_token(id));
+        Ok(json::with_mask_token(json, mask))
+    }
+
+    /// Vocabulary size, special tokens included.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Reject a limit that cannot hold the special tokens of a text.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the minimum.
+    pub fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
+        let template = &self.special_tokens.template;
+        let least = template.added.max(1);
+        let Some(limit) = max_tokens.filter(|&limit| limit < least) else {
+            return Ok(());
+        };
+        let ids = template.before.iter().chain(&template.after);
+        let tokens: Vec<String> = ids.filter_map(|&id| self.inner.id_to_token(id)).collect();
+        let included = match tokens.split_last() {
+            Some((only, [])) => format!(", {only} included"),
+            Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
+            None => String::new(),
+        };
+        Err(Error::argument(
+            "max_tokens",
+            format!("{limit}; expected {least} or more{included}"),
+        ))
+    }
+
+    /// Decode ids to text, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        let is_none = |id: u32| self.inner.id_to_token(id).is_none();
+        if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
+            return Err(Error::argument(
+                "ids",
+                format!("{id}; expected less than {}", self.vocab_size),
+            ));
+        }
+        guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
+    }
+}
+
+/// Call the crate `tokenizers`, which panics on some malformed files.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_panic(work, |why| {
+        Error::Tokenizer(format!("the crate tokenizers panicked: {why}"))
+    })
+}
+
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
+    let bytes = std::fs::read(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
+    })
+}
+
+#[allow(clippy::needless_pass_by_value)] // Signature for `map_err`.
+pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(format!("tokenizer: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let texts = ["a red cup", "the red cups", "a red dog and a cup"];
+        Tokenizer::train(texts.into_iter(), 300).unwrap()
+    }
+
+    #[test]
+    fn a_file_at_which_the_crate_panics_is_an_error() {
+        let json = r#"{"version": "1.0", "decoder": {"type": 1 2}}"#;
+        let error = Tokenizer::from_json(json).err().unwrap().to_string();
+        assert!(error.contains("gave up"), "{error}");
+    }
+
+    #[test]
+    fn text_round_trips() {
+        let tokenizer = tokenizer();
+        for text in ["a red cup", "  two  spaces", "e\u{301} \u{1F600}\n\u{200d}"] {
+            let encoded = tokenizer.encode(text, None).unwrap();
+            assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn offsets_count_code_points_without_the_space() {
+        let tokenizer = tokenizer();
+        let text = "\u{1F600} red";
+        let encoded = tokenizer.encode(text, None).unwrap();
+        // Four bytes of one character, then the word.
+        assert_eq!(
+            encoded.offsets,
+            [(0, 0), (0, 1), (0, 1), (0, 1), (0, 1), (2, 5), (0, 0)]
+        );
+    }
+
+    #[test]
+    fn long_texts_keep_their_end() {
+        let tokenizer = tokenizer();
+        let whole = tokenizer.encode("a red cup and a dog", None).unwrap();
+        let cut = tokenizer.encode("a red cup and a dog", Some(4)).unwrap();
+        assert_eq!(cut.ids[..3], whole.ids[..3]);
+        assert_eq!(cut.ids[3], END_ID);
+        assert_eq!(cut.offsets[3], (0, 0));
+        assert!(tokenizer.encode("a", Some(1)).is_err());
+    }
+
+    #[test]
+    fn wrong_files_are_named() {
+        assert!(matches!(
+            Tokenizer::from_file(Path::new("no/such.json")),
+            Err(Error::File { .. })
+        ));
+        assert!(tokenizer().decode(&[9999]).is_err());
+    }
+
+    #[test]
+    fn a_template_that_repeats_the_text_truncates_before() {
+        let json = crate::tokenizer::special_tokens::tests::word_level(&["[A]", "red", "cup"]).replace(
+            "\"post_processor\": null",
+            r#""post_processor": {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[A]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "special_tokens": {"[A]": {"id": "[A]", "ids": [0], "tokens": ["[A]"]}}}"#,
+        );
+        let tokenizer = Tokenizer::from_json(&json).unwrap();
+        let encode = |limit| tokenizer.encode("red cup", limit).unwrap().ids;
+        assert_eq!(encode(None), [1, 2, 0, 1, 2]);
+        assert_eq!(encode(Some(2)), [1, 0, 1]);
+        assert_eq!(encode(Some(1)), [0]);
+        let map = tokenizer.positive_map("red cup", &[vec![(0, 2)]], Some(2));
+        assert_eq!(map.unwrap(), (vec![true, false, true], 3));
+        assert!(tokenizer.encode("red", Some(0)).is_err());
+    }
+}

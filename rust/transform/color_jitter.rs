@@ -1,0 +1,413 @@
+//! Random brightness, contrast, saturation and hue, as torchvision's `ColorJitter` on uint8
+//! tensors.
+//!
+//! The arithmetic is torchvision's in single precision. Only the image mean for contrast is summed
+//! exactly here, and in another order there, so that values close to a rounding boundary may differ
+//! by one level.
+
+// Loops are inlined to be compiled for several instruction sets; numbers are clamped before a cast.
+#![allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss
+)]
+
+use crate::Error;
+use crate::image::Rgb;
+use crate::rng::Rng;
+use crate::simd::{self as simd, SimdLoop};
+use crate::transform::enhance;
+
+/// One color change with its factor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ColorChange {
+    /// Scale all values.
+    Brightness(f64),
+    /// Blend with the mean gray of the image.
+    Contrast(f64),
+    /// Blend each pixel with its gray.
+    Saturation(f64),
+    /// Shift the hue by this fraction of the circle.
+    Hue(f64),
+}
+
+impl ColorChange {
+    /// Look up a change by name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name, or a factor out of range.
+    pub fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
+        let change = match name {
+            "brightness" => Self::Brightness(factor),
+            "contrast" => Self::Contrast(factor),
+            "saturation" => Self::Saturation(factor),
+            "hue" => Self::Hue(factor),
+            _ => {
+                return Err(Error::argument(
+                    "change",
+                    format!(
+                        "'{name}'; expected 'brightness', 'contrast', \
+                             'saturation' or 'hue'"
+                    ),
+                ));
+            }
+        };
+        let range = if name == "hue" { HUES } else { FACTORS };
+        if !(range.0..=range.1).contains(&factor) {
+            return Err(Error::argument(
+                "factor",
+                format!("{factor} for {name}; expected {} to {}", range.0, range.1),
+            ));
+        }
+        Ok(change)
+    }
+
+    /// Apply the change.
+    pub fn apply(self, image: &mut Rgb) {
+        match self {
+            Self::Brightness(factor) => enhance::brightness(image, factor),
+            Self::Contrast(factor) => {
+                let mean = mean_grey(image);
+                let ratio = [factor as f32, (1.0 - factor) as f32];
+                enhance::by_table(image, |value| blend(f32::from(value), mean, ratio));
+            }
+            Self::Saturation(factor) => simd::run(Saturate {
+                image,
+                ratio: [factor as f32, (1.0 - factor) as f32],
+            }),
+            Self::Hue(turn) => simd::run(HueShift {
+                image,
+                turn: turn as f32,
+            }),
+        }
+    }
+}
+
+/// Allowed factors and hue shifts; larger factors leave only black and white.
+const FACTORS: (f64, f64) = (0.0, 1e6);
+const HUES: (f64, f64) = (-0.5, 0.5);
+
+/// Ranges of the factors; the four changes are applied in random order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ColorJitter {
+    /// (low, high) factor.
+    pub brightness: (f64, f64),
+    /// (low, high) factor.
+    pub contrast: (f64, f64),
+    /// (low, high) factor.
+    pub saturation: (f64, f64),
+    /// (low, high) fraction of the circle.
+    pub hue: (f64, f64),
+}
+
+impl ColorJitter {
+    /// No change.
+    #[must_use]
+    pub fn off() -> Self {
+        Self {
+            brightness: (1.0, 1.0),
+            contrast: (1.0, 1.0),
+            saturation: (1.0, 1.0),
+            hue: (0.0, 0.0),
+        }
+    }
+
+    /// Check every field.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names the field.
+    pub fn check(&self) -> Result<(), Error> {
+        for (name, range, allowed) in [
+            ("brightness", self.brightness, FACTORS),
+            ("contrast", self.contrast, FACTORS),
+            ("saturation", self.saturation, FACTORS),
+            ("hue", self.hue, HUES),
+        ] {
+            if !(allowed.0 <= range.0 && range.0 <= range.1 && range.1 <= allowed.1) {
+                return Err(Error::argument(
+                    name,
+                    format!(
+                        "{range:?}; expected a range within {} to {}",
+                        allowed.0, allowed.1
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sample the changes of an image; disabled changes take no random numbers.
+    pub fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
+        if *self == Self::off() {
+            return Vec::new();
+        }
+        let mut factor = |range: (f64, f64)| rng.range(range.0, range.1);
+        let mut changes = [
+            (
+                ColorChange::Brightness(factor(self.brightness)),
+                self.brightness == (1.0, 1.0),
+            ),
+            (
+                ColorChange::Contrast(factor(self.contrast)),
+                self.contrast == (1.0, 1.0),
+            ),
+            (
+                ColorChange::Saturation(factor(self.saturation)),
+                self.saturation == (1.0, 1.0),
+            ),
+            (ColorChange::Hue(factor(self.hue)), self.hue == (0.0, 0.0)),
+        ];
+        for last in (1..changes.len()).rev() {
+            changes.swap(last, rng.index(last + 1));
+        }
+        let some = changes.into_iter().filter(|&(_, is_off)| !is_off);
+        some.map(|(change, _)| change).collect()
+    }
+}
+
+/// Pixels per block.
+const BLOCK: usize = 64;
+
+/// Planar channels of a block.
+type Channels = [[f32; BLOCK]; 3];
+
+/// Apply to blocks; values after the image's last pixel are arbitrary.
+#[inline(always)]
+fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
+    for bytes in image.pixels.chunks_mut(3 * BLOCK) {
+        let mut channels = [[0.0; BLOCK]; 3];
+        let [red, green, blue] = &mut channels;
+        let values = red.iter_mut().zip(green).zip(blue);
+        for (pixel, ((red, green), blue)) in bytes.as_chunks::<3>().0.iter().zip(values) {
+            [*red, *green, *blue] = pixel.map(f32::from);
+        }
+        change(&mut channels);
+        let [red, green, blue] = &channels;
+        let values = red.iter().zip(green).zip(blue);
+        for (pixel, ((&red, &green), &blue)) in bytes.as_chunks_mut::<3>().0.iter_mut().zip(values)
+        {
+            *pixel = [red, green, blue].map(|value| value as u8);
+        }
+    }
+}
+
+/// Integer gray level.
+#[inline(always)]
+fn grey(red: f32, green: f32, blue: f32) -> f32 {
+    let sum = green.mul_add(0.587, red * 0.2989);
+    blue.mul_add(0.114, sum).floor()
+}
+
+#[inline(always)]
+fn blend(value: f32, other: f32, ratio: [f32; 2]) -> f32 {
+    other.mul_add(ratio[1], value * ratio[0]).clamp(0.0, 255.0)
+}
+
+/// Mean of the integer gray levels.
+fn mean_grey(image: &mut Rgb) -> f32 {
+    struct Sum<'a>(&'a mut Rgb, &'a mut u64);
+    impl SimdLoop for Sum<'_> {
+        #[inline(always)]
+        fn run(self) {
+            for pixels in self.0.pixels.chunks(3 * BLOCK) {
+                let mut sum = 0;
+                for &[red, green, blue] in pixels.as_chunks::<3>().0 {
+                    sum += grey(red.into(), green.into(), blue.into()) as i32;
+                }
+                *self.1 += u64::from(sum.unsigned_abs());
+            }
+        }
+    }
+    let (mut sum, pixels) = (0, image.pixels.len() / 3);
+    simd::run(Sum(image, &mut sum));
+    (sum as f64 / pixels.max(1) as f64) as f32
+}
+
+struct Saturate<'a> {
+    image: &'a mut Rgb,
+    ratio: [f32; 2],
+}
+
+impl SimdLoop for Saturate<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for_blocks(self.image, |channels| {
+            let [red, green, blue] = channels;
+            for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
+                let grey = grey(*red, *green, *blue);
+                *red = blend(*red, grey, self.ratio);
+                *green = blend(*green, grey, self.ratio);
+                *blue = blend(*blue, grey, self.ratio);
+            }
+        });
+    }
+}
+
+struct HueShift<'a> {
+    image: &'a mut Rgb,
+    turn: f32,
+}
+
+impl SimdLoop for HueShift<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for_blocks(self.image, |channels| {
+            let [red, green, blue] = channels;
+            for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
+                let [hue, saturation, value] = to_hsv([*red, *green, *blue]);
+                let turned = turned(hue, self.turn);
+                let rgb = to_rgb(turned, saturation, value);
+                // Almost 256, so that 1 becomes 255.
+                [*red, *green, *blue] = rgb.map(|unit| unit * (256.0 - 1e-3));
+            }
+        });
+    }
+}
+
+/// Convert levels to hue, saturation and value in [0, 1].
+#[inline(always)]
+fn to_hsv(rgb: [f32; 3]) -> [f32; 3] {
+    let [red, green, blue] = rgb.map(|level| level * (1.0 / 255.0) as f32);
+    let (most, least) = (red.max(green).max(blue), red.min(green).min(blue));
+    let range = most - least;
+    let is_grey = range == 0.0;
+    let saturation = range / if is_grey { 1.0 } else { most };
+    let divisor = if is_grey { 1.0 } else { range };
+    let of = |channel: f32| (most - channel) / divisor;
+    let (from_red, from_green, from_blue) = (of(red), of(green), of(blue));
+    let sixths = if red >= most {
+        from_blue - from_green
+    } else if green >= most {
+        from_red + 2.0 - from_blue
+    } else {
+        from_green + 4.0 - from_red
+    };
+    let hue = sixths * (1.0 / 6.0) as f32 + 1.0;
+    [hue - hue.floor(), saturation, most]
+}
+
+/// Shift a hue, modulo 1.
+#[inline(always)]
+fn turned(hue: f32, turn: f32) -> f32 {
+    let sum = hue + turn;
+    if sum < 0.0 {
+        sum + 1.0
+    } else {
+        sum - sum.floor()
+    }
+}
+
+#[inline(always)]
+fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
+    let sixths = hue * 6.0;
+    let sector = sixths.floor();
+    let part = sixths - sector;
+    let (of_part, without) = (saturation * part, 1.0 - saturation);
+    let falling = ((1.0 - of_part) * value).clamp(0.0, 1.0);
+    let rising = ((of_part + without) * value).clamp(0.0, 1.0);
+    let low = (without * value).clamp(0.0, 1.0);
+    // A hue that was rounded up to 1 equals 0.
+    let sector = if sector >= 6.0 { 0.0 } else { sector };
+    let pick = |of: [f32; 6]| {
+        let mut picked = of[5];
+        for (number, value) in [4.0, 3.0, 2.0, 1.0, 0.0]
+            .into_iter()
+            .zip([of[4], of[3], of[2], of[1], of[0]])
+        {
+            picked = if sector <= number { value } else { picked };
+        }
+        picked
+    };
+    [
+        pick([value, falling, low, low, rising, value]),
+        pick([rising, value, value, falling, low, low]),
+        pick([low, low, rising, value, value, falling]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Purpose;
+
+    fn pixel(rgb: [u8; 3], change: ColorChange) -> Vec<u8> {
+        let mut image = Rgb {
+            height: 1,
+            width: 1,
+            pixels: rgb.to_vec(),
+        };
+        change.apply(&mut image);
+        image.pixels
+    }
+
+    #[test]
+    fn one_pixel_of_every_change() {
+        use ColorChange::{Brightness, Contrast, Hue, Saturation};
+        let rgb = [10, 100, 200];
+        assert_eq!(pixel(rgb, Brightness(1.5)), [15, 150, 255]);
+        // Its gray is 0.2989 * 10 + 0.587 * 100 + 0.114 * 200 = 84.489.
+        assert_eq!(pixel(rgb, Contrast(0.0)), [84; 3]);
+        assert_eq!(pixel(rgb, Contrast(0.5)), [47, 92, 142]);
+        assert_eq!(pixel(rgb, Saturation(0.0)), [84; 3]);
+        assert_eq!(pixel(rgb, Saturation(2.0)), [0, 116, 255]);
+        assert_eq!(pixel([255, 0, 0], Hue(1.0 / 3.0)), [0, 255, 0]);
+        assert_eq!(pixel([255, 0, 0], Hue(-1.0 / 3.0)), [0, 0, 255]);
+        assert_eq!(pixel([7, 7, 7], Hue(0.3)), [7; 3]);
+    }
+
+    #[test]
+    fn disabled_jitter_takes_no_random_numbers() {
+        let mut rng = Rng::new(0, 0, 0, Purpose::Image(0));
+        assert!(ColorJitter::off().draw(&mut rng).is_empty());
+        assert_eq!(rng.bits(), Rng::new(0, 0, 0, Purpose::Image(0)).bits());
+    }
+
+    #[test]
+    fn every_order_and_the_whole_range_are_sampled() {
+        let jitter = ColorJitter {
+            brightness: (0.5, 1.5),
+            contrast: (0.9, 1.0),
+            ..ColorJitter::off()
+        };
+        let (mut first, mut least, mut largest) = (0, 2.0_f64, 0.0_f64);
+        for index in 0..1000 {
+            let mut rng = Rng::new(0, 0, index, Purpose::Image(0));
+            let changes = jitter.draw(&mut rng);
+            assert_eq!(changes.len(), 2);
+            for (place, change) in changes.iter().enumerate() {
+                match *change {
+                    ColorChange::Brightness(factor) => {
+                        first += usize::from(place == 0);
+                        (least, largest) = (least.min(factor), largest.max(factor));
+                    }
+                    ColorChange::Contrast(factor) => assert!((0.9..1.0).contains(&factor)),
+                    _ => panic!("{change:?} was off"),
+                }
+            }
+        }
+        // Four standard deviations of 16.
+        assert!((436..564).contains(&first), "{first}");
+        assert!(least < 0.51 && largest > 1.49 && least >= 0.5 && largest < 1.5);
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let hue = ColorJitter {
+            hue: (-0.6, 0.0),
+            ..ColorJitter::off()
+        };
+        let contrast = ColorJitter {
+            contrast: (1.0, 0.5),
+            ..ColorJitter::off()
+        };
+        for (jitter, expected) in [(hue, "hue"), (contrast, "contrast")] {
+            let error = jitter.check().unwrap_err();
+            assert!(matches!(error, Error::Argument { name, .. } if name == expected));
+        }
+        assert!(ColorJitter::off().check().is_ok());
+        assert!(ColorChange::from_name("gamma", 1.0).is_err());
+        assert!(ColorChange::from_name("hue", 0.6).is_err());
+        assert!(ColorChange::from_name("contrast", f64::NAN).is_err());
+    }
+}

@@ -1,0 +1,366 @@
+//! Transforms of an image and its boxes.
+//!
+//! [`Transform::sample`] makes all random choices; the [`SampledTransform`] is then applied to the
+//! image and to its boxes, so that they always agree.
+
+pub mod affine;
+mod affine_rows;
+pub mod boxes;
+pub mod color_jitter;
+pub mod crop;
+pub mod enhance;
+pub mod params;
+pub mod rand_augment;
+#[cfg(target_arch = "x86_64")]
+mod simd;
+
+use crate::Error;
+use crate::boxes::Crop;
+use crate::normalize::Normalization;
+use crate::resize::{self, Method};
+use crate::rng::Rng;
+use crate::transform::color_jitter::ColorJitter;
+use crate::transform::crop::{RandomCrop, check_scale, cut_out, random_crop, shorter_side};
+use crate::transform::params::SampledTransform;
+use crate::transform::rand_augment::RandAugment;
+
+/// Geometry of a transform.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Geometry {
+    /// Resize to a square; the aspect ratio is not kept.
+    Squash {
+        /// Side in pixels.
+        size: usize,
+    },
+    /// Crop a random rectangle and resize it to a square.
+    RandomResizedCrop {
+        /// Side in pixels.
+        size: usize,
+        /// (low, high) fraction of the image's area.
+        scale: (f64, f64),
+        /// (low, high) width / height.
+        ratio: (f64, f64),
+    },
+    /// Resize the shorter side to a given length; the aspect ratio is kept.
+    ShorterSide {
+        /// Lengths in pixels, one of which is sampled.
+        sizes: Vec<usize>,
+        /// Maximum of the longer side in pixels.
+        max_size: usize,
+        /// Batches are padded right and bottom to a multiple of this many pixels.
+        divisor: usize,
+        /// Random crop before the resize.
+        cut: RandomCrop,
+    },
+}
+
+/// Geometry, flip, color changes, RandAugment and normalization.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transform {
+    /// Crop and size.
+    pub geometry: Geometry,
+    /// Resize method.
+    pub method: Method,
+    /// Probability of a horizontal flip.
+    pub flip_probability: f64,
+    /// Color changes of the resized image.
+    pub color_jitter: ColorJitter,
+    /// Operations on the resized image, after the color changes.
+    pub rand_augment: RandAugment,
+    /// Normalization to batch values.
+    pub normalization: Normalization,
+}
+
+impl Transform {
+    /// Check every field.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] that names the field.
+    pub fn check(&self) -> Result<(), Error> {
+        self.geometry.check()?;
+        if !(0.0..=1.0).contains(&self.flip_probability) {
+            return Err(Error::argument(
+                "flip_probability",
+                format!("{}; expected 0 to 1", self.flip_probability),
+            ));
+        }
+        self.color_jitter.check()?;
+        self.rand_augment.check()?;
+        self.normalization.check()
+    }
+
+    /// Sample the transform of an image of `height` x `width` pixels.
+    pub fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
+        let whole = Crop {
+            top: 0,
+            left: 0,
+            height,
+            width,
+        };
+        let mut whole_size = None;
+        let (crop, size) = match &self.geometry {
+            Geometry::Squash { size } => (whole, (*size, *size)),
+            Geometry::RandomResizedCrop { size, scale, ratio } => (
+                random_crop(height, width, *scale, *ratio, rng),
+                (*size, *size),
+            ),
+            Geometry::ShorterSide {
+                sizes,
+                max_size,
+                cut,
+                ..
+            } => {
+                let shorter = sizes[rng.index(sizes.len())];
+                let uncut = shorter_side(height, width, shorter, *max_size);
+                // Disabled crops take no random numbers.
+                if cut.probability > 0.0 && rng.unit() < cut.probability {
+                    whole_size = Some(uncut);
+                    let crop = cut_out(height, width, cut.scale, rng);
+                    let size = shorter_side(crop.height, crop.width, shorter, *max_size);
+                    (crop, size)
+                } else {
+                    (whole, uncut)
+                }
+            }
+        };
+        SampledTransform {
+            crop,
+            height: size.0,
+            width: size.1,
+            flip: rng.unit() < self.flip_probability,
+            colors: self.color_jitter.draw(rng),
+            operations: self.rand_augment.draw(rng),
+            method: self.method,
+            whole: whole_size,
+        }
+    }
+
+    /// Multiple of pixels to which a batch is padded.
+    #[must_use]
+    pub fn divisor(&self) -> usize {
+        match self.geometry {
+            Geometry::ShorterSide { divisor, .. } => divisor,
+            _ => 1,
+        }
+    }
+}
+
+impl Geometry {
+    fn check(&self) -> Result<(), Error> {
+        match self {
+            Self::Squash { size } => resize::check_output("size", *size, *size),
+            Self::RandomResizedCrop { size, scale, ratio } => {
+                resize::check_output("size", *size, *size)?;
+                check_scale("scale", *scale)?;
+                if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
+                    return Err(Error::argument(
+                        "ratio",
+                        format!("{ratio:?}; expected an ascending range above 0"),
+                    ));
+                }
+                Ok(())
+            }
+            Self::ShorterSide {
+                sizes,
+                max_size,
+                divisor,
+                cut,
+            } => {
+                check_scale("crop_scale", cut.scale)?;
+                if !(0.0..=1.0).contains(&cut.probability) {
+                    return Err(Error::argument(
+                        "crop_probability",
+                        format!("{}; expected 0 to 1", cut.probability),
+                    ));
+                }
+                if sizes.is_empty() || sizes.contains(&0) {
+                    return Err(Error::argument(
+                        "sizes",
+                        format!("{sizes:?}; expected one or more lengths above 0"),
+                    ));
+                }
+                if *max_size == 0 || *divisor == 0 {
+                    return Err(Error::argument(
+                        "max_size, divisor",
+                        format!("{max_size} and {divisor}; expected 1 or more"),
+                    ));
+                }
+                let padded = |side: usize| side.checked_next_multiple_of(*divisor);
+                let shorter = sizes.iter().copied().max().map(|size| size.min(*max_size));
+                let largest = shorter.and_then(padded).zip(padded(*max_size));
+                let (height, width) = largest.unwrap_or((usize::MAX, usize::MAX));
+                resize::check_output("sizes, max_size", height, width)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::cast_precision_loss)] // Small numbers.
+
+    use super::*;
+    use crate::image::Rgb;
+    use crate::resize::Filter;
+    use crate::rng::Purpose;
+
+    fn rng(index: u64) -> Rng {
+        Rng::new(0, 0, index, Purpose::Image(0))
+    }
+
+    fn transform(geometry: Geometry, flip_probability: f64) -> Transform {
+        Transform {
+            geometry,
+            method: Filter::Bilinear.into(),
+            flip_probability,
+            color_jitter: ColorJitter::off(),
+            rand_augment: RandAugment::off(),
+            normalization: Normalization::default(),
+        }
+    }
+
+    #[test]
+    fn one_pixel_goes_through_everything() {
+        let image = Rgb {
+            height: 1,
+            width: 1,
+            pixels: vec![1, 2, 3],
+        };
+        let crop = Geometry::RandomResizedCrop {
+            size: 4,
+            scale: (0.5, 1.0),
+            ratio: (0.75, 4.0 / 3.0),
+        };
+        let shorter = Geometry::ShorterSide {
+            sizes: vec![4],
+            max_size: 8,
+            divisor: 32,
+            cut: RandomCrop::off(),
+        };
+        for geometry in [Geometry::Squash { size: 4 }, crop, shorter] {
+            let sampled = transform(geometry, 1.0).sample(1, 1, &mut rng(0));
+            let output = sampled.apply(&image).unwrap();
+            assert_eq!((output.height, output.width), (4, 4));
+            assert_eq!(output.pixels, [1, 2, 3].repeat(16));
+        }
+    }
+
+    fn cutting(probability: f64, scale: (f64, f64)) -> Transform {
+        let geometry = Geometry::ShorterSide {
+            sizes: vec![20, 30],
+            max_size: 100,
+            divisor: 1,
+            cut: RandomCrop { probability, scale },
+        };
+        transform(geometry, 0.5)
+    }
+
+    #[test]
+    fn crops_have_the_given_probability_and_area() {
+        let transform = cutting(0.25, (0.3, 0.6));
+        let mut cuts = 0;
+        for index in 0..2000 {
+            let sampled = transform.sample(90, 160, &mut rng(index));
+            let crop = sampled.crop;
+            let Some(whole) = sampled.uncut(90, 160) else {
+                assert_eq!((crop.height, crop.width), (90, 160));
+                continue;
+            };
+            cuts += 1;
+            assert!(crop.top + crop.height <= 90 && crop.left + crop.width <= 160);
+            let area = (crop.height * crop.width) as f64 / (90.0 * 160.0);
+            assert!((0.28..=0.62).contains(&area), "{area}");
+            let ratio = crop.width as f64 / crop.height as f64 / (160.0 / 90.0);
+            assert!((0.72..1.39).contains(&ratio), "{ratio}");
+            // The crop is resized like an image of its own, and so is the whole image, to the same
+            // side.
+            let shorter = sampled.height.min(sampled.width);
+            assert_eq!(
+                (sampled.height, sampled.width),
+                shorter_side(crop.height, crop.width, shorter, 100)
+            );
+            assert_eq!(
+                (whole.height, whole.width),
+                shorter_side(90, 160, shorter, 100)
+            );
+            assert_eq!((whole.crop.height, whole.crop.width), (90, 160));
+            assert_eq!(
+                (whole.flip, &whole.operations),
+                (sampled.flip, &sampled.operations)
+            );
+            assert_eq!(whole.uncut(90, 160), None);
+        }
+        // Four standard deviations.
+        assert!((422..=578).contains(&cuts), "{cuts}");
+    }
+
+    #[test]
+    fn disabled_crops_take_no_random_numbers() {
+        for index in 0..20 {
+            let never = cutting(0.0, (0.3, 0.6)).sample(90, 160, &mut rng(index));
+            // The side, then the flip.
+            let mut own = rng(index);
+            let shorter = [20, 30][own.index(2)];
+            let size = shorter_side(90, 160, shorter, 100);
+            assert_eq!((never.height, never.width), size);
+            assert_eq!(never.flip, own.unit() < 0.5);
+            assert_eq!(never.uncut(90, 160), None);
+        }
+    }
+
+    #[test]
+    fn every_size_is_sampled() {
+        let geometry = Geometry::ShorterSide {
+            sizes: vec![10, 20, 30],
+            max_size: 100,
+            divisor: 1,
+            cut: RandomCrop::off(),
+        };
+        let transform = transform(geometry, 0.0);
+        let mut seen: Vec<usize> = (0..50)
+            .map(|index| transform.sample(5, 5, &mut rng(index)).height)
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [10, 20, 30]);
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let name = |transform: &Transform| match transform.check() {
+            Err(Error::Argument { name, .. }) => name,
+            _ => "none",
+        };
+        assert_eq!(name(&transform(Geometry::Squash { size: 0 }, 0.0)), "size");
+        let good = transform(Geometry::Squash { size: 1 }, 1.0);
+        assert_eq!(name(&good), "none");
+        let flip = transform(Geometry::Squash { size: 1 }, 1.1);
+        assert_eq!(name(&flip), "flip_probability");
+        let sizes = Geometry::ShorterSide {
+            sizes: vec![],
+            max_size: 1,
+            divisor: 1,
+            cut: RandomCrop::off(),
+        };
+        assert_eq!(name(&transform(sizes, 0.0)), "sizes");
+        let large = Geometry::Squash { size: 13_378 };
+        assert_eq!(name(&transform(large, 0.0)), "size");
+        for (max_size, divisor, fault) in [
+            (100_000, 32, "none"),
+            (1_000_000, 32, "sizes, max_size"),
+            (1333, 1 << 20, "sizes, max_size"),
+            (usize::MAX, 2, "sizes, max_size"),
+        ] {
+            let sizes = Geometry::ShorterSide {
+                sizes: vec![800],
+                max_size,
+                divisor,
+                cut: RandomCrop::off(),
+            };
+            assert_eq!(name(&transform(sizes, 0.0)), fault);
+        }
+        assert_eq!(name(&cutting(1.5, (0.5, 1.0))), "crop_probability");
+        assert_eq!(name(&cutting(0.5, (0.0, 1.0))), "crop_scale");
+        assert_eq!(name(&cutting(0.5, (0.5, 1.1))), "crop_scale");
+    }
+}

@@ -1,0 +1,198 @@
+//! Sampled parameters of a transform, and their application to an image and its boxes.
+
+use crate::Error;
+use crate::boxes::BoxXyxy;
+use crate::boxes::Crop;
+use crate::image::{Rgb, RgbView};
+use crate::jpeg::Scale;
+use crate::resize::{self, Method};
+use crate::transform::boxes::BoxTransform;
+use crate::transform::color_jitter::ColorChange;
+use crate::transform::rand_augment::Operation;
+
+/// A transform without randomness.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledTransform {
+    /// Crop of the stored image.
+    pub crop: Crop,
+    /// Height after the resize in pixels.
+    pub height: usize,
+    /// Width after the resize in pixels.
+    pub width: usize,
+    /// Mirror horizontally.
+    pub flip: bool,
+    /// Color changes of the resized image, in order.
+    pub colors: Vec<ColorChange>,
+    /// Operations on the resized image after that, in order.
+    pub operations: Vec<Operation>,
+    /// Resize method.
+    pub method: Method,
+    /// (height, width) in pixels that the whole image would be resized to, if [`RandomCrop`]
+    /// cropped it.
+    pub(crate) whole: Option<(usize, usize)>,
+}
+
+impl SampledTransform {
+    /// The same transform without the crop, for the whole image of `height` x `width` pixels;
+    /// `None` unless [`RandomCrop`] cropped it.
+    #[must_use]
+    pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
+        let (whole_height, whole_width) = self.whole?;
+        Some(Self {
+            crop: Crop {
+                top: 0,
+                left: 0,
+                height,
+                width,
+            },
+            height: whole_height,
+            width: whole_width,
+            whole: None,
+            ..self.clone()
+        })
+    }
+
+    /// Apply to an image.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it was sampled for another size.
+    pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
+        let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
+        self.change(&mut resized);
+        Ok(resized)
+    }
+
+    /// True if [`Self::change`] needs the whole image at once; a flip alone does not.
+    #[must_use]
+    pub fn needs_whole(&self) -> bool {
+        !(self.colors.is_empty() && self.operations.is_empty())
+    }
+
+    /// Apply everything after the resize, in place.
+    pub fn change(&self, resized: &mut Rgb) {
+        if self.flip {
+            mirror(resized);
+        }
+        for change in &self.colors {
+            change.apply(resized);
+        }
+        for operation in &self.operations {
+            operation.apply(resized);
+        }
+    }
+
+    /// Apply to boxes of the stored image; `None` if the crop drops a box.
+    ///
+    /// # Errors
+    /// [`Error::EmptyBox`] for a box outside of the image, [`Error::BoxOutside`] for one that
+    /// exceeds it by more than a pixel.
+    pub fn transform_boxes(
+        &self,
+        boxes_xyxy: &[BoxXyxy],
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Option<BoxXyxy>>, Error> {
+        let box_transform = BoxTransform {
+            from: (height, width),
+            crop: self.crop,
+            to: (self.height, self.width),
+            flip: self.flip,
+        };
+        box_transform.move_all(boxes_xyxy)
+    }
+}
+
+fn mirror(image: &mut Rgb) {
+    for row in image.pixels.chunks_exact_mut(image.width * 3) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+/// The smallest decoding scale at which the crop has at least the output's pixels.
+pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
+    let fits = |scale: &Scale| {
+        sampled.crop.height >= scale.divisor() * sampled.height
+            && sampled.crop.width >= scale.divisor() * sampled.width
+    };
+    [Scale::Eighth, Scale::Quarter, Scale::Half]
+        .into_iter()
+        .find(fits)
+        .unwrap_or_default()
+}
+
+/// The crop in pixels of the scaled image, edges rounded to nearest.
+pub(crate) fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
+    let divisor = scale.divisor();
+    let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
+    let span = |start: usize, length: usize, size: usize| {
+        let first = edge(start, size - 1);
+        let end = edge(start + length, size).max(first + 1);
+        (first, end - first)
+    };
+    let (top, height) = span(crop.top, crop.height, source.0);
+    let (left, width) = span(crop.left, crop.width, source.1);
+    Crop {
+        top,
+        left,
+        height,
+        width,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::config;
+    use crate::loader::record::Task;
+
+    #[test]
+    fn crops_are_scaled() {
+        let crop = Crop {
+            top: 16,
+            left: 33,
+            height: 64,
+            width: 100,
+        };
+        let expected = Crop {
+            top: 4,
+            left: 8,
+            height: 16,
+            width: 25,
+        };
+        assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
+        assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
+        // The last column of an image of odd width, and less than a pixel of the scaled image.
+        let crop = Crop {
+            top: 0,
+            left: 16,
+            height: 1,
+            width: 1,
+        };
+        let expected = Crop {
+            top: 0,
+            left: 2,
+            height: 1,
+            width: 1,
+        };
+        assert_eq!(scaled(crop, Scale::Eighth, (1, 3)), expected);
+    }
+
+    #[test]
+    fn the_scale_keeps_enough_pixels() {
+        let mut sampled = config(Task::ImageText).transform.sample(
+            64,
+            64,
+            &mut crate::rng::Rng::new(0, 0, 0, crate::rng::Purpose::Image(0)),
+        );
+        for (side, scale) in [
+            (15, Scale::Full),
+            (16, Scale::Half),
+            (63, Scale::Quarter),
+            (64, Scale::Eighth),
+        ] {
+            sampled.crop = Crop::whole(side, 64);
+            assert_eq!((sampled.height, scale_for(&sampled)), (8, scale));
+        }
+    }
+}

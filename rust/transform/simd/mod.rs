@@ -1,0 +1,4 @@
+//! AVX-512 loops: affine warps and lookup tables.
+
+pub(super) mod affine_avx512;
+pub(super) mod lut_avx512;

@@ -1,0 +1,96 @@
+//! Fallible allocation for sizes that come from data.
+//!
+//! `vec!` and `with_capacity` abort the process when memory is short; these functions return an
+//! error that says what the memory was for.
+
+use crate::Error;
+
+/// Default limit on the pixels of an image: twice Pillow's warning level.
+pub const MAX_PIXELS: usize = 178_956_970;
+
+/// A vector of `count` equal values; `what` names it in the error.
+///
+/// # Errors
+/// [`Error::Memory`] if the allocation fails.
+pub(crate) fn filled<T: Clone>(
+    value: T,
+    count: usize,
+    what: impl FnOnce() -> String,
+) -> Result<Vec<T>, Error> {
+    let mut values = Vec::new();
+    reserve(&mut values, count, what)?;
+    values.resize(count, value);
+    Ok(values)
+}
+
+/// Reserve room for `more` values.
+///
+/// # Errors
+/// As [`filled`].
+pub(crate) fn reserve<T>(
+    values: &mut Vec<T>,
+    more: usize,
+    what: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    values.try_reserve_exact(more).map_err(|_| Error::Memory {
+        bytes: more.saturating_mul(size_of::<T>()),
+        what: what(),
+    })
+}
+
+/// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
+///
+/// # Errors
+/// As [`filled`].
+pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
+    let mut asked_for = Vec::<u8>::new();
+    reserve(&mut asked_for, bytes, what)?;
+    // Otherwise the compiler may remove the allocation.
+    std::hint::black_box(asked_for);
+    Ok(())
+}
+
+/// Reserve a row of tokens for each box.
+///
+/// # Errors
+/// As [`filled`].
+pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) -> Result<(), Error> {
+    reserve(rows, boxes.saturating_mul(tokens), || {
+        format!("{boxes} boxes of {tokens} tokens; expected fewer boxes, or a smaller max_tokens")
+    })
+}
+
+/// Describes an image's pixels in errors.
+pub(crate) fn of_image(height: usize, width: usize) -> impl Fn() -> String + Copy {
+    move || {
+        format!("an image of {height} x {width} pixels; expected a smaller image, or fewer threads")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_values_need_no_memory() {
+        assert!(filled(0_u8, 0, String::new).unwrap().is_empty());
+        assert!(check(0, String::new).is_ok());
+    }
+
+    #[test]
+    fn failed_allocations_are_named() {
+        assert_eq!(filled(7_u16, 3, String::new).unwrap(), [7; 3]);
+        for error in [
+            filled(0_u64, usize::MAX / 16, of_image(3, 4)).unwrap_err(),
+            // More bytes than a usize can count.
+            filled(0_u64, usize::MAX, of_image(3, 4)).unwrap_err(),
+            check(usize::MAX / 2, of_image(3, 4)).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(
+                message.contains(" bytes for an image of 3 x 4 pixels; expected "),
+                "{message}"
+            );
+        }
+    }
+}
