@@ -1,7 +1,7 @@
 """What the coarse stage saves in boxes: the fine stage from it and from nothing, with ever fewer.
 
 Command: fiber data scenes --output runs/scenes --images 24000
-         python benches/few_stamps.py runs/stamp-files
+         python benches/stamp_subset.py runs/stamp-files
          fiber data stamps --stamps runs/stamp-files --output runs/few-stamps --images 10000
          python benches/boxes.py runs/scenes runs/few-stamps
 Rows: results/boxes.csv, one for each run; `results_page.py` makes the table and the curve. A run
@@ -27,7 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from box_measures import (
+from box_metrics import (
     GROUPS,
     NUMBERS,
     Asked,

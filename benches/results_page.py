@@ -36,7 +36,7 @@ from page_tables import (
     verdict,
 )
 
-from fiber.benchmarks import lines
+from fiber.benchmarks import workloads
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -73,11 +73,11 @@ def fill(page: str) -> str:
 # --- the data path
 
 
-def data() -> dict[lines.Line, dict[str, Row]]:
-    """Read the rows of the data path by line of work and side, the fastest side first."""
+def data() -> dict[workloads.Workload, dict[str, Row]]:
+    """Read the rows of the data path by workload and side, the fastest side first."""
     rows = read("data")
     found = {}
-    for line in lines.LINES:
+    for line in workloads.WORKLOADS:
         own = newest(row for row in rows if row["line"] == line.name)
         found[line] = dict(sorted(own.items(), key=lambda item: float(item[1]["median"])))
     return found
@@ -85,7 +85,7 @@ def data() -> dict[lines.Line, dict[str, Row]]:
 
 @block
 def data_cpu() -> str:
-    """CPU time per image of every loader, by line of work."""
+    """CPU time per image of every loader, by workload."""
     found = {line: own for line, own in data().items() if line.kind in IMAGE_KINDS}
     body = []
     for side in next(iter(found.values())):
@@ -129,7 +129,7 @@ def data_peers() -> str:
 
 @block
 def data_materials() -> str:
-    """Images and texts of the lines of work."""
+    """Images and texts of the workloads."""
     materials = dict.fromkeys(own["material"] for each in data().values() for own in each.values())
     return "\n".join(f"- {shown(text)}" for text in materials)
 
@@ -140,9 +140,9 @@ def data_gates() -> str:
     costs = {
         line.name: {s: float(r["median"]) for s, r in own.items()} for line, own in data().items()
     }
-    rivals = list(dict.fromkeys(gate.rivals for gate in lines.GATES))
+    rivals = list(dict.fromkeys(gate.rivals for gate in workloads.GATES))
     body: dict[str, list[str]] = {}
-    for gate in lines.GATES:
+    for gate in workloads.GATES:
         name = f"{gate.kind} {gate.corpus} {gate.output}"
         ratio = min(costs[name][side] for side in gate.rivals) / costs[name]["fiber"]
         asked = [

@@ -1,33 +1,32 @@
-"""What every bench shares: interleaved timing, and a row with what it was measured on."""
+"""Interleaved timing of benches, and CSV rows with the machine that they were measured on."""
 
-import csv
-import datetime
 import statistics
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fiber import _core
+from fiber.benchmarks.csv_rows import append_rows, p20_p80, spread_columns, today
 from fiber.env import describe_machine
 
 RESULTS = Path(__file__).with_name("results")
 
 
 def refuse_debug_build() -> None:
-    """Stop, with the reason, if the extension was built without optimisation."""
+    """Exit with an error if the extension is not a release build."""
     if _core.build_profile != "release":
         sys.exit(
-            f"the extension is a {_core.build_profile} build, whose times mean nothing;"
-            " build it with `maturin develop --release`"
+            f"the extension is a {_core.build_profile} build; expected a release build"
+            " (`maturin develop --release`)"
         )
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure every side once a round, so that a change of the machine's speed meets all of them.
+    """Measure every side once per round, so that a change of the machine's speed affects all.
 
     Args:
-        sides: by name, what returns its own measurement.
-        rounds: how many times; one more round before them is not counted.
+        sides: by name, a function that returns one measurement.
+        rounds: number of rounds, after one round of warmup.
     """
     values: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -48,48 +47,31 @@ def report(
     """Print median, 20th and 80th percentile and ratio to the peer; append them as rows.
 
     Args:
-        bench: name of the file in `benches/results`, without its ending.
+        bench: name of the CSV file in `benches/results`, without suffix.
         unit: of the values.
-        values: by side; every side needs at least two.
+        values: by side; two or more each.
         peer: the side that the others are compared with.
-        results: another folder for that file.
+        results: another directory for the CSV file.
+
+    Raises:
+        ValueError: if a side has fewer than two values, or the CSV file other columns.
     """
+    short = [side for side, found in values.items() if len(found) < 2]
+    if short:
+        raise ValueError(f"{', '.join(short)}: expected two or more values of each side")
     machine = describe_machine()
     base = statistics.median(values[peer])
     rows = []
     print(f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}")
     for side, found in values.items():
-        fifths = statistics.quantiles(found, n=5, method="inclusive")
-        median = statistics.median(found)
-        ratio = median / base
+        low, high = p20_p80(found)
+        ratio = statistics.median(found) / base
         print(
-            f"{side:32} {median:10.2f} {unit} ({fifths[0]:.2f} to {fifths[-1]:.2f}),"
+            f"{side:32} {statistics.median(found):10.2f} {unit} ({low:.2f} to {high:.2f}),"
             f" {ratio:.3f} of {peer}"
         )
-        rows.append(
-            {
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "side": side,
-                "unit": unit,
-                "median": f"{median:.4g}",
-                "p20": f"{fifths[0]:.4g}",
-                "p80": f"{fifths[-1]:.4g}",
-                "rounds": len(found),
-                "peer": peer,
-                "ratio_to_peer": f"{ratio:.4g}",
-                **machine,
-            }
-        )
+        row = {"date": today(), "side": side, "unit": unit, **spread_columns(found)}
+        rows.append({**row, "peer": peer, "ratio_to_peer": f"{ratio:.4g}", **machine})
     file = (results or RESULTS) / f"{bench}.csv"
-    is_new = not file.exists()
-    if not is_new:
-        with file.open(newline="") as known:
-            header = next(csv.reader(known))
-        if header != list(rows[0]):
-            sys.exit(f"{file} has the columns {header}; expected {list(rows[0])}")
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append_rows(file, list(rows[0]), rows)
     print(f"rows: {file}")

@@ -15,7 +15,7 @@ BENCHES = Path(__file__).parents[2] / "benches"
 @pytest.fixture
 def boxes(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHES))
-    for name in ("boxes", "box_measures", "experiments", "few_stamps"):
+    for name in ("boxes", "box_metrics", "experiments", "stamp_subset"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import boxes
     import experiments
@@ -25,10 +25,10 @@ def boxes(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def box_measures(boxes):
-    import box_measures
+def box_metrics(boxes):
+    import box_metrics
 
-    return box_measures
+    return box_metrics
 
 
 @pytest.fixture(scope="module")
@@ -91,21 +91,21 @@ def test_nouns_that_are_held_out_are_not_asked_for_in_training(boxes, few_stamps
 
 
 def test_groups_of_stamps_are_nouns_that_training_shows_and_those_held_out(
-    boxes, box_measures, few_stamps
+    boxes, box_metrics, few_stamps
 ):
     nouns = boxes.read_json(few_stamps / "dataset.json")["held_out"]["nouns"]
-    asked = box_measures.open_asked(few_stamps)
+    asked = box_metrics.open_asked(few_stamps)
     for group, unseen in (("seen", False), ("unseen", True)):
         labels = [
             record.labels[label]
-            for record, true in zip(asked.coco, box_measures.true_boxes(asked, group), strict=True)
+            for record, true in zip(asked.coco, box_metrics.true_boxes(asked, group), strict=True)
             for label in true.labels
         ]
         assert labels and all((label in nouns) == unseen for label in labels)
-    heads = {box_measures.head_phrase(record) for record in asked.refcoco["unseen"]}
+    heads = {box_metrics.head_phrase(record) for record in asked.refcoco["unseen"]}
     assert heads and all(head.endswith(tuple(nouns)) for head in heads)
     training = boxes.boxed_records(few_stamps, 100, seed=0)
-    values = box_measures.guess_frequent_boxes(asked, training)
+    values = box_metrics.guess_frequent_boxes(asked, training)
     assert all(0 <= value <= 1 for value in values.values())
 
 
@@ -183,16 +183,16 @@ def test_a_missing_coarse_model_is_trained_before_what_needs_it_and_only_then(
     assert len(done) == 4 and len(rows.rows) == 6
 
 
-def test_what_was_held_out_is_known_by_its_noun_or_by_colour_and_shape(box_measures):
-    names = box_measures.names_held_out({"nouns": ["sea lion", "bear"]})
+def test_what_was_held_out_is_known_by_its_noun_or_by_colour_and_shape(box_metrics):
+    names = box_metrics.names_held_out({"nouns": ["sea lion", "bear"]})
     assert names("a bear") and names("three large sea lions")
     assert not names("a bear cub") and not names("a beard") and not names("a sea lion's pup")
-    names = box_measures.names_held_out({"color_shape": [["blue", "cross"], ["red", "ring"]]})
+    names = box_metrics.names_held_out({"color_shape": [["blue", "cross"], ["red", "ring"]]})
     assert names("a plain blue cross") and names("two blue crosses")
     assert not names("a red cross") and not names("the blue ring")
 
 
-def test_of_a_caption_only_the_phrases_about_what_was_held_out_are_asked(box_measures):
+def test_of_a_caption_only_the_phrases_about_what_was_held_out_are_asked(box_metrics):
     text = "a blue cross and a red star"
     first, second = ((0, 12),), ((17, 27),)
     record = Record(
@@ -205,51 +205,51 @@ def test_of_a_caption_only_the_phrases_about_what_was_held_out_are_asked(box_mea
         labels=("a blue cross", "a red star"),
         label_spans=(first, second),
     )
-    kept = box_measures.only_phrases(record, lambda phrase: phrase.endswith("star"))
+    kept = box_metrics.only_phrases(record, lambda phrase: phrase.endswith("star"))
     assert (kept.text, kept.labels, kept.boxes_xyxy) == (text, ("a red star",), ((20, 20, 30, 30),))
-    assert [phrase for _, phrase, _ in box_measures.phrases_of([kept])] == ["a red star"]
-    assert not box_measures.only_phrases(record, lambda phrase: False).labels
+    assert [phrase for _, phrase, _ in box_metrics.phrases_of([kept])] == ["a red star"]
+    assert not box_metrics.only_phrases(record, lambda phrase: False).labels
 
 
-def test_results_are_read_back_picture_by_picture(box_measures):
+def test_results_are_read_back_picture_by_picture(box_metrics):
     rows = [
         {"image_id": 1, "category_id": 3, "bbox": [2.0, 3.0, 4.0, 5.0], "score": 0.5},
         {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.25},
     ]
-    empty, found = box_measures.scored_boxes(rows, 2)
+    empty, found = box_metrics.scored_boxes(rows, 2)
     assert len(empty.labels) == 0 and np.shape(empty.boxes_xyxy) == (0, 4)
     assert np.array(found.boxes_xyxy).tolist() == [[2, 3, 6, 8], [0, 0, 1, 1]]
     assert (list(found.labels), list(found.scores)) == ([2, 0], [0.5, 0.25])
 
 
 def test_groups_of_scenes_are_val_and_novel_and_guesses_have_every_number(
-    boxes, box_measures, scenes
+    boxes, box_metrics, scenes
 ):
-    asked = box_measures.open_asked(scenes)
-    images = {group: {r.image_id for r in asked.refcoco[group]} for group in box_measures.GROUPS}
+    asked = box_metrics.open_asked(scenes)
+    images = {group: {r.image_id for r in asked.refcoco[group]} for group in box_metrics.GROUPS}
     assert all("/val/" in image for image in images["seen"])
     assert all("/novel/" in image for image in images["unseen"])
-    seen, unseen = (box_measures.true_boxes(asked, group) for group in box_measures.GROUPS)
+    seen, unseen = (box_metrics.true_boxes(asked, group) for group in box_metrics.GROUPS)
     counts = [(len(a.labels), len(b.labels)) for a, b in zip(seen, unseen, strict=True)]
     assert all((a > 0) != (b > 0) for a, b in counts)
-    phrases = box_measures.phrases_of(asked.flickr["unseen"])
-    names = box_measures.names_held_out(box_measures.read_json(scenes / "dataset.json")["held_out"])
+    phrases = box_metrics.phrases_of(asked.flickr["unseen"])
+    names = box_metrics.names_held_out(box_metrics.read_json(scenes / "dataset.json")["held_out"])
     assert phrases and all(names(phrase) for _, phrase, _ in phrases)
 
     training = boxes.boxed_records(scenes, 100, seed=0)
     wanted = {
-        (column, group) for _, _, column in box_measures.NUMBERS for group in ("seen", "unseen")
+        (column, group) for _, _, column in box_metrics.NUMBERS for group in ("seen", "unseen")
     }
     for values in (
-        box_measures.guess_by_chance(asked),
-        box_measures.guess_frequent_boxes(asked, training),
+        box_metrics.guess_by_chance(asked),
+        box_metrics.guess_frequent_boxes(asked, training),
     ):
         assert values.keys() == wanted
         assert all(0 <= value <= 1 for value in values.values())
 
 
 def test_few_stamps_are_one_of_each_kind_with_a_name_of_one_word(boxes, tmp_path):
-    import few_stamps
+    import stamp_subset
 
     for name, caption in (
         ("animals/a", "A frog."),
@@ -260,10 +260,10 @@ def test_few_stamps_are_one_of_each_kind_with_a_name_of_one_word(boxes, tmp_path
         ("things/c", "A rooster."),
     ):
         write_stamp(tmp_path / "from" / f"{name}.png", caption)
-    few_stamps.choose(tmp_path / "from", tmp_path / "to", 3)
+    stamp_subset.choose(tmp_path / "from", tmp_path / "to", 3)
     files = sorted(path.name for path in (tmp_path / "to").iterdir())
     assert files == [f"{noun}{end}" for noun in ("frog", "hen", "mug") for end in (".png", ".txt")]
     with pytest.raises(FileExistsError):
-        few_stamps.choose(tmp_path / "from", tmp_path / "to", 3)
+        stamp_subset.choose(tmp_path / "from", tmp_path / "to", 3)
     with pytest.raises(ValueError, match="3 kinds of things; expected 4 or more"):
-        few_stamps.choose(tmp_path / "from", tmp_path / "more", 4)
+        stamp_subset.choose(tmp_path / "from", tmp_path / "more", 4)

@@ -118,8 +118,9 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(monkeypatc
 
 
 def test_the_fastest_loader_is_first_and_ratios_are_to_fiber(monkeypatch):
-    lines = [line for line in results_page.lines.LINES if line.name == "squash coco640 float32"]
-    monkeypatch.setattr(results_page.lines, "LINES", lines)
+    name = "squash coco640 float32"
+    chosen = [each for each in results_page.workloads.WORKLOADS if each.name == name]
+    monkeypatch.setattr(results_page.workloads, "WORKLOADS", chosen)
     fifths = {"p20": "1", "p80": "2"}
     rows = [data_row("published", 9.0, **fifths), data_row("fiber", 1.5, **fifths)]
     with_rows(monkeypatch, data=rows)
@@ -131,12 +132,12 @@ def test_the_fastest_loader_is_first_and_ratios_are_to_fiber(monkeypatch):
 def gated(monkeypatch, line, medians):
     gates = [
         gate
-        for gate in results_page.lines.GATES
+        for gate in results_page.workloads.GATES
         if f"{gate.kind} {gate.corpus} {gate.output}" == line and set(gate.rivals) <= set(medians)
     ]
-    monkeypatch.setattr(results_page.lines, "GATES", gates)
-    lines = [each for each in results_page.lines.LINES if each.name == line]
-    monkeypatch.setattr(results_page.lines, "LINES", lines)
+    monkeypatch.setattr(results_page.workloads, "GATES", gates)
+    lines = [each for each in results_page.workloads.WORKLOADS if each.name == line]
+    monkeypatch.setattr(results_page.workloads, "WORKLOADS", lines)
     with_rows(monkeypatch, data=[data_row(*item, line=line) for item in medians.items()])
     return results_page.data_gates()
 

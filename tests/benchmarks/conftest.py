@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def photograph(path: Path, height: int, width: int, seed: int) -> Path:
-    """Write a picture with structure at every scale, as a photograph has it."""
+    """Write an image with structure at every scale, as a photograph has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
@@ -27,9 +27,9 @@ def photographs(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures(tmp_path_factory) -> Path:
+def tiny_images(tmp_path_factory) -> Path:
     """A folder of eight JPEG files of 64 x 48 pixels and less."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(8):
         photograph(folder / f"{index}.jpg", 40 + index, 64, seed=index)
     return folder

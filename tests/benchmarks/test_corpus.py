@@ -14,13 +14,13 @@ def contents(corpus):
 
 
 class TestMade:
-    def test_same_photographs_same_bytes(self, photographs, tmp_path):
+    def test_same_photographs_give_the_same_bytes(self, photographs, tmp_path):
         first = make_corpus(SMALL, 7, photographs, tmp_path / "a")
         second = make_corpus(SMALL, 7, photographs, tmp_path / "b", threads=3)
         assert contents(first) == contents(second)
         assert len(set(contents(first))) == 7
 
-    def test_a_shorter_one_is_the_beginning(self, photographs, tmp_path):
+    def test_a_shorter_corpus_is_a_prefix(self, photographs, tmp_path):
         short = make_corpus(SMALL, 2, photographs, tmp_path / "a")
         kept = [path.stat().st_mtime_ns for path in short.files]
         long = make_corpus(SMALL, 5, photographs, tmp_path / "a")
@@ -30,12 +30,12 @@ class TestMade:
         assert contents(fresh) == contents(long)
         assert contents(long.first(2)) == contents(short)
 
-    def test_other_photographs_other_folder(self, photographs, tmp_path):
+    def test_other_photographs_have_another_directory(self, photographs, tmp_path):
         whole = make_corpus(SMALL, 1, photographs, tmp_path)
         part = make_corpus(SMALL, 1, photographs[1:], tmp_path)
         assert whole.files[0].parent != part.files[0].parent
 
-    def test_subsampling_is_all_that_differs(self, photographs, tmp_path):
+    def test_corpora_of_a_seed_differ_in_subsampling_only(self, photographs, tmp_path):
         full = replace(PLANS["coco444"], shapes=SMALL.shapes)
         halved = make_corpus(SMALL, 6, photographs, tmp_path)
         kept = make_corpus(full, 6, photographs, tmp_path)
@@ -46,12 +46,12 @@ class TestMade:
                 levels = np.asarray(a.convert("L"), int) - np.asarray(b.convert("L"), int)
             assert np.abs(levels).mean() < 4
 
-    def test_says_what_it_is(self, photographs, tmp_path):
+    def test_description(self, photographs, tmp_path):
         corpus = make_corpus(SMALL, 3, photographs, tmp_path)
         assert corpus.mean_pixels == 64 * 48
         sizes = [path.stat().st_size for path in corpus.files]
         assert corpus.mean_bytes == pytest.approx(sum(sizes) / 3)
-        assert "3 pictures" in str(corpus) and "of 3 photographs" in str(corpus)
+        assert "3 images" in str(corpus) and "of 3 photographs" in str(corpus)
 
     @pytest.mark.parametrize("name", ["det1333", "big12"])
     def test_photographs_that_are_too_small(self, name, photographs, tmp_path):
@@ -60,27 +60,27 @@ class TestMade:
 
 
 class TestOwn:
-    def test_files_as_they_are(self, tiny_pictures):
-        corpus = own_corpus(tiny_pictures, 5)
+    def test_files_are_used_as_they_are(self, tiny_images):
+        corpus = own_corpus(tiny_images, 5)
         assert [path.name for path in corpus.files] == [f"{i}.jpg" for i in range(5)]
         assert "first of 8 files" in str(corpus)
 
-    def test_no_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="missing: no such folder"):
+    def test_missing_directory(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="missing: no such directory"):
             own_corpus(tmp_path / "missing", 5)
 
-    def test_no_file(self, tmp_path):
+    def test_directory_without_jpeg_files(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
-        with pytest.raises(FileNotFoundError, match=r"holds no file named \.jpg or \.jpeg"):
+        with pytest.raises(FileNotFoundError, match=r"no file named \.jpg or \.jpeg"):
             own_corpus(tmp_path, 5)
 
-    def test_no_jpeg(self, tmp_path):
+    def test_a_png_file_named_jpg(self, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
         (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-        with pytest.raises(ValueError, match=r"a\.jpg is a file of PNG; expected JPEG"):
+        with pytest.raises(ValueError, match=r"a\.jpg is a PNG file; expected JPEG"):
             own_corpus(tmp_path, 5)
 
-    def test_no_picture(self, tmp_path):
+    def test_a_file_that_is_not_an_image(self, tmp_path):
         (tmp_path / "b.jpg").write_text("words")
-        with pytest.raises(ValueError, match=r"b\.jpg is no picture"):
+        with pytest.raises(ValueError, match=r"b\.jpg: not an image"):
             own_corpus(tmp_path, 5)

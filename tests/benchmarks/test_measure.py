@@ -1,4 +1,4 @@
-"""How far pictures are from Pillow's, and what becomes of sides that fail."""
+"""Distance of images from Pillow's, turns of peers, and peers that fail."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from fiber.benchmarks import measure
-from fiber.benchmarks.lines import Line
-from fiber.benchmarks.measure import levels_from_pillow, measure_line
+from fiber.benchmarks.measure import levels_from_pillow, measure_workload
 from fiber.benchmarks.peers import BY_NAME
 from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, Task, fine_size
 from fiber.benchmarks.processes import EpochCost, PeerError
+from fiber.benchmarks.workloads import Workload
 from fiber.data import Tokenizer
 
-LINE = Line(kind="boxes", work="boxes", output="float32", title="boxes", per_second=1e6)
+WORKLOAD = Workload(kind="boxes", work="boxes", output="float32", title="boxes", per_second=1e6)
 
 
 def task(work, files=()):
@@ -34,7 +34,7 @@ class TestSample:
         np.save(tmp_path / "sample.npy", array)
         measure.check_sample(tmp_path / "sample.npy", replace(task(work), **more))
 
-    def test_pictures(self, tmp_path):
+    def test_images(self, tmp_path):
         self.check(tmp_path, np.zeros((2, 3, 384, 384), np.float32), "crop")
         self.check(tmp_path, np.zeros((2, 384, 384, 3), np.uint8), "crop", output="uint8")
 
@@ -48,7 +48,7 @@ class TestSample:
         ],
         ids=["type", "side", "dimensions", "nan"],
     )
-    def test_other_pictures(self, array, said, tmp_path):
+    def test_wrong_images(self, array, said, tmp_path):
         with pytest.raises(PeerError, match=said):
             self.check(tmp_path, array, "squash")
 
@@ -70,12 +70,12 @@ def column(values):
 
 class TestLevels:
     @pytest.fixture
-    def files(self, tiny_pictures):
-        return sorted(tiny_pictures.iterdir())[:2]
+    def files(self, tiny_images):
+        return sorted(tiny_images.iterdir())[:2]
 
     @pytest.fixture
     def squashed(self, files):
-        """Pillow's own pictures, (B, 3, H, W) of 0 to 255."""
+        """Pillow's own images, (B, 3, H, W) of 0 to 255."""
         resized = [Image.open(f).convert("RGB").resize((384, 384), 3) for f in files]
         return np.stack([np.asarray(one).transpose(2, 0, 1) for one in resized])
 
@@ -100,7 +100,7 @@ class TestLevels:
     def test_swapped_channels_are_seen(self, tmp_path, squashed, files):
         assert self.measured(tmp_path, squashed[:, ::-1], "squash", files) > 1
 
-    def test_fine_pictures_may_be_mirrored_and_padded(self, tmp_path, files):
+    def test_fine_images_may_be_flipped_and_padded(self, tmp_path, files):
         stored = [Image.open(f).convert("RGB") for f in files]
         sizes = [fine_size(one.height, one.width) for one in stored]
         batch = np.zeros((2, 3, 1344, 1344), np.float32)
@@ -113,15 +113,15 @@ class TestLevels:
         assert self.measured(tmp_path, batch, "fine", files) > 1
 
     @pytest.mark.parametrize("work", ["crop", "captions", "boxes"])
-    def test_what_cannot_be_compared(self, work, tmp_path):
+    def test_random_crops_texts_and_boxes_are_not_compared(self, work, tmp_path):
         assert levels_from_pillow(tmp_path / "unread.npy", task(work)) is None
 
 
 class FakeProcess:
-    """A peer whose every epoch costs what its name says, in seconds."""
+    """A peer whose epoch n costs 4 (n + 1) seconds of CPU time."""
 
     order: ClassVar[list[tuple[str, int]]] = []
-    #: Seconds that went by.
+    #: Elapsed seconds.
     now: ClassVar[float] = 0.0
 
     def __init__(self, peer, own, python, log):
@@ -162,8 +162,8 @@ def fakes(monkeypatch):
 def run(peers, tmp_path, rounds=3, turn_seconds=0.0):
     sizes = ((10, 10), (20, 10))
     boxes_task = replace(task("boxes"), sizes=sizes, boxes=((), ()), repeats=2, texts=("a",) * 9)
-    return measure_line(
-        LINE,
+    return measure_workload(
+        WORKLOAD,
         boxes_task,
         peers,
         rounds=rounds,
@@ -173,21 +173,21 @@ def run(peers, tmp_path, rounds=3, turn_seconds=0.0):
     )
 
 
-def test_peers_take_turns_and_the_first_round_does_not_count(fakes, tmp_path):
+def test_peers_run_in_turns_after_a_warmup_round(fakes, tmp_path):
     first, _, second, _ = run(fakes, tmp_path)
     names = ["a", "b", "short"]
     rounds = [FakeProcess.order[at : at + 3] for at in range(0, 9, 3)]
     assert [{name for name, _ in one} for one in rounds] == [set(names)] * 3
-    # Nobody always follows the same one.
+    # No peer always follows the same one.
     assert [one[0][0] for one in rounds[1:]] == ["a", "b"]
-    # Epochs 1, 2 and 3 cost 2, 3 and 4 seconds for each of four pictures.
+    # Epochs 1, 2 and 3 cost 2, 3 and 4 seconds for each of four images.
     assert first.costs == [2e6, 3e6, 4e6] == second.costs
     assert first.median == 3e6
     assert first.rates == [2.0, 2.0, 2.0]
     assert (first.peak_bytes, first.versions) == (1000, {"it": "1"})
 
 
-def test_a_turn_has_as_many_epochs_as_its_time_takes(fakes, tmp_path):
+def test_a_turn_runs_epochs_until_its_minimum_duration(fakes, tmp_path):
     first = run(fakes[:1], tmp_path, rounds=2, turn_seconds=5.0)[0]
     # Of two seconds each, so that three make a turn.
     assert FakeProcess.order == [("a", number) for number in range(7)]
@@ -195,21 +195,21 @@ def test_a_turn_has_as_many_epochs_as_its_time_takes(fakes, tmp_path):
     assert first.rates == [2.0, 2.0]
 
 
-def test_a_peer_that_fails_is_named_and_the_others_go_on(fakes, tmp_path):
+def test_a_peer_that_fails_has_a_reason_and_the_others_continue(fakes, tmp_path):
     sides = {side.peer.name: side for side in run(fakes, tmp_path)}
     assert sides["broken"].failure == "it does not load"
-    assert sides["short"].failure == "an epoch gave 3 of 4"
+    assert sides["short"].failure == "an epoch yielded 3 items; expected 4"
     assert sides["short"].costs == [] == sides["broken"].costs
     assert len(sides["a"].costs) == 3
 
 
-def test_ours_may_not_fail(fakes, tmp_path, monkeypatch):
+def test_a_failure_of_fiber_is_an_error(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "OURS", fakes[1])
     with pytest.raises(PeerError, match="fiber itself failed: it does not load"):
         run(fakes, tmp_path)
 
 
-def test_wrong_pictures_of_ours_have_no_speed(fakes, tmp_path, monkeypatch):
+def test_no_speed_is_reported_if_images_of_fiber_are_wrong(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "OURS", fakes[0])
     monkeypatch.setattr(measure, "levels_from_pillow", lambda sample, own: 1.5)
     with pytest.raises(PeerError, match=r"1\.50 levels from Pillow's.*no speed is reported"):

@@ -7,7 +7,7 @@ from tests.benchmarks.conftest import photograph
 @pytest.fixture
 def nothing_here(tmp_path, monkeypatch):
     """A machine without photographs."""
-    monkeypatch.setattr(photos, "_beside_checkout", lambda: None)
+    monkeypatch.setattr(photos, "_next_to_checkout", lambda: None)
     monkeypatch.setattr(photos, "PACKAGE_PHOTOGRAPHS", {})
     monkeypatch.setattr(photos, "cache_folder", lambda: tmp_path / "cache")
     names = {"some-photos": ("usr/share/nowhere", "first more/second")}
@@ -16,7 +16,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 
 def test_nothing_found(nothing_here):
-    with pytest.raises(FileNotFoundError, match=r"no photographs .*--photos DIR.*--photos debian"):
+    with pytest.raises(FileNotFoundError, match=r"--photos DIR.*--photos debian"):
         photos.find_photographs()
 
 
@@ -51,7 +51,7 @@ def test_own_folders_come_alone_and_in_order(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing: no such folder"):
+    with pytest.raises(FileNotFoundError, match="missing: no such directory"):
         photos.find_photographs([str(tmp_path / "missing")])
-    with pytest.raises(FileNotFoundError, match="holds no photograph"):
+    with pytest.raises(FileNotFoundError, match="no photograph"):
         photos.find_photographs([str(tmp_path)])

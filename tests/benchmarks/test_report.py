@@ -1,15 +1,18 @@
-"""Table, rows, verdicts and chart, from numbers that are written here."""
+"""Table, rows, verdicts and chart from synthetic measurements."""
 
 import csv
 
 import pytest
 
 from fiber.benchmarks import report
-from fiber.benchmarks.lines import GATES, LINES, Gate, Line
+from fiber.benchmarks.csv_rows import append_rows
 from fiber.benchmarks.measure import Result, Side
 from fiber.benchmarks.peers import BY_NAME, OURS
+from fiber.benchmarks.workloads import GATES, WORKLOADS, Gate, Workload
 
-LINE = Line(kind="squash", work="squash", output="float32", title="squashed", corpus="coco640")
+WORKLOAD = Workload(
+    kind="squash", work="squash", output="float32", title="squashed", corpus="coco640"
+)
 GATE = Gate(
     kind="squash", corpus="coco640", output="float32", rivals=("dali",), least=2.0, target=4.0
 )
@@ -29,8 +32,8 @@ def side(name, costs, **more):
 @pytest.fixture
 def result():
     return Result(
-        line=LINE,
-        material="8 pictures",
+        workload=WORKLOAD,
+        material="8 images",
         sides=(
             side(OURS.name, [2.0, 1.0, 6.0], levels=0.25),
             side("dali", [5.0, 4.0, 6.0], remark="as it is"),
@@ -44,14 +47,14 @@ def result():
 class TestTable:
     def test_fastest_first_with_ratios(self, result):
         lines = report.table(result).splitlines()
-        assert lines[1:3] == ["squashed; float32", "8 pictures; CPU in ms a picture, load 1.2"]
+        assert lines[1:3] == ["squashed; float32", "8 images; CPU in ms per image, load 1.2"]
         assert lines[4].split()[:4] == ["fiber", "2.00", "1.40-4.40", "1.00x"]
         assert lines[5].split()[:7] == ["dali", "5.00", "4.40-5.60", "2.50x", "100", "250", "1.2"]
         assert lines[5].endswith("as it is")
         assert lines[6].split() == ["timm", "failed:", "it", "broke"]
         assert lines[7] == "not installed: spdl"
 
-    def test_columns_stand_under_their_heads(self, result):
+    def test_columns_are_aligned_with_their_headings(self, result):
         head, ours = report.table(result).splitlines()[3:5]
         for word, cell in (("CPU", "2.00"), ("ratio", "1.00x"), ("levels", "0.25")):
             assert head.index(word) + len(word) == ours.index(cell) + len(cell)
@@ -64,13 +67,13 @@ class TestTable:
 
 
 class TestRows:
-    def test_a_row_for_each_measured_side(self, result):
+    def test_one_row_per_measured_peer(self, result):
         ours, dali = report.rows([result])
         assert list(ours)[:19] == list(report.ROW_COLUMNS)
         assert (dali["line"], dali["side"], dali["unit"]) == (
             "squash coco640 float32",
             "dali",
-            "CPU ms a picture",
+            "CPU ms per image",
         )
         assert (dali["median"], dali["p20"], dali["p80"], dali["rounds"]) == (
             "5",
@@ -84,18 +87,18 @@ class TestRows:
         assert dali["versions"] == "thing=1.2"
         assert dali["date"] and dali["processor"] and dali["commit"]
 
-    def test_rows_are_added_to_a_file(self, result, tmp_path):
+    def test_rows_are_appended_to_a_file(self, result, tmp_path):
         file = tmp_path / "data.csv"
         for _ in range(2):
-            report.append_rows(file, report.rows([result]))
+            append_rows(file, report.columns(), report.rows([result]))
         with file.open(newline="") as lines:
             assert [row["side"] for row in csv.DictReader(lines)] == ["fiber", "dali"] * 2
 
-    def test_a_file_of_another_kind_is_left_alone(self, tmp_path):
+    def test_a_file_with_other_columns_is_refused_and_kept(self, tmp_path):
         file = tmp_path / "data.csv"
         file.write_text("a,b\n1,2\n")
         with pytest.raises(ValueError, match=r"data\.csv has the columns \['a', 'b'\]; expected"):
-            report.append_rows(file, [])
+            append_rows(file, report.columns(), [])
         assert file.read_text() == "a,b\n1,2\n"
 
 
@@ -104,7 +107,7 @@ class TestVerdicts:
         (verdict,) = report.judge([result], [GATE])
         assert (verdict.ratio, verdict.rival, verdict.holds) == (2.5, "dali", True)
         assert str(verdict) == (
-            "squash coco640 float32 beside dali: 2.50 (dali); gate 2 holds, target 4 missed"
+            "squash coco640 float32 vs dali: 2.50 (dali); gate 2 holds, target 4 missed"
         )
 
     @pytest.mark.parametrize(("least", "holds"), [(2.5, True), (2.51, False)])
@@ -114,7 +117,7 @@ class TestVerdicts:
 
     def test_the_fastest_rival_counts(self, result):
         faster = side("torchvision-io", [3.0])
-        both = Result(line=LINE, material="", sides=(*result.sides, faster))
+        both = Result(workload=WORKLOAD, material="", sides=(*result.sides, faster))
         gate = Gate(**{**vars(GATE), "rivals": ("dali", "torchvision-io")})
         (verdict,) = report.judge([both], [gate])
         assert (verdict.ratio, verdict.rival, verdict.holds) == (1.5, "torchvision-io", False)
@@ -130,21 +133,21 @@ class TestVerdicts:
         ],
         ids=str,
     )
-    def test_what_was_not_measured_does_not_hold(self, result, change):
+    def test_a_gate_that_was_not_measured_does_not_hold(self, result, change):
         (verdict,) = report.judge([result], [Gate(**{**vars(GATE), **change})])
         assert verdict.holds is None
         assert "not measured; gate 2" in str(verdict)
 
-    def test_every_gate_has_its_line_and_its_rivals(self):
-        lines = {(line.kind, line.corpus, line.output): line for line in LINES}
+    def test_every_gate_has_its_workload_and_its_rivals(self):
+        workloads = {(each.kind, each.corpus, each.output): each for each in WORKLOADS}
         for gate in GATES:
-            line = lines[gate.kind, gate.corpus, gate.output]
-            assert OURS.can(line.work, line.output)
+            workload = workloads[gate.kind, gate.corpus, gate.output]
+            assert OURS.can(workload.work, workload.output)
             for name in gate.rivals:
-                assert (line.work, line.output) in BY_NAME[name].does
+                assert (workload.work, workload.output) in BY_NAME[name].does
 
-    def test_lines_have_names_of_their_own(self):
-        assert len({line.name for line in LINES}) == len(LINES)
+    def test_names_of_workloads_are_unique(self):
+        assert len({workload.name for workload in WORKLOADS}) == len(WORKLOADS)
 
 
 def test_chart(result, tmp_path):

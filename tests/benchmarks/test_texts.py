@@ -1,12 +1,12 @@
-from fiber.benchmarks.texts import COCO_CLASSES, class_prompt, draw_boxes, draw_captions
+from fiber.benchmarks.texts import COCO_CLASSES, class_prompt, generate_boxes, generate_captions
 
 
-def test_captions_are_the_same_every_time_and_differ():
-    captions = draw_captions(300)
-    assert captions == draw_captions(300)
-    assert captions[:20] == draw_captions(20)
+def test_captions_are_deterministic_and_distinct():
+    captions = generate_captions(300)
+    assert captions == generate_captions(300)
+    assert captions[:20] == generate_captions(20)
     assert len(set(captions)) > 290
-    assert draw_captions(0) == []
+    assert generate_captions(0) == []
 
 
 def test_spans_name_classes():
@@ -18,9 +18,9 @@ def test_spans_name_classes():
 
 def test_boxes_lie_inside():
     sizes = [(10, 20), (300, 40)]
-    pictures = draw_boxes(sizes, 2, 5)
-    assert pictures == draw_boxes(sizes, 2, 5)
-    for (height, width), boxes in zip(sizes, pictures, strict=True):
+    images = generate_boxes(sizes, 2, 5)
+    assert images == generate_boxes(sizes, 2, 5)
+    for (height, width), boxes in zip(sizes, images, strict=True):
         assert 2 <= len(boxes) <= 5
         for x0, y0, x1, y1 in boxes:
             assert 0 <= x0 < x1 <= width + 0.01

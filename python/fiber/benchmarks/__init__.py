@@ -1,1 +1,1 @@
-"""What `fiber bench` runs: fiber beside every peer that is installed, on one machine in one run."""
+"""`fiber bench`: compare fiber with every installed peer, on one machine and in one run."""

@@ -1,7 +1,7 @@
-"""JPEG corpora cut out of photographs: the same photographs give the same files, byte by byte.
+"""JPEG corpora cropped from photographs. The same photographs give the same bytes.
 
-Picture i of a corpus depends on the corpus's plan, the list of photographs, i and Pillow's version
-alone, so that a shorter corpus is the beginning of a longer one.
+Image i of a corpus depends only on the plan, the list of photographs, i and Pillow's version, so a
+shorter corpus is a prefix of a longer one.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from PIL import Image, ImageFilter
 from fiber.atomic_io import write_file, write_json
 from fiber.benchmarks.photos import HOW_TO_GET
 
-#: Rises when the same plan gives other files.
+#: Incremented if the same plan gives different files.
 VERSION = 1
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusPlan:
-    """How a corpus is cut."""
+    """Parameters of a corpus."""
 
     name: str
-    #: Pictures of a whole run, and of a quick one.
+    #: Number of images of a full run and of a quick one.
     count: int
     quick_count: int
-    #: (width, height) in pixels, each as often as it is listed.
+    #: (width, height) in pixels, drawn uniformly; repeat a shape to weight it.
     shapes: tuple[tuple[int, int], ...]
-    #: JPEG qualities, drawn evenly.
+    #: JPEG qualities, drawn uniformly.
     qualities: tuple[int, ...]
     #: Chroma subsampling as Pillow names it.
     subsampling: str = "4:2:0"
-    #: Crops tried for most pictures, of which the one with most bytes is kept: photographs that
-    #: people share are sharper and fuller than the mean crop of a large one.
+    #: Candidate crops for most images. The one with the most bytes is kept: images in data sets
+    #: have more detail than the average crop of a large photograph.
     candidates: int = 3
-    #: Strength of the unsharp mask after shrinking, in percent; 0: none.
+    #: Strength of the unsharp mask after downscaling, in percent; 0: none.
     sharpening: int = 70
-    #: Least part of a photograph's largest crop of the same shape that is cut out.
+    #: Minimum size of a crop, as a fraction of the photograph's largest crop of that shape.
     least_part: float = 0.3
-    #: Photographs below one of these are not taken: shorter side, area.
+    #: Minimum shorter side and area of a photograph.
     least_side_pixels: int = 0
     least_area_pixels: int = 0
-    #: Corpora of one seed show the same crops.
+    #: Corpora with the same seed have the same crops.
     seed: str
 
 
-#: Shapes in the proportions in which COCO has them.
+#: Shapes with about their frequency in COCO.
 _COCO_SHAPES = (
     *[(640, 480)] * 11,
     *[(480, 640)] * 4,
@@ -103,18 +103,18 @@ PLANS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Files of one kind, all JPEG."""
+    """JPEG files of a corpus."""
 
     name: str
     files: tuple[Path, ...]
     mean_bytes: float
     #: Width times height.
     mean_pixels: float
-    #: What it was made of, for reports.
+    #: Where the images come from, for reports.
     source: str
 
     def first(self, count: int) -> Corpus:
-        """Take the first pictures only."""
+        """Return a corpus of the first images."""
         return (
             self
             if count >= len(self.files)
@@ -123,7 +123,7 @@ class Corpus:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {len(self.files)} pictures, mean {self.mean_bytes / 1000:.0f} KB,"
+            f"{self.name}: {len(self.files)} images, mean {self.mean_bytes / 1000:.0f} KB,"
             f" {self.mean_pixels / 1e6:.2f} megapixels, {self.source}"
         )
 
@@ -131,14 +131,14 @@ class Corpus:
 def make_corpus(
     plan: CorpusPlan, count: int, photographs: Sequence[Path], cache: Path, threads: int = 1
 ) -> Corpus:
-    """Cut the first `count` pictures of a corpus, or find them in the cache.
+    """Create the first `count` images of a corpus, or find them in the cache.
 
     Args:
-        plan: what to cut.
-        count: pictures.
+        plan: of the corpus.
+        count: number of images.
         photographs: files, in the order of `find_photographs`.
-        cache: folder in which every corpus has one of its own, named by its fingerprint.
-        threads: photographs that are decoded at a time.
+        cache: directory; each corpus is a subdirectory named by its fingerprint.
+        threads: number of photographs decoded in parallel.
 
     Raises:
         FileNotFoundError: if no photograph is large enough for the plan.
@@ -147,9 +147,9 @@ def make_corpus(
     usable = [path for path in photographs if _is_large_enough(path, plan)]
     if not usable:
         raise FileNotFoundError(
-            f"none of {len(photographs)} photographs will do for the corpus {plan.name}, which"
-            f" needs a shorter side of {plan.least_side_pixels} pixels and an area of"
-            f" {plan.least_area_pixels} or more; {HOW_TO_GET}"
+            f"none of {len(photographs)} photographs is large enough for the corpus {plan.name};"
+            f" expected a shorter side of {plan.least_side_pixels} pixels and an area of"
+            f" {plan.least_area_pixels} pixels or more; {HOW_TO_GET}"
         )
     folder = cache / f"{plan.name}-{_fingerprint(plan, usable)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def make_corpus(
         with _opened(usable[number]) as photograph:
             pixels = photograph.convert("RGB")
         for index in missing[number]:
-            data = _cut_picture(plan, index, pixels)
+            data = _cut_image(plan, index, pixels)
             write_file(files[index], lambda part, data=data: part.write_bytes(data))
 
     with ThreadPoolExecutor(threads) as pool:
@@ -181,27 +181,27 @@ def make_corpus(
 
 
 def own_corpus(folder: Path, count: int) -> Corpus:
-    """Take the JPEG files of a user's folder as they are, in the order of their names.
+    """Use the JPEG files of a directory as they are, sorted by name.
 
     Raises:
-        FileNotFoundError: if the folder is missing or holds no file named .jpg or .jpeg.
-        ValueError: if one of the files is no JPEG file, with its name.
+        FileNotFoundError: if the directory is missing or has no file named .jpg or .jpeg.
+        ValueError: if a file is not a JPEG file.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with JPEG files")
+        raise FileNotFoundError(f"{folder}: no such directory; expected one with JPEG files")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no file named .jpg or .jpeg")
+        raise FileNotFoundError(f"{folder}: no file named .jpg or .jpeg")
     return _described("images", found[:count], f"the first of {len(found)} files of {folder}")
 
 
 def _described(name: str, files: Sequence[Path], source: str) -> Corpus:
     sizes = []
     for path in files:
-        with _opened(path) as picture:
-            if picture.format not in ("JPEG", "MPO"):
-                raise ValueError(f"{path} is a file of {picture.format}; expected JPEG")
-            sizes.append(picture.width * picture.height)
+        with _opened(path) as image:
+            if image.format not in ("JPEG", "MPO"):
+                raise ValueError(f"{path} is a {image.format} file; expected JPEG")
+            sizes.append(image.width * image.height)
     return Corpus(
         name=name,
         files=tuple(files),
@@ -215,7 +215,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that Pillow can read") from None
+        raise ValueError(f"{path}: not an image that Pillow can read") from None
 
 
 def _is_large_enough(path: Path, plan: CorpusPlan) -> bool:
@@ -232,23 +232,23 @@ def _fingerprint(plan: CorpusPlan, photographs: Sequence[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _cut_picture(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
-    """Cut out, shrink, sharpen and encode one picture."""
+def _cut_image(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
+    """Crop, downscale, sharpen and encode one image."""
     draw = random.Random(f"{plan.seed} {index}")
     shape = draw.choice(plan.shapes)
     tries = plan.candidates if draw.random() < 0.8 else 1
     crops = [_crop(photograph, shape, plan.least_part, draw) for _ in range(tries)]
     if plan.sharpening:
         crops = [c.filter(ImageFilter.UnsharpMask(0.8, plan.sharpening, 0)) for c in crops]
-    # Compared in one form, so that corpora with one seed keep the same crop.
+    # Always compared at one quality, so that corpora with the same seed keep the same crop.
     kept = max(crops, key=lambda c: len(_encoded(c, 95, "4:2:0"))) if tries > 1 else crops[0]
     quality = plan.qualities[int(draw.random() * len(plan.qualities))]
     return _encoded(kept, quality, plan.subsampling)
 
 
-def _encoded(picture: Image.Image, quality: int, subsampling: str) -> bytes:
+def _encoded(image: Image.Image, quality: int, subsampling: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 
@@ -256,7 +256,7 @@ def _crop(
     photograph: Image.Image, shape: tuple[int, int], least_part: float, draw: random.Random
 ) -> Image.Image:
     width, height = shape
-    # The largest rectangle of this shape, and of it a random part that is still to be shrunk.
+    # A random part of the largest rectangle of this shape, still larger than the output.
     full_width = min(photograph.width, photograph.height * width / height)
     part = min(1.0, max(draw.uniform(least_part, 1.0), 1.15 * width / full_width))
     crop_width, crop_height = full_width * part, full_width * part * height / width
@@ -268,5 +268,5 @@ def _crop(
         min(left + crop_width, photograph.width),
         min(top + crop_height, photograph.height),
     )
-    picture = photograph.resize(shape, Image.Resampling.LANCZOS, box=box)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else picture
+    image = photograph.resize(shape, Image.Resampling.LANCZOS, box=box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else image

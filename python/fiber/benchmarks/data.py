@@ -1,4 +1,4 @@
-"""`fiber bench data`: throughput of the data path beside every peer that is installed."""
+"""`fiber bench data`: throughput of the data path, for fiber and every installed peer."""
 
 from __future__ import annotations
 
@@ -14,64 +14,73 @@ from PIL import Image
 from fiber import _core
 from fiber.benchmarks import report
 from fiber.benchmarks.corpus import PLANS, Corpus, make_corpus, own_corpus
-from fiber.benchmarks.lines import CORPORA, GATES, KINDS, LINES, OWN_KINDS, Gate, Line
-from fiber.benchmarks.measure import Result, load_average, measure_line
+from fiber.benchmarks.csv_rows import append_rows, check_columns
+from fiber.benchmarks.measure import Result, load_average, measure_workload
 from fiber.benchmarks.peers import BY_NAME, OURS, PEERS, Peer
 from fiber.benchmarks.peers.task import Task
 from fiber.benchmarks.photos import find_photographs
 from fiber.benchmarks.processes import PeerError, installed
-from fiber.benchmarks.texts import class_prompt, draw_boxes, draw_captions
+from fiber.benchmarks.texts import class_prompt, generate_boxes, generate_captions
+from fiber.benchmarks.workloads import (
+    CORPORA,
+    GATES,
+    KINDS,
+    OWN_KINDS,
+    WORKLOADS,
+    Gate,
+    Workload,
+)
 from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.env import describe_machine, usable_cores
 
-#: Captions that are drawn where none are given.
+#: Number of generated captions.
 CAPTIONS, QUICK_CAPTIONS = 1000, 200
-#: Pictures of a user's folder that are taken.
-OWN_PICTURES = 512
-#: Rounds that count.
+#: Maximum number of the user's own images.
+OWN_IMAGES = 512
+#: Measured rounds.
 ROUNDS, QUICK_ROUNDS = 5, 2
-#: A peer that waited for the others is slower in its first tenths of a second, which must not weigh
-#: more the faster it is: a turn lasts so long, or one pass.
+#: Minimum duration of a turn, which is at least one epoch. A peer is slower in the first tenths of
+#: a second after it was idle; without a minimum this would penalize fast peers more.
 TURN_SECONDS = 3.0
-#: Boxes of the line `boxes`, and its pictures.
-MANY_BOXES, BOX_PICTURES = 64, 100
+#: Boxes per image and images of the workload `boxes`.
+MANY_BOXES, BOX_IMAGES = 64, 100
 PROMPT_BOXES = 16
-#: Size of the tokenizer that is trained where none is given.
+#: Vocabulary size of the tokenizer that is trained if none is given.
 TRAINED_TOKENS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured, on what, with whom."""
+    """Options of `fiber bench data`."""
 
-    #: Folder for rows, table and chart.
+    #: Directory of rows, table and chart.
     output: Path
-    #: File that rows are added to; None: data.csv in `output`.
+    #: CSV file that rows are appended to; None: data.csv in `output`.
     rows: Path | None = None
-    #: Folder for corpora; None: in `output`.
+    #: Directory of corpora; None: in `output`.
     cache: Path | None = None
     #: Kinds of work, corpora and peers; empty: all.
     kinds: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
-    #: The user's own JPEG files instead of corpora.
+    #: Directory of JPEG files to use instead of corpora.
     images: Path | None = None
-    #: Folders with photographs, or the word "debian"; empty: those that are found.
+    #: Directories of photographs, or "debian"; empty: those found on this machine.
     photos: tuple[str, ...] = ()
-    #: A caption a line, instead of drawn ones.
+    #: Text file with one caption per line; None: generated captions.
     captions: Path | None = None
-    #: tokenizer.json or a folder with one or with vocab.json and merges.txt.
+    #: tokenizer.json, or a directory with one or with vocab.json and merges.txt.
     tokenizer: Path | None = None
-    #: Interpreter of a peer that lives in an environment of its own, by its name.
+    #: Python interpreter by peer, for peers in another environment.
     pythons: Mapping[str, str] = field(default_factory=dict)
-    #: Threads or processes of every peer; 0: one for each core.
+    #: Threads or worker processes of each peer; 0: one per core.
     threads: int = 0
-    #: Rounds that count, and pictures of a corpus; 0: as many as usual.
+    #: Measured rounds, and maximum number of images per corpus; 0: the default.
     rounds: int = 0
     pictures: int = 0
     quick: bool = False
-    #: Whether the gates decide the exit code.
+    #: Whether a missed gate sets the exit code.
     check: bool = False
 
     def __post_init__(self) -> None:
@@ -83,21 +92,23 @@ class Options:
             if shutil.which(python) is None:
                 raise FileNotFoundError(f"{python}: no such interpreter (--python {name}=...)")
         if self.images is not None and (self.corpora or self.photos):
-            raise ValueError("own pictures are measured as they are; no corpus is made beside them")
+            raise ValueError(
+                "--images uses own images as they are; expected no --corpora and no --photos"
+            )
 
     @property
     def used_threads(self) -> int:
-        """Threads of every peer."""
+        """Threads of each peer."""
         return self.threads or usable_cores()
 
     @property
     def rows_file(self) -> Path:
-        """File that rows are added to."""
+        """CSV file that rows are appended to."""
         return self.rows or self.output / "data.csv"
 
     @property
     def used_rounds(self) -> int:
-        """Rounds that count."""
+        """Measured rounds."""
         return self.rounds or (QUICK_ROUNDS if self.quick else ROUNDS)
 
 
@@ -105,38 +116,38 @@ def _check_names(what: str, given: Sequence[str] | Mapping[str, str], known: obj
     names = list(known)  # pyright: ignore[reportArgumentType]
     for name in given:
         if name not in names:
-            raise ValueError(f"{name!r} is no {what}; expected one of {', '.join(names)}")
+            raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(names)}")
 
 
 def run(options: Options) -> int:
-    """Measure, print, and save; gives the exit code: 1 if a gate is missed that was to be checked.
+    """Measure, print and save. Return the exit code: 1 if a checked gate is missed.
 
     Raises:
-        FileNotFoundError: if photographs, pictures, captions or an interpreter are missing.
-        ValueError: for a debug build, unknown names, files of the wrong kind, and where nothing
-            that was chosen can be checked.
+        FileNotFoundError: if photographs, images, captions or an interpreter are missing.
+        ValueError: for a debug build, unknown names, files of the wrong type, or if no gate belongs
+            to the chosen work and peers.
     """
     if _core.build_profile != "release":
         raise ValueError(
-            f"the extension is a {_core.build_profile} build, whose times mean nothing;"
-            " build it with `maturin develop --release`"
+            f"the extension is a {_core.build_profile} build; expected a release build"
+            " (`maturin develop --release`)"
         )
-    lines = _lines(options)
+    workloads = _workloads(options)
     if options.check and not any(gate.least is not None for gate in _gates(options)):
-        raise ValueError("no ratio that a release must reach belongs to what was chosen to check")
+        raise ValueError("--check: no required ratio belongs to the chosen work, corpora and peers")
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
-    _tell_unable(options, lines)
+    _report_unsupported(options, workloads)
     options.output.mkdir(parents=True, exist_ok=True)
-    report.check_columns(options.rows_file)
+    check_columns(options.rows_file, report.columns())
     absent = installed(peers, options.pythons)
     material = _Material(options)
     print(_machine())
     results: list[Result] = []
     try:
-        for line in lines:
-            results.append(_measured(line, options, peers, absent, material))
+        for workload in workloads:
+            results.append(_measured(workload, options, peers, absent, material))
             print(report.table(results[-1]), flush=True)
-            report.append_rows(options.rows_file, report.rows(results[-1:]))
+            append_rows(options.rows_file, report.columns(), report.rows(results[-1:]))
     except PeerError as error:
         print(f"fiber: error: {error}", file=sys.stderr)
         return 1
@@ -144,9 +155,9 @@ def run(options: Options) -> int:
 
 
 def list_all(options: Options) -> int:
-    """Print works and peers, with what is missing and how it is installed."""
-    for line in LINES:
-        print(f"{line.name:<26} {line.title}")
+    """Print workloads and peers, and how to install the missing ones."""
+    for workload in WORKLOADS:
+        print(f"{workload.name:<26} {workload.title}")
     absent = installed((OURS, *PEERS), options.pythons)
     print()
     for peer in (OURS, *PEERS):
@@ -155,85 +166,88 @@ def list_all(options: Options) -> int:
 
 
 def _gates(options: Options) -> list[Gate]:
-    """Find the gates of what was chosen, whether it can be measured or not."""
-    lines = {(line.kind, line.corpus, line.output) for line in _lines(options)}
+    """Select the gates of the chosen workloads and peers, measurable or not."""
+    workloads = {
+        (workload.kind, workload.corpus, workload.output) for workload in _workloads(options)
+    }
     chosen = set(options.peers or BY_NAME)
     return [
         gate
         for gate in GATES
-        if (gate.kind, gate.corpus, gate.output) in lines and chosen.intersection(gate.rivals)
+        if (gate.kind, gate.corpus, gate.output) in workloads and chosen.intersection(gate.rivals)
     ]
 
 
-def _lines(options: Options) -> list[Line]:
-    """Choose lines; a user's own pictures take the place of the first corpus of a kind."""
-    lines = [line for line in LINES if not options.kinds or line.kind in options.kinds]
+def _workloads(options: Options) -> list[Workload]:
+    """Select workloads; the user's own images replace the first corpus of a kind."""
+    workloads = [
+        workload for workload in WORKLOADS if not options.kinds or workload.kind in options.kinds
+    ]
     if options.images is None:
         if options.corpora:
-            # Work without pictures stays where it was asked for by name.
+            # Work without images is kept if it was named.
             kept = (*options.corpora, "") if options.kinds else options.corpora
-            lines = [line for line in lines if line.corpus in kept]
-        if not lines:
+            workloads = [workload for workload in workloads if workload.corpus in kept]
+        if not workloads:
             raise ValueError(
-                f"no line measures {', '.join(options.kinds)} on {', '.join(options.corpora)};"
-                " `fiber bench data --list` names them all"
+                f"no workload has kind {', '.join(options.kinds)} and corpus"
+                f" {', '.join(options.corpora)}; see `fiber bench data --list`"
             )
-        return lines
+        return workloads
     own = [
-        replace(line, corpus="images")
-        for line in lines
-        if line.kind in OWN_KINDS and line.corpus == CORPORA[0]
+        replace(workload, corpus="images")
+        for workload in workloads
+        if workload.kind in OWN_KINDS and workload.corpus == CORPORA[0]
     ]
     if not own:
         raise ValueError(
-            f"own pictures are measured with {', '.join(OWN_KINDS)}; got {', '.join(options.kinds)}"
+            f"--images supports the work {', '.join(OWN_KINDS)}; got {', '.join(options.kinds)}"
         )
-    # Work without pictures stays where it was asked for by name.
-    return own + [line for line in lines if options.kinds and not line.corpus]
+    # Work without images is kept if it was named.
+    return own + [workload for workload in workloads if options.kinds and not workload.corpus]
 
 
-def _tell_unable(options: Options, lines: Sequence[Line]) -> None:
-    """Say which chosen work is not measured, and which chosen peers do none of the rest.
+def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None:
+    """Print chosen work that is not measured, and chosen peers that support none of the rest.
 
     Raises:
-        ValueError: if that is true of all peers.
+        ValueError: if no chosen peer supports any of it.
     """
     for kind in options.kinds:
-        if not any(line.kind == kind for line in lines):
-            where = "own pictures" if options.images is not None else ", ".join(options.corpora)
-            print(f"not measured: {kind} is not measured on {where}", file=sys.stderr)
+        if not any(workload.kind == kind for workload in workloads):
+            where = "own images" if options.images is not None else ", ".join(options.corpora)
+            print(f"not measured: {kind} on {where}", file=sys.stderr)
     does = {
-        name: any(BY_NAME[name].can(line.work, line.output) for line in lines)
+        name: any(BY_NAME[name].can(workload.work, workload.output) for workload in workloads)
         for name in options.peers
     }
     unable = [name for name, able in does.items() if not able]
     if not unable:
         return
-    works = ", ".join(dict.fromkeys(line.kind for line in lines))
+    works = ", ".join(dict.fromkeys(workload.kind for workload in workloads))
     if len(unable) == len(does):
         raise ValueError(
-            f"none of the chosen peers ({', '.join(unable)}) can do {works}; `fiber bench data"
-            " --list` names all"
+            f"no chosen peer ({', '.join(unable)}) supports {works}; see `fiber bench data --list`"
         )
     for name in unable:
-        print(f"not measured: {name} can do none of {works}", file=sys.stderr)
+        print(f"not measured: {name} does not support {works}", file=sys.stderr)
 
 
 def _measured(
-    line: Line,
+    workload: Workload,
     options: Options,
     peers: Sequence[Peer],
     absent: Mapping[str, str],
     material: _Material,
 ) -> Result:
-    print(f"{line.name}: {line.title}", file=sys.stderr)
-    able = [peer for peer in peers if peer.can(line.work, line.output)]
-    task, described = material.task(line)
-    folder = options.output / "work" / line.name.replace(" ", "-")
+    print(f"{workload.name}: {workload.title}", file=sys.stderr)
+    able = [peer for peer in peers if peer.can(workload.work, workload.output)]
+    task, described = material.task(workload)
+    folder = options.output / "work" / workload.name.replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        sides = measure_line(
-            line,
+        sides = measure_workload(
+            workload,
             task,
             [peer for peer in able if peer.name not in absent],
             rounds=options.used_rounds,
@@ -242,10 +256,10 @@ def _measured(
             folder=folder,
         )
     finally:
-        # Large, and made anew by the next run.
+        # Large, and recreated by the next run.
         shutil.rmtree(folder / "converted", ignore_errors=True)
     return Result(
-        line=line,
+        workload=workload,
         material=described,
         sides=tuple(sides),
         absent=tuple(peer.name for peer in able if peer.name in absent),
@@ -254,7 +268,7 @@ def _measured(
 
 
 def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, str]) -> int:
-    """Print who is missing and what was reached; write table and chart."""
+    """Print missing peers and gate verdicts; write the table and the chart."""
     asked = {peer.name for result in results for peer in PEERS if peer.name in result.absent}
     for name in sorted(asked):
         print(f"\nnot measured: {name}: {absent[name]}", end="")
@@ -285,7 +299,7 @@ def _machine() -> str:
 
 
 class _Material:
-    """Pictures, texts and boxes of the lines, each made once."""
+    """Images, texts and boxes of the workloads, each created once."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -293,47 +307,47 @@ class _Material:
         self.cache.mkdir(parents=True, exist_ok=True)
         self._photographs: list[Path] | None = None
         self._corpora: dict[str, Corpus] = {}
-        # What a user named is read before anything is measured.
+        # Fail on bad user input before anything is measured.
         if options.images is not None:
             self.corpus("images")
         self.captions = self._captions()
         self.tokenizer = self._tokenizer()
 
-    def task(self, line: Line) -> tuple[Task, str]:
-        """Make a line's task for all peers; also says what it is of."""
+    def task(self, workload: Workload) -> tuple[Task, str]:
+        """Return the task of a workload, for all peers, and a description of its inputs."""
         options = self.options
         task = Task(
-            work=line.work,
-            output=line.output,
+            work=workload.work,
+            output=workload.output,
             variant="",
-            batch_size=line.batch_size,
+            batch_size=workload.batch_size,
             threads=options.used_threads,
             texts=tuple(self.captions),
             tokenizer=str(self.tokenizer),
-            repeats=line.repeats,
-            scaled=line.scaled,
+            repeats=workload.repeats,
+            scaled=workload.scaled,
         )
-        if line.corpus:
-            return self._with_pictures(task, line)
-        if line.work == "boxes":
-            sizes = [(480, 640), (640, 480)] * (BOX_PICTURES // 2)
-            boxes = draw_boxes(sizes, MANY_BOXES, MANY_BOXES)
+        if workload.corpus:
+            return self._with_images(task, workload)
+        if workload.work == "boxes":
+            sizes = [(480, 640), (640, 480)] * (BOX_IMAGES // 2)
+            boxes = generate_boxes(sizes, MANY_BOXES, MANY_BOXES)
             return replace(task, sizes=tuple(sizes), boxes=tuple(boxes)), (
-                f"{len(sizes)} pictures of {MANY_BOXES} boxes"
+                f"{len(sizes)} images of {MANY_BOXES} boxes"
             )
-        if line.work == "prompt":
+        if workload.work == "prompt":
             text, spans = class_prompt(PROMPT_BOXES)
-            described = f"one prompt of {len(text)} characters again and again"
+            described = f"one prompt of {len(text)} characters, repeated"
             return replace(task, texts=(text,), char_spans=(tuple(spans),)), described
         distinct, total = len(set(self.captions)), len(self.captions)
-        return task, f"{total} captions, {distinct} distinct, again and again"
+        return task, f"{total} captions, {distinct} distinct, repeated"
 
     def corpus(self, name: str) -> Corpus:
-        """Find or make a corpus."""
+        """Return a corpus, from the cache if it is there."""
         if name not in self._corpora:
             options = self.options
             if options.images is not None:
-                most = options.pictures or OWN_PICTURES
+                most = options.pictures or OWN_IMAGES
                 self._corpora[name] = own_corpus(options.images, most)
             else:
                 plan = PLANS[name]
@@ -341,22 +355,22 @@ class _Material:
                 if self._photographs is None:
                     self._photographs = find_photographs(options.photos)
                 count = min(options.pictures or usual, plan.count)
-                print(f"corpus {name}: {count} pictures", file=sys.stderr)
+                print(f"corpus {name}: {count} images", file=sys.stderr)
                 self._corpora[name] = make_corpus(
                     plan, count, self._photographs, self.cache, usable_cores()
                 )
         return self._corpora[name]
 
-    def _with_pictures(self, task: Task, line: Line) -> tuple[Task, str]:
-        corpus = self.corpus(line.corpus).first(line.most)
-        # Every batch is whole: some peers drop a last one that is short, or fill it up.
-        batch_size = min(line.batch_size, len(corpus.files))
+    def _with_images(self, task: Task, workload: Workload) -> tuple[Task, str]:
+        corpus = self.corpus(workload.corpus).first(workload.most)
+        # Only full batches: some peers drop or pad a short last one.
+        batch_size = min(workload.batch_size, len(corpus.files))
         corpus = corpus.first(len(corpus.files) // batch_size * batch_size)
         sizes = []
         for path in corpus.files:
-            with Image.open(path) as picture:
-                sizes.append((picture.height, picture.width))
-        boxes = draw_boxes(sizes, 3, 20) if line.work == "fine" else []
+            with Image.open(path) as image:
+                sizes.append((image.height, image.width))
+        boxes = generate_boxes(sizes, 3, 20) if workload.work == "fine" else []
         files = tuple(str(path.resolve()) for path in corpus.files)
         task = replace(
             task, files=files, boxes=tuple(boxes), sizes=tuple(sizes), batch_size=batch_size
@@ -366,30 +380,30 @@ class _Material:
     def _captions(self) -> list[str]:
         file = self.options.captions
         if file is None:
-            return draw_captions(QUICK_CAPTIONS if self.options.quick else CAPTIONS)
+            return generate_captions(QUICK_CAPTIONS if self.options.quick else CAPTIONS)
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+            raise ValueError(f"{file}: not UTF-8 text: {error}") from None
         captions = [line.strip() for line in lines if line.strip()]
         if not captions:
-            raise ValueError(f"{file} holds no caption; expected one a line")
+            raise ValueError(f"{file}: no captions; expected one per line")
         return captions
 
     def _tokenizer(self) -> Path:
-        """Give a tokenizer.json that every peer reads."""
+        """Write a tokenizer.json for all peers and return its path."""
         given = self.options.tokenizer
         if given is not None:
             try:
                 tokenizer = open_tokenizer(given)
             except FileNotFoundError:
                 raise FileNotFoundError(
-                    f"{given} (--tokenizer) does not exist or holds none; expected a"
-                    " tokenizer.json, or a folder with one or with vocab.json and merges.txt"
+                    f"{given} (--tokenizer): no tokenizer found; expected tokenizer.json, or a"
+                    " directory with it or with vocab.json and merges.txt"
                 ) from None
         else:
-            texts = [*draw_captions(CAPTIONS), class_prompt(PROMPT_BOXES)[0]]
-            # A pair of letters must occur often enough to become a token.
+            texts = [*generate_captions(CAPTIONS), class_prompt(PROMPT_BOXES)[0]]
+            # BPE merges only pairs that occur often enough.
             tokenizer = Tokenizer.train(texts * 5, TRAINED_TOKENS)
         path = self.cache / "tokenizer.json"
         tokenizer.save(path)

@@ -1,4 +1,4 @@
-"""One line of the benchmark: open every peer, warm it up, and let them take turns."""
+"""Measure one workload: start every peer, warm it up, and run them in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 import fiber
-from fiber.benchmarks.lines import Line
 from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers.task import (
     FINE_MEAN,
@@ -30,25 +29,26 @@ from fiber.benchmarks.peers.task import (
     fine_size,
 )
 from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
+from fiber.benchmarks.workloads import Workload
 from fiber.data import Tokenizer
 
 
 @dataclass(kw_only=True)
 class Side:
-    """What one peer cost in one line."""
+    """Measurements of one peer on one workload."""
 
     peer: Peer
-    #: Units of the line for each picture or text, one value a round.
+    #: CPU time per image or text, in units of the workload; one value per round.
     costs: list[float] = field(default_factory=list)
-    #: Pictures or texts in a second of wall-clock time, one value a round.
+    #: Images or texts per second of wall time; one value per round.
     rates: list[float] = field(default_factory=list)
-    #: Largest resident sizes of its processes, added up.
+    #: Sum of the peak resident sizes of its processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: Mean distance of its first pictures from Pillow's, in levels of 255; None: not comparable.
+    #: Mean distance of its first images from Pillow's, in levels of 255; None: not comparable.
     levels: float | None = None
     remark: str = ""
-    #: Why it could not be measured.
+    #: Why it was not measured; "" if it was.
     failure: str = ""
 
     @property
@@ -59,24 +59,24 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A line with all that was found."""
+    """All measurements of a workload."""
 
-    line: Line
-    #: What the pictures or texts were.
+    workload: Workload
+    #: Description of the images or texts.
     material: str
     sides: tuple[Side, ...]
-    #: Names of peers that do this work and are not installed.
+    #: Peers that support this workload and are not installed.
     absent: tuple[str, ...] = ()
-    #: Mean of the processes that wanted a core in the last minute.
+    #: Load average of the last minute.
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
-        """Find a peer that was measured."""
+        """Return a measured peer, or None."""
         return next((s for s in self.sides if s.peer.name == name and s.costs), None)
 
 
-def measure_line(
-    line: Line,
+def measure_workload(
+    workload: Workload,
     task: Task,
     peers: Sequence[Peer],
     *,
@@ -85,31 +85,31 @@ def measure_line(
     pythons: Mapping[str, str],
     folder: Path,
 ) -> list[Side]:
-    """Let the peers take turns, after an epoch that is not counted.
+    """Run the peers in turns, after one warmup epoch each.
 
     Args:
-        line: what is measured.
-        task: of every peer, but for variant and cache.
-        peers: whom to measure, ours among them.
+        workload: to measure.
+        task: shared by all peers, except for variant and cache.
+        peers: to measure, including fiber.
         rounds: turns of each peer.
-        turn_seconds: a turn is one epoch or more, until so much time went by.
-        pythons: interpreter of each peer by its name; without one, this process's.
+        turn_seconds: minimum duration of a turn, which is at least one epoch.
+        pythons: interpreter by peer; default: the current one.
         folder: for samples, logs and converted files.
 
     Raises:
-        PeerError: if ours fails, or gives wrong pictures.
+        PeerError: if fiber fails or its images are wrong.
     """
     sides = [Side(peer=peer, remark=peer.remark(task.work)) for peer in peers]
     with ExitStack() as open_processes:
         running = _warmed_up(sides, task, pythons, folder, open_processes)
         ours = next((side for side, _ in running if side.peer is OURS), None)
-        if ours is not None and (ours.levels or 0) > line.most_levels:
+        if ours is not None and (ours.levels or 0) > workload.most_levels:
             raise PeerError(
-                f"{line.name}: the pictures are {ours.levels:.2f} levels from Pillow's on average,"
-                f" expected {line.most_levels:g} or less; no speed is reported"
+                f"{workload.name}: images are {ours.levels:.2f} levels from Pillow's on average,"
+                f" expected {workload.most_levels:g} or less; no speed is reported"
             )
         for number in range(rounds):
-            # Nobody always comes after the same one.
+            # Rotate the order, so that no peer always follows the same one.
             turn = number % max(1, len(running))
             for side, process in [*running[turn:], *running[:turn]]:
                 if side.failure:
@@ -119,7 +119,7 @@ def measure_line(
                 except PeerError as error:
                     _failed(side, error)
                     continue
-                side.costs.append(cost.cpu_seconds / cost.count * line.per_second)
+                side.costs.append(cost.cpu_seconds / cost.count * workload.per_second)
                 side.rates.append(cost.count / cost.wall_seconds)
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
         for side, process in running:
@@ -134,7 +134,7 @@ def _warmed_up(
     folder: Path,
     open_processes: ExitStack,
 ) -> list[tuple[Side, PeerProcess]]:
-    """Open the peers and let each run the pass that does not count, several at a time."""
+    """Start the peers and run their warmup epoch, several at a time."""
 
     def warm_up(side: Side) -> PeerProcess | None:
         peer = side.peer
@@ -162,7 +162,7 @@ def _warmed_up(
 
 
 def _turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
-    """Run epochs until some time went by; what all of them cost."""
+    """Run epochs for at least some seconds; return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
     while not costs or time.perf_counter() < end:
@@ -177,7 +177,7 @@ def _turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
 
 
 def _own_version(peer: Peer) -> dict[str, str]:
-    """Give fiber's version, which may run without being installed."""
+    """Return fiber's version, which is not in the metadata if fiber is not installed."""
     return {"fiber-vl": fiber.__version__} if peer is OURS else {}
 
 
@@ -185,7 +185,7 @@ def _check_count(cost: EpochCost, task: Task) -> None:
     once = task.sizes if task.work == "boxes" else task.texts
     expected = len(task.files) or len(once) * task.repeats
     if cost.count != expected:
-        raise PeerError(f"an epoch gave {cost.count} of {expected}")
+        raise PeerError(f"an epoch yielded {cost.count} items; expected {expected}")
 
 
 def _failed(side: Side, error: PeerError) -> None:
@@ -197,10 +197,10 @@ def _failed(side: Side, error: PeerError) -> None:
 
 
 def check_sample(sample: Path, task: Task) -> None:
-    """Check that a batch begins with what was asked for.
+    """Check the first images or tokens of a batch.
 
     Raises:
-        PeerError: for pictures of another shape or type, and for other tokens than fiber's.
+        PeerError: for images of another shape or dtype, and for tokens that differ from fiber's.
     """
     if task.work in ("prompt", "boxes"):
         return
@@ -210,61 +210,58 @@ def check_sample(sample: Path, task: Task) -> None:
         for text, ids in zip(task.texts, array.tolist(), strict=False):
             wanted = tokenizer.encode(text, max_tokens=MAX_TOKENS)[0]
             if ids != wanted + [PAD_ID] * (MAX_TOKENS - len(wanted)):
-                raise PeerError(f"its tokens of {text!r} are {ids}; expected {wanted}")
+                raise PeerError(f"tokens of {text!r} are {ids}; expected {wanted}")
         return
     if array.dtype != task.output:
-        raise PeerError(f"its pictures are {array.dtype}; expected {task.output}")
+        raise PeerError(f"images are {array.dtype}; expected {task.output}")
     sides = array.shape[1:] if task.work == "fine" else (3, SIZE, SIZE)
     if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
-        raise PeerError(f"its pictures have the shape {array.shape[1:]}; expected {sides}")
+        raise PeerError(f"images have the shape {array.shape[1:]}; expected {sides}")
     if not np.isfinite(array).all():
-        raise PeerError("its pictures hold values that are not finite")
+        raise PeerError("images contain values that are not finite")
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
-    """Give the mean distance of pictures from Pillow's antialiased resize, in levels of 255.
+    """Return the mean distance of images from Pillow's antialiased resize, in levels of 255.
 
-    None where there is nothing to compare: random crops, texts, boxes.
+    None for random crops, texts and boxes, which cannot be compared.
     """
     if task.work not in ("squash", "fine"):
         return None
-    pictures = np.load(sample)
+    images = np.load(sample)
     fine = task.work == "fine"
-    if pictures.shape[-1] == 3:
+    if images.shape[-1] == 3:
         # (B, H, W, 3) -> (B, 3, H, W)
-        pictures = pictures.transpose(0, 3, 1, 2)
-    if pictures.dtype != np.uint8:
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8:
         mean = np.array(FINE_MEAN[::-1] if fine else MEAN).reshape(3, 1, 1)
         std = np.array(FINE_STD[::-1] if fine else STD).reshape(3, 1, 1)
         scale = 1 if fine else 255
-        pictures = (pictures * std + mean) * scale
+        images = (images * std + mean) * scale
     return float(
         np.mean(
-            [
-                _distance(picture, path, fine)
-                for picture, path in zip(pictures, task.files, strict=False)
-            ]
+            [_distance(image, path, fine) for image, path in zip(images, task.files, strict=False)]
         )
     )
 
 
-def _distance(picture: np.ndarray, path: str, fine: bool) -> float:
-    """Compare one (3, H, W) picture of 0 to 255; a flip of the fine stage is looked through."""
+def _distance(image: np.ndarray, path: str, fine: bool) -> float:
+    """Compare one (3, H, W) image of values in [0, 255]; `fine` images may be flipped."""
     stored = Image.open(path).convert("RGB")
     if not fine:
         wanted = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
-        return float(np.abs(picture - wanted.transpose(2, 0, 1)).mean())
+        return float(np.abs(image - wanted.transpose(2, 0, 1)).mean())
     height, width = fine_size(stored.height, stored.width)
     wanted = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     wanted = wanted.transpose(2, 0, 1)[::-1]
-    # A side may be rounded otherwise, by a pixel.
-    height, width = min(height, picture.shape[1]), min(width, picture.shape[2])
+    # Peers may round a side differently, by one pixel.
+    height, width = min(height, image.shape[1]), min(width, image.shape[2])
     return min(
-        float(np.abs(picture[:, :height, :width] - one[:, :height, :width]).mean())
+        float(np.abs(image[:, :height, :width] - one[:, :height, :width]).mean())
         for one in (wanted, wanted[:, :, ::-1])
     )
 
 
 def load_average() -> float:
-    """Give the mean number of processes that wanted a core in the last minute."""
+    """Return the load average of the last minute."""
     return os.getloadavg()[0]

@@ -1,7 +1,7 @@
-"""Photographs that the benchmark's corpora are cut out of: given, beside a checkout, or Debian's.
+"""Find the photographs that corpora are cropped from: given, next to a checkout, or Debian's.
 
-Corpora of one machine can be made again elsewhere from the same photographs only: their names and
-sizes are part of a corpus's fingerprint.
+A corpus can be reproduced on another machine only from the same photographs: their names and sizes
+are part of its fingerprint.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
-#: The word that stands for Debian's packages where folders are named: they are fetched if missing.
+#: Name of Debian's packages among directories; they are downloaded if missing.
 DEBIAN = "debian"
-#: Photographs in Debian's packages; what else these hold is drawn, or the same one smaller.
+#: Photographs in Debian's packages, without drawings and smaller copies.
 DEBIAN_PHOTOGRAPHS = {
     "lomiri-wallpapers-16.04": (
         "usr/share/backgrounds",
@@ -49,58 +49,56 @@ DEBIAN_PHOTOGRAPHS = {
         """,
     ),
 }
-#: Photographs that Python packages bring for their examples.
+#: Example photographs in Python packages.
 PACKAGE_PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
     "skimage": ("data/astronaut.png", "data/coffee.png", "data/rocket.jpg", "data/chelsea.png"),
 }
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-HOW_TO_GET = (
-    "name a folder of yours with --photos DIR, or let Debian's be fetched with --photos debian"
-)
+HOW_TO_GET = "name a directory with --photos DIR, or download Debian's with --photos debian"
 
 
 def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
-    """List photographs, in an order that does not depend on where they lie.
+    """List photographs, in an order that does not depend on their location.
 
     Args:
-        sources: folders, searched with what lies below them; the word "debian" stands for Debian's
-            packages, which are fetched into the user's cache. None: what is found without asking
-            anybody, which is a checkout's `../shared/assets/photos`, Debian's packages where they
-            are installed or fetched already, and the example pictures of Python packages.
+        sources: directories, searched recursively; "debian" is Debian's packages, which are
+            downloaded into the user's cache. Empty: those on this machine, which are
+            `../shared/assets/photos` of a checkout, Debian's packages if they are installed or
+            downloaded, and the example images of Python packages.
 
     Raises:
-        FileNotFoundError: if a folder is missing or holds no picture, if Debian's packages cannot
-            be fetched, or if nothing is named and nothing is found.
+        FileNotFoundError: if a directory is missing or has no image, if Debian's packages cannot be
+            downloaded, or if `sources` is empty and none is found.
     """
     found: list[Path] = []
     if sources:
         for source in sources:
-            found += _debian(fetch=True) if source == DEBIAN else _pictures_below(Path(source))
+            found += _debian(fetch=True) if source == DEBIAN else _images_below(Path(source))
         return found
-    beside = _beside_checkout()
-    if beside is not None:
-        found += _pictures_below(beside)
+    folder = _next_to_checkout()
+    if folder is not None:
+        found += _images_below(folder)
     found += _debian(fetch=False) + _of_python_packages()
     if not found:
-        raise FileNotFoundError(f"there are no photographs to cut corpora out of; {HOW_TO_GET}")
+        raise FileNotFoundError(f"no photographs to crop corpora from; {HOW_TO_GET}")
     return found
 
 
-def _pictures_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with photographs")
+        raise FileNotFoundError(f"{folder}: no such directory; expected one with photographs")
     found = sorted(
         (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES),
         key=lambda path: path.relative_to(folder).as_posix(),
     )
     if not found:
         kinds = ", ".join(sorted(_SUFFIXES))
-        raise FileNotFoundError(f"{folder} holds no photograph; expected files named {kinds}")
+        raise FileNotFoundError(f"{folder}: no photograph; expected files named {kinds}")
     return found
 
 
-def _beside_checkout() -> Path | None:
+def _next_to_checkout() -> Path | None:
     root = Path(__file__).parents[3]
     for above in (root.parent, Path.cwd().parent):
         folder = above / "shared" / "assets" / "photos"
@@ -125,7 +123,7 @@ def _debian(*, fetch: bool) -> list[Path]:
 def _of_python_packages() -> list[Path]:
     found = []
     for package, names in PACKAGE_PHOTOGRAPHS.items():
-        # Looked up, not imported: neither is needed for its pictures.
+        # Located without importing the package.
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin:
             root = Path(spec.origin).parent

@@ -1,7 +1,7 @@
-"""Peers in processes of their own: how they are started, asked for epochs, and measured.
+"""Run each peer in a process of its own, and measure it.
 
-CPU time is read for the process and everything that it started, so that threads, workers and their
-traffic count alike. Linux only.
+CPU time is that of the process and all its children, so that threads, workers and interprocess
+communication count alike. Linux only.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers.task import Task
 
 _WORKER = Path(__file__).with_name("peers") / "worker.py"
-#: A peer whose processes used less CPU than this in a look has stopped working.
+#: A peer that uses less CPU time than this between two polls is idle.
 _QUIET_SECONDS = 0.0005
 _LOOK_SECONDS = 0.02
-#: Time in which a peer comes to rest after its last batch; one that never rests is not waited for.
+#: Maximum wait until a peer is idle after its last batch.
 _REST_SECONDS = 2.0
-#: Time in which a peer must open, with its conversions, or finish an epoch.
+#: Timeout of the start, including conversions, and of an epoch.
 TIMEOUT_SECONDS = 1800.0
-#: A peer that owes an answer and used less than this share of a core for so long is stuck.
+#: A peer that does not answer and uses less than this share of a core for so long is stuck.
 STUCK_SECONDS = 60.0
 _STUCK_SHARE = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class PeerError(RuntimeError):
-    """A peer that does not load, failed or went away; the message says why in one line."""
+    """A peer does not load, failed or exited; the message has the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochCost:
-    """What one pass cost."""
+    """Cost of one epoch."""
 
-    #: Pictures or texts.
+    #: Number of images or texts.
     count: int
-    #: User and system time of all of the peer's processes.
+    #: User and system time of all processes of the peer.
     cpu_seconds: float
-    #: From the order until the last batch was there and the peer came to rest.
+    #: Until the last batch has arrived and the peer is idle.
     wall_seconds: float
 
 
 class PeerProcess:
-    """A peer at work; leaving the context ends it and what it started.
+    """A running peer; leaving the context kills it and its children.
 
     Args:
-        peer: which.
-        task: what it does.
-        python: its interpreter.
-        log: file for what it prints.
+        peer: to run.
+        task: of the peer.
+        python: interpreter.
+        log: file for its standard error.
 
     Attributes:
-        versions: of the peer's distributions, once it is open.
-        epochs: how many it ran.
+        versions: by distribution of the peer.
+        epochs: number of epochs that were run.
 
     Raises:
         PeerError: if it does not load.
@@ -81,7 +81,7 @@ class PeerProcess:
                 stdout=subprocess.PIPE,
                 stderr=printed,
                 env=_environment(peer, python),
-                # A session of its own, by which all that it starts is found.
+                # Its children are found by their session.
                 start_new_session=True,
             )
         order = {"module": peer.module, "distributions": peer.distributions, "task": task.to_json()}
@@ -98,11 +98,11 @@ class PeerProcess:
         self.close()
 
     def epoch(self, number: int, sample: Path | None = None) -> EpochCost:
-        """Let it pass over its data once.
+        """Run one epoch.
 
         Args:
-            number: which epoch.
-            sample: file for the first pictures of the first batch, as `numpy.save` writes it.
+            number: of the epoch.
+            sample: file for the first images of the first batch, in NumPy's format.
 
         Raises:
             PeerError: if it fails.
@@ -110,8 +110,8 @@ class PeerProcess:
         before, start = self.cpu_seconds(), time.perf_counter()
         count = self._ask({"epoch": number, "sample": str(sample or "")})["count"]
         wall, cpu = time.perf_counter(), self.cpu_seconds()
-        # What is made ahead after the last batch belongs to this epoch as what was there at its
-        # start belonged to the one before.
+        # Work ahead after the last batch counts for this epoch, since what was prepared before its
+        # start counted for the previous one.
         deadline, quiet = wall + _REST_SECONDS, 0
         while quiet < 2 and time.perf_counter() < deadline:
             time.sleep(_LOOK_SECONDS)
@@ -124,15 +124,15 @@ class PeerProcess:
         return EpochCost(count=count, cpu_seconds=cpu - before, wall_seconds=wall - start)
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process and its children so far."""
+        """Return user and system time of the process and its children so far."""
         return sum(_process_cpu_seconds(pid) for pid in self._members())
 
     def peak_bytes(self) -> int:
-        """Sum of the largest resident sizes that its living processes had so far."""
+        """Return the sum of the peak resident sizes of its live processes."""
         return sum(_peak_bytes(pid) for pid in self._members())
 
     def close(self) -> None:
-        """End it and everything that it started."""
+        """Kill it and its children."""
         members = self._members()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -159,11 +159,11 @@ class PeerProcess:
         except BrokenPipeError:
             line = b""
         if not line:
-            # Its output is closed a moment before it is gone.
+            # Its output is closed before it has exited.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
             code = self._process.returncode
-            raise PeerError(f"its process ended (exit code {code}): {self._last_words()}")
+            raise PeerError(f"process exited with code {code}: {self._last_log_line()}")
         answer = json.loads(line)
         if "error" in answer:
             raise PeerError(" ".join(answer["error"].split()))
@@ -174,7 +174,7 @@ class PeerProcess:
         now = time.monotonic()
         deadline, looked, cpu = now + TIMEOUT_SECONDS, now, self.cpu_seconds()
         while not select.select([stdout], [], [], min(1.0, STUCK_SECONDS))[0]:
-            # Its children may hold the pipe open when it is gone.
+            # Children may hold the pipe open after it has exited.
             if self._process.poll() is not None:
                 return b""
             now = time.monotonic()
@@ -184,23 +184,25 @@ class PeerProcess:
                 used = self.cpu_seconds() - cpu
                 if used < _STUCK_SHARE * (now - looked):
                     raise PeerError(
-                        f"stuck: no answer, and {used:.2f} seconds of CPU in the last"
-                        f" {now - looked:.0f}; it last said: {self._last_words()}"
+                        f"stuck: no answer, and {used:.2f} seconds of CPU time in the last"
+                        f" {now - looked:.0f} seconds; last log line: {self._last_log_line()}"
                     )
                 looked, cpu = now, cpu + used
         return stdout.readline()
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next(
+            (line.strip() for line in reversed(lines) if line.strip()), "nothing was logged"
+        )
 
 
 def installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
-    """Say for every peer that is absent why; the others are not in the answer.
+    """Return the reason by peer for every peer that is not installed.
 
     Args:
-        peers: whom to look for.
-        pythons: interpreter of each peer by its name; without one, this process's.
+        peers: to look for.
+        pythons: interpreter by peer; default: the current one.
     """
     reasons: dict[str, str] = {}
     by_python: dict[str, list[Peer]] = {}
@@ -216,7 +218,7 @@ def installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, st
         )
         found = json.loads(done.stdout) if done.returncode == 0 else {}
         for peer in some:
-            # Ours runs from wherever this process imported it, installed or not.
+            # fiber runs from where this process imported it, installed or not.
             if peer is not OURS and peer.distributions[0] not in found:
                 reasons[peer.name] = f"{peer.distributions[0]} is not installed: {peer.install}"
             elif peer.preload and not _library(peer.preload):
@@ -225,7 +227,7 @@ def installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, st
 
 
 def members_of_session(leader: int) -> list[int]:
-    """List the living processes of a session by the process that began it."""
+    """List the live processes of a session, given its leader."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -236,23 +238,23 @@ def members_of_session(leader: int) -> list[int]:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """Give the fields of /proc/PID/stat from the state on; none for a process that is gone."""
+    """Return the fields of /proc/PID/stat from the state on; none if the process has exited."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    # The name before it, in brackets, may hold anything.
+    # The name before the state, in brackets, may contain anything.
     return text.rpartition(")")[2].split()
 
 
 def _process_cpu_seconds(pid: int) -> float:
-    """User and system time of a process, and of its children that have ended."""
+    """Return user and system time of a process and of its children that have exited."""
     fields = _stat_fields(pid)
     if not fields:
         return 0.0
     ended = (int(fields[13]) + int(fields[14])) * _TICK_SECONDS
     try:
-        # Linux's clock of another process, in nanoseconds; /proc has ticks of ten milliseconds.
+        # Linux's CPU clock of another process, in nanoseconds; /proc has ticks of 10 ms.
         return time.clock_gettime((~pid << 3) | 2) + ended
     except OSError:
         return ended
@@ -270,10 +272,10 @@ def _peak_bytes(pid: int) -> int:
 def _environment(peer: Peer, python: str) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **peer.environment}
     if python != sys.executable:
-        # Meant for this interpreter.
+        # Only for the current interpreter.
         environment.pop("PYTHONPATH", None)
     elif peer is OURS:
-        # The package that runs now, whatever else is installed.
+        # The package that is running, even if another one is installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if peer.preload:
@@ -282,7 +284,7 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
 
 
 def _library(name: str) -> str:
-    """Give what a shared library is loaded by; "" where there is none."""
+    """Return the name that a shared library is loaded by; "" if it is not found."""
     stem = name.removeprefix("lib").partition(".so")[0]
     return ctypes.util.find_library(stem) or ""
 

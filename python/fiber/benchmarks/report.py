@@ -1,9 +1,7 @@
-"""The benchmark's table, rows, chart and judgement, from what was measured."""
+"""Table, CSV rows, chart and gate verdicts of a benchmark run."""
 
 from __future__ import annotations
 
-import csv
-import datetime
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiber.atomic_io import write_file
-from fiber.benchmarks.lines import GATES, Gate
+from fiber.benchmarks.csv_rows import p20_p80, spread_columns, today
 from fiber.benchmarks.measure import Result, Side
 from fiber.benchmarks.peers import OURS
+from fiber.benchmarks.workloads import GATES, Gate, Workload
 from fiber.env import describe_machine
 
-#: Columns of the table: heading and width; the last one runs on.
+#: Columns of the table: heading and width. The last one is not padded.
 _COLUMNS = (("peer", 21), ("CPU", 9), ("20-80 %", 15), ("ratio", 7), ("per second", 11))
 _COLUMNS += (("peak MB", 8), ("levels", 7), ("version", 10), ("remark", 0))
 
-#: Columns of a row, before those of the machine.
+#: Columns of a CSV row, before those of the machine.
 ROW_COLUMNS = (
     "date",
     "line",
@@ -46,24 +45,24 @@ ROW_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A gate beside what was measured."""
+    """A gate and the measured ratio."""
 
     gate: Gate
-    #: The fastest of its rivals that was measured; "" for none.
+    #: Fastest measured peer of the gate; "" if none was measured.
     rival: str
-    #: Its CPU time over ours.
+    #: Its CPU time over fiber's.
     ratio: float | None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the ratio is reached; None where it was not measured, or nothing is asked."""
+        """Whether the ratio is reached; None if it was not measured or nothing is required."""
         if self.ratio is None or self.gate.least is None:
             return None
         return self.ratio >= self.gate.least
 
     def __str__(self) -> str:
         gate = self.gate
-        what = f"{gate.kind} {gate.corpus} {gate.output} beside {' or '.join(gate.rivals)}"
+        what = f"{gate.kind} {gate.corpus} {gate.output} vs {' or '.join(gate.rivals)}"
         found = "not measured" if self.ratio is None else f"{self.ratio:.2f} ({self.rival})"
         asked = "reported" if gate.least is None else f"gate {gate.least:g}"
         if gate.least is not None and self.ratio is not None:
@@ -75,13 +74,18 @@ class Verdict:
         return f"{what}: {found}; {asked}"
 
 
+def _key(workload: Workload) -> tuple[str, str, str]:
+    return workload.kind, workload.corpus, workload.output
+
+
 def judge(results: Sequence[Result], gates: Iterable[Gate] = GATES) -> list[Verdict]:
-    """Compare what was measured with the ratios that are asked for."""
+    """Compare measured ratios with the required ones."""
     verdicts = []
     for gate in gates:
         wanted = (gate.kind, gate.corpus, gate.output)
         result = next(
-            (r for r in results if (r.line.kind, r.line.corpus, r.line.output) == wanted), None
+            (r for r in results if _key(r.workload) == wanted),
+            None,
         )
         ours = result.side(OURS.name) if result else None
         rivals = [s for name in gate.rivals if result and (s := result.side(name))]
@@ -94,11 +98,11 @@ def judge(results: Sequence[Result], gates: Iterable[Gate] = GATES) -> list[Verd
 
 
 def table(result: Result) -> str:
-    """Write one line's sides, the fastest first; ratios are their CPU time over fiber's."""
-    line = result.line
+    """Format one workload as a table, fastest peer first; ratios are CPU time over fiber's."""
+    workload = result.workload
     heads = [
-        f"\n{line.title}; {line.output}",
-        f"{result.material}; CPU in {line.unit} a {line.counted}, load {result.load:.1f}",
+        f"\n{workload.title}; {workload.output}",
+        f"{result.material}; CPU in {workload.unit} per {workload.counted}, load {result.load:.1f}",
         _row([head for head, _ in _COLUMNS]),
     ]
     ours = result.side(OURS.name)
@@ -116,7 +120,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cells(side: Side, ours: Side | None) -> list[str]:
-    low, high = _fifths(side.costs)
+    low, high = p20_p80(side.costs)
     return [
         side.peer.name,
         _three(side.median),
@@ -135,44 +139,31 @@ def _version(side: Side) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, but not fewer than stand before the point."""
+    """Format with three significant digits, without rounding the integer part."""
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f}"
 
 
-def _fifths(values: Sequence[float]) -> tuple[float, float]:
-    """20th and 80th percentile."""
-    if len(values) < 2:
-        return values[0], values[0]
-    found = statistics.quantiles(values, n=5, method="inclusive")
-    return found[0], found[-1]
-
-
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
-    """One row for each side of each line, with what it was measured on."""
+    """Make one CSV row per measured peer and workload, with the machine."""
     machine = describe_machine()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = []
     for result in results:
-        line, ours = result.line, result.side(OURS.name)
+        workload, ours = result.workload, result.side(OURS.name)
         for side in result.sides:
             if not side.costs:
                 continue
-            low, high = _fifths(side.costs)
             levels = "" if side.levels is None else f"{side.levels:.3f}"
             found.append(
                 {
-                    "date": date,
-                    "line": line.name,
-                    "work": line.work,
+                    "date": today(),
+                    "line": workload.name,
+                    "work": workload.work,
                     "material": result.material,
                     "side": side.peer.name,
-                    "output": line.output,
-                    "unit": f"CPU {line.unit} a {line.counted}",
-                    "median": f"{side.median:.4g}",
-                    "p20": f"{low:.4g}",
-                    "p80": f"{high:.4g}",
-                    "rounds": str(len(side.costs)),
+                    "output": workload.output,
+                    "unit": f"CPU {workload.unit} per {workload.counted}",
+                    **spread_columns(side.costs),
                     "peer": OURS.name,
                     "ratio_to_peer": f"{side.median / ours.median:.4g}" if ours else "",
                     "per_wall_second": f"{statistics.median(side.rates):.4g}",
@@ -187,40 +178,13 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
     return found
 
 
-def append_rows(file: Path, new: Sequence[dict[str, str]]) -> None:
-    """Add rows to a CSV file.
-
-    Raises:
-        ValueError: if the file has other columns.
-    """
-    check_columns(file)
-    is_new = not file.exists()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=_columns())
-        if is_new:
-            writer.writeheader()
-        writer.writerows(new)
-
-
-def check_columns(file: Path) -> None:
-    """Check that rows can be added to a file.
-
-    Raises:
-        ValueError: if it has other columns.
-    """
-    if file.exists():
-        with file.open(newline="") as known:
-            header = next(csv.reader(known), [])
-        if header != _columns():
-            raise ValueError(f"{file} has the columns {header}; expected {_columns()}")
-
-
-def _columns() -> list[str]:
+def columns() -> list[str]:
+    """List the columns of a row: those of the measurement, then those of the machine."""
     return [*ROW_COLUMNS, *describe_machine()]
 
 
 def draw_chart(file: Path, results: Sequence[Result]) -> None:
-    """Draw one panel of bars a line: CPU time of every side, ours in colour."""
+    """Plot CPU time per peer, one panel per workload, with fiber highlighted."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -253,14 +217,14 @@ def draw_chart(file: Path, results: Sequence[Result]) -> None:
         panel.margins(x=0.15)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.set_title(f"{result.line.title}; {result.line.name}", fontsize=9, loc="left")
+        panel.set_title(f"{result.workload.title}; {result.workload.name}", fontsize=9, loc="left")
         panel.set_xlabel(
-            f"CPU {result.line.unit} a {result.line.counted}, less is better", fontsize=8
+            f"CPU {result.workload.unit} per {result.workload.counted}, lower is better", fontsize=8
         )
     machine = describe_machine()
     figure.suptitle(
         f"{machine['processor']}, {machine['cores']} cores; fiber {machine['fiber']}"
-        f" {machine['commit'][:12]}; {datetime.datetime.now(datetime.UTC).date()}",
+        f" {machine['commit'][:12]}; {today()}",
         fontsize=9,
     )
     write_file(file, lambda part: figure.savefig(part, format="png", dpi=120))

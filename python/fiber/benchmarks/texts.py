@@ -1,4 +1,4 @@
-"""Captions, a prompt and boxes for the benchmark, drawn from a seed."""
+"""Captions, a class prompt and boxes for the benchmark, generated from fixed seeds."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ _PLACES = (
 )
 
 
-def draw_captions(count: int) -> list[str]:
-    """Write captions with the length and the repetition of COCO's; the same ones every time."""
+def generate_captions(count: int) -> list[str]:
+    """Generate captions with the length and the repetition of COCO's; deterministic."""
     draw = random.Random("captions")
     looks, people = _LOOKS.split(), _PEOPLE.split()
 
@@ -75,7 +75,7 @@ def draw_captions(count: int) -> list[str]:
 
 
 def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
-    """Join COCO's classes to one prompt; gives it and the (start, end) of each of `boxes` names."""
+    """Join COCO's classes to a prompt; return it and (start, end) of `boxes` random names."""
     spans, start = [], 0
     for name in COCO_CLASSES:
         spans.append((start, start + len(name)))
@@ -83,11 +83,11 @@ def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
     return ". ".join(COCO_CLASSES) + ".", random.Random("prompt").sample(spans, boxes)
 
 
-def draw_boxes(
+def generate_boxes(
     sizes: Sequence[tuple[int, int]], fewest: int, most: int
 ) -> list[tuple[tuple[float, float, float, float], ...]]:
-    """Draw boxes (x0, y0, x1, y1) in pixels inside pictures of these (height, width)."""
-    pictures = []
+    """Generate boxes (x0, y0, x1, y1) in pixels inside images of the given (height, width)."""
+    images = []
     for index, (height, width) in enumerate(sizes):
         draw = random.Random(f"boxes {index}")
         boxes = []
@@ -98,5 +98,5 @@ def draw_boxes(
             top = draw.uniform(0, height - box_height)
             box = (left, top, left + box_width, top + box_height)
             boxes.append(tuple(round(value, 2) for value in box))
-        pictures.append(tuple(boxes))
-    return pictures
+        images.append(tuple(boxes))
+    return images

@@ -1,7 +1,7 @@
-"""The peers of `fiber bench data`, and fiber itself: what each can do, and how it is installed.
+"""Registry of the peers of `fiber bench data` and of fiber itself.
 
-Every other module here is one peer's code. It is imported in a process of its own only (`worker`),
-by an interpreter that the user may choose, and imports nothing of fiber but its neighbours.
+Every other module here implements a peer. It is imported only in a process of its own (`worker`),
+by an interpreter that the user may choose, and imports nothing of fiber outside this package.
 A new peer is a module with `open_peer(task)` and an entry in `PEERS`.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: (work, output) of the pictures' works.
+#: (work, output) pairs.
 _COARSE = frozenset({("squash", "float32"), ("crop", "float32")})
 _COARSE_BYTES = frozenset({("squash", "uint8"), ("crop", "uint8")})
 _FINE = frozenset({("fine", "float32")})
 _TEXTS = frozenset({("captions", "int64"), ("offsets", "int64"), ("prompt", "int64")})
 _BOXES = frozenset({("boxes", "float32")})
 
-#: What glibc is told so that a freed picture's memory is kept for the next one.
+#: Settings of glibc that keep the memory of a freed image for the next one.
 _KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "2147483648",
@@ -28,34 +28,34 @@ _TORCHVISION = "pip install torchvision"
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One pipeline that people use."""
+    """A data pipeline to compare with."""
 
-    #: Its name on the command line and in rows.
+    #: Name on the command line and in rows.
     name: str
-    #: One line for a reader.
+    #: One-line description.
     title: str
-    #: Module here, and the form of it that is meant.
+    #: Module in this package, and the variant of it.
     module: str
     variant: str = ""
-    #: (work, output) that it does.
+    #: Supported (work, output) pairs.
     does: frozenset[tuple[str, str]]
-    #: Distributions whose versions are reported; without the first one the peer is absent.
+    #: Distributions whose versions are reported; the peer requires the first one.
     distributions: tuple[str, ...]
-    #: How to get it.
+    #: How to install it.
     install: str
-    #: For a work, how its result differs from what was asked for; "" as key: for all of them.
+    #: How its result differs from the requested one, by work; "" for every work.
     differs: Mapping[str, str] = field(default_factory=dict)
-    #: Added to its process's environment.
+    #: Added to the environment of its process.
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Shared library that its process begins with; where none is found, the peer is absent.
+    #: Shared library to preload; the peer requires it.
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Whether it takes part where this is asked for."""
+        """Whether it supports this work and output."""
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
-        """Say how its result differs, if it does."""
+        """Return how its result differs from the requested one; "" if it does not."""
         return "; ".join(text for key in ("", work) if (text := self.differs.get(key, "")))
 
 
@@ -67,9 +67,9 @@ OURS = Peer(
     distributions=("fiber-vl", "torch"),
     install="pip install fiber-vl",
     differs={
-        "squash": "also tokenizes and masks a caption",
-        "crop": "also tokenizes and masks a caption",
-        "fine": "also tokenizes a caption, maps boxes to tokens",
+        "squash": "also tokenizes and masks captions",
+        "crop": "also tokenizes and masks captions",
+        "fine": "also tokenizes captions and maps boxes to tokens",
     },
 )
 PEERS = (
@@ -80,21 +80,21 @@ PEERS = (
         does=_COARSE | _FINE | _BOXES,
         distributions=("torchvision", "pillow", "torch"),
         install=_TORCHVISION,
-        differs={"boxes": "corners inclusive"},
+        differs={"boxes": "inclusive corners"},
     ),
     Peer(
         name="torchvision-v2",
-        title="torchvision v2 on Pillow's pictures, DataLoader",
+        title="Pillow, torchvision v2, DataLoader",
         module="torchvision_v2",
         variant="pil",
         does=_COARSE | _FINE | _BOXES,
         distributions=("torchvision", "pillow", "torch"),
         install=_TORCHVISION,
-        differs={"fine": "torchvision's own decoder"},
+        differs={"fine": "torchvision decoder"},
     ),
     Peer(
         name="torchvision-io",
-        title="torchvision's decoder and v2 in DataLoader",
+        title="torchvision decoder and v2, DataLoader",
         module="torchvision_v2",
         variant="io",
         does=_COARSE | _COARSE_BYTES,
@@ -103,7 +103,7 @@ PEERS = (
     ),
     Peer(
         name="torchvision-threads",
-        title="torchvision's decoder and v2 in threads, malloc tuned",
+        title="torchvision decoder and v2, threads, tuned malloc",
         module="torchvision_v2",
         variant="threads",
         does=_COARSE | _COARSE_BYTES | _FINE,
@@ -113,7 +113,7 @@ PEERS = (
     ),
     Peer(
         name="torchvision-jemalloc",
-        title="torchvision's decoder and v2 in threads, jemalloc",
+        title="torchvision decoder and v2, threads, jemalloc",
         module="torchvision_v2",
         variant="threads",
         does=_COARSE | _COARSE_BYTES | _FINE,
@@ -124,7 +124,7 @@ PEERS = (
     ),
     Peer(
         name="timm",
-        title="timm's transforms, uint8 collation, DataLoader",
+        title="timm transforms, uint8 collation, DataLoader",
         module="timm_loader",
         does=_COARSE,
         distributions=("timm", "torchvision", "torch"),
@@ -132,7 +132,7 @@ PEERS = (
     ),
     Peer(
         name="webdataset",
-        title="webdataset's tar files, published transform, DataLoader",
+        title="webdataset tar files, published transform, DataLoader",
         module="webdataset_loader",
         does=_COARSE,
         distributions=("webdataset", "torchvision", "torch"),
@@ -140,12 +140,12 @@ PEERS = (
     ),
     Peer(
         name="opencv",
-        title="hand-written OpenCV in threads",
+        title="hand-written OpenCV, threads",
         module="opencv",
         does=_COARSE | _FINE,
         distributions=("opencv-python-headless", "numpy"),
         install="pip install opencv-python-headless",
-        differs={"": "no antialiasing", "crop": "crops keep the picture's shape"},
+        differs={"": "no antialiasing", "crop": "crops keep the aspect ratio"},
     ),
     Peer(
         name="dali",
@@ -157,7 +157,7 @@ PEERS = (
     ),
     Peer(
         name="ffcv-jpeg",
-        title="FFCV, JPEG of its own file",
+        title="FFCV, JPEG in its own format",
         module="ffcv_loader",
         variant="jpg",
         does=_COARSE | _COARSE_BYTES,
@@ -165,13 +165,13 @@ PEERS = (
         install="apt-get install pkg-config libopencv-dev libturbojpeg0-dev;"
         " pip install torchvision ffcv",
         differs={
-            "": "encoded anew; fast DCT; INTER_AREA",
-            "squash": "centre square instead of squash",
+            "": "re-encoded; fast DCT; INTER_AREA",
+            "squash": "center crop instead of squash",
         },
     ),
     Peer(
         name="ffcv-raw",
-        title="FFCV, raw pixels of its own file",
+        title="FFCV, raw pixels in its own format",
         module="ffcv_loader",
         variant="raw",
         does=_COARSE | _COARSE_BYTES,
@@ -180,12 +180,12 @@ PEERS = (
         " pip install torchvision ffcv",
         differs={
             "": "decodes nothing; INTER_AREA",
-            "squash": "centre square instead of squash",
+            "squash": "center crop instead of squash",
         },
     ),
     Peer(
         name="spdl",
-        title="SPDL: threads around FFmpeg",
+        title="SPDL, FFmpeg in threads",
         module="spdl_loader",
         does=_COARSE | _COARSE_BYTES,
         distributions=("spdl-io", "spdl", "torch"),
@@ -204,7 +204,7 @@ PEERS = (
     ),
     Peer(
         name="tokenizers",
-        title="Hugging Face tokenizers, padded, to numpy",
+        title="Hugging Face tokenizers, padded NumPy arrays",
         module="texts",
         variant="tokenizers",
         does=_TEXTS,
@@ -213,7 +213,7 @@ PEERS = (
     ),
     Peer(
         name="transformers",
-        title="Hugging Face transformers' fast tokenizer, to torch",
+        title="Hugging Face transformers, fast tokenizer, tensors",
         module="texts",
         variant="transformers",
         does=frozenset({("captions", "int64"), ("offsets", "int64")}),
@@ -222,7 +222,7 @@ PEERS = (
     ),
     Peer(
         name="gigatoken",
-        title="gigatoken, padded",
+        title="gigatoken, padded arrays",
         module="texts",
         variant="gigatoken",
         does=frozenset({("captions", "int64")}),
@@ -232,7 +232,7 @@ PEERS = (
     ),
     Peer(
         name="numpy",
-        title="boxes in plain numpy",
+        title="boxes in NumPy",
         module="numpy_boxes",
         does=_BOXES,
         distributions=("numpy",),

@@ -1,4 +1,4 @@
-"""NVIDIA DALI on the CPU (no device): its decoder and operators in `task.threads` threads."""
+"""NVIDIA DALI on the CPU: decoder and operators in `task.threads` threads."""
 
 # pyright: reportMissingImports=false
 
@@ -27,7 +27,7 @@ from .task import (
 
 
 def open_peer(task: Task) -> Epoch:
-    """Build the graph of one work."""
+    """Build the pipeline of a work."""
     graphs = {"squash": _squash, "crop": _crop, "fine": _fine}
     make = pipeline_def(
         batch_size=task.batch_size,
@@ -42,9 +42,9 @@ def open_peer(task: Task) -> Epoch:
 
     def epoch(number: int) -> Iterator[Any]:
         for _ in range(batches):
-            # The batch is read where it lies; DALI reuses it for a later one.
-            pictures, *boxes = pipeline.run()
-            array = np.asarray(pictures.as_tensor())
+            # A view of the batch; DALI reuses its memory for a later one.
+            images, *boxes = pipeline.run()
+            array = np.asarray(images.as_tensor())
             yield (array, *boxes) if boxes else array
 
     return epoch
@@ -56,25 +56,25 @@ def _encoded(task: Task) -> Any:
 
 
 def _squash(task: Task) -> Any:
-    pictures = fn.decoders.image(_encoded(task), device="cpu", output_type=types.RGB)
-    return _written(task, _resized(pictures), mirror=0)
+    images = fn.decoders.image(_encoded(task), device="cpu", output_type=types.RGB)
+    return _written(task, _resized(images), mirror=0)
 
 
 def _crop(task: Task) -> Any:
-    # The decoder that decodes the crop only, which is DALI's fastest way.
-    pictures = fn.decoders.image_random_crop(
+    # Decodes only the crop, which is DALI's fastest way.
+    images = fn.decoders.image_random_crop(
         _encoded(task),
         device="cpu",
         output_type=types.RGB,
         random_area=list(SCALE),
         random_aspect_ratio=list(RATIO),
     )
-    return _written(task, _resized(pictures), mirror=fn.random.coin_flip(probability=0.5))
+    return _written(task, _resized(images), mirror=fn.random.coin_flip(probability=0.5))
 
 
-def _resized(pictures: Any) -> Any:
+def _resized(images: Any) -> Any:
     return fn.resize(
-        pictures,
+        images,
         resize_x=SIZE,
         resize_y=SIZE,
         interp_type=types.INTERP_CUBIC,
@@ -82,10 +82,10 @@ def _resized(pictures: Any) -> Any:
     )
 
 
-def _written(task: Task, pictures: Any, mirror: Any) -> Any:
+def _written(task: Task, images: Any, mirror: Any) -> Any:
     floats = task.output == "float32"
     return fn.crop_mirror_normalize(
-        pictures,
+        images,
         dtype=types.FLOAT if floats else types.UINT8,
         output_layout="CHW",
         mean=[m * 255 for m in MEAN] if floats else [0.0] * 3,
@@ -95,7 +95,7 @@ def _written(task: Task, pictures: Any, mirror: Any) -> Any:
 
 
 def _fine(task: Task) -> Any:
-    """Resize, mirror and normalise; boxes go from pixels to unit coordinates, which DALI flips."""
+    """Resize, flip and normalize; boxes are in unit coordinates, as DALI expects them."""
 
     def next_boxes() -> Iterator[list[np.ndarray]]:
         shares = [_unit(task, index) for index in range(len(task.files))]
@@ -105,25 +105,25 @@ def _fine(task: Task) -> Any:
 
     boxes = fn.external_source(source=next_boxes(), dtype=types.FLOAT, ndim=2)
     mirror = fn.random.coin_flip(probability=0.5)
-    pictures = fn.decoders.image(_encoded(task), device="cpu", output_type=types.BGR)
-    pictures = fn.resize(
-        pictures,
+    images = fn.decoders.image(_encoded(task), device="cpu", output_type=types.BGR)
+    images = fn.resize(
+        images,
         mode="not_smaller",
         size=SHORTER,
         max_size=LONGEST,
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
-    pictures = fn.crop_mirror_normalize(
-        pictures,
+    images = fn.crop_mirror_normalize(
+        images,
         dtype=types.FLOAT,
         output_layout="CHW",
         mean=list(FINE_MEAN[::-1]),
         std=list(FINE_STD[::-1]),
         mirror=mirror,
     )
-    pictures = fn.pad(pictures, axis_names="HW", align=[DIVISOR, DIVISOR], fill_value=0)
-    return pictures, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
+    images = fn.pad(images, axis_names="HW", align=[DIVISOR, DIVISOR], fill_value=0)
+    return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
 
 
 def _unit(task: Task, index: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""FFCV: pictures converted beforehand into a file of its own, as JPEG or as raw pixels.
+"""FFCV: images converted to its own file format, as JPEG or raw pixels.
 
-It resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It has no squash: the
-centre square stands for it, which reads fewer pixels.
+It resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It has no squash; a
+center crop, which reads fewer pixels, is used instead.
 """
 
 # pyright: reportMissingImports=false
@@ -32,8 +32,8 @@ from PIL import Image
 from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
-class Pictures:
-    """What FFCV's writer asks for: (H, W, 3) uint8 and a label."""
+class Images:
+    """Indexed data set for FFCV's writer: (H, W, 3) uint8 and a label."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files
@@ -46,7 +46,7 @@ class Pictures:
 
 
 def open_peer(task: Task) -> Epoch:
-    """Convert the pictures (variant "jpg" or "raw") and open the file."""
+    """Convert the images (variant "jpg" or "raw") and open the file."""
     torch.set_num_threads(1)
     numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
     path = Path(task.cache) / f"ffcv-{task.variant}.beton"
@@ -54,7 +54,7 @@ def open_peer(task: Task) -> Epoch:
     writer = DatasetWriter(
         str(path), {"image": field, "label": IntField()}, num_workers=1, page_size=_page_size(task)
     )
-    writer.from_indexed_dataset(Pictures(tuple(task.files)))
+    writer.from_indexed_dataset(Images(tuple(task.files)))
     loader = Loader(
         str(path),
         batch_size=task.batch_size,
@@ -66,16 +66,16 @@ def open_peer(task: Task) -> Epoch:
     )
 
     def epoch(number: int) -> Iterator[Any]:
-        for pictures, _ in loader:
-            yield pictures
+        for images, _ in loader:
+            yield images
 
     return epoch
 
 
 def _page_size(task: Task) -> int:
-    """FFCV's own page of 8 MiB, or a larger one that holds any of the pictures.
+    """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
-    A picture that does not fit ends its writer's worker, and the writer waits for ever.
+    An image that does not fit crashes a worker of the writer, and the writer hangs.
     """
     largest = max(height * width * 3 for height, width in _sizes(task.files))
     return max(1 << 23, 1 << largest.bit_length())

@@ -1,7 +1,7 @@
-"""fiber itself, by its public face: `fiber.data.DataLoader`, `Tokenizer`.
+"""fiber itself, through its public API: `fiber.data.DataLoader` and `Tokenizer`.
 
-Its batches hold more than a peer's: captions or prompts as tokens, with masked words or positive
-maps.
+Its batches contain more than those of a peer: tokenized captions or prompts, with MLM masks or
+positive maps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPES = {"int64": torch.int64, "bool": torch.bool}
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open the loader, or the tokenizer alone."""
+    """Open the loader or the tokenizer."""
     if task.work in ("captions", "offsets", "prompt"):
         return _texts(task)
     torch.set_num_threads(1)

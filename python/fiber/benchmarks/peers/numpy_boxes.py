@@ -1,4 +1,4 @@
-"""Boxes in plain numpy: what a person who minds the time writes."""
+"""Boxes in vectorized NumPy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from .task import Epoch, Task, fine_size
 
 
 def open_peer(task: Task) -> Epoch:
-    """Clip, resize and mirror the boxes of one picture after the other."""
-    pictures = [np.asarray(boxes, np.float32) for boxes in task.boxes]
+    """Clip, resize and flip the boxes of each image."""
+    images = [np.asarray(boxes, np.float32) for boxes in task.boxes]
 
     def moved(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         new_height, new_width = fine_size(height, width)
@@ -22,6 +22,6 @@ def open_peer(task: Task) -> Epoch:
 
     def epoch(number: int):
         for _ in range(task.repeats):
-            yield [moved(b, *size) for b, size in zip(pictures, task.sizes, strict=True)]
+            yield [moved(b, *size) for b, size in zip(images, task.sizes, strict=True)]
 
     return epoch

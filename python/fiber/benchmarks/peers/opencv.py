@@ -1,4 +1,4 @@
-"""What people write by hand with OpenCV: no antialiasing, one pass into a batch that is kept."""
+"""Hand-written OpenCV pipeline: no antialiasing, written into a reused batch."""
 
 # pyright: reportMissingImports=false
 
@@ -27,15 +27,15 @@ from .task import (
     padded_side,
 )
 
-#: Mean and standard deviation of values in [0, 255], in the order of the channels.
+#: Mean and standard deviation of values in [0, 255], in channel order.
 _COARSE = ([m * 255 for m in MEAN], [s * 255 for s in STD])
 _FINE = (FINE_MEAN[::-1], FINE_STD[::-1])
-#: Memory of each thread that is used again.
+#: Reused buffer of each thread.
 _kept = threading.local()
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open threads that each decode, resize, mirror and normalise into a place of the batch."""
+    """Open threads that decode, resize, flip and normalize into slots of the batch."""
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(task.threads)
     starts = range(0, len(task.files), task.batch_size)
@@ -58,7 +58,7 @@ def open_peer(task: Task) -> Epoch:
             width = padded_side(max(one.shape[1] for one in pixels))
             shape = (len(found), 3, height, width)
             batch = memory[: np.prod(shape)].reshape(shape)
-            list(pool.map(_normalise, pixels, batch, [_FINE] * len(found)))
+            list(pool.map(_normalize, pixels, batch, [_FINE] * len(found)))
             yield batch, [boxes for _, boxes in found]
 
     return fine if task.work == "fine" else coarse
@@ -67,7 +67,7 @@ def open_peer(task: Task) -> Epoch:
 def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), color)
     if pixels is None:
-        raise ValueError(f"{path}: expected a picture that OpenCV decodes")
+        raise ValueError(f"{path}: expected an image that OpenCV can decode")
     return pixels
 
 
@@ -82,17 +82,17 @@ def _coarse(path: str, place: np.ndarray, work: str) -> None:
     pixels = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     if work == "crop" and random.random() < 0.5:
         pixels = cv2.flip(pixels, 1)
-    _normalise(pixels, place, _COARSE)
+    _normalize(pixels, place, _COARSE)
 
 
-def _normalise(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
-    """Write (value - mean) / std of (h, w, 3) pixels into the top left of a (3, H, W) place."""
+def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
+    """Write (value - mean) / std of (h, w, 3) pixels to the top left of a (3, H, W) slot."""
     mean, std = numbers
     height, width = pixels.shape[:2]
     values = _kept.__dict__.get("values")
     if values is None or values.shape != pixels.shape:
         values = _kept.values = np.empty(pixels.shape, np.float32)
-    # A scalar of four numbers, which OpenCV takes and its stubs do not know.
+    # OpenCV accepts a scalar of four numbers; its stubs do not.
     less: Any = (*mean, 0)
     times: Any = (*(1 / s for s in std), 0)
     cv2.subtract(pixels, less, dst=values, dtype=cv2.CV_32F)

@@ -1,7 +1,7 @@
-"""The pipelines of the published FIBER code: Pillow, torchvision's first transforms, DataLoader.
+"""Pipelines of the published FIBER code: Pillow, torchvision v1 transforms, DataLoader.
 
 Source: FIBER (Dou et al. 2022): `albef` transforms of the coarse stage; the fine stage's transforms
-and BoxList, which come from maskrcnn-benchmark by way of GLIP.
+and BoxList, which come from maskrcnn-benchmark via GLIP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .torch_batches import pad_pairs, with_data_loader
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open the coarse or the fine stage's pipeline."""
+    """Open the pipeline of the coarse or the fine stage."""
     if task.work == "boxes":
         return _boxes_alone(task)
     if task.work == "fine":
@@ -32,12 +32,12 @@ def open_peer(task: Task) -> Epoch:
 
 
 def read(path: str) -> Image.Image:
-    """Open a picture as the published code does."""
+    """Decode an image like the published code."""
     return Image.open(path).convert("RGB")
 
 
 def coarse_transform(work: str) -> Callable[[Image.Image], Tensor]:
-    """Give the transform of pre-training, or of fine-tuning without RandAugment."""
+    """Return the transform of pre-training, or of fine-tuning without RandAugment."""
     bicubic = InterpolationMode.BICUBIC
     if work == "squash":
         first = [T.Resize((SIZE, SIZE), interpolation=bicubic)]
@@ -50,22 +50,22 @@ def coarse_transform(work: str) -> Callable[[Image.Image], Tensor]:
 
 
 def _fine(task: Task, index: int) -> tuple[Tensor, Tensor]:
-    """Resize, mirror, turn to BGR of 0 to 255, normalise; the boxes follow."""
-    picture: Any = read(task.files[index])
+    """Resize, flip, convert to BGR in [0, 255] and normalize an image, and transform its boxes."""
+    image: Any = read(task.files[index])
     boxes = torch.tensor(task.boxes[index])
-    height, width = fine_size(picture.height, picture.width)
-    boxes = clip(boxes, picture.height, picture.width)
-    boxes = resize(boxes, (picture.height, picture.width), (height, width))
-    picture = F.resize(picture, [height, width])
+    height, width = fine_size(image.height, image.width)
+    boxes = clip(boxes, image.height, image.width)
+    boxes = resize(boxes, (image.height, image.width), (height, width))
+    image = F.resize(image, [height, width])
     if random.random() < 0.5:
-        picture = F.hflip(picture)
+        image = F.hflip(image)
         boxes = mirror(boxes, width)
-    values = F.to_tensor(picture)[[2, 1, 0]] * 255
+    values = F.to_tensor(image)[[2, 1, 0]] * 255
     return F.normalize(values, list(FINE_MEAN[::-1]), list(FINE_STD[::-1])), boxes
 
 
 def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Clip boxes whose corners are inclusive, and drop empty ones."""
+    """Clip boxes with inclusive corners, and drop empty ones."""
     boxes[:, 0].clamp_(min=0, max=width - 1)
     boxes[:, 1].clamp_(min=0, max=height - 1)
     boxes[:, 2].clamp_(min=0, max=width - 1)
@@ -74,27 +74,27 @@ def clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Scale boxes with a picture from one (height, width) to another, column by column."""
+    """Scale boxes from one image size (height, width) to another."""
     scale_y, scale_x = new[0] / old[0], new[1] / old[1]
     x0, y0, x1, y1 = boxes.split(1, dim=-1)
     return torch.cat((x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y), dim=-1)
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Mirror boxes whose corners are inclusive."""
+    """Flip boxes with inclusive corners."""
     x0, y0, x1, y1 = boxes.split(1, dim=-1)
     return torch.cat((width - x1 - 1, y0, width - x0 - 1, y1), dim=-1)
 
 
 def _boxes_alone(task: Task) -> Epoch:
-    """Clip, resize and mirror the boxes of one picture after the other."""
+    """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
-    pictures = [torch.tensor(boxes) for boxes in task.boxes]
+    images = [torch.tensor(boxes) for boxes in task.boxes]
 
     def epoch(number: int):
         for _ in range(task.repeats):
             found = []
-            for (height, width), boxes in zip(task.sizes, pictures, strict=True):
+            for (height, width), boxes in zip(task.sizes, images, strict=True):
                 new = fine_size(height, width)
                 moved = resize(clip(boxes.clone(), height, width), (height, width), new)
                 found.append(mirror(moved, new[1]))

@@ -1,4 +1,4 @@
-"""SPDL: threads around FFmpeg's decoder and scaler."""
+"""SPDL: FFmpeg's decoder and scaler in threads."""
 
 # pyright: reportMissingImports=false
 
@@ -16,7 +16,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open a pipeline whose pictures come in the order of the files."""
+    """Open a pipeline that yields images in the order of the files."""
     torch.set_num_threads(1)
     mean = torch.tensor(MEAN).view(1, 1, 1, 3) * 255
     scale = 1 / (torch.tensor(STD).view(1, 1, 1, 3) * 255)
@@ -26,11 +26,11 @@ def open_peer(task: Task) -> Epoch:
         return spdl.io.decode_packets(packets, filter_desc=_filters(task.work))
 
     def batch(frames: list[Any]) -> torch.Tensor:
-        pictures = spdl.io.to_torch(spdl.io.convert_frames(frames))
+        images = spdl.io.to_torch(spdl.io.convert_frames(frames))
         if task.output == "uint8":
-            return pictures
+            return images
         # (B, H, W, 3) -> (B, 3, H, W)
-        return pictures.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2).contiguous()
+        return images.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2).contiguous()
 
     def epoch(number: int) -> Iterator[torch.Tensor]:
         pipeline = (
@@ -49,7 +49,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _filters(work: str) -> str:
-    """Describe crop, scale and flip in FFmpeg's language; the picture's own sides are iw and ih."""
+    """Return crop, scale and flip as an FFmpeg filter; `iw` and `ih` are the sides of the image."""
     scale = f"scale={SIZE}:{SIZE}:flags=bicubic,format=pix_fmts=rgb24"
     if work == "squash":
         return scale

@@ -1,4 +1,4 @@
-"""The peers for text: from strings to padded int64 ids, with offsets where they have them."""
+"""Tokenizer peers: strings to padded int64 ids, with offsets if supported."""
 
 # pyright: reportMissingImports=false
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from .task import MAX_TOKENS, PAD_ID, Epoch, Task
 
-#: Of a batch of texts: padded ids, mask and whatever else there is.
+#: Encodes a batch of texts to padded ids, a mask and further arrays.
 Encode = Callable[[list[str]], Any]
 
 
@@ -18,10 +18,10 @@ def open_peer(task: Task) -> Epoch:
     """Open a tokenizer.
 
     Args:
-        task: variant "tokenizers", "transformers" or "gigatoken"; works "captions" (ids), "offsets"
-            (ids and offsets) and "prompt" (one long text with its boxes' positive map).
+        task: variant "tokenizers", "transformers" or "gigatoken"; work "captions" (ids), "offsets"
+            (ids and offsets) or "prompt" (one long text and the positive map of its boxes).
     """
-    # Read by the Rust libraries when their pools start.
+    # Read by the Rust libraries when they start their thread pools.
     os.environ["RAYON_NUM_THREADS"] = str(task.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if task.threads > 1 else "false"
     makers = {"tokenizers": _tokenizers, "transformers": _transformers, "gigatoken": _gigatoken}
@@ -29,7 +29,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def batches_of_texts(task: Task, encode: Encode) -> Epoch:
-    """Encode batch after batch, all texts `task.repeats` times."""
+    """Encode all texts in batches, `task.repeats` times per epoch."""
     starts = range(0, len(task.texts), task.batch_size)
     batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
 
@@ -66,7 +66,7 @@ def _tokenizers(task: Task) -> Encode:
 
 
 def _positive_map(encoding: Any, char_spans: Sequence[Sequence[int]]) -> Any:
-    """Mark each phrase's tokens from the first character's to the last one's, as GLIP does."""
+    """Mark the tokens of each phrase, from its first to its last character, like GLIP."""
     import numpy as np
 
     marked = np.zeros((len(char_spans), 256), np.float32)
@@ -103,7 +103,7 @@ def _gigatoken(task: Task) -> Encode:
     tokenizer = gigatoken.Tokenizer(task.tokenizer)
 
     def encode(texts: list[str]) -> tuple[Any, Any]:
-        # <s> and </s> are its caller's business.
+        # The caller has to add <s> and </s>.
         return tokenizer.encode_batch_padded(
             texts,
             PAD_ID,
@@ -112,7 +112,7 @@ def _gigatoken(task: Task) -> Encode:
             truncate=True,
             prefix=[0],
             suffix=[2],
-            # Waking threads costs more than a batch of captions does.
+            # Waking threads costs more than encoding a batch of captions.
             parallel=False,
         )
 

@@ -1,4 +1,4 @@
-"""tf.data: TensorFlow's decoder in its exact mode, antialiased bicubic resize."""
+"""tf.data: TensorFlow's decoder with the accurate DCT, antialiased bicubic resize."""
 
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
 
@@ -12,7 +12,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 def open_peer(task: Task) -> Epoch:
-    """Build the data set; its own pool has `task.threads` threads."""
+    """Build the data set with a private pool of `task.threads` threads."""
     tf.config.threading.set_inter_op_parallelism_threads(task.threads)
     tf.config.threading.set_intra_op_parallelism_threads(task.threads)
     mean = tf.constant([m * 255 for m in MEAN])
@@ -21,26 +21,26 @@ def open_peer(task: Task) -> Epoch:
     def load(path: Any) -> Any:
         data = tf.io.read_file(path)
         if task.work == "crop":
-            picture = _cropped(data)
+            image = _cropped(data)
         else:
-            picture = tf.image.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-        picture = tf.image.resize(picture, [SIZE, SIZE], method="bicubic", antialias=True)
+            image = tf.image.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        image = tf.image.resize(image, [SIZE, SIZE], method="bicubic", antialias=True)
         if task.work == "crop":
-            picture = tf.image.random_flip_left_right(picture)
+            image = tf.image.random_flip_left_right(image)
         # (H, W, 3) -> (3, H, W)
-        return tf.transpose((picture - mean) / std, [2, 0, 1])
+        return tf.transpose((image - mean) / std, [2, 0, 1])
 
-    pictures = tf.data.Dataset.from_tensor_slices(list(task.files))
-    pictures = pictures.map(load, num_parallel_calls=task.threads)
-    pictures = pictures.batch(task.batch_size).prefetch(2)
+    images = tf.data.Dataset.from_tensor_slices(list(task.files))
+    images = images.map(load, num_parallel_calls=task.threads)
+    images = images.batch(task.batch_size).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = task.threads
-    pictures = pictures.with_options(options)
-    return lambda number: pictures
+    images = images.with_options(options)
+    return lambda number: images
 
 
 def _cropped(data: Any) -> Any:
-    """Decode a random crop only."""
+    """Decode only a random crop."""
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
         tf.io.extract_jpeg_shape(data),
         tf.zeros([1, 0, 4]),

@@ -1,4 +1,4 @@
-"""timm's transforms and uint8 collation; the batch is normalised on the CPU, as on a GPU."""
+"""timm transforms and uint8 collation; batches are normalized on the CPU instead of a GPU."""
 
 # pyright: reportMissingImports=false
 
@@ -17,8 +17,8 @@ from .torch_batches import with_data_loader
 
 def open_peer(task: Task) -> Epoch:
     """Open timm's training or evaluation pipeline."""
-    # timm's annotations know neither that None turns the colour jitter off nor that only a call
-    # with `separate` gives three transforms.
+    # timm's annotations reject None, which disables color jitter, and three transforms, which only
+    # `separate=True` returns.
     transform: Any
     if task.work == "squash":
         transform = transforms_imagenet_eval(
@@ -42,7 +42,7 @@ def open_peer(task: Task) -> Epoch:
     std = torch.tensor(STD).view(1, 3, 1, 1) * 255
 
     def epoch(number: int):
-        for pictures, _ in batches(number):
-            yield pictures.float().sub_(mean).div_(std)
+        for images, _ in batches(number):
+            yield images.float().sub_(mean).div_(std)
 
     return epoch

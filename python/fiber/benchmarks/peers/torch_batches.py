@@ -1,4 +1,4 @@
-"""How the peers on torch make batches: torch's DataLoader, and threads in one process."""
+"""Batches of the torch peers: torch's DataLoader, or threads in one process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from .task import Epoch, Task, padded_side
 
 
-class Pictures(Dataset):
-    """Files, each made into what a batch holds."""
+class Images(Dataset):
+    """Map-style data set of a loading function."""
 
     def __init__(self, load: Callable[[int], Any], count: int) -> None:
         self.load = load
@@ -31,10 +31,10 @@ class Pictures(Dataset):
 def with_data_loader(
     load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
-    """Load in `task.threads` processes that live on from epoch to epoch."""
+    """Load in `task.threads` persistent worker processes."""
     torch.set_num_threads(1)
     loader = DataLoader(
-        Pictures(load, len(task.files)),
+        Images(load, len(task.files)),
         batch_size=task.batch_size,
         num_workers=task.threads,
         persistent_workers=True,
@@ -70,21 +70,21 @@ def with_threads(
 
 
 def one_thread(worker: int) -> None:
-    """Let a worker's torch use the one core that it is meant for."""
+    """Limit torch to one thread in a worker."""
     torch.set_num_threads(1)
 
 
-def pad_pictures(pictures: Sequence[Tensor]) -> Tensor:
-    """Put (3, h, w) pictures into one (B, 3, H, W) of zeros, as the published detector does."""
-    height = padded_side(max(picture.shape[1] for picture in pictures))
-    width = padded_side(max(picture.shape[2] for picture in pictures))
-    batch = pictures[0].new_zeros(len(pictures), 3, height, width)
-    for place, picture in zip(batch, pictures, strict=True):
-        place[:, : picture.shape[1], : picture.shape[2]].copy_(picture)
+def pad_images(images: Sequence[Tensor]) -> Tensor:
+    """Zero-pad (3, h, w) images to one (B, 3, H, W) batch, like the published detector."""
+    height = padded_side(max(image.shape[1] for image in images))
+    width = padded_side(max(image.shape[2] for image in images))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]].copy_(image)
     return batch
 
 
 def pad_pairs(pairs: Iterable[tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
-    """Collate (picture, boxes)."""
-    pictures, boxes = zip(*pairs, strict=True)
-    return pad_pictures(pictures), list(boxes)
+    """Collate (image, boxes) pairs."""
+    images, boxes = zip(*pairs, strict=True)
+    return pad_images(images), list(boxes)

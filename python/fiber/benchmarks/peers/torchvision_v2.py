@@ -1,4 +1,4 @@
-"""torchvision's second transforms, behind Pillow or its own decoder, in processes or threads."""
+"""torchvision v2 transforms after Pillow or torchvision's decoder, in processes or threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_peer(task: Task) -> Epoch:
     """Open a pipeline.
 
     Args:
-        task: variant "pil" reads with Pillow, "io" with torchvision's decoder, both in DataLoader;
+        task: variant "pil" decodes with Pillow and "io" with torchvision, both in DataLoader;
             "threads" is "io" in threads of one process.
     """
     if task.work == "boxes":
@@ -42,8 +42,8 @@ def open_peer(task: Task) -> Epoch:
         if task.variant == "threads":
             return with_threads(load, task, pad_pairs)
         return with_data_loader(load, task, pad_pairs)
-    picture = _from_pillow(task) if task.variant == "pil" else _from_decoder(task)
-    return (with_threads if task.variant == "threads" else with_data_loader)(picture, task)
+    image = _from_pillow(task) if task.variant == "pil" else _from_decoder(task)
+    return (with_threads if task.variant == "threads" else with_data_loader)(image, task)
 
 
 def _geometry(work: str) -> list[Any]:
@@ -70,7 +70,7 @@ def _from_pillow(task: Task) -> Callable[[int], Any]:
 
 
 def decoded(path: str) -> Any:
-    """Read (3, H, W) uint8, red first."""
+    """Decode a file to (3, H, W) uint8 RGB."""
     return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
 
 
@@ -100,11 +100,11 @@ def _fine(task: Task) -> Callable[[int], tuple[Tensor, Tensor]]:
     )
 
     def load(index: int) -> tuple[Tensor, Tensor]:
-        picture = decoded(task.files[index])
-        boxes = _boxes(task.boxes[index], (picture.shape[1], picture.shape[2]))
-        picture, boxes = geometry(tv_tensors.Image(picture), boxes)
-        # The decoder's layout is kept so far; what comes now is faster plane by plane.
-        return values(picture.flip(0).contiguous()), boxes
+        image = decoded(task.files[index])
+        boxes = _boxes(task.boxes[index], (image.shape[1], image.shape[2]))
+        image, boxes = geometry(tv_tensors.Image(image), boxes)
+        # Channels-last up to here; normalization is faster channels-first.
+        return values(image.flip(0).contiguous()), boxes
 
     return load
 
@@ -116,9 +116,9 @@ def _boxes(boxes: Any, size: Sequence[int]) -> Any:
 
 
 def _boxes_alone(task: Task) -> Epoch:
-    """Clip, resize and mirror the boxes of one picture after the other."""
+    """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
-    pictures = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]
+    images = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]
     transform = T.Compose(
         [
             T.ClampBoundingBoxes(),
@@ -129,6 +129,6 @@ def _boxes_alone(task: Task) -> Epoch:
 
     def epoch(number: int):
         for _ in range(task.repeats):
-            yield [transform(boxes) for boxes in pictures]
+            yield [transform(boxes) for boxes in images]
 
     return epoch

@@ -1,6 +1,6 @@
-"""webdataset: pictures from a tar file, the published transform, DataLoader."""
+"""webdataset: images from tar files, the published transform, DataLoader."""
 
-# The package names its types where pyright does not look.
+# Pyright does not find the types of this package.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .torch_batches import one_thread
 
 
 def open_peer(task: Task) -> Epoch:
-    """Write one shard a worker, and open them."""
+    """Write one shard per worker, and open them."""
     torch.set_num_threads(1)
-    # Whole batches in every shard, so that no batch comes out short.
+    # Full batches in every shard, so that no batch is short.
     batches = len(task.files) // task.batch_size
     workers = min(task.threads, batches)
     shards = []
@@ -33,7 +33,7 @@ def open_peer(task: Task) -> Epoch:
                 tar.write({"__key__": f"{index:06d}", "jpg": data})
         shards.append(str(path))
     transform = coarse_transform(task.work)
-    pictures = (
+    images = (
         webdataset.WebDataset(shards, shardshuffle=False)
         .decode("pil")
         .to_tuple("jpg")
@@ -41,7 +41,7 @@ def open_peer(task: Task) -> Epoch:
         .batched(task.batch_size, collation_fn=torch.stack)
     )
     loader = DataLoader(
-        pictures,
+        images,
         batch_size=None,
         num_workers=workers,
         persistent_workers=True,

@@ -1,7 +1,7 @@
-"""One peer in a process of its own: a task on standard input, then one line for each epoch.
+"""Process of a peer: reads a task from standard input, then one request per epoch.
 
-Run by its path, so that the interpreter needs nothing but Python and the peer. Answers are lines of
-JSON on what was standard output; what libraries print goes to standard error.
+It is run by its path, so that the interpreter needs only the packages of the peer. Responses are
+lines of JSON on standard output; what libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import types
 from pathlib import Path
 from typing import Any
 
-#: Name under which the peers' modules are imported here.
+#: Name of the package that the modules of peers are imported from.
 PACKAGE = "fiber_bench_peers"
-#: Pictures of the first batch that are handed out to be compared.
+#: Number of images of the first batch that are saved for comparison.
 SAMPLES = 4
 
 
 def main() -> None:
-    """Answer orders until standard input ends."""
+    """Serve requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -32,7 +32,7 @@ def main() -> None:
         answers.flush()
 
     folder = Path(__file__).parent
-    # A module of a peer must not be found in place of the library whose name it may share.
+    # A module here must not shadow a library of the same name.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(folder)]
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def versions(distributions: list[str]) -> dict[str, str]:
-    """Give the installed versions of those distributions that are installed."""
+    """Return the versions of those distributions that are installed."""
     found = {}
     for name in distributions:
         try:
@@ -62,7 +62,7 @@ def versions(distributions: list[str]) -> dict[str, str]:
 
 
 def _run(epoch: Any, number: int, sample: str) -> int:
-    """Take all batches of an epoch; gives how many pictures or texts came."""
+    """Run an epoch; return its number of images or texts."""
     count = 0
     for batch in epoch(number):
         first = batch[0] if isinstance(batch, tuple) else batch

@@ -1,6 +1,6 @@
 """Choose a few of Debian's stamps, one of each kind of things with a name of one word.
 
-Command: python benches/few_stamps.py runs/stamp-files
+Command: python benches/stamp_subset.py runs/stamp-files
 
 Of hundreds of nouns a small model learns next to nothing in the minutes that `boxes.py` has for a
 run; these are few enough. The generator holds one in eight out of its training pictures.

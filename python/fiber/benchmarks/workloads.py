@@ -1,4 +1,4 @@
-"""What is compared with what: the lines of the benchmark, and the ratios that they must reach."""
+"""Workloads of `fiber bench data`, and the ratios to other loaders that a release must reach."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One kind of work on one corpus with one output: every peer that does it is compared."""
+class Workload:
+    """A kind of work on a corpus, with an output type; every peer that supports it is measured."""
 
-    #: What the user asks for it by.
+    #: Name on the command line (`--work`).
     kind: str
-    #: What peers are asked for (`peers.task.Task`).
+    #: `peers.task.Task.work`.
     work: str
     output: str
     title: str
-    #: Name of its plan, or of the user's own pictures; "" where no picture is read.
+    #: Name of a corpus plan, "images" for the user's own files, "" if no image is read.
     corpus: str = ""
     batch_size: int = 64
-    #: Whether JPEGs may be decoded smaller than they are, as in training, by peers that can.
+    #: Allow scaled JPEG decoding, as in training, for peers that support it.
     scaled: bool = False
-    #: Mean distance in levels (of 255) from Pillow's pictures above which ours are taken for wrong.
+    #: Largest mean distance of fiber's images from Pillow's, in levels of 255. Above it, fail.
     most_levels: float = 1.0
-    #: What is counted, and the unit in which its CPU time is given.
-    counted: str = "picture"
+    #: What is counted, and the unit of its CPU time.
+    counted: str = "image"
     unit: str = "ms"
-    #: How many units are a second.
+    #: Units per second.
     per_second: float = 1e3
-    #: Pictures, or texts, at most.
+    #: Maximum number of images or texts.
     most: int = 100_000
-    #: How often an epoch goes over texts or boxes.
+    #: Repetitions of texts or boxes per epoch.
     repeats: int = 1
 
     @property
     def name(self) -> str:
-        """Its name in rows."""
+        """Name in the `line` column of rows."""
         return " ".join(part for part in (self.kind, self.corpus, self.output) if part)
 
 
@@ -43,16 +43,16 @@ _SQUASH = "coarse: squash to 384 x 384"
 _CROP = "coarse: random resized crop to 384 x 384, flip"
 _FINE = "fine: shorter side 800, at most 1333, flip, padded, boxes"
 
-LINES = (
-    Line(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco640"),
-    Line(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco640"),
-    Line(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco444"),
-    Line(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco444"),
-    Line(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="det1333"),
-    Line(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco640"),
-    Line(kind="crop", work="crop", output="uint8", title=_CROP, corpus="coco640"),
-    Line(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco444"),
-    Line(
+WORKLOADS = (
+    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco640"),
+    Workload(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco640"),
+    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco444"),
+    Workload(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco444"),
+    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="det1333"),
+    Workload(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco640"),
+    Workload(kind="crop", work="crop", output="uint8", title=_CROP, corpus="coco640"),
+    Workload(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco444"),
+    Workload(
         kind="large",
         work="squash",
         output="float32",
@@ -62,7 +62,7 @@ LINES = (
         scaled=True,
         most_levels=3.0,
     ),
-    Line(
+    Workload(
         kind="fine",
         work="fine",
         output="float32",
@@ -71,7 +71,7 @@ LINES = (
         batch_size=4,
         most=96,
     ),
-    Line(
+    Workload(
         kind="captions",
         work="captions",
         output="int64",
@@ -81,7 +81,7 @@ LINES = (
         per_second=1e6,
         repeats=10,
     ),
-    Line(
+    Workload(
         kind="offsets",
         work="offsets",
         output="int64",
@@ -91,7 +91,7 @@ LINES = (
         per_second=1e6,
         repeats=10,
     ),
-    Line(
+    Workload(
         kind="prompt",
         work="prompt",
         output="int64",
@@ -102,35 +102,35 @@ LINES = (
         per_second=1e6,
         repeats=1000,
     ),
-    Line(
+    Workload(
         kind="boxes",
         work="boxes",
         output="float32",
-        title="boxes of a picture (64) clipped, resized, mirrored",
-        counted="picture",
+        title="64 boxes of an image: clip, resize, flip",
+        counted="image",
         unit="us",
         per_second=1e6,
         repeats=10,
     ),
 )
-KINDS = tuple(dict.fromkeys(line.kind for line in LINES))
-CORPORA = tuple(dict.fromkeys(line.corpus for line in LINES if line.corpus))
-#: Kinds that a user's own pictures are measured with.
+KINDS = tuple(dict.fromkeys(workload.kind for workload in WORKLOADS))
+CORPORA = tuple(dict.fromkeys(workload.corpus for workload in WORKLOADS if workload.corpus))
+#: Kinds that run on the user's own images.
 OWN_KINDS = ("squash", "crop", "fine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A ratio of a rival's CPU time to ours, in one line, that a release must reach."""
+    """Required ratio of a peer's CPU time to fiber's, for one workload."""
 
     kind: str
     corpus: str
     output: str
-    #: Peers of which the fastest counts.
+    #: Peers. The fastest one counts.
     rivals: tuple[str, ...]
-    #: None: reported only.
+    #: Required ratio; None: report only.
     least: float | None
-    #: What is aimed at.
+    #: Ratio that is aimed at.
     target: float | None = None
 
 
@@ -140,7 +140,7 @@ _THREADS = ("torchvision-threads", "torchvision-jemalloc")
 def _squash_gates(
     corpus: str, gates: Sequence[float | None], aims: Sequence[float | None]
 ) -> list[Gate]:
-    """Gates and aims beside the published pipeline, DALI, tv.io, FFCV and threads with uint8."""
+    """Gates and targets against the published pipeline, DALI, torchvision, FFCV and threads."""
     rivals = (("published",), ("dali",), ("torchvision-io",), ("ffcv-jpeg",), _THREADS)
     outputs = ("float32", "float32", "float32", "float32", "uint8")
     return [
