@@ -19,7 +19,8 @@ from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
 from fiber.env import provenance
-from fiber.evaluation.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import TASKS
 
 SPLITS = ("val", "novel")
 
@@ -179,6 +180,7 @@ class Measures:
                 data=records,
                 permute_images=permuted,
                 fusion=fusion,
+                rerank=False,
             )
             return {"metrics": found, "records": len(records)}
 
