@@ -17,7 +17,7 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
-from fiber.demo.report import Report, write_html
+from fiber.demo.report import DemoReport, write_html
 from fiber.evaluation.context import EvalResult
 from fiber.evaluation.tasks import write_predictions
 from fiber.postprocess.files import save_picture
@@ -81,7 +81,7 @@ def write_answers(path):
 
 
 def write_report(path):
-    report = Report(
+    report = DemoReport(
         title="t" * 5000,
         verdict="It passed.",
         problems=[],

@@ -223,7 +223,7 @@ def train_on(path, output, **options):
 def test_a_file_with_splits_holds_its_own_records_out(pictures, tmp_path, monkeypatch):
     measured = []
 
-    def fake(model, task, *, data, threads):
+    def fake(model, task, *, data, rerank, threads):
         measured.append([record.key for record in (data[i] for i in range(len(data)))])
         return {"accuracy": 0.5}
 

@@ -25,7 +25,7 @@ from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import EvalContext, EvalFunction, EvalResult
 
 
-class Task(NamedTuple):
+class EvalTask(NamedTuple):
     """How a task is evaluated."""
 
     #: Head of the model that it needs.
@@ -37,22 +37,22 @@ class Task(NamedTuple):
 
 
 #: Tasks by name.
-TASKS: dict[str, Task] = {
-    "retrieval": Task("itc", sources.captions, retrieval.retrieval),
-    "matching": Task("itm", sources.captions, image_text.matching),
-    "masked_words": Task("mlm", sources.captions, image_text.masked_words),
-    "caption": Task("caption", sources.captions, image_text.caption),
-    "vqa": Task("vqa", sources.questions, image_text.vqa),
-    "nlvr2": Task("nlvr2", sources.reasoning, image_text.nlvr2),
-    "winoground": Task("itm", sources.swapped, image_text.winoground),
-    "refcoco": Task("grounding", sources.referring, grounding.refcoco),
-    "flickr": Task("grounding", sources.phrases, grounding.flickr),
-    "coco": Task("grounding", sources.detection, detection.coco),
-    "lvis": Task("grounding", sources.detection, detection.lvis),
+TASKS: dict[str, EvalTask] = {
+    "retrieval": EvalTask("itc", sources.captions, retrieval.retrieval),
+    "matching": EvalTask("itm", sources.captions, image_text.matching),
+    "masked_words": EvalTask("mlm", sources.captions, image_text.masked_words),
+    "caption": EvalTask("caption", sources.captions, image_text.caption),
+    "vqa": EvalTask("vqa", sources.questions, image_text.vqa),
+    "nlvr2": EvalTask("nlvr2", sources.reasoning, image_text.nlvr2),
+    "winoground": EvalTask("itm", sources.swapped, image_text.winoground),
+    "refcoco": EvalTask("grounding", sources.referring, grounding.refcoco),
+    "flickr": EvalTask("grounding", sources.phrases, grounding.flickr),
+    "coco": EvalTask("grounding", sources.detection, detection.coco),
+    "lvis": EvalTask("grounding", sources.detection, detection.lvis),
 }
 
 
-def find_task(task: str) -> Task:
+def find_task(task: str) -> EvalTask:
     """Look up a task.
 
     Raises:
