@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextPrefixes, run_pairs
+from fiber.models.fiber.pair_scoring import TextFeatureStore, run_pairs
 
 PEER = "eager, whole passes"
 #: Pairs that go through the fused blocks together, as published.
@@ -32,7 +32,7 @@ TEXTS_AT_ONCE = 64
 
 def kept(model: FiberImageText, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Match all pictures with all texts: (P, T, 2) logits."""
-    texts, found = TextPrefixes(), []
+    texts, found = TextFeatureStore(), []
     for start in range(0, len(ids), TEXTS_AT_ONCE):
         block = slice(start, start + TEXTS_AT_ONCE)
         texts.add(model.backbone.text_prefix(ids[block], mask[block]), mask[block])

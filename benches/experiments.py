@@ -23,7 +23,8 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.record import Record, RecordSet, record_in_epoch
 from fiber.demo.measures import sample
 from fiber.env import describe_machine
-from fiber.evaluation.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import TASKS
 
 RESULTS = Path(__file__).with_name("results")
 SPLITS = ("val", "novel")
@@ -145,7 +146,7 @@ def measure(
     for task, limit in tasks.items():
         for split in SPLITS:
             records = SeenInputs(measured_records(folder, task, split, limit), inputs)
-            for metric, value in evaluate(model, task, data=records).items():
+            for metric, value in evaluate(model, task, records, rerank=False).items():
                 if "/" not in metric:
                     found[task, split, metric] = value
     return found

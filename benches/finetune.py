@@ -37,7 +37,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.data.record import Record
 from fiber.evaluation import baselines
-from fiber.evaluation.evaluate import TASKS
+from fiber.evaluation.tasks import TASKS
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.trainer import train
 

@@ -17,9 +17,9 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
-from fiber.demo.report import Report, write_html
-from fiber.evaluation.context import Measured
-from fiber.evaluation.evaluate import write_predictions
+from fiber.demo.report import DemoReport, write_html
+from fiber.evaluation.context import EvalResult
+from fiber.evaluation.tasks import write_predictions
 from fiber.postprocess.files import save_picture
 
 
@@ -77,11 +77,11 @@ def write_picture(path):
 
 def write_answers(path):
     answers = [{"question_id": number, "answer": "yes"} for number in range(1000)]
-    write_predictions(path, Measured(metrics={}, predictions=answers))
+    write_predictions(path, EvalResult(metrics={}, predictions=answers))
 
 
 def write_report(path):
-    report = Report(
+    report = DemoReport(
         title="t" * 5000,
         verdict="It passed.",
         problems=[],

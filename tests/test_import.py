@@ -77,3 +77,14 @@ def test_a_debug_build_warns():
 def test_a_release_build_says_nothing():
     done = run(fake_core("release") + "import fiber")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_loading_a_model_imports_no_training():
+    unwanted = ("fiber.training", "fiber.losses", "fiber.recipes")
+    code = (
+        "import sys, fiber\n"
+        "fiber.load, fiber.evaluate\n"
+        f"print([name for name in sys.modules if name.startswith({unwanted})])"
+    )
+    done = run(code)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,4 +1,4 @@
-"""FIBER: one vision-language model for whole pictures and for regions."""
+"""FIBER: one vision-language model for whole images and for regions."""
 
 import importlib
 import warnings
@@ -9,10 +9,12 @@ from fiber._core import DecodeError
 
 if TYPE_CHECKING:
     from fiber.config import FiberConfig
-    from fiber.inference import MissingHeadError, evaluate, load
+    from fiber.evaluation.evaluate import evaluate
+    from fiber.inference.load import load
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
+    from fiber.models.heads import MissingHeadError
     from fiber.training.trainer import train
 
 __version__ = _core.__version__
@@ -30,15 +32,15 @@ __all__ = [
     "train",
 ]
 
-# Where each public name lives: `import fiber` stays free of torch until a name is used.
+# Module of each public name, imported on first use: `import fiber` alone does not load torch.
 _HOMES = {
     "FiberBackbone": "fiber.models.fiber.backbone",
     "FiberConfig": "fiber.config",
     "FiberDetector": "fiber.models.fiber.detector",
     "FiberImageText": "fiber.models.fiber.image_text",
-    "MissingHeadError": "fiber.inference",
-    "evaluate": "fiber.inference",
-    "load": "fiber.inference",
+    "MissingHeadError": "fiber.models.heads",
+    "evaluate": "fiber.evaluation.evaluate",
+    "load": "fiber.inference.load",
     "train": "fiber.training.trainer",
 }
 _SUBMODULES = {"data", "kernels", "config"}

@@ -20,7 +20,7 @@ EXTRAS = COARSE / "extras.safetensors"
 
 def stored(config) -> StoredModel:
     torch.manual_seed(1)
-    return StoredModel(model=build_model(config))
+    return StoredModel(network=build_model(config))
 
 
 def test_same_model_is_taken_whole():
@@ -29,7 +29,7 @@ def test_same_model_is_taken_whole():
     report = initialise(model, start)
     assert (report.dropped, report.created) == ((), ())
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, start.model.state_dict()[name]), name
+        assert torch.equal(tensor, start.network.state_dict()[name]), name
 
 
 def test_other_heads_are_dropped_and_created():
@@ -98,7 +98,7 @@ def test_bias_tables_follow_the_window(stage):
     report = initialise(model, start)
     name = "backbone.image.stages.0.blocks.0.attention.bias_table"
     assert name in report.taken
-    expected = resize_bias_table(start.model.state_dict()[name], 49)
+    expected = resize_bias_table(start.network.state_dict()[name], 49)
     assert torch.equal(model.state_dict()[name], expected)
 
 

@@ -62,7 +62,7 @@ def test_published_to_fiber_to_published(kind, ending, tmp_path):
     state, path = published(kind), tmp_path / "published.ckpt"
     (write_like_lightning if kind == "coarse" else write_like_the_fine_stage)(state, path)
     stored = read_model(path)
-    save_model(stored.model, tmp_path / "fiber")
+    save_model(stored.network, tmp_path / "fiber")
     again = load_model(tmp_path / "fiber")
     assert again.config == stored.config
     write_published(again.model, tmp_path / f"back{ending}")
@@ -94,7 +94,7 @@ def test_file_of_the_released_kind(tmp_path):
     state |= {"copy_module.vit_model.norm.bias": torch.ones(256)}
     torch.save({"state_dict": state}, tmp_path / "released.ckpt")
     stored = read_model(tmp_path / "released.ckpt")
-    assert stored.model.temperature.item() == pytest.approx(0.07)
+    assert stored.network.temperature.item() == pytest.approx(0.07)
     assert stored.filled == {"temperature": 0.07}
     for name in ("logit_scale", "token_type_embeddings.weight", "rank_output.bias"):
         assert name in stored.ignored
@@ -145,7 +145,7 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
     for size, window in ((224, 7), (480, 15), (576, 18)):
         stored = read_model(tmp_path / "a.ckpt", image_size=size)
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
-        table = stored.model.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
+        table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
         # One rounding of values of up to 0.1: the same interpolation on another processor.
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
@@ -170,7 +170,7 @@ def test_folder_at_another_resolution(tmp_path):
     save_model(build_model(preset("micro")), tmp_path / "m")
     stored = load_model(tmp_path / "m", image_size=128)
     assert (stored.config.image_size, stored.config.swin.window_size) == (128, 4)
-    assert stored.model.backbone.image.block(0).attention.bias_table.shape == (49, 1)
+    assert stored.network.backbone.image.block(0).attention.bias_table.shape == (49, 1)
 
 
 def test_published_fine_files_have_blue_first(tmp_path):
@@ -206,7 +206,7 @@ def test_our_sizes_come_back_equal(name, stage, ending, tmp_path):
             each.vqa_logits(each.pooled(each.backbone.encode_pair(images, ids, mask)))
             if stage == "coarse"
             else each.backbone.encode_pair(images, ids, mask).text
-            for each in (model, stored.model)
+            for each in (model, stored.network)
         ]
     assert torch.equal(*answers)
 
@@ -309,11 +309,11 @@ class TestTowers:
 
 def test_colours_are_turned_round_where_the_order_changes():
     fine = preset("micro", stage="fine")
-    start = StoredModel(model=build_model(dataclasses.replace(fine, channel_order="bgr")))
+    start = StoredModel(network=build_model(dataclasses.replace(fine, channel_order="bgr")))
     model = build_model(fine)
     initialise(model, start)
     ours = model.backbone.image.patch_embedding.projection.weight
-    theirs = start.model.backbone.image.patch_embedding.projection.weight
+    theirs = start.network.backbone.image.patch_embedding.projection.weight
     assert torch.equal(ours[:, 0], theirs[:, 2])
 
 
@@ -341,7 +341,7 @@ def test_training_starts_from_a_published_file_at_another_resolution(pictures, t
     model = replace_fields(start.config, {"image_text.heads": "itc,itm,mlm", "max_tokens": 16})
     config = dataclasses.replace(config, model=model)
     finished = run(config, pictures, tmp_path / "r", init=tmp_path / "a.ckpt")
-    weights, expected = load_file(finished.folder / "model.safetensors"), start.model.state_dict()
+    weights, expected = load_file(finished.folder / "model.safetensors"), start.network.state_dict()
     # The loss keeps the temperature within bounds.
     for name in set(weights) - {"temperature"}:
         assert torch.equal(weights[name], expected[name]), name

@@ -13,8 +13,8 @@ import fiber
 import fiber.demo
 from fiber.cli import main
 from fiber.data import sources
-from fiber.evaluation.context import Subject
-from fiber.evaluation.evaluate import TASKS
+from fiber.evaluation.context import EvalContext
+from fiber.evaluation.tasks import TASKS
 from fiber.synthetic import scenes, stamps
 from fiber.synthetic.scenes import generate
 
@@ -226,9 +226,9 @@ class TestEval:
 
     def test_batch_threads_and_size(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
-        seen, batches = [], Subject.batches
+        seen, batches = [], EvalContext.batches
         monkeypatch.setattr(
-            Subject,
+            EvalContext,
             "batches",
             lambda self, *given: (
                 seen.append((self.batch_size, self.threads)) or batches(self, *given)

@@ -8,7 +8,7 @@ import pytest
 from fiber.demo import floors
 from fiber.demo.floors import (
     REQUIRED,
-    Row,
+    MetricRow,
     Seeds,
     failures,
     floor_of,
@@ -20,7 +20,7 @@ from fiber.demo.floors import (
 
 def row(metric="vqa/accuracy", split="val", **values):
     values = {"model": 0.6, "chance": 0.1, "blind": 0.3, **values}
-    return Row(metric=metric, name=metric, split=split, **values)
+    return MetricRow(metric=metric, name=metric, split=split, **values)
 
 
 #: One metric of each group that the default mode needs, with a floor.

@@ -9,7 +9,7 @@ from fiber.data.record import Record
 from fiber.demo import measures
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN, Measures, sample
-from fiber.evaluation.evaluate import TASKS
+from fiber.evaluation.tasks import TASKS
 
 from .micro_demo import MICRO
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.demo.pictures import IMAGE_WIDTH, Claim, Tile, draw_tile
+from fiber.demo.pictures import IMAGE_WIDTH, PredictedBox, Tile, draw_tile
 from fiber.visualize import COLORS
 
 
@@ -15,7 +15,7 @@ def tile(tmp_path):
     Image.new("RGB", (96, 48), (128, 128, 128)).save(path)
 
     def make(**changes):
-        claim = Claim(
+        claim = PredictedBox(
             text="the ring",
             box_xyxy=(10.0, 10.0, 30.0, 30.0),
             truths_xyxy=[(10.0, 11.0, 30.0, 30.0)],
@@ -36,13 +36,13 @@ def tile(tmp_path):
 
 class TestClaim:
     def test_no_box(self):
-        assert Claim(text="a", box_xyxy=None, truths_xyxy=[(0, 0, 1, 1)]).iou == 0
+        assert PredictedBox(text="a", box_xyxy=None, truths_xyxy=[(0, 0, 1, 1)]).iou == 0
 
     def test_the_nearest_of_several(self):
         truths = [(50, 50, 60, 60), (0, 0, 10, 5), (0, 0, 10, 9)]
-        assert Claim(text="a", box_xyxy=(0, 0, 10, 10), truths_xyxy=truths).iou == pytest.approx(
-            0.9
-        )
+        assert PredictedBox(
+            text="a", box_xyxy=(0, 0, 10, 10), truths_xyxy=truths
+        ).iou == pytest.approx(0.9)
 
 
 class TestTile:
@@ -54,7 +54,7 @@ class TestTile:
         assert (pixels[height:] != 255).any()
 
     def test_the_boxs_edge_is_where_the_box_is(self, tile):
-        claim = Claim(text="a", box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
+        claim = PredictedBox(text="a", box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
         pixels = np.asarray(draw_tile(tile(claims=[claim])))
         # Enlarged three times; the predicted box is red, three pixels thick.
         assert (pixels[45, 30:33, 0] > 200).all()
@@ -68,7 +68,7 @@ class TestTile:
 
     def test_boxes_on_one_object_stay_visible(self, tile):
         claims = [
-            Claim(text=text, box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
+            PredictedBox(text=text, box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
             for text in ("a", "b", "c")
         ]
         pixels = np.asarray(draw_tile(tile(claims=claims)))
@@ -78,11 +78,11 @@ class TestTile:
         assert (pixels[60, 39:81] == 128).all()
 
     def test_a_box_that_leaves_the_picture(self, tile):
-        claim = Claim(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])
+        claim = PredictedBox(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])
         assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
 
     def test_an_empty_box(self, tile):
-        claim = Claim(text="a", box_xyxy=(5, 5, 5, 5), truths_xyxy=[(7, 7, 7, 7)])
+        claim = PredictedBox(text="a", box_xyxy=(5, 5, 5, 5), truths_xyxy=[(7, 7, 7, 7)])
         assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
 
     def test_long_texts_make_it_higher(self, tile):

@@ -3,11 +3,11 @@
 import dataclasses
 from html.parser import HTMLParser
 
-from fiber.demo.floors import Row
-from fiber.demo.report import Report, Throughput, format_table, write_html
+from fiber.demo.floors import MetricRow
+from fiber.demo.report import DemoReport, Throughput, format_table, write_html
 
 ROWS = [
-    Row(
+    MetricRow(
         metric="vqa/accuracy",
         name="questions <&>",
         split="val",
@@ -19,7 +19,7 @@ ROWS = [
         floor=0.45,
         verdict="ok",
     ),
-    Row(
+    MetricRow(
         metric="retrieval/x",
         name="retrieval",
         split="novel",
@@ -29,7 +29,7 @@ ROWS = [
         floor=0.2,
         verdict="FELL",
     ),
-    Row(
+    MetricRow(
         metric="detection/ap50",
         name="detection",
         split="val",
@@ -52,7 +52,7 @@ def report(**changes):
         "commands": ["fiber demo --output 'a b'", "fiber eval x > y"],
         "machine": {"processor": "Z80"},
     }
-    return Report(**{**values, **changes})
+    return DemoReport(**{**values, **changes})
 
 
 class TestTable:

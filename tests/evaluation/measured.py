@@ -1,4 +1,4 @@
-"""Models and records that measuring is tested on, and how numbers of it are compared."""
+"""Models and records of the evaluation tests, and how their metrics are compared."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import load_image, sources
 from fiber.data.record import Record, TrueObjects
-from fiber.evaluation.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import TASKS
 from fiber.models.build import build_model
 from fiber.models.preprocess import inference_transform
 from tests.training.micro_runs import all_records, colour_of
@@ -27,12 +28,12 @@ def new_models(tokenizer):
         config = preset("micro", stage=stage).with_vocabulary(tokenizer.vocab_size)
         image_text = dataclasses.replace(config.image_text, num_answers=len(ANSWERS))
         made[stage] = StoredModel(
-            model=build_model(dataclasses.replace(config, image_text=image_text)),
+            network=build_model(dataclasses.replace(config, image_text=image_text)),
             tokenizer=tokenizer,
             answers=ANSWERS,
         )
     # Far apart, so that the last bits of a sum do not decide which box is best.
-    for layer in (made["fine"].model.head.centerness, made["fine"].model.head.text_projection):
+    for layer in (made["fine"].network.head.centerness, made["fine"].network.head.text_projection):
         torch.nn.init.normal_(layer.weight, std=0.5)
     return made
 
@@ -84,7 +85,7 @@ def measure(task, models, pictures, **options):
     model = models["fine" if TASKS[task][0] == "grounding" else "coarse"]
     is_detection = TASKS[task][1] is sources.detection
     records = detection_records(pictures) if is_detection else records_for(task, pictures)
-    return evaluate(model, task, data=records, threads=1, **options)
+    return evaluate(model, task, data=records, rerank=False, threads=1, **options)
 
 
 def assert_close(one, other):

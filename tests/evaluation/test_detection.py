@@ -17,8 +17,13 @@ from fiber.data import Tokenizer, load_image
 from fiber.data.datasets.resolve import open_source
 from fiber.data.record import Record, TrueObjects
 from fiber.evaluation import detection
-from fiber.evaluation.context import Subject
-from fiber.evaluation.detection import _lvis_boxes, ask_classes, detect, detection_records
+from fiber.evaluation.context import EvalContext
+from fiber.evaluation.detection import (
+    _lvis_boxes,
+    detect,
+    detection_records,
+    encode_classes,
+)
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.models.build import build_model
@@ -42,7 +47,7 @@ def model(tokenizer):
     for layer in (network.head.centerness, network.head.text_projection):
         torch.nn.init.normal_(layer.weight, std=0.5)
     torch.nn.init.zeros_(network.head.bias)
-    return StoredModel(model=network, tokenizer=tokenizer, answers=())
+    return StoredModel(network=network, tokenizer=tokenizer, answers=())
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +140,21 @@ def test_corners_of_the_published_code(model, folder, monkeypatch, task, right, 
     )
     box = torch.tensor([[10.0, 10.0, right, right]])
     found = FoundBoxes(box, torch.tensor([0.5]), torch.tensor([0]))
-    seen = detection.FoundInPicture(0, [found], (0.5, 0.5))
+    seen = detection.FoundInImage(0, [found], (0.5, 0.5))
     monkeypatch.setattr(detection, "detect", lambda *_: [seen])
     metrics = evaluate(model, task, data=[record])
     assert (metrics["ap"], metrics["published_ap"]) == pytest.approx(expected)
 
 
 def test_a_pixel_of_the_picture_that_the_model_saw(model, folder, tokenizer):
-    subject = Subject(network=model.model.eval(), tokenizer=tokenizer, threads=1)
+    context = EvalContext.of(model, threads=1)
     asked = detection_records(open_source("detection", folder, "val"))
     with torch.no_grad():
-        found = list(detect(subject, asked, ask_classes(subject, ["cat"])))
+        found = list(detect(context, asked, encode_classes(context, ["cat"])))
     assert sorted(each.place for each in found) == list(range(12))
     for each in found:
         pixels = load_image(asked[each.place].images[0])
-        _, _, seen = _core.apply_transform(pixels, inference_transform(model.model.config))
+        _, _, seen = _core.apply_transform(pixels, inference_transform(model.network.config))
         height, width = pixels.shape[:2]
         assert each.pixel == pytest.approx((width / seen[1], height / seen[0]))
     # Some pictures are seen at another size than their own.
@@ -168,7 +173,7 @@ def test_ids_of_ones_own_records_count_from_one(model, folder, tmp_path):
 
 def test_trunks_run_once(model, folder, tokenizer, monkeypatch):
     """The image trunk once for a batch, whatever the prompts; a text once for all pictures."""
-    backbone = model.model.backbone
+    backbone = model.network.backbone
     calls = {"image_prefix": [], "text_prefix": []}
     for name, seen in calls.items():
         run = getattr(backbone, name)
@@ -177,11 +182,15 @@ def test_trunks_run_once(model, folder, tokenizer, monkeypatch):
             name,
             lambda *given, run=run, seen=seen: (seen.append(len(given[0])), run(*given))[1],
         )
-    subject = Subject(network=model.model.eval(), tokenizer=tokenizer, batch_size=4, threads=1)
+    context = EvalContext(
+        network=model.network.eval(), tokenizer=tokenizer, batch_size=4, threads=1
+    )
     asked = detection_records(open_source("detection", folder, "val"))
     with torch.no_grad():
-        prompts = [prompt for name in CLASSES.values() for prompt in ask_classes(subject, [name])]
-        found = list(detect(subject, asked, prompts))
+        prompts = [
+            prompt for name in CLASSES.values() for prompt in encode_classes(context, [name])
+        ]
+        found = list(detect(context, asked, prompts))
     places = [each.place for each in found if len(each.chunks) == 3]
     assert sorted(places) == list(range(12))
     assert calls["text_prefix"] == [1, 1, 1]
@@ -240,11 +249,11 @@ def test_lvis_by_its_results_file(model, folder, tmp_path):
 
 
 def test_lvis_asks_for_forty_classes_at_a_time(model, tokenizer):
-    subject = Subject(network=model.model.eval(), tokenizer=tokenizer, threads=1)
+    context = EvalContext.of(model, threads=1)
     names = [f"c{number}" for number in range(7)]
     with torch.no_grad():
-        published = ask_classes(subject, names, classes_per_prompt=3, kept=_lvis_boxes)
-        whole = ask_classes(subject, names, kept=_lvis_boxes)
+        published = encode_classes(context, names, classes_per_prompt=3, kept=_lvis_boxes)
+        whole = encode_classes(context, names, kept=_lvis_boxes)
     # Blocks of three, each in as many prompts as it needs.
     assert {prompt.first_label for prompt in published} >= {0, 3, 6}
     assert all(len(prompt.tokens) <= 3 for prompt in published)
@@ -261,5 +270,5 @@ def test_lvis_needs_to_know_what_is_absent(model, folder):
 def test_classes_in_a_prompt_are_checked(model, folder):
     with pytest.raises(ValueError, match=r"classes_per_prompt.*task 'refcoco'"):
         evaluate(model, "refcoco", data=folder, classes_per_prompt=3)
-    with pytest.raises(ValueError, match=r"-1 classes.*0"):
+    with pytest.raises(ValueError, match="classes_per_prompt is -1; expected 0 or more"):
         evaluate(model, "coco", data=folder, classes_per_prompt=-1)

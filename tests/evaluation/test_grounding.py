@@ -28,7 +28,7 @@ def model():
     for layer in (network.head.centerness, network.head.text_projection):
         torch.nn.init.normal_(layer.weight, std=0.5)
     torch.nn.init.zeros_(network.head.bias)
-    return StoredModel(model=network, tokenizer=tokenizer, answers=())
+    return StoredModel(network=network, tokenizer=tokenizer, answers=())
 
 
 @pytest.fixture(scope="module")

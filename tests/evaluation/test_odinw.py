@@ -16,7 +16,6 @@ from fiber.data.datasets.odinw import ODINW_13, find_set, open_set
 from fiber.data.prompts.classes import ClassName
 from fiber.evaluation import detection
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.odinw import evaluate_odinw
 from fiber.models.build import build_model
 
 
@@ -31,7 +30,7 @@ def model():
     for layer in (network.head.centerness, network.head.text_projection):
         torch.nn.init.normal_(layer.weight, std=0.5)
     torch.nn.init.zeros_(network.head.bias)
-    return StoredModel(model=network, tokenizer=tokenizer, answers=())
+    return StoredModel(network=network, tokenizer=tokenizer, answers=())
 
 
 def write_set(root, name, split="test", place=None, classes=None):
@@ -55,6 +54,10 @@ def write_set(root, name, split="test", place=None, classes=None):
     }
     file.write_text(json.dumps(content))
     return file
+
+
+def evaluate_sets(model, data, split="test", **options):
+    return evaluate(model, "odinw", data, split, threads=1, **options)
 
 
 def test_there_are_thirteen_sets():
@@ -98,7 +101,7 @@ def test_all_thirteen_give_the_average(model, tmp_path):
         write_set(tmp_path, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        numbers = evaluate_odinw(model, data=tmp_path, threads=1, output=tmp_path / "results")
+        numbers = evaluate_sets(model, tmp_path, output=tmp_path / "results")
     own = [numbers[f"{name}/ap"] for name in ODINW_13]
     assert numbers["ap"] == pytest.approx(sum(own) / 13) and max(own) > 0
     results = json.loads((tmp_path / "results" / "Packages.json").read_text())
@@ -108,13 +111,15 @@ def test_all_thirteen_give_the_average(model, tmp_path):
 def test_missing_sets_are_named_and_change_the_name_of_the_average(model, tmp_path):
     for name in ("Raccoon", "Packages"):
         write_set(tmp_path, name)
-    with pytest.warns(RuntimeWarning, match=r"11.*13 sets.*AerialMaritimeDrone_lar"):
-        numbers = evaluate_odinw(model, data=tmp_path, threads=1)
+    with pytest.warns(RuntimeWarning, match="11 of 13 sets are not in .*: AerialMaritimeDrone_lar"):
+        numbers = evaluate_sets(model, tmp_path)
     assert "ap" not in numbers
     average = (numbers["Raccoon/ap"] + numbers["Packages/ap"]) / 2
     assert numbers["ap_of_2_of_13"] == pytest.approx(average)
-    with pytest.raises(FileNotFoundError, match=r"none.*AerialMaritimeDrone/l"):
-        evaluate_odinw(model, data=tmp_path, split="val", threads=1)
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the ODinW-13 sets.*AerialMaritimeDrone/l"
+    ):
+        evaluate_sets(model, tmp_path, split="val")
 
 
 def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, monkeypatch):
@@ -128,27 +133,27 @@ def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, 
         lambda subject, text, spans: (texts.append(text), read(subject, text, spans))[1],
     )
     with pytest.warns(RuntimeWarning, match="11 of 13"):
-        evaluate_odinw(model, data=tmp_path, threads=1)
+        evaluate_sets(model, tmp_path)
     asked = ". ".join(texts)
     assert asked.startswith(" fish. jellyfish. penguin , which is black and white. puffin with ora")
     assert asked.endswith(" which is flat and round. dog. person")
     texts.clear()
     words = {"thermalDogsAndPeople": [ClassName("hound"), ClassName("human")]}
     with pytest.warns(RuntimeWarning, match="11 of 13"):
-        evaluate_odinw(model, data=tmp_path, threads=1, classes=words)
+        evaluate_sets(model, tmp_path, classes=words)
     assert ". ".join(texts).endswith("hound. human")
 
 
 def test_wrong_input_is_named(model, tmp_path):
-    with pytest.raises(TypeError, match=r"data.*list.*folder"):
-        evaluate_odinw(model, data=[])
-    with pytest.raises(ValueError, match=r"classes.*'Aquariums'"):
-        evaluate_odinw(model, data=tmp_path, classes={"Aquariums": []})
+    with pytest.raises(TypeError, match="data is a list; expected a folder"):
+        evaluate_sets(model, [])
+    with pytest.raises(ValueError, match="classes for 'Aquariums'; expected one of Aerial"):
+        evaluate_sets(model, tmp_path, classes={"Aquariums": []})
     write_set(tmp_path, "Aquarium", classes=3)
     with pytest.raises(ValueError, match=r"3 classes.*1.*7"):
         open_set(tmp_path, "Aquarium", "test")
     records = list(open_set(write_set(tmp_path, "Raccoon").parents[3], "Raccoon", "test"))
-    with pytest.raises(ValueError, match=r"2 classes.*1"):
+    with pytest.raises(ValueError, match="got 2; expected 1: raccoon"):
         words = [ClassName("a"), ClassName("b")]
         evaluate(model, "coco", data=records, classes=words)
     with pytest.raises(ValueError, match=r"classes.*task 'flickr'"):

@@ -27,7 +27,7 @@ from tests.evaluation.measured import (
 def test_answers_are_those_of_single_passes(models, pictures, tokenizer, tmp_path):
     path = tmp_path / "answers.json"
     accuracy = measure("vqa", models, pictures, output=path)["accuracy"]
-    model, records = models["coarse"].model, records_for("vqa", pictures)
+    model, records = models["coarse"].network, records_for("vqa", pictures)
     right = 0.0
     for record, prediction in zip(records, json.loads(path.read_text()), strict=True):
         ids = torch.tensor([tokenizer.encode(record.text)[0]])
@@ -84,7 +84,7 @@ def test_consistency_is_that_of_nlvr2s_identifiers(models, pictures, monkeypatch
 def test_matching_scores_are_those_of_single_passes(models, pictures, tokenizer, tmp_path):
     path = tmp_path / "scores.json"
     measure("matching", models, pictures, output=path)
-    model, records = models["coarse"].model, records_for("matching", pictures)
+    model, records = models["coarse"].network, records_for("matching", pictures)
     by_key = {record.key: record for record in records}
     entries = json.loads(path.read_text())
     assert [entry["match"] for entry in entries] == [1] * 12 + [0] * 12
@@ -111,7 +111,7 @@ def test_pictures_are_described_once_in_cocos_format(models, pictures, tokenizer
     found = json.loads(path.read_text())
     assert [entry["image_id"] for entry in found] == [391895, 7, "images/dog.jpg"]
     assert all(entry.keys() == {"image_id", "caption"} for entry in found)
-    model, said = models["coarse"].model, []
+    model, said = models["coarse"].network, []
     for record in records:
         with torch.no_grad():
             tokens = model.backbone.encode_image(pixels_of(record.images[0], model)).stages[-1]
@@ -204,7 +204,9 @@ def test_label_behind_the_last_token_gets_no_box(models, pictures, tmp_path):
 def test_lists_of_answers_give_both_named_accuracies(models, pictures, tmp_path, monkeypatch):
     """By hand: a model that always says "red" to five, ten and one people."""
     monkeypatch.setattr(
-        models["coarse"].model, "vqa_logits", lambda pooled: torch.eye(5)[:1].expand(len(pooled), 5)
+        models["coarse"].network,
+        "vqa_logits",
+        lambda pooled: torch.eye(5)[:1].expand(len(pooled), 5),
     )
     people = [
         ["red", "red", "blue", "blue", "green"],

@@ -11,7 +11,9 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import ImageTextConfig, preset
 from fiber.data import Tokenizer
 from fiber.data.record import Record
+from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.retrieval import retrieval
 from fiber.metrics.retrieval import recall_at_k
 from fiber.models.build import build_model
 from tests.evaluation.measured import pixels_of
@@ -27,7 +29,7 @@ def stored(pictures):
     tokenizer = Tokenizer.from_file(str(pictures / "tokenizer.json"))
     model = build_model(preset("micro").with_vocabulary(tokenizer.vocab_size)).eval()
     randomise(model)
-    return StoredModel(model=model, tokenizer=tokenizer)
+    return StoredModel(network=model, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def records(pictures):
 @pytest.fixture(scope="module")
 def dense(stored, records):
     """(P, T) cosines and log odds, one picture and one text at a time; and the owners."""
-    model, tokenizer = stored.model, stored.tokenizer
+    model, tokenizer = stored.network, stored.tokenizer
     owners = np.array([int(record.image_id[1:]) for record in records])
     shown = {record.image_id: pixels_of(record.images[0], model) for record in records}
     texts = [torch.tensor([tokenizer.encode(record.text)[0]]) for record in records]
@@ -65,6 +67,7 @@ def dense(stored, records):
 
 def measure(stored, records, tmp_path, **options):
     path = tmp_path / "found.json"
+    options = {"rerank": None if "candidates" in options else False} | options
     metrics = evaluate(stored, "retrieval", data=records, output=path, threads=1, **options)
     return metrics, json.loads(path.read_text())
 
@@ -128,7 +131,7 @@ def test_without_reranking_contrast_decides(stored, records, dense, tmp_path):
 
 
 def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
-    backbone, rows = stored.model.backbone, {"image_prefix": 0, "text_prefix": 0, "fuse": 0}
+    backbone, rows = stored.network.backbone, {"image_prefix": 0, "text_prefix": 0, "fuse": 0}
 
     def counted(name):
         run = getattr(backbone, name)
@@ -153,36 +156,45 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "heads", "candidates", "message"),
     [
-        ("matching", ("itm",), 3, r"3.*task 'matching'"),
-        ("retrieval", ("itc",), 3, r"3.*head 'itm'"),
-        ("retrieval", ("itc", "itm"), -1, "-1 candidates; expected 0 or more"),
+        ("matching", ("itm",), 3, "candidates is 3, but task 'matching' ranks nothing"),
+        ("retrieval", ("itc", "itm"), -1, "candidates is -1; expected 1 or more"),
+        ("retrieval", ("itc", "itm"), 0, "candidates is 0; expected 1 or more"),
     ],
 )
 def test_what_cannot_be_ordered_again(stored, records, task, heads, candidates, message):
     config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
     model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=heads)))
-    other = StoredModel(model=model, tokenizer=stored.tokenizer)
+    other = StoredModel(network=model, tokenizer=stored.tokenizer)
     with pytest.raises(ValueError, match=message):
         evaluate(other, task, data=records, candidates=candidates)
+
+
+def test_candidates_need_the_matching_head(stored, records):
+    config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
+    model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=("itc",))))
+    other = StoredModel(network=model, tokenizer=stored.tokenizer)
+    with pytest.raises(ValueError, match="3 candidates need the head 'itm'"):
+        retrieval(EvalContext.of(other, candidates=3), records)
 
 
 @pytest.fixture(scope="module")
 def matching_alone(stored):
     """The same model without the head of contrast, as fine-tuning by matching leaves it."""
-    config = stored.model.config
+    config = stored.network.config
     heads = tuple(head for head in config.image_text.heads if head != "itc")
     config = dataclasses.replace(
         config, image_text=dataclasses.replace(config.image_text, heads=heads)
     )
     model = build_model(config).eval()
-    missing, _ = model.load_state_dict(stored.model.state_dict(), strict=False)
+    missing, _ = model.load_state_dict(stored.network.state_dict(), strict=False)
     assert not missing
-    return StoredModel(model=model, tokenizer=stored.tokenizer)
+    return StoredModel(network=model, tokenizer=stored.tokenizer)
 
 
 def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_path):
     _, log_odds, owners = dense
-    metrics, predictions = measure(matching_alone, records, tmp_path, candidates=10**9)
+    with pytest.warns(UserWarning, match="'itm' alone ranks"):
+        metrics, predictions = measure(matching_alone, records, tmp_path, candidates=10**9)
     assert metrics == {f"reranked/{k}": v for k, v in recall_at_k(log_odds, owners).items()}
     best = np.argsort(-log_odds, axis=0, kind="stable").T
     assert [entry["image_ids"] for entry in predictions] == [
@@ -192,5 +204,7 @@ def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_pat
 
 @pytest.mark.parametrize("candidates", [0, 3])
 def test_matching_alone_has_no_candidates_to_choose(matching_alone, records, candidates):
-    with pytest.raises(ValueError, match=rf"{candidates}.*head 'itc'"):
-        evaluate(matching_alone, "retrieval", data=records, candidates=candidates)
+    with pytest.raises(
+        ValueError, match=rf"{candidates} candidates, but the model has no head 'itc'"
+    ):
+        retrieval(EvalContext.of(matching_alone, candidates=candidates), records)

@@ -50,9 +50,9 @@ def test_model_survives_the_disk(tmp_path, model):
     assert stored.config == model.config
     assert stored.answers == ("yes", "näh")
     assert stored.tokenizer is None
-    assert not stored.model.training
+    assert not stored.network.training
     for name, tensor in model.state_dict().items():
-        assert torch.equal(stored.model.state_dict()[name], tensor), name
+        assert torch.equal(stored.network.state_dict()[name], tensor), name
 
 
 def test_config_names_version_and_model(tmp_path, model):

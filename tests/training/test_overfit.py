@@ -251,7 +251,7 @@ def measure(
     task: str, model: StoredModel, records: list[Record], output: Path, **options: Any
 ) -> dict[str, float]:
     """Measure a task; captions also by how many are reproduced word for word."""
-    metrics = evaluate(model, task, data=records, output=output, threads=1, **options)
+    metrics = evaluate(model, task, data=records, output=output, rerank=False, threads=1, **options)
     if task == "caption":
         written = [entry["caption"] for entry in json.loads(output.read_text())]
         same = [text == record.text for text, record in zip(written, records, strict=True)]

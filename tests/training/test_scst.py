@@ -332,7 +332,7 @@ def test_sampled_captions_get_better(likely, tmp_path, baseline):
 def earned_by(folder, config, options):
     """CIDEr-D of 256 samples of each of the eight pictures."""
     stored = load_model(folder)
-    model = stored.model.eval()
+    model = stored.network.eval()
     assert isinstance(model, FiberImageText)
     source = open_data(config, options["data"], tokenizer=stored.tokenizer)
     rewards = caption_rewards(source.fit_model(config), source)

@@ -207,9 +207,9 @@ def test_resumed_run_keeps_the_answers_it_was_given(pictures, tmp_path, monkeypa
     config = coarse_config(train__steps=6)
     whole = run(config, pictures, tmp_path / "whole", answers=named)
     stored = load_model(whole.folder)
-    assert isinstance(stored.model, FiberImageText)
+    assert isinstance(stored.network, FiberImageText)
     assert stored.answers == named
-    assert stored.model.vqa_head.output.out_features == 3
+    assert stored.network.vqa_head.output.out_features == 3
     stop_before(monkeypatch, stop_at)
     with pytest.raises(StopError):
         run(config, pictures, tmp_path / "cut", answers=named)

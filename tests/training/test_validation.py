@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
-from fiber.evaluation.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import TASKS
 from fiber.training import validation
 from fiber.training.config.run import CHOSEN_BY
 from fiber.training.trainer import train
@@ -41,15 +42,15 @@ def scored(monkeypatch):
     seen: list[dict] = []
     plan: list[float] = []
 
-    def fake(model: StoredModel, task, *, data, threads):
+    def fake(model: StoredModel, task, *, data, rerank, threads):
         assert task == "vqa"
-        weights = weights_of(model.model)
+        weights = weights_of(model.network)
         place = next((i for i, known in enumerate(seen) if same(known, weights)), len(seen))
         if place == len(seen):
             seen.append(weights)
         # What an evaluation may do to a run: draw numbers, change the mode.
         torch.rand(7)
-        model.model.eval()
+        model.network.eval()
         return {"accuracy": plan[place], "group/accuracy": 0.0}
 
     monkeypatch.setattr(validation, "evaluate", fake)
@@ -222,7 +223,7 @@ def train_on(path, output, **options):
 def test_a_file_with_splits_holds_its_own_records_out(pictures, tmp_path, monkeypatch):
     measured = []
 
-    def fake(model, task, *, data, threads):
+    def fake(model, task, *, data, rerank, threads):
         measured.append([record.key for record in (data[i] for i in range(len(data)))])
         return {"accuracy": 0.5}
 

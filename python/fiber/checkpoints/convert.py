@@ -10,7 +10,7 @@ from typing import Literal
 
 from fiber.checkpoints.encoders import SwinLayout
 from fiber.checkpoints.export import write_published, write_towers
-from fiber.checkpoints.load import read_with_words
+from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
 from fiber.config import FiberConfig
@@ -54,9 +54,7 @@ def convert(
     """
     path = Path(target)
     _check_name(path, to)
-    stored = read_with_words(
-        source, tokenizer, answers, "cpu", image_size=image_size, weights=weights
-    )
+    stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
     average = ", moving average" if weights == "ema" else ""
     lines = [
         f"read {os.fspath(source)}{average}: {describe(stored.config)}",
@@ -64,12 +62,12 @@ def convert(
         *_filled(stored),
     ]
     if to == "fiber":
-        save_model(stored.model, path, stored.tokenizer, stored.answers, stored.classes)
-        lines += [f"wrote {path}: {len(stored.model.state_dict())} tensors", *_words(stored)]
+        save_model(stored.network, path, stored.tokenizer, stored.answers, stored.classes)
+        lines += [f"wrote {path}: {len(stored.network.state_dict())} tensors", *_words(stored)]
     elif to == "published":
-        lines.append(f"wrote {path}: {len(write_published(stored.model, path))} tensors")
+        lines.append(f"wrote {path}: {len(write_published(stored.network, path))} tensors")
     else:
-        written = write_towers(stored.model, path, layout)
+        written = write_towers(stored.network, path, layout)
         for tower, state in written.items():
             lines.append(f"wrote {path / tower}.safetensors: {len(state)} tensors")
         if "norm.weight" not in written["swin"]:

@@ -59,7 +59,7 @@ def initialise(
         name: resize_bias_table(tensor, len(own[name]))
         if name.endswith(".bias_table") and name in own
         else tensor
-        for name, tensor in start.model.state_dict().items()
+        for name, tensor in start.network.state_dict().items()
         # What a published file did not hold starts as in any new model.
         if name not in start.filled
     }

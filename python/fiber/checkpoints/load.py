@@ -113,7 +113,7 @@ def _published_model(
             ignored, filled = load_published_coarse(model, state), filled_in(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return StoredModel(model=model.eval(), path=path, ignored=ignored, filled=filled)
+    return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -125,33 +125,35 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(values, dict) and "model" in values
 
 
-def read_with_words(
+def load_stored(
     path: str | os.PathLike[str],
-    tokenizer: Tokenizer | str | os.PathLike[str] | None,
-    answers: Answers | None,
-    device: torch.device | str,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    answers: Answers | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     *,
-    image_size: int | None,
-    weights: Weights,
+    image_size: int | None = None,
+    weights: Weights = "raw",
 ) -> StoredModel:
-    """Read a model, and put the tokenizer and the answers that are named in place of its own.
+    """Load a model, with the tokenizer and answers given in place of its own: see `fiber.load`.
 
     Raises:
         FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if parts do not fit one another.
+        ValueError: if the parts do not fit each other.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` makes one"
         )
-    stored = read_model(path, device, image_size=image_size, weights=weights)
+    where = _choose_device(device)
+    stored = read_model(path, where, image_size=image_size, weights=weights)
     own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer)
     words = stored.answers if answers is None else open_answers(answers)
     config = stored.config
     if own is not None and own.vocab_size != config.roberta.vocab_size:
         raise ValueError(
             f"the tokenizer has {own.vocab_size} tokens, the model {config.roberta.vocab_size};"
-            " a model works with the tokenizer that it was trained with only"
+            " a model works only with the tokenizer that it was trained with"
         )
     if answers is not None and "vqa" not in config.heads:
         raise ValueError(
@@ -161,4 +163,19 @@ def read_with_words(
         raise ValueError(
             f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"
         )
-    return dataclasses.replace(stored, tokenizer=own, answers=words)
+    if dtype is None:
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    return dataclasses.replace(stored, tokenizer=own, answers=words, dtype=dtype)
+
+
+def _choose_device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device {device!r}: torch sees {count} CUDA devices here")
+    return where

@@ -62,28 +62,30 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A model with what it needs to be asked something."""
+    """A network with its tokenizer, vocabularies and provenance."""
 
-    model: FiberImageText | FiberDetector
-    #: The folder or file that it was read from, if it was.
+    network: FiberImageText | FiberDetector
+    #: Folder or file that it was read from, if any.
     path: Path | None = None
-    #: None where the folder holds none.
+    #: None if the folder has none.
     tokenizer: Tokenizer | None = None
-    #: Answers of the VQA head, in the order of its logits; empty without one.
+    #: Answers of the VQA head in the order of its logits; empty without one.
     answers: tuple[str, ...] = ()
-    #: Classes that a fine model was trained to detect, if its folder tells.
+    #: Classes that a detector was trained on, if known.
     classes: tuple[str, ...] = ()
-    #: Tensors of a published checkpoint that the model has no use for, each with the reason.
+    #: Unused tensors of a published checkpoint by name, each with the reason.
     ignored: Mapping[str, str] = field(default_factory=dict)
-    #: Tensors of the model that a published checkpoint does not hold, each with its value.
+    #: Tensors of the model that a published checkpoint lacks by name, each with its value.
     filled: Mapping[str, float] = field(default_factory=dict)
-    #: The data of its run, where the folder tells.
+    #: Training data of its run, if known.
     trained_on: TrainedOn | None = None
+    #: Dtype of the computation at inference; the weights keep theirs.
+    dtype: torch.dtype = torch.float32
 
     @property
     def config(self) -> FiberConfig:
-        """Sizes and stage of the model."""
-        return self.model.config
+        """Config of the network."""
+        return self.network.config
 
 
 def save_model(
@@ -176,7 +178,7 @@ def load_model(
     )
     words = read_words(folder)
     return StoredModel(
-        model=model.eval(),
+        network=model.eval(),
         path=folder,
         tokenizer=words.tokenizer if words else None,
         answers=_read_list(folder, "answers"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json, write_json
-from fiber.demo.floors import Row
+from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN, SPLITS, Measures
 from fiber.demo.plan import Plan
@@ -50,7 +50,7 @@ def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainR
 
 
 def measure_ablations(
-    folder: DemoFolder, plan: Plan, rows: Sequence[Row], about: Mapping[str, Any]
+    folder: DemoFolder, plan: Plan, rows: Sequence[MetricRow], about: Mapping[str, Any]
 ) -> None:
     """Measure the trained runs and write `ablations.json` into the demo's folder.
 

@@ -43,7 +43,7 @@ REQUIRED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MetricRow:
     """One metric on one split, beside everything it has to be compared with."""
 
     #: Task and measure, as in "vqa/accuracy"; the first part is what `REQUIRED` names.
@@ -104,12 +104,12 @@ def floor_of(
     return None if any(value >= floor for value in permuted) else floor
 
 
-def judge(rows: Sequence[Row], recorded: Mapping[str, Seeds]) -> list[Row]:
+def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
     """Give every row its floor and verdict.
 
     Args:
         rows: metrics of this run.
-        recorded: three seeds by `Row.key`; a row that is not there has no floor.
+        recorded: three seeds by `MetricRow.key`; a row that is not there has no floor.
     """
     judged = []
     for row in rows:
@@ -127,7 +127,7 @@ def judge(rows: Sequence[Row], recorded: Mapping[str, Seeds]) -> list[Row]:
     return judged
 
 
-def failures(rows: Sequence[Row], data: str, mode: str) -> list[str]:
+def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
     """List what makes the demo fail: floors that fell and groups in which nothing was learned."""
     problems = [
         f"{row.name} on {row.split} fell below its floor: {row.model:.3f} < {row.floor:.3f}"
@@ -142,7 +142,7 @@ def failures(rows: Sequence[Row], data: str, mode: str) -> list[str]:
     return problems
 
 
-def permuted_survivors(rows: Sequence[Row]) -> list[str]:
+def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
     """List metrics that stay above their floor although the pictures were permuted."""
     return [
         f"{row.name} on {row.split}: {row.permuted:.3f} with permuted pictures,"
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def rows_to_json(rows: Sequence[Row]) -> list[dict[str, object]]:
+def rows_to_json(rows: Sequence[MetricRow]) -> list[dict[str, object]]:
     """Turn rows into plain values for `rows.json`."""
     return [asdict(row) for row in rows]
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.data.record import Record, RecordSet
-from fiber.demo.floors import Row
+from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
 from fiber.env import provenance
-from fiber.evaluation.evaluate import TASKS, evaluate
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import TASKS
 
 SPLITS = ("val", "novel")
 
@@ -28,7 +29,7 @@ SPLITS = ("val", "novel")
 class Shown:
     """One line of the table."""
 
-    #: `Row.metric`; its first part is what `floors.REQUIRED` names.
+    #: `MetricRow.metric`; its first part is what `floors.REQUIRED` names.
     metric: str
     #: What a person reads.
     name: str
@@ -131,7 +132,7 @@ class Measures:
         self._loaded: dict[str, StoredModel] = {}
         self._records: dict[tuple[str, str], list[Record]] = {}
 
-    def rows(self, *, permute_pictures: bool = False) -> list[Row]:
+    def rows(self, *, permute_pictures: bool = False) -> list[MetricRow]:
         """Measure everything.
 
         Args:
@@ -147,7 +148,7 @@ class Measures:
                 assert whole is not None and permuted is not None
                 guesses = self.guesses(shown)[split]
                 rows.append(
-                    Row(
+                    MetricRow(
                         metric=shown.metric,
                         name=shown.name,
                         split=split,
@@ -179,6 +180,7 @@ class Measures:
                 data=records,
                 permute_images=permuted,
                 fusion=fusion,
+                rerank=False,
             )
             return {"metrics": found, "records": len(records)}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from fiber.atomic_io import read_json
 from fiber.demo.ablations import ablation_table
-from fiber.demo.floors import Row
+from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import Plan
-from fiber.demo.report import Report, Throughput
+from fiber.demo.report import DemoReport, Throughput
 from fiber.training.run_dir import RunFolder, read_metrics
 
 _WHAT = {
@@ -27,11 +27,11 @@ def make_report(
     plan: Plan,
     about: Mapping[str, Any],
     *,
-    rows: Sequence[Row],
+    rows: Sequence[MetricRow],
     problems: Sequence[str],
     machine: Mapping[str, str],
     evaluated: tuple[int, float],
-) -> Report:
+) -> DemoReport:
     """Collect the content of the page.
 
     Args:
@@ -52,7 +52,7 @@ def make_report(
             f"It passed: {learned} of {len(rows)} metrics have a floor and all of them are above"
             " it; with the images permuted all of them are below it."
         )
-    return Report(
+    return DemoReport(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
         verdict=verdict,
         problems=problems,

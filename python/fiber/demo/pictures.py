@@ -34,7 +34,7 @@ _RED: Color = (190, 20, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class PredictedBox:
     """A text and its predicted box."""
 
     text: str
@@ -59,7 +59,7 @@ class Tile:
     split: str
     #: Caption with the phrases of the claims; empty for a referring expression.
     caption: str
-    claims: Sequence[Claim]
+    claims: Sequence[PredictedBox]
     question: str
     answer: str
     #: Ground-truth answer.
@@ -110,13 +110,13 @@ def ask(
         for kind in kinds
     )
     captions, expressions = captions[::2], expressions[1::2]
-    boxes: list[list[Claim]] = [[] for _ in images]
+    boxes: list[list[PredictedBox]] = [[] for _ in images]
     boxes[::2] = [
         _phrase_claims(record, said)
         for record, said in zip(captions, _predict(fine, "flickr", captions), strict=True)
     ]
     boxes[1::2] = [
-        [Claim(text=record.text, box_xyxy=said["box_xyxy"], truths_xyxy=record.boxes_xyxy)]
+        [PredictedBox(text=record.text, box_xyxy=said["box_xyxy"], truths_xyxy=record.boxes_xyxy)]
         for record, said in zip(expressions, _predict(fine, "refcoco", expressions), strict=True)
     ]
     tiles = []
@@ -154,9 +154,9 @@ def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[A
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _phrase_claims(record: Record, said: dict[str, Any]) -> list[Claim]:
+def _phrase_claims(record: Record, said: dict[str, Any]) -> list[PredictedBox]:
     return [
-        Claim(
+        PredictedBox(
             text=found["phrase"],
             box_xyxy=found["boxes_xyxy"][0] if found["boxes_xyxy"] else None,
             truths_xyxy=[record.boxes_xyxy[box] for box in own],

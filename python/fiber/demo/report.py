@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fiber.atomic_io import write_file
-from fiber.demo.floors import Row
+from fiber.demo.floors import MetricRow
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _COLUMNS = ("metric", "split", "model", "chance", "blind", "no fusion", "permuted", "floor", "")
@@ -26,7 +26,7 @@ class Throughput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class DemoReport:
     """Content of the page."""
 
     title: str
@@ -34,7 +34,7 @@ class Report:
     verdict: str
     #: Reasons of a failure.
     problems: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[MetricRow]
     throughput: Sequence[Throughput]
     #: Training curves and contact sheets: (caption, PNG file).
     figures: Sequence[tuple[str, Path]]
@@ -49,7 +49,7 @@ class Report:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[MetricRow]) -> str:
     """Format the metrics for a terminal, one line for each metric and split."""
     lines = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
@@ -62,7 +62,7 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join(text)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: MetricRow) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
@@ -79,7 +79,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def write_html(report: Report, path: Path) -> None:
+def write_html(report: DemoReport, path: Path) -> None:
     """Write the page with embedded images, atomically.
 
     Raises:

@@ -144,10 +144,10 @@ class Demo:
         """Train one run, from its newest checkpoint if it has one."""
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
-    def measure(self, *, permute_pictures: bool) -> list[floors.Row]:
+    def measure(self, *, permute_pictures: bool) -> list[floors.MetricRow]:
         """Stage 4: the table, with the floor of every metric."""
         self.measures = Measures(self.folder, self.plan, self.models, say)
-        rows: list[floors.Row] = []
+        rows: list[floors.MetricRow] = []
 
         def work(measures: Measures) -> None:
             rows.extend(measures.rows(permute_pictures=permute_pictures))
@@ -155,7 +155,7 @@ class Demo:
         self.clock.run("evaluation", lambda m=self.measures: work(m))
         return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
 
-    def ablate(self, rows: list[floors.Row]) -> None:
+    def ablate(self, rows: list[floors.MetricRow]) -> None:
         """Train and measure what the page compares this demo with."""
 
         def work() -> None:
@@ -164,11 +164,11 @@ class Demo:
 
         self.clock.run("ablations", work)
 
-    def write_page(self, rows: list[floors.Row], problems: list[str]) -> None:
+    def write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
         """The last stage: rows.json, contact_sheet.png and report.html."""
         self.clock.run("page", lambda: self._write_page(rows, problems))
 
-    def _write_page(self, rows: list[floors.Row], problems: list[str]) -> None:
+    def _write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
         machine = describe_machine()
         known = {
             **self.about,

@@ -1,4 +1,4 @@
-"""The classes that a measurement asks for, as a user names them."""
+"""Class options of detection tasks: lists, mappings and files of class names."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: A list of classes, or a file of them (`read_classes`); for ODinW such lists by the names of the
-#: sets, or a folder with a file for each.
+#: List of classes, or a file of them (`read_classes`); for ODinW such lists by data set, or a
+#: folder with a file for each.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
 
 
 def listed_classes(given: GivenClasses) -> list[ClassName] | None:
-    """Read the classes of a task that asks for one list of them.
+    """Read the classes of a task with one data set.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        TypeError, ValueError: for what is no list of classes, by the place.
+        FileNotFoundError: if the file is missing.
+        TypeError, ValueError: for an invalid entry, with its position.
     """
     if given is None:
         return None
     if isinstance(given, (str, os.PathLike)):
         return read_classes(given)
     if isinstance(given, Mapping):
-        raise TypeError("classes are a mapping; expected one list of them, or a file")
+        raise TypeError("classes: got a mapping; expected one list of classes, or a file")
     return [as_class(entry, number) for number, entry in enumerate(given)]
 
 
 def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
-    """Read the classes of several data sets: {name of the set: classes}.
+    """Read the classes of several data sets: {data set: classes}.
 
     Raises:
-        FileNotFoundError: if a folder is missing or holds no file of classes.
-        TypeError, ValueError: for what is no list of classes, by the place.
+        FileNotFoundError: if the folder is missing or has no class files.
+        TypeError, ValueError: for an invalid entry, with its position.
     """
     if given is None:
         return None
@@ -44,12 +44,12 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         files = sorted(Path(given).glob("*.json")) if Path(given).is_dir() else []
         if not files:
             raise FileNotFoundError(
-                f"{given} is no folder with files of classes; expected NAME.json for a data set"
+                f"{given} is not a folder of class files; expected NAME.json for each data set"
             )
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"classes are a {type(given).__name__}; expected lists by the names of data sets, or a"
+            f"classes: got a {type(given).__name__}; expected lists of classes by data set, or a"
             " folder"
         )
     return {name: listed_classes(own) or [] for name, own in given.items()}

@@ -1,14 +1,16 @@
-"""What every measurement needs: the model with its loader, texts as tensors, metrics by group."""
+"""Evaluation context: a model with its loader and options, and what an evaluation returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from fiber.checkpoints.model_dir import NO_TOKENIZER
+from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import DataLoader, Tokenizer
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record, RecordSet
@@ -20,59 +22,121 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.preprocess import inference_transform
 
 
+@runtime_checkable
+class EvalModel(Protocol):
+    """A model that can be evaluated: `fiber.inference.Model` and `StoredModel` are."""
+
+    @property
+    def network(self) -> FiberImageText | FiberDetector:
+        """Network with its config; it is set to evaluation mode."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Tokenizer; None if the model came without one, and evaluation is refused."""
+        ...
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Answers of the VQA head in the order of its logits; empty without one."""
+        ...
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """Training data, if known; evaluation on the same split warns."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the computation; anything but float32 runs under autocast."""
+        ...
+
+
 @dataclass(frozen=True)
-class Measured:
-    """What came out."""
+class EvalResult:
+    """Metrics and predictions of one task."""
 
     #: Fractions in [0, 1] by name; `cider_d` goes up to 10.
     metrics: dict[str, float]
-    #: One entry for each prediction in the task's official format: JSON objects, or lines of text.
+    #: Predictions in the task's official format: JSON objects, or lines of text.
     predictions: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The model that is measured, with what it takes to ask it."""
+class EvalContext:
+    """The evaluated model and the options of its evaluation."""
 
     network: Any
     tokenizer: Tokenizer
     answers: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
     batch_size: int = 64
+    #: Threads of the loader; 0 uses every core.
     threads: int = 0
-    #: Whether records show their own pictures, so that their boxes must lie inside.
-    own_pictures: bool = True
-    #: Best candidates of each query of a retrieval that matching orders again.
+    #: Give every record the image of another record.
+    permute_images: bool = False
+    #: False closes the gates of all cross-attentions.
+    fusion: bool = True
+    #: Candidates of each retrieval query that ITM re-ranks; 0: no re-ranking.
     candidates: int = 0
-    #: Classes that a prompt of detection asks for; 0: as many as fit; None: as the task has it.
+    #: Most classes of a detection prompt; 0: as many as fit; None: the task's default.
     classes_per_prompt: int | None = None
-    #: What prompts say for the classes of detection, in their order; None: their names.
+    #: Names of the classes in detection prompts, in the order of the labels; None: the labels.
     classes: Sequence[ClassName] | None = None
+
+    @classmethod
+    def of(cls, model: EvalModel, **options: Any) -> EvalContext:
+        """Make a context for a model, in evaluation mode.
+
+        Args:
+            model: a model with its tokenizer.
+            options: the other fields.
+
+        Raises:
+            ValueError: if the model has no tokenizer.
+        """
+        if model.tokenizer is None:
+            raise ValueError(NO_TOKENIZER)
+        return cls(
+            network=model.network.eval(),
+            tokenizer=model.tokenizer,
+            answers=model.answers,
+            dtype=model.dtype,
+            **options,
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def image_text(self) -> FiberImageText:
-        """The coarse model."""
+        """The network as an image-text model (coarse stage)."""
         assert isinstance(self.network, FiberImageText)
         return self.network
 
     @property
     def detector(self) -> FiberDetector:
-        """The fine model."""
+        """The network as a detector (fine stage)."""
         assert isinstance(self.network, FiberDetector)
         return self.network
+
+    def arithmetic(self) -> torch.autocast:
+        """Autocast context of `dtype`; disabled for float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def batches(
         self,
         records: RecordSet,
         batch_type: Literal["image_text", "question", "reasoning", "grounding"],
     ) -> Iterator[tuple[Any, list[Record]]]:
-        """Give all records once, in order, as batches on the model's device and as they are.
+        """Iterate once over all records in order.
 
-        The seed is fixed, so that masked words are the same for every model and every run.
+        The seed is fixed, so that MLM masks are the same for every model and every run.
+
+        Yields:
+            A batch on the model's device and its records.
         """
         loader = DataLoader(
             records,
@@ -90,11 +154,11 @@ class Subject:
             at += len(batch)
 
     def image_prefix(self, images: Tensor, records: Sequence[Record]) -> ImagePrefix:
-        """Run the image tower up to fusion, once for each different picture.
+        """Run the image tower below the first fused block, once per distinct image.
 
         Args:
             images: (B, 3, H, W).
-            records: B records that show them; those of one picture mostly follow one another.
+            records: B records of these images.
         """
         first: dict[Any, int] = {}
         for row, record in enumerate(records):
@@ -114,13 +178,13 @@ class Subject:
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pictures with texts of the batch's mask: the backbone's `encode_pair`."""
+        """Encode images with texts under the batch's mask, as the backbone's `encode_pair`."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts: (n, L) ids and (n, L) mask, L the longest of them."""
+        """Tokenize texts: (n, L) int64 ids and (n, L) bool mask, padded to the longest."""
         ids = [
             self.tokenizer.encode(text, max_tokens=self.network.config.max_tokens)[0]
             for text in texts
@@ -132,12 +196,12 @@ class Subject:
         return padded.to(self.device), mask.to(self.device)
 
 
-#: Measures one task: asks the model about all records.
-Measure = Callable[[Subject, RecordSet], Measured]
+#: Evaluates one task on all records.
+EvalFunction = Callable[[EvalContext, RecordSet], EvalResult]
 
 
-def by_picture(records: RecordSet) -> dict[str, list[Record]]:
-    """Group records by the picture that they show, in order: {image_id: records}."""
+def by_image(records: RecordSet) -> dict[str, list[Record]]:
+    """Group records by their image, in order: {image_id: records}."""
     groups: dict[str, list[Record]] = {}
     for record in (records[number] for number in range(len(records))):
         groups.setdefault(record.image_id, []).append(record)
@@ -150,10 +214,10 @@ def with_groups(
     *columns: Any,
     **options: Any,
 ) -> dict[str, float]:
-    """Compute a metric on all samples and, where they have groups, on each group.
+    """Compute a metric on all samples and on each group, if the samples have groups.
 
     Returns:
-        {"accuracy": 0.5, "colour/accuracy": 0.6, ...}.
+        {"accuracy": 0.5, "color/accuracy": 0.6, ...}.
     """
     metrics = dict(metric(*columns, **options))
     if any(groups):
@@ -167,6 +231,6 @@ def with_groups(
 
 
 def entry_id(key: str) -> int | str:
-    """Take the id of an annotation out of a record's key: "vqa_questions_val/17" -> 17."""
+    """Return the annotation id at the end of a record's key: "vqa_questions_val/17" -> 17."""
     last = key.rpartition("/")[2]
     return int(last) if last.isdigit() else last

@@ -1,4 +1,4 @@
-"""Measurements of the fine model: boxes of classes."""
+"""Evaluation of detection: AP of COCO and LVIS."""
 
 from __future__ import annotations
 
@@ -10,102 +10,102 @@ from torch import Tensor
 
 from fiber.data.prompts.classes import Prompt, class_prompts
 from fiber.data.record import Record, RecordSet
-from fiber.evaluation.context import Measured, Subject, entry_id
+from fiber.evaluation.context import EvalContext, EvalResult, entry_id
 from fiber.evaluation.grounding import label_tokens, same_sized
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
 
-#: Boxes of a picture that COCO's protocol keeps.
+#: Detections of an image that COCO's protocol keeps.
 COCO_DETECTIONS = 100
-#: As published for LVIS: classes of a prompt, and boxes of a picture that are kept of each.
+#: As published for LVIS: classes of a prompt, and detections kept of a prompt in an image.
 LVIS_CLASSES, LVIS_DETECTIONS = 40, 300
-# Numbers that are also given for boxes with the corners that the published code writes.
-_COCO_NUMBERS, _LVIS_NUMBERS = ("ap", "ap50", "ap75"), ("ap", "apr", "apc", "apf")
+# Metrics that are also reported for corners as the published code writes them.
+_COCO_METRICS, _LVIS_METRICS = ("ap", "ap50", "ap75"), ("ap", "apr", "apc", "apf")
 
 
-class FoundInPicture(NamedTuple):
-    """What the prompts found in one picture."""
+class FoundInImage(NamedTuple):
+    """Detections of all prompts in one image."""
 
-    #: Place of its record.
+    #: Index of its record.
     place: int
-    #: For each prompt, half-open boxes of the original picture.
+    #: For each prompt, half-open boxes in pixels of the original image.
     chunks: list[FoundBoxes]
-    #: (width, height), in pixels of the original picture, of a pixel that the model saw.
+    #: (width, height), in pixels of the original image, of a pixel that the model saw.
     pixel: tuple[float, float]
 
 
-class AskedPrompt(NamedTuple):
-    """A prompt as the model reads it, computed once for all pictures."""
+class EncodedPrompt(NamedTuple):
+    """Prompt with its text features, computed once for all images."""
 
-    #: (1, L, D), what the text tower computes below the first fused layer.
+    #: (1, L, D) text features below the first fused layer.
     prefix: Tensor
     #: (1, L) bool.
     mask: Tensor
     #: For each label the indices of its tokens.
     tokens: list[list[int]]
-    #: Place of the first label in the whole list of labels.
+    #: Index of the first label in the list of all labels.
     first_label: int
-    #: Boxes kept of a picture.
+    #: Detections kept in an image.
     max_detections: int
 
 
-def coco(subject: Subject, records: RecordSet) -> Measured:
-    """Detect classes; all classes of the records are asked for in every picture.
+def coco(context: EvalContext, records: RecordSet) -> EvalResult:
+    """Evaluate detection of all classes of the records in every image: COCO AP.
 
-    The predictions are COCO's result format, with the category ids of the annotation file; records
-    of one's own without `label_ids` have the places of the names in their labels, from 1.
+    Predictions are in COCO's result format with the category ids of the annotation file; records
+    without `label_ids` count their labels from 1.
     """
     asked = detection_records(records)
     names = asked[0].labels
     ids = category_ids(asked[0])
     found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(asked)
     predictions: list[list[dict[str, Any]]] = [[]] * len(asked)
-    prompts = ask_classes(subject, names, classes_per_prompt=subject.classes_per_prompt or 0)
+    prompts = encode_classes(context, names, classes_per_prompt=context.classes_per_prompt or 0)
     firsts = [prompt.first_label for prompt in prompts]
     published = list(found)
-    for place, chunks, (width, height) in detect(subject, asked, prompts):
+    for place, chunks, (width, height) in detect(context, asked, prompts):
         joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
         found[place] = own = scored_boxes(joined)
-        # Published: the last pixel is one of the original picture.
+        # Published: corners include the last pixel, which is one of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
         published[place] = own._replace(boxes_xyxy=corners)
         predictions[place] = coco_results(asked[place], joined, ids)
     truths = [true_boxes(record) for record in asked]
-    numbers = _seen(average_precision(found, truths))
+    metrics = _defined(average_precision(found, truths))
     as_published = average_precision(published, truths)
-    numbers |= _seen({f"published_{name}": as_published[name] for name in _COCO_NUMBERS})
-    return Measured(numbers, [entry for entries in predictions for entry in entries])
+    metrics |= _defined({f"published_{name}": as_published[name] for name in _COCO_METRICS})
+    return EvalResult(metrics, [entry for entries in predictions for entry in entries])
 
 
-def lvis(subject: Subject, records: RecordSet) -> Measured:
-    """Detect the classes of LVIS: fixed AP.
+def lvis(context: EvalContext, records: RecordSet) -> EvalResult:
+    """Evaluate detection of the classes of LVIS: fixed AP.
 
-    As published, prompts ask for 40 classes each and the best 300 boxes of each prompt are kept in
-    a picture; `classes_per_prompt` changes the first, and larger prompts keep more boxes in
-    proportion. The predictions are the boxes that count, in LVIS' result format.
+    As published, prompts have 40 classes and keep their best 300 detections in an image;
+    `classes_per_prompt` changes the first, and larger prompts keep proportionally more. Predictions
+    are the detections that count, in LVIS' result format.
 
     Raises:
-        ValueError: for records that do not say which classes are absent from their pictures.
+        ValueError: for records without the classes that are absent from their images.
     """
     asked = detection_records(records)
     names, ids = asked[0].labels, category_ids(asked[0])
     truths = [_federated(record) for record in asked]
-    size = LVIS_CLASSES if subject.classes_per_prompt is None else subject.classes_per_prompt
-    prompts = ask_classes(subject, names, classes_per_prompt=size, kept=_lvis_boxes)
+    size = LVIS_CLASSES if context.classes_per_prompt is None else context.classes_per_prompt
+    prompts = encode_classes(context, names, classes_per_prompt=size, kept=_lvis_boxes)
     firsts = [prompt.first_label for prompt in prompts]
     best = BestOfClasses(len(names))
     pixels = np.zeros((len(asked), 2))
-    for place, chunks, pixel in detect(subject, asked, prompts):
+    for place, chunks, pixel in detect(context, asked, prompts):
         joined = join_chunks(chunks, firsts)
         best.add(place, *(part.cpu().numpy() for part in joined))
         pixels[place] = pixel
     kept, groups = best.table(), asked[0].label_groups or ("",) * len(names)
-    numbers = _seen(fixed_average_precision(kept, truths, groups))
-    # Published: boxes lack their last pixel on the right and below.
+    metrics = _defined(fixed_average_precision(kept, truths, groups))
+    # Published: boxes lack their last pixel on the right and at the bottom.
     corners = kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.images]
     as_published = fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups)
-    numbers |= _seen({f"published_{name}": as_published[name] for name in _LVIS_NUMBERS})
+    metrics |= _defined({f"published_{name}": as_published[name] for name in _LVIS_METRICS})
     results = [
         _result(asked[place], box, score, ids[label])
         for place, box, score, label in zip(
@@ -116,11 +116,11 @@ def lvis(subject: Subject, records: RecordSet) -> Measured:
             strict=True,
         )
     ]
-    return Measured(numbers, results)
+    return EvalResult(metrics, results)
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Boxes of a prompt that are kept: 300, and of larger ones in proportion."""
+    """Return the detections kept of a prompt: 300, proportionally more of larger prompts."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 
@@ -128,7 +128,7 @@ def _federated(record: Record) -> FederatedTruth:
     objects = record.objects
     if objects is None or objects.absent is None:
         raise ValueError(
-            f"record {record.key!r} does not say which classes its picture lacks (LVIS'"
+            f"record {record.key!r} does not say which classes its image lacks (LVIS'"
             " 'neg_category_ids'); expected an annotation file of LVIS, or task 'coco'"
         )
     return FederatedTruth(
@@ -136,16 +136,16 @@ def _federated(record: Record) -> FederatedTruth:
     )
 
 
-def _seen(numbers: dict[str, float]) -> dict[str, float]:
-    """Leave out what no true box has; without any true box AP stays, NaN."""
-    return {name: value for name, value in numbers.items() if name == "ap" or value == value}
+def _defined(metrics: dict[str, float]) -> dict[str, float]:
+    """Drop metrics that are NaN for want of ground-truth boxes, all but "ap"."""
+    return {name: value for name, value in metrics.items() if name == "ap" or value == value}
 
 
 def detection_records(records: RecordSet) -> list[Record]:
-    """List records in the order of their pictures' ids, where all are numbers, as COCO counts them.
+    """List records by image id if all ids are numbers, the order of COCO's evaluation.
 
     Raises:
-        ValueError: if they differ in the classes that they ask for.
+        ValueError: if they differ in their classes.
     """
     asked = [records[i] for i in range(len(records))]
     names = asked[0].labels
@@ -158,12 +158,12 @@ def detection_records(records: RecordSet) -> list[Record]:
 
 
 def category_ids(record: Record) -> Sequence[int]:
-    """Ids of a record's classes in result files."""
+    """Return the category ids of a record's classes in result files."""
     return record.label_ids or range(1, len(record.labels) + 1)
 
 
 def true_boxes(record: Record) -> TrueBoxes:
-    """What a record's detections are measured by."""
+    """Return the ground-truth boxes of a record."""
     objects = record.objects
     if objects is None:
         return TrueBoxes(record.boxes_xyxy, record.box_labels)
@@ -171,19 +171,19 @@ def true_boxes(record: Record) -> TrueBoxes:
 
 
 def scored_boxes(found: FoundBoxes) -> ScoredBoxes:
-    """What was found, as metrics read it."""
+    """Convert detections for the metrics."""
     return ScoredBoxes(
         found.boxes_xyxy.cpu().numpy(), found.scores.cpu().numpy(), found.label_indices.tolist()
     )
 
 
 def coco_results(record: Record, found: FoundBoxes, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Write what was found in a picture in COCO's result format.
+    """Convert detections of an image to COCO's result format.
 
     Args:
-        record: whose key ends in the id of the picture.
-        found: its boxes.
-        ids: of each label's category.
+        record: record whose key ends in the image id.
+        found: detections.
+        ids: category id of each label.
     """
     rows = zip(
         found.boxes_xyxy.tolist(), found.scores.tolist(), found.label_indices.tolist(), strict=True
@@ -201,33 +201,33 @@ def _result(record: Record, box: list[float], score: float, category: int) -> di
     }
 
 
-def ask_classes(
-    subject: Subject,
+def encode_classes(
+    context: EvalContext,
     names: Sequence[str],
     *,
     classes_per_prompt: int = 0,
     kept: Callable[[int], int] = lambda classes: COCO_DETECTIONS,
-) -> list[AskedPrompt]:
-    """Write class names into prompts, and run the text tower as far as no picture is needed.
+) -> list[EncodedPrompt]:
+    """Join class names into prompts, and run the text tower below the first fused layer.
 
     Args:
-        subject: the model.
-        names: of all classes.
-        classes_per_prompt: at most; 0: as many as the text tower holds.
-        kept: of a prompt's number of classes, how many of its boxes are kept in a picture.
+        context: model and options.
+        names: names of all classes.
+        classes_per_prompt: most classes of a prompt; 0: as many as fit the text tower.
+        kept: maps a prompt's number of classes to the detections kept in an image.
 
     Raises:
-        ValueError: if the subject has another number of classes, or a class does not fit
-            the text tower alone.
+        ValueError: if `context.classes` has another number of classes, or one class alone does not
+            fit the text tower.
     """
     asked = []
-    for prompt in _prompts(subject, names, classes_per_prompt):
-        ids, mask = subject.texts([prompt.text])
+    for prompt in _prompts(context, names, classes_per_prompt):
+        ids, mask = context.texts([prompt.text])
         asked.append(
-            AskedPrompt(
-                subject.network.backbone.text_prefix(ids, mask),
+            EncodedPrompt(
+                context.network.backbone.text_prefix(ids, mask),
                 mask,
-                label_tokens(subject, prompt.text, prompt.spans),
+                label_tokens(context, prompt.text, prompt.spans),
                 prompt.first_label,
                 kept(len(prompt.labels)),
             )
@@ -235,36 +235,36 @@ def ask_classes(
     return asked
 
 
-def _prompts(subject: Subject, names: Sequence[str], classes_per_prompt: int) -> list[Prompt]:
-    """Join the classes, or their names alone."""
-    classes = names if subject.classes is None else subject.classes
+def _prompts(context: EvalContext, names: Sequence[str], classes_per_prompt: int) -> list[Prompt]:
+    """Join `context.classes`, by default the names, into prompts."""
+    classes = names if context.classes is None else context.classes
     if len(classes) != len(names):
         raise ValueError(
-            f"{len(classes)} classes are given; expected {len(names)}: {', '.join(names)[:200]}"
+            f"classes: got {len(classes)}; expected {len(names)}: {', '.join(names)[:200]}"
         )
     return class_prompts(
         classes,
-        subject.tokenizer,
-        subject.network.config.max_tokens,
+        context.tokenizer,
+        context.network.config.max_tokens,
         max_classes=classes_per_prompt or None,
     )
 
 
 def detect(
-    subject: Subject, asked: list[Record], prompts: Sequence[AskedPrompt]
-) -> Iterator[FoundInPicture]:
-    """Ask all prompts of every picture, whose trunk below the first fused block runs once.
+    context: EvalContext, asked: list[Record], prompts: Sequence[EncodedPrompt]
+) -> Iterator[FoundInImage]:
+    """Run all prompts on every image; its image tower below the first fused block runs once.
 
     Args:
-        subject: the model.
-        asked: records that show the pictures.
-        prompts: of `ask_classes`.
+        context: model and options.
+        asked: records of the images.
+        prompts: prompts of `encode_classes`.
 
     Yields:
-        What was found, picture by picture, in any order.
+        Detections of each image, in any order.
     """
-    network = subject.detector
-    for batch, places in same_sized(subject, asked):
+    network = context.detector
+    for batch, places in same_sized(context, asked):
         prefix = network.backbone.image_prefix(batch.images)
         count = len(batch.images)
         chunks = []
@@ -282,4 +282,4 @@ def detect(
         heights, widths = (batch.original_sizes / batch.image_sizes).T.tolist()
         for row, place in enumerate(places):
             found = [chunk[row] for chunk in chunks]
-            yield FoundInPicture(place, found, (widths[row], heights[row]))
+            yield FoundInImage(place, found, (widths[row], heights[row]))

@@ -1,10 +1,9 @@
-"""Measurements of the fine model: boxes of expressions and phrases.
+"""Evaluation of grounding: boxes of referring expressions and phrases.
 
-Each is measured twice on the same pass of the model. As we would do it: every phrase gets its own
-best boxes, whatever the others score, and boxes are half-open. As published (names that start with
-"published_"): detections of all phrases of a text compete for 100 places, and boxes are compared as
-the published code writes them, without their last pixel on the right and below. Expressions are
-published with GIoU in place of IoU.
+One forward pass gives two sets of metrics. Ours: every phrase gets its own best boxes, whatever the
+others score, and boxes are half-open. As published ("published_..."): the detections of all phrases
+of a text compete for 100 places, and boxes are compared as the published code writes them, without
+their last pixel on the right and at the bottom; expressions use GIoU in place of IoU.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ from torch import Tensor
 from fiber.data.datasets.mdetr import label_boxes
 from fiber.data.prompts.classes import Prompt
 from fiber.data.record import Record, RecordSet
-from fiber.evaluation.context import Measured, Subject, with_groups
+from fiber.evaluation.context import EvalContext, EvalResult, with_groups
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
-#: Boxes of each phrase that are looked at, as recall at 10 needs them.
+#: Boxes kept of each phrase, as recall at 10 needs.
 BOXES_PER_PHRASE = 10
-#: Numbers of boxes that are looked at.
+#: k of recall at k and accuracy at k.
 KS = (1, 5, 10)
-#: What the published code asks of a text: scores above which a box counts, and candidates a level.
+#: Published post-processing: score threshold, and candidates of a pyramid level.
 PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
 PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
 
 
 class Grounded(NamedTuple):
-    """What was found for the phrases of one text."""
+    """Boxes of the phrases of one text."""
 
-    #: Best boxes of each phrase, half-open.
+    #: Best boxes of each phrase, half-open corners.
     own: FoundBoxes
-    #: The best 100 of all phrases, corners as the published code has them.
+    #: Best 100 of all phrases, corners as in the published code.
     published: FoundBoxes
 
 
-def refcoco(subject: Subject, records: RecordSet) -> Measured:
-    """Find the one thing that each expression means."""
+def refcoco(context: EvalContext, records: RecordSet) -> EvalResult:
+    """Evaluate the boxes of referring expressions."""
     asked = _needing_boxes(records)
     predicted, published, predictions = [], [], []
-    for record, found in _ground(subject, asked, PUBLISHED_REFERRING):
+    for record, found in _ground(context, asked, PUBLISHED_REFERRING):
         boxes, scores = _of_phrase(found.own, 0)
         predicted.append(boxes)
         published.append(_of_phrase(found.published, 0)[0])
@@ -63,15 +62,15 @@ def refcoco(subject: Subject, records: RecordSet) -> Measured:
     metrics = with_groups(referring_accuracy, groups, predicted, truths, ks=KS)
     as_published = referring_accuracy(published, truths, KS)
     metrics |= {f"published_accuracy_at_{k}": as_published[f"giou_accuracy_at_{k}"] for k in KS}
-    return Measured(metrics, predictions)
+    return EvalResult(metrics, predictions)
 
 
-def flickr(subject: Subject, records: RecordSet) -> Measured:
-    """Find the boxes of every phrase of a caption; phrases without a true box do not count."""
+def flickr(context: EvalContext, records: RecordSet) -> EvalResult:
+    """Evaluate the boxes of caption phrases; phrases without a ground-truth box do not count."""
     asked = _needing_boxes(records)
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
-    for record, found in _ground(subject, asked, PUBLISHED_PHRASES):
+    for record, found in _ground(context, asked, PUBLISHED_PHRASES):
         phrases = []
         for label, own in enumerate(label_boxes(record)):
             boxes, scores = _of_phrase(found.own, label)
@@ -90,7 +89,7 @@ def flickr(subject: Subject, records: RecordSet) -> Measured:
         predictions.append({"key": record.key, "phrases": phrases})
     metrics = phrase_recall(predicted, truths, KS)
     metrics |= _published(phrase_recall(published, truths, KS))
-    # A phrase may be of several kinds, and counts for each of them.
+    # A phrase of several kinds counts for each of them.
     kinds_of = [own.split("/") for own in kinds]
     for kind in sorted({part for own in kinds_of for part in own if part}):
         of_kind = [number for number, own in enumerate(kinds_of) if kind in own]
@@ -98,7 +97,7 @@ def flickr(subject: Subject, records: RecordSet) -> Measured:
             [published[number] for number in of_kind], [truths[number] for number in of_kind], KS
         )
         metrics |= {f"{kind}/{name}": v for name, v in _published(found_of_kind).items()}
-    return Measured(metrics, predictions)
+    return EvalResult(metrics, predictions)
 
 
 def _published(numbers: dict[str, float]) -> dict[str, float]:
@@ -106,37 +105,37 @@ def _published(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes and scores of one phrase by falling score, of equal ones by falling corners."""
+    """Return boxes and scores of a phrase by descending score, ties by descending corners."""
     chosen = found.label_indices == label
     boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
-    # The last key of lexsort counts first.
+    # The last key of lexsort is the primary one.
     order = np.lexsort((*(-boxes[:, side] for side in (3, 2, 1, 0)), -scores))
     return boxes[order], scores[order]
 
 
 def _needing_boxes(records: RecordSet) -> list[Record]:
-    """List the records.
+    """List records, all of which need ground-truth boxes.
 
     Raises:
-        ValueError: for one without boxes or labels, by name.
+        ValueError: for a record without boxes or labels, with its key.
     """
     asked = [records[i] for i in range(len(records))]
     for record in asked:
         if not record.boxes_xyxy or not record.label_spans:
-            raise ValueError(f"record {record.key!r} has no boxes or no label_spans to measure by")
+            raise ValueError(f"record {record.key!r} lacks boxes or label_spans; expected both")
     return asked
 
 
 def _ground(
-    subject: Subject, asked: list[Record], published: Mapping[str, Any]
+    context: EvalContext, asked: list[Record], published: Mapping[str, Any]
 ) -> Iterator[tuple[Record, Grounded]]:
-    """Find the boxes of each record's labels in its text, in order."""
-    network = subject.detector
+    """Ground the labels of each record in its text; yields in the order of the records."""
+    network = context.detector
     results: dict[int, Grounded] = {}
-    for batch, places in same_sized(subject, asked):
+    for batch, places in same_sized(context, asked):
         shown = [asked[place] for place in places]
-        output = network.predict(subject.encode_pair(batch, shown, batch.token_ids))
-        tokens = [label_tokens(subject, record.text, record.label_spans) for record in shown]
+        output = network.predict(context.encode_pair(batch, shown, batch.token_ids))
+        tokens = [label_tokens(context, record.text, record.label_spans) for record in shown]
         sizes = batch.image_sizes, batch.original_sizes
         own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
         all_found = detect_boxes(output, tokens, *sizes, **published)
@@ -147,36 +146,39 @@ def _ground(
 
 
 def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
-    """Write boxes with their last pixel as the right and lower corner, scaled as published.
+    """Convert boxes to corners that include the last pixel, scaled as published.
 
     Args:
-        found: half-open boxes of the original picture.
-        size: (height, width) of the picture that the model saw.
-        original: (height, width).
+        found: half-open boxes in pixels of the original image.
+        size: (height, width) of the image that the model saw.
+        original: (height, width) of the original image.
     """
     height, width = (original / size).tolist()
     pixel = found.boxes_xyxy.new_tensor([0.0, 0.0, width, height])
     return found._replace(boxes_xyxy=found.boxes_xyxy - pixel)
 
 
-def same_sized(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, list[int]]]:
-    """Give batches of pictures of one padded size with the places of their records.
+def same_sized(context: EvalContext, asked: list[Record]) -> Iterator[tuple[Any, list[int]]]:
+    """Iterate over batches of images of one padded size.
 
-    The model sees the padding, so that a picture padded to the size of another one would be judged
-    by its neighbours in the batch.
+    The model sees the padding, so that predictions of an image padded to the size of another one
+    would depend on its batch.
+
+    Yields:
+        A batch and the indices of its records.
 
     Raises:
-        ValueError: for a box that its own picture does not hold, naming record, box and size.
+        ValueError: for a box outside its own image, naming record, box and size.
     """
-    # Boxes go along to be checked against their pictures; what no span names is then left out.
+    # Boxes are passed to be checked against their images; without a span they are then dropped.
     stripped = [
         dataclasses.replace(record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=())
         for record in asked
-        for boxes in [record.boxes_xyxy if subject.own_pictures else ()]
+        for boxes in [() if context.permute_images else record.boxes_xyxy]
     ]
-    divisor = subject.network.config.swin.patch_size * 8
+    divisor = context.network.config.swin.patch_size * 8
     at = 0
-    for batch, _ in subject.batches(stripped, "grounding"):
+    for batch, _ in context.batches(stripped, "grounding"):
         padded = -(-batch.image_sizes // divisor) * divisor
         for height, width in torch.unique(padded, dim=0).tolist():
             rows = (padded == torch.tensor([height, width], device=padded.device)).all(1)
@@ -186,7 +188,7 @@ def same_sized(subject: Subject, asked: list[Record]) -> Iterator[tuple[Any, lis
 
 
 def _rows(batch: Any, rows: Tensor, height: int, width: int) -> Any:
-    """Some samples of a batch without boxes, their pictures cut to (height, width)."""
+    """Select samples of a batch without boxes, and crop their images to (height, width)."""
     return dataclasses.replace(
         batch,
         keys=tuple(batch.keys[row] for row in rows.tolist()),
@@ -199,7 +201,7 @@ def _rows(batch: Any, rows: Tensor, height: int, width: int) -> Any:
     )
 
 
-def label_tokens(subject: Subject, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Find the tokens of each label; none for one behind the last token that the model reads."""
-    _, offsets = subject.tokenizer.encode(text, max_tokens=subject.network.config.max_tokens)
+def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
+    """Return the token indices of each label; none for a label past the truncation."""
+    _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

@@ -1,52 +1,49 @@
-"""ODinW: COCO's AP of each of thirteen small data sets, and their average."""
+"""ODinW-13: COCO AP on thirteen small data sets, and the mean over them."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.model_dir import StoredModel
 from fiber.data.datasets.odinw import ODINW_13, find_set, open_set, published_words
 from fiber.data.datasets.resolve import existing_data
 from fiber.data.prompts.classes import ClassName
-from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.context import EvalContext
+from fiber.evaluation.tasks import check_classes, open_records, run_task
 
 
 def evaluate_odinw(
-    model: StoredModel,
-    *,
+    context: EvalContext,
     data: Any,
     split: str = "test",
-    output: str | os.PathLike[str] | None = None,
     classes: Mapping[str, Sequence[ClassName]] | None = None,
-    **options: Any,
+    output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Measure a model on the sets of ODinW-13 that are there.
+    """Evaluate a model on the sets of ODinW-13 that are found.
 
     Args:
-        model: as for `evaluate`.
-        data: the folder that holds the sets: see `fiber.data.datasets.odinw`.
-        split: of every set; results are reported on "test".
-        output: a folder for the result files, one for each set.
-        classes: what the prompt of a set says for its classes; for sets that are not named,
-            the published words.
-        options: of `evaluate`.
+        context: model and options.
+        data: folder of the data sets, see `fiber.data.datasets.odinw`.
+        split: split of every set; results are reported on "test".
+        classes: prompt text of the classes of a set; default: the published text.
+        output: folder for the predictions, one file for each set.
 
     Returns:
-        "NAME/ap", "NAME/ap50" and so on of each set, and the mean over the sets of their APs: "ap"
-        if all thirteen are there. If some are missing, a warning names them and the mean is called
-        "ap_of_N_of_13", so that it is not taken for the whole.
+        "NAME/ap", "NAME/ap50" and so on of each set, and "ap", the mean AP over the sets. If some
+        are missing, a warning names them and the mean is called "ap_of_N_of_13" instead.
 
     Raises:
-        FileNotFoundError: if no set is there.
-        TypeError: if the data are no folder.
-        ValueError: for words of a set that does not exist, or as `evaluate`.
+        FileNotFoundError: if no set is found.
+        TypeError: if `data` is not a path.
+        ValueError: for classes of an unknown set, or as `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder of sets")
+        raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
+    check_classes(context, "coco")
     root, words = existing_data(data), dict(classes or {})
     for name in words:
         if name not in ODINW_13:
@@ -56,7 +53,7 @@ def evaluate_odinw(
     if len(missing) == len(ODINW_13):
         first, example = next(iter(ODINW_13.items()))
         raise FileNotFoundError(
-            f"{root} holds none of the thirteen sets of ODinW with split {split!r}; expected, for"
+            f"{root} holds none of the ODinW-13 sets with split {split!r}; expected, for"
             f" {first}, {example.folder}/{split}/annotations_without_background.json there"
         )
     if missing:
@@ -64,20 +61,18 @@ def evaluate_odinw(
             f"task 'odinw': {len(missing)} of 13 sets are not in {root} with split {split!r}:"
             f" {', '.join(missing)}; the average is of the others",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     numbers: dict[str, float] = {}
     values = []
     for name in (name for name in ODINW_13 if name not in missing):
         records = open_set(root, name, split)
         assert records is not None
-        own = evaluate(
-            model,
+        own = run_task(
+            replace(context, classes=words.get(name) or published_words(name)),
             "coco",
-            data=records,
-            output=None if output is None else Path(output) / f"{name}.json",
-            classes=words.get(name) or published_words(name),
-            **options,
+            open_records(records, "coco", split),
+            None if output is None else Path(output) / f"{name}.json",
         )
         values.append(own["ap"])
         numbers |= {f"{name}/{key}": value for key, value in own.items()}

@@ -17,9 +17,9 @@ from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.prompts.classes import ClassLike, Prompt
+from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
 from fiber.inference.captions import caption_writer
-from fiber.inference.heads import choose_ranking, need_head
 from fiber.inference.inputs import Inputs, as_list, as_texts, check_top_k, not_empty, one_for_each
 from fiber.inference.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.inference.prompts import detection_prompts, grounding_prompts
@@ -28,6 +28,7 @@ from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.heads import need_head
 from fiber.models.preprocess import inference_transform
 
 #: Lowest score of a detected object, unless told otherwise.
@@ -350,7 +351,7 @@ class Model:
         if single:
             raise ValueError("search: expected a list of pictures, got one picture")
         wanted = not_empty([text], "text")[0]
-        ranking = choose_ranking(self.config, rerank, candidates, "search")
+        ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
         with self._running():
             if ranking.heads == ("itm",):
                 ranked = match_pictures(self._coarse, self._inputs, wanted, given)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fiber.inference.inputs import Inputs
 from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs
+from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
 #: Pairs that go through the fused layers at once.
 PAIRS_AT_ONCE = 32
@@ -44,7 +44,7 @@ def score_pairs(
     pairs_of: dict[int, list[int]] = {}
     for number, (picture, _) in enumerate(pairs):
         pairs_of.setdefault(picture, []).append(number)
-    words, prefixes = inputs.texts(texts), TextPrefixes()
+    words, prefixes = inputs.texts(texts), TextFeatureStore()
     for ids, mask in zip(
         words.token_ids.split(PAIRS_AT_ONCE), words.text_mask.split(PAIRS_AT_ONCE), strict=True
     ):
@@ -105,7 +105,7 @@ def rank_pictures(
         }
     if not kept:
         return _best_first(cosines)
-    texts = TextPrefixes()
+    texts = TextFeatureStore()
     texts.add(prefix, words.text_mask)
     log_odds = run_pairs(
         network,

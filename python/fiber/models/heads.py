@@ -1,13 +1,62 @@
-"""Heads of the coarse model: small modules from features to vectors or raw logits."""
+"""Heads: modules from features to vectors or raw logits, and the recipes that train them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from fiber.config import FiberConfig, preset
+
 #: Epsilon of the LayerNorm of the language head, as in RoBERTa's configuration of the published
 #: code; every other LayerNorm uses 1e-5.
 LANGUAGE_HEAD_EPS = 1e-12
+
+
+#: Recipe that trains each head, by preset; models of other widths use those of "base".
+HEAD_RECIPES: dict[str, dict[str, str]] = {
+    "base": {
+        "itc": "retrieval_coco",
+        "itm": "retrieval_coco_itm",
+        "mlm": "pretrain",
+        "vqa": "vqav2",
+        "nlvr2": "nlvr2",
+        "caption": "caption_coco",
+        "grounding": "grounding",
+    },
+    "small": {
+        "itc": "small_retrieval",
+        "itm": "small_matching",
+        "mlm": "scenes_coarse",
+        "vqa": "small_vqa",
+        "nlvr2": "small_nlvr2",
+        "caption": "small_caption",
+        "grounding": "scenes_fine",
+    },
+}
+
+
+class MissingHeadError(ValueError):
+    """The model lacks the head that a task or method needs."""
+
+
+def need_head(config: FiberConfig, head: str, asked: str) -> None:
+    """Check that a model has a head.
+
+    Args:
+        config: config of the model.
+        head: name of the head.
+        asked: subject of the message, such as a method or a task.
+
+    Raises:
+        MissingHeadError: if not, with the model's heads and the recipe that trains the missing one.
+    """
+    if head not in config.heads:
+        is_small = config.roberta.width == preset("small").roberta.width
+        recipe = HEAD_RECIPES["small" if is_small else "base"][head]
+        raise MissingHeadError(
+            f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
+            f" `fiber train {recipe}` trains it; `fiber recipes` lists all recipes."
+        )
 
 
 class Pooler(nn.Module):

@@ -19,7 +19,8 @@ from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, Words, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.record import RecordSet
-from fiber.evaluation.evaluate import evaluate, find_task, open_records
+from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.tasks import find_task, open_records
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.checkpoint import Position
@@ -50,13 +51,15 @@ class Validation:
         """
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         stored = StoredModel(
-            model=model, tokenizer=self.words.tokenizer, answers=self.words.answers
+            network=model, tokenizer=self.words.tokenizer, answers=self.words.answers
         )
         devices = {tensor.device.index for tensor in own.values() if tensor.is_cuda}
         try:
             model.load_state_dict(state)
             with torch.random.fork_rng(devices):
-                metrics = evaluate(stored, self.task, data=self.records, threads=threads)
+                metrics = evaluate(
+                    stored, self.task, data=self.records, rerank=False, threads=threads
+                )
         finally:
             model.load_state_dict(own)
             model.train()
@@ -143,7 +146,7 @@ def open_validation(
         )
     try:
         records = open_records(
-            data if held_out is None else held_out, settings.task, settings.split, reader
+            data if held_out is None else held_out, settings.task, settings.split
         )
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import preset
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextPrefixes, match_log_odds, run_pairs
+from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from tests.models.encoders.test_roberta import texts
 from tests.models.fiber.test_image_text import IMAGES, build
 
@@ -16,9 +16,9 @@ IDS, MASK = texts(7, 4, 1, 6, 7)
 PAIRS = [(1, 0), (0, 2), (0, 0), (1, 4), (1, 2), (0, 3), (1, 1)]
 
 
-def stored(model: FiberImageText) -> TextPrefixes:
+def stored(model: FiberImageText) -> TextFeatureStore:
     """The texts above, added in two parts."""
-    found = TextPrefixes()
+    found = TextFeatureStore()
     for part in (slice(0, 2), slice(2, 5)):
         ids, mask = IDS[part], MASK[part]
         found.add(model.backbone.text_prefix(ids, mask), mask)
@@ -47,7 +47,7 @@ def test_scores_are_those_of_whole_passes(pairs_at_once):
 def test_no_pairs():
     model = build("itm")
     prefix = model.backbone.image_prefix(IMAGES)
-    found = run_pairs(model, prefix, TextPrefixes(), [], match_log_odds(model), pairs_at_once=4)
+    found = run_pairs(model, prefix, TextFeatureStore(), [], match_log_odds(model), pairs_at_once=4)
     assert found.shape == (0,)
 
 

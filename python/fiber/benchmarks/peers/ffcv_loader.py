@@ -4,8 +4,6 @@ It resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It h
 center crop, which reads fewer pixels, is used instead.
 """
 
-# pyright: reportMissingImports=false
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,8 +29,10 @@ from PIL import Image
 
 from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
+# pyright: reportMissingImports=false
 
-class Images:
+
+class FfcvImages:
     """Indexed data set for FFCV's writer: (H, W, 3) uint8 and a label."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
@@ -54,7 +54,7 @@ def open_peer(task: Task) -> Epoch:
     writer = DatasetWriter(
         str(path), {"image": field, "label": IntField()}, num_workers=1, page_size=_page_size(task)
     )
-    writer.from_indexed_dataset(Images(tuple(task.files)))
+    writer.from_indexed_dataset(FfcvImages(tuple(task.files)))
     loader = Loader(
         str(path),
         batch_size=task.batch_size,

@@ -19,7 +19,7 @@ from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 
 
-class TextPrefixes:
+class TextFeatureStore:
     """What the text tower computes of texts below the first fused layer; kept on the CPU."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class TextPrefixes:
 def run_pairs(
     model: FiberImageText,
     images: ImagePrefix,
-    texts: TextPrefixes,
+    texts: TextFeatureStore,
     pairs: Sequence[tuple[int, int]],
     head: Callable[[Tensor], Tensor],
     *,

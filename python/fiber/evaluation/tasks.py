@@ -1,0 +1,193 @@
+"""Tasks of `fiber.evaluate`: required head, reader of the records and evaluation function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fiber.atomic_io import write_file
+from fiber.config_io import nearest
+from fiber.data import sources
+from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
+from fiber.data.record import Record, RecordSet
+from fiber.data.skip_report import left_out_lines
+from fiber.evaluation import detection, grounding, image_text, retrieval
+from fiber.evaluation.context import EvalContext, EvalFunction, EvalResult
+
+
+class EvalTask(NamedTuple):
+    """How a task is evaluated."""
+
+    #: Head of the model that it needs.
+    head: str
+    #: Function of `fiber.data.sources` that reads its records.
+    reader: Callable[..., RecordSet]
+    #: Computes metrics and predictions.
+    run: EvalFunction
+
+
+#: Tasks by name.
+TASKS: dict[str, EvalTask] = {
+    "retrieval": EvalTask("itc", sources.captions, retrieval.retrieval),
+    "matching": EvalTask("itm", sources.captions, image_text.matching),
+    "masked_words": EvalTask("mlm", sources.captions, image_text.masked_words),
+    "caption": EvalTask("caption", sources.captions, image_text.caption),
+    "vqa": EvalTask("vqa", sources.questions, image_text.vqa),
+    "nlvr2": EvalTask("nlvr2", sources.reasoning, image_text.nlvr2),
+    "winoground": EvalTask("itm", sources.swapped, image_text.winoground),
+    "refcoco": EvalTask("grounding", sources.referring, grounding.refcoco),
+    "flickr": EvalTask("grounding", sources.phrases, grounding.flickr),
+    "coco": EvalTask("grounding", sources.detection, detection.coco),
+    "lvis": EvalTask("grounding", sources.detection, detection.lvis),
+}
+
+
+def find_task(task: str) -> EvalTask:
+    """Look up a task.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest ones.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} does not exist; {nearest(task, TASKS)}")
+    return TASKS[task]
+
+
+def needed_head(task: str, heads: Sequence[str]) -> str:
+    """Return the head that a task needs; for retrieval ITM does if the model has no ITC head."""
+    head = find_task(task).head
+    return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
+
+
+def run_task(
+    context: EvalContext,
+    task: str,
+    records: RecordSet,
+    output: str | os.PathLike[str] | None = None,
+) -> dict[str, float]:
+    """Evaluate one task on records and write the predictions to `output`, if given.
+
+    Returns:
+        Metrics by name.
+    """
+    if context.permute_images:
+        records = PermutedImages(records)
+    fusion = nullcontext() if context.fusion else fusion_off(context.network)
+    with torch.no_grad(), context.arithmetic(), fusion:
+        result = find_task(task).run(context, records)
+    if output is not None:
+        write_predictions(Path(output), result)
+    return result.metrics
+
+
+def check_classes(context: EvalContext, task: str) -> None:
+    """Check that class options are given to detection tasks only.
+
+    Raises:
+        ValueError: for another task, or a negative number of classes.
+    """
+    number, classes = context.classes_per_prompt, context.classes
+    if find_task(task).reader is sources.detection:
+        if number is not None and number < 0:
+            raise ValueError(f"classes_per_prompt is {number}; expected 0 or more")
+    elif number is not None or classes is not None:
+        given = "classes" if number is None else "classes_per_prompt"
+        raise ValueError(f"{given} is given, but task {task!r} detects no classes; expected None")
+
+
+def open_records(data: Data, task: str, split: str) -> RecordSet:
+    """Read the records of a split, or return records that the user passed.
+
+    Raises:
+        TypeError: if `data` is neither a path nor records.
+        ValueError: if there are no records.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        path, reader = existing_data(data), find_task(task).reader
+        try:
+            options = {"objects": True} if reader is sources.detection else {}
+            records: RecordSet = open_source(reader.__name__, path, split, **options)
+        except ValueError as problem:
+            raise ValueError(f"task {task!r}: {problem}") from None
+        for line in left_out_lines(records):
+            warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
+    elif isinstance(data, Mapping):
+        if task not in data:
+            raise ValueError(
+                f"data has records for {', '.join(map(repr, data)) or 'no task'}, not for {task!r}"
+            )
+        records = data[task]
+        check_records(records, f"data of task {task!r}: expected {RECORD_SET}")
+    else:
+        records = data
+        check_records(records, f"data: expected a folder or {RECORD_SET}")
+    if len(records) == 0:
+        raise ValueError(f"task {task!r}: expected at least one record, got none")
+    return records
+
+
+class PermutedImages:
+    """Records with permuted images: none keeps its own."""
+
+    def __init__(self, records: RecordSet, seed: int = 0) -> None:
+        """Permute the images of records.
+
+        Args:
+            records: records of at least two distinct images.
+            seed: seed of the permutation.
+
+        Raises:
+            ValueError: if there are fewer than two distinct images.
+        """
+        self.records = records
+        images = list(
+            dict.fromkeys(image for i in range(len(records)) for image in records[i].images)
+        )
+        if len(images) < 2:
+            raise ValueError("permute_images needs records of at least two different images")
+        random.Random(seed).shuffle(images)
+        self._other = dict(zip(images, images[1:] + images[:1], strict=True))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        images = tuple(self._other[image] for image in record.images)
+        return dataclasses.replace(record, images=images)
+
+
+@contextmanager
+def fusion_off(model: nn.Module) -> Iterator[None]:
+    """Set the gates of all cross-attentions to 0, and restore them on exit."""
+    gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
+    before = [gate.detach().clone() for gate in gates]
+    try:
+        with torch.no_grad():
+            for gate in gates:
+                gate.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            for gate, value in zip(gates, before, strict=True):
+                gate.copy_(value)
+
+
+def write_predictions(path: Path, result: EvalResult) -> None:
+    """Write predictions to a file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if result.predictions and isinstance(result.predictions[0], str):
+        text = "\n".join(result.predictions) + "\n"
+    else:
+        text = json.dumps(result.predictions) + "\n"
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
