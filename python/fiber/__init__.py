@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
-    from fiber.training.trainer import train
+    from fiber.training.train import train
 
 __version__ = _core.__version__
 
@@ -39,7 +39,7 @@ _HOMES = {
     "MissingHeadError": "fiber.inference",
     "evaluate": "fiber.inference",
     "load": "fiber.inference",
-    "train": "fiber.training.trainer",
+    "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config"}
 

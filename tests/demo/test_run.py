@@ -229,9 +229,9 @@ def _about(mode):
 #: Where Ctrl-C comes, one after the other: what is called then, and at which call.
 STOPS = [
     ("fiber.synthetic.scenes.draw_scene", 50),
-    ("fiber.training.trainer.task_losses", 4),
+    ("fiber.training.step.TrainStep.branches", 4),
     ("fiber.training.trainer.write_weights", 1),
-    ("fiber.training.trainer.task_losses", 3),
+    ("fiber.training.step.TrainStep.branches", 3),
     ("fiber.demo.measures.evaluate", 9),
     ("fiber.demo.measures.Guesser.guess", 2),
     ("fiber.demo.pictures.evaluate", 2),

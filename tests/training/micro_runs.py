@@ -23,7 +23,7 @@ from fiber.training.config.tasks import (
     TasksConfig,
 )
 from fiber.training.config.transforms import TransformConfig
-from fiber.training.trainer import Run, train
+from fiber.training.train import Run, train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
 SIDE = 48

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fiber.checkpoints.encoders import SwinLayout
 from fiber.checkpoints.export import write_published, write_towers
-from fiber.checkpoints.load import read_with_words
+from fiber.checkpoints.load import load_stored_model
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
 from fiber.config import FiberConfig
@@ -54,7 +54,7 @@ def convert(
     """
     path = Path(target)
     _check_name(path, to)
-    stored = read_with_words(
+    stored = load_stored_model(
         source, tokenizer, answers, "cpu", image_size=image_size, weights=weights
     )
     average = ", moving average" if weights == "ema" else ""

@@ -29,7 +29,7 @@ _SIZES = {
 }
 
 
-def initialise(
+def initialize(
     model: FiberImageText | FiberDetector,
     start: StoredModel | Towers,
     answers: tuple[str, ...] = (),
@@ -53,7 +53,7 @@ def initialise(
             with the sizes of the two models where they tell why, else with the tensors.
     """
     if isinstance(start, Towers):
-        return _initialise_from_towers(model, start)
+        return _initialize_from_towers(model, start)
     own = model.state_dict()
     given = {
         name: resize_bias_table(tensor, len(own[name]))
@@ -122,7 +122,7 @@ def _preset_of(config: FiberConfig) -> str:
     return ""
 
 
-def _initialise_from_towers(
+def _initialize_from_towers(
     model: FiberImageText | FiberDetector, towers: Towers
 ) -> TransferReport:
     taken: list[str] = []

@@ -73,7 +73,7 @@ def read_model(
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
-def read_start(path: str | os.PathLike[str]) -> StoredModel | Towers:
+def read_init(path: str | os.PathLike[str]) -> StoredModel | Towers:
     """Read what a training starts from.
 
     Args:
@@ -125,7 +125,7 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(values, dict) and "model" in values
 
 
-def read_with_words(
+def load_stored_model(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer | str | os.PathLike[str] | None,
     answers: Answers | None,

@@ -50,7 +50,7 @@ NO_CLASSES = (
 )
 
 
-class Words(NamedTuple):
+class Vocabulary(NamedTuple):
     """What turns a model's numbers into words and back; it belongs to the model's weights."""
 
     tokenizer: Tokenizer
@@ -121,7 +121,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if tokenizer is not None:
-            write_words(folder, Words(tokenizer, answers, classes))
+            write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
             _write_lists(folder, answers=answers, classes=classes)
         write_weights(folder, model.state_dict())
@@ -174,7 +174,7 @@ def load_model(
         folder / "model.safetensors",
         window_size=None if image_size is None else config.swin.window_size,
     )
-    words = read_words(folder)
+    words = read_vocabulary(folder)
     return StoredModel(
         model=model.eval(),
         path=folder,
@@ -185,7 +185,7 @@ def load_model(
     )
 
 
-def write_words(folder: Path, words: Words) -> None:
+def write_vocabulary(folder: Path, words: Vocabulary) -> None:
     """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
     write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
     _write_lists(folder, answers=words.answers, classes=words.classes)
@@ -206,13 +206,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     return tokenizer
 
 
-def read_words(folder: Path) -> Words | None:
-    """Read what `write_words` wrote; None where there is no tokenizer."""
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Read what `write_vocabulary` wrote; None where there is no tokenizer."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
     lists = _read_list(folder, "answers"), _read_list(folder, "classes")
-    return Words(read_tokenizer(path), *lists)
+    return Vocabulary(read_tokenizer(path), *lists)
 
 
 def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:

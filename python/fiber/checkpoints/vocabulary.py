@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import Words, read_tokenizer
+from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
@@ -28,7 +28,7 @@ def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
 
 
 def choose_answers(
-    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Words | None
+    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Vocabulary | None
 ) -> tuple[str, ...]:
     """Choose the answers of the VQA head: those asked for, the model's own or the data's."""
     counted = count_answers(records, limit)

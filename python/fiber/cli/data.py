@@ -127,7 +127,7 @@ def _add_pack(kinds: argparse._SubParsersAction) -> None:
 
 
 def _make_data(options: argparse.Namespace) -> int:
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     module = importlib.import_module(f"fiber.data.{options.kind}")
     settings = {
@@ -146,7 +146,7 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
     return inspect(
@@ -161,7 +161,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from fiber.data.skip_report import counted
     from fiber.data.tools.pack import pack
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     left_out: list[str] = []
     packed = pack(

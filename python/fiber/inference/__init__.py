@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fiber.atomic_io import check_target
-from fiber.checkpoints.load import read_with_words
+from fiber.checkpoints.load import load_stored_model
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
@@ -65,7 +65,7 @@ def load(
             missing, unexpected or of another shape is named.
     """
     where = _device(device)
-    stored = read_with_words(
+    stored = load_stored_model(
         path, tokenizer, answers, where, image_size=image_size, weights=weights
     )
     if dtype is None:
