@@ -111,15 +111,15 @@ def test_frequencies_from_a_file(tokenizer, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([record("1", "a", "one"), record("2", " ", "two")], "picture 'two' has no caption but"),
-        ([record("1", "a", "one"), record("2", "b", "one")], "captions of 1 picture; expected at"),
-        ([], "captions of 0 picture; expected at least 2"),
+        ([record("1", "a", "one"), record("2", " ", "two")], "image 'two' has only empty captions"),
+        ([record("1", "a", "one"), record("2", "b", "one")], "captions of 1 image; expected at"),
+        ([], "captions of 0 image; expected at least 2"),
         (
             [record("1", "a", "one"), record("1", "b", "two")],
             "record key '1' has the images 'one' and 'two'",
         ),
     ],
-    ids=["no caption", "one picture", "no picture", "one key twice"],
+    ids=["no caption", "one image", "no image", "one key twice"],
 )
 def test_captions_that_cannot_be_rewarded(tokenizer, records, message):
     with pytest.raises(ValueError, match=message):
