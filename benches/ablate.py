@@ -22,7 +22,7 @@ from experiments import Rows, cpu_seconds, measure, use_one_thread
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 #: What each arm changes in the recipe, whose model fuses its last four blocks.
 ARMS: dict[str, Mapping[str, Any]] = {

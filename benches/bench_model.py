@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from eager_fiber import Batch, EagerFiber, pretraining_loss
 from rows import interleave, refuse_debug_build, report
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig, preset
@@ -29,9 +29,12 @@ from fiber.data.batch import ImageTextBatch
 from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import OptimConfig
-from fiber.training.config.tasks import ImageTextTask
-from fiber.training.objectives import Draw, image_text_task
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives import Draw
 from fiber.training.optim import build_optimizer
+from fiber.training.split_backward import SplitGraph
+from fiber.training.step import TrainStep
 
 PEER = "eager, published passes"
 OURS = "fiber"
@@ -105,12 +108,15 @@ def side(
             max_tokens=config.max_tokens,
         )
 
-    def run_backward(losses: dict[str, Tensor]) -> None:
-        sum(losses.values(), torch.zeros((), device=device)).backward()
+    step = TrainStep(model, TasksConfig(image_text=task), ObjectiveState(queue=queue))
 
     def run() -> None:
-        draw = Draw(seed=0, number=0)
-        image_text_task(model, ours, task, draw, queue, run_backward if backward else None)
+        split = SplitGraph() if backward else None
+        for losses in step.branches("image_text", ours, Draw(seed=0, number=0), split):
+            if backward:
+                sum(losses.values(), torch.zeros((), device=device)).backward()
+        if split is not None:
+            split.backward()
 
     return model, run
 

@@ -50,7 +50,7 @@ from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.config.tasks import CLASS_SOURCES
 from fiber.training.run_dir import RunFolder
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 KNOWN_BY = ("data", "arm", "percent", "seed")
 #: Pictures whose boxes are known, at most.

@@ -17,7 +17,7 @@ from fiber.demo.plan import PLANS
 from fiber.training.config.run import RunConfig
 from fiber.training.data import open_data
 from fiber.training.distributed import Processes
-from fiber.training.task_loaders import TaskStreams
+from fiber.training.task_loaders import TaskLoaders
 
 #: Samples before the first that counts: caches, and memory of the first batches.
 WARM_UP = 256
@@ -26,7 +26,7 @@ WARM_UP = 256
 def task_times(config: RunConfig, folder: str, samples: int) -> dict[str, float]:
     """Milliseconds of CPU time a sample, by task."""
     processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    streams = TaskStreams(config, open_data(config, folder), processes, consumed={}, threads=0)
+    streams = TaskLoaders(config, open_data(config, folder), processes, consumed={}, threads=0)
     found = {}
     for name in config.tasks.active():
         for _ in range(-(-WARM_UP // streams.batch_size)):

@@ -39,7 +39,7 @@ from fiber.data.record import Record
 from fiber.evaluation import baselines
 from fiber.evaluation.tasks import TASKS
 from fiber.training.config.run import RunConfig, load_recipe
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 KNOWN_BY = ("data", "task", "inputs", "seed")
 #: What the coarse run changes in its recipe. `ablate.py` shows why the pairs of matching are drawn

@@ -16,8 +16,8 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core config_io atomic_io env config ops kernels metrics data visualize synthetic models checkpoints
-losses
+_core config_io atomic_io progress env config ops kernels metrics data visualize synthetic models
+checkpoints losses
 postprocess evaluation inference training recipes demo benchmarks doctor cli __main__
 """
 ORDER = PARTS.split()
@@ -183,7 +183,7 @@ def test_there_is_no_cycle():
         ("from . import boxes", "fiber.ops.anchors", 0),
         (
             "import importlib\nimportlib.import_module('fiber.demo.run')",
-            "fiber.training.trainer",
+            "fiber.training.train",
             1,
         ),
         ("import importlib\nimportlib.import_module(f'fiber.recipes.{n}')", "fiber.training.l", 0),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
     from fiber.models.heads import MissingHeadError
-    from fiber.training.trainer import train
+    from fiber.training.train import train
 
 __version__ = _core.__version__
 
@@ -41,7 +41,7 @@ _HOMES = {
     "MissingHeadError": "fiber.models.heads",
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
-    "train": "fiber.training.trainer",
+    "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config"}
 

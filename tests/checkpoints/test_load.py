@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fiber.checkpoints.export import write_published, write_towers
-from fiber.checkpoints.init_from import initialise
-from fiber.checkpoints.load import Towers, read_model, read_start
+from fiber.checkpoints.init_from import initialize
+from fiber.checkpoints.load import Towers, read_init, read_model
 from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.checkpoints.torch_file import read_state
 from fiber.config import preset
@@ -108,12 +108,12 @@ def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "released.ckpt")
     stored = read_model(tmp_path / "released.ckpt")
     model = build_model(replace_fields(stored.config, {"image_text.temperature": 0.05}))
-    report = initialise(model, stored)
+    report = initialize(model, stored)
     assert report.created[0] == "temperature"
     assert model.temperature.item() == pytest.approx(0.05)
     whole = read_model(tmp_path / "whole.ckpt")
     assert whole.filled == {}
-    assert "temperature" in initialise(model, whole).taken
+    assert "temperature" in initialize(model, whole).taken
 
 
 def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
@@ -268,18 +268,18 @@ class TestTowers:
         write_towers(source, tmp_path / "towers", "timm")
         with pytest.raises(FileExistsError, match=r"holds swin.safetensors already"):
             write_towers(source, tmp_path / "towers")
-        whole = read_start(tmp_path / "towers")
-        swin = read_start(tmp_path / "towers" / "swin.safetensors")
+        whole = read_init(tmp_path / "towers")
+        swin = read_init(tmp_path / "towers" / "swin.safetensors")
         assert isinstance(whole, Towers)
         assert isinstance(swin, Towers)
         model = build_model(preset("micro"))
-        report = initialise(model, whole)
+        report = initialize(model, whole)
         own, given = model.state_dict(), source.state_dict()
         assert {name.split(".")[1] for name in report.created if "backbone" in name} == {"fusion"}
         assert "itc_image_norm.weight" in report.taken
         for name in report.taken:
             assert torch.equal(own[name], given[name]), name
-        report = initialise(build_model(preset("micro")), swin)
+        report = initialize(build_model(preset("micro")), swin)
         assert not any(".text." in name for name in report.taken)
 
     def test_folder_of_transformers(self, tmp_path):
@@ -287,31 +287,33 @@ class TestTowers:
         write_towers(build_model(preset("micro")), tmp_path)
         (tmp_path / "swin.safetensors").unlink()
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-        assert isinstance(read_start(tmp_path), Towers)
+        assert isinstance(read_init(tmp_path), Towers)
 
     def test_the_same_tower_twice(self, tmp_path):
         write_towers(build_model(preset("micro")), tmp_path)
         save_file(load_file(tmp_path / "swin.safetensors"), tmp_path / "swin_large.safetensors")
         with pytest.raises(ValueError, match=r"swin_large.safetensors holds the same tower as"):
-            initialise(build_model(preset("micro")), read_start(tmp_path))
+            initialize(build_model(preset("micro")), read_init(tmp_path))
 
     def test_other_sizes(self, tmp_path):
         write_towers(build_model(preset("micro")), tmp_path)
-        with pytest.raises(ValueError, match=r"(?s)roberta.safetensors.*word_embeddings.weight"):
-            initialise(build_model(preset("micro").with_vocabulary(400)), read_start(tmp_path))
+        with pytest.raises(
+            ValueError, match=r"(?s)roberta.safetensors: .*word_embeddings.weight has"
+        ):
+            initialize(build_model(preset("micro").with_vocabulary(400)), read_init(tmp_path))
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"config.json.*missing"):
-            read_start(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"holds no model: config.json is missing"):
+            read_init(tmp_path)
         with pytest.raises(FileNotFoundError, match="does not exist"):
-            read_start(tmp_path / "none.pth")
+            read_init(tmp_path / "none.pth")
 
 
 def test_colours_are_turned_round_where_the_order_changes():
     fine = preset("micro", stage="fine")
     start = StoredModel(network=build_model(dataclasses.replace(fine, channel_order="bgr")))
     model = build_model(fine)
-    initialise(model, start)
+    initialize(model, start)
     ours = model.backbone.image.patch_embedding.projection.weight
     theirs = start.network.backbone.image.patch_embedding.projection.weight
     assert torch.equal(ours[:, 0], theirs[:, 2])

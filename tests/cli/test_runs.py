@@ -39,7 +39,7 @@ class TestTrain:
     def test_everything_is_handed_on(self, desk, capsys, monkeypatch):
         seen = []
         monkeypatch.setattr(
-            "fiber.training.trainer.train",
+            "fiber.training.train.train",
             lambda *given, **settings: seen.append((given, settings)),
         )
         arguments = ["train", "scenes_fine", "--data", "d", "--init", "runs/demo/coarse"]
@@ -90,7 +90,7 @@ class TestTrain:
         assert not Path("runs/scenes_coarse").exists()
 
     def test_ctrl_c(self, desk, capsys, monkeypatch):
-        monkeypatch.setattr("fiber.training.trainer.train", stop_with(KeyboardInterrupt()))
+        monkeypatch.setattr("fiber.training.train.train", stop_with(KeyboardInterrupt()))
         assert main(["train", "scenes_fine", "--data", "."]) == 130
         assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; ")
 
@@ -109,12 +109,12 @@ class TestTrain:
         ],
     )
     def test_failures_are_one_line(self, desk, capsys, monkeypatch, error, code, message):
-        monkeypatch.setattr("fiber.training.trainer.train", stop_with(error))
+        monkeypatch.setattr("fiber.training.train.train", stop_with(error))
         assert main(["train", "scenes_fine", "--data", "."]) == code
         assert message in error_line(capsys)
 
     def test_a_fault_of_ours_keeps_its_traceback(self, desk, monkeypatch):
-        monkeypatch.setattr("fiber.training.trainer.train", stop_with(RuntimeError("shapes")))
+        monkeypatch.setattr("fiber.training.train.train", stop_with(RuntimeError("shapes")))
         with pytest.raises(RuntimeError, match="shapes"):
             main(["train", "scenes_fine", "--data", "."])
 

@@ -7,7 +7,7 @@ import torch
 
 import fiber
 from fiber.checkpoints.convert import convert
-from fiber.checkpoints.model_dir import Words, write_weights
+from fiber.checkpoints.model_dir import Vocabulary, write_weights
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.inference import Model
@@ -62,7 +62,7 @@ class TestLoadAndSave:
     def test_a_run_folder(self, fine, tmp_path):
         run = load_recipe("scenes_fine")
         run = type(run)(**(run.__dict__ | {"model": fine.config}))
-        RunFolder(path=tmp_path / "run").open(run, Words(fine.tokenizer))
+        RunFolder(path=tmp_path / "run").open(run, Vocabulary(fine.tokenizer))
         write_weights(tmp_path / "run", fine.network.state_dict())
         assert "tasks" in json.loads((tmp_path / "run" / "config.json").read_text())
         assert fiber.load(tmp_path / "run", device="cpu").config == fine.config

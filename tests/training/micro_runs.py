@@ -24,7 +24,7 @@ from fiber.training.config.tasks import (
 )
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.run_dir import RunFolder
-from fiber.training.trainer import Run, train
+from fiber.training.train import Run, train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
 SIDE = 48

@@ -109,7 +109,7 @@ def test_stopped_save_leaves_the_folder_free(tmp_path, monkeypatch):
 
     (tmp_path / "notes.txt").write_text("mine")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "write_tensors", stopped)
+        patch.setattr(model_dir, "write_tensors", stopped)
         save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
     assert names(tmp_path) == ["notes.txt"]
     save_model(build_model(preset("micro")), tmp_path)

@@ -10,7 +10,7 @@ from fiber.data.record import record_in_epoch
 from fiber.synthetic.scenes import generate
 from fiber.training.data import open_data
 from fiber.training.distributed import Processes
-from fiber.training.task_loaders import TaskStreams
+from fiber.training.task_loaders import TaskLoaders
 from tests.training.micro_runs import fine_config
 
 PROCESSES = Processes(rank=0, world_size=1, device=torch.device("cpu"))
@@ -55,9 +55,9 @@ def test_only_class_sources_are_drawn_and_anew_in_every_epoch(tmp_path):
 
     def epochs(consumed=0):
         data = open_data(config, folder)
-        stream = TaskStreams(config, data, PROCESSES, consumed={"grounding": consumed}, threads=1)
+        stream = TaskLoaders(config, data, PROCESSES, consumed={"grounding": consumed}, threads=1)
         batches = [stream.next_batch("grounding") for _ in range(2)]
-        decode = data.words.tokenizer.decode
+        decode = data.vocabulary.tokenizer.decode
         return [
             {key: decode(ids.tolist()) for key, ids in zip(b.keys, b.token_ids, strict=True)}
             for b in batches
@@ -74,12 +74,12 @@ def test_boxes_of_classes_that_are_not_drawn_are_counted(tmp_path):
     chances = {"tasks__grounding__negative_chances": (0.0, 0.0, 0.0, 1.0)}
     config = class_config(data__batch_size=6, **chances)
     data = open_data(config, folder)
-    stream = TaskStreams(config, data, PROCESSES, consumed={}, threads=1)
+    stream = TaskLoaders(config, data, PROCESSES, consumed={}, threads=1)
     boxes = sum(len(r.boxes_xyxy) for r in sources.detection(folder, "train"))
     kept = sum(stream.next_batch("grounding").boxes_per_image.sum().item() for _ in range(3))
-    (line,) = stream.left_out()
+    (line,) = stream.skipped()
     # The loader reads ahead, so that more may have been left out than was seen.
-    lost = int(re.fullmatch(r"grounding: (\d+) boxes were left out, since the classes.*", line)[1])
+    lost = int(re.fullmatch(r"grounding: (\d+) boxes were skipped, since .*", line)[1])
     assert 0 < 3 * boxes - kept <= lost
 
 
@@ -91,11 +91,11 @@ def test_words_of_a_vocabulary_that_no_text_holds(tmp_path):
     content["categories"] += [{"id": 1000 + i, "name": f"thing {i}"} for i in range(300)]
     path.write_text(json.dumps(content))
     config = class_config(data__batch_size=6)
-    stream = TaskStreams(config, open_data(config, folder), PROCESSES, consumed={}, threads=1)
+    stream = TaskLoaders(config, open_data(config, folder), PROCESSES, consumed={}, threads=1)
     boxes = sum(len(r.boxes_xyxy) for r in sources.detection(folder, "train"))
     for _ in range(3):
         batch = stream.next_batch("grounding")
         assert batch.boxes_per_image.sum().item() == boxes and batch.positive_map.any(1).all()
         limit = config.model.max_tokens
         assert limit - 8 < batch.text_mask.sum(1).min() <= batch.text_mask.sum(1).max() <= limit
-    assert stream.left_out() == []
+    assert stream.skipped() == []

@@ -28,7 +28,7 @@ def test_half_an_environment_is_refused(monkeypatch):
 
 
 def test_buckets_hold_everything_once_and_in_order(monkeypatch):
-    monkeypatch.setattr("fiber.training.distributed.BUCKET_NUMBERS", 10)
+    monkeypatch.setattr("fiber.training.distributed.BUCKET_ELEMENTS", 10)
     parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (4, 5, 3, 25, 1, 9, 10)]
     sizes = [[p.numel() for p in bucket] for bucket in _buckets(parameters)]
     assert sizes == [[4, 5], [3], [25], [1, 9], [10]]

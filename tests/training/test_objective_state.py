@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from fiber.training.config.tasks import CaptionTask, ImageTextTask
-from fiber.training.objective_state import Memory
-from fiber.training.objectives import Draw, caption_task, image_text_task, task_losses
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives import Draw, caption_losses
+from fiber.training.step import TrainStep
 from tests.training.micro_runs import coarse_config, run
-from tests.training.test_objectives import model_and_batches
+from tests.training.test_objectives import image_text_losses, model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
-MEMORY = {
+STATEFUL = {
     "tasks__image_text__itc_form": "queue",
     "tasks__image_text__queue_length": 10,
     "tasks__caption__objective": "gold",
@@ -24,67 +25,67 @@ def coarse(pictures):
     return config, model, batches
 
 
-def queue_memory(config, length=10):
+def queue_state(config, length=10):
     task = dataclasses.replace(config.tasks.image_text, itc_form="queue", queue_length=length)
     tasks = dataclasses.replace(config.tasks, image_text=task)
-    return task, Memory.of(dataclasses.replace(config, tasks=tasks), torch.device("cpu"))
+    return task, ObjectiveState.of(dataclasses.replace(config, tasks=tasks), torch.device("cpu"))
 
 
-def test_most_runs_remember_nothing(coarse):
-    memory = Memory.of(coarse[0], torch.device("cpu"))
-    assert memory.queue is memory.reference is None
-    assert memory.state_dict() == {}
+def test_most_runs_have_no_state(coarse):
+    state = ObjectiveState.of(coarse[0], torch.device("cpu"))
+    assert state.queue is state.reference is None
+    assert state.state_dict() == {}
 
 
-def test_a_pass_writes_into_the_queue_while_training_only(coarse):
+def test_the_queue_is_written_in_training_mode_only(coarse):
     config, model, batches = coarse
-    task, memory = queue_memory(config)
+    task, state = queue_state(config)
     batch = batches["image_text"]
     model.eval()
-    image_text_task(model, batch, task, Draw(0, 0), memory.queue)
-    assert memory.queue.total == 0
+    image_text_losses(model, batch, task, Draw(0, 0), state.queue)
+    assert state.queue.total == 0
     model.train()
-    losses = image_text_task(model, batch, task, Draw(0, 0), memory.queue)
-    assert memory.queue.total == 4
+    losses = image_text_losses(model, batch, task, Draw(0, 0), state.queue)
+    assert state.queue.total == 4
     assert losses.keys() == {"itc", "itm", "mlm"}
-    assert torch.equal(memory.queue.images[:4], batch.images)
+    assert torch.equal(state.queue.images[:4], batch.images)
     vectors = model.embed_images(batch.images)
-    torch.testing.assert_close(memory.queue.image_vectors[:4], vectors, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state.queue.image_vectors[:4], vectors, rtol=1e-4, atol=1e-6)
 
 
 def test_an_empty_queue_gives_the_losses_of_the_batch(coarse):
     config, model, batches = coarse
-    task, memory = queue_memory(config)
-    queued = image_text_task(model, batches["image_text"], task, Draw(0, 1), memory.queue)
+    task, state = queue_state(config)
+    queued = image_text_losses(model, batches["image_text"], task, Draw(0, 1), state.queue)
     plain_task = dataclasses.replace(task, itc_form="gather")
-    plain = image_text_task(model, batches["image_text"], plain_task, Draw(0, 1))
+    plain = image_text_losses(model, batches["image_text"], plain_task, Draw(0, 1))
     for name, loss in plain.items():
         assert queued[name].item() == pytest.approx(loss.item(), rel=1e-5), name
 
 
 def test_negatives_of_the_queue_run_through_the_model(coarse):
     config, model, batches = coarse
-    task, memory = queue_memory(config)
+    task, state = queue_state(config)
     batch = batches["image_text"]
     only_matching = dataclasses.replace(task, itc=0.0, mlm=0.0)
-    image_text_task(model, batch, task, Draw(0, 0), memory.queue)
+    image_text_losses(model, batch, task, Draw(0, 0), state.queue)
     # The same pairs again, as if they were others: negatives may come from the queue.
     other = dataclasses.replace(
         batch, image_ids=batch.image_ids + 1000, token_ids=batch.token_ids.roll(1, 0)
     )
     other = dataclasses.replace(other, text_mask=batch.text_mask.roll(1, 0))
-    losses = image_text_task(model, other, only_matching, Draw(0, 1), memory.queue)
+    losses = image_text_losses(model, other, only_matching, Draw(0, 1), state.queue)
     assert losses.keys() == {"itm"}
     assert torch.isfinite(losses["itm"])
 
 
-@pytest.mark.parametrize("itc", [0.0, 1.0], ids=["matching alone", "beside contrast"])
-def test_matching_with_random_pictures(coarse, itc):
+@pytest.mark.parametrize("itc", [0.0, 1.0], ids=["ITM alone", "with ITC"])
+def test_itm_with_random_images(coarse, itc):
     _, model, batches = coarse
     task = ImageTextTask(share=1, itc=itc, mlm=0.0, itm_negatives="random")
-    losses = image_text_task(model, batches["image_text"], task, Draw(0, 0))
+    losses = image_text_losses(model, batches["image_text"], task, Draw(0, 0))
     assert losses.keys() == ({"itc", "itm"} if itc else {"itm"})
-    again = image_text_task(model, batches["image_text"], task, Draw(0, 1))
+    again = image_text_losses(model, batches["image_text"], task, Draw(0, 1))
     assert losses["itm"].item() != again["itm"].item()
 
 
@@ -92,27 +93,27 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     config, model, batches = coarse
     task = CaptionTask(share=1, objective="gold", gold_copy_every=3)
     tasks = dataclasses.replace(config.tasks, caption=task)
-    memory = Memory.of(dataclasses.replace(config, tasks=tasks), torch.device("cpu"))
-    assert memory.reference is not None
+    state = ObjectiveState.of(dataclasses.replace(config, tasks=tasks), torch.device("cpu"))
+    assert state.reference is not None
     weight = model.itm_head.weight
     before = weight.detach().clone()
     seen = []
     for step in range(5):
-        memory.begin_step(step, model)
+        state.begin_step(step, model)
         with torch.no_grad():
             weight.add_(1.0)
-        seen.append(round((memory.reference.itm_head.weight - before).mean().item()))
+        seen.append(round((state.reference.itm_head.weight - before).mean().item()))
     assert seen == [0, 0, 0, 3, 3]
-    losses = task_losses("caption", model, batches["caption"], tasks, Draw(0, 0), memory)
+    losses = TrainStep(model, tasks, state)("caption", batches["caption"], Draw(0, 0))
     losses["caption"].backward()
-    assert all(p.grad is None for p in memory.reference.parameters())
-    likelihood = caption_task(model, batches["caption"], CaptionTask(share=1))
+    assert all(p.grad is None for p in state.reference.parameters())
+    likelihood = caption_losses(model, batches["caption"], CaptionTask(share=1))
     # Every weight is at most 1.
     assert losses["caption"] < likelihood["caption"]
 
 
-def test_a_resumed_run_remembers(pictures, tmp_path, monkeypatch):
-    config = coarse_config(**MEMORY, data__mlm_unit="word", optim__published_coarse=True)
+def test_a_resumed_run_restores_the_state(pictures, tmp_path, monkeypatch):
+    config = coarse_config(**STATEFUL, data__mlm_unit="word", optim__published_coarse=True)
     whole = run(config, pictures, tmp_path / "whole")
     stop_before(monkeypatch, 7)
     with pytest.raises(StopError):

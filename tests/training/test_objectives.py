@@ -10,12 +10,13 @@ from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
 from fiber.losses.language import mlm_loss
 from fiber.models.build import build_model
 from fiber.training import data as training_data
-from fiber.training.config.tasks import ImageTextTask
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed import joined
-from fiber.training.objective_state import Memory
-from fiber.training.objectives import Draw, image_text_task, task_losses
-from fiber.training.task_loaders import TaskStreams
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives import Draw
+from fiber.training.step import TrainStep
+from fiber.training.task_loaders import TaskLoaders
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
@@ -29,8 +30,14 @@ def model_and_batches(config, pictures):
     torch.manual_seed(0)
     model = build_model(config.model)
     with joined("cpu") as processes:
-        streams = TaskStreams(config, source, processes, consumed={}, threads=1)
+        streams = TaskLoaders(config, source, processes, consumed={}, threads=1)
         return config, model, {name: streams.next_batch(name) for name in data}
+
+
+def image_text_losses(model, batch, task, draw, queue=None):
+    """Losses of the image-text task with one graph."""
+    step = TrainStep(model, TasksConfig(image_text=task), ObjectiveState(queue=queue))
+    return step("image_text", batch, draw)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def coarse(pictures):
 def test_shared_prefixes_give_the_losses_of_plain_passes(coarse):
     _, model, batches = coarse
     batch, draw = batches["image_text"], Draw(3, 5)
-    shared = image_text_task(model, batch, ImageTextTask(share=1), draw)
+    shared = image_text_losses(model, batch, ImageTextTask(share=1), draw)
 
     masked = model.backbone.encode_pair(batch.images, batch.masked_ids, batch.text_mask)
     mlm = mlm_loss(model.mlm_logits(masked.text), batch.mlm_labels)
@@ -64,11 +71,11 @@ def test_shared_prefixes_give_the_losses_of_plain_passes(coarse):
         assert shared[name].item() == pytest.approx(plain.item(), rel=1e-5), name
 
 
-def test_negatives_are_drawn_anew_in_every_pass(coarse):
+def test_negatives_are_resampled_for_every_micro_batch(coarse):
     _, model, batches = coarse
     task = ImageTextTask(share=1, mlm=0.0)
     first, again, later = (
-        image_text_task(model, batches["image_text"], task, Draw(0, number))["itm"].item()
+        image_text_losses(model, batches["image_text"], task, Draw(0, number))["itm"].item()
         for number in (0, 0, 1)
     )
     assert first == again != later
@@ -81,11 +88,11 @@ def test_negatives_are_drawn_anew_in_every_pass(coarse):
         ({"itc": 0.0, "itm": 0.0}, {"mlm"}),
         ({"itc": 0.0, "mlm": 0.0}, {"itm"}),
     ],
-    ids=["contrast alone", "words alone", "matching alone"],
+    ids=["ITC alone", "MLM alone", "ITM alone"],
 )
 def test_loss_without_weight_is_not_computed(coarse, weights, expected):
     _, model, batches = coarse
-    losses = image_text_task(
+    losses = image_text_losses(
         model, batches["image_text"], ImageTextTask(share=1, **weights), Draw(0, 0)
     )
     assert losses.keys() == expected
@@ -129,8 +136,9 @@ def test_statements_see_left_and_right_as_two_passes_would(coarse):
 @pytest.mark.parametrize("build", [coarse_config, fine_config], ids=["coarse", "fine"])
 def test_every_parameter_learns_from_some_task(pictures, build):
     config, model, batches = model_and_batches(build(), pictures)
+    step = TrainStep(model, config.tasks)
     for number, (name, batch) in enumerate(batches.items()):
-        losses = task_losses(name, model, batch, config.tasks, Draw(0, number))
+        losses = step(name, batch, Draw(0, number))
         assert losses.keys() == config.tasks.active()[name].weights().keys()
         sum(losses.values()).backward()
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -157,14 +165,14 @@ def test_captions_without_words_train_to_finite_losses(pictures, texts, form, mo
     config = source.fit_model(config)
     torch.manual_seed(0)
     model = build_model(config.model)
-    memory = Memory.of(config, torch.device("cpu"))
+    step = TrainStep(model, config.tasks, ObjectiveState.of(config, torch.device("cpu")))
     with joined("cpu") as processes:
-        streams = TaskStreams(config, source, processes, consumed={}, threads=1)
+        streams = TaskLoaders(config, source, processes, consumed={}, threads=1)
         for number in range(2):
             for name in ("image_text", "caption"):
                 batch = streams.next_batch(name)
                 draw = Draw(0, number)
-                losses = task_losses(name, model, batch, config.tasks, draw, memory)
+                losses = step(name, batch, draw)
                 sum(losses.values()).backward()
                 assert all(torch.isfinite(loss) for loss in losses.values()), losses
                 if name == "image_text" and not any(texts):
@@ -206,11 +214,11 @@ def losses_and_gradients(rows_of_rank, form):
     torch.manual_seed(0)
     config = coarse_config(tasks__image_text__itc_form=form)
     model, found = build_model(config.model), {}
-    memory = Memory.of(config, torch.device("cpu"))
+    step = TrainStep(model, config.tasks, ObjectiveState.of(config, torch.device("cpu")))
     rank = dist.get_rank() if dist.is_initialized() else 0
     for name in ("image_text", "question", "reasoning", "caption"):
         batch = small_batch(name, rows_of_rank[rank])
-        losses = task_losses(name, model, batch, config.tasks, Draw(0, 0), memory)
+        losses = step(name, batch, Draw(0, 0))
         model.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

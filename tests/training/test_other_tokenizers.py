@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import fiber
-from fiber.checkpoints.model_dir import Words, read_words, save_model, write_words
+from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, save_model, write_vocabulary
 from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.inference import Model
@@ -44,9 +44,9 @@ def test_those_of_models(other, micro_models, tmp_path):
     with pytest.raises(ValueError, match=MESSAGE):
         save_model(model.network, tmp_path / "saved", other)
     assert not (tmp_path / "saved").exists()
-    write_words(tmp_path, Words(other))
+    write_vocabulary(tmp_path, Vocabulary(other))
     with pytest.raises(ValueError, match=rf"tokenizer\.json: {MESSAGE}"):
-        read_words(tmp_path)
+        read_vocabulary(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(micro_models["coarse"], folder)
     shutil.copy(tmp_path / "tokenizer.json", folder)

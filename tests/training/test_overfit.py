@@ -24,7 +24,7 @@ from fiber.evaluation import baselines
 from fiber.evaluation.evaluate import evaluate
 from fiber.models.preprocess import inference_transform
 from fiber.synthetic.scenes import generate
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 pytestmark = pytest.mark.slow
 

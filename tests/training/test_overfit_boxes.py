@@ -20,7 +20,7 @@ from fiber.evaluation import box_baselines
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.detection import TrueBoxes
 from fiber.synthetic.scenes import generate
-from fiber.training.trainer import train
+from fiber.training.train import train
 from tests.training.test_overfit import LEARNED, SAMPLES, balanced, with_luck
 
 pytestmark = pytest.mark.slow

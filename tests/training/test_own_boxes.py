@@ -7,11 +7,11 @@ import math
 import pytest
 from PIL import Image
 
-from fiber.checkpoints.model_dir import read_words
+from fiber.checkpoints.model_dir import read_vocabulary
 from fiber.config_io import replace_fields
 from fiber.training.data import open_data
 from fiber.training.task_loaders import training_transform
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 from . import micro_runs
 
@@ -116,23 +116,23 @@ def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsy
 def test_the_classes_of_a_run_are_kept(folder, tmp_path):
     data = folder([[BOX, BOX]] * 2)
     first = run(config(), data, tmp_path / "first").folder
-    words = read_words(first)
+    words = read_vocabulary(first)
     assert words is not None and words.classes == NAMES
     # A run that goes on from it, on phrases alone, keeps them.
     records = micro_runs.all_records(tmp_path)["grounding"]
     again = open_data(config(), {"grounding": records}, known=words)
-    assert again.words.classes == NAMES
+    assert again.vocabulary.classes == NAMES
     fresh = open_data(config(), {"grounding": records}, tokenizer=words.tokenizer)
-    assert fresh.words.classes == ()
+    assert fresh.vocabulary.classes == ()
 
 
 def test_a_tokenizer_is_trained_where_the_recipe_says_so_alone(folder, tmp_path):
     data = folder([[BOX]] * 2)
     with pytest.raises(FileNotFoundError, match=r"tokenizer.*tokenizer\.json.*exist"):
         open_data(config(**{"data.train_tokenizer": False}), data)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json.*exist"):
-        open_data(config(), data, from_nothing=False)
-    assert "a tokenizer of" in "\n".join(open_data(config(), data).left_out)
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist"):
+        open_data(config(), data, from_scratch=False)
+    assert "trained a tokenizer of" in "\n".join(open_data(config(), data).skipped)
 
 
 def test_parts_are_cut_out_where_the_run_says_so(folder, tmp_path, capsys):
@@ -143,4 +143,4 @@ def test_parts_are_cut_out_where_the_run_says_so(folder, tmp_path, capsys):
     cutting = dataclasses.replace(cutting, data=dataclasses.replace(cutting.data, transform=small))
     data = folder([[[1, 2, 20, 20], [44, 20, 19, 25]]] * 4)
     run(cutting, data, tmp_path / "run")
-    assert "were left out, since a crop left too little" in capsys.readouterr().err
+    assert "were skipped, since the crop keeps too little" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fiber.checkpoints.model_dir import Words, save_model
+from fiber.checkpoints.model_dir import Vocabulary, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import preset
 from fiber.config_io import replace_fields
@@ -17,7 +17,7 @@ from tests.training.micro_runs import fine_config
 
 @pytest.fixture
 def words(pictures):
-    return Words(Tokenizer.from_file(str(pictures / "tokenizer.json")), ("yes", "no"))
+    return Vocabulary(Tokenizer.from_file(str(pictures / "tokenizer.json")), ("yes", "no"))
 
 
 def test_new_folder_is_free_and_holds_nothing(tmp_path):
@@ -25,7 +25,7 @@ def test_new_folder_is_free_and_holds_nothing(tmp_path):
     folder.check(fine_config(), resume=False)
     folder.check(fine_config(), resume=True)
     assert folder.stored_config() is None
-    assert folder.words() is None
+    assert folder.vocabulary() is None
     assert not folder.is_finished
 
 
@@ -36,13 +36,11 @@ def test_opened_folder_knows_its_run(tmp_path, words):
     assert folder.stored_init() == "start"
     stored = json.loads(folder.config_file.read_text())
     assert TrainedOn.read(stored) == TrainedOn("/data", "train")
-    stored = folder.words()
+    stored = folder.vocabulary()
     assert stored is not None and stored.answers == ("yes", "no")
     assert stored.tokenizer.encode("a red square") == words.tokenizer.encode("a red square")
     folder.check(config, resume=True)
-    with pytest.raises(
-        FileExistsError, match=r"holds a run already.*nothing is trained in it: delete"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds a run already.*no step was saved: delete"):
         folder.check(config, resume=False)
     with pytest.raises(ValueError, match=r"train\.seed: 5.*6"):
         folder.check(replace_fields(config, {"train.seed": 6}), resume=True)

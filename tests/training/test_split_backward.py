@@ -1,4 +1,4 @@
-"""Losses that run backward one by one: the same gradients, less memory."""
+"""Branches that run backward one by one: the same gradients, less memory."""
 
 import copy
 import dataclasses
@@ -6,10 +6,11 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.training.config.tasks import ImageTextTask
-from fiber.training.objective_state import Memory
-from fiber.training.objectives import Draw, image_text_task, task_losses
-from fiber.training.split_backward import Branches
+from fiber.training.config.tasks import ImageTextTask, TasksConfig
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives import Draw
+from fiber.training.split_backward import SplitGraph
+from fiber.training.step import TrainStep
 from tests.training.micro_runs import coarse_config
 from tests.training.test_objectives import model_and_batches
 
@@ -21,8 +22,28 @@ def weighted(losses):
     return torch.stack([WEIGHTS.get(name, 1.5) * loss for name, loss in losses.items()]).sum()
 
 
-def backward(losses):
+def split_backward(step, task, batch, draw):
+    """Run every branch backward before the next one is computed, as the trainer does."""
+    split, found = SplitGraph(), {}
+    for losses in step.branches(task, batch, draw, split):
+        weighted(losses).backward()
+        found |= {name: loss.detach() for name, loss in losses.items()}
+    split.backward()
+    return found
+
+
+def one_backward(step, task, batch, draw):
+    """Run all losses backward together."""
+    losses = step(task, batch, draw)
     weighted(losses).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+WAYS = (one_backward, split_backward)
+
+
+def step_of(model, task, state=None):
+    return TrainStep(model, TasksConfig(image_text=task), state)
 
 
 def gradients(model):
@@ -52,43 +73,65 @@ class Kept:
 
 def test_by_hand():
     weight = torch.tensor(3.0, requires_grad=True)
-    ran = []
-
-    def run(losses):
-        ran.extend(losses)
-        backward(losses)
-
-    branches = Branches(run)
-    shared = branches.share(weight * weight)
-    branches.add("itm", 5 * shared)
-    branches.add("mlm", shared * shared)
+    split = SplitGraph()
+    shared = split.cut(weight * weight)
+    assert shared.is_leaf and shared.item() == 9.0
+    (2.0 * 5 * shared).backward()
+    (3.0 * shared * shared).backward()
     # Nothing below the cut has run yet.
-    assert ran == ["itm", "mlm"] and weight.grad is None
-    losses = branches.close()
-    assert {name: loss.item() for name, loss in losses.items()} == {"itm": 45.0, "mlm": 81.0}
-    assert not any(loss.requires_grad for loss in losses.values())
+    assert weight.grad is None
+    split.backward()
     # d/dw (2 * 5 w^2 + 3 w^4) = 20 w + 12 w^3
+    assert weight.grad.item() == 20 * 3 + 12 * 27
+    # Once and no more.
+    split.backward()
     assert weight.grad.item() == 20 * 3 + 12 * 27
 
 
-def test_nothing_is_cut_without_a_backward():
-    weight = torch.tensor(3.0, requires_grad=True)
-    branches = Branches(None)
-    tensor = weight * weight
-    assert branches.share(tensor) is tensor
-    branches.add("itm", 5 * tensor)
-    losses = branches.close()
-    assert losses["itm"].requires_grad and weight.grad is None
+def test_a_tensor_without_gradient_is_not_cut():
+    tensor = torch.tensor(3.0)
+    split = SplitGraph()
+    assert split.cut(tensor) is tensor
+    with torch.no_grad():
+        tensor = torch.tensor(3.0, requires_grad=True) * 2
+    assert split.cut(tensor) is tensor
+    split.backward()
 
 
-def test_what_no_loss_reads_gets_no_gradient():
+def test_a_cut_that_no_loss_reads_gets_no_gradient():
     weight = torch.tensor(3.0, requires_grad=True)
     other = torch.tensor(1.0, requires_grad=True)
-    branches = Branches(backward)
-    branches.share(weight * weight)
-    branches.add("mlm", 2 * other)
-    branches.close()
+    split = SplitGraph()
+    split.cut(weight * weight)
+    (6 * other).backward()
+    split.backward()
     assert weight.grad is None and other.grad.item() == 6
+
+
+def test_forward_leaves_one_graph(coarse):
+    _, model, batches = coarse
+    model.zero_grad(set_to_none=True)
+    losses = step_of(model, ImageTextTask(share=1))("image_text", batches["image_text"], Draw(0, 1))
+    assert all(loss.requires_grad for loss in losses.values())
+    assert gradients(model) == {}
+    weighted(losses).backward()
+    assert gradients(model)
+
+
+def test_parameters_are_those_of_the_model(pictures):
+    config, model, _ = model_and_batches(
+        coarse_config(
+            data__batch_size=6,
+            tasks__image_text__itc_form="queue",
+            tasks__caption__objective="gold",
+        ),
+        pictures,
+    )
+    state = ObjectiveState.of(config, torch.device("cpu"), None)
+    step = TrainStep(model, config.tasks, state)
+    assert state.queue is not None and state.reference is not None
+    assert [f"model.{name}" for name in model.state_dict()] == list(step.state_dict())
+    assert list(step.parameters()) == list(model.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +145,12 @@ def coarse(pictures):
     return config, model, doubled
 
 
-def both_ways(model, batch, task, memories):
-    """Losses and gradients of a pass with one backward pass, and with one for each loss."""
+def both_ways(model, batch, task, states):
+    """Losses and gradients with one backward pass, and with one for each branch."""
     found = []
-    for run, memory in zip((None, backward), memories, strict=True):
+    for run, state in zip(WAYS, states, strict=True):
         model.zero_grad(set_to_none=True)
-        losses = image_text_task(model, batch, task, Draw(0, 1), memory.queue, run)
-        if run is None:
-            backward(losses)
+        losses = run(step_of(model, task, state), "image_text", batch, Draw(0, 1))
         found.append((losses, gradients(model)))
     return found
 
@@ -143,10 +184,10 @@ def test_gradients_are_those_of_one_backward_pass(coarse, changes):
     _, model, batches = coarse
     task = ImageTextTask(share=1, **changes)
     # Float64: sums in another order, and no more.
-    assert_same(both_ways(model, batches["image_text"], task, [Memory()] * 2), relative=1e-12)
+    assert_same(both_ways(model, batches["image_text"], task, [None] * 2), relative=1e-12)
 
 
-def test_gradients_beside_a_queue(pictures):
+def test_gradients_with_a_queue(pictures):
     config, model, batches = model_and_batches(
         coarse_config(
             data__batch_size=6,
@@ -156,25 +197,23 @@ def test_gradients_beside_a_queue(pictures):
         pictures,
     )
     batch, task = batches["image_text"], config.tasks.image_text
-    memories = [Memory.of(config, torch.device("cpu"), None) for _ in range(2)]
-    for memory in memories:
+    states = [ObjectiveState.of(config, torch.device("cpu"), None) for _ in range(2)]
+    for state in states:
         # Older pairs, so that negatives are not those of the batch.
-        image_text_task(model, batch, task, Draw(0, 0), memory.queue)
+        step_of(model, task, state)("image_text", batch, Draw(0, 0))
     # The queue is float32; a sum of some hundred numbers is exact to some eps = 1.2e-7.
-    assert_same(both_ways(model, batch, task, memories), relative=1e-5)
+    assert_same(both_ways(model, batch, task, states), relative=1e-5)
+    assert [state.queue.total for state in states] == [12, 12]
 
 
 def test_less_is_kept_at_a_time(coarse):
     _, model, batches = coarse
     model, task = copy.deepcopy(model), ImageTextTask(share=1)
     most = []
-    for run in (None, backward):
+    for run in WAYS:
         kept = Kept()
         with kept.hooks():
-            losses = image_text_task(model, batches["image_text"], task, Draw(0, 0), None, run)
-            if run is None:
-                backward(losses)
-        del losses
+            run(step_of(model, task), "image_text", batches["image_text"], Draw(0, 0))
         assert kept.now == 0
         most.append(kept.most)
     # 2B + 3B rows of the fused blocks against 3B of them.
@@ -182,29 +221,25 @@ def test_less_is_kept_at_a_time(coarse):
 
 
 @pytest.mark.parametrize("name", ["question", "reasoning", "caption", "image_text"])
-def test_every_task_runs_backward_when_asked(coarse, name):
+def test_every_task_has_branches(coarse, name):
     config, model, batches = coarse
-    model.zero_grad(set_to_none=True)
-    losses = task_losses(name, model, batches[name], config.tasks, Draw(0, 0), backward=backward)
-    assert losses.keys() == config.tasks.active()[name].weights().keys()
-    assert not any(loss.requires_grad for loss in losses.values())
-    got = gradients(model)
-    model.zero_grad(set_to_none=True)
-    backward(task_losses(name, model, batches[name], config.tasks, Draw(0, 0)))
-    assert got.keys() == gradients(model).keys()
+    step, got = TrainStep(model, config.tasks), []
+    for run in WAYS:
+        model.zero_grad(set_to_none=True)
+        losses = run(step, name, batches[name], Draw(0, 0))
+        assert losses.keys() == config.tasks.active()[name].weights().keys()
+        got.append(gradients(model))
+    assert got[0].keys() == got[1].keys()
 
 
-def test_bfloat16_passes_run_backward_too(pictures):
+def test_bfloat16(pictures):
     _, model, batches = model_and_batches(coarse_config(data__batch_size=6), pictures)
     found = []
-    for run in (None, backward):
+    step = step_of(model, ImageTextTask(share=1))
+    for run in WAYS:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = image_text_task(
-                model, batches["image_text"], ImageTextTask(share=1), Draw(0, 0), None, run
-            )
-        if run is None:
-            backward(losses)
+            run(step, "image_text", batches["image_text"], Draw(0, 0))
         found.append(gradients(model))
     assert found[0].keys() == found[1].keys()
     norms = [

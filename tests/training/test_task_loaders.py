@@ -15,8 +15,8 @@ from fiber.models.preprocess import inference_transform
 from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
 from fiber.training.data import answerable, open_data
 from fiber.training.distributed import Processes
-from fiber.training.task_loaders import TaskStreams, training_transform
-from fiber.training.trainer import train
+from fiber.training.task_loaders import TaskLoaders, training_transform
+from fiber.training.train import train
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 
@@ -31,7 +31,7 @@ def streams(pictures, *, rank=0, world_size=1, consumed=None, **changes):
     data = {name: records[name] for name in ("image_text", "question")}
     source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
     processes = Processes(rank=rank, world_size=world_size, device=torch.device("cpu"))
-    return TaskStreams(
+    return TaskLoaders(
         source.fit_model(config), source, processes, consumed=consumed or {}, threads=1
     )
 
@@ -76,14 +76,16 @@ def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictu
     kept = data.records["question"]
     assert [kept[index].key for index in range(len(kept))] == ["1", "2", "5"]
     assert data.counts() == {"question": 3}
-    assert data.left_out == (
-        "question: 2 of 5 questions were left out, since none of their answers is among the"
+    assert data.skipped == (
+        "question: 2 of 5 questions were skipped, since none of their answers is among the"
         " model's 1",
     )
     known = [records[0], records[4]]
     whole = open_data(config, known, tokenizer=pictures / "tokenizer.json")
-    assert whole.records["question"] is known and whole.left_out == ()
-    with pytest.raises(ValueError, match=r"1.*record '4'"):
+    assert whole.records["question"] is known and whole.skipped == ()
+    with pytest.raises(
+        ValueError, match="with answers; none of the 1 has any, the first, record '4', has none"
+    ):
         open_data(config, records[3:4], tokenizer=pictures / "tokenizer.json")
     with pytest.raises(ValueError, match=r"1.*model's 2.*record '3'"):
         answerable(records[2:3], ("yes", "no"))
@@ -180,13 +182,11 @@ def test_a_broken_picture_stops_with_what_would_leave_it_out(pictures, tmp_path)
     config = only_pairs()
     source = open_data(config, records, tokenizer=pictures / "tokenizer.json")
     processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
+    made = TaskLoaders(source.fit_model(config), source, processes, consumed={}, threads=1)
     with pytest.raises(DecodeError) as error:
         made.next_batch("image_text")
     assert re.match(r"record 'c\d+': .*broken\.png: ", str(error.value))
-    assert str(error.value).endswith(
-        "; --set data.on_error=skip leaves out such records and counts them"
-    )
+    assert str(error.value).endswith("; --set data.on_error=skip skips and counts such records")
 
 
 def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
@@ -199,12 +199,12 @@ def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
     )
     source = open_data(config, records, tokenizer=pictures / "tokenizer.json")
     processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
-    assert made.left_out() == []
+    made = TaskLoaders(source.fit_model(config), source, processes, consumed={}, threads=1)
+    assert made.skipped() == []
     passes = 4 // made.next_batch("image_text").images.shape[0]
     for _ in range(passes - 1):
         made.next_batch("image_text")
-    assert made.left_out() == [
+    assert made.skipped() == [
         "image_text: 3 of 4 texts had no words; they were taken as they are",
         f"image_text: 1 of 4 texts were longer than the {config.model.max_tokens} tokens of"
         " model.max_tokens and were cut",
@@ -226,10 +226,10 @@ def test_a_text_that_just_fits_is_not_counted_as_cut(pictures):
     ]
     source = open_data(config, records, tokenizer=tokenizer)
     processes = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    made = TaskStreams(source.fit_model(config), source, processes, consumed={}, threads=1)
+    made = TaskLoaders(source.fit_model(config), source, processes, consumed={}, threads=1)
     batch = made.next_batch("image_text")
     assert batch.text_mask.all()
-    assert made.left_out() == [
+    assert made.skipped() == [
         f"image_text: {sum(key in ('c1', 'c3') for key in batch.keys)} of {len(batch)} texts were"
         f" longer than the {limit} tokens of model.max_tokens and were cut"
     ]
@@ -240,7 +240,7 @@ def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
     config = coarse_config(
         tasks__image_text__share=0, tasks__reasoning__share=0, tasks__caption__share=0
     )
-    counted = open_data(config, records, tokenizer=pictures / "tokenizer.json").words
+    counted = open_data(config, records, tokenizer=pictures / "tokenizer.json").vocabulary
     assert counted.answers == ("blue", "green", "red", "white")
     for own, expected in [
         (("white", "pink", "red", "green", "blue"), ("white", "pink", "red", "green", "blue")),
@@ -248,25 +248,25 @@ def test_answers_of_a_model_are_kept_while_they_will_do(pictures):
         ((), counted.answers),
     ]:
         known = counted._replace(answers=own)
-        assert open_data(config, records, known=known).words.answers == expected
+        assert open_data(config, records, known=known).vocabulary.answers == expected
 
 
 def test_answers_that_are_named_are_the_models_in_their_order(pictures, tmp_path):
     records = {"question": all_records(pictures)["question"]}
     config = only_questions()
     tokenizer = pictures / "tokenizer.json"
-    counted = open_data(config, records, tokenizer=tokenizer).words
+    counted = open_data(config, records, tokenizer=tokenizer).vocabulary
     named = ("white", "never asked", "red")
     (tmp_path / "named.json").write_text(json.dumps(named))
     known = counted._replace(answers=("white", "pink", "red", "green", "blue"))
     for given in (named, list(named), tmp_path / "named.json", str(tmp_path / "named.json")):
         data = open_data(config, records, tokenizer=tokenizer, answers=given, known=known)
-        assert data.words.answers == named
+        assert data.vocabulary.answers == named
         assert data.fit_model(config).model.image_text.num_answers == 3
         # Of four colours in turn two are named.
         assert data.counts() == {"question": 6}
-        assert data.left_out == (
-            "question: 6 of 12 questions were left out, since none of their answers is among the"
+        assert data.skipped == (
+            "question: 6 of 12 questions were skipped, since none of their answers is among the"
             " model's 3",
         )
 
@@ -279,7 +279,7 @@ def test_the_published_list_may_hold_one_empty_answer(pictures):
         tokenizer=pictures / "tokenizer.json",
         answers=["", "red", "green", "blue", "white"],
     )
-    assert data.words.answers == ("", "red", "green", "blue", "white")
+    assert data.vocabulary.answers == ("", "red", "green", "blue", "white")
     assert data.counts() == {"question": 12}
 
 
@@ -309,7 +309,7 @@ def test_answers_without_questions(pictures):
         tasks__question__share=0, tasks__reasoning__share=0, tasks__caption__share=0
     )
     records = all_records(pictures)["image_text"]
-    with pytest.raises(ValueError, match=r"questions.*image_text"):
+    with pytest.raises(ValueError, match=r"no question task; its tasks are image_text"):
         open_data(config, records, tokenizer=pictures / "tokenizer.json", answers=["red"])
 
 
@@ -428,8 +428,10 @@ def test_a_tokenizer_is_trained_where_one_is_asked_for(pictures, tmp_path, capsy
     assert own.encode("what colour is the square?") == trained.encode("what colour is the square?")
     assert run.config.model.roberta.vocab_size == own.vocab_size == trained.vocab_size
     said = capsys.readouterr().err
-    assert f"a tokenizer of {own.vocab_size} tokens was trained on the texts" in said
-    with pytest.raises(ValueError, match=r"'train'.*/r"):
+    assert f"trained a tokenizer of {own.vocab_size} tokens on the texts" in said
+    with pytest.raises(
+        ValueError, match=r"'train' makes new tokens, and the weights of .*/r belong"
+    ):
         train(config, data=records, tokenizer="train", init=run.folder, output=tmp_path / "s")
     # A resumed run keeps what it has.
     again = train(

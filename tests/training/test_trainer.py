@@ -14,7 +14,8 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import trainer
-from fiber.training.trainer import train
+from fiber.training.step import TrainStep
+from fiber.training.train import train
 from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
@@ -131,14 +132,14 @@ def test_resumed_run_repeats_the_numbers_bit_for_bit(
     assert weights_equal(whole.folder, resumed.folder)
 
 
-def test_every_pass_has_a_number_of_its_own(pictures, tmp_path, monkeypatch):
-    real, draws = trainer.task_losses, []
+def test_every_micro_batch_has_a_number_of_its_own(pictures, tmp_path, monkeypatch):
+    real, draws = TrainStep.branches, []
 
-    def recorded(name, model, batch, tasks, draw, *rest):
+    def recorded(step, task, batch, draw, *rest):
         draws.append(draw)
-        return real(name, model, batch, tasks, draw, *rest)
+        return real(step, task, batch, draw, *rest)
 
-    monkeypatch.setattr(trainer, "task_losses", recorded)
+    monkeypatch.setattr(TrainStep, "branches", recorded)
     config = coarse_config(train__steps=3, train__accumulation=2, train__seed=7)
     run(config, pictures, tmp_path / "r")
     assert [(draw.seed, draw.number) for draw in draws] == [(7, n) for n in range(6)]
@@ -256,7 +257,7 @@ def test_ctrl_c_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
             device="cpu",
             threads=1,
         )
-    assert "resume=True) goes on from step 4" in capsys.readouterr().err
+    assert "resume=True) continues after step 4" in capsys.readouterr().err
     assert not (tmp_path / "r" / "model.safetensors").exists()
     assert not list((tmp_path / "r").rglob(".part-*"))
 

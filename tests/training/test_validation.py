@@ -12,8 +12,8 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import TASKS
 from fiber.training import validation
 from fiber.training.config.run import CHOSEN_BY
-from fiber.training.trainer import train
-from fiber.training.validation import _of_some_pictures
+from fiber.training.train import train
+from fiber.training.validation import _of_some_images
 from tests.training.micro_runs import (
     all_records,
     coarse_config,
@@ -149,7 +149,7 @@ def test_a_resumed_run_misses_weights_that_were_removed(pictures, tmp_path, scor
     with pytest.raises(StopError):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / "best-00000004.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"best-00000004.*step 4"):
+    with pytest.raises(FileNotFoundError, match=r"best-00000004.*step 4 has the best score"):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True)
 
 
@@ -307,16 +307,16 @@ def test_pictures_are_drawn_with_all_of_their_records(pictures):
         for turn in range(2)
         for record in all_records(pictures)["question"]
     ]
-    chosen = _of_some_pictures(records, 5)
+    chosen = _of_some_images(records, 5)
     keys = [chosen[i].key for i in range(len(chosen))]
     assert len(keys) == 10 and len({chosen[i].image_id for i in range(10)}) == 5
-    again = _of_some_pictures(records, 5)
+    again = _of_some_images(records, 5)
     assert (
         keys
         == [again[i].key for i in range(10)]
         == sorted(keys, key=[r.key for r in records].index)
     )
-    assert _of_some_pictures(records, 12) is records
+    assert _of_some_images(records, 12) is records
 
 
 def test_every_task_that_is_measured_can_choose():

@@ -1,4 +1,4 @@
-"""Checkpoints from one form into another, with a report of what became of every tensor."""
+"""Convert checkpoints between formats, with a report of every tensor that was dropped or filled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
 from fiber.config import FiberConfig
 
-#: Forms that a model can be written in.
+#: Formats that a model can be written in.
 Form = Literal["fiber", "published", "towers"]
 
 
@@ -30,11 +30,11 @@ def convert(
     weights: Weights = "raw",
     layout: SwinLayout = "microsoft",
 ) -> str:
-    """Write a model in another form.
+    """Write a model in another format.
 
     Args:
         source: what `fiber.load` takes.
-        target: a folder, or for "published" a file; neither is overwritten with another kind.
+        target: a folder, or a file for "published".
         to: "fiber" (a folder that `fiber.load` reads), "published" (a file that the published code
             reads) or "towers" (a folder with the Swin and the RoBERTa for other codes).
         tokenizer: as in `fiber.load`; published files hold none.
@@ -44,13 +44,13 @@ def convert(
         layout: of the Swin among the towers, "microsoft" or "timm".
 
     Returns:
-        What was read and written, every tensor that was left out, with the reason, and every one
-        that the file did not hold, with its value.
+        Report of what was read and written, dropped tensors with the reason, and filled tensors
+        with their value.
 
     Raises:
-        FileNotFoundError, ValueError: as `fiber.load`; also if the target is named as a file where
-            a folder is written, or the other way round.
-        OSError: if the target is taken or cannot be written.
+        FileNotFoundError, ValueError: as `fiber.load`; also if the target is named as a file for
+            a format that is a folder, or the other way round.
+        OSError: if the target exists or cannot be written.
     """
     path = Path(target)
     _check_name(path, to)
@@ -76,10 +76,10 @@ def convert(
 
 
 def _check_name(target: Path, to: Form) -> None:
-    """Check, before anything is read, that the target is named as what is written there.
+    """Check that the target's name fits the format, before anything is read.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it does not.
     """
     if to == "published" and target.suffix not in SUFFIXES:
         raise ValueError(
@@ -94,7 +94,7 @@ def _check_name(target: Path, to: Form) -> None:
 
 
 def describe(config: FiberConfig) -> str:
-    """Say in a line what model a configuration is of."""
+    """Summarize a model configuration in one line."""
     swin, roberta = config.swin, config.roberta
     version = ""
     if config.stage == "fine":
@@ -109,7 +109,7 @@ def describe(config: FiberConfig) -> str:
 
 
 def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
-    """List what was left out: a line for each reason, a line for each kind of name."""
+    """List dropped tensors, grouped by reason and kind of name."""
     yield f"left out: {_tensors(ignored)}"
     for reason in dict.fromkeys(ignored.values()):
         yield f"  {reason}:"
@@ -118,7 +118,7 @@ def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
 
 
 def _filled(stored: StoredModel) -> Iterator[str]:
-    """List the model's tensors that the file did not hold, and say what that leaves open."""
+    """List the tensors that the file lacks, and the consequence."""
     yield f"not in the file: {_tensors(stored.filled)}"
     for name, value in stored.filled.items():
         yield f"  {name}: set to {value:g}"
@@ -133,7 +133,7 @@ def _tensors(names: Sized) -> str:
 
 
 def _folded(names: Iterable[str]) -> Iterator[str]:
-    """Write names that differ in numbers alone as one, with the numbers there are."""
+    """Merge names that differ only in numbers."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
@@ -145,7 +145,7 @@ def _folded(names: Iterable[str]) -> Iterator[str]:
 
 
 def _words(stored: StoredModel) -> Iterator[str]:
-    """Say which words the folder lacks, and what cannot be asked without them."""
+    """Report a missing tokenizer, answers or classes, and what needs them."""
     if stored.tokenizer is None:
         yield "  without a tokenizer: nothing that takes a text can be asked (--tokenizer)"
     if "vqa" in stored.config.heads and not stored.answers:

@@ -1,7 +1,7 @@
-"""Towers of others: Swin as Microsoft and timm name it, RoBERTa as transformers does; both ways.
+"""Load and write encoders with the keys of other libraries: Swin (Microsoft, timm), RoBERTa.
 
-A model starts from them, and gives its own towers back. As everywhere nothing is skipped quietly:
-a tensor that a tower has no use for is left out for a reason listed here, or it raises.
+Nothing is skipped silently: a tensor without a counterpart is dropped for a reason that is listed
+here, or raises.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from fiber.models.encoders.keys import (
     weight_and_bias,
 )
 
-#: Names of an image tower that hold nothing a model takes: pattern, and why it is left out.
+#: Keys of an image encoder that are dropped: pattern and reason.
 _IGNORED_SWIN: tuple[tuple[str, str], ...] = (
     (r".*\.relative_position_index", "buffer that follows from the window size"),
     (r".*\.attn_mask", "buffer that follows from the map size"),
     (r"head\.(fc\.)?(weight|bias)", "classifier of ImageNet"),
     (r"norm\.(weight|bias)", "last norm, which the contrastive head alone reads; there is none"),
 )
-#: The same of a text tower.
+#: The same for a text encoder.
 _IGNORED_ROBERTA: tuple[tuple[str, str], ...] = (
     (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "buffer that counts positions"),
     (r"(roberta\.)?pooler\.dense\.(weight|bias)", "pooler, never used"),
     (r"lm_head\..*", "RoBERTa's language head; the model draws its own, as published"),
 )
 
-#: Our first convolution, whose inputs are the colours.
+#: Our first convolution, whose input channels are RGB or BGR.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
-#: How an exported image tower may be named.
+#: Layouts of an exported image tower.
 SwinLayout = Literal["microsoft", "timm"]
 
 
 def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
-    """Map a tower: names of a model of ours -> names of the layout."""
+    """Return the key map of an encoder: our names -> names of the layout."""
     if layout.tower == "roberta":
         keys = roberta_keys(config.roberta, layout.prefix)
     else:
@@ -59,20 +59,20 @@ def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
 
 
 def load_tower(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
-    """Start one tower of a model from somebody else's.
+    """Load the weights of an encoder into the image or text tower of a model.
 
-    Tables of position biases are resized where the model has other windows; a model that expects
-    the colours blue first gets its first convolution turned round.
+    Relative position bias tables are resized to the window size of the model. For a model with BGR
+    input the channels of the first convolution are reversed.
 
     Args:
         model: a `FiberImageText` or a `FiberDetector`.
-        state: an image or a text tower in one of the layouts.
+        state: image or text encoder in one of the layouts.
 
     Returns:
-        What was taken, our names -> theirs, and the names that were left out, with the reason.
+        Loaded keys, our names -> theirs, and dropped keys with the reason.
 
     Raises:
-        ValueError: if it is no tower; naming missing and unknown keys and tensors of another shape.
+        ValueError: if it is not such an encoder, with missing and unknown keys and wrong shapes.
     """
     layout = tower_layout(state)
     if layout is None:
@@ -101,10 +101,10 @@ def load_tower(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
 def tower_states(
     model: nn.Module, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Give the towers of a model the names of others; the inverse of loading.
+    """Rename the towers of a model to the keys of other libraries; the inverse of `load_tower`.
 
-    The image tower expects red first, whatever the model does. Its last norm is there if the model
-    has the contrastive head, the one part that reads it.
+    The image tower is written for RGB input. Its last norm is included if the model has the ITC
+    head, which is its only user.
 
     Args:
         model: a `FiberImageText` or a `FiberDetector`.

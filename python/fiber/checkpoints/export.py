@@ -28,28 +28,28 @@ from fiber.models.fiber.infer_config import published_config, stated_config
 from fiber.models.fiber.keys_coarse import coarse_keys
 from fiber.models.fiber.keys_fine import fine_keys
 
-#: Order of the colours that the first convolution of each published stage expects.
+#: Channel order of the input of each published stage.
 _PUBLISHED_ORDER = {"coarse": "rgb", "fine": "bgr"}
 
 
 def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint that the published code reads, with the model's configuration.
 
-    The configuration is where Lightning writes it, by its published names and as ours, so that
-    reading the file gives a model equal to this one in everything but the order of colours.
+    The configuration is stored under Lightning's key, with its published names and with ours, so
+    that the file loads as a model equal to this one up to the order of input channels.
 
     Args:
-        model: of either stage. A fine one gets the published order of colours, blue first.
+        model: of either stage. A fine one is written for BGR input, as published.
         path: a .safetensors file, or one of torch.save with the tensors under "state_dict" (coarse)
             or "model" (fine).
 
     Returns:
-        What was written, by published name.
+        The written tensors by published name.
 
     Raises:
-        ValueError: if the file's name ends otherwise, or the published form cannot hold the model,
-            with the fields that differ.
-        OSError: if it cannot be written; nothing of it is left then.
+        ValueError: if the file has another suffix, or the published code lacks options of the
+            model, with the fields that differ.
+        OSError: if it cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -79,15 +79,15 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
 def write_towers(
     model: FiberImageText | FiberDetector, folder: Path, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Write swin.safetensors and roberta.safetensors, as other codes name the two towers.
+    """Write swin.safetensors and roberta.safetensors with the keys of other libraries.
 
     Args:
-        model: of either stage; what joins the towers and the heads are left out.
+        model: of either stage; fusion and heads are not written.
         folder: made if absent.
         layout: of the image tower.
 
     Returns:
-        What was written, by the file's stem and by name.
+        The written tensors by stem of the file and by name.
 
     Raises:
         FileExistsError: if the folder holds one of the files.

@@ -1,4 +1,4 @@
-"""Start a model from another one's weights, and say what became of every tensor."""
+"""Initialize a model from the weights of another one, and report every tensor."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fiber.config import PRESETS, FiberConfig
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 
-#: Layers whose size follows from the data: another data set means new ones.
+#: Layers whose size depends on the data.
 SIZED_BY_DATA = ("vqa_head.output.",)
 
-#: Sizes by which almost every tensor of another model differs, as people call them.
+#: Sizes that most shapes depend on, by readable name.
 _SIZES = {
     "text width": lambda config: config.roberta.width,
     "text layers": lambda config: config.roberta.num_layers,
@@ -29,38 +29,38 @@ _SIZES = {
 }
 
 
-def initialise(
+def initialize(
     model: FiberImageText | FiberDetector,
     start: StoredModel | Towers,
     answers: tuple[str, ...] = (),
 ) -> TransferReport:
-    """Copy all that two models share; bias tables of another window are resized.
+    """Copy the tensors that two models share.
 
-    A model that expects the colours in the other order gets its first convolution turned round.
+    Relative position bias tables are resized. If the channel orders (RGB, BGR) differ, the channels
+    of the first convolution are reversed.
 
     Args:
         model: a new model.
-        start: a finished one of either stage, of which the other stage takes the backbone; or
-            towers.
-        answers: of the new model's VQA head, in the order of its logits. Unless the finished one
-            has the same, its last layer stays new.
+        start: a finished model, of which the other stage takes the backbone; or encoders.
+        answers: of the new model's VQA head, in the order of its logits. The last layer of the head
+            is copied only if `start` has the same.
 
     Returns:
-        The names taken, dropped and new; dropped ones of towers are those of their files.
+        Names of copied, dropped and new tensors; dropped ones of encoders are those of their files.
 
     Raises:
-        ValueError: if another shared tensor has another shape (the answers of a VQA head may),
-            with the sizes of the two models where they tell why, else with the tensors.
+        ValueError: if shapes of a shared tensor differ (those of the VQA answers may), with the
+            sizes of the two models if they are the cause, else with the tensors.
     """
     if isinstance(start, Towers):
-        return _initialise_from_towers(model, start)
+        return _initialize_from_towers(model, start)
     own = model.state_dict()
     given = {
         name: resize_bias_table(tensor, len(own[name]))
         if name.endswith(".bias_table") and name in own
         else tensor
         for name, tensor in start.network.state_dict().items()
-        # What a published file did not hold starts as in any new model.
+        # Tensors that a published file lacks are initialized from scratch.
         if name not in start.filled
     }
     if model.config.channel_order != start.config.channel_order:
@@ -96,10 +96,10 @@ def initialise(
 
 
 def _check_sizes(config: FiberConfig, start: StoredModel) -> None:
-    """Check, of a start whose tensors do not fit, that the sizes of the models are not the reason.
+    """Explain shapes that differ by the sizes of the two models.
 
     Raises:
-        ValueError: if they are, with every size that differs, of both.
+        ValueError: if sizes differ, with each of them for both models.
     """
     differing = [
         f"{name} {size(start.config)}, the run's model {size(config)}"
@@ -115,14 +115,14 @@ def _check_sizes(config: FiberConfig, start: StoredModel) -> None:
 
 
 def _preset_of(config: FiberConfig) -> str:
-    """Name the preset of a model's sizes in brackets; nothing if there is none."""
+    """Return the name of the preset with these sizes, in parentheses; "" without one."""
     for name, preset in PRESETS.items():
         if all(size(preset) == size(config) for size in _SIZES.values()):
             return f" (preset {name})"
     return ""
 
 
-def _initialise_from_towers(
+def _initialize_from_towers(
     model: FiberImageText | FiberDetector, towers: Towers
 ) -> TransferReport:
     taken: list[str] = []
@@ -145,13 +145,13 @@ def _initialise_from_towers(
 
 
 class TransferReport(NamedTuple):
-    """What became of the tensors of a model that another one starts from; `str()` is the page."""
+    """Names of copied, dropped and new tensors; `str()` formats them."""
 
-    #: Names that both models have; the values were copied exactly.
+    #: Names in both models; their values are copied.
     taken: tuple[str, ...]
-    #: Names of the first model alone.
+    #: Names only in the source.
     dropped: tuple[str, ...]
-    #: Names of the new model alone; they keep their initial values.
+    #: Names only in the new model; they keep their initial values.
     created: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -163,20 +163,20 @@ class TransferReport(NamedTuple):
 
 
 def transfer_backbone(source: nn.Module | Mapping[str, Tensor], model: nn.Module) -> TransferReport:
-    """Start the backbone of a model of one stage from that of the other stage.
+    """Copy the backbone of a model of one stage into a model of the other stage.
 
-    The norms of image-to-text queries, which fine v2 has not, are dropped or new; what one stage
-    alone has (heads; pyramid and dynamic head) always is.
+    Query norms of image-to-text attention, which fine v2 lacks, and parts of one stage only (heads;
+    pyramid and dynamic head) are dropped or stay new.
 
     Args:
         source: a `FiberImageText` or a `FiberDetector`, or its state dict.
         model: of the other stage.
 
     Returns:
-        What was taken, dropped and newly created, by name.
+        Names of copied, dropped and new tensors.
 
     Raises:
-        ValueError: if a tensor that both have differs in shape, or if they share none.
+        ValueError: if shapes of a shared tensor differ, or no tensor is shared.
     """
     state = source.state_dict() if isinstance(source, nn.Module) else source
     own = model.state_dict()
@@ -202,7 +202,7 @@ def transfer_backbone(source: nn.Module | Mapping[str, Tensor], model: nn.Module
 
 
 def _groups(names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Count names by module, numbers of blocks and layers left open, in order of appearance."""
+    """Count names by module, with numbers of blocks and layers as *, in order of appearance."""
     counts: dict[str, int] = {}
     for name in names:
         parts = ["*" if part.isdigit() else part for part in name.split(".")[:-1]]

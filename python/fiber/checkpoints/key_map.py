@@ -1,8 +1,7 @@
-"""Maps of names: how they are applied, and the map of the two towers, alike in both stages.
+"""Apply key maps, and the key map of the two towers, which both stages share.
 
-A map goes from each of our names to the published names whose tensors, stacked along the first
-dimension, are ours: queries, keys and values that the published code keeps apart are one tensor
-here.
+A key map has, for each of our names, the published names whose tensors are concatenated along the
+first dimension: queries, keys and values, separate in the published code, are one tensor here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def load_mapped(
         model: receives the tensors.
         state: tensors by published name.
         keys: our names -> published names.
-        unknown: published names that no rule covers.
+        unknown: published names without a rule.
 
     Raises:
         ValueError: naming missing keys, `unknown` keys and tensors of another shape.
@@ -56,10 +55,10 @@ def load_mapped(
 
 
 def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
-    """Split our tensors into the published ones; parts are equally large."""
+    """Split our tensors into the published ones, in equal parts."""
     published = {}
     for ours, theirs in keys.items():
-        # A number has no dimension to split along.
+        # A scalar has no dimension to split.
         pieces = state[ours].chunk(len(theirs)) if len(theirs) > 1 else (state[ours],)
         published |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
     return published
@@ -68,15 +67,15 @@ def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
 def sort_unmapped(
     names: Iterable[str], keys: KeyMap, reason_for: Callable[[str], str | None]
 ) -> tuple[dict[str, str], list[str]]:
-    """Sort the names that a map does not take.
+    """Classify the names that are not in a key map.
 
     Args:
         names: published names.
         keys: our names -> published names.
-        reason_for: says why a name may be left out; None: it may not.
+        reason_for: returns why a name may be dropped; None if it may not.
 
     Returns:
-        Names that are left out, each with the reason, and names that no rule covers.
+        Dropped names with the reason, and names without a rule.
     """
     mapped = {name for theirs in keys.values() for name in theirs}
     ignored, unknown = {}, []
@@ -91,7 +90,7 @@ def sort_unmapped(
 
 
 def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
-    """Make every table of relative position biases one for another window.
+    """Resize every relative position bias table to another window size.
 
     Args:
         state: tensors by our names or by published ones.
@@ -105,14 +104,14 @@ def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[st
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Make a table of relative position biases for another window.
+    """Resize a relative position bias table by bicubic interpolation.
 
     Args:
         table: ((2 w - 1) ** 2, h) of the old window.
         rows: (2 w' - 1) ** 2 of the new one.
 
     Returns:
-        (rows, h), by bicubic interpolation as in the published code; the table itself if it fits.
+        (rows, h), interpolated as in the published code; the table itself if it has that size.
     """
     if len(table) == rows:
         return table

@@ -36,11 +36,11 @@ from fiber.models.fiber.keys_coarse import filled_in
 
 @dataclass(frozen=True, kw_only=True)
 class Towers:
-    """Image and text towers of others that a training starts from."""
+    """Image and text encoders to start training from."""
 
-    #: The folder or file that they were read from.
+    #: Folder or file that they are from.
     path: Path
-    #: Tensors by name, of each file.
+    #: State dict of each file.
     states: Mapping[Path, Mapping[str, Tensor]]
 
 
@@ -51,19 +51,18 @@ def read_model(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Read a model of ours or a published checkpoint, in evaluation mode.
+    """Load a model directory or a published checkpoint, in evaluation mode.
 
     Args:
         path: folder of a run or of a saved model, or a published file of either stage.
-        device: where to.
-        image_size: side of the pictures in pixels that a coarse model is for from now on, if not
-            its own; its tables of position biases are resized.
-        weights: of a file that has both, the trained ones ("raw") or their moving average ("ema").
+        device: of the model.
+        image_size: input size of a coarse model in pixels; its relative position bias tables are
+            resized. None: its own.
+        weights: "raw" or "ema" (moving average), for files that have both.
 
     Raises:
         FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if the file is none, or its tensors do not fit the model that they describe,
-            with every name that does not.
+        ValueError: if the file is not a checkpoint, or tensors do not fit, with their names.
     """
     path = Path(path)
     if path.is_dir():
@@ -73,14 +72,14 @@ def read_model(
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
-def read_start(path: str | os.PathLike[str]) -> StoredModel | Towers:
-    """Read what a training starts from.
+def read_init(path: str | os.PathLike[str]) -> StoredModel | Towers:
+    """Load the weights to start training from.
 
     Args:
-        path: what `read_model` takes; a file with a Swin or a RoBERTa; a folder with such files.
+        path: as for `read_model`; or a file with a Swin or a RoBERTa, or a folder of such files.
 
     Raises:
-        FileNotFoundError: if there is nothing of the kind.
+        FileNotFoundError: if there is no such file.
         ValueError: if a file cannot be read or does not fit.
     """
     path = Path(path)
@@ -117,7 +116,7 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds a model or a run of ours; transformers has a config.json as well."""
+    """Whether a folder is a model or a run of fiber; transformers also writes config.json."""
     config = folder / "config.json"
     if not config.is_file():
         return (folder / "checkpoints").is_dir()

@@ -23,11 +23,11 @@ from fiber.models.build import build_model
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 
-#: What a finished model consists of.
+#: Files of a model directory.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 
-#: What a model says that lacks its words. Published files hold neither.
+#: Errors of models without a vocabulary, such as published files.
 NO_TOKENIZER = (
     "the model came without a tokenizer; name the one that it was trained with: --tokenizer DIR, or"
     ' fiber.load(path, tokenizer="folder"); `fiber convert MODEL OUT --to fiber --tokenizer DIR`'
@@ -50,13 +50,13 @@ NO_CLASSES = (
 )
 
 
-class Words(NamedTuple):
-    """What turns a model's numbers into words and back; it belongs to the model's weights."""
+class Vocabulary(NamedTuple):
+    """Tokenizer and label names that belong to the weights of a model."""
 
     tokenizer: Tokenizer
     #: Answers of the VQA head, in the order of its logits; empty without one.
     answers: tuple[str, ...] = ()
-    #: Classes that a fine model was trained to detect; empty where it learned from phrases alone.
+    #: Classes that a fine model was trained to detect; empty if it was trained on phrases only.
     classes: tuple[str, ...] = ()
 
 
@@ -95,26 +95,26 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a finished model, `config.json` last: a folder that has it holds a whole model.
+    """Write a model directory; config.json is last, so that a folder with it is complete.
 
     Args:
         model: the model.
-        folder: made if absent; it must hold neither a model nor a run.
+        folder: created if absent; it must not have a model or a run.
         tokenizer: written as tokenizer.json.
         answers: written as answers.json if there are any.
         classes: written as classes.json if there are any.
 
     Raises:
-        ValueError: if the tokenizer is none that models can read.
+        ValueError: if the special tokens of the tokenizer are not RoBERTa's.
         NotADirectoryError: if `folder` is a file.
-        FileExistsError: if it holds a part of a model or of a run, with that part's name.
-        OSError: if a file cannot be written (a full disk); no file of the model is left then.
+        FileExistsError: if it has a file of a model or of a run, with its name.
+        OSError: if a file cannot be written (disk full); no file of the model remains.
     """
     if tokenizer is not None:
         tokenizer.check_for_models()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder to write the model to")
-    # What is not written again would be mixed with this model, as another's answers.
+    # Files that are not overwritten would be mixed with this model, as another's answers.
     for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
@@ -123,20 +123,20 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if tokenizer is not None:
-            write_words(folder, Words(tokenizer, answers, classes))
+            write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
             _write_lists(folder, answers=answers, classes=classes)
         write_weights(folder, model.state_dict())
         write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
     except BaseException:
-        # The same folder can be named again.
+        # So that the same folder can be used again.
         for name in MODEL_FILES:
             (folder / name).unlink(missing_ok=True)
         raise
 
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
-    """Write model.safetensors, whole or not at all."""
+    """Write model.safetensors atomically."""
     write_file(folder / "model.safetensors", lambda path: write_tensors(state, path))
 
 
@@ -146,17 +146,17 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Read a finished model, in evaluation mode.
+    """Load a finished model, in evaluation mode.
 
     Args:
-        folder: what `save_model` wrote, or a finished run.
-        device: where to.
-        image_size: side of the pictures in pixels that a coarse model is for from now on, if not
-            its own; its tables of position biases are resized.
+        folder: written by `save_model`, or a finished run.
+        device: of the model.
+        image_size: input size of a coarse model in pixels; its relative position bias tables are
+            resized. None: its own.
 
     Raises:
-        FileNotFoundError: if the folder or one of its files is absent.
-        ValueError: if the configuration or the weights do not fit, with the names that do not.
+        FileNotFoundError: if the folder or one of its files is missing.
+        ValueError: if configuration or weights do not fit, with their names.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
@@ -176,7 +176,7 @@ def load_model(
         folder / "model.safetensors",
         window_size=None if image_size is None else config.swin.window_size,
     )
-    words = read_words(folder)
+    words = read_vocabulary(folder)
     return StoredModel(
         network=model.eval(),
         path=folder,
@@ -187,18 +187,18 @@ def load_model(
     )
 
 
-def write_words(folder: Path, words: Words) -> None:
+def write_vocabulary(folder: Path, words: Vocabulary) -> None:
     """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
     write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
     _write_lists(folder, answers=words.answers, classes=words.classes)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json that models can read: its special tokens have RoBERTa's ids.
+    """Read a tokenizer.json whose special tokens have RoBERTa's ids.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is another kind of tokenizer, with the first difference.
+        ValueError: for another kind of tokenizer, with the first difference.
     """
     tokenizer = Tokenizer.from_file(path)
     try:
@@ -208,13 +208,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     return tokenizer
 
 
-def read_words(folder: Path) -> Words | None:
-    """Read what `write_words` wrote; None where there is no tokenizer."""
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Read tokenizer, answers and classes; None without a tokenizer."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
     lists = _read_list(folder, "answers"), _read_list(folder, "classes")
-    return Words(read_tokenizer(path), *lists)
+    return Vocabulary(read_tokenizer(path), *lists)
 
 
 def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:
@@ -229,12 +229,12 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, window_size: int | None = None) -> None:
-    """Fill a model from a safetensors file that must hold exactly its tensors.
+    """Load a safetensors file with exactly the tensors of the model.
 
     Args:
         model: receives the tensors.
         path: the file.
-        window_size: of the model, if the file's may be another one.
+        window_size: of the model, to resize relative position bias tables; None: do not.
 
     Raises:
         ValueError: with every missing, unexpected or differently shaped name.
@@ -259,7 +259,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        ValueError: if it is damaged or cut off.
+        ValueError: if it is damaged or truncated.
     """
     try:
         return safetensors.torch.load_file(path)
@@ -268,7 +268,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file and wait until it is on the disk."""
+    """Write a safetensors file and fsync it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with path.open("wb") as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))

@@ -1,4 +1,4 @@
-"""What a run was trained on, so that measuring on the same pictures does not go unnoticed."""
+"""Data that a run was trained on, to warn when a model is evaluated on it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from fiber.data.datasets.resolve import has_splits
 
-#: Field of a run's config.json with the absolute path of its data; null for a user's records.
+#: Field of a run's config.json with the absolute path of its data; null for records of the caller.
 DATA_PATH = "data_path"
 
 
 class TrainedOn(NamedTuple):
-    """The data of a run."""
+    """Data of a run."""
 
     #: Absolute path of the folder or file.
     path: str
@@ -23,7 +23,7 @@ class TrainedOn(NamedTuple):
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
-        """Find it in the values of a config.json; None where they do not tell."""
+        """Read it from the values of a config.json; None if it is not stored."""
         path, data = config.get(DATA_PATH), config.get("data")
         if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
             return None
@@ -31,23 +31,23 @@ class TrainedOn(NamedTuple):
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
-    """Name a path of data the same from every working directory."""
+    """Return the absolute path of data."""
     return str(Path(data).resolve())
 
 
 def seen_before(
     trained: TrainedOn | None, source: str, data: str | os.PathLike[str], split: str
 ) -> str | None:
-    """Say whether a model was trained on what it is about to be measured on.
+    """Check whether a model was trained on the data that it is evaluated on.
 
     Args:
-        trained: the data of the model, if they are known.
+        trained: training data of the model, if known.
         source: a key of `fiber.data.datasets.registry.FORMS`.
-        data: folder or file of the measurement, which was read without an error.
-        split: of the measurement; "+" joins several.
+        data: folder or file of the evaluation.
+        split: of the evaluation; "+" joins several.
 
     Returns:
-        A sentence with what to do; None if the paths or the splits differ.
+        A warning; None if the paths or the splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None

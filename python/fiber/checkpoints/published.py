@@ -20,14 +20,14 @@ def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict
     """Load a published coarse state dict into a `FiberImageText`.
 
     Args:
-        model: its config says which keys are needed, but for those that `filled_in` names.
+        model: its config determines the required keys; those of `filled_in` are optional.
         state: tensors by published name.
 
     Returns:
-        Published keys that were left out, each with the reason.
+        Dropped published keys with the reason.
 
     Raises:
-        ValueError: naming missing keys, unknown keys and tensors of another shape.
+        ValueError: with missing keys, unknown keys and tensors of another shape.
     """
     config: FiberConfig = model.config  # type: ignore[assignment]
     keys = coarse_keys(config)
@@ -41,7 +41,7 @@ def load_published_coarse(model: nn.Module, state: Mapping[str, Tensor]) -> dict
 
 
 def published_coarse_state(model: nn.Module) -> dict[str, Tensor]:
-    """Give a `FiberImageText`'s tensors their published names; the inverse of loading."""
+    """Rename the tensors of a `FiberImageText` to their published names; the inverse of loading."""
     return unstack(model.state_dict(), coarse_keys(model.config))  # type: ignore[arg-type]
 
 
@@ -49,14 +49,14 @@ def load_published_fine(model: FiberDetector, state: Mapping[str, Tensor]) -> di
     """Load a published fine state dict into a detector.
 
     Args:
-        model: its config says which keys are needed.
+        model: its config determines the required keys.
         state: tensors by published name; a leading `module.` is dropped.
 
     Returns:
-        Published keys that were left out, each with the reason.
+        Dropped published keys with the reason.
 
     Raises:
-        ValueError: naming missing keys, unknown keys and tensors of another shape.
+        ValueError: with missing keys, unknown keys and tensors of another shape.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     keys = fine_keys(model.config)
@@ -71,9 +71,9 @@ def load_published_fine(model: FiberDetector, state: Mapping[str, Tensor]) -> di
 
 
 def published_fine_state(model: FiberDetector) -> dict[str, Tensor]:
-    """Give a detector's tensors their published names, and add the published buffers.
+    """Rename the tensors of a detector to their published names, and add the published buffers.
 
-    The published loader and ours both read the result; the inverse of `load_published_fine`.
+    The inverse of `load_published_fine`; the published loader also reads the result.
     """
     config = model.config
     state = unstack(model.state_dict(), fine_keys(config))

@@ -1,4 +1,4 @@
-"""Tensors by name from a checkpoint of somebody else, read without running anything in it.
+"""Read the tensors of an untrusted checkpoint without executing anything in it.
 
 A file of `torch.save` is a pickle, and a pickle may name any function to be called.
 `torch.load(weights_only=True)` refuses a file as soon as it names a class outside torch, and
@@ -206,7 +206,7 @@ def _update(target: Any, items: list[Any]) -> None:
 
 
 class Checkpoint(NamedTuple):
-    """What is used of a checkpoint."""
+    """Tensors and configuration of a checkpoint."""
 
     #: Tensors by name.
     state: dict[str, Tensor]
@@ -215,7 +215,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
-    """Read the tensors alone of what `read_checkpoint` takes."""
+    """Read the tensors of a checkpoint, see `read_checkpoint`."""
     return read_checkpoint(path, weights).state
 
 

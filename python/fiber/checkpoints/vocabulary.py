@@ -1,4 +1,4 @@
-"""What turns a run's numbers into words: its tokenizer, and the answers of its VQA head."""
+"""Load or build a run's tokenizer and the answers of its VQA head."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import Words, read_tokenizer
+from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
 #: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
 Answers = Sequence[str] | str | os.PathLike[str]
 
-#: In place of a tokenizer: one is trained on the texts that the run reads.
+#: Value of `tokenizer` that trains one on the texts of the run.
 TRAIN_ONE = "train"
-#: Tokens of such a one, at most: few texts have fewer pairs of letters that repeat.
+#: Maximum vocabulary size of a trained tokenizer.
 TRAINED_TOKENS = 4000
 
 
@@ -28,26 +28,25 @@ def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
 
 
 def choose_answers(
-    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Words | None
+    records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Vocabulary | None
 ) -> tuple[str, ...]:
-    """Choose the answers of the VQA head: those asked for, the model's own or the data's."""
+    """Choose the answers of the VQA head: given ones, the model's own or the data's."""
     counted = count_answers(records, limit)
     if fixed is not None:
         return fixed
-    # A model's own answers are kept while they will do, and with them its head.
+    # A model's own answers, and its head, are kept if they cover those of the data.
     return known.answers if known and set(counted) <= set(known.answers) else counted
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Read a tokenizer, or hand one on.
+    """Load a tokenizer; a `Tokenizer` is checked and returned.
 
     Args:
-        tokenizer: one, a tokenizer.json, or a folder that holds it or RoBERTa's vocab.json and
+        tokenizer: tokenizer, a tokenizer.json, or a folder with it or with RoBERTa's vocab.json and
             merges.txt.
 
     Raises:
-        ValueError: if there is none, or models cannot read it: their ids of special tokens are
-            RoBERTa's.
+        ValueError: if there is none, or its special tokens do not have RoBERTa's ids.
         FileNotFoundError: if its file is missing.
     """
     if tokenizer is None:
@@ -74,11 +73,11 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
 
 
 def open_answers(answers: Answers) -> tuple[str, ...]:
-    """Read the answers of a VQA head, or hand them on.
+    """Load the answers of a VQA head; a list is checked and returned.
 
     Raises:
         FileNotFoundError: if their file is missing.
-        ValueError: if they are no list of texts, with the first entry that is none.
+        ValueError: if they are not a list of strings, with the first other entry.
     """
     place, words = "", answers
     if isinstance(answers, (str, os.PathLike)):
@@ -95,11 +94,11 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that answers can be taught: each of a question's answers has one place, or none.
+    """Check that answers are distinct and not blank.
 
     Raises:
-        ValueError: if there are none, one is blank, or one stands there twice, by name. The one
-            empty answer that normalisation makes of "a" is none of these.
+        ValueError: if there are none, one is blank, or one is repeated, with its entries. One empty
+            answer is allowed: the normalization of "a".
     """
     if not answers:
         raise ValueError("answers: expected one or more, got none")
@@ -120,7 +119,7 @@ def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
     """List the best answers of the training questions, most frequent first, at most `limit`.
 
     Raises:
-        ValueError: if a record has no answers, by name.
+        ValueError: if a record has no answers, with its key.
     """
     counts: Counter[str] = Counter()
     for index in range(len(records)):

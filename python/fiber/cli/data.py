@@ -132,7 +132,7 @@ def _add_pack(kinds: argparse._SubParsersAction) -> None:
 
 
 def _make_data(options: argparse.Namespace) -> int:
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     module = importlib.import_module(f"fiber.data.{options.kind}")
     settings = {
@@ -151,7 +151,7 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
     return inspect(
@@ -166,7 +166,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from fiber.data.skip_report import counted
     from fiber.data.tools.pack import pack
-    from fiber.training.progress import ImageProgress
+    from fiber.progress import ImageProgress
 
     skipped: list[str] = []
     packed = pack(

@@ -18,8 +18,8 @@ from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN, SPLITS, Measures
 from fiber.demo.plan import Plan
 from fiber.env import describe_machine, provenance
+from fiber.progress import say
 from fiber.training.config.run import RunConfig
-from fiber.training.progress import say
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 

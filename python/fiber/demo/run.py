@@ -25,10 +25,10 @@ from fiber.demo.pictures import draw_sheet
 from fiber.demo.plan import Plan, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.env import describe_machine, provenance, usable_cores
+from fiber.progress import ImageProgress, readable_seconds, say
 from fiber.training.config.run import RunConfig
-from fiber.training.progress import ImageProgress, readable_seconds, say
 from fiber.training.run_dir import RunFolder
-from fiber.training.trainer import train
+from fiber.training.train import train
 
 
 def main(

@@ -1,6 +1,6 @@
-"""Which anchor learns which box: adaptive training sample selection.
+"""Assignment of anchors to boxes by adaptive training sample selection (ATSS).
 
-Letters: B pictures, A anchors over all levels, G boxes of the whole batch, K candidates of a box.
+Letters: B images, A anchors over all levels, G boxes of the batch, K candidates of a box.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from fiber.ops.boxes import centers, to_inclusive
 
-#: Least distance in pixels from an anchor's centre to every side of its box, as published.
+#: Minimum distance in pixels from an anchor's center to every side of its box, as published.
 MIN_INSIDE_PIXELS = 0.01
 
 
@@ -25,20 +25,20 @@ def atss_assign(
     top_k: int = 9,
     inside: Tensor | None = None,
 ) -> Tensor:
-    """Give anchors to boxes by statistics of their overlaps.
+    """Assign anchors to boxes by statistics of their IoU.
 
-    For each box, the `top_k` anchors of every level whose centres are nearest are candidates. The
+    For each box, the `top_k` anchors of every level with the nearest centers are candidates. The
     threshold is the mean plus the (unbiased) standard deviation of the candidates' IoUs. A
-    candidate is taken when its IoU reaches the threshold and its centre lies inside the box; an
-    anchor that several boxes of its picture want goes to the one with the highest IoU.
+    candidate is positive if its IoU reaches the threshold and its center is inside of the box. An
+    anchor that is positive for several boxes of its image goes to the one with the highest IoU.
 
     Args:
-        anchors: (H_l * W_l, 4) of each level, half-open pixels, the same for all pictures.
-        boxes_xyxy: (G, 4) boxes, half-open pixels, picture by picture.
-        boxes_per_image: (B,) int64, how many of the boxes belong to each picture.
+        anchors: (H_l * W_l, 4) of each level, half-open pixels, the same for all images.
+        boxes_xyxy: (G, 4) boxes, half-open pixels, image by image.
+        boxes_per_image: (B,) int64, number of boxes of each image.
         top_k: candidates of each level.
-        inside: (B, A) bool, which of the anchors a picture has, where pictures of several sizes
-            share the batch; None: all of them.
+        inside: (B, A) bool, anchors inside of each image, if images of several sizes are padded;
+            None: all.
 
     Returns:
         (B, A) int64: the index of the box among all G, or -1.
@@ -56,10 +56,10 @@ def atss_assign(
     )
     usable = None if inside is None else inside[images]
     overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k, usable)
-    # A box's place in its own picture, so that the G rows can be laid out as (B, most boxes).
+    # Index of a box in its own image, to lay out the G rows as (B, most boxes).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
-    # The largest count is read back once; it sizes the table.
+    # One synchronization: the largest count is the size of the table.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
     table[images, places] = overlaps
@@ -74,9 +74,9 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """IoU (G, A) of every box with the anchors it may take; -1 elsewhere.
+    """IoU (G, A) of every box with its candidates; -1 elsewhere.
 
-    `usable` is (G, A) bool, the anchors of each box's picture, or None for all of them.
+    `usable` is (G, A) bool, the anchors of each box's image, or None for all.
     """
     overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)
@@ -94,8 +94,7 @@ def _candidate_overlaps(
     if usable is None:
         threshold = candidate_overlaps.mean(1) + candidate_overlaps.std(1)
     else:
-        # A small map may have fewer anchors than candidates are asked for; of the others no centre
-        # lies inside a box.
+        # A small map may have fewer anchors than `top_k`.
         real = usable.gather(1, candidates)
         count = real.sum(1)
         mean = (candidate_overlaps * real).sum(1) / count

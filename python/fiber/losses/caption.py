@@ -1,7 +1,7 @@
-"""Fine-tuning a captioner beyond likelihood: off-policy (GOLD) and self-critical (CIDEr-D).
+"""Losses to fine-tune a captioner beyond likelihood: GOLD (off-policy) and SCST (CIDEr-D).
 
 As in `losses.language`, a rank returns its own sum times the number of ranks over the count of all
-ranks. Letters: B captions of this rank, L text tokens, V vocabulary, S samples of a picture.
+ranks. Letters: B captions of this rank, L text tokens, V vocabulary, S samples of an image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fiber.losses.language import next_tokens
 LEAST_WEIGHT = 0.1
 #: Added to probabilities and to the published divisor, as published.
 _EPS = 1e-9
-#: Constant reward that a sample is compared with, and the factor on rewards, as published.
+#: Constant baseline and scale of the rewards, as published.
 PUBLISHED_BASELINE, PUBLISHED_SCALE = 1.0, 100.0
 
 
@@ -31,19 +31,19 @@ def gold_loss(
     *,
     divisor: Literal["tokens", "padding"] = "tokens",
 ) -> Tensor:
-    """Weigh each token of a caption by how much a frozen copy of the model believes in it.
+    """Cross entropy of next tokens, weighted by their probability under a frozen model.
 
-    With p_t the copy's probability of token t and q_t the mean of p from t to the caption's end,
-    the weight of a token is max(p_t q_t, 0.1).
+    With p_t the frozen model's probability of token t and q_t the mean of p from t to the end of
+    the caption, the weight of a token is max(p_t q_t, 0.1).
 
     Args:
         logits: (B, L, V) from `decode_text`.
-        reference_logits: (B, L, V) of the frozen copy for the same captions; no gradient.
+        reference_logits: (B, L, V) of the frozen model for the same captions; no gradient.
         token_ids: (B, L) int64 with <s> and </s>.
         text_mask: (B, L) bool, True = real token.
-        divisor: "tokens": a caption's sum is divided by its number of targets. "padding": by that
-            of positions without one, as in the published code, where a short caption so weighs
-            less and one that fills all L tokens a billion times more.
+        divisor: "tokens": divide the sum of a caption by its number of targets. "padding": by its
+            number of positions without a target, as in the published code, where short captions
+            have less weight and one that fills all L tokens a billion times more.
 
     Returns:
         The mean over the captions of all ranks that have a target.
@@ -79,10 +79,10 @@ def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         reference_logits: (B, L, V).
-        targets: (B, L) int64, negative where there is none.
+        targets: (B, L) int64, negative without a target.
 
     Returns:
-        (B, L) float32 in [0.1, 1]; what stands where there is no target has no meaning.
+        (B, L) float32 in [0.1, 1]; undefined at positions without a target.
     """
     real = targets >= 0
     # The published probabilities: exp(log(softmax + 1e-9)).
@@ -101,20 +101,18 @@ def self_critical_loss(
     baseline: Tensor | float = PUBLISHED_BASELINE,
     scale: float = PUBLISHED_SCALE,
 ) -> Tensor:
-    """Make sampled captions likelier by how much better than a baseline they are (REINFORCE).
+    """REINFORCE loss of sampled captions with a baseline.
 
     Args:
         log_probs: (B, S, L) float, log probability of each sampled token, with gradient.
-        is_token: (B, S, L) bool, True where a token was sampled: up to the </s>, that included.
-        rewards: (B, S) of each sample, CIDEr-D in units in which 10 is the best (see
-            `metrics.cider`); no gradient.
-        baseline: what is subtracted from the rewards: a number (published: 1.0) or (B, S), as
-            `others_mean` gives.
+        is_token: (B, S, L) bool, True for sampled tokens, up to and including </s>.
+        rewards: (B, S) CIDEr-D of each sample, from 0 to 10 (see `metrics.cider`); no gradient.
+        baseline: subtracted from the rewards: a number (published: 1.0) or (B, S) of `others_mean`.
         scale: factor on the rewards, as published.
 
     Returns:
-        The sum over a picture's samples of scale (baseline - reward) times the mean log probability
-        of the sample's tokens, averaged over the pictures of all ranks.
+        The sum over an image's samples of scale (baseline - reward) times the mean log probability
+        of the sample's tokens, averaged over the images of all ranks.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -126,7 +124,7 @@ def self_critical_loss(
             f"log_probs have shape {tuple(log_probs.shape)}, is_token {tuple(is_token.shape)},"
             f" rewards {tuple(rewards.shape)}; expected (B, S, L), (B, S, L) and (B, S)"
         )
-    # A token of probability 0 outside a sample must not turn it into NaN.
+    # Masked positions may have log probability -inf, and 0 * inf is NaN.
     kept = wide(log_probs).masked_fill(~is_token, 0.0)
     means = kept.sum(2) / is_token.sum(2).clamp(min=1)
     total = (means * (scale * (baseline - wide(rewards.detach())))).sum()
@@ -135,10 +133,10 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Mean reward of the picture's other samples, a baseline that adapts: (B, S) -> (B, S).
+    """Mean reward of the image's other samples, as a baseline: (B, S) -> (B, S).
 
     Raises:
-        ValueError: if there is a single sample.
+        ValueError: if S is 1.
     """
     samples = rewards.shape[1]
     if samples < 2:

@@ -1,14 +1,14 @@
-"""Collectives for losses: sums over all ranks, and gathered rows of the whole batch with gradients.
+"""Collectives for losses: sums over all ranks, and rows of the global batch with gradients.
 
-A row is one sample's tensor. The whole batch is the batches of all ranks in rank order: its row
+A row is one sample's tensor. The global batch is the batches of all ranks in rank order: its row
 `counts[0] + ... + counts[r - 1] + i` is row i of rank r. Without an initialized `torch.distributed`
-the whole batch is the local one and nothing is sent.
+the global batch is the local one and nothing is sent.
 
 Gradients: a rank's loss may depend on rows of every rank; the backward pass sums the gradients of
 each row over all ranks. With losses scaled by the number of ranks, and the mean of gradients that
-DistributedDataParallel takes, N processes equal one process with the whole batch.
+DistributedDataParallel takes, N processes equal one process with the global batch.
 
-Letters: n rows of this rank, G rows of the whole batch, W ranks.
+Letters: n rows of this rank, G rows of the global batch, W ranks.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Count the processes that train together; 1 without torch.distributed."""
+    """Return the world size; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Add a tensor up over all ranks, without gradient.
+    """Sum a tensor over all ranks, without gradient.
 
     DistributedDataParallel averages gradients, so a loss that is
-    `local_sum * world_size() / all_rank_sum(local_count)` trains as one process with the whole
+    `local_sum * world_size() / all_rank_sum(local_count)` trains as one process with the global
     batch would.
 
     Args:
@@ -46,12 +46,12 @@ def all_rank_sum(tensor: Tensor) -> Tensor:
 
 
 def rank() -> int:
-    """Number of this process among the ranks; 0 without `torch.distributed`."""
+    """Return the rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def row_counts(rows: Tensor) -> tuple[int, ...]:
-    """Count the rows of every rank; one small exchange, so ask once a step."""
+    """Return the number of rows of every rank; one small all-gather."""
     if world_size() == 1:
         return (rows.shape[0],)
     own = torch.tensor([rows.shape[0]], device=rows.device)
@@ -61,7 +61,7 @@ def row_counts(rows: Tensor) -> tuple[int, ...]:
 
 
 def all_rank_max(number: int, device: torch.device | str) -> int:
-    """Take the largest of one number of each rank."""
+    """Return the maximum of a number over all ranks."""
     if world_size() == 1:
         return number
     largest = torch.tensor(number, device=device)
@@ -70,11 +70,11 @@ def all_rank_max(number: int, device: torch.device | str) -> int:
 
 
 def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Put the rows of all ranks together, with gradient through the exchange.
+    """All-gather rows, with gradient.
 
     Args:
         rows: (n, ...) of any dtype; n may differ between ranks, the rest of the shape may not.
-        counts: what `row_counts` said, where it is known.
+        counts: result of `row_counts`, if it is known.
 
     Returns:
         (G, ...) rows of rank 0, then of rank 1, and so on: the same tensor on every rank.
@@ -92,18 +92,18 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Take rows of the whole batch by their number; every rank sends only what others ask for.
+    """Index rows of the global batch, with gradient; ranks send only requested rows.
 
     Args:
         rows: (n, ...) this rank's rows, of any dtype; only n may differ between ranks.
-        indices: (n,) int64 numbers in [0, G), one wanted row for each of this rank's rows.
-        counts: what `row_counts` said, where it is known.
+        indices: (n,) int64 in [0, G), one row of the global batch for each of this rank's rows.
+        counts: result of `row_counts`, if it is known.
 
     Returns:
-        (n, ...) the wanted rows. Their gradients travel back to the ranks that own them.
+        (n, ...) requested rows. Their gradients are sent back to the ranks that own them.
 
     Raises:
-        ValueError: if `indices` is no (n,) int64 tensor, or `counts` does not fit.
+        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` does not fit.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
@@ -125,8 +125,8 @@ def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
 
 
 def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    # Every rank sends the same number of rows, the shorter ones padded, since one collective on
-    # equal sizes is the fastest that every backend has.
+    # Padded to equal numbers of rows, since all backends have a fast all-gather for equal
+    # sizes.
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
@@ -188,5 +188,5 @@ class _FetchRows(torch.autograd.Function):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Take half precision to float32; a model in double precision keeps its own."""
+    """Cast half precision to float32; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""Losses of the fine model: tokens, boxes and centerness.
+"""Losses of the fine model: token alignment, boxes and centerness.
 
-Letters: B pictures, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
+Letters: B images, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 
-#: Published weight of positive tokens, and the exponent that plays easy ones down.
+#: Published weight of positive tokens, and the focusing exponent.
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 
@@ -28,15 +28,15 @@ def grounding_losses(
     *,
     background_token: int | None = None,
 ) -> dict[str, Tensor]:
-    """Compare predictions with boxes.
+    """Compute the losses of a batch; anchors are assigned by ATSS.
 
     Args:
-        output: of the model, on the batch's pictures and texts.
-        batch: boxes and the tokens that name them; a picture may have none.
+        output: of the model, for the images and texts of the batch.
+        batch: boxes and the tokens that name them; an image may have none.
         config: of the model; `detector.atss_top_k` is read.
-        background_token: token that anchors without a box must predict. The published training
-            uses the last of 256 slots, a harmless pad unless a text fills all of them, when </s>
-            becomes a false positive everywhere. Default: no such token.
+        background_token: target token of anchors without a box. The published training uses the
+            last of 256 slots, which is a pad unless a text fills all of them; then </s> becomes a
+            false positive everywhere. Default: none.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss over the number of anchors that
@@ -74,7 +74,7 @@ def grounding_losses(
 
     count = centrality.new_tensor(float(len(box)))
     totals = all_rank_sum(torch.stack([count, centrality.sum()]))
-    # Without a box on any rank the sums of boxes are 0, and no divisor may be.
+    # Without a box on any rank the sums over boxes are 0; their divisors must not be.
     per_anchor = world_size() / totals[0].clamp(min=1.0)
     per_centrality = world_size() / totals[1].clamp(min=1e-6)
     return {
@@ -85,7 +85,7 @@ def grounding_losses(
 
 
 def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy that plays down what is already right.
+    """Binary focal loss.
 
     Args:
         logits: any shape, float32.
@@ -103,7 +103,7 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Say how central anchors lie in their boxes.
+    """Compute the centerness of anchors in their boxes.
 
     Args:
         anchors_xyxy: (P, 4) half-open.

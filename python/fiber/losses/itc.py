@@ -1,6 +1,6 @@
-"""Image-text contrastive loss (ITC) over the whole batch; `losses.queue` has the published form.
+"""Image-text contrastive loss (ITC) over the global batch; see `losses.itc_queue` for a queue.
 
-Letters: B pairs of this rank, G pairs of the whole batch (all ranks), D width of the vectors.
+Letters: B pairs of this rank, G pairs of the global batch (all ranks), D width of the vectors.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ TEMPERATURE_RANGE = (0.001, 1.0)
 
 @dataclass(frozen=True)
 class Similarities:
-    """How alike this rank's pictures and texts are to the candidates; no gradients.
+    """Similarities of this rank's images and texts to the candidates, detached.
 
-    The K candidates are the G rows of the whole batch, or, in the queue form, this rank's B rows
-    and then what the queue holds.
+    The K candidates are the G rows of the global batch, or, in the queue form, the B rows of this
+    rank followed by the queue.
     """
 
-    #: (B, K) float32 cosine similarity / temperature of this rank's pictures and the texts.
+    #: (B, K) float32 cosine similarity / temperature, image queries and text keys.
     image_to_text: Tensor
-    #: (B, K) float32, the same for this rank's texts and the pictures.
+    #: (B, K) float32, text queries and image keys.
     text_to_image: Tensor
     #: (B, K) bool, True where row and column are a true negative pair.
     is_negative: Tensor
-    #: Rows of each rank; the whole batch is rank 0's rows, then rank 1's, and so on.
+    #: Number of rows of each rank; the global batch is in rank order.
     counts: tuple[int, ...]
-    #: Number of the candidate that is this rank's first row.
+    #: Index of the candidate that is this rank's first row.
     first_candidate: int = 0
 
     @property
     def first_row(self) -> int:
-        """Number of this rank's first row in the whole batch."""
+        """Index of this rank's first row in the global batch."""
         return sum(self.counts[: rank()])
 
 
@@ -49,31 +49,31 @@ def itc_loss(
     image_ids: Tensor,
     text_ids: Tensor | None = None,
 ) -> tuple[Tensor, Similarities]:
-    """Ask each picture for its text among all texts of the whole batch, and the other way round.
+    """Cross entropy of image to text and text to image retrieval within the global batch.
 
-    Row i of both sides is a pair. A column that shows the same picture as the row (equal
-    `image_ids`) or says the same (equal `text_ids`) is neither target nor negative: it is left out
-    of the softmax. So the target stays one-hot, as published, and a picture with many captions
-    weighs no more than another.
+    Row i of both sides is a pair. A column with the same image as the row (equal `image_ids`) or
+    the same text (equal `text_ids`) is neither target nor negative: it is masked in the softmax. So
+    the target stays one-hot, as published, and an image with many captions has no more weight than
+    another.
 
     Args:
         image_vectors: (B, D) of unit length.
         text_vectors: (B, D) of unit length.
         temperature: a scalar parameter, clamped in place to [0.001, 1], as published, so that it
-            never leaves the range for good.
-        image_ids: (B,) int64, equal numbers mean the same picture.
+            never stays out of the range.
+        image_ids: (B,) int64, equal numbers mean the same image.
         text_ids: (B,) int64, equal numbers mean the same text (see `text_fingerprints`), or None:
             all texts differ.
 
     Returns:
         The loss of this rank: the mean of ranks' losses, and of their gradients, is that of one
-        process with the whole batch. And the similarities, for `matching.hard_negatives`.
+        process with the global batch. And the similarities, for `itm.hard_negatives`.
 
     Raises:
-        ValueError: if shapes do not fit together, or the whole batch is a single pair.
+        ValueError: if shapes do not fit together, or the global batch is a single pair.
 
-    Source: FIBER (Dou et al. 2022), contrast within the batch (the paper's form; the published
-    code holds a queue of older vectors instead: `losses.queue`).
+    Source: FIBER (Dou et al. 2022), ITC within the batch (the paper's form; the published code has
+    a queue of older vectors instead: `losses.itc_queue`).
     """
     check_pairs(image_vectors, text_vectors, image_ids, text_ids)
     counts = row_counts(image_vectors)
@@ -115,7 +115,7 @@ def itc_loss(
 
 
 def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Number texts so that equal texts have equal numbers, however far they are padded.
+    """Hash texts: equal texts have equal hashes, whatever their padding.
 
     Args:
         token_ids: (B, L) int64.
@@ -135,10 +135,10 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
 def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
-    """Check that vectors and numbers are of the same pairs.
+    """Check that the shapes of vectors and ids fit together.
 
     Raises:
-        ValueError: if they are not, with the shapes.
+        ValueError: if they do not, with the shapes.
     """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(

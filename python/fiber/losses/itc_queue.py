@@ -1,10 +1,10 @@
-"""Image-text contrastive loss (ITC) against a queue of past pairs, the published code's form.
+"""Image-text contrastive loss (ITC) against a queue of past pairs, as in the published code.
 
-The default is `contrastive.itc_loss`, which stores nothing. Here the vectors, pictures and texts of
-past batches of all ranks are kept, as the model made them then (there is no slow copy of the
-model), and the current batch of this rank is contrasted with itself and with them.
+The default is `itc.itc_loss`, which has no state. Here the keys are the current batch of this rank
+and a queue with the vectors, images and texts of past batches of all ranks. Queued vectors are not
+recomputed, and there is no momentum encoder.
 
-Letters: B pairs of this rank, Q places of the queue, D width of the vectors, L text tokens.
+Letters: B pairs of this rank, Q slots of the queue, D width of the vectors, L text tokens.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide
 from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs
 from fiber.losses.itm import HardNegatives
 
-#: Id of <pad>, which shorter texts of the queue end with.
+#: Id of <pad>, to which texts in the queue are padded.
 PAD_ID = 1
 
 
 class PairQueue:
-    """The newest pairs of all ranks; the newest overwrite the oldest. Alike on every rank.
+    """Ring buffer of the newest pairs of all ranks; identical on every rank.
 
     Attributes:
-        image_vectors: (Q, D) float32, 0 where nothing was written.
+        image_vectors: (Q, D) float32, 0 in empty slots.
         text_vectors: (Q, D) float32.
         images: (Q, 3, H, W) of the model's input. 4096 of 384 x 384 pixels take 7.25 GB.
         token_ids: (Q, L) int64.
         text_mask: (Q, L) bool.
-        image_ids: (Q,) int64, equal numbers mean the same picture.
+        image_ids: (Q,) int64, equal numbers mean the same image.
         text_ids: (Q,) int64, equal numbers mean the same text.
-        pointer: the place that is written next.
-        total: pairs that were ever written.
+        pointer: slot that is written next.
+        total: number of pairs written so far.
     """
 
     TENSORS = (
@@ -60,9 +60,9 @@ class PairQueue:
         Args:
             length: Q.
             width: D.
-            image_size: (height, width) of a picture in pixels.
+            image_size: (height, width) of an image in pixels.
             max_tokens: L.
-            device: where the tensors are kept.
+            device: of the tensors.
 
         Raises:
             ValueError: if `length` is not positive.
@@ -83,7 +83,7 @@ class PairQueue:
 
     @property
     def written(self) -> int:
-        """Number of places that hold a pair; they are the first ones."""
+        """Number of filled slots, which are the first ones."""
         return min(self.total, len(self))
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class PairQueue:
         image_ids: Tensor,
         text_ids: Tensor,
     ) -> None:
-        """Write the pairs of all ranks, rank by rank; once a pass, after its loss.
+        """Append the pairs of all ranks in rank order, after the loss of the micro-batch.
 
         Args:
             image_vectors: (B, D).
@@ -109,7 +109,7 @@ class PairQueue:
             text_ids: (B,) int64.
 
         Raises:
-            ValueError: if the whole batch does not fit into the queue, or a text is longer than L.
+            ValueError: if the global batch does not fit into the queue, or a text is longer than L.
         """
         longest = all_rank_max(token_ids.shape[1], token_ids.device)
         if longest > self.token_ids.shape[1]:
@@ -139,7 +139,7 @@ class PairQueue:
         self.total += sum(counts)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs."""
+        """Return the tensors to save in a checkpoint."""
         state = {name: getattr(self, name) for name in self.TENSORS}
         return state | {
             "pointer": torch.tensor(self.pointer),
@@ -147,7 +147,7 @@ class PairQueue:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
@@ -163,29 +163,28 @@ def queue_itc_loss(
     *,
     only_written: bool = True,
 ) -> tuple[Tensor, Similarities]:
-    """Ask each picture for its text among this rank's batch and the queue, and the other way round.
+    """Cross entropy of image-text retrieval, both ways, in this rank's batch and the queue.
 
-    Gradients reach the asking side alone. As in `contrastive.itc_loss` a column with the row's
-    picture or text is left out; the published code has no such numbers, and with numbers that all
-    differ this is its loss.
+    Only queries get gradients. As in `itc.itc_loss`, a column with the row's image or text is
+    masked. The published code has no ids; with ids that all differ this is its loss.
 
     Args:
         image_vectors: (B, D) of unit length.
         text_vectors: (B, D) of unit length.
         temperature: a scalar parameter, clamped in place to [0.001, 1], as published.
-        image_ids: (B,) int64, equal numbers mean the same picture.
+        image_ids: (B,) int64, equal numbers mean the same image.
         text_ids: (B,) int64, equal numbers mean the same text.
         queue: older pairs; it is not changed (`PairQueue.enqueue` does so).
-        only_written: leave out the places that nothing was written to. False: they count, as in
-            the published code, whose queue begins with random vectors.
+        only_written: mask empty slots. False: they count as negatives, as in the published code,
+            whose queue is initialized with random vectors.
 
     Returns:
         The loss of this rank, whose mean over ranks is the mean over all pairs, and the
-        similarities to this rank's batch and what the queue holds, for `matching.hard_negatives`.
+        similarities to this rank's batch and the queue, for `itm.hard_negatives`.
 
     Raises:
-        ValueError: if shapes do not fit together, or there is nothing to be contrasted with: one
-            pair and an empty queue.
+        ValueError: if shapes do not fit together, or there are no negatives: one pair and an empty
+            queue.
 
     Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
     """
@@ -201,7 +200,7 @@ def queue_itc_loss(
         temperature.clamp_(*TEMPERATURE_RANGE)
     same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
     same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
-    # Places without a pair have no numbers: they are like no row.
+    # Empty slots have no ids: they equal no row.
     same[:, batch + queue.written :] = False
     left_out = same.clone()
     left_out.fill_diagonal_(False)
@@ -235,18 +234,17 @@ def queued_negatives(
     queue: PairQueue,
     negatives: HardNegatives,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the drawn negatives from this rank's batch and the queue.
+    """Gather sampled negatives from this rank's batch and the queue.
 
     Args:
-        images: (B, 3, H, W) this rank's pictures.
+        images: (B, 3, H, W) this rank's images.
         token_ids: (B, L') int64.
         text_mask: (B, L') bool.
-        queue: as the similarities saw it, before this batch is enqueued.
-        negatives: drawn from the similarities of `queue_itc_loss`.
+        queue: before this batch is enqueued, as for the similarities.
+        negatives: sampled from the similarities of `queue_itc_loss`.
 
     Returns:
-        (B, 3, H, W) wrong pictures, (B, L) wrong texts and (B, L) their mask, where L is that of
-        the queue.
+        (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask, L of the queue.
     """
     missing = queue.token_ids.shape[1] - token_ids.shape[1]
     own_ids = F.pad(token_ids, [0, missing], value=PAD_ID)
@@ -259,7 +257,7 @@ def queued_negatives(
 
 
 def _rows(own: Tensor, queued: Tensor, indices: Tensor) -> Tensor:
-    """Rows of `own` followed by `queued`, without joining the two: a queue of pictures is large."""
+    """Index the concatenation of `own` and `queued` without building it: the queue is large."""
     is_own = indices < len(own)
     rows = own[indices.clamp(max=len(own) - 1)]
     from_queue = queued[(indices - len(own)).clamp(min=0).to(queued.device)].to(own)

@@ -1,9 +1,9 @@
-"""Image-text matching (ITM): which pairs are scored, and the loss over them.
+"""Image-text matching (ITM): pairs with hard or random negatives, and the loss over them.
 
-With hard negatives (pre-training) there are 3B pairs, in this order: B true ones, B pictures with
-another text, B texts with another picture. For fine-tuning without contrast half of the B texts
-keep their picture and half get a random other one. Letters: B pairs of this rank, G pairs of the
-whole batch (all ranks), L text tokens.
+With hard negatives (pre-training) there are 3B pairs, in this order: B true ones, B images with
+another text, B texts with another image. For fine-tuning without ITC half of the B texts keep their
+image and half get a random other one. Letters: B pairs of this rank, G pairs of the
+global batch (all ranks), L text tokens.
 """
 
 from __future__ import annotations
@@ -28,69 +28,69 @@ from fiber.losses.distributed import (
 )
 from fiber.losses.itc import Similarities
 
-#: Label of a pair that the loss leaves out.
+#: Label of a pair that the loss ignores.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each of this rank's rows, a text and a picture that do not belong to it.
+    """For each row of this rank, a text and an image that do not belong to it.
 
-    Numbers are those of the similarities' candidates: rows of the whole batch, or, in the queue
-    form, this rank's rows and then the queue's.
+    Indices are into the candidates of the similarities: rows of the global batch, or, in the queue
+    form, this rank's rows followed by the queue.
     """
 
-    #: (B,) int64: candidate whose text goes with this picture.
+    #: (B,) int64: candidate with the negative text of this image.
     text_index: Tensor
-    #: (B,) int64: candidate whose picture goes with this text.
+    #: (B,) int64: candidate with the negative image of this text.
     image_index: Tensor
-    #: (B,) bool: False where no candidate is a negative (then both indices are the row's own, and
-    #: the two pairs take no part in the loss).
+    #: (B,) bool: False if no candidate is a negative (then both indices are the row's own, and the
+    #: loss ignores the two pairs).
     exists: Tensor
-    #: Rows of each rank.
+    #: Number of rows of each rank.
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class HalfPairs:
-    """The texts of this rank, each with its own or with another picture."""
+    """The texts of this rank, each with its own or another image."""
 
-    #: (B,) int64: row of the whole batch whose picture goes with this text.
+    #: (B,) int64: row of the global batch with the image of this text.
     image_index: Tensor
-    #: (B,) int64: 1 where it is the text's own, 0 where it is another one, -100 where it should be
-    #: another one but the whole batch holds none (such a pair takes no part in the loss).
+    #: (B,) int64: 1 for the text's own image, 0 for another one, -100 if the global batch has no
+    #: other image (the loss ignores the pair).
     labels: Tensor
-    #: Rows of each rank.
+    #: Number of rows of each rank.
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """The 3B pairs that go through fusion and the matching head."""
+    """The 3B pairs that fusion and the ITM head score."""
 
-    #: (3B, ...) rows of pictures.
+    #: (3B, ...) images.
     image_rows: Tensor
-    #: (3B, L, ...) rows of texts.
+    #: (3B, L, ...) texts.
     text_rows: Tensor
     #: (3B, L) bool, True = real token.
     text_mask: Tensor
 
 
 def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardNegatives:
-    """Draw one wrong text for each picture and one wrong picture for each text.
+    """Sample one negative text for each image and one negative image for each text.
 
-    A candidate's chance is the softmax of its similarity among all true negatives of the whole
-    batch. The draw for a row depends on (seed, step, number of the row in the whole batch) alone:
-    two ranks draw what one process with the whole batch draws.
+    A candidate's probability is the softmax of its similarity over all true negatives of the global
+    batch. The sample of a row depends only on (seed, step, index of the row in the global batch),
+    so that it does not change with the number of ranks.
 
     Args:
-        similarities: from `contrastive.itc_loss` or `queue.queue_itc_loss`.
+        similarities: from `itc.itc_loss` or `itc_queue.queue_itc_loss`.
         seed: of the run.
-        step: number of this batch in the run; micro-batches of one step need numbers of their own.
+        step: number of the micro-batch in the run.
 
     Source: ALBEF (Li et al. 2021) 3.2; candidates from all ranks as in VLMo, which FIBER's paper
     follows (the published code adds 1e-9 to every weight, the true pair's too; here a true pair
-    cannot be drawn).
+    is never sampled).
     """
     first, rows = similarities.first_row, similarities.is_negative.shape[0]
     numbers = np.arange(first, first + rows)
@@ -107,22 +107,22 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
 
 
 def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
-    """Keep the picture of half of the texts and give the others one that is not theirs.
+    """Keep the image of half of the texts and give the others a random wrong one.
 
-    Of the G texts of the whole batch G // 2, drawn at random, are true pairs. Every other one gets
-    a picture drawn evenly from the rows that show another. Draws depend on (seed, step, number of
-    the row in the whole batch) alone.
+    Of the G texts of the global batch a random G // 2 are true pairs. The others get an image that
+    is sampled uniformly from the rows with another image. Samples depend only on (seed, step, index
+    of the row in the global batch).
 
     Args:
-        image_ids: (B,) int64, equal numbers mean the same picture.
+        image_ids: (B,) int64, equal numbers mean the same image.
         seed: of the run.
         step: number of this batch in the run.
 
     Raises:
-        ValueError: if the whole batch is a single pair.
+        ValueError: if the global batch is a single pair.
 
-    Source: fine-tuning by matching in the published code of FIBER, which takes the false picture
-        from the whole data set and may so draw the text's own.
+    Source: ITM fine-tuning in the published code of FIBER, which samples the wrong image from the
+        whole data set and may so sample the text's own.
     """
     counts = row_counts(image_ids)
     whole, rows = sum(counts), len(image_ids)
@@ -154,12 +154,12 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
 def matching_pairs(
     image_rows: Tensor, text_rows: Tensor, text_mask: Tensor, negatives: HardNegatives
 ) -> MatchingPairs:
-    """Lay out the 3B pairs, with the negatives' rows fetched from the ranks that hold them.
+    """Build the 3B pairs; rows of negatives are fetched from their ranks.
 
     Args:
-        image_rows: (B, ...) pictures, or what the model makes of them before fusion.
-        text_rows: (B, L, ...) token ids, or what the model makes of them before fusion. Where L
-            differs between ranks all are padded with zeros to the longest.
+        image_rows: (B, ...) images or their prefixes.
+        text_rows: (B, L, ...) token ids or their prefixes, padded with zeros to the
+            longest L of all ranks.
         text_mask: (B, L) bool, True = real token.
         negatives: from `hard_negatives`.
 
@@ -182,11 +182,11 @@ def matching_pairs(
 def join_pairs(
     true: tuple[Tensor, Tensor, Tensor], wrong: tuple[Tensor, Tensor, Tensor]
 ) -> MatchingPairs:
-    """Lay out the 3B pairs where the negatives' rows are at hand.
+    """Build the 3B pairs from rows of this rank.
 
     Args:
-        true: (B, ...) pictures, (B, L, ...) texts and (B, L) their mask.
-        wrong: the same of the negatives; the shorter texts of the two are padded with zeros.
+        true: (B, ...) images, (B, L, ...) texts and their (B, L) mask.
+        wrong: the same of the negatives; shorter texts are padded with zeros.
     """
     longest = max(true[1].shape[1], wrong[1].shape[1])
     texts, mask = _pad_texts(true[1], true[2], longest)
@@ -209,7 +209,7 @@ def matching_labels(
     negatives: HardNegatives | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """(3B,) int64: 1 for the B true pairs, 0 for the 2B others, -100 where no negative exists."""
+    """(3B,) int64: 1 for the B true pairs, 0 for the 2B others, -100 without a negative."""
     if negatives is not None:
         device = negatives.exists.device
     labels = torch.zeros(3, batch_size, dtype=torch.int64, device=device)
@@ -226,14 +226,13 @@ def itm_loss(
     *,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of "these belong together" over the 3B pairs of all ranks.
+    """ITM cross entropy over the 3B pairs of all ranks.
 
     Args:
         logits: (3B, 2) float, in the order of `matching_pairs`; column 1 is "match".
         batch_size: B of this rank.
-        negatives: what the pairs were made of; pairs without a negative are left out.
-        rows: (n,) int64 numbers of the pairs that were scored, where not all were; logits are
-            (n, 2).
+        negatives: of the pairs; pairs without a negative are ignored.
+        rows: (n,) int64 indices of the scored pairs, with logits (n, 2); None: all.
 
     Returns:
         The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
@@ -254,11 +253,11 @@ def itm_loss(
 
 
 def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of "these belong together" over the labelled pairs of all ranks.
+    """ITM cross entropy over the labeled pairs of all ranks.
 
     Args:
         logits: (n, 2) float; column 1 is "match".
-        labels: (n,) int64: 1, 0, or -100 where a pair is left out.
+        labels: (n,) int64: 1, 0, or -100 to ignore a pair.
 
     Returns:
         The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
@@ -279,9 +278,9 @@ def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def counter_uniforms(
     seed: int, step: int, stream: int, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Draw one number in [0, 1) for each row; it depends on the four arguments alone.
+    """Counter-based RNG: one number in [0, 1) per row, a function of the four arguments.
 
-    Source: the finaliser of SplitMix64 (Steele et al. 2014), applied once for each argument.
+    Source: the finalizer of SplitMix64 (Steele et al. 2014), applied once for each argument.
     """
     state = np.zeros(len(rows), dtype=np.uint64)
     for word in (seed, step, stream, rows):
@@ -299,7 +298,7 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _draw(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
-    """Invert each row's cumulative distribution at its uniform number; (B,) int64."""
+    """Sample one column per row by inverting its cumulative distribution: (B,) int64."""
     if not logits.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=logits.device)
     # float64, so that the boundaries between candidates hardly move with the order of sums.
@@ -316,15 +315,15 @@ def _draw(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """Choose, of the 3B matching pairs, the true ones and one negative for each.
+    """Select, of the 3B pairs, the true ones and one negative for each.
 
     Args:
         batch_size: B of this rank.
-        first_row: number of this rank's first row in the whole batch, so that ranks choose what one
-            process with the whole batch would.
+        first_row: index of this rank's first row in the global batch, so that the
+            selection does not change with the number of ranks.
 
     Returns:
-        (2B,) int64: true pairs, then a wrong text for even rows and a wrong picture for odd ones.
+        (2B,) int64: true pairs, then a negative text for even and a negative image for odd rows.
     """
     rows = torch.arange(batch_size)
     is_odd = (rows + first_row) % 2

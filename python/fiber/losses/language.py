@@ -1,8 +1,8 @@
-"""Losses over words and answers: masked words, captions, VQA, NLVR2.
+"""Losses over tokens and answers: MLM, captions, VQA, NLVR2.
 
-Each is the mean over the whole batch (all ranks): a rank returns its own sum times the number of
-ranks over the count of all ranks, so that the mean over ranks, of losses and of gradients alike,
-is that of one process with the whole batch. Logits are taken to float32.
+Each is the mean over the global batch (all ranks): a rank returns its own sum times the number of
+ranks over the count of all ranks, so that the mean over ranks of losses and of gradients equals
+that of one process with the global batch. Logits are cast to float32.
 
 Letters: B samples of this rank, L text tokens, V vocabulary, A answers.
 """
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from fiber.losses.distributed import all_rank_sum, wide, world_size
 
-#: Label of a token that was not picked.
+#: Label of a token that is not masked.
 IGNORED = -100
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over all masked words of all ranks.
+    """Mean cross entropy over the masked tokens of all ranks.
 
     Args:
-        logits: (B, L, V), or (M, V) at M picked positions only.
-        labels: (B, L) or (M,) int64: the original id where a token was picked, else -100.
+        logits: (B, L, V), or (M, V) at M masked positions only.
+        labels: (B, L) or (M,) int64: the original id of a masked token, else -100.
 
     Returns:
-        The loss; 0 with a graph behind it where no rank picked a token.
+        The loss; a 0 with gradient if no rank has a masked token.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -44,10 +44,10 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Mean cross entropy of each next token over all captions of all ranks.
+    """Mean cross entropy of next tokens over the captions of all ranks.
 
-    Position t predicts token t + 1; the last real token (</s>) is a target and predicts nothing;
-    padding is neither.
+    Position t predicts token t + 1. The last real token (</s>) is only a target; padding is
+    ignored.
 
     Args:
         logits: (B, L, V) from `decode_text`.
@@ -62,7 +62,7 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
 
 
 def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Give each position of a caption the token after it.
+    """Return the target of each position, the token after it.
 
     Args:
         logits: (B, L, V), whose shape is checked.
@@ -70,7 +70,7 @@ def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         text_mask: (B, L) bool, True = real token.
 
     Returns:
-        (B, L) int64: -100 where no real token follows.
+        (B, L) int64: -100 if no real token follows.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -90,7 +90,7 @@ def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy summed over the answers, averaged over the questions of all ranks.
+    """Binary cross entropy, sum over answers, mean over the questions of all ranks.
 
     Args:
         logits: (B, A).
@@ -113,11 +113,11 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def nlvr2_loss(logits: Tensor, truths: Tensor) -> Tensor:
-    """Mean cross entropy of "the statement is true" over the pairs of pictures of all ranks.
+    """Mean cross entropy over the statements of all ranks.
 
     Args:
         logits: (B, 2); column 1 is "true".
-        truths: (B,) int64, 1 where the statement is true, else 0.
+        truths: (B,) int64, 1 for true statements, else 0.
 
     Raises:
         ValueError: if the shapes do not fit together.

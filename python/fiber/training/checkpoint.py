@@ -1,9 +1,8 @@
-"""Models and checkpoints on disk. Whatever bears its final name is whole.
+"""Checkpoints of a training run. A folder under its final name is complete.
 
-A finished model is `config.json`, `model.safetensors`, `tokenizer.json` and, with a VQA head,
-`answers.json`, or, trained to detect classes, `classes.json`. A checkpoint is a folder
-`step-00000500` with `model.safetensors`, `training.pt` (optimiser and moving average, loadable with
-weights_only=True) and `data.json` (position in the data).
+A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, moving
+average and objective state, loadable with weights_only=True) and `data.json` (`Position`). The
+format of finished models is in `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
@@ -26,47 +25,47 @@ STEP = "step-"
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a run is: what data.json holds."""
+    """Position of a run in its steps, its data and its validation; stored as data.json."""
 
-    #: Steps that were trained.
+    #: Optimizer steps done.
     step: int = 0
-    #: Seconds and pictures that they took.
+    #: Wall time and number of images of these steps.
     seconds: float = 0.0
     images: int = 0
-    #: Samples that each task has taken from its stream, over all ranks.
+    #: Samples that each task has consumed, over all ranks.
     consumed: dict[str, int] = field(default_factory=dict)
-    #: Records of each task; other data give other numbers.
+    #: Number of records of each task, to detect that the data changed.
     records: dict[str, int]
-    #: The step that measured best so far (0: none was measured), and its score.
+    #: Step with the best validation score so far (0: not validated yet), and that score.
     best_step: int = 0
     best_score: float = 0.0
-    #: What was measured so far, in order.
+    #: Validation scores so far, in order.
     scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A whole checkpoint on disk."""
+class RunCheckpoint:
+    """A complete checkpoint on disk."""
 
     folder: Path
     step: int
 
     def position(self, expected: Position) -> Position:
-        """Read how far the run was.
+        """Read the position of the run.
 
         Raises:
-            ValueError: if its data had other numbers of records than `expected`.
+            ValueError: if the numbers of records differ from `expected`.
         """
         found = from_dict(Position, read_json(self.folder / "data.json"))
         if found.records != expected.records:
             raise ValueError(
-                f"{self.folder} was trained on other data: its tasks had"
-                f" {found.records} records, these have {expected.records}"
+                f"{self.folder} was trained on other data: the numbers of records are"
+                f" {expected.records}, expected {found.records}"
             )
         return found
 
     def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """Fill the model; gives what training.pt holds."""
+        """Load the weights into the model, and return the contents of training.pt."""
         load_state(model, self.folder / "model.safetensors")
         return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
 
@@ -78,12 +77,12 @@ def write_checkpoint(
     training: dict[str, Any],
     position: Position,
     keep: int,
-) -> Checkpoint:
-    """Write a checkpoint under a temporary name, rename it, and remove the oldest beyond `keep`.
+) -> RunCheckpoint:
+    """Write a checkpoint under a temporary name, rename it, and keep the newest `keep`.
 
     Raises:
-        OSError: if it cannot be written (a full disk): nothing of it is left, and every older
-            checkpoint is as it was.
+        OSError: if it cannot be written (disk full). No part of it remains, and the older
+            checkpoints are unchanged.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     with explain_write_errors(final), new_directory(final) as part:
@@ -95,23 +94,23 @@ def write_checkpoint(
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
     for old in checkpoints_in(checkpoints)[:-keep]:
-        # Renamed first, so that a removal that is cut short leaves no half checkpoint.
+        # Renamed first, so that an interrupted removal leaves no partial checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
-    return Checkpoint(folder=final, step=position.step)
+    return RunCheckpoint(folder=final, step=position.step)
 
 
-def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
-    """Find the newest whole checkpoint of a run, if there is one."""
+def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
+    """Find the newest complete checkpoint of a run, if there is one."""
     found = checkpoints_in(checkpoints)
     return found[-1] if found else None
 
 
-def checkpoints_in(checkpoints: Path) -> list[Checkpoint]:
-    """List the whole checkpoints of a run, oldest first."""
+def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
+    """List the complete checkpoints of a run, oldest first."""
     files = ("model.safetensors", "training.pt", "data.json")
     found = [
-        Checkpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
+        RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
         for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
         if folder.name.removeprefix(STEP).isdigit() and all((folder / f).is_file() for f in files)
     ]

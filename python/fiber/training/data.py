@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.model_dir import Words
+from fiber.checkpoints.model_dir import Vocabulary
 from fiber.checkpoints.provenance import absolute
 from fiber.checkpoints.vocabulary import (
     TRAIN_ONE,
@@ -36,33 +36,33 @@ from fiber.data.skip_report import classes_of, left_out_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
-#: As many records without a box are looked at before they are taken for records without boxes.
+#: Number of records that are searched for a box before grounding data are refused.
 BOXLESS_RECORDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Records of every active task, and the words and answers that the model has to know."""
+    """Records of every active task, and the vocabulary of the model."""
 
     records: Mapping[str, RecordSet]
-    #: The answers are those of a question task, most frequent first.
-    words: Words
-    #: What was left out of the records or made of them, in words, a line for each task and kind.
-    left_out: tuple[str, ...] = ()
-    #: Absolute path of the folder or file that the records come from; None for a user's records.
+    #: Its answers are those of the question task, most frequent first.
+    vocabulary: Vocabulary
+    #: Messages about records that were skipped or changed, one for each task and kind.
+    skipped: tuple[str, ...] = ()
+    #: Absolute path of the folder or file of the records; None for records of the caller.
     path: str | None = None
 
     def fit_model(self, config: RunConfig) -> RunConfig:
-        """Give the model this tokenizer's vocabulary and this many answers."""
-        model = config.model.with_vocabulary(self.words.tokenizer.vocab_size)
-        if self.words.answers:
-            count = len(self.words.answers)
+        """Set the vocabulary size and the number of answers of the model."""
+        model = config.model.with_vocabulary(self.vocabulary.tokenizer.vocab_size)
+        if self.vocabulary.answers:
+            count = len(self.vocabulary.answers)
             image_text = dataclasses.replace(model.image_text, num_answers=count)
             model = dataclasses.replace(model, image_text=image_text)
         return dataclasses.replace(config, model=model)
 
     def counts(self) -> dict[str, int]:
-        """Number of records of each task: what a resumed run checks."""
+        """Return the number of records of each task, which a resumed run checks."""
         return {name: len(records) for name, records in self.records.items()}
 
 
@@ -72,54 +72,92 @@ def open_data(
     *,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     answers: Answers | None = None,
-    known: Words | None = None,
-    from_nothing: bool = True,
+    known: Vocabulary | None = None,
+    from_scratch: bool = True,
 ) -> TrainingData:
     """Find the records of every active task, the tokenizer and the answers.
 
     Args:
-        config: says which tasks and sources.
+        config: of the run; its tasks name the sources.
         data: a folder or an annotation file, one set of records (for a run with one task) or one
-            for each task. Questions of which no answer is among the model's are left out, as in
-            published training, and counted.
-        tokenizer: one, or its file; by default that of `known`, else tokenizer.json in the folder;
-            "train": one is trained on the texts of all tasks.
-        answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
-            by default those of `known`, else the most frequent ones of the questions, at most
-            model.image_text.num_answers.
-        known: words of a model that this run starts from. Its answers are kept if all that would
-            be counted are among them.
-        from_nothing: whether the run starts from no other model, so that it may have any tokenizer
-            (`data.train_tokenizer`).
+            for each task. Questions without an answer of the model are skipped and counted, as in
+            published training.
+        tokenizer: tokenizer or its file; "train" trains one on the texts of all tasks. Default:
+            that of `known`, else tokenizer.json of the folder.
+        answers: answers of the VQA head in the order of its logits, or a JSON file with such a
+            list. Default: those of `known` if they cover the data, else the most frequent ones of
+            the questions, at most model.image_text.num_answers.
+        known: vocabulary of the model that the run starts from.
+        from_scratch: whether the run starts without another model, so that `data.train_tokenizer`
+            may train a tokenizer.
 
     Raises:
         FileNotFoundError: if a folder or file is missing, with its name.
-        TypeError: if `data` is nothing of the kind.
-        ValueError: if the records do not fit the tasks, a set is empty or has nothing to contrast,
-            there is no tokenizer, or there are answers but no questions, or an answer twice, blank
-            or none.
+        TypeError: if `data` has another type.
+        ValueError: if the records do not fit the tasks, a set is empty or has no negatives, there
+            is no tokenizer, or answers are given without questions, repeated, blank or empty.
     """
-    active = config.tasks.active()
     fixed = None if answers is None else check_answers(open_answers(answers))
-    records: dict[str, RecordSet] = {}
-    in_folder = where = None
+    folder_tokenizer = path = None
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
-        where = absolute(path)
-        for name, task in active.items():
-            try:
-                parts = [_read(config, source, path) for source in task.sources]
-            except SeveralFormsError as problem:
-                raise ValueError(
-                    f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
-                ) from None
-            except ValueError as problem:
-                raise ValueError(f"task {name!r}: {problem}") from None
-            records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
-        beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
-        # A file need not have one beside it; of a folder the missing file is named.
-        in_folder = beside if path.is_dir() or beside.is_file() else None
-    elif isinstance(data, Mapping):
+        records = _read_records(config, path)
+        file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+        # Optional next to a file; for a folder the error names the missing one.
+        folder_tokenizer = file if path.is_dir() or file.is_file() else None
+    else:
+        records = _given_records(config, data)
+    _check_records(config, records)
+    lines = [f"{name}: {line}" for name, found in records.items() for line in left_out_lines(found)]
+    choice = _choose_answers(config, records, fixed, known)
+    if "question" in records:
+        records["question"], missed = _answerable_questions(records["question"], choice)
+        lines += missed
+    if tokenizer is None:
+        tokenizer = known.tokenizer if known else folder_tokenizer
+        lacks_one = not known and not (folder_tokenizer and folder_tokenizer.is_file())
+        if lacks_one and config.data.train_tokenizer and from_scratch:
+            tokenizer = TRAIN_ONE
+    if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
+        tokenizer = train_tokenizer(records)
+        lines.append(f"trained a tokenizer of {tokenizer.vocab_size} tokens on the texts")
+    classes = classes_of(records["grounding"]) if "grounding" in records else ()
+    classes = classes or (known.classes if known else ())
+    vocabulary = Vocabulary(open_tokenizer(tokenizer), choice, classes)
+    if path is not None and "grounding" in records:
+        records["grounding"] = _with_sampled_prompts(
+            config, records["grounding"], vocabulary.tokenizer
+        )
+    return TrainingData(
+        records=records,
+        vocabulary=vocabulary,
+        skipped=tuple(lines),
+        path=None if path is None else absolute(path),
+    )
+
+
+def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
+    """Read the sources of every active task from a folder or an annotation file."""
+    records: dict[str, RecordSet] = {}
+    for name, task in config.tasks.active().items():
+        try:
+            parts = [_read_source(config, source, path) for source in task.sources]
+        except SeveralFormsError as problem:
+            raise ValueError(
+                f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
+            ) from None
+        except ValueError as problem:
+            raise ValueError(f"task {name!r}: {problem}") from None
+        records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
+    return records
+
+
+def _given_records(
+    config: RunConfig, data: RecordSet | Mapping[str, RecordSet]
+) -> dict[str, RecordSet]:
+    """Assign the caller's records to the active tasks."""
+    active = config.tasks.active()
+    if isinstance(data, Mapping):
         if set(data) != set(active):
             raise ValueError(
                 f"data has records for {', '.join(map(repr, data)) or 'no task'};"
@@ -127,17 +165,23 @@ def open_data(
             )
         for name, given in data.items():
             check_records(given, f"data of task {name!r}: expected {RECORD_SET}")
-        records = dict(data)
-    else:
-        check_records(
-            data, f"data: expected a folder, {RECORD_SET} or a dict with such a set for each task"
+        return dict(data)
+    check_records(
+        data, f"data: expected a folder, {RECORD_SET} or a dict with such a set for each task"
+    )
+    if len(active) != 1:
+        raise ValueError(
+            f"the run has the tasks {', '.join(active)}; give a dict with records for each of them"
         )
-        if len(active) != 1:
-            raise ValueError(
-                f"the run has the tasks {', '.join(active)};"
-                " give a dict with records for each of them"
-            )
-        records = dict.fromkeys(active, data)
+    return dict.fromkeys(active, data)
+
+
+def _check_records(config: RunConfig, records: Mapping[str, RecordSet]) -> None:
+    """Check that every task has records that it can learn from.
+
+    Raises:
+        ValueError: if a task has none, with its name.
+    """
     for name, found in records.items():
         if len(found) == 0:
             raise ValueError(f"data of task {name!r}: expected at least one record, got none")
@@ -145,41 +189,43 @@ def open_data(
         _check_boxes(records["grounding"])
     if "image_text" in records:
         _check_negatives(records["image_text"], config.tasks.image_text)
-    lines = [f"{name}: {line}" for name, found in records.items() for line in left_out_lines(found)]
-    vocabulary: tuple[str, ...] = ()
+
+
+def _choose_answers(
+    config: RunConfig,
+    records: Mapping[str, RecordSet],
+    fixed: tuple[str, ...] | None,
+    known: Vocabulary | None,
+) -> tuple[str, ...]:
+    """Choose the answers of the VQA head; () without one.
+
+    Raises:
+        ValueError: if answers are given to a run without questions.
+    """
     if "question" in records:
-        asked = records["question"]
         limit = config.model.image_text.num_answers
-        vocabulary = choose_answers(asked, limit, fixed, known)
-        records["question"] = answerable(asked, vocabulary)
-        missed = len(asked) - len(records["question"])
-        if missed:
-            lines.append(
-                f"question: {missed} of {len(asked)} questions were left out, since none of their"
-                f" answers is among the model's {len(vocabulary)}"
-            )
-    elif fixed:
+        return choose_answers(records["question"], limit, fixed, known)
+    if fixed:
         raise ValueError(
-            "there are answers, but the run has no task of questions that they are for; its tasks"
-            f" are {', '.join(active)}"
+            "answers are given, but the run has no question task; its tasks are"
+            f" {', '.join(config.tasks.active())}"
         )
-    elif known and "vqa" in config.model.heads:
-        # A head that is not trained now keeps what it knows.
-        vocabulary = known.answers
-    if tokenizer is None:
-        tokenizer = known.tokenizer if known else in_folder
-        lacks_one = not known and not (in_folder and in_folder.is_file())
-        if lacks_one and config.data.train_tokenizer and from_nothing:
-            tokenizer = TRAIN_ONE
-    if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
-        tokenizer = train_tokenizer(records)
-        lines.append(f"a tokenizer of {tokenizer.vocab_size} tokens was trained on the texts")
-    classes = classes_of(records["grounding"]) if "grounding" in records else ()
-    classes = classes or (known.classes if known else ())
-    words = Words(open_tokenizer(tokenizer), vocabulary, classes)
-    if where is not None and "grounding" in records:
-        records["grounding"] = _with_drawn_prompts(config, records["grounding"], words.tokenizer)
-    return TrainingData(records=records, words=words, left_out=tuple(lines), path=where)
+    # A head that is not trained keeps its answers.
+    return known.answers if known and "vqa" in config.model.heads else ()
+
+
+def _answerable_questions(
+    asked: RecordSet, answers: tuple[str, ...]
+) -> tuple[RecordSet, list[str]]:
+    """Skip questions without an answer of the model; also return a message if there are some."""
+    found = answerable(asked, answers)
+    missed = len(asked) - len(found)
+    if not missed:
+        return found, []
+    return found, [
+        f"question: {missed} of {len(asked)} questions were skipped, since none of their answers is"
+        f" among the model's {len(answers)}"
+    ]
 
 
 def _check_boxes(records: RecordSet) -> None:
@@ -224,7 +270,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
         )
 
 
-def _with_drawn_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
+def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
     """Give pictures with classes texts of their own; `records` are those of the task's sources."""
     task = config.tasks.grounding
     parts = [records]
@@ -272,7 +318,7 @@ def _other_sources(task: str, names: Sequence[str]) -> str:
     return f", or read {which} with --set tasks.{task}.sources={','.join(names)}"
 
 
-def _read(config: RunConfig, source: str, data: Path) -> RecordSet:
+def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:
     """Read one source the way that the run's config asks for."""
     options: dict[str, Any] = {}
     if source in BOX_SOURCES:

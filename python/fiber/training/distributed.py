@@ -1,4 +1,4 @@
-"""Several processes that train one model: torchrun's environment, gradients and numbers joined.
+"""Data parallel training under torchrun: process group, gradient averaging, broadcasts.
 
 Every rank holds the whole model and a slice of each batch. Losses divide by counts over all ranks,
 so the mean of the ranks' gradients is the gradient of one process that holds the whole batch.
@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-#: Numbers that one all-reduce of gradients carries (32 MiB of float32).
-BUCKET_NUMBERS = 8 * 2**20
-#: Hours that ranks wait for one another: the first one measures while the others wait.
+#: Elements in one all-reduce of gradients (32 MiB of float32).
+BUCKET_ELEMENTS = 8 * 2**20
+#: Timeout of collectives in hours: rank 0 validates while the others wait.
 LONGEST_WAIT_HOURS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """One process among those that train together."""
+    """Rank, world size and device of this process."""
 
     rank: int
     world_size: int
@@ -32,19 +32,19 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and messages."""
+        """Whether this is rank 0, which writes files and messages."""
         return self.rank == 0
 
 
 @contextmanager
 def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
-    """Join the other processes when torchrun started this one; else be the only one.
+    """Initialize the process group if torchrun started this process.
 
     Args:
-        device: where to train; by default CUDA where there is one, else the CPU.
+        device: default: CUDA if available, else the CPU.
 
     Raises:
-        ValueError: if torchrun's environment is incomplete, or names a GPU that is not there.
+        ValueError: if torchrun's environment is incomplete, or names a GPU that does not exist.
     """
     rank, world_size, local_rank = _torchrun_environment()
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -57,7 +57,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
             )
         kind = torch.device("cuda", index)
         torch.cuda.set_device(kind)
-    # A process group that the caller made is used and left alone.
+    # A process group of the caller is used, and not destroyed.
     own_group = world_size > 1 and not dist.is_initialized()
     if own_group:
         dist.init_process_group(
@@ -71,7 +71,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
 
 
 def _torchrun_environment() -> tuple[int, int, int]:
-    """Read (rank, world size, local rank); (0, 1, 0) where torchrun did not start this process."""
+    """Read (rank, world size, local rank); (0, 1, 0) without torchrun."""
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank()
         return rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank))
@@ -90,7 +90,7 @@ def _torchrun_environment() -> tuple[int, int, int]:
 
 @torch.no_grad()
 def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
-    """Give every rank the first rank's weights and buffers."""
+    """Broadcast weights and buffers from rank 0."""
     if processes.world_size > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.data, src=0)
@@ -100,8 +100,8 @@ def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
 def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
     """Replace every gradient by its mean over the ranks, in flat buckets.
 
-    A parameter without a gradient on every rank keeps none, so that the optimiser leaves it alone,
-    as with one process; one that has a gradient on some ranks counts as 0 on the others.
+    A parameter without a gradient on all ranks keeps None, so that the optimizer skips it as with
+    one process. A gradient that is missing on some ranks counts as 0 there.
     """
     if processes.world_size == 1:
         return
@@ -123,11 +123,11 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Cut the parameters into runs of at most `BUCKET_NUMBERS`; a larger one stands alone."""
+    """Group parameters into buckets of at most `BUCKET_ELEMENTS`, larger ones alone."""
     bucket: list[nn.Parameter] = []
     numbers = 0
     for parameter in parameters:
-        if bucket and numbers + parameter.numel() > BUCKET_NUMBERS:
+        if bucket and numbers + parameter.numel() > BUCKET_ELEMENTS:
             yield bucket
             bucket, numbers = [], 0
         bucket.append(parameter)
@@ -137,15 +137,15 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 
 def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
-    """Average a small vector of numbers over the ranks."""
+    """Average a tensor over the ranks, in place."""
     if processes.world_size > 1:
         dist.all_reduce(values)
         values /= processes.world_size
     return values
 
 
-def first_rank_says(value: float, processes: Processes) -> float:
-    """Give every rank the first one's number; what the others pass is not read."""
+def broadcast_from_rank0(value: float, processes: Processes) -> float:
+    """Return the value of rank 0 on every rank."""
     if processes.world_size == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
@@ -154,6 +154,6 @@ def first_rank_says(value: float, processes: Processes) -> float:
 
 
 def wait_for_all(processes: Processes) -> None:
-    """Return once every rank has come here."""
+    """Wait until all ranks have called this."""
     if processes.world_size > 1:
         dist.barrier()

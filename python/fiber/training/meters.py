@@ -1,4 +1,4 @@
-"""The numbers of the steps since the last line of metrics."""
+"""Average the metrics of the steps since the last line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from fiber.training.distributed import Processes, mean_over_ranks
 
 
-class Window:
-    """Collects losses on the device, and reads them only when a line is written.
-
-    Reading a number waits for the device, so it is done once a line and not once a step.
-    """
+class Meter:
+    """Collect losses on the device; read them once per line, because reading synchronizes."""
 
     def __init__(self, processes: Processes, *, images: int, seconds: float) -> None:
-        """Args: pictures and seconds that the run took before it was resumed."""
+        """Args: images and seconds of the run before it was resumed."""
         self.processes = processes
         self.images, self.seconds = images, seconds
         self._images_before, self._seconds_before = images, seconds
         self._losses: dict[str, list[Tensor]] = {}
 
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        """Take in the losses of one pass over `images` pictures of all ranks."""
+    def count_images(self, images: int) -> None:
+        """Count the images of a micro-batch, over all ranks."""
         self.images += images
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Collect losses of one micro-batch; they are detached."""
         for name, loss in losses.items():
             self._losses.setdefault(name, []).append(loss.detach())
 
@@ -39,14 +39,14 @@ class Window:
         model: nn.Module,
         gradient_norm: Tensor,
     ) -> dict[str, Any]:
-        """Make the line of metrics and start a new window.
+        """Return the line of metrics and reset.
 
         Raises:
-            FloatingPointError: if a loss or the gradient is not finite, by name.
+            FloatingPointError: if a loss or the gradient norm is not finite, with its name.
         """
         names = sorted(self._losses)
         means = [torch.stack(self._losses[name]).mean() for name in names]
-        # Ranks hold parts of one batch, so the mean over them is the loss of the whole batch.
+        # Losses divide by counts over all ranks: their mean is the loss of the whole batch.
         values = mean_over_ranks(torch.stack(means).double(), self.processes).tolist()
         losses = dict(zip(names, values, strict=True))
         norm = float(gradient_norm)
@@ -67,7 +67,7 @@ class Window:
             ),
             "losses": losses,
             "gradient_norm": norm,
-            # How far fusion is open: the mean size of the gates on cross-attention.
+            # Mean absolute value of the cross-attention gates, 0 at the start.
             "mean_gate": float(torch.stack(gates).mean()) if gates else 0.0,
             "learning_rates": learning_rates(optimizer),
         }

@@ -1,8 +1,7 @@
-"""What objectives keep from one pass to the next beside the weights and the optimiser.
+"""Checkpointed state of objectives: the ITC queue, the reference model of GOLD.
 
-Contrast of form "queue" keeps older pairs, captions of objective "gold" a frozen copy of the model.
-Both are alike on every rank, and stand in every checkpoint, so that a resumed run goes on exactly.
-Objective "cider" has all captions of every picture at hand, which a run reads from its data anew.
+Both are the same on every rank and are saved in every checkpoint, so that a resumed run repeats an
+uninterrupted one exactly. The CIDEr-D rewards are rebuilt from the training data instead.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from fiber.training.scst import CaptionRewards
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Empty for most runs."""
+class ObjectiveState:
+    """State of the objectives of a run; empty for most runs."""
 
-    #: Older pairs for the contrastive loss.
+    #: Older pairs for ITC.
     queue: PairQueue | None = None
     #: Frozen copy of the model, in evaluation mode.
     reference: FiberImageText | None = None
-    #: Steps from one copy to the next.
+    #: Steps from one copy of the model to the next.
     copy_every: int = 1
-    #: What sampled captions earn.
+    #: Rewards of sampled captions.
     rewards: CaptionRewards | None = None
 
     @classmethod
     def of(
         cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
-    ) -> Memory:
-        """Make what a run needs: an empty queue, a copy that `begin_step` fills; and keep rewards.
+    ) -> ObjectiveState:
+        """Create the state that a run needs: an empty queue, a reference that `begin_step` fills.
 
         Args:
             config: of the run.
-            device: where its model is.
+            device: of its model.
             rewards: for captions of objective "cider".
         """
         active, queue, reference = config.tasks.active(), None, None
@@ -62,22 +61,18 @@ class Memory:
         )
 
     def begin_step(self, step: int, model: nn.Module) -> None:
-        """Copy the model anew where it is time to, at the first step too."""
+        """Update the reference model every `copy_every` steps, starting with step 0."""
         if self.reference is not None and step % self.copy_every == 0:
             self.reference.load_state_dict(model.state_dict())
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that a resumed run needs."""
+        """Return the tensors to save in a checkpoint."""
         parts = {"queue": self.queue, "reference": self.reference}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         if self.queue is not None:
             self.queue.load_state_dict(state["queue"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-
-
-#: Of a run whose objectives keep nothing.
-NO_MEMORY = Memory()

@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, the learning rate, the moving average of weights."""
+"""AdamW with the published parameter groups, learning rate schedules, moving average of weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
 
-#: What a parameter is: biases (tables of position biases too) are never decayed, vectors (weights
-#: of norms, gates, temperatures) only with `decay_vectors`.
+#: Kind of a parameter: biases (and relative position bias tables) are never decayed, vectors (norm
+#: weights, gates, temperatures) only with `decay_vectors`.
 Kind = Literal["weight", "bias", "vector", "gate"]
-#: Where it stands: in a tower, in what joins the modalities, or in a head.
+#: Part of the model: a tower, cross-modal layers, or a head.
 Place = Literal["tower", "cross_modal", "head"]
 
-#: First part of a parameter's name -> its place, for everything that is not in the backbone. The
-#: published coarse groups count transforms, poolers and caption projections as cross-modal.
+#: First component of a parameter's name -> its part, outside of the backbone. As in the published
+#: coarse groups, transforms, poolers and caption projections are cross-modal.
 PLACES: dict[str, Place] = {
     "temperature": "tower",
     "itc_image_norm": "tower",
@@ -45,8 +45,8 @@ PLACES: dict[str, Place] = {
 }
 BIASES = ("bias", "bias_table", "text_bias")
 
-#: Ends of names of vectors, beside the gates, that the published coarse code decays, since theirs
-#: hold none of its words for a norm (`temp`, `norm_i2t_i`, `vqa_classifier.1`).
+#: Suffixes of vectors that the published coarse code decays besides gates, since their published
+#: names match none of its patterns for norms (`temp`, `norm_i2t_i`, `vqa_classifier.1`).
 DECAYED_AS_PUBLISHED = (
     "temperature",
     "image_to_text.norm.weight",
@@ -56,10 +56,10 @@ DECAYED_AS_PUBLISHED = (
 
 
 def place_of(name: str) -> Place:
-    """Say where a parameter of our models stands.
+    """Classify a parameter by its part of the model.
 
     Raises:
-        ValueError: for a name that no rule covers, so that no new module is trained by accident.
+        ValueError: for a name without a rule, so that no new module is trained by accident.
     """
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
@@ -70,7 +70,7 @@ def place_of(name: str) -> Place:
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
-    """Say what a parameter is."""
+    """Classify a parameter by its kind."""
     last = name.rsplit(".", 1)[-1]
     if last in BIASES:
         return "bias"
@@ -80,14 +80,14 @@ def kind_of(name: str, parameter: Tensor) -> Kind:
 
 
 def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
-    """Multiply the factors on a parameter's learning rate."""
+    """Return the learning rate multiplier of a parameter."""
     place, kind = place_of(name), kind_of(name, parameter)
     factor = {
         "tower": 1.0,
         "cross_modal": config.cross_modal_lr_multiplier,
         "head": config.head_lr_multiplier,
     }[place]
-    # The published fine stage trains all that feeds the text tower at the text's learning rate.
+    # The published fine stage trains all inputs of the text tower at the text learning rate.
     if name.startswith("backbone.text.") or ".text_to_image." in name:
         factor *= config.text_lr_multiplier
     if kind == "bias":
@@ -100,8 +100,8 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     """Whether weight decay applies.
 
-    The published coarse rule goes by parts of names and so decays gates, the temperature and some
-    norms, too; here a norm is a norm unless `published_coarse` asks for that rule.
+    The published coarse rule matches substrings of names and so also decays gates, the temperature
+    and some norms; it applies only with `published_coarse`.
     """
     kind = kind_of(name, parameter)
     if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
@@ -110,16 +110,16 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Exempt parts of a model from training.
+    """Freeze parts of a model.
 
     Args:
-        model: whose parameters lose their gradients.
-        patterns: names of parameters or of modules with all that is in them, as in
-            "backbone.image.stages.0"; * stands for anything.
+        model: its matching parameters get requires_grad=False.
+        patterns: names of parameters or of modules, as in "backbone.image.stages.0"; * matches
+            anything.
 
     Raises:
-        ValueError: for a pattern that no parameter has, with the nearest names, or if nothing is
-            left to train.
+        ValueError: for a pattern without a match, with the nearest names, or if no parameter
+            is left to train.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -142,10 +142,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Make AdamW over all trainable parameters, one group for each (factor, decay or not).
+    """Create AdamW over all trainable parameters, with a group for each (multiplier, decay).
 
-    With `published_coarse` it is the published code's AdamW. A group has `lr_factor`, which
-    `set_learning_rate` multiplies the learning rate with.
+    With `published_coarse` it is `PublishedAdamW`. The multiplier of a group is `lr_factor`, see
+    `set_learning_rate`.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -168,10 +168,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 class PublishedAdamW(torch.optim.Optimizer):
-    """AdamW as in the library that the published coarse code was trained with.
+    """AdamW of the library that the published coarse code was trained with.
 
-    It differs from PyTorch's in that eps is added to the root of the second moment before the bias
-    correction, and that the decay comes after the update.
+    Unlike in PyTorch, eps is added to the root of the second moment before the bias correction, and
+    weight decay is applied after the update.
 
     Source: Loshchilov and Hutter 2019, in the form of transformers 4.6.
     """
@@ -212,17 +212,17 @@ class PublishedAdamW(torch.optim.Optimizer):
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
-    """Say which part of the peak learning rate a step is trained with.
+    """Return the learning rate of a step as a fraction of the peak.
 
     Args:
         step: from 0.
         steps: of the whole run.
-        config: warm-up and schedule.
-        scores: of the measurements before the step, which "plateau" goes by.
+        config: warmup and schedule.
+        scores: validation scores before the step, for "plateau".
 
     Returns:
-        The linear rise from `warmup_start` (as published, a start of 0 makes the first step one
-        without a change), then the fall of `schedule`.
+        Linear warmup from `warmup_start` (with 0, as published, the first step changes nothing),
+        then decay by `schedule`.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0
@@ -237,7 +237,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, least: float = 0.0) -> None:
-    """Give every group its factor of the learning rate, and no less than `least`."""
+    """Set the learning rate of every group to `lr` times its multiplier, at least `least`."""
     for group in optimizer.param_groups:
         group["lr"] = max(lr * group["lr_factor"], least)
 
@@ -245,8 +245,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, least: float 
 class MovingAverage:
     """Exponential moving average of the trainable parameters.
 
-    The decay grows with the number of updates up to its full value, so that a short run's average
-    is not held back by the weights it started with.
+    The decay grows with the number of updates to its full value, so that the average of a short run
+    is not dominated by the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -257,41 +257,41 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the parameters of one more step."""
+        """Update the average with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach() for p in model.parameters() if p.requires_grad]
         torch._foreach_lerp_(self._averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state with the averages in place of the parameters."""
+        """Return the model's state dict with averaged parameters."""
         return model.state_dict() | dict(zip(self._names, self._averages, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs."""
+        """Return the tensors to save in a checkpoint."""
         averages = dict(zip(self._names, self._averages, strict=True))
         return averages | {"updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.updates = int(state["updates"])
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(state[name])
 
 
-#: A score is better than another one if it is higher by this part of it (PyTorch's default).
+#: Relative improvement that counts as better (PyTorch's default).
 THRESHOLD = 1e-4
 
 
 def count_falls(scores: Sequence[float], patience: int) -> int:
-    """Count how often the learning rate has fallen: after more than `patience` scores in a row that
-    are no better than the best one, anew after each fall.
+    """Count the learning rate drops on a plateau: one after more than `patience` scores in a row
+    without improvement, counted again after each drop.
 
     Args:
-        scores: of the measurements so far, in order; higher is better.
-        patience: scores in a row that may be no better.
+        scores: validation scores so far, in order; higher is better.
+        patience: number of scores in a row without improvement that are tolerated.
 
-    Source: PyTorch's ReduceLROnPlateau in its mode "max", as in published fine-tuning on ODinW.
+    Source: PyTorch's ReduceLROnPlateau with mode="max", as in published fine-tuning on ODinW.
     """
     best, in_a_row, falls = -math.inf, 0, 0
     for score in scores:
@@ -305,9 +305,9 @@ def count_falls(scores: Sequence[float], patience: int) -> int:
 
 
 def has_stalled(scores: Sequence[float], limit: int) -> bool:
-    """Whether the last `limit` scores are all below the best one before them; a limit of 0 is none.
+    """Whether the last `limit` scores are all below the best one before them; 0 is no limit.
 
-    A score that equals the best one begins the count anew, as in published fine-tuning.
+    A score that equals the best one resets the count, as in published fine-tuning.
     """
     best, in_a_row = -math.inf, 0
     for score in scores:

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, where the run goes on, and its lines of metrics."""
+"""Folder of a training run: its files, the check before writing, and its metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import explain_write_errors, read_json, remove_parts, write_file, write_json
-from fiber.checkpoints.model_dir import Words, read_words, write_words
+from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, write_vocabulary
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
@@ -21,45 +21,45 @@ from fiber.training.config.run import RunConfig, differences
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """The files of one run under their names."""
+    """Folder of one run."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
-        """The whole RunConfig, with fiber's version and commit."""
+        """Path of the RunConfig, with version and commit of fiber."""
         return self.path / "config.json"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a line."""
+        """Path of the metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Path of the folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def model_file(self) -> Path:
-        """Weights of the finished model."""
+        """Path of the weights of the finished model."""
         return self.path / "model.safetensors"
 
     @property
     def is_finished(self) -> bool:
-        """Whether the finished model is there."""
+        """Whether the finished model exists."""
         return self.model_file.is_file()
 
     @property
     def has_trained(self) -> bool:
-        """Whether a checkpoint or the finished model is there."""
+        """Whether a checkpoint or the finished model exists."""
         return self.is_finished or newest_checkpoint(self.checkpoints) is not None
 
     def stored_config(self) -> RunConfig | None:
-        """The configuration of the run that this folder holds, if any.
+        """Read the configuration of the run; None without a run.
 
         Raises:
-            ValueError: if config.json describes no run (a model that was saved alone).
+            ValueError: if config.json is that of a saved model.
         """
         if not self.config_file.exists():
             return None
@@ -71,60 +71,61 @@ class RunFolder:
         return from_dict(RunConfig, values)
 
     def stored_init(self) -> str | None:
-        """Name the model that the run of this folder started from, if it did."""
+        """Read the path of the weights that the run started from; None if from scratch."""
         return read_json(self.config_file).get("init") if self.config_file.exists() else None
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Check that a run with this configuration may write here.
 
         Raises:
-            FileExistsError: if there is a run already and it shall not be resumed.
-            ValueError: if it was another configuration's, with the fields that differ.
+            FileExistsError: if the folder holds a run and `resume` is False.
+            ValueError: if the stored configuration differs, with the fields that do.
         """
         stored = self.stored_config()
         if stored is None:
             if self.is_finished or (self.path.exists() and not self.path.is_dir()):
                 raise FileExistsError(f"{self.path} is in use; choose another output folder")
             return
-        way_out = "" if self.has_trained else "; nothing is trained in it: delete it to start anew"
+        hint = "" if self.has_trained else "; no step was saved: delete it to start again"
         if not resume:
             raise FileExistsError(
                 f"{self.path} holds a run already; resume it (resume=True, --resume)"
-                f" or choose another output folder{way_out}"
+                f" or choose another output folder{hint}"
             )
         changed = differences(stored, config)
         if changed:
             raise ValueError(
-                f"{self.path} was trained with another configuration; it can be resumed only with"
-                " its own (stored -> asked for): " + "; ".join(changed) + way_out
+                f"{self.path} was trained with another configuration (stored -> requested): "
+                + "; ".join(changed)
+                + hint
             )
 
-    def words(self) -> Words | None:
-        """Tokenizer and answers of the run that this folder holds, if any."""
-        return read_words(self.path) if self.config_file.exists() else None
+    def vocabulary(self) -> Vocabulary | None:
+        """Read tokenizer, answers and classes of the run; None without a run."""
+        return read_vocabulary(self.path) if self.config_file.exists() else None
 
     def open(
         self,
         config: RunConfig,
-        words: Words,
+        vocabulary: Vocabulary,
         init: str | None = None,
         data_path: str | None = None,
     ) -> None:
-        """Prepare the folder for writing: of a new run, everything but the weights.
+        """Prepare the folder for writing; of a new run, write everything but the weights.
 
-        Lines of metrics after the newest checkpoint are dropped: those steps will be trained again.
+        Metrics after the newest checkpoint are dropped, since those steps are trained again.
 
         Args:
             config: of the run.
-            words: its tokenizer and answers.
-            init: what it starts from, if anything.
-            data_path: absolute path of its data; None for a user's records.
+            vocabulary: its tokenizer, answers and classes.
+            init: path of the weights that it starts from, if any.
+            data_path: absolute path of its data; None for records of the caller.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
         if not self.config_file.exists():
-            # The configuration comes last: with it the folder holds a run, and a whole one.
-            write_words(self.path, words)
+            # config.json is last: a folder that has it holds a complete run.
+            write_vocabulary(self.path, vocabulary)
             origin = {"init": init, DATA_PATH: data_path}
             write_json(self.config_file, provenance() | origin | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
@@ -137,7 +138,7 @@ class RunFolder:
 
     def add_metrics(self, entry: dict[str, Any]) -> None:
         """Append a line of metrics."""
-        # Half a line may stay behind: reading and resuming leave it out.
+        # A partial last line, after a crash, is dropped by `read_metrics` and `open`.
         with (
             explain_write_errors(self.metrics_file),
             self.metrics_file.open("a", encoding="utf-8") as file,
@@ -150,7 +151,7 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file; a last line that was cut off by a kill is left out."""
+    """Read the lines of a metrics file; a partial last line is dropped."""
     if not path.exists():
         return []
     entries = []
@@ -163,14 +164,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
-    """Draw one panel for each loss, one for the learning rates and one for what was validated.
+    """Plot each loss, the learning rates and the validation score.
 
     Args:
         entries: lines of `metrics.jsonl`.
-        path: the PNG to write.
+        path: PNG to write.
 
     Returns:
-        Whether it was written: without matplotlib, or without entries, it is not.
+        False, if there are no entries or matplotlib is not installed.
     """
     if not entries:
         return False
@@ -182,13 +183,13 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
             stacklevel=2,
         )
         return False
-    # The object interface draws without a display and leaves the caller's pyplot state alone.
+    # The object interface needs no display and does not change the caller's pyplot state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for entry in entries for name in entry["losses"]))
-    chosen_by = [entry for entry in entries if "validation" in entry]
-    panels = len(names) + 1 + bool(chosen_by)
+    validated = [entry for entry in entries if "validation" in entry]
+    panels = len(names) + 1 + bool(validated)
     columns = min(3, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
@@ -207,9 +208,9 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
         )
     axes[len(names)].set_title("learning rate", fontsize=9)
     axes[len(names)].legend(fontsize=7)
-    if chosen_by:
-        scores = [entry["validation"]["score"] for entry in chosen_by]
-        axes[panels - 1].plot([entry["step"] for entry in chosen_by], scores, marker=".")
+    if validated:
+        scores = [entry["validation"]["score"] for entry in validated]
+        axes[panels - 1].plot([entry["step"] for entry in validated], scores, marker=".")
         axes[panels - 1].set_title("score on held-out records", fontsize=9)
     for axis in axes[panels:]:
         axis.axis("off")

@@ -1,49 +1,46 @@
-"""Several losses on top of shared tensors, each run backward before the next one is computed."""
+"""Split a backward pass, so that activations of one branch are freed before the next one runs.
+
+Branches are losses on top of shared tensors (the prefixes of the two towers). With one graph, the
+activations of all branches are alive at once. Here the shared tensors are cut from the graph: each
+branch runs backward as soon as it is computed, down to the cuts, where gradients add up; the rest
+of the graph then runs backward once. Peak memory is that of the largest branch.
+
+The training loop makes the cuts, runs every `backward` and so decides the order of all of them:
+
+    split = SplitGraph()
+    for losses in step.branches(task, batch, draw, split):
+        sum(losses.values()).backward()
+    split.backward()
+
+A generator and not a callback or a `backward` inside of `forward`, because the caller's loop is
+where a reader, a profiler and a wrapper (gradient scaling, reduction between branches) look for
+`backward`, and because `TrainStep.forward` then remains an ordinary forward pass.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-#: Runs the weighted sum of some named losses backward.
-Backward = Callable[[dict[str, Tensor]], None]
 
+class SplitGraph:
+    """Tensors that are shared by several losses, cut from the graph that computed them."""
 
-class Branches:
-    """Collects the losses of one pass.
-
-    What a loss keeps for its backward pass is gone before the next one is computed, so that the
-    peak of memory is that of the largest branch and not of all of them. Shared tensors are cut from
-    the graph; what the branches give them as gradient is summed and runs on at the end, once.
-    """
-
-    def __init__(self, backward: Backward | None) -> None:
-        """Args: what runs losses backward; None leaves the graph whole and that to the caller."""
-        self._backward = backward
+    def __init__(self) -> None:
         self._cuts: list[tuple[Tensor, Tensor]] = []
-        self._losses: dict[str, Tensor] = {}
 
-    def share(self, tensor: Tensor) -> Tensor:
-        """Cut a tensor that several losses use from what it was computed of."""
-        if self._backward is None or not tensor.requires_grad:
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Return a leaf with the tensor's values; the tensor itself if it needs no gradient."""
+        if not tensor.requires_grad:
             return tensor
-        cut = tensor.detach().requires_grad_()
-        self._cuts.append((tensor, cut))
-        return cut
+        leaf = tensor.detach().requires_grad_()
+        self._cuts.append((tensor, leaf))
+        return leaf
 
-    def add(self, name: str, loss: Tensor) -> None:
-        """Take in a loss, and run it backward to the shared tensors."""
-        if self._backward is not None:
-            self._backward({name: loss})
-            loss = loss.detach()
-        self._losses[name] = loss
-
-    def close(self) -> dict[str, Tensor]:
-        """Run the shared tensors' gradients on; gives all losses, detached if they ran backward."""
-        reached = [(tensor, cut.grad) for tensor, cut in self._cuts if cut.grad is not None]
+    def backward(self) -> None:
+        """Run the gradients of the leaves through the rest of the graph, once."""
+        reached = [(tensor, leaf.grad) for tensor, leaf in self._cuts if leaf.grad is not None]
+        self._cuts.clear()
         if reached:
             tensors, gradients = zip(*reached, strict=True)
             torch.autograd.backward(tensors, gradients)
-        return self._losses

@@ -1,4 +1,4 @@
-"""From the records of a run to the batches of each task."""
+"""Data loaders of all tasks of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
 from fiber.training.distributed import Processes
 
-_SKIP = "--set data.on_error=skip leaves out such records and counts them"
+_SKIP = "--set data.on_error=skip skips and counts such records"
 
 #: Batch type of the loader for each task.
 BATCH_TYPES: dict[str, BatchType] = {
@@ -31,7 +31,7 @@ BATCH_TYPES: dict[str, BatchType] = {
 
 
 def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
-    """What happens to the pictures of a training run."""
+    """Build the image transform of a training run."""
     color_jitter = ColorJitter(**vars(transform.color_jitter))
     rand_augment = RandAugment(**vars(transform.rand_augment))
     if transform.kind == "shorter_side":
@@ -62,11 +62,11 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
     )
 
 
-class TaskStreams:
-    """Endless batches of every task, each from its own position.
+class TaskLoaders:
+    """Infinite batches of every task, each from its own position.
 
     A step takes `data.batch_size` samples of one task over all ranks, in `train.accumulation`
-    passes.
+    micro-batches.
     """
 
     def __init__(
@@ -78,7 +78,16 @@ class TaskStreams:
         consumed: Mapping[str, int],
         threads: int,
     ) -> None:
-        """Args: as named; `consumed` counts each task's samples so far, over all ranks."""
+        """Args:
+            config: of the run.
+            data: records of every task.
+            processes: rank and world size.
+            consumed: samples of each task so far, over all ranks.
+            threads: of each loader; 0 uses all cores.
+
+        Raises:
+            ValueError: if the batch size is not a multiple of ranks times micro-batches.
+        """
         self.batch_size = config.data.batch_size
         parts = config.train.accumulation * processes.world_size
         if self.batch_size % parts:
@@ -87,11 +96,11 @@ class TaskStreams:
                 f" (train.accumulation {config.train.accumulation} x"
                 f" {processes.world_size} processes)"
             )
-        #: Samples of each task that were taken, over all ranks: the position for a checkpoint.
+        #: Samples of each task so far, over all ranks; stored in checkpoints.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
-        self._samples_per_pass = self.batch_size // config.train.accumulation
-        tokenizer, max_tokens = data.words.tokenizer, config.model.max_tokens
-        # Of prompts for boxes the loader counts what a cut costs: boxes.
+        self._samples_per_micro_batch = self.batch_size // config.train.accumulation
+        tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
+        # For grounding the loader counts the boxes that truncation drops.
         noted = {
             name: NotedLengths(records, tokenizer, max_tokens)
             for name, records in data.records.items()
@@ -106,9 +115,9 @@ class TaskStreams:
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.batch_size // parts,
                 max_tokens=max_tokens,
-                answers=data.words.answers,
+                answers=data.vocabulary.answers,
                 shuffle=True,
-                # Tasks that read the same records must not see them in the same order.
+                # Tasks that share records need different orders.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
                 mlm_probability=config.data.mlm_probability,
                 threads=threads,
@@ -136,8 +145,8 @@ class TaskStreams:
             )
         self._rank = processes.rank
 
-    def left_out(self) -> list[str]:
-        """Say what this rank's loaders left out or cut so far, one line for each task and kind."""
+    def skipped(self) -> list[str]:
+        """Summarize what this rank's loaders skipped or truncated, one line per task and kind."""
         lines = []
         for name, loader in self._loaders.items():
             if loader.skipped:
@@ -148,21 +157,21 @@ class TaskStreams:
             cut = loader.truncated_boxes
             if cut:
                 lines.append(
-                    f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} left out,"
-                    f" since no word that is read names {'it' if cut == 1 else 'them'}: the text is"
-                    " longer than model.max_tokens, or the record has no span"
+                    f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} skipped:"
+                    " no token names them, since the text is truncated at model.max_tokens or the"
+                    " record has no span"
                 )
             dropped = dropped_boxes(self._records[name])
             if dropped:
                 were = "was" if dropped == 1 else "were"
                 lines.append(
-                    f"{name}: {counted(dropped, 'boxes')} {were} left out, since the classes drawn"
-                    " for their texts are others"
+                    f"{name}: {counted(dropped, 'boxes')} {were} skipped, since the sampled prompt"
+                    " does not have their class"
                 )
             if loader.cropped_boxes:
                 boxes = counted(loader.cropped_boxes, "boxes")
                 was = "was" if loader.cropped_boxes == 1 else "were"
-                lines.append(f"{name}: {boxes} {was} left out, since a crop left too little")
+                lines.append(f"{name}: {boxes} {was} skipped, since the crop keeps too little")
             late = left_out_lines(self._records[name], while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
@@ -170,20 +179,20 @@ class TaskStreams:
         return lines
 
     def next_batch(self, name: str) -> Any:
-        """Take the next batch of a task.
+        """Return the next batch of a task.
 
         Raises:
-            DecodeError, FileNotFoundError: for a broken or missing picture where data.on_error is
-                "raise", with the record.
+            DecodeError, FileNotFoundError: for a broken or missing image, with the record, if
+                data.on_error is "raise".
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         try:
             batch = next(self._iterators[name])
         except DecodeError as problem:
-            told = DecodeError(f"{problem}; {_SKIP}")
-            told.status = problem.status
-            raise told from None
+            error = DecodeError(f"{problem}; {_SKIP}")
+            error.status = problem.status
+            raise error from None
         except FileNotFoundError as problem:
             raise FileNotFoundError(f"{problem.strerror}: {problem.filename!r}; {_SKIP}") from None
         if name in self._texts:
@@ -191,5 +200,5 @@ class TaskStreams:
         if self._words is not None and name == "image_text":
             first = self.consumed[name] + self._rank * len(batch)
             batch = self._words.mask(batch, first_sample=first)
-        self.consumed[name] += self._samples_per_pass
+        self.consumed[name] += self._samples_per_micro_batch
         return batch

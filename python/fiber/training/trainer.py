@@ -1,47 +1,44 @@
-"""The training loop: one step trains one task, from the first step to the finished model.
+"""The training loop.
 
-Every random draw of step k (dropout, hard negatives) depends on (seed, rank, k) only, and the data
-on the position in each stream. So a run that goes on from a checkpoint repeats the numbers of one
-that was never interrupted, bit for bit.
+All random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), the data only
+on the position in each task's stream. A run that resumes from a checkpoint therefore repeats an
+uninterrupted one bit for bit, on the same number of ranks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fiber.checkpoints.init_from import initialise
-from fiber.checkpoints.load import Towers, read_start
-from fiber.checkpoints.model_dir import StoredModel, Words, write_weights
-from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
-from fiber.config_io import replace_fields
-from fiber.data import Tokenizer
-from fiber.data.datasets.resolve import Data
+from fiber.checkpoints.init_from import initialize
+from fiber.checkpoints.load import Towers
+from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.build import build_model
-from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
-from fiber.training.config.run import RunConfig, load_recipe
-from fiber.training.data import TrainingData, open_data
+from fiber.progress import Progress, readable_seconds, say
+from fiber.training.checkpoint import (
+    Position,
+    RunCheckpoint,
+    newest_checkpoint,
+    write_checkpoint,
+)
+from fiber.training.config.run import RunConfig
+from fiber.training.data import TrainingData
 from fiber.training.distributed import (
     Processes,
     average_gradients,
+    broadcast_from_rank0,
     broadcast_parameters,
-    first_rank_says,
-    joined,
     wait_for_all,
 )
 from fiber.training.machine_memory import check_memory
-from fiber.training.meters import Window
-from fiber.training.objective_state import Memory
-from fiber.training.objectives import Draw, task_losses
+from fiber.training.meters import Meter
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives import Draw
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -51,348 +48,301 @@ from fiber.training.optim import (
     lr_factor,
     set_learning_rate,
 )
-from fiber.training.progress import Progress, readable_seconds, say
-from fiber.training.run_dir import RunFolder, read_metrics
-from fiber.training.scst import CaptionRewards, caption_rewards
-from fiber.training.split_backward import Backward
-from fiber.training.task_loaders import TaskStreams
-from fiber.training.validation import Validation, open_validation
+from fiber.training.run_dir import RunFolder
+from fiber.training.scst import caption_rewards
+from fiber.training.split_backward import SplitGraph
+from fiber.training.step import TrainStep
+from fiber.training.task_loaders import TaskLoaders
+from fiber.training.validation import Validation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run."""
+class Trainer:
+    """Train one model in the folder of a run.
 
-    #: Its folder; `fiber.load(run.folder)` gives the model.
-    folder: Path
-    #: What was trained, with the vocabulary and answers of the data filled in.
-    config: RunConfig
-    #: The lines of metrics.jsonl.
-    metrics: list[dict[str, Any]]
+    `run` is the loop. A step is `train_step`: forward, losses, backward, clip, optimizer. Every
+    `train.checkpoint_every` steps the model is validated and saved.
 
+        trainer = Trainer(config, data, folder, processes)
+        trainer.run()
 
-def train(
-    recipe: str | RunConfig,
-    *,
-    data: Data,
-    output: str | os.PathLike[str],
-    validation: Data | None = None,
-    init: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    set: Mapping[str, Any] | None = None,  # noqa: A002  (the word of the command line)
-    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
-    answers: Answers | None = None,
-    device: str | torch.device | None = None,
-    threads: int = 0,
-    quiet: bool = False,
-) -> Run:
-    """Train a model.
-
-    What a run takes less of than it was given is counted and told: questions without an answer of
-    the model, broken pictures where data.on_error is "skip", texts without words, texts that are
-    cut at model.max_tokens.
-
-    Args:
-        recipe: a recipe's name (`fiber recipes` lists them) or a RunConfig.
-        data: a data folder or an annotation file that `fiber.data.open_source` reads, one
-            set of records of your own, or a dict with one for each task.
-        output: folder of the run: config.json, metrics.jsonl, curves.png, checkpoints, the model.
-        validation: records that the finished model is chosen by, where the recipe says what is
-            measured (`validation.task`); default: the split `validation.split` of `data`.
-        init: what to start from: folder of a finished model or a published checkpoint, of which the
-            other stage takes the backbone; or a file with a Swin (as Microsoft or timm name it) or
-            a RoBERTa (transformers), or a folder with such files. A resumed run keeps its own.
-        resume: go on from the newest whole checkpoint in `output`, from step 0 if there is none,
-            and do nothing if the run is finished.
-        set: fields of the configuration to change, by dotted name: {"train.steps": 500}.
-        tokenizer: one, its file, or a folder with it; default: that of `init`, else the data
-            folder's tokenizer.json; "train": a model from nothing gets one that is trained on the
-            texts. A resumed run keeps its own.
-        answers: of the VQA head, in the order of its logits, or a JSON file with a list of them;
-            default: those of `init` if the data have no others, else the most frequent ones of the
-            data. An `init` that does not name its own (a published file) is taken to have these. A
-            resumed run keeps its own.
-        device: default CUDA where there is one, else the CPU. Under torchrun every process takes
-            the GPU of its local rank.
-        threads: of the data loader; 0 uses every core.
-        quiet: print nothing.
-
-    Raises:
-        ValueError: for a wrong field, data that do not fit, a resume under another configuration.
-        FileExistsError: if `output` holds a run and `resume` is False.
-        FloatingPointError: if a loss is no longer finite.
-        MemoryError: on a CPU whose free memory the parameters alone would exceed.
-        KeyboardInterrupt: on Ctrl-C, after saying how to go on.
+    Attributes:
+        model: the model, in training mode.
+        step: the model with its objectives, see `TrainStep`.
+        optimizer: AdamW over `parameters`.
+        average: moving average of the weights, if the run has one.
+        steps_done: optimizer steps so far, counted from the start of the run.
     """
-    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    config = replace_fields(config, dict(set or {}))
-    folder = RunFolder(path=Path(output))
-    known, named = folder.words() if resume else None, answers
-    if known is not None:
-        # What a run started with stays, whatever is named now.
-        init, tokenizer, answers = folder.stored_init(), None, known.answers or None
-    start = read_start(init) if init is not None else None
-    if isinstance(start, StoredModel) and named is not None and not start.answers:
-        # A published file does not name the answers that its head was trained on. Answers that were
-        # counted from the data, as a resumed run may have them, are not those.
-        start = dataclasses.replace(start, answers=open_answers(named))
-    if known is None and isinstance(start, StoredModel) and start.tokenizer is not None:
-        known = Words(start.tokenizer, start.answers, start.classes)
-    if tokenizer == TRAIN_ONE and isinstance(start, StoredModel):
-        raise ValueError(
-            f"tokenizer {TRAIN_ONE!r} makes new tokens, and the weights of {start.path} belong to"
-            " others; name the tokenizer of that model"
-        )
-    with joined(device) as processes:
-        source = open_data(
-            config,
-            data,
-            tokenizer=tokenizer,
-            answers=answers,
-            known=known,
-            from_nothing=start is None,
-        )
-        config = source.fit_model(config).with_length(max(source.counts().values()))
-        folder.check(config, resume=resume)
-        # No rank may see the files that the first one is about to write.
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: TrainingData,
+        folder: RunFolder,
+        processes: Processes,
+        *,
+        init: StoredModel | Towers | None = None,
+        validation: Validation | None = None,
+        threads: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        """Build the model, or restore it from the newest checkpoint in the folder.
+
+        Args:
+            config: of the run; its model fits the data (`TrainingData.fit_model`).
+            data: records of every task.
+            folder: of the run; rank 0 writes its files.
+            processes: rank, world size and device.
+            init: weights to start from; not used if there is a checkpoint.
+            validation: selects the best checkpoint; None keeps the last weights.
+            threads: of the data loader; 0 uses all cores.
+            quiet: print nothing.
+
+        Raises:
+            MemoryError: on a CPU, if the parameters alone exceed the free memory.
+            ValueError: if weights, checkpoint or batch size do not fit.
+            FileNotFoundError: if the best weights of a resumed run are missing.
+        """
+        # First, because invalid data must not leave a folder behind.
+        rewards = caption_rewards(config, data)
+        self.config, self.folder, self.processes = config, folder, processes
+        self.device = processes.device
+        self.validation, self.threads, self.quiet = validation, threads, quiet
+
+        check_memory(config, processes)
+        torch.manual_seed(config.train.seed)
+        self.model = build_model(config.model).to(self.device)
+        self.model.backbone.gradient_checkpointing = config.train.gradient_checkpointing
+        if processes.is_first:
+            folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
         wait_for_all(processes)
-        quiet = quiet or not processes.is_first
-        if resume and folder.is_finished:
-            if not quiet:
-                say(f"{folder.path}: the run is finished already; nothing was trained")
-        else:
-            rewards = caption_rewards(config, source)
-            chooser, unchosen = open_validation(
-                config, source, data, validation, folder.checkpoints
+        checkpoint = newest_checkpoint(folder.checkpoints)
+        if init is not None and checkpoint is None:
+            report = initialize(self.model, init, data.vocabulary.answers)
+            self._log(f"weights from {init.path}:\n{report}")
+        freeze(self.model, config.optim.frozen)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.model, config.optim)
+        decay = config.train.ema_decay
+        self.average = MovingAverage(self.model, decay) if decay else None
+        self.state = ObjectiveState.of(config, self.device, rewards)
+        self.step = TrainStep(self.model, config.tasks, self.state)
+
+        self.records = data.counts()
+        if validation is not None:
+            self.records["validation"] = len(validation.records)
+        position = Position(records=self.records)
+        if checkpoint is not None:
+            position = self._restore(checkpoint, position)
+        broadcast_parameters(self.model, processes)
+        self.model.train()
+        self.steps_done = position.step
+        self.best_step, self.best_score = position.best_step, position.best_score
+        self.scores = list(position.scores)
+        self.loaders = TaskLoaders(
+            config, data, processes, consumed=position.consumed, threads=threads
+        )
+        self.meter = Meter(processes, images=position.images, seconds=position.seconds)
+        self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
+        self.began = time.monotonic() - position.seconds
+        self._log(self._describe_run(data, str(init.path) if init else "random weights"))
+        for line in data.skipped:
+            self._log(line)
+
+    def run(self) -> None:
+        """Train to the last step, or until validation stalls; then write the finished model.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient is not finite.
+        """
+        settings, rotation = self.config.train, self.config.tasks.rotation()
+        stop_after = self.config.validation.stop_after
+        with self.progress:
+            while self.steps_done < settings.steps:
+                if has_stalled(self.scores, stop_after):
+                    self.progress.say(f"validation has not improved {stop_after} times; stopping")
+                    break
+                self._prepare_step()
+                task = rotation[self.steps_done % len(rotation)]
+                batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
+                gradient_norm = self.train_step(task, batches)
+                self.progress.advance()
+                self._end_step(gradient_norm)
+        self._finish()
+
+    def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
+        """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
+
+        Args:
+            task: a field of `TasksConfig`.
+            batches: the micro-batches of this rank, on any device.
+
+        Returns:
+            L2 norm of the gradient before it is clipped.
+        """
+        count = self.config.train.accumulation
+        weights = self.config.tasks.active()[task].weights()
+
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, batch in enumerate(batches, start=self.steps_done * count):
+            batch = batch.to(self.device)
+            split = SplitGraph()
+            with self._autocast():
+                draw = Draw(self.config.train.seed, number)
+                for losses in self.step.branches(task, batch, draw, split):
+                    total = torch.stack([weights[name] * loss for name, loss in losses.items()])
+                    # Backward ops run in the dtypes of their forward ops.
+                    with self._autocast(enabled=False):
+                        (total.sum() / count).backward()
+                    self.meter.add(losses)
+                split.backward()
+            self.meter.count_images(math.prod(batch.images.shape[:-3]) * self.processes.world_size)
+
+        average_gradients(self.parameters, self.processes)
+        limit = self.config.optim.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        self.steps_done += 1
+        return norm
+
+    def validate(self) -> dict[str, float]:
+        """Evaluate the current weights, or their average, and keep them if they are the best.
+
+        Rank 0 evaluates; all ranks append the score to `scores`.
+
+        Returns:
+            Metrics and "score"; empty on the other ranks.
+        """
+        assert self.validation is not None
+        metrics: dict[str, float] = {}
+        if self.processes.is_first:
+            weights = self._weights()
+            with self._autocast():
+                metrics = self.validation.evaluate(self.model, weights, self.threads)
+            # Of equal steps the later one is kept.
+            if not self.best_step or metrics["score"] >= self.best_score:
+                self.best_step, self.best_score = self.steps_done, metrics["score"]
+                self.validation.keep(weights, self.steps_done)
+            self.progress.say(
+                f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
+                f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
             )
-            if unchosen and not quiet:
-                say(unchosen)
-            try:
-                # The caller's random numbers are not touched.
-                with torch.random.fork_rng(
-                    [processes.device] if processes.device.type == "cuda" else []
-                ):
-                    _train(
-                        config,
-                        source,
-                        folder,
-                        processes,
-                        start=start,
-                        rewards=rewards,
-                        chooser=chooser,
-                        threads=threads,
-                        quiet=quiet,
-                    )
-            except KeyboardInterrupt:
-                if not quiet:
-                    newest = newest_checkpoint(folder.checkpoints)
-                    say(
-                        f"stopped; resume (--resume, resume=True) goes on from step"
-                        f" {newest.step if newest else 0} in {folder.path}"
-                    )
-                raise
-    return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+        self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
+        return metrics
 
+    def save(self, seconds: float) -> None:
+        """Write a checkpoint; call it on rank 0.
 
-def _train(
-    config: RunConfig,
-    source: TrainingData,
-    folder: RunFolder,
-    processes: Processes,
-    *,
-    start: StoredModel | Towers | None,
-    rewards: CaptionRewards | None,
-    chooser: Validation | None,
-    threads: int,
-    quiet: bool,
-) -> None:
-    device, settings = processes.device, config.train
+        Args:
+            seconds: time that the run took so far.
+        """
+        write_checkpoint(
+            self.folder.checkpoints,
+            model=self.model,
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else {},
+                "memory": self.state.state_dict(),
+            },
+            position=Position(
+                step=self.steps_done,
+                seconds=seconds,
+                images=self.meter.images,
+                consumed=self.loaders.consumed,
+                records=self.records,
+                best_step=self.best_step,
+                best_score=self.best_score,
+                scores=tuple(self.scores),
+            ),
+            keep=self.config.train.keep_checkpoints,
+        )
+        if self.validation is not None:
+            # Only now does no checkpoint refer to the best weights of before.
+            self.validation.forget_others(self.best_step)
 
-    # The model: from nothing, from another model or from a checkpoint.
-    check_memory(config, processes)
-    torch.manual_seed(settings.seed)
-    model = build_model(config.model).to(device)
-    model.backbone.gradient_checkpointing = settings.gradient_checkpointing
-    if processes.is_first:
-        folder.open(config, source.words, str(start.path) if start else None, source.path)
-    wait_for_all(processes)
-    checkpoint = newest_checkpoint(folder.checkpoints)
-    if start is not None and checkpoint is None:
-        report = initialise(model, start, source.words.answers)
-        if not quiet:
-            say(f"weights from {start.path}:\n{report}")
-    freeze(model, config.optim.frozen)
-    optimizer = build_optimizer(model, config.optim)
-    average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
-    memory = Memory.of(config, device, rewards)
-    counts = source.counts() | ({"validation": len(chooser.records)} if chooser else {})
-    position = Position(records=counts)
-    if checkpoint is not None:
-        position = checkpoint.position(expected=position)
-        if chooser is not None and processes.is_first:
-            chooser.check(position)
-        state = checkpoint.restore(model, device)
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        memory.load_state_dict(state.get("memory", {}))
-    broadcast_parameters(model, processes)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train()
+    def _restore(self, checkpoint: RunCheckpoint, expected: Position) -> Position:
+        """Load model, optimizer, moving average and objective state."""
+        position = checkpoint.position(expected=expected)
+        if self.validation is not None and self.processes.is_first:
+            self.validation.check(position)
+        training = checkpoint.restore(self.model, self.device)
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(training["average"])
+        self.state.load_state_dict(training.get("memory", {}))
+        return position
 
-    # The data: every task from its own position.
-    streams = TaskStreams(config, source, processes, consumed=position.consumed, threads=threads)
-    tasks, rotation = config.tasks.active(), config.tasks.rotation()
-    window = Window(processes, images=position.images, seconds=position.seconds)
-    best_step, best_score = position.best_step, position.best_score
-    scores, stop_after = list(position.scores), config.validation.stop_after
-    began = time.monotonic() - position.seconds
-    if not quiet:
-        origin = str(start.path) if start is not None else "random weights"
-        say(_first_words(config, source, processes, model, position.step, origin))
-        for line in source.left_out:
-            say(line)
+    def _prepare_step(self) -> None:
+        """Set the learning rate and the seed of the next step, update the GOLD reference."""
+        optim, step, seed = self.config.optim, self.steps_done, self.config.train.seed
+        factor = lr_factor(step, self.config.train.steps, optim, self.scores)
+        has_fallen = count_falls(self.scores, optim.plateau_patience) > 0
+        is_bounded = optim.schedule == "plateau" and has_fallen
+        set_learning_rate(
+            self.optimizer, optim.lr * factor, least=optim.plateau_least_lr if is_bounded else 0.0
+        )
+        torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
+        self.state.begin_step(step, self.model)
 
-    with Progress(steps=settings.steps, start=position.step, quiet=quiet) as progress:
-        for step in range(position.step, settings.steps):
-            if has_stalled(scores, stop_after):
-                progress.say(f"none of the last {stop_after} measurements came up to the best one")
-                break
-            name = rotation[step % len(rotation)]
-            weights = tasks[name].weights()
-            backward = _weighted(weights, settings.accumulation, device)
-            factor = lr_factor(step, settings.steps, config.optim, scores)
-            has_fallen = count_falls(scores, config.optim.plateau_patience) > 0
-            is_bounded = config.optim.schedule == "plateau" and has_fallen
-            set_learning_rate(
-                optimizer,
-                config.optim.lr * factor,
-                least=config.optim.plateau_least_lr if is_bounded else 0.0,
+    def _end_step(self, gradient_norm: Tensor) -> None:
+        """Write metrics, validate and save, if the step is one of those."""
+        settings, done = self.config.train, self.steps_done
+        is_last = done == settings.steps
+        is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
+        seconds = time.monotonic() - self.began
+        if is_last or is_checkpoint or done % settings.log_every == 0:
+            entry = self.meter.close(
+                step=done,
+                seconds=seconds,
+                optimizer=self.optimizer,
+                model=self.model,
+                gradient_norm=gradient_norm,
             )
-            torch.manual_seed(_step_seed(settings.seed, step, processes.rank))
-            memory.begin_step(step, model)
+            if self.validation is not None and (is_last or is_checkpoint):
+                entry["validation"] = self.validate()
+            if self.processes.is_first:
+                self.folder.add_metrics(entry)
+                self.progress.show(entry)
+        if is_checkpoint and not is_last and self.processes.is_first:
+            self.save(seconds)
 
-            # Forward and backward, once for each accumulated pass.
-            optimizer.zero_grad(set_to_none=True)
-            for part in range(settings.accumulation):
-                batch = streams.next_batch(name).to(device)
-                draw = Draw(settings.seed, step * settings.accumulation + part)
-                with torch.autocast(
-                    device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-                ):
-                    losses = task_losses(name, model, batch, config.tasks, draw, memory, backward)
-                window.add(losses, images=math.prod(batch.images.shape[:-3]) * processes.world_size)
+    def _finish(self) -> None:
+        """Write the finished model: the best weights of the validation, else the last ones."""
+        if self.processes.is_first:
+            self.folder.draw()
+            if self.validation is not None:
+                self.validation.finish(self.best_step, self.folder.model_file)
+            else:
+                write_weights(self.folder.path, self._weights())
+        for line in self.loaders.skipped():
+            self._log(line)
+        kept = f" (the weights of step {self.best_step})" if self.validation is not None else ""
+        took = readable_seconds(time.monotonic() - self.began)
+        self._log(f"finished after {took}: {self.folder.path}{kept}")
+        wait_for_all(self.processes)
 
-            # One update with the mean gradient of all ranks.
-            average_gradients(parameters, processes)
-            limit = config.optim.clip_norm or math.inf
-            norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-            optimizer.step()
-            if average is not None:
-                average.update(model)
-            done = step + 1
-            progress.advance()
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights of the finished model, if it ended now."""
+        return self.average.weights(self.model) if self.average else self.model.state_dict()
 
-            # A line of metrics, a checkpoint.
-            is_last = done == settings.steps
-            is_saved = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
-            seconds = time.monotonic() - began
-            if is_last or is_saved or done % settings.log_every == 0:
-                entry = window.close(
-                    step=done, seconds=seconds, optimizer=optimizer, model=model, gradient_norm=norm
-                )
-                if chooser is not None and (is_last or is_saved):
-                    score = math.nan
-                    if processes.is_first:
-                        state = average.weights(model) if average else model.state_dict()
-                        with torch.autocast(
-                            device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-                        ):
-                            measured = chooser.measure(model, state, threads)
-                        score = measured["score"]
-                        if not best_step or score >= best_score:
-                            best_step, best_score = done, score
-                            chooser.keep(state, done)
-                        entry["validation"] = measured
-                        progress.say(
-                            f"step {done}: {chooser.task} on {config.validation.split}"
-                            f" {score:.4f}, best {best_score:.4f} at step {best_step}"
-                        )
-                    scores.append(first_rank_says(score, processes))
-                if processes.is_first:
-                    folder.add_metrics(entry)
-                    progress.show(entry)
-            if is_saved and not is_last and processes.is_first:
-                write_checkpoint(
-                    folder.checkpoints,
-                    model=model,
-                    training={
-                        "optimizer": optimizer.state_dict(),
-                        "average": average.state_dict() if average is not None else {},
-                        "memory": memory.state_dict(),
-                    },
-                    position=Position(
-                        step=done,
-                        seconds=seconds,
-                        images=window.images,
-                        consumed=streams.consumed,
-                        records=counts,
-                        best_step=best_step,
-                        best_score=best_score,
-                        scores=tuple(scores),
-                    ),
-                    keep=settings.keep_checkpoints,
-                )
-                if chooser is not None:
-                    # Only now does no checkpoint need the one before.
-                    chooser.forget_others(best_step)
+    def _autocast(self, *, enabled: bool = True) -> torch.autocast:
+        is_bfloat16 = self.config.train.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and is_bfloat16)
 
-    # The finished model.
-    if processes.is_first:
-        folder.draw()
-        if chooser is not None:
-            chooser.finish(best_step, folder.model_file)
-        else:
-            write_weights(folder.path, average.weights(model) if average else model.state_dict())
-    if not quiet:
-        for line in streams.left_out():
-            say(line)
-        kept = f" (the weights of step {best_step})" if chooser is not None else ""
-        say(f"finished after {readable_seconds(time.monotonic() - began)}: {folder.path}{kept}")
-    wait_for_all(processes)
+    def _log(self, message: str) -> None:
+        if not self.quiet:
+            say(message)
 
-
-def _weighted(weights: Mapping[str, float], parts: int, device: torch.device) -> Backward:
-    """Make what runs the weighted sum of losses backward, as one of `parts` passes of a step."""
-
-    def backward(losses: dict[str, Tensor]) -> None:
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        # The backward pass takes its types from the forward pass.
-        with torch.autocast(device.type, enabled=False):
-            (total / parts).backward()
-
-    return backward
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the dropout of one step on one rank."""
-    return ((seed * 1_000_003 + step) * 4_099 + rank) % 2**63
-
-
-def _first_words(
-    config: RunConfig,
-    source: TrainingData,
-    processes: Processes,
-    model: nn.Module,
-    step: int,
-    origin: str,
-) -> str:
-    """Say what is about to happen."""
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    records = ", ".join(f"{name} {count}" for name, count in source.counts().items())
-    where = f"{processes.world_size} x {processes.device.type}"
-    begin = f"going on after step {step}" if step else f"starting from {origin}"
-    return (
-        f"{begin}: {config.model.stage} model of {millions:.1f} million parameters on {where},"
-        f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"
-    )
+    def _describe_run(self, data: TrainingData, origin: str) -> str:
+        """Summarize model, hardware, length and data in one line."""
+        config, processes = self.config, self.processes
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        records = ", ".join(f"{name} {count}" for name, count in data.counts().items())
+        where = f"{processes.world_size} x {processes.device.type}"
+        done = self.steps_done
+        begin = f"resuming after step {done}" if done else f"starting from {origin}"
+        return (
+            f"{begin}: {config.model.stage} model of {millions:.1f} million parameters on {where},"
+            f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"
+        )

@@ -1,8 +1,7 @@
-"""Choosing the finished model: held-out records are measured at every checkpoint, the best is kept.
+"""Select the finished model: evaluate held-out records at every checkpoint, keep the best weights.
 
-The weights of the best step lie in the run's folder of checkpoints as `best-00000500.safetensors`;
-which step that is stands in the checkpoint itself, so that a resumed run chooses as one that was
-never stopped.
+The best weights so far are `best-00000500.safetensors` in the folder of checkpoints. The checkpoint
+stores their step, so that a resumed run selects the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import write_file
-from fiber.checkpoints.model_dir import StoredModel, Words, write_tensors
+from fiber.checkpoints.model_dir import StoredModel, Vocabulary, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
@@ -32,26 +31,26 @@ BEST = "best-"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What a run measures to choose its model."""
+    """Held-out records of a run and the task that they are evaluated with."""
 
     #: A task of `fiber eval`.
     task: str
     records: RecordSet
-    words: Words
+    vocabulary: Vocabulary
     #: Folder of the run's checkpoints.
     checkpoints: Path
 
-    def measure(
+    def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
     ) -> dict[str, float]:
-        """Measure a state of the model: the task's metrics, and the "score" that chooses.
+        """Evaluate weights: the metrics of the task, and the "score" to select by.
 
-        The model's weights and the random numbers are afterwards as they were, so that a run trains
-        the same with and without.
+        Weights of the model and random state are restored afterwards, so that training is the same
+        with and without validation.
         """
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         stored = StoredModel(
-            network=model, tokenizer=self.words.tokenizer, answers=self.words.answers
+            network=model, tokenizer=self.vocabulary.tokenizer, answers=self.vocabulary.answers
         )
         devices = {tensor.device.index for tensor in own.values() if tensor.is_cuda}
         try:
@@ -67,30 +66,30 @@ class Validation:
         return {"score": sum(metrics[name] for name in CHOSEN_BY[self.task]), **kept}
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
-        """Write the weights of the best step so far, beside those of the one before it."""
+        """Write the best weights so far; those before stay until `forget_others`."""
         write_file(self._file(step), lambda part: write_tensors(state, part))
 
     def forget_others(self, step: int) -> None:
-        """Remove the weights of all steps but one."""
+        """Remove the weights of all steps but this one."""
         for file in self.checkpoints.glob(f"{BEST}*.safetensors"):
             if file != self._file(step):
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
-        """Make the weights of the best step the finished model, and remove all others."""
+        """Rename the weights of a step to the finished model, and remove the others."""
         self._file(step).rename(model_file)
         self.forget_others(step)
 
     def check(self, position: Position) -> None:
-        """Check that the best weights that a checkpoint knows of are there.
+        """Check that the best weights of a checkpoint exist.
 
         Raises:
-            FileNotFoundError: if they are not.
+            FileNotFoundError: if they are missing.
         """
         if position.best_step and not self._file(position.best_step).is_file():
             raise FileNotFoundError(
-                f"{self._file(position.best_step)} is missing: step {position.best_step} measured"
-                " best so far, and the run cannot be resumed without its weights"
+                f"{self._file(position.best_step)} is missing: step {position.best_step} has the"
+                " best score so far, and the run cannot be resumed without its weights"
             )
 
     def _file(self, step: int) -> Path:
@@ -104,21 +103,21 @@ def open_validation(
     held_out: Data | None,
     checkpoints: Path,
 ) -> tuple[Validation | None, str]:
-    """Find the records that choose the model, and say if none can be held out.
+    """Open the held-out records of a run.
 
     Args:
-        config: says what is measured.
-        source: what is trained on.
-        data: where that came from.
-        held_out: records to choose by, if they are not a split of `data`.
+        config: of the run, with the task and the split.
+        source: training data.
+        data: where they come from.
+        held_out: records to validate with, if they are not a split of `data`.
         checkpoints: folder of the run's checkpoints.
 
     Returns:
-        What is measured, or None; a sentence for the user if it is None although the config asks.
+        The validation or None; if it is None against the config, a message for the user.
 
     Raises:
         FileNotFoundError: if the split has no file.
-        ValueError: if the model lacks the head, or records were given and nothing is measured.
+        ValueError: if the model lacks the head, or records are given but validation is off.
     """
     settings = config.validation
     if settings.task is None:
@@ -140,8 +139,8 @@ def open_validation(
         if head == "grounding":
             way_out = "Name the folder in place of the file, or"
         return None, (
-            f"validation.task is {settings.task!r}, but the data do not tell splits, so that"
-            " nothing is held out to choose a step by: the last one becomes the model."
+            f"validation.task is {settings.task!r}, but the data have no splits to hold out; the"
+            " last step becomes the model."
             f" {way_out} other records (--validation FILE, validation=...)"
         )
     try:
@@ -150,19 +149,19 @@ def open_validation(
         )
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
-            f"{error} (needed to choose the best step: validation.task is {settings.task!r},"
-            f" validation.split {settings.split!r}; --set validation.task=none does without)"
+            f"{error} (needed to select the best step: validation.task is {settings.task!r},"
+            f" validation.split {settings.split!r}; turn it off with --set validation.task=none)"
         ) from error
     if settings.pictures:
-        records = _of_some_pictures(records, settings.pictures)
+        records = _of_some_images(records, settings.pictures)
     validation = Validation(
-        task=settings.task, records=records, words=source.words, checkpoints=checkpoints
+        task=settings.task, records=records, vocabulary=source.vocabulary, checkpoints=checkpoints
     )
     return validation, ""
 
 
-def _of_some_pictures(records: RecordSet, limit: int) -> RecordSet:
-    """Choose all records of at most `limit` pictures, the same ones every time."""
+def _of_some_images(records: RecordSet, limit: int) -> RecordSet:
+    """Sample all records of at most `limit` images, with a fixed seed."""
     images = [records[index].image_id for index in range(len(records))]
     different = list(dict.fromkeys(images))
     if len(different) <= limit:

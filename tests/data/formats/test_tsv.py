@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fiber.data.prompts.classes.rules import PromptRules
 from PIL import Image
 
 from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.objects365 import objects365
 from fiber.data.datasets.resolve import open_source
 from fiber.data.formats.tsv import TsvFile
+from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import DrawnPrompts
 from fiber.data.skip_report import classes_of, left_out, left_out_lines
 

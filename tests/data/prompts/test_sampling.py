@@ -5,10 +5,10 @@ import dataclasses
 import math
 
 import pytest
-from fiber.data.prompts.classes.rules import PromptRules
 
 from fiber.data import ConcatRecords, Record
 from fiber.data.prompts.classes import class_prompt
+from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import DrawnPrompts, dropped_boxes
 from fiber.data.record import TrueObjects, record_in_epoch
 from tests.data.words import Words

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fiber.training import progress
-from fiber.training.progress import ImageProgress, Progress, say
+from fiber import progress
+from fiber.progress import ImageProgress, Progress, say
 
 
 class Terminal(io.StringIO):
