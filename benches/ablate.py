@@ -1,10 +1,11 @@
-"""What fusion and each objective of pre-training bring: the coarse stage, trained without.
+"""Ablate coarse pre-training: without fusion, with half of it, or without one objective.
 
 Command: fiber data scenes --output runs/scenes --images 24000
          python benches/ablate.py runs/scenes
-Rows: results/ablate.csv, one for each run; `results_page.py` makes the table. A run that has its
-row is not trained again. Eighteen runs of 440 steps; --cpu-hours stops starting new ones when the
-budget is used up.
+Rows: results/ablate.csv, one per run. Runs that have a row are skipped. There are eighteen runs of
+440 steps; --cpu-hours limits the total, after which no run is started.
+
+An objective that is left out of the loss is still evaluated, with an untrained head.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fiber.config_io import replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.train import train
 
-#: What each arm changes in the recipe, whose model fuses its last four blocks.
+#: Changes of the recipe by arm. Its model fuses the last four blocks.
 ARMS: dict[str, Mapping[str, Any]] = {
     "whole": {},
     "fusion in 2 blocks": {"model.fusion.num_fused_layers": 2},
@@ -33,9 +34,9 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "without ITM": {"tasks.image_text.itm": 0.0},
     "without MLM": {"tasks.image_text.mlm": 0.0},
 }
-#: Tasks, and how many records of a split each is measured on.
+#: Evaluated tasks, with the number of records per split.
 MEASURED = {"retrieval": 1000, "matching": 300, "masked_words": 400, "vqa": 1500}
-#: The numbers of the table.
+#: Task and metric of the columns.
 SHOWN = (
     ("retrieval", "text_to_image_recall_at_10"),
     ("retrieval", "image_to_text_recall_at_10"),
@@ -46,13 +47,13 @@ SHOWN = (
 
 
 def config_of(arm: str, seed: int) -> RunConfig:
-    """The recipe of the demo's coarse stage, without what the arm leaves out."""
+    """Return the recipe of the demo's coarse stage with the changes of the arm."""
     changes = {"train.seed": seed, "train.checkpoint_every": 0, **ARMS[arm]}
     return replace_fields(load_recipe("scenes_coarse"), changes)
 
 
 def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
-    """Train one run and measure it: its row."""
+    """Train and evaluate one run; return its row."""
     use_one_thread()
     began = cpu_seconds()
     config = config_of(arm, seed)
@@ -76,10 +77,10 @@ def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Train and measure all runs that have no row yet, within the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder of grounded scenes")
+    parser.add_argument("data", type=Path, help="directory of scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all rows together")
+    parser.add_argument("--workers", type=int, default=2, help="parallel runs, one thread each")
+    parser.add_argument("--cpu-hours", type=float, default=3.0, help="budget of all rows")
     options = parser.parse_args()
     use_one_thread()
     rows = Rows("ablate", ("arm", "seed"))
@@ -98,7 +99,7 @@ def main() -> None:
                 used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
                 print(f"{arm}, seed {seed}: {used:.2f} CPU hours so far", flush=True)
                 if used >= options.cpu_hours and waiting:
-                    print(f"{len(waiting)} runs are left out: the budget is used up", flush=True)
+                    print(f"budget used up: {len(waiting)} runs skipped", flush=True)
                     waiting.clear()
 
 

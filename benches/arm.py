@@ -1,18 +1,16 @@
-"""How many instructions a 64-bit ARM processor executes for a picture, counted under emulation.
+"""Count the instructions that a 64-bit ARM processor executes per image, under emulation.
 
 Command: python benches/arm.py --djpeg DIR FILE... [--sysroot DIR] [--binary FILE]
 
-No ARM machine was at hand to time anything: instructions are not time, but plain loops that NEON
-replaces cost instructions, and emulation counts those of any program alike. The peer is
-libjpeg-turbo's own `djpeg` with its NEON code, in the same run, with its `libjpeg` and C library
-under DIR (Debian's libjpeg-turbo-progs, libjpeg62-turbo, libc6 and libgcc-s1 for arm64, unpacked by
-`dpkg -x`, and DIR/lib a link to usr/lib); it also writes its picture to a file. What a program does
-without any picture is taken off. First of all, pixels: NEON, plain loops and this processor must
-give the same.
+Instructions are not time, but emulation counts those of every program alike, and scalar loops that
+NEON replaces cost instructions. Peer: libjpeg-turbo's own `djpeg` with its NEON code, in the same
+run, with its `libjpeg` and C library in DIR (Debian's libjpeg-turbo-progs, libjpeg62-turbo, libc6
+and libgcc-s1 for arm64, unpacked by `dpkg -x`, with DIR/lib a link to usr/lib). It also writes its
+image to a file. The instructions of a program without any image are subtracted. Pixels are compared
+first: NEON, scalar loops and the host must give the same.
 
-Needs qemu-user, a C compiler, and cargo able to build for aarch64-unknown-linux-gnu (in
-CONTRIBUTING.md, where the tests run under emulation, too). --binary takes a benches/arm.rs that was
-built elsewhere.
+Requires qemu-user, a C compiler, and cargo with the target aarch64-unknown-linux-gnu
+(CONTRIBUTING.md). --binary is a benches/arm.rs that was built elsewhere.
 """
 
 from __future__ import annotations
@@ -68,12 +66,17 @@ def built(*target: str) -> list[str]:
 
 
 def main() -> None:
-    """Compare pixels, count, and report in millions of instructions a picture."""
+    """Compare pixels, count, and report in millions of instructions an image."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("files", nargs="+", help="JPEG files, two at least")
-    parser.add_argument("--djpeg", required=True, type=Path, help="root of the peer's files")
+    parser.add_argument("files", nargs="+", help="two or more JPEG files")
     parser.add_argument(
-        "--sysroot", type=Path, default=Path("/usr/aarch64-linux-gnu"), help="of our program"
+        "--djpeg", required=True, type=Path, help="root directory of djpeg and its libraries"
+    )
+    parser.add_argument(
+        "--sysroot",
+        type=Path,
+        default=Path("/usr/aarch64-linux-gnu"),
+        help="sysroot of benches/arm.rs (default: %(default)s)",
     )
     parser.add_argument("--binary", help="benches/arm.rs built for ARM (default: built here)")
     options = parser.parse_args()
@@ -91,14 +94,14 @@ def main() -> None:
         for instructions in SETS:
             _, pixels = counted("hash", instructions, files)
             if pixels != here.stdout.strip():
-                sys.exit(f"{instructions}: the pixels differ from those of this processor")
+                sys.exit(f"{instructions}: pixels differ from those of the host")
         djpeg = str(options.djpeg / "usr/bin/djpeg")
-        picture = str(Path(folder) / "picture.ppm")
+        image = str(Path(folder) / "picture.ppm")
         empty, _ = counter.count(options.djpeg, [djpeg, "-version"])
         decoded = {"djpeg of libjpeg-turbo": [], **{f"fiber, {name}": [] for name in SETS}}
         squashed = {f"fiber, {name}": [] for name in SETS}
         for file in files:
-            count, _ = counter.count(options.djpeg, [djpeg, "-outfile", picture, file])
+            count, _ = counter.count(options.djpeg, [djpeg, "-outfile", image, file])
             decoded["djpeg of libjpeg-turbo"].append((count - empty) / 1e6)
             for name in SETS:
                 read, decode, squash = (
@@ -106,7 +109,7 @@ def main() -> None:
                 )
                 decoded[f"fiber, {name}"].append((decode - read) / 1e6)
                 squashed[f"fiber, {name}"].append((squash - decode) / 1e6)
-    unit = "million instructions a picture"
+    unit = "million instructions per image"
     report("arm_decode", unit, decoded, peer="djpeg of libjpeg-turbo")
     report("arm_resize", unit, squashed, peer="fiber, scalar")
 

@@ -1,9 +1,9 @@
-"""How long the 64 boxes of a picture take: cut to it, resized, mirrored, the empty ones left out.
+"""Transform the 64 boxes of an image: clip, resize, flip, drop empty boxes.
 
-Command: python benches/bench_boxes.py   (needs cargo)
-Peers: torchvision's transforms v2 on its `BoundingBoxes`, and the same in plain numpy. Ours is
-timed by a program without Python (benches/boxes.rs), as a loader's thread pays it; theirs begin
-with tensors or arrays in memory. All of them do the same to the same number of boxes.
+Command: python benches/bench_boxes.py   (requires cargo)
+Peers: torchvision's transforms v2 on `BoundingBoxes`, and NumPy. fiber is timed by a program
+without Python (benches/boxes.rs), as in a thread of the loader; the peers start from tensors or
+arrays in memory. All of them process the same number of boxes.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 BOXES = 64
-#: Of the stored picture and of the one that comes out, (height, width) in pixels.
+#: (height, width) in pixels of the input and the output image.
 STORED, MADE = (480, 640), (800, 1066)
 CALLS = 200
 PEER = "torchvision"
 
 
 def drawn() -> np.ndarray:
-    """Boxes (x0, y0, x1, y1) in pixels, some of which reach beyond the picture."""
+    """Boxes (x0, y0, x1, y1) in pixels, some of which reach beyond the image."""
     draws = np.random.default_rng(0)
     x0, y0 = draws.uniform(-0.9, 500, BOXES), draws.uniform(-0.9, 400, BOXES)
     size = draws.uniform((2, 2), (140, 80), (BOXES, 2))
@@ -61,13 +61,13 @@ def microseconds(work: Callable[[], object]) -> float:
 
 
 def our_microseconds() -> float:
-    """The median of the program's runs, for a whole picture."""
+    """The median of the program's runs, for a whole image."""
     command = ["cargo", "bench", "--quiet", "--bench", "boxes"]
     root = Path(__file__).parents[1]
     found = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     line = re.search(rf"^whole picture +(\d+) ns .* of {BOXES} boxes", found, re.MULTILINE)
     if line is None:
-        raise SystemExit(f"benches/boxes.rs printed {found!r}; expected a time for a whole picture")
+        raise SystemExit(f"benches/boxes.rs printed {found!r}; expected a time per image")
     return int(line[1]) / 1000
 
 

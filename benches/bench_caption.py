@@ -1,10 +1,10 @@
-"""How long the search for captions takes, with and without kept keys and values.
+"""Beam search for captions, with and without cached keys and values.
 
 Command: python benches/bench_caption.py
-Peer: the same search on a decoder that reads the whole text again for every token and every beam,
-as the published code does (`uncached_decoder.py`). Both write captions of full length, since no
-beam may end: the weights are drawn, and </s> and <pad> are made unlikely. The image tower, which is
-the same for both, does not count.
+Peer: the same search on a decoder that reads the whole text again for every token and beam, like
+the published code (`uncached_decoder.py`). Both write captions of the maximum length: weights are
+random, and </s> and <pad> are made unlikely, so that no beam ends. The image tower, which both
+share, is excluded.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", default="small")
-    # As many as `Model.caption` describes in one pass.
+    # The batch size of `Model.caption`.
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=32)

@@ -1,7 +1,7 @@
-"""CPU time of pictures, texts and boxes on their way into a batch, beside every installed loader.
+"""CPU time of images, texts and boxes from files to batches, for every installed loader.
 
 Command: python benches/bench_data.py [options of `fiber bench data`]
-Peers, corpora and method: docs/bench.md. It is `fiber bench data` with rows in benches/results.
+Runs `fiber bench data` with rows in benches/results. Peers, corpora and method: docs/bench.md.
 """
 
 from __future__ import annotations

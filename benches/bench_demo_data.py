@@ -1,10 +1,10 @@
-"""CPU time of the batches that the demo trains on, beside the loader before the data engine.
+"""CPU time of the demo's training batches, compared with the loader before the data engine.
 
 Command: python benches/bench_demo_data.py [--before COMMIT] [--rounds N]
-Peer: this package as it was at COMMIT, the last one with the decoder of zune-jpeg, the tokenizer
-of `tokenizers` and a resizer without SIMD, built anew in the same way. Both read the same scenes,
-with the demo's own recipes, in processes that take turns. Pictures of the demo are small, so that
-what the interpreter does for each record weighs more than in training on photographs.
+Peer: this package at COMMIT, the last one with the decoder of zune-jpeg, the tokenizer of
+`tokenizers` and a resizer without SIMD; it is built from git. Both read the same scenes with the
+demo's recipes, in processes that run in turns. The demo's images are small, so the interpreter's
+overhead per record weighs more than in training on photographs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rows import refuse_debug_build, report
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("demo_batches.py")
-#: The parent of the first commit of the engine.
+#: Parent of the first commit of the data engine.
 BEFORE = "fa47791e"
-PICTURES = 2000
+IMAGES = 2000
 SAMPLES = 1500
 
 
 def build(commit: str, folder: Path) -> Path:
-    """Build the package of a commit; returns what goes on the path."""
+    """Build the package of a commit; return its entry of PYTHONPATH."""
     source, target = folder / "source", folder / "package"
     source.mkdir()
     archive = subprocess.run(
@@ -47,7 +47,7 @@ def build(commit: str, folder: Path) -> Path:
 
 
 def measure(package: Path, data: Path) -> dict[str, float]:
-    """Run the worker with a package; milliseconds a sample by stage and task."""
+    """Run the worker with a package; return milliseconds per sample by stage and task."""
     done = subprocess.run(
         [sys.executable, WORKER, data, str(SAMPLES)],
         check=True,
@@ -68,7 +68,7 @@ def main() -> None:
         folder = Path(name)
         packages = {"fiber": ROOT / "python", "before": build(options.before, folder)}
         data = folder / "scenes"
-        made = ["-m", "fiber", "data", "scenes", "--output", data, "--images", str(PICTURES)]
+        made = ["-m", "fiber", "data", "scenes", "--output", data, "--images", str(IMAGES)]
         subprocess.run([sys.executable, *made], check=True, stdout=subprocess.DEVNULL)
         values: dict[str, dict[str, list[float]]] = {}
         for _ in range(options.rounds):

@@ -1,12 +1,12 @@
-"""One picture and one prompt, from tensors to boxes, beside the published passes.
+"""Detection on one image with one prompt, from tensors to boxes.
 
 Command: python benches/bench_detector.py
 Peer: `eager_detector.py` and `eager_detections.py`, the published fine model in plain PyTorch. Both
-are preset base with the same drawn weights, in float32 and without gradients, on one picture of
-800 x 1344 pixels; they must give the same logits and deltas before anything is timed. Measured are
-the backbone alone, the whole picture for a prompt of COCO's 80 classes and for a short one, what a
-new process needs above its weights, and, beside the peer, what one may turn on or keep: bfloat16,
-torch.compile, the picture for another prompt, the prompt for another picture.
+are preset base with the same random weights, float32, without gradients, on an image of 800 x 1344
+pixels; logits and deltas are compared before anything is timed. Measured: the backbone; the whole
+detector with COCO's 80 classes and with three; the peak memory of a new process above the weights;
+and options: bfloat16, torch.compile, the next prompt on the same image, the same prompt on the next
+image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 
-# The eager models name one another as the tests do, from the folder above.
+# The eager models import each other from the repository root, like the tests.
 sys.path.append(str(Path(__file__).parents[1]))
 from bench_model import kibibytes
 from eager_detections import Found, detect
@@ -41,8 +41,8 @@ from fiber.postprocess import FoundBoxes, detect_boxes
 PEER = "eager, published passes"
 OURS = "fiber"
 PARTS = ("backbone", "picture", "short", "options", "compiled", "memory")
-#: Tokens of each of COCO's 80 class names, in the order of their ids, as RoBERTa writes them in a
-#: prompt: person, bicycle, ... traffic light, fire hydrant, ... toothbrush.
+#: Number of RoBERTa tokens of each of COCO's 80 class names in a prompt, by class id: person,
+#: bicycle, ... traffic light, fire hydrant, ... toothbrush.
 COCO_TOKENS = (
     *(1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 1, 1, 2, 1, 1, 3),
     *(2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 3, 1),
@@ -50,9 +50,9 @@ COCO_TOKENS = (
 )
 #: A prompt of three classes, "person. traffic light. dog".
 SHORT_TOKENS = (1, 2, 1)
-#: Largest difference of logits and deltas that counts as equal.
+#: Tolerance of logits and deltas.
 TOLERANCE = 1e-3
-#: Processes of each side whose memory is measured.
+#: Number of processes per side that measure memory.
 MEMORY_ROUNDS = 5
 PAD_ID = 1
 
@@ -68,12 +68,12 @@ class Case(NamedTuple):
 
     @property
     def size(self) -> list[list[int]]:
-        """(height, width) of the picture, which has no padding."""
+        """(height, width) of the image, which has no padding."""
         return [[self.images.shape[-2], self.images.shape[-1]]]
 
 
 def draw_case(config: FiberConfig, size: tuple[int, int], lengths: tuple[int, ...]) -> Case:
-    """Draw a picture and a prompt of classes of so many tokens each, with a dot between two."""
+    """Draw an image and a prompt of classes of so many tokens each, with a dot between two."""
     random = torch.Generator().manual_seed(0)
     token_map, start = [], 1
     for length in lengths:
@@ -176,7 +176,7 @@ def backbone_sides(
     return {PEER: timed(lambda: eager.fuse(case.images, ids, mask)), OURS: timed(run)}
 
 
-def picture_sides(
+def image_sides(
     eager: EagerDetector, ours: FiberDetector, case: Case
 ) -> dict[str, Callable[[], float]]:
     """From tensors to boxes."""
@@ -189,7 +189,7 @@ def picture_sides(
 def option_sides(
     eager: EagerDetector, ours: FiberDetector, case: Case
 ) -> dict[str, Callable[[], float]]:
-    """What may be kept from an earlier picture or prompt, or computed in bfloat16."""
+    """What may be kept from an earlier image or prompt, or computed in bfloat16."""
     backbone, real = ours.backbone, torch.ones_like(case.ids, dtype=torch.bool)
     image, text = backbone.image_prefix(case.images), backbone.text_prefix(case.ids, real)
 
@@ -197,15 +197,15 @@ def option_sides(
         prompt = backbone.text_prefix(case.ids, real)
         return boxes_of(ours.predict(backbone.fuse(image, prompt, real)), case)
 
-    def next_picture() -> object:
-        picture = backbone.image_prefix(case.images)
-        return boxes_of(ours.predict(backbone.fuse(picture, text, real)), case)
+    def next_image() -> object:
+        image = backbone.image_prefix(case.images)
+        return boxes_of(ours.predict(backbone.fuse(image, text, real)), case)
 
     sides = {
         PEER: lambda: run_eager(eager, case),
         OURS: lambda: run_ours(ours, case),
         f"{OURS}, another prompt on a picture": next_prompt,
-        f"{OURS}, a prompt on another picture": next_picture,
+        f"{OURS}, a prompt on another picture": next_image,
     }
     if has_bfloat16():
         half = copy.deepcopy(ours).bfloat16()
@@ -220,17 +220,17 @@ def option_sides(
             half(case.images.bfloat16(), case.ids, real), case
         )
     else:
-        print("bfloat16 is left out: this processor has no instructions for it")
+        print("bfloat16 is skipped: the processor does not support it")
     return {name: timed(run) for name, run in sides.items()}
 
 
 def compiled_sides(
     eager: EagerDetector, ours: FiberDetector, case: Case
 ) -> dict[str, Callable[[], float]]:
-    """The whole picture with the model compiled; compiling itself falls into the round before."""
+    """The whole image with the model compiled; compiling itself falls into the round before."""
     compiled, real = torch.compile(ours), torch.ones_like(case.ids, dtype=torch.bool)
     return {
-        **picture_sides(eager, ours, case),
+        **image_sides(eager, ours, case),
         f"{OURS}, torch.compile": timed(
             lambda: boxes_of(compiled(case.images, case.ids, real), case)
         ),
@@ -244,20 +244,20 @@ def has_bfloat16() -> bool:
 
 
 def peak_mebibytes(model: Path, *, quick: bool) -> float:
-    """Measure in a new process how far a picture's peak lies above the loaded model."""
+    """Measure in a new process how far an image's peak lies above the loaded model."""
     command = [sys.executable, __file__, "--peak-of", str(model), *(["--quick"] if quick else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
 
 def _print_peak(path: str, case: Case) -> None:
-    """Print the peak of the first picture of a process that has held nothing but one model.
+    """Print the peak of the first image of a process that has held nothing but one model.
 
     What was freed before would be used again, and not be counted.
     """
     model = torch.load(path, weights_only=False)
     run = run_eager if isinstance(model, EagerDetector) else run_ours
-    # Linux: makes the peak so far the current size.
+    # Linux: reset the peak to the current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = kibibytes("VmRSS")
     run(model, case)
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds, at least 2")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: every part")
     parser.add_argument(
-        "--quick", action="store_true", help="a tiny model and picture; no row is kept"
+        "--quick", action="store_true", help="a tiny model and image; rows are not saved"
     )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -297,15 +297,15 @@ def _measure(config: FiberConfig, case: Case, options: argparse.Namespace, resul
         short = draw_case(config, (case.size[0][0], case.size[0][1]), SHORT_TOKENS)
         for part, bench, make, inputs in (
             ("backbone", "detector_backbone", backbone_sides, case),
-            ("picture", "detector", picture_sides, case),
-            ("short", "detector_short", picture_sides, short),
+            ("picture", "detector", image_sides, case),
+            ("short", "detector_short", image_sides, short),
             ("options", "detector_options", option_sides, case),
             ("compiled", "detector_compiled", compiled_sides, case),
         ):
             if part in parts:
                 values = interleave(make(eager, ours, inputs), options.rounds)
                 report(bench, "s", values, peer=PEER, results=results)
-        # The processes that are measured next need the memory.
+        # Free memory for the processes that are measured next.
         del eager, ours
     if "memory" in parts:
         with tempfile.TemporaryDirectory() as folder:

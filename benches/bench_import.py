@@ -1,8 +1,8 @@
-"""How long `import fiber` takes, in fresh processes, beside what users import today.
+"""Time of `import fiber` in a new process.
 
 Command: python benches/bench_import.py
-Peer: `import transformers`, which also puts off its heavy imports. The empty process shows how much
-of each time is Python's own start; it is contained in every side.
+Peer: `import transformers`, which also imports lazily. The empty process shows the start of Python
+itself, which every side includes.
 """
 
 import argparse

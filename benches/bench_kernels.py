@@ -1,10 +1,11 @@
-"""The attention operations on a CPU, forward and with their gradients, beside two peers.
+"""Attention operations on a CPU, forward and backward.
 
 Command: python benches/bench_kernels.py [--check] [--rounds N]
-Peers: the published code's eager formulation and the one with `scaled_dot_product_attention`, see
-`plain_kernels.py`. Before anything is timed all three must give the same, gradients included.
-Calls: those of the base model at 384 pixels, batch 1 and 8, and of a picture of 800 x 1344 pixels;
-float32. A text's keys are all real, which leaves ours nothing to skip. One row a call and a side.
+Peers: the published eager formulation, and one with `scaled_dot_product_attention`
+(`plain_kernels.py`). Outputs and gradients of all three are compared before anything is timed.
+Calls: those of the base model at 384 pixels with batch 1 and 8, and for an image of 800 x 1344
+pixels; float32. All text keys are real tokens, so fiber has no padding to skip. One row per call
+and side.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ from fiber import kernels
 
 SIDES = ("fiber", "eager", "sdpa")
 WINDOW = 12
-#: A call is judged by itself where the eager formulation takes longer, in milliseconds.
+#: Single calls have a gate if the eager formulation takes longer than this, in milliseconds.
 JUDGED_ABOVE = 1.0
-#: Least ratio of a peer's time to ours: on one call, and in the mean.
+#: Required ratio of a peer's time to fiber's: of a single call, and of the geometric mean.
 EAGER_CALL, EAGER_MEAN = 0.95, 1.3
 SDPA_MEAN = {"windows": 1.0, "image to text": 1.3, "text to image": 1.0}
 
 
 class Outputs(NamedTuple):
-    """What a side computes, and what its gradients begin and end with."""
+    """Outputs of a side, their gradients, and the inputs to differentiate."""
 
-    #: Computed tensors.
+    #: Output tensors.
     outputs: list[Tensor]
     #: Gradients of the outputs.
     directions: list[Tensor]
-    #: The tensors whose gradients are wanted.
+    #: Tensors to differentiate with respect to.
     inputs: list[Tensor]
 
 
@@ -63,9 +64,9 @@ class Call:
 
     operation: str
     name: str
-    #: By side, what computes it.
+    #: Forward function by side.
     sides: dict[str, Callable[[], Outputs]]
-    #: Brings the peers' values and gradients into the form of ours.
+    #: Converts outputs and gradients of a peer to fiber's layout.
     like_ours: Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -74,7 +75,7 @@ def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, sh
     channels = 32 * heads
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, *map_size, 3 * channels, generator=generator)
-    # Ours reads a padded place in its bias, the peers in what they project: both are zero here.
+    # fiber takes padded positions from its bias, the peers from the projection: both are zero here.
     table = torch.randn((2 * WINDOW - 1) ** 2, heads, generator=generator).requires_grad_()
     padding = torch.zeros(3, heads, 32, requires_grad=True)
     tokens = torch.randn(batch, *map_size, channels, generator=generator).requires_grad_()
@@ -112,7 +113,7 @@ def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, sh
 def cross_call(
     name: str, batch: int, map_size: tuple[int, int], heads: int, text_tokens: int, *, to_text: bool
 ) -> Call:
-    """Image tokens that read the text, heads of 32, or text that reads them, heads of 64."""
+    """Image-to-text attention with head width 32, or text-to-image with head width 64."""
     generator = torch.Generator().manual_seed(0)
     head_width = 32 if to_text else 64
     image_tokens = map_size[0] * map_size[1]
@@ -125,7 +126,7 @@ def cross_call(
     real = torch.full((batch,), text_tokens)
     cut, cut_direction = query, direction.flatten(2)
     if to_text:
-        # The published code reads in windows, padded places included.
+        # The published code attends in windows, padded positions included.
         cut = to_windows(query.detach().view(batch, *map_size, -1), WINDOW, 0)
         cut = cut.unflatten(-1, (heads, head_width)).requires_grad_()
         cut_direction = to_windows(direction.view(batch, *map_size, -1), WINDOW, 0)
@@ -163,12 +164,12 @@ def cross_call(
 
 def calls() -> Iterator[Call]:
     """Every call of the base model's forward pass, each shape once."""
-    pictures = [
+    images = [
         ("384", 1, (96, 96), 40),
         ("384", 8, (96, 96), 40),
         ("800x1344", 1, (200, 336), 256),
     ]
-    for pixels, batch, whole, text_tokens in pictures:
+    for pixels, batch, whole, text_tokens in images:
         for stage in range(4):
             size = (-(-whole[0] // 2**stage), -(-whole[1] // 2**stage))
             heads = 4 * 2**stage
@@ -182,13 +183,13 @@ def calls() -> Iterator[Call]:
 
 
 def values(outputs: Outputs) -> list[Tensor]:
-    """First the outputs, then the gradients of the inputs."""
+    """Return the outputs, then the gradients of the inputs."""
     gradients = torch.autograd.grad(outputs.outputs, outputs.inputs, outputs.directions)
     return [each.detach() for each in (*outputs.outputs, *gradients)]
 
 
 def check_alike(call: Call) -> None:
-    """Stop if the sides do not compute the same.
+    """Exit with an error if the sides do not compute the same.
 
     Sums of up to 4,200 float32 products of size 1 in different orders, and gradients of the bias
     over every window, relative to the largest value of a tensor.
@@ -202,7 +203,7 @@ def check_alike(call: Call) -> None:
 
 
 def timer(side: Callable[[], Outputs], *, with_gradients: bool) -> Callable[[], float]:
-    """Make what runs a side once and gives its milliseconds."""
+    """Return a function that runs a side once and returns milliseconds."""
 
     def run() -> float:
         began = time.perf_counter()
@@ -218,11 +219,11 @@ def timer(side: Callable[[], Outputs], *, with_gradients: bool) -> Callable[[], 
 
 
 def enough_rounds(steps: Mapping[str, Callable[[], float]], least: int) -> int:
-    """Choose more rounds for short calls, whose single times scatter most: about half a second.
+    """Choose more rounds for short calls, whose times vary most: about half a second in total.
 
     Args:
-        steps: what runs a side once and gives its milliseconds, by side.
-        least: as many at least, and eight times as many at most.
+        steps: by side, a function that runs it once and returns milliseconds.
+        least: minimum number of rounds; the maximum is eight times as many.
     """
     once = sum(step() for step in steps.values())
     return min(max(least, math.ceil(500 / once)), 8 * least)
@@ -230,17 +231,17 @@ def enough_rounds(steps: Mapping[str, Callable[[], float]], least: int) -> int:
 
 @dataclass(frozen=True)
 class Mean:
-    """How many times ours a peer takes, in the geometric mean over calls."""
+    """Geometric mean over calls of a peer's time divided by fiber's."""
 
     peer: str
-    #: Or "all".
+    #: Name of an operation, or "all".
     operation: str
     what: str
     value: float
 
     @property
     def least(self) -> float:
-        """What it should be at least."""
+        """Required ratio."""
         return EAGER_MEAN if self.peer == "eager" else SDPA_MEAN[self.operation]
 
     def __str__(self) -> str:
@@ -252,7 +253,7 @@ Medians = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
 def means(medians: Medians) -> list[Mean]:
-    """All calls beside the eager formulation, each operation beside SDPA, by pass."""
+    """Compare all calls with the eager formulation, and each operation with SDPA, by pass."""
     ratios: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for (operation, what, _), times in medians.items():
         ratios["eager", "all", what].append(times["eager"] / times["fiber"])
@@ -261,7 +262,7 @@ def means(medians: Medians) -> list[Mean]:
 
 
 def judged_calls(medians: Medians) -> dict[tuple[str, str, str], float]:
-    """Give the ratio to the eager formulation of every call that is judged by itself."""
+    """Return the ratio to the eager formulation of every call that has a gate."""
     return {
         name: times["eager"] / times["fiber"]
         for name, times in medians.items()
@@ -270,7 +271,7 @@ def judged_calls(medians: Medians) -> dict[tuple[str, str, str], float]:
 
 
 def failures(medians: Medians) -> list[str]:
-    """Compare with the least ratios, print the means and give what is missed."""
+    """Print the means; return the gates that are missed."""
     missed = [
         f"{', '.join(name)}: {ratio:.2f} of eager's time, expected {EAGER_CALL}"
         for name, ratio in judged_calls(medians).items()
@@ -286,9 +287,11 @@ def failures(medians: Medians) -> list[str]:
 def main() -> None:
     """Check, measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=7, help="of long calls, at least")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is missed")
-    parser.add_argument("--only", default="", help="calls whose operation or name holds this")
+    parser.add_argument("--rounds", type=int, default=7, help="minimum number of rounds")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a gate is missed")
+    parser.add_argument(
+        "--only", default="", help="only calls whose operation or name contains this"
+    )
     options = parser.parse_args()
     refuse_debug_build()
     medians = {}

@@ -1,11 +1,11 @@
-"""One step of coarse pre-training (ITC, ITM with hard negatives, MLM) beside the published passes.
+"""A step of coarse pre-training: ITC, ITM with hard negatives, and MLM.
 
 Command: python benches/bench_model.py
-Peer: `eager_fiber.py`, the published model in plain PyTorch with the published schedule of passes.
-Both train preset small in float32 with dropout off, micro-batch 8, forward, backward and AdamW: the
-peer's as PyTorch makes it by default, ours as `fiber.train` does (its fused form).
-Counted besides: forward FLOPs of a sample of presets small and base, and the peak of a process's
-memory above what it held before its first step.
+Peer: `eager_fiber.py`, the published model in plain PyTorch, with a forward pass per objective as
+published. Both train preset small in float32 without dropout, micro-batch 8: forward, backward and
+AdamW, the peer's in PyTorch's default form, fiber's in the fused form that `fiber.train` uses.
+Also measured: forward FLOPs per sample of presets small and base, and the peak memory of a process
+above what it held before its first step.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from fiber.training.step import TrainStep
 PEER = "eager, published passes"
 OURS = "fiber"
 QUEUE = "fiber, queue form"
-#: Part of the words that are masked, as published, and samples of a micro-batch.
+#: Probability of masking a token, as published, and micro-batch size.
 MASKED = 0.15
 BATCH = 8
 
 
 def draw_batch(config: FiberConfig, size: int) -> Batch:
-    """Draw pictures and texts; every text fills the model's length, as published batches do."""
+    """Draw images and texts; every text fills the model's length, as published batches do."""
     random = torch.Generator().manual_seed(0)
     shape = (size, config.max_tokens)
     ids = torch.randint(5, config.roberta.vocab_size - 1, shape, generator=random)
@@ -162,7 +162,7 @@ def peak_mebibytes(name: str, size: int) -> float:
 def _print_peak(name: str, size: int) -> None:
     """Print the peak of the first forward and backward pass, gradients included."""
     _, run = side(name, without_dropout("small"), size)
-    # Linux: makes the peak so far the current size.
+    # Linux: reset the peak to the current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = kibibytes("VmRSS")
     run()
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--no-flops", action="store_true", help="leave the base preset out")
+    parser.add_argument("--no-flops", action="store_true", help="skip the FLOPs of preset base")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:

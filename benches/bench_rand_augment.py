@@ -1,13 +1,12 @@
-"""How long each operation of RandAugment takes, beside the same with OpenCV and numpy.
+"""Every operation of RandAugment on a 384 x 384 image.
 
 Command: python benches/bench_rand_augment.py
 
-Peers: the published augmentation's own way, numpy and OpenCV 5 (written down anew in
+Peers: NumPy and OpenCV 5, as in the published code (reimplemented in
 tests/rust/transform/record_rand_augment.py; `pip install opencv-python-headless==5.0.0.93`), and
-torchvision's operations of the same names on a uint8 tensor, whose values are others. One thread,
-CPU time of the process, a picture of 384 x 384 pixels, arguments of magnitude 7. Ours copies the
-picture out of Python first, which is part of its time. Values are compared with the first peer
-before anything is measured.
+torchvision's operations of the same names on a uint8 tensor, whose values differ. One thread, CPU
+time of the process, magnitude 7. fiber's time includes copying the image out of Python. Values are
+compared with the first peer before anything is timed.
 """
 
 import argparse
@@ -25,9 +24,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 
 from fiber._core import RandAugment, augment_image
+from tests.rust.transform.record_rand_augment import apply
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.rust.transform.record_rand_augment import apply
 
 SIDE = 384
 PEER = "numpy and OpenCV"
@@ -41,8 +40,8 @@ def milliseconds(work: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - began) / 20
 
 
-def picture() -> np.ndarray:
-    """A smooth picture with noise."""
+def random_image() -> np.ndarray:
+    """A smooth image with noise."""
     rows, columns = np.indices((SIDE, SIDE))
     waves = np.stack([np.sin(rows / 31), np.cos(columns / 17), np.sin((rows + columns) / 53)], -1)
     noise = np.random.default_rng(0).normal(0, 12, (SIDE, SIDE, 3))
@@ -66,7 +65,7 @@ def main() -> None:
     refuse_debug_build()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    image = picture()
+    image = random_image()
     tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     arguments = RandAugment().arguments()
     sides: dict[str, Callable[[], float]] = {}
@@ -75,7 +74,7 @@ def main() -> None:
             continue
         ours = np.asarray(augment_image(image, operation, argument))
         if not np.array_equal(ours, apply(image, operation, argument)):
-            sys.exit(f"{operation}: the values are not those of OpenCV {cv2.__version__}")
+            sys.exit(f"{operation}: values differ from those of OpenCV {cv2.__version__}")
         for name, work in {
             "fiber": lambda o=operation, a=argument: augment_image(image, o, a),
             PEER: lambda o=operation, a=argument: apply(image, o, a),
@@ -83,7 +82,7 @@ def main() -> None:
         }.items():
             sides[f"{name}: {operation}"] = lambda work=work: milliseconds(work)
     values = interleave(sides, options.rounds)
-    # Of the ten operations one does nothing.
+    # One of the ten operations is the identity.
     for name in ("fiber", PEER, "torchvision"):
         own = [found for side, found in values.items() if side.startswith(f"{name}: ")]
         values[f"{name}: mean of ten"] = [sum(of_round) / 10 for of_round in zip(*own, strict=True)]

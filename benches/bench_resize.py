@@ -1,13 +1,13 @@
-"""How long a resize of one picture takes, beside torchvision's uint8 kernel and Pillow.
+"""Resize one image, compared with torchvision's uint8 kernel and Pillow.
 
 Command: python benches/bench_resize.py
 
-Peers: `torchvision.transforms.v2.functional.resize` with antialiasing, of a uint8 tensor in
-memory order channels-last (its fast path) and channels-first, and `Image.resize`. One thread, CPU
-time of the process. Every side gets its picture in memory and gives a new one; ours copies the
-picture out of Python first, which is part of its time. "rows" is what a loader pays: rows in,
-rows out, no new picture (benches/resize.rs; needs cargo). Values are compared first: ours with
-Pillow's, rows before columns in two calls, and no value may differ; fast ones by one level at most.
+Peers: `torchvision.transforms.v2.functional.resize` with antialiasing on a uint8 tensor in
+channels-last memory format (its fast path) and channels-first, and `Image.resize`. One thread, CPU
+time of the process. Every side gets an image in memory and returns a new one; fiber's time includes
+copying it out of Python. "rows" is what the loader runs: rows in, rows out, no new image
+(benches/resize.rs; requires cargo). Values are compared first: exact ones must equal Pillow's, rows
+before columns in two calls; fast ones may differ by one level.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from torchvision.transforms.v2 import functional
 
 from fiber import _core
 
-#: The coarse stage's squash, the fine stage's shorter side, a large photograph.
+#: Squash of the coarse stage, shorter side of the fine stage, a large photograph.
 SIZES = [(480, 640, 384, 384), (480, 640, 800, 1066), (3000, 4000, 384, 384)]
 KERNELS = {
     "bilinear": (Image.Resampling.BILINEAR, InterpolationMode.BILINEAR),
     "bicubic": (Image.Resampling.BICUBIC, InterpolationMode.BICUBIC),
 }
-#: With AVX-512 `fast` does what `exact` does, and with AVX2 where a side shrinks fourfold or more.
+#: `fast` equals `exact` with AVX-512, and with AVX2 from a fourfold reduction on.
 ROWS = [(name, wide) for name in ("exact", "fast") for wide in ("avx512", "avx2")]
 ROWS.append(("exact", "scalar"))
 PEER = "torchvision uint8, channels last"
@@ -58,8 +58,8 @@ def row_milliseconds(
     return float(found.stdout.split()[0])
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    """A smooth picture with noise."""
+def random_image(height: int, width: int) -> np.ndarray:
+    """A smooth image with noise."""
     rows, columns = np.indices((height, width))
     waves = np.stack([np.sin(rows / 31), np.cos(columns / 17), np.sin((rows + columns) / 53)], -1)
     noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
@@ -116,7 +116,7 @@ def main() -> None:
     refuse_debug_build()
     torch.set_num_threads(1)
     for size in SIZES:
-        image = picture(*size[:2])
+        image = random_image(*size[:2])
         repeats = max(1, 3_000_000 // image.size)
         for kernel in KERNELS:
             check(image, *size[2:], kernel)

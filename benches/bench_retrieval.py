@@ -1,11 +1,11 @@
-"""How long it takes to match every picture with every text, with what a side needs once kept.
+"""Score every image with every text, with reused features.
 
 Command: python benches/bench_retrieval.py
-Peer: `eager_fiber.py`, a whole pass of both towers for every pair, a picture beside 64 texts at a
-time, as the published code evaluates retrieval. Ours runs each picture and each text once up to the
-first fused block and only what lies above for every pair (`models/fiber/pair_scoring.py`). Every
-text fills the model's length; ours leaves padding out, so that shorter ones would cost it less.
-Counted besides: forward FLOPs of one pair of preset base beyond what is kept.
+Peer: `eager_fiber.py`, a full forward pass of both towers per pair, one image with 64 texts at a
+time, as the published code evaluates retrieval. fiber runs each image and each text once up to the
+first fused block, and only the blocks above it per pair (`models/fiber/pair_scoring.py`). Texts
+have the maximum length; fiber skips padding, so shorter texts would cost it less.
+Also counted: forward FLOPs of an additional pair of preset base.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pair_scoring import TextFeatureStore, run_pairs
 
 PEER = "eager, whole passes"
-#: Pairs that go through the fused blocks together, as published.
+#: Pairs per forward pass of the fused blocks, as published.
 TEXTS_AT_ONCE = 64
 
 
 def kept(model: FiberImageText, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Match all pictures with all texts: (P, T, 2) logits."""
+    """Match all images with all texts: (P, T, 2) logits."""
     texts, found = TextFeatureStore(), []
     for start in range(0, len(ids), TEXTS_AT_ONCE):
         block = slice(start, start + TEXTS_AT_ONCE)
@@ -59,7 +59,7 @@ def whole(
 
 
 def draw(config: FiberConfig, pictures: int, texts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw pictures, ids and masks."""
+    """Draw images, ids and masks."""
     random = torch.Generator().manual_seed(0)
     shape = (texts, config.max_tokens)
     return (

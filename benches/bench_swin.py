@@ -1,9 +1,9 @@
-"""The image tower alone, forward and backward: ours, the eager peer's, and timm's of the same size.
+"""The image tower alone, forward and backward: fiber's, the eager peer's, and timm's.
 
 Command: pip install '.[bench]'; python benches/bench_swin.py
-Peer: timm's SwinTransformer, which most people would take. The eager model of `bench_model.py` is
-only a fair peer there while its trunk is about as fast as this one (within a tenth). All three have
-the same weights and must give the same last map; ours and the eager one without fusion.
+Peer: timm's SwinTransformer. The eager model of `bench_model.py` is a fair peer only while its
+tower is about as fast as timm's (within a tenth). All three have the same weights and must give the
+same last feature map; fiber's and the eager one run without fusion.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def timm_swin(config: FiberConfig) -> nn.Module:
 
 
 def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """Build the three towers with the same weights: parameters, and pictures to the last map."""
+    """Build the three towers with the same weights: parameters, and images to the last map."""
     torch.manual_seed(0)
     model = FiberImageText(config).train()
     eager, peer = Swin(config).train(), timm_swin(config).train()
@@ -54,7 +54,7 @@ def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor],
         missing = set(tower.state_dict()) - set(given)
         assert all(name.endswith(("relative_position_index", "attn_mask")) for name in missing)
         tower.load_state_dict(given, strict=False)
-    # Like the last norm that timm's tower has inside, which the two others do not run.
+    # timm's tower includes the last norm; the other two do not run it.
     norm = model.itc_image_norm
     return {
         PEER: (peer, lambda images: peer.forward_features(images).flatten(1, 2)),
@@ -69,7 +69,7 @@ def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor],
 def check_alike(
     towers: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]], images: Tensor
 ) -> None:
-    """Stop if the towers do not compute the same.
+    """Exit with an error if the towers do not compute the same.
 
     Values up to 4.5 are off their float64 ones by up to 4.4e-6 in each tower, timm's included.
     """
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     refuse_debug_build()
-    # The last map of `small` at its own 96 pixels is smaller than a window, where tables differ.
+    # At 96 pixels the last map of `small` is smaller than a window, where bias tables differ.
     for name, side, size in (("small", 192, 4), ("base", 384, 1)):
         whole = without_dropout(name)
         config = dataclasses.replace(

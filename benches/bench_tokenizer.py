@@ -1,16 +1,15 @@
-"""Captions and a detector's prompt to token ids, beside what else users can install.
+"""Tokenize captions and a detector's prompt.
 
 Command: python benches/bench_tokenizer.py [--vocabulary DIR]
-Peers: Hugging Face's tokenizers (`encode_batch` with offsets, `encode_batch_fast` without), and
-gigatoken, fastokens and tiktoken where they are installed; those that are not are named. What they
-give differs: padded arrays from gigatoken and from ours, of int64 and with a mask; flat bytes from
-fastokens; lists from the others. Captions are drawn: words of the vocabulary, frequent ones more
-often. DIR holds RoBERTa's vocab.json and merges.txt; without them a vocabulary is learned.
-Microseconds are those of the processor, all threads together, which other work on the machine does
-not lengthen. Before, the ids of all sides are compared, and the positive maps.
+Peers: Hugging Face tokenizers (`encode_batch` with offsets, `encode_batch_fast` without), and
+gigatoken, fastokens and tiktoken if they are installed. Their outputs differ: padded arrays from
+gigatoken and fiber, int64 with a mask; flat bytes from fastokens; lists from the others. Captions
+are random words of the vocabulary, frequent ones more often. DIR has RoBERTa's vocab.json and
+merges.txt; by default a vocabulary is trained. Times are CPU time of all threads in microseconds.
+Ids and positive maps of all sides are compared first.
 
-The prompt is COCO's 80 class names, as a detector gets it with every picture: the positive map of
-16 boxes, by `tokenizers` from nothing, by ours from the encoded text that it keeps.
+The prompt is COCO's 80 class names, which a detector gets with every image: `tokenizers` encodes it
+and computes the positive map of 16 boxes; fiber keeps the encoded text.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Side:
     """One way to encode all captions."""
 
     run: Callable[[], Any]
-    #: What `run` returned -> ids of each caption, <s> and </s> included.
+    #: Converts the result of `run` to ids per caption, with <s> and </s>.
     ids: Callable[[Any], list[list[int]]]
 
 
@@ -57,7 +56,7 @@ def vocabulary(folder: Path) -> Tokenizer:
     """Read RoBERTa's vocabulary, or learn one."""
     if (folder / "vocab.json").exists():
         return Tokenizer.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
-    print(f"{folder} holds no vocab.json; a vocabulary is learned")
+    print(f"{folder}: no vocab.json; a vocabulary is trained")
     random = np.random.default_rng(1)
     words = [
         "".join(random.choice(list("etaoinshrdlu"), random.integers(2, 8))) for _ in range(4000)
@@ -84,7 +83,7 @@ def import_or_name(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        print(f"{module} is not installed, so it is not measured")
+        print(f"not measured: {module} is not installed")
         return None
 
 
@@ -204,14 +203,16 @@ def main() -> None:
     prompts = prompt_sides(tokenizer)
     found, expected = (np.asarray(run()) for run in prompts.values())
     if not np.array_equal(found, expected):
-        sys.exit("the positive maps of the prompt are not equal")
+        sys.exit("the positive maps of the prompt differ")
     for size in (64, 1024):
         texts = captions(tokenizer, size)
         sides = caption_sides(tokenizer, texts)
         encoded = {name: side.ids(side.run()) for name, side in sides.items()}
         if wrong := [name for name, ids in encoded.items() if ids != encoded[PEER]]:
-            sys.exit(f"{wrong} give other ids than {PEER}")
-        print(f"{size} captions, {np.mean([len(ids) for ids in encoded[PEER]]):.1f} tokens each")
+            sys.exit(f"ids of {wrong} differ from those of {PEER}")
+        print(
+            f"{size} captions, {np.mean([len(ids) for ids in encoded[PEER]]):.1f} tokens on average"
+        )
         timed = {n: functools.partial(microseconds, s.run, size) for n, s in sides.items()}
         report(f"tokenizer_captions_{size}", "us", interleave(timed, options.rounds), peer=PEER)
     timed = {name: functools.partial(microseconds, run, 1) for name, run in prompts.items()}

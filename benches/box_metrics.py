@@ -1,9 +1,9 @@
-"""What `boxes.py` measures: boxes of phrases, expressions and classes that training showed, or not.
+"""Metrics of `boxes.py`: boxes of phrases, expressions and classes, seen in training or not.
 
 *Seen* are the records of val. *Unseen* are those of novel that name what was held out of training:
-a colour with a shape (scenes) or a noun (stamps). Of scenes few expressions name such a pair, and
-no class does, since classes are shapes; there, unseen are all expressions and pictures of novel,
-each of whose pictures shows a pair that was held out.
+a color with a shape (scenes) or a noun (stamps). Few expressions of scenes name such a pair, and no
+class does, since classes are shapes; there, unseen is all expressions and images of novel, each of
+whose images shows a held-out pair.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 
 GROUPS = ("seen", "unseen")
-#: What is measured: task of `fiber.evaluate`, its number, name of the column.
+#: Task of `fiber.evaluate`, its metric, and the column of rows.
 NUMBERS = (
     ("flickr", "any_recall_at_1", "phrases/recall_at_1"),
     ("flickr", "any_recall_at_5", "phrases/recall_at_5"),
@@ -37,10 +37,10 @@ NUMBERS = (
     ("coco", "ap50", "detection/ap50"),
     ("coco", "ap", "detection/ap"),
 )
-#: Records of a group that are measured, at most: captions, expressions, pictures.
+#: Maximum number of records per group: captions, expressions, images.
 MOST = {"flickr": 400, "refcoco": 500, "coco": 250}
 
-#: Whether a phrase names what was held out of training.
+#: Whether a phrase names a held-out concept.
 Names = Callable[[str], bool]
 #: Values by the name of a column of `NUMBERS` and the group.
 Values = dict[tuple[str, str], float]
@@ -53,18 +53,18 @@ class Asked:
     #: By group.
     flickr: Mapping[str, list[Record]]
     refcoco: Mapping[str, list[Record]]
-    #: Pictures with the same classes in each; every class is asked for in every picture.
+    #: Images; each is queried for all classes.
     coco: list[Record]
-    #: Classes, and pictures, whose boxes count for a group.
+    #: Whether boxes of a class in an image count, by group.
     coco_counted: Mapping[str, Callable[[Record, str], bool]]
-    #: Boxes of all objects of each picture, by `image_id`.
+    #: Boxes of all objects of each image, by `image_id`.
     objects: Mapping[str, list]
-    #: Side of the square pictures in pixels.
+    #: Side of the square images in pixels.
     side: int
 
 
 def side_of(folder: Path) -> int:
-    """Read the side of a data set's square pictures in pixels."""
+    """Read the side of a data set's square images in pixels."""
     return int(read_json(folder / "dataset.json")["parameters"]["image_size"])
 
 
@@ -74,9 +74,9 @@ def open_asked(folder: Path) -> Asked:
     names = names_held_out(held_out)
     phrases = {split: sources.phrases(folder, split) for split in ("val", "novel")}
     expressions = {split: sources.referring(folder, split) for split in ("val", "novel")}
-    pictures = {split: sources.detection(folder, split) for split in ("val", "novel")}
+    images = {split: sources.detection(folder, split) for split in ("val", "novel")}
     unseen_phrases = [only_phrases(record, names) for record in phrases["novel"]]
-    chosen = [record for split in pictures for record in sample(pictures[split], MOST["coco"])]
+    chosen = [record for split in images for record in sample(images[split], MOST["coco"])]
     unseen_expressions = list(expressions["novel"])
     nouns = held_out.get("nouns")
     if nouns:
@@ -87,7 +87,7 @@ def open_asked(folder: Path) -> Asked:
             "unseen": lambda record, label: label in unseen,
         }
     else:
-        novel = {record.image_id for record in pictures["novel"]}
+        novel = {record.image_id for record in images["novel"]}
         counted = {
             "seen": lambda record, label: record.image_id not in novel,
             "unseen": lambda record, label: record.image_id in novel,
@@ -103,7 +103,7 @@ def open_asked(folder: Path) -> Asked:
         },
         coco=chosen,
         coco_counted=counted,
-        objects={r.image_id: list(r.boxes_xyxy) for rs in pictures.values() for r in rs},
+        objects={r.image_id: list(r.boxes_xyxy) for rs in images.values() for r in rs},
         side=side_of(folder),
     )
 
@@ -166,7 +166,7 @@ def measure_boxes(
     Args:
         model: a finished one.
         asked: what is measured.
-        inputs: what it may see; "text" shows it grey pictures.
+        inputs: what it may see; "text" shows it gray images.
         classes_per_prompt: at most, where classes are detected; None: as many as fit.
     """
     values: Values = {}
@@ -193,9 +193,9 @@ def measure_boxes(
     return values
 
 
-def scored_boxes(predictions: Iterable[Mapping[str, Any]], pictures: int) -> list[ScoredBoxes]:
-    """Sort COCO's results by picture; picture i has the id i, and label l the category l + 1."""
-    rows: list[list[Mapping[str, Any]]] = [[] for _ in range(pictures)]
+def scored_boxes(predictions: Iterable[Mapping[str, Any]], images: int) -> list[ScoredBoxes]:
+    """Sort COCO's results by image; image i has the id i, and label l the category l + 1."""
+    rows: list[list[Mapping[str, Any]]] = [[] for _ in range(images)]
     for row in predictions:
         rows[row["image_id"]].append(row)
     corners = [
@@ -212,7 +212,7 @@ def scored_boxes(predictions: Iterable[Mapping[str, Any]], pictures: int) -> lis
 
 
 def true_boxes(asked: Asked, group: str, scale: float = 1.0) -> list[TrueBoxes]:
-    """The boxes of each picture that count for a group, in pixels times `scale`.
+    """The boxes of each image that count for a group, in pixels times `scale`.
 
     Classes without a true box have no average precision: what is detected of them does not count.
     """
@@ -246,7 +246,7 @@ def guess_by_chance(asked: Asked) -> Values:
 
 
 def guess_frequent_boxes(asked: Asked, training: Mapping[str, RecordSet]) -> Values:
-    """What one gets who sees no picture and says the most frequent boxes of training.
+    """What one gets who sees no image and says the most frequent boxes of training.
 
     A text or class that training has often enough gets its own boxes, any other those of all.
 
@@ -290,7 +290,7 @@ def guess_frequent_boxes(asked: Asked, training: Mapping[str, RecordSet]) -> Val
 
 
 def phrases_of(records: Iterable[Record]) -> list[tuple[str, str, np.ndarray]]:
-    """List all phrases that have boxes: picture, phrase, (g, 4) boxes in pixels."""
+    """List all phrases that have boxes: image, phrase, (g, 4) boxes in pixels."""
     return [
         (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
         for record in records

@@ -1,18 +1,18 @@
-"""What the coarse stage saves in boxes: the fine stage from it and from nothing, with ever fewer.
+"""How many boxes the coarse stage saves: the fine stage from it and from scratch, with fewer boxes.
 
 Command: fiber data scenes --output runs/scenes --images 24000
          python benches/stamp_subset.py runs/stamp-files
          fiber data stamps --stamps runs/stamp-files --output runs/few-stamps --images 10000
          python benches/boxes.py runs/scenes runs/few-stamps
-Rows: results/boxes.csv, one for each run; `results_page.py` makes the table and the curve. A run
-that has its row is not trained again; --cpu-hours stops starting new ones when the budget is used
-up, which what is beside the comparison (`is_extra`) does not count for.
+Rows: results/boxes.csv, one per run; `plot_boxes.py` draws the chart. Runs that have a row are
+skipped. --cpu-hours limits the total of the comparison (without `is_extra`), after which no run is
+started.
 
-Boxes are known of so many pictures of the training split alone (`BOXED`), all of them or a part.
-The coarse stage reads the captions and questions of all pictures, and no box. One coarse model of
-each data set is trained, once more where its folder is gone; the fine stage is trained with three
-seeds, which also choose the pictures. Every run of an arm has the same steps, so that boxes are all
-that differs; "fine only, longer" has the steps of both stages.
+At most `BOXED` images of the training split have boxes, all of them or a part. The coarse stage
+reads the captions and questions of all images, and no boxes. One coarse model is trained per data
+set, and again if its directory was deleted; the fine stage is trained with three seeds, which also
+choose the images. All runs of an arm have the same steps, so they differ in boxes only; "fine only,
+longer" has the steps of both stages.
 """
 
 from __future__ import annotations
@@ -53,38 +53,37 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.train import train
 
 KNOWN_BY = ("data", "arm", "percent", "seed")
-#: Pictures whose boxes are known, at most.
+#: Maximum number of images with boxes.
 BOXED = 2400
-#: Parts of them that are trained with, in percent.
+#: Percentages of these images that runs train with.
 PERCENTS = (100, 25, 5)
-#: What is compared, and what stands beside it.
+#: Compared arms.
 COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
-#: Fine only with grey pictures, in training and in measuring.
+#: `FINE` with gray images in training and evaluation.
 TEXT_ONLY = "text only"
-#: Rows that no fine model was trained for.
+#: Rows without a fine model.
 COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
-#: Data that the longer ones are trained on, with the first seed.
+#: Data sets of the longer arm, which has the first seed only.
 LONGER_DATA = ("scenes",)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How long a data set's models are trained."""
+    """Training steps of a data set's models."""
 
     coarse: int
     fine: int
 
 
 STEPS = {"scenes": Steps(coarse=600, fine=960), "stamps": Steps(coarse=300, fine=450)}
-#: What the coarse run changes in its recipe; `ablate.py` shows why pairs are drawn at random.
+#: Changes of the coarse recipe; `ablate.py` shows why ITM negatives are random.
 COARSE_CHANGES: dict[str, Any] = {"tasks.image_text.itm_negatives": "random"}
-#: What the fine run changes: half of the stamps' nouns go into a text, and the few minutes that are
-#: left for stamps go into many small steps.
+#: Changes of the fine recipe. Stamps: half of the nouns per prompt, many steps with small batches.
 FINE_CHANGES: dict[str, dict[str, Any]] = {
     "scenes": {},
     "stamps": {"data.batch_size": 8, "tasks.grounding.max_classes": 8},
 }
-#: The number that tells whether the coarse stage learned.
+#: Metric of the coarse stage.
 RETRIEVAL = ("retrieval", "val", "text_to_image_recall_at_10")
 
 
@@ -102,7 +101,7 @@ class Job:
         return self.arm == COARSE_FINE
 
     def known(self, kind: str) -> dict[str, Any]:
-        """Columns that its row is known by."""
+        """Return the columns that identify its row."""
         return {"data": kind, "arm": self.arm, "percent": self.percent, "seed": self.seed}
 
 
@@ -117,40 +116,40 @@ class BoxPlace(Place):
 
     @property
     def has_coarse(self) -> bool:
-        """Whether it is trained."""
+        """Whether the coarse model is trained."""
         return RunFolder(path=self.coarse).is_finished
 
 
 def coarse_config(kind: str) -> RunConfig:
-    """How the coarse model is trained."""
+    """Return the configuration of the coarse model."""
     changes = {"train.steps": STEPS[kind].coarse, **COARSE_CHANGES}
     return replace_fields(load_recipe("scenes_coarse"), changes)
 
 
 def fine_config(kind: str, job: Job) -> RunConfig:
-    """How a fine model is trained."""
+    """Return the configuration of a fine model."""
     steps = STEPS[kind].fine + (STEPS[kind].coarse if job.arm == LONGER else 0)
     changes = {"train.steps": steps, "train.seed": job.seed, "train.checkpoint_every": 0}
     return replace_fields(load_recipe("scenes_fine"), {**changes, **FINE_CHANGES[kind]})
 
 
-def chosen_pictures(pictures: Iterable[str], percent: int, seed: int) -> list[str]:
-    """Choose the pictures whose boxes are known; a smaller part is contained in a larger one.
+def chosen_images(images: Iterable[str], percent: int, seed: int) -> list[str]:
+    """Choose the images with boxes; a smaller part is a subset of a larger one.
 
     Args:
-        pictures: of the training split, by `image_id`.
-        percent: of `BOXED`, or of all pictures where they are fewer.
+        images: of the training split, by `image_id`.
+        percent: of `BOXED`, or of all images where they are fewer.
         seed: of the order in which they are taken.
     """
-    order = sorted(set(pictures))
+    order = sorted(set(images))
     random.Random(seed).shuffle(order)
     return order[: max(1, round(min(BOXED, len(order)) * percent / 100))]
 
 
 def boxed_records(folder: Path, percent: int, seed: int) -> dict[str, list[Record]]:
-    """Read the records with boxes of the chosen pictures, by source."""
+    """Read the records with boxes of the chosen images, by source."""
     asked = sources.detection(folder, "train")
-    chosen = set(chosen_pictures((record.image_id for record in asked), percent, seed))
+    chosen = set(chosen_images((record.image_id for record in asked), percent, seed))
     everything: dict[str, RecordSet] = {
         "referring": sources.referring(folder, "train"),
         "phrases": sources.phrases(folder, "train"),
@@ -160,14 +159,14 @@ def boxed_records(folder: Path, percent: int, seed: int) -> dict[str, list[Recor
         source: [r for r in (records[i] for i in range(len(records))) if r.image_id in chosen]
         for source, records in everything.items()
     }
-    # As a class that no picture shows, one that is held out would be learned to be nowhere.
+    # A held-out class without boxes would be learned as absent.
     held_out = read_json(folder / "dataset.json")["held_out"].get("nouns", [])
     parts["detection"] = without_classes(parts["detection"], held_out)
     return parts
 
 
 def without_classes(records: Sequence[Record], classes: Sequence[str]) -> list[Record]:
-    """Ask for no such class in records of one file, none of which shows any."""
+    """Remove classes from the prompts of records, none of which has boxes of them."""
     if not records:
         return []
     kept = [name for name in records[0].labels if name not in classes]
@@ -191,12 +190,12 @@ def without_classes(records: Sequence[Record], classes: Sequence[str]) -> list[R
 
 
 def finish(place: BoxPlace, job: Job) -> list[dict[str, Any]]:
-    """Do one run: its rows."""
+    """Run a job; return its rows."""
     return guess(place) if job.arm == CHANCE else [train_fine(place, job)]
 
 
 def train_coarse(place: BoxPlace) -> list[dict[str, Any]]:
-    """Train the coarse model, or what is left of it, and measure it: its row."""
+    """Train or resume the coarse model and evaluate it; return its row."""
     use_one_thread()
     began = cpu_seconds()
     config = coarse_config(place.kind)
@@ -214,7 +213,7 @@ def train_coarse(place: BoxPlace) -> list[dict[str, Any]]:
 
 
 def train_fine(place: BoxPlace, job: Job) -> dict[str, Any]:
-    """Train a fine model and measure it: its row."""
+    """Train and evaluate a fine model; return its row."""
     use_one_thread()
     began = cpu_seconds()
     kind, inputs = place.kind, inputs_of(job)
@@ -258,12 +257,12 @@ def train_fine(place: BoxPlace, job: Job) -> dict[str, Any]:
 
 
 def inputs_of(job: Job) -> Inputs:
-    """What a run may see."""
+    """Return the inputs that a run sees."""
     return "text" if job.arm == TEXT_ONLY else "both"
 
 
 def guess(place: BoxPlace) -> list[dict[str, Any]]:
-    """Work out what chance and the most frequent boxes reach: rows like those of a run."""
+    """Evaluate chance and the most frequent boxes; return their rows."""
     began = cpu_seconds()
     asked: Asked = open_asked(place.data)
     job = Job(arm=FREQUENT, percent=100, seed=0)
@@ -287,7 +286,7 @@ def _row(
     retrieval: str = "",
     values: Values | None = None,
 ) -> dict[str, Any]:
-    """Make a row, with the same columns for every kind of run."""
+    """Return a row, with the same columns for every kind of run."""
     numbers = {
         f"{column}/{group}": "" if values is None else f"{values[column, group]:.4f}"
         for _, _, column in NUMBERS
@@ -306,7 +305,7 @@ def _row(
 
 
 def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Job]]:
-    """List the runs in their order: seed after seed, so that a budget cuts off whole seeds."""
+    """List the runs by seed, so that a budget drops whole seeds."""
     for kind in kinds:
         yield kind, Job(CHANCE, 0, 0)
     for seed in seeds:
@@ -321,23 +320,25 @@ def wanted(seeds: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[str, Jo
 
 
 def is_extra(row: Mapping[str, str]) -> bool:
-    """Whether a row is beside the comparison: of more steps, or of other data."""
+    """Whether a row is not part of the comparison: more steps, or other data."""
     return row["arm"] == LONGER or row["data"] not in STEPS
 
 
 def hours_of(rows: Iterable[Mapping[str, str]]) -> float:
-    """CPU hours that runs took in sum."""
+    """Return the total CPU hours of runs."""
     return sum(float(row["cpu_seconds"]) for row in rows) / 3600
 
 
 def main() -> None:
-    """Train and measure all that has no row yet, within the budget."""
+    """Run all jobs that have no row yet, within the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, nargs="+", help="folders of scenes or stamps")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="of the coarse models")
+    parser.add_argument("data", type=Path, nargs="+", help="directories of scenes or stamps")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), help="directory of the coarse models"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--cpu-hours", type=float, default=3.0, help="of all runs but extras")
+    parser.add_argument("--workers", type=int, default=2, help="parallel runs, one thread each")
+    parser.add_argument("--cpu-hours", type=float, default=3.0, help="budget of the comparison")
     options = parser.parse_args()
     given = [BoxPlace(data=data, runs=options.output) for data in options.data]
     places = {place.kind: place for place in given}
@@ -358,12 +359,12 @@ def run_all(
     workers: int,
     cpu_hours: float,
 ) -> None:
-    """Run what waits, in its order, but for what a coarse model is still trained for."""
+    """Run waiting jobs in order, except for those whose coarse model is still being trained."""
     running: dict[Future[list[dict[str, Any]]], str] = {}
     begun: set[str] = set()
 
     def start(pool: ProcessPoolExecutor) -> bool:
-        """Start the first run that can start."""
+        """Start the first job that can start."""
         for at, (kind, job) in enumerate(waiting):
             place = places[kind]
             measured = rows.has(**Job(COARSE, 0, coarse_config(kind).train.seed).known(kind))
@@ -388,7 +389,7 @@ def run_all(
                 used = hours_of(row for row in rows.rows if not is_extra(row))
                 print(f"{name}: {used:.2f} CPU hours so far", flush=True)
                 if used >= cpu_hours and waiting:
-                    print(f"{len(waiting)} runs are left out: the budget is used up", flush=True)
+                    print(f"budget used up: {len(waiting)} runs skipped", flush=True)
                     waiting.clear()
 
 

@@ -1,8 +1,8 @@
-"""CPU time of the batches that the demo trains on: one process of `bench_demo_data.py`.
+"""CPU time of the demo's training batches: one process of `bench_demo_data.py`.
 
 Command: python benches/demo_batches.py FOLDER SAMPLES
-It runs with the package that stands first on the path, also one of an earlier commit, and prints
-milliseconds a sample by stage and task as JSON.
+Runs with the first package on the path, which may be that of an earlier commit, and prints
+milliseconds per sample by stage and task as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fiber.training.data import open_data
 from fiber.training.distributed import Processes
 from fiber.training.task_loaders import TaskLoaders
 
-#: Samples before the first that counts: caches, and memory of the first batches.
+#: Warmup samples: caches, and memory of the first batches.
 WARM_UP = 256
 
 

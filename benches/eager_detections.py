@@ -1,8 +1,8 @@
-"""From the eager detector's predictions to boxes, level by level and class by class as published.
+"""Post-process the eager detector's predictions to boxes, by level and class as published.
 
-Boxes have inclusive corners, as the published ones: a width is x1 - x0 + 1.
+Boxes have inclusive corners, as published: a width is x1 - x0 + 1.
 
-Letters: B pictures, A = H_l W_l places of a level, L tokens, K classes, n boxes.
+Letters: B images, A = H_l W_l anchors, L tokens, K classes, n boxes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Boxes of one picture, in no order."""
+    """Boxes of one image, in no order."""
 
     #: (n, 4) pixels, inclusive corners; (n,) scores; (n,) labels from 1.
     boxes: Tensor
@@ -51,13 +51,13 @@ def detect(
     image_sizes: Sequence[Sequence[int]],
     settings: Settings | None = None,
 ) -> list[Found]:
-    """Find the boxes of all classes in every picture.
+    """Find the boxes of all classes in every image.
 
     Args:
         predictions: of the model.
         config: the model's.
-        label_tokens: label, from 1 on, to the indices of its tokens; shared by all pictures.
-        image_sizes: (height, width) of each picture without its padding.
+        label_tokens: label, from 1 on, to the indices of its tokens; shared by all images.
+        image_sizes: (height, width) of each image without its padding.
         settings: how to choose.
     """
     settings = settings or Settings()
@@ -102,7 +102,7 @@ def _detect_on_level(
     image_sizes: Sequence[Sequence[int]],
     settings: Settings,
 ) -> list[Found]:
-    """Candidates of one level, for every picture."""
+    """Candidates of one level, for every image."""
     # The published code also takes the probabilities of the layer that was never trained.
     unused = to_rows(predictions.unused[index]).sigmoid()
     classes = settings.num_classes or unused.shape[-1]

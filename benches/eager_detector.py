@@ -1,17 +1,16 @@
-"""FIBER's fine model in plain eager PyTorch, pass for pass as it was published: a peer to time.
+"""FIBER's fine model in plain eager PyTorch, with the published computation: a peer for benches.
 
-It is kept for `bench_detector.py` alone. Parameters bear the published names, so a published state
-dict loads as it is; `python -m tests.parity fine DIR --model eager` compares it with recorded
-tensors. Texts are padded to their full length, maps to whole windows, every window of a picture
-reads the text again, every level and branch of the head runs its own deformable convolution, and
-the unused class convolution is run: that is what the published code does, and what the package is
-measured against. Its CUDA kernels of deformable convolution and of suppression are torchvision's
-here.
+Used by `bench_detector.py`. Parameters have the published names, so a published state dict loads
+unchanged; `python -m tests.parity fine DIR --model eager` compares it with recorded tensors. As in
+the published code, texts are padded to the maximum length and maps to whole windows, every window
+of an image reads the text again, every level and branch of the head runs its own deformable
+convolution, and the unused class convolution runs too. torchvision's deformable convolution and NMS
+replace the published CUDA kernels.
 
-Letters: B pictures, L tokens, D text width, C channels, N tokens of a window, A = H_l W_l places
-of a level, K classes.
+Letters: B images, L tokens, D text width, C channels, N tokens of a window, A = H_l W_l anchors of
+a level, K classes.
 
-Source: FIBER (Dou et al. 2022) and its published code's structure; Dai et al. 2021, "Dynamic Head".
+Source: FIBER (Dou et al. 2022), structure of its published code; Dai et al. 2021, "Dynamic Head".
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ class Body(nn.Module):
 
 
 class TextTower(Roberta):
-    """The text tower; plain layers have no gate, and reading a picture no norm of its own."""
+    """The text tower; plain layers have no gate, and reading an image no norm of its own."""
 
     def __init__(self, config: FiberConfig, image_widths: list[int | None]) -> None:
         super().__init__(config, image_widths)
@@ -233,7 +232,7 @@ class DeformConvNorm(nn.Module):
 
 
 class DynamicRelu(nn.Module):
-    """Greater of two lines that depend on the picture."""
+    """Greater of two lines that depend on the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -351,7 +350,7 @@ class Head(nn.Module):
 class Features(NamedTuple):
     """What the towers give."""
 
-    #: C2 to C5, (B, C_s, H_s, W_s) each; the last three normalised.
+    #: C2 to C5, (B, C_s, H_s, W_s) each; the last three normalized.
     maps: list[Tensor]
     #: (B, L, D), padding included.
     text: Tensor
@@ -384,7 +383,7 @@ class EagerDetector(nn.Module):
         """Run one whole pass.
 
         Args:
-            images: (B, 3, H, W) normalised, H and W multiples of 32.
+            images: (B, 3, H, W) normalized, H and W multiples of 32.
             ids: (B, L), padded to the longest text.
             text_mask: (B, L) bool, True = real token.
         """

@@ -1,14 +1,14 @@
-"""FIBER's coarse model in plain eager PyTorch, pass for pass as it was published: a peer to time.
+"""FIBER's coarse model in plain eager PyTorch, with the published computation: a peer for benches.
 
-It is kept for `bench_model.py` alone. Parameters bear the published names, so a published state
-dict loads as it is; `python -m tests.parity coarse DIR --model eager` compares it with recorded
-tensors. Every objective runs its own passes over pictures and texts, every window of a picture
-projects and reads the text again, and vocabulary logits are computed at every position: that is
-what the published code does, and what the package is measured against.
+Used by `bench_model.py` and `bench_retrieval.py`. Parameters have the published names, so a
+published state dict loads unchanged; `python -m tests.parity coarse DIR --model eager` compares it
+with recorded tensors. As in the published code, every objective runs its own forward passes, every
+window of an image projects and reads the text again, and vocabulary logits are computed at every
+position.
 
 Letters: B pairs, L tokens, D text width, C channels, N tokens of a window, h heads, d head width.
 
-Source: FIBER (Dou et al. 2022) and its published code's structure; Swin Transformer, RoBERTa.
+Source: FIBER (Dou et al. 2022), structure of its published code; Swin Transformer, RoBERTa.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 
-#: Score of a text token that is padding, as in the published library version.
+#: Mask value of a padding token, as in the published library version.
 MASKED = -10000.0
-#: Score of two tokens that only the cyclic shift brought into one window.
+#: Mask value of two tokens that are in one window only because of the cyclic shift.
 SEPARATED = -100.0
 PAD_ID = 1
 NO_LABEL = -100
@@ -70,7 +70,7 @@ class WindowAttention(nn.Module):
         """Attend.
 
         Args:
-            x: (B nW, N, C), the windows of a picture one after the other.
+            x: (B nW, N, C), the windows of an image one after the other.
             mask: (nW, N, N) scores to add in shifted windows.
             text: (B, L, D) to be read, or None.
             text_mask: (B, 1, 1, L) scores to add.
@@ -215,7 +215,7 @@ class Swin(nn.Module):
         self.norm = nn.LayerNorm(swin.channels[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Run without a text: (B, 3, H, W) -> (B, T, C), not normalised."""
+        """Run without a text: (B, 3, H, W) -> (B, T, C), not normalized."""
         x = self.patch_embed(images)
         for stage in self.stages:
             for block in stage.typed_blocks:
@@ -281,7 +281,7 @@ class Attention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention, in a fused layer attention to the picture, and MLP."""
+    """Self-attention, in a fused layer attention to the image, and MLP."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, image_width: int | None) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ class Roberta(nn.Module):
         self.layers = tuple(layers)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Run without a picture: (B, L) ids, (B, 1, 1, L) scores -> (B, L, D)."""
+        """Run without an image: (B, L) ids, (B, 1, 1, L) scores -> (B, L, D)."""
         x = self.embeddings(ids)
         for layer in self.layers:
             x = layer(x, mask)
@@ -374,7 +374,7 @@ class Features(NamedTuple):
     #: (B, L, D) and (B, T, D), transformed.
     text: Tensor
     image: Tensor
-    #: (B, 2 D) pooled, text before picture.
+    #: (B, 2 D) pooled, text before image.
     pooled: Tensor
 
 
@@ -531,7 +531,7 @@ def pretraining_loss(model: EagerFiber, batch: Batch) -> Tensor:
     """MLM + ITC + ITM with hard negatives: fused(B), dual(B), fused(3B), as published.
 
     The contrast is within the batch. (The published queue adds a product with stored vectors and,
-    for hard negatives, older pictures; its passes are the same.)
+    for hard negatives, older images; its passes are the same.)
     """
     images, ids, mask = batch.images, batch.ids, batch.text_mask
     features = model.fuse(images, batch.masked_ids, mask)

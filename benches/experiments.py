@@ -1,7 +1,7 @@
-"""What the trained experiments share: rows of finished runs, inputs taken away, what is measured.
+"""Shared code of the trained experiments: rows of finished runs, blind inputs, evaluation.
 
-A run is known by the columns that say what it is; one that has its row is passed over, so a stopped
-experiment goes on where it was.
+A run is identified by some columns. Runs that have a row are skipped, so a stopped experiment
+continues where it was.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fiber.evaluation.tasks import TASKS
 RESULTS = Path(__file__).with_name("results")
 SPLITS = ("val", "novel")
 
-#: What a run is allowed to see. "text" gives every record the same grey picture, "picture" the same
-#: text, in training and in measuring alike.
+#: Inputs that a run sees. "text" replaces every image by the same gray one, "picture" every text by
+#: the same one, in training and evaluation.
 Inputs = Literal["both", "text", "picture"]
 
 
@@ -43,15 +43,15 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """What made the data: "scenes" or "stamps"."""
+        """Generator of the data: "scenes" or "stamps"."""
         return read_json(self.data / "dataset.json")["parameters"]["generator"]
 
 
 class Rows:
-    """A CSV file with one row for each finished run (or each of its numbers)."""
+    """CSV file with one row per finished run, or per metric of it."""
 
     def __init__(self, name: str, known_by: Sequence[str]) -> None:
-        """Args: the file's name without its ending; the columns that say what a run is."""
+        """Args: name of the file without suffix; columns that identify a run."""
         self.file, self.known_by = RESULTS / f"{name}.csv", tuple(known_by)
         self.rows: list[dict[str, str]] = []
         if self.file.is_file():
@@ -59,12 +59,12 @@ class Rows:
                 self.rows = list(csv.DictReader(lines))
 
     def has(self, **run: Any) -> bool:
-        """Whether the run was finished before."""
+        """Whether a run has a row."""
         wanted = [str(run[name]) for name in self.known_by]
         return any([row[name] for name in self.known_by] == wanted for row in self.rows)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append all rows of a run together, with the machine, under a final name or not at all."""
+        """Append all rows of a run, with the machine, atomically."""
         machine = describe_machine()
         self.rows += [{k: str(v) for k, v in {**row, **machine}.items()} for row in rows]
         text = io.StringIO()
@@ -77,15 +77,15 @@ class Rows:
 
 
 class SeenInputs(Sequence[Record]):
-    """Records with one of their inputs taken away."""
+    """Records without one of their inputs."""
 
     def __init__(self, records: Sequence[Record] | RecordSet, inputs: Inputs, side: int = 32):
-        """Prepare the records.
+        """Wrap records.
 
         Args:
             records: any.
-            inputs: what is left of them.
-            side: of the grey pictures in pixels; boxes need that of the pictures themselves.
+            inputs: that are kept.
+            side: of the gray images in pixels; with boxes, that of the original images.
         """
         self.records, self.inputs = records, inputs
         grey = io.BytesIO()
@@ -99,7 +99,7 @@ class SeenInputs(Sequence[Record]):
         return self._seen(self.records[index])
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Give a record as an epoch has it."""
+        """Return a record as of an epoch."""
         return self._seen(record_in_epoch(self.records, epoch, index))
 
     def _seen(self, record: Record) -> Record:
@@ -112,15 +112,15 @@ class SeenInputs(Sequence[Record]):
 
 
 def measured_records(folder: Path, task: str, split: str, limit: int) -> list[Record]:
-    """Read the records of a split that a task is measured on, the same ones for every run."""
+    """Read the records of a split that a task is evaluated on, the same for every run."""
     _, reader, _ = TASKS[task]
     records = reader(folder, split)
     if task != "caption":
         return sample(records, limit)
-    # A picture is described once and compared with all of its captions.
+    # An image is captioned once and compared with all of its captions.
     everything = [records[i] for i in range(len(records))]
-    pictures = list(dict.fromkeys(record.image_id for record in everything))
-    chosen = set(random.Random(0).sample(pictures, min(limit, len(pictures))))
+    images = list(dict.fromkeys(record.image_id for record in everything))
+    chosen = set(random.Random(0).sample(images, min(limit, len(images))))
     return [record for record in everything if record.image_id in chosen]
 
 
@@ -131,16 +131,16 @@ def measure(
     *,
     inputs: Inputs = "both",
 ) -> dict[tuple[str, str, str], float]:
-    """Measure a model on both splits.
+    """Evaluate a model on both splits.
 
     Args:
-        model: a finished one.
-        folder: of the data.
-        tasks: by name, with the number of records (of "caption": pictures) that are measured.
-        inputs: what the model may see.
+        model: a trained model.
+        folder: directory of the data.
+        tasks: by name, with the number of records (of "caption": images) that are measured.
+        inputs: that the model sees.
 
     Returns:
-        Numbers by (task, split, metric), those of groups of records left out.
+        Metrics by (task, split, metric), without those of groups of records.
     """
     found = {}
     for task, limit in tasks.items():
@@ -153,13 +153,13 @@ def measure(
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process so far."""
+    """Return the CPU time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def use_one_thread() -> None:
-    """Run on one thread, which gives the same numbers on every machine of a kind."""
+    """Run on one thread, so that results are reproducible on the same type of machine."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"

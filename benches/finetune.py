@@ -1,14 +1,14 @@
-"""What each image-level task learns from one coarse checkpoint, beside models that miss an input.
+"""Fine-tune each image-level task from one coarse checkpoint, with blind baselines.
 
 Command: fiber data scenes --output runs/scenes --images 24000
          fiber data stamps --output runs/stamps --images 10000
          python benches/finetune.py runs/scenes runs/stamps
-Rows: results/finetune.csv, one for each number of each run; `results_page.py` makes the tables.
+Rows: results/finetune.csv, one per metric of a run. Runs that have rows are skipped.
 
-One coarse model is trained on each data set, with the recipe of the demo, more steps and random
-negatives, and from it one task at a time. The same run is trained on the texts alone (every picture
-grey) and, for questions and statements, on the pictures alone. Chance and what counting in the
-training split reaches stand beside them. A run that has its rows is not trained again.
+One coarse model is trained per data set, with the demo's recipe, more steps and random ITM
+negatives, and from it one task at a time. The same run is trained on texts alone (every image gray)
+and, for questions and statements, on images alone. Other baselines: chance, and the most frequent
+answers of the training split.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.train import train
 
 KNOWN_BY = ("data", "task", "inputs", "seed")
-#: What the coarse run changes in its recipe. `ablate.py` shows why the pairs of matching are drawn
-#: at random: chosen by similarity from the start, they are too hard for matching to learn at all.
+#: Changes of the coarse recipe. ITM negatives are random: those chosen by similarity are too hard
+#: to learn from the start (`ablate.py`).
 COARSE: dict[str, Any] = {"train.steps": 1500, "tasks.image_text.itm_negatives": "random"}
-#: The same by data: stamps have hundreds of answers.
+#: Changes by data set: stamps have hundreds of answers.
 COARSE_OF: dict[str, dict[str, Any]] = {
     "scenes": {},
     "stamps": {"model.image_text.num_answers": 512, "train.steps": 500},
 }
-#: Part of a recipe's steps that a task is trained by data: hundreds of nouns are not learned in
-#: minutes from 10,000 pictures, and more steps of that size would not change it.
+#: Fraction of a recipe's steps by data set: hundreds of nouns are not learned in minutes from
+#: 10,000 images, and more steps of that size would not change it.
 SHARE_OF_STEPS = {"scenes": 1.0, "stamps": 0.3}
-#: Rows that no model was trained for.
+#: Rows without a model.
 CHANCE, COUNTED = "chance", "counted in training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """How one task is trained and measured."""
+    """Recipe and evaluation of a task."""
 
-    #: Name of the recipe, which trains this one task.
+    #: Name of the recipe.
     recipe: str
-    #: Records (pictures of "caption") of a split that are measured.
+    #: Number of evaluated records per split (images for "caption").
     records: int
-    #: Inputs that are taken away in other runs.
+    #: Inputs of the blind runs.
     without: tuple[Inputs, ...] = ()
 
 
-#: By the name of what is measured.
+#: By task of `fiber.evaluate`.
 FINETUNED = {
     "vqa": Task(recipe="small_vqa", records=1500, without=("text", "picture")),
     "nlvr2": Task(recipe="small_nlvr2", records=1000, without=("text", "picture")),
@@ -226,11 +226,13 @@ def wanted(seeds: list[int]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Train and measure all that has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, nargs="+", help="folders of scenes or stamps")
-    parser.add_argument("--output", type=Path, default=Path("runs/finetune"), help="for all runs")
+    parser.add_argument("data", type=Path, nargs="+", help="directories of scenes or stamps")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/finetune"), help="directory of all runs"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=tuple(FINETUNED), default=list(FINETUNED))
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--workers", type=int, default=2, help="parallel runs, one thread each")
     options = parser.parse_args()
     places = [TaskPlace(data=data, runs=options.output / data.name) for data in options.data]
     use_one_thread()

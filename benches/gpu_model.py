@@ -1,7 +1,7 @@
-"""Whole passes of the model on a GPU: a coarse training step, and a forward as one CUDA graph.
+"""Time the model on a GPU: a coarse training step, and a forward pass as one CUDA graph.
 
 Peers of the step: the same model with `use_backend("reference")`, and `eager_fiber.py` with the
-published schedule of passes. The step is that of `bench_model.py`, under autocast to bfloat16.
+published forward passes. The step is that of `bench_model.py`, under autocast to bfloat16.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from bench_model import OURS, PEER, side
-from fiber.kernels.dispatch import Backend
 from torch import Tensor
 
 from fiber import kernels
 from fiber.config import FiberConfig
+from fiber.kernels.runtime.dispatch import Backend
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer
 
-#: Which model a side of the step trains, and the backend of its kernels (None: the rule's).
+#: Model of each side of the step, and the backend of its kernels (None: the default).
 STEP_SIDES: dict[str, tuple[str, Backend | None]] = {
     "fiber": (OURS, None),
     "fiber, reference backend": (OURS, "reference"),
@@ -36,7 +36,7 @@ class Passes:
     milliseconds: list[float]
     #: Peak of the GPU's memory in a pass, everything counted; 0 on a CPU.
     peak_bytes: int
-    #: Why it was not measured; empty if it was.
+    #: Why it was not measured; "" if it was.
     refused: str = ""
 
 
@@ -48,7 +48,7 @@ def training_step(
     Args:
         device: CUDA, or a CPU to try the bench itself.
         config: of the model, every dropout off.
-        batch: pictures of a step.
+        batch: images of a step.
         rounds: steps that count, after two that do not.
     """
     found = {}
@@ -101,7 +101,7 @@ def _wait(device: torch.device) -> None:
 
 
 class PairForward:
-    """A backbone in bfloat16 and one pair of picture and text."""
+    """A backbone in bfloat16 and one pair of image and text."""
 
     def __init__(self, device: torch.device, config: FiberConfig, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -137,9 +137,9 @@ def captured_forward(device: torch.device, config: FiberConfig, rounds: int) -> 
     graph.replay()
     torch.cuda.synchronize(device)
     off = (captured - expected).abs().max().item()
-    # cuBLAS may choose other algorithms in a graph; both round to 8 bits in every layer.
+    # cuBLAS may choose other algorithms in a graph; both round to bfloat16 in every layer.
     if not off <= 5e-2 * expected.abs().max().item():
-        raise AssertionError(f"the captured forward gives other numbers: {off:.2g} off")
+        raise AssertionError(f"the captured forward pass differs by {off:.2g}")
     return {
         "fiber, called": Passes([_wall(forward, device) for _ in range(rounds)], 0),
         "fiber, one CUDA graph": Passes([_wall(graph.replay, device) for _ in range(rounds)], 0),

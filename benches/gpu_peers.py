@@ -1,13 +1,13 @@
-"""Attention calls on a GPU in every formulation that is to be had: ours and its peers.
+"""Attention calls on a GPU in every available formulation: fiber's and its peers'.
 
-Peers: the published code's eager formulation (`plain_kernels.py`); `scaled_dot_product_attention`
-with each of its backends, in the best packing that they take: windows and heads in one dimension,
-so that the shift mask is there once and not for every sample, and keys not repeated for windows;
-compiled FlexAttention, which reads the bias table in its score function.
+Peers: the published eager formulation (`plain_kernels.py`); each backend of
+`scaled_dot_product_attention`, in the best layout that it supports: windows and heads in one
+dimension, so that the shift mask exists once instead of per sample, and keys are not repeated for
+windows; compiled FlexAttention, which reads the bias table in its score function.
 
-All sides hold the bias table in float32, as training does, and the peers round it. As in
-`plain_kernels.py`, the peers' windows are given as they were projected, and what they move into
-windows and back is the block's input and output.
+All sides hold the bias table in float32, as in training, and the peers round it. As in
+`plain_kernels.py`, the projections of the peers' windows are given, and the block's input and
+output are moved into windows and back.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def _flex_attend(inputs: Iterable[Tensor], score_mod: Callable[..., Tensor] | No
 
 
 def sides(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Side]:
-    """Give what runs each side of a call, all on the same values.
+    """Return a function per side of a call, all on the same values.
 
     The first output of every side holds the same numbers as ours, in an order of (B, tokens, C).
     """
-    # What was compiled for other shapes counts against a limit, beyond which nothing is compiled.
+    # Recompilations for other shapes count against a limit, after which nothing is compiled.
     torch.compiler.reset()
     make = _window_sides if shape.operation == "windows" else _cross_sides
     return make(shape, device, dtype)
@@ -84,7 +84,7 @@ def _window_sides(shape: Shape, device: torch.device, dtype: torch.dtype) -> dic
     tokens = random(2, batch, height, width, channels)
     direction = random(3, batch, height, width, channels)
     table = random(4, (2 * window - 1) ** 2, heads, kept=torch.float32)
-    # Ours reads a padded place in its bias, the peers in what they project: both are zero here.
+    # fiber takes padded positions from its bias, the peers from the projection: both are zero here.
     padding = torch.zeros(3, heads, shape.head_width, device=device, dtype=dtype)
     windows = to_windows(packed.flatten(3), window, shift)
     moved = random(5, *windows.shape[:2], channels)
@@ -124,7 +124,7 @@ def _sdpa_windows(
     scores = table.to(qkv.dtype)[index].view(tokens, tokens, heads).permute(2, 0, 1)[None]
     split = qkv.view(windows, tokens, 3, heads, -1)
     if mask is None:
-        # Without a mask one bias serves every window, and nothing is moved.
+        # Without a mask all windows share one bias, and nothing is moved.
         query, key, value = split.permute(2, 0, 3, 1, 4)
     else:
         # (B nW, N, 3, h, d) -> 3 x (B, nW h, N, d)

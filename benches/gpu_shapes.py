@@ -1,8 +1,8 @@
-"""The attention calls of the base model, and how long a GPU needs for each at the very least.
+"""Attention calls of the base model, and a lower bound of the time of each on a GPU.
 
-The floor of a call is the longest of three times: to move every input and output once, to do the
-arithmetic of its products, to take its exponentials. Bytes, operations and exponentials follow from
-the shape; what the card does of each in a second is measured, or follows from its clock.
+The bound is the longest of three times: to move every input and output once, to compute the matrix
+products, to compute the exponentials. Bytes, operations and exponentials follow from the shape; the
+rates of the card are measured or follow from its clock.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _text(batch: int, tokens: int) -> Shape:
 
 
 def shapes(*, quick: bool) -> Iterator[Shape]:
-    """Every call of the base model: 384 and 576 pixels, and a picture of 800 x 1344.
+    """Every call of the base model: 384 and 576 pixels, and an image of 800 x 1344.
 
     Args:
         quick: 384 pixels at batch 8 alone.

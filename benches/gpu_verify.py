@@ -1,7 +1,7 @@
-"""Every attention operation and every gradient against plain PyTorch in float64, on any device.
+"""Check every attention operation and every gradient against float64 plain PyTorch, on any device.
 
-The plain formulation here pads, rolls and cuts for real, sample by sample, and is differentiated by
-autograd. An output or gradient may be off by twice what that formulation is off by in the same
+The plain formulation pads, rolls and partitions sample by sample, and is differentiated by
+autograd. An output or gradient may be off by twice the error of that formulation in the same
 precision, or by a floor of some units in the last place of the largest element.
 """
 

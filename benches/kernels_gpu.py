@@ -1,15 +1,15 @@
-"""The attention kernels on a GPU: first that they are right, then how long they take.
+"""Verify and time the attention kernels on a GPU.
 
 Command: python benches/kernels_gpu.py [--quick] [--output DIR] [--minutes N]
 Verified: every operation and every gradient in bfloat16, float16 and float32 against float64 plain
-PyTorch (`gpu_verify.py`), and a hundred backward passes for their bits. A failure stops the run
-before anything is timed.
-Timed: every call of the base model (`gpu_shapes.py`), forward and backward, in bfloat16 beside the
-peers of `gpu_peers.py`; a training step of the coarse stage and a forward of one pair under one
-CUDA graph (`gpu_model.py`). A peer that refuses, fails or gives other numbers is a row with the
-reason. What does not fit into the minutes is a row too, and FlexAttention, which is compiled for
-every shape, comes last.
-Rows: kernels_gpu.csv in benches/results or `--output`, with the card's name and driver.
+PyTorch (`gpu_verify.py`), and that a hundred backward passes give the same bits. After a failure
+nothing is timed.
+Timed: every call of the base model (`gpu_shapes.py`), forward and backward, in bfloat16, with the
+peers of `gpu_peers.py`; a training step of the coarse stage, and a forward pass of one pair as a
+CUDA graph (`gpu_model.py`). A peer that does not support a call, fails or gives other numbers is a
+row with the reason. A call that does not fit into --minutes is a row too; FlexAttention, which is
+compiled for every shape, is last.
+Rows: kernels_gpu.csv in benches/results or `--output`, with the name and driver of the card.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from bench_kernels import Outputs
 from bench_model import without_dropout
-from fiber.kernels.gpu_timer import GpuTimer
 from gpu_model import Passes, captured_forward, training_step
 from gpu_peers import FLEX, OURS, SIDES, Side, comparable, sides
 from gpu_shapes import Card, Deadline, Shape, measure_card, micro_shapes, shapes, work
@@ -40,12 +39,13 @@ from torch import Tensor
 from fiber import kernels
 from fiber.config import FiberConfig
 from fiber.env import describe_machine
+from fiber.kernels.runtime.timer import GpuTimer
 
 Timer = Callable[[Callable[[], object]], float]
 
 FILE = "kernels_gpu.csv"
 PASSES = ("forward", "backward")
-#: A peer's output may be off by this part of our largest element: both round to 8 bits.
+#: Tolerance of a peer's output, relative to fiber's largest element: both round to bfloat16.
 ALIKE = 5e-2
 NO_GPU = "kernels_gpu needs a CUDA GPU, and torch finds none; --dry tries the script on a CPU"
 
@@ -194,7 +194,7 @@ def prepare(
             if what == "backward":
                 gradients(outputs)
             return run_pass(side, what)
-    # A peer may fail in any way at all; each is a row and never the end of the run.
+    # Any failure of a peer becomes a row; the run continues.
     except Exception as error:
         reasons = [str(error), *(str(warning.message) for warning in told)]
         return "refused: " + " ".join(" | ".join(reasons).split())[:300]
@@ -352,13 +352,13 @@ def _time_nothing(work: Callable[[], Any]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="384 pixels at batch 8 alone")
-    parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder for {FILE}")
+    parser.add_argument("--quick", action="store_true", help="only 384 pixels at batch 8")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"directory of {FILE}")
     parser.add_argument(
-        "--minutes", type=float, default=9.5, help="after so many no further part is begun"
+        "--minutes", type=float, default=9.5, help="time limit, after which no part is started"
     )
     parser.add_argument(
-        "--dry", action="store_true", help="try the script on a CPU: tiny calls, no times"
+        "--dry", action="store_true", help="test the script on a CPU: tiny calls, no times"
     )
     options = parser.parse_args(arguments)
     if options.dry:

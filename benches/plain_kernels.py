@@ -1,16 +1,16 @@
-"""The attention of the model in two other formulations: peers to time the kernels against.
+"""The model's attention in two plain formulations, as peers of the kernels.
 
-`eager_*` is the published code's: matrix products, bias, mask and softmax one after the other, and
-keys repeated for every window. `sdpa_*` is what a good user writes today: the same windows, with
-bias and mask joined into one mask for `scaled_dot_product_attention`. The linear layers around them
-are left out, for the peers as for ours. The published order moves the tokens of a block into
-windows before they are projected, C channels and not 3 C, so the windows' projections are given and
-what is moved is the block's input.
+`eager_*` is the published code's: matrix products, bias, mask and softmax in sequence, and keys
+repeated for every window. `sdpa_*` uses `scaled_dot_product_attention` on the same windows, with
+bias and mask combined into one mask. Linear layers are excluded on all sides. The published code
+moves tokens into windows before it projects them, C channels instead of 3 C; here the projections
+of the windows are given, and the input of the block is moved.
 
 Letters: B batch, H W map, C channels, nW windows, N tokens of a window, h heads, d head width,
 T image tokens, L text tokens.
 
-Source: FIBER (Dou et al. 2022), its published code's structure; Swin Transformer (Liu et al. 2021).
+Source: FIBER (Dou et al. 2022), structure of its published code; Swin Transformer (Liu et al.
+2021).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Score of two tokens that only the cyclic shift brought into one window.
+#: Mask value of two tokens that are in one window only because of the cyclic shift.
 SEPARATED = -100.0
 
 

@@ -40,7 +40,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         for panel, column in zip(row_of_axes, COLUMNS, strict=True):
             _plot_panel(panel, [row for row in rows if row["data"] == data], column)
             metric, group = column.rsplit("/", 1)
-            panel.set_title(f"{data}: {PARTS['metrics'][metric]}, {group}", fontsize=8)
+            panel.set_title(f"{data}: {PARTS['metrics'][metric]}, {group}", fontsize=7)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

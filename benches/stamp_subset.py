@@ -1,9 +1,9 @@
-"""Choose a few of Debian's stamps, one of each kind of things with a name of one word.
+"""Select a few of Debian's stamps, one per kind of thing with a one-word name.
 
 Command: python benches/stamp_subset.py runs/stamp-files
 
-Of hundreds of nouns a small model learns next to nothing in the minutes that `boxes.py` has for a
-run; these are few enough. The generator holds one in eight out of its training pictures.
+A small model learns almost nothing of hundreds of nouns in the minutes that `boxes.py` has for a
+run; these are few enough. The generator holds one in eight out of its training images.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from pathlib import Path
 
 from fiber.synthetic.stamp_assets import debian_stamps, one_of_each, read_collection
 
-#: Kinds of things, those that are held out among them.
+#: Number of nouns, including held-out ones.
 KINDS = 16
 
 
 def main() -> None:
-    """Copy the chosen ones, each with its caption."""
+    """Copy the selected stamps and their captions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("output", type=Path, help="folder that does not exist yet")
-    parser.add_argument("--stamps", type=Path, help="folder of PNG files beside .txt captions")
+    parser.add_argument("output", type=Path, help="new directory")
+    parser.add_argument("--stamps", type=Path, help="directory of PNG files with .txt captions")
     given = parser.parse_args()
     choose(given.stamps or debian_stamps(), given.output)
     print(given.output)
 
 
 def choose(stamps: Path, output: Path, kinds: int = KINDS) -> None:
-    """Copy one stamp of each of some kinds into a new folder, named by its noun.
+    """Copy one stamp per noun into a new directory, named by the noun.
 
     Raises:
-        FileExistsError: if the folder exists.
-        ValueError: if there are too few kinds whose name is one word.
+        FileExistsError: if the directory exists.
+        ValueError: if there are too few one-word nouns.
     """
-    # Photographs do not matter here, but there must be some.
+    # `read_collection` requires photographs; any will do.
     cutouts = [c for c in read_collection(stamps, [stamps]).cutouts if " " not in c.noun]
     chosen = one_of_each(cutouts, kinds)
     output.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""The caption decoder without a cache, as published: the peer of `bench_caption.py`.
+"""Caption decoder without a cache, as published: the peer of `bench_caption.py`.
 
-Each step runs the whole text again, for every beam with a copy of its picture's tokens. Tests hold
-the package's decoder against it.
+Each step runs the whole text again, for every beam with a copy of its image's tokens. Tests compare
+the package's decoder with it.
 """
 
 import torch
@@ -29,5 +29,5 @@ class UncachedDecoder:
         return next_token_log_probs(self._model, logits).view(*token_ids.shape, -1)
 
     def select(self, sources: Tensor) -> None:
-        """Go on with other texts: (B, m) numbers of a picture's texts."""
+        """Go on with other texts: (B, m) numbers of an image's texts."""
         self._ids = self._ids.gather(1, sources[..., None].expand(-1, -1, self._ids.shape[2]))

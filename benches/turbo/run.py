@@ -1,10 +1,11 @@
-"""JPEG decoding against libjpeg-turbo 3, CPU time on one thread: `python benches/turbo/run.py`.
+"""JPEG decoding compared with libjpeg-turbo 3, CPU time on one thread.
 
-Needs cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides keep
-their handle and their buffer; every value is compared before anything is timed. The pictures are
-cut from the photographs to 640 x 480 pixels: 4:2:0 and 4:4:4 of qualities 94 to 97, with as much
-detail as data sets of photographs have, 4:2:0 of qualities 75 to 85, and both samplings in
-progressive scans of qualities 75 to 95.
+Command: python benches/turbo/run.py
+Requires cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides
+keep their handle and buffer; all values are compared before anything is timed. Images are 640 x 480
+crops of the photographs: 4:2:0 and 4:4:4 of qualities 94 to 97, with as much detail as photographs
+in data sets; 4:2:0 of qualities 75 to 85; and both samplings as progressive JPEGs of qualities 75
+to 95.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import rows  # noqa: E402
 
 PHOTOS = HERE.parents[1] / "../shared/assets/photos"
 WIDTH, HEIGHT = 640, 480
-#: Name of a corpus, and how its files are written; of the qualities each takes one.
+#: Options of Pillow's JPEG writer by corpus; each file has one of the qualities.
 CORPORA: tuple[tuple[str, dict[str, Any]], ...] = (
     ("coco640", {"subsampling": "4:2:0", "quality": (94, 95, 96, 97)}),
     ("coco444", {"subsampling": "4:4:4", "quality": (95, 96, 97)}),
@@ -55,8 +56,8 @@ def write_corpus(folder: Path, options: dict[str, Any], count: int) -> float:
     total = 0
     for index in range(count):
         stream = io.BytesIO()
-        picture = cut(photos[index % len(photos)], rng)
-        picture.save(stream, "JPEG", **options | {"quality": rng.choice(options["quality"])})
+        image = cut(photos[index % len(photos)], rng)
+        image.save(stream, "JPEG", **options | {"quality": rng.choice(options["quality"])})
         (folder / f"{index:04}.jpg").write_bytes(stream.getvalue())
         total += len(stream.getvalue())
     return total / count / 1024
@@ -64,12 +65,12 @@ def write_corpus(folder: Path, options: dict[str, Any], count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--files", type=int, default=60, help="files of a corpus")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds that count")
+    parser.add_argument("--files", type=int, default=60, help="files per corpus")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
     parser.add_argument("--divisors", type=int, nargs="+", default=[1], help="1, 2, 4, 8")
     arguments = parser.parse_args()
     if not PHOTOS.exists():
-        sys.exit(f"{PHOTOS}: the photographs are absent")
+        sys.exit(f"{PHOTOS}: photographs not found")
     program = build()
     for name, options in CORPORA:
         with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def main() -> None:
                 values = timed(program, folder, arguments.rounds, divisor)
                 bench = name if divisor == 1 else f"{name}, 1/{divisor}"
                 named = {f"{bench}: {side}": times for side, times in values.items()}
-                rows.report("turbo", "ms a picture", named, f"{bench}: libjpeg-turbo")
+                rows.report("turbo", "ms per image", named, f"{bench}: libjpeg-turbo")
 
 
 def build() -> str:
@@ -91,7 +92,7 @@ def build() -> str:
 
 
 def timed(program: str, folder: str, rounds: int, divisor: int) -> dict[str, list[float]]:
-    """CPU milliseconds a picture by side and round; one more round before them is not counted."""
+    """CPU milliseconds an image by side and round; one more round before them is not counted."""
     command = [program, folder, str(rounds + 1), str(divisor)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     sides = [line.split() for line in output.splitlines()]

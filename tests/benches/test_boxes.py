@@ -49,19 +49,19 @@ def few_stamps(tmp_path_factory):
 def test_fewer_pictures_are_part_of_more_and_always_the_same(boxes):
     pictures = [f"{number}.jpg" for number in range(5000)]
     whole, quarter, least = (
-        boxes.chosen_pictures(pictures, percent, seed=1) for percent in boxes.PERCENTS
+        boxes.chosen_images(pictures, percent, seed=1) for percent in boxes.PERCENTS
     )
     assert (len(whole), len(quarter), len(least)) == (2400, 600, 120)
     assert set(least) < set(quarter) < set(whole)
     # Neither the order of the records nor how many a picture has decides.
-    assert boxes.chosen_pictures([*reversed(pictures), *pictures], 5, seed=1) == least
-    other = boxes.chosen_pictures(pictures, 5, seed=2)
+    assert boxes.chosen_images([*reversed(pictures), *pictures], 5, seed=1) == least
+    other = boxes.chosen_images(pictures, 5, seed=2)
     assert len(set(other) & set(least)) < len(least) / 2
 
 
 def test_few_pictures_are_all_the_boxes_there_are(boxes):
-    assert len(boxes.chosen_pictures(["a", "b", "c"], 100, seed=0)) == 3
-    assert len(boxes.chosen_pictures(["a", "b", "c"], 5, seed=0)) == 1
+    assert len(boxes.chosen_images(["a", "b", "c"], 100, seed=0)) == 3
+    assert len(boxes.chosen_images(["a", "b", "c"], 5, seed=0)) == 1
 
 
 def test_every_record_of_a_chosen_picture_is_taken_and_no_other(boxes, scenes):

@@ -32,7 +32,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 # pyright: reportMissingImports=false
 
 
-class FfcvImages:
+class IndexedImages:
     """Indexed data set for FFCV's writer: (H, W, 3) uint8 and a label."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
@@ -54,7 +54,7 @@ def open_peer(task: Task) -> Epoch:
     writer = DatasetWriter(
         str(path), {"image": field, "label": IntField()}, num_workers=1, page_size=_page_size(task)
     )
-    writer.from_indexed_dataset(FfcvImages(tuple(task.files)))
+    writer.from_indexed_dataset(IndexedImages(tuple(task.files)))
     loader = Loader(
         str(path),
         batch_size=task.batch_size,

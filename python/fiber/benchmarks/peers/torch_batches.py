@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from .task import Epoch, Task, padded_side
 
 
-class TorchImages(Dataset):
+class LoadedImages(Dataset):
     """Map-style data set of a loading function."""
 
     def __init__(self, load: Callable[[int], Any], count: int) -> None:
@@ -34,7 +34,7 @@ def with_data_loader(
     """Load in `task.threads` persistent worker processes."""
     torch.set_num_threads(1)
     loader = DataLoader(
-        TorchImages(load, len(task.files)),
+        LoadedImages(load, len(task.files)),
         batch_size=task.batch_size,
         num_workers=task.threads,
         persistent_workers=True,
