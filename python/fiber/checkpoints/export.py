@@ -47,8 +47,8 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
         The written tensors by published name.
 
     Raises:
-        ValueError: if the file has another suffix, or the published code lacks options of the model,
-            with the fields that differ.
+        ValueError: if the file has another suffix, or the published code lacks options of the
+            model, with the fields that differ.
         OSError: if it cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:

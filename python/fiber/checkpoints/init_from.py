@@ -49,8 +49,8 @@ def initialize(
         Names of copied, dropped and new tensors; dropped ones of encoders are those of their files.
 
     Raises:
-        ValueError: if shapes of a shared tensor differ (those of the VQA answers may), with sizes of
-            the two models if they are the cause, else with the tensors.
+        ValueError: if shapes of a shared tensor differ (those of the VQA answers may), with sizes
+            of the two models if they are the cause, else with the tensors.
     """
     if isinstance(start, Towers):
         return _initialize_from_towers(model, start)
