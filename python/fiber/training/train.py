@@ -21,7 +21,7 @@ from fiber.data.datasets.resolve import Data
 from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
-from fiber.training.data import open_data
+from fiber.training.data import TrainingData, open_data
 from fiber.training.distributed import joined, wait_for_all
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
@@ -98,18 +98,9 @@ def train(
     inputs = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
     with joined(device) as processes:
         quiet = quiet or not processes.is_first
-        source = open_data(
-            config,
-            data,
-            tokenizer=inputs.tokenizer,
-            answers=inputs.answers,
-            known=inputs.vocabulary,
-            from_scratch=inputs.init is None,
-        )
-        config = source.fit_model(config).with_length(max(source.counts().values()))
+        config, source = _open_training_data(config, data, inputs)
         folder.check(config, resume=resume)
-        # Rank 0 writes files below that the other ranks must not see in the check.
-        wait_for_all(processes)
+        wait_for_all(processes)  # Rank 0 writes files next that the check must not see.
         if resume and folder.is_finished:
             if not quiet:
                 say(f"{folder.path}: the run is finished already; nothing was trained")
@@ -174,6 +165,21 @@ def _resolve_inputs(
                 " to others; name the tokenizer of that model"
             )
     return _Inputs(init=start, vocabulary=vocabulary, tokenizer=tokenizer, answers=answers)
+
+
+def _open_training_data(
+    config: RunConfig, data: Data, inputs: _Inputs
+) -> tuple[RunConfig, TrainingData]:
+    """Open the data, and fit the model and the length of the run to them."""
+    source = open_data(
+        config,
+        data,
+        tokenizer=inputs.tokenizer,
+        answers=inputs.answers,
+        known=inputs.vocabulary,
+        from_scratch=inputs.init is None,
+    )
+    return source.fit_model(config).with_length(max(source.counts().values())), source
 
 
 @contextmanager
