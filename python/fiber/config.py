@@ -227,7 +227,7 @@ class FiberConfig:
                 not give whole windows.
         """
         require(
-            self.stage == "coarse",
+            "grounding" not in self.heads,
             f"image_size {image_size}: the fine model takes pictures of any size, its windows stay"
             f" {self.swin.window_size} tokens wide",
         )

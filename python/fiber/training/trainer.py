@@ -26,7 +26,7 @@ from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import TrainingData, open_data
