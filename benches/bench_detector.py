@@ -32,7 +32,7 @@ from eager_detector import EagerDetector, Features, Predictions
 from rows import RESULTS, interleave, refuse_debug_build, report
 from torch import Tensor
 
-from fiber.checkpoints.published import load_published_fine, published_fine_state
+from fiber.checkpoints.key_map import load_published, published_state
 from fiber.config import FiberConfig, preset
 from fiber.models.fiber.backbone import BackboneOutput
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
@@ -92,13 +92,13 @@ def draw_models(config: FiberConfig) -> tuple[EagerDetector, FiberDetector]:
     """
     torch.manual_seed(0)
     ours = FiberDetector(config).eval()
-    state = published_fine_state(ours)
+    state = published_state(ours)
     for name, value in state.items():
         if name.endswith(("alpha_i2t", "alpha_t2i")):
             state[name] = torch.full_like(value, 0.5)
         elif name.endswith("dot_product_projection_text.weight"):
             state[name] = 20 * value
-    load_published_fine(ours, state)
+    load_published(ours, state)
     eager = EagerDetector(config).eval()
     known = set(eager.state_dict())
     eager.load_state_dict({name: value for name, value in state.items() if name in known})

@@ -100,7 +100,7 @@ def save_micro_models(folder: Path) -> None:
     from fiber.checkpoints.model_dir import save_model
     from fiber.config import preset
     from fiber.data import Tokenizer
-    from fiber.models.build import build_model
+    from fiber.models.registry import build_model
 
     # A pair of letters must occur often enough to become a token.
     tokenizer = Tokenizer.train(TEXTS * 10, 320)

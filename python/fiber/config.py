@@ -226,7 +226,7 @@ class FiberConfig:
                 would not be an integer.
         """
         require(
-            self.stage == "coarse",
+            "grounding" not in self.heads,
             f"image_size {image_size}: the fine model takes images of any size; its window size"
             f" stays {self.swin.window_size}",
         )

@@ -10,7 +10,7 @@ from fiber.checkpoints.key_map import resize_bias_table
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
 from fiber.config import preset
 from fiber.config_io import replace_fields
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from tests.golden import COARSE
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_trainer import StopError, stop_before

@@ -18,9 +18,9 @@ from fiber.checkpoints.torch_file import read_state
 from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.models.build import build_model
-from fiber.models.fiber.keys_coarse import coarse_keys as coarse_map
-from fiber.models.fiber.keys_fine import fine_keys as fine_map
+from fiber.models.fiber.keys import coarse_keys as coarse_map
+from fiber.models.fiber.keys import fine_keys as fine_map
+from fiber.models.registry import build_model
 from tests.golden import COARSE
 from tests.models.encoders.test_swin import randomise
 from tests.published_keys import coarse_keys, fine_keys, small_state
@@ -65,7 +65,7 @@ def test_published_to_fiber_to_published(kind, ending, tmp_path):
     save_model(stored.network, tmp_path / "fiber")
     again = load_model(tmp_path / "fiber")
     assert again.config == stored.config
-    write_published(again.model, tmp_path / f"back{ending}")
+    write_published(again.network, tmp_path / f"back{ending}")
     back = read_state(tmp_path / f"back{ending}")
     keys = coarse_map(stored.config) if kind == "coarse" else fine_map(stored.config)
     used = {name for names in keys.values() for name in names}
@@ -79,8 +79,8 @@ def test_published_to_fiber_to_published(kind, ending, tmp_path):
 
 def test_moving_average(tmp_path):
     write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
-    assert read_model(tmp_path / "fine.pth").model.head.text_bias.any()
-    assert not read_model(tmp_path / "fine.pth", weights="ema").model.head.text_bias.any()
+    assert read_model(tmp_path / "fine.pth").network.head.text_bias.any()
+    assert not read_model(tmp_path / "fine.pth", weights="ema").network.head.text_bias.any()
     with pytest.raises(ValueError, match="is a folder, which holds one set only"):
         read_model(tmp_path, weights="ema")
 
@@ -150,7 +150,7 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
         # One rounding of values of up to 0.1: the same interpolation on another processor.
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
     assert torch.equal(
-        read_model(tmp_path / "a.ckpt", image_size=384).model.state_dict()[
+        read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
             "backbone.image.stages.0.blocks.0.attention.bias_table"
         ],
         recorded["bias.before_384"],

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.init_from import transfer_backbone
-from fiber.checkpoints.published import load_published_coarse, published_coarse_state
+from fiber.checkpoints.key_map import load_published, published_state
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import coarse_keys, filled_in, ignored_coarse_key
+from fiber.models.fiber.keys import coarse_keys, filled_in, ignored_coarse_key
 from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
 from tests.published_keys import coarse_keys as published_keys
@@ -69,8 +69,8 @@ def test_every_published_key_is_mapped_or_left_out_for_a_reason():
 
 
 def test_round_trip_is_bit_equal(model, state, case):
-    ignored = load_published_coarse(model, state)
-    back = published_coarse_state(model)
+    ignored = load_published(model, state)
+    back = published_state(model)
     assert set(back) | set(ignored) == set(state)
     assert not set(back) & set(ignored)
     for name, value in back.items():
@@ -80,7 +80,7 @@ def test_round_trip_is_bit_equal(model, state, case):
 
 
 def test_stacked_tensors_are_in_order(model, state):
-    load_published_coarse(model, state)
+    load_published(model, state)
     layer = model.backbone.text.layers[1].attention.qkv.weight
     name = "text_transformer.encoder.layer.1.attention.self."
     assert torch.equal(layer[:48], state[name + "query.weight"])
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(model, state, damage, 
     damage(state)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        load_published_coarse(model, state)
+        load_published(model, state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -116,7 +116,7 @@ def test_checkpoint_of_the_released_kind(model, state):
     del state["temp"]
     state["logit_scale"] = torch.zeros(())
     state["token_type_embeddings.weight"] = torch.zeros(2, 48)
-    ignored = load_published_coarse(model, state)
+    ignored = load_published(model, state)
     assert {"logit_scale", "token_type_embeddings.weight"} <= set(ignored)
     assert model.temperature.item() == pytest.approx(0.07)
     assert filled_in(model.config, state) == {"temperature": 0.07}
@@ -136,7 +136,7 @@ def test_a_model_with_one_head_takes_what_it_needs(case, state, head):
         case.fiber_config(), image_text=ImageTextConfig(heads=(head,), num_answers=23)
     )
     model = FiberImageText(config)
-    ignored = load_published_coarse(model, state)
+    ignored = load_published(model, state)
     assert set(coarse_keys(config)) == set(model.state_dict())
     other = "nlvr2_classifier.0.weight" if head != "nlvr2" else "vqa_classifier.0.weight"
     assert "built without a head" in ignored[other]

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from fiber.checkpoints.published import load_published_fine, published_fine_state
+from fiber.checkpoints.key_map import load_published, published_state
 from fiber.config import preset
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.keys_fine import fine_keys
+from fiber.models.fiber.keys import fine_keys
 from tests.golden import KEYS
 
 CONFIG = preset("micro", stage="fine")
@@ -42,8 +42,8 @@ def test_names_that_shapes_cannot_tell_apart(ours, published):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_round_trip_is_exact(prefix):
     source, target = model(0), model(1)
-    state = {f"{prefix}{name}": tensor for name, tensor in published_fine_state(source).items()}
-    ignored = load_published_fine(target, state)
+    state = {f"{prefix}{name}": tensor for name, tensor in published_state(source).items()}
+    ignored = load_published(target, state)
     for name, tensor in source.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name]), name
     assert len(ignored) == sum(CONFIG.swin.depths) + 1 + 5
@@ -51,23 +51,23 @@ def test_round_trip_is_exact(prefix):
 
 
 def test_a_missing_key_is_named():
-    state = published_fine_state(model())
+    state = published_state(model())
     del state["rpn.head.bias_lang"]
     with pytest.raises(ValueError, match=r"missing rpn\.head\.bias_lang"):
-        load_published_fine(model(), state)
+        load_published(model(), state)
 
 
 def test_an_unknown_key_is_named():
-    state = published_fine_state(model()) | {"rpn.head.extra": torch.zeros(1)}
+    state = published_state(model()) | {"rpn.head.extra": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"unknown rpn\.head\.extra"):
-        load_published_fine(model(), state)
+        load_published(model(), state)
 
 
 def test_another_shape_is_named():
-    state = published_fine_state(model())
+    state = published_state(model())
     state["rpn.head.centerness.weight"] = torch.zeros(1, 5, 1, 1)
-    with pytest.raises(ValueError, match=r"rpn\.head\.centerness\.weight.*shape \(1, 5\)"):
-        load_published_fine(model(), state)
+    with pytest.raises(ValueError, match=r"rpn\.head\.centerness\.weight has shape \(1, 5\)"):
+        load_published(model(), state)
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
@@ -76,7 +76,7 @@ def test_names_shapes_and_types_of_base_are_the_published_ones(version):
     expected = keys["base_v2"] | (keys["v3_extra"] if version == "v3" else {})
     with torch.device("meta"):
         detector = FiberDetector(preset("base").fine(version=version, max_tokens=256))
-        state = published_fine_state(detector)
+        state = published_state(detector)
     found = {n: [list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in state.items()}
     assert found == expected
     assert len(found) == (806 if version == "v2" else 818)

@@ -282,7 +282,7 @@ class TestBadInput:
             (["caption", "a.jpg", "--seed", "3"], "--seed 3: expected --sample"),
             (["caption", "a.jpg", "--sample", "--seed", "-3"], "seed is -3; expected 0 to"),
             (["match", "a.jpg", "dog", "--model", "cut.ckpt"], "cut.ckpt is cut off"),
-            (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds neither the"),
+            (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds no published"),
             (["search", "", "a.jpg"], "text 0 is empty"),
             (["match", "a.jpg", "dog", "--model", "none"], "none"),
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),

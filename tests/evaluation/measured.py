@@ -13,8 +13,7 @@ from fiber.data import load_image, sources
 from fiber.data.record import Record, TrueObjects
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import TASKS
-from fiber.models.build import build_model
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import build_model, inference_transform
 from tests.training.micro_runs import all_records, colour_of
 
 ANSWERS = ("red", "green", "blue", "white", "grey")

@@ -26,8 +26,7 @@ from fiber.evaluation.detection import (
 )
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
-from fiber.models.build import build_model
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import build_model, inference_transform
 from fiber.postprocess import FoundBoxes
 
 #: Ids as in COCO: with gaps, and not in the order of the file.

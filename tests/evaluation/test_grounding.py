@@ -14,7 +14,7 @@ from fiber.data.record import Record
 from fiber.evaluation import grounding
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_giou
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.postprocess import FoundBoxes
 
 MAN, DOG, FAR = [0.0, 0.0, 40.0, 20.0], [50.0, 0.0, 70.0, 20.0], [70.0, 40.0, 90.0, 60.0]

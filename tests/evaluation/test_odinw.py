@@ -16,7 +16,7 @@ from fiber.data.datasets.odinw import ODINW_13, find_set, open_set
 from fiber.data.prompts.classes import ClassName
 from fiber.evaluation import detection
 from fiber.evaluation.evaluate import evaluate
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.retrieval import retrieval
 from fiber.metrics.retrieval import recall_at_k
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from tests.evaluation.measured import pixels_of
 from tests.models.encoders.test_swin import randomise
 from tests.training.micro_runs import all_records, colour_of

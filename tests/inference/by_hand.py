@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import fiber
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 
 
 def tensors(model, picture, text):

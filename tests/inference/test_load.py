@@ -127,7 +127,7 @@ class TestLoadAndSave:
         record = Record(key="a", images=(b"",), text="a")
         for name, message in (
             ("harm.pt", r"harm.pt tries to run code .* it asks to call (builtins|_?io)\.open"),
-            ("resnet.pth", "resnet.pth: it holds neither the coarse model .* are conv1.weight, fc"),
+            ("resnet.pth", "resnet.pth: it holds no published model.* are conv1.weight, fc"),
             ("cut.ckpt", "cut.ckpt is cut off"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ from fiber.cli import main
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.prompts.classes import class_prompts
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 
 NAMES = ["".join(letters) for letters in itertools.product("abcdefghijklm", repeat=3)][:2000]
 

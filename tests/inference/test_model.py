@@ -8,8 +8,8 @@ import torch
 import fiber
 from fiber.config import preset
 from fiber.inference import Answer, Hit, Model
-from fiber.models.build import build_model
 from fiber.models.fiber.captioner import beam_search, sample_captions
+from fiber.models.registry import build_model
 from fiber.training.config.run import load_recipe
 
 from ..conftest import ANSWERS

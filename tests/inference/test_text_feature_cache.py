@@ -9,7 +9,7 @@ from fiber.inference import text_feature_cache
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 
 TEXTS = ["a red mug. the laptop", "dog", "a small blue star. a ring. a square"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import ignored_coarse_key
+from fiber.models.fiber.keys import ignored_coarse_key
 from tests.parity.coarse_case import PICTURES, CoarseCase
 from tests.parity.coarse_extras import compare_extras, compare_optimizer_groups
 from tests.parity.coarse_losses import Losses, sampled_captions

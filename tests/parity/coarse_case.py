@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.key_map import unstack
-from fiber.checkpoints.published import load_published_coarse
+from fiber.checkpoints.key_map import load_published, unstack
 from fiber.config import (
     IMAGE_TEXT_HEADS,
     FiberConfig,
@@ -24,7 +23,7 @@ from fiber.config import (
 )
 from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import coarse_keys
+from fiber.models.fiber.keys import coarse_keys
 
 #: Published names that the weight rule does not draw.
 _NOT_DRAWN = ("relative_position_index", "attn_mask", "position_ids", "_queue", "queue_")
@@ -150,7 +149,7 @@ class CoarseCase:
     def model(self) -> FiberImageText:
         """Build the model and fill it through the converter that users use."""
         model = FiberImageText(self.fiber_config())
-        load_published_coarse(model, self.published_state())
+        load_published(model, self.published_state())
         return model.eval()
 
     def queue(self, dtype: torch.dtype = torch.float32) -> PairQueue:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.published import published_coarse_state
+from fiber.checkpoints.key_map import published_state
 from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import ignored_coarse_key
+from fiber.models.fiber.keys import ignored_coarse_key
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.coarse_case import CoarseCase
 from tests.parity.coarse_losses import Losses, sampled_captions
@@ -120,7 +120,7 @@ def _never_given(report: Report) -> list[str]:
 
 def _weights(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
     """What the converter made of the drawn weights: every published one that the model reads."""
-    yield published_coarse_state(model), _read_weights(model, case)
+    yield published_state(model), _read_weights(model, case)
 
 
 def _read_weights(model: FiberImageText, case: PresetCase) -> dict[str, Shape]:
@@ -219,7 +219,7 @@ def _step(model: FiberImageText, case: PresetCase) -> Iterator[Output]:
     yield {k: v for k, v in case.published_grads(model).items() if v is not None}, trained
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    yield published_coarse_state(model), weights
+    yield published_state(model), weights
 
 
 def _queue(model: FiberImageText, case: PresetCase) -> Iterator[Output]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fiber.checkpoints.published import published_coarse_state
+from fiber.checkpoints.key_map import published_state
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import coarse_keys, ignored_coarse_key
+from fiber.models.fiber.keys import coarse_keys, ignored_coarse_key
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.coarse_losses import Losses
@@ -135,5 +135,5 @@ def train_steps(
             }
         )
     with torch.no_grad():
-        state = published_coarse_state(model)
+        state = published_state(model)
         return steps, {name: tensor.double().norm().item() for name, tensor in state.items()}

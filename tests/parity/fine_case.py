@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.key_map import unstack
-from fiber.checkpoints.published import load_published_fine, published_fine_state
+from fiber.checkpoints.key_map import load_published, published_state, unstack
 from fiber.config import DetectorConfig, FiberConfig, FusionConfig, RobertaConfig, SwinConfig
 from fiber.data.batch import GroundingBatch
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.keys_fine import fine_keys
+from fiber.models.fiber.keys import fine_keys
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 _NORM = re.compile(r"(norm\w*|LayerNorm|bn)\.weight$|rpn\.head\.scales\.\d+\.scale$")
@@ -102,7 +101,7 @@ class FineCase:
 
     def published_state(self) -> dict[str, Tensor]:
         """Draw every weight by the README's rule, under its published name."""
-        state = published_fine_state(FiberDetector(self.fiber_config()))
+        state = published_state(FiberDetector(self.fiber_config()))
         for name, value in state.items():
             if value.is_floating_point() and "cell_anchors" not in name:
                 state[name] = self._drawn(name, tuple(value.shape))
@@ -123,7 +122,7 @@ class FineCase:
     def model(self) -> FiberDetector:
         """Build the model and fill it through the converter that users use."""
         model = FiberDetector(self.fiber_config())
-        load_published_fine(model, self.published_state())
+        load_published(model, self.published_state())
         return model.eval()
 
     def batch(self) -> GroundingBatch:

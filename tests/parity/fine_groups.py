@@ -10,7 +10,7 @@ import torch
 
 from fiber import recipes
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.keys_fine import fine_keys
+from fiber.models.fiber.keys import fine_keys
 from fiber.training.config.run import RunConfig
 from fiber.training.optim import build_optimizer, freeze
 from tests.parity.comparison import Comparison

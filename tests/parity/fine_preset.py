@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.published import published_fine_state
+from fiber.checkpoints.key_map import published_state
 from fiber.models.fiber.detector import FiberDetector
 from tests.golden import FINE
 from tests.parity.fine_case import LEVELS, FineCase
@@ -129,7 +129,7 @@ class FinePresetCase(FineCase):
             keys = fine_keys(self.config["version"])
             return {name: tuple(shape) for name, (shape, _) in keys.items()}
         with torch.device("meta"):
-            state = published_fine_state(FiberDetector(self.fiber_config()))
+            state = published_state(FiberDetector(self.fiber_config()))
         parameters = json.loads(COMMITTED.with_name("tiny_v2_sharp_grad_l2.json").read_text())
         names = {*parameters, *(name for name in state if is_buffer(name))}
         if self.config["version"] == "v3":

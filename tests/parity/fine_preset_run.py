@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.published import published_fine_state
+from fiber.checkpoints.key_map import published_state
 from fiber.losses.grounding import grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.training.config.run import load_recipe
@@ -104,7 +104,7 @@ def _run_version(case: FinePresetCase, report: FineReport, show: Callable[[str],
 
 def _weights(model: FiberDetector, case: FinePresetCase) -> Iterator[Output]:
     """What the converter made of the drawn weights: every published tensor."""
-    yield published_fine_state(model), case.published_shapes()
+    yield published_state(model), case.published_shapes()
     count = sum(parameter.numel() for parameter in model.parameters())
     if case.config["kind"] == "base":
         published = BASE_PARAMETERS[case.config["version"]]
@@ -192,7 +192,7 @@ def _step(model: FiberDetector, case: FinePresetCase) -> Iterator[Output]:
     set_learning_rate(optimizer, run.optim.lr * lr_factor(0, run.train.steps, run.optim))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    yield published_fine_state(model), case.published_shapes()
+    yield published_state(model), case.published_shapes()
 
 
 def _backward(model: FiberDetector, case: FinePresetCase) -> Output:

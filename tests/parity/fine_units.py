@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fiber.models.fiber.dyhead import DynamicBlock, reread
-from fiber.models.fiber.keys_fine import block_keys
+from fiber.models.fiber.keys import block_keys
 from fiber.ops.deform import TAPS, modulated_deform_conv
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import GEOMETRY

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fiber.checkpoints.published import published_coarse_state
+from fiber.checkpoints.key_map import published_state
 from fiber.kernels import use_backend
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys_coarse import ignored_coarse_key
+from fiber.models.fiber.keys import ignored_coarse_key
 from tests.golden import COARSE, KEYS
 from tests.parity import coarse
 from tests.parity.__main__ import files_not_compared, main
@@ -219,7 +219,7 @@ def test_a_folder_of_the_base_model_can_be_read(tmp_path):
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items()}
     keys = json.loads((KEYS / "coarse_keys.json").read_text())["keys"]
-    ours = {name: list(t.shape) for name, t in published_coarse_state(model).items()}
+    ours = {name: list(t.shape) for name, t in published_state(model).items()}
     assert ours == {name: keys[name][0] for name in ours}
     assert all(ignored_coarse_key(name, found) for name in set(keys) - set(ours))
 

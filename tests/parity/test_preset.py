@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fiber.config import preset
-from fiber.models.fiber.keys_coarse import ignored_coarse_key
+from fiber.models.fiber.keys import ignored_coarse_key
 from tests.golden import COARSE
 from tests.parity import coarse_preset_run
 from tests.parity.__main__ import main

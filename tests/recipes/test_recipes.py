@@ -10,8 +10,8 @@ from fiber import recipes
 from fiber.config import preset
 from fiber.config_io import from_dict, to_dict
 from fiber.evaluation.tasks import find_task
-from fiber.models.build import build_model
 from fiber.models.heads import HEAD_RECIPES
+from fiber.models.registry import build_model
 from fiber.training.config.run import RunConfig, differences, load_recipe
 from fiber.training.config.transforms import RandAugmentConfig
 from fiber.training.optim import build_optimizer, freeze, lr_factor

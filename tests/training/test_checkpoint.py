@@ -13,7 +13,7 @@ from fiber.checkpoints import model_dir
 from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
 from fiber.config_io import to_dict
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training import checkpoint as checkpoints
 from fiber.training.checkpoint import (
     Position,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fiber.config_io import replace_fields
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training import trainer
 from fiber.training.config.run import load_recipe
 from fiber.training.distributed import Processes

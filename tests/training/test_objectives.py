@@ -8,7 +8,7 @@ from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
 from fiber.losses.language import mlm_loss
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training import data as training_data
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fiber.config import preset
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import (
     MovingAverage,

@@ -22,7 +22,7 @@ from fiber.data import DataLoader, sources
 from fiber.data.record import Record, RecordSet
 from fiber.evaluation import baselines
 from fiber.evaluation.evaluate import evaluate
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 from fiber.synthetic.scenes import generate
 from fiber.training.train import train
 

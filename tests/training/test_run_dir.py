@@ -9,7 +9,7 @@ from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training.checkpoint import Position, write_checkpoint
 from fiber.training.run_dir import RunFolder
 from tests.training.micro_runs import fine_config

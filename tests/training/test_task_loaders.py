@@ -11,7 +11,7 @@ from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
 from fiber.training.data import answerable, open_data
 from fiber.training.distributed import Processes

@@ -13,7 +13,7 @@ from fiber.checkpoints.export import write_published, write_towers
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
-from fiber.config import FiberConfig
+from fiber.models.registry import architecture_of
 
 #: Formats that a model can be written in.
 Form = Literal["fiber", "published", "towers"]
@@ -55,9 +55,10 @@ def convert(
     path = Path(target)
     _check_name(path, to)
     stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
+    description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""
     lines = [
-        f"read {os.fspath(source)}{average}: {describe(stored.config)}",
+        f"read {os.fspath(source)}{average}: {description}",
         *_left_out(stored.ignored),
         *_filled(stored),
     ]
@@ -91,21 +92,6 @@ def _check_name(target: Path, to: Form) -> None:
             f"{target} is the name of a file; expected a folder's, which is what the form {to} is"
             " written to (a file for the published code: published)"
         )
-
-
-def describe(config: FiberConfig) -> str:
-    """Summarize a model configuration in one line."""
-    swin, roberta = config.swin, config.roberta
-    version = ""
-    if config.stage == "fine":
-        version = " v3" if config.fusion.normalize_query else " v2"
-    size = f", pictures of {config.image_size} pixels" if config.stage == "coarse" else ""
-    return (
-        f"{config.stage} model{version} with {', '.join(config.heads)}; Swin of"
-        f" {'-'.join(map(str, swin.depths))} blocks and {swin.embed_dim} channels, windows of"
-        f" {swin.window_size}{size}; RoBERTa of {roberta.num_layers} layers and {roberta.width}"
-        f" channels, {roberta.vocab_size} tokens; {config.fusion.num_fused_layers} fused pairs"
-    )
 
 
 def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
             config.swin, layout.prefix, merging_in_next_stage=layout.merging_in_next_stage
         )
     named = {f"backbone.{ours}": theirs for ours, theirs in keys.items()}
-    if layout.tower == "swin" and config.stage == "coarse" and "itc" in config.image_text.heads:
+    if layout.tower == "swin" and "itc" in config.heads:
         named |= weight_and_bias("itc_image_norm", f"{layout.prefix}norm")
     return named
 

@@ -14,25 +14,16 @@ from torch import Tensor
 
 from fiber.atomic_io import write_file
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, SwinLayout, tower_states
-from fiber.checkpoints.published import (
-    published_coarse_state,
-    published_fine_state,
-)
+from fiber.checkpoints.key_map import published_state
 from fiber.checkpoints.torch_file import (
     SETTINGS,
     SUFFIXES,
 )
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.infer_config import published_config, stated_config
-from fiber.models.fiber.keys_coarse import coarse_keys
-from fiber.models.fiber.keys_fine import fine_keys
-
-#: Channel order of the input of each published stage.
-_PUBLISHED_ORDER = {"coarse": "rgb", "fine": "bgr"}
+from fiber.models.fiber.infer_config import stated_config
+from fiber.models.registry import Network, architecture_of
 
 
-def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[str, Tensor]:
+def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint that the published code reads, with the model's configuration.
 
     The configuration is stored under Lightning's key, with its published names and with ours, so
@@ -54,17 +45,14 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     config = model.config
-    if isinstance(model, FiberDetector):
-        place, state, keys = "model", published_fine_state(model), fine_keys(config)
-    else:
-        place, state, keys = "state_dict", published_coarse_state(model), coarse_keys(config)
-    order = _PUBLISHED_ORDER[config.stage]
+    architecture = architecture_of(config)
+    state, order = published_state(model), architecture.published_channel_order
     if config.channel_order != order:
-        (first,) = keys[FIRST_CONVOLUTION]
+        (first,) = architecture.keys(config)[FIRST_CONVOLUTION]
         state[first] = state[first].flip(1)
     stated = stated_config(replace(config, channel_order=order))
     try:
-        published_config(state, stated)
+        architecture.infer_config(state, stated)
     except ValueError as error:
         raise ValueError(f"{path}: the published form cannot hold this model: {error}") from error
     settings = {"config": stated}
@@ -72,12 +60,15 @@ def write_published(model: FiberImageText | FiberDetector, path: Path) -> dict[s
     if path.suffix == ".safetensors":
         write_file(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
     else:
-        write_file(path, lambda part: torch.save({place: state, SETTINGS: settings}, part))
+        write_file(
+            path,
+            lambda part: torch.save({architecture.published_key: state, SETTINGS: settings}, part),
+        )
     return state
 
 
 def write_towers(
-    model: FiberImageText | FiberDetector, folder: Path, layout: SwinLayout = "microsoft"
+    model: Network, folder: Path, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
     """Write swin.safetensors and roberta.safetensors with the keys of other libraries.
 

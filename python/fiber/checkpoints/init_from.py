@@ -13,8 +13,7 @@ from fiber.checkpoints.key_map import resize_bias_table
 from fiber.checkpoints.load import Towers
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import PRESETS, FiberConfig
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.registry import Network
 
 #: Layers whose size depends on the data.
 SIZED_BY_DATA = ("vqa_head.output.",)
@@ -30,7 +29,7 @@ _SIZES = {
 
 
 def initialize(
-    model: FiberImageText | FiberDetector,
+    model: Network,
     start: StoredModel | Towers,
     answers: tuple[str, ...] = (),
 ) -> TransferReport:
@@ -70,7 +69,7 @@ def initialize(
     wrong = [name for name in other_shape if not name.startswith(SIZED_BY_DATA)]
     if wrong:
         _check_sizes(model.config, start)
-    if model.config.stage != start.config.stage:
+    if type(model) is not type(start.network):
         return transfer_backbone(given, model)
     other_answers = {
         name for name in shared if name.startswith(SIZED_BY_DATA) and start.answers != answers
@@ -122,9 +121,7 @@ def _preset_of(config: FiberConfig) -> str:
     return ""
 
 
-def _initialize_from_towers(
-    model: FiberImageText | FiberDetector, towers: Towers
-) -> TransferReport:
+def _initialize_from_towers(model: Network, towers: Towers) -> TransferReport:
     taken: list[str] = []
     dropped: list[str] = []
     for path, state in towers.states.items():

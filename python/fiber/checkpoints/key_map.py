@@ -1,7 +1,7 @@
-"""Apply key maps, and the key map of the two towers, which both stages share.
+"""Load and export published state dicts by the key map of their architecture.
 
-A key map has, for each of our names, the published names whose tensors are concatenated along the
-first dimension: queries, keys and values, separate in the published code, are one tensor here.
+A key map goes from our name to the published names whose tensors, concatenated along the first
+dimension, are ours: the published code has separate queries, keys and values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.models.encoders.keys import KeyMap
+from fiber.models.registry import Network, architecture_of
+
+
+def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Load a published state dict.
+
+    Args:
+        model: its config determines which names are needed.
+        state: tensors by published name. A tensor of `Architecture.default_values` may be missing.
+
+    Returns:
+        Ignored published names, each with the reason.
+
+    Raises:
+        ValueError: naming missing, unknown and differently shaped tensors.
+    """
+    config, architecture = model.config, architecture_of(model.config)
+    state = architecture.from_published(state)
+    keys, values = architecture.keys(config), architecture.default_values(config, state)
+    ignored, unknown = sort_unmapped(
+        state, keys, lambda name: architecture.ignored_key(name, config)
+    )
+    load_mapped(model, state, {ours: keys[ours] for ours in keys if ours not in values}, unknown)
+    own = model.state_dict()
+    for ours, value in values.items():
+        nn.init.constant_(own[ours], value)
+    return ignored
+
+
+def published_state(model: Network) -> dict[str, Tensor]:
+    """Return a model's tensors by published name; the inverse of `load_published`."""
+    architecture = architecture_of(model.config)
+    state = unstack(model.state_dict(), architecture.keys(model.config))
+    return architecture.to_published(state, model.config)
 
 
 def load_mapped(

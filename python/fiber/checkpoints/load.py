@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.key_map import resize_bias_tables
+from fiber.checkpoints.key_map import load_published, resize_bias_tables
 from fiber.checkpoints.model_dir import StoredModel, load_model
-from fiber.checkpoints.published import (
-    load_published_coarse,
-    load_published_fine,
-)
 from fiber.checkpoints.torch_file import (
     SUFFIXES,
     Checkpoint,
@@ -27,11 +23,8 @@ from fiber.checkpoints.torch_file import (
 )
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.data import Tokenizer
-from fiber.models.build import build_model
 from fiber.models.encoders.keys import tower_layout
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.infer_config import published_config
-from fiber.models.fiber.keys_coarse import filled_in
+from fiber.models.registry import recognize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +92,15 @@ def _published_model(
 ) -> StoredModel:
     state = checkpoint.state
     try:
-        config = published_config(state, checkpoint.config)
+        architecture = recognize(state)
+        config = architecture.infer_config(state, checkpoint.config)
         if image_size is not None:
             config = config.with_image_size(image_size)
             state = resize_bias_tables(state, config.swin.window_size)
         with torch.device("meta"):
-            model = build_model(config)
+            model = architecture.network(config)
         model.to_empty(device=device)
-        if isinstance(model, FiberDetector):
-            ignored, filled = load_published_fine(model, state), {}
-        else:
-            ignored, filled = load_published_coarse(model, state), filled_in(config, state)
+        ignored, filled = load_published(model, state), architecture.default_values(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)

@@ -19,9 +19,7 @@ from fiber.config import FiberConfig
 from fiber.config_io import from_dict, to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.models.build import build_model
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.registry import Network, build_model
 
 #: Files of a model directory.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
@@ -64,7 +62,7 @@ class Vocabulary(NamedTuple):
 class StoredModel:
     """A network with its tokenizer, vocabularies and provenance."""
 
-    network: FiberImageText | FiberDetector
+    network: Network
     #: Folder or file that it was read from, if any.
     path: Path | None = None
     #: None if the folder has none.
@@ -89,7 +87,7 @@ class StoredModel:
 
 
 def save_model(
-    model: FiberImageText | FiberDetector,
+    model: Network,
     folder: Path,
     tokenizer: Tokenizer | None = None,
     answers: tuple[str, ...] = (),

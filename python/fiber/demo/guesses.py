@@ -13,7 +13,7 @@ from fiber.data import DataLoader, sources
 from fiber.data.record import Record
 from fiber.evaluation import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 
 Numbers = dict[str, float]
 Records = Sequence[Record]

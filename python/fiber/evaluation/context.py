@@ -19,7 +19,7 @@ from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.heads import need_head
-from fiber.models.preprocess import inference_transform
+from fiber.models.registry import inference_transform
 
 #: Lowest score of a detected object, unless told otherwise.
 SCORE_THRESHOLD = 0.3

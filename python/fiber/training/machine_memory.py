@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed import Processes
 from fiber.training.optim import freeze

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import Towers
 from fiber.checkpoints.model_dir import StoredModel, write_weights
-from fiber.models.build import build_model
+from fiber.models.registry import build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
     Position,

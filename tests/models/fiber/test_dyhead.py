@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torchvision.ops import deform_conv2d
 
 from fiber.models.fiber.dyhead import DynamicBlock, DynamicHead, DynamicRelu, ModulatedConv
-from fiber.models.fiber.keys_fine import block_keys
+from fiber.models.fiber.keys import block_keys
 from tests.golden import FINE
 
 RECORDED = FINE / "units_deform_dyconv.safetensors"

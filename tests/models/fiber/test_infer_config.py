@@ -5,16 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.checkpoints.published import (
-    load_published_coarse,
-    load_published_fine,
-    published_coarse_state,
-)
+from fiber.checkpoints.key_map import load_published, published_state
 from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
 from fiber.config_io import replace_fields
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.infer_config import published_config, stated_config
+from fiber.models.fiber.infer_config import stated_config
+from fiber.models.registry import published_config
 from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
 from tests.published_keys import (
@@ -46,9 +43,9 @@ def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
     config = published_config(state)
     with torch.device("meta"):
         if keys == "coarse":
-            ignored = load_published_coarse(FiberImageText(config), state)
+            ignored = load_published(FiberImageText(config), state)
         else:
-            ignored = load_published_fine(FiberDetector(config), state)
+            ignored = load_published(FiberDetector(config), state)
     # As counted by hand in test_weights.py; 24 tables, positions and 5 anchors of the fine model.
     assert len(ignored) == (43 + 2 + 12 + 6 + 12 + 2 if keys == "coarse" else 24 + 1 + 5)
 
@@ -90,7 +87,7 @@ def test_a_missing_tensor_does_not_hide_its_head():
     assert set(config.image_text.heads) == set(IMAGE_TEXT_HEADS)
     message = r"2 tensors do not fit.*cross_modal_image_transform_itc.weight.*vqa_classifier.0.bias"
     with pytest.raises(ValueError, match=r"(?s)" + message), torch.device("meta"):
-        load_published_coarse(FiberImageText(config), state)
+        load_published(FiberImageText(config), state)
 
 
 def test_window_tells_the_size_of_the_pictures():
@@ -124,9 +121,9 @@ def test_sizes_that_cannot_be_read_off(name):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["layer1.0.conv1.weight", "fc.bias"], r"fc.bias.*layer1.0"),
-        (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin tower alone"),
-        (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa tower alone.*--init"),
+        (["layer1.0.conv1.weight", "fc.bias"], "no published model.* fc.bias, layer1.0"),
+        (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin encoder alone"),
+        (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa encoder alone.*--init"),
         (["backbone.image.patch_embedding.norm.bias"], "without its config.json"),
     ],
     ids=["resnet", "swin", "roberta", "ours"],
@@ -217,14 +214,14 @@ class TestConfigOfTheFile:
         ids=["window", "ffn", "heads", "answers", "norm"],
     )
     def test_our_own_config_is_held_against_the_tensors(self, change, message):
-        state = published_coarse_state(FiberImageText(preset("micro")))
+        state = published_state(FiberImageText(preset("micro")))
         stated = stated_config(replace_fields(preset("micro"), change))
         with pytest.raises(ValueError, match=message):
             published_config(state, stated)
 
     def test_our_own_config_is_held_against_the_published_names(self):
         config = preset("micro")
-        state = published_coarse_state(FiberImageText(config))
+        state = published_state(FiberImageText(config))
         assert published_config(state, stated_config(config)) == config
         stated = stated_config(config) | {"image_size": 128}
         with pytest.raises(ValueError, match=r"image_size 128.*model 64"):

@@ -118,7 +118,7 @@ class FiberDetector(nn.Module):
 
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()
-        if config.stage != "fine":
+        if "grounding" not in config.heads:
             raise ValueError(
                 f"FiberDetector needs a config of stage 'fine', got {config.stage!r};"
                 " config.fine() makes one"

@@ -1,11 +1,11 @@
-"""What model a published checkpoint holds: stage, version, sizes and heads, by names and shapes."""
+"""Infer the config of published FIBER checkpoints from tensor names, shapes and stated configs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,9 +20,7 @@ from fiber.config import (
     SwinConfig,
 )
 from fiber.config_io import from_dict, to_dict
-from fiber.models.encoders.keys import tower_layout
 
-_FINE = "fusion_backbone."
 _FINE_IMAGE = "fusion_backbone.backbone.body."
 _FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 
@@ -45,47 +43,26 @@ _HEAD_NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("cross_modal_att_layers.",),
 }
 
-#: Longest texts in tokens: of the coarse pre-training, of its fine-tunings and of the fine stage.
-_MAX_TOKENS = {"pretraining": 40, "finetuning": 50, "fine": 256}
+#: Longest texts in tokens of coarse pre-training, coarse fine-tuning and the fine stage.
+_PRETRAINING_TOKENS, _FINETUNING_TOKENS, _FINE_TOKENS = 40, 50, 256
 
 
-def published_config(
-    state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None
-) -> FiberConfig:
-    """Find out which model's tensors these are.
+def coarse_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> FiberConfig:
+    """Infer the config of a published coarse checkpoint.
 
-    What shapes cannot tell is taken from the file's own config, and what that does not say from
-    the published code: 64 channels a text head, stochastic depth, and the longest text, which is
-    40 tokens where there is a head for masked words and none for captions (pre-training), 50
-    otherwise and 256 in the fine stage.
+    What shapes cannot tell is read from the file's own config, else it is as in the published code:
+    64 channels of a text attention head, and 40 tokens of the longest text with an MLM head and no
+    caption head (pre-training), 50 otherwise.
 
     Args:
         state: tensors by published name.
-        stated: the config that the file holds beside them, by the names of the published code and
-            `weights_stated.OWN`.
+        stated: config in the file, by the names of the published code and `OWN`.
 
     Raises:
-        ValueError: if they are neither a coarse nor a fine model's, or a size cannot be read off,
-            or the file's config contradicts its tensors or itself, with both values.
+        ValueError: if a size cannot be inferred, or the file's config contradicts its tensors or
+            itself, with both values.
     """
-    stated = stated or {}
     own = own_config(stated)
-    if any(name.startswith("vit_model.") for name in state):
-        inferred = _coarse_config(state, stated, own)
-    elif any(name.startswith(_FINE) for name in state):
-        inferred = _fine_config(state, own)
-    else:
-        raise ValueError(_something_else(state))
-    if own is None:
-        return inferred
-    check_settled(own, inferred)
-    check_names(stated, own, "its own config of the model")
-    return own
-
-
-def _coarse_config(
-    state: Mapping[str, Tensor], stated: Mapping[str, Any], own: FiberConfig | None
-) -> FiberConfig:
     heads = tuple(
         head
         for head in IMAGE_TEXT_HEADS
@@ -109,7 +86,11 @@ def _coarse_config(
     if own is None:
         names = {name: value for name, value in stated.items() if name != "image_size"}
         check_names(names, config, "its tensors say")
-    return config
+        return config
+    fields = [*_SETTLED, "fusion.shift_small_maps"]
+    check_settled(own, config, fields, _differing_heads(own, config))
+    check_names(stated, own, "its own config of the model")
+    return own
 
 
 def _coarse_max_tokens(
@@ -122,10 +103,18 @@ def _coarse_max_tokens(
     if said is not None:
         return said
     pretraining = "mlm" in heads and "caption" not in heads
-    return _MAX_TOKENS["pretraining" if pretraining else "finetuning"]
+    return _PRETRAINING_TOKENS if pretraining else _FINETUNING_TOKENS
 
 
-def _fine_config(state: Mapping[str, Tensor], own: FiberConfig | None) -> FiberConfig:
+def fine_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> FiberConfig:
+    """Infer the config of a published fine checkpoint.
+
+    What shapes cannot tell is as in the published code: 64 channels of a text attention head,
+    stochastic depth, and 256 tokens of the longest text.
+
+    Args, Raises: as `coarse_config`.
+    """
+    own = own_config(stated)
     swin = dataclasses.replace(_swin(state, _FINE_IMAGE), drop_path=0.4)
     roberta = _roberta(state, _FINE_TEXT, own.roberta.num_heads if own else None)
     strides = tuple(swin.patch_size * 2 ** (level + 1) for level in range(5))
@@ -144,7 +133,14 @@ def _fine_config(state: Mapping[str, Tensor], own: FiberConfig | None) -> FiberC
         ),
     )
     version = "v3" if any(".norm_i2t_i." in name for name in state) else "v2"
-    return config.fine(version=version, max_tokens=min(_MAX_TOKENS["fine"], roberta.max_tokens))
+    config = config.fine(version=version, max_tokens=min(_FINE_TOKENS, roberta.max_tokens))
+    if own is None:
+        return config
+    # `shift_small_maps` may differ: our small presets set it to False, unlike the published code.
+    fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
+    check_settled(own, config, [*_SETTLED, *fields])
+    check_names(stated, own, "its own config of the model")
+    return own
 
 
 def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
@@ -216,26 +212,6 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(state[name].shape)
 
 
-def _something_else(state: Mapping[str, Tensor]) -> str:
-    """Say what else than a published model of ours a state dict holds."""
-    tower = tower_layout(state)
-    if tower is not None:
-        return (
-            f"it holds a {tower.title} tower alone, which answers nothing; start the training of a"
-            " model from it (fiber train --init, init=...)"
-        )
-    if any(name.startswith("backbone.image.") for name in state):
-        return (
-            "it holds the weights of a model of ours without its config.json; name the folder that"
-            " has both"
-        )
-    first = ", ".join(sorted(state)[:4])
-    return (
-        "it holds neither the coarse model (names with vit_model.) nor the fine one (names with"
-        f" {_FINE}); the first of its {len(state)} names are {first}"
-    )
-
-
 #: Our own name in that config: the whole `FiberConfig` of a file that we wrote. The published
 #: names have no place for most of it, such as a window other than image_size / 32.
 OWN = "fiber_model"
@@ -250,14 +226,6 @@ _SETTLED = (
 )
 
 
-#: Those of one stage. Whether a fine model shifts windows on small maps is not among them: our
-#: small presets do not, against the published code.
-_SETTLED_OF_STAGE = {
-    "coarse": ("fusion.shift_small_maps",),
-    "fine": ("detector.channels", "detector.num_blocks", "detector.num_unused_classes"),
-}
-
-
 def stated_config(config: FiberConfig) -> dict[str, Any]:
     """Give what a file in the published form shall say of a model: plain values for JSON."""
     return published_names(config) | {OWN: to_dict(config)}
@@ -265,7 +233,7 @@ def stated_config(config: FiberConfig) -> dict[str, Any]:
 
 def published_names(config: FiberConfig) -> dict[str, int]:
     """Give the settings of the published coarse code that a model of ours has; none if fine."""
-    if config.stage == "fine":
+    if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
     return {
@@ -331,20 +299,23 @@ def check_names(stated: Mapping[str, Any], config: FiberConfig, source: str) -> 
         raise ValueError(f"the file's config says {'; '.join(wrong)}")
 
 
-def check_settled(own: FiberConfig, inferred: FiberConfig) -> None:
-    """Check a config of ours against what tensors and the published code settle.
+def check_settled(
+    own: FiberConfig,
+    inferred: FiberConfig,
+    fields: Sequence[str],
+    differing_heads: Sequence[tuple[str, Any, Any]] = (),
+) -> None:
+    """Check a config of ours against what the tensors and the published code determine.
 
     Raises:
         ValueError: listing every field that differs, with both values.
     """
-    fields = [*_SETTLED, *_SETTLED_OF_STAGE[inferred.stage]]
     differing = [
         (name, _field(own, name), _field(inferred, name))
         for name in fields
         if _field(own, name) != _field(inferred, name)
     ]
-    if inferred.stage == "coarse":
-        differing += _differing_heads(own, inferred)
+    differing += differing_heads
     if differing:
         raise ValueError(
             "the model's own config does not agree with its tensors and the published code: "
@@ -369,3 +340,27 @@ def _field(config: Any, dotted: str) -> Any:
     for name in dotted.split("."):
         config = getattr(config, name)
     return config
+
+
+def describe_coarse(config: FiberConfig) -> str:
+    """Describe a coarse model in one line."""
+    return (
+        f"coarse model with {', '.join(config.heads)};"
+        f" {_describe_encoders(config, f', pictures of {config.image_size} pixels')}"
+    )
+
+
+def describe_fine(config: FiberConfig) -> str:
+    """Describe a fine model in one line."""
+    version = "v3" if config.fusion.normalize_query else "v2"
+    return f"fine model {version} with {', '.join(config.heads)}; {_describe_encoders(config, '')}"
+
+
+def _describe_encoders(config: FiberConfig, image_size: str) -> str:
+    swin, roberta = config.swin, config.roberta
+    return (
+        f"Swin of {'-'.join(map(str, swin.depths))} blocks and {swin.embed_dim} channels, windows"
+        f" of {swin.window_size}{image_size}; RoBERTa of {roberta.num_layers} layers and"
+        f" {roberta.width} channels, {roberta.vocab_size} tokens;"
+        f" {config.fusion.num_fused_layers} fused pairs"
+    )

@@ -1,9 +1,83 @@
-"""Key map of the FIBER backbone, shared by both published stages."""
+"""Published tensor names of both FIBER stages: key maps, ignored names, converted tensors.
+
+Every published tensor is mapped, is ignored for a reason listed here, or raises when it is loaded.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container, Mapping
+
+import torch
+from torch import Tensor
+
 from fiber.config import FiberConfig
 from fiber.models.encoders.keys import KeyMap, roberta_keys, swin_keys, weight_and_bias
+from fiber.ops.anchors import level_anchors
+from fiber.ops.boxes import to_inclusive
+
+#: Published coarse keys that hold nothing the model needs: pattern, and why it is left out.
+IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
+    (r".*\.relative_position_index", "buffer that follows from the window size"),
+    (r".*\.attn_mask", "buffer that follows from the map size"),
+    (r"text_transformer\.embeddings\.position_ids", "buffer that counts positions"),
+    (r"(image|text|image_input|text_input|text_input_mask)_queue", "queue of past batches"),
+    (r"queue_(ptr|total)", "queue of past batches"),
+    (r"rank_output\.(weight|bias)", "stale copy of row 1 of the matching head"),
+    (r"logit_scale", "temperature of an implementation before the published one"),
+    (r"token_type_embeddings\.weight", "modality vectors that no published code reads"),
+    (r"copy_module\..*", "frozen copy that the captioner's off-policy training (GOLD) keeps"),
+    (r"text_transformer\.pooler\.dense\.(weight|bias)", "RoBERTa's pooler, never used"),
+    (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
+)
+
+#: Heads, and the published prefixes that a model has only if it has one of them.
+_HEAD_PREFIXES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        ("itc",),
+        (
+            "temp",
+            "vit_model.norm.",
+            "cross_modal_text_transform_itc.",
+            "cross_modal_image_transform_itc.",
+            "cross_modal_text_pooler_itc.",
+            "cross_modal_image_pooler_itc.",
+        ),
+    ),
+    (("itm", "mlm", "vqa", "nlvr2", "caption"), ("cross_modal_text_transform.",)),
+    (
+        ("itm", "vqa", "nlvr2"),
+        (
+            "cross_modal_image_transform.",
+            "cross_modal_image_pooler.",
+            "cross_modal_text_pooler.",
+        ),
+    ),
+    (("mlm", "caption"), ("mlm_score.",)),
+    (("itm",), ("itm_score.",)),
+    (("vqa",), ("vqa_classifier.",)),
+    (("nlvr2",), ("nlvr2_classifier.",)),
+    (("caption",), ("cross_modal_att_layers.",)),
+)
+
+_IMAGE = "fusion_backbone.backbone.body."
+_PYRAMID = "fusion_backbone.backbone.fpn."
+_TEXT = "fusion_backbone.language_backbone.body.model."
+_HEAD = "rpn.head."
+
+#: Published buffers, which follow from the model's sizes: pattern, and what it holds.
+IGNORED_FINE_KEYS: tuple[tuple[str, str], ...] = (
+    (r".*\.relative_position_index", "buffer that follows from the window size"),
+    (r".*\.embeddings\.position_ids", "buffer that counts positions"),
+    (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer that follows from the anchor sizes"),
+)
+
+#: Our layers that the published model writes as 1 x 1 convolutions, with (C_out, C, 1, 1) weights.
+_CONVOLUTIONS = {
+    "box_deltas": "bbox_pred",
+    "centerness": "centerness",
+    "unused_classes": "cls_logits",
+}
 
 
 def tower_keys(config: FiberConfig, *, image_prefix: str, text_prefix: str) -> KeyMap:
@@ -52,3 +126,173 @@ def _text_to_image_keys(ours: str, theirs: str) -> KeyMap:
         **weight_and_bias(f"{ours}.key_value", f"{attention}.self.key", f"{attention}.self.value"),
         **weight_and_bias(f"{ours}.output", f"{attention}.output.dense"),
     }
+
+
+def coarse_keys(config: FiberConfig) -> KeyMap:
+    """Map every tensor of the coarse model: names of a `FiberImageText` -> published names."""
+    towers = tower_keys(config, image_prefix="vit_model.", text_prefix="text_transformer.")
+    keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
+    heads = set(config.image_text.heads)
+    if "itc" in heads:
+        keys["temperature"] = ("temp",)
+        keys |= weight_and_bias("itc_image_norm", "vit_model.norm")
+        for side in ("image", "text"):
+            keys |= weight_and_bias(f"itc_{side}_transform", f"cross_modal_{side}_transform_itc")
+            keys |= weight_and_bias(
+                f"itc_{side}_pooler.linear", f"cross_modal_{side}_pooler_itc.dense"
+            )
+    if heads - {"itc"}:
+        keys |= weight_and_bias("text_transform", "cross_modal_text_transform")
+    if heads & {"itm", "vqa", "nlvr2"}:
+        keys |= weight_and_bias("image_transform", "cross_modal_image_transform")
+        for side in ("image", "text"):
+            keys |= weight_and_bias(f"{side}_pooler.linear", f"cross_modal_{side}_pooler.dense")
+    if heads & {"mlm", "caption"}:
+        keys |= weight_and_bias("language_head.transform", "mlm_score.transform.dense")
+        keys |= weight_and_bias("language_head.norm", "mlm_score.transform.LayerNorm")
+        keys["language_head.decoder.weight"] = ("mlm_score.decoder.weight",)
+        keys["language_head.decoder.bias"] = ("mlm_score.bias",)
+    if "itm" in heads:
+        keys |= weight_and_bias("itm_head", "itm_score.fc")
+    for head in ("vqa", "nlvr2"):
+        if head in heads:
+            keys |= weight_and_bias(f"{head}_head.hidden", f"{head}_classifier.0")
+            keys |= weight_and_bias(f"{head}_head.norm", f"{head}_classifier.1")
+            keys |= weight_and_bias(f"{head}_head.output", f"{head}_classifier.3")
+    if "caption" in heads:
+        for number, layer in enumerate(_projected_text_layers(config)):
+            keys |= weight_and_bias(
+                f"caption_projections.{number}", f"cross_modal_att_layers.{layer}"
+            )
+    return keys
+
+
+def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
+    """Say why a published key outside `coarse_keys` may be left out; None: it may not."""
+    for pattern, reason in IGNORED_COARSE_KEYS:
+        if re.fullmatch(pattern, name):
+            return reason
+    layer = re.fullmatch(r"text_transformer\.encoder\.layer\.(\d+)\.alpha_t2i", name)
+    fused_from = config.roberta.num_layers - config.fusion.num_fused_layers
+    if layer and int(layer[1]) < fused_from:
+        return "gate of a text layer that reads no picture"
+    layer = re.fullmatch(r"cross_modal_att_layers\.(\d+)\.(weight|bias)", name)
+    if layer and int(layer[1]) not in _projected_text_layers(config):
+        return "projection for a text layer that needs none"
+    for heads, prefixes in _HEAD_PREFIXES:
+        if name.startswith(prefixes) and not set(heads) & set(config.image_text.heads):
+            return f"the model was built without a head that needs it ({' or '.join(heads)})"
+    return None
+
+
+def _projected_text_layers(config: FiberConfig) -> range:
+    """Text layers whose image block has the channels of stage 3, which captioning projects to."""
+    fused = config.fusion.num_fused_layers
+    first = config.roberta.num_layers - fused
+    return range(first, first + max(fused - config.swin.depths[3], 0))
+
+
+def filled_in(config: FiberConfig, names: Container[str]) -> dict[str, float]:
+    """Tell what a published coarse file may lack, and what it is set to then.
+
+    `temp` is there only if contrast (ITC) was among the objectives of its run, and not in the
+    released files, which an earlier implementation wrote; the projections of contrast always are.
+
+    Args:
+        config: of the model that the file is to fill.
+        names: published names of the tensors in the file.
+
+    Returns:
+        Our names of tensors that the file does not hold, each with its value.
+    """
+    if "itc" in config.image_text.heads and "temp" not in names:
+        return {"temperature": config.image_text.temperature}
+    return {}
+
+
+def fine_keys(config: FiberConfig) -> KeyMap:
+    """Map every tensor of the detector: names of a `FiberDetector` -> published names."""
+    towers = tower_keys(config, image_prefix=_IMAGE, text_prefix=_TEXT)
+    keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
+    for number in range(3):
+        keys |= weight_and_bias(f"stage_norms.{number}", f"{_IMAGE}norm{number + 1}")
+        keys |= weight_and_bias(f"pyramid.laterals.{number}", f"{_PYRAMID}fpn_inner{number + 2}")
+        keys |= weight_and_bias(f"pyramid.outputs.{number}", f"{_PYRAMID}fpn_layer{number + 2}")
+    for level in ("p6", "p7"):
+        keys |= weight_and_bias(f"pyramid.{level}", f"{_PYRAMID}top_blocks.{level}")
+    for block in range(config.detector.num_blocks):
+        keys |= block_keys(f"tower.blocks.{block}", f"{_HEAD}dyhead_tower.{block}")
+    for ours, theirs in _CONVOLUTIONS.items():
+        keys |= weight_and_bias(f"head.{ours}", f"{_HEAD}{theirs}")
+    keys |= weight_and_bias("head.text_projection", f"{_HEAD}dot_product_projection_text")
+    keys["head.text_bias"] = (f"{_HEAD}bias_lang",)
+    keys["head.bias"] = (f"{_HEAD}bias0",)
+    keys["head.log_temperature"] = (f"{_HEAD}log_scale",)
+    for level in range(len(config.detector.strides)):
+        keys[f"head.level_scales.{level}"] = (f"{_HEAD}scales.{level}.scale",)
+    return keys
+
+
+def block_keys(ours: str, theirs: str) -> KeyMap:
+    """Map every tensor of a `DynamicBlock`, given its own and its published prefix."""
+    keys = {
+        **weight_and_bias(f"{ours}.offsets", f"{theirs}.offset"),
+        **weight_and_bias(f"{ours}.scale_attention", f"{theirs}.AttnConv.1"),
+        **weight_and_bias(f"{ours}.activation.reduce", f"{theirs}.relu.fc.0"),
+        **weight_and_bias(f"{ours}.activation.expand", f"{theirs}.relu.fc.2"),
+    }
+    for number, branch in enumerate(("coarser", "same", "finer")):
+        keys |= weight_and_bias(f"{ours}.{branch}", f"{theirs}.DyConv.{number}.conv")
+        keys |= weight_and_bias(f"{ours}.{branch}.norm", f"{theirs}.DyConv.{number}.bn")
+    return keys
+
+
+def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
+    """Say why a published key outside `fine_keys` may be left out; None: it may not."""
+    return next(
+        (reason for pattern, reason in IGNORED_FINE_KEYS if re.fullmatch(pattern, name)), None
+    )
+
+
+def from_published_fine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Prepare a published fine state dict for its key map.
+
+    A leading `module.` is dropped; 1 x 1 convolutions become linear layers.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for theirs in _CONVOLUTIONS.values():
+        name = f"{_HEAD}{theirs}.weight"
+        if name in state:
+            # (C_out, C, 1, 1) -> (C_out, C)
+            state[name] = state[name].flatten(1)
+    return state
+
+
+def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[str, Tensor]:
+    """Complete a fine state dict under published names: 1 x 1 convolutions and buffers.
+
+    The inverse of `from_published_fine`; the published loader and ours read the result.
+    """
+    state = dict(state)
+    for theirs in _CONVOLUTIONS.values():
+        name = f"{_HEAD}{theirs}.weight"
+        state[name] = state[name][:, :, None, None]
+    index = _relative_position_index(config.swin.window_size)
+    for stage, depth in enumerate(config.swin.depths):
+        for block in range(depth):
+            name = f"{_IMAGE}layers.{stage}.blocks.{block}.attn.relative_position_index"
+            state[name] = index.clone()
+    positions = torch.arange(config.roberta.max_positions).unsqueeze(0)
+    state[f"{_TEXT}embeddings.position_ids"] = positions
+    for level, stride in enumerate(config.detector.strides):
+        anchor = to_inclusive(level_anchors((1, 1), stride, config.detector.anchor_scale))
+        state[f"rpn.anchor_generator.cell_anchors.{level}"] = anchor
+    return state
+
+
+def _relative_position_index(window: int) -> Tensor:
+    """Return the row of the bias table for every pair of tokens of a window, (N, N) int64."""
+    place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
+    place = place.flatten(1)
+    distance = place[:, :, None] - place[:, None, :] + window - 1
+    return distance[0] * (2 * window - 1) + distance[1]

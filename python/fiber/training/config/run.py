@@ -209,13 +209,13 @@ class RunConfig:
         stage = self.model.stage
         for name in self.tasks.active():
             require(
-                (name == "grounding") == (stage == "fine"),
+                (name == "grounding") == ("grounding" in self.model.heads),
                 f"tasks.{name} cannot train a {stage} model; grounding needs stage fine,"
                 " every other task stage coarse",
             )
         missing = [head for head in self.needed_heads() if head not in self.model.image_text.heads]
         require(
-            stage == "fine" or not missing,
+            "grounding" in self.model.heads or not missing,
             f"model.image_text.heads lacks {', '.join(missing)}, which the tasks train;"
             f" it has {', '.join(self.model.image_text.heads)}",
         )
@@ -244,7 +244,7 @@ class RunConfig:
             f" {self.data.split!r}); expected a split that is held out",
         )
         require(
-            not (self.optim.published_coarse and stage == "fine"),
+            not (self.optim.published_coarse and "grounding" in self.model.heads),
             "optim.published_coarse is a rule of the coarse stage; the model is fine",
         )
         require(
