@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.data.arguments import check_arguments
+from fiber.data.loader_config import check_arguments
 
 
 def load_image(picture: Any, *, background: Sequence[int] | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
-from fiber.data.collate import BatchType
+from fiber.data.loader_config import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, left_out_lines
