@@ -136,7 +136,7 @@ def test_reasoning_batch(tokenizer):
     assert batch.truths.tolist() == [1, 0, 1]
     assert batch.original_sizes.tolist() == [[24, 32]] * 3
     assert not torch.equal(batch.images[:, 0], batch.images[:, 1])
-    with pytest.raises(ValueError, match="transform.*shorter_side"):
+    with pytest.raises(ValueError, match=r"reasoning.*shorter_side"):
         make(tokenizer, records, "reasoning", transform=ImageTransform.shorter_side([8], 16))
 
 

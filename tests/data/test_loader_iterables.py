@@ -185,7 +185,7 @@ def test_what_can_be_read_once_is_read_once(tokenizer):
 
 def test_epoch_needs_one_rank(tokenizer):
     assert samples(make(tokenizer, Stream()).epoch(1)) == samples(make(tokenizer).epoch(1))
-    with pytest.raises(TypeError, match="several ranks.*iterable"):
+    with pytest.raises(TypeError, match=r"several ranks.*iterable"):
         make(tokenizer, Stream(), rank=1, world_size=2).epoch()
 
 

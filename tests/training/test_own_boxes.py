@@ -96,7 +96,7 @@ def test_a_box_outside_its_picture_stops_a_run_or_is_cut(folder, tmp_path, capsy
     with pytest.raises(ValueError, match=r"record 'train/1': box 0.*36"):
         run(config(), data, tmp_path / "run")
     run(config(**{"data.on_error": "skip"}), data, tmp_path / "other")
-    assert "grounding: 1 clipped box was left out or changed" in capsys.readouterr().err
+    assert "grounding: 1 clipped box was skipped or changed" in capsys.readouterr().err
 
 
 def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsys):

@@ -205,9 +205,9 @@ def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
     for _ in range(passes - 1):
         made.next_batch("image_text")
     assert made.left_out() == [
-        "image_text: 3 of 4 texts had no words; they were taken as they are",
+        "image_text: 3 of 4 texts had no words; they were used as is",
         f"image_text: 1 of 4 texts were longer than the {config.model.max_tokens} tokens of"
-        " model.max_tokens and were cut",
+        " model.max_tokens and were truncated",
     ]
 
 
@@ -231,7 +231,7 @@ def test_a_text_that_just_fits_is_not_counted_as_cut(pictures):
     assert batch.text_mask.all()
     assert made.left_out() == [
         f"image_text: {sum(key in ('c1', 'c3') for key in batch.keys)} of {len(batch)} texts were"
-        f" longer than the {limit} tokens of model.max_tokens and were cut"
+        f" longer than the {limit} tokens of model.max_tokens and were truncated"
     ]
 
 

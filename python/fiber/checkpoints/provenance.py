@@ -42,7 +42,7 @@ def seen_before(
 
     Args:
         trained: the data of the model, if they are known.
-        source: a key of `fiber.data.datasets.registry.FORMS`.
+        source: a key of `fiber.data.datasets.registry.LAYOUTS`.
         data: folder or file of the measurement, which was read without an error.
         split: of the measurement; "+" joins several.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fiber._core import Tokenizer
 from fiber.data.batch import ImageTextBatch
-from fiber.data.rng import Draws
+from fiber.data.rng import Rng
 
 #: Label of a token that was not picked.
 IGNORED = -100
@@ -85,19 +85,19 @@ class WholeWords:
         numbers = self.word_numbers(batch.token_ids).tolist()
         masked, labels = batch.token_ids.clone(), torch.full_like(batch.token_ids, IGNORED)
         for row, words in enumerate(numbers):
-            draws = Draws(self.seed, _STREAM, first_sample + row)
-            picked = {word: draws.coin(self.probability) for word in sorted({*words} - {-1})}
+            rng = Rng(self.seed, _STREAM, first_sample + row)
+            picked = {word: rng.bernoulli(self.probability) for word in sorted({*words} - {-1})}
             for place, word in enumerate(words):
                 if picked.get(word):
                     labels[row, place] = batch.token_ids[row, place]
-                    masked[row, place] = self._seen(int(batch.token_ids[row, place]), draws)
+                    masked[row, place] = self._seen(int(batch.token_ids[row, place]), rng)
         return dataclasses.replace(batch, masked_ids=masked, mlm_labels=labels)
 
-    def _seen(self, token_id: int, draws: Draws) -> int:
-        kind = draws.unit()
+    def _seen(self, token_id: int, rng: Rng) -> int:
+        kind = rng.random()
         if kind < MASKED:
             return self.mask_id
-        return draws.below(self.mask_id) if kind < MASKED + REPLACED else token_id
+        return rng.integer(self.mask_id) if kind < MASKED + REPLACED else token_id
 
 
 def _kinds_of_tokens(

@@ -27,8 +27,8 @@ from fiber.data import sources
 from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record, RecordSet
-from fiber.data.skip_report import left_out_lines
-from fiber.data.text_lengths import odd_texts
+from fiber.data.skip_report import skip_lines
+from fiber.data.text_lengths import text_warnings
 from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import Measure, Measured, Subject
 
@@ -112,7 +112,7 @@ def evaluate(
     # Captions that are written are compared with texts that no model reads; of prompts for boxes
     # the reader says what does not fit.
     if head not in ("caption", "grounding"):
-        for line in odd_texts(records, model.tokenizer, model.config.max_tokens):
+        for line in text_warnings(records, model.tokenizer, model.config.max_tokens):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=2)
     if permute_images:
         records = PermutedImages(records)
@@ -199,7 +199,7 @@ def open_records(data: Data, task: str, split: str, reader: Any) -> RecordSet:
             records: RecordSet = open_source(reader.__name__, path, split, **options)
         except ValueError as problem:
             raise ValueError(f"task {task!r}: {problem}") from None
-        for line in left_out_lines(records):
+        for line in skip_lines(records):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
         if task not in data:

@@ -23,16 +23,16 @@ from fiber.checkpoints.vocabulary import (
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import (
     RECORD_SET,
+    AmbiguousLayoutError,
     ChosenRecords,
     Data,
-    SeveralFormsError,
     check_records,
     existing_data,
     open_source,
 )
-from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of, left_out_lines
+from fiber.data.skip_report import classes_of, skip_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
@@ -109,7 +109,7 @@ def open_data(
         for name, task in active.items():
             try:
                 parts = [_read(config, source, path) for source in task.sources]
-            except SeveralFormsError as problem:
+            except AmbiguousLayoutError as problem:
                 raise ValueError(
                     f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
                 ) from None
@@ -145,7 +145,7 @@ def open_data(
         _check_boxes(records["grounding"])
     if "image_text" in records:
         _check_negatives(records["image_text"], config.tasks.image_text)
-    lines = [f"{name}: {line}" for name, found in records.items() for line in left_out_lines(found)]
+    lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
     vocabulary: tuple[str, ...] = ()
     if "question" in records:
         asked = records["question"]
@@ -231,7 +231,7 @@ def _with_drawn_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokeni
     if len(task.sources) > 1 and isinstance(records, ConcatRecords):
         parts = records.parts
     drawn = [
-        DrawnPrompts(
+        SampledPrompts(
             part,
             tokenizer,
             max_tokens=config.model.max_tokens,

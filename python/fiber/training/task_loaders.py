@@ -11,8 +11,8 @@ from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.loader_config import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
-from fiber.data.skip_report import counted, left_out_lines
-from fiber.data.text_lengths import NotedLengths, TextCounts
+from fiber.data.skip_report import counted, skip_lines
+from fiber.data.text_lengths import LengthTracker, TextCounts
 from fiber.training.config.run import RunConfig
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
@@ -93,7 +93,7 @@ class TaskStreams:
         tokenizer, max_tokens = data.words.tokenizer, config.model.max_tokens
         # Of prompts for boxes the loader counts what a cut costs: boxes.
         noted = {
-            name: NotedLengths(records, tokenizer, max_tokens)
+            name: LengthTracker(records, tokenizer, max_tokens)
             for name, records in data.records.items()
             if name != "grounding"
         }
@@ -163,7 +163,7 @@ class TaskStreams:
                 boxes = counted(loader.cropped_boxes, "boxes")
                 was = "was" if loader.cropped_boxes == 1 else "were"
                 lines.append(f"{name}: {boxes} {was} left out, since a crop left too little")
-            late = left_out_lines(self._records[name], while_reading=True)
+            late = skip_lines(self._records[name], while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]

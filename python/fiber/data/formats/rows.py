@@ -1,13 +1,13 @@
-"""Texts, answers and boxes of a row of a table, or of the JSON of a sample, in the usual layouts.
+"""Texts, answers and boxes in the common layouts of table rows and sample JSON.
 
-    caption | captions | text | texts | sentences     a text, a list, or objects with `raw`
+    caption | captions | text | texts | sentences     text, list, or objects with `raw`
     question, answer                                  one right answer
-    question, answers                                 what people said, or answers with their scores
+    question, answers                                 answers of annotators, or answers with scores
     questions, answers, answer_scores                 lists of the same length (published)
     objects: {bbox, category}                         x, y, width, height, as in COCO
     boxes_xyxy, labels                                x0, y0, x1, y1, half-open
 
-Errors do not name the row; whoever reads it does.
+Errors do not name the row; the caller adds it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import is_number
-from fiber.data.formats.annotation_file import ANSWER_SCORES
 
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
 ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
 BOXES = ("objects", "boxes_xyxy")
-#: What the class of a box is called among `objects`.
+#: Names of the class field in `objects`.
 CATEGORIES = ("category", "label", "category_id", "categories", "labels")
-# Annotators of a VQAv2 question, for whom the table of scores is made.
-_PEOPLE = 10
+#: VQAv2 soft score of an answer that 0, 1, 2, 3 or at least 4 of ten annotators gave.
+ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+_ANNOTATORS = 10
 
 
 class Asked(NamedTuple):
     """A question of a row."""
 
     text: str
-    #: None: the row does not tell it.
+    #: None if not given.
     number: str | int | None
     scores: dict[str, float] | None
     people: tuple[str, ...]
@@ -43,15 +43,15 @@ class Boxed(NamedTuple):
     """A box of a row."""
 
     box_xyxy: tuple[float, float, float, float]
-    #: Its class, as the row has it.
+    #: Class name or index.
     category: str | int
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str] | str:
-    """Return the captions of a row: a list, or its one text.
+    """Return the captions of a row as a list, or a single caption as a string.
 
     Raises:
-        ValueError: if what it has is neither.
+        ValueError: if the field is neither.
     """
     name = next(name for name in CAPTIONS if name in row)
     found = row[name]
@@ -72,7 +72,7 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
     """Yield the questions of a row.
 
     Raises:
-        ValueError: for one that is no text, and for answers that are not as described above.
+        ValueError: for an invalid question or answer.
     """
     number = row.get("question_id")
     if "questions" not in row:
@@ -100,7 +100,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str, ...]]:
-    """Return the soft score of each answer, and what each person said."""
+    """Return the soft score of each answer, and the answer of each annotator."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
         return check_scores(found), ()
@@ -117,7 +117,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str
 
 
 def _scored(answers: Any, scores: Any) -> dict[str, float]:
-    """Return the soft score of each answer of two lists."""
+    """Return the soft score of each answer, from two lists."""
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
@@ -133,10 +133,10 @@ def _check_list(values: Any, name: str) -> None:
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
-    """Refuse what is no list with an entry for each of the `questions` of a row.
+    """Check that `values` is a list with one entry for each of the row's `questions`.
 
     Raises:
-        ValueError: that names both.
+        ValueError: naming both.
     """
     _check_list(questions, "questions")
     _check_list(values, name)
@@ -148,10 +148,10 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Return soft scores of answers.
+    """Check the soft scores of answers.
 
     Raises:
-        ValueError: for one that is no number from 0 to 1.
+        ValueError: for a score that is not a number in [0, 1].
     """
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
@@ -163,10 +163,10 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def scores_of(said: Sequence[str]) -> dict[str, float]:
-    """Score what people said as VQAv2 does, other numbers of people than ten in proportion."""
+    """Score annotators' answers as in VQAv2; other numbers of annotators than ten in proportion."""
     counts = Counter(said)
     return {
-        answer: ANSWER_SCORES[min(4, round(_PEOPLE * times / len(said)))]
+        answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(said)))]
         for answer, times in counts.items()
     }
 
@@ -175,7 +175,7 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
     """Yield the boxes of a row with their classes.
 
     Raises:
-        ValueError: if there are more boxes than classes or fewer, or a box is no four numbers.
+        ValueError: if boxes and classes differ in number, or a box is not four numbers.
     """
     if "boxes_xyxy" in row:
         boxes, classes, is_xyxy = row["boxes_xyxy"], row.get("labels"), True
@@ -198,7 +198,7 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:
-    """Return boxes and classes of `objects`: a struct of lists, or a list of structs."""
+    """Return boxes and classes of `objects`, a struct of lists or a list of structs."""
     if isinstance(objects, list) and all(isinstance(one, Mapping) for one in objects):
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):
