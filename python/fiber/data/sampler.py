@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,52 +62,8 @@ class RankSplit:
         return steps + (not self.drop_last and len(self.own(rest)) > 0)
 
 
-class Sampler(Protocol):
-    """Order of the records of a loader and access to them."""
-
-    def __len__(self) -> int:
-        """Return the number of batches per epoch."""
-        ...
-
-    def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """Yield the batches of an epoch from sample `start`, where its hash was `fingerprint`."""
-        ...
-
-    def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """Yield batches of the concatenated epochs without end, from sample `start`.
-
-        Raises:
-            ValueError: if there are no records.
-        """
-        ...
-
-    def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """Yield this rank's contiguous share of an epoch."""
-        ...
-
-    def record(self, sample: SampleRef) -> Record:
-        """Return the record of a sample."""
-        ...
-
-    def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """Return another random sample in place of a bad one."""
-        ...
-
-    def fingerprint(self, consumed: str) -> str:
-        """Return a hash of the data; `consumed` is that of the last `BatchIndices`."""
-        ...
-
-    def check_state(self, sample: int, fingerprint: str) -> None:
-        """Check that a saved position fits these records.
-
-        Raises:
-            ValueError: naming the position and what is expected.
-        """
-        ...
-
-
 class IndexSampler:
-    """`Sampler` of a map-style collection."""
+    """Order of a map-style collection, and access to its records."""
 
     def __init__(self, records: RecordSet, config: LoaderConfig) -> None:
         self._records, self._split = records, RankSplit(config)
@@ -115,10 +71,11 @@ class IndexSampler:
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
+        """Return the number of batches per epoch."""
         return self._split.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """See `Sampler`."""
+        """Yield the batches of an epoch from sample `start`, where its hash was `fingerprint`."""
         count, split, order = len(self._records), self._split, self._order(epoch)
         for number in range(split.num_batches(count, start)):
             first = start + number * split.global_batch_size
@@ -128,7 +85,11 @@ class IndexSampler:
             yield BatchIndices([SampleRef(epoch, index) for index in indices], end, end == count)
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """See `Sampler`."""
+        """Yield batches of the concatenated epochs without end, from sample `start`.
+
+        Raises:
+            ValueError: if there are no records.
+        """
         if not len(self._records):
             raise ValueError("no records; expected 1 or more for an endless stream")
         return self._stream(start)
@@ -148,30 +109,34 @@ class IndexSampler:
             position += split.global_batch_size
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """See `Sampler`."""
+        """Yield this rank's contiguous share of an epoch."""
         order, own = self._order(epoch), self._split.own(len(self._records))
         for start in range(own.start, own.stop, self._split.batch_size):
             stop = min(start + self._split.batch_size, own.stop)
             yield [SampleRef(epoch, int(index)) for index in order[start:stop]]
 
     def record(self, sample: SampleRef) -> Record:
-        """See `Sampler`."""
+        """Return the record of a sample."""
         return record_in_epoch(self._records, sample.epoch, sample.record_index)
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """See `Sampler`."""
+        """Return another random sample in place of a bad one."""
         epoch, index, _ = sample
         other = _core.draw_below(len(self._records), self._seed, epoch, index, attempt)
         return SampleRef(epoch, other)
 
     def fingerprint(self, consumed: str) -> str:
-        """See `Sampler`; of every record, computed on first use."""
+        """Return a hash of the data; `consumed` is that of the last `BatchIndices`."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self._records)
         return self._fingerprint
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """See `Sampler`."""
+        """Check that a saved position fits these records.
+
+        Raises:
+            ValueError: naming the position and what is expected.
+        """
         if fingerprint != (own := self.fingerprint("")):
             raise _other_data(fingerprint, f"this loader's is {own!r}")
         if sample > len(self._records):
@@ -188,7 +153,7 @@ class IndexSampler:
 
 
 class StreamSampler:
-    """`Sampler` of an iterable: every rank iterates over all of it, once per epoch."""
+    """The interface of `IndexSampler` for an iterable: every rank iterates over all of it."""
 
     def __init__(self, records: Iterable[Record], config: LoaderConfig) -> None:
         self._records, self._split = records, RankSplit(config)
@@ -201,7 +166,7 @@ class StreamSampler:
         return self._split.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """See `Sampler`; samples before `start` are read and must have the same hash."""
+        """See `IndexSampler`; samples before `start` are read and must have the same hash."""
         records, consumed = self._iterate(epoch), Fingerprint()
         index = 0
         for record in islice(records, start):
@@ -229,7 +194,7 @@ class StreamSampler:
                 yield BatchIndices(samples, index, is_last, consumed.text())
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """See `Sampler`; samples before `start` are read."""
+        """See `IndexSampler`; samples before `start` are read."""
         split = self._split
         samples = islice(self._samples(), start, None)
         while True:
@@ -237,7 +202,7 @@ class StreamSampler:
             yield [step[at] for at in split.own(split.global_batch_size)]
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """See `Sampler`; for one rank only, since contiguous shares need the number of records."""
+        """See `IndexSampler`; for one rank only: the number of records is unknown."""
         if self._split.world_size > 1:
             raise TypeError(
                 "epoch() of several ranks needs the number of records, but they are an iterable;"
@@ -246,21 +211,21 @@ class StreamSampler:
         return (batch.samples for batch in self.batches(epoch, 0, ""))
 
     def record(self, sample: SampleRef) -> Record:
-        """See `Sampler`; the sample has its record."""
+        """See `IndexSampler`; the sample has its record."""
         if sample.record is None:
             raise _no_random_access(f"record {sample.record_index}")
         return sample.record
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """See `Sampler`; never called, since the loader rejects "resample" for iterables."""
+        """See `IndexSampler`; never called, since the loader rejects "resample" for iterables."""
         raise _no_random_access(f"a replacement of record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
-        """See `Sampler`; of the samples consumed in the epoch."""
+        """See `IndexSampler`; of the samples consumed in the epoch."""
         return consumed
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """See `Sampler`; checked by `batches`, while iterating."""
+        """See `IndexSampler`; checked by `batches`, while iterating."""
 
     def _samples(self) -> Iterator[SampleRef]:
         """Yield the samples of all epochs, one after the other."""
@@ -286,6 +251,9 @@ class StreamSampler:
                 )
             self._is_exhausted = True
         return map(_checked, itertools.count(), iterator)
+
+
+Sampler = IndexSampler | StreamSampler
 
 
 def _checked(index: int, record: object) -> Record:

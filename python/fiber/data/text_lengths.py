@@ -96,7 +96,7 @@ def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> 
     """Tokenize every text of a set once and describe what a model cannot read.
 
     Args:
-        records: whose texts a model is to read.
+        records: the record set.
         tokenizer: of the model.
         max_tokens: maximum text length of the model.
 

@@ -74,6 +74,12 @@ class AnnotatedImage:
     #: (caption of the partner, caption of this image, group), or None.
     swapped_captions: tuple[str, str, str] | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """All texts, for training a tokenizer."""
+        entries = [*self.captions, *self.expressions, *self.questions, *self.statements]
+        return [entry.text for entry in entries]
+
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
     """Join pieces of text; a piece with indices of things is a phrase."""

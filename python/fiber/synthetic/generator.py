@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.record import AnyPath
-from fiber.synthetic.annotations import AnnotatedImage, encode, write_split
+from fiber.synthetic.annotations import encode, write_split
 from fiber.synthetic.dataset_dir import (
     IMAGES_PER_FOLDER,
     file_name,
@@ -25,70 +20,13 @@ from fiber.synthetic.dataset_dir import (
     write_description,
     write_tokenizer,
 )
-from fiber.synthetic.descriptions import all_texts, describe_scene
-from fiber.synthetic.rendering import PixelBox, save_jpeg
-from fiber.synthetic.scene_graph import Scene, World
+from fiber.synthetic.recipe import Recipe
+from fiber.synthetic.rendering import save_jpeg
 
 #: Called with (images done, images in total).
 Progress = Callable[[int, int], None]
 
 _IMAGES_PER_JOB = 200
-
-
-@dataclass(frozen=True)
-class Recipe(ABC):
-    """Everything that determines the images of a data set; worker processes receive it by pickle.
-
-    Image i of a split depends on the recipe, the split and i only.
-    """
-
-    seed: int
-    #: Side of the images in pixels.
-    image_size: int
-    max_objects: int
-
-    #: Name of the generator.
-    name: ClassVar[str]
-    #: Increases when the same recipe gives other data.
-    version: ClassVar[int]
-    #: Number of training images whose texts a new tokenizer is trained on.
-    tokenizer_images: ClassVar[int]
-
-    @property
-    @abstractmethod
-    def world(self) -> World:
-        """Words of the data set, and what is held out."""
-
-    @abstractmethod
-    def scene(self, split: str, index: int) -> Scene:
-        """Return the objects of an image."""
-
-    @abstractmethod
-    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
-        """Return the pixels of an image, (H, W, 3) uint8 RGB, and the box of each object."""
-
-    @abstractmethod
-    def held_out(self) -> dict[str, Any]:
-        """Return what is held out of training, for `dataset.json`."""
-
-    def parameters(self) -> dict[str, Any]:
-        """Return other parameters that determine the data, for `dataset.json`."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """Return other information for `dataset.json`."""
-        return {}
-
-    def describe(self, split: str, index: int) -> AnnotatedImage:
-        """Return an image with its texts, without rendering it: its boxes are empty."""
-        return describe_scene(
-            self.world,
-            partial(self.scene, split),
-            seed=self.seed,
-            split=split,
-            index=index,
-            image_size=self.image_size,
-        )
 
 
 def generate_dataset(
@@ -134,10 +72,10 @@ def generate_dataset(
         return folder
     with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial_folder:
         images = (recipe.describe("train", index) for index in range(recipe.tokenizer_images))
-        texts = [text for image in images for text in all_texts(image)]
+        texts = [text for image in images for text in image.texts]
         write_tokenizer(partial_folder, tokenizer, texts, vocab_size)
         _write_images(partial_folder, recipe, counts, workers, progress)
-        write_description(partial_folder, parameters, held_out=recipe.held_out(), **recipe.facts())
+        write_description(partial_folder, parameters, **recipe.facts())
     return folder
 
 

@@ -130,8 +130,8 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         notch_x, notch_y = notch * math.cos(turn / 2), notch * math.sin(turn / 2)
         edge_x, edge_y = notch_x - tip, notch_y
         length = math.hypot(edge_x, edge_y)
-        along, beside = distance * np.cos(wedge) - tip, distance * np.sin(wedge)
-        return (beside * -edge_x + along * edge_y) / length
+        along, across = distance * np.cos(wedge) - tip, distance * np.sin(wedge)
+        return (across * -edge_x + along * edge_y) / length
     if shape == "heart":
         # A square on its corner with two half-discs on its upper sides.
         side = 1.06 * radius

@@ -18,7 +18,8 @@ import numpy as np
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.dataset_dir import check_arguments
-from fiber.synthetic.generator import Progress, Recipe, generate_dataset
+from fiber.synthetic.generator import Progress, generate_dataset
+from fiber.synthetic.recipe import Recipe
 from fiber.synthetic.rendering import PixelBox, draw_scene
 from fiber.synthetic.scene_graph import Scene, World, sample_scene, shapes_world, stream
 
@@ -51,11 +52,14 @@ class SceneRecipe(Recipe):
         rng = Rng(self.seed, stream(split, _PIXELS), index)
         return draw_scene(self.scene(split, index), self.image_size, rng)
 
-    def held_out(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """See `Recipe`."""
+        pairs, facts = self.world.held_out_pairs, self.world.held_out_facts
         return {
-            "color_shape": [list(pair) for pair in sorted(self.world.held_out_pairs)],
-            "relations": [list(fact) for fact in sorted(self.world.held_out_facts)],
+            "held_out": {
+                "color_shape": [list(pair) for pair in sorted(pairs)],
+                "relations": [list(fact) for fact in sorted(facts)],
+            }
         }
 
 

@@ -21,7 +21,8 @@ from PIL import Image
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.dataset_dir import check_arguments
-from fiber.synthetic.generator import Progress, Recipe, generate_dataset
+from fiber.synthetic.generator import Progress, generate_dataset
+from fiber.synthetic.recipe import Recipe
 from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, Thing, World, place, relation, stream
 from fiber.synthetic.stamp_assets import (
@@ -85,10 +86,6 @@ class StampRecipe(Recipe):
         rng = Rng(self.seed, stream(split, _PIXELS), index)
         return draw_stamps(self, self.stamp_scene(split, index), rng)
 
-    def held_out(self) -> dict[str, Any]:
-        """See `Recipe`."""
-        return {"nouns": sorted(noun for _, noun in self.world.held_out_pairs)}
-
     def parameters(self) -> dict[str, Any]:
         """See `Recipe`."""
         return {"pictures": self.collection.fingerprint()}
@@ -97,12 +94,13 @@ class StampRecipe(Recipe):
         """See `Recipe`."""
         collection = self.collection
         return {
+            "held_out": {"nouns": sorted(noun for _, noun in self.world.held_out_pairs)},
             "found": {
                 "stamps": len(collection.cutouts),
                 "nouns": len(collection.nouns),
                 "photographs": len(collection.backgrounds),
                 "left_out": dict(collection.skipped),
-            }
+            },
         }
 
 

@@ -155,7 +155,7 @@ def test_every_record_of_a_picture_is_compared_also_in_a_pack(tmp_path):
     for source in (tmp_path / "train.jsonl", tmp_path / "packed"):
         report = inspect(source)
         assert report.images[0].statuses == {"ok": 1}, source
-        assert [fault.split(", its")[1] for fault in report.faults] == [
+        assert [fault.split("but its")[1] for fault in report.faults] == [
             " annotation says 100 x 100; its boxes are for another size"
         ], source
 
@@ -305,7 +305,7 @@ def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path)
         (b"image,wrong\na,b\n", r"mine\.csv: line 2 has the unknown field 'wrong'"),
         (
             b"image,text\n\xff,b\n",
-            r"mine\.csv is not text .* expected a table in UTF-8 with commas",
+            r"mine\.csv is not text .* expected a UTF-8 table with commas",
         ),
     ):
         path.write_bytes(content)

@@ -268,34 +268,29 @@ BY_SUFFIX: dict[tuple[str, str], Reader] = {
     ("captions", ".json"): sources.captions,
     ("captions", ".csv"): jsonl.jsonl_captions,
     ("captions", ".tsv"): conceptual_captions.conceptual_captions,
-    ("captions", ".arrow"): _one(arrow.table_captions),
-    ("captions", ".parquet"): _one(arrow.table_captions),
-    ("captions", ".tar"): _one(webdataset.shard_captions),
     ("questions", ".jsonl"): jsonl.jsonl_questions,
     ("questions", ".json"): sources.questions,
     ("questions", ".csv"): jsonl.jsonl_questions,
-    ("questions", ".arrow"): _one(arrow.table_questions),
-    ("questions", ".parquet"): _one(arrow.table_questions),
-    ("questions", ".tar"): _one(webdataset.shard_questions),
     ("reasoning", ".jsonl"): sources.reasoning,
     ("reasoning", ".json"): sources.reasoning,
-    ("reasoning", ".arrow"): _one(arrow.table_statements),
-    ("reasoning", ".parquet"): _one(arrow.table_statements),
     ("phrases", ".json"): sources.phrases,
     ("phrases", ".txt"): flickr30k_entities.flickr_entities,
     ("mixed", ".json"): mdetr.mixed,
-    ("referring", ".json"): sources.referring,
-    ("refcoco", ".json"): sources.referring,
-    ("refcocoplus", ".json"): sources.referring,
-    ("refcocog", ".json"): sources.referring,
+    **{(name, ".json"): sources.referring for name in LAYOUTS if name.startswith("ref")},
     ("objects365", ".yaml"): objects365.objects365,
     ("detection", ".json"): coco_folders.coco_detection,
     ("detection", ".jsonl"): jsonl.jsonl_boxes,
-    ("detection", ".arrow"): _one(arrow.table_boxes),
-    ("detection", ".parquet"): _one(arrow.table_boxes),
-    ("detection", ".tar"): _one(webdataset.shard_boxes),
     ("swapped", ".jsonl"): sources.swapped,
 }
+for _source, _table, _shard in (
+    ("captions", arrow.table_captions, webdataset.shard_captions),
+    ("questions", arrow.table_questions, webdataset.shard_questions),
+    ("reasoning", arrow.table_statements, None),
+    ("detection", arrow.table_boxes, webdataset.shard_boxes),
+):
+    BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _one(_table)
+    if _shard is not None:
+        BY_SUFFIX[_source, ".tar"] = _one(_shard)
 #: Extensions of files in several parts; a file that is named is read without the others.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 

@@ -81,6 +81,11 @@ class ReadReport:
         if times:
             self.counts[what] = self.counts.get(what, 0) + times
 
+    def add_counts(self, counts: Mapping[str, int]) -> None:
+        """Add the counts of another report."""
+        for what, times in counts.items():
+            self.skip(what, times)
+
 
 class RecordList(ReadReport, list[Record]):
     """Records with the report of their reader."""

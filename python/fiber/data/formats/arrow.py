@@ -4,7 +4,7 @@ Supported columns are those of the published code's files (its write_*.py) and t
 public data sets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
 `path`; otherwise `image_path` or `file_name` is its path. Each text of a row becomes a record.
 
-Texts are read at once and images on access, so tables may be larger than memory. Row groups of
+Texts are read at once and images on access, so tables may be larger than memory. DataRow groups of
 Parquet are read as a whole: random access to large groups reads the file many times. `fiber data
 pack` makes shards without that cost.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from fiber.data.formats.arrow_table import Table, open_table
 from fiber.data.formats.row_records import (
-    Row,
+    DataRow,
     RowRecords,
     box_records,
     caption_records,
@@ -54,7 +54,7 @@ class _Tables:
         number, row, column = location
         return self.tables[number].image(column, row)
 
-    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[DataRow]:
         """Yield every row.
 
         Args:
@@ -70,7 +70,7 @@ class _Tables:
             names += [name for name in (*optional, *_METADATA) if name in table.columns]
             values_of = [table.values(name) for name in names]
             for row, values in enumerate(zip(*values_of, strict=True)):
-                yield Row(
+                yield DataRow(
                     where=f"{table.path}: row {row}",
                     key=f"{table.path.stem}/{row}",
                     values=dict(zip(names, values, strict=True)),
@@ -172,7 +172,7 @@ def table_statements(*paths: AnyPath, kind: str = TABLE_KIND) -> RowRecords:
             _columns_there(table, (name,), "statements about two images")
         columns = [table.values(name) for name in names]
         for place, (texts, answers, identifier) in enumerate(zip(*columns, strict=True)):
-            row = Row(
+            row = DataRow(
                 where=f"{table.path}: row {place}",
                 key=f"{table.path.stem}/{identifier}",
                 values={},
@@ -183,7 +183,7 @@ def table_statements(*paths: AnyPath, kind: str = TABLE_KIND) -> RowRecords:
     return out
 
 
-def _add_statements(out: RowRecords, row: Row, texts: Any, answers: Any) -> None:
+def _add_statements(out: RowRecords, row: DataRow, texts: Any, answers: Any) -> None:
     check_one_each(answers, "answers", texts)
     for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         if answer not in ("True", "False"):

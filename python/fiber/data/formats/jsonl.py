@@ -34,7 +34,7 @@ from typing import Any
 
 from fiber.data.formats.annotation_file import RecordList, without_garbage_collection
 from fiber.data.formats.line_reader import LineReader
-from fiber.data.formats.row_records import Row, RowRecords, box_records
+from fiber.data.formats.row_records import DataRow, RowRecords, box_records
 from fiber.data.formats.rows import check_scores, scores_of
 from fiber.data.record import AnyPath, Record
 
@@ -144,10 +144,10 @@ def jsonl_boxes(
     lines = LineReader(_file(folder, split, annotations), images)
     report, keys = RecordList(), set()
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[DataRow]:
         for number, entry in _of_split(lines, split, report, "boxes"):
             image = lines.image(entry)
-            yield Row(
+            yield DataRow(
                 where=lines.where,
                 key=_key(lines, entry, number, keys),
                 values={"boxes_xyxy": [], "image_id": image, **entry},
@@ -155,8 +155,7 @@ def jsonl_boxes(
             )
 
     out = box_records(rows(), _as_path, on_error=on_error, shots=shots)
-    for what, times in report.counts.items():
-        out.skip(what, times)
+    out.add_counts(report.counts)
     return out
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import BOX_SLACK_PIXELS, EMPTY_BOX_PIXELS, is_number
 from fiber.data.formats.annotation_file import ReadReport
-from fiber.data.formats.rows import Boxed, boxes_of, captions_of, questions_of
+from fiber.data.formats.rows import RowBox, boxes_of, captions_of, questions_of
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import LazyImages, Record, RecordSequence, StoredImage
 
@@ -21,7 +21,7 @@ from fiber.data.record import LazyImages, Record, RecordSequence, StoredImage
 ReadImage = Callable[[Any], StoredImage]
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """A row of a table, a sample of a shard, or a JSON line."""
 
     #: File and row, for messages.
@@ -41,7 +41,7 @@ class RowRecords(ReadReport, RecordSequence):
         self._read = read
         self._fields: list[dict[str, Any]] = []
 
-    def add(self, row: Row, **fields: Any) -> None:
+    def add(self, row: DataRow, **fields: Any) -> None:
         """Add a record of a row, after checking its fields."""
         fields.setdefault("key", row.key)
         fields["locations"] = row.locations
@@ -65,7 +65,7 @@ def named(where: str) -> Iterator[None]:
         raise ValueError(f"{where} {problem}") from None
 
 
-def caption_records(rows: Iterable[Row], read: ReadImage) -> RowRecords:
+def caption_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
     """Make a record of each caption.
 
     Raises:
@@ -90,7 +90,7 @@ def caption_records(rows: Iterable[Row], read: ReadImage) -> RowRecords:
     return out
 
 
-def question_records(rows: Iterable[Row], read: ReadImage) -> RowRecords:
+def question_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
     """Make a record of each question; arguments and errors as in `caption_records`."""
     out = RowRecords(read)
     for row in rows:
@@ -104,13 +104,13 @@ def question_records(rows: Iterable[Row], read: ReadImage) -> RowRecords:
                     text=asked.text,
                     image_id=_image_id(row),
                     answers=asked.scores,
-                    human_answers=asked.people,
+                    human_answers=asked.annotators,
                 )
     return out
 
 
 def box_records(
-    rows: Iterable[Row],
+    rows: Iterable[DataRow],
     read: ReadImage,
     names: Sequence[str] = (),
     *,
@@ -167,7 +167,7 @@ def box_records(
     return out
 
 
-def _image_id(row: Row) -> str:
+def _image_id(row: DataRow) -> str:
     number = row.values.get("image_id")
     return row.key if number is None else str(number)
 
@@ -185,7 +185,7 @@ def _boxes(
     names: Sequence[str],
     out: RowRecords,
     skips_errors: bool,
-) -> list[Boxed]:
+) -> list[RowBox]:
     """Return the boxes of a row, clipped to its image, with the names of their classes."""
     found = []
     for number, (box, category) in enumerate(boxes_of(values)):
@@ -216,7 +216,7 @@ def _boxes(
             out.skip("empty boxes")
             continue
         out.skip("clipped boxes", int(clipped != box))
-        found.append(Boxed(clipped, name))
+        found.append(RowBox(clipped, name))
     return found
 
 

@@ -29,17 +29,18 @@ ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _ANNOTATORS = 10
 
 
-class Asked(NamedTuple):
+class RowQuestion(NamedTuple):
     """A question of a row."""
 
     text: str
     #: None if not given.
     number: str | int | None
     scores: dict[str, float] | None
-    people: tuple[str, ...]
+    #: Answer of each annotator.
+    annotators: tuple[str, ...]
 
 
-class Boxed(NamedTuple):
+class RowBox(NamedTuple):
     """A box of a row."""
 
     box_xyxy: tuple[float, float, float, float]
@@ -68,7 +69,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     return texts
 
 
-def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
+def questions_of(row: Mapping[str, Any]) -> Iterator[RowQuestion]:
     """Yield the questions of a row.
 
     Raises:
@@ -76,8 +77,8 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
     """
     number = row.get("question_id")
     if "questions" not in row:
-        scores, people = _answers(row)
-        yield Asked(_text(row["question"], "question"), number, scores, people)
+        scores, annotators = _answers(row)
+        yield RowQuestion(_text(row["question"], "question"), number, scores, annotators)
         return
     questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
     _check_list(questions, "questions")
@@ -85,12 +86,14 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
         if values:
             check_one_each(values, name, questions)
     for place, text in enumerate(questions):
-        own, said = None, ()
+        own, annotators = None, ()
         if answers and scores:
             own = _scored(answers[place] or [], scores[place] or [])
         elif answers:
-            own, said = _answers({"answers": answers[place]})
-        yield Asked(_text(text, "questions"), number[place] if number else None, own, said)
+            own, annotators = _answers({"answers": answers[place]})
+        yield RowQuestion(
+            _text(text, "questions"), number[place] if number else None, own, annotators
+        )
 
 
 def _text(value: Any, name: str) -> str:
@@ -105,11 +108,11 @@ def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str
     if isinstance(found, Mapping):
         return check_scores(found), ()
     if isinstance(found, list) and found:
-        people = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
-        said = [_text(answer, "answers") for answer in people]
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
+        answers = [_text(answer, "answers") for answer in given]
         if scores:
-            return _scored(said, scores), ()
-        return scores_of(said), tuple(said)
+            return _scored(answers, scores), ()
+        return scores_of(answers), tuple(answers)
     if found:
         raise ValueError(f"has 'answers' {str(found)[:40]!r}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
@@ -162,16 +165,16 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
     return {answer: float(score) for answer, score in scores.items()}
 
 
-def scores_of(said: Sequence[str]) -> dict[str, float]:
+def scores_of(answers: Sequence[str]) -> dict[str, float]:
     """Score annotators' answers as in VQAv2; other numbers of annotators than ten in proportion."""
-    counts = Counter(said)
+    counts = Counter(answers)
     return {
-        answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(said)))]
+        answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(answers)))]
         for answer, times in counts.items()
     }
 
 
-def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
+def boxes_of(row: Mapping[str, Any]) -> Iterator[RowBox]:
     """Yield the boxes of a row with their classes.
 
     Raises:
@@ -194,7 +197,7 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
         if not isinstance(category, str | int) or isinstance(category, bool):
             raise ValueError(f"has the class {str(category)[:40]!r}; expected a name or a number")
         x0, y0, x1, y1 = map(float, box)
-        yield Boxed((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
+        yield RowBox((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:

@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.data.formats.annotation_file import ReadReport
 from fiber.data.formats.row_records import (
-    Row,
+    DataRow,
     RowRecords,
     box_records,
     caption_records,
@@ -86,19 +87,19 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         yield sample
 
 
-class _Shards:
+class _Shards(ReadReport):
     """Shards as one sequence of samples."""
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:
+        super().__init__()
         self.files = [TarFile(Path(path)) for path in paths]
-        self.counts: dict[str, int] = {}
 
     def image(self, location: tuple[int, int, int]) -> bytes:
         """Read the image at (shard, start, size)."""
         number, start, size = location
         return self.files[number].read(start, size)
 
-    def rows(self, fields: Sequence[str], what: str) -> Iterator[Row]:
+    def rows(self, fields: Sequence[str], what: str) -> Iterator[DataRow]:
         """Yield a row for each sample with an image and at least one of the fields.
 
         Raises:
@@ -110,14 +111,14 @@ class _Shards:
                 endings.update(dict.fromkeys(sample.members))
                 image = sample.image
                 if image is None:
-                    self._count("samples without a picture")
+                    self.skip("samples without a picture")
                     continue
                 values = fields_of(file, sample)
                 if not any(name in values for name in fields):
-                    self._count(f"samples without {what}")
+                    self.skip(f"samples without {what}")
                     continue
                 found += 1
-                yield Row(
+                yield DataRow(
                     where=f"{file.path}: sample {sample.name!r}",
                     key=f"{file.path.stem}/{sample.name}",
                     values=values,
@@ -133,16 +134,11 @@ class _Shards:
 
     def finish(self, out: RowRecords) -> RowRecords:
         """Add the counts and notes of the shards."""
-        for what, times in self.counts.items():
-            out.skip(what, times)
+        out.add_counts(self.counts)
         for file in self.files:
             out.notes += file.notes
-            for what, times in file.counts.items():
-                out.skip(what, times)
+            out.add_counts(file.counts)
         return out
-
-    def _count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
