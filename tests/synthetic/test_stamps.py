@@ -233,9 +233,7 @@ def test_without_apt_the_packages_and_commands_are_named(tmp_path, monkeypatch):
 def test_what_apt_says_is_passed_on(tmp_path, monkeypatch):
     message = "E: Unable to locate package tuxpaint-stamps-default"
     fake_tools(tmp_path, monkeypatch, apt_get=f"echo '{message}' >&2; exit 100")
-    with pytest.raises(
-        FileNotFoundError, match=f"apt-get failed: {message}. On a Debian"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"apt-get failed: {message}. On a Debian"):
         unpacked(STAMPS_PACKAGE)
     assert list((tmp_path / "cache" / "fiber" / "debian").iterdir()) == []
 

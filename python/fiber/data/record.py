@@ -181,8 +181,8 @@ class Record:
             object.__setattr__(self, "image_id", self.key)
 
 
-def check_record(record: object, index: int) -> None:
-    """Check that an item of a data set is a `Record`.
+def check_record(record: object, index: int) -> Record:
+    """Check that an item of a data set is a `Record`; return it.
 
     Args:
         record: the item.
@@ -196,6 +196,7 @@ def check_record(record: object, index: int) -> None:
             f"record {index} is a {type(record).__name__}; expected fiber.data.Record, such as"
             " Record(key='1', images=('1.jpg',), text='a dog')"
         )
+    return record
 
 
 def _check_images(key: str, images: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from fiber import _core
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
 from fiber.data.loader_config import LoaderConfig
-from fiber.data.record import Record, RecordSet, record_in_epoch
+from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
 
 
 class SampleRef(NamedTuple):
@@ -250,18 +250,10 @@ class StreamSampler:
                     " only once; expected an iterable whose __iter__ returns a new iterator"
                 )
             self._is_exhausted = True
-        return map(_checked, itertools.count(), iterator)
+        return map(check_record, iterator, itertools.count())
 
 
 Sampler = IndexSampler | StreamSampler
-
-
-def _checked(index: int, record: object) -> Record:
-    if not isinstance(record, Record):
-        raise TypeError(
-            f"record {index} is of type {type(record).__name__}; expected fiber.data.Record"
-        )
-    return record
 
 
 def _no_random_access(what: str) -> TypeError:

@@ -27,6 +27,7 @@ Repeated captions of an image are skipped and counted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -154,14 +155,9 @@ def jsonl_boxes(
                 locations=(image,),
             )
 
-    out = box_records(rows(), _as_path, on_error=on_error, shots=shots)
+    out = box_records(rows(), os.fspath, on_error=on_error, shots=shots)
     out.add_counts(report.counts)
     return out
-
-
-def _as_path(location: str) -> str:
-    """Return the path of an image, which is its location."""
-    return location
 
 
 def names_splits(path: Path) -> bool:

@@ -66,17 +66,6 @@ class _Hashed:
         return self.file.tell()
 
 
-class _Peekable:
-    """Iterator with access to the next item; None at its end."""
-
-    def __init__(self, items: Iterator[list[tuple[str, bytes]]]) -> None:
-        self._items = items
-        self.advance()
-
-    def advance(self) -> None:
-        self.next = next(self._items, None)
-
-
 @contextmanager
 def _writing(path: Path, final: Path) -> Iterator[_Hashed]:
     """Open a temporary file for writing; errors name the final path."""
@@ -256,24 +245,24 @@ class _Packer:
     def _write_shards(self, split: _Split, progress: Callable[[int, int], None] | None) -> None:
         """Write the samples of a split into shards."""
         places: list[tuple[int, int, int]] = []
-        samples = _Peekable(self._members(split))
-        shard = 0
-        while samples.next is not None:
+        samples = self._members(split)
+        sample, shard = next(samples, None), 0
+        while sample is not None:
             name, first = f"{split.name}-{shard:06d}.tar", len(places)
             with self._file(name) as file:
                 tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
-                while samples.next is not None:
-                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in samples.next)
+                while sample is not None:
+                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
                     if len(places) > first and tar.offset + size > self.shard_bytes:
                         break
-                    places.append((shard, tar.offset + 512, len(samples.next[0][1])))
-                    for member, data in samples.next:
+                    places.append((shard, tar.offset + 512, len(sample[0][1])))
+                    for member, data in sample:
                         info = tarfile.TarInfo(member)
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
                     if progress is not None:
                         progress(len(places), len(split.samples))
-                    samples.advance()
+                    sample = next(samples, None)
                 tar.close()
                 self.shards.append(
                     {
