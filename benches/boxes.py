@@ -45,7 +45,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer, sources
 from fiber.data.prompts.classes import class_prompt
-from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.config.tasks import CLASS_SOURCES
@@ -220,7 +220,7 @@ def train_fine(place: BoxPlace, job: Job) -> dict[str, Any]:
     config = fine_config(kind, job)
     parts = boxed_records(place.data, job.percent, job.seed)
     task, words = config.tasks.grounding, place.data / "tokenizer.json"
-    drawn = DrawnPrompts(
+    drawn = SampledPrompts(
         parts["detection"],
         Tokenizer.from_file(words),
         max_tokens=config.model.max_tokens,

@@ -53,7 +53,7 @@ def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
     """Load the fonts that are installed, and Pillow's own as the last one."""
     from PIL import ImageFont
 
-    files = list(_FONT_FILES)
+    files: list[str] = [*_FONT_FILES]
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
         files.append(str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
@@ -71,7 +71,7 @@ def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
     if character.isascii():
         return True
     drawn, missing = font.getmask(character), font.getmask(_MISSING)
-    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+    return drawn.size != missing.size or bytes(drawn) != bytes(missing)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class TestInspect:
         assert len(faults) == 3
         for name in (pictures[0].name, pictures[1].name, "refcoco_train.json"):
             assert any(name in fault for fault in faults)
-        assert f"fault: picture runs/scenes/images/{missing} does not exist" in faults
+        assert f"fault: image runs/scenes/images/{missing} does not exist" in faults
 
     def test_inspect_of_no_data_folder(self, desk, capsys):
         assert main(["data", "inspect", "none"]) == 2
@@ -70,7 +70,7 @@ def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):
     assert (
         "train\n  detection  4 records, 2 to 2 words, 4 boxes, 2 classes (circle 4, star 0)" in out
     )
-    assert "val\n  detection  1 records" in out and "1 of its 5 pictures" in out
+    assert "val\n  detection  1 records" in out and "1 of its 5 images" in out
     assert "train      4 images" in out and "0 broken" in out
 
 
@@ -149,7 +149,7 @@ class TestPack:
         named = [line for line in printed.err.splitlines() if line.startswith("fiber: skipped: ")]
         records = open_source("captions", "runs/scenes", "train")
         key = next(record.key for record in records if record.images == (str(pictures[0]),))
-        assert f"fiber: skipped: record {key!r}: picture {pictures[0]} does not exist" in named
+        assert f"fiber: skipped: record {key!r}: image {pictures[0]} does not exist" in named
         for picture in pictures[1:12]:
             picture.unlink()
         assert main([*command, "other"]) == 0

@@ -38,8 +38,8 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
     assert main([*train, "--tokenizer", tokenizer, "--output", "one"]) == 0
     told = capsys.readouterr().err
     # A file may hold what several tasks need; nobody is left without knowing.
-    assert "image_text: 4 lines with questions were left out" in told
-    assert "question: 4 lines with captions were left out" in told
+    assert "image_text: 4 lines with questions were skipped" in told
+    assert "question: 4 lines with captions were skipped" in told
     assert "records: image_text 4, question 4" in told
     config = json.loads((lines.parent / "one/config.json").read_text())
     assert config["model"]["image_text"]["num_answers"] == 3
@@ -140,7 +140,7 @@ def test_what_is_odd_in_a_file_is_counted_or_named(lines, micro_models, capsys):
     command += [part for setting in settings for part in ("--set", setting)]
     assert main(command) == 0
     told = capsys.readouterr().err
-    assert "image_text: 1 repeated caption was left out" in told
+    assert "image_text: 1 repeated caption was skipped" in told
     assert "image_text: 2 of 10 texts had no words" in told
     assert "image_text: 2 of 10 texts were longer than the 16 tokens of model.max_tokens" in told
     whole = (lines.parent / "2.png").read_bytes()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fiber.synthetic.scene_graph import SPLITS
-from fiber.synthetic.scenes import SceneRecipe, describe_picture
+from fiber.synthetic.scenes import SceneRecipe
 
 NUM_PICTURES = 2000
 
@@ -14,7 +14,10 @@ NUM_PICTURES = 2000
 def described():
     """Pictures of every split, not drawn: {split: [(picture, scene)]}."""
     return {
-        split: [describe_picture(SceneRecipe(), split, i) for i in range(NUM_PICTURES)]
+        split: [
+            (SceneRecipe().describe(split, i), SceneRecipe().scene(split, i))
+            for i in range(NUM_PICTURES)
+        ]
         for split in SPLITS
     }
 

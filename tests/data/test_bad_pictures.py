@@ -11,7 +11,7 @@ from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import ImageTransform, Record, Tokenizer
-from fiber.data.image_file import check_picture
+from fiber.data.image_file import check_image
 from tests.data.loader_records import make, png, record
 
 from ..jpeg_corpus import alter
@@ -80,7 +80,7 @@ CORRUPT = {
     ids=[*UNSUPPORTED, *CORRUPT],
 )
 def test_one_word_everywhere(tokenizer, data, status):
-    assert check_picture(data).status == status, check_picture(data)
+    assert check_image(data).status == status, check_image(data)
     for accept_truncated in (False, True):
         records = [record(0), record(1, images=(data,))]
         options = {"on_error": "skip", "accept_truncated": accept_truncated}
@@ -100,7 +100,7 @@ def test_one_word_everywhere(tokenizer, data, status):
 
 def test_too_many_pixels_are_unsupported(tokenizer):
     data = jpeg_with(5, b"\xff\xff\xff\xff")
-    assert check_picture(data).status == "unsupported"
+    assert check_image(data).status == "unsupported"
     loader = make(tokenizer, [record(0), record(1, images=(data,))], on_error="skip")
     list(loader)
     assert loader.statuses["unsupported"] == 1
@@ -142,7 +142,7 @@ def test_a_picture_that_ends_below_its_crop_is_ok(tokenizer, progressive):
     noise = Image.open(io.BytesIO(png(0, 128, 128)))
     noise.save(stream, "JPEG", quality=90, progressive=progressive)
     data = stream.getvalue()[: len(stream.getvalue()) * 6 // 10]
-    assert check_picture(data).status == "truncated"
+    assert check_image(data).status == "truncated"
     records = [record(index, images=(data,)) for index in range(32)]
     for transform, is_whole in (
         (ImageTransform.random_resized_crop(16, scale=(0.05, 0.1)), False),

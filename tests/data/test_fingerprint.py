@@ -8,7 +8,7 @@ import pytest
 
 from fiber.data import Record
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
-from fiber.data.record import ConcatRecords, StoredPictures
+from fiber.data.record import ConcatRecords, LazyImages
 
 
 def record(index: int, **changes) -> Record:
@@ -111,7 +111,7 @@ def test_pictures_are_not_read():
 
     def stored(shift=0):
         return [
-            record(index, images=StoredPictures(refuse, ((0, index + shift, "image"),)))
+            record(index, images=LazyImages(refuse, ((0, index + shift, "image"),)))
             for index in range(5)
         ]
 
@@ -130,8 +130,8 @@ def test_pictures_are_not_read():
     assert fingerprint_of(Set(stored())) == fingerprint_of(stored())
     assert fingerprint_of(stored(1)) != fingerprint_of(stored())
     # Paths that are looked up later are paths all the same.
-    paths = [StoredPictures(refuse, (f"{folder}/1.jpg",)) for folder in ("/a", "/b")]
-    moved = [[record(0, images=one, image_id=one.places[0])] for one in paths]
+    paths = [LazyImages(refuse, (f"{folder}/1.jpg",)) for folder in ("/a", "/b")]
+    moved = [[record(0, images=one, image_id=one.locations[0])] for one in paths]
     assert fingerprint_of(moved[0]) == fingerprint_of(moved[1])
 
 

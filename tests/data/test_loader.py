@@ -136,7 +136,7 @@ def test_reasoning_batch(tokenizer):
     assert batch.truths.tolist() == [1, 0, 1]
     assert batch.original_sizes.tolist() == [[24, 32]] * 3
     assert not torch.equal(batch.images[:, 0], batch.images[:, 1])
-    with pytest.raises(ValueError, match="expected a transform with one size"):
+    with pytest.raises(ValueError, match=r"reasoning.*shorter_side"):
         make(tokenizer, records, "reasoning", transform=ImageTransform.shorter_side([8], 16))
 
 
@@ -365,7 +365,7 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
         records = [broken, *RECORDS[1:3]] if broken else Failing(RECORDS[:3], 0, ValueError("no"))
         loader = make(tokenizer, records, on_error="skip")
         batches = getattr(loader, skipping)() if skipping in ("epoch", "stream") else loader
-        with pytest.warns(RuntimeWarning, match="left out") as told:
+        with pytest.warns(RuntimeWarning, match="record") as told:
             if skipping == "next":
                 next(iter(batches))
             else:

@@ -179,13 +179,13 @@ def test_a_stream_without_end_gives_epochs_end_to_end(tokenizer):
 def test_what_can_be_read_once_is_read_once(tokenizer):
     loader = make(tokenizer, (one for one in RECORDS))
     assert samples(loader) == samples(make(tokenizer))
-    with pytest.raises(ValueError, match=r"generator.*once"):
+    with pytest.raises(ValueError, match=r"type generator"):
         list(loader)
 
 
 def test_epoch_needs_one_rank(tokenizer):
     assert samples(make(tokenizer, Stream()).epoch(1)) == samples(make(tokenizer).epoch(1))
-    with pytest.raises(TypeError, match=r"consecutive.*counted"):
+    with pytest.raises(TypeError, match=r"several ranks.*iterable"):
         make(tokenizer, Stream(), rank=1, world_size=2).epoch()
 
 

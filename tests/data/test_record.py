@@ -71,7 +71,7 @@ def test_broken_boxes_are_named(box, said):
 @pytest.mark.parametrize("field", ["char_spans", "label_spans"])
 def test_spans_that_split_a_character_are_refused(field, text, span, whole):
     boxes = {"boxes_xyxy": (BOX,)} if field == "char_spans" else {"labels": ("x",)}
-    said = rf"span \[{span[0]}, {span[1]}\) begins or ends inside .* \[{whole[0]}, {whole[1]}\)"
+    said = rf"span \[{span[0]}, {span[1]}\) splits .* \[{whole[0]}, {whole[1]}\)"
     with pytest.raises(ValueError, match=said):
         record(text=text, **boxes, **{field: ((span,),)})
     made = record(text=text, **boxes, **{field: ((whole,),)})

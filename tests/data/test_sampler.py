@@ -229,7 +229,7 @@ def test_what_a_data_set_raises_has_a_status(tokenizer, error, status, on_error)
 @pytest.mark.filterwarnings("ignore:record")
 def test_a_loader_without_any_good_record_gives_up(tokenizer):
     records = broken(6, *range(6))
-    with pytest.raises(ValueError, match=r"none.*10.*records"):
+    with pytest.raises(ValueError, match=r"none.*10.*record"):
         list(make(tokenizer, records, on_error="resample"))
 
 

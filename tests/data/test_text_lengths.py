@@ -5,7 +5,7 @@ import torch
 
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.data.text_lengths import NotedLengths, TextCounts, has_words, is_longer, odd_texts
+from fiber.data.text_lengths import LengthTracker, TextCounts, has_words, is_longer, text_warnings
 
 
 class Letters:
@@ -23,14 +23,14 @@ LETTERS: Any = Letters()
 
 def noted(*texts, max_tokens=4):
     records = [Record(key=text, images=(b"",), text=text) for text in texts]
-    return NotedLengths(records, LETTERS, max_tokens)
+    return LengthTracker(records, LETTERS, max_tokens)
 
 
 def test_no_text():
     counts = TextCounts(mask_id=9, records=noted())
     counts.add((), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.bool))
     assert counts.lines() == []
-    assert odd_texts([], None, 4) == []  # type: ignore[arg-type]
+    assert text_warnings([], None, 4) == []  # type: ignore[arg-type]
 
 
 def test_words_are_what_is_no_special_token():
@@ -52,8 +52,8 @@ def test_counts_by_hand():
     # A second time is counted as such.
     counts.add(("abc",), ids[3:], mask[3:])
     assert counts.lines() == [
-        "3 of 6 texts had no words; they were taken as they are",
-        "2 of 6 texts were longer than the 4 tokens of model.max_tokens and were cut",
+        "3 of 6 texts had no words; they were used as is",
+        "2 of 6 texts were longer than the 4 tokens of model.max_tokens and were truncated",
     ]
 
 
@@ -78,7 +78,7 @@ def test_no_text_has_more_tokens_than_bytes(text):
 def test_a_text_that_just_fits_is_not_too_long():
     texts = ["", "..", "ab", "abc", "..a."]
     records = [Record(key=text, images=(b"",), text=text) for text in texts]
-    assert odd_texts(records, LETTERS, 4) == [
-        "2 of 5 texts have no words; they are taken as they are",
-        "2 of 5 texts are longer than the model's 4 tokens; their beginning is read",
+    assert text_warnings(records, LETTERS, 4) == [
+        "2 of 5 texts have no words; they are used as is",
+        "2 of 5 texts are longer than the model's 4 tokens; they are truncated",
     ]

@@ -141,9 +141,9 @@ def test_texts_of_which_less_is_read_are_counted(task, models, pictures):
     assert all(0 <= value <= 1 for value in metrics.values())
     limit, count = models["coarse"].config.max_tokens, len(records)
     assert [str(each.message) for each in told] == [
-        f"task '{task}': 2 of {count} texts have no words; they are taken as they are",
-        f"task '{task}': 1 of {count} texts are longer than the model's {limit} tokens; their"
-        " beginning is read",
+        f"task '{task}': 2 of {count} texts have no words; they are used as is",
+        f"task '{task}': 1 of {count} texts are longer than the model's {limit} tokens; they"
+        " are truncated",
     ]
 
 

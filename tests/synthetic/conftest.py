@@ -3,7 +3,7 @@
 import pytest
 
 from fiber.synthetic.scene_graph import SPLITS
-from fiber.synthetic.scenes import SceneRecipe, describe_picture, generate
+from fiber.synthetic.scenes import SceneRecipe, generate
 
 NUM_PICTURES = 2000
 
@@ -12,7 +12,10 @@ NUM_PICTURES = 2000
 def described():
     """Images of every split, described but not drawn: {split: [(image, scene)]}."""
     return {
-        split: [describe_picture(SceneRecipe(), split, i) for i in range(NUM_PICTURES)]
+        split: [
+            (SceneRecipe().describe(split, i), SceneRecipe().scene(split, i))
+            for i in range(NUM_PICTURES)
+        ]
         for split in SPLITS
     }
 

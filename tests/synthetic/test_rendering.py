@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fiber.data.rng import Draws
+from fiber.data.rng import Rng
 from fiber.synthetic.rendering import draw_scene, shape_distance
 from fiber.synthetic.scene_graph import RADII, SHAPES, SIZES, Scene, Thing
 
@@ -30,8 +30,8 @@ def test_boxes_are_the_bounds_of_alpha_above_a_half(shape):
 def draw_scene_without_jitter(thing):
     """Draw one thing, not turned."""
 
-    class Middle(Draws):
-        def between(self, low, high):
+    class Middle(Rng):
+        def uniform(self, low, high):
             return (low + high) / 2
 
     return draw_scene(Scene((thing,)), 64, Middle(0, 0, 0))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fiber._core import Tokenizer
 from fiber.data import sources
-from fiber.synthetic import dataset_dir, scenes
+from fiber.synthetic import generator, scenes
 from fiber.synthetic.rendering import RGB
 from fiber.synthetic.scene_graph import SHAPES, SPLITS, sample_scene, shapes_world
 from fiber.synthetic.scenes import generate
@@ -123,7 +123,7 @@ def test_pictures_do_not_depend_on_how_many_there_are(folder, tmp_path, small):
 
 
 def test_worker_processes_give_the_same_bytes(folder, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(dataset_dir, "_PICTURES_PER_JOB", 10)
+    monkeypatch.setattr(generator, "_IMAGES_PER_JOB", 10)
     calls = []
     two = generate(
         tmp_path / "two",
@@ -153,7 +153,7 @@ def test_a_finished_folder_is_kept_and_other_parameters_are_named(tmp_path, monk
     small["train"] = 2
     folder = generate(tmp_path / "data", **small)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(scenes, "make_pictures", lambda job: pytest.fail("drew again"))
+    monkeypatch.setattr(scenes.SceneRecipe, "render", lambda *_: pytest.fail("drew again"))
     assert generate(tmp_path / "data", **small) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(ValueError, match=r"seed.*0.*3"):
@@ -165,7 +165,7 @@ def test_a_finished_folder_is_kept_and_other_parameters_are_named(tmp_path, monk
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(ValueError, match=r"mine exists and is no data folder"):
+    with pytest.raises(ValueError, match=r"mine exists and is not a data folder"):
         generate(tmp_path / "mine", train=1, val=0, novel=0)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years of work"
 
@@ -198,7 +198,7 @@ def test_nothing_is_left_of_a_run_that_failed(problem, tmp_path, monkeypatch, sm
             raise problem
         Image.fromarray(picture).save(path)
 
-    monkeypatch.setattr(scenes, "save_jpeg", fail_late)
+    monkeypatch.setattr(generator, "save_jpeg", fail_late)
     with pytest.raises(type(problem)) as caught:
         generate(tmp_path / "data", **{**small, "train": 9})
     if isinstance(problem, OSError):

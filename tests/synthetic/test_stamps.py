@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from fiber.data import sources
-from fiber.data.rng import Draws
-from fiber.synthetic import dataset_dir, stamps
+from fiber.data.rng import Rng
+from fiber.synthetic import generator, stamps
 from fiber.synthetic.captions import plural, with_article
 from fiber.synthetic.scene_graph import SPLITS, relation
 from fiber.synthetic.stamp_assets import (
@@ -31,7 +31,6 @@ from fiber.synthetic.stamp_assets import (
 )
 from fiber.synthetic.stamps import (
     StampRecipe,
-    describe_picture,
     draw_stamps,
     generate,
     stamps_world,
@@ -61,7 +60,10 @@ def world(recipe):
 @pytest.fixture(scope="module")
 def described(recipe):
     return {
-        split: [describe_picture(recipe, split, i) for i in range(NUM_PICTURES)] for split in SPLITS
+        split: [
+            (recipe.describe(split, i), recipe.stamp_scene(split, i)) for i in range(NUM_PICTURES)
+        ]
+        for split in SPLITS
     }
 
 
@@ -148,11 +150,11 @@ def test_articles(noun, phrase):
 
 
 def test_a_folder_without_stamps_says_what_it_needs(tmp_path, pictures):
-    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder"):
         read_collection(tmp_path / "nowhere", [pictures["backgrounds"]])
     with pytest.raises(FileNotFoundError, match="PNG files"):
         read_collection(tmp_path, [pictures["backgrounds"]])
-    with pytest.raises(FileNotFoundError, match=r"holds no photograph; expected \.bmp"):
+    with pytest.raises(FileNotFoundError, match=r"has no photograph; expected \.bmp"):
         read_collection(pictures["stamps"], [tmp_path])
 
 
@@ -169,7 +171,7 @@ def test_what_cannot_be_used_is_counted(tmp_path, pictures):
     (tmp_path / "mute.txt").write_text("")
     found = read_collection(tmp_path, [pictures["backgrounds"]])
     assert found.nouns == ("mug",) and found.cutouts[0].size == (60, 60)
-    assert dict(found.left_out) == {
+    assert dict(found.skipped) == {
         "no caption": 1,
         "caption is no noun phrase": 2,
         "grey or without transparency": 1,
@@ -192,7 +194,7 @@ def test_one_of_each_kind_is_chosen_the_largest_of_a_draw():
     assert set(chosen) <= set(kinds)
     assert chosen == one_of_each(cutouts, 5, seed=3) != one_of_each(cutouts, 5, seed=4)
     assert one_of_each(kinds, 20) == kinds[::-1]
-    with pytest.raises(ValueError, match=r"20 kinds.*21"):
+    with pytest.raises(ValueError, match="have 20 kinds of things; expected 21 or more"):
         one_of_each(cutouts, 21)
 
 
@@ -222,7 +224,7 @@ def test_without_apt_the_packages_and_commands_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         unpacked(STAMPS_PACKAGE)
     text = str(error.value)
-    assert "there is no apt-get here" in text
+    assert "apt-get is not installed" in text
     assert f"apt-get download {STAMPS_PACKAGE}" in text and "dpkg-deb -x" in text
     assert str(tmp_path / "cache" / "fiber" / "debian" / STAMPS_PACKAGE) in text
     assert list((tmp_path / "cache" / "fiber" / "debian").iterdir()) == []
@@ -231,7 +233,7 @@ def test_without_apt_the_packages_and_commands_are_named(tmp_path, monkeypatch):
 def test_what_apt_says_is_passed_on(tmp_path, monkeypatch):
     message = "E: Unable to locate package tuxpaint-stamps-default"
     fake_tools(tmp_path, monkeypatch, apt_get=f"echo '{message}' >&2; exit 100")
-    with pytest.raises(FileNotFoundError, match=f"apt-get said: {message}. On a Debian or Ubuntu"):
+    with pytest.raises(FileNotFoundError, match=f"apt-get failed: {message}. On a Debian"):
         unpacked(STAMPS_PACKAGE)
     assert list((tmp_path / "cache" / "fiber" / "debian").iterdir()) == []
 
@@ -279,7 +281,7 @@ def test_every_reader_reads_the_folder(folder, world):
 
 
 def test_the_same_bytes_with_worker_processes(folder, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_dir, "_PICTURES_PER_JOB", 8)
+    monkeypatch.setattr(generator, "_IMAGES_PER_JOB", 8)
     again = generate(
         tmp_path / "again", train=24, val=8, novel=8, image_size=96, workers=2, **pictures
     )
@@ -301,10 +303,10 @@ def test_a_folder_of_other_pictures_is_not_reused(folder, pictures, tmp_path):
 def test_boxes_are_the_bounds_of_what_was_pasted(image_size, pictures):
     recipe = StampRecipe(3, image_size, 4, pictures["stamps"], (pictures["backgrounds"],))
     for index in range(12):
-        _, shown = describe_picture(recipe, "train", index)
-        with_stamps, boxes = draw_stamps(recipe, shown, Draws(3, 1, index))
+        shown = recipe.stamp_scene("train", index)
+        with_stamps, boxes = draw_stamps(recipe, shown, Rng(3, 1, index))
         empty = stamps.StampScene(stamps.Scene(()), ())
-        without, none = draw_stamps(recipe, empty, Draws(3, 1, index))
+        without, none = draw_stamps(recipe, empty, Rng(3, 1, index))
         assert none == [] and with_stamps.shape == (image_size, image_size, 3)
         changed = (with_stamps != without).any(2)
         inside = np.zeros_like(changed)

@@ -96,7 +96,7 @@ def test_a_box_outside_its_picture_stops_a_run_or_is_cut(folder, tmp_path, capsy
     with pytest.raises(ValueError, match=r"record 'train/1': box 0.*36"):
         run(config(), data, tmp_path / "run")
     run(config(**{"data.on_error": "skip"}), data, tmp_path / "other")
-    assert "grounding: 1 clipped box was left out or changed" in capsys.readouterr().err
+    assert "grounding: 1 clipped box was skipped or changed" in capsys.readouterr().err
 
 
 def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsy
     run(measured, data, tmp_path / "divided")
     said = capsys.readouterr().err
     assert "records: grounding 3" in said and "coco on val" in said
-    assert "train.json is the only file, so 1 of its 4 pictures, chosen by their names" in said
+    assert "train.json is the only file, so 1 of its 4 images, chosen by their names" in said
 
 
 def test_the_classes_of_a_run_are_kept(folder, tmp_path):

@@ -162,7 +162,7 @@ def test_downloads_in_one_folder_are_read_by_their_names(pictures, tmp_path):
     with pytest.raises(ValueError) as error:
         open_data(only_pairs(), tmp_path, **words)
     said = str(error.value)
-    assert said.startswith(f"task 'image_text': {tmp_path} holds captions of split 'train' in sev")
+    assert said.startswith(f"task 'image_text': {tmp_path} has captions of split 'train' in sev")
     sources = "coco_karpathy,flickr30k_karpathy"
     assert said.endswith(
         "; name one file instead of the folder, or read one or more of them with --set"
@@ -205,9 +205,9 @@ def test_texts_without_words_and_texts_that_are_too_long_are_counted(pictures):
     for _ in range(passes - 1):
         made.next_batch("image_text")
     assert made.skipped() == [
-        "image_text: 3 of 4 texts had no words; they were taken as they are",
+        "image_text: 3 of 4 texts had no words; they were used as is",
         f"image_text: 1 of 4 texts were longer than the {config.model.max_tokens} tokens of"
-        " model.max_tokens and were cut",
+        " model.max_tokens and were truncated",
     ]
 
 
@@ -231,7 +231,7 @@ def test_a_text_that_just_fits_is_not_counted_as_cut(pictures):
     assert batch.text_mask.all()
     assert made.skipped() == [
         f"image_text: {sum(key in ('c1', 'c3') for key in batch.keys)} of {len(batch)} texts were"
-        f" longer than the {limit} tokens of model.max_tokens and were cut"
+        f" longer than the {limit} tokens of model.max_tokens and were truncated"
     ]
 
 

@@ -42,7 +42,7 @@ def seen_before(
 
     Args:
         trained: training data of the model, if known.
-        source: a key of `fiber.data.datasets.registry.FORMS`.
+        source: a key of `fiber.data.datasets.registry.LAYOUTS`.
         data: folder or file of the evaluation.
         split: of the evaluation; "+" joins several.
 

@@ -202,7 +202,7 @@ def _make_answers(options: argparse.Namespace) -> int:
     found = published_answers(options.source)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, list(found.answers))
-    for line in found.told:
+    for line in found.notes:
         print(f"fiber: {line}", file=sys.stderr)
     print(options.output)
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fiber.data.skip_report import counted
-from fiber.data.tools.inspect import Bar, PartReport, PictureReport, Report, histogram
+from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, histogram
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
@@ -61,7 +61,7 @@ def inspect(
     return 1 if report.faults else 0
 
 
-def _print(report: Report, source: Path) -> None:
+def _print(report: DataReport, source: Path) -> None:
     description = source / "dataset.json"
     if description.is_file():
         made = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
@@ -71,8 +71,8 @@ def _print(report: Report, source: Path) -> None:
         for part in (part for part in report.parts if part.split == split):
             print(f"  {part.source:<10} {'unreadable' if part.fault else _summary(part)}")
     print("\nimages")
-    for pictures in report.pictures:
-        print(f"  {pictures.split:<10} {_pictures(pictures)}")
+    for images in report.images:
+        print(f"  {images.split:<10} {_images(images)}")
     _print_histograms(report)
     faults = report.faults
     for fault in faults[:_MAX_FAULTS]:
@@ -81,7 +81,7 @@ def _print(report: Report, source: Path) -> None:
         print(f"and {len(faults) - _MAX_FAULTS} more (--json lists all)")
 
 
-def _print_histograms(report: Report) -> None:
+def _print_histograms(report: DataReport) -> None:
     words: dict[str, list[int]] = {}
     sides: dict[str, list[float]] = {}
     for part in report.parts:
@@ -93,8 +93,8 @@ def _print_histograms(report: Report) -> None:
         _print_bars(f"box size in pixels (square root of area), {source}", histogram(lengths))
     shorter = [
         min(size)
-        for pictures in report.pictures
-        for size, count in pictures.sizes.items()
+        for images in report.images
+        for size, count in images.sizes.items()
         for _ in range(count)
     ]
     _print_bars("shorter image side in pixels", histogram(shorter))
@@ -141,15 +141,15 @@ def _summary(part: PartReport) -> str:
     return "; ".join([", ".join(parts), *part.notes])
 
 
-def _pictures(pictures: PictureReport) -> str:
-    statuses = pictures.statuses
+def _images(images: ImageReport) -> str:
+    statuses = images.statuses
     broken = statuses.total() - statuses["ok"]
     kinds = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "ok")
-    text = f"{statuses.total()} images, {_sizes(pictures.sizes)}, {broken} broken"
-    if pictures.other_sizes:
-        text += f", {len(pictures.other_sizes)} with a size other than annotated"
-    if pictures.outside:
-        text += f", {counted(len(pictures.outside), 'records')} with boxes outside the image"
+    text = f"{statuses.total()} images, {_sizes(images.sizes)}, {broken} broken"
+    if images.other_sizes:
+        text += f", {len(images.other_sizes)} with a size other than annotated"
+    if images.outside:
+        text += f", {counted(len(images.outside), 'records')} with boxes outside the image"
     return f"{text} ({kinds})" if kinds else text
 
 

@@ -1,4 +1,4 @@
-"""Data: records, the loader that turns them into batches, and generated data sets."""
+"""Records, the readers that make them and the loader that turns them into batches."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ __all__ = [
     "pack",
 ]
 
-# Where each public name lives: records and transforms can be used without torch.
+# Module of each public name, imported on first use: records and transforms do not need torch.
 _HOMES = {
     "Batch": "fiber.data.batch",
     "ClassName": "fiber.data.prompts.classes",

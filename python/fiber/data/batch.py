@@ -1,7 +1,6 @@
-"""Batches: what the loader gives and the model takes. Frozen dataclasses of tensors.
+"""Batches: frozen dataclasses of tensors, from the loader to the model.
 
-Letters: B pictures, H W pixels after the transform and padding, L tokens, G boxes of the whole
-batch.
+Dimensions: B samples, H W pixels after the transform and padding, L tokens, G boxes of the batch.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ BatchT = TypeVar("BatchT", bound="Batch")
 
 
 class Skipped(NamedTuple):
-    """A sample that was left out or replaced."""
+    """A sample that was dropped or replaced."""
 
-    #: Key of the record; "#index" where the record itself cannot be had.
+    #: Key of the record; "#index" if the record set failed to return it.
     key: str
-    #: "missing", "corrupt", "unsupported", or "invalid": the picture is not at fault.
+    #: "missing", "corrupt", "unsupported" (image), or "invalid" (anything else).
     status: str
-    #: What is wrong.
+    #: Error message.
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What every batch holds."""
+    """Fields of every batch."""
 
-    #: Record of each sample, for messages and prediction files.
+    #: Key of each record, for messages and prediction files.
     keys: tuple[str, ...]
-    #: (B, 3, H, W) normalised pictures; (B, 2, 3, H, W) where a record has two.
+    #: (B, 3, H, W) normalized; (B, 2, 3, H, W) for records with two images.
     images: Tensor
-    #: (B, 2) int64: (height, width) of the picture inside the padded tensor, in pixels.
+    #: (B, 2) int64: (height, width) without padding, in pixels.
     image_sizes: Tensor
-    #: (B, 2) int64: (height, width) of the stored picture, in pixels.
+    #: (B, 2) int64: (height, width) of the stored image, in pixels.
     original_sizes: Tensor
     #: (B, L) int64, padded with the tokenizer's `pad_id`.
     token_ids: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: What became of each sample's pictures, as the loader found them: "ok", or "truncated" where a
-    #: part was missing or damaged and is filled. Empty for batches that were made otherwise.
+    #: Decoding status of each sample: "ok", or "truncated" if missing or damaged data were filled
+    #: in. Empty for batches that the loader did not make.
     statuses: tuple[str, ...] = ()
-    #: Samples that were left out of this batch or replaced in it.
+    #: Samples of this batch that were dropped or replaced.
     skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +72,7 @@ class Batch:
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def to(self: BatchT, device: torch.device | str, non_blocking: bool = True) -> BatchT:
-        """Move every tensor to a device; keys stay."""
+        """Move all tensors to a device."""
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
@@ -84,19 +83,19 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ImageTextBatch(Batch):
-    """Pictures with captions: contrastive, matching, masked words, captioning."""
+    """Images with captions: ITC, ITM, MLM, captioning."""
 
-    #: (B,) int64: equal numbers mean the same picture.
+    #: (B,) int64: equal for equal images.
     image_ids: Tensor
-    #: (B, L) int64: token_ids with some tokens masked (80 % <mask>, 10 % another, 10 % unchanged).
+    #: (B, L) int64: token_ids with some masked (80 % <mask>, 10 % random, 10 % unchanged).
     masked_ids: Tensor
-    #: (B, L) int64: the original id where a token was picked for masking, else -100.
+    #: (B, L) int64: the original id of tokens selected for masking, else -100.
     mlm_labels: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class QuestionBatch(Batch):
-    """Pictures with questions (VQA)."""
+    """Images with questions (VQA)."""
 
     #: (B, answers) float32 soft scores in [0, 1].
     targets: Tensor
@@ -104,23 +103,23 @@ class QuestionBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ReasoningBatch(Batch):
-    """Pairs of pictures with a statement (NLVR2); images are (B, 2, 3, H, W)."""
+    """Pairs of images with a statement (NLVR2); images are (B, 2, 3, H, W)."""
 
-    #: (B,) int64: 1 where the statement is true.
+    #: (B,) int64: 1 if the statement is true.
     truths: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GroundingBatch(Batch):
-    """Pictures with a text and the boxes that its spans name."""
+    """Images with a text and boxes for its spans."""
 
-    #: (G, 4) float32 boxes in pixels of the transformed picture, half-open, picture by picture.
+    #: (G, 4) float32, half-open, in pixels of the transformed image, in order of the images.
     boxes_xyxy: Tensor
-    #: (B,) int64: how many of the G boxes belong to each picture.
+    #: (B,) int64: number of boxes of each image.
     boxes_per_image: Tensor
-    #: (G, L) bool: the tokens that name each box.
+    #: (G, L) bool: tokens that name each box.
     positive_map: Tensor
 
 
-#: Tensors whose first dimension counts boxes, not samples.
+#: Tensors whose first dimension is boxes, not samples.
 _RAGGED = {"boxes_xyxy", "positive_map"}

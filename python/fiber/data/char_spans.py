@@ -1,8 +1,8 @@
-"""Spans of code points that hold whole characters, as readers see them.
+"""Spans of code points that contain whole characters (grapheme clusters).
 
-A reader's character may be several code points: a letter and its accents, an emoji and its skin
-colour, emoji joined into one, the two letters of a flag, the parts of a Hangul syllable. Scripts
-that join letters by a virama are not looked into.
+A character may have several code points: a letter and its accents, an emoji and its skin tone, a
+ZWJ sequence, the two letters of a flag, the parts of a Hangul syllable. Scripts that join letters
+by a virama are not handled.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 CharSpan = tuple[int, int]
 
 _JOINER = "\u200d"
-#: Not marks to Unicode, but never the first of a character: zero-width non-joiner and joiner.
+#: Zero-width non-joiner and joiner: no marks in Unicode, but never the start of a character.
 _CONTINUING = {"\u200c", _JOINER}
 
 
 def splits_character(text: str, place: int) -> bool:
-    """Whether the code points before and behind a place belong to one character."""
+    """Return whether the code points before and after a position belong to one character."""
     if not 0 < place < len(text):
         return False
-    before, behind = text[place - 1], text[place]
-    if before.isascii() and behind.isascii():
-        return before == "\r" and behind == "\n"
+    before, after = text[place - 1], text[place]
+    if before.isascii() and after.isascii():
+        return before == "\r" and after == "\n"
     return (
-        behind in _CONTINUING
-        or unicodedata.category(behind) in ("Mn", "Mc", "Me")
-        or "\U0001f3fb" <= behind <= "\U0001f3ff"  # colours of skin
-        or "\U000e0020" <= behind <= "\U000e007f"  # letters of a flag of a region
-        or (before == _JOINER and unicodedata.category(behind) == "So")
-        or (_is_flag_letter(behind) and _flag_letters_before(text, place) % 2 == 1)
-        or _in_syllable(before, behind)
+        after in _CONTINUING
+        or unicodedata.category(after) in ("Mn", "Mc", "Me")
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+        or "\U000e0020" <= after <= "\U000e007f"  # tags of regional flags
+        or (before == _JOINER and unicodedata.category(after) == "So")
+        or (_is_flag_letter(after) and _flag_letters_before(text, place) % 2 == 1)
+        or _in_syllable(before, after)
     )
 
 
 def whole_characters(text: str, span: CharSpan) -> CharSpan:
-    """Widen a span to whole characters; one that lies outside the text stays as it is."""
+    """Widen a span to whole characters; a span outside the text is unchanged."""
     start, end = span
     while splits_character(text, start):
         start -= 1
@@ -48,22 +48,22 @@ def whole_characters(text: str, span: CharSpan) -> CharSpan:
 
 
 def check_span(text: str, given: Any, number: int) -> CharSpan:
-    """Check a span that a user gave.
+    """Check a span passed by a user.
 
     Args:
-        text: the caption that it is a part of.
+        text: the caption.
         given: half-open, in code points.
-        number: its place in the user's list, for messages.
+        number: index in the user's list, for messages.
 
     Raises:
-        TypeError: if it is no pair of whole numbers.
-        ValueError: if it lies outside the text, is empty or inverted, holds nothing but spaces, or
-            begins or ends inside a character; it names span and caption.
+        TypeError: if it is not a pair of integers.
+        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character;
+            with the span and the caption.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in given):
-        raise TypeError(f"span {number} is {given!r:.60}; expected two whole numbers (start, end)")
+        raise TypeError(f"span {number} is {given!r:.60}; expected two integers (start, end)")
     start, end = given
     of = f"span {number}, [{start}, {end}), of the caption {text[:60]!r}"
     if not 0 <= start < end <= len(text):
@@ -71,7 +71,7 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             f"{of}: expected 0 <= start < end <= {len(text)}, the caption's length in code points"
         )
     if not text[start:end].strip():
-        raise ValueError(f"{of} holds spaces alone; expected words")
+        raise ValueError(f"{of} has only spaces; expected words")
     for name, place in (("begins", start), ("ends", end)):
         if splits_character(text, place):
             whole = whole_characters(text, (start, end))
@@ -87,16 +87,16 @@ def _is_flag_letter(letter: str) -> bool:
 
 
 def _flag_letters_before(text: str, place: int) -> int:
-    """How many letters of flags stand before a place, one behind the other."""
+    """Count the consecutive flag letters before a position."""
     count = 0
     while count < place and _is_flag_letter(text[place - 1 - count]):
         count += 1
     return count
 
 
-def _in_syllable(before: str, behind: str) -> bool:
-    """Whether two parts of a Hangul syllable follow one another: L L, L V, V V, V T, T T."""
-    first, second = _hangul(before), _hangul(behind)
+def _in_syllable(before: str, after: str) -> bool:
+    """Return whether two letters belong to one Hangul syllable: L L, L V, V V, V T, T T."""
+    first, second = _hangul(before), _hangul(after)
     return (first, second) in {
         ("L", "L"),
         ("L", "V"),
@@ -112,7 +112,7 @@ def _in_syllable(before: str, behind: str) -> bool:
 
 
 def _hangul(letter: str) -> str:
-    """Which part of a syllable a letter is: leading, vowel or trailing jamo, or a syllable."""
+    """Return the Hangul syllable type of a letter, or ""."""
     if "\u1100" <= letter <= "\u115f" or "\ua960" <= letter <= "\ua97c":
         return "L"
     if "\u1160" <= letter <= "\u11a7" or "\ud7b0" <= letter <= "\ud7c6":
@@ -120,6 +120,6 @@ def _hangul(letter: str) -> str:
     if "\u11a8" <= letter <= "\u11ff" or "\ud7cb" <= letter <= "\ud7fb":
         return "T"
     if "\uac00" <= letter <= "\ud7a3":
-        # 28 syllables share their first two parts; the first of them has no third.
+        # Blocks of 28 syllables: the first has no trailing consonant.
         return "LV" if (ord(letter) - 0xAC00) % 28 == 0 else "LVT"
     return ""

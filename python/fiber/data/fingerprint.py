@@ -1,9 +1,8 @@
-"""Fingerprints of records, by which a loader tells data from other data.
+"""Fingerprints of records: hashes by which a loader recognizes its data.
 
-A record's part is all that its sample is made from: every field but `objects`, which metrics alone
-use. Pictures are not read. Of one in a file or in a shard its place counts; paths are taken from
-the folder of the first picture on, so that a folder of data may be moved. Of one that is there as
-bytes their number and the last `TAIL_BYTES` count.
+All fields of a record count, except `objects`, which only metrics use. Images are not read: a file
+or a location in a shard counts by its path, relative to the folder of the first image, so that a
+data folder may be moved; image bytes count by their length and the last `TAIL_BYTES`.
 """
 
 from __future__ import annotations
@@ -16,50 +15,50 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from fiber.data.record import ConcatRecords, Record, RecordSet, StoredPictures
+from fiber.data.record import ConcatRecords, LazyImages, Record, RecordSet
 
-#: Characters of a fingerprint.
+#: Length of a fingerprint in characters.
 FINGERPRINT_LENGTH = 16
-#: Bytes at the end of a picture that count: those of other pictures are others there.
+#: Bytes at the end of an image that are hashed; they differ between images.
 TAIL_BYTES = 4096
-#: Records that are looked at, spread over all, where looking at one reads its pictures.
+#: Number of records hashed, evenly spaced, if access to a record reads its images.
 SPREAD_RECORDS = 64
 
 
 class Fingerprint:
-    """A hash of records that are added one after the other."""
+    """Incremental hash of records."""
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=FINGERPRINT_LENGTH // 2)
-        # JSON and not repr, which escapes as the version of Python knows Unicode.
+        # Not repr, whose escapes depend on the Unicode version of Python.
         self._encode = json.JSONEncoder(
             check_circular=False, separators=(",", ":"), default=_plain
         ).encode
         self._first_folder: str | None = None
-        #: For each folder of pictures the way there from the first one.
+        #: Path of each image folder relative to the first one.
         self._folders: dict[str, str] = {}
-        #: Labels of the record before, which most often are the same.
+        #: Labels of the previous record, which are usually the same.
         self._labels: tuple[Any, ...] = ()
 
     def add(self, record: Record) -> None:
-        """Add a record, without reading its pictures."""
+        """Add a record without reading its images."""
         labels = (record.labels, record.label_spans, record.label_ids, record.label_groups)
-        # Compared by identity first, so that thousands of names cost nothing where they are shared.
+        # Shared tuples compare by identity first, so that thousands of names cost nothing.
         is_known = labels == self._labels
         self._labels = labels
         images = record.images
-        stored = images.places if isinstance(images, StoredPictures) else images
-        pictures, tails = self._pictures(stored)
-        # Readers of annotation files give the path of the picture as its id.
+        stored = images.locations if isinstance(images, LazyImages) else images
+        described, tails = self._describe(stored)
+        # Readers of annotation files use the path of the image as its id.
         is_path = isinstance(stored[0], str | os.PathLike) and record.image_id == os.fspath(
             stored[0]
         )
-        # Each line tells how much of what follows is its own.
+        # Each line has the lengths of the binary data after it.
         line = (
             record.key,
             record.text,
             None if is_path else record.image_id,
-            pictures,
+            described,
             record.image_size,
             len(record.boxes_xyxy),
             record.char_spans,
@@ -81,46 +80,45 @@ class Fingerprint:
         self._digest.update(self._encode(values).encode() + b"\n")
 
     def text(self) -> str:
-        """Give the fingerprint of what was added so far."""
+        """Return the fingerprint of all that was added."""
         return self._digest.hexdigest()
 
-    def _pictures(self, images: Iterable[Any]) -> tuple[list[Any], list[bytes]]:
-        """Give what is said of pictures, and the ends of those that are bytes."""
-        said, tails = [], []
+    def _describe(self, images: Iterable[Any]) -> tuple[list[Any], list[bytes]]:
+        """Return what JSON holds of images, and the last bytes of those given as bytes."""
+        described, tails = [], []
         for image in images:
             if isinstance(image, bytes):
-                said.append(len(image))
+                described.append(len(image))
                 tails.append(image[-TAIL_BYTES:])
             elif isinstance(image, str | os.PathLike):
-                said.append(self._place(os.fspath(image)))
+                described.append(self._relative(os.fspath(image)))
             else:
-                said.append(image)
-        return said, tails
+                described.append(image)
+        return described, tails
 
-    def _place(self, path: Any) -> Any:
-        """Give the way to a file from the folder of the first one."""
+    def _relative(self, path: Any) -> Any:
+        """Return [folder relative to the first one, file name]."""
         folder, _, name = os.fsdecode(path).rpartition("/")
-        way = self._folders.get(folder)
-        if way is None:
+        relative = self._folders.get(folder)
+        if relative is None:
             if self._first_folder is None:
                 self._first_folder = folder
-            way = os.path.relpath(folder or ".", self._first_folder or ".")
-            self._folders[folder] = way
-        return [way, name]
+            relative = os.path.relpath(folder or ".", self._first_folder or ".")
+            self._folders[folder] = relative
+        return [relative, name]
 
 
 def _plain(value: Any) -> Any:
-    """Give a number of NumPy's as one of Python's; anything else that JSON has not by its text."""
+    """Convert a NumPy scalar to Python; anything else that JSON cannot hold to its text."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def fingerprint_of(records: RecordSet) -> str:
-    """Give a hash of all records in their order.
+    """Return a hash of all records in order.
 
-    A set with a text `fingerprint` of its own, as packed folders have, is believed: beside it the
-    number of records, the first and the last one count. Of a set that is no list and whose records
-    bring the bytes of their pictures, `SPREAD_RECORDS` are looked at, since each one reads a
-    picture. One that cannot be read counts as such.
+    If a set has a string `fingerprint`, as packed folders do, that is hashed with the number of
+    records, the first and the last one. If records of a set that is not a list bring the bytes of
+    their images, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
     """
     out, count = Fingerprint(), len(records)
     out.add_fact(count)
@@ -141,14 +139,14 @@ def fingerprint_of(records: RecordSet) -> str:
 
 
 def _add_readable(out: Fingerprint, records: RecordSet, index: int) -> bool:
-    """Add a record, or that it cannot be read; returns whether it brings bytes of pictures."""
+    """Add a record, or that it cannot be read; return whether it has image bytes."""
     try:
         record = records[index]
     except (OSError, ValueError):
-        # What passes do about it is for `on_error` to say.
+        # `on_error` decides about it when the loader reads it.
         out.add_fact("unreadable")
         return False
     out.add(record)
-    if isinstance(record.images, StoredPictures):
+    if isinstance(record.images, LazyImages):
         return False
     return any(isinstance(image, bytes) for image in record.images)

@@ -1,4 +1,4 @@
-"""Pictures that a user hands in -> arrays."""
+"""Load an image from a path, bytes, PIL or an array."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.data.arguments import check_arguments
+from fiber.data.loader_config import check_arguments
 
 
 def load_image(picture: Any, *, background: Sequence[int] | None = None) -> np.ndarray:
-    """Read a picture as a uint8 array (H, W, 3), red first.
+    """Load an image as a uint8 array (H, W, 3), RGB.
 
     Args:
-        picture: A path, the bytes of a file, a PIL image or a uint8 array (H, W, 3).
-        background: Red, green and blue from 0 to 255 that a transparent file is laid over; None
-            drops alpha, as by Pillow's `convert("RGB")`.
+        picture: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
+        background: RGB color, 0 to 255, that a transparent file is composited on; None drops alpha,
+            as Pillow's `convert("RGB")` does.
 
     Raises:
-        FileNotFoundError: if there is no such file, with its name.
-        DecodeError: if the bytes are no picture that can be read, with the file's name.
+        FileNotFoundError: if the file does not exist.
+        DecodeError: if the image cannot be decoded, with the file's name.
         ValueError: for an array of another shape or dtype, with both.
-        TypeError: for anything else, and another background.
+        TypeError: for any other type, or an invalid background.
     """
     check_arguments(background=background)
     over = None if background is None else (background[0], background[1], background[2])

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from fiber import _core
 from fiber.data.record import StoredImage
 
-#: Status of a picture that was decoded, or why it could not be.
+#: Decoding status of an image.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
-#: Endings of what is decoded.
+#: Extensions of the formats that can be decoded.
 DECODED = ("jpg", "png", "webp", "gif", "bmp", "tif")
 
-# Endings of formats by the bytes that a file begins with.
-_BEGINNINGS = (
+# Magic numbers and extensions of formats.
+_MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
     (b"GIF87a", "gif"),
@@ -23,65 +23,62 @@ _BEGINNINGS = (
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
 )
-
-
+# Brands of ISO media files.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
-
-
-#: Endings of files that a folder of pictures is searched for; what they hold is told by content.
+#: Extensions of image files in a folder. The format is detected by content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class CheckedPicture(NamedTuple):
-    """What became of decoding a picture."""
+class CheckedImage(NamedTuple):
+    """Result of decoding an image."""
 
     #: One of `STATUSES`.
     status: str
-    #: Why it is not "ok", in words.
+    #: Why it is not "ok".
     reason: str = ""
-    #: (height, width) in pixels, where it is "ok".
+    #: (height, width) in pixels if "ok".
     size: tuple[int, int] | None = None
 
 
-def ending_of(data: bytes) -> str:
-    """Tell the usual ending of a picture's file by its first bytes; "bin" for what is unknown."""
+def extension_of(data: bytes) -> str:
+    """Detect the format by its magic number; return its extension, or "bin" if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12], "bin")
-    return next((end for begins, end in _BEGINNINGS if data.startswith(begins)), "bin")
+    return next((end for magic, end in _MAGIC if data.startswith(magic)), "bin")
 
 
-def check_picture(stored: StoredImage) -> CheckedPicture:
-    """Decode a picture and say what became of it, in the loader's words.
+def check_image(stored: StoredImage) -> CheckedImage:
+    """Decode an image and return the status that the loader would report.
 
-    "truncated" is what the decoder of JPEGs fills in: part of it is missing or damaged. The loader
-    takes such pictures where `accept_truncated` says so.
+    "truncated" is a JPEG with missing or damaged data, which the loader accepts with
+    `accept_truncated`.
     """
     try:
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
     except FileNotFoundError:
-        return CheckedPicture("missing", "does not exist")
+        return CheckedImage("missing", "does not exist")
     except OSError as problem:
-        return CheckedPicture("missing", f"cannot be read: {problem.strerror or problem}")
-    ending = ending_of(data)
+        return CheckedImage("missing", f"cannot be read: {problem.strerror or problem}")
+    extension = extension_of(data)
     try:
-        if ending == "jpg":
-            picture, filled = _core.decode_jpeg(data)
+        if extension == "jpg":
+            image, filled = _core.decode_jpeg(data)
             if filled is not None:
-                return CheckedPicture("truncated", filled)
+                return CheckedImage("truncated", filled)
         else:
-            picture = _core.decode_image(data)
+            image = _core.decode_image(data)
     except _core.DecodeError as problem:
-        cut = "; the end of the file is missing" if _lacks_end(data, ending) else ""
-        return CheckedPicture(problem.status, f"{problem}{cut}")
-    return CheckedPicture("ok", "", picture.shape[:2])  # type: ignore[arg-type]
+        cut = "; the end of the file is missing" if _lacks_end(data, extension) else ""
+        return CheckedImage(problem.status, f"{problem}{cut}")
+    return CheckedImage("ok", "", image.shape[:2])  # type: ignore[arg-type]
 
 
-def _lacks_end(data: bytes, ending: str) -> bool:
-    """Whether the mark at the end of a picture's file is not there."""
-    if ending == "jpg":
+def _lacks_end(data: bytes, extension: str) -> bool:
+    """Return whether the end marker of a file is missing."""
+    if extension == "jpg":
         return b"\xff\xd9" not in data[-4096:]
-    if ending == "png":
+    if extension == "png":
         return b"IEND" not in data[-64:]
-    return ending == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return extension == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)

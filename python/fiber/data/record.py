@@ -1,11 +1,12 @@
-"""Records: what a data set holds, before anything is decoded.
+"""Records: samples of a data set before anything is decoded.
 
-A data set is any map-style collection of `Record` (it has `__len__` and `__getitem__`): a list will
-do.
+A data set is any map-style collection of `Record` (`__len__` and `__getitem__`), such as a list.
 """
 
 from __future__ import annotations
 
+import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -14,32 +15,27 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
 
-#: A picture as it is stored: the path of a file or the bytes of one.
-StoredImage = str | PathLike[str] | bytes
+AnyPath = str | PathLike[str]
+#: An undecoded image: path of a file, or its content.
+StoredImage = AnyPath | bytes
 
 
-class StoredPictures(Sequence[StoredImage]):
-    """Pictures of a record that are read each time that they are looked at, and not before.
+class LazyImages(Sequence[StoredImage]):
+    """Images of a record that are read on access, so that texts can be read without them.
 
-    So the texts of a set can be gone through without reading a picture. Two are equal if they are
-    read by the same function from the same places.
+    Two are equal if they use the same function and the same locations.
 
     Args:
-        read: gives the picture of a place; several threads may call it at once.
-        places: of each picture.
+        read: returns the image at a location; must be thread-safe.
+        locations: one for each image.
     """
 
-    def __init__(self, read: Callable[[Any], StoredImage], places: tuple[Hashable, ...]) -> None:
+    def __init__(self, read: Callable[[Any], StoredImage], locations: tuple[Hashable, ...]) -> None:
         self._read = read
-        self._places = places
-
-    @property
-    def places(self) -> tuple[Hashable, ...]:
-        """Where each picture is read."""
-        return self._places
+        self.locations = locations
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.locations)
 
     @overload
     def __getitem__(self, index: int) -> StoredImage: ...
@@ -49,88 +45,91 @@ class StoredPictures(Sequence[StoredImage]):
 
     def __getitem__(self, index: int | slice) -> StoredImage | Sequence[StoredImage]:
         if isinstance(index, slice):
-            return StoredPictures(self._read, self._places[index])
-        return self._read(self._places[index])
+            return LazyImages(self._read, self.locations[index])
+        return self._read(self.locations[index])
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StoredPictures):
+        if not isinstance(other, LazyImages):
             return NotImplemented
-        return self._places == other._places and self._read == other._read
+        return self.locations == other.locations and self._read == other._read
 
     def __hash__(self) -> int:
-        return hash((self._read, self._places))
+        return hash((self._read, self.locations))
 
     def __repr__(self) -> str:
-        return f"StoredPictures{self._places!r}"
+        return f"LazyImages{self.locations!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrueObjects:
-    """Every object of a picture as its annotation file has it, for metrics that count all of them.
+    """All annotated objects of an image, for metrics.
 
-    Boxes that training leaves out or clips (crowds, empty ones, those beyond the border) are here
-    as they were written.
+    Boxes that training drops or clips (crowds, empty boxes, boxes beyond the border) are included
+    unchanged.
     """
 
-    #: Half-open pixels of the stored picture.
+    #: Half-open, in pixels of the stored image.
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
-    #: For each box its place in `Record.labels`.
+    #: Index into `Record.labels` of each box.
     labels: tuple[int, ...] = ()
-    #: For each box the square pixels of the thing itself.
+    #: Area of each object in square pixels.
     areas: tuple[float, ...] = ()
-    #: For each box whether it stands for a crowd.
+    #: Whether each box is a crowd.
     crowd: tuple[bool, ...] = ()
-    #: Places in `Record.labels` of what was looked for and is not there; None: all that has no box.
+    #: Indices into `Record.labels` of classes verified to be absent; None: all without a box.
     absent: frozenset[int] | None = None
-    #: Places in `Record.labels` of what may have more than its boxes.
+    #: Indices into `Record.labels` of classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One picture (or two) with a text and what is known about them.
+    """One or two images with a text and their annotations.
 
-    Only `key`, `images` and `text` are always needed; a task says by name which other field it
-    misses.
+    Only `key`, `images` and `text` are always required; a task reports by name any other field that
+    it needs.
+
+    Raises:
+        TypeError, ValueError: for an invalid field, with the key.
     """
 
     #: Name of the record in messages and prediction files, unique in its data set.
     key: str
-    #: One picture; two for NLVR2-like statements (left, right).
-    images: tuple[StoredImage, ...] | StoredPictures
+    #: One image; two (left, right) for NLVR2-style statements.
+    images: tuple[StoredImage, ...] | LazyImages
     #: Caption, question, statement or prompt.
     text: str
-    #: Records with the same image_id show the same picture. Default: the key.
+    #: Equal for records that show the same image. Default: the key.
     image_id: str = ""
-    #: (height, width) in pixels that the annotation file gives the picture; None: it does not say.
+    #: (height, width) in pixels according to the annotations; None if not given.
     image_size: tuple[int, int] | None = None
-    #: Boxes (x0, y0, x1, y1) in pixels of the stored picture, half-open.
+    #: Boxes (x0, y0, x1, y1) in pixels of the stored image, half-open.
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     #: For each box, the spans of `text` that name it.
     char_spans: tuple[tuple[CharSpan, ...], ...] = ()
-    #: For each box, the index of its class or phrase; used by metrics only.
+    #: For each box, its index in `labels`; used by metrics only.
     box_labels: tuple[int, ...] = ()
-    #: Phrases or class names that `box_labels` counts through.
+    #: Phrases or class names.
     labels: tuple[str, ...] = ()
-    #: For each of `labels`, the spans of `text` that name it, whether it has a box or not.
+    #: For each label, the spans of `text` that name it, with or without boxes.
     label_spans: tuple[tuple[CharSpan, ...], ...] = ()
-    #: For each of `labels` its id in the annotation file, for result files.
+    #: For each label, its id in the annotation file, for result files.
     label_ids: tuple[int, ...] = ()
-    #: For each of `labels` what it is counted among: LVIS' "r", "c" and "f".
+    #: For each label, its group in metrics, such as "r", "c" and "f" of LVIS.
     label_groups: tuple[str, ...] = ()
-    #: What detections are measured by; None: `boxes_xyxy`.
+    #: Ground truth for detection metrics; None: `boxes_xyxy`.
     objects: TrueObjects | None = None
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
-    #: What each person answered, as written (VQAv2: ten people), for the two named accuracies.
+    #: Answer of each annotator, unchanged (VQAv2: ten), for the two published accuracies.
     human_answers: tuple[str, ...] = ()
-    #: Whether the text is true of the pictures (NLVR2), or which text is right (matching).
+    #: Whether the statement is true of the images (NLVR2), or image and text match.
     truth: bool | None = None
-    #: Group of the record for metrics: question type, kind of phrase and so on.
+    #: Group of the record in metrics, such as its question type.
     group: str = ""
 
     def __post_init__(self) -> None:
-        _check_pictures(self.key, self.images)
+        _check_images(self.key, self.images)
         for name in ("key", "text", "image_id"):
             if not isinstance(found := getattr(self, name), str):
                 raise TypeError(
@@ -169,60 +168,61 @@ class Record:
                 start, end = span
                 if not 0 <= start < end <= len(self.text):
                     raise ValueError(
-                        f"record {self.key!r}: span [{start}, {end}) is not inside its text of"
+                        f"record {self.key!r}: span [{start}, {end}) is outside its text of"
                         f" {len(self.text)} characters"
                     )
                 if not is_plain and (whole := whole_characters(self.text, (start, end))) != span:
                     raise ValueError(
-                        f"record {self.key!r}: span [{start}, {end}) begins or ends inside a"
-                        " character of several code points; expected"
+                        f"record {self.key!r}: span [{start}, {end}) splits a character of"
+                        " several code points; expected"
                         f" [{whole[0]}, {whole[1]}), {self.text[slice(*whole)]!r:.60}"
                     )
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
 
 
-def check_record(record: object, index: int) -> None:
-    """Refuse what is no record.
+def check_record(record: object, index: int) -> Record:
+    """Check that an item of a data set is a `Record`; return it.
 
     Args:
-        record: what a data set gave.
-        index: its place there, or in its batch.
+        record: the item.
+        index: its index in the data set or the batch, for messages.
 
     Raises:
-        TypeError: that names both.
+        TypeError: with the index and the type.
     """
     if not isinstance(record, Record):
         raise TypeError(
             f"record {index} is a {type(record).__name__}; expected fiber.data.Record, such as"
             " Record(key='1', images=('1.jpg',), text='a dog')"
         )
+    return record
 
 
-def _check_pictures(key: str, images: Any) -> None:
+def _check_images(key: str, images: Any) -> None:
     if isinstance(images, str | bytes):
         raise TypeError(
-            f"record {key!r}: images is one {type(images).__name__}; expected a tuple of pictures"
+            f"record {key!r}: images is one {type(images).__name__}; expected a tuple of images"
         )
     if not images:
-        raise ValueError(f"record {key!r} has no picture")
-    if isinstance(images, StoredPictures):
+        raise ValueError(f"record {key!r} has no image; expected 1 or more")
+    if isinstance(images, LazyImages):
         return
     for number, image in enumerate(images):
         if not isinstance(image, str | bytes | PathLike):
             raise TypeError(
-                f"record {key!r}: picture {number} is of type {type(image).__name__}; expected the"
-                " path of a file, or its bytes"
+                f"record {key!r}: image {number} is of type {type(image).__name__}; expected a"
+                " path or bytes"
             )
 
 
 def _check_characters(key: str, text: str) -> None:
-    """Refuse halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    """Check for lone surrogates, which JSON can contain but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"record {key!r}: its text has half a surrogate pair, {text[error.start]!r}, at"
+            f"record {key!r}: its text has the lone surrogate {text[error.start]!r}, at"
             f" {error.start}; expected whole characters"
         ) from None
 
@@ -238,31 +238,26 @@ class RecordSet(Protocol):
 
 @runtime_checkable
 class EpochRecords(RecordSet, Protocol):
-    """Records some of which differ from epoch to epoch, such as prompts that are drawn anew."""
+    """Records that may change every epoch, such as sampled prompts."""
 
     def in_epoch(self, epoch: int, index: int, /) -> Record:
-        """Give a record as an epoch, counted from 0, has it."""
+        """Return a record as of an epoch, counted from 0."""
         ...
 
 
 def record_in_epoch(records: RecordSet, epoch: int, index: int) -> Record:
-    """Give a record as an epoch has it; most sets have the same ones in all."""
+    """Return a record as of an epoch; most sets are the same in all epochs."""
     if isinstance(records, EpochRecords):
         return records.in_epoch(epoch, index)
     return records[index]
 
 
-class ConcatRecords(Sequence[Record]):
-    """Several record sets, one after the other."""
+class RecordSequence(Sequence[Record], ABC):
+    """Base class of record sets: negative indices, slices and bounds checks."""
 
-    def __init__(self, parts: Sequence[RecordSet]) -> None:
-        self.parts = list(parts)
-        self._starts = [0]
-        for part in self.parts:
-            self._starts.append(self._starts[-1] + len(part))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
+    @abstractmethod
+    def _record(self, index: int) -> Record:
+        """Return the record of an index in [0, len)."""
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -273,18 +268,38 @@ class ConcatRecords(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self._record(self._wrap(index))
+
+    def _wrap(self, index: int) -> int:
+        """Map a negative index to [0, len); raise IndexError if it is out of bounds."""
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"record {index} of {count}")
+        return operator.index(index) % count
+
+
+class ConcatRecords(RecordSequence):
+    """Concatenation of record sets."""
+
+    def __init__(self, parts: Sequence[RecordSet]) -> None:
+        self.parts = list(parts)
+        self._starts = [0]
+        for part in self.parts:
+            self._starts.append(self._starts[-1] + len(part))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _record(self, index: int) -> Record:
         part, place = self._find(index)
         return self.parts[part][place]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Give a record as an epoch has it."""
-        part, place = self._find(index)
+        """Return a record as of an epoch."""
+        part, place = self._find(self._wrap(index))
         return record_in_epoch(self.parts[part], epoch, place)
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Give the part that holds a record, and its place there."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
+        """Return the part that contains a record, and the index in it."""
         part = next(i for i, start in enumerate(self._starts[1:]) if index < start)
         return part, index - self._starts[part]

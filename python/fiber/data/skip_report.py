@@ -1,4 +1,4 @@
-"""What readers left out of records or changed, and what else they have to say, in words."""
+"""Summaries of skipped and modified samples, and warnings at the user's line of code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
@@ -17,14 +17,12 @@ _NOUN = re.compile(r"\b\w+s\b")
 _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
-def left_out_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
-    """Say what was left out, a line for each kind: "3 empty captions were left out ...".
-
-    What else readers noted comes before.
+def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
+    """Return the notes of readers, then "3 empty captions were skipped or changed", one per kind.
 
     Args:
-        records: of any readers.
-        while_reading: what is counted as records are read one by one, in place of the rest.
+        records: from any readers.
+        while_reading: only sets that count while their records are read, instead of the others.
     """
     parts = [
         part
@@ -32,20 +30,28 @@ def left_out_lines(records: RecordSet, *, while_reading: bool = False) -> list[s
         if getattr(part, "counts_while_reading", False) == while_reading
     ]
     return [note for part in parts for note in getattr(part, "notes", ())] + [
-        f"{counted(count, what)} {'was' if count == 1 else 'were'} left out or changed"
-        for what, count in left_out(ConcatRecords(parts)).items()
+        f"{counted(count, what)} {'was' if count == 1 else 'were'} skipped or changed"
+        for what, count in skip_counts(ConcatRecords(parts)).items()
     ]
 
 
+def skip_counts(records: RecordSet) -> dict[str, int]:
+    """Return how many entries readers skipped or changed, by kind: {"empty captions": 3}."""
+    counts: Counter[str] = Counter()
+    for part in _parts(records):
+        counts.update(getattr(part, "counts", {}))
+    return dict(counts)
+
+
 def classes_of(records: RecordSet) -> tuple[str, ...]:
-    """Return the names of the classes that files of boxes list, each once; () if there are none."""
+    """Return the different class names of box annotations; () if there are none."""
     found = (name for part in _parts(records) for name in getattr(part, "classes", ()))
     return tuple(dict.fromkeys(found))
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """List what records were joined of, as their readers gave them."""
-    if isinstance(records, DrawnPrompts):
+    """Return the record sets of the readers that `records` is made of."""
+    if isinstance(records, SampledPrompts):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
         return [records]
@@ -53,12 +59,11 @@ def _parts(records: RecordSet) -> list[RecordSet]:
 
 
 def counted(count: int, what: str) -> str:
-    """Put a number before what is counted: 1, "pictures that are missing" -> "1 picture that is
-    missing".
+    """Return a count with its noun: 1, "boxes that are cut" -> "1 box that is cut".
 
     Args:
-        count: how many.
-        what: they are: a plural, whose first word that ends in "s" is the noun.
+        count: number of things.
+        what: a plural, whose first word that ends in "s" is the noun.
     """
     if count == 1:
         what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)
@@ -66,18 +71,10 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}"
 
 
-def left_out(records: RecordSet) -> dict[str, int]:
-    """Count what readers left out of some records, or changed: {"empty captions": 3}."""
-    counts: Counter[str] = Counter()
-    for part in _parts(records):
-        counts.update(getattr(part, "counts", {}))
-    return dict(counts)
-
-
 def warn_user(message: str) -> None:
-    """Give a RuntimeWarning at the innermost line outside this package.
+    """Issue a RuntimeWarning at the innermost stack frame outside this package.
 
-    Where all is inside (`python -m fiber`), the outermost one counts.
+    If all frames are inside (`python -m fiber`), at the outermost one.
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:

@@ -1,17 +1,16 @@
-"""Readers of annotation files, one function a kind of data; each returns a list of records.
+"""Readers of annotation files, one function per task; each returns a list of records.
 
-They read the folders that `fiber data` writes and the original data sets alike. For a folder of
-`fiber data`, `(folder, split)` is enough; for an original data set, name the file and the folder of
-its images:
+They read the folders that `fiber data` writes and the original data sets. For the former,
+`(folder, split)` suffices; for an original data set, name the file and the image folder:
 
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
 
-`fiber.data.open_source` picks the reader by the file names.
+`fiber.data.open_source` chooses the reader by the file names.
 
-Unknown keys are ignored. A missing key, a file of another format and a box outside its image are
-errors that name the file, the entry and the key. Images are not opened here. `image_id` is the path
-of the image, so records of different files that show the same image share it. A key is
+Unknown keys are ignored. A missing key, a file of another format and a box outside its image raise
+errors with the file, the entry and the key. Images are not opened. `image_id` is the path of the
+image, so that records of different files with the same image share it. Record keys are
 "<file name>/<id of the entry>".
 """
 

@@ -1,4 +1,4 @@
-"""Counting texts of which a model reads less than it was given: no word, or the beginning alone."""
+"""Find texts that a model cannot read in full: empty ones, and ones that are truncated."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 from fiber.data import Tokenizer
 from fiber.data.record import Record, RecordSet, record_in_epoch
 
-#: The largest id of the special tokens that a model's tokenizer begins with; <mask> has the last.
+#: Largest id of the special tokens at the start of a vocabulary; <mask> is its last token.
 LAST_SPECIAL_ID = 3
 
 
 def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
-    """Whether a text holds anything but special tokens, written in it or added to it."""
+    """Return whether a text has any token that is not special."""
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 
-class NotedLengths:
-    """Records as they are; those whose text a model's length will cut are noted when they are read.
+class LengthTracker:
+    """Record set that notes which of its texts will be truncated, as records are read.
 
-    A text that fits exactly looks like one that was cut once it is in a batch.
+    In a batch, a text of exactly `max_tokens` looks like a truncated one.
 
     Args:
-        records: whose texts a model is to read.
+        records: the record set; returned unchanged.
         tokenizer: of the model.
-        max_tokens: longest text of the model.
+        max_tokens: maximum text length of the model.
 
     Attributes:
-        longer: keys of the records read so far whose text, as it is written, is longer.
+        longer: keys of the records read so far whose text is too long.
     """
 
     def __init__(self, records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -40,70 +40,68 @@ class NotedLengths:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        return self._noted(self.records[index])
+        return self._note(self.records[index])
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Give a record as an epoch has it."""
-        return self._noted(record_in_epoch(self.records, epoch, index))
+        """Return a record as of an epoch."""
+        return self._note(record_in_epoch(self.records, epoch, index))
 
-    def _noted(self, record: Record) -> Record:
+    def _note(self, record: Record) -> Record:
         if is_longer(record.text, self.tokenizer, self.max_tokens):
             self.longer.add(record.key)
         return record
 
 
 def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
-    """Whether a text has more tokens than a model reads, <s> and </s> included."""
-    # A token is a byte or more, so most texts need not be split to be known to fit.
+    """Return whether a text has more than `max_tokens` tokens, <s> and </s> included."""
+    # A token has at least one byte, so most texts need not be tokenized.
     if len(text.encode()) + 2 <= max_tokens:
         return False
     return len(tokenizer.encode(text, max_tokens=max_tokens + 1)[0]) > max_tokens
 
 
 class TextCounts:
-    """Counts over the batches of a task.
+    """Counts of empty and truncated texts over the batches of a task.
 
     Args:
         mask_id: id of <mask>.
-        records: those that the batches are made of.
+        records: records of the batches.
     """
 
-    def __init__(self, mask_id: int, records: NotedLengths) -> None:
+    def __init__(self, mask_id: int, records: LengthTracker) -> None:
         self.mask_id, self.records = mask_id, records
-        self.read = self.wordless = self.cut = 0
+        self.read = self.wordless = self.truncated = 0
 
     def add(self, keys: Sequence[str], token_ids: Tensor, text_mask: Tensor) -> None:
         """Count a batch: B keys, (B, L) int64 ids and (B, L) bool, True = real token."""
         words = text_mask & (token_ids > LAST_SPECIAL_ID) & (token_ids < self.mask_id)
         self.read += len(token_ids)
         self.wordless += int((~words.any(1)).sum())
-        self.cut += sum(key in self.records.longer for key in keys)
+        self.truncated += sum(key in self.records.longer for key in keys)
 
     def lines(self) -> list[str]:
-        """Say what was met, one line for each kind."""
+        """Return a line for each nonzero count."""
         lines = []
         if self.wordless:
+            lines.append(f"{self.wordless} of {self.read} texts had no words; they were used as is")
+        if self.truncated:
             lines.append(
-                f"{self.wordless} of {self.read} texts had no words; they were taken as they are"
-            )
-        if self.cut:
-            lines.append(
-                f"{self.cut} of {self.read} texts were longer than the"
-                f" {self.records.max_tokens} tokens of model.max_tokens and were cut"
+                f"{self.truncated} of {self.read} texts were longer than the"
+                f" {self.records.max_tokens} tokens of model.max_tokens and were truncated"
             )
         return lines
 
 
-def odd_texts(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Look at every text of a set once.
+def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
+    """Tokenize every text of a set once and describe what a model cannot read.
 
     Args:
-        records: whose texts a model is to read.
+        records: the record set.
         tokenizer: of the model.
-        max_tokens: longest text of the model.
+        max_tokens: maximum text length of the model.
 
     Returns:
-        In words, one line for each kind: how many have no words, how many are too long.
+        A line with the number of texts without words and one with that of long texts, if any.
     """
     wordless = longer = 0
     for index in range(len(records)):
@@ -112,12 +110,10 @@ def odd_texts(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list
         wordless += not has_words(ids, tokenizer.vocab_size - 1)
     lines = []
     if wordless:
-        lines.append(
-            f"{wordless} of {len(records)} texts have no words; they are taken as they are"
-        )
+        lines.append(f"{wordless} of {len(records)} texts have no words; they are used as is")
     if longer:
         lines.append(
             f"{longer} of {len(records)} texts are longer than the model's {max_tokens} tokens;"
-            " their beginning is read"
+            " they are truncated"
         )
     return lines

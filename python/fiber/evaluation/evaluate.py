@@ -18,7 +18,7 @@ from fiber.checkpoints.provenance import seen_before
 from fiber.config import FiberConfig
 from fiber.data.datasets.resolve import Data
 from fiber.data.record import RecordSet
-from fiber.data.text_lengths import odd_texts
+from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.evaluation.context import EvalContext, EvalModel
 from fiber.evaluation.odinw import evaluate_odinw
@@ -138,6 +138,6 @@ def _warn_about_data(
     # No model reads the reference captions, and the reader reports prompts that do not fit.
     if head not in ("caption", "grounding"):
         max_tokens = context.network.config.max_tokens
-        lines += odd_texts(records, context.tokenizer, max_tokens)
+        lines += text_warnings(records, context.tokenizer, max_tokens)
     for line in filter(None, lines):
         warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)

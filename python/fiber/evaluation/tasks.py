@@ -20,7 +20,7 @@ from fiber.config_io import nearest
 from fiber.data import sources
 from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
 from fiber.data.record import Record, RecordSet
-from fiber.data.skip_report import left_out_lines
+from fiber.data.skip_report import skip_lines
 from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import EvalContext, EvalFunction, EvalResult
 
@@ -119,7 +119,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
             records: RecordSet = open_source(reader.__name__, path, split, **options)
         except ValueError as problem:
             raise ValueError(f"task {task!r}: {problem}") from None
-        for line in left_out_lines(records):
+        for line in skip_lines(records):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
         if task not in data:

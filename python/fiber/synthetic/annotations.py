@@ -1,7 +1,7 @@
-"""What a generated picture is annotated with, and how that is written to files.
+"""Annotations of a generated image, and the files that they are written to.
 
-The files have the formats of public data sets (COCO, Flickr30k Entities and RefCOCO as MDETR wrote
-them, VQAv2, NLVR2, Winoground), so that `fiber.data.sources` reads ours and theirs alike.
+The files have the formats of public data sets (COCO, Flickr30k Entities and RefCOCO in MDETR's
+format, VQAv2, NLVR2, Winoground), so that `fiber.data.sources` reads both.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_file import FILES
 
-#: Annotators of a VQAv2 question.
+#: Number of annotators of a VQAv2 question.
 NUM_ANSWERS = 10
-# Ids are a multiple of the picture's id, so that they do not depend on other pictures.
-_PER_PICTURE = 100
+# Ids are multiples of the image id, so that they do not depend on other images.
+_PER_IMAGE = 100
 
 
 class Phrased(NamedTuple):
-    """A text whose phrases name things in a picture."""
+    """A text with phrases that name things in an image."""
 
     text: str
-    #: Half-open range of characters of each phrase.
+    #: Half-open span of code points of each phrase.
     spans: tuple[CharSpan, ...]
     #: For each phrase, the indices of the things that it names.
     things: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class Phrased(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question with its one right answer."""
+    """A question with its answer."""
 
     text: str
     answer: str
@@ -41,22 +41,22 @@ class Question(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """A statement about two pictures."""
+    """A statement about two images."""
 
     text: str
     truth: bool
     group: str
-    #: The left and the right picture of another pair, of which the opposite is true. A statement
-    #: without one is not written: its words alone would tell its truth.
+    #: File names of another pair (left, right) with the opposite truth value. A statement without
+    #: one is not written: its words alone would determine its truth.
     opposite: tuple[str, str] | None = None
 
 
 @dataclass
-class Picture:
-    """One picture with everything that is said about it."""
+class AnnotatedImage:
+    """One image with all its annotations."""
 
     image_id: int
-    #: Path below the folder of pictures, with forward slashes.
+    #: Path relative to the folder of images, with forward slashes.
     file_name: str
     #: (height, width) in pixels.
     image_size: tuple[int, int]
@@ -65,18 +65,24 @@ class Picture:
     #: Class id of each thing, from 1.
     category_ids: list[int]
     captions: list[Phrased] = field(default_factory=list)
-    #: Referring expressions; the first span names the one thing that is meant.
+    #: Referring expressions; the first span names the referent.
     expressions: list[Phrased] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
-    #: The picture that stands left of this one in `statements` and first in `swapped_captions`.
+    #: The left image in `statements` and the first one in `swapped_captions`.
     partner: str = ""
     statements: list[Statement] = field(default_factory=list)
-    #: (caption of the partner, caption of this picture, group), or None.
+    #: (caption of the partner, caption of this image, group), or None.
     swapped_captions: tuple[str, str, str] | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, for training a tokenizer."""
+        entries = [*self.captions, *self.expressions, *self.questions, *self.statements]
+        return [entry.text for entry in entries]
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text; a piece with indices of things becomes a phrase."""
+    """Join pieces of text; a piece with indices of things is a phrase."""
     text = ""
     spans, things = [], []
     for piece in pieces:
@@ -89,54 +95,54 @@ def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str 
     return Phrased(text, tuple(spans), tuple(things), group)
 
 
-def encode(pictures: Iterable[Picture], split: str) -> dict[str, list[str]]:
-    """Write the annotations of some pictures as JSON objects.
+def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]:
+    """Encode the annotations of some images as JSON objects.
 
     Returns:
         For each list of each file, such as "captions.annotations", its JSON objects in order.
     """
     out: dict[str, list[dict[str, Any]]] = {section: [] for section in _SECTIONS}
-    for picture in pictures:
-        height, width = picture.image_size
-        image = {
-            "id": picture.image_id,
-            "file_name": picture.file_name,
+    for image in images:
+        height, width = image.image_size
+        entry = {
+            "id": image.image_id,
+            "file_name": image.file_name,
             "height": height,
             "width": width,
         }
-        first_id = picture.image_id * _PER_PICTURE
-        out["captions.images"].append(image)
-        out["detection.images"].append(image)
+        first_id = image.image_id * _PER_IMAGE
+        out["captions.images"].append(entry)
+        out["detection.images"].append(entry)
         for number, (box, category) in enumerate(
-            zip(picture.boxes_xyxy, picture.category_ids, strict=True)
+            zip(image.boxes_xyxy, image.category_ids, strict=True)
         ):
             out["detection.annotations"].append(
-                _box_entry(first_id + number, picture.image_id, box, category)
+                _box_entry(first_id + number, image.image_id, box, category)
             )
-        for number, caption in enumerate(picture.captions):
+        for number, caption in enumerate(image.captions):
             out["captions.annotations"].append(
                 {
                     "id": first_id + number,
-                    "image_id": picture.image_id,
+                    "image_id": image.image_id,
                     "caption": caption.text,
                     "group": caption.group,
                 }
             )
-            _add_phrased(out, "phrases", picture, image, number, caption, len(caption.spans))
-        for number, expression in enumerate(picture.expressions):
-            _add_phrased(out, "referring", picture, image, number, expression, 1)
-        for number, question in enumerate(picture.questions):
-            _add_question(out, picture, first_id + number, question)
-        identifier = f"{split}-{picture.image_id // 2}"
-        for number, statement in enumerate(picture.statements):
+            _add_phrased(out, "phrases", image, entry, number, caption, len(caption.spans))
+        for number, expression in enumerate(image.expressions):
+            _add_phrased(out, "referring", image, entry, number, expression, 1)
+        for number, question in enumerate(image.questions):
+            _add_question(out, image, first_id + number, question)
+        identifier = f"{split}-{image.image_id // 2}"
+        for number, statement in enumerate(image.statements):
             if statement.opposite is None:
                 continue
-            own = (picture.partner, picture.file_name)
+            own = (image.partner, image.file_name)
             pairs = ((own, statement.truth), (statement.opposite, not statement.truth))
             for pair, ((left, right), truth) in enumerate(pairs):
                 out["reasoning"].append(
                     {
-                        # As in NLVR2: split, set, pair of pictures, sentence.
+                        # As in NLVR2: split, set, pair of images, sentence.
                         "identifier": f"{identifier}-{pair}-{number}",
                         "left_image": left,
                         "right_image": right,
@@ -145,13 +151,13 @@ def encode(pictures: Iterable[Picture], split: str) -> dict[str, list[str]]:
                         "group": statement.group,
                     }
                 )
-        if picture.swapped_captions is not None:
-            caption_0, caption_1, group = picture.swapped_captions
+        if image.swapped_captions is not None:
+            caption_0, caption_1, group = image.swapped_captions
             out["swapped"].append(
                 {
-                    "id": picture.image_id // 2,
-                    "image_0": picture.partner,
-                    "image_1": picture.file_name,
+                    "id": image.image_id // 2,
+                    "image_0": image.partner,
+                    "image_1": image.file_name,
                     "caption_0": caption_0,
                     "caption_1": caption_1,
                     "tag": group,
@@ -193,22 +199,22 @@ def _box_entry(
 def _add_phrased(
     out: dict[str, list[dict[str, Any]]],
     kind: str,
-    picture: Picture,
-    image: dict[str, Any],
+    image: AnnotatedImage,
+    image_entry: dict[str, Any],
     number: int,
     phrased: Phrased,
     num_phrases: int,
 ) -> None:
-    """Add one image entry for a text, and one annotation for each (phrase, thing)."""
-    text_id = picture.image_id * _PER_PICTURE + number
+    """Add an image entry for a text, and an annotation for each (phrase, thing)."""
+    text_id = image.image_id * _PER_IMAGE + number
     spans = [[list(span)] for span in phrased.spans[:num_phrases]]
     out[f"{kind}.images"].append(
         {
-            **image,
+            **image_entry,
             "id": text_id,
             "caption": phrased.text,
             "tokens_positive_eval": spans,
-            "original_img_id": picture.image_id,
+            "original_img_id": image.image_id,
             "sentence_id": number,
             "group": phrased.group,
         }
@@ -216,28 +222,31 @@ def _add_phrased(
     box_number = 0
     for span, things in zip(spans, phrased.things, strict=False):
         for thing in things:
-            box = picture.boxes_xyxy[thing]
-            entry = _box_entry(text_id * _PER_PICTURE + box_number, text_id, box, 1)
+            box = image.boxes_xyxy[thing]
+            entry = _box_entry(text_id * _PER_IMAGE + box_number, text_id, box, 1)
             entry["tokens_positive"] = span
             out[f"{kind}.annotations"].append(entry)
             box_number += 1
 
 
 def _add_question(
-    out: dict[str, list[dict[str, Any]]], picture: Picture, question_id: int, question: Question
+    out: dict[str, list[dict[str, Any]]],
+    image: AnnotatedImage,
+    question_id: int,
+    question: Question,
 ) -> None:
     out["questions.questions"].append(
         {
             "question_id": question_id,
-            "image_id": picture.image_id,
-            "image": picture.file_name,
+            "image_id": image.image_id,
+            "image": image.file_name,
             "question": question.text,
         }
     )
     out["answers.annotations"].append(
         {
             "question_id": question_id,
-            "image_id": picture.image_id,
+            "image_id": image.image_id,
             "question_type": question.group,
             "answer_type": "yes/no" if question.answer in ("yes", "no") else "other",
             "multiple_choice_answer": question.answer,
@@ -254,11 +263,11 @@ def write_split(
     """Write the annotation files of one split.
 
     Args:
-        folder: where.
-        split: its name, which becomes a part of the files' names.
-        sections: the JSON objects of `encode`, of all pictures in order.
+        folder: data folder.
+        split: name of the split, part of the file names.
+        sections: the JSON objects of `encode` for all images, in order.
         class_names: names of the classes 1, 2, ...
-        info: one line on where the data come from.
+        info: origin of the data, one line.
     """
     head = {"info": {"description": info}}
     classes = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]

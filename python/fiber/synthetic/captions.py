@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from fiber.data.rng import Draws
+from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Phrased, join_pieces
 from fiber.synthetic.scene_graph import Thing, World, relation
 
-#: Kinds of words in the order in which a phrase says them.
+#: Kinds of words in the order of a phrase.
 WORD_KINDS = ("size", "material", "color", "noun")
-#: Stands where a description has no noun.
+#: Replaces the noun in descriptions without one.
 ANY_NOUN = "object"
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Nouns whose first sound is not what their first letter says.
+# Nouns whose first letter does not determine the article.
 _A_BEFORE_VOWEL = ("uni", "us ", "uku", "eu", "ewe", "one")
 _AN_BEFORE_CONSONANT = ("hour", "x-ray")
 _PLURAL_ENDINGS = {
@@ -50,7 +50,7 @@ Description = tuple[str, ...]
 
 
 def with_article(phrase: str) -> str:
-    """Return "a phrase" or "an phrase", as the first sound asks."""
+    """Return "a phrase" or "an phrase", depending on the first sound."""
     if phrase.startswith(_AN_BEFORE_CONSONANT):
         return f"an {phrase}"
     vowel = phrase[0].lower() in "aeiou" and not phrase.startswith(_A_BEFORE_VOWEL)
@@ -75,12 +75,12 @@ def describe(thing: Thing, description: Description) -> str:
 
 
 def fits(thing: Thing, other: Thing, description: Description) -> bool:
-    """Whether the description of `other` fits `thing` too."""
+    """Return whether the description of `other` also fits `thing`."""
     return all(getattr(thing, kind) == getattr(other, kind) for kind in description)
 
 
 def word_kinds(world: World) -> Description:
-    """Return the kinds of words that things of this world have."""
+    """Return the kinds of words that things of a world have."""
     words = (world.sizes, world.materials, world.colors, world.nouns)
     return tuple(k for k, values in zip(WORD_KINDS, words, strict=True) if len(values) > 1)
 
@@ -88,13 +88,13 @@ def word_kinds(world: World) -> Description:
 def minimal_descriptions(
     things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
 ) -> list[Description]:
-    """Return every description that fits one thing only and can leave none of the kinds out.
+    """Return every minimal description that fits the target only.
 
     Args:
-        things: all things of the picture.
+        things: all things of the image.
         target: one of them.
-        kinds: what may be used.
-        always: what is used in any case; without it a description has at least one of the kinds.
+        kinds: kinds of words that may be used.
+        always: kinds that are always used; without them a description has at least one of `kinds`.
     """
     found: list[Description] = []
     for description in _descriptions(kinds, always, shortest=0 if always else 1):
@@ -106,7 +106,7 @@ def minimal_descriptions(
 
 
 def _descriptions(kinds: Description, always: Description, shortest: int) -> list[Description]:
-    """Return all choices of the kinds, short ones first, each with what is always used."""
+    """Return all subsets of the kinds, short ones first, each with `always`."""
     return [
         (*chosen, *always)
         for length in range(shortest, len(kinds) + 1)
@@ -114,25 +114,25 @@ def _descriptions(kinds: Description, always: Description, shortest: int) -> lis
     ]
 
 
-def captions(world: World, things: Sequence[Thing], draws: Draws, novel: bool) -> list[Phrased]:
-    """Return one caption that names all things and, where one is true, one with a relation."""
-    out = [_list_caption(world, things, draws)]
-    related = _relation_caption(world, things, draws, novel)
+def captions(world: World, things: Sequence[Thing], rng: Rng, novel: bool) -> list[Phrased]:
+    """Return a caption that names all things and, if one is true, one with a relation."""
+    out = [_list_caption(world, things, rng)]
+    related = _relation_caption(world, things, rng, novel)
     if related is not None:
         out.append(related)
     return out
 
 
-def _adjectives(world: World, draws: Draws, probability: float) -> Description:
-    """Draw which of size and material a phrase says; at most one of them."""
+def _adjectives(world: World, rng: Rng, probability: float) -> Description:
+    """Sample whether a phrase has the size or the material; at most one of them."""
     kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
-    return (draws.choice(kinds),) if kinds and draws.coin(probability) else ()
+    return (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
 
 
-def _list_caption(world: World, things: Sequence[Thing], draws: Draws) -> Phrased:
-    """Name all things in random order; those with the same colour and noun in one phrase."""
+def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
+    """Name all things in random order; those with the same color and noun in one phrase."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for index in draws.shuffled(range(len(things))):
+    for index in rng.shuffled(range(len(things))):
         groups.setdefault(things[index].pair, []).append(index)
     pieces: list[str | tuple[str, tuple[int, ...]]] = []
     for number, ((color, noun), indices) in enumerate(groups.items()):
@@ -142,21 +142,21 @@ def _list_caption(world: World, things: Sequence[Thing], draws: Draws) -> Phrase
             words = f"{_NUMBERS[len(indices)]} {color} {plural(noun)}"
             pieces.append((" ".join(words.split()), tuple(sorted(indices))))
         else:
-            extra = _adjectives(world, draws, 0.5 if len(groups) < 3 else 0.3)
+            extra = _adjectives(world, rng, 0.5 if len(groups) < 3 else 0.3)
             words = describe(things[indices[0]], _with_pair(world, extra))
             pieces.append((with_article(words), (indices[0],)))
     return join_pieces(pieces, "list")
 
 
 def _with_pair(world: World, extra: Description) -> Description:
-    """Return a description with colour (where there is one) and noun."""
+    """Return a description with color (if the world has any) and noun."""
     return (*extra, "color", "noun") if len(world.colors) > 1 else (*extra, "noun")
 
 
 def _relation_caption(
-    world: World, things: Sequence[Thing], draws: Draws, novel: bool
+    world: World, things: Sequence[Thing], rng: Rng, novel: bool
 ) -> Phrased | None:
-    """Say where one thing is as seen from another; their colours and nouns are in no third."""
+    """Relate two things whose color and noun no third thing has."""
     alone = [
         index
         for index, thing in enumerate(things)
@@ -172,15 +172,15 @@ def _relation_caption(
         options = [o for o in options if concerns_held_out(world, things[o[0]], o[1], things[o[2]])]
     if not options:
         return None
-    first, found, second = draws.choice(options)
+    first, found, second = rng.choice(options)
     pieces: list[str | tuple[str, tuple[int, ...]]] = []
     others = [index for index in alone if index not in (first, second)]
-    if others and draws.coin():
-        index = draws.choice(others)
-        words = describe(things[index], _with_pair(world, _adjectives(world, draws, 0.3)))
+    if others and rng.bernoulli():
+        index = rng.choice(others)
+        words = describe(things[index], _with_pair(world, _adjectives(world, rng, 0.3)))
         pieces += [(with_article(words), (index,)), ", and "]
     for index in (first, second):
-        words = describe(things[index], _with_pair(world, _adjectives(world, draws, 0.3)))
+        words = describe(things[index], _with_pair(world, _adjectives(world, rng, 0.3)))
         pieces.append((with_article(words), (index,)))
         if index == first:
             pieces.append(f" {found} ")
@@ -188,7 +188,7 @@ def _relation_caption(
 
 
 def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
-    """Whether a fact is held out, or one of its things."""
+    """Return whether a fact or one of its things is held out."""
     return (
         world.is_held_out(thing)
         or world.is_held_out(other)
@@ -197,9 +197,9 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 
 
 def expressions(
-    world: World, things: Sequence[Thing], draws: Draws, novel: bool, count: int = 2
+    world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions: texts that each mean one thing, with no adjective to spare.
+    """Return referring expressions: texts that each fit one thing, without redundant adjectives.
 
     Most name the thing ("the small star"), some do not ("the red object"). Their groups: "simple"
     (one word), "composed" (two or more), "relation" (to another thing). The first span of each is
@@ -210,14 +210,14 @@ def expressions(
     targets = [i for i, thing in enumerate(things) if not novel or world.is_held_out(thing)]
     out: list[Phrased] = []
     while targets and len(out) < count:
-        # The noun is often enough; things that need more are what a model has to learn.
+        # A noun often suffices; things that need more words are more instructive.
         nouns = [thing.noun for thing in things]
         weights = [1.0 if nouns.count(nouns[index]) == 1 else 4.0 for index in targets]
-        index = draws.weighted(targets, weights)
+        index = rng.weighted_choice(targets, weights)
         targets.remove(index)
-        named = draws.coin(0.7)
-        expression = _expression(world, things, index, draws, named) or _expression(
-            world, things, index, draws, not named
+        named = rng.bernoulli(0.7)
+        expression = _expression(world, things, index, rng, named) or _expression(
+            world, things, index, rng, not named
         )
         if expression is not None:
             out.append(expression)
@@ -225,18 +225,18 @@ def expressions(
 
 
 def _expression(
-    world: World, things: Sequence[Thing], index: int, draws: Draws, named: bool
+    world: World, things: Sequence[Thing], index: int, rng: Rng, named: bool
 ) -> Phrased | None:
     """Refer to one thing, by its noun if `named`."""
     adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
     always = ("noun",) if named or not adjectives else ()
     related = _related_expressions(things, index, adjectives, always)
-    if related and draws.coin():
-        return draws.choice(related)
+    if related and rng.bernoulli():
+        return rng.choice(related)
     options = minimal_descriptions(things, things[index], adjectives, always)
     if not options:
         return None
-    description = draws.weighted(options, [1.0 if len(d) == 1 else 4.0 for d in options])
+    description = rng.weighted_choice(options, [1.0 if len(d) == 1 else 4.0 for d in options])
     piece = (f"the {describe(things[index], description)}", (index,))
     return join_pieces([piece], "simple" if len(description) == 1 else "composed")
 
@@ -244,7 +244,7 @@ def _expression(
 def _related_expressions(
     things: Sequence[Thing], index: int, adjectives: Description, always: Description
 ) -> list[Phrased]:
-    """Return every expression that needs its relation to another thing, and all of its words."""
+    """Return every expression that needs its relation to another thing and all of its words."""
     target = things[index]
     out: list[Phrased] = []
     for other_index, landmark in enumerate(things):
@@ -258,7 +258,7 @@ def _related_expressions(
                 continue
             alike = [rival for rival in rivals if fits(rival, target, description)]
             where = [relation(rival, landmark) for rival in alike]
-            # The relation must decide, and a thing near a diagonal leaves it open.
+            # The relation must be decisive; things near a diagonal leave it open.
             if found in where or None in where:
                 continue
             used.append(description)

@@ -1,8 +1,8 @@
-"""Questions about a scene, statements about two, and captions with swapped words.
+"""Questions about a scene, statements about two scenes, and captions with swapped words.
 
-Every text that can be true or false is as often the one as the other, whatever its words: the truth
-is drawn first, and a text of that truth after it, and only where the scene has one of either truth.
-Questions with more answers get theirs from the symmetry of the scenes (see `scene_graphs`).
+Texts that can be true or false are so equally often, whatever their words: the truth value is
+sampled first, then a text with this value, and only if the scene has texts with both. Answers to
+other questions are balanced by the symmetry of the scenes (see `scene_graph`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from fiber.data.rng import Draws
+from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Question, Statement
 from fiber.synthetic.captions import (
     ANY_NOUN,
@@ -23,7 +23,7 @@ from fiber.synthetic.captions import (
 )
 from fiber.synthetic.scene_graph import RELATIONS, Scene, Thing, World, relation
 
-#: How often each kind of question is tried first.
+#: Probability weights of the kinds of questions.
 QUESTION_WEIGHTS = {
     "color": 5.0,
     "shape": 4.0,
@@ -37,12 +37,10 @@ QUESTION_WEIGHTS = {
 Pair = tuple[str, str]
 
 
-def questions(
-    world: World, scene: Scene, draws: Draws, novel: bool, count: int = 3
-) -> list[Question]:
+def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
     """Return up to `count` questions of different kinds; their `group` is the kind.
 
-    For `novel` pictures they are about held-out things and facts only.
+    For `novel` images they are about held-out things and facts only.
     """
     makers = {
         "color": _ask_color,
@@ -58,68 +56,68 @@ def questions(
         del left["count"]
     out: list[Question] = []
     while left and len(out) < count:
-        kind = draws.weighted(list(left), list(left.values()))
+        kind = rng.weighted_choice(list(left), list(left.values()))
         del left[kind]
-        question = makers[kind](world, scene, draws, novel)
+        question = makers[kind](world, scene, rng, novel)
         if question is not None:
             out.append(question)
     return out
 
 
 def _target(
-    world: World, scene: Scene, draws: Draws, novel: bool, kinds: tuple[str, ...]
+    world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Draw a thing to ask about and a phrase that fits it only, with words of some kinds.
+    """Sample a thing and a phrase with words of some kinds that only this thing fits.
 
-    Kinds that come first are preferred where one word is enough.
+    A phrase with only a word of the first kind is preferred.
     """
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
-    thing = draws.choice(things)
+    thing = rng.choice(things)
     options = minimal_descriptions(scene.things, thing, kinds)
     if not options:
         return None
     if (kinds[0],) in options:
         return thing, describe(thing, (kinds[0],))
-    return thing, describe(thing, draws.choice(options))
+    return thing, describe(thing, rng.choice(options))
 
 
-def _ask_color(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
-    found = _target(world, scene, draws, novel, ("noun", "size", "material"))
+def _ask_color(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+    found = _target(world, scene, rng, novel, ("noun", "size", "material"))
     if found is None or len(world.colors) == 1:
         return None
     return Question(f"what color is the {found[1]}?", found[0].color, "color")
 
 
-def _ask_shape(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+def _ask_shape(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if len(world.colors) == 1:
         return None if novel else _ask_what(scene)
-    found = _target(world, scene, draws, novel, ("color", "size", "material"))
+    found = _target(world, scene, rng, novel, ("color", "size", "material"))
     return found and Question(f"what shape is the {found[1]}?", found[0].noun, "shape")
 
 
 def _ask_what(scene: Scene) -> Question | None:
-    """Ask what a picture of one thing shows."""
+    """Ask what an image with one thing shows."""
     if len(scene.things) != 1:
         return None
     return Question("what does the picture show?", scene.things[0].noun, "shape")
 
 
-def _ask_size(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+def _ask_size(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if len(world.sizes) == 1:
         return None
-    found = _target(world, scene, draws, novel, ("noun", "color"))
+    found = _target(world, scene, rng, novel, ("noun", "color"))
     return found and Question(f"what size is the {found[1]}?", found[0].size, "size")
 
 
-def _ask_material(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+def _ask_material(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if len(world.materials) == 1:
         return None
-    found = _target(world, scene, draws, novel, ("noun", "color"))
+    found = _target(world, scene, rng, novel, ("noun", "color"))
     return found and Question(f"what pattern is the {found[1]}?", found[0].material, "material")
 
 
-def _ask_count(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
+def _ask_count(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if scene.counted is None:
         return None
     kind, word = scene.counted
@@ -128,40 +126,40 @@ def _ask_count(world: World, scene: Scene, draws: Draws, novel: bool) -> Questio
     return Question(f"how many {words} are there?", str(answer), "count")
 
 
-def _ask_exists(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
-    """Ask whether a word or a (colour, noun) pair is in the picture."""
+def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+    """Ask whether a word or a (color, noun) pair is in the image."""
     shown = {thing.pair for thing in scene.things}
     levels = ("pair",) if novel or len(world.colors) == 1 else ("pair", "pair", "noun", "color")
-    level = draws.choice(levels)
+    level = rng.choice(levels)
     if level == "pair":
         pairs = sorted(world.held_out_pairs) if novel else world.shown_pairs
         present = [pair for pair in pairs if pair in shown]
-        absent = _near_pairs(world, pairs, shown, draws)
+        absent = _near_pairs(world, pairs, shown, rng)
     else:
         words, part = (world.nouns, 1) if level == "noun" else (world.colors, 0)
         there = {pair[part] for pair in shown}
         present = [_with_word(word, part) for word in words if word in there]
         absent = [_with_word(word, part) for word in words if word not in there]
-    chosen = _draw_truth(present, absent, draws)
+    chosen = _sample_truth(present, absent, rng)
     if chosen is None:
         return None
     pair, truth = chosen
     return Question(f"is there {pair_phrase(pair)}?", "yes" if truth else "no", "exists")
 
 
-def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], draws: Draws) -> list[Pair]:
-    """Return absent pairs whose colour and noun are both in the picture, or one of the two."""
+def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng) -> list[Pair]:
+    """Return absent pairs whose color and noun are both in the image, or one of them."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
     absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
     either = [pair for pair in absent if pair[0] in colors or pair[1] in nouns]
-    return both if both and draws.coin(0.7) else either
+    return both if both and rng.bernoulli(0.7) else either
 
 
 def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair]:
-    """Return the pairs that are surely not among those shown."""
-    kin = {(color, world.family(noun)) for color, noun in shown}
-    return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in kin]
+    """Return the pairs that are certainly not among those shown."""
+    families = {(color, world.family(noun)) for color, noun in shown}
+    return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in families]
 
 
 def _with_word(word: str, part: int) -> Pair:
@@ -173,28 +171,28 @@ def pair_phrase(pair: Pair) -> str:
     return with_article(" ".join(pair).strip())
 
 
-def _draw_truth(
-    true: Sequence[Pair], false: Sequence[Pair], draws: Draws
+def _sample_truth(
+    true: Sequence[Pair], false: Sequence[Pair], rng: Rng
 ) -> tuple[Pair, bool] | None:
-    """Draw a truth and then a pair; nothing unless there are pairs for both."""
+    """Sample a truth value, then a pair with it; return None unless both values have pairs."""
     if not true or not false:
         return None
-    truth = draws.coin()
-    return draws.choice(true if truth else false), truth
+    truth = rng.bernoulli()
+    return rng.choice(true if truth else false), truth
 
 
-def _ask_relation(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
-    if draws.coin():
-        return _ask_where(world, scene, draws, novel)
-    return _ask_neighbour(world, scene, draws, novel)
+def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+    if rng.bernoulli():
+        return _ask_where(world, scene, rng, novel)
+    return _ask_neighbour(world, scene, rng, novel)
 
 
-def _ask_where(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
-    """Ask "is the star left of the ring?"; the wrong relations are each as likely."""
+def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+    """Ask "is the star left of the ring?"; wrong relations are equally likely."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
-        return _ask_fact(scene, draws)
+        return _ask_fact(scene, rng)
     options = []
     for thing in things:
         for other in things:
@@ -203,7 +201,7 @@ def _ask_where(world: World, scene: Scene, draws: Draws, novel: bool) -> Questio
                 options.append((thing, found, other))
     if not options:
         return None
-    thing, found, other = draws.choice(options)
+    thing, found, other = rng.choice(options)
     first = minimal_descriptions(things, thing, kinds)
     second = minimal_descriptions(things, other, kinds)
     if not first or not second:
@@ -211,15 +209,15 @@ def _ask_where(world: World, scene: Scene, draws: Draws, novel: bool) -> Questio
     wrong = [r for r in RELATIONS if r != found]
     if not novel:
         wrong = [r for r in wrong if not world.is_held_out_fact(thing.noun, r, other.noun)]
-    truth = draws.coin()
-    asked = found if truth else draws.choice(wrong)
-    words = describe(thing, draws.choice(first)), describe(other, draws.choice(second))
+    truth = rng.bernoulli()
+    asked = found if truth else rng.choice(wrong)
+    words = describe(thing, rng.choice(first)), describe(other, rng.choice(second))
     text = f"is the {words[0]} {asked} the {words[1]}?"
     return Question(text, "yes" if truth else "no", "relation")
 
 
-def _ask_fact(scene: Scene, draws: Draws) -> Question | None:
-    """Ask about the held-out fact for which the scene was made."""
+def _ask_fact(scene: Scene, rng: Rng) -> Question | None:
+    """Ask about the held-out fact of the scene."""
     assert scene.asked_fact is not None
     noun, asked, other_noun = scene.asked_fact
     nouns = [thing.noun for thing in scene.things]
@@ -228,8 +226,8 @@ def _ask_fact(scene: Scene, draws: Draws) -> Question | None:
     return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
 
 
-def _ask_neighbour(world: World, scene: Scene, draws: Draws, novel: bool) -> Question | None:
-    """Ask "what shape is left of the ring?" where one thing is, and the others are clearly not."""
+def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+    """Ask "what shape is left of the ring?" if exactly one thing clearly is."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     options = []
@@ -244,40 +242,40 @@ def _ask_neighbour(world: World, scene: Scene, draws: Draws, novel: bool) -> Que
             if novel and not concerns_held_out(world, thing, asked, other):
                 continue
             if len(world.colors) == 1 and world.is_held_out(thing):
-                # No training answer is a held-out noun.
+                # Training answers never include held-out nouns.
                 continue
             options.append((thing, asked, other))
     if not options:
         return None
-    thing, asked, other = draws.choice(options)
+    thing, asked, other = rng.choice(options)
     words = minimal_descriptions(things, other, kinds)
     if not words:
         return None
     what = "what" if len(world.colors) == 1 else "what shape"
-    text = f"{what} is {asked} the {describe(other, draws.choice(words))}?"
+    text = f"{what} is {asked} the {describe(other, rng.choice(words))}?"
     return Question(text, thing.noun, "relation")
 
 
-class Claim(NamedTuple):
-    """A statement, and what has to be known to find another pair that makes it the opposite."""
+class PairStatement(NamedTuple):
+    """A statement about two images, with the data to find a pair with the opposite truth value."""
 
     statement: Statement
-    #: What is said to be in both pictures, or in one; None in statements that name the sides.
+    #: What both images, or one, are said to show; None in statements that name the sides.
     pair: Pair | None = None
 
 
 def opposite_pair(
     world: World,
-    claim: Claim,
+    claim: PairStatement,
     scene_of: Callable[[int], Scene],
     index: int,
     others: Iterable[int],
 ) -> tuple[int, int] | None:
-    """Find two pictures of which the opposite of a claim about the pair of `index` is true.
+    """Find two images for which the opposite of a statement about the pair of `index` is true.
 
-    A claim that names the sides turns round with them. For one about what both show, a picture that
-    shows it keeps its side, and the other side takes the first of `others` with which they agree
-    where the claim's own two do not.
+    A statement that names the sides is reversed by swapping them. For one about what both images
+    show, an image that shows it keeps its side, and the other one is replaced by the first of
+    `others` that changes whether they agree.
     """
     if claim.pair is None:
         return index, index - 1
@@ -293,43 +291,43 @@ def opposite_pair(
 
 
 def _every_pair(scene: Scene) -> set[Pair]:
-    """List what is shown, by colour and noun, by either alone."""
+    """Return the pairs shown, each also with its color or its noun alone."""
     pairs = {thing.pair for thing in scene.things}
     return pairs | {_with_word(pair[part], part) for pair in pairs for part in (0, 1)}
 
 
 def statements(
-    world: World, left: Scene, right: Scene, draws: Draws, novel: bool, count: int = 2
-) -> list[Claim]:
-    """Return up to `count` statements about two pictures, of different kinds."""
-    out: list[Claim] = []
-    for kind in draws.shuffled(("both", "one", "side", "each", "more")):
+    world: World, left: Scene, right: Scene, rng: Rng, novel: bool, count: int = 2
+) -> list[PairStatement]:
+    """Return up to `count` statements about two images, of different kinds."""
+    out: list[PairStatement] = []
+    for kind in rng.shuffled(("both", "one", "side", "each", "more")):
         if len(out) == count:
             break
         if kind == "more":
-            claim = None if novel else _state_more(left, right, draws)
+            claim = None if novel else _state_more(left, right, rng)
         else:
-            claim = _state_shown(world, kind, left, right, draws, novel)
+            claim = _state_shown(world, kind, left, right, rng, novel)
         if claim is not None:
             out.append(claim)
     return out
 
 
-def _state_more(left: Scene, right: Scene, draws: Draws) -> Claim | None:
+def _state_more(left: Scene, right: Scene, rng: Rng) -> PairStatement | None:
     difference = len(left.things) - len(right.things)
     if difference == 0:
         return None
-    says_left = draws.coin()
+    says_left = rng.bernoulli()
     sides = ("left", "right") if says_left else ("right", "left")
     text = f"the {sides[0]} picture shows more objects than the {sides[1]} picture"
-    return Claim(Statement(text, (difference > 0) == says_left, "more"))
+    return PairStatement(Statement(text, (difference > 0) == says_left, "more"))
 
 
 def _state_shown(
-    world: World, kind: str, left: Scene, right: Scene, draws: Draws, novel: bool
-) -> Claim | None:
-    """State in which of the pictures something is seen."""
-    level = "pair" if novel or len(world.colors) == 1 else draws.choice(("pair", "noun", "color"))
+    world: World, kind: str, left: Scene, right: Scene, rng: Rng, novel: bool
+) -> PairStatement | None:
+    """State which of the images shows something."""
+    level = "pair" if novel or len(world.colors) == 1 else rng.choice(("pair", "noun", "color"))
     shown = []
     for scene in (left, right):
         pairs = {t.pair for t in scene.things if not novel or world.is_held_out(t)}
@@ -342,33 +340,34 @@ def _state_shown(
     only_right = sorted(_without(world, shown[1], shown[0]))
     if kind in ("both", "one"):
         one = sorted(only_left + only_right)
-        chosen = _draw_truth(*((both, one) if kind == "both" else (one, both)), draws)
+        chosen = _sample_truth(*((both, one) if kind == "both" else (one, both)), rng)
         start = "both pictures show" if kind == "both" else "only one picture shows"
         if chosen is None:
             return None
         pair, truth = chosen
-        return Claim(Statement(f"{start} {pair_phrase(pair)}", truth, kind), pair)
+        return PairStatement(Statement(f"{start} {pair_phrase(pair)}", truth, kind), pair)
     if not only_left or not only_right:
         return None
     if kind == "side":
-        says_left, truth = draws.coin(), draws.coin()
-        pair = draws.choice(only_left if says_left == truth else only_right)
+        says_left, truth = rng.bernoulli(), rng.bernoulli()
+        pair = rng.choice(only_left if says_left == truth else only_right)
         side = "left" if says_left else "right"
-        return Claim(Statement(f"the {side} picture shows {pair_phrase(pair)}", truth, kind))
-    first, second = pair_phrase(draws.choice(only_left)), pair_phrase(draws.choice(only_right))
-    truth = draws.coin()
+        text = f"the {side} picture shows {pair_phrase(pair)}"
+        return PairStatement(Statement(text, truth, kind))
+    first, second = pair_phrase(rng.choice(only_left)), pair_phrase(rng.choice(only_right))
+    truth = rng.bernoulli()
     if not truth:
         first, second = second, first
     text = f"the left picture shows {first} and the right picture shows {second}"
-    return Claim(Statement(text, truth, kind))
+    return PairStatement(Statement(text, truth, kind))
 
 
 def swapped_captions(scene: Scene, other: Scene) -> tuple[str, str, str]:
-    """Return a caption of each picture of a pair, with the same words, and the kind of swap."""
+    """Return captions of the two images of a pair, with the same words, and the kind of swap."""
     out = []
     for things in (scene.things, other.things):
         if scene.swap == "color":
-            # Nouns stay where they were, so that only the colours change places.
+            # Nouns keep their order, so that only colors are swapped.
             first, second = things[0], things[1]
             out.append(f"{pair_phrase(first.pair)} and {pair_phrase(second.pair)}")
         else:

@@ -1,9 +1,8 @@
-"""Where stamps come from: cut-outs with captions and photographs, fetched from Debian or given.
+"""Stamps (cut-outs with captions) and photographs, from Debian packages or given folders.
 
-Debian's tuxpaint-stamps-default holds hundreds of RGBA cut-outs, each beside a text whose first
-line is an English caption, such as "A great blue heron.". Its releases differ in what they hold, so
-everything is counted from what is there. Packages are unpacked into the user's cache, outside any
-repository, without being installed.
+Debian's tuxpaint-stamps-default has hundreds of RGBA cut-outs, each with a text file whose first
+line is an English caption, such as "A great blue heron.". Since releases differ, everything is
+derived from the files. Packages are unpacked into the user's cache without being installed.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from PIL import Image
 from fiber.data.image_file import ENDINGS
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
-#: Packages with photographs, and where in them.
+#: Packages with photographs, and the folder in each.
 BACKGROUND_PACKAGES = {
     "mate-backgrounds": "usr/share/backgrounds/mate/nature",
     "lomiri-wallpapers-16.04": "usr/share/backgrounds",
 }
-#: Photographs of Debian's that show what stamps show too (a drum, flowers, dogs): a text such as
-#: "is there a drum" would be wrong on them.
+#: Debian's photographs that show things like the stamps (a drum, flowers, dogs), which would make
+#: texts such as "is there a drum" wrong.
 _SHOWS_THINGS = (
     "backgrounds/mate/nature/FreshFlower.jpg",
     "backgrounds/mate/nature/Garden.jpg",
@@ -52,11 +51,11 @@ _STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
 _CAPTION = re.compile(
     r"(an?) ([a-z]+(?:[-'][a-z]+)*(?: [a-z]+(?:[-'][a-z]+)*){0,3})(?: \(.*\))?[.!]?"
 )
-# A phrase with one of these is more than a noun with its adjectives.
+# Words that a noun with its adjectives does not have.
 _NO_NOUN_WORDS = {"at", "being", "by", "called", "dancing", "for", "from", "holding", "in"}
 _NO_NOUN_WORDS |= {"inside", "is", "made", "making", "of", "on", "pair", "playing", "that", "the"}
 _NO_NOUN_WORDS |= {"to", "used", "very", "which", "with"}
-# Different words of the captions for one kind of thing, beyond a last word in common.
+# Families of nouns that do not share the last word.
 _FAMILIES = {
     "gravestone": "grave",
     "headstone": "grave",
@@ -76,28 +75,28 @@ _FAMILIES = {
     "orca": "whale",
     "tepee": "tent",
 }
-#: Sides below this, in pixels, are icons; fewer colours (of 4096) than this are line drawings.
+#: Smaller cut-outs, in pixels, are icons; ones with fewer colors (of 4096) are line drawings.
 _MIN_SIDE, _MIN_COLORS = 40, 24
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """One stamp: where it is and what its caption calls it."""
+    """One stamp: its file and noun."""
 
     path: str
     noun: str
-    #: (height, width) of the box of its opaque pixels.
+    #: (height, width) of the bounding box of its opaque pixels.
     size: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Collection:
+class StampCollection:
     """All usable stamps and photographs."""
 
     cutouts: tuple[Cutout, ...]
     backgrounds: tuple[str, ...]
-    #: Why files were left out -> how many.
-    left_out: tuple[tuple[str, int], ...] = ()
+    #: Number of skipped files, by reason.
+    skipped: tuple[tuple[str, int], ...] = ()
 
     @cached_property
     def nouns(self) -> tuple[str, ...]:
@@ -106,14 +105,14 @@ class Collection:
 
     @cached_property
     def by_noun(self) -> dict[str, list[int]]:
-        """The stamps of each noun, as indices of `cutouts`."""
+        """Indices of the cut-outs of each noun."""
         found: dict[str, list[int]] = {noun: [] for noun in self.nouns}
         for index, cutout in enumerate(self.cutouts):
             found[cutout.noun].append(index)
         return found
 
     def fingerprint(self) -> str:
-        """Return a short digest of names and sizes of all files."""
+        """Return a short hash of names and sizes of all files."""
         paths = [cutout.path for cutout in self.cutouts] + list(self.backgrounds)
         lines = [f"{Path(path).name} {Path(path).stat().st_size}" for path in paths]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -122,7 +121,7 @@ class Collection:
 def noun_of(caption: str) -> str | None:
     """Return the noun phrase of a caption: "A peacock (a male peafowl)." -> "peacock".
 
-    None where the caption is not just "a" or "an" with up to four words.
+    Return None if the caption is not just "a" or "an" with up to four words.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)
@@ -132,13 +131,13 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return what a noun has in common with those that it may be mistaken for: its last word."""
+    """Return the family of a noun, of nouns that may be confused: its last word."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
 
 def opaque_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return (x0, y0, x1, y1) of (H, W) uint8 alpha above a half, or None where there is none."""
+    """Return (x0, y0, x1, y1) of (H, W) uint8 alpha above a half, or None if there is none."""
     inside = alpha > 127
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not len(rows):
@@ -146,31 +145,31 @@ def opaque_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> Collection:
+def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollection:
     """Find usable stamps and photographs.
 
     Args:
-        stamps: folder with PNG files, each beside a .txt with its caption.
+        stamps: folder with PNG files, each with a .txt with its caption.
         backgrounds: folders with photographs.
 
     Raises:
-        FileNotFoundError: if a folder is missing, or holds nothing that can be used.
+        FileNotFoundError: if a folder does not exist or has no usable files.
     """
     for folder in (stamps, *backgrounds):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder; expected pictures in it")
+            raise FileNotFoundError(f"{folder} is not a folder; expected images in it")
     cutouts: list[Cutout] = []
-    left_out: dict[str, int] = {}
+    skipped: dict[str, int] = {}
     for path in sorted(stamps.rglob("*.png")):
         found = _read_cutout(path)
         if isinstance(found, str):
-            left_out[found] = left_out.get(found, 0) + 1
+            skipped[found] = skipped.get(found, 0) + 1
         else:
             cutouts.append(found)
     if not cutouts:
         raise FileNotFoundError(
-            f"{stamps} holds no usable stamp; expected PNG files with transparency, each beside a"
-            f' .txt such as "A red mug." (left out: {left_out or "nothing"})'
+            f"{stamps} has no usable stamp; expected PNG files with transparency, each with a"
+            f' .txt such as "A red mug." (skipped: {skipped or "nothing"})'
         )
     found_photos = sorted(
         str(path)
@@ -180,43 +179,43 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> Collection:
     )
     photos = [path for path in found_photos if not path.endswith(_SHOWS_THINGS)]
     if len(photos) < len(found_photos):
-        left_out["photograph shows things"] = len(found_photos) - len(photos)
+        skipped["photograph shows things"] = len(found_photos) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"{', '.join(map(str, backgrounds))} holds no photograph; expected {', '.join(ENDINGS)}"
+            f"{', '.join(map(str, backgrounds))} has no photograph; expected {', '.join(ENDINGS)}"
         )
-    return Collection(tuple(cutouts), tuple(photos), tuple(sorted(left_out.items())))
+    return StampCollection(tuple(cutouts), tuple(photos), tuple(sorted(skipped.items())))
 
 
 def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
-    """Choose one cut-out of each of some kinds of things, so that few are to be learned.
+    """Choose one cut-out of each of some kinds of things, for small experiments.
 
     Args:
-        cutouts: to choose from; the first of each family counts.
-        kinds: how many families.
-        seed: of the draw of three times as many families, of which the largest cut-outs are taken,
-            by their shorter side in pixels.
+        cutouts: candidates; the first of each family is used.
+        kinds: number of families.
+        seed: three times as many families are sampled, and those with the largest cut-outs, by
+            their shorter side, are used.
 
     Returns:
         The cut-outs, largest first.
 
     Raises:
-        ValueError: if they show fewer kinds of things.
+        ValueError: if there are fewer families.
     """
     by_family: dict[str, Cutout] = {}
     for cutout in cutouts:
         by_family.setdefault(family_of(cutout.noun), cutout)
     if len(by_family) < kinds:
         raise ValueError(
-            f"the stamps show {len(by_family)} kinds of things; expected {kinds} or more"
+            f"the stamps have {len(by_family)} kinds of things; expected {kinds} or more"
         )
-    drawn = random.Random(seed).sample(sorted(by_family), min(len(by_family), 3 * kinds))
-    largest = sorted(drawn, key=lambda family: -min(by_family[family].size))
+    sampled = random.Random(seed).sample(sorted(by_family), min(len(by_family), 3 * kinds))
+    largest = sorted(sampled, key=lambda family: -min(by_family[family].size))
     return [by_family[family] for family in largest[:kinds]]
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; a string says why it cannot be used."""
+    """Read a stamp; return a string with the reason if it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"
@@ -225,10 +224,10 @@ def _read_cutout(path: Path) -> Cutout | str:
     if noun is None:
         return "caption is no noun phrase"
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("RGBA", "P"):
+        with Image.open(path) as image:
+            if image.mode not in ("RGBA", "P"):
                 return "grey or without transparency"
-            pixels = np.asarray(picture.convert("RGBA"))
+            pixels = np.asarray(image.convert("RGBA"))
     except OSError:
         return "cannot be decoded"
     box = opaque_box(pixels[:, :, 3])
@@ -245,27 +244,27 @@ def _read_cutout(path: Path) -> Cutout | str:
 
 
 def cache_folder() -> Path:
-    """Return where packages are unpacked: XDG_CACHE_HOME/fiber/debian, or below ~/.cache."""
+    """Return the folder of unpacked packages: XDG_CACHE_HOME/fiber/debian, or in ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
 
 def debian_stamps() -> Path:
-    """Return Debian's stamps: as installed, from the cache, or fetched into it."""
+    """Return Debian's stamps: installed, cached, or downloaded into the cache."""
     installed = Path("/") / _STAMPS_FOLDER
     return installed if installed.is_dir() else unpacked(STAMPS_PACKAGE) / _STAMPS_FOLDER
 
 
 def debian_backgrounds() -> list[Path]:
-    """Return folders of Debian's photographs, from the cache or fetched into it."""
+    """Return folders of Debian's photographs, cached or downloaded into the cache."""
     return [unpacked(package) / folder for package, folder in BACKGROUND_PACKAGES.items()]
 
 
 def unpacked(package: str) -> Path:
-    """Return the folder with a Debian package's files; fetch and unpack it if it is not there.
+    """Return the folder of a Debian package's files; download and unpack it if needed.
 
     Raises:
-        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with what to do by hand.
+        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with manual instructions.
     """
     folder = cache_folder() / package
     if folder.is_dir():
@@ -280,7 +279,7 @@ def unpacked(package: str) -> Path:
 
 
 def _run_tool(command: list[str], work: str, package: str, folder: Path) -> None:
-    by_hand = (
+    manually = (
         f"On a Debian or Ubuntu system run: apt-get update; apt-get download {package};"
         f" dpkg-deb -x {package}_*.deb {folder}. Elsewhere get the package {package} from"
         f" https://packages.debian.org, unpack it, and put its files (usr/...) into {folder}"
@@ -289,10 +288,10 @@ def _run_tool(command: list[str], work: str, package: str, folder: Path) -> None
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"cannot fetch Debian's {package}: there is no {command[0]} here. {by_hand}"
+            f"cannot download Debian's {package}: {command[0]} is not installed. {manually}"
         ) from None
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise FileNotFoundError(
-            f"cannot fetch Debian's {package}: {command[0]} said: {said}. {by_hand}"
+            f"cannot download Debian's {package}: {command[0]} failed: {output}. {manually}"
         )

@@ -1,10 +1,9 @@
-"""Stamps: real cut-outs pasted on photographs, with texts of every kind and exact boxes.
+"""Stamps: real cut-outs pasted on photographs, with all kinds of annotations and exact boxes.
 
     fiber data stamps --output runs/stamps --images 8000
 
-The same files as `fiber.synthetic.scenes` writes, for the same commands.
-Nouns come from the cut-outs' captions; one family of nouns in eight is held out: only pictures of
-`novel` show it. Picture i of a split depends on (seed, split, i) and the pictures found only.
+The files are those of `fiber.synthetic.scenes`, for the same commands. Nouns come from the captions
+of the cut-outs. One eighth of the families of nouns is held out: only images of `novel` have them.
 """
 
 from __future__ import annotations
@@ -13,30 +12,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
-from fiber.data.rng import Draws
-from fiber.synthetic.annotations import Picture
-from fiber.synthetic.dataset_dir import (
-    PictureJob,
-    Progress,
-    check_arguments,
-    is_finished,
-    tokenizer_fingerprint,
-    write_description,
-    write_pictures,
-    write_tokenizer,
-)
-from fiber.synthetic.descriptions import all_texts, describe_scene
-from fiber.synthetic.rendering import PixelBox, save_jpeg
+from fiber.data.record import AnyPath
+from fiber.data.rng import Rng
+from fiber.synthetic.dataset_dir import check_arguments
+from fiber.synthetic.generator import Progress, generate_dataset
+from fiber.synthetic.recipe import Recipe
+from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, Thing, World, place, relation, stream
 from fiber.synthetic.stamp_assets import (
-    Collection,
+    StampCollection,
     debian_backgrounds,
     debian_stamps,
     family_of,
@@ -44,84 +34,121 @@ from fiber.synthetic.stamp_assets import (
     read_collection,
 )
 
-#: Rises when the same seed and pictures give other data.
-VERSION = 2
-
-#: Half of a stamp's longer side as a part of the picture's side.
+#: Half of a stamp's longer side, relative to the image's side.
 RADII = (0.14, 0.24)
 
 _SCENE, _PIXELS, _HELD_OUT = 0, 1, 254
-_TOKENIZER_PICTURES = 2000
-# Every fourth pair of pictures is the same scene with two things swapped.
+# Every fourth pair of images is the same scene with two things swapped.
 _TWIN_EVERY = 4
-# A stamp is enlarged no more than this, a photograph is stored no larger than this times the side.
-_MOST_ENLARGED, _PHOTO_FACTOR = 1.5, 4
-
-
-@dataclass(frozen=True)
-class StampRecipe:
-    """What decides every picture of a data set."""
-
-    seed: int
-    image_size: int
-    max_objects: int
-    stamps: Path
-    backgrounds: tuple[Path, ...]
+# Maximum magnification of a stamp, and maximum size of a cached photograph relative to the image.
+_MAX_MAGNIFICATION, _PHOTO_FACTOR = 1.5, 4
 
 
 @dataclass(frozen=True)
 class StampScene:
-    """A scene with the cut-out of each of its things, as indices of `Collection.cutouts`."""
+    """A scene with the cut-out of each of its things, as indices of `StampCollection.cutouts`."""
 
     scene: Scene
     cutouts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class StampRecipe(Recipe):
+    """Recipe of stamps on photographs."""
+
+    stamps: Path
+    backgrounds: tuple[Path, ...]
+
+    name = "stamps"
+    version = 2
+    tokenizer_images = 2000
+
+    @property
+    def collection(self) -> StampCollection:
+        """Stamps and photographs, read once per process."""
+        return _open(self)[0]
+
+    @property
+    def world(self) -> World:
+        """See `Recipe`."""
+        return _open(self)[1]
+
+    def scene(self, split: str, index: int) -> Scene:
+        """See `Recipe`."""
+        return self.stamp_scene(split, index).scene
+
+    def stamp_scene(self, split: str, index: int) -> StampScene:
+        """Return the objects of an image and their cut-outs."""
+        return _stamp_scene(self, split, index)
+
+    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
+        """See `Recipe`."""
+        rng = Rng(self.seed, stream(split, _PIXELS), index)
+        return draw_stamps(self, self.stamp_scene(split, index), rng)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Recipe`."""
+        return {"pictures": self.collection.fingerprint()}
+
+    def facts(self) -> dict[str, Any]:
+        """See `Recipe`."""
+        collection = self.collection
+        return {
+            "held_out": {"nouns": sorted(noun for _, noun in self.world.held_out_pairs)},
+            "found": {
+                "stamps": len(collection.cutouts),
+                "nouns": len(collection.nouns),
+                "photographs": len(collection.backgrounds),
+                "left_out": dict(collection.skipped),
+            },
+        }
+
+
 def generate(
-    output: str | PathLike[str],
+    output: AnyPath,
     *,
     train: int = 8000,
     val: int = 500,
     novel: int = 500,
     image_size: int = 160,
     max_objects: int = 4,
-    backgrounds: str | PathLike[str] | None = None,
-    stamps: str | PathLike[str] | None = None,
+    backgrounds: AnyPath | None = None,
+    stamps: AnyPath | None = None,
     seed: int = 0,
     workers: int = 0,
-    tokenizer: str | PathLike[str] | None = None,
+    tokenizer: AnyPath | None = None,
     vocab_size: int = 1500,
     progress: Progress | None = None,
 ) -> Path:
-    """Make a data folder of stamps on photographs, or keep the one that is there.
+    """Generate a data folder of stamps on photographs, or keep the one that is there.
 
     Args:
-        output: the folder; it appears under this name only when it is whole.
-        train: pictures of the training split.
-        val: new pictures of the same nouns.
-        novel: pictures that each show a held-out noun.
-        image_size: side of the pictures in pixels, 48 or more.
-        max_objects: most things in a picture, 1 to 9.
-        backgrounds: folder of photographs; None takes those of two Debian packages.
-        stamps: folder of RGBA PNG files, each beside a .txt with its caption; None takes Debian's
-            tuxpaint-stamps-default. What is not here is fetched with apt-get and kept in the cache.
-        seed: decides everything, the held-out nouns too.
-        workers: processes that draw; 0 draws in this one. The files are the same.
-        tokenizer: folder or file of a tokenizer to copy; None trains one on the texts.
-        vocab_size: most tokens of the trained tokenizer.
-        progress: called with (pictures done, pictures in all).
+        output: the folder; written atomically.
+        train: number of training images.
+        val: number of validation images, with the same nouns.
+        novel: number of images with a held-out noun.
+        image_size: side of the images in pixels, 48 or more.
+        max_objects: maximum number of objects in an image, 1 to 9.
+        backgrounds: folder of photographs; default: those of two Debian packages.
+        stamps: folder of RGBA PNG files, each with a .txt with its caption; default: Debian's
+            tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
+        seed: determines everything, including the held-out nouns.
+        workers: number of processes; 0 renders in this one. The files are the same.
+        tokenizer: tokenizer to copy (file or folder); None trains one on the texts.
+        vocab_size: maximum size of a trained vocabulary.
+        progress: called with (images done, images in total).
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if an argument is out of range, the folder holds another data set, or there are
+        ValueError: if an argument is out of range, the folder has another data set, or there are
             too few nouns.
-        FileNotFoundError: if pictures are missing and cannot be fetched, with how to get them.
+        FileNotFoundError: if stamps or photographs are missing and cannot be downloaded, with how
+            to get them.
     """
     counts = {"train": train, "val": val, "novel": novel}
     check_arguments(counts, image_size, max_objects)
-    folder = Path(output)
     recipe = StampRecipe(
         seed,
         image_size,
@@ -129,49 +156,19 @@ def generate(
         stamps=debian_stamps() if stamps is None else Path(stamps),
         backgrounds=tuple(debian_backgrounds() if backgrounds is None else [Path(backgrounds)]),
     )
-    collection, world = _open(recipe)
-    parameters = {
-        "generator": "stamps",
-        "version": VERSION,
-        "seed": seed,
-        "counts": counts,
-        "image_size": image_size,
-        "max_objects": max_objects,
-        "pictures": collection.fingerprint(),
-        "tokenizer": tokenizer_fingerprint(tokenizer, vocab_size),
-    }
-    if is_finished(folder, parameters):
-        return folder
-    with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial:
-        pictures = (describe_picture(recipe, "train", i)[0] for i in range(_TOKENIZER_PICTURES))
-        texts = [text for picture in pictures for text in all_texts(picture)]
-        write_tokenizer(partial, tokenizer, texts, vocab_size)
-        write_pictures(
-            partial,
-            counts,
-            make_pictures,
-            recipe,
-            class_names=collection.nouns,
-            info=f"fiber stamps, version {VERSION}, seed {seed}",
-            workers=workers,
-            progress=progress,
-        )
-        write_description(
-            partial,
-            parameters,
-            held_out={"nouns": sorted(noun for _, noun in world.held_out_pairs)},
-            found={
-                "stamps": len(collection.cutouts),
-                "nouns": len(collection.nouns),
-                "photographs": len(collection.backgrounds),
-                "left_out": dict(collection.left_out),
-            },
-        )
-    return folder
+    return generate_dataset(
+        output,
+        recipe,
+        counts,
+        workers=workers,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        progress=progress,
+    )
 
 
-def stamps_world(collection: Collection, seed: int) -> World:
-    """Return the world of a collection's nouns; one family in eight, at least one, is held out.
+def stamps_world(collection: StampCollection, seed: int) -> World:
+    """Return the world of a collection's nouns; an eighth of their families is held out.
 
     Raises:
         ValueError: if there are fewer than four families of nouns.
@@ -180,34 +177,34 @@ def stamps_world(collection: Collection, seed: int) -> World:
     names = sorted(set(families.values()))
     if len(names) < 4:
         raise ValueError(
-            f"the stamps show {len(names)} kinds of things ({', '.join(names)}); expected 4 or more"
+            f"the stamps have {len(names)} kinds of things ({', '.join(names)}); expected 4 or more"
         )
-    chosen = set(Draws(seed, _HELD_OUT, 0).shuffled(names)[: max(1, len(names) // 8)])
+    chosen = set(Rng(seed, _HELD_OUT, 0).shuffled(names)[: max(1, len(names) // 8)])
     held_out = frozenset(("", noun) for noun, family in families.items() if family in chosen)
     return World(collection.nouns, held_out_pairs=held_out, families=families)
 
 
 def sample_stamp_scene(
-    recipe: StampRecipe, collection: Collection, world: World, split: str, index: int
+    recipe: StampRecipe, collection: StampCollection, world: World, split: str, index: int
 ) -> StampScene:
-    """Draw what picture `index` of a split shows. It depends on nothing else."""
+    """Sample the scene of an image. It does not depend on other images."""
     pair, twin = index // 2, index // 2 % _TWIN_EVERY == 0 and recipe.max_objects >= 2
-    draws = Draws(recipe.seed, stream(split, _SCENE), pair * 2 if twin else index)
+    rng = Rng(recipe.seed, stream(split, _SCENE), pair * 2 if twin else index)
     novel, most = split == "novel", recipe.max_objects
-    counted = not twin and draws.coin(0.2)
-    copies = 1 + draws.below(most) if counted else 1
+    counted = not twin and rng.bernoulli(0.2)
+    copies = 1 + rng.integer(most) if counted else 1
     low = max(copies, 2 if twin else 1)
-    count = low + draws.below(most - low + 1)
-    nouns = _draw_nouns(world, draws, count - copies + 1, novel)
-    if not counted and not twin and count > 2 and draws.coin(0.4):
-        # Two of a kind: only a relation tells which is meant.
+    count = low + rng.integer(most - low + 1)
+    nouns = _sample_nouns(world, rng, count - copies + 1, novel)
+    if not counted and not twin and count > 2 and rng.bernoulli(0.4):
+        # Two of a kind, which only a relation can tell apart.
         nouns[-1] = nouns[0]
     nouns = [nouns[0]] * (copies - 1) + nouns
-    cutouts = tuple(draws.choice(collection.by_noun[noun]) for noun in nouns)
+    cutouts = tuple(rng.choice(collection.by_noun[noun]) for noun in nouns)
     things = []
     for noun, cutout in zip(nouns, cutouts, strict=True):
-        native = max(collection.cutouts[cutout].size) / 2 * _MOST_ENLARGED
-        radius = min(draws.between(*RADII) * recipe.image_size, native)
+        native = max(collection.cutouts[cutout].size) / 2 * _MAX_MAGNIFICATION
+        radius = min(rng.uniform(*RADII) * recipe.image_size, native)
         things.append(Thing(noun, radius=radius))
     side = (recipe.image_size, recipe.image_size)
 
@@ -215,7 +212,7 @@ def sample_stamp_scene(
         return not twin or relation(placed[0], placed[1]) is not None
 
     scene = Scene(
-        place(things, side, draws, accept),
+        place(things, side, rng, accept),
         counted=("noun", nouns[0]) if counted else None,
         swap="place" if twin else "",
     )
@@ -230,63 +227,36 @@ def sample_stamp_scene(
     return StampScene(scene, cutouts)
 
 
-def _draw_nouns(world: World, draws: Draws, count: int, novel: bool) -> list[str]:
-    """Draw nouns of different families; the first is held out if novel, else none is."""
+def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
+    """Sample nouns of different families; the first is held out if novel, otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []
     for number in range(count):
-        pool = held_out if novel and (number == 0 or draws.coin(0.15)) else shown
+        pool = held_out if novel and (number == 0 or rng.bernoulli(0.15)) else shown
         seen = {world.family(noun) for noun in nouns}
         free = [noun for noun in pool if world.family(noun) not in seen]
         free = free or [noun for noun in shown if world.family(noun) not in seen]
-        # Where there are very few kinds of things, one is shown again.
-        nouns.append(draws.choice(free or nouns))
+        # With very few kinds of things, one is repeated.
+        nouns.append(rng.choice(free or nouns))
     return nouns
 
 
-def describe_picture(recipe: StampRecipe, split: str, index: int) -> tuple[Picture, StampScene]:
-    """Return one picture's texts and its scene, without drawing it: its boxes are empty."""
-    _, world = _open(recipe)
-    picture = describe_scene(
-        world,
-        lambda number: _scene(recipe, split, number).scene,
-        seed=recipe.seed,
-        split=split,
-        index=index,
-        image_size=recipe.image_size,
-    )
-    return picture, _scene(recipe, split, index)
-
-
-def make_pictures(job: PictureJob) -> list[Picture]:
-    """Draw and describe the pictures of a job."""
-    recipe: StampRecipe = job.recipe
-    pictures = []
-    for index in range(job.start, job.stop):
-        picture, scene = describe_picture(recipe, job.split, index)
-        draws = Draws(recipe.seed, stream(job.split, _PIXELS), index)
-        pixels, picture.boxes_xyxy = draw_stamps(recipe, scene, draws)
-        save_jpeg(pixels, f"{job.images}/{picture.file_name}")
-        pictures.append(picture)
-    return pictures
-
-
 def draw_stamps(
-    recipe: StampRecipe, scene: StampScene, draws: Draws
+    recipe: StampRecipe, scene: StampScene, rng: Rng
 ) -> tuple[np.ndarray, list[PixelBox]]:
-    """Paste the cut-outs of a scene on a part of a photograph.
+    """Paste the cut-outs of a scene on a crop of a photograph.
 
     Returns:
-        (H, W, 3) uint8 RGB, and one box for each thing: the bounds of its pixels with alpha > 0.5.
+        (H, W, 3) uint8 RGB, and the box of each thing: the bounds of its pixels with alpha > 0.5.
     """
-    collection, _ = _open(recipe)
+    collection = recipe.collection
     side = recipe.image_size
-    photo = _photo(draws.choice(collection.backgrounds), side * _PHOTO_FACTOR)
-    part = draws.between(0.35, 1) * min(photo.size)
-    left = draws.between(0, photo.width - part)
-    top = draws.between(0, photo.height - part)
-    picture = photo.resize(
+    photo = _photo(rng.choice(collection.backgrounds), side * _PHOTO_FACTOR)
+    part = rng.uniform(0.35, 1) * min(photo.size)
+    left = rng.uniform(0, photo.width - part)
+    top = rng.uniform(0, photo.height - part)
+    image = photo.resize(
         (side, side), Image.Resampling.BILINEAR, (left, top, left + part, top + part), 2.0
     )
     boxes = []
@@ -295,19 +265,19 @@ def draw_stamps(
         scale = 2 * thing.radius / max(stamp.size)
         size = (max(1, round(stamp.width * scale)), max(1, round(stamp.height * scale)))
         stamp = stamp.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-        if draws.coin():
+        if rng.bernoulli():
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         corner = (round(thing.x - size[0] / 2), round(thing.y - size[1] / 2))
         alpha = stamp.getchannel("A")
-        picture.paste(stamp, corner, alpha)
+        image.paste(stamp, corner, alpha)
         x0, y0, x1, y1 = opaque_box(np.asarray(alpha)) or (0, 0, *size)
         boxes.append((corner[0] + x0, corner[1] + y0, corner[0] + x1, corner[1] + y1))
-    return np.asarray(picture), boxes
+    return np.asarray(image), boxes
 
 
 @lru_cache(maxsize=64)
 def _photo(path: str, side: int) -> Image.Image:
-    """Read a photograph, its shorter side at most `side` pixels."""
+    """Read a photograph, downscaled to a shorter side of at most `side` pixels."""
     with Image.open(path) as file:
         file.draft("RGB", (side, side))
         photo = file.convert("RGB")
@@ -320,7 +290,7 @@ def _photo(path: str, side: int) -> Image.Image:
 
 @lru_cache(maxsize=1024)
 def _stamp(path: str, side: int) -> Image.Image:
-    """Read the opaque part of a cut-out, its longer side at most `side` pixels."""
+    """Read the opaque part of a cut-out, downscaled to a longer side of at most `side` pixels."""
     with Image.open(path) as file:
         stamp = file.convert("RGBA")
     box = opaque_box(np.asarray(stamp.getchannel("A")))
@@ -333,14 +303,13 @@ def _stamp(path: str, side: int) -> Image.Image:
     return stamp
 
 
-# Statements look back at what the pictures before showed.
+# Statements search previous images.
 @lru_cache(maxsize=256)
-def _scene(recipe: StampRecipe, split: str, index: int) -> StampScene:
+def _stamp_scene(recipe: StampRecipe, split: str, index: int) -> StampScene:
     return sample_stamp_scene(recipe, *_open(recipe), split, index)
 
 
 @lru_cache(maxsize=4)
-def _open(recipe: StampRecipe) -> tuple[Collection, World]:
-    """Read the collection of a recipe, once in each process."""
+def _open(recipe: StampRecipe) -> tuple[StampCollection, World]:
     collection = read_collection(recipe.stamps, recipe.backgrounds)
     return collection, stamps_world(collection, recipe.seed)

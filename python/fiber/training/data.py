@@ -23,16 +23,16 @@ from fiber.checkpoints.vocabulary import (
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import (
     RECORD_SET,
+    AmbiguousLayoutError,
     ChosenRecords,
     Data,
-    SeveralFormsError,
     check_records,
     existing_data,
     open_source,
 )
-from fiber.data.prompts.sampling import DrawnPrompts
+from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of, left_out_lines
+from fiber.data.skip_report import classes_of, skip_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
@@ -108,7 +108,7 @@ def open_data(
     else:
         records = _given_records(config, data)
     _check_records(config, records)
-    lines = [f"{name}: {line}" for name, found in records.items() for line in left_out_lines(found)]
+    lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
     choice = _choose_answers(config, records, fixed, known)
     if "question" in records:
         records["question"], missed = _answerable_questions(records["question"], choice)
@@ -142,7 +142,7 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
     for name, task in config.tasks.active().items():
         try:
             parts = [_read_source(config, source, path) for source in task.sources]
-        except SeveralFormsError as problem:
+        except AmbiguousLayoutError as problem:
             raise ValueError(
                 f"task {name!r}: {problem}{_other_sources(name, problem.sources)}"
             ) from None
@@ -277,7 +277,7 @@ def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Toke
     if len(task.sources) > 1 and isinstance(records, ConcatRecords):
         parts = records.parts
     drawn = [
-        DrawnPrompts(
+        SampledPrompts(
             part,
             tokenizer,
             max_tokens=config.model.max_tokens,

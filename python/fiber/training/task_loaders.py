@@ -8,11 +8,11 @@ from typing import Any
 from fiber import DecodeError
 from fiber.config import FiberConfig
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
-from fiber.data.collate import BatchType
+from fiber.data.loader_config import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
-from fiber.data.skip_report import counted, left_out_lines
-from fiber.data.text_lengths import NotedLengths, TextCounts
+from fiber.data.skip_report import counted, skip_lines
+from fiber.data.text_lengths import LengthTracker, TextCounts
 from fiber.training.config.run import RunConfig
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
@@ -102,7 +102,7 @@ class TaskLoaders:
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
         # For grounding the loader counts the boxes that truncation drops.
         noted = {
-            name: NotedLengths(records, tokenizer, max_tokens)
+            name: LengthTracker(records, tokenizer, max_tokens)
             for name, records in data.records.items()
             if name != "grounding"
         }
@@ -172,7 +172,7 @@ class TaskLoaders:
                 boxes = counted(loader.cropped_boxes, "boxes")
                 was = "was" if loader.cropped_boxes == 1 else "were"
                 lines.append(f"{name}: {boxes} {was} skipped, since the crop keeps too little")
-            late = left_out_lines(self._records[name], while_reading=True)
+            late = skip_lines(self._records[name], while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]

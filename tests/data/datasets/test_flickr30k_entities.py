@@ -103,7 +103,7 @@ def test_any_other_form_comes_before_a_list(folder):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("Annotations/12.xml", ("</annotation>", ""), "12.xml is no XML"),
+        ("Annotations/12.xml", ("</annotation>", ""), "12.xml is not valid XML"),
         ("Annotations/12.xml", ("<xmax>105</xmax>", ""), "object 0 has no number in one of xmin"),
         (
             "Annotations/12.xml",

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fiber.data.datasets.resolve import SeveralFormsError, open_source
+from fiber.data.datasets.resolve import AmbiguousLayoutError, open_source
 from fiber.data.record import ConcatRecords
-from fiber.data.skip_report import counted, left_out, left_out_lines
+from fiber.data.skip_report import counted, skip_counts, skip_lines
 
 LINE = json.dumps({"image": "1.png", "text": "mine"})
 
@@ -64,7 +64,7 @@ def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
         ("dataset_flickr30k.json", karpathy("train")),
     ):
         folder(name, content)
-    with pytest.raises(SeveralFormsError, match="; name one file instead of the folder") as error:
+    with pytest.raises(AmbiguousLayoutError, match="name one file instead") as error:
         open_source("captions", folder.folder, "train")
     assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
     # Of two forms of one set the first is read by its name, and others are not told apart by it.
@@ -75,7 +75,7 @@ def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
     (folder.folder / "karpathy").mkdir()
     folder("karpathy/dataset_flickr30k.json", karpathy("train"))
     for source, names in (("captions", ("coco_karpathy",)), ("flickr30k_karpathy", ())):
-        with pytest.raises(SeveralFormsError) as error:
+        with pytest.raises(AmbiguousLayoutError) as error:
             open_source(source, folder.folder, "train")
         assert error.value.sources == names
 
@@ -116,7 +116,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             [
                 "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
                 f" from {VQAV2} {SCENES}",
-                "lines of your own: val.jsonl or val.csv or val.json",
+                "JSON lines, a JSON list or CSV: val.jsonl or val.csv or val.json",
                 "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
                 f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
                 f"published Arrow data: vqav2_val.arrow, {ARROW}",
@@ -156,8 +156,8 @@ def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, f
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
-        f"{folder.folder} holds no {source} of split {split!r}. Expected in the folder one of:"
-        f" {'; '.join(forms)}. A file of another name can be named in place of the folder"
+        f"{folder.folder} has no {source} of split {split!r}. Expected in the folder one of:"
+        f" {'; '.join(forms)}. A file with another name can be named instead of the folder"
     )
     none = folder.folder / "none"
     with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
@@ -168,7 +168,7 @@ def test_missing_captions_are_answered_with_every_set(folder):
     with pytest.raises(FileNotFoundError) as error:
         open_source("captions", folder.folder, "val")
     said = str(error.value)
-    assert f"COCO captions: captions_val.json, from {COCO} {SCENES}; lines of your own:" in said
+    assert f"COCO captions: captions_val.json, from {COCO} {SCENES}; JSON lines," in said
     for name in (
         "val.jsonl",
         "dataset_coco.json",
@@ -199,7 +199,7 @@ def test_a_missing_split_is_answered_with_those_that_are_there(source, files, sp
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"holds no {source} of split 'novel', only of the splits whose files are there: {splits}."
+        f"has no {source} of split 'novel', only of the splits whose files are there: {splits}."
         " Expected in the folder one of: "
     ) in str(error.value)
 
@@ -356,12 +356,12 @@ def test_what_readers_left_out_is_added_up(folder):
         coco("x") | {"images": [{"id": i, "file_name": "1.png"} for i in (1, 2)]},
     )
     found = open_source("captions", folder.folder, "train+train")
-    assert left_out(found) == {"pictures without captions": 2}
-    assert left_out(ConcatRecords([found, found])) == {"pictures without captions": 4}
-    assert left_out([]) == {}
-    assert left_out_lines(found) == ["2 pictures without captions were left out or changed"]
+    assert skip_counts(found) == {"pictures without captions": 2}
+    assert skip_counts(ConcatRecords([found, found])) == {"pictures without captions": 4}
+    assert skip_counts([]) == {}
+    assert skip_lines(found) == ["2 pictures without captions were skipped or changed"]
     once = open_source("captions", folder.folder, "train")
-    assert left_out_lines(once) == ["1 picture without captions was left out or changed"]
+    assert skip_lines(once) == ["1 picture without captions was skipped or changed"]
 
 
 @pytest.mark.parametrize(

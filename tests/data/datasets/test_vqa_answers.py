@@ -60,17 +60,17 @@ class TestOriginals:
         folder = write(TRAIN, annotations(*["yes"] * 4, *["red"] * 8))
         found = published_answers(folder)
         assert found.answers == ("yes", "blue")
-        assert found.told[0] == "2 answers, from 26 questions"
-        assert "have 658111 questions together: this is not the published list" in found.told[1]
+        assert found.notes[0] == "2 answers, from 26 questions"
+        assert "have 658111 questions: this is not the published list" in found.notes[1]
 
     def test_another_number_of_answers_is_told_of_whole_files(self, write, monkeypatch):
         write(VAL, annotations(*["no"] * 9))
         folder = write(TRAIN, annotations(*["yes"] * 9))
         monkeypatch.setattr(module, "WHOLE_QUESTIONS", 18)
-        told = published_answers(folder).told
-        assert told[1:] == ("the published list has 3129: this is another one",)
+        told = published_answers(folder).notes
+        assert told[1:] == ("the published list has 3129 answers: this is another one",)
         monkeypatch.setattr(module, "PUBLISHED_COUNT", 2)
-        assert published_answers(folder).told == ("2 answers, from 18 questions",)
+        assert published_answers(folder).notes == ("2 answers, from 18 questions",)
 
     def test_what_is_missing_is_named(self, write, tmp_path):
         with pytest.raises(FileNotFoundError, match=rf"{TRAIN}.*{VAL}.*//visualqa.o"):
@@ -81,7 +81,7 @@ class TestOriginals:
         ):
             published_answers(tmp_path)
         write(VAL, annotations("yes"))
-        with pytest.raises(ValueError, match=r"none.*2 questions.*9"):
+        with pytest.raises(ValueError, match=r"no answer.*9 of 2 questions"):
             published_answers(tmp_path)
         write(VAL, {"annotations": [{"question_id": 7}]})
         with pytest.raises(ValueError, match=r"annotations\[0\].*'multiple_choice_answer'"):
@@ -111,9 +111,9 @@ class TestArrow:
         folder = arrow("vqav2_val.arrow", answers=[[["cat"]]], answer_labels=[[[4]]])
         found = published_answers(folder)
         assert found.answers == ("no", "dog", "red", "unknown 3", "cat")
-        assert found.told[0] == "5 answers, from vqav2_train.arrow and vqav2_val.arrow"
-        assert found.told[1].startswith("1 of them are the answer to no question of these files")
-        assert len(found.told) == 2
+        assert found.notes[0] == "5 answers, from vqav2_train.arrow and vqav2_val.arrow"
+        assert found.notes[1].startswith("1 of them occur in no question of these files")
+        assert len(found.notes) == 2
 
     def test_what_does_not_fit(self, arrow):
         folder = arrow("vqav2_train.arrow", answers=[[["red"]]], answer_labels=[[[0]]])

@@ -3,7 +3,7 @@
 import pytest
 
 from fiber.data import sources
-from fiber.data.datasets.resolve import SeveralFormsError, open_source
+from fiber.data.datasets.resolve import AmbiguousLayoutError, open_source
 
 PICTURE = {"id": 391895, "file_name": "COCO_val2014_000000391895.jpg", "height": 360, "width": 640}
 
@@ -295,7 +295,7 @@ def test_three_sets_of_expressions_are_told_apart(data):
             assert [record.text for record in found] == [f"a man of {source}"]
             assert found[0].images == (f"{data.folder}/refcoco/train2014/1007129816.jpg",)
     with pytest.raises(
-        SeveralFormsError, match="in several forms: finetune_refcoco_testA"
+        AmbiguousLayoutError, match="in several layouts: finetune_refcoco_testA"
     ) as error:
         open_source("referring", data.folder, "testA")
     assert error.value.sources == tuple(names)

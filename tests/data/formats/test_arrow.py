@@ -208,7 +208,5 @@ def test_files_that_do_not_fit_are_named(write, tmp_path):
 
 def test_without_pyarrow_it_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"vg\.arrow needs pyarrow to be read; pip install"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"vg\.arrow needs pyarrow;.* pip install"):
         table_captions("vg.arrow")

@@ -18,7 +18,7 @@ from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.resolve import open_source
 from fiber.data.formats import arrow_table
 from fiber.data.formats.arrow import table_captions
-from fiber.data.skip_report import left_out, left_out_lines
+from fiber.data.skip_report import skip_counts, skip_lines
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -57,7 +57,7 @@ def test_captions_by_row_groups_in_any_order(tmp_path, monkeypatch):
         )
     records = open_source("captions", tmp_path, "train")
     assert [r.text for r in records][:4] == ["shade 10", "grey", "shade 20", "grey"]
-    assert left_out(records) == {"repeated captions": 5}
+    assert skip_counts(records) == {"repeated captions": 5}
     assert len({r.key for r in records}) == len(records) == 10
     for index in (9, 0, 5, 2, 7):
         assert list(records[index].images) == [picture(shades[index // 2])]
@@ -75,7 +75,7 @@ def test_captions_by_row_groups_in_any_order(tmp_path, monkeypatch):
         assert len(records[index].images[0]) > 0
     assert groups == [0, 1]
     # Nothing is kept beside the group that was read last.
-    monkeypatch.setattr(arrow_table, "KEPT_BYTES", 1)
+    monkeypatch.setattr(arrow_table, "CACHE_BYTES", 1)
     groups.clear()
     records = open_source("captions", tmp_path, "train")
     for index in (0, 4, 0, 4):
@@ -151,8 +151,8 @@ def test_boxes_of_the_hub(tmp_path):
         assert first.text[slice(*first.char_spans[0][0])] == "traffic light"
         # Half a pixel beyond the picture is rounding; a box of half a pixel is none.
         assert second.boxes_xyxy == ((35, 3, 40, 13),) and third.boxes_xyxy == ()
-        assert left_out(records) == {"clipped boxes": 1, "empty boxes": 1}
-        assert "1 empty box was left out or changed" in left_out_lines(records)
+        assert skip_counts(records) == {"clipped boxes": 1, "empty boxes": 1}
+        assert "1 empty box was skipped or changed" in skip_lines(records)
     assert len(open_source("detection", path, "train", shots=1)) == 1
     loader = DataLoader(
         records,
@@ -184,12 +184,14 @@ def test_boxes_that_do_not_fit(tmp_path):
         ValueError, match=r"row 0.*box 1.*\(x, y, width, height\).*\(9\.0.*2\.0.*-3"
     ):
         read(reversed_box)
-    assert left_out(read(reversed_box, on_error="skip")) == {"reversed boxes": 1}
+    assert skip_counts(read(reversed_box, on_error="skip")) == {"reversed boxes": 1}
     outside, size = {"bbox": [[30, 2, 30, 9]], "category": [0]}, {"width": [40], "height": [30]}
     with pytest.raises(ValueError, match=r"row 0.*box 0.*20"):
         read(outside, **size)
     records = read(outside, on_error="skip", **size)
-    assert records[0].boxes_xyxy == ((30, 2, 40, 11),) and left_out(records) == {"clipped boxes": 1}
+    assert records[0].boxes_xyxy == ((30, 2, 40, 11),) and skip_counts(records) == {
+        "clipped boxes": 1
+    }
 
 
 def test_a_wrong_schema_is_named(tmp_path):
@@ -202,7 +204,7 @@ def test_a_wrong_schema_is_named(tmp_path):
         with pytest.raises(ValueError) as error:
             open_source(source, path, "train")
         assert str(error.value) == (
-            f"{path} has no column {expected} with what is asked for; it has 'image', 'label'"
+            f"{path} has no column {expected} with the requested data; it has 'image', 'label'"
         )
     path = write_parquet(tmp_path / "t.parquet", text=["a"])
     with pytest.raises(ValueError, match=r"column 'image'.*'text'"):

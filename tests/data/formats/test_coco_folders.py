@@ -8,7 +8,7 @@ import pytest
 
 from fiber.data.datasets.resolve import open_source
 from fiber.data.formats.coco_folders import coco_detection
-from fiber.data.skip_report import classes_of, left_out, left_out_lines
+from fiber.data.skip_report import classes_of, skip_counts, skip_lines
 
 SIZE = {"height": 40, "width": 60}
 CLASSES = [{"id": 1, "name": "mug"}, {"id": 2, "name": "traffic light"}]
@@ -78,7 +78,7 @@ def test_both_splits_of_a_layout(layout, folder):
         assert record.text == "mug. traffic light" and record.boxes_xyxy == ((5, 6, 25, 16),)
         assert classes_of(found) == ("mug", "traffic light")
         # Nothing is held out of a folder that has both.
-        assert left_out_lines(found) == []
+        assert skip_lines(found) == []
     both = open_source("detection", folder.path, "train+val")
     assert len(both) == 2 and classes_of(both) == ("mug", "traffic light")
 
@@ -103,9 +103,9 @@ def test_without_a_validation_split_a_part_is_held_out(file, pictures, folder):
     assert (len(seen["train"]), len(seen["val"])) == (16, 4)
     assert not seen["train"] & seen["val"]
     assert seen["train"] | seen["val"] == {str(folder.path / pictures / name) for name in names}
-    (said,) = left_out_lines(parts["train"])
-    assert said == left_out_lines(parts["val"])[0]
-    assert "so 4 of its 20 pictures, chosen by their names, are held out as split 'val'" in said
+    (said,) = skip_lines(parts["train"])
+    assert said == skip_lines(parts["val"])[0]
+    assert "so 4 of its 20 images, chosen by their names, are held out as split 'val'" in said
     # Records keep their boxes.
     assert all(len(r.boxes_xyxy) == 1 for records in parts.values() for r in records)
     # The file itself is read whole.
@@ -135,7 +135,7 @@ def test_copies_of_a_picture_stay_on_one_side(folder):
 
 def test_one_picture_cannot_be_divided(folder):
     folder("annotations.json", instances(["1.jpg"]), "images")
-    with pytest.raises(ValueError, match=r"1 (picture|image)s.*none"):
+    with pytest.raises(ValueError, match=r"1 images.*hold some out"):
         open_source("detection", folder.path, "train")
 
 
@@ -146,7 +146,7 @@ def test_roboflows_heading_is_no_class(folder):
     folder("val/labels.json", instances(["1.jpg"], [heading, *classes], boxes), "val")
     found = open_source("detection", folder.path, "val")
     assert found[0].labels == ("car",)
-    assert "is a heading that no box has" in left_out_lines(found)[0]
+    assert "is a supercategory without boxes" in skip_lines(found)[0]
     # With a box of its own it is one.
     boxes[0]["category_id"] = 0
     folder("val/labels.json", instances(["1.jpg"], [heading, *classes], boxes), "val")
@@ -168,7 +168,7 @@ def test_pictures_that_are_nowhere_are_named(folder):
     path = folder("annotations/instances_val2017.json", instances(["1.jpg", "2.jpg"]), "elsewhere")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "val")
-    assert f"{path} names 2 pictures, such as '1.jpg'; those that were looked for are" in str(
+    assert f"{path} names 2 images, such as '1.jpg'; none of a sample of them is in" in str(
         error.value
     )
     assert str(folder.path / "annotations") in str(error.value)
@@ -231,8 +231,8 @@ def test_a_few_pictures_of_each_class(folder):
         found = open_source("detection", folder.path, "train", shots=shots)
         kept = sorted(int(Path(str(record.images[0])).stem) for record in found)
         assert kept == published_selection(content, shots)
-        said = f"{len(kept)} of 12 pictures are kept: {shots} of each class, as published"
-        assert left_out_lines(found)[0] == said
+        said = f"{len(kept)} of 12 images are kept: {shots} of each class, as published"
+        assert skip_lines(found)[0] == said
     assert published_selection(content, 1) == [1, 2, 6]
     assert len(open_source("detection", folder.path, "train")) == 12
 
@@ -241,8 +241,8 @@ def test_a_few_pictures_of_each_class(folder):
 
 
 BAD_BOXES = {
-    "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels outside its picture"),
-    "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels outside its picture"),
+    "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels outside its image"),
+    "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels outside its image"),
     "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels outside"),
     "reversed": ([30, 20, -20, 10], "reversed boxes", None),
     "no-area": ([5, 6, 0, 10], "empty boxes", None),
@@ -262,12 +262,12 @@ def test_boxes_that_do_not_fit_stop_or_are_counted(case, folder):
     ]
     path = folder("val.json", instances(["1.jpg"], boxes=boxes))
     skipped = open_source("detection", folder.path, "val", on_error="skip")
-    assert left_out(skipped) == {counted_as: 1}
+    assert skip_counts(skipped) == {counted_as: 1}
     kept = {"beyond": ((5, 6, 25, 16), (50, 30, 60, 40))}
     assert skipped[0].boxes_xyxy == kept.get(case, ((5, 6, 25, 16),))
     if message is None:
         found = open_source("detection", folder.path, "val")
-        assert found == skipped and left_out(found) == left_out(skipped)
+        assert found == skipped and skip_counts(found) == skip_counts(skipped)
         return
     with pytest.raises(ValueError) as error:
         open_source("detection", folder.path, "val")
@@ -285,7 +285,7 @@ def test_crowds_and_masks(folder):
     folder("val.json", instances(["1.jpg"], boxes=boxes))
     found = open_source("detection", folder.path, "val")
     assert found[0].boxes_xyxy == ((1, 2, 4, 6),)
-    assert left_out(found) == {"crowd boxes": 1}
+    assert skip_counts(found) == {"crowd boxes": 1}
 
 
 def test_ids_and_names_that_stand_twice_are_named(folder):
@@ -295,8 +295,11 @@ def test_ids_and_names_that_stand_twice_are_named(folder):
     with pytest.raises(ValueError, match=r"images\[1\].*id 0.*images\[0\]"):
         open_source("detection", folder.path, "val")
     for classes, said in (
-        ([{"id": 1, "name": "mug"}, {"id": 1, "name": "cup"}], "has the id 1, as 'mug' has"),
-        ([{"id": 1, "name": "mug"}, {"id": 2, "name": "mug"}], "has the name 'mug', as another"),
+        (
+            [{"id": 1, "name": "mug"}, {"id": 1, "name": "cup"}],
+            "has the id 1, a duplicate of 'mug'",
+        ),
+        ([{"id": 1, "name": "mug"}, {"id": 2, "name": "mug"}], "has the name 'mug', a duplicate"),
     ):
         folder("val.json", instances(["1.jpg"], classes))
         with pytest.raises(ValueError, match=said):

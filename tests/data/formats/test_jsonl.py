@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fiber.data.datasets.resolve import open_source
-from fiber.data.formats.jsonl import own_boxes, own_captions, own_questions
+from fiber.data.formats.jsonl import jsonl_boxes, jsonl_captions, jsonl_questions
 
 CAPTION = {"image": "1.png", "text": "a dog"}
 QUESTION = {"image": "1.png", "question": "what is it?", "answer": "dog"}
@@ -32,11 +32,11 @@ def lines(tmp_path):
 
 
 def captions(path, split="train"):
-    return own_captions(path.parent, split, annotations=path)
+    return jsonl_captions(path.parent, split, annotations=path)
 
 
 def questions(path, split="train"):
-    return own_questions(path.parent, split, annotations=path)
+    return jsonl_questions(path.parent, split, annotations=path)
 
 
 # ---- what is read
@@ -57,10 +57,10 @@ def test_pictures_are_beside_the_file_or_in_images(lines):
 def test_another_folder_of_pictures(lines):
     path = lines({"image": "2.png", "text": "a cat"})
     folder = lines.folder / "images"
-    (record,) = own_captions("unused", "train", annotations=path, images=folder)
+    (record,) = jsonl_captions("unused", "train", annotations=path, images=folder)
     assert record.images == (f"{folder}/2.png",)
     with pytest.raises(FileNotFoundError, match=r"'1\.png'.*images/1\.png"):
-        own_captions("unused", "train", annotations=lines(CAPTION), images=folder)
+        jsonl_captions("unused", "train", annotations=lines(CAPTION), images=folder)
 
 
 def test_answers_in_every_form(lines):
@@ -101,7 +101,7 @@ def test_splits_are_a_field_or_files(lines):
     # Without the field all lines are those of any split.
     assert len(captions(lines(CAPTION, CAPTION | {"text": "a cat"}), "val")) == 2
     lines(CAPTION, name="val.jsonl")
-    assert len(own_captions(lines.folder, "val")) == 1
+    assert len(jsonl_captions(lines.folder, "val")) == 1
 
 
 def test_pictures_of_other_splits_need_not_be_there(lines):
@@ -186,8 +186,8 @@ def test_a_file_with_other_encodings_is_named(lines):
         ),
         (
             CAPTION | {"boxes_xyxy": [[1, 2, 3, 4]], "labels": ["dog"]},
-            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind a"
-            " line: name the picture again on a line for each kind",
+            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind per"
+            " line: use one line for each kind",
         ),
         (
             CAPTION | {"text": "a \ud83d dog"},
@@ -200,8 +200,8 @@ def test_a_file_with_other_encodings_is_named(lines):
         ({"image": "1.png", "texts": []}, r"'texts' '\[\]'"),
         ({"image": "1.png", "texts": "x"}, "'texts' 'x'"),
         ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
-        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*text.*whole"),
-        (CAPTION | {"id": 1}, "has 'id' 1, as another line has"),
+        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*text.*integer"),
+        (CAPTION | {"id": 1}, "has the duplicate 'id' 1"),
         (CAPTION | {"split": "train"}, r"line 2.*field 'split'.*line 1"),
     ],
 )
@@ -244,7 +244,7 @@ def test_whole_surrogate_pairs_are_characters(lines):
     assert [record.text for record in captions(path)] == ["a \U0001f436"]
     bad = lines({"image": "1.png", "boxes_xyxy": [], "labels": ["\ud83d"]}, name="boxes.jsonl")
     with pytest.raises(ValueError, match=rf"{bad}: line 1.*'labels'"):
-        own_boxes(lines.folder, "train", annotations=bad)
+        jsonl_boxes(lines.folder, "train", annotations=bad)
 
 
 def test_a_first_picture_that_is_missing_is_named(lines):
@@ -254,7 +254,7 @@ def test_a_first_picture_that_is_missing_is_named(lines):
     folder = lines.folder
     assert str(error.value) == (
         f"{path}: line 1 has 'image' '3.png', but {folder}/3.png or {folder}/images/3.png"
-        " is no file"
+        " does not exist"
     )
 
 
@@ -307,7 +307,7 @@ class TestListsAndTables:
         ]
         path = folder("train.json", json.dumps(entries))
         for found in (
-            own_captions(folder.folder, "train", annotations=path),
+            jsonl_captions(folder.folder, "train", annotations=path),
             open_source("captions", folder.folder, "train"),
         ):
             assert [(r.key, r.text) for r in found] == [
@@ -316,7 +316,7 @@ class TestListsAndTables:
                 ("train/2", "c"),
             ]
         lines = folder("again.jsonl", entries)
-        again = own_captions(folder.folder, "train", annotations=lines)
+        again = jsonl_captions(folder.folder, "train", annotations=lines)
         assert [r.text for r in again] == [r.text for r in found]
 
     def test_a_table(self, folder):
@@ -325,9 +325,9 @@ class TestListsAndTables:
             'image,text,question,answer,split\n1.png,"a dog, ""Rex""\non grass",,,train\n'
             "2.png,,what?,cat,val\n",
         )
-        (record,) = own_captions(folder.folder, "train", annotations=path)
+        (record,) = jsonl_captions(folder.folder, "train", annotations=path)
         assert (record.key, record.text) == ("mine/3", 'a dog, "Rex"\non grass')
-        (asked,) = own_questions(folder.folder, "val", annotations=path)
+        (asked,) = jsonl_questions(folder.folder, "val", annotations=path)
         assert (asked.text, asked.answers) == ("what?", {"cat": 1.0})
 
     @pytest.mark.parametrize(
@@ -347,14 +347,14 @@ class TestListsAndTables:
             ("a.csv", "image,texts\n1.png,a\n", r"line 1.*field 'texts'.*'text'"),
             ("a.csv", "image,text,text\n1.png,a,b\n", r"line 1.*column 'text'"),
             ("a.csv", "image,text\n1.png,a,b\n", r"line 2.*cells"),
-            ("a.csv", 'image,text\n1.png,"a\n', r"line 2.*table"),
+            ("a.csv", 'image,text\n1.png,"a\n', r"line 2.*CSV"),
             ("a.csv", "image,text\n1.png,\n", r"line 2.*'image'.*'image'.*'text'"),
             ("a.csv", "picture,text\n1.png,a\n", r"line 2.*field 'picture'"),
         ],
     )
     def test_what_does_not_fit_is_named(self, name, content, message, folder):
         with pytest.raises(ValueError, match=message):
-            own_captions(folder.folder, "train", annotations=folder(name, content))
+            jsonl_captions(folder.folder, "train", annotations=folder(name, content))
 
     def test_boxes(self, folder):
         box = {"image": "1.png", "boxes_xyxy": [[1, 2, 30, 20.5]], "labels": ["mug"]}
@@ -399,4 +399,4 @@ class TestListsAndTables:
     def test_a_missing_picture_is_named_with_its_place(self, folder):
         path = folder("a.json", '[{"image": "9.png", "text": "a"}]')
         with pytest.raises(FileNotFoundError, match=r"a\.json: entry 1.*'image' '9\.png'"):
-            own_captions(folder.folder, "train", annotations=path)
+            jsonl_captions(folder.folder, "train", annotations=path)

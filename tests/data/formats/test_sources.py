@@ -82,7 +82,7 @@ def test_a_missing_folder_of_pictures_is_named(data):
     data("captions_val.json", {"images": [], "annotations": []})
     assert sources.captions(data.folder, "val") == []
     (data.folder / "images").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"images is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"images is not a folder"):
         sources.captions(data.folder, "val")
 
 

@@ -18,8 +18,8 @@ from fiber.data.datasets.objects365 import objects365
 from fiber.data.datasets.resolve import open_source
 from fiber.data.formats.tsv import TsvFile
 from fiber.data.prompts.rules import PromptRules
-from fiber.data.prompts.sampling import DrawnPrompts
-from fiber.data.skip_report import classes_of, left_out, left_out_lines
+from fiber.data.prompts.sampling import SampledPrompts
+from fiber.data.skip_report import classes_of, skip_counts, skip_lines
 
 CLASSES = {"mug": 1, "__background__": 0, "traffic light": 3, "dog_(animal)": 2}
 OBJECTS = [
@@ -103,14 +103,14 @@ def test_records_of_all_lines(write, index):
         assert third.boxes_xyxy == () and third.text == first.text
         # As published: cut to the picture, and what is left of a box must be more than a line.
         assert fourth.boxes_xyxy == ((0, 3, 22, 13),)
-        assert left_out(records) == {
+        assert skip_counts(records) == {
             "clipped boxes": 1,
             "empty boxes": 1,
             "reversed boxes": 1,
             "crowd boxes": 1,
         }
-        assert left_out_lines(records) == []
-        assert "1 crowd box was left out or changed" in left_out_lines(records, while_reading=True)
+        assert skip_lines(records) == []
+        assert "1 crowd box was skipped or changed" in skip_lines(records, while_reading=True)
         assert [list(record.images) for record in records] == [[picture(40 * i)] for i in range(4)]
         assert len({record.key for record in records}) == 4
 
@@ -144,13 +144,13 @@ def test_classes_of_a_text_are_drawn(write):
     records = open_source("objects365", write.folder, "train")
     tokenizer = Tokenizer.train([records[0].text] * 9, 300)
     rules = PromptRules(max_classes=2)
-    drawn = DrawnPrompts(records, tokenizer, max_tokens=32, rules=rules, seed=3)
+    drawn = SampledPrompts(records, tokenizer, max_tokens=32, rules=rules, seed=3)
     assert [len(record.labels) for record in drawn] == [2] * 4
     assert set(drawn[0].labels) == {"mug", "traffic light"}
     assert "dog_(animal)" in drawn[1].labels
     # What is counted while records are read is found behind the drawn texts.
-    assert left_out_lines(drawn, while_reading=True) == left_out_lines(records, while_reading=True)
-    assert left_out_lines(records, while_reading=True)
+    assert skip_lines(drawn, while_reading=True) == skip_lines(records, while_reading=True)
+    assert skip_lines(records, while_reading=True)
 
 
 def test_batches_of_it(write):
@@ -191,7 +191,7 @@ def test_a_fork_reads_too(write):
         ([[{"class": "mug", "rect": [1, 2, 9]}]], r"object 0.*'rect' \[1, 2, 9\]"),
         ([[{"class": "mug", "rect": [1, 2, float("nan"), 9]}]], r"object 0.*'rect'"),
         ([[{"class": "mug"}]], r"object 0.*'rect' None"),
-        (["words"], "holds no list of objects, but words"),
+        (["words"], "has no list of objects, but words"),
     ],
     ids=["class", "three", "nan", "none", "words"],
 )
@@ -213,9 +213,9 @@ def test_files_that_do_not_fit(write):
         read(img="", label="")
     with pytest.raises(FileNotFoundError, match=r"none\.tsv.*exist.*file"):
         read(img="none.tsv")
-    with pytest.raises(ValueError, match=r"line 4.*4.*0"):
+    with pytest.raises(ValueError, match=r"line number 4.*0 to 3"):
         read(lines=[0, 4])
-    with pytest.raises(ValueError, match=r"train\.lines\.tsv.*number"):
+    with pytest.raises(ValueError, match=r"train\.lines\.tsv: expected one line number"):
         read(lines=["one"])
     (write.folder / "few.tsv").write_text("a\t[]\n")
     with pytest.raises(ValueError, match=r"few\.tsv.*1.*train\.images\.tsv 4"):

@@ -42,7 +42,7 @@ def test_names_with_words_around_them(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", " \n\n", r"a\.txt.*none"),
+        ("a.txt", " \n\n", r"a\.txt.*empty"),
         ("a.json", "[]", r"a\.json.*empty"),
         ("a.json", '{"name": "mug"}', r"a\.json holds a dict; expected a list"),
         ("a.json", "mug", r"a\.json.*valid JSON"),

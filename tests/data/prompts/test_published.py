@@ -43,7 +43,7 @@ def test_words_around_names():
     wording = [ClassName("hot_dog", " ", " which is big"), ClassName("cat")]
     caption = simple_prompt({2: "a", 1: "b"}, wording=wording)
     assert caption == ClassCaption(" hot dog which is big. cat", {1: (1, 8), 2: (23, 26)})
-    with pytest.raises(ValueError, match="expected no shuffling"):
+    with pytest.raises(ValueError, match="expected no generator"):
         simple_prompt({1: "a"}, wording=wording, generator=random.Random(0))
 
 

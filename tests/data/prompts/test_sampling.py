@@ -9,7 +9,7 @@ import pytest
 from fiber.data import ConcatRecords, Record
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.prompts.rules import PromptRules
-from fiber.data.prompts.sampling import DrawnPrompts, dropped_boxes
+from fiber.data.prompts.sampling import SampledPrompts, dropped_boxes
 from fiber.data.record import TrueObjects, record_in_epoch
 from tests.data.words import Words
 
@@ -33,7 +33,7 @@ def picture(*own, labels=THINGS):
 
 
 def drawn(records, *, max_tokens=64, seed=0, **rules):
-    return DrawnPrompts(
+    return SampledPrompts(
         records, Words(), max_tokens=max_tokens, rules=PromptRules(**rules), seed=seed
     )
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fiber.data.datasets.resolve import open_source
-from fiber.data.image_file import check_picture, ending_of
+from fiber.data.image_file import check_image, extension_of
 from fiber.data.tools.discover import kinds_of, parts_of
 from fiber.data.tools.inspect import Bar, histogram, inspect
 from fiber.data.tools.pack import pack
@@ -66,22 +66,22 @@ def test_status_of_a_picture(data, status, tmp_path):
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
     for stored in (data, str(path), path):
-        checked = check_picture(stored)
+        checked = check_image(stored)
         assert checked.status == status, checked
         assert checked.size == ((30, 40) if status == "ok" else None)
         assert bool(checked.reason) == (status != "ok") and str(path) not in checked.reason
         is_cut = data in (PNG[: len(PNG) // 2], encoded("WEBP", lossless=True)[:900])
         assert checked.reason.endswith("; the end of the file is missing") is is_cut
     path.unlink()
-    assert check_picture(path).status == "missing"
-    assert check_picture(tmp_path).status == "missing"
+    assert check_image(path).status == "missing"
+    assert check_image(tmp_path).status == "missing"
 
 
 def test_endings_by_content():
-    assert [ending_of(encoded(form)) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")] == [
-        *("jpg", "png", "webp", "gif", "bmp", "tif")
-    ]
-    assert ending_of(b"") == ending_of(b"words") == "bin"
+    assert [
+        extension_of(encoded(form)) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    ] == [*("jpg", "png", "webp", "gif", "bmp", "tif")]
+    assert extension_of(b"") == extension_of(b"words") == "bin"
 
 
 @pytest.fixture
@@ -103,13 +103,13 @@ def boxes(data):
 
 def test_sizes_that_annotations_tell_wrongly(boxes):
     report = inspect(boxes.folder)
-    (pictures,) = report.pictures
+    (pictures,) = report.images
     assert pictures.statuses == {"ok": 3}
     name = f"{boxes.images}/2.png"
     assert pictures.other_sizes == [(name, (40, 30), (30, 40))]
     assert report.faults == [
-        f"picture {name} is 30 x 40 pixels, its annotation says 40 x 30, as if it were turned; its"
-        " boxes belong to another size"
+        f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30, its transpose; its"
+        " boxes are for another size"
     ]
     told = report.to_dict()
     assert told["pictures"][0]["other_sizes"] == [
@@ -131,10 +131,10 @@ def test_boxes_outside_of_their_picture(tmp_path):
         {"image": "a.jpg", "boxes_xyxy": [[-1, 0, 64.5, 48.25], [1, 1, 5, 5]], "labels": labels},
     )
     report = inspect(tmp_path)
-    assert report.pictures[0].statuses == {"ok": 1}
+    assert report.images[0].statuses == {"ok": 1}
     assert report.faults == [
-        "record 'train/1': a box reaches 26 pixels outside of its picture, which is 64 x 48 pixels;"
-        " expected at most 1"
+        "record 'train/1': a box exceeds its image of 64 x 48 pixels by 26 pixels; expected at most"
+        " 1"
     ]
     told = report.to_dict()["pictures"][0]["boxes_outside"]
     assert [(each["record"], each["size"], each["pixels"]) for each in told] == [
@@ -154,9 +154,9 @@ def test_every_record_of_a_picture_is_compared_also_in_a_pack(tmp_path):
     pack(tmp_path, tmp_path / "packed")
     for source in (tmp_path / "train.jsonl", tmp_path / "packed"):
         report = inspect(source)
-        assert report.pictures[0].statuses == {"ok": 1}, source
-        assert [fault.split(", its")[1] for fault in report.faults] == [
-            " annotation says 100 x 100; its boxes belong to another size"
+        assert report.images[0].statuses == {"ok": 1}, source
+        assert [fault.split("but its")[1] for fault in report.faults] == [
+            " annotation says 100 x 100; its boxes are for another size"
         ], source
 
 
@@ -185,9 +185,9 @@ def test_what_is_broken_is_named_by_its_kind(boxes):
     (boxes.folder / "images/1.png").unlink()
     (boxes.folder / "captions_train.json").write_text("{")
     report = inspect(boxes.folder)
-    assert report.pictures[0].statuses == {"corrupt": 1, "missing": 1, "ok": 1}
-    assert f"picture {boxes.images}/1.png does not exist" in report.faults
-    assert any(f"picture {boxes.images}/0.png is corrupt: " in fault for fault in report.faults)
+    assert report.images[0].statuses == {"corrupt": 1, "missing": 1, "ok": 1}
+    assert f"image {boxes.images}/1.png does not exist" in report.faults
+    assert any(f"image {boxes.images}/0.png is corrupt: " in fault for fault in report.faults)
     assert "captions_train.json is not JSON" in report.faults[0]
 
 
@@ -199,8 +199,8 @@ def test_pictures_of_shards_are_looked_at_once(tmp_path):
         ("captions", "val", 2),
         ("questions", "val", 2),
     ]
-    assert report.pictures[0].statuses == {"ok": 1, "corrupt": 1}
-    assert "picture of record 'val-0/b' is corrupt: " in report.faults[0]
+    assert report.images[0].statuses == {"ok": 1, "corrupt": 1}
+    assert "image of record 'val-0/b' is corrupt: " in report.faults[0]
 
 
 def test_a_packed_folder_is_as_its_source(scenes_folder, tmp_path):
@@ -290,7 +290,7 @@ def test_a_table_without_the_columns_is_answered_with_both(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     parquet.write_table(arrow.table({"a": [1], "b": ["x"]}), tmp_path / "train-0.parquet")
     message = (
-        "its fields are 'a', 'b'; expected a picture in 'image' or 'image_path' or 'file_name', and"
+        "its fields are 'a', 'b'; expected an image in 'image' or 'image_path' or 'file_name', and"
         " captions in 'caption' or"
     )
     for data in (tmp_path / "train-0.parquet", tmp_path):
@@ -301,11 +301,11 @@ def test_a_table_without_the_columns_is_answered_with_both(tmp_path):
 def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path):
     path = tmp_path / "mine.csv"
     for content, message in (
-        (b"", r"mine\.csv is empty; expected a table in UTF-8"),
+        (b"", r"mine\.csv is empty; expected a UTF-8 table"),
         (b"image,wrong\na,b\n", r"mine\.csv: line 2 has the unknown field 'wrong'"),
         (
             b"image,text\n\xff,b\n",
-            r"mine\.csv is not text .* expected a table in UTF-8 with commas",
+            r"mine\.csv is not text .* expected a UTF-8 table with commas",
         ),
     ):
         path.write_bytes(content)

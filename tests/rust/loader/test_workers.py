@@ -43,7 +43,7 @@ def test_no_more_than_prefetch_is_made_ahead(tokenizer):
 
 
 def feeders():
-    return {thread for thread in threading.enumerate() if thread.name == "fiber-feeder"}
+    return {thread for thread in threading.enumerate() if thread.name == "fiber-prefetch"}
 
 
 def test_closing_early_ends_the_feeder(tokenizer):

@@ -1,12 +1,12 @@
-"""Reader of Flickr30k Entities as its authors give it.
+"""Flickr30k Entities in its original files.
 
-    val.txt                       one number of a picture a line
+    val.txt                       one image number per line
     Sentences/1007129816.txt      five captions, phrases in brackets: [/EN#1/people The man] sits
-    Annotations/1007129816.xml    boxes with the numbers of the phrases that they belong to
+    Annotations/1007129816.xml    boxes with the numbers of their phrases
 
-The files lie in the data folder or in "flickr30k_entities" or "flickr30k" there. A caption is its
-words with single spaces, as in the published JSON files. Boxes are the corners as written: the
-published evaluation takes them for half-open.
+The files are in the data folder, or in "flickr30k_entities" or "flickr30k" in it. Caption text is
+its words with single spaces, as in the published JSON files. Boxes are unchanged: the published
+evaluation treats them as half-open.
 
 Source: Plummer et al. 2015.
 """
@@ -14,21 +14,19 @@ Source: Plummer et al. 2015.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_file import RecordList, read_text, without_garbage_collection
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
-AnyPath = str | PathLike[str]
-
+#: Kind of file in messages.
 KIND = "Flickr30k Entities, original files"
-#: Folders below the data folder that may hold the files.
+#: Subfolders of the data folder that may have the files.
 FOLDERS = ("", "flickr30k_entities", "flickr30k")
-#: Folders of pictures below the data folder, beside the list of them or above it.
-PICTURES = (
+#: Folders of images, relative to the data folder, the folder of the list or its parent.
+IMAGE_FOLDERS = (
     *("flickr30k/flickr30k_images/{split}", "flickr30k_images/{split}", "images"),
     *("flickr30k-images", "flickr30k_images", "flickr30k/flickr30k_images"),
     "flickr30k/flickr30k-images",
@@ -40,7 +38,7 @@ class Phrase(NamedTuple):
     """A phrase of a caption."""
 
     span: CharSpan
-    #: What boxes name it by; "0" for what is in no picture.
+    #: Number that boxes refer to; "0" for phrases without one.
     number: str
     #: Such as "people"; several are joined by "/".
     kind: str
@@ -60,26 +58,26 @@ def flickr_entities(
     images: AnyPath | None = None,
     on_error: str = "raise",
 ) -> RecordList:
-    """Read captions with phrases and boxes: one record for each caption.
+    """Read captions with phrases and boxes: one record per caption.
 
-    As in the published evaluation, phrases without a box are left out, and captions without such a
-    phrase. `labels` are the phrases, `label_groups` their kinds; a box has the spans of all phrases
-    that name it.
+    As in the published evaluation, phrases without a box are dropped, and so are captions without
+    such a phrase. `labels` are the phrases, `label_groups` their kinds; a box has the spans of all
+    its phrases.
 
     Args:
-        folder: a data folder.
-        split: "train", "val" or "test": the name of the list of pictures.
-        annotations: that list, if it is elsewhere; its folder holds the other files.
-        images: where pictures are, if in none of `PICTURES`.
-        on_error: "raise", or "skip": objects whose corners are none are left out and counted.
+        folder: data folder.
+        split: "train", "val" or "test": name of the list of images.
+        annotations: that list, if elsewhere; the other files are in its folder.
+        images: folder of images; default: the first of `IMAGE_FOLDERS` that exists.
+        on_error: "raise", or "skip": drop and count objects with an invalid box.
 
     Raises:
-        FileNotFoundError: if a file or the folder of pictures is missing.
-        ValueError: if a file is not as expected, with its name, line or object.
+        FileNotFoundError: if a file or the folder of images is missing.
+        ValueError: for an invalid file, with its name and the line or object.
     """
     listed = Path(annotations) if annotations is not None else _listed(Path(folder), split)
     names = read_text(listed, KIND).split()
-    root = _pictures(Path(folder), listed.parent, split, images)
+    root = _images_root(Path(folder), listed.parent, split, images)
     out = RecordList()
     for name in names:
         skipped = out if on_error == "skip" else None
@@ -90,9 +88,9 @@ def flickr_entities(
             text, phrases = read_sentence(line, f"{path}: caption {number}")
             known = {box_number for box in boxes for box_number in box.numbers}
             kept = [phrase for phrase in phrases if phrase.number in known]
-            out.add("phrases without a box", len(phrases) - len(kept))
+            out.skip("phrases without a box", len(phrases) - len(kept))
             if not kept:
-                out.add("captions without a box")
+                out.skip("captions without a box")
                 continue
             key = f"{listed.stem}/{name}_{number}"
             out.append(_record(key, f"{root}/{name}.jpg", text, kept, boxes))
@@ -122,11 +120,11 @@ def _record(key: str, image: str, text: str, phrases: list[Phrase], boxes: list[
 
 
 def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
-    """Take the brackets out of a caption: its words, and its phrases in order.
+    """Parse a caption with brackets into its text and its phrases, in order.
 
     Args:
         line: "[/EN#1/people The man] sits ."
-        where: the caption in words, for messages.
+        where: name of the caption in messages.
 
     Raises:
         ValueError: for a phrase that is not closed or has no number or words.
@@ -155,19 +153,19 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
 
 
 def read_boxes(path: Path, skipped: RecordList | None = None) -> list[_Box]:
-    """Read the boxes of a picture; objects without one are left out.
+    """Read the boxes of an image; objects without a box are ignored.
 
     Args:
-        path: of the XML file.
-        skipped: counts objects that are not as expected; None: they are errors.
+        path: path of the XML file.
+        skipped: counts invalid objects; None: they are errors.
 
     Raises:
-        ValueError: if the file is no XML or an object lacks a part, with its number.
+        ValueError: for invalid XML or an invalid object, with its number.
     """
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
     except ElementTree.ParseError as problem:
-        raise ValueError(f"{path} is no XML ({problem}); expected {KIND}") from None
+        raise ValueError(f"{path} is not valid XML ({problem}); expected {KIND}") from None
     found = []
     for number, entry in enumerate(tree.findall("object")):
         box = entry.find("bndbox")
@@ -178,7 +176,7 @@ def read_boxes(path: Path, skipped: RecordList | None = None) -> list[_Box]:
         except ValueError as problem:
             if skipped is None:
                 raise ValueError(f"{path}: object {number} {problem}") from None
-            skipped.add("objects whose box is none")
+            skipped.skip("objects whose box is none")
     return found
 
 
@@ -200,25 +198,25 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _listed(folder: Path, split: str) -> Path:
-    """The list of a split's pictures: the first that has annotations beside it."""
-    places = [folder / name / f"{split}.txt" for name in FOLDERS]
-    whole = (path for path in places if path.is_file() and (path.parent / "Annotations").is_dir())
-    return next(whole, places[0])
+    """Return the list of a split's images; one with a folder of annotations has priority."""
+    lists = [folder / name / f"{split}.txt" for name in FOLDERS]
+    complete = (path for path in lists if path.is_file() and (path.parent / "Annotations").is_dir())
+    return next(complete, lists[0])
 
 
-def _pictures(folder: Path, beside: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the folder of the pictures.
+def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
+    """Find the folder of images.
 
     Raises:
-        FileNotFoundError: if there is none, with those that were looked for.
+        FileNotFoundError: if there is none, with the candidates.
     """
-    tops = dict.fromkeys((folder, beside, beside.parent))
-    places = [top / name.format(split=split) for name in PICTURES for top in tops]
+    tops = dict.fromkeys((folder, list_folder, list_folder.parent))
+    candidates = [top / name.format(split=split) for name in IMAGE_FOLDERS for top in tops]
     if images is not None:
-        places = [Path(images)]
-    found = next((place for place in places if place.is_dir()), None)
+        candidates = [Path(images)]
+    found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
         raise FileNotFoundError(
-            f"none of {', '.join(map(str, places))} is a folder; expected the pictures there"
+            f"none of {', '.join(map(str, candidates))} is a folder; expected the images there"
         )
     return found

@@ -1,7 +1,7 @@
-"""Readers of boxes for the words of a text, in the form that MDETR wrote several data sets in.
+"""Grounded texts in MDETR's format.
 
-Flickr30k Entities, the expressions of RefCOCO, RefCOCO+ and RefCOCOg, and the mixed set of COCO's
-and Visual Genome's pictures. An entry of `images` is one text about one picture.
+Flickr30k Entities, RefCOCO, RefCOCO+, RefCOCOg, and the mixed set on images of COCO and Visual
+Genome. An entry of `images` is one text about one image.
 
 Source: MDETR (Kamath et al. 2021).
 """
@@ -9,32 +9,34 @@ Source: MDETR (Kamath et al. 2021).
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from fiber.data.char_spans import CharSpan
-from fiber.data.formats.annotation_boxes import boxes_by_image, char_spans, read_boxes, told_size
+from fiber.data.formats.annotation_boxes import (
+    annotated_size,
+    boxes_by_image,
+    char_spans,
+    read_boxes,
+)
 from fiber.data.formats.annotation_file import (
+    AnnotationFile,
     RecordList,
-    SourceFile,
-    annotation_file,
-    folder_with,
+    annotation_path,
+    find_images_folder,
     images_folder,
     read_json,
     without_garbage_collection,
 )
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
-AnyPath = str | PathLike[str]
-
-
-#: The mixed set in messages, and its files; the first without the pictures of COCO's val2017.
+#: Name of the mixed set in messages.
 MIXED = "MDETR's mixed set"
+#: Its files; the first one has no images of COCO's val2017.
 MIXED_FILES = ("final_mixed_train_no_coco.json", "final_mixed_train.json")
-#: Where the pictures of the mixed set lie below the data folder, by the `data_source` of a text;
-#: those of Visual Genome are GQA's. The first of each that is there counts.
-MIXED_PICTURES = {
+#: Folders of its images by `data_source`, relative to the data folder; the best match is used. The
+#: images of Visual Genome are GQA's.
+MIXED_IMAGES = {
     "coco": ("refcoco/train2014", "coco/train2014", "train2014", "images/train2014"),
     "vg": ("gqa/images", "images/gqa", "gqa", "images"),
 }
@@ -49,30 +51,30 @@ def phrases(
     images: AnyPath | None = None,
     on_error: str = "raise",
 ) -> RecordList:
-    """Read captions with phrases and boxes (Flickr30k Entities in MDETR's form).
+    """Read captions with phrases and boxes (Flickr30k Entities in MDETR's format).
 
-    One record for each caption. `labels` and `label_spans` are the phrases of
-    `tokens_positive_eval` (without it, the different `tokens_positive`); a box has the spans of all
-    phrases that name it and the first of them as `box_labels`: see `label_boxes`.
+    One record per caption. `labels` and `label_spans` are the phrases of `tokens_positive_eval`
+    (without it, the different `tokens_positive`). A box has the spans of all its phrases and the
+    first of them as `box_labels`; see `label_boxes`.
 
     Args:
-        folder: a data folder.
+        folder: data folder.
         split: such as "train".
-        annotations: the file, if it is not "flickr_<split>.json" in the folder.
-        images: where its file names start, if neither in "images" in the folder nor where the
-            published code looks for them.
-        on_error: "raise", or "skip": boxes outside their pictures are cut, what is no box is left
-            out, and both are counted.
+        annotations: annotation file; default: "flickr_<split>.json" in the folder.
+        images: folder of images; default: "images" in the folder, or where the published code has
+            them.
+        on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
+            count both.
 
     Raises:
-        FileNotFoundError: if the file or the folder of pictures is missing.
-        ValueError: if an entry is not as expected, with file, entry and key.
+        FileNotFoundError: if the file or the folder of images is missing.
+        ValueError: for an invalid entry, with file, entry and key.
     """
-    path = annotation_file(folder, split, "phrases", annotations)
+    path = annotation_path(folder, split, "phrases", annotations)
     file = read_json(path, "Flickr30k Entities, MDETR's form")
     file.skips_errors = on_error == "skip"
-    places = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
-    root = _root(file, folder, images, (*places, f"flickr30k_images/{split}", "flickr30k_images"))
+    names = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
+    root = _root(file, folder, images, (*names, f"flickr30k_images/{split}", "flickr30k_images"))
     return _phrase_records(file, lambda _: root)
 
 
@@ -80,55 +82,55 @@ def phrases(
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath | None = None, on_error: str = "raise"
 ) -> RecordList:
-    """Read MDETR's mixed set: captions with phrases and boxes on pictures of COCO and of GQA.
+    """Read MDETR's mixed set: captions with phrases and boxes on images of COCO and GQA.
 
-    Arguments, records and errors are those of `phrases`; where the pictures lie is told by
-    `data_source`, as in `MIXED_PICTURES`. The set has a training split alone.
+    Arguments, records and errors as in `phrases`. `data_source` determines the folder of an image;
+    see `MIXED_IMAGES`. The only split is "train".
     """
     path = Path(folder) / MIXED_FILES[0] if annotations is None else Path(annotations)
     file = read_json(path, MIXED)
     file.skips_errors = on_error == "skip"
     names: dict[str, list[str]] = {}
-    for entry in file.pictures():
+    for entry in file.images():
         source = file.get(entry, "data_source", str)
         names.setdefault("coco" if source == "coco" else "vg", []).append(entry["file_name"])
     roots = {}
     for source, own in names.items():
-        places = [base / name for base in _bases(folder) for name in MIXED_PICTURES[source]]
-        found = folder_with(own, places)
+        candidates = [base / name for base in _bases(folder) for name in MIXED_IMAGES[source]]
+        found = find_images_folder(own, candidates)
         if found is None:
             raise FileNotFoundError(
-                f"{path} names {len(own)} pictures of data_source {source!r}, such as {own[0]!r};"
-                f" those that were looked for are not in {', '.join(map(str, places))}"
+                f"{path} names {len(own)} images of data_source {source!r}, such as {own[0]!r};"
+                f" none of a sample of them is in {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
     return _phrase_records(file, lambda e: roots["coco" if e["data_source"] == "coco" else "vg"])
 
 
 def _bases(folder: AnyPath) -> list[Path]:
-    """Folders that names of folders of pictures start from: annotations may have their own."""
+    """Return the parents of image folders: annotations may be in a folder of their own."""
     return [Path(folder), Path(folder).parent]
 
 
 def _root(
-    file: SourceFile, folder: AnyPath, images: AnyPath | None, places: tuple[str, ...]
+    file: AnnotationFile, folder: AnyPath, images: AnyPath | None, folders: tuple[str, ...]
 ) -> str:
-    """Find where a file's names of pictures start: where they are, else in "images"."""
+    """Find the folder that a file's image names are relative to."""
     if images is None:
-        names = [entry["file_name"] for entry in file.pictures()]
+        names = [entry["file_name"] for entry in file.images()]
         bases = _bases(folder)
-        roots = [Path(folder) / "images", *(base / name for base in bases for name in places)]
-        found = folder_with(names, roots)
+        roots = [Path(folder) / "images", *(base / name for base in bases for name in folders)]
+        found = find_images_folder(names, roots)
         if found is not None:
             return str(found)
     return images_folder(folder, images)
 
 
-def _phrase_records(file: SourceFile, root: Callable[[dict[str, Any]], str]) -> RecordList:
-    """Make the records of `phrases`; `root` gives the folder of an entry's picture."""
+def _phrase_records(file: AnnotationFile, root: Callable[[dict[str, Any]], str]) -> RecordList:
+    """Make the records of `phrases`; `root` returns the image folder of an entry."""
     boxes = boxes_by_image(file)
     out = RecordList()
-    for entry in file.pictures():
+    for entry in file.images():
         text = file.text(entry, "caption")
         key = f"{file.path.stem}/{entry['id']}"
         found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
@@ -152,7 +154,7 @@ def _phrase_records(file: SourceFile, root: Callable[[dict[str, Any]], str]) -> 
                 key=key,
                 images=(image,),
                 image_id=image,
-                image_size=told_size(entry),
+                image_size=annotated_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=tuple(spans),
@@ -169,9 +171,9 @@ def _phrase_records(file: SourceFile, root: Callable[[dict[str, Any]], str]) -> 
 
 
 def label_boxes(record: Record) -> list[list[int]]:
-    """Return, for each of a record's labels, the indices of all boxes that it names.
+    """Return the indices of the boxes of each label.
 
-    A box that several phrases name is in several lists; `Record.box_labels` has room for one.
+    A box of several phrases is in several lists; `Record.box_labels` has only the first.
     """
     return [
         [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
@@ -180,7 +182,7 @@ def label_boxes(record: Record) -> list[list[int]]:
 
 
 def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
-    """Whether a label and a box have a span in common."""
+    """Return whether a label and a box have a span in common."""
     return any(span in spans for span in label)
 
 
@@ -194,37 +196,37 @@ def referring(
     whole_expression: bool = False,
     on_error: str = "raise",
 ) -> RecordList:
-    """Read referring expressions (RefCOCO in MDETR's form): one record for each expression.
+    """Read referring expressions (RefCOCO in MDETR's format): one record per expression.
 
-    Each has one label, the expression, and its boxes (one, in the public sets). Expressions whose
-    boxes were all dropped are left out and counted.
+    Each has one label, the expression, and its boxes (one in the public data sets). Expressions
+    without a valid box are skipped and counted.
 
     Args:
-        folder: a data folder.
+        folder: data folder.
         split: such as "train".
-        annotations: the file, if it is not "refcoco_<split>.json" in the folder.
-        images: where its file names start, if neither in "images" in the folder nor where the
-            published code looks for them.
+        annotations: annotation file; default: "refcoco_<split>.json" in the folder.
+        images: folder of images; default: "images" in the folder, or where the published code has
+            them.
         whole_expression: spans cover the whole text; otherwise they are the file's
             `tokens_positive`: its head phrase, "the star" of "the star left of the ring".
         on_error: see `phrases`.
 
     Raises:
-        FileNotFoundError: if the file or the folder of pictures is missing.
-        ValueError: if an entry is not as expected, with file, entry and key.
+        FileNotFoundError: if the file or the folder of images is missing.
+        ValueError: for an invalid entry, with file, entry and key.
     """
-    path = annotation_file(folder, split, "referring", annotations)
+    path = annotation_path(folder, split, "referring", annotations)
     file = read_json(path, "RefCOCO, MDETR's form")
     file.skips_errors = on_error == "skip"
-    root = _root(file, folder, images, MIXED_PICTURES["coco"])
+    root = _root(file, folder, images, MIXED_IMAGES["coco"])
     boxes = boxes_by_image(file)
     out = RecordList()
-    for entry in file.pictures():
+    for entry in file.images():
         text = file.text(entry, "caption")
         key = f"{path.stem}/{entry['id']}"
         found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
         if not found:
-            out.add("expressions without a box")
+            out.skip("expressions without a box")
             continue
         spans = ((0, len(text)),)
         if not whole_expression:
@@ -236,7 +238,7 @@ def referring(
                 key=key,
                 images=(f"{root}/{entry['file_name']}",),
                 image_id=f"{root}/{entry['file_name']}",
-                image_size=told_size(entry),
+                image_size=annotated_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=(spans,) * len(found),

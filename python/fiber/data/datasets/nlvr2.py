@@ -1,17 +1,16 @@
-"""NLVR2 statements about image pairs."""
+"""NLVR2: statements about pairs of images."""
 
 from __future__ import annotations
 
 from fiber.data.formats.annotation_file import (
-    AnyPath,
     RecordList,
-    annotation_file,
+    annotation_path,
     images_folder,
-    picture_folder,
+    images_subfolder,
     read_json_lines,
     without_garbage_collection,
 )
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
 
 @without_garbage_collection
@@ -22,16 +21,17 @@ def reasoning(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read statements about two pictures (NLVR2): one record with two pictures for each.
+    """Read statements about two images (NLVR2): one record with two images per statement.
 
-    An entry without `left_image` and `right_image` shows "<identifier without its last
-    part>-img0.png" and "-img1.png", below its `directory` if it has one, as NLVR2 has it, in the
-    folder of pictures or in the one there that has the identifier's first part as its name:
-    "train", "dev", "test1".
-    Arguments and errors are those of `captions`; the file is "nlvr2_<split>.jsonl" (the original
+    Images are `left_image` and `right_image` of an entry. Without these, as in the original files,
+    they are "<identifier without its last part>-img0.png" and "-img1.png", in `directory` if the
+    entry has one, in the folder of images or in its subfolder "train", "dev" or "test1" (the first
+    part of the identifier).
+
+    Arguments and errors as in `captions`; the file is "nlvr2_<split>.jsonl" (the original
     train.json, dev.json and test1.json have the same lines).
     """
-    path = annotation_file(folder, split, "reasoning", annotations)
+    path = annotation_path(folder, split, "reasoning", annotations)
     file = read_json_lines(path, "NLVR2")
     out, root, folders = RecordList(), "", {}
     for entry in file.walk("lines"):
@@ -44,9 +44,9 @@ def reasoning(
         else:
             part, start = identifier.partition("-")[0], identifier.rpartition("-")[0]
             if part not in folders:
-                folders[part] = picture_folder(folder, images, part)
-            below = f"{entry['directory']}/" if "directory" in entry else ""
-            start = f"{folders[part]}/{below}{start}"
+                folders[part] = images_subfolder(folder, images, part)
+            directory = f"{entry['directory']}/" if "directory" in entry else ""
+            start = f"{folders[part]}/{directory}{start}"
             names = (f"{start}-img0.png", f"{start}-img1.png")
         label = str(file.get(entry, "label", str, bool)).lower()
         if label not in ("true", "false"):

@@ -1,11 +1,11 @@
-"""The thirteen data sets of ODinW ("object detection in the wild"), as GLIP uses them.
+"""The thirteen data sets of ODinW ("object detection in the wild") as used by GLIP.
 
     ROOT/Aquarium/Aquarium Combined.v2-raw-1024.coco/test/annotations_without_background.json
     ROOT/pistols/export/test_annotations_without_background.json
 
-A set's folder may also be ROOT/NAME itself, in any COCO layout that `fiber.data.open_source` reads.
-The names of the classes are those of GLIP's configurations, which replace the files' own by their
-order; the words around them are known for one set alone, since the others' were not published.
+A data set may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
+names are those of GLIP's configurations, in order of the category ids, and replace those of the
+files. Prompts with more than the names were published for Aquarium only.
 
 Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration of Aquarium.
 """
@@ -13,21 +13,20 @@ Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configura
 from __future__ import annotations
 
 import dataclasses
-from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 from fiber.data.formats import coco_folders
 from fiber.data.prompts.classes import ClassName
-from fiber.data.record import Record, RecordSet
+from fiber.data.record import AnyPath, RecordSet
 
 
 class OdinwSet(NamedTuple):
-    """One of the sets."""
+    """One of the data sets."""
 
-    #: Its folder below the root in the published archive.
+    #: Folder in the published archive.
     folder: str
-    #: By the ids of the categories.
+    #: In order of the category ids.
     classes: tuple[str, ...]
 
 
@@ -62,7 +61,7 @@ ODINW_13 = {
     "pothole": OdinwSet("pothole", ("pothole",)),
     "thermalDogsAndPeople": OdinwSet("thermalDogsAndPeople", ("dog", "person")),
 }
-#: The words that were published; see `ClassName`.
+#: Published prompts; see `ClassName`.
 PUBLISHED_WORDS = {
     "Aquarium": (
         ClassName("fish", prefix=" "),
@@ -75,16 +74,16 @@ PUBLISHED_WORDS = {
     )
 }
 _FILE = "annotations_without_background.json"
-# What a split may be called on disk. The test of PascalVOC is what it has to validate by.
+# Names of splits on disk. PascalVOC has no test split; its validation split is used.
 _SPLITS = {"val": ("val", "valid", "mini_val")}
 _OWN_SPLITS = {("PascalVOC", "test"): ("test", "valid")}
 
 
-def find_set(root: str | PathLike[str], name: str, split: str) -> Path | None:
-    """Find the annotation file of a split of a set; None where there is none.
+def find_set(root: AnyPath, name: str, split: str) -> Path | None:
+    """Find the annotation file of a split; return None if there is none.
 
     Raises:
-        ValueError: if a folder has several files of one form, with their names.
+        ValueError: if several files of one layout match, with their names.
     """
     names = _OWN_SPLITS.get((name, split)) or _SPLITS.get(split, (split,))
     for folder in (Path(root) / ODINW_13[name].folder, Path(root) / name):
@@ -93,17 +92,17 @@ def find_set(root: str | PathLike[str], name: str, split: str) -> Path | None:
                 if place.is_file():
                     return place
         other = coco_folders.find(folder, split)
-        # A part of the training pictures is no split of a benchmark.
+        # Held-out training images are not a benchmark.
         if other is not None and not other.is_divided:
             return other.file
     return None
 
 
-def open_set(root: str | PathLike[str], name: str, split: str) -> RecordSet | None:
-    """Read a set, its classes named as published; None where it is not there.
+def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
+    """Read a data set with the published class names; return None if it is not there.
 
     Raises:
-        ValueError: if the file has another number of classes, with both lists.
+        ValueError: if the number of classes differs, with both lists.
     """
     file = find_set(root, name, split)
     if file is None:
@@ -115,14 +114,10 @@ def open_set(root: str | PathLike[str], name: str, split: str) -> RecordSet | No
             f"{file} has {len(records.classes)} classes ({', '.join(records.classes)[:200]});"
             f" expected the {len(names)} of {name}: {', '.join(names)}"
         )
-    return [_renamed(record, names) for record in records]
-
-
-def _renamed(record: Record, names: tuple[str, ...]) -> Record:
-    return dataclasses.replace(record, labels=names)
+    return [dataclasses.replace(record, labels=names) for record in records]
 
 
 def published_words(name: str) -> list[ClassName]:
-    """What the published prompt of a set says for its classes, or their names alone."""
+    """Return the published prompt of a data set, or its class names."""
     known = PUBLISHED_WORDS.get(name)
     return list(known) if known else [ClassName(label) for label in ODINW_13[name].classes]

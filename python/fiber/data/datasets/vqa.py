@@ -1,23 +1,32 @@
-"""VQAv2 questions and answers."""
+"""VQAv2: questions with the answers of ten annotators."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_file import (
-    NO_VOTES,
-    AnyPath,
+    AnnotationFile,
     RecordList,
-    Votes,
-    annotation_file,
+    annotation_path,
     images_folder,
-    picture_folder,
-    read_answers,
+    images_subfolder,
     read_json,
     without_garbage_collection,
 )
-from fiber.data.record import Record
+from fiber.data.formats.rows import ANSWER_SCORES
+from fiber.data.record import AnyPath, Record
+
+
+class _Answers(NamedTuple):
+    """Answers to one question."""
+
+    #: Soft score of each answer; None if the question has no answers.
+    scores: dict[str, float] | None = None
+    #: Answer of each annotator.
+    annotators: tuple[str, ...] = ()
+    question_type: str = ""
 
 
 @without_garbage_collection
@@ -29,34 +38,34 @@ def questions(
     answers: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read questions with soft scores of their answers (VQAv2): one record for each question.
+    """Read questions with soft scores of their answers (VQAv2): one record per question.
 
     Args:
-        folder: a data folder.
-        split: such as "train"; splits whose names start with "test" need no file of answers.
-        annotations: file of questions, if it is not "vqa_questions_<split>.json" in the folder.
-        answers: file of answers, if it is not "vqa_annotations_<split>.json" in the folder; for
-            "v2_OpenEnded_mscoco_train2014_questions.json" it is the original
-            "v2_mscoco_train2014_annotations.json" beside it.
-        images: where file names start, if not "images" in the folder, or the folder. A question
-            without `image` shows "COCO_<data_subtype>_<image_id with 12 digits>.jpg" there or in
-            "<data_subtype>" there; the pictures of "test-dev2015" are those of "test2015".
+        folder: data folder.
+        split: such as "train"; splits whose names start with "test" need no answers.
+        annotations: file of questions; default: "vqa_questions_<split>.json" in the folder.
+        answers: file of answers; default: "vqa_annotations_<split>.json" in the folder, or for
+            "v2_OpenEnded_mscoco_train2014_questions.json" the original
+            "v2_mscoco_train2014_annotations.json" next to it.
+        images: folder of images; default: "images" in the folder, or the folder. A question without
+            `image` has "COCO_<data_subtype>_<image_id with 12 digits>.jpg" there or in
+            "<data_subtype>" there; images of "test-dev2015" are those of "test2015".
 
     Raises:
-        FileNotFoundError: if a file or the folder of pictures is missing.
-        ValueError: if an entry is not as expected, with file, entry and key.
+        FileNotFoundError: if a file or the folder of images is missing.
+        ValueError: for an invalid entry, with file, entry and key.
     """
-    path = annotation_file(folder, split, "questions", annotations)
+    path = annotation_path(folder, split, "questions", annotations)
     file = read_json(path, "VQAv2 questions")
-    answers_path = annotation_file(folder, split, "answers", answers)
+    answers_path = annotation_path(folder, split, "answers", answers)
     original = re.fullmatch(r"(.*)OpenEnded_(.+)_questions\.json", path.name)
     if answers is None and original:
         answers_path = path.with_name("{}{}_annotations.json".format(*original.groups()))
-    votes: dict[Any, Votes] | None = None
+    answers_of: dict[Any, _Answers] | None = None
     if answers is not None or answers_path.exists() or not split.startswith("test"):
-        votes = read_answers(read_json(answers_path, "VQAv2 annotations"))
+        answers_of = _read_answers(read_json(answers_path, "VQAv2 annotations"))
     subtype = str(file.data.get("data_subtype", split)).replace("test-dev", "test")
-    numbered, root = picture_folder(folder, images, subtype), ""
+    numbered, root = images_subfolder(folder, images, subtype), ""
     out = RecordList()
     for entry in file.walk("questions"):
         number = file.get(entry, "question_id", int, str)
@@ -65,9 +74,9 @@ def questions(
             image = f"{root}/{file.text(entry, 'image')}"
         else:
             image = f"{numbered}/COCO_{subtype}_{file.get(entry, 'image_id', int):012d}.jpg"
-        own = NO_VOTES
-        if votes is not None:
-            own = file.look_up(votes, entry, "question_id", answers_path)
+        own = _Answers()
+        if answers_of is not None:
+            own = file.look_up(answers_of, entry, "question_id", answers_path)
         out.append(
             Record(
                 key=f"{path.stem}/{number}",
@@ -75,8 +84,25 @@ def questions(
                 image_id=image,
                 text=file.text(entry, "question"),
                 answers=own.scores,
-                human_answers=own.answers,
+                human_answers=own.annotators,
                 group=own.question_type,
             )
         )
     return out
+
+
+def _read_answers(file: AnnotationFile) -> dict[Any, _Answers]:
+    """Return the answers to each question, by question_id."""
+    found: dict[Any, _Answers] = {}
+    # A few thousand different answers occur millions of times.
+    interned: dict[str, str] = {}
+    for entry in file.walk("annotations"):
+        number = file.get(entry, "question_id", int, str)
+        given = []
+        for one in file.get(entry, "answers", list):
+            if not isinstance(one, dict) or not isinstance(one.get("answer"), str):
+                raise file.error(f"has {one!r} in 'answers'; expected an object with 'answer'")
+            given.append(interned.setdefault(one["answer"], one["answer"]))
+        scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(given).items()}
+        found[number] = _Answers(scores, tuple(given), entry.get("question_type", ""))
+    return found

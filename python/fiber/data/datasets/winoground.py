@@ -1,18 +1,17 @@
-"""Winoground-style swapped pairs of images and captions."""
+"""Winoground: pairs of images and of captions with swapped words."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fiber.data.formats.annotation_file import (
-    AnyPath,
     RecordList,
-    annotation_file,
+    annotation_path,
     images_folder,
     read_json_lines,
     without_garbage_collection,
 )
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
 
 @without_garbage_collection
@@ -23,15 +22,16 @@ def swapped(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read pairs of pictures and captions with swapped words (Winoground): four records a pair.
+    """Read pairs of images and captions with swapped words (Winoground): four records per pair.
 
-    Their order is (picture 0, caption 0), (0, 1), (1, 0), (1, 1), so that the scores of all records
-    reshaped to (pairs, 2, 2) are indexed [pair, picture, caption]. `truth` tells whether the two
-    belong together; keys end in "/<picture>/<caption>".
-    Arguments and errors are those of `captions`; the file is "winoground_<split>.jsonl". A picture
-    whose name has no suffix is a ".png".
+    Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so that the scores of all records
+    reshaped to (pairs, 2, 2) are indexed [pair, image, caption]. `truth` is True if image and
+    caption match; keys end in "/<image>/<caption>".
+
+    Arguments and errors as in `captions`; the file is "winoground_<split>.jsonl". Image names
+    without an extension are ".png".
     """
-    path = annotation_file(folder, split, "swapped", annotations)
+    path = annotation_path(folder, split, "swapped", annotations)
     file, root = read_json_lines(path, "Winoground"), images_folder(folder, images)
     out = RecordList()
     for entry in file.walk("lines"):
@@ -39,15 +39,15 @@ def swapped(
         names = [file.text(entry, f"image_{i}") for i in (0, 1)]
         paths = [f"{root}/{name}" if Path(name).suffix else f"{root}/{name}.png" for name in names]
         texts = [file.text(entry, f"caption_{i}") for i in (0, 1)]
-        for picture in (0, 1):
+        for image in (0, 1):
             for caption in (0, 1):
                 out.append(
                     Record(
-                        key=f"{path.stem}/{number}/{picture}/{caption}",
-                        images=(paths[picture],),
-                        image_id=paths[picture],
+                        key=f"{path.stem}/{number}/{image}/{caption}",
+                        images=(paths[image],),
+                        image_id=paths[image],
                         text=texts[caption],
-                        truth=picture == caption,
+                        truth=image == caption,
                         group=entry.get("tag", ""),
                     )
                 )

@@ -1,1 +1,1 @@
-"""File formats: one file a format."""
+"""File formats, one file per format."""

@@ -1,4 +1,4 @@
-"""Boxes, spans and classes of annotation files, checked entry by entry."""
+"""Boxes, spans and classes of annotation files, with checks of every entry."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from fiber.data.char_spans import CharSpan, whole_characters
-from fiber.data.formats.annotation_file import RecordList, SourceFile
+from fiber.data.formats.annotation_file import AnnotationFile, RecordList
 from fiber.data.record import TrueObjects
 
-#: Boxes may leave the picture by this much (rounding) and are clipped; beyond it is an error.
+#: Boxes may exceed the image by this much (rounding) and are clipped; more is an error.
 BOX_SLACK_PIXELS = 1.0
-#: Boxes no wider or no higher than this are dropped, as the published code does.
+#: Boxes of at most this width or height are dropped, as in the published code.
 EMPTY_BOX_PIXELS = 1.0
 
 
 def char_spans(
-    file: SourceFile, entry: Mapping[str, Any], key: str, text: str, out: RecordList
+    file: AnnotationFile, entry: Mapping[str, Any], key: str, text: str, out: RecordList
 ) -> tuple[CharSpan, ...]:
-    """Return a needed list of [start, end) of a text as spans.
+    """Return a required list of [start, end) in a text as spans.
 
-    One that splits a character of several code points is widened and counted; one outside the text
-    is an error of the record that is made of it.
+    A span that splits a character of several code points is widened and counted. Bounds are checked
+    by `Record`.
     """
     spans = file.get(entry, key, list)
     try:
         found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
-        whole_numbers = all(isinstance(value, int) for span in found for value in span)
+        are_integers = all(isinstance(value, int) for span in found for value in span)
     except (TypeError, ValueError):
-        found, whole_numbers = (), False
-    if not whole_numbers:
+        found, are_integers = (), False
+    if not are_integers:
         raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
     if text.isascii():
         return found
     whole = tuple(whole_characters(text, span) for span in found)
-    out.add("spans that split a character", sum(a != b for a, b in zip(whole, found, strict=True)))
+    out.skip("spans that split a character", sum(a != b for a, b in zip(whole, found, strict=True)))
     return whole
 
 
-def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
-    """Check `bbox` (x, y, width, height); return whether it is more than a line."""
+def has_box(file: AnnotationFile, entry: Mapping[str, Any]) -> bool:
+    """Check `bbox` (x, y, width, height); return whether it is larger than `EMPTY_BOX_PIXELS`."""
     box = file.get(entry, "bbox", list)
     if len(box) != 4 or not all(map(is_number, box)):
         raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
@@ -48,20 +48,20 @@ def has_box(file: SourceFile, entry: Mapping[str, Any]) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no truth."""
+    """Return whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def told_size(picture: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (height, width) of a picture as its entry has them; None if it has none."""
-    size = picture.get("height"), picture.get("width")
+def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (height, width) of an image according to its entry; None if not given."""
+    size = image.get("height"), image.get("width")
     if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         return size  # type: ignore[return-value]
     return None
 
 
 def xyxy_box(
-    file: SourceFile,
+    file: AnnotationFile,
     entry: Mapping[str, Any],
     image_size: tuple[int, int],
     key: str,
@@ -70,7 +70,7 @@ def xyxy_box(
     """Return `bbox` as (x0, y0, x1, y1), half-open, and whether it was clipped.
 
     Raises:
-        ValueError: if it leaves the picture by more than a pixel, naming record and box, unless the
+        ValueError: if it exceeds the image by more than a pixel, with record and box, unless the
             file skips errors.
     """
     x, y, box_width, box_height = entry["bbox"]
@@ -81,30 +81,30 @@ def xyxy_box(
     if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
         raise file.error(
             f"of record {key!r}: box {number} is (x0, y0, x1, y1) = {box}, {beyond:g} pixels"
-            f" outside its picture of {height} x {width} (height x width)"
+            f" outside its image of {height} x {width} (height x width)"
         )
     return clipped, beyond > 0
 
 
-def class_names(file: SourceFile) -> dict[int, str]:
-    """Return the name of each of the `categories`, by id.
+def class_names(file: AnnotationFile) -> dict[int, str]:
+    """Return the names of the `categories`, by id.
 
     Raises:
-        ValueError: for an id or a name that stands there twice.
+        ValueError: for a duplicate id or name.
     """
     names: dict[int, str] = {}
     for entry in file.walk("categories"):
         number, name = file.get(entry, "id", int), file.text(entry, "name")
         if number in names:
-            raise file.error(f"has the id {number}, as {names[number]!r} has; expected each once")
+            raise file.error(f"has the id {number}, a duplicate of {names[number]!r}")
         if name in names.values():
-            raise file.error(f"has the name {name!r}, as another category has; expected each once")
+            raise file.error(f"has the name {name!r}, a duplicate of another category")
         names[number] = name
     return names
 
 
-def boxes_by_image(file: SourceFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Group `annotations` by `image_id`; each with its place in the file."""
+def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
+    """Group `annotations` by `image_id`, each with its index in the file."""
     known = {entry.get("id") for entry in file.walk("images")}
     boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for index, entry in enumerate(file.walk("annotations")):
@@ -116,91 +116,91 @@ def boxes_by_image(file: SourceFile) -> dict[Any, list[tuple[int, dict[str, Any]
 
 
 def read_boxes(
-    file: SourceFile,
+    file: AnnotationFile,
     key: str,
-    picture: dict[str, Any],
+    image: dict[str, Any],
     entries: list[tuple[int, dict[str, Any]]],
     out: RecordList,
 ) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
-    """Return the boxes of a picture with their entries.
+    """Return the boxes of an image with their entries.
 
-    Crowds, boxes no wider or higher than a pixel, and reversed ones, of a width or a height below
-    0, are left out and counted, as the published code leaves them out. Where the file skips errors,
-    so are boxes that are no four numbers, and boxes of which clipping leaves nothing.
+    As in the published code, crowds, boxes of at most one pixel in width or height, and reversed
+    boxes (negative width or height) are dropped and counted. If the file skips errors, so are
+    malformed boxes and boxes outside the image.
     """
-    size = (file.get(picture, "height", int), file.get(picture, "width", int))
+    size = (file.get(image, "height", int), file.get(image, "width", int))
     found = []
     for index, entry in entries:
         file.at("annotations", entry, index)
         if entry.get("iscrowd"):
-            out.add("crowd boxes")
+            out.skip("crowd boxes")
             continue
         try:
-            is_more_than_a_line = has_box(file, entry)
+            is_large_enough = has_box(file, entry)
         except ValueError:
             if not file.skips_errors:
                 raise
-            out.add("boxes that are no four numbers")
+            out.skip("boxes that are no four numbers")
             continue
-        if not is_more_than_a_line:
+        if not is_large_enough:
             is_reversed = min(entry["bbox"][2:]) < 0
-            out.add("reversed boxes" if is_reversed else "empty boxes")
+            out.skip("reversed boxes" if is_reversed else "empty boxes")
             continue
         box, clipped = xyxy_box(file, entry, size, key, len(found))
         if min(box[2] - box[0], box[3] - box[1]) <= 0:
-            out.add("boxes outside their pictures")
+            out.skip("boxes outside their pictures")
             continue
         if clipped:
-            out.add("clipped boxes")
+            out.skip("clipped boxes")
         found.append((box, entry))
     return found
 
 
-def frequencies(file: SourceFile) -> dict[int, str]:
-    """Return for each category whether LVIS calls it rare, common or frequent, "" in other sets."""
+def frequencies(file: AnnotationFile) -> dict[int, str]:
+    """Return LVIS' frequency group ("r", "c" or "f") of each category id, "" in other data sets."""
     entries = file.walk("categories")
     return {entry["id"]: str(entry.get("frequency", "")) for entry in entries}
 
 
 def true_objects(
-    file: SourceFile,
-    picture: Mapping[str, Any],
-    boxes_of: Mapping[Any, list[tuple[int, dict[str, Any]]]],
-    places: Mapping[int, int],
+    file: AnnotationFile,
+    image: Mapping[str, Any],
+    boxes: Mapping[Any, list[tuple[int, dict[str, Any]]]],
+    label_index: Mapping[int, int],
 ) -> TrueObjects:
-    """Return all boxes of a picture as they are written, with what LVIS says of its classes.
+    """Return all boxes of an image unchanged, with the verified classes of LVIS.
 
     Args:
-        file: that is read.
-        picture: its entry of `images`.
-        boxes_of: annotations of each picture, as `boxes_by_image` gives them.
-        places: of each category id in `Record.labels`.
+        file: the annotation file.
+        image: an entry of its `images`.
+        boxes: annotations of each image, from `boxes_by_image`.
+        label_index: index in `Record.labels` of each category id.
 
     Raises:
-        ValueError: for a box that is none, or a category that the file does not know.
+        ValueError: for an invalid box or an unknown category.
     """
-    boxes, labels, areas, crowd = [], [], [], []
-    for index, entry in boxes_of.get(picture["id"], ()):
+    boxes_xyxy, labels, areas, crowd = [], [], [], []
+    for index, entry in boxes.get(image["id"], ()):
         file.at("annotations", entry, index)
         has_box(file, entry)
         x, y, width, height = map(float, entry["bbox"])
-        boxes.append((x, y, x + width, y + height))
-        labels.append(file.look_up(places, entry, "category_id", "categories"))
+        boxes_xyxy.append((x, y, x + width, y + height))
+        labels.append(file.look_up(label_index, entry, "category_id", "categories"))
         area = file.get(entry, "area", int, float) if "area" in entry else width * height
         areas.append(float(area))
         crowd.append(bool(entry.get("iscrowd")))
-    file.at("images", picture)
+    file.at("images", image)
     known = {}
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        given = file.get(picture, key, list) if key in picture else []
+        given = file.get(image, key, list) if key in image else []
         known[key] = frozenset(
-            file.look_up(places, {key: category}, key, "categories") for category in given
+            file.look_up(label_index, {key: category}, key, "categories") for category in given
         )
     return TrueObjects(
-        boxes_xyxy=tuple(boxes),
+        boxes_xyxy=tuple(boxes_xyxy),
         labels=tuple(labels),
         areas=tuple(areas),
         crowd=tuple(crowd),
-        absent=known["neg_category_ids"] if "neg_category_ids" in picture else None,
+        absent=known["neg_category_ids"] if "neg_category_ids" in image else None,
         incomplete=known["not_exhaustive_category_ids"],
     )

@@ -1,4 +1,4 @@
-"""Annotation files as they are on disk, checked entry by entry, with errors that say where."""
+"""Read annotation files with checks of every entry and errors that name file and entry."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import functools
 import gc
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fiber.atomic_io import JSON_ERRORS
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
-# Pictures that are looked for to tell in which folder they lie.
-_LOOKED_FOR = 20
+# Number of images that are looked up to find their folder.
+_IMAGES_TO_FIND = 20
 
-#: Soft score of an answer that this many of ten annotators gave (VQAv2, as published).
-ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-
-# The first name that a kind begins with counts.
+# By the start of a kind; the first match counts.
 _HOW_TO_GET = {
     "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its pictures from"
     " https://cocodataset.org",
@@ -40,11 +35,10 @@ _HOW_TO_GET = {
     "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
     "published Arrow": "the published code's write_*.py, which make it of the original downloads",
 }
-AnyPath = str | PathLike[str]
 
-#: How to get a file of a form that `fiber data` makes, in messages.
+#: How to get files that `fiber data` can generate, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
-# Kinds of which `fiber data` makes no file.
+# Kinds of files that it cannot.
 _NOT_GENERATED = {
     "COCO, Karpathy's splits",
     "Flickr30k, Karpathy's splits",
@@ -57,58 +51,79 @@ _NOT_GENERATED = {
     "Objects365, the published TSV files",
 }
 
+#: Name of the annotation file of a split, by task, in a folder of `fiber data`.
+FILES = {
+    "captions": "captions_{split}.json",
+    "phrases": "flickr_{split}.json",
+    "referring": "refcoco_{split}.json",
+    "questions": "vqa_questions_{split}.json",
+    "answers": "vqa_annotations_{split}.json",
+    "detection": "instances_{split}.json",
+    "reasoning": "nlvr2_{split}.jsonl",
+    "swapped": "winoground_{split}.jsonl",
+}
 
-class RecordList(list[Record]):
-    """Records, and how often the reader left something out or changed it."""
+
+class ReadReport:
+    """What a reader skipped or changed, and its notes; base class of what readers return."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: What was left out or changed -> how many times.
+        #: Number of entries skipped or changed, by kind.
         self.counts: dict[str, int] = {}
-        #: What else a user should be told of how the data were read, in sentences.
+        #: Other messages for the user, as sentences.
         self.notes: list[str] = []
-        #: Names of the classes that boxes may have, by id; empty where boxes have phrases.
+        #: Class names of boxes, by id; empty if boxes have phrases.
         self.classes: tuple[str, ...] = ()
 
-    def count(self, what: Any) -> int:
-        """Return how often something was left out or changed, such as "crowd boxes"."""
-        return self.counts.get(what, 0)
-
-    def add(self, what: str, times: int = 1) -> None:
-        """Count something that was left out or changed."""
+    def skip(self, what: str, times: int = 1) -> None:
+        """Count entries that are skipped or changed, such as "crowd boxes"."""
         if times:
             self.counts[what] = self.counts.get(what, 0) + times
 
+    def add_counts(self, counts: Mapping[str, int]) -> None:
+        """Add the counts of another report."""
+        for what, times in counts.items():
+            self.skip(what, times)
 
-class SourceFile:
-    """One annotation file, and the entry that is being read."""
+
+class RecordList(ReadReport, list[Record]):
+    """Records with the report of their reader."""
+
+    def count(self, what: Any) -> int:
+        """Return how many entries of a kind were skipped or changed, such as "crowd boxes"."""
+        return self.counts.get(what, 0)
+
+
+class AnnotationFile:
+    """The content of an annotation file, and the current entry for error messages."""
 
     def __init__(self, path: Path, kind: str, data: dict[str, Any]) -> None:
         self.path = path
         self.kind = kind
         self.data = data
-        #: Whether a box that does not fit is left out or cut, and counted, instead of an error.
+        #: Whether invalid boxes are skipped or clipped, and counted, instead of an error.
         self.skips_errors = False
         self._where = ""
         self._index: int | None = None
 
     @property
     def where(self) -> str:
-        """The entry that is being read, in words."""
+        """The current entry, for messages."""
         where = self._where or "the file"
         return where if self._index is None else f"{where}[{self._index}]"
 
     def error(self, problem: str) -> ValueError:
-        """Return an error that names the file and the entry."""
+        """Return an error that names the file and the current entry."""
         return ValueError(f"{self.path}: {self.where} {problem} (read as {self.kind})")
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
-        """Say which entry is being read."""
+        """Set the current entry."""
         self._index = index
         self._where = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
-    def having(self, section: str) -> SourceFile:
-        """Refuse a file without a list; gives the file."""
+    def require_list(self, section: str) -> AnnotationFile:
+        """Check that the file has a list of this name; return the file."""
         self._where, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
@@ -116,33 +131,31 @@ class SourceFile:
         return self
 
     def walk(self, section: str) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a list of the file."""
-        entries = self.having(section).data[section]
+        """Yield the entries of a list, each as the current entry."""
+        entries = self.require_list(section).data[section]
         for index, entry in enumerate(entries):
             self._where, self._index = section, index
             if not isinstance(entry, dict):
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             yield entry
 
-    def pictures(self) -> Iterator[dict[str, Any]]:
-        """Yield the entries of `images`; each has an `id` of its own and a `file_name`."""
+    def images(self) -> Iterator[dict[str, Any]]:
+        """Yield the entries of `images`, each with a unique `id` and a `file_name`."""
         seen: dict[int | str, int | None] = {}
         for entry in self.walk("images"):
             number = self.get(entry, "id", int, str)
             if number in seen:
-                # Boxes could be those of either.
-                raise self.error(
-                    f"has the id {number!r}, as images[{seen[number]}] has; expected each id once"
-                )
+                # Boxes refer to images by id.
+                raise self.error(f"has the id {number!r}, a duplicate of images[{seen[number]}]")
             seen[number] = self._index
             if "file_name" not in entry and "coco_url" in entry:
-                # LVIS names pictures by the last two parts of their address.
+                # LVIS names images by the last two parts of their URL.
                 entry["file_name"] = "/".join(str(entry["coco_url"]).split("/")[-2:])
             self.text(entry, "file_name")
             yield entry
 
     def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
-        """Return a needed value of one of the kinds given."""
+        """Return a required value of one of the given types."""
         value = entry.get(key)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             if key not in entry:
@@ -153,7 +166,7 @@ class SourceFile:
         return value
 
     def text(self, entry: Mapping[str, Any], key: str) -> str:
-        """Return a needed text that is not empty."""
+        """Return a required text that is not empty."""
         value = self.get(entry, key, str)
         if not value.strip():
             raise self.error(f"has an empty {key!r}")
@@ -169,11 +182,11 @@ class SourceFile:
         return table[value]
 
     def record(self, **fields: Any) -> Record:
-        """Return a record; what it finds wrong is reported with the file's name."""
+        """Return a record; errors name the file and the current entry."""
         try:
             return Record(**fields)
         except ValueError as problem:
-            raise self.error(f"cannot be a record: {problem}") from None
+            raise self.error(f"is not a valid record: {problem}") from None
 
 
 Arguments = ParamSpec("Arguments")
@@ -185,8 +198,7 @@ def without_garbage_collection(
 ) -> Callable[Arguments, Result]:
     """Pause the garbage collector while a reader runs.
 
-    A reader makes a great many objects and no cycles; the collector would walk all of them again
-    and again and find nothing.
+    Readers create very many objects and no cycles, which the collector would scan repeatedly.
     """
 
     @functools.wraps(reader)
@@ -202,20 +214,30 @@ def without_garbage_collection(
     return read
 
 
-def read_json(path: Path, kind: str) -> SourceFile:
-    """Read a file that is one JSON object."""
+def read_json(path: Path, kind: str) -> AnnotationFile:
+    """Read a file with one JSON object."""
+    return AnnotationFile(path, kind, _read_json(path, kind, dict, "object"))
+
+
+def read_json_array(path: Path, kind: str) -> AnnotationFile:
+    """Read a file with one JSON array, as the list "entries"."""
+    return AnnotationFile(path, kind, {"entries": _read_json(path, kind, list, "list")})
+
+
+def _read_json(path: Path, kind: str, expected: type, name: str) -> Any:
     text = read_text(path, kind)
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds {_in_words(data)}; expected the object of {kind}")
-    return SourceFile(path, kind, data)
+    if not isinstance(data, expected):
+        has = f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
+        raise ValueError(f"{path} holds {has}; expected the {name} of {kind}")
+    return data
 
 
-def read_json_lines(path: Path, kind: str) -> SourceFile:
-    """Read a file with one JSON object a line; they become its list "lines"."""
+def read_json_lines(path: Path, kind: str) -> AnnotationFile:
+    """Read a file with one JSON object per line, as the list "lines"."""
     lines = []
     for number, line in enumerate(read_text(path, kind).split("\n"), 1):
         if line.strip():
@@ -225,31 +247,15 @@ def read_json_lines(path: Path, kind: str) -> SourceFile:
                 raise ValueError(
                     f"{path}: line {number} is not JSON ({problem}); expected {kind}"
                 ) from None
-    return SourceFile(path, kind, {"lines": lines})
-
-
-def read_json_array(path: Path, kind: str) -> SourceFile:
-    """Read a file that is one JSON array; its items become its list "entries"."""
-    text = read_text(path, kind)
-    try:
-        data = json.loads(text)
-    except JSON_ERRORS as problem:
-        raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
-    if not isinstance(data, list):
-        raise ValueError(f"{path} holds {_in_words(data)}; expected the list of {kind}")
-    return SourceFile(path, kind, {"entries": data})
-
-
-def _in_words(data: Any) -> str:
-    return f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
+    return AnnotationFile(path, kind, {"lines": lines})
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a whole file of text; a missing one is named with where to get it."""
+    """Read a UTF-8 file; the error for a missing one tells where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        splits = _splits_beside(path)
+        splits = _splits_in_folder(path)
         if splits:
             raise FileNotFoundError(
                 f"{path} does not exist; expected one of the splits whose files are there:"
@@ -265,12 +271,12 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def where_to_get(kind: str) -> str:
-    """Say where files of a kind come from."""
+    """Return the origin of a kind of file, or ""."""
     return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
-def _splits_beside(path: Path) -> list[str]:
-    """Return the splits for which a file of the same kind lies in the same folder."""
+def _splits_in_folder(path: Path) -> list[str]:
+    """Return the splits with a file of the same kind in the same folder."""
     patterns = [re.escape(name).replace(r"\{split\}", "(.+)") for name in FILES.values()]
     pattern = next((p for p in patterns if re.fullmatch(p, path.name)), None)
     if pattern is None or not path.parent.is_dir():
@@ -279,89 +285,42 @@ def _splits_beside(path: Path) -> list[str]:
     return sorted(match.group(1) for match in matches if match)
 
 
-def annotation_file(
-    folder: str | PathLike[str], split: str, kind: str, path: str | PathLike[str] | None
-) -> Path:
-    """Return the path of an annotation file: the one named, else that of `FILES`."""
+def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None) -> Path:
+    """Return `path` if given, otherwise the file of `FILES` in the folder."""
     return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
 
 
-def images_folder(folder: str | PathLike[str], images: str | PathLike[str] | None) -> str:
-    """Return the folder where file names start; it must exist."""
+def images_folder(folder: AnyPath, images: AnyPath | None) -> str:
+    """Return the folder of images: `images` or "images" in the data folder. It must exist."""
     root = Path(folder) / "images" if images is None else Path(images)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is no folder; expected the pictures there (name another one with `images`)"
+            f"{root} is not a folder; expected the images there (name another one with `images`)"
         )
     return str(root)
 
 
-def folder_with(names: Sequence[str], places: Iterable[Path]) -> Path | None:
-    """Find the folder that has most of some pictures; of long lists a few are looked for.
+def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
+    """Find the folder that has most of the images, by a sample of their names.
 
     Args:
-        names: of the pictures, below the folder.
-        places: folders, the likelier ones first; those that do not exist are passed over.
+        names: file names, relative to the folder.
+        folders: candidates, likelier ones first; they need not exist.
 
     Returns:
-        The first of the folders with most of them; None where none has any.
+        The first of the best folders; None if no image is found.
     """
-    looked_for = names[:: max(1, -(-len(names) // _LOOKED_FOR))]
-    there = [place for place in dict.fromkeys(places) if place.is_dir()]
-    counts = [sum((place / name).is_file() for name in looked_for) for place in there]
+    sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
+    there = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    counts = [sum((folder / name).is_file() for name in sample) for folder in there]
     return there[counts.index(max(counts))] if max(counts, default=0) else None
 
 
-def picture_folder(
-    folder: str | PathLike[str], images: str | PathLike[str] | None, name: str
-) -> str:
-    """Return the folder of this name below that of the pictures or below the data folder.
+def images_subfolder(folder: AnyPath, images: AnyPath | None, name: str) -> str:
+    """Return the folder of this name in the folder of images or in the data folder.
 
-    If there is none, the folder of pictures itself, which must exist.
+    If there is none, return the folder of images, which must exist.
     """
     roots = [Path(folder) / "images", Path(folder)] if images is None else [Path(images)]
     found = next((root / name for root in roots if (root / name).is_dir()), None)
     return str(found) if found else images_folder(folder, images)
-
-
-class Votes(NamedTuple):
-    """What people answered to one question."""
-
-    #: Soft score of each answer, None where nobody was asked.
-    scores: dict[str, float] | None
-    #: What each person said.
-    answers: tuple[str, ...]
-    question_type: str
-
-
-NO_VOTES = Votes(None, (), "")
-
-
-def read_answers(file: SourceFile) -> dict[Any, Votes]:
-    """Return what people answered, by question_id."""
-    found: dict[Any, Votes] = {}
-    # A few thousand answers are given millions of times.
-    known: dict[str, str] = {}
-    for entry in file.walk("annotations"):
-        number = file.get(entry, "question_id", int, str)
-        said = []
-        for vote in file.get(entry, "answers", list):
-            if not isinstance(vote, dict) or not isinstance(vote.get("answer"), str):
-                raise file.error(f"has {vote!r} in 'answers'; expected an object with 'answer'")
-            said.append(known.setdefault(vote["answer"], vote["answer"]))
-        scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(said).items()}
-        found[number] = Votes(scores, tuple(said), entry.get("question_type", ""))
-    return found
-
-
-#: File of each kind for a split.
-FILES = {
-    "captions": "captions_{split}.json",
-    "phrases": "flickr_{split}.json",
-    "referring": "refcoco_{split}.json",
-    "questions": "vqa_questions_{split}.json",
-    "answers": "vqa_annotations_{split}.json",
-    "detection": "instances_{split}.json",
-    "reasoning": "nlvr2_{split}.jsonl",
-    "swapped": "winoground_{split}.jsonl",
-}

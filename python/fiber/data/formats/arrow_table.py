@@ -1,14 +1,14 @@
-"""Arrow and Parquet files: texts of all rows at once, pictures one by one when they are asked for.
+"""Arrow and Parquet files: columns of texts as a whole, images one by one.
 
-Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are mapped
-into memory, and a column of a record batch is checked in full before it is first used. Of Parquet
-files the row group of a picture is read, and the last ones read are kept. Both need pyarrow:
-pip install 'fiber-vl[arrow]'.
+Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are memory
+mapped, and a column of a record batch is validated in full before its first use. Of Parquet files
+the row group of an image is read, and the last row groups are cached. Both need pyarrow: pip
+install 'fiber-vl[arrow]'.
 
-A file that changes while it is used is an error at the next read: its size and time of change are
-looked at before each. What remains is an Arrow file that is cut or written over in the very moment
-of a read, or written over so soon after it was opened that its time of change stays the same (file
-systems count in steps of milliseconds): the process may end.
+A file that changes while in use raises an error at the next read: its size and modification time
+are checked before each. Not detected are a mapped Arrow file that is truncated or overwritten
+during a read, and one overwritten so soon after opening that its modification time is the same
+(file systems have a resolution of milliseconds): both may crash the process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fiber.data.formats.annotation_file import where_to_get
 from fiber.data.record import StoredImage
 from fiber.data.storage.file_pool import PooledFile
 
-#: Bytes of row groups of a Parquet file that are kept, beside the one that was asked for last.
-KEPT_BYTES = 1 << 28
+#: Size of the cache of row groups of a Parquet file, in addition to the last one used.
+CACHE_BYTES = 1 << 28
 
-#: How a file of Arrow's file format begins; one of the stream format does not.
+#: Magic number of Arrow's file format; the stream format has none.
 _ARROW_FILE = b"ARROW1"
-#: What pyarrow raises where a file is broken: its own errors are all of these kinds.
+#: Exceptions that pyarrow raises for broken files; its own errors are subclasses of them.
 _BROKEN = (
     OSError,
     ValueError,
@@ -50,9 +50,9 @@ class Table(ABC):
     """A file with named columns.
 
     Args:
-        path: of the file.
-        columns: their names.
-        metadata: of the schema.
+        path: path of the file.
+        columns: column names.
+        metadata: schema metadata.
     """
 
     def __init__(self, path: Path, columns: list[str], metadata: dict[bytes, bytes] | None) -> None:
@@ -67,21 +67,21 @@ class Table(ABC):
         Raises:
             OSError: if the file cannot be read.
             ValueError: if the column is broken, with file and rows, or the file has changed since
-                it was opened, with its name.
+                it was opened.
         """
 
     @abstractmethod
     def value(self, column: str, row: int) -> Any:
-        """Read one value of a column, not through `values`. Errors are those of `values`."""
+        """Read one value of a column. Errors as in `values`."""
 
-    def picture(self, column: str, row: int) -> StoredImage:
-        """Read a picture: bytes, the path of a file, or a struct with `bytes` or else `path`.
+    def image(self, column: str, row: int) -> StoredImage:
+        """Read an image: bytes, a path, or a struct with `bytes` or `path`.
 
-        Paths start at the table's folder, or at "images" there.
+        Paths are relative to the table's folder, or to "images" in it.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if there is none, with file, row and column, or as in `values`.
+            ValueError: if there is no image, with file, row and column, or as in `values`.
         """
         found = self.value(column, row)
         if isinstance(found, dict):
@@ -90,27 +90,27 @@ class Table(ABC):
             return found
         if not isinstance(found, str) or not found:
             raise ValueError(
-                f"{self.path}: row {row} has no picture in {column!r}, but {str(found)[:40]!r};"
+                f"{self.path}: row {row} has no image in {column!r}, but {str(found)[:40]!r};"
                 " expected bytes, a path, or a struct with 'bytes' or 'path'"
             )
-        below = self.path.parent / "images" / found
-        return str(below if below.is_file() else self.path.parent / found)
+        in_images = self.path.parent / "images" / found
+        return str(in_images if in_images.is_file() else self.path.parent / found)
 
     def class_names(self, column: str, field: str) -> list[str]:
-        """Find the names that numbers of a field of a column stand for; [] if none are told.
+        """Return the class names of a numeric field of a column, or [].
 
-        Hugging Face's `datasets` writes them into the schema: a ClassLabel's `names`.
+        Hugging Face's `datasets` stores them in the schema: the `names` of a ClassLabel.
         """
         try:
-            told = json.loads(self._metadata.get(b"huggingface", b"{}"))
-            features = told.get("info", {}).get("features", {}).get(column)
+            metadata = json.loads(self._metadata.get(b"huggingface", b"{}"))
+            features = metadata.get("info", {}).get("features", {}).get(column)
         except (ValueError, AttributeError):
             return []
         return _names_in(features, field)
 
 
 def _names_in(features: Any, field: str) -> list[str]:
-    """Look for the `names` of a field at any depth."""
+    """Find the `names` of a field at any depth."""
     if not isinstance(features, dict):
         return []
     own = features.get(field)
@@ -123,11 +123,11 @@ def _names_in(features: Any, field: str) -> list[str]:
 
 
 class _ArrowTable(Table):
-    """Record batches that lie in a mapped file.
+    """Record batches of a memory mapped file.
 
-    pyarrow follows the offsets and lengths that stand in the file, wherever they lead. So a column
-    of a batch is checked in full before its first value is taken, once, and the file is checked not
-    to have changed before every read.
+    pyarrow does not check offsets and lengths on access. So a column of a batch is validated in
+    full, once, before its first value is used, and the file is checked for changes before every
+    read.
     """
 
     def __init__(self, file: PooledFile, schema: Any, batches: list[Any]) -> None:
@@ -135,7 +135,7 @@ class _ArrowTable(Table):
         self._file = file
         self._batches = batches
         self._ends = list(accumulate(batch.num_rows for batch in batches))
-        # What is wrong with a column of a batch that was looked at: None where it is sound.
+        # Error of each validated column of a batch, or None.
         self._problems: dict[tuple[int, int], str | None] = {}
 
     def values(self, column: str) -> list[Any]:
@@ -158,7 +158,7 @@ class _ArrowTable(Table):
         return self._ends[number - 1] if number else 0
 
     def _column(self, number: int, column: str) -> Any:
-        """Take a column of a batch, checked."""
+        """Return a column of a batch, validated."""
         place = self.columns.index(column)
         with self._named(number, column):
             found = self._batches[number].column(place)
@@ -172,7 +172,7 @@ class _ArrowTable(Table):
 
     @contextlib.contextmanager
     def _named(self, number: int, column: str) -> Iterator[None]:
-        """Say in errors what could not be read."""
+        """Name the column and rows in errors."""
         try:
             yield
         except _BROKEN as problem:
@@ -186,7 +186,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Look through a column for what would lead out of it."""
+    """Validate a column; return what is wrong or None."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:
@@ -195,7 +195,7 @@ def _problem_of(values: Any, rows: int) -> str | None:
 
 
 class _ParquetTable(Table):
-    """Row groups that are read from an open file when they are asked for, not mapped."""
+    """Row groups of an open file, read on demand and not mapped."""
 
     def __init__(self, file: PooledFile, reader: Any) -> None:
         schema = reader.schema_arrow
@@ -205,12 +205,12 @@ class _ParquetTable(Table):
         metadata = reader.metadata
         sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         self._ends = list(accumulate(sizes))
-        self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        # The file's reader is not made for several threads.
+        self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        # pyarrow's reader is not thread-safe.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A reader stays in its process; another one opens the file anew, and says if it changed.
+        # Readers cannot be pickled: another process reopens the file and checks it for changes.
         return _open_parquet, (self._file,)
 
     def values(self, column: str) -> list[Any]:
@@ -240,35 +240,37 @@ class _ParquetTable(Table):
             ) from None
 
     def _group(self, group: int, column: str) -> Any:
-        """Read a column of a row group, or find it among those kept."""
+        """Return a column of a row group, from the cache if possible."""
         key = (group, column)
-        if key not in self._kept:
+        if key not in self._cache:
             found = self._reader.read_row_group(group, columns=[column]).column(0)
             found.validate(full=True)
-            self._kept[key] = found
-            while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+            self._cache[key] = found
+            while (
+                len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > CACHE_BYTES
+            ):
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
 
 def open_table(path: Path, kind: str) -> Table:
-    """Open an Arrow or Parquet file, whichever its first bytes say.
+    """Open an Arrow or Parquet file; the format is detected by extension and content.
 
     Args:
-        path: of the file.
-        kind: what is expected, for messages.
+        path: path of the file.
+        kind: expected kind of file, for messages.
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
         FileNotFoundError: if it is missing.
-        ValueError: if it is neither, or broken, or changes while it is opened.
+        ValueError: if it is neither, is broken, or changes while it is opened.
     """
     try:
         importlib.import_module("pyarrow")
     except ImportError:
         raise ModuleNotFoundError(
-            f"{path} needs pyarrow to be read; pip install 'fiber-vl[arrow]' brings it",
+            f"reading {path} needs pyarrow; install it with pip install 'fiber-vl[arrow]'",
             name="pyarrow",
         ) from None
     if not path.is_file():
@@ -282,26 +284,28 @@ def open_table(path: Path, kind: str) -> Table:
         table = _open_parquet(file) if is_parquet else _open_arrow(file, start == _ARROW_FILE)
     except _BROKEN as problem:
         form = "Parquet" if is_parquet else "Arrow"
-        raise ValueError(f"{path} is no {form} file ({_line(problem)}); expected {kind}") from None
-    # It may have been written over since its size and time were taken.
+        raise ValueError(
+            f"{path} is not a valid {form} file ({_line(problem)}); expected {kind}"
+        ) from None
+    # It may have been overwritten after `PooledFile` took its size and time.
     file.check_now()
     return table
 
 
 def _line(problem: BaseException) -> str:
-    """Say on one line what pyarrow says on several."""
+    """Return pyarrow's multi-line message as one line."""
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def _open_parquet(file: PooledFile) -> Table:
     file.check_now()
     parquet = importlib.import_module("pyarrow.parquet")
-    # Where a file that is mapped is cut, the process ends; where it is read, that is an error.
+    # Truncation of a mapped file crashes the process; of a file that is read, it raises.
     return _ParquetTable(file, parquet.ParquetFile(str(file.path), memory_map=False))
 
 
 def _open_arrow(file: PooledFile, has_index: bool) -> Table:
-    """Find the record batches of the file format, which has an index, or the stream format."""
+    """Open the file format, which has an index, or the stream format."""
     arrow, ipc = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.ipc")
     mapped = arrow.memory_map(str(file.path))
     if has_index:

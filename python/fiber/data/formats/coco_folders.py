@@ -1,17 +1,17 @@
-"""Pictures with boxes of classes, in folders laid out as the tools that people use write them.
+"""COCO-format boxes of classes in the folder layouts of common tools.
 
     annotations/instances_train2017.json   train2017/1.jpg        COCO
     train/_annotations.coco.json           train/1.jpg            Roboflow
     train/annotations_without_background.json                     ODinW
-    annotations.json                       images/1.jpg           one file for all pictures
+    annotations.json                       images/1.jpg           one file for all images
 
-"valid" and "mini_val" are names for "val". A folder of these forms that has no file for "val" has
-one all the same: a fifth of the training pictures (1,000 at most), chosen by a hash of their names,
-is "val", and "train" is the rest; "train+val" are all of them. The choice is told. Copies of a
-picture that Roboflow made ("dog_jpg.rf.0123.jpg") stay on one side.
+"valid" and "mini_val" are aliases of "val". If no file has the split "val", a fifth of the training
+images (1,000 at most), chosen by a hash of their names, is held out as "val"; "train" is the rest
+and "train+val" is all. A note reports it. Roboflow's copies of an image ("dog_jpg.rf.0123.jpg")
+stay in one split.
 
-What `fiber data` writes, `instances_{split}.json` with `images`, comes before all others and is
-never divided.
+`instances_{split}.json` with `images`, as `fiber data` writes them, has priority over all others
+and is never split.
 """
 
 from __future__ import annotations
@@ -19,26 +19,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data import sources
 from fiber.data.formats.annotation_file import (
     FILES,
+    AnnotationFile,
     RecordList,
-    SourceFile,
-    folder_with,
+    find_images_folder,
     images_folder,
     read_json,
     without_garbage_collection,
 )
-
-AnyPath = str | PathLike[str]
+from fiber.data.record import AnyPath
 
 KIND = "COCO instances"
-#: Files of one split, by who writes them; the first that is there counts. Where the name of a split
-#: is not that of the folder, `_NAMES` has the others.
+#: Files of one split, by tool; the first match counts. `_SPLIT_ALIASES` has other names of splits.
 SPLIT_FILES = {
     "COCO, original files": (
         "annotations/instances_{split}.json",
@@ -58,12 +55,12 @@ SPLIT_FILES = {
     "LVIS": (
         "lvis_v1_{split}.json",
         "annotations/lvis_v1_{split}.json",
-        # As the published code names them.
+        # Names in the published code.
         "lvis_od_{split}.json",
         "lvis_v1_{split}_inserted_image_name.json",
     ),
 }
-#: Files that hold all pictures of a folder, whatever their split.
+#: Files with all images of a folder, of any split.
 WHOLE_FILES = (
     "annotations.json",
     "_annotations.coco.json",
@@ -76,17 +73,20 @@ WHOLE_FILES = (
     "result.json",
     "coco.json",
 )
-_NAMES = {"val": ("val", "mini_val", "valid", "validation"), "train": ("train", "training")}
-#: The part of the training pictures that is held out where a folder has no file for it.
+_SPLIT_ALIASES = {
+    "val": ("val", "mini_val", "valid", "validation"),
+    "train": ("train", "training"),
+}
+#: Split that is held out of the training images if it has no file.
 HELD_OUT = "val"
-_HELD_OUT_PART, _MOST_HELD_OUT = 0.2, 1000
+_HELD_OUT_FRACTION, _MAX_HELD_OUT = 0.2, 1000
 
 
 class _Found(NamedTuple):
-    """Where the records of a split come from."""
+    """Annotation file of a split."""
 
     file: Path
-    #: Whether the file holds both the training pictures and those that are held out.
+    #: Whether the file has both the training images and the held-out ones.
     is_divided: bool
 
 
@@ -100,51 +100,50 @@ def coco_detection(
     shots: int = 0,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes of classes from a folder of any known form, or from one file: `sources.detection`.
+    """Read boxes of classes from a folder in any known layout, or from a file: `sources.detection`.
 
     Args:
-        folder: a data folder.
+        folder: data folder.
         split: such as "train".
-        annotations: a file that is read whole in place of the folder; its pictures are looked for
-            around it.
-        on_error: "raise", or "skip": boxes outside their pictures are cut, what is no box is left
-            out, and both are counted.
-        shots: pictures of each class, for training on few (`_choose_shots`); 0: all pictures.
+        annotations: a file to read as a whole instead; its images are searched around it.
+        on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
+            count both.
+        shots: images per class, for few-shot training (see `_choose_shots`); 0: all images.
         objects: see `sources.detection`.
 
     Raises:
-        FileNotFoundError: if there is no file of this split, or none of its first pictures.
-        ValueError: if an entry is not as expected, with file, entry and key; if too few pictures
-            are there to hold some out.
+        FileNotFoundError: if the split has no file, or its images are not found.
+        ValueError: for an invalid entry, with file, entry and key; if there are too few images to
+            hold some out.
     """
     if annotations is None:
         found = find(Path(folder), split)
         if found is None:
-            raise FileNotFoundError(f"{folder} holds no boxes of split {split!r}")
+            raise FileNotFoundError(f"{folder} has no boxes of split {split!r}")
     else:
         found = _Found(Path(annotations), is_divided=False)
     file = read_json(found.file, KIND)
     file.skips_errors = on_error == "skip"
-    told = []
+    notes = []
     if _drop_placeholder(file):
-        told.append(
-            f"the first category of {found.file} is a heading that no box has; it is no class"
+        notes.append(
+            f"the first category of {found.file} is a supercategory without boxes; it is no class"
         )
-    root = _pictures_root(file, Path(folder), split)
+    root = _images_root(file, Path(folder), split)
     if found.is_divided:
-        told.append(_divide(file, split))
+        notes.append(_hold_out(file, split))
     if shots:
-        told.append(_choose_shots(file, shots))
+        notes.append(_choose_shots(file, shots))
     out = sources.detection_records(file, root, objects=objects)
-    out.notes += told
+    out.notes += notes
     return out
 
 
 def find(folder: Path, split: str) -> _Found | None:
-    """Find the file of a split in a data folder; None where there is none.
+    """Find the file of a split in a data folder; return None if there is none.
 
     Raises:
-        ValueError: if there are several of one form, with their names.
+        ValueError: if several files of one layout match, with their names.
     """
     own = folder / FILES["detection"].format(split=split)
     if own.is_file():
@@ -168,23 +167,23 @@ def _lacks_held_out(folder: Path) -> bool:
 
 
 def _file_of_split(folder: Path, split: str) -> Path | None:
-    for name in _NAMES.get(split, (split,)):
+    for name in _SPLIT_ALIASES.get(split, (split,)):
         for patterns in SPLIT_FILES.values():
             for pattern in patterns:
                 files = sorted(folder.glob(pattern.format(split=name)))
                 if len(files) > 1:
                     named = ", ".join(str(file.relative_to(folder)) for file in files)
                     raise ValueError(
-                        f"{folder} holds boxes of split {split!r} in several files: {named}; name"
-                        " one file instead of the folder"
+                        f"{folder} has boxes of split {split!r} in several files: {named}; name one"
+                        " file instead of the folder"
                     )
                 if files:
                     return files[0]
     return None
 
 
-def _drop_placeholder(file: SourceFile) -> bool:
-    """Drop the heading that Roboflow writes as category 0: the group of all others, without a box.
+def _drop_placeholder(file: AnnotationFile) -> bool:
+    """Drop the category 0 that Roboflow writes: the supercategory of all others, without boxes.
 
     Returns:
         Whether there was one.
@@ -202,80 +201,80 @@ def _drop_placeholder(file: SourceFile) -> bool:
     return True
 
 
-def _pictures_root(file: SourceFile, folder: Path, split: str) -> str:
-    """Find the folder that the file's names of pictures start from.
+def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
+    """Find the folder that the file names of images are relative to.
 
     Raises:
-        FileNotFoundError: if no folder has any of those that were looked for.
+        FileNotFoundError: if no candidate folder has any of the images.
     """
-    names = [entry["file_name"] for entry in file.pictures()]
-    beside = file.path.parent
+    names = [entry["file_name"] for entry in file.images()]
+    parent = file.path.parent
     # "instances_train2017" -> "train2017"
     last = re.sub(r"^(instances|lvis_v1)_", "", file.path.stem)
-    parts = dict.fromkeys([last, *_NAMES.get(split, (split,))])
-    roots = [beside, beside / "images", beside / "data"]
-    # Of a file that is named alone the folder is that in which it lies.
-    bases = dict.fromkeys([folder, beside.parent])
+    parts = dict.fromkeys([last, *_SPLIT_ALIASES.get(split, (split,))])
+    roots = [parent, parent / "images", parent / "data"]
+    # For a file named alone, the data folder is the folder of the file.
+    bases = dict.fromkeys([folder, parent.parent])
     for base in bases:
         for part in parts:
             roots += [base / part, base / "images" / part, base / part / "images"]
     for base in bases:
         roots += [base / "images", base / "data", base]
-    found = folder_with(names, roots)
+    found = find_images_folder(names, roots)
     if found is not None:
         return str(found)
     if not names or file.path == folder / FILES["detection"].format(split=split):
         return images_folder(folder, None) if names else str(folder)
     looked_in = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path} names {len(names)} pictures, such as {names[0]!r}; those that were looked for"
-        f" are not in {looked_in}"
+        f"{file.path} names {len(names)} images, such as {names[0]!r}; none of a sample of them is"
+        f" in {looked_in}"
     )
 
 
-def _divide(file: SourceFile, split: str) -> str:
-    """Keep the pictures of one side of a file without splits, and say what was done.
+def _hold_out(file: AnnotationFile, split: str) -> str:
+    """Keep the training or the held-out images of a file without splits; return a note.
 
     Raises:
-        ValueError: if the file has too few pictures for two sides.
+        ValueError: if the file has too few images to hold some out.
     """
     groups: dict[str, list[Any]] = defaultdict(list)
-    for entry in file.pictures():
-        # Roboflow's copies of one picture differ in what follows ".rf.".
+    for entry in file.images():
+        # Roboflow's copies of an image differ after ".rf.".
         groups[entry["file_name"].partition(".rf.")[0]].append(entry["id"])
     total = len(file.data["images"])
-    wanted = min(max(1, round(total * _HELD_OUT_PART)), _MOST_HELD_OUT)
+    count = min(max(1, round(total * _HELD_OUT_FRACTION)), _MAX_HELD_OUT)
     held_out: set[Any] = set()
     for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if len(held_out) < wanted:
+        if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
         raise ValueError(
-            f"{file.path} has {total} pictures, of which none can be held out to measure by;"
-            " expected two or more different ones"
+            f"{file.path} has {total} images, too few to hold some out for validation; expected two"
+            " or more different ones"
         )
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (
-        f"{file.path.name} is the only file, so {len(held_out)} of its {total} pictures, chosen by"
+        f"{file.path.name} is the only file, so {len(held_out)} of its {total} images, chosen by"
         f" their names, are held out as split {HELD_OUT!r}; {total - len(held_out)} are 'train'"
     )
 
 
-def _drop(file: SourceFile, ids: set[Any]) -> None:
-    """Drop pictures with their boxes."""
+def _drop(file: AnnotationFile, ids: set[Any]) -> None:
+    """Drop images and their boxes."""
     file.data["images"] = [entry for entry in file.data["images"] if entry["id"] not in ids]
     file.data["annotations"] = [
         entry for entry in file.walk("annotations") if entry.get("image_id") not in ids
     ]
 
 
-def _choose_shots(file: SourceFile, shots: int) -> str:
-    """Keep few pictures of each class, and say what was done.
+def _choose_shots(file: AnnotationFile, shots: int) -> str:
+    """Keep a few images of each class; return a note.
 
-    By ascending id a picture is kept if one of the classes in it has less than `shots` pictures so
-    far; it then counts for all of its classes. So a class that stands beside others may get more,
-    and pictures without boxes are never kept.
+    In order of their ids, an image is kept if one of its classes has fewer than `shots` images so
+    far; it then counts for all of its classes. So a class that appears with others may get more
+    images, and images without boxes are never kept.
 
     Source: the published few-shot fine-tuning on ODinW.
     """
@@ -284,10 +283,10 @@ def _choose_shots(file: SourceFile, shots: int) -> str:
         classes[entry.get("image_id")].add(entry.get("category_id"))
     total, kept = len(file.data["images"]), set()
     counts: Counter[Any] = Counter()
-    for entry in sorted(file.pictures(), key=lambda entry: (str(type(entry["id"])), entry["id"])):
+    for entry in sorted(file.images(), key=lambda entry: (str(type(entry["id"])), entry["id"])):
         shown = classes[entry["id"]]
         if any(counts[category] < shots for category in shown):
             kept.add(entry["id"])
             counts.update(shown)
     _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
-    return f"{len(kept)} of {total} pictures are kept: {shots} of each class, as published"
+    return f"{len(kept)} of {total} images are kept: {shots} of each class, as published"

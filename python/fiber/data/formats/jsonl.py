@@ -1,7 +1,7 @@
-"""Readers of a user's own pictures: one JSON object a line, in a file beside them.
+"""Readers of a user's own annotations: JSON Lines, one object per line.
 
-The same objects may stand in a list in a .json file; a .csv file has a line with the names of the
-fields first, and one text or answer a line.
+A .json file may have the same objects in a list. A .csv file has field names in its first line, and
+one text or answer per line.
 
     {"image": "photos/1.jpg", "text": "a dog on a beach"}
     {"image": "photos/1.jpg", "texts": ["a dog on a beach", "a brown dog runs"]}
@@ -10,37 +10,36 @@ fields first, and one text or answer a line.
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
     {"image": "photos/1.jpg", "boxes_xyxy": [[10, 20, 90.5, 60]], "labels": ["dog"]}
 
-A line is of one of these kinds; a picture with a text and boxes has a line for each.
+A line has one of these kinds; an image with a text and boxes needs two lines.
 
-Boxes are half-open pixels (x0, y0, x1, y1), each with its class in `labels`; with `width` and
-`height` they are checked against the size of the picture.
+Boxes are half-open pixels (x0, y0, x1, y1), each with its class in `labels`. With `width` and
+`height` they are checked against the size of the image.
 
-A list of answers is what several people said; an answer scores as in VQAv2, where three of ten give
-0.9 and four 1.0, with other numbers of people in proportion. Where every question has such a list,
-the two named accuracies of VQA are reported too (`metrics.vqa`), which count people as they are.
-`image` starts at the file's folder, or at "images" in it. Optional fields: `id`, which predictions
-are named by (default: the number of the line), and `split`: if one line has it, all have, and only
-lines of the split asked for are read ("train+val": of both); without it every line is. Any other
-field is an error. A text that stands a second time beside its picture is left out, and counted.
+A list of answers has one answer per annotator, scored as in VQAv2: three of ten annotators give
+0.9, four give 1.0, other numbers of annotators in proportion. If every question has such a list,
+the two published VQA accuracies are reported as well (`metrics.vqa`).
+
+`image` is relative to the file's folder, or to "images" in it. Optional fields: `id`, the name in
+prediction files (default: the line number), and `split`. Either all lines have a `split` or none;
+with it, only lines of the requested splits ("train+val") are read. Any other field is an error.
+Repeated captions of an image are skipped and counted.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from fiber.data.formats.annotation_file import RecordList, without_garbage_collection
-from fiber.data.formats.line_reader import OwnLines
-from fiber.data.formats.row_records import Row, RowRecords, box_records
+from fiber.data.formats.line_reader import LineReader
+from fiber.data.formats.row_records import DataRow, RowRecords, box_records
 from fiber.data.formats.rows import check_scores, scores_of
-from fiber.data.record import Record
+from fiber.data.record import AnyPath, Record
 
-AnyPath = str | PathLike[str]
-
-# Which fields only one kind of line has, and what a line of the kind needs.
+# Fields that only one kind of line has, and fields that it needs.
 _KINDS = {
     "captions": {"text", "texts"},
     "questions": {"question", "answer", "answers"},
@@ -54,27 +53,28 @@ _NEEDED = {
 
 
 @without_garbage_collection
-def own_captions(
+def jsonl_captions(
     folder: AnyPath,
     split: str,
     *,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read a user's captions: one record for each text. Lines with questions are counted.
+    """Read captions: one record per text. Lines of other kinds are counted.
 
     Args:
-        folder: with "<split>.jsonl".
-        split: which lines, where lines have a field `split`.
-        annotations: the file, if it is not "<split>.jsonl" in the folder.
-        images: where file names start, if neither in the file's folder nor in "images" there.
+        folder: data folder.
+        split: lines to read, if lines have a `split`.
+        annotations: the file; default: "<split>.jsonl" in the folder.
+        images: folder that image names are relative to; default: the file's folder, or "images" in
+            it.
 
     Raises:
-        FileNotFoundError: if the file or a picture is missing, with the line.
-        ValueError: if a line is not as described above, with file, line and field; if no line is
-            of this split or kind.
+        FileNotFoundError: if the file or the first image is missing, with the line.
+        ValueError: for an invalid line, with file, line and field; if no line has this split or
+            kind.
     """
-    lines = OwnLines(_file(folder, split, annotations), images)
+    lines = LineReader(_file(folder, split, annotations), images)
     out, keys, seen = RecordList(), set(), set()
     for number, entry in _of_split(lines, split, out, "captions"):
         key = _key(lines, entry, number, keys)
@@ -84,12 +84,12 @@ def own_captions(
         texts = entry["texts"] if several else [lines.text(entry, "text")]
         if not isinstance(texts, list) or not texts:
             raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of texts")
-        image = lines.picture(entry)
+        image = lines.image(entry)
         for place, text in enumerate(texts):
             text = lines.checked_text(text, f"texts[{place}]") if several else text
             name = f"{key}-{place}" if several else key
             if (image, text) in seen:
-                out.add("repeated captions")
+                out.skip("repeated captions")
                 continue
             seen.add((image, text))
             out.append(Record(key=name, images=(image,), image_id=image, text=text))
@@ -97,23 +97,23 @@ def own_captions(
 
 
 @without_garbage_collection
-def own_questions(
+def jsonl_questions(
     folder: AnyPath,
     split: str,
     *,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read a user's questions: one record for each. Lines with captions are counted.
+    """Read questions: one record per line. Lines of other kinds are counted.
 
-    Arguments and errors are those of `own_captions`. Only in splits whose names start with "test"
-    may answers be absent.
+    Arguments and errors as in `jsonl_captions`. Answers are optional in splits whose names start
+    with "test".
     """
-    lines = OwnLines(_file(folder, split, annotations), images)
+    lines = LineReader(_file(folder, split, annotations), images)
     out, keys = RecordList(), set()
     for number, entry in _of_split(lines, split, out, "questions"):
         answers = _answers(lines, entry, optional=split.startswith("test"))
-        image, people = lines.picture(entry), entry.get("answers")
+        image, annotators = lines.image(entry), entry.get("answers")
         out.append(
             Record(
                 key=_key(lines, entry, number, keys),
@@ -121,13 +121,13 @@ def own_questions(
                 image_id=image,
                 text=lines.text(entry, "question"),
                 answers=answers,
-                human_answers=tuple(people) if isinstance(people, list) else (),
+                human_answers=tuple(annotators) if isinstance(annotators, list) else (),
             )
         )
     return out
 
 
-def own_boxes(
+def jsonl_boxes(
     folder: AnyPath,
     split: str,
     *,
@@ -137,38 +137,32 @@ def own_boxes(
     shots: int = 0,
     objects: bool = False,
 ) -> RowRecords:
-    """Read a user's boxes of classes: one record for each line; see `row_records.box_records`.
+    """Read boxes of classes: one record per line; see `row_records.box_records`.
 
-    `objects` is for metrics, which measure by the boxes themselves where there are no crowds.
-    Other arguments and errors are those of `own_captions`.
+    `objects` has no effect: without crowds, metrics use the boxes themselves. Other arguments and
+    errors as in `jsonl_captions`.
     """
-    lines = OwnLines(_file(folder, split, annotations), images)
-    told, keys = RecordList(), set()
+    lines = LineReader(_file(folder, split, annotations), images)
+    report, keys = RecordList(), set()
 
-    def rows() -> Iterator[Row]:
-        for number, entry in _of_split(lines, split, told, "boxes"):
-            image = lines.picture(entry)
-            yield Row(
+    def rows() -> Iterator[DataRow]:
+        for number, entry in _of_split(lines, split, report, "boxes"):
+            image = lines.image(entry)
+            yield DataRow(
                 where=lines.where,
                 key=_key(lines, entry, number, keys),
                 values={"boxes_xyxy": [], "image_id": image, **entry},
-                places=(image,),
+                locations=(image,),
             )
 
-    out = box_records(rows(), _as_path, on_error=on_error, shots=shots)
-    for what, times in told.counts.items():
-        out.leave_out(what, times)
+    out = box_records(rows(), os.fspath, on_error=on_error, shots=shots)
+    out.add_counts(report.counts)
     return out
 
 
-def _as_path(place: str) -> str:
-    """Give the path of a picture, whose place is its path."""
-    return place
-
-
 def names_splits(path: Path) -> bool:
-    """Tell whether the lines of a file have the field `split`: all have it or none."""
-    return any("split" in entry for _, entry in islice(OwnLines(path, None).walk(), 1))
+    """Return whether the lines of a file have a `split`; either all have it or none."""
+    return any("split" in entry for _, entry in islice(LineReader(path, None).walk(), 1))
 
 
 def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
@@ -176,9 +170,9 @@ def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
 
 
 def _of_split(
-    lines: OwnLines, split: str, out: RecordList, kind: str
+    lines: LineReader, split: str, out: RecordList, kind: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the lines of a split and kind; those of other kinds are counted."""
+    """Yield the lines of a split and kind; count those of other kinds."""
     wanted, splits = set(split.split("+")), set()
     having = lacking = 0
     used, others = False, dict[str, None]()
@@ -190,15 +184,15 @@ def _of_split(
             lacking = lacking or number
         if having and lacking:
             raise lines.error(
-                f"does not fit: line {having} has the field 'split', line {lacking} has not;"
-                " expected it in every line or in none"
+                f"is inconsistent: line {having} has the field 'split', line {lacking} has not;"
+                " expected it in all lines or in none"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
         if len(kinds) > 1:
             have = " and ".join(repr(next(f for f in entry if f in _KINDS[name])) for name in kinds)
             raise lines.error(
-                f"has {have}, fields of {' and of '.join(kinds)}; expected one kind a line:"
-                " name the picture again on a line for each kind"
+                f"has {have}, fields of {' and of '.join(kinds)}; expected one kind per line:"
+                " use one line for each kind"
             )
         if not kinds:
             have = ", ".join(map(repr, entry)) or "nothing"
@@ -209,7 +203,7 @@ def _of_split(
             continue
         if kinds[0] != kind:
             others[kinds[0]] = None
-            out.add(f"lines with {kinds[0]}")
+            out.skip(f"lines with {kinds[0]}")
             continue
         used = True
         yield number, entry
@@ -226,19 +220,21 @@ def _of_split(
     )
 
 
-def _key(lines: OwnLines, entry: dict[str, Any], number: int, keys: set[str]) -> str:
-    """Name the records of a line, differently from those of all others."""
+def _key(lines: LineReader, entry: dict[str, Any], number: int, keys: set[str]) -> str:
+    """Return a unique key for the records of a line."""
     own = entry.get("id", number)
     if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-        raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a text or a whole number")
+        raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a text or an integer")
     key = f"{lines.path.stem}/{own}"
     if key in keys:
-        raise lines.error(f"has 'id' {own!r}, as another line has; expected each id once")
+        raise lines.error(f"has the duplicate 'id' {own!r}")
     keys.add(key)
     return key
 
 
-def _answers(lines: OwnLines, entry: dict[str, Any], *, optional: bool) -> dict[str, float] | None:
+def _answers(
+    lines: LineReader, entry: dict[str, Any], *, optional: bool
+) -> dict[str, float] | None:
     """Return the soft score of each answer of a line."""
     if "answer" in entry and "answers" in entry:
         raise lines.error("has both 'answer' and 'answers'; expected one of them")
@@ -264,19 +260,19 @@ def _answers(lines: OwnLines, entry: dict[str, Any], *, optional: bool) -> dict[
 
 
 def splits_in(path: Path) -> list[str]:
-    """List the splits that the lines of a file name, in the order of their first lines."""
-    found = (entry.get("split") for _, entry in OwnLines(path, None).walk())
+    """Return the splits of the lines of a file, in order of appearance."""
+    found = (entry.get("split") for _, entry in LineReader(path, None).walk())
     return list(dict.fromkeys(str(split) for split in found if split is not None))
 
 
 def kinds_in(path: Path) -> set[str]:
-    """Tell which sources the objects of a file may be read as: a user's own or public ones.
+    """Return the sources that may read the objects of a file: a user's own or public ones.
 
     Raises:
-        ValueError: if the file is no list of objects.
+        ValueError: if the file cannot be parsed.
     """
     fields: set[str] = set()
-    for _, entry in OwnLines(path, None).entries():
+    for _, entry in LineReader(path, None).entries():
         fields |= set(entry) if isinstance(entry, dict) else set()
     if {"sentence", "label"} <= fields:
         return {"reasoning"}

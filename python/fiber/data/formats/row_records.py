@@ -1,7 +1,7 @@
-"""Records of rows: what tables and tar shards have in common once their rows are found.
+"""Records from rows: shared by tables, tar shards and JSON lines.
 
-Texts and boxes are read at once, pictures when a record's are looked at. Empty captions, captions
-that repeat one of the same picture, and pictures without captions are left out and counted.
+Texts and boxes are read at once, images on access. Empty captions, repeated captions of an image,
+and images without captions are skipped and counted.
 """
 
 from __future__ import annotations
@@ -9,90 +9,67 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import BOX_SLACK_PIXELS, EMPTY_BOX_PIXELS, is_number
-from fiber.data.formats.rows import Boxed, boxes_of, captions_of, questions_of
+from fiber.data.formats.annotation_file import ReadReport
+from fiber.data.formats.rows import RowBox, boxes_of, captions_of, questions_of
 from fiber.data.prompts.classes import class_prompt
-from fiber.data.record import Record, StoredImage, StoredPictures
+from fiber.data.record import LazyImages, Record, RecordSequence, StoredImage
 
-#: Gives the picture of a place.
-ReadPicture = Callable[[Any], StoredImage]
+#: Returns the image at a location.
+ReadImage = Callable[[Any], StoredImage]
 
 
-class Row(NamedTuple):
-    """A row of a table, or a sample of a shard."""
+class DataRow(NamedTuple):
+    """A row of a table, a sample of a shard, or a JSON line."""
 
     #: File and row, for messages.
     where: str
-    #: What keys of its records begin with, unique in the set.
+    #: Prefix of the keys of its records, unique in the set.
     key: str
     values: Mapping[str, Any]
-    #: Where its pictures are read.
-    places: tuple[Hashable, ...]
+    #: Location of each image.
+    locations: tuple[Hashable, ...]
 
 
-class RowRecords(Sequence[Record]):
-    """Records whose pictures are read when they are looked at.
+class RowRecords(ReadReport, RecordSequence):
+    """Records whose images are read on access."""
 
-    Attributes:
-        counts: what was left out.
-        notes: what else is to be told.
-        classes: names of the classes that boxes have.
-    """
-
-    def __init__(self, read: ReadPicture) -> None:
-        self.counts: dict[str, int] = {}
-        self.notes: list[str] = []
-        self.classes: tuple[str, ...] = ()
+    def __init__(self, read: ReadImage) -> None:
+        super().__init__()
         self._read = read
         self._fields: list[dict[str, Any]] = []
 
-    def leave_out(self, what: str, times: int = 1) -> None:
-        """Count something that is left out or changed."""
-        if times:
-            self.counts[what] = self.counts.get(what, 0) + times
-
-    def add(self, row: Row, **fields: Any) -> None:
-        """Add a record of a row; it is made once to be checked."""
+    def add(self, row: DataRow, **fields: Any) -> None:
+        """Add a record of a row, after checking its fields."""
         fields.setdefault("key", row.key)
-        fields["places"] = row.places
+        fields["locations"] = row.locations
         self._fields.append(fields)
-        self._make(fields)
+        self._record(-1)
 
     def __len__(self) -> int:
         return len(self._fields)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._make(self._fields[index])
-
-    def _make(self, fields: dict[str, Any]) -> Record:
-        others = {name: value for name, value in fields.items() if name != "places"}
-        return Record(images=StoredPictures(self._read, fields["places"]), **others)
+    def _record(self, index: int) -> Record:
+        fields = dict(self._fields[index])
+        return Record(images=LazyImages(self._read, fields.pop("locations")), **fields)
 
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Let errors about a row say where it stands."""
+    """Add the location of a row to errors about it."""
     try:
         yield
     except (ValueError, TypeError, IndexError) as problem:
         raise ValueError(f"{where} {problem}") from None
 
 
-def caption_records(rows: Iterable[Row], read: ReadPicture) -> RowRecords:
+def caption_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
     """Make a record of each caption.
 
     Raises:
-        ValueError: for a row that is not as expected, with where it stands.
+        ValueError: for an invalid row, with its location.
     """
     out = RowRecords(read)
     for row in rows:
@@ -100,12 +77,12 @@ def caption_records(rows: Iterable[Row], read: ReadPicture) -> RowRecords:
             texts, seen = captions_of(row.values), set()
             one = isinstance(texts, str)
             if not texts and not one:
-                out.leave_out("pictures without captions")
+                out.skip("pictures without captions")
             for place, text in enumerate([texts] if isinstance(texts, str) else texts):
                 if not text.strip():
-                    out.leave_out("empty captions")
+                    out.skip("empty captions")
                 elif text in seen:
-                    out.leave_out("repeated captions")
+                    out.skip("repeated captions")
                 else:
                     seen.add(text)
                     key = row.key if one else f"{row.key}-{place}"
@@ -113,8 +90,8 @@ def caption_records(rows: Iterable[Row], read: ReadPicture) -> RowRecords:
     return out
 
 
-def question_records(rows: Iterable[Row], read: ReadPicture) -> RowRecords:
-    """Make a record of each question; arguments and errors are those of `caption_records`."""
+def question_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
+    """Make a record of each question; arguments and errors as in `caption_records`."""
     out = RowRecords(read)
     for row in rows:
         with named(row.where):
@@ -127,36 +104,35 @@ def question_records(rows: Iterable[Row], read: ReadPicture) -> RowRecords:
                     text=asked.text,
                     image_id=_image_id(row),
                     answers=asked.scores,
-                    human_answers=asked.people,
+                    human_answers=asked.annotators,
                 )
     return out
 
 
 def box_records(
-    rows: Iterable[Row],
-    read: ReadPicture,
+    rows: Iterable[DataRow],
+    read: ReadImage,
     names: Sequence[str] = (),
     *,
     on_error: str = "raise",
     shots: int = 0,
 ) -> RowRecords:
-    """Make a record of each picture with its boxes; the text is the prompt of all classes.
+    """Make a record of each image with its boxes; the text is the prompt of all classes.
 
-    Boxes no wider or higher than a pixel are left out and counted; reversed ones, such as those
-    that were written in another form, are an error. Where a row tells the size of its picture,
-    boxes are cut to it.
+    Boxes of at most one pixel in width or height are dropped and counted. Reversed boxes, such as
+    those in another format, are an error. Boxes are clipped if the row has the size of its image.
 
     Args:
-        rows: with the fields that `boxes_of` reads, and `height` and `width` if they have them.
-        read: gives pictures.
-        names: of the classes that numbers stand for; names in the rows are used as they are, in
+        rows: with the fields of `boxes_of`, and optionally `height` and `width`.
+        read: returns the image at a location.
+        names: class names of numeric categories. String categories are used as they are, in
             alphabetical order.
-        on_error: "raise", or "skip": boxes outside their pictures are cut, reversed ones left out,
-            and both counted.
-        shots: pictures of each class, in the order of the rows; 0: all pictures.
+        on_error: "raise", or "skip": clip boxes that exceed their images, drop reversed ones, and
+            count both.
+        shots: images per class, in order of the rows; 0: all images.
 
     Raises:
-        ValueError: for a row that is not as expected, with where it stands.
+        ValueError: for an invalid row, with its location.
     """
     out = RowRecords(read)
     known, kept = set(names), []
@@ -173,9 +149,9 @@ def box_records(
             kept.append((row, size, found))
     out.classes = (*names, *sorted(known - set(names)))
     prompt = class_prompt(out.classes)
-    places = {name: place for place, name in enumerate(out.classes)}
+    label_index = {name: index for index, name in enumerate(out.classes)}
     for row, size, found in kept:
-        own = tuple(places[str(box.category)] for box in found)
+        own = tuple(label_index[str(box.category)] for box in found)
         with named(row.where):
             out.add(
                 row,
@@ -191,7 +167,7 @@ def box_records(
     return out
 
 
-def _image_id(row: Row) -> str:
+def _image_id(row: DataRow) -> str:
     number = row.values.get("image_id")
     return row.key if number is None else str(number)
 
@@ -209,22 +185,22 @@ def _boxes(
     names: Sequence[str],
     out: RowRecords,
     skips_errors: bool,
-) -> list[Boxed]:
-    """Return the boxes of a row, cut to its picture, with the names of their classes."""
+) -> list[RowBox]:
+    """Return the boxes of a row, clipped to its image, with the names of their classes."""
     found = []
     for number, (box, category) in enumerate(boxes_of(values)):
         name = category
         if isinstance(category, int):
             if not 0 <= category < len(names):
                 raise ValueError(
-                    f"has box {number} of class {category}; expected a name, or a number below"
-                    f" {len(names)}, as many names as the file tells"
+                    f"has box {number} of class {category}; expected a name, or an index below"
+                    f" {len(names)}, the number of class names in the file"
                 )
             name = names[category]
         if box[2] < box[0] or box[3] < box[1]:
             if not skips_errors:
                 raise ValueError(_reversed(values, number, box))
-            out.leave_out("reversed boxes")
+            out.skip("reversed boxes")
             continue
         clipped = box
         if size is not None:
@@ -234,18 +210,18 @@ def _boxes(
             if beyond > BOX_SLACK_PIXELS and not skips_errors:
                 raise ValueError(
                     f"has box {number}, (x0, y0, x1, y1) = {box}, {beyond:g} pixels outside its"
-                    f" picture of {height} x {width} (height x width)"
+                    f" image of {height} x {width} (height x width)"
                 )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
-            out.leave_out("empty boxes")
+            out.skip("empty boxes")
             continue
-        out.leave_out("clipped boxes", int(clipped != box))
-        found.append(Boxed(clipped, name))
+        out.skip("clipped boxes", int(clipped != box))
+        found.append(RowBox(clipped, name))
     return found
 
 
 def _reversed(values: Mapping[str, Any], number: int, box: tuple[float, ...]) -> str:
-    """Say of a box what is wrong, in the form that the row has it in."""
+    """Return the error text for a reversed box, in the format of the row."""
     x0, y0, x1, y1 = box
     if "boxes_xyxy" in values:
         return f"has box {number}, {box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"

@@ -1,13 +1,13 @@
-"""Texts, answers and boxes of a row of a table, or of the JSON of a sample, in the usual layouts.
+"""Texts, answers and boxes in the common layouts of table rows and sample JSON.
 
-    caption | captions | text | texts | sentences     a text, a list, or objects with `raw`
+    caption | captions | text | texts | sentences     text, list, or objects with `raw`
     question, answer                                  one right answer
-    question, answers                                 what people said, or answers with their scores
+    question, answers                                 answers of annotators, or answers with scores
     questions, answers, answer_scores                 lists of the same length (published)
     objects: {bbox, category}                         x, y, width, height, as in COCO
     boxes_xyxy, labels                                x0, y0, x1, y1, half-open
 
-Errors do not name the row; whoever reads it does.
+Errors do not name the row; the caller adds it.
 """
 
 from __future__ import annotations
@@ -17,41 +17,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import is_number
-from fiber.data.formats.annotation_file import ANSWER_SCORES
 
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
 ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
 BOXES = ("objects", "boxes_xyxy")
-#: What the class of a box is called among `objects`.
+#: Names of the class field in `objects`.
 CATEGORIES = ("category", "label", "category_id", "categories", "labels")
-# Annotators of a VQAv2 question, for whom the table of scores is made.
-_PEOPLE = 10
+#: VQAv2 soft score of an answer that 0, 1, 2, 3 or at least 4 of ten annotators gave.
+ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+_ANNOTATORS = 10
 
 
-class Asked(NamedTuple):
+class RowQuestion(NamedTuple):
     """A question of a row."""
 
     text: str
-    #: None: the row does not tell it.
+    #: None if not given.
     number: str | int | None
     scores: dict[str, float] | None
-    people: tuple[str, ...]
+    #: Answer of each annotator.
+    annotators: tuple[str, ...]
 
 
-class Boxed(NamedTuple):
+class RowBox(NamedTuple):
     """A box of a row."""
 
     box_xyxy: tuple[float, float, float, float]
-    #: Its class, as the row has it.
+    #: Class name or index.
     category: str | int
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str] | str:
-    """Return the captions of a row: a list, or its one text.
+    """Return the captions of a row as a list, or a single caption as a string.
 
     Raises:
-        ValueError: if what it has is neither.
+        ValueError: if the field is neither.
     """
     name = next(name for name in CAPTIONS if name in row)
     found = row[name]
@@ -68,16 +69,16 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     return texts
 
 
-def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
+def questions_of(row: Mapping[str, Any]) -> Iterator[RowQuestion]:
     """Yield the questions of a row.
 
     Raises:
-        ValueError: for one that is no text, and for answers that are not as described above.
+        ValueError: for an invalid question or answer.
     """
     number = row.get("question_id")
     if "questions" not in row:
-        scores, people = _answers(row)
-        yield Asked(_text(row["question"], "question"), number, scores, people)
+        scores, annotators = _answers(row)
+        yield RowQuestion(_text(row["question"], "question"), number, scores, annotators)
         return
     questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
     _check_list(questions, "questions")
@@ -85,12 +86,14 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[Asked]:
         if values:
             check_one_each(values, name, questions)
     for place, text in enumerate(questions):
-        own, said = None, ()
+        own, annotators = None, ()
         if answers and scores:
             own = _scored(answers[place] or [], scores[place] or [])
         elif answers:
-            own, said = _answers({"answers": answers[place]})
-        yield Asked(_text(text, "questions"), number[place] if number else None, own, said)
+            own, annotators = _answers({"answers": answers[place]})
+        yield RowQuestion(
+            _text(text, "questions"), number[place] if number else None, own, annotators
+        )
 
 
 def _text(value: Any, name: str) -> str:
@@ -100,16 +103,16 @@ def _text(value: Any, name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str, ...]]:
-    """Return the soft score of each answer, and what each person said."""
+    """Return the soft score of each answer, and the answer of each annotator."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
         return check_scores(found), ()
     if isinstance(found, list) and found:
-        people = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
-        said = [_text(answer, "answers") for answer in people]
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
+        answers = [_text(answer, "answers") for answer in given]
         if scores:
-            return _scored(said, scores), ()
-        return scores_of(said), tuple(said)
+            return _scored(answers, scores), ()
+        return scores_of(answers), tuple(answers)
     if found:
         raise ValueError(f"has 'answers' {str(found)[:40]!r}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
@@ -117,7 +120,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str
 
 
 def _scored(answers: Any, scores: Any) -> dict[str, float]:
-    """Return the soft score of each answer of two lists."""
+    """Return the soft score of each answer, from two lists."""
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
@@ -133,10 +136,10 @@ def _check_list(values: Any, name: str) -> None:
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
-    """Refuse what is no list with an entry for each of the `questions` of a row.
+    """Check that `values` is a list with one entry for each of the row's `questions`.
 
     Raises:
-        ValueError: that names both.
+        ValueError: naming both.
     """
     _check_list(questions, "questions")
     _check_list(values, name)
@@ -148,10 +151,10 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Return soft scores of answers.
+    """Check the soft scores of answers.
 
     Raises:
-        ValueError: for one that is no number from 0 to 1.
+        ValueError: for a score that is not a number in [0, 1].
     """
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
@@ -162,20 +165,20 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
     return {answer: float(score) for answer, score in scores.items()}
 
 
-def scores_of(said: Sequence[str]) -> dict[str, float]:
-    """Score what people said as VQAv2 does, other numbers of people than ten in proportion."""
-    counts = Counter(said)
+def scores_of(answers: Sequence[str]) -> dict[str, float]:
+    """Score annotators' answers as in VQAv2; other numbers of annotators than ten in proportion."""
+    counts = Counter(answers)
     return {
-        answer: ANSWER_SCORES[min(4, round(_PEOPLE * times / len(said)))]
+        answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(answers)))]
         for answer, times in counts.items()
     }
 
 
-def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
+def boxes_of(row: Mapping[str, Any]) -> Iterator[RowBox]:
     """Yield the boxes of a row with their classes.
 
     Raises:
-        ValueError: if there are more boxes than classes or fewer, or a box is no four numbers.
+        ValueError: if boxes and classes differ in number, or a box is not four numbers.
     """
     if "boxes_xyxy" in row:
         boxes, classes, is_xyxy = row["boxes_xyxy"], row.get("labels"), True
@@ -194,11 +197,11 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[Boxed]:
         if not isinstance(category, str | int) or isinstance(category, bool):
             raise ValueError(f"has the class {str(category)[:40]!r}; expected a name or a number")
         x0, y0, x1, y1 = map(float, box)
-        yield Boxed((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
+        yield RowBox((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:
-    """Return boxes and classes of `objects`: a struct of lists, or a list of structs."""
+    """Return boxes and classes of `objects`, a struct of lists or a list of structs."""
     if isinstance(objects, list) and all(isinstance(one, Mapping) for one in objects):
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):

@@ -1,41 +1,37 @@
-"""Boxes of classes in the TSV files that the published code reads Objects365 from.
+"""Random access to lines of TSV files, in the format from which GLIP and FIBER read Objects365.
 
-A YAML file names the others, which lie beside it:
+A YAML file names the others, relative to its folder:
 
-    img: train.images.tsv            key, ..., picture as base64, the last column
+    img: train.images.tsv            key, ..., image as base64 in the last column
     label: train.label.tsv           key, JSON list of {"class": "mug", "rect": [x0, y0, x1, y1]}
     hw: train.hw.tsv                 key, JSON list with {"height": 480, "width": 640}
     labelmap: train.labelmap.json    {"mug": 1, ...}
-    linelist: train.linelist.tsv     numbers from 0 of the lines that are read, repeats allowed;
-                                     optional
+    linelist: train.linelist.tsv     line numbers to read, from 0, repeats allowed; optional
 
-Beside every .tsv may lie a .lineidx with the byte at which each line starts; without one the file
-is gone through once. Pictures are read when their turn comes, never all of them.
+The byte offset of each line is read from a .lineidx file with the same stem; without one the file
+is scanned once. Images are read on access.
 """
 
 from __future__ import annotations
 
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from fiber.data.storage.file_pool import PooledFile
 
-AnyPath = str | PathLike[str]
-
 KIND = "Objects365, the published TSV files"
 
 
 class TsvFile:
-    """Lines of a file, found by their number without reading the others."""
+    """A TSV file with random access to its lines."""
 
     def __init__(self, path: Path) -> None:
         """Open a file.
 
         Raises:
             FileNotFoundError: if it is missing.
-            ValueError: if its .lineidx is not one.
+            ValueError: if its .lineidx is invalid.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
@@ -49,7 +45,7 @@ class TsvFile:
         return len(self._starts)
 
     def row(self, number: int) -> list[str]:
-        """Return the columns of a line, from 0."""
+        """Return the columns of a line; `number` counts from 0."""
         start = int(self._starts[number])
         end = int(self._starts[number + 1]) if number + 1 < len(self) else self._size
         data = self._file.read(start, end - start)
@@ -63,11 +59,13 @@ def _read_index(path: Path, size: int) -> np.ndarray:
     try:
         starts = np.array(path.read_text(encoding="ascii").split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise ValueError(f"{path}: expected a number a line, the start of each line") from None
+        raise ValueError(
+            f"{path}: expected the byte offset of each line, one number per line"
+        ) from None
     if len(starts) and (starts[0] != 0 or starts[-1] >= size or (np.diff(starts) <= 0).any()):
         raise ValueError(
-            f"{path} does not belong to the file of {size} bytes beside it: starts of lines must"
-            " grow from 0 and stay below that; delete it to have the lines found"
+            f"{path} does not fit its file of {size} bytes: offsets must increase from 0 and stay"
+            " below the size; delete it to scan the lines"
         )
     return starts
 

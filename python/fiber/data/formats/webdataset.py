@@ -1,56 +1,54 @@
-"""Readers of WebDataset shards: tar files whose members of one name are a sample.
+"""WebDataset shards: tar files in which members with the same name form a sample.
 
-    000017.jpg    the picture (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, .avif)
-    000017.txt    its caption
-    000017.json   {"caption": "..."} and what else `rows` lists: questions and answers, boxes
+    000017.jpg    image (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, .avif)
+    000017.txt    caption
+    000017.json   {"caption": "..."} and the other fields of `rows`: questions, answers, boxes
 
-The name of a sample is what stands before the first dot of the last part of its members' names, as
-in `webdataset`; its members follow one another, in any order. `caption` and the like of the JSON
-come before .txt. Pictures are read when a record's are looked at, in any order and by any thread.
+As in `webdataset`, the name of a sample is the part of the member name before the first dot of its
+last component, and members of a sample are adjacent, in any order. Captions of the JSON have
+priority over .txt. Images are read on access, in any order and by any thread.
 
-Samples without a picture and those without what is asked for are left out and counted, so are
-members that are no regular files and those without an ending. A member that stands there twice, a
-name in two places, text that is not UTF-8, JSON that is none, and what `TarFile` refuses are errors
-that name file and member.
+Samples without an image or without the requested fields are skipped and counted, as are members
+that are not regular files or have no extension. Duplicate members, samples in two places, text that
+is not UTF-8, invalid JSON and what `TarFile` rejects raise errors with file and member.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.data.formats.annotation_file import ReadReport
 from fiber.data.formats.row_records import (
-    Row,
+    DataRow,
     RowRecords,
     box_records,
     caption_records,
     question_records,
 )
 from fiber.data.formats.rows import BOXES, CAPTIONS, QUESTIONS
+from fiber.data.record import AnyPath
 from fiber.data.storage.tar import Member, TarFile, as_json
 
-AnyPath = str | PathLike[str]
-
-#: What the files are, in messages.
+#: Name of the format in messages.
 KIND = "WebDataset shards"
-#: Endings of pictures; of several in a sample the first of these is its picture.
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+#: Extensions of images. If a sample has several images, the first in this order is used.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
 class Sample(NamedTuple):
-    """The members of one name."""
+    """Members with the same name."""
 
     name: str
-    #: By ending, in small letters.
+    #: By extension, in lower case.
     members: dict[str, Member]
 
     @property
-    def picture(self) -> Member | None:
-        """The picture, if there is one."""
-        return next((self.members[end] for end in PICTURES if end in self.members), None)
+    def image(self) -> Member | None:
+        """The image, if there is one."""
+        return next((self.members[end] for end in IMAGE_EXTENSIONS if end in self.members), None)
 
 
 def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
@@ -58,10 +56,10 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
 
     Args:
         file: the shard.
-        counts: where members without an ending are counted.
+        counts: updated with the number of members without an extension.
 
     Raises:
-        ValueError: for a member or a name that stands there twice.
+        ValueError: for a duplicate member, or a sample in two places.
     """
     seen: set[str] = set()
     sample: Sample | None = None
@@ -77,84 +75,77 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
                 yield sample
             if name in seen:
                 raise ValueError(
-                    f"{file.path}: the members of {name!r} stand in two places, the second begins"
-                    f" with {member.name!r}; expected each name once, its members together"
+                    f"{file.path}: the members of {name!r} are in two places, the second begins"
+                    f" with {member.name!r}; expected all members of a sample together"
                 )
             seen.add(name)
             sample = Sample(name, {})
         if end.lower() in sample.members:
-            raise ValueError(
-                f"{file.path}: member {member.name!r} stands there twice; expected it once"
-            )
+            raise ValueError(f"{file.path}: duplicate member {member.name!r}")
         sample.members[end.lower()] = member
     if sample is not None:
         yield sample
 
 
-class _Shards:
-    """Shards whose samples follow one another."""
+class _Shards(ReadReport):
+    """Shards as one sequence of samples."""
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:
+        super().__init__()
         self.files = [TarFile(Path(path)) for path in paths]
-        self.counts: dict[str, int] = {}
 
-    def picture(self, place: tuple[int, int, int]) -> bytes:
-        """Read the picture of a shard, start and size."""
-        number, start, size = place
+    def image(self, location: tuple[int, int, int]) -> bytes:
+        """Read the image at (shard, start, size)."""
+        number, start, size = location
         return self.files[number].read(start, size)
 
-    def rows(self, wanted: Sequence[str], what: str) -> Iterator[Row]:
-        """Yield a row for each sample that has a picture and one of some fields.
+    def rows(self, fields: Sequence[str], what: str) -> Iterator[DataRow]:
+        """Yield a row for each sample with an image and at least one of the fields.
 
         Raises:
-            ValueError: if no sample is one, with the endings that they have.
+            ValueError: if there is none, with the extensions that samples have.
         """
         found, endings = 0, dict[str, None]()
         for number, file in enumerate(self.files):
             for sample in samples_of(file, self.counts):
                 endings.update(dict.fromkeys(sample.members))
-                picture = sample.picture
-                if picture is None:
-                    self._count("samples without a picture")
+                image = sample.image
+                if image is None:
+                    self.skip("samples without a picture")
                     continue
                 values = fields_of(file, sample)
-                if not any(name in values for name in wanted):
-                    self._count(f"samples without {what}")
+                if not any(name in values for name in fields):
+                    self.skip(f"samples without {what}")
                     continue
                 found += 1
-                yield Row(
+                yield DataRow(
                     where=f"{file.path}: sample {sample.name!r}",
                     key=f"{file.path.stem}/{sample.name}",
                     values=values,
-                    places=((number, picture.start, picture.size),),
+                    locations=((number, image.start, image.size),),
                 )
         if not found:
             have = ", ".join(f".{end}" for end in list(endings)[:8]) or "nothing"
             raise ValueError(
-                f"{self.files[0].path if self.files else 'no shard'}: no sample has a picture and"
+                f"{self.files[0].path if self.files else 'no shard'}: no sample has an image and"
                 f" {what}; expected .jpg, .png or .webp and .txt or .json with"
-                f" {' or '.join(map(repr, wanted))}; samples have {have}"
+                f" {' or '.join(map(repr, fields))}; samples have {have}"
             )
 
     def finish(self, out: RowRecords) -> RowRecords:
-        """Tell what was left out of the shards."""
-        for what, times in self.counts.items():
-            out.leave_out(what, times)
+        """Add the counts and notes of the shards."""
+        out.add_counts(self.counts)
         for file in self.files:
             out.notes += file.notes
-            for what, times in file.counts.items():
-                out.leave_out(what, times)
+            out.add_counts(file.counts)
         return out
-
-    def _count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
-    """Return the fields of a sample; a text is the caption of JSON that has none.
+    """Return the fields of a sample; .txt is the caption if the JSON has none.
 
     Raises:
-        ValueError: if its text or JSON is none, with file and member.
+        ValueError: if its text is not UTF-8 or its JSON is invalid, with file and member.
     """
     values: dict[str, Any] = {}
     if "json" in sample.members:
@@ -169,30 +160,30 @@ def shard_captions(*paths: AnyPath) -> RowRecords:
     """Read captions.
 
     Args:
-        paths: shards, whose records follow one another.
+        paths: shards, in order.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for what the module's first lines call an error.
+        ValueError: for invalid content; see the docstring of the module.
     """
     shards = _Shards(paths)
-    return shards.finish(caption_records(shards.rows(CAPTIONS, "captions"), shards.picture))
+    return shards.finish(caption_records(shards.rows(CAPTIONS, "captions"), shards.image))
 
 
 def shard_questions(*paths: AnyPath) -> RowRecords:
-    """Read questions of the JSON; arguments and errors are those of `shard_captions`."""
+    """Read questions from the JSON; arguments and errors as in `shard_captions`."""
     shards = _Shards(paths)
-    return shards.finish(question_records(shards.rows(QUESTIONS, "questions"), shards.picture))
+    return shards.finish(question_records(shards.rows(QUESTIONS, "questions"), shards.image))
 
 
 def shard_boxes(
     *paths: AnyPath, on_error: str = "raise", shots: int = 0, objects: bool = False
 ) -> RowRecords:
-    """Read boxes of classes of the JSON: see `row_records.box_records`.
+    """Read boxes of classes from the JSON: see `row_records.box_records`.
 
-    `objects` is for metrics, which measure by the boxes themselves where there are no crowds.
-    Other arguments and errors are those of `shard_captions`.
+    `objects` has no effect: without crowds, metrics use the boxes themselves. Other arguments and
+    errors as in `shard_captions`.
     """
     shards = _Shards(paths)
     read = functools.partial(box_records, on_error=on_error, shots=shots)
-    return shards.finish(read(shards.rows(BOXES, "boxes"), shards.picture))
+    return shards.finish(read(shards.rows(BOXES, "boxes"), shards.image))

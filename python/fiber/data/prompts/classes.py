@@ -1,6 +1,6 @@
-"""Texts for the detector, and which characters of them name which label.
+"""Detector prompts, and the spans of their labels.
 
-A prompt is one caption in which every label (a class, a phrase) has a place: "mug. traffic light".
+A prompt is one caption that names every label (a class or a phrase): "mug. traffic light".
 """
 
 from __future__ import annotations
@@ -9,39 +9,39 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 from fiber.atomic_io import read_json
 from fiber.data.char_spans import CharSpan
+from fiber.data.record import AnyPath
 
-#: Published separator of labels; none follows the last.
+#: Separator of labels, as published; not after the last one.
 SEPARATOR = ". "
 
 
 class Encoder(Protocol):
-    """What `class_prompts` needs of a tokenizer."""
+    """The part of a tokenizer that prompts need."""
 
     def encode(self, text: str, /) -> tuple[list[int], Any]:
-        """Give ids, <s> and </s> included, and something more."""
+        """Return token ids, <s> and </s> included, and anything else."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassName:
-    """A class and the words around its name: "puffin" in "puffin with orange beaks".
+    """A class name with surrounding words, such as "puffin" in "puffin with orange beaks".
 
-    The model reads all of it, and the name alone says how a box scores.
+    The model reads all of it; the tokens of the name alone determine the score of a box.
 
     Raises:
-        TypeError: if a part is no str.
+        TypeError: if a field is not a string.
     """
 
     name: str
-    #: Stands before the name as it is; a space between the two belongs to it.
+    #: Text before the name, including any space between them.
     prefix: str = ""
-    #: Stands behind the name as it is.
+    #: Text after the name, including any space between them.
     suffix: str = ""
 
     def __post_init__(self) -> None:
@@ -55,36 +55,35 @@ class ClassName:
 
     @property
     def text(self) -> str:
-        """What a prompt says for the class."""
+        """Text of the class in a prompt."""
         return f"{self.prefix}{clean_class_name(self.name)}{self.suffix}"
 
 
-#: A class as a user names it: a mapping has the fields of `ClassName`.
+#: Class argument of public functions; a mapping has the fields of `ClassName`.
 ClassLike = str | ClassName | Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption with the places of its labels."""
+    """A caption with the spans of its labels."""
 
     text: str
-    #: What each label is called in answers.
+    #: Name of each label in results.
     labels: tuple[str, ...]
     #: For each label, the half-open spans of code points of `text` that name it.
     spans: tuple[tuple[CharSpan, ...], ...]
-    #: Place of the first label in the list that the user gave; above 0 where it was split.
+    #: Index of the first label in the user's list; above 0 if the list was split.
     first_label: int = 0
 
     def token_map(self, offsets: Sequence[CharSpan]) -> list[list[int]]:
         """Find the tokens of each label.
 
         Args:
-            offsets: for each token of the text its half-open span of code points; empty for
-                special tokens.
+            offsets: half-open span of code points of each token; empty for special tokens.
 
         Returns:
-            For each label the indices of the tokens that share a character with its spans; an
-            empty list where the text was cut before the label.
+            For each label, the indices of the tokens that overlap its spans; an empty list if the
+            text was truncated before the label.
         """
         return [
             [
@@ -97,25 +96,25 @@ class Prompt:
 
 
 def clean_class_name(name: str) -> str:
-    """Write a class name as the published prompts do.
+    """Write a class name as in the published prompts.
 
-    What stands in parentheses is dropped, underscores become spaces, pairs of spaces one; a space
+    Drop parenthesized parts, replace underscores by spaces, and pairs of spaces by one. A space
     before a parenthesis stays: "hot_dog" -> "hot dog", "bow_(ribbon)" -> "bow ".
     """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Turn what a user named into a class.
+    """Convert a user's class to `ClassName`.
 
     Args:
         given: a name, a `ClassName`, or a mapping such as {"prefix": "", "name": "puffin",
-            "suffix": " with orange beaks"}, where "name" alone is needed.
-        number: place in the user's list, for messages.
+            "suffix": " with orange beaks"}, of which "name" is required.
+        number: index in the user's list, for messages.
 
     Raises:
-        TypeError: if it is none of these.
-        ValueError: if a mapping has other keys or no name, or if nothing is left of the name.
+        TypeError: for any other type.
+        ValueError: for a mapping with other keys or without a name, or an empty name.
     """
     if isinstance(given, str):
         found = ClassName(given)
@@ -125,8 +124,8 @@ def as_class(given: Any, number: int) -> ClassName:
         known = [part.name for part in fields(ClassName)]
         if "name" not in given or not set(given) <= set(known):
             raise ValueError(
-                f"class {number} has the keys {', '.join(map(repr, given)) or 'of nothing'};"
-                f" expected 'name', and 'prefix' and 'suffix' if it has them"
+                f"class {number} has the keys {', '.join(map(repr, given)) or '(none)'};"
+                f" expected 'name', and optionally 'prefix' and 'suffix'"
             )
         found = ClassName(**given)
     else:
@@ -140,20 +139,19 @@ def as_class(given: Any, number: int) -> ClassName:
 
 
 def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
-    """Join classes, their names cleaned by `clean_class_name`: "mug. traffic light".
+    """Join classes, with names cleaned by `clean_class_name`: "mug. traffic light".
 
     Raises:
-        TypeError, ValueError: for one that is no class, or of whose name nothing is left, by its
-            number.
+        TypeError, ValueError: for an invalid class or an empty name, with its number.
     """
     named = [as_class(given, number) for number, given in enumerate(classes)]
     return _class_prompt(named, class_labels(named), 0)
 
 
 def class_labels(classes: Sequence[ClassName]) -> list[str]:
-    """Give each class what it is called in answers: its name, where no other class has it.
+    """Return the name of each class in results.
 
-    Classes of one name are told apart by the words around it: "red star" and "wooden star".
+    Classes with the same name include the surrounding words: "red star" and "wooden star".
     """
     times = Counter(each.name for each in classes)
     return [
@@ -169,21 +167,20 @@ def class_prompts(
     *,
     max_classes: int | None = None,
 ) -> list[Prompt]:
-    """Join classes into prompts that fit the text tower, in order.
+    """Join classes into as few prompts as fit the text encoder, in order.
 
     Args:
-        classes: any number of them.
-        tokenizer: that of the model.
-        max_tokens: longest text in tokens, <s> and </s> included.
-        max_classes: classes go into blocks of so many (published: 40 for LVIS), each a prompt of
-            its own, or several where it does not fit. None: as few prompts as hold them.
+        classes: any number of classes.
+        tokenizer: of the model.
+        max_tokens: maximum text length in tokens, <s> and </s> included.
+        max_classes: split classes into blocks of this size first (published: 40 for LVIS).
 
     Returns:
-        Prompts whose `first_label` counts through `classes`.
+        Prompts whose `first_label` is an index into `classes`.
 
     Raises:
-        TypeError, ValueError: for one that is no class or empty, or that does not fit alone, by
-            its number; for a `max_classes` below 1.
+        TypeError, ValueError: for a class that is invalid, empty or too long by itself, with its
+            number; for a `max_classes` below 1.
     """
     if max_classes is not None and max_classes < 1:
         raise ValueError(f"classes of a prompt: expected 1 or more, got {max_classes}")
@@ -210,7 +207,7 @@ def class_prompts(
 def longest_fit(
     texts: Sequence[str], start: int, last: int, tokenizer: Encoder, max_tokens: int
 ) -> int:
-    """End of the longest run of texts[start:last] that fits when joined, by bisection."""
+    """Return the end of the longest prefix of texts[start:last] that fits, by bisection."""
     # A text has at least one token.
     low, high = start, min(last, start + max_tokens)
     while low < high:
@@ -225,15 +222,15 @@ def longest_fit(
 def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
     """Find phrases in a caption, in order.
 
-    Each phrase is looked for behind the one before it, then anywhere: as whole words first, then
-    as any characters; capitals do not matter.
+    Each phrase is searched after the previous one, then anywhere; as whole words first, then as any
+    substring; case-insensitively.
 
     Args:
         caption: "A red mug next to the laptop."
         phrases: ["a red mug", "the laptop"].
 
     Raises:
-        ValueError: for a phrase that is empty or does not occur, which it names.
+        ValueError: for a phrase that is empty or does not occur, by name.
     """
     spans, start = [], 0
     for number, phrase in enumerate(phrases):
@@ -249,7 +246,7 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
 
 
 def _find(caption: str, phrase: str, start: int) -> CharSpan | None:
-    """First place of a phrase from `start` on, whole words before parts of words."""
+    """Find a phrase from `start`, whole words before substrings."""
     escaped = re.escape(phrase)
     for pattern in (rf"(?<!\w){escaped}(?!\w)", escaped):
         match = re.compile(pattern, re.IGNORECASE).search(caption, start)
@@ -264,7 +261,7 @@ def _class_prompt(classes: Sequence[ClassName], labels: Sequence[str], first: in
 
 
 def _joined(labels: Sequence[str], parts: Sequence[tuple[str, str, str]], first: int) -> Prompt:
-    """Join (prefix, name, suffix), the spans those of the names."""
+    """Join (prefix, name, suffix); the spans are those of the names."""
     spans, position = [], 0
     for prefix, name, suffix in parts:
         start = position + len(prefix)
@@ -274,28 +271,30 @@ def _joined(labels: Sequence[str], parts: Sequence[tuple[str, str, str]], first:
     return Prompt(text, tuple(labels), tuple(spans), first)
 
 
-def read_classes(path: str | PathLike[str]) -> list[ClassName]:
-    """Read the classes of a file.
+def read_classes(path: AnyPath) -> list[ClassName]:
+    """Read a list of classes.
 
     Args:
-        path: a text file with one name a line, empty lines left out; or, where its name ends in
-            ".json", a list of names or of objects with `name`, `prefix` and `suffix`, the last two
-            only if a class has them (published: CAPTION_PROMPT of an ODinW data set).
+        path: a text file with one name per line (blank lines are ignored), or a .json file with a
+            list of names or of objects with `name` and optionally `prefix` and `suffix` (published:
+            CAPTION_PROMPT of an ODinW data set).
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is nothing of the kind or lists nothing, with its name and the entry.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is invalid or empty, with its name and the entry.
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
         try:
-            # With or without a byte-order mark, which editors on Windows write.
+            # Editors on Windows write a byte order mark.
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as problem:
-            raise ValueError(f"{path} is not text ({problem}); expected one class a line") from None
+            raise ValueError(
+                f"{path} is not text ({problem}); expected one class per line"
+            ) from None
         found = [ClassName(line.strip()) for line in lines if line.strip()]
         if not found:
-            raise ValueError(f"{path}: expected one class a line, found none")
+            raise ValueError(f"{path} is empty; expected one class per line")
         return found
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:

@@ -1,8 +1,8 @@
-"""Class prompts of training pictures as the published code draws them, to compare with it.
+"""Class prompts of training images, sampled as in the published code.
 
-Two rules, both with quirks that `drawn_prompts` does not share: `simple_prompt` (COCO, ODinW) and
-`optimized_prompt` (Objects365, LVIS). They take Python's and numpy's own generators, in the
-published order of calls, so that the same seeds give the same prompts.
+Two rules: `simple_prompt` (COCO, ODinW) and `optimized_prompt` (Objects365, LVIS), with quirks that
+`sampling` does not have. They take Python's and NumPy's generators, in the published order of
+calls, so that the same seeds give the same prompts.
 
 Source: FIBER, fine_grained/maskrcnn_benchmark/data/datasets/od_to_grounding.py.
 """
@@ -18,19 +18,19 @@ import numpy as np
 from fiber.data.char_spans import CharSpan
 from fiber.data.prompts.classes import SEPARATOR, ClassName, clean_class_name
 
-#: What a class with the id 0 is called where a file lists one.
+#: Name of class id 0 in files that have one.
 BACKGROUND = "__background__"
 
-#: Counts the tokens of a text without <s> and </s>.
+#: Returns the number of tokens of a text without <s> and </s>.
 CountTokens = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class ClassCaption:
-    """A caption and where in it each class stands."""
+    """A caption with the span of each class."""
 
     text: str
-    #: By class id, in the order of the caption.
+    #: By class id, in order of the caption.
     spans: dict[int, CharSpan]
 
 
@@ -40,20 +40,20 @@ def simple_prompt(
     generator: random.Random | None = None,
     wording: Sequence[ClassName] | None = None,
 ) -> ClassCaption:
-    """Name every class, however long the text becomes.
+    """Name every class, regardless of length.
 
     Args:
         names: by id, without the background.
-        generator: shuffles the classes; None leaves them ordered by id.
-        wording: words around each name, by place; only for classes that are not shuffled.
+        generator: shuffles the classes; None: in order of their ids.
+        wording: names with surrounding words, in order of the ids; not with a generator.
 
     Raises:
-        ValueError: for words around the names of shuffled classes.
+        ValueError: if both `generator` and `wording` are given.
     """
     order = sorted(names)
     if generator is not None:
         if wording is not None:
-            raise ValueError("words around the names go by place; expected no shuffling with them")
+            raise ValueError("wording is in order of class ids; expected no generator with it")
         generator.shuffle(order)
     if wording is None:
         return _caption(order, [ClassName(names[label]) for label in order])
@@ -68,18 +68,18 @@ def keep_positives(
     budget: int,
     generator: random.Random,
 ) -> tuple[list[int], int]:
-    """Keep as many of a picture's classes as the budget holds, in random order.
+    """Keep as many of an image's classes as fit the budget, in random order.
 
     Args:
         present: class ids of its boxes.
         names: by id.
-        count_tokens: of the model's tokenizer; it counts each class by itself, which is more than
-            what the class adds to a text.
-        budget: tokens of the longest text without <s> and </s>.
-        generator: draws the order.
+        count_tokens: of the model's tokenizer; it counts each class alone, which is more than the
+            class adds to a text.
+        budget: maximum text length in tokens, without <s> and </s>.
+        generator: shuffles the classes.
 
     Returns:
-        The ids kept, and the tokens counted, those of the first class left out among them.
+        The ids kept, and the tokens counted, including those of the first class dropped.
     """
     order = list(set(present))
     generator.shuffle(order)
@@ -104,33 +104,32 @@ def optimized_prompt(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> ClassCaption:
-    """Name a picture's classes and a drawn number of others.
+    """Name an image's classes and a random number of others.
 
-    Of the others, those that the picture has are struck out after the draw, and the background may
-    be among them.
+    Classes of the image are removed from the others after sampling. The background may be sampled.
 
     Args:
-        names: by id, the background as 0.
-        present: class ids of the picture's boxes, those that `keep_positives` kept.
-        chances: of one other class, of none, and of `max_negatives`; what is left to 1 is the
-            chance of any number from 1 to that. The fourth must be 0.
-        max_negatives: other classes that are drawn at most (published: 85).
+        names: by id, with the background as 0.
+        present: class ids of the image's boxes that `keep_positives` kept.
+        chances: probabilities of one other class, of none, and of `max_negatives`; the remainder to
+            1 is that of any number from 1 to the maximum. The fourth must be 0.
+        max_negatives: maximum number of other classes (published: 85).
         count_tokens: as in `keep_positives`.
         budget: as in `keep_positives`.
-        positive_tokens: tokens counted there.
+        positive_tokens: tokens counted by `keep_positives`.
         generator: Python's.
-        numpy_generator: numpy's legacy one.
+        numpy_generator: NumPy's legacy generator.
 
     Raises:
-        ValueError: if the fourth chance is not 0, as the published code stops there.
+        ValueError: if the fourth chance is not 0, as in the published code.
     """
     candidates = list(names)
-    # A set of its own: the order in which a set gives its items is part of the draw.
+    # A new set, since its iteration order is part of the result.
     positives = set(present)
     full = min(max_negatives, len(candidates))
     count = min(_count_negatives(chances, full, generator, numpy_generator), len(candidates))
-    drawn = numpy_generator.choice(candidates, size=count, replace=False).tolist()
-    negatives = list({label for label in drawn if label not in positives})
+    sampled = numpy_generator.choice(candidates, size=count, replace=False).tolist()
+    negatives = list({label for label in sampled if label not in positives})
     kept = list(positives)
     generator.shuffle(kept)
     generator.shuffle(negatives)
@@ -146,7 +145,7 @@ def optimized_prompt(
 
 
 def optimized_prompt_in_order(names: Mapping[int, str]) -> ClassCaption:
-    """Name every class but the first by id, which is taken for the background: nothing is drawn."""
+    """Name every class but the first by id, which is taken as the background; no sampling."""
     order = sorted(names)[1:]
     return _caption(order, [ClassName(names[label]) for label in order])
 
@@ -167,7 +166,7 @@ def _count_negatives(
         return 0
     if outer < one + none + every:
         return full
-    # Two draws of the published code that nothing comes of.
+    # The published code makes two unused calls.
     generator.random()
     count = int(numpy_generator.choice(max(1, full))) + 1
     generator.random()

@@ -1,8 +1,8 @@
-"""Detection pictures as grounding: for each picture, the classes that its text asks for.
+"""Detection data as grounding: sample the classes that the prompt of each image names.
 
-A text holds some 80 class names, a vocabulary hundreds or thousands. So every picture gets a text
-of its own: the classes of its boxes and others drawn as negatives, anew in every epoch, as a
-function of (seed, epoch, record) only.
+A prompt holds about 80 class names, a vocabulary hundreds or thousands. So every image gets its own
+prompt: the classes of its boxes and sampled negatives, resampled every epoch as a function of
+(seed, epoch, record) only.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from fiber.data.prompts.published import (
 )
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
-from fiber.data.rng import Draws
+from fiber.data.rng import Rng
 
-# Stream of draws of which classes a prompt asks for.
+# Stream of random numbers for prompts.
 _PROMPTS = 253
-# Epochs after which the draws repeat, and records of one set: both are parts of a draw's index.
+# Period of the epochs, and maximum number of records: both are part of an `Rng` index.
 _EPOCHS, _RECORDS = 2**16, 2**32
 
 
-class DrawnPrompts:
-    """Records of pictures with class boxes, each with a text drawn for the epoch.
+class SampledPrompts:
+    """Records of images with class boxes, with prompts sampled for each epoch.
 
-    Negatives are never classes that the picture has boxes of, nor a class of the same words
-    ("bow_(ribbon)" beside "bow_(weapon)"), nor the background. Where not even the classes of the
-    boxes fit into a text, some of them are drawn and the boxes of the others left out.
+    Negatives are never classes of the image's boxes, nor a class with the same prompt text
+    ("bow_(ribbon)" and "bow_(weapon)"), nor the background. If even the classes of the boxes do not
+    fit into a prompt, some of them are sampled and the boxes of the others dropped.
 
     Args:
-        records: as `sources.detection` reads them: `labels` are all classes of the file, and
-            `box_labels` says which of them a box shows.
+        records: from `sources.detection`: `labels` are all classes of the file, and `box_labels`
+            index them.
         tokenizer: of the model.
-        max_tokens: longest text of the model, <s> and </s> included.
-        rules: which classes are asked for.
-        seed: of the draws, in [0, 2 ** 64).
+        max_tokens: maximum text length of the model, <s> and </s> included.
+        rules: how classes are chosen.
+        seed: in [0, 2 ** 64).
 
     Attributes:
-        dropped_boxes: boxes of the records given by `in_epoch` so far whose class the text does not
-            name.
+        dropped_boxes: number of boxes dropped by `in_epoch` so far, since the prompt does not name
+            their class.
 
     Raises:
-        ValueError: for more than 2 ** 32 records; later, for a class that does not fit into a text
-            by itself, with the record.
+        ValueError: for more than 2 ** 32 records; on access, for a class that does not fit into a
+            prompt by itself, with the record.
     """
 
     def __init__(
@@ -76,77 +76,79 @@ class DrawnPrompts:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        return self._drawn(0, index)[0]
+        return self._sample(0, index)[0]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Give a record with the text that an epoch has for it; the draws repeat after 65,536."""
-        record, dropped = self._drawn(epoch, index)
+        """Return a record with its prompt of an epoch; prompts repeat after 65,536 epochs."""
+        record, dropped = self._sample(epoch, index)
         self.dropped_boxes += dropped
         return record
 
-    def _drawn(self, epoch: int, index: int) -> tuple[Record, int]:
-        """Give the record with its text, and the number of boxes that it lost."""
+    def _sample(self, epoch: int, index: int) -> tuple[Record, int]:
+        """Return a record with its prompt, and the number of boxes dropped."""
         index = range(len(self))[index]
         record = self.records[index]
         if self._vocabulary.labels is not record.labels:
             self._vocabulary = _Vocabulary(record.labels)
-        draws = Draws(self.seed, _PROMPTS, (epoch % _EPOCHS) * _RECORDS + index)
+        rng = Rng(self.seed, _PROMPTS, (epoch % _EPOCHS) * _RECORDS + index)
         present = sorted(set(record.box_labels))
         if self.rules.class_rule == "fitting":
-            prompt, place = self._fitting(record.key, present, draws)
+            prompt, new_index = self._fitting(record.key, present, rng)
         else:
-            prompt, place = self._published(present, draws)
-        kept = [box for box, label in enumerate(record.box_labels) if label in place]
-        places = [place[record.box_labels[box]] for box in kept]
-        drawn = dataclasses.replace(
+            prompt, new_index = self._published(present, rng)
+        kept = [box for box, label in enumerate(record.box_labels) if label in new_index]
+        labels = [new_index[record.box_labels[box]] for box in kept]
+        sampled = dataclasses.replace(
             record,
             text=prompt.text,
             boxes_xyxy=tuple(record.boxes_xyxy[box] for box in kept),
-            char_spans=tuple(prompt.spans[spot] for spot in places),
-            box_labels=tuple(places),
+            char_spans=tuple(prompt.spans[label] for label in labels),
+            box_labels=tuple(labels),
             labels=prompt.labels,
             label_spans=prompt.spans,
-            # What counts through all classes, for metrics, does not count through those drawn.
+            # For metrics over all classes, not over the sampled ones.
             label_ids=(),
             label_groups=(),
             objects=None,
         )
-        return drawn, len(record.box_labels) - len(kept)
+        return sampled, len(record.box_labels) - len(kept)
 
-    def _fitting(
-        self, key: str, present: Sequence[int], draws: Draws
-    ) -> tuple[Prompt, dict[int, int]]:
-        """Draw a prompt; also where in it each class with boxes stands, if it does."""
-        words = self._vocabulary
+    def _fitting(self, key: str, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
+        """Sample a prompt; return it with the new index of each class with boxes that it names."""
+        vocabulary = self._vocabulary
         named: dict[str, int] = {}
         for label in present:
-            named.setdefault(words.keys[label], label)
-        others = [label for label in words.candidates if words.keys[label] not in named]
-        positives = draws.shuffled(list(named.values()))
-        count, kept = self._counts(len(positives), len(others), draws)
-        # First what is to stay, for texts that do not hold everything; a class has a token or more.
-        wanted = positives[:kept] + draws.some(others, min(count, self.max_tokens))
-        order = draws.shuffled(wanted) if self.rules.shuffle_classes else sorted(wanted)
+            named.setdefault(vocabulary.keys[label], label)
+        others = [label for label in vocabulary.candidates if vocabulary.keys[label] not in named]
+        positives = rng.shuffled(list(named.values()))
+        count, kept = self._counts(len(positives), len(others), rng)
+        # In order of priority, in case not all fit. A class has at least one token.
+        wanted = positives[:kept] + rng.sample(others, min(count, self.max_tokens))
+        order = rng.shuffled(wanted) if self.rules.shuffle_classes else sorted(wanted)
         chosen = set(wanted[: self._longest(wanted, order)])
         if wanted and not chosen:
             raise ValueError(
-                f"record {key!r}: class {words.labels[wanted[0]]!r:.60} alone is longer than"
+                f"record {key!r}: class {vocabulary.labels[wanted[0]]!r:.60} alone is longer than"
                 f" {self.max_tokens} tokens"
             )
         order = [label for label in order if label in chosen]
-        spots = {words.keys[label]: spot for spot, label in enumerate(order)}
-        place = {label: spots[words.keys[label]] for label in present if words.keys[label] in spots}
-        return class_prompt([words.labels[label] for label in order]), place
+        index_of = {vocabulary.keys[label]: index for index, label in enumerate(order)}
+        new_index = {
+            label: index_of[vocabulary.keys[label]]
+            for label in present
+            if vocabulary.keys[label] in index_of
+        }
+        return class_prompt([vocabulary.labels[label] for label in order]), new_index
 
-    def _counts(self, positives: int, others: int, draws: Draws) -> tuple[int, int]:
-        """Draw how many negatives and positives are wanted."""
+    def _counts(self, positives: int, others: int, rng: Rng) -> tuple[int, int]:
+        """Sample the number of negatives and of positives."""
         limit, rules = others, self.rules
         if rules.max_negatives is not None:
             limit = min(limit, rules.max_negatives)
         if rules.max_classes is not None:
             limit = min(limit, max(rules.max_classes - positives, 0))
         one, none, every, drop = rules.negative_chances
-        outer, kept = draws.unit(), positives
+        outer, kept = rng.random(), positives
         if outer < one:
             count = min(1, limit)
         elif outer < one + none:
@@ -154,17 +156,17 @@ class DrawnPrompts:
         elif outer < one + none + every or limit == 0:
             count = limit
         else:
-            count = 1 + draws.below(limit)
-            if positives and draws.coin(drop):
-                kept = 1 + draws.below(positives)
-        # A text without any class asks for nothing and teaches nothing.
+            count = 1 + rng.integer(limit)
+            if positives and rng.bernoulli(drop):
+                kept = 1 + rng.integer(positives)
+        # A prompt without any class has no training signal.
         return max(count, min(1, others)) if kept == 0 else count, kept
 
     def _longest(self, wanted: Sequence[int], order: Sequence[int]) -> int:
-        """How many of the first of `wanted` fit into a text, in the order that they have there."""
+        """Return how many of the first of `wanted` fit into a prompt, joined in `order`."""
         texts = self._vocabulary.texts
         low, high = 0, len(wanted)
-        # What usually fits is tried first.
+        # All of them usually fit.
         middle = high
         while low < high:
             chosen = set(wanted[:middle])
@@ -176,11 +178,11 @@ class DrawnPrompts:
             middle = (low + high + 1) // 2
         return low
 
-    def _published(self, present: Sequence[int], draws: Draws) -> tuple[Prompt, dict[int, int]]:
-        """Draw a prompt by a published rule, whose ids count classes from 1."""
+    def _published(self, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
+        """Sample a prompt by a published rule, with class ids from 1."""
         labels, rules = self._vocabulary.labels, self.rules
         names = {label + 1: name for label, name in enumerate(labels)}
-        generator = random.Random(draws.below(2**32))
+        generator = random.Random(rng.integer(2**32))
         if rules.class_rule == "simple":
             caption = simple_prompt(names, generator=generator if rules.shuffle_classes else None)
         elif not rules.shuffle_classes:
@@ -204,7 +206,7 @@ class DrawnPrompts:
                 budget=budget,
                 positive_tokens=positive_tokens,
                 generator=generator,
-                numpy_generator=np.random.RandomState(draws.below(2**32)),
+                numpy_generator=np.random.RandomState(rng.integer(2**32)),
             )
         return _as_prompt(caption, names)
 
@@ -213,32 +215,32 @@ class DrawnPrompts:
 
 
 class _Vocabulary:
-    """The classes of a file, as texts show them."""
+    """Class names of a file, as written in prompts."""
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
         self.texts = [clean_class_name(label) for label in labels]
-        #: Classes of one key are the same to a reader.
+        #: Classes with the same key have the same text.
         self.keys = [text.strip().casefold() for text in self.texts]
         first: dict[str, int] = {}
         for label, key in enumerate(self.keys):
             first.setdefault(key, label)
-        #: What may be drawn as a negative, once for each key.
+        #: Possible negatives, one for each key.
         self.candidates = [label for label in first.values() if labels[label] != BACKGROUND]
 
 
 def dropped_boxes(records: RecordSet) -> int:
-    """Count the boxes that drawn texts did not ask for so far, in a set or the parts of one."""
+    """Return the number of boxes dropped so far by `SampledPrompts` in a record set."""
     if isinstance(records, ConcatRecords):
         return sum(dropped_boxes(part) for part in records.parts)
-    return records.dropped_boxes if isinstance(records, DrawnPrompts) else 0
+    return records.dropped_boxes if isinstance(records, SampledPrompts) else 0
 
 
 def _as_prompt(caption: ClassCaption, names: dict[int, str]) -> tuple[Prompt, dict[int, int]]:
-    """Turn ids from 1 into places from 0."""
+    """Convert class ids from 1 to indices from 0."""
     prompt = Prompt(
         caption.text,
         tuple(names[label] for label in caption.spans),
         tuple((span,) for span in caption.spans.values()),
     )
-    return prompt, {label - 1: spot for spot, label in enumerate(caption.spans)}
+    return prompt, {label - 1: index for index, label in enumerate(caption.spans)}

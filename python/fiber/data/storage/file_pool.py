@@ -1,4 +1,4 @@
-"""Files that are read at places, by any thread, with few of them open at once."""
+"""Thread-safe positioned reads from many files with a bounded number of open descriptors."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-#: Such files of this process that are open at once.
+#: Maximum number of open files per process.
 OPEN_FILES = 64
 
-#: A path, and of the file there size, time of change and, where that counts, device and number.
+#: Path, size and modification time, and device and inode if the file is held.
 _Key = tuple[Path, tuple[int, ...]]
 
 
 class ChangedFileError(ValueError):
-    """A file is not the one that was opened."""
+    """A file has changed since it was opened."""
 
-    #: What a loader counts a sample as that cannot be read for it (`Skipped`).
+    #: Status in `Skipped` of a sample that cannot be read for this reason.
     status = "corrupt"
 
 
 class _OpenFile:
-    """A file descriptor, closed when the last one who reads from it lets it go."""
+    """File descriptor, closed when its last reader drops it."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -34,25 +34,25 @@ class _OpenFile:
 
 
 class _Pool:
-    """The files that are open, the one that was used last at the end."""
+    """Open files, the most recently used one last."""
 
     def __init__(self) -> None:
         self.files: OrderedDict[_Key, _OpenFile] = OrderedDict()
         self.lock = threading.Lock()
 
     def unlock(self) -> None:
-        """Forget who held the lock: in a forked process that thread is not there."""
+        """Replace the lock in a forked process, where its holder does not exist."""
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        """Return the open file, checked not to have changed; one that has is not kept."""
+        """Return the open file, checked for changes; a changed one is dropped."""
         key = (pooled.path, pooled.stamp)
         with self.lock:
             opened = self.files.get(key) or self._open(pooled, key)
             self.files.move_to_end(key)
         if pooled.is_same(os.fstat(opened.descriptor)):
             return opened
-        # It was written over while it was open; what has its name by now may be the right one.
+        # It was overwritten while open; the file now under its name may be the right one.
         with self.lock:
             if self.files.get(key) is opened:
                 del self.files[key]
@@ -63,7 +63,7 @@ class _Pool:
         pooled.check(os.fstat(opened.descriptor))
         self.files[key] = opened
         while len(self.files) > OPEN_FILES:
-            # A thread that reads from it keeps it open until it is done.
+            # A thread that reads from it keeps it open.
             self.files.popitem(last=False)
         return opened
 
@@ -73,23 +73,23 @@ os.register_at_fork(after_in_child=_POOL.unlock)
 
 
 class PooledFile:
-    """A file that does not change while it is used.
+    """A file that must not change while it is used.
 
-    Reads have no position (pread), so that threads share one open file; at most `OPEN_FILES` are
-    open, and no thread keeps one.
+    Reads are positioned (pread), so that threads share one descriptor. At most `OPEN_FILES` are
+    open.
 
     Args:
-        path: of the file.
-        is_held: whether someone else holds it open or mapped too: then another file of the same
-            size and time that has come to its place is a change as well.
+        path: path of the file.
+        is_held: whether it is also mapped or open elsewhere; then a replacement with the same size
+            and modification time is a change as well.
 
     Raises:
-        FileNotFoundError: if it is missing.
+        FileNotFoundError: if it does not exist.
 
     Attributes:
-        bytes: its size.
-        changed: its time of change in nanoseconds.
-        stamp: what must stay the same.
+        bytes: size.
+        changed: modification time in nanoseconds.
+        stamp: values that must stay the same.
     """
 
     def __init__(self, path: Path, is_held: bool = False) -> None:
@@ -101,11 +101,11 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read bytes from a place.
+        """Read `size` bytes from offset `start`.
 
         Raises:
             OSError: if the file cannot be read.
-            ChangedFileError: if it has changed since it was opened, with its name.
+            ChangedFileError: if it has changed since it was opened.
         """
         file = _POOL.get(self)
         parts, done = [], 0
@@ -113,19 +113,19 @@ class PooledFile:
             part = os.pread(file.descriptor, size - done, start + done)
             if not part:
                 raise ChangedFileError(
-                    f"{self.path} ends at byte {start + done}, where {size} bytes from byte {start}"
-                    " on were expected: it has been cut since it was opened"
+                    f"{self.path} ends at byte {start + done}; expected {size} bytes from byte"
+                    f" {start}: it has been truncated since it was opened"
                 )
             parts.append(part)
             done += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_now(self) -> None:
-        """Check that the file has not changed, for one who reads it in another way.
+        """Check that the file has not changed, before it is read by other means.
 
         Raises:
             OSError: if the file cannot be opened.
-            ChangedFileError: if it has changed since it was opened, with its name.
+            ChangedFileError: if it has changed since it was opened.
         """
         _POOL.get(self)
 
@@ -134,15 +134,14 @@ class PooledFile:
         return (*stamp, found.st_dev, found.st_ino) if self._is_held else stamp
 
     def is_same(self, found: os.stat_result) -> bool:
-        """Tell whether the file is the one that was opened."""
+        """Return whether the file is the one that was opened."""
         return self._stamp_of(found) == self.stamp
 
     def check(self, found: os.stat_result) -> None:
         """Check that the file is the one that was opened.
 
         Raises:
-            ChangedFileError: if its size or time of change is another, or where that counts the
-                file.
+            ChangedFileError: if its size or modification time differs, or its inode if it is held.
         """
         if self.is_same(found):
             return
@@ -154,12 +153,12 @@ class PooledFile:
                 f" now, and {self.bytes} bytes as before"
             )
         else:
-            change = f"another file of {self.bytes} bytes has its place now"
+            change = f"replaced by another file of {self.bytes} bytes"
         raise ChangedFileError(
             f"{self.path} has changed since it was opened: {change}; open the data again"
         )
 
 
 def forget_open_files() -> None:
-    """Close every file of the pool that nobody reads from."""
+    """Close every file of the pool that is not being read."""
     _POOL.files.clear()

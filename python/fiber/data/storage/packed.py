@@ -1,13 +1,13 @@
-"""Packed folders: tar shards of pictures, and beside them an index of every record.
+"""Packed folders: tar shards of images with an index of every record.
 
-    pack.json                     what is packed: shards, parts, counts, fingerprint
-    train-000000.tar              WebDataset samples: a picture, .json with what is said about it
-    index/train-pictures.json     where each picture lies: [shard, first byte, bytes]
-    index/train-captions.jsonl    a record a line, in order; pictures by their numbers
+    pack.json                     shards, parts, counts, fingerprint
+    train-000000.tar              WebDataset samples: an image, .json with its annotations
+    index/train-pictures.json     location of each image: [shard, first byte, bytes]
+    index/train-captions.jsonl    one record per line, in order; images by number
 
-A record that is read from the folder equals the one that was packed, but that its pictures are
-bytes and that its `image_id`, where it is a path, starts at the folder that was packed. `packing`
-writes such folders.
+A record read from the folder equals the one that was packed, except that its images are bytes and
+that an `image_id` that is a path is relative to the source folder. `fiber.data.tools.pack` writes
+such folders.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from os import PathLike
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from fiber.data.record import Record, StoredPictures, TrueObjects
+from fiber.data.record import LazyImages, Record, RecordSequence, TrueObjects
 from fiber.data.storage.file_pool import PooledFile
-
-AnyPath = str | PathLike[str]
 
 DESCRIPTION = "pack.json"
 FORMAT, VERSION = "fiber pack", 1
-#: Fields of a record that many may share, such as the prompt of all classes.
+#: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
-#: Under which names a source that has others is looked for.
+#: Names under which named data sets are packed.
 OTHER_NAMES = {
     "coco_karpathy": "captions",
     "flickr30k_karpathy": "captions",
@@ -43,11 +40,11 @@ OTHER_NAMES = {
     "refcocoplus": "referring",
     "refcocog": "referring",
 }
-_PLAIN = {field.name: field.default for field in dataclasses.fields(Record)}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
 
 def is_pack(path: Path) -> bool:
-    """Tell whether a folder is a packed one."""
+    """Return whether a folder is a packed one."""
     return (path / DESCRIPTION).is_file()
 
 
@@ -66,28 +63,28 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read what `pack.json` says.
+    """Read `pack.json`.
 
     Raises:
-        ValueError: if it is no description of a packed folder.
+        ValueError: if it does not describe a packed folder.
     """
     path = folder / DESCRIPTION
     return _read_description(path, path.stat().st_mtime_ns)
 
 
 def to_entry(record: Record) -> dict[str, Any]:
-    """Turn a record, without its pictures, into what JSON holds of it: the fields that say much."""
+    """Convert a record without its images to JSON, without fields that have their default."""
     entry: dict[str, Any] = {}
-    for name, plain in _PLAIN.items():
+    for name, default in _DEFAULTS.items():
         value = getattr(record, name)
-        if name == "images" or value == plain:
+        if name == "images" or value == default:
             continue
         if isinstance(value, TrueObjects):
             value = dataclasses.asdict(value)
             for key in ("absent", "incomplete"):
                 value[key] = None if value[key] is None else sorted(value[key])
         entry[name] = value
-    # Spans of boxes that are those of their labels need not be said.
+    # Spans of boxes that equal those of their labels are omitted.
     if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
         del entry["char_spans"]
     elif record.boxes_xyxy and not record.char_spans:
@@ -101,8 +98,8 @@ def _spans_of_labels(record: Record) -> tuple[Any, ...]:
     return tuple(record.label_spans[label] for label in record.box_labels)
 
 
-def from_entry(entry: dict[str, Any], images: tuple[Any, ...] | StoredPictures) -> Record:
-    """Make the record of an entry again."""
+def from_entry(entry: dict[str, Any], images: tuple[Any, ...] | LazyImages) -> Record:
+    """Inverse of `to_entry`."""
     fields = {name: _tuples(value) for name, value in entry.items()}
     if objects := entry.get("objects"):
         objects = {name: _tuples(value) for name, value in objects.items()}
@@ -119,18 +116,22 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-class PackedRecords(Sequence[Record]):
-    """Records of one source and split of a packed folder, read when they are asked for.
+class PackedRecords(RecordSequence):
+    """Records of one source and split of a packed folder, read on access.
+
+    Args:
+        folder: the packed folder.
+        part: an entry of `parts` in its description.
+        objects: also set `Record.objects`, for metrics.
 
     Attributes:
-        fingerprint: of the whole folder: equal ones hold equal records in the same order.
-        counts: what was left out when it was packed.
-        notes: what else was told then.
-        classes: names of the classes that boxes have.
+        fingerprint: of the whole folder; equal for equal records in the same order.
+        counts: what was skipped when the folder was packed.
+        notes: notes of the reader at that time.
+        classes: class names of boxes.
     """
 
     def __init__(self, folder: Path, part: dict[str, Any], *, objects: bool = False) -> None:
-        """Args: the folder, an entry of `parts` of its description, whether metrics ask."""
         description = read_description(folder)
         split = part["split"]
         self.fingerprint: str = description["fingerprint"]
@@ -147,21 +148,12 @@ class PackedRecords(Sequence[Record]):
             if shard["split"] == split
         ]
         self._files: dict[int, PooledFile] = {}
-        self._places = _picture_places(folder / f"index/{split}-pictures.json")
+        self._locations = _image_locations(folder / f"index/{split}-pictures.json")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def _record(self, index: int) -> Record:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         try:
             entry = json.loads(self._index.read(start, end - start))
@@ -173,50 +165,50 @@ class PackedRecords(Sequence[Record]):
             raise ValueError(f"{self._index.path}: line {index + 1}: {problem}") from None
         if not self._objects:
             entry.pop("objects", None)
-        return from_entry(entry, StoredPictures(self.picture, numbers))
+        return from_entry(entry, LazyImages(self.image, numbers))
 
-    def picture(self, number: int) -> bytes:
-        """Read a picture by its number.
+    def image(self, number: int) -> bytes:
+        """Read an image by its number.
 
         Raises:
             FileNotFoundError: if its shard is missing.
-            ValueError: if the shard is not the one that was written.
+            ValueError: if the shard has changed since it was packed.
         """
-        shard, start, size = (int(value) for value in self._places[number])
+        shard, start, size = (int(value) for value in self._locations[number])
         if shard not in self._files:
             path, expected = self._shards[shard]
             file = PooledFile(path)
             if file.bytes != expected:
                 raise ValueError(
-                    f"{path} has {file.bytes} bytes, {DESCRIPTION} says {expected}: it is not the"
-                    " shard that was packed"
+                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}: it is not"
+                    " the shard that was packed"
                 )
             self._files[shard] = file
         return self._files[shard].read(start, size)
 
 
 def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
-    """Find where the lines of an index start, and its end."""
+    """Return the start of each line of an index, and its end."""
     data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
         raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, {DESCRIPTION} says {expected}; it is not the"
-            " index that was packed"
+            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}: it is not"
+            " the index that was packed"
         )
     return starts
 
 
-def _picture_places(path: Path) -> np.ndarray:
+def _image_locations(path: Path) -> np.ndarray:
     try:
         found = np.array(json.loads(path.read_text(encoding="ascii")), dtype=np.int64)
         return found.reshape(-1, 3)
     except (ValueError, OverflowError) as problem:
-        raise ValueError(f"{path} is no list of places of pictures ({problem})") from None
+        raise ValueError(f"{path} is not a list of image locations ({problem})") from None
 
 
-class _Chosen(Sequence[Record]):
-    """Some records of a set, or all of them changed; it tells what the set tells."""
+class _SelectedRecords(RecordSequence):
+    """Some records of a packed set, optionally with spans that cover the whole text."""
 
     def __init__(self, records: PackedRecords, indices: Sequence[int], whole: bool) -> None:
         self.records, self._indices, self._whole = records, indices, whole
@@ -226,9 +218,7 @@ class _Chosen(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _record(self, index: int) -> Record:
         record = self.records[self._indices[index]]
         if not self._whole:
             return record
@@ -251,17 +241,17 @@ def open_pack(
     """Open one source and split of a packed folder.
 
     Args:
-        folder: with `pack.json`.
-        source: as it was packed; "coco_karpathy" and the like also give "captions".
-        split: as it was packed.
-        objects: also give `Record.objects`, for metrics.
-        shots: keep pictures of each class, by ascending id; 0: all.
+        folder: folder with `pack.json`.
+        source: as packed; "coco_karpathy" and the like also find "captions".
+        split: as packed.
+        objects: also set `Record.objects`, for metrics.
+        shots: images per class, by ascending id; 0: all.
         whole_expression: spans of referring expressions cover the whole text.
-        on_error: what packing was asked for counts; nothing is left out here.
+        on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
         FileNotFoundError: if the folder has no such source and split, with those that it has.
-        ValueError: if a file of it is not as it was packed.
+        ValueError: if a file has changed since it was packed.
     """
     parts = read_description(folder)["parts"]
     names = (source, OTHER_NAMES.get(source, source))
@@ -271,17 +261,17 @@ def open_pack(
     if not found:
         have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
         raise FileNotFoundError(
-            f"{folder} is packed and holds no {source} of split {split!r}; it holds {have}"
+            f"{folder} is packed and has no {source} of split {split!r}; it has {have}"
         )
     records = PackedRecords(folder, found[0], objects=objects)
     if not shots and not whole_expression:
         return records
-    indices = _few(records, shots) if shots else range(len(records))
-    return _Chosen(records, indices, whole_expression)
+    indices = _choose_shots(records, shots) if shots else range(len(records))
+    return _SelectedRecords(records, indices, whole_expression)
 
 
-def _few(records: PackedRecords, shots: int) -> list[int]:
-    """Choose pictures as `coco_folders` does for training on few."""
+def _choose_shots(records: PackedRecords, shots: int) -> list[int]:
+    """Choose images for few-shot training, as `coco_folders` does."""
     counts: Counter[int] = Counter()
     numbered = []
     for index, record in enumerate(records):

@@ -1,1 +1,1 @@
-"""What `fiber data` runs: discover, inspect, pack."""
+"""Tools of the command `fiber data`: discover, inspect, pack."""

@@ -1,4 +1,4 @@
-"""What a folder or a file holds: which sources, of which splits."""
+"""Discover which sources and splits a folder or a file has."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data.datasets.registry import FORMS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
+from fiber.data.datasets.registry import LAYOUTS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
 from fiber.data.datasets.resolve import (
     OWN_READERS,
-    SeveralFormsError,
-    choose_form,
+    AmbiguousLayoutError,
+    choose_layout,
     file_reader,
     open_source,
     splits_there,
@@ -24,13 +23,11 @@ from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES, TABLE_KIND
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.webdataset import fields_of, samples_of
-from fiber.data.record import RecordSet
+from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import packed
 from fiber.data.storage.tar import TarFile
 
-AnyPath = str | PathLike[str]
-
-#: Sources that are looked for; the others are named sets of these.
+#: Sources to search; the others are named data sets of these.
 SOURCES = (
     "captions",
     "phrases",
@@ -42,21 +39,21 @@ SOURCES = (
     "reasoning",
     "swapped",
 )
-#: Sources whose readers can leave faulty boxes out.
+#: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
-#: Samples or entries of a file that are looked into to tell what it holds.
-_LOOKED_AT = 100
-# Ends of the names of tables.
+#: Number of samples that are read to discover the content of a file.
+_SAMPLES_READ = 100
+# Extensions of tables.
 _TABLES = (".parquet", ".arrow")
-# Names of the fields that each source is told by.
-_KNOWN = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
-_NAMES_OF_SPLITS = r"train|val|test|dev"
-# Names of splits for others that readers know.
-_OTHER_SPLITS = {"validation", "valid", "mini_val", "training"}
+# Fields of each source.
+_FIELDS = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
+_SPLITS_IN_NAMES = r"train|val|test|dev"
+# Aliases of splits.
+_SPLIT_ALIASES = {"validation", "valid", "mini_val", "training"}
 
 
 class Part(NamedTuple):
-    """One source and split that a folder or a file holds."""
+    """One source and split of a folder or a file."""
 
     source: str
     split: str
@@ -64,18 +61,18 @@ class Part(NamedTuple):
     data: Path
 
     def open(self, **options: Any) -> RecordSet:
-        """Read the records; arguments and errors are those of `open_source`."""
+        """Read the records; arguments and errors as in `open_source`."""
         return open_source(self.source, self.data, self.split, **options)
 
 
 def parts_of(data: AnyPath) -> list[Part]:
-    """Find what a folder or a file holds; "train" comes first, then the other splits by name.
+    """Find the sources and splits of a folder or a file; "train" first, then by name.
 
-    Nothing is read whole but a file that is named, or that is called like files of several kinds.
+    A file is read as a whole only if it is named, or if its name fits files of several kinds.
 
     Raises:
-        FileNotFoundError: if there is no such folder or file.
-        ValueError: if it holds nothing that is known.
+        FileNotFoundError: if the folder or file does not exist.
+        ValueError: if it has no known data.
     """
     path = Path(data)
     if packed.is_pack(path):
@@ -89,42 +86,40 @@ def parts_of(data: AnyPath) -> list[Part]:
         raise FileNotFoundError(f"{path}: no such folder or file")
     if not found:
         raise ValueError(f"{path}: {_nothing(path)}")
-    order = {source: place for place, source in enumerate(FORMS)}
+    order = {source: index for index, source in enumerate(LAYOUTS)}
     return sorted(found, key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
 
 
 def _nothing(path: Path) -> str:
-    """Say what data hold in place of anything known."""
+    """Return the error text for data without a known source."""
     if path.is_file():
         return _unknown(path)
-    names = ", ".join(
-        forms[0].pattern.format(split="SPLIT") for forms in (FORMS[source] for source in SOURCES)
-    )
-    tables = (file for file in sorted(path.iterdir()) if _may_be_another(file))
-    told = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
+    names = ", ".join(LAYOUTS[source][0].pattern.format(split="SPLIT") for source in SOURCES)
+    tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
+    first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
     return (
         f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl, SPLIT-*.tar,"
-        f" SPLIT-*.parquet, COCO's files or another form that docs/data.md lists{told}"
+        f" SPLIT-*.parquet, COCO's files or another layout of docs/data.md{first}"
     )
 
 
 def _unknown(path: Path) -> str:
-    """Say what is in a file whose records are of no known kind."""
+    """Return the error text for a file without a known source."""
     try:
         fields = list(_fields_there(path))
     except (ValueError, OSError) as problem:
         return str(problem)
     if path.suffix in (".tar", *_TABLES):
         have = ", ".join(map(repr, fields)) or "none"
-        picture = "" if path.suffix == ".tar" else f" in {_one_of(IMAGES)}"
+        image = "" if path.suffix == ".tar" else f" in {_one_of(IMAGES)}"
         return (
-            f"its fields are {have}; expected a picture{picture}, and captions in"
+            f"its fields are {have}; expected an image{image}, and captions in"
             f" {_one_of(rows.CAPTIONS)}, questions in {_one_of(rows.QUESTIONS)}, or boxes in"
             f" {_one_of(rows.BOXES)}"
         )
     return (
         "its records are of no known kind; expected captions, questions, statements or boxes in"
-        " one of the forms that docs/data.md lists"
+        " a layout of docs/data.md"
     )
 
 
@@ -133,28 +128,28 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 def _fields_there(path: Path) -> Iterable[str]:
-    """Give the names of what each row of a table, or each sample of a shard, has."""
+    """Return the fields of the rows of a table, or of the samples of a shard."""
     if path.suffix in _TABLES:
         return open_table(path, TABLE_KIND).columns
     if path.suffix != ".tar":
         return ()
     file = TarFile(path)
-    some = itertools.islice(samples_of(file, {}), _LOOKED_AT)
-    return sorted({name for sample in some for name in fields_of(file, sample)})
+    samples = itertools.islice(samples_of(file, {}), _SAMPLES_READ)
+    return sorted({name for sample in samples for name in fields_of(file, sample)})
 
 
 def _in_folder(source: str, folder: Path) -> Iterator[Part]:
     for split in _candidates(source, folder):
         try:
-            reader, file = choose_form(source, folder, split)
+            reader, file = choose_layout(source, folder, split)
         except FileNotFoundError:
             continue
-        except SeveralFormsError as problem:
-            # Each of them has a name of its own, or opening says that they are several.
+        except AmbiguousLayoutError as problem:
+            # Each has its own source; otherwise opening reports the ambiguity.
             yield from (Part(name, split, folder) for name in problem.sources or (source,))
             continue
         except ValueError:
-            # Opening says what is wrong.
+            # Opening reports the error.
             yield Part(source, split, folder)
             continue
         if source == "detection" and file is None:
@@ -162,24 +157,24 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
             file = None if found is None else found.file
         if reader in WITH_SPLITS and file is not None and split not in _karpathy_splits(file):
             continue
-        if file is None or not _may_be_another(file) or source in kinds_of(file):
+        if file is None or not _is_ambiguous(file) or source in kinds_of(file):
             yield Part(source, split, folder)
 
 
 def _candidates(source: str, folder: Path) -> Iterable[str]:
     splits = dict.fromkeys(("train", "restval", "val", "test"))
     if source == "detection":
-        own = FORMS[source][0].pattern.replace("{split}", "*")
-        # Of other tools' names for splits `coco_folders` knows those that count.
+        own = LAYOUTS[source][0].pattern.replace("{split}", "*")
+        # `coco_folders` knows the split names of other tools.
         names = [path.name for path in folder.glob(own)]
         splits |= dict.fromkeys(name.removeprefix("instances_")[:-5] for name in names)
     else:
         splits |= dict.fromkeys(splits_there(source, folder))
-    return [split for split in splits if split not in _OTHER_SPLITS]
+    return [split for split in splits if split not in _SPLIT_ALIASES]
 
 
-def _may_be_another(file: Path) -> bool:
-    """Whether files of several sources are called so: "train.json" may be anything."""
+def _is_ambiguous(file: Path) -> bool:
+    """Return whether files of several sources have such names: "train.json" may be anything."""
     return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
         file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
     )
@@ -194,18 +189,18 @@ def _in_file(path: Path) -> Iterator[Part]:
     named = [
         source
         for source in SOURCES
-        for form in FORMS[source]
-        if not Path(form.pattern).name.startswith(("{split}.", "*."))
+        for layout in LAYOUTS[source]
+        if not Path(layout.pattern).name.startswith(("{split}.", "*."))
         and path.suffix not in PART_SUFFIXES
-        and fnmatch(path.name, Path(form.pattern.format(split="*")).name)
+        and fnmatch(path.name, Path(layout.pattern.format(split="*")).name)
     ]
     kinds = kinds_of(path)
     if not kinds and (path.suffix in (".jsonl", ".csv") or line_reader.is_list(path)):
-        # A user's own, as its name says; its reader tells what is wrong.
+        # A user's own file by its name; its reader reports the error.
         kinds = {"captions"}
     for source in dict.fromkeys(named or sorted(kinds, key=SOURCES.index)):
-        told = re.search(rf"(?<![a-z])({_NAMES_OF_SPLITS})(?![a-z])", path.stem)
-        splits = [told[1] if told else "train"]
+        match = re.search(rf"(?<![a-z])({_SPLITS_IN_NAMES})(?![a-z])", path.stem)
+        splits = [match[1] if match else "train"]
         reader = file_reader(source, path, splits[0])
         if reader in WITH_SPLITS:
             splits = sorted(_karpathy_splits(path))
@@ -215,7 +210,7 @@ def _in_file(path: Path) -> Iterator[Part]:
 
 
 def kinds_of(path: Path) -> set[str]:
-    """Tell which sources a file may hold by what is in it; a broken one holds none."""
+    """Return the sources that a file may have, by its content; for a broken file a likely one."""
     try:
         if path.suffix in (".tar", *_TABLES):
             return _kinds_of_fields(_fields_there(path))
@@ -231,12 +226,12 @@ def kinds_of(path: Path) -> set[str]:
 
 
 def _by_suffix(suffix: str) -> set[str]:
-    """Take a broken file for what it likely is; its reader says what is wrong."""
+    """Return the likely source of a broken file, whose reader reports the error."""
     return {".json": {"detection"}}.get(suffix, {"captions"})
 
 
 def _kinds_of_fields(fields: Iterable[str]) -> set[str]:
-    found = {source for source, names in _KNOWN.items() if not set(names).isdisjoint(fields)}
+    found = {source for source, names in _FIELDS.items() if not set(names).isdisjoint(fields)}
     return {"reasoning"} if "image_0" in fields else found
 
 
@@ -246,13 +241,13 @@ def _kinds_of_json(data: dict[str, Any], name: str) -> set[str]:
         for key, value in data.items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     }
-    picture, box = first.get("images", {}), first.get("annotations", {})
+    image, annotation = first.get("images", {}), first.get("annotations", {})
     if "questions" in data:
         return {"questions"}
-    if "sentences" in picture or "caption" in box:
+    if "sentences" in image or "caption" in annotation:
         return {"captions"}
-    if "caption" in picture:
-        if "data_source" in picture:
+    if "caption" in image:
+        if "data_source" in image:
             return {"mixed"}
         return {"referring"} if "refcoco" in name else {"phrases"}
     if "identifier" in data:

@@ -1,9 +1,8 @@
-"""Packing what a folder or a file holds into tar shards with an index: see `packs`.
+"""Pack a folder or a file into tar shards with an index; see `fiber.data.storage.packed`.
 
-The same data give the same bytes. Each picture of a split is written once, whichever records show
-it: .jpg (or what its content says), .json with its captions, questions, boxes and the rest in the
-fields that `rows` lists, and .txt with its first caption. `webdataset` reads the shards as they
-are.
+The same data give the same bytes. Each image of a split is written once, however many records have
+it: .jpg (or its format), .json with captions, questions, boxes and so on in the fields of `rows`,
+and .txt with its first caption. `webdataset` can read the shards.
 """
 
 from __future__ import annotations
@@ -19,45 +18,42 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
-from fiber.data.image_file import ending_of
-from fiber.data.record import Record, StoredImage
+from fiber.data.image_file import extension_of
+from fiber.data.record import AnyPath, Record, StoredImage
 from fiber.data.storage.packed import DESCRIPTION, FORMAT, SHARED, VERSION, to_entry
 from fiber.data.tools.discover import SKIPPING, Part, parts_of
 
-AnyPath = str | PathLike[str]
-
-#: Bytes of a shard, unless another size is asked for.
+#: Default maximum size of a shard in bytes.
 SHARD_BYTES = 256 << 20
 _UNREADABLE = "records whose pictures are missing"
 
 
 @dataclass
-class _Picture:
-    """A picture of a split, and what its sample says."""
+class _Sample:
+    """An image of a split with its fields."""
 
-    #: Path, or what reads it.
-    stored: str | Callable[[], StoredImage]
+    #: Path, or a function that reads it.
+    image: str | Callable[[], StoredImage]
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class _Split:
-    """The pictures of a split, by what tells them apart, in the order of their numbers."""
+    """The samples of a split, and their numbers by the identity of the image."""
 
     name: str
     numbers: dict[Any, int] = field(default_factory=dict)
-    pictures: list[_Picture] = field(default_factory=list)
-    # The pictures of the record before, since the texts of a picture follow one another.
+    samples: list[_Sample] = field(default_factory=list)
+    # Images of the previous record and their numbers, since texts of an image are adjacent.
     last: tuple[Any, list[int]] | None = None
 
 
 class _Hashed:
-    """A file that is written, and the hash of what was."""
+    """A file being written, and the hash of its content."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
@@ -70,25 +66,14 @@ class _Hashed:
         return self.file.tell()
 
 
-class _Ahead:
-    """An iterator whose next item can be looked at; None at its end."""
-
-    def __init__(self, items: Iterator[list[tuple[str, bytes]]]) -> None:
-        self._items = items
-        self.go_on()
-
-    def go_on(self) -> None:
-        self.next = next(self._items, None)
-
-
 @contextmanager
 def _writing(path: Path, final: Path) -> Iterator[_Hashed]:
-    """Open a file for writing; an error of the system names it as it would be called."""
+    """Open a temporary file for writing; errors name the final path."""
     try:
         with path.open("wb") as file:
             yield _Hashed(file)
     except OSError as problem:
-        # That of a picture which cannot be read names the picture.
+        # Errors with a file name are about an image that cannot be read.
         if problem.errno is not None and problem.filename is None:
             raise OSError(problem.errno, problem.strerror or str(problem), str(final)) from problem
         raise
@@ -104,30 +89,30 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Pack everything that a folder or a file holds.
+    """Pack a folder or a file.
 
     Args:
-        source: any folder or file that `opening` reads.
-        output: a folder that does not exist yet, or an empty one; it is whole or not there.
-        splits: those that are packed; by default all.
-        shard_bytes: a shard is ended when the next sample would make it larger.
-        on_error: "raise", or "skip": records whose pictures are missing are left out and counted,
-            and boxes as the readers do.
-        progress: called with (pictures done, pictures in all).
-        tell: called with a line for each record that is left out: its key, and why.
+        source: any folder or file that `open_source` reads.
+        output: a folder that does not exist or is empty; written atomically.
+        splits: splits to pack; default: all.
+        shard_bytes: maximum size of a shard; a single larger sample has its own.
+        on_error: "raise", or "skip": skip and count records whose images are missing, and invalid
+            boxes as the readers do.
+        progress: called with (images done, images in total).
+        tell: called with a line for each skipped record: its key and the reason.
 
     Returns:
-        What `pack.json` holds.
+        The content of `pack.json`.
 
     Raises:
-        FileNotFoundError: if the source or a picture is missing.
-        FileExistsError: if the output is there.
-        OSError: if a file cannot be written, with its name; nothing is left then.
-        ValueError: if the source holds nothing or not the splits, or cannot be read.
+        FileNotFoundError: if the source or an image is missing.
+        FileExistsError: if the output exists and is not empty.
+        OSError: if a file cannot be written, with its name; no output is left behind.
+        ValueError: if the source is empty, lacks a split or cannot be read.
     """
     source, output = Path(source), Path(output)
     if shard_bytes < 1:
-        raise ValueError(f"a shard of {shard_bytes} bytes; expected 1 or more")
+        raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists; name a folder that does not exist yet")
     found = parts_of(source)
@@ -144,7 +129,7 @@ def pack(
 
 
 class _Packer:
-    """Writes shards and index into a folder."""
+    """Writer of the shards and the index of a folder."""
 
     def __init__(
         self,
@@ -166,14 +151,14 @@ class _Packer:
     def add_split(
         self, name: str, parts: list[Part], progress: Callable[[int, int], None] | None
     ) -> None:
-        """Write index and shards of a split."""
+        """Write the index and the shards of a split."""
         split = _Split(name)
         for part in parts:
             self._add_part(split, part)
         self._write_shards(split, progress)
 
     def finish(self) -> dict[str, Any]:
-        """Write the description, and copy the tokenizer that belongs to the data."""
+        """Write the description, and copy the tokenizer of the data if there is one."""
         base = Path(self._base)
         if (base / "tokenizer.json").is_file():
             shutil.copyfile(base / "tokenizer.json", self.folder / "tokenizer.json")
@@ -198,13 +183,13 @@ class _Packer:
             counts_of_objects = dict(getattr(records, "counts", {}))
         name = f"index/{split.name}-{part.source}.jsonl"
         shared: dict[str, int] = {}
-        written = left_out = 0
+        written = skipped = 0
         with self._file(name) as file:
             for index in range(len(records)):
                 record = records[index]
                 numbers = self._numbers(split, record)
                 if numbers is None:
-                    left_out += 1
+                    skipped += 1
                     continue
                 entry = self._entry(record, numbers)
                 _add_fields(split, part.source, record, numbers, entry)
@@ -217,7 +202,7 @@ class _Packer:
         # Some readers count while records are read.
         counts |= dict(getattr(records, "counts", {})) if not counts else {}
         for own in (counts, counts_of_objects):
-            own |= {_UNREADABLE: left_out} if left_out else {}
+            own |= {_UNREADABLE: skipped} if skipped else {}
         self.parts.append(
             {
                 "source": part.source,
@@ -241,7 +226,7 @@ class _Packer:
         return {"images": numbers, **entry}
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
-        """Give the numbers of a record's pictures; None if one may be missing, and is."""
+        """Return the numbers of a record's images, or None if one is missing and skipped."""
         if split.last is not None and record.images == split.last[0]:
             return split.last[1]
         numbers = []
@@ -258,26 +243,26 @@ class _Packer:
         return numbers
 
     def _write_shards(self, split: _Split, progress: Callable[[int, int], None] | None) -> None:
-        """Write the samples of a split into as many shards as they need."""
+        """Write the samples of a split into shards."""
         places: list[tuple[int, int, int]] = []
-        samples = _Ahead(self._samples(split))
-        shard = 0
-        while samples.next is not None:
+        samples = self._members(split)
+        sample, shard = next(samples, None), 0
+        while sample is not None:
             name, first = f"{split.name}-{shard:06d}.tar", len(places)
             with self._file(name) as file:
                 tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
-                while samples.next is not None:
-                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in samples.next)
+                while sample is not None:
+                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
                     if len(places) > first and tar.offset + size > self.shard_bytes:
                         break
-                    places.append((shard, tar.offset + 512, len(samples.next[0][1])))
-                    for member, data in samples.next:
+                    places.append((shard, tar.offset + 512, len(sample[0][1])))
+                    for member, data in sample:
                         info = tarfile.TarInfo(member)
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
                     if progress is not None:
-                        progress(len(places), len(split.pictures))
-                    samples.go_on()
+                        progress(len(places), len(split.samples))
+                    sample = next(samples, None)
                 tar.close()
                 self.shards.append(
                     {
@@ -292,14 +277,14 @@ class _Packer:
         with self._file(f"index/{split.name}-pictures.json") as file:
             file.write(json.dumps(places, separators=(",", ":")).encode())
 
-    def _samples(self, split: _Split) -> Iterator[list[tuple[str, bytes]]]:
-        """Yield the members of each sample, the picture first."""
-        for number, picture in enumerate(split.pictures):
-            stored = picture.stored if isinstance(picture.stored, str) else picture.stored()
+    def _members(self, split: _Split) -> Iterator[list[tuple[str, bytes]]]:
+        """Yield the members of each sample, the image first."""
+        for number, sample in enumerate(split.samples):
+            stored = sample.image if isinstance(sample.image, str) else sample.image()
             data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
             name = f"{number:09d}"
-            fields = picture.fields
-            members = [(f"{name}.{ending_of(data)}", data)]
+            fields = sample.fields
+            members = [(f"{name}.{extension_of(data)}", data)]
             if captions := fields.get("captions"):
                 members.append((f"{name}.txt", captions[0].encode()))
             members.append((f"{name}.json", json.dumps(fields, ensure_ascii=False).encode()))
@@ -307,7 +292,7 @@ class _Packer:
 
 
 def _number(split: _Split, record: Record, place: int) -> int:
-    """Give the number of one of a record's pictures; bytes are told apart by their hash."""
+    """Return the number of a record's image; images given as bytes are identified by their hash."""
     stored = record.images[place]
     identity: Any
     reader: str | Callable[[], StoredImage]
@@ -317,15 +302,15 @@ def _number(split: _Split, record: Record, place: int) -> int:
     else:
         identity = reader = os.fspath(stored)
         if identity not in split.numbers and not Path(identity).is_file():
-            raise FileNotFoundError(f"picture {identity} does not exist")
+            raise FileNotFoundError(f"image {identity} does not exist")
     if identity not in split.numbers:
-        split.numbers[identity] = len(split.pictures)
-        split.pictures.append(_Picture(reader))
+        split.numbers[identity] = len(split.samples)
+        split.samples.append(_Sample(reader))
     return split.numbers[identity]
 
 
 def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
-    """Put what many records have in common into a list, and its number into the entry."""
+    """Move fields that many records share to `shared`; keep their index in the entry."""
     common = {name: entry.pop(name) for name in SHARED if name in entry}
     text = json.dumps(common, ensure_ascii=False)
     entry["shared"] = shared.setdefault(text, len(shared))
@@ -334,8 +319,8 @@ def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
 def _add_fields(
     split: _Split, source: str, record: Record, numbers: list[int], entry: dict[str, Any]
 ) -> None:
-    """Say in the sample of a record's first picture what the record says."""
-    fields = split.pictures[numbers[0]].fields
+    """Add the fields of a record to the sample of its first image."""
+    fields = split.samples[numbers[0]].fields
     fields.setdefault("image_id", entry.get("image_id", record.key))
     if record.image_size is not None:
         fields["height"], fields["width"] = record.image_size
@@ -349,8 +334,8 @@ def _add_fields(
         fields["boxes_xyxy"] = record.boxes_xyxy
         fields["labels"] = [record.labels[label] for label in record.box_labels]
     elif source in ("phrases", "mixed", "referring", "reasoning", "swapped"):
-        left_aside = ("image_id", "image_size", "images", "label_spans", "box_labels")
-        own = {name: value for name, value in entry.items() if name not in left_aside}
+        excluded = ("image_id", "image_size", "images", "label_spans", "box_labels")
+        own = {name: value for name, value in entry.items() if name not in excluded}
         if len(numbers) > 1 or source == "swapped":
             own["images"] = [f"{number:09d}" for number in numbers]
         fields.setdefault(source, []).append(own)

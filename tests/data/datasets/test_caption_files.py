@@ -1,10 +1,16 @@
-"""Captions in the forms of their authors: fields and names of the originals, and what they lack."""
+"""Caption data sets in their original formats, and their known defects."""
 
 import json
 
 import pytest
 
-from fiber.data.datasets import karpathy
+from fiber.data.datasets import (
+    caption_files,
+    conceptual_captions,
+    karpathy,
+    sbu,
+    visual_genome,
+)
 
 
 def touch(folder, *names):
@@ -137,16 +143,26 @@ def test_a_missing_picture_is_named(data):
 @pytest.mark.parametrize(
     ("reader", "split", "name", "source"),
     [
-        ("coco_karpathy", "train", "dataset_coco.json", "caption_datasets.zip of Karpathy"),
-        ("flickr30k_karpathy", "train", "dataset_flickr30k.json", "caption_datasets.zip"),
-        ("visual_genome", "train", "region_descriptions.json", "official page of Visual Genome"),
-        ("sbu", "train", "sbu-captions-all.json", "official page of the SBU"),
-        ("conceptual_captions", "val", "Validation_GCC-1.1.0-Validation.tsv", "official page of C"),
+        (karpathy.coco_karpathy, "train", "dataset_coco.json", "caption_datasets.zip of Karpathy"),
+        (karpathy.flickr30k_karpathy, "train", "dataset_flickr30k.json", "caption_datasets.zip"),
+        (
+            visual_genome.visual_genome,
+            "train",
+            "region_descriptions.json",
+            "official page of Visual Genome",
+        ),
+        (sbu.sbu, "train", "sbu-captions-all.json", "official page of the SBU"),
+        (
+            conceptual_captions.conceptual_captions,
+            "val",
+            "Validation_GCC-1.1.0-Validation.tsv",
+            "official page of C",
+        ),
     ],
 )
 def test_a_missing_file_is_named_with_where_to_get_it(reader, split, name, source, data):
     with pytest.raises(FileNotFoundError) as error:
-        getattr(karpathy, reader)(data.folder, split)
+        reader(data.folder, split)
     message = str(error.value)
     assert str(data.folder / name) in message
     assert f"comes from {source}" in message or f"comes from the {source}" in message
@@ -170,7 +186,7 @@ def test_phrases_of_regions_are_captions(data):
         {"id": 2, "regions": [{"region_id": 9, "image_id": 2, "phrase": "a tree", **region}]},
     ]
     data("region_descriptions.json", content)
-    found = karpathy.visual_genome(data.folder, "train")
+    found = visual_genome.visual_genome(data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("region_descriptions/1382", "the clock is green"),
         ("region_descriptions/9", "a tree"),
@@ -178,13 +194,13 @@ def test_phrases_of_regions_are_captions(data):
     assert found[1].images == (f"{data.folder}/VG_100K_2/2.jpg",)
     assert found.counts == {"empty captions": 1}
     with pytest.raises(ValueError, match=r"split 'val'.*'train'"):
-        karpathy.visual_genome(data.folder, "val")
+        visual_genome.visual_genome(data.folder, "val")
     data("region_descriptions.json", [{"id": 1, "regions": [{"region_id": 3}]}])
     with pytest.raises(ValueError, match=r"entries\[0\].*'phrase'"):
-        karpathy.visual_genome(data.folder, "train")
+        visual_genome.visual_genome(data.folder, "train")
     data("region_descriptions.json", {"images": []})
     with pytest.raises(ValueError, match="holds a dict; expected the list of Visual Genome"):
-        karpathy.visual_genome(data.folder, "train")
+        visual_genome.visual_genome(data.folder, "train")
 
 
 # ---- lists of addresses
@@ -202,7 +218,7 @@ def test_sbu_lists(data):
         "captions": ["a wooden chair", "gone", "a dog"],
     }
     data("sbu-captions-all.json", content)
-    found = karpathy.sbu(data.folder, "train")
+    found = sbu.sbu(data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("sbu-captions-all/0", "a wooden chair"),
         ("sbu-captions-all/2", "a dog"),
@@ -212,24 +228,27 @@ def test_sbu_lists(data):
     assert found.counts == {"pictures that are missing": 1}
     data("sbu-captions-all.json", content | {"captions": ["a"]})
     with pytest.raises(ValueError, match=r"3 'image_urls'.*1 'captions'"):
-        karpathy.sbu(data.folder, "train")
+        sbu.sbu(data.folder, "train")
     data("sbu-captions-all.json", {"captions": ["a"]})
     with pytest.raises(ValueError, match=r"file.*'image_urls'"):
-        karpathy.sbu(data.folder, "train")
+        sbu.sbu(data.folder, "train")
 
 
 def test_paths_with_captions(data):
     """The form that the published code takes SBU and Conceptual Captions in."""
     touch(data.folder, "a/1.jpg")
     rows = [["a/1.jpg", "a dog"], ["a/2.jpg", "gone"]]
-    for name, reader in (("annot.json", "sbu"), ("train_annot.json", "conceptual_captions")):
+    for name, reader in (
+        ("annot.json", sbu.sbu),
+        ("train_annot.json", conceptual_captions.conceptual_captions),
+    ):
         data(name, rows)
-        found = getattr(karpathy, reader)(data.folder, "train")
+        found = reader(data.folder, "train")
         assert [r.images for r in found] == [(f"{data.folder}/a/1.jpg",)]
         assert found.counts == {"pictures that are missing": 1}
         data(name, [["a/1.jpg"]])
         with pytest.raises(ValueError, match=r"entry 0.*\[path, caption\]"):
-            getattr(karpathy, reader)(data.folder, "train")
+            reader(data.folder, "train")
 
 
 @pytest.mark.parametrize("header", ["", "caption\turl\n"], ids=["original", "with a header"])
@@ -241,7 +260,7 @@ def test_conceptual_captions(header, data):
         "a dog\tmine/3.jpg",
     ]
     path = data("Train_GCC-training.tsv", header + "\n".join(rows) + "\n")
-    found = karpathy.conceptual_captions(data.folder, "train")
+    found = conceptual_captions.conceptual_captions(data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("Train_GCC-training/0", "a very typical bus station"),
         ("Train_GCC-training/2", "a dog"),
@@ -251,18 +270,18 @@ def test_conceptual_captions(header, data):
     path.write_text(header + "one column\n")
     line = 2 if header else 1
     with pytest.raises(ValueError, match=rf"\.tsv: line {line}.*1"):
-        karpathy.conceptual_captions(data.folder, "train")
+        conceptual_captions.conceptual_captions(data.folder, "train")
     with pytest.raises(ValueError, match=r"split 'test'.*'train'.*'val'"):
-        karpathy.conceptual_captions(data.folder, "test")
+        conceptual_captions.conceptual_captions(data.folder, "test")
 
 
 def test_rows_are_named_as_img2dataset_does():
-    assert karpathy._row_name(120345) == "00012/000120345.jpg"
+    assert caption_files.row_name(120345) == "00012/000120345.jpg"
 
 
 def test_a_set_without_any_picture_is_refused(data):
     data("Train_GCC-training.tsv", "a dog\thttp://x/y.jpg\n")
     with pytest.raises(FileNotFoundError, match=r"none.*1 (picture|image)s"):
-        karpathy.conceptual_captions(data.folder, "train")
+        conceptual_captions.conceptual_captions(data.folder, "train")
     data("sbu-captions-all.json", json.dumps({"image_urls": [], "captions": []}))
-    assert karpathy.sbu(data.folder, "train") == []
+    assert sbu.sbu(data.folder, "train") == []

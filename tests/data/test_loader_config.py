@@ -1,6 +1,6 @@
-"""Arguments of `DataLoader` and `Collator` of another type: errors that name them."""
+"""Options of `DataLoader` and `Collator`: their types, and errors that name them."""
 
-import inspect
+import dataclasses
 import re
 
 import numpy as np
@@ -8,6 +8,12 @@ import pytest
 import torch
 
 from fiber.data import Collator, DataLoader, Tokenizer
+from fiber.data.loader_config import (
+    CollatorConfig,
+    CollatorOptions,
+    LoaderConfig,
+    LoaderOptions,
+)
 from tests.data.loader_records import CROP, RECORDS, TEXT, make
 
 
@@ -46,10 +52,10 @@ def test_wrong_types_are_named(tokenizer, options):
     expected = f"^{name} is {re.escape(repr(value))}; expected "
     usual = {"batch_type": "image_text", "tokenizer": tokenizer, "transform": CROP}
     usual["max_tokens"] = 8
-    if name in inspect.signature(Collator).parameters:
+    if name in {*CollatorOptions.__annotations__, "batch_type", "keep"}:
         with pytest.raises(TypeError, match=expected):
             Collator(**{**usual, **options})
-    if name in inspect.signature(DataLoader).parameters:
+    if name in {*LoaderOptions.__annotations__, "batch_type"}:
         with pytest.raises(TypeError, match=expected):
             DataLoader(RECORDS, **{**usual, "batch_size": 2, **options})
 
@@ -57,9 +63,9 @@ def test_wrong_types_are_named(tokenizer, options):
 def test_wrong_types_of_positions_are_named(tokenizer):
     loader = make(tokenizer)
     for call in (loader.set_epoch, loader.epoch):
-        with pytest.raises(TypeError, match=r"epoch.*1\.5.*whole"):
+        with pytest.raises(TypeError, match=r"epoch.*1\.5.*integer"):
             call(1.5)
-    with pytest.raises(TypeError, match=r"start.*'1'.*whole"):
+    with pytest.raises(TypeError, match=r"start.*'1'.*integer"):
         loader.stream("1")
     with pytest.raises(ValueError, match=r"epoch.*-1.*0"):
         loader.epoch(-1)
@@ -72,3 +78,39 @@ def test_wrong_types_of_positions_are_named(tokenizer):
 def test_whole_numbers_and_switches_of_numpy_are_taken(tokenizer):
     options = {"batch_size": np.int64(3), "shuffle": np.bool_(False), "seed": np.uint8(4)}
     assert len(next(make(tokenizer, mlm_probability=np.float32(0.5), **options).epoch())) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [(CollatorOptions, CollatorConfig), (LoaderOptions, LoaderConfig)],
+)
+def test_typed_options_are_those_of_the_config(options, config):
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    del fields["batch_type"]
+    assert options.__annotations__.keys() == fields.keys()
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    assert {name for name, kind in options.__annotations__.items() if "Required" in str(kind)} == (
+        required
+    )
+
+
+def test_unknown_and_missing_options_are_named(tokenizer):
+    usual = {"tokenizer": tokenizer, "transform": CROP, "max_tokens": 8}
+    with pytest.raises(TypeError, match="batch_sise"):
+        DataLoader(RECORDS, "image_text", batch_size=2, batch_sise=2, **usual)
+    with pytest.raises(TypeError, match="'keep'"):
+        DataLoader(RECORDS, "image_text", batch_size=2, keep=2, **usual)
+    with pytest.raises(TypeError, match="'batch_size'"):
+        DataLoader(RECORDS, "image_text", **usual)
+    with pytest.raises(TypeError, match="'batch_size'"):
+        Collator("image_text", batch_size=2, **usual)
+    with pytest.raises(TypeError, match="'tokenizer'"):
+        Collator("image_text", transform=CROP, max_tokens=8)
+
+
+def test_options_are_attributes(tokenizer):
+    loader = make(tokenizer, answers=["yes"], seed=5)
+    assert loader.config.answers == loader.answers == ("yes",)
+    assert (loader.seed, loader.threads) == (5, loader.config.threads)
+    with pytest.raises(AttributeError, match="batch_sise"):
+        _ = loader.batch_sise

@@ -1,0 +1,82 @@
+"""Conceptual Captions (CC3M).
+
+Source: Sharma et al. 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fiber.data.datasets.caption_files import (
+    ImageFinder,
+    caption_rows,
+    check_split,
+    first_file,
+    path_rows,
+    row_name,
+)
+from fiber.data.formats.annotation_file import (
+    RecordList,
+    read_json_array,
+    read_text,
+    without_garbage_collection,
+)
+from fiber.data.record import AnyPath
+
+#: Kind of file in messages.
+KIND = "Conceptual Captions"
+#: Names of the annotation file of each split; the first one that exists is used.
+FILES = {
+    "train": ("Train_GCC-training.tsv", "Train-GCC-training.tsv", "train_annot.json"),
+    "val": (
+        "Validation_GCC-1.1.0-Validation.tsv",
+        "Validation-GCC-1.1.0-Validation.tsv",
+        "val_annot.json",
+    ),
+}
+
+
+@without_garbage_collection
+def conceptual_captions(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+) -> RecordList:
+    """Read the TSV of captions and URLs, or <split>_annot.json.
+
+    The TSV has a line "caption<tab>url" per image. The image of row n, from 0, has the name that
+    img2dataset gives it: "00012/000120345.jpg" for n = 120345. If the second column is not a URL,
+    it is the path of the image. The JSON file is a list of [path, caption].
+
+    Arguments and errors as in `karpathy.coco_karpathy`. Splits are "train" and "val". Missing
+    images are counted, since many URLs are dead; it is an error if all are missing.
+    """
+    if annotations is None:
+        check_split(Path(folder), split, FILES)
+    path = first_file(folder, annotations, FILES.get(split, ()))
+    rows = (
+        path_rows(read_json_array(path, KIND))
+        if path.suffix == ".json"
+        else _tsv_rows(path, read_text(path, KIND))
+    )
+    return caption_rows(path, rows, ImageFinder(folder, images))
+
+
+def _tsv_rows(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield file names and caption of each line."""
+    lines = text.split("\n")
+    header = int(lines[0].strip() == "caption\turl")
+    for row, line in enumerate(lines[header:]):
+        if not line.strip():
+            continue
+        columns = line.rstrip("\r").split("\t")
+        if len(columns) != 2:
+            raise ValueError(
+                f"{path}: line {row + header + 1} has {len(columns)} columns; expected caption and"
+                " URL, separated by a tab"
+            )
+        caption, location = columns
+        yield ((row_name(row),) if "://" in location else (location,)), caption

@@ -1,0 +1,249 @@
+"""Options of `DataLoader` and `Collator`: names, types, defaults, meaning and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    Required,
+    SupportsFloat,
+    SupportsIndex,
+    TypedDict,
+)
+
+import numpy as np
+
+from fiber._core import ImageTransform, Tokenizer
+
+BatchType = Literal["image_text", "question", "reasoning", "grounding"]
+ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
+OnError = Literal["raise", "skip", "resample"]
+
+_DTYPES = ("float32", "float16", "bfloat16", "uint8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollatorConfig:
+    """How records become one batch: options of `Collator`, shared with `DataLoader`.
+
+    Args:
+        batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
+            record) or "grounding".
+        tokenizer: Any tokenizer described in docs/loader.md.
+        transform: Applied to images and boxes. When it flips an image horizontally, "left" and
+            "right" are swapped in the text (not in statements about two images).
+        max_tokens: Maximum text length in tokens, special tokens (<s> and </s>) included. Longer
+            texts are truncated.
+        answers: Answer vocabulary of "question"; empty for batches without targets.
+        seed: Seed of all random numbers.
+        mlm_probability: Fraction of words that "image_text" selects for masking. Must be 0 for a
+            tokenizer without a mask token.
+        threads: Worker threads; 0 means one per core.
+        on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
+            "resample" (`DataLoader` only, not for iterables) also replaces it by another record,
+            chosen from (seed, epoch, index), so that batches keep their size.
+        accept_truncated: Accept JPEGs with missing or damaged data, filled in as libjpeg does and
+            reported in `statuses`. Otherwise they are bad samples.
+        scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
+            as many pixels as the output. Faster, but pixel values differ. Meant for training.
+        apply_orientation: Rotate images as their EXIF tag says; boxes then refer to the rotated
+            image. The published pipelines ignore the tag.
+        background: RGB color, 0 to 255, that transparent images are composited on. None drops
+            alpha, as Pillow's `convert("RGB")` and the published pipelines do.
+        image_dtype: "float32", "float16" or "bfloat16" (normalized, rounded to nearest), or "uint8"
+            (not normalized, padded with 0).
+        channels_last: Return images in the memory format `torch.channels_last`.
+
+    Raises:
+        TypeError: for an argument of the wrong type, by name.
+        ValueError: for an argument out of range, by name.
+    """
+
+    batch_type: BatchType
+    tokenizer: Tokenizer
+    transform: ImageTransform
+    max_tokens: int
+    answers: Sequence[str] = ()
+    seed: int = 0
+    mlm_probability: float = 0.15
+    threads: int = 1
+    on_error: OnError = "raise"
+    accept_truncated: bool = False
+    scaled_decoding: bool = False
+    apply_orientation: bool = False
+    background: Sequence[int] | None = None
+    image_dtype: ImageDtype = "float32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments(**{name: value for name, value in vars(self).items() if name in _KINDS})
+        if self.on_error not in ("raise", "skip", "resample"):
+            raise ValueError(
+                f"on_error is {self.on_error!r}; expected 'raise', 'skip' or 'resample'"
+            )
+        if self.batch_type == "reasoning" and not self.transform.is_square:
+            raise ValueError(
+                f"batch_type 'reasoning' stacks two images, but {self.transform} may give them"
+                " different sizes; expected a transform with a fixed size"
+            )
+        object.__setattr__(self, "answers", tuple(self.answers))
+        if len(set(self.answers)) < len(self.answers):
+            twice = next(a for i, a in enumerate(self.answers) if a in self.answers[:i])
+            raise ValueError(f"answers: duplicate answer {twice!r}")
+        if self.background is not None:
+            object.__setattr__(self, "background", tuple(self.background))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig(CollatorConfig):
+    """Options of `DataLoader`: those of `CollatorConfig` and the following.
+
+    Args:
+        threads: As above, with 0 (one per core) as the default.
+        batch_size: Samples per batch of this rank.
+        shuffle: Reshuffle every epoch. Not supported for iterables.
+        prefetch: Number of batches prepared ahead.
+        rank: Rank of this process, below `world_size`.
+        world_size: Number of processes that share the data.
+        drop_last: Drop the last batch of an epoch unless it is full on every rank. Applies to
+            iteration; `DataLoader.epoch` returns every record.
+        pin_memory: Return tensors in page-locked memory if CUDA is available.
+
+    Raises:
+        TypeError: for an argument of the wrong type, by name.
+        ValueError: for an argument out of range, by name.
+    """
+
+    threads: int = 0
+    batch_size: int
+    shuffle: bool = False
+    prefetch: int = 2
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank >= self.world_size:
+            raise ValueError(
+                f"rank is {self.rank}; expected less than world_size {self.world_size}"
+            )
+
+    def collator_options(self) -> dict[str, Any]:
+        """Return the options that `Collator` takes, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(CollatorConfig)}
+
+
+class CollatorOptions(TypedDict, total=False):
+    """Types of the keyword arguments of `Collator`; see `CollatorConfig`."""
+
+    tokenizer: Required[Tokenizer]
+    transform: Required[ImageTransform]
+    max_tokens: Required[int]
+    answers: Sequence[str]
+    seed: int
+    mlm_probability: float
+    threads: int
+    on_error: OnError
+    accept_truncated: bool
+    scaled_decoding: bool
+    apply_orientation: bool
+    background: Sequence[int] | None
+    image_dtype: ImageDtype
+    channels_last: bool
+
+
+class LoaderOptions(CollatorOptions, total=False):
+    """Types of the keyword arguments of `DataLoader`; see `LoaderConfig`."""
+
+    batch_size: Required[int]
+    shuffle: bool
+    prefetch: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    pin_memory: bool
+
+
+class _Kind(NamedTuple):
+    #: For messages.
+    expected: str
+    fits: Callable[[Any], bool]
+    #: Lower bound of an integer.
+    least: int | None = None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, SupportsIndex) and not _is_bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, SupportsFloat | SupportsIndex) and not _is_bool(value)
+
+
+def _are_strings(value: Any) -> bool:
+    if not isinstance(value, Collection) or isinstance(value, str | bytes):
+        return False
+    return all(isinstance(each, str) for each in value)
+
+
+def _is_color(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) != 3:
+        return False
+    return all(_is_integer(each) and 0 <= each <= 255 for each in value)
+
+
+def _integer(least: int) -> _Kind:
+    return _Kind("an integer", _is_integer, least)
+
+
+def _instance(of: type, expected: str) -> _Kind:
+    return _Kind(expected, lambda value: isinstance(value, of))
+
+
+_BOOL = _Kind("True or False", _is_bool)
+_KINDS = {
+    "batch_type": _instance(str, "the name of a batch class, such as 'image_text'"),
+    "tokenizer": _instance(Tokenizer, "a fiber.data.Tokenizer"),
+    "transform": _instance(ImageTransform, "a fiber.data.ImageTransform"),
+    "answers": _Kind("a sequence of strings", _are_strings),
+    "image_dtype": _instance(str, f"one of {', '.join(map(repr, _DTYPES))}"),
+    "mlm_probability": _Kind("a number from 0 to 1", _is_number),
+    "background": _Kind("None or three integers (red, green, blue) from 0 to 255", _is_color),
+    **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), _integer(1)),
+    **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), _integer(0)),
+    **dict.fromkeys(("accept_truncated", "apply_orientation", "channels_last"), _BOOL),
+    **dict.fromkeys(("drop_last", "pin_memory", "scaled_decoding", "shuffle"), _BOOL),
+}
+
+
+def check_arguments(**values: Any) -> None:
+    """Check types of arguments and bounds of integers.
+
+    Args:
+        values: arguments by name, each a key of `_KINDS`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and what is expected.
+    """
+    for name, value in values.items():
+        expected, fits, least = _KINDS[name]
+        if not fits(value):
+            raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
+        if least is not None and value < least:
+            raise ValueError(f"{name} is {value}; expected {least} or more")
+    for name in ("seed", "epoch"):
+        if values.get(name, 0) >= 1 << 64:
+            raise ValueError(f"{name} is {values[name]}; expected less than 2^64")
+    if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
+        raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'].expected}")

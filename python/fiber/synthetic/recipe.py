@@ -1,0 +1,103 @@
+"""Recipes of generated data sets: scenes, texts and pixels of every image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fiber.data.rng import Rng
+from fiber.synthetic.annotations import AnnotatedImage, Statement
+from fiber.synthetic.captions import captions, expressions
+from fiber.synthetic.dataset_dir import file_name
+from fiber.synthetic.questions import (
+    PairStatement,
+    opposite_pair,
+    questions,
+    statements,
+    swapped_captions,
+)
+from fiber.synthetic.rendering import PixelBox
+from fiber.synthetic.scene_graph import Scene, World, stream
+
+_TEXTS, _PAIRS = 2, 3
+#: Number of earlier images that are searched for the opposite pair of a statement.
+_LOOK_BACK = 64
+
+
+@dataclass(frozen=True)
+class Recipe(ABC):
+    """Everything that determines the images of a data set; worker processes receive it by pickle.
+
+    Image i of a split depends on the recipe, the split and i only.
+    """
+
+    seed: int
+    #: Side of the images in pixels.
+    image_size: int
+    max_objects: int
+
+    #: Name of the generator.
+    name: ClassVar[str]
+    #: Increases when the same recipe gives other data.
+    version: ClassVar[int]
+    #: Number of training images whose texts a new tokenizer is trained on.
+    tokenizer_images: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def world(self) -> World:
+        """Vocabulary of the data set, and what is held out."""
+
+    @abstractmethod
+    def scene(self, split: str, index: int) -> Scene:
+        """Return the objects of an image."""
+
+    @abstractmethod
+    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
+        """Return the pixels of an image, (H, W, 3) uint8 RGB, and the box of each object."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what is held out and other information, for `dataset.json`."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return further parameters that determine the data, for `dataset.json`."""
+        return {}
+
+    def describe(self, split: str, index: int) -> AnnotatedImage:
+        """Return an image with all its texts and without boxes.
+
+        An odd image forms a pair with the previous one, and has the texts about both.
+        """
+        world, novel, scene = self.world, split == "novel", self.scene(split, index)
+        rng = Rng(self.seed, stream(split, _TEXTS), index)
+        image = AnnotatedImage(
+            image_id=index,
+            file_name=file_name(split, index),
+            image_size=(self.image_size, self.image_size),
+            boxes_xyxy=[],
+            category_ids=[world.nouns.index(thing.noun) + 1 for thing in scene.things],
+            captions=captions(world, scene.things, rng, novel),
+            expressions=expressions(world, scene.things, rng, novel),
+            questions=questions(world, scene, rng, novel),
+        )
+        if index % 2 == 1:
+            left = self.scene(split, index - 1)
+            rng = Rng(self.seed, stream(split, _PAIRS), index)
+            image.partner = file_name(split, index - 1)
+            pairs = statements(world, left, scene, rng, novel)
+            image.statements = [self._with_opposite(pair, split, index) for pair in pairs]
+            if scene.swap:
+                image.swapped_captions = swapped_captions(left, scene)
+        return image
+
+    def _with_opposite(self, pair: PairStatement, split: str, index: int) -> Statement:
+        """Add images for which the opposite of a statement is true, if any are found."""
+        earlier = range(index - 2, max(-1, index - 2 - _LOOK_BACK), -1)
+        found = opposite_pair(self.world, pair, partial(self.scene, split), index, earlier)
+        names = found and (file_name(split, found[0]), file_name(split, found[1]))
+        return pair.statement._replace(opposite=names)
