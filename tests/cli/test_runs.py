@@ -141,7 +141,7 @@ class TestData:
     def test_everything_is_handed_on(self, desk, capsys, monkeypatch, kind):
         seen = []
         monkeypatch.setattr(
-            f"fiber.data.{kind}.generate",
+            f"fiber.synthetic.{kind}.generate",
             lambda output, **settings: seen.append((output, settings)) or output,
         )
         arguments = ["data", kind, "--output", "made", "--images", "7", "--seed", "3"]

@@ -134,7 +134,7 @@ def _add_pack(kinds: argparse._SubParsersAction) -> None:
 def _make_data(options: argparse.Namespace) -> int:
     from fiber.progress import ImageProgress
 
-    module = importlib.import_module(f"fiber.data.{options.kind}")
+    module = importlib.import_module(f"fiber.synthetic.{options.kind}")
     settings = {
         "train": options.images,
         "tokenizer": options.tokenizer,

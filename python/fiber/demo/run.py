@@ -129,7 +129,7 @@ class Demo:
             "val": self.plan.held_out_pictures,
             "novel": self.plan.held_out_pictures,
         }
-        generator = importlib.import_module(f"fiber.data.{self.about['data']}")
+        generator = importlib.import_module(f"fiber.synthetic.{self.about['data']}")
         generator.generate(
             self.folder.data,
             **sizes,
