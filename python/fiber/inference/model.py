@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
@@ -444,7 +444,7 @@ class Model:
         pictures: list[Any],
         texts: list[str],
         pairs: list[tuple[int, int]],
-        head: HeadFunction,
+        head: Callable[..., Tensor],
     ) -> Tensor:
         with self._running():
             return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
