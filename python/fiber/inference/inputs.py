@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
 from fiber.data.text_lengths import has_words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: One image: a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3).
+ImageInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
+)
+Images: TypeAlias = Sequence[ImageInput]
+ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
+#: One text or several.
+Texts: TypeAlias = str | Sequence[str]
 
 #: Pictures that are decoded and go through the image tower at once.
 IMAGES_AT_ONCE = 16

@@ -1,4 +1,4 @@
-"""A finished model and what it can be asked."""
+"""`Model`: a trained network with its tokenizer, and the methods to run it on images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,23 @@ from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
-from fiber.data.prompts.classes import ClassLike, Prompt
+from fiber.data.prompts.classes import Prompt
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
 from fiber.inference.captions import caption_writer
-from fiber.inference.inputs import Inputs, as_list, as_texts, check_top_k, not_empty, one_for_each
+from fiber.inference.inputs import (
+    ImageInput,
+    ImagePair,
+    Images,
+    Inputs,
+    Texts,
+    as_list,
+    as_texts,
+    check_top_k,
+    not_empty,
+    one_for_each,
+)
+from fiber.inference.options import CaptionOptions, Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
 from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.results import Answer, Hit
@@ -30,21 +42,22 @@ from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.heads import need_head
 from fiber.models.registry import inference_transform
+from fiber.postprocess import Detections
 
-#: Lowest score of a detected object, unless told otherwise.
+#: Default lowest score of a detected object.
 SCORE_THRESHOLD = 0.3
 
 
 class Model:
-    """A network with the tokenizer, the answers and the picture size that it needs.
+    """A network with its tokenizer and vocabularies. One image gives one result, a list a list.
 
     Args:
-        network: a coarse or a fine model; it stays where it is and is set to evaluation mode.
+        network: a network, which is set to evaluation mode and stays on its device.
         tokenizer: needed by every method that takes a text; its special tokens have RoBERTa's ids.
-        answers: in the order of the VQA head's logits; needed by `answer`.
-        classes: that `detect` looks for where it is not told any.
-        dtype: of the arithmetic; weights stay as they are.
-        trained_on: the data of its run, if they are known; `fiber.evaluate` warns of them.
+        answers: answers in the order of the VQA head's logits; needed by `answer`.
+        classes: default classes of `detect`.
+        dtype: dtype of the computation; the weights keep theirs.
+        trained_on: training data, if known; `fiber.evaluate` on them warns.
     """
 
     def __init__(
@@ -65,7 +78,7 @@ class Model:
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.trained_on = trained_on
-        #: What `ground` and `detect` took since the model was loaded.
+        #: Counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
         if isinstance(network, FiberDetector):
@@ -73,44 +86,50 @@ class Model:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of what the model can be asked for."""
+        """Names of the heads."""
         return self.config.heads
 
     def __repr__(self) -> str:
         return f"Model({self.config.stage}, heads={', '.join(self.heads)}, device={self.device})"
 
+    @overload
+    def ground(
+        self, pictures: ImageInput, phrases: Phrases = None, **options: Unpack[GroundOptions]
+    ) -> Detections: ...
+    @overload
+    def ground(
+        self, pictures: Images, phrases: Phrases = None, **options: Unpack[GroundOptions]
+    ) -> list[Detections]: ...
+
     def ground(
         self,
-        pictures: Any,
-        phrases: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        pictures: ImageInput | Images,
+        phrases: Phrases = None,
         *,
-        caption: str | Sequence[str] | None = None,
+        caption: Texts | None = None,
         spans: Sequence[Any] | None = None,
         boxes_per_phrase: int = 1,
         score_threshold: float = 0.0,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
-    ) -> Any:
-        """Find the best boxes of phrases.
-
-        Every phrase is looked for by itself; with a caption, in its sentence. It may describe:
-        "the star left of the ring" gives boxes of the star.
+    ) -> Detections | list[Detections]:
+        """Find the best boxes of phrases, each by itself or, with a caption, in its sentence.
 
         Args:
-            pictures: one or a list.
-            phrases: a phrase, a list of them for every picture, or one list for each picture.
-            caption: the sentence that the phrases stand in, one for every picture or one for each;
-                alone, for the phrases that `fiber.inference.noun_phrases` sees in it.
+            pictures: one image or a list.
+            phrases: a phrase, a list of phrases for all images, or one list for each image; "the
+                star left of the ring" gives boxes of the star.
+            caption: sentence with the phrases, one for all images or one for each; without
+                `phrases`, those that `fiber.inference.noun_phrases` finds in it.
             spans: in place of phrases, half-open ranges (start, end) of the caption's code points,
-                each of which names something; a list of ranges for a phrase in several parts. One
-                list for one caption, or one for each caption.
-            boxes_per_phrase: how many of the best boxes of a phrase are given.
-            score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
-            nms_threshold: of two boxes of a phrase whose IoU exceeds it, the better one stays.
-            max_detections: boxes of a picture.
+                or lists of ranges for phrases in parts; one list for each caption.
+            boxes_per_phrase: most boxes of a phrase.
+            score_threshold: lowest score of a box, in [0, 1]; see `Detections`.
+            nms_threshold: of two boxes of a phrase with a larger IoU, the better one is kept.
+            max_detections: most boxes of an image.
 
         Returns:
-            `Detections` of the picture, best box first, or a list of them.
+            `Detections` of the image, best box first, or a list of them.
         """
         self.need_head("grounding", "ground")
         given, single = as_list(pictures)
@@ -118,36 +137,40 @@ class Model:
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
         return self._boxes(given, single, prompts, limits)
 
+    @overload
+    def detect(
+        self, pictures: ImageInput, classes: Classes = None, **options: Unpack[DetectOptions]
+    ) -> Detections: ...
+    @overload
+    def detect(
+        self, pictures: Images, classes: Classes = None, **options: Unpack[DetectOptions]
+    ) -> list[Detections]: ...
+
     def detect(
         self,
-        pictures: Any,
-        classes: ClassLike | Sequence[ClassLike] | Sequence[Sequence[ClassLike]] | None = None,
+        pictures: ImageInput | Images,
+        classes: Classes = None,
         *,
         classes_per_prompt: int | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
-    ) -> Any:
-        """Find every object of some classes; the classes stand side by side in one text.
-
-        Classes that do not fit into the model's longest text go into further texts, for which the
-        image trunk below the first fused block is not run again.
+    ) -> Detections | list[Detections]:
+        """Find every object of some classes, which are joined into as few prompts as they fit.
 
         Args:
-            pictures: one or a list.
-            classes: a list of names for every picture, or one list for each picture; by default
-                those that the model was trained to detect. In place of a name a
-                `fiber.data.ClassName`, or a mapping of its fields, puts words before and behind it.
-                Each class is there once; names that differ in capitals are two classes, and so
-                are names with other words around them, whose labels then have these words.
-            classes_per_prompt: classes of a text at most (published for LVIS: 40); 0 or None: as
+            pictures: one image or a list.
+            classes: names for all images, or one list for each image; default: the classes that the
+                model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
+                words before and after a name. Duplicates are refused; case and added words count.
+            classes_per_prompt: most classes of a prompt (published for LVIS: 40); 0 or None: as
                 many as fit.
-            score_threshold: lowest score of a box, in [0, 1]; what it means: see `Detections`.
-            nms_threshold: of two boxes of a class that overlap more (IoU), the better one stays.
-            max_detections: boxes of a picture, best first.
+            score_threshold: lowest score of a box, in [0, 1]; see `Detections`.
+            nms_threshold: of two boxes of a class with a larger IoU, the better one is kept.
+            max_detections: most boxes of an image.
 
         Returns:
-            `Detections` of the picture, or a list of them.
+            `Detections` of the image, best box first, or a list of them.
         """
         self.need_head("grounding", "detect")
         given, single = as_list(pictures)
@@ -159,13 +182,26 @@ class Model:
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
 
-    def answer(self, pictures: Any, questions: str | Sequence[str], *, top_k: int = 1) -> Any:
+    @overload
+    def answer(self, pictures: ImageInput, questions: Texts, *, top_k: int = 1) -> list[Answer]: ...
+    @overload
+    def answer(
+        self, pictures: Images, questions: Texts, *, top_k: int = 1
+    ) -> list[list[Answer]]: ...
+
+    def answer(
+        self,
+        pictures: ImageInput | Images,
+        questions: Texts,
+        *,
+        top_k: int = 1,
+    ) -> list[Answer] | list[list[Answer]]:
         """Answer questions.
 
         Args:
-            pictures: one or a list.
-            questions: one for every picture, or one for each.
-            top_k: answers to give, best first.
+            pictures: one image or a list.
+            questions: one for all images, or one for each.
+            top_k: number of answers, best first.
 
         Returns:
             A list of `Answer`, or a list of such lists.
@@ -186,25 +222,28 @@ class Model:
         ]
         return found[0] if single else found
 
+    @overload
+    def caption(self, pictures: ImageInput, **options: Unpack[CaptionOptions]) -> str: ...
+    @overload
+    def caption(self, pictures: Images, **options: Unpack[CaptionOptions]) -> list[str]: ...
+
     def caption(
         self,
-        pictures: Any,
+        pictures: ImageInput | Images,
         *,
         num_beams: int | None = None,
         max_tokens: int | None = None,
         sample: bool = False,
         seed: int = 0,
-    ) -> Any:
-        """Describe pictures in words.
+    ) -> str | list[str]:
+        """Caption images.
 
         Args:
-            pictures: one or a list.
-            num_beams: sentences that are kept at every word, default 5; 1 takes the likeliest word
-                each time.
+            pictures: one image or a list.
+            num_beams: beams of the search, default 5; 1 is greedy.
             max_tokens: longest caption; default the longest text of the model.
-            sample: draw every word by its probability instead of searching for a likely sentence.
-            seed: of the draws, 0 or more. Each picture's begin with it anew, so that its caption
-                does not depend on the pictures beside it.
+            sample: sample tokens instead of a beam search.
+            seed: seed of every image's samples, 0 or more; captions do not depend on the batch.
 
         Returns:
             A str, or a list of them.
@@ -228,16 +267,19 @@ class Model:
                     texts[index] = tokenizer.decode(written_tokens(ids)).strip()
         return texts[0] if single else texts
 
-    def match(self, pictures: Any, texts: str | Sequence[str]) -> Any:
-        """Say how likely each text and each picture belong together (ITM).
+    @overload
+    def match(self, pictures: ImageInput, texts: str) -> float: ...
+    @overload
+    def match(self, pictures: ImageInput, texts: list[str] | tuple[str, ...]) -> np.ndarray: ...
+    @overload
+    def match(self, pictures: Images, texts: Texts) -> np.ndarray: ...
 
-        Args:
-            pictures: one or a list.
-            texts: one or a list; every text is compared with every picture.
+    def match(self, pictures: ImageInput | Images, texts: Texts) -> float | np.ndarray:
+        """Compute the probability that each text matches each image (ITM).
 
         Returns:
-            (pictures, texts) float32 probabilities; without the side that was one alone, and a
-            float if both were.
+            (images, texts) float32 probabilities; a single image or text drops its dimension, and
+            both give a float.
         """
         self.need_head("itm", "match")
         given, single = as_list(pictures)
@@ -250,12 +292,21 @@ class Model:
         scores = scores[0] if single else scores
         return float(scores) if single and one_text else scores
 
-    def reason(self, pairs: Any, statements: str | Sequence[str]) -> Any:
-        """Say whether a statement about two pictures is true (NLVR2).
+    @overload
+    def reason(self, pairs: ImagePair, statements: Texts) -> bool: ...
+    @overload
+    def reason(self, pairs: list[ImagePair], statements: Texts) -> list[bool]: ...
+
+    def reason(
+        self,
+        pairs: ImagePair | list[ImagePair],
+        statements: Texts,
+    ) -> bool | list[bool]:
+        """Decide whether statements about image pairs are true (NLVR2).
 
         Args:
             pairs: (left, right), or a list of such pairs.
-            statements: one for every pair, or one for each.
+            statements: one for all pairs, or one for each.
 
         Returns:
             A bool, or a list of them.
@@ -276,14 +327,11 @@ class Model:
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
 
-    def embed_images(self, pictures: Any) -> np.ndarray:
-        """Embed pictures for comparison with texts (ITC).
-
-        Args:
-            pictures: one or a list.
+    def embed_images(self, pictures: ImageInput | Images) -> np.ndarray:
+        """Embed images with the ITC head.
 
         Returns:
-            (n, D) float32 of unit length, or (D,) for one picture.
+            (n, D) float32 unit vectors, or (D,) for one image.
         """
         self.need_head("itc", "embed_images")
         given, single = as_list(pictures)
@@ -293,14 +341,11 @@ class Model:
                 vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
         return vectors[0].numpy() if single else vectors.numpy()
 
-    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embed texts for comparison with pictures (ITC).
-
-        Args:
-            texts: one or a list.
+    def embed_texts(self, texts: Texts) -> np.ndarray:
+        """Embed texts with the ITC head.
 
         Returns:
-            (n, D) float32 of unit length, or (D,) for one text.
+            (n, D) float32 unit vectors, or (D,) for one text.
         """
         self.need_head("itc", "embed_texts")
         words = not_empty(as_texts(texts, "text"), "text")
@@ -315,32 +360,29 @@ class Model:
     def search(
         self,
         text: str,
-        pictures: Sequence[Any],
+        pictures: Images,
         top_k: int = 10,
         *,
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the pictures that fit a text best.
+        """Find the images that fit a text best: ITC ranks all, ITM re-ranks the best.
 
-        The two towers alone (ITC) order all pictures, and matching text and picture together (ITM)
-        orders the best of them again. A model with one of the two heads orders by that one; a
-        warning says so, but where ITC alone orders and nothing asked for more.
+        A model with one of the two heads ranks by that one; a warning says so, unless ITC alone
+        ranks and re-ranking was not asked for.
 
         Args:
-            text: what to look for.
-            pictures: a list.
-            top_k: hits to give, best first.
-            rerank: whether the best ones are ordered again by ITM; their scores are matching
-                probabilities then, else the cosines of the two towers' vectors. Default: if the
-                model can.
-            candidates: how many are ordered again, 1 or more, 32 by default; top_k if that is more,
-                so that top_k=len(pictures) matches every picture.
+            text: query.
+            pictures: list of images.
+            top_k: number of hits, best first.
+            rerank: re-rank with ITM: scores are matching probabilities then, else cosine
+                similarities. Default: if the model has both heads.
+            candidates: images to re-rank, 1 or more, default 32; at least `top_k`.
 
         Raises:
             MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
             TypeError: if `text` is no str, or `rerank` neither bool nor None.
-            ValueError: if the text is empty, or the pictures are one picture.
+            ValueError: if the text is empty, or `pictures` is one image.
         """
         if not isinstance(text, str):
             raise TypeError(
@@ -361,35 +403,24 @@ class Model:
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors, tokenizer.json, answers.json and classes.json.
-
-        A part that the model came without is not written.
-
-        Args:
-            folder: made if absent; it must hold neither a model nor a run.
+        """Write config.json, model.safetensors and the vocabularies to a new or empty folder.
 
         Raises:
-            NotADirectoryError: if `folder` is a file.
-            FileExistsError: if it holds a part of a model or of a run.
+            NotADirectoryError, FileExistsError: if it is a file, or holds a part of either.
         """
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Check that the model has a head.
-
-        Raises:
-            MissingHeadError: if not; it names the heads there are and the recipe that trains it.
-        """
+        """Raise MissingHeadError, naming the recipe that trains it, if the model lacks a head."""
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:
-        """Give the context in which everything above runs: reduced precision where it is wanted."""
-        reduced = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=reduced)
+        """Return the autocast context of the methods above."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def _coarse(self) -> FiberImageText:
-        """The network; `need_head` has made sure that it is the coarse one."""
+        """The network as an image-text model, as `need_head` has checked."""
         return cast(FiberImageText, self.network)
 
     @contextmanager
@@ -398,23 +429,13 @@ class Model:
             yield
 
     def _boxes(
-        self,
-        pictures: list[Any],
-        single: bool,
-        prompts: Sequence[Sequence[Prompt]],
-        thresholds: Thresholds,
-    ) -> Any:
+        self, pictures: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
+    ) -> Detections | list[Detections]:
         thresholds.check()
         with self._running():
-            network = cast(FiberDetector, self.network)
+            network, features = cast(FiberDetector, self.network), self._text_prefixes
             found = find_boxes(
-                network,
-                self._inputs,
-                self._text_prefixes,
-                pictures,
-                prompts,
-                thresholds,
-                self.passes,
+                network, self._inputs, features, pictures, prompts, thresholds, self.passes
             )
         return found[0] if single else found
 
@@ -422,8 +443,8 @@ class Model:
         self,
         pictures: list[Any],
         texts: list[str],
-        pairs: Sequence[tuple[int, int]],
-        head: Callable[[Tensor], Tensor],
+        pairs: list[tuple[int, int]],
+        head: Callable[..., Tensor],
     ) -> Tensor:
         with self._running():
             return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
