@@ -29,12 +29,7 @@ from fiber.synthetic.stamp_assets import (
     read_collection,
     unpacked,
 )
-from fiber.synthetic.stamps import (
-    StampRecipe,
-    draw_stamps,
-    generate,
-    stamps_world,
-)
+from fiber.synthetic.stamps import StampRecipe, draw_stamps, generate, stamps_world
 from tests.synthetic.cutouts import NOUNS, write_pictures, write_stamp
 
 RELATION = re.compile(r" (left of|right of|above|below) ")
