@@ -1,1 +1,1 @@
-"""Checkpoints: everything between a path and a loaded network."""
+"""Reading, writing and conversion of checkpoints."""

@@ -1,4 +1,4 @@
-"""Convert checkpoints between formats, with a report of every tensor that was dropped or filled."""
+"""Convert checkpoints between formats and report every dropped or filled tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
 from fiber.models.registry import architecture_of
 
-#: Formats that a model can be written in.
+#: Output formats.
 Form = Literal["fiber", "published", "towers"]
 
 
@@ -33,23 +33,22 @@ def convert(
     """Write a model in another format.
 
     Args:
-        source: what `fiber.load` takes.
-        target: a folder, or a file for "published".
-        to: "fiber" (a folder that `fiber.load` reads), "published" (a file that the published code
-            reads) or "towers" (a folder with the Swin and the RoBERTa for other codes).
-        tokenizer: as in `fiber.load`; published files hold none.
+        source: as in `fiber.load`.
+        target: directory, or file for "published".
+        to: "fiber" (model directory), "published" (file for the published code) or "towers"
+            (directory with Swin and RoBERTa files for other libraries).
+        tokenizer: as in `fiber.load`; not written to published files.
         answers: as in `fiber.load`.
         image_size: as in `fiber.load`.
         weights: as in `fiber.load`.
-        layout: of the Swin among the towers, "microsoft" or "timm".
+        layout: key layout of the Swin file.
 
     Returns:
-        Report of what was read and written, dropped tensors with the reason, and filled tensors
-        with their value.
+        Report of tensors read and written, dropped ones with reasons and filled ones with values.
 
     Raises:
-        FileNotFoundError, ValueError: as `fiber.load`; also if the target is named as a file for
-            a format that is a folder, or the other way round.
+        FileNotFoundError, ValueError: as `fiber.load`; also if the suffix of `target` does not fit
+            the format.
         OSError: if the target exists or cannot be written.
     """
     path = Path(target)
@@ -77,11 +76,7 @@ def convert(
 
 
 def _check_name(target: Path, to: Form) -> None:
-    """Check that the target's name fits the format, before anything is read.
-
-    Raises:
-        ValueError: if it does not.
-    """
+    """Check that the suffix of the target fits the format."""
     if to == "published" and target.suffix not in SUFFIXES:
         raise ValueError(
             f"{target}: expected a file's name that ends in {', '.join(SUFFIXES)}, which is what"
@@ -95,7 +90,7 @@ def _check_name(target: Path, to: Form) -> None:
 
 
 def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
-    """List dropped tensors, grouped by reason and kind of name."""
+    """List dropped tensors, grouped by reason and name pattern."""
     yield f"left out: {_tensors(ignored)}"
     for reason in dict.fromkeys(ignored.values()):
         yield f"  {reason}:"
@@ -104,7 +99,7 @@ def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
 
 
 def _filled(stored: StoredModel) -> Iterator[str]:
-    """List the tensors that the file lacks, and the consequence."""
+    """List tensors that are missing in the file, with their fill values."""
     yield f"not in the file: {_tensors(stored.filled)}"
     for name, value in stored.filled.items():
         yield f"  {name}: set to {value:g}"
@@ -131,7 +126,7 @@ def _folded(names: Iterable[str]) -> Iterator[str]:
 
 
 def _words(stored: StoredModel) -> Iterator[str]:
-    """Report a missing tokenizer, answers or classes, and what needs them."""
+    """Report a missing tokenizer or missing answers."""
     if stored.tokenizer is None:
         yield "  without a tokenizer: nothing that takes a text can be asked (--tokenizer)"
     if "vqa" in stored.config.heads and not stored.answers:

@@ -1,7 +1,6 @@
 """Load and write encoders with the keys of other libraries: Swin (Microsoft, timm), RoBERTa.
 
-Nothing is skipped silently: a tensor without a counterpart is dropped for a reason that is listed
-here, or raises.
+A tensor without a counterpart is either dropped for a reason listed here, or raises.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from fiber.models.encoders.keys import (
     weight_and_bias,
 )
 
-#: Keys of an image encoder that are dropped: pattern and reason.
+#: Dropped keys of an image encoder: pattern and reason.
 _IGNORED_SWIN: tuple[tuple[str, str], ...] = (
     (r".*\.relative_position_index", "buffer that follows from the window size"),
     (r".*\.attn_mask", "buffer that follows from the map size"),
     (r"head\.(fc\.)?(weight|bias)", "classifier of ImageNet"),
     (r"norm\.(weight|bias)", "last norm, which the contrastive head alone reads; there is none"),
 )
-#: The same for a text encoder.
+#: Dropped keys of a text encoder.
 _IGNORED_ROBERTA: tuple[tuple[str, str], ...] = (
     (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "buffer that counts positions"),
     (r"(roberta\.)?pooler\.dense\.(weight|bias)", "pooler, never used"),
     (r"lm_head\..*", "RoBERTa's language head; the model draws its own, as published"),
 )
 
-#: Our first convolution, whose input channels are RGB or BGR.
+#: Weight with RGB or BGR input channels.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
 #: Layouts of an exported image tower.
@@ -45,7 +44,7 @@ SwinLayout = Literal["microsoft", "timm"]
 
 
 def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
-    """Return the key map of an encoder: our names -> names of the layout."""
+    """Return the key map of an encoder: our keys -> keys of the layout."""
     if layout.tower == "roberta":
         keys = roberta_keys(config.roberta, layout.prefix)
     else:
@@ -59,20 +58,20 @@ def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
 
 
 def load_tower(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
-    """Load the weights of an encoder into the image or text tower of a model.
+    """Load an encoder into the image or text tower of a model.
 
-    Relative position bias tables are resized to the window size of the model. For a model with BGR
-    input the channels of the first convolution are reversed.
+    Resizes relative position bias tables to the model's window size. Flips the input channels of
+    the first convolution for models with BGR input.
 
     Args:
         model: a `FiberImageText` or a `FiberDetector`.
         state: image or text encoder in one of the layouts.
 
     Returns:
-        Loaded keys, our names -> theirs, and dropped keys with the reason.
+        Loaded keys (ours -> theirs), and dropped keys with reasons.
 
     Raises:
-        ValueError: if it is not such an encoder, with missing and unknown keys and wrong shapes.
+        ValueError: naming missing keys, unknown keys and shape mismatches.
     """
     layout = tower_layout(state)
     if layout is None:
@@ -101,17 +100,13 @@ def load_tower(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
 def tower_states(
     model: nn.Module, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Rename the towers of a model to the keys of other libraries; the inverse of `load_tower`.
+    """Return the state dicts of both towers with the keys of other libraries.
 
-    The image tower is written for RGB input. Its last norm is included if the model has the ITC
-    head, which is its only user.
-
-    Args:
-        model: a `FiberImageText` or a `FiberDetector`.
-        layout: of the image tower.
+    Inverse of `load_tower`. The image tower expects RGB input; its last norm is included only if
+    the model has the ITC head.
 
     Returns:
-        "swin" and "roberta", each with its tensors by name.
+        State dicts by tower, "swin" and "roberta".
     """
     config: FiberConfig = model.config  # type: ignore[assignment]
     own = model.state_dict()

@@ -24,23 +24,22 @@ from fiber.models.registry import Network, architecture_of
 
 
 def write_published(model: Network, path: Path) -> dict[str, Tensor]:
-    """Write a checkpoint that the published code reads, with the model's configuration.
+    """Write a checkpoint for the published code, including the config.
 
-    The configuration is stored under Lightning's key, with its published names and with ours, so
-    that the file loads as a model equal to this one up to the order of input channels.
+    The config is stored under Lightning's key, with published and our own field names. The file
+    loads as an equal model up to the order of input channels.
 
     Args:
-        model: of either stage. A fine one is written for BGR input, as published.
-        path: a .safetensors file, or one of torch.save with the tensors under "state_dict" (coarse)
+        model: coarse or fine. A fine model is written for BGR input, as published.
+        path: .safetensors file, or torch.save file with the tensors under "state_dict" (coarse)
             or "model" (fine).
 
     Returns:
-        The written tensors by published name.
+        Written tensors by published key.
 
     Raises:
-        ValueError: if the file has another suffix, or the published code lacks options of the
-            model, with the fields that differ.
-        OSError: if it cannot be written; no partial file remains.
+        ValueError: for an unknown suffix, or if the published code lacks options of the model.
+        OSError: if the file cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -73,16 +72,16 @@ def write_towers(
     """Write swin.safetensors and roberta.safetensors with the keys of other libraries.
 
     Args:
-        model: of either stage; fusion and heads are not written.
-        folder: made if absent.
-        layout: of the image tower.
+        model: coarse or fine; fusion and heads are not written.
+        folder: created if missing.
+        layout: key layout of the Swin file.
 
     Returns:
-        The written tensors by stem of the file and by name.
+        Written state dict of each file, by stem.
 
     Raises:
-        FileExistsError: if the folder holds one of the files.
-        OSError: if they cannot be written.
+        FileExistsError: if one of the files exists.
+        OSError: if a file cannot be written.
     """
     states = tower_states(model, layout)
     _make_folder(folder)

@@ -1,4 +1,4 @@
-"""Initialize a model from the weights of another one, and report every tensor."""
+"""Initialize a model from another model or from encoders, with a report of every tensor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import PRESETS, FiberConfig
 from fiber.models.registry import Network
 
-#: Layers whose size depends on the data.
+#: Layers whose shape depends on the data.
 SIZED_BY_DATA = ("vqa_head.output.",)
 
-#: Sizes that most shapes depend on, by readable name.
+#: Config values that determine most shapes, by name in error messages.
 _SIZES = {
     "text width": lambda config: config.roberta.width,
     "text layers": lambda config: config.roberta.num_layers,
@@ -33,23 +33,24 @@ def initialize(
     start: StoredModel | Towers,
     answers: tuple[str, ...] = (),
 ) -> TransferReport:
-    """Copy the tensors that two models share.
+    """Copy all shared tensors into a new model.
 
-    Relative position bias tables are resized. If the channel orders (RGB, BGR) differ, the channels
-    of the first convolution are reversed.
+    Resizes relative position bias tables. Flips the input channels of the first convolution if the
+    channel orders (RGB, BGR) differ.
 
     Args:
-        model: a new model.
-        start: a finished model, of which the other stage takes the backbone; or encoders.
-        answers: of the new model's VQA head, in the order of its logits. The last layer of the head
-            is copied only if `start` has the same.
+        model: new model.
+        start: trained model or encoders. Only the backbone is copied from a model of the other
+            stage.
+        answers: VQA answers of the new model, in logit order. The output layer of the VQA head is
+            copied only if `start` has the same answers.
 
     Returns:
-        Names of copied, dropped and new tensors; dropped ones of encoders are those of their files.
+        Names of copied, dropped and new tensors; dropped encoder tensors by their names in the
+        file.
 
     Raises:
-        ValueError: if shapes of a shared tensor differ (those of the VQA answers may), with the
-            sizes of the two models if they are the cause, else with the tensors.
+        ValueError: if shapes of a shared tensor other than the VQA output layer differ.
     """
     if isinstance(start, Towers):
         return _initialize_from_towers(model, start)
@@ -59,7 +60,7 @@ def initialize(
         if name.endswith(".bias_table") and name in own
         else tensor
         for name, tensor in start.network.state_dict().items()
-        # Tensors that a published file lacks are initialized from scratch.
+        # Tensors missing in a published file are initialized from scratch.
         if name not in start.filled
     }
     if model.config.channel_order != start.config.channel_order:
@@ -95,11 +96,7 @@ def initialize(
 
 
 def _check_sizes(config: FiberConfig, start: StoredModel) -> None:
-    """Explain shapes that differ by the sizes of the two models.
-
-    Raises:
-        ValueError: if sizes differ, with each of them for both models.
-    """
+    """Raise a ValueError that names the sizes in which the two models differ, if any."""
     differing = [
         f"{name} {size(start.config)}, the run's model {size(config)}"
         for name, size in _SIZES.items()
@@ -114,7 +111,7 @@ def _check_sizes(config: FiberConfig, start: StoredModel) -> None:
 
 
 def _preset_of(config: FiberConfig) -> str:
-    """Return the name of the preset with these sizes, in parentheses; "" without one."""
+    """Return the name of the preset with these sizes in parentheses, or ""."""
     for name, preset in PRESETS.items():
         if all(size(preset) == size(config) for size in _SIZES.values()):
             return f" (preset {name})"
@@ -144,11 +141,11 @@ def _initialize_from_towers(model: Network, towers: Towers) -> TransferReport:
 class TransferReport(NamedTuple):
     """Names of copied, dropped and new tensors; `str()` formats them."""
 
-    #: Names in both models; their values are copied.
+    #: Copied.
     taken: tuple[str, ...]
-    #: Names only in the source.
+    #: Only in the source.
     dropped: tuple[str, ...]
-    #: Names only in the new model; they keep their initial values.
+    #: Only in the new model; initial values are kept.
     created: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -160,17 +157,14 @@ class TransferReport(NamedTuple):
 
 
 def transfer_backbone(source: nn.Module | Mapping[str, Tensor], model: nn.Module) -> TransferReport:
-    """Copy the backbone of a model of one stage into a model of the other stage.
+    """Copy the backbone of a coarse model into a fine one, or vice versa.
 
-    Query norms of image-to-text attention, which fine v2 lacks, and parts of one stage only (heads;
-    pyramid and dynamic head) are dropped or stay new.
+    Heads, pyramid and dynamic head are not shared. Neither are the query norms of image-to-text
+    attention, which fine v2 lacks.
 
     Args:
-        source: a `FiberImageText` or a `FiberDetector`, or its state dict.
-        model: of the other stage.
-
-    Returns:
-        Names of copied, dropped and new tensors.
+        source: a `FiberImageText`, a `FiberDetector` or a state dict of one.
+        model: model of the other stage.
 
     Raises:
         ValueError: if shapes of a shared tensor differ, or no tensor is shared.
@@ -199,7 +193,7 @@ def transfer_backbone(source: nn.Module | Mapping[str, Tensor], model: nn.Module
 
 
 def _groups(names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Count names by module, with numbers of blocks and layers as *, in order of appearance."""
+    """Count names by module, with block and layer numbers replaced by *."""
     counts: dict[str, int] = {}
     for name in names:
         parts = ["*" if part.isdigit() else part for part in name.split(".")[:-1]]

@@ -1,7 +1,7 @@
-"""Load and export published state dicts by the key map of their architecture.
+"""Load and export published state dicts with the key map of an architecture.
 
-A key map goes from our name to the published names whose tensors, concatenated along the first
-dimension, are ours: the published code has separate queries, keys and values.
+A key map maps our key to one or more published keys, whose tensors are concatenated along the first
+dimension: the published code has separate query, key and value layers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str
     """Load a published state dict.
 
     Args:
-        model: its config determines which names are needed.
-        state: tensors by published name. A tensor of `Architecture.default_values` may be missing.
+        model: receives the tensors.
+        state: tensors by published key. Those of `Architecture.default_values` may be missing.
 
     Returns:
-        Ignored published names, each with the reason.
+        Ignored published keys with reasons.
 
     Raises:
-        ValueError: naming missing, unknown and differently shaped tensors.
+        ValueError: naming missing keys, unknown keys and shape mismatches.
     """
     config, architecture = model.config, architecture_of(model.config)
     state = architecture.from_published(state)
@@ -44,7 +44,7 @@ def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str
 
 
 def published_state(model: Network) -> dict[str, Tensor]:
-    """Return a model's tensors by published name; the inverse of `load_published`."""
+    """Return the tensors of a model by published key; inverse of `load_published`."""
     architecture = architecture_of(model.config)
     state = unstack(model.state_dict(), architecture.keys(model.config))
     return architecture.to_published(state, model.config)
@@ -53,16 +53,16 @@ def published_state(model: Network) -> dict[str, Tensor]:
 def load_mapped(
     model: nn.Module, state: Mapping[str, Tensor], keys: KeyMap, unknown: list[str]
 ) -> None:
-    """Copy published tensors into a model by its key map.
+    """Copy published tensors into a model.
 
     Args:
         model: receives the tensors.
-        state: tensors by published name.
-        keys: our names -> published names.
-        unknown: published names without a rule.
+        state: tensors by published key.
+        keys: our keys -> published keys.
+        unknown: published keys to report as unknown.
 
     Raises:
-        ValueError: naming missing keys, `unknown` keys and tensors of another shape.
+        ValueError: naming missing keys, unknown keys and shape mismatches.
     """
     own = model.state_dict()
     missing = [name for names in keys.values() for name in names if name not in state]
@@ -89,7 +89,7 @@ def load_mapped(
 
 
 def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
-    """Split our tensors into the published ones, in equal parts."""
+    """Split our tensors into equal parts, one for each published key."""
     published = {}
     for ours, theirs in keys.items():
         # A scalar has no dimension to split.
@@ -101,15 +101,15 @@ def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
 def sort_unmapped(
     names: Iterable[str], keys: KeyMap, reason_for: Callable[[str], str | None]
 ) -> tuple[dict[str, str], list[str]]:
-    """Classify the names that are not in a key map.
+    """Sort published keys that are not in a key map into ignored and unknown ones.
 
     Args:
-        names: published names.
-        keys: our names -> published names.
-        reason_for: returns why a name may be dropped; None if it may not.
+        names: published keys.
+        keys: our keys -> published keys.
+        reason_for: returns the reason to ignore a key; None if it is unknown.
 
     Returns:
-        Dropped names with the reason, and names without a rule.
+        Ignored keys with reasons, and unknown keys.
     """
     mapped = {name for theirs in keys.values() for name in theirs}
     ignored, unknown = {}, []
@@ -124,10 +124,10 @@ def sort_unmapped(
 
 
 def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
-    """Resize every relative position bias table to another window size.
+    """Resize all relative position bias tables of a state dict, with our or published keys.
 
     Args:
-        state: tensors by our names or by published ones.
+        state: state dict.
         window_size: side of the new window in tokens.
     """
     rows = (2 * window_size - 1) ** 2
@@ -138,14 +138,14 @@ def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[st
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Resize a relative position bias table by bicubic interpolation.
+    """Resize a relative position bias table by bicubic interpolation, as in the published code.
 
     Args:
-        table: ((2 w - 1) ** 2, h) of the old window.
-        rows: (2 w' - 1) ** 2 of the new one.
+        table: ((2 w - 1) ** 2, h) for windows of side w.
+        rows: (2 w' - 1) ** 2 for windows of side w'.
 
     Returns:
-        (rows, h), interpolated as in the published code; the table itself if it has that size.
+        (rows, h); `table` itself if it has that size.
     """
     if len(table) == rows:
         return table

@@ -29,9 +29,9 @@ from fiber.models.registry import recognize
 
 @dataclass(frozen=True, kw_only=True)
 class Towers:
-    """Image and text encoders to start training from."""
+    """Pretrained image and text encoders."""
 
-    #: Folder or file that they are from.
+    #: Directory or file that was read.
     path: Path
     #: State dict of each file.
     states: Mapping[Path, Mapping[str, Tensor]]
@@ -44,18 +44,18 @@ def read_model(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model directory or a published checkpoint, in evaluation mode.
+    """Load a model directory or a published checkpoint in evaluation mode.
 
     Args:
-        path: folder of a run or of a saved model, or a published file of either stage.
-        device: of the model.
-        image_size: input size of a coarse model in pixels; its relative position bias tables are
-            resized. None: its own.
+        path: directory of a run or a saved model, or published coarse or fine file.
+        device: device of the model.
+        image_size: new input size of a coarse model in pixels; resizes relative position bias
+            tables. Default: unchanged.
         weights: "raw" or "ema" (moving average), for files that have both.
 
     Raises:
-        FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if the file is not a checkpoint, or tensors do not fit, with their names.
+        FileNotFoundError: if the model or one of its files is missing.
+        ValueError: if the file is not a checkpoint, or naming tensors that do not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,13 +66,13 @@ def read_model(
 
 
 def read_init(path: str | os.PathLike[str]) -> StoredModel | Towers:
-    """Load the weights to start training from.
+    """Load initial weights for training.
 
     Args:
-        path: as for `read_model`; or a file with a Swin or a RoBERTa, or a folder of such files.
+        path: as in `read_model`, or a Swin or RoBERTa file, or a directory of such files.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if a file cannot be read or does not fit.
     """
     path = Path(path)
@@ -107,7 +107,7 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is a model or a run of fiber; transformers also writes config.json."""
+    """Check for a model or run of fiber; a config.json may also be one of transformers."""
     config = folder / "config.json"
     if not config.is_file():
         return (folder / "checkpoints").is_dir()
@@ -125,11 +125,11 @@ def load_stored(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model, with the tokenizer and answers given in place of its own: see `fiber.load`.
+    """Load a model; a given tokenizer or answers replace its own. See `fiber.load`.
 
     Raises:
-        FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if the parts do not fit each other.
+        FileNotFoundError: if the model or one of its files is missing.
+        ValueError: if tokenizer, answers and model do not fit together.
     """
     if not Path(path).exists():
         raise FileNotFoundError(

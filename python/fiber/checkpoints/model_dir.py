@@ -25,7 +25,7 @@ from fiber.models.registry import Network, build_model
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 
-#: Errors of models without a vocabulary, such as published files.
+#: Error messages for models without a vocabulary, such as published files.
 NO_TOKENIZER = (
     "the model came without a tokenizer; name the one that it was trained with: --tokenizer DIR, or"
     ' fiber.load(path, tokenizer="folder"); `fiber convert MODEL OUT --to fiber --tokenizer DIR`'
@@ -49,35 +49,34 @@ NO_CLASSES = (
 
 
 class Vocabulary(NamedTuple):
-    """Tokenizer and label names that belong to the weights of a model."""
+    """Tokenizer, VQA answers and detection classes of a model."""
 
     tokenizer: Tokenizer
-    #: Answers of the VQA head, in the order of its logits; empty without one.
+    #: Answers of the VQA head in logit order; empty without one.
     answers: tuple[str, ...] = ()
-    #: Classes that a fine model was trained to detect; empty if it was trained on phrases only.
+    #: Classes that a detector was trained on; empty if it was trained on phrases only.
     classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A network with its tokenizer, vocabularies and provenance."""
+    """Network with its tokenizer, vocabularies and provenance."""
 
     network: Network
-    #: Folder or file that it was read from, if any.
+    #: Directory or file that was read.
     path: Path | None = None
-    #: None if the folder has none.
     tokenizer: Tokenizer | None = None
-    #: Answers of the VQA head in the order of its logits; empty without one.
+    #: Answers of the VQA head in logit order; empty without one.
     answers: tuple[str, ...] = ()
     #: Classes that a detector was trained on, if known.
     classes: tuple[str, ...] = ()
-    #: Unused tensors of a published checkpoint by name, each with the reason.
+    #: Ignored tensors of a published checkpoint, with reasons.
     ignored: Mapping[str, str] = field(default_factory=dict)
-    #: Tensors of the model that a published checkpoint lacks by name, each with its value.
+    #: Tensors missing in a published checkpoint, with their fill values.
     filled: Mapping[str, float] = field(default_factory=dict)
-    #: Training data of its run, if known.
+    #: Training data, if known.
     trained_on: TrainedOn | None = None
-    #: Dtype of the computation at inference; the weights keep theirs.
+    #: Autocast dtype at inference; the weights keep theirs.
     dtype: torch.dtype = torch.float32
 
     @property
@@ -93,26 +92,21 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model directory; config.json is last, so that a folder with it is complete.
+    """Write a model directory; config.json is written last and marks it as complete.
 
-    Args:
-        model: the model.
-        folder: created if absent; it must not have a model or a run.
-        tokenizer: written as tokenizer.json.
-        answers: written as answers.json if there are any.
-        classes: written as classes.json if there are any.
+    The directory is created if missing. answers.json and classes.json are written unless empty.
 
     Raises:
         ValueError: if the special tokens of the tokenizer are not RoBERTa's.
         NotADirectoryError: if `folder` is a file.
-        FileExistsError: if it has a file of a model or of a run, with its name.
-        OSError: if a file cannot be written (disk full); no file of the model remains.
+        FileExistsError: if `folder` has a file of a model or run.
+        OSError: if a file cannot be written (disk full); no partial model remains.
     """
     if tokenizer is not None:
         tokenizer.check_for_models()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder to write the model to")
-    # Files that are not overwritten would be mixed with this model, as another's answers.
+    # A leftover file, such as the answers of another model, would be mixed with this one.
     for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
@@ -127,7 +121,7 @@ def save_model(
         write_weights(folder, model.state_dict())
         write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
     except BaseException:
-        # So that the same folder can be used again.
+        # Allow a retry with the same folder.
         for name in MODEL_FILES:
             (folder / name).unlink(missing_ok=True)
         raise
@@ -144,17 +138,17 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a finished model, in evaluation mode.
+    """Load a model directory in evaluation mode.
 
     Args:
         folder: written by `save_model`, or a finished run.
-        device: of the model.
-        image_size: input size of a coarse model in pixels; its relative position bias tables are
-            resized. None: its own.
+        device: device of the model.
+        image_size: new input size of a coarse model in pixels; resizes relative position bias
+            tables. Default: unchanged.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if configuration or weights do not fit, with their names.
+        ValueError: naming config fields or weights that do not fit.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
@@ -186,17 +180,17 @@ def load_model(
 
 
 def write_vocabulary(folder: Path, words: Vocabulary) -> None:
-    """Write tokenizer.json and, if there are answers or classes, answers.json and classes.json."""
+    """Write tokenizer.json, and answers.json and classes.json unless empty."""
     write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
     _write_lists(folder, answers=words.answers, classes=words.classes)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json whose special tokens have RoBERTa's ids.
+    """Read a tokenizer.json with RoBERTa's special token ids.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for another kind of tokenizer, with the first difference.
+        FileNotFoundError: if the file does not exist.
+        ValueError: for other special tokens.
     """
     tokenizer = Tokenizer.from_file(path)
     try:
@@ -227,15 +221,15 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, window_size: int | None = None) -> None:
-    """Load a safetensors file with exactly the tensors of the model.
+    """Load a safetensors file strictly.
 
     Args:
         model: receives the tensors.
-        path: the file.
-        window_size: of the model, to resize relative position bias tables; None: do not.
+        path: safetensors file.
+        window_size: resize relative position bias tables to this window; None: do not.
 
     Raises:
-        ValueError: with every missing, unexpected or differently shaped name.
+        ValueError: naming all missing and unexpected keys and shape mismatches.
     """
     stored = read_tensors(path)
     if window_size is not None:

@@ -1,4 +1,4 @@
-"""Data that a run was trained on, to warn when a model is evaluated on it."""
+"""Provenance of training data, to warn if a model is evaluated on it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 from fiber.data.datasets.resolve import has_splits
 
-#: Field of a run's config.json with the absolute path of its data; null for records of the caller.
+#: Field of config.json with the absolute path of the data; null for in-memory records.
 DATA_PATH = "data_path"
 
 
 class TrainedOn(NamedTuple):
-    """Data of a run."""
+    """Training data of a run."""
 
-    #: Absolute path of the folder or file.
+    #: Absolute path of the directory or file.
     path: str
-    #: Split that was read; "+" joins several.
+    #: Split; "+" joins several.
     split: str
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
-        """Read it from the values of a config.json; None if it is not stored."""
+        """Read it from config.json values; None if it is not stored."""
         path, data = config.get(DATA_PATH), config.get("data")
         if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
             return None
@@ -38,16 +38,16 @@ def absolute(data: str | os.PathLike[str]) -> str:
 def seen_before(
     trained: TrainedOn | None, source: str, data: str | os.PathLike[str], split: str
 ) -> str | None:
-    """Check whether a model was trained on the data that it is evaluated on.
+    """Check whether a model was trained on its evaluation data.
 
     Args:
-        trained: training data of the model, if known.
+        trained: training data, if known.
         source: a key of `fiber.data.datasets.registry.LAYOUTS`.
-        data: folder or file of the evaluation.
-        split: of the evaluation; "+" joins several.
+        data: directory or file of the evaluation data.
+        split: evaluation split; "+" joins several.
 
     Returns:
-        A warning; None if the paths or the splits differ.
+        Warning text; None if paths or splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None

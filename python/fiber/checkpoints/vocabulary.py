@@ -1,4 +1,4 @@
-"""Load or build a run's tokenizer and the answers of its VQA head."""
+"""Tokenizer and VQA answers of a run: load, train or count them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
-#: Answers of a VQA head in the order of its logits, or a JSON file with a list of them.
+#: Answers of a VQA head in logit order, or a JSON file with the list.
 Answers = Sequence[str] | str | os.PathLike[str]
 
-#: Value of `tokenizer` that trains one on the texts of the run.
+#: Value of `tokenizer` to train one on the texts of the run.
 TRAIN_ONE = "train"
 #: Maximum vocabulary size of a trained tokenizer.
 TRAINED_TOKENS = 4000
 
 
 def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
-    """Train a tokenizer on all texts, in the order of tasks and records."""
+    """Train a tokenizer on the texts of all records."""
     texts = [found[index].text for found in records.values() for index in range(len(found))]
     return Tokenizer.train(texts, TRAINED_TOKENS)
 
@@ -30,11 +30,11 @@ def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
 def choose_answers(
     records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Vocabulary | None
 ) -> tuple[str, ...]:
-    """Choose the answers of the VQA head: given ones, the model's own or the data's."""
+    """Choose the answers of the VQA head: `fixed`, the model's own or the data's."""
     counted = count_answers(records, limit)
     if fixed is not None:
         return fixed
-    # A model's own answers, and its head, are kept if they cover those of the data.
+    # Keep the model's answers, and so its head, if they cover the data.
     return known.answers if known and set(counted) <= set(known.answers) else counted
 
 
@@ -42,12 +42,12 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """Load a tokenizer; a `Tokenizer` is checked and returned.
 
     Args:
-        tokenizer: tokenizer, a tokenizer.json, or a folder with it or with RoBERTa's vocab.json and
+        tokenizer: tokenizer.json, or a directory with it or with RoBERTa's vocab.json and
             merges.txt.
 
     Raises:
-        ValueError: if there is none, or its special tokens do not have RoBERTa's ids.
-        FileNotFoundError: if its file is missing.
+        ValueError: for None, or if the special tokens do not have RoBERTa's ids.
+        FileNotFoundError: if the file does not exist.
     """
     if tokenizer is None:
         raise ValueError(
@@ -76,8 +76,8 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
     """Load the answers of a VQA head; a list is checked and returned.
 
     Raises:
-        FileNotFoundError: if their file is missing.
-        ValueError: if they are not a list of strings, with the first other entry.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the answers are not a list of strings.
     """
     place, words = "", answers
     if isinstance(answers, (str, os.PathLike)):
@@ -96,9 +96,10 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     """Check that answers are distinct and not blank.
 
+    One empty answer is allowed: the normalization of "a".
+
     Raises:
-        ValueError: if there are none, one is blank, or one is repeated, with its entries. One empty
-            answer is allowed: the normalization of "a".
+        ValueError: for no answers, a blank or a duplicate answer.
     """
     if not answers:
         raise ValueError("answers: expected one or more, got none")
@@ -116,10 +117,10 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the best answers of the training questions, most frequent first, at most `limit`.
+    """List the `limit` most frequent best answers of the training questions.
 
     Raises:
-        ValueError: if a record has no answers, with its key.
+        ValueError: if a record has no answers.
     """
     counts: Counter[str] = Counter()
     for index in range(len(records)):
