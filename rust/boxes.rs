@@ -59,8 +59,8 @@ pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
 /// Clip every box to its image.
 ///
 /// # Errors
-/// [`Error::EmptyBox`] if nothing is left of a box, [`Error::BoxOutside`] if it exceeds the image
-/// by more than [`SLACK_PIXELS`]: both are annotation errors.
+/// [`Error::EmptyBox`] for a box with no area in the image, [`Error::BoxOutside`] if it exceeds the
+/// image by more than [`SLACK_PIXELS`]: both are annotation errors.
 pub fn clip_all(boxes: &[BoxXyxy], height: usize, width: usize) -> Result<Vec<BoxXyxy>, Error> {
     boxes
         .iter()

@@ -86,7 +86,7 @@ pub enum Error {
     },
     /// A bug: a worker thread panicked on a record.
     Worker,
-    /// A session whose threads are gone.
+    /// A session without threads.
     Closed {
         /// Why, and what was expected.
         reason: &'static str,
@@ -167,7 +167,6 @@ impl Error {
         }
     }
 
-    /// An argument out of range.
     pub(crate) fn argument(name: &'static str, reason: impl Into<String>) -> Self {
         Self::Argument {
             name,
@@ -175,7 +174,6 @@ impl Error {
         }
     }
 
-    /// A missing or wrong field of a record.
     pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
         Self::Field {
             field,
@@ -270,10 +268,8 @@ impl std::error::Error for Error {
 
 /// Run `work` and convert a panic, which only corrupt input can cause, into an error.
 ///
-/// `error` gets the panic message.
-///
 /// # Errors
-/// Those of `work`, and the one that `error` makes.
+/// Those of `work`, and `error` of the panic message.
 pub(crate) fn catch_panic<T>(
     work: impl FnOnce() -> Result<T, Error>,
     error: impl FnOnce(&str) -> Error,

@@ -1,10 +1,9 @@
 //! Data path of FIBER: image bytes, text and boxes in, training batches out.
 //!
-//! Plain Rust; only `py/` depends on Python, behind the feature `python`. Data flow:
+//! Plain Rust; only `py/` depends on Python, with the feature `python`. Data flow:
 //! [`loader::record`] -> [`loader::sample`] (uses [`image`], [`transform`], [`tokenizer`],
 //! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`] and [`normalize`])
-//! -> [`loader::collate`], on the threads of [`loader`]. Batches of text only:
-//! [`tokenizer::batch`].
+//! -> [`loader::collate`], on the threads of [`loader`]. Text batches: [`tokenizer::batch`].
 
 pub mod attention;
 pub mod boxes;

@@ -125,7 +125,7 @@ impl Philox {
     }
 }
 
-/// Uniform floats of (seed, stream, index), equal to those of `fiber.data.draws.Draws` in Python.
+/// Uniform floats of (seed, stream, index), equal to those of `fiber.data.rng.Rng` in Python.
 #[derive(Clone, Debug)]
 pub struct PhiloxUniform {
     philox: Philox,
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn philox_is_numpys() {
-        // `Draws(7, 3, 41).unit()` in Python, and the last raw value of the first 64.
+        // `Rng(7, 3, 41).random()` in Python, and the last raw value of the first 64.
         let mut uniform = PhiloxUniform::new(7, 3, 41);
         assert!((uniform.next() - 0.804_295_464_527_483_7).abs() < f64::EPSILON / 4.0);
     }

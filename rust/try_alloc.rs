@@ -1,7 +1,7 @@
 //! Fallible allocation for sizes that come from data.
 //!
 //! `vec!` and `with_capacity` abort the process when memory is short; these functions return an
-//! error that says what the memory was for.
+//! error that names the purpose of the memory.
 
 use crate::Error;
 

@@ -23,7 +23,7 @@ pub struct CrossAttention {
     pub keys: usize,
     /// h.
     pub heads: usize,
-    /// d, as [`super::takes`] it.
+    /// d; see [`super::takes`].
     pub head_width: usize,
     /// Unmasked keys of each sample; `None` for all.
     pub real: Option<Vec<Vec<u32>>>,

@@ -51,7 +51,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     }
 }
 
-/// In blocks of queries.
+/// Backward pass in blocks of queries.
 ///
 /// # Safety
 /// As [`super::head::forward`].
@@ -124,7 +124,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
                 let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
                 softmax_backward::<L, R>(weights, total, of_scores, p, rows);
             }
-            // Missing rows have no weights, whatever the keys hold.
+            // Weights of missing rows are 0 for any keys.
             weights.add(rows * p).write_bytes(0, (R - rows) * p);
             of_scores.add(rows * p).write_bytes(0, (R - rows) * p);
             if !gradients.bias.is_null() {
@@ -146,8 +146,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     }
 }
 
-/// In blocks of keys: keys, values and their gradients may not fit in the caches, and are accessed
-/// once.
+/// Backward pass in blocks of keys: keys, values and their gradients may not fit in the caches, and
+/// are accessed once.
 ///
 /// # Safety
 /// As [`super::head::forward`]; the head has no bias and no mask.

@@ -1,9 +1,8 @@
 //! Forward pass of one head of one window or sample. The backward pass is in [`super::gradients`].
 //!
-//! A few queries are processed at a time; their scores stay in the first-level cache and are never
-//! stored. Order of operations: queries are scaled, then multiplied with the keys; the bias is
-//! added, then the mask; weights are the exponentials relative to the largest score, divided by
-//! their sum.
+//! A few queries are processed at a time; their scores stay in the L1 cache and are never stored.
+//! Order of operations: queries are scaled, then multiplied with the keys; the bias is added, then
+//! the mask; weights are the exponentials relative to the largest score, divided by their sum.
 
 use super::lanes::Lanes;
 use super::products::{PADDING, combine, scores};
@@ -21,12 +20,12 @@ pub(super) struct Head<'a> {
     pub value: HeadRows<'a>,
     /// (n, p) added to the scores, or null; p is `padded(m)`.
     pub bias: *const f32,
-    /// A second one.
+    /// (n, p) added after the bias, or null.
     pub mask: *const f32,
 }
 
 impl Head<'_> {
-    /// Bias and mask from a query on, or null.
+    /// Pointers to the bias and mask rows of a query, or null.
     ///
     /// # Safety
     /// The query exists.
@@ -44,10 +43,10 @@ impl Head<'_> {
     }
 }
 
-/// Elements of the keys per block: with the values they fill a part of the second-level cache.
+/// Key elements per block; keys and values fit in part of the L2 cache.
 const AT_ONCE: usize = 144 * 64;
 
-/// Keys per block: equal blocks.
+/// Keys per block, for blocks of equal size.
 fn keys_at_once(keys: usize, width: usize, may_be_parted: bool) -> usize {
     if !may_be_parted || keys * width <= AT_ONCE {
         return keys;

@@ -11,8 +11,8 @@ const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN_2: f32 = std::f32::consts::LN_2;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// The exponential of smaller numbers is 0: 1.6e-28 of the largest weight, 1. Otherwise products
-/// would become subnormal, which is many times slower.
+/// Exponentials below this argument, 1.6e-28, are 0. Products would otherwise be subnormal, which
+/// is many times slower.
 const LEAST: f32 = -64.0;
 /// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: the minimax polynomial of this degree.
 const POLYNOMIAL: [f32; 5] = [
@@ -40,15 +40,10 @@ pub(super) unsafe trait Lanes: Copy {
 
     /// Broadcast a number.
     unsafe fn splat(value: f32) -> Self;
-    /// Load from memory.
     unsafe fn load(from: *const f32) -> Self;
-    /// Store to memory.
     unsafe fn store(self, to: *mut f32);
-    /// self + other.
     unsafe fn add(self, other: Self) -> Self;
-    /// self - other.
     unsafe fn subtract(self, other: Self) -> Self;
-    /// self * other.
     unsafe fn multiply(self, other: Self) -> Self;
     /// self * factor + term.
     unsafe fn multiply_add(self, factor: Self, term: Self) -> Self;

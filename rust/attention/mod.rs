@@ -63,7 +63,7 @@ impl Shared {
 /// [`head::forward`] with an instruction set.
 ///
 /// # Safety
-/// See there.
+/// As [`head::forward`].
 unsafe fn forward(
     instructions: Instructions,
     head: &Head,
@@ -100,7 +100,7 @@ unsafe fn forward_avx2(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut
 /// [`gradients::backward`] with an instruction set.
 ///
 /// # Safety
-/// See there.
+/// As [`gradients::backward`].
 unsafe fn backward(
     instructions: Instructions,
     head: &Head,

@@ -87,7 +87,7 @@ impl HeadRows<'_> {
     /// [`Self::prefetch`], not inlined, since the caller has no registers to spare.
     ///
     /// # Safety
-    /// As there.
+    /// As [`Self::prefetch`].
     #[inline(never)]
     pub(super) unsafe fn prefetch_apart(&self, rows: Range<usize>, end: usize, d: usize) {
         // SAFETY: as for the caller.
@@ -98,8 +98,7 @@ impl HeadRows<'_> {
 /// Elements per cache line.
 const LINE: usize = 16;
 
-/// Prefetch a line into the second-level cache: rows a power of two apart share few sets of the
-/// first.
+/// Prefetch a line into the L2 cache: rows a power of two apart share few sets of L1.
 #[inline(always)]
 fn prefetch_line(place: *const f32) {
     // SAFETY: a prefetch accesses nothing, whatever the address.

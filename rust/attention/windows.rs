@@ -28,7 +28,7 @@ pub struct WindowAttention {
     pub map: (usize, usize),
     /// h.
     pub heads: usize,
-    /// d, as [`super::takes`] it.
+    /// d; see [`super::takes`].
     pub head_width: usize,
     /// Side of a window.
     pub window: usize,

@@ -119,10 +119,7 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
     })
 }
 
-/// Read (height, width).
-///
-/// # Errors
-/// [`Error::Decode`] and [`Error::Unsupported`] for the header.
+/// As in [`super::samples`]; [`Error::Unsupported`] for other variants.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     read_header(bytes).map(|header| (header.height, header.width))
 }

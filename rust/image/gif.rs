@@ -15,7 +15,7 @@ fn decoder(bytes: &[u8]) -> Result<Decoder<'_>, Error> {
     options.read_info(bytes).map_err(|e| broken(&e))
 }
 
-/// The canvas grows if the first frame exceeds it.
+/// Canvas (height, width); the canvas grows if the first frame exceeds it.
 fn canvas(decoder: &mut Decoder<'_>) -> Result<(usize, usize), Error> {
     let (height, width) = (decoder.height(), decoder.width());
     let frame = decoder.next_frame_info().map_err(|e| broken(&e))?;
@@ -27,10 +27,6 @@ fn canvas(decoder: &mut Decoder<'_>) -> Result<(usize, usize), Error> {
     ))
 }
 
-/// Read (height, width).
-///
-/// # Errors
-/// [`Error::Decode`] for a broken header or no frame.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     canvas(&mut decoder(bytes)?)
 }

@@ -19,7 +19,7 @@ use crate::error::catch_panic;
 pub use crate::try_alloc::MAX_PIXELS;
 use crate::{Error, jpeg, try_alloc};
 
-/// Supported formats, in errors.
+/// Supported formats, for error messages.
 const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
 /// An RGB image: `height * width * 3` bytes, top row first.

@@ -24,16 +24,10 @@ fn size_of(reader: &Reader<'_>) -> (usize, usize) {
     (info.height as usize, info.width as usize)
 }
 
-/// Read (height, width).
-///
-/// # Errors
-/// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     reader(bytes).map(|reader| size_of(&reader))
 }
 
-/// Read the EXIF orientation, 1 to 8.
-///
 /// The chunk may follow the pixels, where the crate looks only after decoding them.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     let mut rest = bytes.get(SIGNATURE_BYTES..)?;

@@ -1,10 +1,11 @@
 //! Decoded samples of the formats other than JPEG, and their conversion to RGB.
 //!
 //! Each format is one file: `size` reads (height, width) from the header, `decode` returns 8-bit
-//! samples, and `orientation` reads the EXIF orientation, if the format has one.
+//! samples, and `orientation` reads the EXIF orientation, 1 to 8, if the format has one. A broken
+//! header is an [`Error::Decode`].
 //!
 //! AVIF is not supported: the AV1 decoders in Rust (`rav1d`, `re_rav1d`) are translations of dav1d
-//! behind its C interface, and fast only with an assembler at build time.
+//! with its C interface, and fast only with an assembler at build time.
 
 use crate::image::Rgb;
 use crate::{Error, try_alloc};

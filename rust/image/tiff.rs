@@ -28,15 +28,10 @@ fn size_of(decoder: &mut Tiff<'_>) -> Result<(usize, usize), Error> {
     Ok((height as usize, width as usize))
 }
 
-/// Read (height, width).
-///
-/// # Errors
-/// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     size_of(&mut decoder(bytes)?)
 }
 
-/// Read the orientation of the first image, 1 to 8.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     exif::of_tiff(bytes)
 }

@@ -7,7 +7,7 @@ use super::samples::Samples;
 use crate::image::check_size;
 use crate::{Error, exif, try_alloc};
 
-/// `RIFF`, the size of what follows, and `WEBP`.
+/// `RIFF`, the size of the rest, `WEBP`.
 const HEADER_BYTES: usize = 12;
 /// Offset of that size.
 const LENGTH: Range<usize> = 4..8;
@@ -23,10 +23,6 @@ fn size_of(decoder: &Decoder<'_>) -> (usize, usize) {
     (height as usize, width as usize)
 }
 
-/// Read (height, width).
-///
-/// # Errors
-/// [`Error::Decode`] for a broken header.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     decoder(bytes).map(|decoder| size_of(&decoder))
 }
@@ -37,9 +33,7 @@ fn end(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(LENGTH.end)
 }
 
-/// Read the EXIF orientation, 1 to 8.
-///
-/// The crate would allocate as much as the chunk's header claims.
+/// Parsed here, since the crate would allocate as much as the chunk's header claims.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     let end = end(bytes)?;
     let mut rest = bytes.get(..end).unwrap_or(bytes).get(HEADER_BYTES..)?;
@@ -61,7 +55,7 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
 /// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
-    // The crate would take what follows a gap for pixel data.
+    // The crate would decode bytes after a gap as pixels.
     if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
         let found = bytes.len();
         return Err(Error::decode(format!(

@@ -104,7 +104,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// The same for a rare entry.
+    /// Take a rare entry; returns its value.
     #[allow(clippy::inline_always)] // Inlined to keep the bit buffer in registers.
     #[inline(always)]
     pub(super) fn take_rare(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
@@ -134,7 +134,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// The same without counting.
+    /// Take a DC difference without counting.
     #[allow(clippy::inline_always)] // As above.
     #[inline(always)]
     pub(super) fn plain_difference(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {

@@ -4,7 +4,7 @@
 use super::bit_reader::{BitPosition, BitReader};
 use super::markers::{END_OF_IMAGE, Reader};
 
-/// Bytes of the file that are unstuffed at a time: they fit in the second-level cache.
+/// File bytes unstuffed at a time; they fit in the L2 cache.
 const WINDOW: usize = 1 << 15;
 /// More than the damaged data of one MCU can take: 10 blocks of 64 symbols of 31 bits.
 const MARGIN: usize = 4096;
@@ -63,7 +63,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         (BitReader::new(self.window, self.state), limit)
     }
 
-    /// Resume where bits were read to.
+    /// Resume at the reader's position.
     #[inline]
     pub(super) fn resume(&mut self, state: BitPosition, is_overrun: bool, is_bad_code: bool) {
         self.state = state;

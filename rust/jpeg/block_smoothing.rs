@@ -13,7 +13,7 @@ type Neighborhood = [i32; 25];
 /// An estimated coefficient: its position in the block and the factors.
 struct Estimate {
     position: usize,
-    /// If only DC is known, and if some AC coefficients are.
+    /// Factors if only DC is known; `otherwise` if some AC coefficients are.
     alone: Neighborhood,
     otherwise: Option<Neighborhood>,
 }
@@ -97,7 +97,7 @@ const GUESSES: [Estimate; 9] = [
     },
 ];
 
-/// For DC itself if nothing else is known.
+/// Factors for DC itself if no AC coefficient is known.
 const MEAN: Neighborhood = [
     -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
 ];

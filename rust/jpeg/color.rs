@@ -72,7 +72,7 @@ fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     ]
 }
 
-/// CMYK to RGB as in Pillow, which takes inks as Adobe stores them: 255 is no ink.
+/// Convert CMYK to RGB as Pillow does; Adobe stores inverted inks, where 255 is no ink.
 #[inline]
 fn ink(ink: u8, black: u8) -> u8 {
     let (ink, light) = (255 - u32::from(ink), u32::from(black));

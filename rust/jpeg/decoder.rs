@@ -45,9 +45,9 @@ impl Output<'_> {
 
 /// A started image.
 pub(super) enum StartedDecode<'p> {
-    /// It has a single scan, which is still to be decoded.
+    /// A single scan, still to be decoded.
     SingleScan(Box<SingleScanDecode<'p>>),
-    /// It is decoded.
+    /// A complete image.
     Done(Status),
 }
 

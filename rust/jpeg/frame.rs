@@ -74,7 +74,7 @@ impl Frame {
         mut components: Vec<Component>,
     ) -> Result<Self, Error> {
         if let ([only], false) = (components.as_mut_slice(), is_progressive) {
-            // Its MCUs are single blocks, whatever the sampling factors are.
+            // MCUs of a single component are single blocks for any sampling factors.
             let are_valid = (1..=4).contains(&only.h) && (1..=4).contains(&only.v);
             if are_valid {
                 (only.h, only.v) = (1, 1);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::markers::broken;
 use crate::Error;
 
-/// Index bits of the fast tables: two tables of 4 KiB fit in the first-level cache.
+/// Index bits of the fast tables: two tables of 4 KiB fit in the L1 cache.
 pub(super) const FAST_BITS: u32 = 10;
 /// Maximum bits of an entry: three AC codes, or one DC and two AC codes, fit in one refill.
 const MOST_BITS: u32 = 18;
@@ -47,10 +47,9 @@ impl TableSpec {
 }
 
 /// Meaning of the next bits: a code, followed by the bits of an AC coefficient or DC difference.
-///
 /// Bits 0 to 5: total number of bits; 8 to 15: step in the zigzag order; 16 to 31: what to add to
 /// the taken bits to get the value. Code and sign, which determine that, are part of the index;
-/// modulo 2^16 the sum is right whatever bits are above.
+/// modulo 2^16 the sum does not depend on the bits above.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry(u32);
 
@@ -99,13 +98,11 @@ impl Entry {
 pub(super) struct HuffmanTable {
     /// By the next [`FAST_BITS`] bits.
     fast: [Entry; 1 << FAST_BITS],
-    /// By the same bits: length << 8
-    ///
-    /// symbol; zero for longer codes.
+    /// By the same bits: `length << 8 | symbol`; 0 for longer codes.
     pub(super) symbols: [u16; 1 << FAST_BITS],
     /// First 16 bits of the first code that is longer.
     first_long: u32,
-    /// The same for longer codes, by the distance of their first 16 bits from that.
+    /// The same for longer codes, by the offset of their first 16 bits from `first_long`.
     long: Vec<u16>,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct McuBlock {
 struct RunRegisters<'l> {
     bits: BitReader<'l>,
     ac: &'l HuffmanTable,
-    /// Zero, except for what was decoded of it.
+    /// Zero, except for decoded coefficients.
     block: &'l mut Block,
     is_bad: bool,
 }

@@ -92,12 +92,12 @@ pub struct Header {
     pub components: usize,
 }
 
-/// Whether all pixels are from the file.
+/// Completeness of a decoded image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// They are.
+    /// All pixels are from the file.
     Whole,
-    /// Some were filled as in libjpeg-turbo, for this reason.
+    /// Some pixels were filled as in libjpeg-turbo, for this reason.
     Filled(String),
 }
 
@@ -108,7 +108,7 @@ pub struct Request {
     pub scale: Scale,
     /// First output row that is not needed; decoding stops there.
     pub stop_row: Option<usize>,
-    /// Maximum number of pixels in the file, whatever the output size.
+    /// Maximum number of pixels in the file, for any output size.
     pub max_pixels: usize,
 }
 
@@ -154,10 +154,10 @@ impl Decoder {
     /// Decode an image.
     ///
     /// `sink` gets the index of a row and complete rows from there on, `n * width * 3` bytes of
-    /// RGB; the calls go from top to bottom, or to `stop_row`, without gaps.
+    /// RGB; the calls cover the rows up to the last one or `stop_row`, in order.
     ///
     /// # Errors
-    /// [`Error::Unsupported`]; [`Error::Decode`] for what is not a JPEG, or too corrupt for
+    /// [`Error::Unsupported`]; [`Error::Decode`] if the bytes are not a JPEG, or too corrupt for
     /// libjpeg-turbo; rows may have been emitted before. [`Error::TooManyPixels`] above the limit,
     /// checked in the header.
     pub fn decode(

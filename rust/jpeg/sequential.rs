@@ -68,7 +68,7 @@ impl Restarts {
     }
 }
 
-/// MCUs per chunk: their coefficients fit in the first-level cache.
+/// MCUs per chunk: their coefficients fit in the L1 cache.
 pub(super) const CHUNK: usize = 32;
 
 /// A sequential scan, a chunk of MCUs at a time, with blocks in scan order.

@@ -21,15 +21,15 @@ pub struct ImageSlots {
     size: (usize, usize),
 }
 
-/// Progress of a sample.
+/// State of a sample.
 pub enum SampleState {
-    /// A worker processes it, or will.
+    /// Queued or in progress.
     Pending,
-    /// Everything but its pixels is known.
+    /// Prepared; its pixels are missing.
     Prepared(Arc<PreparedSample>),
-    /// Its pixels are in the batch.
+    /// Pixels are in the batch.
     Decoded(Arc<PreparedSample>, ImageStatus),
-    /// It is bad.
+    /// Bad sample.
     Failed(Error),
 }
 
@@ -42,7 +42,7 @@ pub struct BatchBuilder {
     skipped: Vec<Skipped>,
 }
 
-/// A prepared sample that is to be decoded.
+/// A prepared sample to decode.
 pub struct PendingDecode {
     /// Index in the batch.
     pub index: usize,
@@ -52,15 +52,15 @@ pub struct PendingDecode {
     pub image_slots: ImageSlots,
 }
 
-/// What a batch needs next.
+/// Next step of a batch.
 pub enum NextStep {
-    /// Nothing: samples are pending.
+    /// Wait for pending samples.
     Wait,
     /// Decode these samples.
     Decode(Vec<PendingDecode>),
     /// Replace these bad samples.
     Replace(Vec<(usize, Skipped)>),
-    /// Nothing: the batch is complete, or failed.
+    /// Complete, or failed.
     Done(Result<Box<Batch>, Error>),
 }
 

@@ -158,8 +158,8 @@ fn zeroed(words: usize) -> Option<Vec<u128>> {
     }
 }
 
-/// Request 2 MiB pages. A batch is written in rows that are far apart, so that TLB misses of small
-/// pages would take a part of the time. A no-op if the OS has none.
+/// Request 2 MiB pages: batch rows are far apart, so that small pages cause many TLB misses. A
+/// no-op if the OS has none.
 #[cfg(target_os = "linux")]
 fn prefer_large_pages(memory: &mut [u128]) {
     const LARGE: usize = 2 << 20;

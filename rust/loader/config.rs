@@ -25,7 +25,7 @@ pub struct LoaderConfig {
     pub mlm_probability: f64,
     /// For each answer, its counterpart in the mirrored image.
     pub mirrored_answers: Vec<usize>,
-    /// What to do with bad samples.
+    /// Policy for bad samples.
     pub on_error: OnError,
     /// Accept truncated or damaged JPEGs, filled as libjpeg fills them.
     pub accept_truncated: bool,
@@ -43,7 +43,7 @@ pub struct LoaderConfig {
     pub max_pixels: usize,
 }
 
-/// What to do with a bad sample.
+/// Policy for a bad sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
     /// Fail the batch.

@@ -64,11 +64,11 @@ struct Scratch {
     whole: Vec<u8>,
 }
 
-/// What happens to decoded rows.
+/// Processing of decoded rows.
 enum RowStage<'a> {
-    /// They are resized.
+    /// Resize.
     Resized(RowResizer<'a>),
-    /// The crop has the output's size, so that rows are only cropped.
+    /// Crop only: the crop has the output's size.
     Cropped {
         crop: Crop,
         /// Bytes of a decoded row.
@@ -162,8 +162,8 @@ impl RowSink<'_> {
             if sampled.needs_whole() {
                 whole.extend_from_slice(row);
             } else if written.is_ok()
-                // Not assigned row by row: reading back what was just stored, in other widths,
-                // would wait for all earlier stores.
+                // Errors go to `written`, not to `self.outcome`: storing and reloading it per row
+                // would stall.
                 && let Err(error) = writer.write_row(row, slot, *slot_size, y, sampled.flip)
             {
                 written = Err(error);

@@ -52,7 +52,7 @@ pub enum Next {
     Batch(Box<Batch>),
     /// These samples of the next batch need replacements, by [`Session::replace`].
     Replace(Vec<(usize, Skipped)>),
-    /// Nothing before the timeout.
+    /// Timed out.
     NotYet,
     /// The session is finished.
     End,
@@ -372,7 +372,7 @@ mod tests {
             divisor: 1,
             cut: RandomCrop::off(),
         };
-        // It is not skipped like a bad record.
+        // A memory error is not skipped like a bad record.
         config.on_error = OnError::Skip;
         let loader = Loader::new(config, 2, 2).unwrap();
         let session = loader.open();

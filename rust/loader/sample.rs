@@ -94,7 +94,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
                 let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
                 if let Some(whole) = sampled.uncut(size.0, size.1).filter(|_| loses_all) {
-                    // Otherwise the text would describe nothing in the image.
+                    // Otherwise the text may not describe the image.
                     sampled = whole;
                     moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 }

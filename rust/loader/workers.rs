@@ -104,7 +104,7 @@ pub(crate) struct WorkerPool {
     pub(crate) changed: Condvar,
 }
 
-/// Lock a mutex; state behind a poisoned lock is still consistent.
+/// Lock a mutex; the state of a poisoned lock is still consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -166,8 +166,8 @@ impl WorkerPool {
         }
     }
 
-    /// Decode samples and record their outcomes. The flag tells whether a sample is decoded for the
-    /// last time.
+    /// Decode samples and record their outcomes. The flag is true if the sample will not be decoded
+    /// again.
     fn decode(&self, ready: Vec<(SampleRef, PendingDecode, bool)>, decoder: &mut ImageDecoder) {
         let (mut sample_refs, mut records) = (Vec::new(), Vec::new());
         for (sample_ref, to_decode, is_final) in ready {
@@ -186,7 +186,7 @@ impl WorkerPool {
         // A batch that lost its worker would never finish.
         let decode = || batch_builder::decode(records, &self.config, decoder);
         let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
-            // Its buffers may be inconsistent.
+            // The decoder's buffers may be inconsistent.
             if let Ok(new) = ImageDecoder::new(&self.config) {
                 *decoder = new;
             }

@@ -95,7 +95,7 @@ impl Dtype {
     }
 }
 
-/// Convert to bfloat16, to nearest even.
+/// Convert to bfloat16, rounding to nearest even.
 #[allow(clippy::cast_possible_truncation)] // The rest has 16 bits.
 fn upper_half(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -105,7 +105,7 @@ fn upper_half(value: f32) -> u16 {
     ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Convert to float16, to nearest even.
+/// Convert to float16, rounding to nearest even.
 #[allow(clippy::cast_possible_truncation)] // The rest has 16 bits.
 fn half_precision(value: f32) -> u16 {
     let bits = value.to_bits();

@@ -2,11 +2,9 @@
 //! of it on request.
 //!
 //! A separable convolution: rows first, then columns, each pass with 22-bit fixed-point weights and
-//! 8-bit results. Rows always come first, as in the Pillow that the published models were trained
-//! with; Pillow 12.3 starts with columns for a few shapes and 13 for more (where the height shrinks
-//! and the width does not, or less), and gives other values there.
-//!
-//! [`RowResizer`] is streaming, row by row; [`resize`] uses it on a whole image.
+//! 8-bit results. Pillow, with which the published models were trained, resized rows first as well;
+//! Pillow 12.3 resizes columns first for some shapes and 13 for more (where the height shrinks and
+//! the width does not, or shrinks less), and its results differ there.
 
 pub(crate) mod simd;
 pub mod streaming;

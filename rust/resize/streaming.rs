@@ -1,5 +1,5 @@
-//! Streaming resize: source rows come in from the top, finished rows go out, and only rows that are
-//! still needed are kept.
+//! Streaming resize: takes source rows from top to bottom, emits finished rows, and keeps only rows
+//! that are still needed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -366,7 +366,7 @@ mod tests {
         assert!(push(1, &image.pixels[..6]).is_some());
         assert!(push(2, &image.pixels[..5]).unwrap().contains("5 bytes"));
         assert_eq!(push(2, &image.pixels[12..]), None);
-        // Nothing more is needed.
+        // No more rows are needed.
         assert_eq!(push(20, &image.pixels[..6]), None);
     }
 }

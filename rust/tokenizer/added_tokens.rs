@@ -8,9 +8,7 @@ use crate::tokenizer::char_class::{CharClasses, SPACE, WORD};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // Fields of a tokenizer.json.
 pub(crate) struct AddedToken {
-    /// The token's text.
     pub content: String,
-    /// Its id.
     pub id: u32,
     /// Matches only where it is not adjacent to a word character.
     pub single_word: bool,
@@ -35,9 +33,8 @@ pub(crate) struct Piece {
 #[derive(Clone, Debug)]
 struct TokenSet {
     by_first: Vec<Vec<AddedToken>>,
-    /// Whether a token starts with the byte.
+    /// True for bytes that a token starts with.
     starts: [bool; 256],
-    /// First bytes of the tokens.
     firsts: Vec<u8>,
 }
 
@@ -111,7 +108,7 @@ impl TokenSet {
             }
             if token.lstrip {
                 let kept = before.trim_end_matches(|c| is(Some(c), SPACE));
-                // The token before may have taken this whitespace.
+                // The previous token may include this whitespace.
                 start = kept.len().max(done);
             }
             if token.rstrip {

@@ -96,8 +96,7 @@ impl Tokenizer {
         })
     }
 
-    /// Which tokens of a text name each box, given by its spans: rows of tokens, and the length of
-    /// a row.
+    /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].

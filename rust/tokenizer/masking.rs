@@ -167,9 +167,9 @@ impl ByteClass {
 
 /// MLM masking of whole words, for the byte-level BPEs of fiber's models.
 ///
-/// A word is picked with all of its tokens, as in BERT's whole-word masking; the corruption is then drawn
-/// for each token. Words begin at a token that starts with a space, and where letters, digits and
-/// punctuation meet.
+/// A word is picked with all of its tokens, as in BERT's whole-word masking; the corruption is
+/// sampled per token. Words begin at a token that starts with a space, and where letters, digits
+/// and punctuation meet.
 pub struct WholeWordMasking {
     /// By token: classes of its first and last byte; `None` for added tokens, such as `<mask>`.
     classes: Vec<Option<(ByteClass, ByteClass)>>,
@@ -186,8 +186,8 @@ impl WholeWordMasking {
     /// Classify the tokens of a vocabulary.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a probability outside 0 to 1; [`Error::Tokenizer`] for a vocabulary that
-    /// is not a byte-level BPE of fiber's models.
+    /// [`Error::Argument`] for a probability outside 0 to 1; [`Error::Tokenizer`] for a vocabulary
+    /// that is not a byte-level BPE of fiber's models.
     pub fn new(tokenizer: &Tokenizer, probability: f64, seed: u64) -> Result<Self, Error> {
         check_probability("probability", probability)?;
         tokenizer.check_for_models()?;
@@ -227,7 +227,8 @@ impl WholeWordMasking {
 
     /// Number the words of texts, in rows of `length` ids.
     ///
-    /// Tokens with equal numbers are one word; special tokens are -1. Numbers ascend from 0, with gaps.
+    /// Tokens of a word have the same number; special tokens are -1. Numbers ascend from 0, with
+    /// gaps.
     ///
     /// # Errors
     /// [`Error::Argument`] for an id outside the vocabulary.
@@ -253,7 +254,8 @@ impl WholeWordMasking {
 
     /// Pick words and mask them: the model's inputs and the labels, in rows of `length` ids.
     ///
-    /// `first_sample` is the sample index of the first text; random numbers depend on it and the seed.
+    /// `first_sample` is the sample index of the first text; random numbers depend on it and the
+    /// seed.
     ///
     /// # Errors
     /// As [`Self::word_numbers`].

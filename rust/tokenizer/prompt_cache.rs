@@ -48,7 +48,7 @@ impl EncodedPrompt {
         encoded
     }
 
-    /// Which tokens name each box, given by its spans: rows of tokens, and the length of a row.
+    /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
     ///
     /// As [`crate::tokenizer::spans::positive_row`], for a text truncated to `max_tokens`.
     #[must_use]

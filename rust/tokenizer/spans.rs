@@ -5,7 +5,7 @@
 /// Half-open range [start, end) of code points.
 pub type CharSpan = (usize, usize);
 
-/// For each token, whether it overlaps one of the spans.
+/// Flag the tokens that overlap one of the spans.
 #[must_use]
 pub fn positive_row(offsets: &[CharSpan], spans: &[CharSpan]) -> Vec<bool> {
     offsets

@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn shorter_side_is_bounded_for_any_aspect_ratio() {
-        // A shorter side of 2 or more is as published, whatever the longer one is.
+        // A shorter side of 2 or more is as published, for any longer side.
         assert_eq!(shorter_side(3, 2000, 800, 1333), (2, 1333));
         assert_eq!(shorter_side(2, 1700, 800, 1333), (2, 1700));
         // A shorter side of 1 or 0.

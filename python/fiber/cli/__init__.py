@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        arguments: command-line arguments after `fiber`; None: those of the process.
+        arguments: command-line arguments after `fiber` (default: the process's).
     """
     # Waiting OpenMP threads of torch spin for milliseconds, which takes cores from other processes
     # and from the loader's threads; sleeping at once makes small operations slow. Spin briefly,

@@ -1,4 +1,7 @@
-"""The parser class of all commands, and the argument types that they share."""
+"""Parser class of all commands, and shared argument types.
+
+A type raises `argparse.ArgumentTypeError` for invalid text.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> Any:
-        """Parse, and refuse unknown options with the usage of the command that got them."""
+        """Parse arguments; report unknown options with the usage of their command."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -57,11 +60,7 @@ def add_tokenizer_and_answers(command: argparse.ArgumentParser) -> None:
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer of 1 or more.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Parse an integer of 1 or more."""
     try:
         number = int(text)
     except ValueError:
@@ -72,22 +71,14 @@ def positive_int(text: str) -> int:
 
 
 def nonnegative_int(text: str) -> int:
-    """Parse an integer of 0 or more.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Parse an integer of 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
     return int(text)
 
 
 def candidates(text: str) -> int:
-    """Parse a number of retrieval candidates: an integer, or "all" for `sys.maxsize`.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Parse a number of retrieval candidates: an integer, or "all" for `sys.maxsize`."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
@@ -96,11 +87,7 @@ def candidates(text: str) -> int:
 
 
 def byte_count(text: str) -> int:
-    """Parse a size: bytes, or KB, MB or GB (powers of 1,024), as in "256MB".
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Parse a size: bytes, or KB, MB or GB (powers of 1,024), as in "256MB"."""
     number, unit = text.rstrip("KMGkmgBb"), text.lstrip("0123456789").upper().removesuffix("B")
     if not number.isdecimal() or int(number) < 1 or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
@@ -108,11 +95,7 @@ def byte_count(text: str) -> int:
 
 
 def semicolon_list(text: str) -> tuple[str, ...]:
-    """Split a list at semicolons; class names may contain commas.
-
-    Raises:
-        argparse.ArgumentTypeError: if it has no item.
-    """
+    """Split a list at semicolons; class names may contain commas."""
     items = tuple(item.strip() for item in text.split(";") if item.strip())
     if not items:
         raise argparse.ArgumentTypeError(
@@ -122,11 +105,7 @@ def semicolon_list(text: str) -> tuple[str, ...]:
 
 
 def char_spans(text: str) -> list[list[tuple[int, int]]]:
-    """Parse character spans: phrases separated by semicolons, parts of a phrase by commas.
-
-    Raises:
-        argparse.ArgumentTypeError: if a part is not START:END.
-    """
+    """Parse character spans START:END: phrases are separated by semicolons, parts by commas."""
     spans = []
     for item in semicolon_list(text):
         found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]

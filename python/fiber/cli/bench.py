@@ -1,4 +1,4 @@
-"""`fiber bench`: arguments only; the benchmark is imported when it runs."""
+"""`fiber bench`: its arguments; the benchmark is imported when it runs."""
 
 from __future__ import annotations
 

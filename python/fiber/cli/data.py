@@ -15,7 +15,7 @@ _SOURCE = (
     "a data directory, or a file: annotations (.json, .jsonl, .csv), a table (.parquet, .arrow) or"
     " a tar shard"
 )
-#: Skipped records that `pack` lists.
+#: Maximum number of skipped records listed by `pack`.
 _MAX_LISTED = 10
 
 
@@ -23,7 +23,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `data` and its kinds to the table of commands."""
     data = commands.add_parser("data", help="generate, inspect or pack a data set")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
-    # The defaults of `generate`, written here to keep imports light.
+    # Defaults of `generate`, repeated here to keep imports light.
     _add_generator(
         kinds, "scenes", "rendered shapes, with captions, questions and boxes", "pairs", 20000
     )

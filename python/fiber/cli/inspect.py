@@ -1,4 +1,4 @@
-"""`fiber data inspect`: statistics of a data set, and its faults."""
+"""`fiber data inspect`: statistics and faults of a data set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, h
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
-#: Classes that are listed with their number of boxes.
+#: Maximum number of classes listed with their number of boxes.
 _MAX_CLASSES = 12
-#: Faults that are listed.
+#: Maximum number of faults listed.
 _MAX_FAULTS = 10
-#: Characters of the longest bar.
+#: Length of the longest bar in characters.
 _BAR_WIDTH = 30
 
 
@@ -102,7 +102,7 @@ def _print_histograms(report: DataReport) -> None:
 
 def _print_bars(title: str, bars: list[Bar]) -> None:
     if len(bars) < 2:
-        # The summary above has the one value.
+        # The summary above has the only value.
         return
     most = max(bar.number for bar in bars)
     names = [f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}" for b in bars]

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from fiber.inference.boxes import PassCounts
 
 _IMAGES = "image file, or a directory: all images in it, recursively"
-#: Images that are decoded and held at once.
+#: Images decoded and held at once.
 _BATCH = 16
-#: Class names that one line lists.
+#: Maximum number of class names in a line.
 _MAX_LISTED = 12
 
 
@@ -219,7 +219,7 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:
-    """Describe the cost of a detection; each prompt is run with each image after the trunk."""
+    """Describe the cost of a detection: after the trunk, each prompt runs with each image."""
     from fiber.data.skip_report import counted
 
     return (
@@ -307,7 +307,7 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """List image files; of a directory those in it, recursively, without following links."""
+    """List image files; directories are searched recursively, without following links."""
     paths = []
     for image in images:
         path = Path(image)
@@ -344,7 +344,7 @@ def _box_text(box: Sequence[float]) -> str:
 
 
 class _Output:
-    """Where results go: JSON lines or a table to standard output, pictures to a folder."""
+    """Output of results: JSON lines or a table to stdout, annotated images to a folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.as_json = options.json or not sys.stdout.isatty()
@@ -358,7 +358,7 @@ class _Output:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def line(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
-        """Print one result: all of it as JSON, or its rows under the picture's name."""
+        """Print one result as JSON, or as rows under the image's name."""
         if self.as_json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
             return
@@ -368,7 +368,7 @@ class _Output:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
 
     def file_for(self, path: Path) -> Path:
-        """Name the annotated copy of a picture; two pictures of one name stay apart."""
+        """Return a unique path for the annotated copy of an image."""
         assert self.folder is not None
         name, number = path.stem, 2
         while name in self.names:

@@ -1,4 +1,4 @@
-"""`fiber tune`: measure tile sizes of the attention kernels on this GPU."""
+"""`fiber tune`: find the fastest tile sizes of the attention kernels on this GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _tune(options: argparse.Namespace) -> int:
     table = options.output or tiles.users_table()
     if not options.print:
         check_target(table)
-    # Fail on a broken table before minutes of tuning.
+    # Fail on an invalid table before minutes of tuning.
     old = tiles.read(table) if table.is_file() else []
     device = torch.device("cuda", torch.cuda.current_device())
     dtypes = [tune.DTYPES[name] for name in options.dtypes]

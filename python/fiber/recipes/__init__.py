@@ -1,8 +1,8 @@
-"""Training recipes: one function each, which returns a whole `RunConfig`.
+"""Training recipes: each is a function of its name that returns a whole `RunConfig`.
 
-A function has the recipe's name; its docstring holds the command, the data, the hardware, the
-expected metric and where that number comes from. A family of recipes is a module, imported when one
-of its recipes is asked for. To add a recipe, write the function and name it in `_FAMILIES`.
+The docstring has the command, the data, the hardware, the expected metric and its source. A family
+of recipes is a module, imported on first use. To add a recipe, write the function and name it in
+`_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def describe(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Serve `fiber.recipes.<name>`, the modules of one recipe each that were here before."""
+    """Serve the deprecated modules `fiber.recipes.<name>` of one recipe each."""
     if name.startswith("_") or name not in names():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(

@@ -25,8 +25,8 @@ def grounding() -> RunConfig:
 
     The three data sets are sampled with equal probability, as published. A prompt for Objects365
     has classes of its image and sampled negative classes, with the released numbers; the published
-    code rejects the fourth of its probabilities, see `fiber.data.prompt_rules` for what happens
-    here. Parameter groups, schedule, clipping, EMA and frozen layers are the published ones. Images
+    code rejects the fourth of its probabilities, see `fiber.data.prompts.rules` for the rule here.
+    Parameter groups, schedule, clipping, EMA and frozen layers are the published ones. Images
     are RGB, as for the coarse model; the published fine stage reads BGR with RGB-trained weights.
     """
     base = preset("base", stage="fine")
@@ -129,7 +129,7 @@ def refcocog() -> RunConfig:
 
 
 def _like_refcoco(source: str, *, steps: int) -> RunConfig:
-    """Change the data set and the number of steps of `refcoco`; 2,000 steps stay warmup."""
+    """Return `refcoco` with another data set and number of steps, of which 2,000 are warmup."""
     base = refcoco()
     return dataclasses.replace(
         base,

@@ -72,11 +72,11 @@ def pretrain_published() -> RunConfig:
 
 
 def finetune(head: str, tasks: TasksConfig, *, image_size: int) -> RunConfig:
-    """Return what the coarse fine-tuning recipes share, without a schedule of their own.
+    """Return the common configuration of the coarse fine-tuning recipes, without a schedule.
 
     Args:
-        head: the head of the base model that is trained.
-        tasks: the task that trains it.
+        head: the trained head of the base model.
+        tasks: the task of that head.
         image_size: height and width in pixels; the window size is `image_size` / 32, as published.
     """
     base = preset("base")

@@ -174,8 +174,8 @@ def small_detection() -> RunConfig:
         published number. Images are resized to a shorter side of 128 pixels, so objects must be
         large; use `own_detection` for real work.
 
-    The model is trained from scratch and knows no words but the class names, which are in every
-    prompt in the order of the file, as in evaluation.
+    The model is trained from scratch with a vocabulary of the class names. Every prompt has all
+    of them in the order of the file, as in evaluation.
     """
     small = preset("small", stage="fine")
     # Longer prompts and larger images than the preset's.
@@ -210,14 +210,14 @@ def small_detection() -> RunConfig:
 
 
 def _finetune(head: str, tasks: TasksConfig, validation: ValidationConfig) -> RunConfig:
-    """Return what the small coarse fine-tuning recipes share, for one head."""
+    """Return the common configuration of the small coarse fine-tuning recipes, for one head."""
     small = preset("small")
     image_text = dataclasses.replace(small.image_text, heads=(head,))
     return RunConfig(
         model=dataclasses.replace(small, image_text=image_text),
         tasks=tasks,
         data=DataConfig(batch_size=64),
-        # The start was trained for minutes only, so the encoders still need a high learning rate.
+        # The initial model was trained for minutes, so encoders still need a high learning rate.
         optim=OptimConfig(
             lr=3e-4, head_lr_multiplier=1.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),

@@ -56,7 +56,7 @@ class AnnotatedImage:
     """One image with all its annotations."""
 
     image_id: int
-    #: Path relative to the folder of images, with forward slashes.
+    #: Path relative to the image folder, with forward slashes.
     file_name: str
     #: (height, width) in pixels.
     image_size: tuple[int, int]
@@ -99,7 +99,7 @@ def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]
     """Encode the annotations of some images as JSON objects.
 
     Returns:
-        For each list of each file, such as "captions.annotations", its JSON objects in order.
+        JSON objects of each list of each file, such as "captions.annotations", in order.
     """
     out: dict[str, list[dict[str, Any]]] = {section: [] for section in _SECTIONS}
     for image in images:

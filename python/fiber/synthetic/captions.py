@@ -188,7 +188,7 @@ def _relation_caption(
 
 
 def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
-    """Return whether a fact or one of its things is held out."""
+    """Return whether a spatial fact, or one of its things, is held out."""
     return (
         world.is_held_out(thing)
         or world.is_held_out(other)

@@ -20,11 +20,7 @@ _TOKENIZER = "tokenizer.json"
 
 
 def check_arguments(counts: Mapping[str, int], image_size: int, max_objects: int) -> None:
-    """Check the arguments that all generators have.
-
-    Raises:
-        ValueError: for a value out of range, by name.
-    """
+    """Check arguments of a generator; raise ValueError for one out of range, by name."""
     for split, count in counts.items():
         if not 0 <= count < 10**6:
             raise ValueError(f"{split} is {count} images; expected 0 to 999,999")

@@ -80,10 +80,10 @@ def generate_dataset(
 
 
 class _Job(NamedTuple):
-    """Images start, start + 1, .. stop - 1 of a split, made by one process."""
+    """Images start .. stop - 1 of a split, made by one process."""
 
     recipe: Recipe
-    #: Folder that file names of images are relative to.
+    #: Folder that image file names are relative to.
     root: str
     split: str
     start: int

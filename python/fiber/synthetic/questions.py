@@ -1,8 +1,8 @@
 """Questions about a scene, statements about two scenes, and captions with swapped words.
 
-Texts that can be true or false are so equally often, whatever their words: the truth value is
-sampled first, then a text with this value, and only if the scene has texts with both. Answers to
-other questions are balanced by the symmetry of the scenes (see `scene_graph`).
+True and false texts are equally frequent: the truth value is sampled first, then a text with this
+value, and only if the scene has texts with both. Answers to other questions are balanced by the
+symmetry of the scenes (see `scene_graph`).
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class PairStatement(NamedTuple):
     """A statement about two images, with the data to find a pair with the opposite truth value."""
 
     statement: Statement
-    #: What both images, or one, are said to show; None in statements that name the sides.
+    #: The pair that both images, or one, show according to the statement; None if it names sides.
     pair: Pair | None = None
 
 

@@ -30,7 +30,7 @@ _LOOK_BACK = 64
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """Everything that determines the images of a data set; worker processes receive it by pickle.
+    """Parameters that determine the images of a data set; pickled for worker processes.
 
     Image i of a split depends on the recipe, the split and i only.
     """

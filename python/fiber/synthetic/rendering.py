@@ -110,7 +110,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
     if shape == "square":
         return np.maximum(a, b) - 0.82 * radius
     if shape == "diamond":
-        # Narrower than high, so that it is no rotated square.
+        # Narrower than high, to differ from a rotated square.
         wide, high = 0.68 * radius, radius
         return (a / wide + b / high - 1) * (wide * high / math.hypot(wide, high))
     if shape == "cross":
@@ -163,7 +163,7 @@ def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarra
     period = 4.6 + 0.16 * thing.radius
     along = (u * turn[0] + v * turn[1]) * (2 * math.pi / period)
     if thing.material == "striped":
-        # Less than half is marks, so that the color dominates.
+        # Marks cover less than half, so that the color dominates.
         where = np.clip(np.sin(along) * 1.6 + 0.25, 0, 1)
     else:
         across = (v * turn[0] - u * turn[1]) * (2 * math.pi / period)

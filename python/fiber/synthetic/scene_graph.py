@@ -169,7 +169,7 @@ def place(
         placed: list[Thing] = []
         for thing in things:
             radius = thing.radius * shrink
-            # Things already placed are not moved: a few random positions fit or none does.
+            # Placed things are not moved, so that more random positions would rarely help.
             for _ in range(12):
                 x = rng.uniform(radius + 1, width - radius - 1)
                 y = rng.uniform(radius + 1, height - radius - 1)
@@ -311,7 +311,7 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
     held_out = sorted(world.held_out_pairs)
     use_color = len(world.colors) > 1 and max_objects >= (3 if novel else 2)
     swap = "color" if use_color and rng.bernoulli() else "place"
-    # Swapping colors makes shown pairs of two held-out ones: a third thing stays held out.
+    # Swapping colors makes shown pairs of two held-out ones, so a third thing is held out.
     num_held_out = (3 if swap == "color" else 1) if novel else 0
     count = _sample_count(rng, max(2, num_held_out), min(max_objects, 3))
     while True:

@@ -30,7 +30,7 @@ BACKGROUND_PACKAGES = {
     "mate-backgrounds": "usr/share/backgrounds/mate/nature",
     "lomiri-wallpapers-16.04": "usr/share/backgrounds",
 }
-#: Debian's photographs that show things like the stamps (a drum, flowers, dogs), which would make
+#: Debian's photographs of things that are also stamps (a drum, flowers, dogs), which would make
 #: texts such as "is there a drum" wrong.
 _SHOWS_THINGS = (
     "backgrounds/mate/nature/FreshFlower.jpg",
@@ -51,7 +51,7 @@ _STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
 _CAPTION = re.compile(
     r"(an?) ([a-z]+(?:[-'][a-z]+)*(?: [a-z]+(?:[-'][a-z]+)*){0,3})(?: \(.*\))?[.!]?"
 )
-# Words that a noun with its adjectives does not have.
+# Captions with these words are not plain noun phrases.
 _NO_NOUN_WORDS = {"at", "being", "by", "called", "dancing", "for", "from", "holding", "in"}
 _NO_NOUN_WORDS |= {"inside", "is", "made", "making", "of", "on", "pair", "playing", "that", "the"}
 _NO_NOUN_WORDS |= {"to", "used", "very", "which", "with"}
@@ -215,7 +215,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; return a string with the reason if it is unusable."""
+    """Read a stamp; return the reason as a string if it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"

@@ -197,7 +197,7 @@ def sample_stamp_scene(
     count = low + rng.integer(most - low + 1)
     nouns = _sample_nouns(world, rng, count - copies + 1, novel)
     if not counted and not twin and count > 2 and rng.bernoulli(0.4):
-        # Two of a kind, which only a relation can tell apart.
+        # Two of a kind, distinguished by a relation only.
         nouns[-1] = nouns[0]
     nouns = [nouns[0]] * (copies - 1) + nouns
     cutouts = tuple(rng.choice(collection.by_noun[noun]) for noun in nouns)

@@ -1,4 +1,4 @@
-//! Any text through learned vocabularies: ids and offsets as the crate `tokenizers` gives them.
+//! Trained vocabularies on arbitrary text: ids and offsets equal those of the crate `tokenizers`.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -15,7 +15,7 @@ const TEXTS: [&str; 6] = [
     "aaaaaaaaaaaaaaaa bbbbbbbb abababababab",
 ];
 
-/// Ours and theirs, of a small and a larger vocabulary.
+/// (fiber, `tokenizers`) pairs with a small and a larger vocabulary.
 static PAIRS: LazyLock<Vec<(Tokenizer, tokenizers::Tokenizer)>> = LazyLock::new(|| {
     [270, 420]
         .into_iter()

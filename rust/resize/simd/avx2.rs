@@ -251,10 +251,7 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
     sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs, parts[1]));
 }
 
-/// Resize four rows horizontally.
-///
-/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
-/// times `columns` * 4 bytes, the four rows of every column adjacent; columns are a multiple of 64.
+/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &Avx2Weights,
@@ -344,9 +341,7 @@ fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
     ]
 }
 
-/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
-///
-/// `starts` are the offsets of the quads in `ring`, each of three times `columns` * 4 bytes.
+/// Vertical pass, as [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn down(
     ring: &[u8],

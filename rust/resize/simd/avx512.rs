@@ -257,10 +257,7 @@ fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) 
     sums[2] = _mm512_dpbusd_epi32(sums[2], bytes, digits[2]);
 }
 
-/// Resize four rows horizontally.
-///
-/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
-/// times `columns` * 4 bytes, the four rows of every column adjacent; columns are a multiple of 64.
+/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(crate) fn across(
     table: &Avx512Weights,
@@ -338,9 +335,7 @@ fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
     ]
 }
 
-/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
-///
-/// `starts` are the offsets of the quads in `ring`, each of three times `columns` * 4 bytes.
+/// Vertical pass, as [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(crate) fn down(
     ring: &[u8],

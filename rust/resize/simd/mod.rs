@@ -165,6 +165,7 @@ impl Passes {
     ///
     /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
     /// times `columns` * 4 values of [`Across::value_bytes`], in the layout of the table's vertical
+    /// pass; `columns` is a multiple of [`COLUMNS`].
     /// pass.
     pub(crate) fn across(
         self,
@@ -279,7 +280,7 @@ fn plain_down(
     columns: usize,
     output: &mut [u8],
 ) {
-    // A few columns at a time, quad by quad: the sums stay in registers or in the first cache.
+    // A few columns at a time, quad by quad: the sums stay in registers or in the L1 cache.
     let mut sums = [0_i32; COLUMNS];
     for first in (0..columns).step_by(COLUMNS) {
         for channel in 0..3 {
