@@ -32,7 +32,7 @@ from eager_detector import EagerDetector, Features, Predictions
 from rows import RESULTS, interleave, refuse_debug_build, report
 from torch import Tensor
 
-from fiber.checkpoints.key_map import load_published, published_state
+from fiber.checkpoints.published import load_published, published_state
 from fiber.config import FiberConfig, preset
 from fiber.models.fiber.backbone import BackboneOutput
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector

@@ -31,10 +31,9 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw
+from fiber.training.objectives import Draw, TrainStep
 from fiber.training.optim import build_optimizer
 from fiber.training.split_backward import SplitGraph
-from fiber.training.step import TrainStep
 
 PEER = "eager, published passes"
 OURS = "fiber"

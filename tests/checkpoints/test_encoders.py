@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, load_tower, tower_states
-from fiber.checkpoints.key_map import resize_bias_table
+from fiber.checkpoints.published import resize_bias_table
 from fiber.config import FiberConfig, RobertaConfig, SwinConfig, preset
 from fiber.models.encoders.keys import tower_layout
 from fiber.models.fiber.detector import FiberDetector

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fiber.checkpoints.init_from import initialize
-from fiber.checkpoints.key_map import resize_bias_table
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
+from fiber.checkpoints.published import resize_bias_table
 from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.models.registry import build_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.init_from import transfer_backbone
-from fiber.checkpoints.key_map import load_published, published_state
+from fiber.checkpoints.published import load_published, published_state
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fiber.checkpoints.key_map import load_published, published_state
+from fiber.checkpoints.published import load_published, published_state
 from fiber.config import preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.keys import fine_keys

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.key_map import load_published, unstack
+from fiber.checkpoints.published import load_published, unstack
 from fiber.config import (
     IMAGE_TEXT_HEADS,
     FiberConfig,

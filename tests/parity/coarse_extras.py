@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fiber import _core
-from fiber.checkpoints.key_map import resize_bias_table
+from fiber.checkpoints.published import resize_bias_table
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, RobertaConfig
 from fiber.data import ImageTransform, RandAugment
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.losses.itm import matching_labels
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys import ignored_coarse_key

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys import coarse_keys, ignored_coarse_key
 from fiber.training.config.run import OptimConfig

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.key_map import load_published, published_state, unstack
+from fiber.checkpoints.published import load_published, published_state, unstack
 from fiber.config import DetectorConfig, FiberConfig, FusionConfig, RobertaConfig, SwinConfig
 from fiber.data.batch import GroundingBatch
 from fiber.models.fiber.detector import FiberDetector

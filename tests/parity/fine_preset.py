@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.models.fiber.detector import FiberDetector
 from tests.golden import FINE
 from tests.parity.fine_case import LEVELS, FineCase

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.losses.grounding import grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.training.config.run import load_recipe

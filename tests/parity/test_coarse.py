@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.kernels import use_backend
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys import ignored_coarse_key

@@ -5,8 +5,7 @@ import torch
 
 from fiber.training.config.tasks import CaptionTask, ImageTextTask
 from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, caption_losses
-from fiber.training.step import TrainStep
+from fiber.training.objectives import Draw, TrainStep, caption_losses
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_objectives import image_text_losses, model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal

@@ -14,8 +14,7 @@ from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed import joined
 from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw
-from fiber.training.step import TrainStep
+from fiber.training.objectives import Draw, TrainStep
 from fiber.training.task_loaders import TaskLoaders
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config

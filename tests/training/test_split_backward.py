@@ -8,9 +8,8 @@ import torch
 
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw
+from fiber.training.objectives import Draw, TrainStep
 from fiber.training.split_backward import SplitGraph
-from fiber.training.step import TrainStep
 from tests.training.micro_runs import coarse_config
 from tests.training.test_objectives import model_and_batches
 

@@ -14,7 +14,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import trainer
-from fiber.training.step import TrainStep
+from fiber.training.objectives import TrainStep
 from fiber.training.train import train
 from tests.processes import start_python
 from tests.training import micro_runs

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fiber.checkpoints.key_map import load_mapped, resize_bias_tables, sort_unmapped, unstack
+from fiber.checkpoints.published import load_mapped, resize_bias_tables, sort_unmapped, unstack
 from fiber.config import FiberConfig
 from fiber.models.encoders.keys import (
     KeyMap,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fiber.atomic_io import write_file
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, SwinLayout, tower_states
-from fiber.checkpoints.key_map import published_state
+from fiber.checkpoints.published import published_state
 from fiber.checkpoints.torch_file import (
     SETTINGS,
     SUFFIXES,

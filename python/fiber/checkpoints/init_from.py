@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, load_tower
-from fiber.checkpoints.key_map import resize_bias_table
 from fiber.checkpoints.load import Towers
 from fiber.checkpoints.model_dir import StoredModel
+from fiber.checkpoints.published import resize_bias_table
 from fiber.config import PRESETS, FiberConfig
 from fiber.models.registry import Network
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.key_map import load_published, resize_bias_tables
 from fiber.checkpoints.model_dir import StoredModel, load_model
+from fiber.checkpoints.published import load_published, resize_bias_tables
 from fiber.checkpoints.torch_file import (
     SUFFIXES,
     Checkpoint,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fiber.atomic_io import read_json, write_file, write_json
-from fiber.checkpoints.key_map import resize_bias_tables
 from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.published import resize_bias_tables
 from fiber.config import FiberConfig
 from fiber.config_io import from_dict, to_dict
 from fiber.data import Tokenizer

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.caption import (
@@ -22,6 +22,7 @@ from fiber.losses.caption import (
     self_critical_loss,
 )
 from fiber.losses.distributed import fetch_rows, rank, row_counts, world_size
+from fiber.losses.grounding import grounding_losses
 from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import (
@@ -38,8 +39,10 @@ from fiber.losses.itm import (
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
 from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
+from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.config.tasks import CaptionTask, ImageTextTask
+from fiber.training.config.tasks import CaptionTask, ImageTextTask, TasksConfig
+from fiber.training.objective_state import ObjectiveState
 from fiber.training.scst import CaptionRewards
 from fiber.training.split_backward import SplitGraph
 
@@ -299,3 +302,86 @@ def _generators(
         torch.Generator(device).manual_seed(int(uniform * 2**53))
         for uniform in uniforms.tolist()
     ]
+
+
+class TrainStep(nn.Module):
+    """Model and objectives: the module to wrap with torch.compile, FSDP2 or DDP.
+
+    `forward` is an ordinary forward pass that leaves one graph:
+
+        losses = step(task, batch, draw)
+        sum(weights[name] * loss for name, loss in losses.items()).backward()
+
+    `branches` computes the same losses one branch at a time, for callers that run each backward
+    before the next one is computed (see `fiber.training.split_backward`).
+
+    The parameters are those of the model alone; `state` is saved by the trainer.
+    """
+
+    def __init__(
+        self,
+        model: FiberImageText | FiberDetector,
+        tasks: TasksConfig,
+        state: ObjectiveState | None = None,
+    ) -> None:
+        """Args:
+        model: the detector for the task "grounding", else the image-text model.
+        tasks: settings of all tasks.
+        state: of the objectives that keep one, such as the ITC queue; None for the others.
+        """
+        super().__init__()
+        self.model = model
+        self.tasks = tasks
+        self.state = state if state is not None else ObjectiveState()
+
+    def forward(self, task: str, batch: Any, draw: Draw) -> dict[str, Tensor]:
+        """Compute the losses of one task.
+
+        Args:
+            task: a field of `TasksConfig`.
+            batch: of the type that the task reads.
+            draw: key of the random numbers of this micro-batch.
+
+        Returns:
+            Unweighted scalars by name. Their mean over the ranks is the loss of the whole batch.
+        """
+        return {
+            name: loss
+            for losses in self.branches(task, batch, draw)
+            for name, loss in losses.items()
+        }
+
+    def branches(
+        self, task: str, batch: Any, draw: Draw, split: SplitGraph | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Compute the losses of one task branch by branch.
+
+        Iterate to the end: the ITC queue takes in the batch after the last branch.
+
+        Args:
+            task: a field of `TasksConfig`.
+            batch: of the type that the task reads.
+            draw: key of the random numbers of this micro-batch.
+            split: cuts what branches share from the graph. The caller then runs each branch
+                backward before it asks for the next one, and `split.backward()` at the end.
+
+        Yields:
+            Unweighted scalars by name, different names in each branch.
+        """
+        if isinstance(self.model, FiberDetector):
+            output = self.model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)
+            yield grounding_losses(output, batch, self.model.config)
+        elif task == "image_text":
+            yield from image_text_branches(
+                self.model, batch, self.tasks.image_text, draw, self.state.queue, split
+            )
+        elif task == "question":
+            yield vqa_losses(self.model, batch)
+        elif task == "reasoning":
+            yield nlvr2_losses(self.model, batch)
+        elif self.state.rewards is not None:
+            yield self_critical_losses(
+                self.model, batch, self.tasks.caption, draw, self.state.rewards
+            )
+        else:
+            yield caption_losses(self.model, batch, self.tasks.caption, self.state.reference)

@@ -38,7 +38,7 @@ from fiber.training.distributed import (
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter
 from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw
+from fiber.training.objectives import Draw, TrainStep
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -51,7 +51,6 @@ from fiber.training.optim import (
 from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
-from fiber.training.step import TrainStep
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.validation import Validation
 

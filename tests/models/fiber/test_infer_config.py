@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.checkpoints.key_map import load_published, published_state
+from fiber.checkpoints.published import load_published, published_state
 from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
 from fiber.config_io import replace_fields
 from fiber.models.fiber.detector import FiberDetector
