@@ -1,4 +1,4 @@
-"""FIBER: one vision-language model for whole images and for regions."""
+"""FIBER: a vision-language model for whole images and for regions."""
 
 import importlib
 import warnings

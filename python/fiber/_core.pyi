@@ -1,6 +1,6 @@
-"""Typed face of the Rust extension; `python -m mypy.stubtest fiber._core` checks it."""
+"""Types of the Rust extension, checked by `python -m mypy.stubtest fiber._core`."""
 
-# ruff: noqa: A002 - `filter` is Pillow's word for the kernel of a resize.
+# ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
 
 import sys
 from collections.abc import Sequence
@@ -42,50 +42,50 @@ __all__ = [
 ]
 
 __version__: Final[str]
-#: "debug" where the extension was built without optimisation.
+#: "debug" if the extension was built without optimization.
 build_profile: Final[str]
 
 class DecodeError(ValueError):
-    """A picture whose bytes cannot be decoded; the message names the file and the reason."""
+    """Error for an image that cannot be decoded; the message names the file and the reason."""
 
-    #: "corrupt"; "unsupported" for a kind of picture that is not decoded and for too many pixels.
+    #: "corrupt", or "unsupported" for unsupported image types and too many pixels.
     status: str
 
 @final
 class Buffer:
-    """An array of Rust's memory.
+    """Array in memory owned by Rust.
 
-    It implements the buffer protocol, writable: `numpy.asarray(buffer)` and
-    `torch.frombuffer(buffer, dtype=...)` share its memory.
+    Implements the writable buffer protocol: `numpy.asarray(buffer)` and `torch.frombuffer(buffer,
+    dtype=...)` share its memory.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length of every dimension."""
+        """Size of each dimension."""
 
     @property
     def dtype(
         self,
     ) -> Literal["uint8", "float16", "bfloat16", "float32", "int64", "bool"]:
-        """Type of the values, by numpy's name."""
+        """NumPy name of the element type."""
 
-    # Older versions have the protocol, but not under this name.
+    # Older versions implement the protocol without this method.
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class ImageTransform:
-    """What happens to a picture, and to the boxes in it, on its way into a batch.
+    """Preprocessing of an image and its boxes: resize, augmentation and normalization.
 
-    Every transform resizes with antialiasing (`filter` "bilinear" or "bicubic"), so that no value
-    differs from Pillow's where that takes rows first (docs/loader.md, "Pixels"); with
-    `resize="fast"` values may differ by one level of 255 where that saves time, which it does with
-    AVX2 and up to a fourfold reduction. Then it writes
-    (value / 255 - mean) / std in single precision. `mean` and `std` are always red first, also
-    where `channel_order` is "bgr"; the defaults are ImageNet's. In batches, mirroring swaps the
-    words for left and right in the text too. `color_jitter`, then `rand_augment` work on the
-    resized and mirrored picture; where there are boxes, a `rand_augment` whose operations move
-    pixels is refused with a ValueError.
+    Resizing is antialiased (`filter` "bilinear" or "bicubic"). Its values equal Pillow's where
+    Pillow resizes rows first (docs/loader.md, "Pixels"). `resize="fast"` may differ by one level of
+    255; it is faster with AVX2 and for reductions of up to four times. Outputs are (value / 255 -
+    mean) / std in float32. `mean` and `std` are in RGB order, also with `channel_order="bgr"`; the
+    defaults are ImageNet's.
+
+    In batches, a horizontal flip also swaps the words for left and right in the text.
+    `color_jitter`, then `rand_augment` are applied after resize and flip. With boxes, a
+    `rand_augment` whose operations move pixels raises ValueError.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Resize to exactly size x size pixels; the aspect ratio is not kept."""
+        """Resize to size x size pixels without keeping the aspect ratio."""
 
     @staticmethod
     def random_resized_crop(
@@ -117,22 +117,11 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Cut out a random rectangle and resize it to size x size pixels.
+        """Crop a random rectangle and resize it to size x size pixels.
 
-        Boxes whose centre lies outside, or of which less than a tenth is left, are dropped.
-
-        Args:
-            size: Side in pixels.
-            scale: Least and largest part of the picture's area; default (0.5, 1.0).
-            ratio: Least and largest width / height; default (3 / 4, 4 / 3).
-            flip_probability: Probability of mirroring left and right.
-            color_jitter: See the class.
-            rand_augment: See the class.
-            filter: See the class.
-            resize: See the class.
-            channel_order: See the class.
-            mean: See the class.
-            std: See the class.
+        The crop covers a fraction of the image's area in `scale`, (0.5, 1.0) by default, with a
+        width / height in `ratio`, (3 / 4, 4 / 3) by default. Boxes whose center is outside the
+        crop, or of which less than a tenth remains, are dropped.
         """
 
     @staticmethod
@@ -152,36 +141,28 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Resize the shorter side to one of `sizes`, keeping the aspect ratio.
+        """Resize the shorter side to a length drawn from `sizes`, keeping the aspect ratio.
 
-        Args:
-            sizes: Lengths in pixels, one of which is drawn for each picture.
-            max_size: Longest longer side in pixels; the shorter one gives way. It is rounded to
-                whole pixels, as published, so that the longer one may be up to a third longer where
-                it comes to a few. Where it comes to less than two, it is one pixel and the longer
-                one at most this, and the aspect ratio is not kept.
-            crop_probability: Probability that a part of about the picture's shape is cut out first.
-                A box whose centre lies outside the part, or of which less than a tenth is left, is
-                dropped; the others are cut. A part without any of the picture's boxes is not taken.
-            crop_scale: Least and largest part of the area that is kept; default (0.5, 1.0).
-            flip_probability: Probability of mirroring left and right.
-            color_jitter: See the class.
-            rand_augment: See the class.
-            divisor: A batch is padded right and bottom, with zeros, to the largest height and
-                width, rounded up to a multiple of this.
-            filter: See the class.
-            resize: See the class.
-            channel_order: See the class.
-            mean: See the class.
-            std: See the class.
+        `max_size` limits the longer side, in pixels, by reducing the shorter one. As published, the
+        shorter side is rounded to whole pixels, so the longer one may exceed the limit by up to a
+        third if the shorter one has only a few. A shorter side below two pixels becomes one pixel
+        and the longer side at most `max_size`, without keeping the aspect ratio.
+
+        With `crop_probability`, the image is first cropped to about its own shape, keeping a
+        fraction of the area in `crop_scale`, (0.5, 1.0) by default. Boxes are clipped to the crop.
+        A box whose center is outside, or of which less than a tenth remains, is dropped. A crop
+        without any of the image's boxes is not used.
+
+        Batches are zero-padded on the right and bottom to the largest height and width, rounded up
+        to a multiple of `divisor`.
         """
 
     @property
     def is_square(self) -> bool:
-        """Whether every picture comes out with the same height and width."""
+        """Whether all outputs have the same height and width."""
 
     def describe(self) -> dict[str, Any]:
-        """Every setting by name, ready for JSON; `kind` is the constructor's name."""
+        """Return all settings as JSON values; `kind` is the constructor's name."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -189,20 +170,20 @@ class ImageTransform:
 
 @final
 class ColorJitter:
-    """Brightness, contrast, saturation and hue at random, with torchvision's values.
+    """Random brightness, contrast, saturation and hue, with torchvision's values.
 
-    Each factor is drawn from its range, then the changes are carried out in a random order. Against
-    `torchvision.transforms.v2.ColorJitter` of a uint8 tensor nothing differs but few values of
-    contrast, by one level: torchvision rounds the mean of the picture.
+    Each factor is drawn from its range, and the changes are applied in random order. Results equal
+    `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that a few values of contrast
+    differ by one level: torchvision rounds the mean of the image.
 
     Args:
-        brightness: Least and largest factor of every value.
-        contrast: Least and largest factor of the distance from the mean grey.
-        saturation: Least and largest factor of the distance from a pixel's own grey.
-        hue: Least and largest turn, in parts of the circle from -0.5 to 0.5.
+        brightness: Range of the factor on every value.
+        contrast: Range of the factor on the distance from the mean gray.
+        saturation: Range of the factor on the distance from a pixel's own gray.
+        hue: Range of the hue shift, in fractions of the circle from -0.5 to 0.5.
 
     Raises:
-        ValueError: for what is no range.
+        ValueError: for an invalid range.
     """
 
     def __new__(
@@ -214,7 +195,7 @@ class ColorJitter:
         hue: tuple[float, float] = ...,
     ) -> ColorJitter: ...
     def describe(self) -> dict[str, Any]:
-        """Every setting by name, ready for JSON."""
+        """Return all settings as JSON values."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -222,23 +203,22 @@ class ColorJitter:
 
 @final
 class RandAugment:
-    """Operations drawn for each picture, with replacement, all of one magnitude.
+    """Random operations per image, drawn with replacement, all of one magnitude.
 
-    The values that come out are those of the published fine-tuning code with OpenCV 5.0, bit by
-    bit: AutoContrast and Equalize work on each channel; Brightness and Sharpness take a factor (as
-    published, Sharpness wraps around where it passes 0 or 255); ShearX and ShearY take a factor,
-    TranslateX and TranslateY pixels, Rotate degrees, all in either direction, and what comes from
-    outside of the picture is 128.
+    Results equal those of the published fine-tuning code with OpenCV 5.0 bit by bit. AutoContrast
+    and Equalize work per channel. Brightness and Sharpness take a factor; as published, Sharpness
+    wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and TranslateY
+    pixels, Rotate degrees, all in either direction; pixels from outside the image are 128.
 
     Args:
-        num_ops: How many operations are drawn; 0 leaves pictures as they are.
+        num_ops: Number of operations drawn; 0 disables.
         magnitude: Strength of every operation, 0 to 10.
-        probability: Probability that an operation that was drawn is carried out.
-        operations: What is drawn from, a repeated name the more often; by default all ten, among
-            them Identity, which does nothing.
+        probability: Probability of applying a drawn operation.
+        operations: Names to draw from; repeated names are drawn more often. Default: all ten,
+            including Identity, which does nothing.
 
     Raises:
-        ValueError: for an unknown operation, and for a number outside its range.
+        ValueError: for an unknown operation or a number out of range.
     """
 
     def __new__(
@@ -250,10 +230,10 @@ class RandAugment:
         operations: Sequence[str] = ...,
     ) -> RandAugment: ...
     def arguments(self) -> dict[str, float | None]:
-        """Give the argument of each operation, without its sign; None where it takes none."""
+        """Return the unsigned argument of each operation; None for operations without one."""
 
     def describe(self) -> dict[str, Any]:
-        """Every setting by name, ready for JSON."""
+        """Return all settings as JSON values."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -261,14 +241,14 @@ class RandAugment:
 
 @final
 class Tokenizer:
-    """Texts to tokens, by any tokenizer.json, with the ids and offsets of the package `tokenizers`.
+    """Tokenizer for any tokenizer.json, with the ids and offsets of the package `tokenizers`.
 
-    A byte-level BPE with GPT-2's pattern and no normaliser (RoBERTa, GPT-2) goes through code of
-    its own, everything else through the crate `tokenizers`. What the file says of truncation is not
-    read: `max_tokens` cuts on the right, and what the file puts around every text always stays.
+    Byte-level BPE with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) runs in fiber's own code,
+    everything else in the crate `tokenizers`. Truncation settings of the file are ignored:
+    `max_tokens` truncates on the right and always keeps the BOS/EOS template.
 
-    The models of fiber read one kind only, see `check_for_models`; `from_vocabulary` and `train`
-    make that kind.
+    Models of fiber accept only one kind, see `check_for_models`; `from_vocabulary` and `train`
+    produce it.
     """
 
     @staticmethod
@@ -278,99 +258,98 @@ class Tokenizer:
         """Read a tokenizer.json.
 
         Args:
-            path: The file.
-            pad_token: What fills rows up, if not what the file's `padding` says (where its id and
-                its token agree) or a token with a known name (<pad>, [PAD], <|pad|> and the like).
-                Where there is none of these, the token behind every text pads, else the one that
-                ends texts (<|endoftext|>, </s> and the like), else the id 0; `text_mask` tells
-                what is real.
-            mask_token: What hides a word, if not <mask>, [MASK] or the like. A tokenizer without
-                one does everything but masking.
+            path: Path of the file.
+            pad_token: Padding token. Default: the first that exists of the file's `padding` (if its
+                id and token agree), a token with a known name (<pad>, [PAD], <|pad|> and the like),
+                the token after every text, the token that ends texts (<|endoftext|>, </s> and the
+                like), and id 0. `text_mask` marks real tokens.
+            mask_token: Mask token. Default: <mask>, [MASK] or the like. Without one, only masking
+                is unavailable.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is no tokenizer.json, or lacks a token that is named.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it is not a tokenizer.json, or lacks a named token.
         """
 
     @staticmethod
     def from_json(
         json: str, *, pad_token: str | None = None, mask_token: str | None = None
     ) -> Tokenizer:
-        """Read the text of a tokenizer.json; see `from_file`."""
+        """Parse the text of a tokenizer.json; see `from_file`."""
 
     @staticmethod
     def from_vocabulary(
         vocab_json_path: str | PathLike[str], merges_path: str | PathLike[str]
     ) -> Tokenizer:
-        """Read RoBERTa's two files, vocab.json and merges.txt.
+        """Read RoBERTa's vocab.json and merges.txt.
 
-        A <mask> in a text takes the spaces in front of it, as the published tokenizer.json says and
-        `transformers` 4 does. `transformers` 5 makes another token of them where it reads these two
-        files, unless it is given `mask_token=AddedToken("<mask>", lstrip=True)`.
+        <mask> in a text absorbs the spaces before it, as in the published tokenizer.json and in
+        `transformers` 4. `transformers` 5 makes them another token when it reads these two files,
+        unless given `mask_token=AddedToken("<mask>", lstrip=True)`.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if they do not fit, or models cannot read them.
+            ValueError: if the files do not match, or models cannot use them.
         """
 
     @staticmethod
     def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """Learn a vocabulary like RoBERTa's from texts; deterministic.
+        """Train a vocabulary like RoBERTa's; deterministic.
 
-        It is smaller than asked for where too few pairs repeat. Every byte has a token, so that
-        any text can be encoded.
+        It is smaller than `vocab_size` if too few pairs repeat. Every byte has a token, so any text
+        can be encoded.
 
         Raises:
             ValueError: if `vocab_size` is below 261, the bytes and special tokens.
         """
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a tokenizer.json; it appears whole or not at all."""
+        """Write a tokenizer.json atomically."""
 
     def to_json(self) -> str:
-        """Give the text of a tokenizer.json.
+        """Return the text of a tokenizer.json.
 
-        A padding or mask token that could not be found again by its name stands in its `padding`,
-        which the package `tokenizers` reads too: it then pads what it encodes in batches.
+        A padding or mask token that cannot be found by name is recorded in `padding`. The package
+        `tokenizers` reads that field too and then pads batches.
         """
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary, special ones included."""
+        """Number of tokens, including special ones."""
 
     @property
     def pad_id(self) -> int:
-        """Id that fills rows up; see `from_file`."""
+        """Id of the padding token; see `from_file`."""
 
     @property
     def mask_id(self) -> int | None:
-        """Id of the token that hides a word; None where there is none."""
+        """Id of the mask token, if any."""
 
     @property
     def unknown_id(self) -> int | None:
-        """Id of the token for what the vocabulary lacks; None where there is none."""
+        """Id of the unknown token, if any."""
 
     @property
     def start_ids(self) -> list[int]:
-        """Ids in front of every text."""
+        """Ids before every text."""
 
     @property
     def end_ids(self) -> list[int]:
-        """Ids behind every text."""
+        """Ids after every text."""
 
     @property
     def special_ids(self) -> list[int]:
-        """All of the ids above and those that the file calls special, ascending; never masked."""
+        """The ids above and those marked special in the file, ascending; never masked."""
 
     @property
     def is_fast(self) -> bool:
-        """Whether texts go through fiber's own byte-level BPE, not through the crate."""
+        """Whether texts are encoded by fiber's own byte-level BPE instead of the crate."""
 
     def check_for_models(self) -> None:
-        """Refuse a vocabulary that fiber's models cannot read.
+        """Check that fiber's models can use the vocabulary.
 
-        They need RoBERTa's ids: those of <s> <pad> </s> <unk> are 0 to 3, <mask> has the last id,
-        and <s> and </s> stand around every text.
+        They need RoBERTa's ids: 0 to 3 for <s> <pad> </s> <unk>, the last id for <mask>, and <s>
+        and </s> around every text.
 
         Raises:
             ValueError: with the first difference.
@@ -379,20 +358,19 @@ class Tokenizer:
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Split a text into tokens, those around every text included.
+        """Encode a text, including the BOS/EOS template.
 
         Args:
-            text: Any text, "" too.
-            max_tokens: Longest result; longer ones are cut, but for what stands around every text.
+            text: Any text, including "".
+            max_tokens: Maximum number of tokens; truncation keeps the template.
 
         Returns:
-            Ids, and for each the half-open span of code points that it covers, as the file says:
-            in RoBERTa's without the space in front of a word. What stands around every text
-            covers (0, 0).
+            Ids and the half-open span of code points of each, as defined by the file (for RoBERTa
+            without the space before a word). Spans of the template are (0, 0).
 
         Raises:
-            ValueError: if `max_tokens` cannot hold what stands around every text, or a text holds
-                what the vocabulary lacks and has no token for.
+            ValueError: if `max_tokens` cannot hold the template, or the text has characters that
+                the vocabulary lacks and there is no unknown token.
         """
 
     def encode_batch(
@@ -403,21 +381,21 @@ class Tokenizer:
         pad_to: int | None = None,
         offsets: bool = False,
     ) -> dict[str, Buffer]:
-        """Split B texts into padded arrays of L tokens.
+        """Encode B texts into padded arrays of L tokens.
 
         Args:
             texts: Any texts.
-            max_tokens: Longest text, as in `encode`.
-            pad_to: L; the longest text's tokens unless given.
-            offsets: Whether spans are wanted.
+            max_tokens: As in `encode`.
+            pad_to: L; default: tokens of the longest text.
+            offsets: Whether to return spans.
 
         Returns:
-            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True = real token, and where wanted
-            "offsets" (B, L, 2) int64, as `encode` gives them and (0, 0) for padding.
+            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True = real token, and with `offsets`
+            the spans, "offsets" (B, L, 2) int64, (0, 0) for padding.
 
         Raises:
-            ValueError: as `encode`, and if `pad_to` is below the longest text's tokens.
-            MemoryError: if the system has no memory for the list of texts or for the arrays.
+            ValueError: as `encode`, and if `pad_to` is less than the longest text's tokens.
+            MemoryError: if the list of texts or the arrays cannot be allocated.
         """
 
     def encode_masked_batch(
@@ -431,26 +409,27 @@ class Tokenizer:
         max_tokens: int | None = None,
         pad_to: int | None = None,
     ) -> dict[str, Buffer]:
-        """Split B texts and mask words, as the loader does.
+        """Encode B texts and mask tokens for MLM, as the loader does.
 
         Args:
             texts: Any texts.
-            mlm_probability: Of a token to be picked that is not special: 80 % of those become the
-                mask, 10 % another token (as published, also a special one where models can read the
-                vocabulary, else none).
-            seed: Start of the draws.
-            epoch: Epoch of the draws.
-            indices: Number of each text's sample; draws depend on nothing else.
+            mlm_probability: Probability of picking a non-special token. 80 % of picked tokens
+                become the mask, 10 % another token (as published, also a special one if models can
+                use the vocabulary).
+            seed: Seed of the random numbers.
+            epoch: Epoch of the random numbers.
+            indices: Sample index of each text; random numbers depend only on it, the seed and the
+                epoch.
             max_tokens: As in `encode_batch`.
             pad_to: As in `encode_batch`.
 
         Returns:
-            "token_ids", "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; the label of
-            a token that was not picked is -100.
+            "token_ids", "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; the label of a
+            token that was not picked is -100.
 
         Raises:
-            ValueError: as `encode_batch`, for a probability outside 0 to 1 or above 0 where there
-                is no mask token, and if there is not one number for each text.
+            ValueError: as `encode_batch`; for a probability outside [0, 1], or above 0 without a
+                mask token; and if there is not one index for each text.
             MemoryError: as `encode_batch`.
         """
 
@@ -461,7 +440,7 @@ class Tokenizer:
         *,
         max_tokens: int | None = None,
     ) -> Buffer:
-        """Tell for every box which tokens of a text name it; long texts are kept encoded.
+        """Map each box to the tokens of the text that name it; encodings of long texts are cached.
 
         Args:
             text: The caption or prompt.
@@ -473,7 +452,7 @@ class Tokenizer:
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Join tokens to a text; special ones are left out.
+        """Decode ids to text, skipping special tokens.
 
         Raises:
             ValueError: for an id outside the vocabulary.
@@ -488,8 +467,8 @@ class WholeWordMasking:
 
     Args:
         tokenizer: Byte-level BPE of fiber's models (`Tokenizer.check_for_models`).
-        probability: Of a word to be picked.
-        seed: Of the random numbers.
+        probability: Probability of picking a word.
+        seed: Seed of the random numbers.
 
     Raises:
         ValueError: if `probability` is not in [0, 1], or the tokenizer is of another kind.
@@ -529,7 +508,7 @@ class WholeWordMasking:
 
 @final
 class Loader:
-    """Threads that turn records into batches; see `fiber.data.DataLoader`."""
+    """Thread pool that turns records into batches; see `fiber.data.DataLoader`."""
 
     def __new__(
         cls,
@@ -554,70 +533,70 @@ class Loader:
     ) -> Loader: ...
     @property
     def picture_bytes(self) -> tuple[int, int]:
-        """Bytes of all batches' pictures that are held, and the most that there ever were."""
+        """Bytes held by the images of all batches: current and peak."""
     def open(self) -> Session:
-        """Begin a pass."""
+        """Start a session."""
 
 @final
 class Session:
-    """One pass over data: batches of records go in, finished batches come out in order."""
+    """One iteration over data: takes records batch by batch, returns finished batches in order."""
 
     def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
-        """Hand in the records of one batch; returns at once.
+        """Submit the records of one batch; returns immediately.
 
-        Each is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
+        A record is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
         None, truth or None, annotated (height, width) or None); answers are (index in the
         vocabulary, score).
         """
 
     def replace(self, records: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
-        """Hand in other records for places of the batch that `next` named."""
+        """Submit other records for the batch positions that `next` reported."""
 
     def finish(self) -> None:
-        """Say that no more batches will be handed in."""
+        """Signal that no more batches will be submitted."""
 
     def close(self) -> None:
-        """Give up what is waiting."""
+        """Discard pending batches."""
 
     def next(self) -> dict[str, Any] | list[tuple[int, str, str, str]] | None:
-        """Wait for the next batch without the interpreter lock; None after the last one.
+        """Wait for the next batch without holding the GIL; None after the last one.
 
-        A list instead names bad samples of the next batch, which waits for others: (place in the
-        batch, key, status, reason).
+        A list instead reports bad samples of the next batch, which waits for replacements:
+        (position in the batch, key, status, reason).
 
         Raises:
             FileNotFoundError, DecodeError, ValueError: for a bad record, with its key.
-            MemoryError: if the system has no memory for the batch, with its bytes and its shape;
-                the next one can be had.
+            MemoryError: if the batch cannot be allocated, with its bytes and shape; the next batch
+                is still available.
         """
 
 def probe_image(data: bytes) -> tuple[int, int, str]:
     """Read (height, width, format) without decoding the pixels.
 
-    The format is "jpeg", "png", "webp", "gif", "bmp" or "tiff", told from the content.
+    The format is "jpeg", "png", "webp", "gif", "bmp" or "tiff", detected from the content.
     """
 
 def decode_image(
     data: bytes, *, max_pixels: int = ..., background: tuple[int, int, int] | None = None
 ) -> Buffer:
-    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8, red first.
+    """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
-    As Pillow's `convert("RGB")`: grey is repeated, orientation tags are not applied, of several
-    frames the first is taken. Of 16 bits the upper eight are taken.
+    As Pillow's `convert("RGB")`: gray is repeated, orientation tags are not applied, and only the
+    first frame is read. 16-bit values keep their upper eight bits.
 
     Args:
-        data: The bytes of a picture file.
-        max_pixels: Largest picture; default 178,956,970, Pillow's limit.
-        background: Red, green and blue that what is transparent is laid over; None drops alpha.
+        data: Content of an image file.
+        max_pixels: Maximum number of pixels; default 178,956,970, Pillow's limit.
+        background: RGB color under transparent pixels; None drops alpha.
 
     Raises:
-        DecodeError: for other formats, broken or truncated bytes, kinds of a format that are not
-            supported, and too many pixels.
-        MemoryError: if the system has no memory for the pixels.
+        DecodeError: for other formats, corrupt or truncated data, unsupported variants of a format,
+            and too many pixels.
+        MemoryError: if the pixels cannot be allocated.
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Read (height, width, EXIF orientation 1 to 8) of a JPEG; 1 where it has no valid one."""
+    """Read (height, width, EXIF orientation 1 to 8) of a JPEG; 1 without a valid one."""
 
 def decode_jpeg(
     data: bytes,
@@ -628,26 +607,26 @@ def decode_jpeg(
     instructions: str | None = None,
     beside: bytes | None = None,
 ) -> tuple[Buffer, str | None]:
-    """Decode a JPEG to (H, W, 3) uint8, filled in where it is damaged, and say why.
+    """Decode a JPEG to (H, W, 3) uint8 RGB, filling in damaged parts.
 
-    Every value is libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`.
+    Values equal libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`.
 
     Args:
-        data: The bytes of a JPEG file.
-        divisor: 1, 2, 4 or 8: decode to that part of height and width, rounded up.
-        stop_row: The first row that is not needed.
-        max_pixels: Largest picture in the file; default 178,956,970, Pillow's limit.
-        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
-            them give the same picture.
-        beside: Another JPEG file that is decoded at the same time, as the loader's threads do; what
-            it holds changes nothing.
+        data: Content of a JPEG file.
+        divisor: 1, 2, 4 or 8; height and width are divided by it, rounded up.
+        stop_row: First row that is not needed.
+        max_pixels: Maximum number of pixels in the file; default 178,956,970, Pillow's limit.
+        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
+            has. All give the same image.
+        beside: Another JPEG file to decode concurrently, as in the loader's threads; its content
+            has no effect.
 
     Returns:
-        The picture, and why some of it is filled in, or None where nothing is.
+        The image, and the reason why parts are filled in, or None.
 
     Raises:
-        DecodeError: for what is no JPEG, unsupported ("unsupported" in the message), hopeless, or
-            larger than `max_pixels`.
+        DecodeError: if the data is not a JPEG, unsupported ("unsupported" in the message), too
+            damaged, or larger than `max_pixels`.
         ValueError: for another divisor, and for instructions that the processor lacks.
     """
 
@@ -657,10 +636,10 @@ def read_image(
     max_pixels: int = ...,
     background: tuple[int, int, int] | None = None,
 ) -> Buffer:
-    """Read and decode a picture file; see `decode_image`.
+    """Read and decode an image file; see `decode_image`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         DecodeError: with the file's name.
     """
 
@@ -678,20 +657,20 @@ def resize_image(
     """Resize a uint8 array (H, W, 3) with antialiasing, as Pillow does, rows before columns.
 
     Args:
-        image: The array.
-        height: Of the output, in pixels.
-        width: Of the output, in pixels.
+        image: uint8 (H, W, 3).
+        height: Output height in pixels.
+        width: Output width in pixels.
         filter: "bilinear" or "bicubic".
         resize: "exact", or "fast" for values that may be one level off; see `ImageTransform`.
-        crop: (top, left, height, width) in pixels of what is resized; the whole picture if None.
-        rows_at_once: How many rows go in at a time, as from a decoder; 0 for all. Values do not
-            depend on it.
-        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
-            them give the same values if `resize` is "exact".
+        crop: (top, left, height, width) in pixels of the part to resize; None for the whole image.
+        rows_at_once: Number of rows processed at a time, as from a decoder; 0 for all. Values do
+            not depend on it.
+        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
+            has. All give the same values if `resize` is "exact".
 
     Raises:
-        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop that leaves the
-            picture, an unknown filter or precision, and for instructions that the processor lacks.
+        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop outside the image, an
+            unknown filter or precision, and instructions that the processor lacks.
     """
 
 def normalize_image(
@@ -707,56 +686,56 @@ def normalize_image(
     std: Sequence[float] = ...,
     instructions: str | None = None,
 ) -> Buffer:
-    """Write a uint8 array (H, W, 3) as it stands in a batch, with zeros on the right and below.
+    """Normalize a uint8 array (H, W, 3) as for a batch, zero-padded on the right and bottom.
 
     Args:
-        image: The array.
-        height: Of the picture in the batch, in pixels; H or more.
-        width: Of the picture in the batch, in pixels; W or more.
+        image: uint8 (H, W, 3).
+        height: Output height in pixels; at least H.
+        width: Output width in pixels; at least W.
         layout: "chw" for (3, height, width), "hwc" for (height, width, 3).
-        dtype: "float32"; "float16" and "bfloat16", rounded from it to nearest with ties to even; or
-            "uint8", which is not normalised.
-        flip: Whether left and right are mirrored.
+        dtype: "float32"; "float16" or "bfloat16", rounded from it to nearest, ties to even; or
+            "uint8", which is not normalized.
+        flip: Whether to mirror left and right.
         channel_order: "rgb" or "bgr".
-        mean: Subtracted from values in [0, 1]; red first. ImageNet's by default.
-        std: Divides what is left; red first. ImageNet's by default.
-        instructions: "scalar", "neon", "avx2" or "avx512"; the processor's widest if None. All of
-            them give the same bytes.
+        mean: Subtracted from values in [0, 1]; RGB order, default ImageNet's.
+        std: Divisor of the difference; RGB order, default ImageNet's.
+        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
+            has. All give the same bytes.
 
     Returns:
         The bytes of all values, without a shape.
 
     Raises:
-        ValueError: for a picture that does not fit, and unknown names.
+        ValueError: for an image that does not fit, and unknown names.
     """
 
 def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
-    """Carry one change of `ColorJitter` out on a uint8 array (H, W, 3), red first.
+    """Apply one change of `ColorJitter` to a uint8 RGB array (H, W, 3).
 
     Args:
-        image: The array.
+        image: uint8 (H, W, 3).
         change: "brightness", "contrast", "saturation" or "hue".
-        factor: 0 or more; of hue, -0.5 to 0.5.
+        factor: 0 or more; for hue -0.5 to 0.5.
 
     Raises:
-        ValueError: for an unknown change and a factor outside its range.
+        ValueError: for an unknown change or a factor out of range.
     """
 
 def augment_image(
     image: Buffer | np.ndarray, operation: str, argument: float | None = None
 ) -> Buffer:
-    """Carry one operation of `RandAugment` out on a uint8 array (H, W, 3), red first.
+    """Apply one operation of `RandAugment` to a uint8 RGB array (H, W, 3).
 
     Args:
         image: Sides of 1 to 4,194,304 pixels.
         operation: "Rotate" and so on.
-        argument: Its factor, pixels or degrees, with the sign: Rotate turns to the left, ShearX
-            moves lower rows to the right, ShearY moves columns on the right down, TranslateX moves
-            left, TranslateY up. None for an operation that takes none.
+        argument: Signed factor, pixels or degrees: Rotate turns left, ShearX moves lower rows
+            right, ShearY moves right columns down, TranslateX moves left, TranslateY up. None for
+            operations without an argument.
 
     Raises:
-        ValueError: for an unknown operation, an argument that is missing or not taken, and an
-            array of another shape.
+        ValueError: for an unknown operation, a missing or unexpected argument, and an array of
+            another shape.
     """
 
 def apply_transform(
@@ -768,29 +747,29 @@ def apply_transform(
     epoch: int = 0,
     index: int = 0,
 ) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
-    """Run a transform on one picture.
+    """Apply a transform to one image.
 
     Args:
-        image: A uint8 array (H, W, 3) or the bytes of a picture file.
-        transform: What to do.
-        boxes: (x0, y0, x1, y1) in pixels of the picture.
-        seed: With `epoch` and `index`, what the random draws depend on.
-        epoch: As in the loader, the epoch.
-        index: As in the loader, the place of the record.
+        image: uint8 (H, W, 3), or the content of an image file.
+        transform: The transform.
+        boxes: (x0, y0, x1, y1) in pixels of the image.
+        seed: With `epoch` and `index`, determines the random draws.
+        epoch: Epoch, as in the loader.
+        index: Index of the record, as in the loader.
 
     Returns:
-        A float32 array (3, H, W), padded to the transform's divisor; the boxes that are left, in
-        its pixels; and (height, width) without the padding.
+        A float32 array (3, H, W), padded to the transform's divisor; the remaining boxes in its
+        pixels; and (height, width) without the padding.
 
     Raises:
-        ValueError: for an array of another shape, for a box that reaches more than a pixel outside
-            the picture, and for boxes with a `rand_augment` that moves pixels.
+        ValueError: for an array of another shape, a box more than a pixel outside the image, and
+            boxes with a `rand_augment` that moves pixels.
     """
 
 def positive_map(
     offsets: Sequence[tuple[int, int]], char_spans: Sequence[Sequence[tuple[int, int]]]
 ) -> Buffer:
-    """Tell for every box which tokens name it.
+    """Map each box to the tokens that name it.
 
     Args:
         offsets: Span of code points of each token, from `Tokenizer.encode`.
@@ -803,13 +782,13 @@ def positive_map(
 def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Swap the words for left and right, and move spans of code points with them."""
+    """Swap the words for left and right, and shift the spans of code points accordingly."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
-    """Draw a number below `bound`; the same arguments give the same one."""
+    """Draw an integer in [0, bound), determined by the arguments."""
 
 def permutation(count: int, seed: int, epoch: int) -> Buffer:
-    """Draw the order of an epoch: an int64 array that holds every number below `count` once."""
+    """Draw the order of an epoch: an int64 permutation of range(count)."""
 
 _Floats = np.ndarray
 
@@ -825,21 +804,20 @@ def window_attention(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Write what tokens read inside their windows; see `fiber.kernels.window_attention`.
+    """Compute attention inside windows; see `fiber.kernels.window_attention`.
 
-    Args:
-        qkv: float32 (B, H, W, 3, h, d), d a multiple of 16; arrays are contiguous.
-        bias_table: float32 ((2 window - 1) ** 2, h).
-        qkv_bias: float32 (3, h, d).
-        out: float32 (B, H, W, h, d), written.
-        window: side of a window in tokens.
-        shift: roll of the map in tokens.
-        sizes: (height, width) of each sample's own map; None for the whole one.
-        threads: at most so many.
-        instructions: None for the widest that the processor has.
+    `window` and `shift` are in tokens; `sizes` holds the (height, width) of each sample's own map,
+    None for the whole one. At most `threads` threads run. `instructions` None uses the widest that
+    the processor has. Arrays are contiguous float32.
+
+    Shape:
+        qkv: (B, H, W, 3, h, d), d a multiple of 16.
+        bias_table: ((2 window - 1) ** 2, h).
+        qkv_bias: (3, h, d).
+        out: (B, H, W, h, d), output.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if shapes do not match.
     """
 
 def window_attention_backward(
@@ -857,21 +835,10 @@ def window_attention_backward(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Write the gradients of qkv, bias_table and qkv_bias, with one sum whatever the threads.
+    """Compute the gradients of `window_attention` into `of_qkv`, `of_bias_table` and `of_qkv_bias`.
 
-    Args:
-        grad: of what was read.
-        qkv: as in `window_attention`, like all that is not named here.
-        bias_table: see there.
-        qkv_bias: see there.
-        of_qkv: written, in the shape of qkv.
-        of_bias_table: written, in the shape of bias_table.
-        of_qkv_bias: written, in the shape of qkv_bias.
-        window: see there.
-        shift: see there.
-        sizes: see there.
-        threads: see there.
-        instructions: see there.
+    `grad` is the gradient of `out`. Each gradient has the shape of its input. Sums do not depend on
+    the number of threads. Other arguments as in `window_attention`.
     """
 
 def cross_attention(
@@ -886,21 +853,21 @@ def cross_attention(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Write what queries read of the keys of their own sample.
+    """Compute attention of queries to the keys of their own sample.
 
-    Args:
-        query: float32 (B, n, h, d), d a multiple of 16; arrays are contiguous.
-        key: float32 (B, m, h, d).
-        value: float32 (B, m, h, d).
-        out: float32 (B, n, h, d), written.
-        sums: float32 (B, h, n), written: logarithms in base 2 of the sums of exponentials.
-        key_lengths: the first so many keys of each sample are read.
-        key_mask: uint8 (B, m), 0 for a key that is not read; without both every one is.
-        threads: at most so many.
-        instructions: None for the widest that the processor has.
+    `key_lengths` selects the first keys of each sample, `key_mask` the keys that are not 0; without
+    both all keys are attended to. `threads` and `instructions` as in `window_attention`. Arrays are
+    contiguous float32.
+
+    Shape:
+        query: (B, n, h, d), d a multiple of 16.
+        key, value: (B, m, h, d).
+        out: (B, n, h, d), output.
+        sums: (B, h, n), output: log2 of the sums of exponentials.
+        key_mask: uint8 (B, m).
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if shapes do not match.
     """
 
 def cross_attention_backward(
@@ -919,20 +886,9 @@ def cross_attention_backward(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Write the gradients of query, key and value; those of keys that are not read are 0.
+    """Compute the gradients of `cross_attention` into `of_query`, `of_key` and `of_value`.
 
-    Args:
-        grad: of what was read.
-        query: as in `cross_attention`, like all that is not named here.
-        key: see there.
-        value: see there.
-        read: `out` of `cross_attention`.
-        sums: see there.
-        of_query: written, in the shape of query.
-        of_key: written, in the shape of key.
-        of_value: written, in the shape of value.
-        key_lengths: see there.
-        key_mask: see there.
-        threads: see there.
-        instructions: see there.
+    `grad` is the gradient of `out`; `read` and `sums` are the outputs `out` and `sums`. Each
+    gradient has the shape of its input; it is 0 for masked keys. Other arguments as in
+    `cross_attention`.
     """

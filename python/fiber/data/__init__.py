@@ -1,4 +1,4 @@
-"""Records, the readers that make them and the loader that turns them into batches."""
+"""Records, data set readers and the data loader."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,1 +1,1 @@
-"""The main job: scenes, coarse training, fine training, evaluation and a page to look at."""
+"""Demo: data, coarse and fine training, evaluation and an HTML report."""

@@ -1,7 +1,7 @@
-"""What training coarse before fine brings, and what fusion brings: trained without, measured alike.
+"""Ablations of the demo: fine training from scratch, and training without fusion.
 
-`python -m fiber.demo.ablations RUN` puts the numbers of a finished demo into `ablations.json`
-beside this file, which the page of a demo without `--ablations` shows.
+`python -m fiber.demo.ablations RUN` records the numbers of a finished demo in `ablations.json` next
+to this file. The report of a demo without `--ablations` shows them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from fiber.training.config.run import RunConfig
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 
-#: Names of the columns: the demo's own models, and the two that lack something.
+#: Columns: the demo's own models and the two ablations.
 WHOLE, FROM_SCRATCH, UNFUSED = "the demo", "fine from scratch", "trained without fusion"
 
-#: Trains a run: configuration, output folder, model to start from.
+#: Trains a run: configuration, output folder, initial model.
 TrainRun = Callable[[RunConfig, Path, Path | None], None]
 
 
 def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainRun) -> None:
-    """Train the runs that lack something, each with the demo's data, steps and seed."""
+    """Train the ablation runs with the demo's data, steps and seed."""
     for name, config, start in (
         ("fine_from_scratch", plan.fine_config(seed), None),
         ("coarse_unfused", plan.coarse_config(seed, model__fusion__num_fused_layers=0), None),
@@ -52,13 +52,9 @@ def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainR
 def measure_ablations(
     folder: DemoFolder, plan: Plan, rows: Sequence[MetricRow], about: Mapping[str, Any]
 ) -> None:
-    """Measure the trained runs and write `ablations.json` into the demo's folder.
+    """Evaluate the ablation runs and write `ablations.json` into the demo's folder.
 
-    Args:
-        folder: of the demo.
-        plan: of the demo.
-        rows: of the demo's own models.
-        about: kind of data, mode and seed.
+    `rows` are those of the demo's own models; `about` has the kind of data, mode and seed.
     """
     values = {WHOLE: {row.key: row.model for row in rows}}
     for column, models in (
@@ -95,11 +91,10 @@ def _run_folder(folder: DemoFolder, name: str) -> Path:
 
 
 def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple[str, ...]], str]:
-    """Get the table to show: this demo's, else the recorded one.
+    """Return this demo's ablation table, else the recorded one.
 
     Returns:
-        Its lines, the first with the names of the columns, and where they come from; no lines if
-        there are neither.
+        Rows, the column names first, and their source; no rows if there is neither.
     """
     own = folder.path / "ablations.json"
     if own.is_file():

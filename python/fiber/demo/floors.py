@@ -1,14 +1,13 @@
-"""Floors of the demo's metrics: the least value with which a run counts as having learned.
+"""Floors of the demo's metrics: the minimum values for a run to count as having learned.
 
-The floor of a metric is the larger of the best blind baseline of the run and (worst of three seeds
-minus two standard deviations of them). The same seeds on another kind of processor round
-differently and end elsewhere, so they count as runs of their own. A metric has no floor, and is
-printed as "not learned", where its worst seed does not beat the blind baseline. Nor has it one,
-and is printed as "not from the picture", where a seed reached the floor with permuted pictures: it
-does not show that the model looks at them. (Masked words of the fast demo are the case in point:
-the model knows the sentences better than the counted neighbours of the blind baseline do.) So a
-model that stops looking at pictures falls below every floor. The seeds' values stand in
-`floors.json` beside this file; `python -m fiber.demo.floors` writes them from finished runs.
+A floor is the larger of the run's best blind baseline and the worst of three or more seeds minus
+two standard deviations. The same seeds round differently on another kind of processor, so they
+count as separate runs. A metric has no floor if its worst seed does not beat the blind baseline
+("not learned"), or if a seed reaches the floor with permuted images ("not from the picture"), since
+it then does not show that the model uses the images. (An example is MLM of the fast demo: the model
+knows the sentences better than the neighbor counts of the blind baseline.) A model that ignores the
+images therefore falls below every floor. The values of the seeds are in `floors.json` next to this
+file; `python -m fiber.demo.floors` writes them from finished runs.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from typing import Any
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
 
-#: Verdict of a metric that beats the blind baseline, which exchanged pictures reach too.
+#: Verdict of a metric above the blind baseline that permuted images reach too.
 TEXT_ALONE = "not from the picture"
-#: Verdict of a metric of which no seed is recorded.
+#: Verdict of a metric without recorded seeds.
 UNRECORDED = "no seeds recorded"
 
 _PAIRS, _QUESTIONS = ("retrieval", "matching"), ("vqa",)
 _BOXES = ("phrases", "referring", "detection")
 
-#: Metrics of which at least one must have a floor, by kind of data and mode of the demo. The few
-#: minutes of a demo do not teach hundreds of nouns from whole captions: stamps need boxes alone.
+#: Metrics of which at least one must have a floor, by kind of data and mode. A demo of a few
+#: minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
 REQUIRED = {
     ("scenes", "default"): (_PAIRS, _QUESTIONS, _BOXES),
     ("scenes", "fast"): (_PAIRS, _BOXES),
@@ -44,22 +43,22 @@ REQUIRED = {
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One metric on one split, beside everything it has to be compared with."""
+    """One metric on one split, with its baselines and its floor."""
 
-    #: Task and measure, as in "vqa/accuracy"; the first part is what `REQUIRED` names.
+    #: Task and metric, as in "vqa/accuracy"; `REQUIRED` names the task.
     metric: str
-    #: What a person reads.
+    #: Display name.
     name: str
     #: "val" or "novel".
     split: str
     model: float
-    #: What guessing without looking or reading reaches; None where it has no meaning.
+    #: Random guessing; None where undefined.
     chance: float | None
-    #: The best guess without the picture, counted on the training split.
+    #: Best baseline without the image, counted on the training split.
     blind: float | None
     #: The model with its gates set to 0.
     no_fusion: float | None = None
-    #: The model on permuted pictures.
+    #: The model on permuted images.
     permuted: float | None = None
     floor: float | None = None
     #: "ok" or "FELL"; without a floor "not learned", `TEXT_ALONE` or `UNRECORDED`.
@@ -67,28 +66,28 @@ class MetricRow:
 
     @property
     def key(self) -> str:
-        """Name of the row in `floors.json`."""
+        """Key in `floors.json`."""
         return f"{self.metric}/{self.split}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """What a metric was on three seeds or more."""
+    """Values of a metric for three or more seeds."""
 
     values: Sequence[float]
-    #: The same models on permuted pictures.
+    #: The same models on permuted images.
     permuted: Sequence[float] = ()
 
 
 def floor_of(
     seed_values: Sequence[float], blind: float | None, permuted: Sequence[float] = ()
 ) -> float | None:
-    """Compute a metric's floor from its values on three seeds; None where it was not learned.
+    """Compute a metric's floor from its values on three or more seeds.
 
-    Args:
-        seed_values: the metric of each seed.
-        blind: the best blind baseline.
-        permuted: the metric of each seed on permuted pictures.
+    `permuted` holds the values on permuted images.
+
+    Returns:
+        The floor; None if the metric was not learned, or a permuted value reaches the floor.
 
     Raises:
         ValueError: unless there are at least three values.
@@ -105,12 +104,7 @@ def floor_of(
 
 
 def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
-    """Give every row its floor and verdict.
-
-    Args:
-        rows: metrics of this run.
-        recorded: three seeds by `MetricRow.key`; a row that is not there has no floor.
-    """
+    """Set the floor and verdict of every row; `recorded` holds seeds by `MetricRow.key`."""
     judged = []
     for row in rows:
         seeds = recorded.get(row.key)
@@ -128,7 +122,7 @@ def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[Metr
 
 
 def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
-    """List what makes the demo fail: floors that fell and groups in which nothing was learned."""
+    """List reasons for failure: values below their floor and groups without any floor."""
     problems = [
         f"{row.name} on {row.split} fell below its floor: {row.model:.3f} < {row.floor:.3f}"
         for row in rows
@@ -143,7 +137,7 @@ def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
 
 
 def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
-    """List metrics that stay above their floor although the pictures were permuted."""
+    """List metrics that stay above their floor on permuted images."""
     return [
         f"{row.name} on {row.split}: {row.permuted:.3f} with permuted pictures,"
         f" not below its floor {row.floor:.3f}"
@@ -203,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def rows_to_json(rows: Sequence[MetricRow]) -> list[dict[str, object]]:
-    """Turn rows into plain values for `rows.json`."""
+    """Convert rows to plain values for `rows.json`."""
     return [asdict(row) for row in rows]
 
 

@@ -1,9 +1,9 @@
-"""The demo's folder: what it was started with, how long stages took, and what was measured.
+"""Folder of the demo: parameters, stage times and evaluation results.
 
 runs/demo/
   demo.json            parameters; seconds of the data stage
   data/ coarse/ fine/  data set and runs
-  measured.json        every measurement with what it was made from
+  measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
   ablations/           runs of `--ablations`; ablations.json
 """
@@ -21,18 +21,16 @@ from fiber.atomic_io import read_json, remove_parts, write_json
 
 
 class DemoFolder:
-    """The files of one demo. Whatever bears its final name is whole."""
+    """Files of one demo; a file under its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
-        """Open the folder, or make it.
+        """Open or create the folder.
 
-        Args:
-            path: of the folder.
-            parameters: everything that decides the result, plain values by name, nested or not.
+        `parameters` determine the result: plain values by name, nested or not.
 
         Raises:
-            ValueError: if it holds the demo of other parameters, with the differences, or files
-                that are no demo's.
+            ValueError: if the folder has a demo with other parameters, with the differences, or
+                unrelated files.
         """
         self.path = path
         self._own = path / "demo.json"
@@ -65,30 +63,30 @@ class DemoFolder:
 
     @property
     def data(self) -> Path:
-        """The data set."""
+        """Folder of the data set."""
         return self.path / "data"
 
     def note(self, name: str, value: Any) -> None:
-        """Keep something about the run, as a plain value."""
+        """Store a plain value about the run."""
         self._notes[name] = value
         write_json(self._own, self._notes)
 
     def noted(self, name: str) -> Any:
-        """Give what was noted under a name; None if nothing was."""
+        """Return the value noted under a name; None if there is none."""
         return self._notes.get(name)
 
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Measure something once.
+        """Return the stored values, or compute and store them if `made_from` has changed.
 
         Args:
-            name: of the measurement.
-            made_from: fingerprint of everything that it depends on.
-            measure: gives plain values; called unless they are known for this fingerprint.
+            name: key of the values.
+            made_from: fingerprint of everything that the values depend on.
+            measure: computes plain values.
 
         Returns:
-            The values, with "seconds" that measuring took.
+            The values, and "seconds" of the computation.
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:
@@ -100,16 +98,16 @@ class DemoFolder:
         return known
 
     def forget(self, name: str) -> None:
-        """Let a measurement be made again."""
+        """Discard stored values, so that they are computed again."""
         self._measured.pop(name, None)
 
     def known(self, name: str) -> dict[str, Any]:
-        """Give a measurement that was made; {} if it was not."""
+        """Return stored values; {} if there are none."""
         return self._measured.get(name, {})
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash plain values; a Path stands for the content of its file."""
+    """Hash plain values; a Path is hashed by the content of its file."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else json.dumps(part).encode()
@@ -118,7 +116,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List where two nested mappings differ, by dotted name."""
+    """List the differences between two nested mappings, by dotted name."""
     changed = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

@@ -1,4 +1,4 @@
-"""What guessing reaches on each task: by chance, and blind, from counts on the training split."""
+"""Baselines of each demo task: chance, and blind ones counted on the training split."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fiber.models.registry import inference_transform
 
 Numbers = dict[str, float]
 Records = Sequence[Record]
-#: Picture, phrase, (g, 4) boxes in pixels.
+#: Image, phrase, (g, 4) boxes in pixels.
 Phrase = tuple[str, str, np.ndarray]
 
 
-#: What each task's blind guess is counted from.
+#: Training source of each task's blind baseline.
 _COUNTED = {
     "masked_words": sources.captions,
     "vqa": sources.questions,
@@ -32,12 +32,12 @@ _COUNTED = {
 
 
 class Guesser:
-    """Guesses of every task."""
+    """Baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Args: the data folder, the coarse model (for its words and answers), captions counted."""
+        """Use the tokenizer and answers of `coarse`; `counted_captions` limits MLM counts."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
-        # Boxes of all pictures are counted together, so they are brought to sides of 1.
+        # Boxes of all images are counted together, in units of the image side.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
 
     def guess(
@@ -45,7 +45,7 @@ class Guesser:
     ) -> dict[str, dict[str, Numbers]]:
         """Compute {"chance": ..., "blind": ...} for each split, with the metric's own names.
 
-        `blind` is the best of the guesses that were tried, number by number.
+        "blind" is the maximum of the baselines tried, for each number.
         """
         compute: Callable[..., tuple[Numbers, Numbers]] = {
             "retrieval": self._retrieval,
@@ -70,11 +70,11 @@ class Guesser:
     ) -> tuple[Numbers, Numbers]:
         places = {image: i for i, image in enumerate(dict.fromkeys(r.image_id for r in records))}
         chance = baselines.retrieval_chance([places[r.image_id] for r in records], len(places))
-        # Who does not see the pictures cannot tell them apart.
+        # Without the images, blind retrieval is random.
         return chance, chance
 
     def _matching(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
-        # One right and one wrong pair for each caption, in training too.
+        # One matching and one mismatched pair per caption, as in training.
         pairs = np.repeat([1, 0], len(records))
         return baselines.matching_chance(), baselines.matching_blind([1, 0], pairs)
 
@@ -83,7 +83,7 @@ class Guesser:
     ) -> tuple[Numbers, Numbers]:
         tokenizer, config = self.coarse.tokenizer, self.coarse.config
         assert tokenizer is not None
-        # The loader of the measurement, so that the same words are masked.
+        # Same loader settings as the evaluation, so that the same tokens are masked.
         loader = DataLoader(
             records,
             "image_text",
@@ -176,12 +176,12 @@ class Guesser:
         return TrueBoxes(boxes, record.box_labels)
 
     def _objects(self, split: str) -> dict[str, list]:
-        """Boxes of all objects of each picture."""
+        """Boxes of all objects by image."""
         return {r.image_id: list(r.boxes_xyxy) for r in sources.detection(self.data, split)}
 
 
 def _phrases(records: Sequence[Record]) -> list[Phrase]:
-    """List all phrases that have boxes."""
+    """List all phrases with boxes."""
     return [
         (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
         for record in records
@@ -191,5 +191,5 @@ def _phrases(records: Sequence[Record]) -> list[Phrase]:
 
 
 def _best(guesses: Sequence[Numbers]) -> Numbers:
-    """Take the larger of each number."""
+    """Take the maximum of each number."""
     return {name: max(guess[name] for guess in guesses) for name in guesses[0]}

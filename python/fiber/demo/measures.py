@@ -1,7 +1,7 @@
-"""What the demo measures: two models on two splits, beside guessing and beside themselves hobbled.
+"""Evaluation of the demo: two models on two splits, with baselines and ablated inputs.
 
-Every number is kept in the demo's folder with a fingerprint of what it was made from, so that it
-is measured again only when a model, the data or fiber itself has changed.
+Results are stored in the demo's folder with a fingerprint of their inputs. They are computed again
+only when a model, the data or fiber itself has changed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ SPLITS = ("val", "novel")
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One line of the table."""
+    """One metric of the table."""
 
-    #: `MetricRow.metric`; its first part is what `floors.REQUIRED` names.
+    #: See `MetricRow.metric`.
     metric: str
-    #: What a person reads.
+    #: Display name.
     name: str
-    #: Task of `fiber.evaluation.evaluate`, and the name of its number.
+    #: Task of `fiber.evaluation.evaluate`, and the key in its result.
     task: str
     key: str
-    #: Model that is asked.
+    #: Model to evaluate, "coarse" or "fine".
     stage: str
-    #: Whether the model's answer goes through its fused layers.
+    #: Whether the prediction uses the fused layers.
     fused: bool = True
 
 
@@ -97,12 +97,12 @@ SHOWN = (
     Shown(metric="detection/ap50", name="detection, AP50", task="coco", key="ap50", stage="fine"),
 )
 
-#: Ways in which a model is asked, as two arguments of `evaluate`: pictures exchanged, fusion on.
+#: Modes of evaluation, as arguments `permute_images` and `fusion` of `evaluate`.
 WAYS = {"model": (False, True), "no fusion": (False, False), "permuted": (True, True)}
 
 
 class Measures:
-    """The measurements of one demo."""
+    """Evaluation results of one demo."""
 
     def __init__(
         self,
@@ -113,31 +113,23 @@ class Measures:
         *,
         prefix: str = "",
     ) -> None:
-        """Prepare to measure.
+        """Prepare the evaluation.
 
-        Args:
-            folder: of the demo.
-            plan: of the demo.
-            models: folders of finished models by stage.
-            say: where to say what is measured.
-            prefix: of the names under which numbers are kept, for models beside the demo's own.
+        `models` are folders of finished models by stage; `say` logs progress; `prefix` goes before
+        the keys of stored results, to separate other models from the demo's own.
         """
         self.folder, self.plan, self.models, self.say = folder, plan, models, say
         self._prefix = prefix
         self._prints = {
             stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
         }
-        # Measurements of another version of fiber are made again.
+        # Results of another version of fiber are computed again.
         self._source = fingerprint(folder.data / "dataset.json", provenance())
         self._loaded: dict[str, StoredModel] = {}
         self._records: dict[tuple[str, str], list[Record]] = {}
 
     def rows(self, *, permute_pictures: bool = False) -> list[MetricRow]:
-        """Measure everything.
-
-        Args:
-            permute_pictures: exchange the pictures of what stands in the column of the model.
-        """
+        """Evaluate everything; `permute_pictures` permutes the images in the model's column."""
         rows = []
         for shown in SHOWN:
             for split in SPLITS:
@@ -162,12 +154,12 @@ class Measures:
         return rows
 
     def ways(self, shown: Shown, split: str) -> list[str]:
-        """Ways in which a line of the table is measured on a split."""
+        """Modes in which a metric is evaluated on a split."""
         unfused = shown.fused and split in self.plan.unfused_splits
         return [way for way in WAYS if way != "no fusion" or unfused]
 
     def numbers(self, shown: Shown, split: str, way: str) -> dict[str, float]:
-        """Ask a model in one of `WAYS`."""
+        """Evaluate a model in one of `WAYS`."""
 
         def measure() -> dict[str, Any]:
             records = self.records(shown.task, split)
@@ -192,7 +184,7 @@ class Measures:
         return known["metrics"]
 
     def guesses(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
-        """Work out what guessing reaches: {split: {"chance": ..., "blind": ...}}."""
+        """Compute the baselines: {split: {"chance": ..., "blind": ...}}."""
 
         def measure() -> dict[str, Any]:
             self.say(f"{shown.task}: counting in the training split what guessing reaches")
@@ -208,7 +200,7 @@ class Measures:
         )
 
     def throughput(self) -> tuple[int, float]:
-        """Count what the table took: records that a model was asked about, and seconds."""
+        """Return the number of records evaluated for the table, and the seconds."""
         known = [
             self.folder.known(f"{shown.task}/{split}/{way}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
@@ -218,13 +210,13 @@ class Measures:
         return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 
     def model(self, stage: str) -> StoredModel:
-        """Load a model once."""
+        """Load the model of a stage once."""
         if stage not in self._loaded:
             self._loaded[stage] = load_model(self.models[stage])
         return self._loaded[stage]
 
     def records(self, task: str, split: str) -> list[Record]:
-        """Read the records of a split that are measured."""
+        """Read the records of a split to evaluate."""
         if (task, split) not in self._records:
             _, reader, _ = TASKS[task]
             everything = reader(self.folder.data, split)
@@ -235,8 +227,7 @@ class Measures:
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:
     """Choose at most `limit` records, the same ones every time, in their order.
 
-    They are drawn and not taken at regular distances, which could pick the same kind of question
-    of every picture.
+    The choice is random: regular strides could pick the same kind of question for every image.
     """
     count = len(records)
     if count <= limit:

@@ -34,14 +34,8 @@ def make_report(
 ) -> DemoReport:
     """Collect the content of the page.
 
-    Args:
-        folder: of the demo.
-        plan: of the demo.
-        about: kind of data, mode and seed.
-        rows: of the table, with verdicts.
-        problems: reasons of a failure.
-        machine: from `describe_machine`.
-        evaluated: number of records evaluated for the table, and seconds.
+    `about` has the kind of data, mode and seed; `evaluated` is the number of records evaluated for
+    the table, and the seconds.
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)

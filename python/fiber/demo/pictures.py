@@ -75,15 +75,10 @@ def draw_sheet(
     splits: Sequence[str],
     pictures: int = 8,
 ) -> None:
-    """Run the models on some images of each split and save a sheet of their predictions.
+    """Run the models on some images of each split and save a PNG sheet of their predictions.
 
-    Args:
-        path: of the PNG file.
-        data: the data folder.
-        coarse: model that answers questions.
-        fine: model that predicts boxes.
-        splits: in the order of the rows.
-        pictures: number of images of each split.
+    `coarse` answers questions and `fine` predicts boxes. Rows are in the order of `splits`, with
+    `pictures` images each.
     """
     tiles = [
         tile for split in splits for tile in ask(data, split, pictures, coarse=coarse, fine=fine)
@@ -185,7 +180,7 @@ def draw_tile(tile: Tile) -> Image.Image:
         texts.append((f"{claim.text}: {verdict}, IoU {claim.iou:.2f}", color))
     scaled = []
     for number, box in enumerate(boxes):
-        # Inside the earlier boxes of the same object, which would be hidden.
+        # Inset, so that earlier boxes of the same object stay visible.
         inset = _LINE_WIDTH * int((pairwise_iou([box], boxes[:number]) >= FOUND_AT).sum())
         x0, y0, x1, y1 = (float(edge) * scale for edge in box)
         x0, y0 = x0 + inset, y0 + inset

@@ -1,6 +1,6 @@
-"""How long the demo is: every count and every changed field of a recipe stands here.
+"""Length of the demo: all counts, and the recipe fields that it changes.
 
-Steps and pictures are fixed numbers, never a time budget, so that the same seed gives the same
+Steps and images are fixed numbers instead of a time budget, so that the same seed gives the same
 result on a slow machine too.
 """
 
@@ -18,29 +18,29 @@ from fiber.training.config.run import RunConfig, load_recipe
 class Plan:
     """Sizes and lengths of one kind of demo."""
 
-    #: Pictures of the training split.
+    #: Images of the training split.
     train_pictures: int
-    #: Pictures of each of the splits val and novel.
+    #: Images of each of the splits val and novel.
     held_out_pictures: int = 500
-    #: Recipe of the coarse stage, and its fields that the demo changes.
+    #: Recipe of the coarse stage, and the fields that the demo changes.
     coarse_recipe: str = "scenes_coarse"
     coarse: Mapping[str, Any]
     #: The same for the fine stage.
     fine_recipe: str = "scenes_fine"
     fine: Mapping[str, Any]
-    #: Records of a split that each task is measured on, at most; a record is a caption, a question,
-    #: an expression or (coco) a picture with all classes.
+    #: Maximum records of a split for each task; a record is a caption, a question, an expression or
+    #: (coco) an image with all classes.
     records: Mapping[str, int]
-    #: Splits that are measured with fusion off too.
+    #: Splits also evaluated without fusion.
     unfused_splits: tuple[str, ...] = ("val", "novel")
-    #: Training captions in which the blind guess of masked words is counted, at most.
+    #: Maximum training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Seconds of each stage on two cores, for the estimate of the time left.
+    #: Seconds of each stage on two cores, to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lengths(self) -> dict[str, int]:
-        """What recorded numbers of this plan depend on: pictures, and steps of each stage."""
+        """Training images and steps of each stage, on which recorded numbers depend."""
         return {
             "train_pictures": self.train_pictures,
             "coarse_steps": self.coarse["train.steps"],
@@ -48,11 +48,11 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """The coarse run; `changes` by dotted name with __ for dots, on top of the plan's."""
+        """Configure the coarse run; `changes` override the plan, __ for dots in names."""
         return _config(self.coarse_recipe, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
-        """The fine run; `changes` as for the coarse one."""
+        """Configure the fine run; `changes` as in `coarse_config`."""
         return _config(self.fine_recipe, self.fine, seed, changes)
 
 
@@ -65,7 +65,7 @@ _MANY_RECORDS = {
     "retrieval": 1000,
     "matching": 300,
     "masked_words": 400,
-    # All of them: what is learned in minutes stands out from the priors by a few hundredths.
+    # All records: in minutes a model improves on the priors by a few hundredths only.
     "vqa": 1500,
     "refcoco": 400,
     "flickr": 250,
@@ -81,8 +81,8 @@ _FEW_RECORDS = {
     "coco": 80,
 }
 
-#: Matching needs good contrast first, which this length does not give: it is left out. What else
-#: differs from the recipe lets contrast start sooner and reaches less in the end.
+#: ITM is off: it needs a well-trained ITC first, which this length does not give. The other changes
+#: let ITC improve sooner, with a lower final result.
 _FAST_COARSE = {
     "train.steps": 204,
     "train.checkpoint_every": 68,
@@ -95,7 +95,7 @@ _FAST_COARSE = {
 }
 _FAST_FINE = {"train.steps": 190, "train.checkpoint_every": 95, "optim.warmup_fraction": 0.15}
 
-#: Stamps have hundreds of nouns, which are answers too. As classes a few of them fit into one text.
+#: Stamps have hundreds of nouns, which are also answers. Only a few fit into one text as classes.
 _STAMPS_COARSE = {"model.image_text.num_answers": 512}
 _STAMPS_FINE = {"tasks.grounding.max_classes": 6, "tasks.grounding.shuffle_classes": True}
 
@@ -134,7 +134,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         train_pictures=10_000,
         coarse={**_STAMPS_COARSE, "train.steps": 400, "train.checkpoint_every": 50},
         fine={**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
-        # Hundreds of classes are asked for in many texts, each of which is read with each picture.
+        # Hundreds of classes need many texts, and each image is evaluated with every text.
         records=_MANY_RECORDS | {"coco": 25},
         seconds={
             "data": 45,
@@ -164,10 +164,10 @@ PLANS: dict[tuple[str, str], Plan] = {
 
 
 def find_plan(data: str, mode: str) -> Plan:
-    """Look a plan up.
+    """Return the plan of a kind of data and mode.
 
     Raises:
-        ValueError: if there is none for this kind of data.
+        ValueError: if there is none.
     """
     if (data, mode) not in PLANS:
         raise ValueError(f"demo data {data!r}: {nearest(data, sorted({d for d, _ in PLANS}))}")

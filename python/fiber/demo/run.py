@@ -1,8 +1,7 @@
-"""The main job, stage after stage: data, coarse run, fine run, measurements, page.
+"""Run the demo: data, coarse run, fine run, evaluation and report.
 
-Each stage leaves its result whole in the output folder and is passed over when that is there, so
-that a stopped demo goes on where it was. Everything runs on the CPU, where the same seed gives the
-same numbers.
+Each stage writes a complete result to the output folder and is skipped if it exists, so an
+interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same numbers.
 """
 
 from __future__ import annotations
@@ -40,22 +39,22 @@ def main(
     seed: int = 0,
     permute_pictures: bool = False,
 ) -> int:
-    """Run the demo, or what is left of it.
+    """Run the demo, or the remaining stages of an interrupted one.
 
     Args:
         data: "scenes" or "stamps".
-        fast: the short plan.
+        fast: use the short plan.
         ablations: also train from scratch and without fusion.
         output: the folder; default `default_output`.
-        seed: decides pictures, weights and every random draw.
-        permute_pictures: measure with the pictures exchanged. Every floor must fall then.
+        seed: seed of images, weights and every random draw.
+        permute_pictures: evaluate on permuted images; every floor must fall.
 
     Returns:
         0; 1 if a metric is below its floor, a required group of metrics has none, or a metric stays
-        above its floor although the pictures were exchanged. Always 1 with `permute_pictures`.
+        above its floor on permuted images. Always 1 with `permute_pictures`.
 
     Raises:
-        ValueError: if the folder holds the demo of other parameters, or none.
+        ValueError: if the folder has a demo with other parameters, or unrelated files.
     """
     mode = "fast" if fast else "default"
     path = Path(output) if output is not None else default_output(data, mode)
@@ -82,7 +81,7 @@ def main(
 
 
 def default_output(data: str, mode: str) -> Path:
-    """Name the folder of a kind of demo: runs/demo, runs/demo-fast, runs/demo-stamps ..."""
+    """Return the folder of a kind of demo: runs/demo, runs/demo-fast, runs/demo-stamps ..."""
     parts = ["demo", *([data] if data != "scenes" else []), *([mode] if mode != "default" else [])]
     return Path("runs") / "-".join(parts)
 
@@ -91,14 +90,14 @@ class Demo:
     """One demo with its plan, folder and clock."""
 
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
-        """Args: as `main` has them; the folder is made or checked here."""
+        """Open or create the folder; arguments as in `main`."""
         self.about = {"data": data, "mode": mode, "seed": seed}
         self.plan: Plan = find_plan(data, mode)
         self.configs = {
             "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
         }
-        # What decides data and models; measurements know by themselves what they were made from.
+        # Parameters of data and models; evaluation results have their own fingerprints.
         parameters = {
             **self.about,
             "train_pictures": self.plan.train_pictures,
@@ -111,7 +110,7 @@ class Demo:
         self.measures: Measures | None = None
 
     def train(self) -> None:
-        """Stages 1 to 3: the data set, the coarse model, the fine model."""
+        """Run stages 1 to 3: the data set, the coarse model, the fine model."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
         for stage, start in (("coarse", None), ("fine", self.models["coarse"])):
@@ -141,11 +140,11 @@ class Demo:
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
 
     def train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
-        """Train one run, from its newest checkpoint if it has one."""
+        """Train one run, resuming from its newest checkpoint."""
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
     def measure(self, *, permute_pictures: bool) -> list[floors.MetricRow]:
-        """Stage 4: the table, with the floor of every metric."""
+        """Run stage 4: the table, with the floor of every metric."""
         self.measures = Measures(self.folder, self.plan, self.models, say)
         rows: list[floors.MetricRow] = []
 
@@ -156,7 +155,7 @@ class Demo:
         return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
 
     def ablate(self, rows: list[floors.MetricRow]) -> None:
-        """Train and measure what the page compares this demo with."""
+        """Train and evaluate the ablations for the report."""
 
         def work() -> None:
             train_ablations(self.folder, self.plan, self.about["seed"], self.train_run)
@@ -165,7 +164,7 @@ class Demo:
         self.clock.run("ablations", work)
 
     def write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
-        """The last stage: rows.json, contact_sheet.png and report.html."""
+        """Run the last stage: rows.json, contact_sheet.png and report.html."""
         self.clock.run("page", lambda: self._write_page(rows, problems))
 
     def _write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
@@ -210,15 +209,15 @@ class Demo:
 
 
 class Clock:
-    """Says which stage runs, how long it took, and about how long the rest will take."""
+    """Logs the current stage, its time and an estimate of the remaining time."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        """Args: seconds of each stage on two ordinary cores, in the order of the stages."""
+        """Take the seconds of each stage on two ordinary cores, in the order of the stages."""
         self.seconds = dict(seconds)
         self._took, self._planned = 0.0, 0.0
 
     def expect(self, *stages: str) -> None:
-        """Say that only these stages will run."""
+        """Limit the estimate to these stages."""
         self.seconds = {stage: self.seconds[stage] for stage in stages}
 
     def run(self, stage: str, work: Callable[[], None], *, finished: bool = False) -> None:
@@ -237,7 +236,7 @@ class Clock:
         later = stages[stages.index(stage) + 1 :]
         line = f"{number}: {readable_seconds(took)}"
         if later:
-            # This machine's speed so far, against that of the machine the plan was written on.
+            # Scaled by this machine's speed so far relative to the plan's.
             left = sum(self.seconds[name] for name in later) * self._took / self._planned
             line += f"; next: {later[0]}; about {readable_seconds(left)} left"
         say(line)

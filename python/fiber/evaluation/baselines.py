@@ -1,8 +1,8 @@
-"""What guessing reaches, for every metric but those of boxes (see `box_baselines`).
+"""Chance and blind baselines for every metric except those of boxes (see `box_baselines`).
 
-`*_chance` functions know the question's form only: they are expected values, computed, not drawn.
-`*_blind` functions guess without the picture from what they counted on the training split. Both
-return the keys of the metric itself, so that a table can put model, chance and blind side by side.
+`*_chance` functions know only the form of the question and compute expected values, without
+sampling. `*_blind` functions predict without the image, from counts on the training split. Both
+return the keys of the metric itself, so that a table can compare model, chance and blind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AnswerT = TypeVar("AnswerT", bound=Hashable)
 
 
 def hit_chance(candidates: int, right: int, k: int) -> float:
-    """Chance that k different candidates, drawn at random, hold at least one right one."""
+    """Probability that k candidates, drawn without replacement, include a right one."""
     if k >= candidates:
         return float(right > 0)
     return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
@@ -35,17 +35,17 @@ def hit_chance(candidates: int, right: int, k: int) -> float:
 def retrieval_chance(
     text_image_index: ArrayLike, pictures: int, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """`retrieval.recall_at_k` of candidates in random order.
+    """Expected `retrieval.recall_at_k` of candidates in random order.
 
     Args:
-        text_image_index: (T,) the picture that each text belongs to.
-        pictures: number of pictures.
-        ks: numbers of candidates that are looked at.
+        text_image_index: (T,) image index of each text.
+        pictures: number of images.
+        ks: cutoffs of the ranking.
     """
     owners = np.asarray(text_image_index, dtype=np.int64)
     check_owners(owners, (pictures, len(owners)))
     of_picture = np.bincount(owners, minlength=pictures)
-    # Pictures with equally many texts have the same chance.
+    # Images with equally many texts have the same chance.
     kinds = Counter(of_picture[of_picture > 0].tolist())
     total, results = sum(kinds.values()), {}
     for k in ks:
@@ -58,16 +58,16 @@ def retrieval_chance(
 
 
 def matching_chance() -> dict[str, float]:
-    """`matching.matching_accuracy` of a thrown coin."""
+    """Expected `matching.matching_accuracy` of random guessing."""
     return dict.fromkeys(("accuracy", "match_accuracy", "mismatch_accuracy", "auc"), 0.5)
 
 
 def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """`matching.matching_accuracy` of always saying what is more frequent in training.
+    """`matching.matching_accuracy` of the more frequent label of the training split.
 
     Args:
-        training_labels: (m,) 1 where a training pair belongs together, else 0.
-        labels: (n,) the same for the pairs of the metric.
+        training_labels: (m,) 1 for a matching training pair, else 0.
+        labels: (n,) the same for the evaluated pairs.
     """
     match = mean(np.asarray(training_labels, dtype=np.float64)) > 0.5
     labels = np.asarray(labels)
@@ -75,19 +75,17 @@ def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, f
 
 
 def swapped_chance() -> dict[str, float]:
-    """`matching.swapped_accuracy` of four random scores: of their 24 orders 4 are right both ways.
+    """Expected `matching.swapped_accuracy` of random scores: 4 of 24 orders are right both ways.
 
-    Source: Winoground (Thrush et al. 2022), whose chance levels these are.
+    Source: Winoground (Thrush et al. 2022).
     """
     return {"text": 0.25, "image": 0.25, "group": 1 / 6}
 
 
 def statement_chance(sentences: Sequence[Hashable]) -> dict[str, float]:
-    """`language.statement_accuracy` of a thrown coin: a sentence asked n times is always right
-    with a chance of 2 ** -n.
+    """Expected `language.statement_accuracy` of random guessing.
 
-    Args:
-        sentences: as the metric takes them.
+    A sentence that occurs n times is always right with probability 2 ** -n.
     """
     times = Counter(sentences).values()
     return {
@@ -102,12 +100,12 @@ def statement_blind(
     sentences: Sequence[str],
     truths: ArrayLike,
 ) -> dict[str, float]:
-    """`language.statement_accuracy` of the more frequent truth of each statement's string.
+    """`language.statement_accuracy` of the more frequent truth of each sentence in training.
 
     Args:
         training_sentences: (m,) statements of the training split.
         training_truths: (m,) whether each is true.
-        sentences: (n,) statements of the metric, as strings; they also say which are the same.
+        sentences: (n,) evaluated statements; equal strings are the same statement.
         truths: (n,) whether each is true.
     """
     answers = np.asarray(training_truths).astype(bool).tolist()
@@ -118,11 +116,11 @@ def statement_blind(
 def vqa_chance(
     vocabulary: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """`vqa.soft_accuracy` of an answer drawn at random from the vocabulary.
+    """Expected `vqa.soft_accuracy` of a random answer from the vocabulary.
 
     Args:
-        vocabulary: the answers that the model chooses from.
-        scores: for each question the score of the answers that have one.
+        vocabulary: answers that the model chooses from.
+        scores: score by answer for each question.
     """
     known = set(vocabulary)
     totals = [sum(s for a, s in question.items() if a in known) for question in scores]
@@ -137,15 +135,15 @@ def vqa_blind(
     *,
     per_question: bool = True,
 ) -> dict[str, float]:
-    """`vqa.soft_accuracy` of the answer that scores most over the training split.
+    """`vqa.soft_accuracy` of the answer with the highest total score on the training split.
 
     Args:
         training_questions: (m,) questions of the training split.
-        training_scores: for each of them the score of the answers that have one.
-        questions: (n,) questions of the metric.
-        scores: for each of them the score of the answers that have one.
-        per_question: count for each question's string, and over all questions where a string was
-            not seen; else over all questions alone.
+        training_scores: score by answer for each of them.
+        questions: (n,) evaluated questions.
+        scores: score by answer for each of them.
+        per_question: whether to count per question string, and over all questions for new strings;
+            otherwise over all questions only.
     """
     seen = training_questions if per_question else [""] * len(training_questions)
     guess = most_frequent(zip(seen, training_scores, strict=True))
@@ -155,12 +153,7 @@ def vqa_blind(
 def caption_blind(
     training_captions: Iterable[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """`captions.caption_scores` of saying the most frequent training caption of every picture.
-
-    Args:
-        training_captions: captions of the training split.
-        references: for each picture of the metric what people wrote.
-    """
+    """`captions.caption_scores` of the most frequent training caption for every image."""
     guess = most_frequent([("", Counter(training_captions))])
     return caption_scores([guess("", "")] * len(references), references)
 
@@ -168,14 +161,14 @@ def caption_blind(
 def most_frequent(
     counts: Iterable[tuple[Hashable, Mapping[AnswerT, float]]],
 ) -> Callable[[Hashable, AnswerT], AnswerT]:
-    """Learn which answer weighs most for each key, and over all keys.
+    """Find the answer with the largest total weight for each key, and over all keys.
 
     Args:
-        counts: pairs of a key and the weights of its answers, any number of pairs for a key.
+        counts: pairs of a key and its weight by answer; keys may repeat.
 
     Returns:
-        A function of a key and of what to say where nothing was counted. It gives the key's
-        heaviest answer, that over all keys where the key is new; of equals the first by name.
+        Function of a key and a default. It returns the key's answer, or the overall one for a new
+        key, or the default if nothing was counted; ties take the first by name.
     """
     by_key: dict[Hashable, dict[AnswerT, float]] = {}
     overall: dict[AnswerT, float] = {}
@@ -194,15 +187,15 @@ def most_frequent(
 
 
 def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
-    """`language.masked_word_accuracy` of a token drawn at random."""
+    """Expected `language.masked_word_accuracy` of a random token."""
     return {"accuracy": 1.0 / vocabulary_size}
 
 
-#: Neighbours that `masked_word_blind` looks at, from the most to the least: offsets of tokens.
+#: Neighborhoods of `masked_word_blind` as token offsets, widest first.
 NEIGHBOURHOODS = ((-2, -1, 1, 2), (-2, -1, 1), (-1, 1, 2), (-1, 1), (-1,), (1,), ())
-#: The farthest of them.
+#: Largest offset.
 _REACH = 2
-#: Takes each neighbourhood out of a token's window, which begins `_REACH` tokens before it.
+#: Selects each neighborhood from a token's window, which begins `_REACH` tokens before it.
 _TAKE: tuple[Callable[[Sequence[int]], Hashable], ...] = tuple(
     itemgetter(*(offset + _REACH for offset in offsets)) if offsets else lambda window: ()
     for offsets in NEIGHBOURHOODS
@@ -216,24 +209,25 @@ def masked_word_blind(
     labels: ArrayLike,
     mask_id: int,
 ) -> dict[str, float]:
-    """`language.masked_word_accuracy` of counting which token stood between the same neighbours.
+    """`language.masked_word_accuracy` of the most frequent token between the same neighbors.
 
-    The widest neighbourhood that was seen in training decides; one with a masked neighbour never
-    was. A picked token that shows no mask is taken as it is where it was seen between these
-    neighbours, since one picked token in ten is left unchanged and one in ten is random.
+    Tokens are counted in training texts. The widest neighborhood seen there decides; one with a
+    masked neighbor never was. A picked token that is not masked is predicted as it is if it was
+    seen between these neighbors, since one picked token in ten is left unchanged and one in ten is
+    random.
 
     Args:
         training_texts: token ids of each training text, <s> and </s> included.
-        masked_ids: (n, L) what the model sees.
+        masked_ids: (n, L) input ids of the model.
         text_mask: (n, L) True = real token.
-        labels: (n, L) the original id where a token was picked, else -100.
+        labels: (n, L) the original id of a picked token, else -100.
         mask_id: id of <mask>.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)
     texts = [row[:n].tolist() for row, n in zip(masked_ids, lengths, strict=True)]
     picked = np.argwhere(labels != IGNORED).tolist()
-    # Only the neighbourhoods that are asked for are counted: training texts may be many.
+    # Count only the needed neighborhoods: there may be many training texts.
     windows = [_windows(text) for text in texts]
     counts: list[dict[Hashable, Counter]] = [
         {take(windows[row][position]): Counter() for row, position in picked} for take in _TAKE
@@ -255,13 +249,13 @@ def masked_word_blind(
 
 
 def _windows(text: Sequence[int]) -> list[list[int]]:
-    """Each token with `_REACH` neighbours on both sides, -1 beyond the text's ends."""
+    """Each token with `_REACH` neighbors on both sides, -1 outside the text."""
     padded = [*[-1] * _REACH, *text, *[-1] * _REACH]
     return [padded[at : at + 2 * _REACH + 1] for at in range(len(text))]
 
 
 def _guess_word(counts: Sequence[Counter], shown: int, mask_id: int) -> int:
-    """Guess by the first neighbourhood that was seen in training."""
+    """Predict from the first neighborhood that was seen in training."""
     for seen in counts:
         if not seen:
             continue

@@ -1,10 +1,10 @@
-"""What guessing boxes reaches: a random object of the picture, and the boxes of the training split.
+"""Chance and blind baselines of box metrics.
 
-`*_chance` functions are told the boxes of all objects of a picture and choose among them at random.
-`*_blind` functions see no picture: they say the boxes that were most frequent in training. Both
-return the keys of the metric itself.
+`*_chance` functions choose at random among the boxes of all objects of an image. `*_blind`
+functions predict the most frequent training boxes without the image. Both return the keys of the
+metric itself.
 
-Blind boxes are in units of the picture's sides, [0, 1], so that pictures of any size are counted
+Blind boxes are in units of the image's sides, [0, 1], so that images of any size are counted
 together; IoU and GIoU are the same in these units as in pixels.
 """
 
@@ -22,29 +22,28 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Training boxes that may be chosen, and on which they are tried; more change little.
+#: Training boxes sampled as candidates, and to score them; more change little.
 CANDIDATES, TRIED = 256, 2048
 
 
 class FrequentBoxes(NamedTuple):
-    """Boxes that together meet as many training boxes as possible."""
+    """Boxes that together match as many training boxes as possible."""
 
-    #: (k, 4) in the order in which they were chosen, best first.
+    #: (k, 4) in the order of choice, best first.
     boxes_xyxy: NDArray[np.float64]
-    #: (k,) part of the training boxes that each meets with IoU >= 0.5.
+    #: (k,) fraction of the training boxes that each matches with IoU >= 0.5.
     shares: NDArray[np.float64]
 
 
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
-    """Choose the k boxes that meet the most training boxes at IoU 0.5.
+    """Choose k boxes greedily to match the most training boxes at IoU 0.5.
 
-    The first is the single box that would be right most often; each next one meets the most boxes
-    that those before it do not.
+    Each next box matches the most training boxes that are not matched yet.
 
     Args:
         boxes_unit: (n, 4) training boxes.
-        k: how many to choose; fewer come back once every box is met.
-        seed: of the sample of training boxes that is looked at where n is large.
+        k: number of boxes; fewer are returned once every box is matched.
+        seed: of the sample of training boxes that is used for large n.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
@@ -64,12 +63,12 @@ def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> Frequ
 def referring_chance(
     object_boxes: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """`grounding.referring_accuracy` of the picture's objects in random order.
+    """Expected `grounding.referring_accuracy` of the image's objects in random order.
 
     Args:
-        object_boxes: for each of n expressions the (m, 4) boxes of all objects of its picture.
-        truths: (n, 4) the box that is meant.
-        ks: numbers of predictions that are looked at.
+        object_boxes: for each of n expressions, (m, 4) boxes of all objects of its image.
+        truths: (n, 4) ground-truth boxes.
+        ks: cutoffs of the ranking.
     """
     truths = as_boxes(truths)
     counts = []
@@ -84,12 +83,12 @@ def phrase_chance(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """`grounding.phrase_recall` of the picture's objects in random order.
+    """Expected `grounding.phrase_recall` of the image's objects in random order.
 
     Args:
-        object_boxes: for each of n phrases the (m, 4) boxes of all objects of its picture.
+        object_boxes: for each of n phrases, (m, 4) boxes of all objects of its image.
         truths: for each phrase (g, 4) boxes, at least one.
-        ks: numbers of predictions that are looked at.
+        ks: cutoffs of the ranking.
     """
     counts = []
     for boxes, own in zip(object_boxes, truths, strict=True):
@@ -106,7 +105,7 @@ def phrase_chance(
 def _expected(
     columns: dict[str, int], counts: Sequence[tuple[int, ...]], ks: Sequence[int]
 ) -> dict[str, float]:
-    """Mean chance of a hit among k; counts are (objects, right by the first measure, ...)."""
+    """Mean chance of a hit among k; counts are (objects, right by the first metric, ...)."""
     return {
         f"{name}_at_{k}": mean(np.array([hit_chance(c[0], c[column], k) for c in counts]))
         for name, column in columns.items()
@@ -127,12 +126,12 @@ def referring_blind(
 
     Args:
         training_texts: (m,) expressions of the training split.
-        training_boxes_unit: (m, 4) the box of each.
-        texts: (n,) expressions of the metric.
-        truths_unit: (n, 4) the box of each.
-        ks: numbers of predictions that are looked at.
-        per_text: count for each expression's string where it is frequent enough in training (see
-            `guess_boxes`); else over all expressions alone.
+        training_boxes_unit: (m, 4) box of each.
+        texts: (n,) evaluated expressions.
+        truths_unit: (n, 4) box of each.
+        ks: cutoffs of the ranking.
+        per_text: whether to count per expression string where it is frequent enough in training
+            (see `guess_boxes`); otherwise over all expressions only.
     """
     pairs = zip(training_texts, as_boxes(training_boxes_unit)[:, None], strict=True)
     guesses = guess_boxes(pairs, texts, max(ks), per_text=per_text)
@@ -152,11 +151,11 @@ def phrase_blind(
 
     Args:
         training_phrases: (m,) phrases of the training split.
-        training_boxes_unit: for each of them its (g, 4) boxes.
-        phrases: (n,) phrases of the metric.
-        truths_unit: for each of them its (g, 4) boxes.
-        ks: numbers of predictions that are looked at; the largest is also how many are made.
-        per_text: as for `referring_blind`.
+        training_boxes_unit: (g, 4) boxes of each.
+        phrases: (n,) evaluated phrases.
+        truths_unit: (g, 4) boxes of each.
+        ks: cutoffs of the ranking; the largest is the number of predictions.
+        per_text: as in `referring_blind`.
     """
     pairs = zip(training_phrases, map(as_boxes, training_boxes_unit), strict=True)
     guesses = guess_boxes(pairs, phrases, max(ks), per_text=per_text)
@@ -171,10 +170,10 @@ def guess_boxes(
     per_text: bool = True,
     least: int = 8,
 ) -> list[NDArray[np.float64]]:
-    """Guess up to k boxes for each text from training pairs of a text and its (g, 4) boxes.
+    """Predict up to k boxes for each text from training pairs of a text and its (g, 4) boxes.
 
-    A text's own training boxes are used where there are at least `least`, since the most frequent
-    of fewer says little; then come the most frequent boxes of all texts.
+    A text's own training boxes come first if there are at least `least`, since fewer are
+    unreliable; then come the most frequent boxes of all texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:
@@ -195,12 +194,8 @@ def detection_chance(
 ) -> dict[str, float]:
     """`detection.average_precision` of the true boxes with random classes and scores.
 
-    Numbers of a size that no true box has are left out.
-
-    Args:
-        truths: of each picture.
-        seed: of the draws, the only baseline here that is drawn and not computed.
-        repeats: draws that are averaged.
+    Metrics of object sizes without true boxes are omitted. This is the only sampled baseline here:
+    it averages `repeats` draws.
     """
     random = np.random.default_rng(seed)
     classes = sorted({label for true in truths for label in true.labels}, key=str)
@@ -219,15 +214,10 @@ def detection_chance(
 def detection_blind(
     training_truths_unit: Sequence[TrueBoxes], truths_unit: Sequence[TrueBoxes], k: int = 10
 ) -> dict[str, float]:
-    """`detection.average_precision` of each class's k most frequent boxes in every picture.
+    """`detection.average_precision` of each class's k most frequent boxes in every image.
 
-    A box's score is the part of the class's training boxes that it meets, so that the surest box
-    of a class comes first. The numbers of small, medium and large boxes are left out.
-
-    Args:
-        training_truths_unit: of each picture of the training split.
-        truths_unit: of each picture of the metric.
-        k: boxes of each class.
+    A box's score is the fraction of the class's training boxes that it matches. Metrics of object
+    sizes are omitted.
     """
     by_class: dict[Hashable, list[NDArray[np.float64]]] = {}
     for true in training_truths_unit:
@@ -241,5 +231,5 @@ def detection_blind(
         labels += [label] * len(found.shares)
     guess = ScoredBoxes(np.concatenate(boxes), np.concatenate(scores), labels)
     numbers = average_precision([guess] * len(truths_unit), truths_unit)
-    # Areas in units of the picture say nothing of pixels.
+    # Areas in units of the image do not determine areas in pixels.
     return {name: value for name, value in numbers.items() if not name.endswith(SIZES)}

@@ -1,6 +1,6 @@
-"""What one training run is: the model, its data, its tasks, its optimiser and its length.
+"""Configuration of a training run: model, data, tasks, optimizer and length.
 
-Nothing here imports torch, so that recipes can be listed and checked in a moment.
+Does not import torch, so that recipes can be listed and checked quickly.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from fiber.training.config.transforms import TransformConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How the loader reads the records."""
+    """Data loading."""
 
-    #: Split of the data that is trained on; "+" joins several, as in "train+val".
+    #: Training split; "+" joins several, as in "train+val".
     split: str = "train"
-    #: Pictures of each class that the source "detection" gives, chosen as published for few-shot
-    #: training; 0: all.
+    #: Images of each class from the source "detection", chosen as published for few-shot training;
+    #: 0: all.
     shots: int = 0
-    #: Samples of one optimiser step, over all processes and all accumulated passes.
+    #: Samples of one optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
-    #: Probability that a token is picked for the masked-word loss.
+    #: Probability that a token is picked for the MLM loss.
     mlm_probability: float = 0.15
-    #: Whether "token"s are picked one by one, as published, or whole "word"s.
+    #: Whether single "token"s are picked, as published, or whole "word"s.
     mlm_unit: Literal["token", "word"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
-    #: Whether a model from nothing gets a tokenizer that is trained on its texts where neither the
-    #: data nor the user has one; otherwise that is an error.
+    #: Whether to train a tokenizer on the texts of a model from scratch if neither the data nor the
+    #: user has one; otherwise that is an error.
     train_tokenizer: bool = False
-    #: What a broken record does: "raise" stops the run, "skip" counts it and leaves it out,
-    #: "resample" counts it and draws another one in its place.
+    #: Handling of a broken record: "raise" stops the run, "skip" counts and drops it, "resample"
+    #: counts it and draws another one in its place.
     on_error: Literal["raise", "skip", "resample"] = "raise"
-    #: Whether pictures of which a part is missing are taken, filled as libjpeg fills them.
+    #: Whether to accept truncated images, filled in as by libjpeg.
     accept_truncated: bool = False
-    #: Whether training decodes JPEGs smaller where they have at least twice the pixels that are
-    #: needed along both sides; measuring never does.
+    #: Whether training decodes JPEGs at reduced size if both sides have at least twice the needed
+    #: pixels; evaluation never does.
     scaled_decoding: bool = True
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its parameter groups and the learning rate over time."""
+    """AdamW, its parameter groups and the learning rate schedule."""
 
     #: Peak learning rate of the towers.
     lr: float = 1e-5
@@ -64,36 +64,37 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
-    #: Factors on the learning rate. A parameter's factors multiply: cross-attention of the text
-    #: tower has `cross_modal` times `text`, its biases `bias` on top.
+    #: Learning rate factors. A parameter's factors multiply: cross-attention of the text tower has
+    #: `cross_modal` times `text`, its biases also `bias`.
     head_lr_multiplier: float = 5.0
     cross_modal_lr_multiplier: float = 5.0
     text_lr_multiplier: float = 1.0
     bias_lr_multiplier: float = 1.0
     gate_lr_multiplier: float = 1.0
-    #: What is not trained: names of parameters, or of modules with all that is in them, as in
-    #: "backbone.image.stages.0" or "backbone.text"; * stands for anything.
+    #: Frozen parameters, and modules with everything in them, by name, as in
+    #: "backbone.image.stages.0" or "backbone.text"; * matches anything.
     frozen: tuple[str, ...] = ()
-    #: Decay norm weights, gates and other vectors too; biases and bias tables never are.
+    #: Whether norm weights, gates and other vectors are decayed too; biases and bias tables never
+    #: are.
     decay_vectors: bool = False
-    #: Groups and arithmetic of the published coarse code: gates, the temperature, the norms of
+    #: Groups and arithmetic of the published coarse code: gates, the temperature, and the norms of
     #: image-to-text queries and of classifiers are decayed too; eps is added before the bias
     #: correction, and the decay comes after the update.
     published_coarse: bool = False
-    #: Part of the steps in which the learning rate rises linearly, in [0, 1).
+    #: Fraction of the steps with linear warmup, in [0, 1).
     warmup_fraction: float = 0.1
-    #: Learning rate of the first step as a part of the peak.
+    #: Learning rate of the first step as a fraction of the peak.
     warmup_start: float = 0.0
-    #: "linear" falls to 0 at the last step; "multistep" is multiplied by 0.1 at each milestone;
-    #: "plateau" by 0.1 whenever more than `plateau_patience` measurements in a row
+    #: "linear" decays to 0 at the last step; "multistep" multiplies by 0.1 at each milestone;
+    #: "plateau" by 0.1 whenever more than `plateau_patience` evaluations in a row
     #: (`validation.task`) are no better than the best one.
     schedule: Literal["linear", "multistep", "plateau"] = "linear"
-    #: Parts of the run at which "multistep" falls.
+    #: Fractions of the run at which "multistep" decays.
     milestones: tuple[float, ...] = (0.67, 0.89)
     plateau_patience: int = 3
-    #: Learning rate that "plateau" does not go below.
+    #: Minimum learning rate of "plateau".
     plateau_least_lr: float = 1e-6
-    #: Largest L2 norm of the whole gradient; 0 does not clip.
+    #: Maximum L2 norm of the whole gradient; 0 disables clipping.
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -113,31 +114,30 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length, precision and bookkeeping of a run."""
+    """Length, precision, logging and checkpoints of a run."""
 
-    #: Optimiser steps, at most.
+    #: Maximum optimizer steps.
     steps: int = 1000
-    #: Passes over the records of the run's one task, at most: the run ends after these or after
+    #: Maximum epochs over the records of the run's one task: the run ends after these or after
     #: `steps`, whichever comes first; 0: after `steps`.
     epochs: float = 0.0
-    #: Passes whose gradients are averaged into one step.
+    #: Micro-batches whose gradients are averaged into one step.
     accumulation: int = 1
-    #: Arithmetic of the passes; weights, losses and optimiser stay float32.
+    #: Precision of forward and backward; weights, losses and optimizer stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    #: Recompute the blocks in the backward pass instead of keeping their activations.
+    #: Recompute blocks in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
-    #: Decay of the moving average of the weights, which then becomes the finished model; 0 is off.
+    #: Decay of the weights' moving average, which becomes the finished model; 0 disables.
     ema_decay: float = 0.0
-    #: Steps from one line of metrics to the next; checkpoints write one too.
+    #: Steps between lines of metrics; checkpoints write one too.
     log_every: int = 20
-    #: Steps from one checkpoint to the next; 0 writes none but the finished model.
+    #: Steps between checkpoints; 0 writes only the finished model.
     checkpoint_every: int = 500
-    #: Passes over the records from one checkpoint to the next, in place of `checkpoint_every`; 0 is
-    #: off.
+    #: Epochs between checkpoints, in place of `checkpoint_every`; 0 disables.
     checkpoint_epochs: float = 0.0
-    #: How many of the newest checkpoints are kept.
+    #: Number of newest checkpoints to keep.
     keep_checkpoints: int = 2
-    #: Seed of the new weights, the order of the data and every random draw.
+    #: Seed of the initialization, the data order and every random draw.
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class TrainConfig:
         require(0 <= self.ema_decay < 1, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
-#: Tasks that `fiber eval` measures, and the metrics whose sum tells the better of two models.
+#: Tasks of `fiber eval`, and the metrics whose sum selects the better model.
 CHOSEN_BY: dict[str, tuple[str, ...]] = {
     "retrieval": ("text_to_image_recall_at_1", "image_to_text_recall_at_1"),
     "matching": ("accuracy",),
@@ -172,16 +172,16 @@ CHOSEN_BY: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Which step's weights become the finished model: those that measure best, or the last ones."""
+    """Selection of the final weights: the best on a validation task, or the last ones."""
 
-    #: What is measured at every checkpoint and at the end, a key of `CHOSEN_BY`; of equal steps the
-    #: later one is kept. None: nothing is measured, the last weights are the model.
+    #: Task to evaluate at every checkpoint and at the end, a key of `CHOSEN_BY`; ties keep the
+    #: later step. None: no evaluation, keep the last weights.
     task: str | None = None
-    #: Split of the data that is measured; it must not be trained on.
+    #: Split to evaluate; it must not be trained on.
     split: str = "val"
-    #: Pictures that are measured at most, with all of their texts, drawn once; 0: all of them.
+    #: Maximum images to evaluate, with all of their texts, drawn once; 0: all.
     pictures: int = 0
-    #: The run ends after so many measurements in a row that are below the best one; 0: it does not.
+    #: Stop after this many evaluations in a row below the best one; 0: never.
     stop_after: int = 0
 
     def __post_init__(self) -> None:
@@ -196,7 +196,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run: what a recipe returns and what `config.json` of a run's folder holds."""
+    """Complete run: the result of a recipe and the content of a run's `config.json`."""
 
     tasks: TasksConfig
     model: FiberConfig = field(default_factory=FiberConfig)
@@ -258,7 +258,7 @@ class RunConfig:
             pairs > 1
             or task.share == 0
             or (task.itc == 0 and task.itm == 0)
-            # A queue has the negatives.
+            # The queue provides negatives.
             or (task.itc_form == "queue" and task.itm_negatives != "random"),
             f"data.batch_size {self.data.batch_size} in {self.train.accumulation} passes"
             " (train.accumulation) leaves one pair a pass; tasks.image_text.itc and itm need 2 or"
@@ -266,7 +266,7 @@ class RunConfig:
         )
 
     def _check_length(self) -> None:
-        """Check what a run counts its length by."""
+        """Check the fields that count epochs or evaluations."""
         measured = self.validation.task is not None
         saved = self.train.checkpoint_every > 0 or self.train.checkpoint_epochs > 0
         for name, asked in (
@@ -286,7 +286,7 @@ class RunConfig:
         )
 
     def with_length(self, records: int) -> RunConfig:
-        """Turn passes over this many records into steps: `epochs` and `checkpoint_epochs`."""
+        """Convert `epochs` and `checkpoint_epochs` to steps for this number of records."""
         train = self.train
         steps_of_epoch = records / self.data.batch_size
         steps, every = train.steps, train.checkpoint_every
@@ -304,7 +304,7 @@ class RunConfig:
         heads = []
         if "image_text" in active:
             task = self.tasks.image_text
-            # Hard negatives are drawn by contrastive similarity, so matching needs that head too.
+            # Hard negatives are drawn by ITC similarity, so ITM needs that head too.
             heads += ["itc"] if task.has_contrast else []
             heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
         heads += ["vqa"] if "question" in active else []
@@ -314,17 +314,17 @@ class RunConfig:
 
 
 def load_recipe(name: str) -> RunConfig:
-    """Build the configuration of a recipe of `fiber.recipes` by name.
+    """Build the configuration of a recipe of `fiber.recipes`.
 
     Raises:
         ValueError: if there is no such recipe, with the nearest names.
     """
-    # By name, because recipes import this package and not the other way round.
+    # Imported by name, because recipes import this package.
     return importlib.import_module("fiber.recipes").get(name)()
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fields in which two configurations differ, one readable line each."""
+    """List the fields in which two configurations differ, one line each."""
     flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
     return [
         f"{name}: {flat_old.get(name)!r} -> {flat_new.get(name)!r}"

@@ -1,6 +1,6 @@
-"""What a training run may train: each task, its sources, its losses and their weights.
+"""Tasks of a training run, their sources, losses and weights.
 
-Nothing here imports torch, so that recipes can be listed and checked in a moment.
+Does not import torch, so that recipes can be listed and checked quickly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from fiber.config_io import nearest, require
 from fiber.data.prompts.rules import ClassRule, PromptRules
 
-#: Sources that hold boxes.
+#: Sources with boxes.
 BOX_SOURCES = (
     "phrases",
     "referring",
@@ -23,8 +23,7 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
-#: What a task may name as a source of records (`fiber.data.open_source`): by content, or a set of
-#: captions by its name.
+#: Valid sources of a task (`fiber.data.open_source`): by content, or a caption data set by name.
 SOURCES = (
     "captions",
     "questions",
@@ -36,36 +35,36 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
-#: Sources whose records name classes, of which every text of a run draws some.
+#: Sources whose records have class names, of which each text of a run draws some.
 CLASS_SOURCES = ("detection", "objects365")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTask:
-    """Captions: contrastive (ITC), matching (ITM) and masked words (MLM) from shared passes."""
+    """Captions: ITC, ITM and MLM from shared forward passes."""
 
-    #: Turns in the rotation of tasks; 0 leaves the task out.
+    #: Turns in the rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
-    #: Weight of each loss; a loss of weight 0 is not computed.
+    #: Loss weights; a loss of weight 0 is not computed.
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 1.0
-    #: "gather": contrast with the current batch of all ranks; "queue": with this rank's batch and
-    #: the newest `queue_length` pairs of all ranks, whose pictures are kept (as published).
+    #: "gather": ITC over the current batch of all ranks; "queue": over this rank's batch and the
+    #: newest `queue_length` pairs of all ranks, whose images are kept (as published).
     itc_form: Literal["gather", "queue"] = "gather"
-    #: Pairs that the form "queue" keeps.
+    #: Pairs kept by "queue".
     queue_length: int = 4096
-    #: "both": a similar text and a similar picture for every pair (2B negatives, as in published
-    #: pre-training); "half": texts for the even pairs, pictures for the odd ones (B negatives);
-    #: "random": half of the texts keep their picture, the others get any other one (as in published
-    #: fine-tuning by matching alone).
+    #: "both": a similar text and a similar image for every pair (2B negatives, as in published
+    #: pre-training); "half": texts for the even pairs, images for the odd ones (B negatives);
+    #: "random": half of the texts keep their image, the others get any other one (as in published
+    #: fine-tuning with ITM only).
     itm_negatives: Literal["both", "half", "random"] = "both"
 
     @property
     def has_contrast(self) -> bool:
-        """Whether similarities are computed: for contrast itself, or to find negatives."""
+        """Whether ITC similarities are computed, for the ITC loss or for hard negatives."""
         return self.itc > 0 or (self.itm > 0 and self.itm_negatives != "random")
 
     def weights(self) -> dict[str, float]:
@@ -75,13 +74,13 @@ class ImageTextTask:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionTask:
-    """Questions about pictures (VQA)."""
+    """Questions about images (VQA)."""
 
-    #: Turns in the rotation of tasks; 0 leaves the task out.
+    #: Turns in the rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("questions",)
-    #: Weight of the loss.
+    #: Loss weight.
     vqa: float = 1.0
 
     def weights(self) -> dict[str, float]:
@@ -91,13 +90,13 @@ class QuestionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningTask:
-    """Statements about two pictures (NLVR2)."""
+    """Statements about two images (NLVR2)."""
 
-    #: Turns in the rotation of tasks; 0 leaves the task out.
+    #: Turns in the rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("reasoning",)
-    #: Weight of the loss.
+    #: Loss weight.
     nlvr2: float = 1.0
 
     def weights(self) -> dict[str, float]:
@@ -107,37 +106,36 @@ class ReasoningTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTask:
-    """Captions written word by word."""
+    """Autoregressive captioning."""
 
-    #: Turns in the rotation of tasks; 0 leaves the task out.
+    #: Turns in the rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
-    #: "likelihood" of each next token; "gold": its tokens weighed by a frozen copy of the model
-    #: (off-policy fine-tuning after likelihood, as published); "cider": beside likelihood, captions
-    #: that the model samples become likelier by how well they agree with those of their picture
-    #: (self-critical fine-tuning after gold, as published). Captions of a mirrored picture are
-    #: compared with as they were written.
+    #: "likelihood" of each next token; "gold": tokens weighted by a frozen copy of the model
+    #: (off-policy fine-tuning after likelihood, as published); "cider": likelihood plus
+    #: self-critical training on sampled captions, weighted by their agreement with the image's
+    #: captions (after gold, as published). References of a mirrored image stay as written.
     objective: Literal["likelihood", "gold", "cider"] = "likelihood"
-    #: What "gold" divides a caption's sum by: its "tokens", or its "padding" as published.
+    #: Divisor of a caption's sum in "gold": its "tokens", or its "padding" as published.
     gold_divisor: Literal["tokens", "padding"] = "tokens"
-    #: Steps from one frozen copy of "gold" to the next.
+    #: Steps between the frozen copies of "gold".
     gold_copy_every: int = 1000
-    #: Part of the loss of "cider" that is self-critical, in [0, 1]; the rest is likelihood.
+    #: Self-critical fraction of the "cider" loss, in [0, 1]; the rest is likelihood.
     cider_share: float = 0.7
-    #: Captions that "cider" samples of each picture.
+    #: Captions sampled per image for "cider".
     cider_samples: int = 5
-    #: What the CIDEr-D of a sample is compared with: "constant" 1.0 as published; "others": the
-    #: mean of the picture's other samples, with which samples that are all as good teach nothing.
+    #: Baseline of a sample's CIDEr-D: "constant" 1.0 as published; "others": the mean of the
+    #: image's other samples, which gives no gradient when all samples are equally good.
     cider_baseline: Literal["constant", "others"] = "constant"
     #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None:
-    #: they are counted from the training captions.
+    #: counted on the training captions.
     cider_frequencies: str | None = None
-    #: Weight of the loss.
+    #: Loss weight.
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Weight of each loss by name; that of a number that is only watched is 0."""
+        """Weight of each loss by name; 0 for a number that is only logged."""
         if self.objective != "cider":
             return {"caption": self.caption}
         return {
@@ -149,20 +147,20 @@ class CaptionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingTask:
-    """Boxes for phrases, expressions or class names (the fine stage)."""
+    """Boxes for phrases, expressions or class names (fine stage)."""
 
-    #: Turns in the rotation of tasks; 0 leaves the task out.
+    #: Turns in the rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Of `SOURCES`, those whose records are joined; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: Which classes the texts of the source "detection" ask for, drawn for every picture and epoch:
-    #: see `fiber.data.prompts.rules.PromptRules`.
+    #: Classes in the texts of the source "detection", drawn for every image and epoch; see
+    #: `fiber.data.prompts.rules.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
     max_negatives: int | None = None
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
     shuffle_classes: bool = True
-    #: Weight of each loss.
+    #: Loss weights.
     alignment: float = 1.0
     box: float = 2.0
     centerness: float = 1.0
@@ -172,7 +170,7 @@ class GroundingTask:
         return {"alignment": self.alignment, "box": self.box, "centerness": self.centerness}
 
     def prompt_rules(self) -> PromptRules:
-        """Which classes a text asks for.
+        """Build the rules that choose a text's classes.
 
         Raises:
             ValueError: for a value out of its range.
@@ -191,7 +189,7 @@ TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | Ground
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """All tasks; every step trains one of those with a share, in a fixed rotation."""
+    """All tasks; each step trains one of those with a share, in a fixed rotation."""
 
     image_text: ImageTextTask = field(default_factory=ImageTextTask)
     question: QuestionTask = field(default_factory=QuestionTask)
@@ -235,11 +233,11 @@ class TasksConfig:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def active(self) -> dict[str, TaskConfig]:
-        """The tasks that have a share, by name."""
+        """Tasks with a share, by name."""
         return {name: task for name, task in self._all().items() if task.share > 0}
 
     def rotation(self) -> tuple[str, ...]:
-        """Names of the tasks in the order of their turns, spread evenly; repeats for ever.
+        """Names of the tasks in the order of their turns, spread evenly; repeats forever.
 
         >>> TasksConfig(
         ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)

@@ -1,4 +1,4 @@
-"""What happens to the pictures of a training run, as a part of its configuration."""
+"""Image transforms of a training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from fiber.config_io import nearest
 
-#: What RandAugment draws from, and of these what boxes do not follow.
+#: Operations of RandAugment, and those that boxes do not follow.
 RAND_AUGMENT_OPERATIONS = (
     "Identity",
     "AutoContrast",
@@ -25,19 +25,19 @@ MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugmentConfig:
-    """Operations that are done to a training picture after its crop, resize and flip.
+    """Random operations on a training image after its crop, resize and flip.
 
-    The defaults are those of the published coarse fine-tuning but for `num_ops`, which is 2 there.
+    The defaults are those of the published coarse fine-tuning, except `num_ops`, which is 2 there.
     """
 
-    #: Operations drawn for each picture, with replacement; 0 is off.
+    #: Operations drawn per image, with replacement; 0 disables.
     num_ops: int = 0
-    #: Strength of every operation, 0 to 10: at 7 a turn of 21 degrees, a shear of 0.21, a move of
-    #: 7 pixels, a factor of 1.36 on brightness and sharpness.
+    #: Strength of every operation, 0 to 10: 7 rotates by 21 degrees, shears by 0.21, translates by
+    #: 7 pixels, and scales brightness and sharpness by 1.36.
     magnitude: float = 7.0
-    #: Probability that an operation that was drawn is carried out.
+    #: Probability of applying a drawn operation.
     probability: float = 0.5
-    #: What is drawn from, a repeated name the more often. Boxes allow no shear, translation and
+    #: Names to draw from; a repeated name is drawn more often. Boxes allow no shear, translation or
     #: rotation.
     operations: tuple[str, ...] = RAND_AUGMENT_OPERATIONS
 
@@ -55,25 +55,25 @@ class RandAugmentConfig:
                 raise ValueError(f"{where}.operations: {name!r} is no operation; {close}")
 
     def moving(self) -> tuple[str, ...]:
-        """Operations that may be drawn and move pixels, so that boxes would not follow."""
+        """Active operations that move pixels, so that boxes would not follow."""
         drawn = self.operations if self.num_ops else ()
         return tuple(name for name in MOVING_OPERATIONS if name in drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorJitterConfig:
-    """Changes of colour, drawn for each picture, before the operations of RandAugment.
+    """Color changes, drawn for each image, before the operations of RandAugment.
 
-    A range of one value is off, as all are by default; neither published stage has any.
+    A range of one value disables a change. All are off by default, as in both published stages.
     """
 
-    #: Least and largest factor of every value.
+    #: Range of the factor on every value.
     brightness: tuple[float, float] = (1.0, 1.0)
-    #: Least and largest factor of the distance from the picture's mean grey.
+    #: Range of the factor on the distance from the image's mean gray.
     contrast: tuple[float, float] = (1.0, 1.0)
-    #: Least and largest factor of the distance from a pixel's own grey.
+    #: Range of the factor on the distance from a pixel's own gray.
     saturation: tuple[float, float] = (1.0, 1.0)
-    #: Least and largest turn of the hue, in parts of the circle from -0.5 to 0.5.
+    #: Range of the hue shift, in fractions of the circle from -0.5 to 0.5.
     hue: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
@@ -88,26 +88,26 @@ class ColorJitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """What happens to a training picture before the model sees it."""
+    """Preprocessing of a training image."""
 
-    #: "squash": exactly image_size x image_size, aspect ratio not kept (coarse pre-training);
-    #: "crop": a random part of it, resized to image_size x image_size (coarse fine-tuning);
-    #: "shorter_side": aspect ratio kept, padded to the largest picture of the batch (fine).
+    #: "squash": resized to image_size x image_size, aspect ratio not kept (coarse pre-training);
+    #: "crop": a random crop, resized to image_size x image_size (coarse fine-tuning);
+    #: "shorter_side": aspect ratio kept, padded to the largest image of the batch (fine).
     kind: Literal["squash", "crop", "shorter_side"] = "squash"
-    #: Probability of a mirrored picture ("crop" and "shorter_side"); the words for left and
-    #: right change places in its text, but not in a statement about two pictures.
+    #: Probability of a horizontal flip ("crop" and "shorter_side"), which swaps the words for left
+    #: and right in the text, but not in a statement about two images.
     flip_probability: float = 0.0
-    #: Smallest and largest share of the picture's area that "crop" keeps, and "shorter_side" where
-    #: it cuts.
+    #: Range of the fraction of the image's area kept by "crop", and by "shorter_side" when it
+    #: crops.
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    #: Probability that "shorter_side" cuts a part of about the picture's shape out before the
-    #: resize. A box whose centre lies outside the part, or of which less than a tenth is left, is
-    #: left out and counted; its words stay in the text, where they are true of nothing. A part
-    #: without any of the picture's boxes is not taken.
+    #: Probability that "shorter_side" crops to about the image's shape before the resize. A box
+    #: whose center is outside the crop, or of which less than a tenth remains, is dropped and
+    #: counted; its words stay in the text without a box. A crop without any of the image's boxes is
+    #: not used.
     crop_probability: float = 0.0
-    #: Lengths in pixels of which "shorter_side" draws one for each picture.
+    #: Lengths in pixels, of which "shorter_side" draws one per image.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
-    #: Largest longer side in pixels that "shorter_side" allows.
+    #: Maximum longer side of "shorter_side" in pixels.
     max_size: int = 1333
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
