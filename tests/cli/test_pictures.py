@@ -272,7 +272,10 @@ class TestBadInput:
             (["ground", "a.jpg", "--caption", "a cat", "--phrases", "dog"], "'dog'"),
             (["ground", "a.jpg", "--caption", "of the"], "of the"),
             (["detect", "a.jpg", "--classes-file", "none.txt"], "none.txt: No such file"),
-            (["detect", "a.jpg", "--classes-file", "blank.txt"], "blank.txt: expected one class"),
+            (
+                ["detect", "a.jpg", "--classes-file", "blank.txt"],
+                "blank.txt is empty; expected one class",
+            ),
             (["detect", "blank", "--classes", "dog"], "blank: no .bmp, .gif"),
             (["answer", "a.jpg", ""], "question 0 is empty"),
             (["match", "a.jpg", " "], "text 0 is empty"),

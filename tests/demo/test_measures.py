@@ -47,7 +47,7 @@ class TestMeasures:
         """What the models are asked, by a stand-in that answers 0.5."""
         asked = []
 
-        def evaluate(model, task, *, data, permute_images, fusion):
+        def evaluate(model, task, *, data, permute_images, fusion, rerank):
             asked.append((task, len(data), permute_images, fusion))
             return {shown.key: 0.5 for shown in SHOWN if shown.task == task}
 
@@ -106,7 +106,7 @@ class TestMeasures:
         monkeypatch.setattr(
             measures,
             "evaluate",
-            lambda model, task, *, data, permute_images, fusion: {
+            lambda model, task, *, data, permute_images, fusion, rerank: {
                 shown.key: 0.25 if permute_images else 0.5 if fusion else 0.375 for shown in SHOWN
             },
         )

@@ -57,7 +57,7 @@ def learned(monkeypatch, tmp_path):
     monkeypatch.setattr(floors, "FLOORS_FILE", file)
     scores = {"whole": 0.9, "permuted": 0.2}
 
-    def evaluate(model, task, *, data, permute_images, fusion):
+    def evaluate(model, task, *, data, permute_images, fusion, rerank):
         return dict.fromkeys(keys, scores["permuted" if permute_images else "whole"])
 
     monkeypatch.setattr(measures, "evaluate", evaluate)

@@ -64,7 +64,7 @@ def scored(monkeypatch):
 
     def use(scores):
         left = iter(scores)
-        monkeypatch.setattr(Validation, "measure", lambda *_: {"score": next(left)})
+        monkeypatch.setattr(Validation, "evaluate", lambda *_: {"score": next(left)})
 
     return use
 
