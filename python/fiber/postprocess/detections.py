@@ -1,4 +1,4 @@
-"""Detections of an image: what `Model.detect` and `Model.ground` return."""
+"""Detections of an image, as returned by `Model.detect` and `Model.ground`."""
 
 from __future__ import annotations
 
