@@ -1,4 +1,4 @@
-"""From prompts to the boxes of pictures: one pass of the image tower serves every prompt."""
+"""Detect boxes for prompts; the image tower runs once per image for all of its prompts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 
-#: Pixels of the transformed pictures that go through the fused layers at once, all pairs together.
+#: Maximum input pixels of a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
 
 
 class Thresholds(NamedTuple):
-    """What is kept of the boxes that were found."""
+    """Thresholds of box selection."""
 
-    #: Lowest score, in [0, 1].
+    #: Minimum score, in [0, 1].
     score: float
-    #: Of two boxes of one label whose IoU exceeds it, the better one stays.
+    #: IoU above which the lower of two boxes of a label is removed.
     nms: float
-    #: Boxes of a picture.
+    #: Maximum boxes per image.
     max_detections: int
-    #: Boxes of a phrase; None keeps whatever is above the score.
+    #: Maximum boxes per phrase; None: no limit (detection).
     boxes_per_phrase: int | None = None
 
     def check(self) -> None:
-        """Check the values.
-
-        Raises:
-            TypeError: for one of another type.
-            ValueError: for one out of its range.
-        """
+        """Raise a TypeError or ValueError for a value of another type or out of range."""
         for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
             if not isinstance(value, numbers.Real):
                 raise TypeError(f"{name}: expected a number from 0 to 1, got {value!r:.60}")
@@ -53,13 +48,13 @@ class Thresholds(NamedTuple):
 
 @dataclass
 class PassCounts:
-    """What looking for boxes took so far."""
+    """Counters of forward passes."""
 
-    #: Pictures that were looked at.
+    #: Images.
     pictures: int = 0
-    #: Passes of the image trunk, each over all pictures of one padded size that are at hand.
+    #: Batches of images of one padded size in the image tower.
     trunk_passes: int = 0
-    #: Pairs of a picture and a prompt, each of which goes through the fused layers and the head.
+    #: (image, prompt) pairs in the fused layers and the head.
     pairs: int = 0
 
 
@@ -72,16 +67,16 @@ def find_boxes(
     thresholds: Thresholds,
     passes: PassCounts,
 ) -> list[Detections]:
-    """Find the boxes of every picture's prompts.
+    """Find the boxes of the prompts of each image.
 
     Args:
         network: in evaluation mode.
-        inputs: of the same model.
-        text_prefixes: of the same model, which keeps those of its prompts.
-        pictures: n of whatever `load_image` takes.
-        prompts: n lists; the labels of a list count through all its prompts.
-        thresholds: what is kept.
-        passes: what this takes is added to it.
+        inputs: preprocessing of the model.
+        text_prefixes: text feature cache of the model.
+        pictures: n images as `load_image` takes them.
+        prompts: n lists; labels are numbered across the prompts of a list.
+        thresholds: box selection.
+        passes: updated in place.
 
     Returns:
         n detections, best box first.
@@ -145,7 +140,7 @@ def _select(
             nms_threshold=thresholds.nms,
             max_detections=thresholds.max_detections,
         )
-        # The threshold is one on the score that comes out, centerness counted, here as there.
+        # As in grounding, the threshold applies to the final score, which includes centerness.
         return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
     return ground_phrases(
         output,

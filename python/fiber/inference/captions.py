@@ -1,4 +1,4 @@
-"""How captions are written: by search, or by drawing words."""
+"""Caption generation: beam search or sampling."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fiber.models.fiber.image_text import FiberImageText
 def caption_writer(
     model: FiberImageText, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
 ) -> Callable[[Tensor], Tensor]:
-    """Give what writes captions; arguments and errors are those of `Model.caption`.
+    """Return a captioning function; arguments and errors are those of `Model.caption`.
 
     Returns:
-        A function of (B, H, W, C) image tokens that gives (B, n) int64 ids without <s>.
+        Function from (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
     """
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:

@@ -1,7 +1,7 @@
-"""From whatever a user has to the tensors a model takes.
+"""Convert user inputs to model inputs.
 
-A picture is a path, bytes, a PIL image or a uint8 array (H, W, 3). One picture in gives one answer
-out, a list gives a list.
+An image is a path, bytes, a PIL image or a uint8 array (H, W, 3). One image gives one result, a
+list gives a list.
 """
 
 from __future__ import annotations
@@ -35,23 +35,26 @@ ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
 #: One text or several.
 Texts: TypeAlias = str | Sequence[str]
 
-#: Pictures that are decoded and go through the image tower at once.
+#: Images decoded at once, and maximum batch size of the image tower.
 IMAGES_AT_ONCE = 16
-#: Id of <pad> in every tokenizer of RoBERTa's kind.
+#: Id of <pad> in RoBERTa tokenizers.
 PAD_ID = 1
 
 
 def as_list(pictures: Any) -> tuple[list[Any], bool]:
-    """Give the pictures as a list, and whether it was one picture alone.
+    """Convert one image or several to a list.
+
+    Returns:
+        The list, and True for a single image.
 
     Raises:
-        TypeError: for something that is neither a picture nor a list of them.
-        ValueError: for an array whose shape is that of neither.
+        TypeError: if it is neither an image nor a list of images.
+        ValueError: for an array of another shape.
     """
     if isinstance(pictures, (str, os.PathLike, bytes, bytearray, memoryview)):
         return [pictures], True
     if isinstance(pictures, np.ndarray):
-        # An array of paths, or of pictures of several sizes, is a list.
+        # An array of paths or of images of several sizes is a list.
         if pictures.ndim in (3, 4) or pictures.dtype.kind in "OSU":
             return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
         raise ValueError(
@@ -70,10 +73,10 @@ def as_list(pictures: Any) -> tuple[list[Any], bool]:
 
 
 def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
-    """Give one text or several as a list.
+    """Convert one text or several to a list.
 
     Raises:
-        TypeError: for something that is neither.
+        TypeError: if it is neither.
     """
     if isinstance(texts, str):
         return [texts]
@@ -84,11 +87,7 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
 
 
 def check_top_k(top_k: int) -> None:
-    """Check how many of the best are asked for.
-
-    Raises:
-        TypeError, ValueError: if it is no whole number, or less than 1.
-    """
+    """Raise a TypeError or ValueError unless `top_k` is an integer of 1 or more."""
     if not isinstance(top_k, (int, np.integer)):
         raise TypeError(f"top_k must be a whole number, got the {type(top_k).__name__} {top_k!r}")
     if top_k < 1:
@@ -96,10 +95,10 @@ def check_top_k(top_k: int) -> None:
 
 
 def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
-    """Give every picture its text: one text for all of them, or as many as there are pictures.
+    """Return one text per image, from one for all images or one for each.
 
     Raises:
-        ValueError: if there are more or fewer, or one is empty.
+        ValueError: if the number differs, or a text is empty.
     """
     given = as_texts(texts, what)
     if isinstance(texts, str):
@@ -114,10 +113,10 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
 def one_list_for_each(
     texts: str | Sequence[str] | Sequence[Sequence[str]], count: int, what: str
 ) -> list[list[str]]:
-    """Give every picture its list of texts: one list for all of them, or one list for each.
+    """Return one list of texts per image, from one for all images or one for each.
 
     Raises:
-        ValueError: if a list is empty, or there are more or fewer lists than pictures.
+        ValueError: if the number of lists differs, or a list is empty.
     """
     given: list[Any] = as_texts(texts, what)  # type: ignore[arg-type]
     if all(isinstance(text, str) for text in given):
@@ -136,10 +135,11 @@ def one_list_for_each(
 
 
 def not_empty(texts: Sequence[str], what: str) -> list[str]:
-    """Strip texts, and check that every one has words in it.
+    """Strip texts and check that none is empty.
 
     Raises:
-        TypeError, ValueError: naming the first that is no text or has none.
+        TypeError: if an entry is not a str.
+        ValueError: if a text is empty or has a lone surrogate.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -155,34 +155,34 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pictures of one padded size."""
+    """Images of one padded size."""
 
-    #: (B,) places in the list that the user gave.
+    #: (B,) indices into the user's list.
     indices: list[int]
-    #: (B, 3, H, W) normalised.
+    #: (B, 3, H, W) normalized.
     images: Tensor
-    #: (B, 2) int64 (height, width) without the padding, in pixels.
+    #: (B, 2) int64 (height, width) without padding, in pixels.
     image_sizes: Tensor
-    #: (B, 2) int64 (height, width) of the pictures as given, in pixels.
+    #: (B, 2) int64 (height, width) of the original images, in pixels.
     original_sizes: Tensor
-    #: The pictures as given, (H, W, 3) uint8.
+    #: Original images, (H, W, 3) uint8.
     pictures: list[np.ndarray]
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts, padded to the longest of them."""
+    """Texts, padded to the longest one."""
 
     #: (B, L) int64.
     token_ids: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: For each text the half-open spans of code points of its tokens; (0, 0) for <s> and </s>.
+    #: Half-open character spans of each text's tokens; (0, 0) for <s> and </s>.
     offsets: list[list[tuple[int, int]]]
 
 
 class Inputs:
-    """What one model does to pictures and texts before it sees them."""
+    """Image and text preprocessing of a model."""
 
     def __init__(
         self,
@@ -199,13 +199,13 @@ class Inputs:
         self.device = device
 
     def images(self, pictures: Sequence[Any]) -> Iterator[ImageBatch]:
-        """Decode and transform pictures, some at a time.
+        """Decode and transform images in batches.
 
-        Only pictures of one padded size share a batch, so that no picture's padding, which the
-        model sees, depends on its neighbours.
+        The model sees padding. Only images of one padded size share a batch, so that results do not
+        depend on the other images.
 
         Raises:
-            FileNotFoundError, fiber.DecodeError: for a picture that cannot be read, by name.
+            FileNotFoundError, fiber.DecodeError: naming an image that cannot be read.
             ValueError: for an array of another shape or dtype, or without pixels.
         """
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
@@ -225,11 +225,11 @@ class Inputs:
                     )
 
     def texts(self, texts: Sequence[str], *, tell_of_cuts: bool = True) -> TextBatch:
-        """Tokenize texts; one that is too long is cut, with a warning unless told otherwise.
+        """Tokenize texts and truncate long ones, with a warning if `tell_of_cuts` is True.
 
         Raises:
-            ValueError: if the model came without a tokenizer, or a text holds nothing but special
-                tokens such as <s> and <pad>.
+            ValueError: if the model has no tokenizer, or a text has only special tokens such as
+                <s> and <pad>.
         """
         tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
         encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
@@ -254,17 +254,17 @@ class Inputs:
         )
 
     def needed_tokenizer(self) -> Tokenizer:
-        """Give the tokenizer.
+        """Return the tokenizer.
 
         Raises:
-            ValueError: if the model came without one.
+            ValueError: if the model has none.
         """
         if self.tokenizer is None:
             raise ValueError(NO_TOKENIZER)
         return self.tokenizer
 
     def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-        """Give the picture, the tensor (3, H, W) and its (height, width) without padding."""
+        """Return the decoded image, its (3, H, W) tensor and (height, width) without padding."""
         array = load_image(picture)
         if not array.size:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The phrases of a caption: by a parser, or without one what stands between joining words."""
+"""Noun phrases of captions: with spaCy, or else by splitting at joining words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from fiber.data.char_spans import CharSpan
 from fiber.inference.parser import english_parser
 
-#: Groups of words that join two phrases though one of them could belong to a phrase.
+#: Multi-word joints with words that may occur in a phrase.
 _JOINING_GROUPS = (
     "to the left of",
     "to the right of",
@@ -27,8 +27,8 @@ _JOINING_GROUPS = (
     "because of",
     "out of",
 )
-#: Words that join phrases and stand in none: prepositions, then conjunctions, pronouns and adverbs,
-#: then verbs of captions.
+#: Words that end a phrase: prepositions, then conjunctions, pronouns and adverbs, then verbs that
+#: are frequent in captions.
 _JOINING_WORDS = """
 about above across after against along among around as at before behind below beneath beside
 between beyond by down for from in inside into near of off on onto outside over past through to
@@ -47,21 +47,20 @@ _JOINT = re.compile(
     + r")(?!\w)|[^\w\s'\u2019-]+",
     re.IGNORECASE,
 )
-#: Words that name nothing by themselves.
+#: Words that are not a phrase on their own.
 _EMPTY = re.compile(r"(?:a|an|the|some|one|each|every|no|left|right|other|another)", re.IGNORECASE)
-#: A participle alone is what is left of "is parked".
+#: A single participle, such as the rest of "is parked", is not a phrase.
 _PARTICIPLE = re.compile(r"\w{3,}ed|seen|lit|made|full", re.IGNORECASE)
 
 
 def caption_phrases(caption: str) -> list[CharSpan]:
-    """Find the phrases of a caption that may name something, in order.
+    """Find the noun phrases of a caption.
 
-    By spaCy where it is installed with an English pipeline, see `fiber.inference.parser`; else by
-    `noun_phrases`, which takes "a dog catches a frisbee" for one phrase. A warning tells of it
-    once.
+    Uses spaCy if an English pipeline is installed, see `fiber.inference.parser`. Otherwise warns
+    once and uses `noun_phrases`, which takes "a dog catches a frisbee" for one phrase.
 
     Returns:
-        Half-open spans of code points.
+        Half-open character spans, in order.
     """
     parser = english_parser()
     if parser is not None:
@@ -72,7 +71,7 @@ def caption_phrases(caption: str) -> list[CharSpan]:
 
 @functools.cache
 def _tell_of_the_rule() -> None:
-    """Say once in a process that there is no parser."""
+    """Warn once per process that there is no parser."""
     warnings.warn(
         "the phrases of captions are found by a rule of thumb, since spaCy with an English pipeline"
         " is not installed (fiber-vl[phrases], then python -m spacy download en_core_web_sm);"
@@ -84,13 +83,13 @@ def _tell_of_the_rule() -> None:
 
 
 def noun_phrases(caption: str) -> list[CharSpan]:
-    """Find the phrases of a caption that may name something.
+    """Find the noun phrases of a caption by a heuristic.
 
-    A rule of thumb that knows no verbs but those of captions: English captions of everyday scenes
-    come out well, free prose does not.
+    It knows only verbs that are frequent in captions: it works for English captions of everyday
+    scenes, not for free prose.
 
     Returns:
-        Half-open spans of code points, in order.
+        Half-open character spans, in order.
 
     >>> caption = "A man in a red shirt is riding a horse to the left of two small dogs."
     >>> [caption[start:end] for start, end in noun_phrases(caption)]

@@ -1,4 +1,4 @@
-"""Types of the arguments of `Model.ground`, `detect` and `caption`, for their overloads."""
+"""Argument types of `Model.ground`, `detect` and `caption`, for their overloads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, TypeAlias, TypedDict
 
 from fiber.data.prompts.classes import ClassLike
 
-#: Phrases or classes of all images, or one list for each image.
+#: Phrases or classes for all images, or one list for each image.
 Phrases: TypeAlias = str | Sequence[str] | Sequence[Sequence[str]] | None
 Classes: TypeAlias = ClassLike | Sequence[ClassLike] | Sequence[Sequence[ClassLike]] | None
 
 
 class BoxOptions(TypedDict, total=False):
-    """Options of both methods that give boxes."""
+    """Options of `Model.ground` and `Model.detect`."""
 
     score_threshold: float
     nms_threshold: float

@@ -1,4 +1,4 @@
-"""From pairs of pictures and texts to the outputs of a coarse head; searching among pictures."""
+"""Run coarse heads on (image, text) pairs, and rank images for a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
-#: Pairs that go through the fused layers at once.
+#: Batch size of pairs in the fused layers.
 PAIRS_AT_ONCE = 32
 
 
@@ -25,15 +25,15 @@ def score_pairs(
     pairs: Sequence[tuple[int, int]],
     head: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Run a head on pairs; a picture's and a text's part below the fusion is computed once.
+    """Run a head on pairs; features below the fusion are computed once per image and text.
 
     Args:
         network: in evaluation mode.
-        inputs: of the same model.
-        pictures: n of whatever `load_image` takes.
-        texts: m of them.
-        pairs: (picture, text) by number.
-        head: from pooled pairs (B, 2 D) to (B, K).
+        inputs: preprocessing of the model.
+        pictures: images as `load_image` takes them.
+        texts: texts of the pairs.
+        pairs: (image index, text index).
+        head: maps pooled pairs (B, 2 D) to (B, K).
 
     Returns:
         (pairs, K) float32 on the CPU.
@@ -68,20 +68,20 @@ def score_pairs(
 def rank_pictures(
     network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any], reranked: int
 ) -> list[tuple[int, float]]:
-    """Order pictures by how well they fit a text.
+    """Rank images for a text by ITC, then re-rank the best ones by ITM.
 
-    Towers run once a picture: what lies below the fusion is kept of the best pictures so far.
+    The image tower runs once per image: features below the fusion are kept for the best images.
 
     Args:
-        network: in evaluation mode, with the ITC head, and with the ITM head where it re-ranks.
-        inputs: of the same model.
-        text: what to look for.
-        pictures: whatever `load_image` takes.
-        reranked: how many of the best by the towers' vectors are ordered again by matching; the
-            others are left out. 0 orders all pictures by the vectors.
+        network: in evaluation mode, with the ITC head; with the ITM head if `reranked` > 0.
+        inputs: preprocessing of the model.
+        text: query.
+        pictures: images as `load_image` takes them.
+        reranked: number of images that are re-ranked by ITM; the others are dropped. 0: rank all
+            images by ITC only.
 
     Returns:
-        (number of the picture, score), best first: matching probabilities, or cosines.
+        (image index, score), best first: ITM probabilities, or ITC cosine similarities.
     """
     backbone, words = network.backbone, inputs.texts([text])
     prefix = backbone.text_prefix(words.token_ids, words.text_mask)
@@ -121,16 +121,16 @@ def rank_pictures(
 def match_pictures(
     network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Order pictures by how well they fit a text, by matching the text with each of them.
+    """Rank images for a text by ITM.
 
     Args:
         network: in evaluation mode, with the ITM head.
-        inputs: of the same model.
-        text: what to look for.
-        pictures: whatever `load_image` takes.
+        inputs: preprocessing of the model.
+        text: query.
+        pictures: images as `load_image` takes them.
 
     Returns:
-        (number of the picture, matching probability), best first.
+        (image index, ITM probability), best first.
     """
     if not pictures:
         return []
@@ -141,11 +141,11 @@ def match_pictures(
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (number, log odds of a match) and give the probabilities, which may round to equals."""
+    """Sort (index, log odds), then convert to probabilities, which may round to ties."""
     ranked = _best_first(log_odds)
     return [(index, torch.tensor(value).sigmoid().item()) for index, value in ranked]
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (number, score) by score; of equals the first stays first."""
+    """Sort (index, score) by descending score; stable."""
     return sorted(scored, key=lambda entry: -entry[1])

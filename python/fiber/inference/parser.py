@@ -1,8 +1,7 @@
-"""Noun phrases by spaCy, where it and one of its English pipelines are installed.
+"""Noun phrases with spaCy, if it is installed with an English pipeline.
 
-`pip install 'fiber-vl[phrases]'` brings spaCy itself. Its pipelines are not on PyPI under spaCy's
-name; `python -m spacy download en_core_web_sm` gets one from spaCy's own releases. Any installed
-pipeline for English with a parser will do. Nothing is downloaded here.
+`pip install 'fiber-vl[phrases]'` installs spaCy, `python -m spacy download en_core_web_sm` a
+pipeline. Any installed English pipeline with a parser works. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 
 from fiber.data.char_spans import CharSpan
 
-#: Pipelines of spaCy's own, the most accurate first; others come behind them, by name.
+#: spaCy's pipelines, most accurate first; preferred to others.
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
-#: Parts of a pipeline that noun phrases do not need.
+#: Components that noun phrases do not need.
 _UNUSED = ("ner", "lemmatizer")
-#: Places in a picture or beside a thing, which are no things: "the left" of "to the left of".
+#: Places rather than objects, such as "the left" in "to the left of".
 _PLACE = re.compile(
     r"(?:(?:the|its|his|her|their)\s+)?"
     r"(?:left|right|front|back|top|bottom|middle|cent(?:er|re)|side|foreground|background)",
@@ -26,16 +25,16 @@ _PLACE = re.compile(
 
 
 class Parser(NamedTuple):
-    """A pipeline and what it is called in messages."""
+    """spaCy pipeline and its name in messages."""
 
     name: str
     pipeline: Any
 
     def noun_phrases(self, caption: str) -> list[CharSpan]:
-        """Find the phrases of a caption that may name something; pronouns and places are none.
+        """Find the noun phrases of a caption, without pronouns and places.
 
         Returns:
-            Half-open spans of code points, in order.
+            Half-open character spans, in order.
         """
         spans = []
         for chunk in self.pipeline(caption).noun_chunks:
@@ -47,7 +46,7 @@ class Parser(NamedTuple):
 
 @functools.cache
 def english_parser() -> Parser | None:
-    """Load the best English pipeline that is installed; None without spaCy or without one."""
+    """Load the best installed English pipeline; None if there is none."""
     try:
         import spacy  # pyright: ignore[reportMissingImports]
     except ImportError:

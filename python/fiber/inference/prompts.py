@@ -1,4 +1,4 @@
-"""From what a user asks for to the prompts that the model reads, for every picture."""
+"""Build the prompts of `Model.detect` and `Model.ground` for each image."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 def detection_prompts(
     classes: Any, count: int, inputs: Inputs, classes_per_prompt: int | None
 ) -> list[list[Prompt]]:
-    """Put classes side by side into texts that the model can read.
+    """Concatenate classes into prompts.
 
     Args:
-        classes: a list for all pictures, or one for each.
-        count: of the pictures.
-        inputs: of the model.
-        classes_per_prompt: classes of a text at most; 0 or None: as many as fit.
+        classes: one list for all images, or one for each.
+        count: number of images.
+        inputs: preprocessing of the model.
+        classes_per_prompt: maximum classes per prompt; 0 or None: as many as fit.
 
     Returns:
-        For each picture its prompts.
+        Prompts of each image.
 
     Raises:
-        TypeError, ValueError: for an empty list, for a class that is no class, is empty, too long
-            or there twice, by its number.
+        TypeError, ValueError: for an empty list, or for an invalid, empty, too long or duplicate
+            class.
     """
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
     if all(_is_class(each) for each in given):
@@ -59,10 +59,9 @@ def detection_prompts(
 def grounding_prompts(
     phrases: Any, caption: Any, spans: Any, count: int, inputs: Inputs
 ) -> list[list[Prompt]]:
-    """Make the prompts of `Model.ground`, whose arguments these are, for each of `count` pictures.
+    """Build the prompts of each of `count` images; the other arguments are those of `Model.ground`.
 
-    A text that is longer than the model reads is cut; a warning says how many of its phrases lie
-    behind the cut.
+    Warns if a text is truncated, with the number of phrases that are lost.
     """
     if spans is not None and (phrases is not None or caption is None):
         raise ValueError(
@@ -74,7 +73,7 @@ def grounding_prompts(
         raise ValueError("ground: give phrases, a caption, or both")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
-        # Spans count the spaces at the caption's ends too.
+        # Spans refer to captions that are not stripped.
         captions = [caption] * count if isinstance(caption, str) else list(caption)
     span_lists = None if spans is None else _spans_for_each(spans, caption, count)
     prompts = []
@@ -97,7 +96,7 @@ def _is_class(given: Any) -> bool:
 def _class_prompts(
     classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
-    """Join classes, each of which is there once; names that differ in capitals differ."""
+    """Concatenate classes into prompts; raise for duplicates (case-sensitive)."""
     named, first = [], dict[ClassName, int]()
     for number, given in enumerate(classes):
         each = as_class(given.strip() if isinstance(given, str) else given, number)
@@ -117,10 +116,10 @@ def _class_prompts(
 
 
 def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
-    """Give every phrase a text of its own: its boxes do not depend on the other phrases.
+    """Make one prompt for each phrase, so that its boxes do not depend on the other phrases.
 
-    The whole phrase is read, but a box is scored by the words that name the thing looked for, "the
-    star" in "the star left of the ring": so referring expressions are trained and measured.
+    Boxes are scored by the tokens of the first noun phrase only, "the star" in "the star left of
+    the ring", as referring expressions are in training and evaluation.
     """
     prompts = []
     for number, phrase in enumerate(not_empty(phrases, "phrase")):
@@ -130,7 +129,7 @@ def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
 
 
 def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
-    """Look for phrases, by default all that `caption_phrases` sees, in their caption.
+    """Make the prompt of a caption and its phrases; default: those of `caption_phrases`.
 
     Raises:
         ValueError: for a caption without phrases, or a phrase that does not occur in it.
@@ -148,7 +147,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Give every picture the spans of its caption: one list for one caption, else one for each."""
+    """Return the spans of each image: one list for a single caption, else one for each."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:
@@ -160,7 +159,7 @@ def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
 
 
 def _marked_caption(caption: str, spans: Any) -> Prompt:
-    """Take the phrases of a caption from the user: pairs, or lists of pairs for those in parts."""
+    """Make the prompt of a caption and spans, each (start, end) or a list of these."""
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
             f"spans of the caption {caption[:60]!r}: expected a list of one or more (start, end),"
@@ -181,7 +180,7 @@ def _all_sequences(given: Sequence[Any]) -> bool:
 
 
 def _tell_of_cut(prompt: Prompt, inputs: Inputs) -> None:
-    """Warn where a text is longer than the model reads, and say what that costs."""
+    """Warn if a prompt is truncated, with the phrases that are lost."""
     tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):
         return

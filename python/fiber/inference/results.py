@@ -1,4 +1,4 @@
-"""What a model gives that is neither text nor boxes: an answer, a picture that was found."""
+"""Result types of question answering and image search."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """An answer to a question and its score in [0, 1]; scores of answers need not sum to 1."""
+    """Answer to a question with its score in [0, 1]; scores need not sum to 1."""
 
     answer: str
     score: float
@@ -15,9 +15,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that a search found."""
+    """Image search result."""
 
-    #: Its place in the list that was searched.
+    #: Index into the searched images.
     index: int
-    #: How well it fits: a matching probability, or a cosine where there was no re-ranking.
+    #: ITM probability, or ITC cosine similarity without re-ranking.
     score: float

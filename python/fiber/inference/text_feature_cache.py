@@ -1,4 +1,4 @@
-"""The part of the text tower that no picture has a say in, kept for prompts that come again."""
+"""LRU cache of text features below the first fused layer."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch.nn.utils.rnn import pad_sequence
 from fiber.inference.inputs import Inputs
 from fiber.models.fiber.detector import FiberDetector
 
-#: Tokens that are kept, the longest unused prompts forgotten first; 100 MB in the base model.
+#: Maximum cached tokens; 100 MB in the base model.
 MAX_KEPT_TOKENS = 32_768
 
 
 class TextPrefixBatch(NamedTuple):
-    """Prompts as the fused layers read them."""
+    """Prompts as inputs of the fused layers."""
 
-    #: (B, L, D) what the backbone's `text_prefix` gives.
+    #: (B, L, D) output of the backbone's `text_prefix`.
     prefix: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: For each prompt the half-open spans of code points of its tokens; (0, 0) for <s> and </s>.
+    #: Half-open character spans of each prompt's tokens; (0, 0) for <s> and </s>.
     offsets: list[list[tuple[int, int]]]
 
 
 class TextPrefixes:
-    """Prefixes of prompts, computed once for each prompt as long as the weights stay.
+    """LRU cache of prompt features; cleared when the text tower's weights change.
 
     Args:
         network: in evaluation mode.
-        inputs: of the same model.
+        inputs: preprocessing of the model.
     """
 
     def __init__(self, network: FiberDetector, inputs: Inputs) -> None:
@@ -43,11 +43,7 @@ class TextPrefixes:
         self._weights = self._fingerprint()
 
     def batch(self, texts: Sequence[str]) -> TextPrefixBatch:
-        """Give prompts as the fused layers read them, padded to the longest.
-
-        Raises:
-            ValueError: as `Inputs.texts`.
-        """
+        """Return the features of prompts, padded to the longest one; errors as `Inputs.texts`."""
         if self._weights != self._fingerprint():
             self._kept.clear()
             self._tokens, self._weights = 0, self._fingerprint()
@@ -69,7 +65,7 @@ class TextPrefixes:
         return TextPrefixBatch(prefix, mask, offsets)
 
     def _add(self, texts: Sequence[str]) -> None:
-        # Whoever made the prompts has told what a cut costs.
+        # Truncated prompts were reported when they were built.
         batch = self._inputs.texts(texts, tell_of_cuts=False)
         prefix = self._backbone.text_prefix(batch.token_ids, batch.text_mask)
         lengths = batch.text_mask.sum(1).tolist()
@@ -78,8 +74,8 @@ class TextPrefixes:
             self._tokens += length
 
     def _fingerprint(self) -> tuple[int, torch.device, torch.dtype]:
-        """Change with every change of the text tower's weights in place, and with their place."""
+        """Return in-place version, device and dtype of the text tower's weights."""
         parameters = list(self._backbone.text.parameters())
-        # What was made in inference mode has no version and cannot be changed outside of it.
+        # Inference tensors have no version counter.
         version = sum(each._version for each in parameters if not each.is_inference())
         return version, parameters[0].device, parameters[0].dtype

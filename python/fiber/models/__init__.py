@@ -1,1 +1,1 @@
-"""Towers, fusion, heads and the models of both stages; raw outputs, no losses."""
+"""Model families, shared encoders and heads; raw outputs, no losses."""

@@ -1,4 +1,4 @@
-"""Heads: modules from features to vectors or raw logits, and the recipes that train them."""
+"""Head modules, and the recipes that train each head."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig, preset
 
-#: Epsilon of the LayerNorm of the language head, as in RoBERTa's configuration of the published
-#: code; every other LayerNorm uses 1e-5.
+#: LayerNorm epsilon of the language head, from the RoBERTa config of the published code; all other
+#: LayerNorms use 1e-5.
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset; models of other widths use those of "base".
+#: Recipe of each head by preset; models of other widths use "base".
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -48,7 +48,7 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
         asked: subject of the message, such as a method or a task.
 
     Raises:
-        MissingHeadError: if not, with the model's heads and the recipe that trains the missing one.
+        MissingHeadError: naming the model's heads and the recipe of the missing one.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width
@@ -60,19 +60,19 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
 
 
 class Pooler(nn.Module):
-    """A linear layer and tanh on one vector a sample."""
+    """Linear layer and tanh on one vector per sample."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, D) -> (B, D) in (-1, 1)."""
+        """Pool (B, D) -> (B, D) in (-1, 1)."""
         return torch.tanh(self.linear(vectors))
 
 
 class LanguageHead(nn.Module):
-    """Vocabulary logits of masked words and of captions; the decoder is not tied to the words."""
+    """Vocabulary logits of MLM and captioning; not tied to the word embeddings."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ class LanguageHead(nn.Module):
         self.decoder = nn.Linear(width, vocab_size)
 
     def forward(self, text: Tensor) -> Tensor:
-        """(..., D) -> (..., vocabulary)."""
+        """Compute logits (..., D) -> (..., vocabulary)."""
         return self.decoder(self.norm(self.activation(self.transform(text))))
 
 
 class Classifier(nn.Module):
-    """Two linear layers around a LayerNorm and GELU."""
+    """Linear, LayerNorm, GELU, linear."""
 
     def __init__(self, width_in: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class Classifier(nn.Module):
         self.output = nn.Linear(width, num_classes)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, width_in) -> (B, classes)."""
+        """Compute logits (B, width_in) -> (B, classes)."""
         return self.output(self.activation(self.norm(self.hidden(vectors))))
 
 
 def initialise_head(module: nn.Module) -> None:
-    """Draw a head's linear weights from N(0, 0.02), biases 0."""
+    """Initialize the linear layers of a head: weights N(0, 0.02), biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.02)

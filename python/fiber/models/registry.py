@@ -1,8 +1,8 @@
-"""Registry of architectures: how each is recognized, built, loaded, exported and preprocessed.
+"""Registry of architectures.
 
 A model family is a folder next to this file plus its entries here; FIBER has one for each stage.
-Code elsewhere asks an entry, or the heads of a config ("grounding" in config.heads), never the
-name of a stage.
+Other code uses an entry or the heads of a config ("grounding" in config.heads), never the name of a
+stage.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ Network = FiberImageText | FiberDetector
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """An entry of the registry."""
+    """Registry entry."""
 
-    #: `FiberConfig.stage` of its configs.
+    #: `FiberConfig.stage`.
     stage: str
     #: Name in messages.
     title: str
-    #: Class of the network; it is built from a config.
+    #: Class of the network.
     network: Callable[[FiberConfig], Network]
-    #: Prefix of tensor names that only its published checkpoints have.
+    #: Prefix of keys that only its published checkpoints have.
     published_prefix: str
-    #: Key under which its published files hold their tensors.
+    #: Key of the state dict in published files.
     published_key: Literal["state_dict", "model"]
-    #: Channel order of the first convolution in its published files.
+    #: Input channel order of published files.
     published_channel_order: Literal["rgb", "bgr"]
-    #: Infers the config from published tensors and the config stated in the file.
+    #: Infers the config from published tensors and the stored config.
     infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], FiberConfig]
-    #: Names of the network's tensors -> published names.
+    #: Our keys -> published keys.
     keys: Callable[[FiberConfig], KeyMap]
-    #: Reason to ignore a published name outside `keys`; None: it is unknown.
+    #: Reason to ignore a published key outside `keys`; None if it is unknown.
     ignored_key: Callable[[str, FiberConfig], str | None]
-    #: Values of tensors that a published file may lack, by our names.
+    #: Default values of tensors that a published file may lack, by our keys.
     default_values: Callable[[FiberConfig, Container[str]], dict[str, float]]
-    #: Prepares published tensors for `keys`.
+    #: Converts published tensors before `keys` is applied.
     from_published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-    #: Completes tensors under published names for a published file.
+    #: Inverse of `from_published`; adds published buffers.
     to_published: Callable[[Mapping[str, Tensor], FiberConfig], dict[str, Tensor]]
     #: Image preprocessing at inference.
     transform: Callable[[FiberConfig], ImageTransform]
@@ -91,18 +91,18 @@ FIBER_FINE = Architecture(
     describe=infer_config.describe_fine,
 )
 
-#: All entries, in the order in which published files are compared with them.
+#: All entries, in the order of recognition.
 ARCHITECTURES = (FIBER_COARSE, FIBER_FINE)
 _BY_STAGE = {entry.stage: entry for entry in ARCHITECTURES}
 
 
 def architecture_of(config: FiberConfig) -> Architecture:
-    """Return the entry of a config."""
+    """Return the registry entry of a config."""
     return _BY_STAGE[config.stage]
 
 
 def build_model(config: FiberConfig) -> Network:
-    """Build a new network from its config."""
+    """Build a network from its config."""
     return architecture_of(config).network(config)
 
 
@@ -112,10 +112,10 @@ def inference_transform(config: FiberConfig) -> ImageTransform:
 
 
 def recognize(names: Iterable[str]) -> Architecture:
-    """Find the architecture of a published checkpoint by its tensor names.
+    """Find the architecture of a published checkpoint by its keys.
 
     Raises:
-        ValueError: if there is none, with what the tensors are instead.
+        ValueError: if there is none.
     """
     names = sorted(names)
     for entry in ARCHITECTURES:
@@ -145,10 +145,10 @@ def published_config(
     """Infer the config of a published checkpoint.
 
     Args:
-        state: tensors by published name.
-        stated: config in the file, by the names of the published code.
+        state: tensors by published key.
+        stated: stored config, by the names of the published code.
 
     Raises:
-        ValueError: if no architecture has these tensors, or the stated config contradicts them.
+        ValueError: if no architecture has these tensors, or the stored config contradicts them.
     """
     return recognize(state).infer_config(state, stated or {})

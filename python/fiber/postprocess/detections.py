@@ -1,4 +1,4 @@
-"""Detections of an image: what `Model.detect` and `Model.ground` return."""
+"""Detections of an image, as returned by `Model.detect` and `Model.ground`."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Detections:
     """Boxes, scores and labels of one image.
 
     A score is sqrt(p * c), with p the mean probability of the label's tokens and c the centerness
-    at the box's location. It ranks the boxes of one label in one prompt; it is not calibrated and
-    not comparable across prompts, labels or models: docs/grounding.md.
+    at the box's location. Scores rank the boxes of one label in one prompt. They are not calibrated
+    and not comparable across prompts, labels or models; see docs/grounding.md.
 
     Raises:
         ValueError: If the fields differ in length.
     """
 
-    #: (n, 4) float32, half-open pixels of the image, best first or phrase by phrase.
+    #: (n, 4) float32, half-open pixels of the image, best first or grouped by phrase.
     boxes_xyxy: np.ndarray
-    #: (n,) float32 in [0, 1]; not probabilities, see above.
+    #: (n,) float32 in [0, 1]; not probabilities.
     scores: np.ndarray
-    #: (n,) class name or phrase of each box.
+    #: (n,) class name or phrase.
     labels: list[str]
     #: (n,) int64, index into the phrases or classes of the call.
     indices: np.ndarray
     #: (height, width) in pixels.
     image_size: tuple[int, int]
-    #: The image, as a path, encoded bytes or a uint8 array (H, W, 3), for `draw` and `save`.
+    #: Path, encoded bytes or uint8 array (H, W, 3) of the image, for `draw` and `save`.
     picture: str | os.PathLike[str] | bytes | np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Detections:
         """Convert to the JSON object that the command line prints.
 
         Args:
-            image: Name of the image; default: its path, if it was given as one.
+            image: Name of the image. Default: its path, if known.
             model: Name of the model.
         """
         if image is None and isinstance(self.picture, (str, os.PathLike)):
@@ -116,12 +116,10 @@ class Detections:
         }
 
     def draw(self) -> Image:
-        """Draw boxes and labels on the image; a small image is enlarged first.
-
-        The best box is drawn on top. Labels do not cover one another, unless there is no room.
+        """Draw boxes and labels, the best box on top; a small image is enlarged first.
 
         Raises:
-            ValueError: If the image is not known or has another size.
+            ValueError: If the image is missing or has another size.
         """
         image = self._open()
         scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
@@ -139,7 +137,7 @@ class Detections:
         """Write the image with its boxes; the suffix of `path` selects the format.
 
         Raises:
-            ValueError: If the image is not known or has another size, or the suffix is unknown.
+            ValueError: If the image is missing or has another size, or the suffix is unknown.
             OSError: If the file cannot be written; an existing file is unchanged.
         """
         save_picture(self.draw, path)

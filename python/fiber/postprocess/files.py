@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 
 
 def save_picture(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
-    """Write an image to a temporary file and rename it when it is complete.
+    """Write an image atomically.
 
     Args:
         draw: Returns the image; called after `path` was checked.
         path: File name; its suffix selects the Pillow format.
 
     Raises:
-        ValueError: If the suffix is not of a format that Pillow writes.
+        ValueError: If Pillow cannot write this format.
         FileNotFoundError: If the directory does not exist.
-        OSError: If `path` exists and is not a regular file, or cannot be written; no partial file
-            is left.
+        OSError: If `path` is not a regular file or cannot be written; no partial file remains.
     """
     path = Path(path)
     check_target(path)
@@ -39,7 +38,7 @@ def _format(path: Path) -> str:
     """Look up the Pillow format of a suffix."""
     from PIL import Image
 
-    # Also fills Image.SAVE.
+    # `registered_extensions` also fills Image.SAVE.
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Boxes from raw predictions: label scores, NMS, rescaling to the original image.
 
-Boxes are half-open xyxy pixels (`fiber.ops.boxes`), on which NMS and clipping equal the published
-ones on inclusive boxes.
+Boxes are half-open xyxy pixels (`fiber.ops.boxes`). NMS and clipping are equivalent to the
+published ones on inclusive boxes.
 
-Letters: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
+Dimensions: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torchvision.ops import batched_nms
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
 
-#: For each label of an image, the indices of its tokens.
+#: Token indices of each label of an image.
 TokenMap = Sequence[Sequence[int]]
-#: (height, width) in pixels of each image: (B, 2) or pairs.
+#: (height, width) of each image in pixels: (B, 2) or pairs.
 Sizes = Tensor | Sequence[Sequence[int]]
-#: Locations decoded per box of a phrase, before NMS removes most of them.
+#: Locations decoded per requested box of a phrase, before NMS.
 PLACES_PER_BOX = 50
 
 
@@ -51,19 +51,18 @@ def detect_boxes(
 ) -> list[FoundBoxes]:
     """Detect the boxes of all labels; defaults are the published ones for detection.
 
-    A label's score at a location is the mean of its token probabilities. Locations above the
+    The label score of a location is the mean of its token probabilities. Locations above the
     threshold are ranked by score times centerness; the square root of the product is returned.
 
     Args:
         output: Output of the detector.
-        label_token_maps: Token indices of each label of each image; images may have different
-            texts.
+        label_token_maps: Token indices of each label of each image.
         image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the images in whose pixels boxes are returned.
+        original_sizes: (height, width) of the original images; boxes are in their pixels.
         score_threshold: Minimum label score, exclusive, before centerness is applied.
         nms_threshold: IoU above which the lower of two boxes of a label is removed.
         max_detections: Boxes kept per image.
-        candidates_per_level: Pairs of location and label kept per level before NMS.
+        candidates_per_level: (location, label) pairs kept per level before NMS.
         aggregate: "mean" or "max" of token probabilities.
 
     Returns:
@@ -84,7 +83,7 @@ def detect_boxes(
         values = torch.cat([value for value, _ in best])
         starts = [sum(lengths[:level]) * len(token_map) for level in range(len(lengths))]
         places = torch.cat([place + start for (_, place), start in zip(best, starts, strict=True)])
-        # Indices into a flat (A, K) table, which may have no columns.
+        # Indices into a flat (A, K) table; K may be 0.
         columns = max(len(token_map), 1)
         labels = places % columns
         boxes = _boxes_at(output, image, places // columns, sizes[0])
@@ -111,14 +110,14 @@ def ground_phrases(
         output: Output of the detector.
         phrase_token_maps: Token indices of each phrase of each image.
         image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the images in whose pixels boxes are returned.
+        original_sizes: (height, width) of the original images; boxes are in their pixels.
         boxes_per_phrase: Maximum number of boxes per phrase.
-        score_threshold: Minimum score, with centerness, in [0, 1].
-        nms_threshold: As for `detect_boxes`.
+        score_threshold: Minimum score, including centerness, in [0, 1].
+        nms_threshold: As in `detect_boxes`.
 
     Returns:
-        The boxes of each image, phrase by phrase, the best of each first. A phrase without tokens
-        (its text was truncated) has none.
+        The boxes of each image, grouped by phrase, best first in each group. A phrase without
+        tokens (truncated text) has none.
 
     Raises:
         ValueError: As `detect_boxes`.
@@ -158,7 +157,7 @@ def join_chunks(
     Args:
         chunks: Boxes of each prompt, at least one.
         first_labels: Index of each prompt's first label in the list of all labels.
-        max_detections: Boxes kept; default: all, as published.
+        max_detections: Boxes kept. Default: all, as published.
     """
     joined = FoundBoxes(
         torch.cat([chunk.boxes_xyxy for chunk in chunks]),
@@ -170,7 +169,7 @@ def join_chunks(
 
 
 def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
-    """Token probabilities (B, A, L) and centerness (B, A), float32."""
+    """Return token probabilities (B, A, L) and centerness (B, A), float32."""
     tokens = torch.cat(output.token_logits, dim=1).float().sigmoid()
     return tokens, torch.cat(output.centerness_logits, dim=1).float().sigmoid()
 
@@ -178,7 +177,7 @@ def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
 def _images(
     output: DetectorOutput, token_maps: Sequence[TokenMap], image_sizes: Sizes, originals: Sizes
 ) -> list[tuple[int, tuple[tuple[int, int], tuple[int, int]]]]:
-    """Check the inputs; list each image's index, size in the tensor and original size."""
+    """Check the inputs and return (index, (size in the tensor, original size)) of each image."""
     batch, length = output.text_mask.shape
     if not batch == len(token_maps) == len(image_sizes) == len(originals):
         raise ValueError(
@@ -201,7 +200,7 @@ def _pairs(sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor:
-    """Label scores (A, K) from token scores (A, L); 0 for a label without tokens."""
+    """Compute label scores (A, K) from token scores (A, L); 0 for a label without tokens."""
     if aggregate not in ("mean", "max"):
         raise ValueError(f"aggregate: expected mean or max, got {aggregate!r}")
     if aggregate == "max":
@@ -217,7 +216,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Top ranks of a level and their indices into its flat (locations, labels) table."""
+    """Return the top ranks of a level and their indices into its flat (locations, K) table."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0
@@ -225,13 +224,13 @@ def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode the boxes at some locations and clip them to the image without padding."""
+    """Decode the boxes at given locations and clip them to the image without padding."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes that NMS within each label keeps, best first."""
+    """Return indices of the boxes kept by NMS within each label, best first."""
     # torchvision offsets boxes by label; in float64 the offset causes no rounding.
     return batched_nms(boxes.double(), scores.double(), labels, threshold)
 

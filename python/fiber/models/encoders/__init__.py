@@ -1,1 +1,1 @@
-"""Image and text encoders that model families share."""
+"""Image and text encoders shared by model families."""

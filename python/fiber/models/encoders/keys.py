@@ -1,4 +1,4 @@
-"""Key maps of the encoders: published names of Swin and RoBERTa tensors."""
+"""Key maps of the encoders: published keys of Swin and RoBERTa."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Literal, NamedTuple
 
 from fiber.config import RobertaConfig, SwinConfig
 
-#: Our name -> the published names that it is stacked from.
+#: Our key -> published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
 
 
 class TowerLayout(NamedTuple):
-    """How somebody else names one of the towers."""
+    """Key layout of a published encoder."""
 
     tower: Literal["swin", "roberta"]
-    #: What every name starts with, up to its dot.
+    #: Common prefix of all keys, including the dot.
     prefix: str = ""
-    #: The merging between two stages bears the number of the second one, as in timm since 0.9, not
-    #: of the first one, as at Microsoft and in FIBER.
+    #: Patch merging is part of the stage after it, as in timm since 0.9. False: of the stage before
+    #: it, as in Microsoft's Swin and FIBER.
     merging_in_next_stage: bool = False
 
     @property
     def title(self) -> str:
-        """What people call the tower."""
+        """Name of the tower in messages."""
         return "Swin" if self.tower == "swin" else "RoBERTa"
 
 
 def tower_layout(names: Iterable[str]) -> TowerLayout | None:
-    """Tell a tower that stands alone, and its layout, by the names; None if they are none's."""
+    """Detect the layout of a standalone encoder from its keys; None if it is not one."""
     names = set(names)
     if "patch_embed.proj.weight" in names and any(name.startswith("layers.0.") for name in names):
         numbers = {name.split(".")[1] for name in names if ".downsample." in name}
@@ -43,13 +43,12 @@ def swin_keys(config: SwinConfig, prefix: str, *, merging_in_next_stage: bool = 
     """Map the image tower.
 
     Args:
-        config: which blocks there are.
-        prefix: what the published names start with, up to its dot.
-        merging_in_next_stage: the merging between two stages bears the number of the second one,
-            as in timm since 0.9, not of the first one, as at Microsoft and in FIBER.
+        config: sizes of the tower.
+        prefix: prefix of the published keys, including the dot.
+        merging_in_next_stage: as in `TowerLayout`.
 
     Returns:
-        Names of a `FiberBackbone` -> published names.
+        Keys of a `FiberBackbone` -> published keys.
     """
     keys: KeyMap = {}
     keys |= weight_and_bias("image.patch_embedding.projection", f"{prefix}patch_embed.proj")
@@ -68,14 +67,14 @@ def swin_keys(config: SwinConfig, prefix: str, *, merging_in_next_stage: bool = 
 
 
 def roberta_keys(config: RobertaConfig, prefix: str) -> KeyMap:
-    """Map the text tower, which every code names as transformers' RobertaModel does.
+    """Map the text tower, with keys as in transformers' RobertaModel.
 
     Args:
-        config: how many layers there are.
-        prefix: what the published names start with, up to its dot.
+        config: sizes of the tower.
+        prefix: prefix of the published keys, including the dot.
 
     Returns:
-        Names of a `FiberBackbone` -> published names.
+        Keys of a `FiberBackbone` -> published keys.
     """
     keys: KeyMap = {}
     for name in ("word", "position", "token_type"):
@@ -112,7 +111,7 @@ def _text_layer_keys(ours: str, theirs: str) -> KeyMap:
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:
-    """Map the two tensors of a linear layer or a norm, stacked from one or more published ones."""
+    """Map weight and bias of a layer, concatenated from one or more published layers."""
     return {
         f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
     }

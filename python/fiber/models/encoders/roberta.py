@@ -1,7 +1,6 @@
-"""The text tower: embeddings and post-norm layers (RoBERTa).
+"""Text tower: embeddings and post-norm layers.
 
-As the image tower it knows nothing of the other modality: a layer takes an optional function that
-changes the output of its self-attention.
+A layer takes an optional function of its self-attention output, which is how fusion is added.
 
 Source: RoBERTa (Liu et al. 2019).
 """
@@ -16,27 +15,27 @@ from torch import Tensor, nn
 
 from fiber.config import RobertaConfig
 
-#: Id of <pad>; positions of real tokens start one after it.
+#: Id of <pad>; positions of real tokens start at PAD_ID + 1.
 PAD_ID = 1
 
-#: Changes the output of a self-attention before the residual is added.
+#: Maps a self-attention output to its replacement, before the residual.
 Branch = Callable[[Tensor], Tensor]
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and token-type vectors, summed and normalised."""
+    """Sum of word, position and token-type embeddings with LayerNorm and dropout."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.width, padding_idx=PAD_ID)
         self.position = nn.Embedding(config.max_positions, config.width, padding_idx=PAD_ID)
-        # One row: RoBERTa has a single token type, and its weights carry a vector for it.
+        # RoBERTa has a single token type.
         self.token_type = nn.Embedding(1, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
-        """(B, L) ids -> (B, L, D); `tokens_before` real tokens of each text came earlier."""
+        """Embed (B, L) ids -> (B, L, D); positions start after `tokens_before` real tokens."""
         real = token_ids.ne(PAD_ID)
         positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
         embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
@@ -44,15 +43,15 @@ class TextEmbeddings(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens that one self-attention has read so far; without gradient."""
+    """Keys and values of the previous tokens of a self-attention; without gradient."""
 
     def __init__(self) -> None:
-        # Keys and values in one tensor with room for more, so that a step copies its own only.
+        # Keys and values in one tensor with spare capacity, so that a step copies only new ones.
         self._stored = torch.empty(0)
         self._length = 0
 
     def extend(self, key_value: Tensor) -> Tensor:
-        """Add the newest tokens: (2, B, h, L, d) -> those of all tokens, (2, B, h, all, d)."""
+        """Append new tokens (2, B, h, L, d); return those of all tokens, (2, B, h, L_all, d)."""
         start, self._length = self._length, self._length + key_value.shape[3]
         if not start or self._length > self._stored.shape[3]:
             shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
@@ -65,7 +64,7 @@ class KeyValueCache:
 
 
 class TextSelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection, without residual."""
+    """Multi-head self-attention with output projection, without residual."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
@@ -82,14 +81,13 @@ class TextSelfAttention(nn.Module):
         cache: KeyValueCache | None = None,
         num_queries: int | None = None,
     ) -> Tensor:
-        """Attend.
+        """Compute self-attention.
 
         Args:
             hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, keys), True = the query reads the key;
-                None: every query reads every key.
-            cache: of the tokens before these, which are read too; these are added to it.
-            num_queries: tokens from the first on that read the others; None: all.
+            attention_mask: bool, broadcast to (B, h, L, keys), True = attend; None: attend to all.
+            cache: keys and values of previous tokens; the new ones are appended.
+            num_queries: compute only the first tokens' outputs; None: all.
 
         Returns:
             (B, L, D), or (B, num_queries, D).
@@ -139,13 +137,12 @@ class TextLayer(nn.Module):
 
         Args:
             hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, keys), True = the query reads the key;
-                None: every query reads every key.
-            branch: changes the self-attention's output before the residual.
+            attention_mask: bool, broadcast to (B, h, L, keys), True = attend; None: attend to all.
+            branch: applied to the self-attention output before the residual.
             normalize_output: apply the last LayerNorm.
-            cache: of the layer's self-attention on the tokens before these.
-            num_queries: tokens from the first on that are computed; None: all. The mask must not
-                tell queries apart then.
+            cache: keys and values of previous tokens.
+            num_queries: compute only the first tokens' outputs; None: all. Needs a mask that is
+                equal for all queries.
 
         Returns:
             (B, L, D), or (B, num_queries, D).
@@ -159,7 +156,7 @@ class TextLayer(nn.Module):
 
 
 class RobertaTower(nn.Module):
-    """Embeddings and layers."""
+    """RoBERTa encoder."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
@@ -168,7 +165,7 @@ class RobertaTower(nn.Module):
         self.apply(_initialise)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run the tower alone: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
         hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
@@ -176,19 +173,19 @@ class RobertaTower(nn.Module):
 
 
 def key_attention_mask(text_mask: Tensor) -> Tensor:
-    """Let every query read the real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
+    """Build the mask that attends to real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
     return text_mask[:, None, None, :]
 
 
 def causal_attention_mask(text_mask: Tensor) -> Tensor:
-    """Let every query read the real tokens up to its own: (B, L) bool -> (B, 1, L, L) bool."""
+    """Build the causal mask over real tokens: (B, L) bool -> (B, 1, L, L) bool."""
     length = text_mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
     return text_mask[:, None, None, :] & causal
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw weights as RoBERTa does: N(0, 0.02), biases and the pad's rows 0."""
+    """Initialize as RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

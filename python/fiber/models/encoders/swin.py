@@ -1,7 +1,7 @@
-"""The image tower: patches, window attention, blocks, stages (Swin Transformer).
+"""Image tower: patches, window attention, blocks, stages.
 
-Feature maps are (B, H, W, C) throughout. The tower knows nothing of text: a block takes an optional
-function that changes the output of its self-attention, and fusion goes in there.
+Feature maps are (B, H, W, C). A block takes an optional function of its self-attention output,
+which is how fusion is added.
 
 Source: Swin Transformer (Liu et al. 2021).
 """
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 
-#: Hidden layer of an MLP that is computed at once without gradients, in bytes: part of a cache.
+#: Size of an MLP hidden activation chunk without gradients on the CPU; fits in the cache.
 PIECE_BYTES = 8_000_000
-#: Epsilon of every LayerNorm of the tower.
+#: Epsilon of all LayerNorms of the tower.
 LAYER_NORM_EPS = 1e-5
 
-#: Changes the output of a self-attention before it joins the residual stream.
+#: Maps a self-attention output to its replacement, before the residual.
 Branch = Callable[[Tensor], Tensor]
-#: (height, width) in tokens of each sample's own map, which starts in the first corner.
+#: (height, width) in tokens of each sample's valid map, at the top left.
 MapSizes = tuple[tuple[int, int], ...]
 
 
 class PatchEmbedding(nn.Module):
-    """Cut a picture into patches and project each one."""
+    """Split an image into patches and project each one."""
 
     def __init__(self, patch_size: int, channels: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels -> (B, H / p, W / p, C); zeros fill up to a multiple of p."""
+        """Embed (B, 3, H, W) pixels -> (B, H / p, W / p, C); zero-pads to a multiple of p."""
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         if bottom or right:
@@ -48,7 +48,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Join each 2 x 2 square of tokens into one of twice the channels."""
+    """Merge each 2 x 2 square of tokens into one with twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C); zeros fill up odd sides."""
+        """Merge (B, H, W, C) -> (B, H / 2, W / 2, 2 C); zero-pads odd sides."""
         batch, height, width, channels = tokens.shape
         if height % 2 or width % 2:
             tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
             height, width = tokens.shape[1:3]
-        # (B, H/2, 2, W/2, 2, C) -> (B, H/2, W/2, 4 C), column offset before row offset as published
+        # (B, H/2, 2, W/2, 2, C) -> (B, H/2, W/2, 4 C), column before row offset, as published
         squares = tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
         squares = squares.permute(0, 1, 3, 4, 2, 5).reshape(
             batch, height // 2, width // 2, 4 * channels
@@ -70,7 +70,7 @@ class PatchMerging(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside (shifted) windows with a relative position bias."""
+    """Self-attention in (shifted) windows with relative position bias."""
 
     def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class WindowAttention(nn.Module):
     def forward(
         self, tokens: Tensor, window_size: int, shift: int, valid_sizes: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """Compute window attention.
 
         Args:
             tokens: (B, H, W, C).
-            window_size: side of a window in tokens, at most the one the table was built for.
-            shift: roll of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of each sample's own map; None: the whole map.
+            window_size: side of a window in tokens, at most `self.window_size`.
+            shift: cyclic shift of the map in tokens.
+            valid_sizes: (B, 2) int64 (height, width) of each sample's valid map; None: whole map.
 
         Returns:
             (B, H, W, C).
@@ -107,7 +107,7 @@ class WindowAttention(nn.Module):
         return self.output(out.flatten(-2))
 
     def _table(self, window_size: int) -> Tensor:
-        """Cut the table of a smaller window out of the middle: ((2 w - 1) ** 2, h)."""
+        """Slice the table of a smaller window from the center: ((2 w - 1) ** 2, h)."""
         margin = self.window_size - window_size
         if margin == 0:
             return self.bias_table
@@ -117,7 +117,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each behind a LayerNorm and added to the residual stream."""
+    """Pre-norm block of window attention and MLP."""
 
     def __init__(
         self,
@@ -149,16 +149,15 @@ class SwinBlock(nn.Module):
         branch: Branch | None = None,
         sizes: MapSizes | None = None,
     ) -> Tensor:
-        """Replace a map.
+        """Run the block.
 
         Args:
             tokens: (B, H, W, C).
-            branch: changes the self-attention's output.
-            sizes: (height, width) of each sample's own map, where they differ: its tokens do not
-                see what lies outside.
+            branch: applied to the self-attention output before the residual.
+            sizes: valid map of each sample, if they differ; tokens outside are not attended to.
 
         Returns:
-            (B, H, W, C); outside a sample's own map it means nothing.
+            (B, H, W, C); undefined outside of valid maps.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
@@ -166,7 +165,7 @@ class SwinBlock(nn.Module):
         tokens = tokens + self._drop(attended)
         if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
             return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
-        # The hidden layer, four times as wide as the map, stays in the cache.
+        # Chunks keep the hidden activations, four times as wide as the map, in the cache.
         hidden = cast(nn.Linear, self.mlp[0]).out_features
         at_once = max(1, PIECE_BYTES // (hidden * tokens.element_size()))
         for piece in tokens.flatten(0, 2).split(at_once):
@@ -178,7 +177,7 @@ class SwinBlock(nn.Module):
             return self.attention(tokens, *self._window(tokens.shape[1:3]))
         rules = [self._window(size) for size in sizes]
         out = torch.empty_like(tokens)
-        # Small maps may be cut by another rule than large ones.
+        # Window and shift may depend on the size of the map.
         for rule in dict.fromkeys(rules):
             rows = [row for row, own in enumerate(rules) if own == rule]
             valid = torch.tensor([sizes[row] for row in rows], device=tokens.device)
@@ -188,11 +187,10 @@ class SwinBlock(nn.Module):
         return out
 
     def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
-        """Window side and shift in tokens on a map of this (height, width).
+        """Return window side and shift in tokens on a map of this (height, width).
 
-        The fine stage always pads the map to whole windows and shifts them. The coarse stage, as
-        Swin itself, does not shift on a map that is not larger than a window along one side, and
-        its windows are never larger than the map.
+        The fine stage always pads the map to whole windows and shifts them. The coarse stage, like
+        Swin, limits windows to the map, and does not shift if a side is at most one window.
         """
         shift = self.window_size // 2 if self.shifted else 0
         if self.shift_small_maps:
@@ -201,7 +199,7 @@ class SwinBlock(nn.Module):
         return window_size, 0 if min(map_size) <= self.window_size else shift
 
     def _drop(self, update: Tensor) -> Tensor:
-        """Leave the update of some samples out while training (stochastic depth)."""
+        """Apply stochastic depth per sample."""
         if not self.training or self.drop_path == 0.0:
             return update
         keep = 1.0 - self.drop_path
@@ -210,7 +208,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, and the merging that leads to the next one."""
+    """Blocks of one resolution and the patch merging after them."""
 
     def __init__(self, blocks: list[SwinBlock], merging: PatchMerging | None) -> None:
         super().__init__()
@@ -219,12 +217,12 @@ class SwinStage(nn.Module):
 
 
 class SwinTower(nn.Module):
-    """The four stages; blocks are numbered through all of them."""
+    """Swin encoder of four stages; blocks are numbered across stages."""
 
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config.patch_size, config.embed_dim)
-        # On the CPU whatever the default device: the model may be built on the meta device.
+        # Explicitly on the CPU: the default device may be meta.
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         self.stages = nn.ModuleList()
         #: (stage, block in the stage) of every block.
@@ -249,22 +247,22 @@ class SwinTower(nn.Module):
         self.apply(_initialise)
 
     def block(self, number: int) -> SwinBlock:
-        """Look up a block by its number through all stages."""
+        """Return a block by its number."""
         stage, block = self.places[number]
         return cast(SwinBlock, cast(SwinStage, self.stages[stage]).blocks[block])
 
     def enter(
         self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Bring tokens to the resolution of a block, given those of the block before it.
+        """Prepare the input of a block: apply patch merging where a stage begins.
 
         Args:
-            number: the block that comes next.
-            tokens: (B, H, W, C) output of the block before it.
-            stages: finished stages so far.
+            number: number of the block.
+            tokens: (B, H, W, C) output of the previous block.
+            stages: outputs of the finished stages.
 
         Returns:
-            The block's input and the finished stages, with `tokens` added where a stage ended.
+            Input of the block, and finished stages including one that ends here.
         """
         stage, block = self.places[number]
         if block > 0 or stage == 0:
@@ -273,7 +271,7 @@ class SwinTower(nn.Module):
         return merging(tokens), (*stages, tokens)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the tower alone: (B, 3, H, W) -> the output of each stage, before its merging."""
+        """Run without fusion: (B, 3, H, W) -> output of each stage before patch merging."""
         tokens = self.patch_embedding(images)
         stages: tuple[Tensor, ...] = ()
         for number in range(len(self.places)):
@@ -283,7 +281,7 @@ class SwinTower(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw linear weights as Swin does; convolutions and norms keep PyTorch's start."""
+    """Initialize linear layers as Swin; convolutions and norms keep PyTorch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

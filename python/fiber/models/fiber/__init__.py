@@ -1,1 +1,1 @@
-"""FIBER: backbone with fusion in it, image-text heads, detector, published key names and sizes."""
+"""FIBER: fused backbone, image-text heads, detector, published keys and sizes."""

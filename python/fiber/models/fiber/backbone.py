@@ -1,4 +1,4 @@
-"""The backbone of both stages: two towers, and the pairs in which they read one another."""
+"""Backbone of both stages: Swin and RoBERTa with cross-attention in their last layers."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from fiber.models.encoders.swin import MapSizes, SwinTower
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import draw_by_fan_in
 
-#: What of a pair is read: "all" of it; what is "pooled", the picture and the first token of the
-#: text; or the "text" alone. In the last pair the rest is not computed.
+#: Outputs that are needed: "all"; "pooled" = image and first text token; or "text". The last fused
+#: pair skips the others.
 Wanted = Literal["all", "pooled", "text"]
 
 
-#: (height, width) in pixels of each picture's own part of a padded tensor, whole patches of the
-#: last stage; the part starts in the first corner.
+#: (height, width) in pixels of each image's valid region in a padded tensor, at the top left, in
+#: whole patches of the last stage.
 PictureSizes = tuple[tuple[int, int], ...]
 
 
 class BackboneOutput(NamedTuple):
-    """Features of a batch of pictures, of texts, or of pairs."""
+    """Features of images or of (image, text) pairs."""
 
-    #: Stage s: (B, H_s, W_s, C_s), not normalised, before the merging that follows it. The last
-    #: stage is missing where the text alone was wanted.
+    #: Stage s: (B, H_s, W_s, C_s), not normalized, before patch merging. Without the last stage if
+    #: only "text" was wanted.
     stages: tuple[Tensor, ...]
-    #: (B, L, D), or (B, 1, D) where it is pooled, or None where pictures were encoded alone.
+    #: (B, L, D); (B, 1, D) if "pooled"; None for images alone.
     text: Tensor | None = None
     #: (B, L) bool, True = real token.
     text_mask: Tensor | None = None
-    #: Where pictures of several sizes share the batch; None: every picture fills its tensor.
+    #: Valid regions, if they differ.
     sizes: PictureSizes | None = None
 
 
 class ImagePrefix(NamedTuple):
-    """What the image tower computes below the first fused block."""
+    """Image features below the first fused block."""
 
-    #: (B, H, W, C) output of the last plain block.
+    #: (B, H, W, C) output of the last unfused block.
     tokens: Tensor
-    #: Stages that have ended.
+    #: Outputs of finished stages.
     stages: tuple[Tensor, ...] = ()
-    #: Where pictures of several sizes share the batch; None: every picture fills its tensor.
+    #: Valid regions, if they differ.
     sizes: PictureSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Choose samples, for pairing them with other texts.
+        """Select samples.
 
         Args:
-            indices: (n,) int64 sample numbers, in any order, repeats allowed.
-            with_stages: take the ended stages along, which the detector reads.
+            indices: (n,) int64, in any order, repeats allowed.
+            with_stages: keep the finished stages, which the detector needs.
         """
         sizes = self.sizes
         return ImagePrefix(
@@ -73,32 +73,31 @@ class ImagePrefix(NamedTuple):
 
 @dataclass
 class Decoding:
-    """Texts that are being written: what `decode_next` needs of pictures and earlier tokens."""
+    """State of incremental decoding with `decode_next`."""
 
-    #: For each fused layer keys and values of the pictures, (B, T, h, d) each.
+    #: Image keys and values of each fused layer, (B, T, h, d) each.
     pictures: list[tuple[Tensor, Tensor]]
-    #: Of each text layer, on all tokens that were read of a picture's texts.
+    #: Cache of each text layer, over the tokens of all texts of an image.
     caches: list[KeyValueCache]
-    #: (B, n, tokens) bool, which of these tokens each of a picture's n texts holds.
+    #: (B, n, tokens) bool, True = the cached token belongs to this text.
     held: Tensor | None = None
-    #: Tokens in a text.
+    #: Tokens per text.
     length: int = 0
 
     def select(self, sources: Tensor) -> None:
-        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
         assert self.held is not None
         index = sources[..., None].expand(-1, -1, self.held.shape[2])
         self.held = self.held.gather(1, index)
 
 
 class FiberBackbone(nn.Module):
-    """Swin and RoBERTa, fused in their last blocks.
+    """Swin and RoBERTa, fused in their last layers.
 
-    In a fused pair both members read the inputs of the pair, then both are replaced.
+    Block and layer of a fused pair cross-attend to each other's input, not output.
 
     Attributes:
-        gradient_checkpointing: recompute blocks in the backward pass instead of keeping their
-            activations.
+        gradient_checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -108,7 +107,7 @@ class FiberBackbone(nn.Module):
         fusion, swin, roberta = config.fusion, config.swin, config.roberta
         self.image = SwinTower(swin, shift_small_maps=fusion.shift_small_maps)
         self.text = RobertaTower(roberta)
-        #: Numbers of the first fused block and the first fused layer.
+        #: Indices of the first fused image block and text layer.
         self.first_fused_block = len(self.image.places) - fusion.num_fused_layers
         self.first_fused_layer = roberta.num_layers - fusion.num_fused_layers
         self.fusion = nn.ModuleList()
@@ -139,10 +138,9 @@ class FiberBackbone(nn.Module):
         """Run the image tower up to the first fused block.
 
         Args:
-            images: (B, 3, H, W) normalised pixels.
-            sizes: of each picture's own part, outside of which there are zeros. Features of a part
-                are then those of the picture alone, whatever shares the batch. None: padding is
-                seen as a part of the picture, as published.
+            images: (B, 3, H, W) normalized pixels.
+            sizes: valid regions, with zeros outside; features do not depend on the padding then.
+                None: padding is treated as part of the image, as published.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
         return self._image_blocks(start, 0, self.first_fused_block)
@@ -157,21 +155,21 @@ class FiberBackbone(nn.Module):
         )
 
     def complete_image(self, prefix: ImagePrefix) -> BackboneOutput:
-        """Run the rest of the image tower without a text."""
+        """Run the rest of the image tower without fusion."""
         last = len(self.image.places)
         prefix = self._image_blocks(prefix, self.first_fused_block, last)
         return BackboneOutput((*prefix.stages, prefix.tokens), sizes=prefix.sizes)
 
     def complete_text(self, prefix: Tensor, text_mask: Tensor, *, wanted: Wanted = "all") -> Tensor:
-        """Run the rest of the text tower without a picture.
+        """Run the rest of the text tower without fusion.
 
         Args:
             prefix: (B, L, D).
             text_mask: (B, L) bool, True = real token.
-            wanted: "pooled" where the first token alone is read.
+            wanted: "pooled" if only the first token is needed.
 
         Returns:
-            (B, L, D), or (B, 1, D) where it is pooled.
+            (B, L, D), or (B, 1, D) if "pooled".
         """
         mask, last = key_attention_mask(text_mask), len(self.text.layers)
         if wanted != "pooled" or self.first_fused_layer == last:
@@ -181,7 +179,7 @@ class FiberBackbone(nn.Module):
         return self._run(partial(self.text.layers[last - 1], num_queries=1), text, mask)
 
     def encode_image(self, images: Tensor) -> BackboneOutput:
-        """Encode pictures alone: (B, 3, H, W) normalised pixels of any size."""
+        """Encode images alone: (B, 3, H, W) normalized pixels of any size."""
         return self.complete_image(self.image_prefix(images))
 
     def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -197,14 +195,14 @@ class FiberBackbone(nn.Module):
         sizes: PictureSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pictures and texts that read one another.
+        """Encode pairs with fusion.
 
         Args:
-            images: (B, 3, H, W) normalised pixels of any size.
+            images: (B, 3, H, W) normalized pixels of any size.
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
-            sizes: as `image_prefix` takes them.
-            wanted: what of the pairs is read.
+            sizes: as in `image_prefix`.
+            wanted: outputs that are needed.
         """
         return self.fuse(
             self.image_prefix(images, sizes),
@@ -221,18 +219,17 @@ class FiberBackbone(nn.Module):
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Run the fused pairs on prefixes, which several objectives may share.
-
-        Without fused layers the text keeps its last LayerNorm in every configuration.
+        """Run the fused layers on prefixes, which several objectives may share.
 
         Args:
-            image_prefix: of B pictures.
+            image_prefix: B images.
             text_prefix: (B, L, D).
             text_mask: (B, L) bool, True = real token.
-            wanted: what of the pairs is read.
+            wanted: outputs that are needed.
 
         Returns:
-            Every stage that the prefix holds or that ends here, and the text, as far as wanted.
+            Stages of the prefix and of the fused blocks, and the text. Without fused layers the
+            text has its last LayerNorm in every config.
         """
         tokens, stages, sizes = image_prefix
         text = text_prefix
@@ -250,11 +247,11 @@ class FiberBackbone(nn.Module):
     def decode_text(
         self, image_tokens: Sequence[Tensor], token_ids: Tensor, text_mask: Tensor
     ) -> Tensor:
-        """Encode texts causally while they read a picture that was encoded alone (captioning).
+        """Encode texts causally with cross-attention to images encoded alone (captioning).
 
         Args:
-            image_tokens: for each fused layer (B, T, C) with the channels of its image block.
-            token_ids: (B n, L) int64; the n texts of a picture follow one another.
+            image_tokens: (B, T, C) for each fused layer, with the channels of its image block.
+            token_ids: (B n, L) int64; the n texts of an image are contiguous.
             text_mask: (B n, L) bool, True = real token.
 
         Returns:
@@ -267,10 +264,10 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Prepare to write texts token by token: what does not depend on them is computed here.
+        """Compute the image keys and values for `decode_next`.
 
         Args:
-            image_tokens: as `decode_text` takes them.
+            image_tokens: as in `decode_text`.
         """
         pictures = [
             cast(FusedPair, pair).text_to_image.keys_values(tokens)
@@ -279,15 +276,15 @@ class FiberBackbone(nn.Module):
         return Decoding(pictures, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
-        """Read one more token of each text: what `decode_text` gives for the last position.
+        """Process the next token of each text; equals the last position of `decode_text`.
 
-        The texts of a picture stand side by side as tokens of one sample, and read their own past
-        only: so they share the picture, and going on from another text moves no keys. Keys are
-        written in place: for what needs a gradient there is `decode_text`.
+        The texts of an image are tokens of one sample, masked to their own past. They share image
+        keys, and `Decoding.select` moves no keys. Caches are updated in place: use `decode_text`
+        for gradients.
 
         Args:
-            decoding: of `start_decoding`; the tokens are added to it.
-            token_ids: (B, n) int64, the newest token of each picture's texts.
+            decoding: state from `start_decoding`; updated.
+            token_ids: (B, n) int64, newest token of each text.
 
         Returns:
             (B, n, D).
@@ -296,7 +293,7 @@ class FiberBackbone(nn.Module):
         newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device)
         newest = newest.expand(batch, -1, -1)
         held = newest if decoding.held is None else torch.cat((decoding.held, newest), 2)
-        # (B, n) -> (B n, 1, D) -> (B, n, D): each token is the next one of a text of its own
+        # (B, n) -> (B n, 1, D) -> (B, n, D): each token has the position of its own text
         text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
         text = text.reshape(batch, texts, text.shape[-1])
         for number, (layer, cache) in enumerate(
@@ -309,7 +306,7 @@ class FiberBackbone(nn.Module):
         return text
 
     def _reader(self, pair: int, picture: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Bind a pair's text-to-image attention to keys and values."""
+        """Bind the text-to-image attention of a pair to image keys and values."""
         fusion = cast(FusedPair, self.fusion[pair])
         return lambda attended: fusion.text_to_image.read(attended, *picture)
 
@@ -322,7 +319,7 @@ class FiberBackbone(nn.Module):
         wanted: Wanted,
         sizes: PictureSizes | None,
     ) -> tuple[Tensor | None, Tensor]:
-        """Replace both members of a pair, as far as wanted; each reads what the other one was."""
+        """Run the image block and text layer of a pair; each cross-attends to the other's input."""
         fusion = cast(FusedPair, self.fusion[pair])
         last = pair == len(self.fusion) - 1
         own = self._map_sizes(self.first_fused_block + pair, sizes)
@@ -347,7 +344,7 @@ class FiberBackbone(nn.Module):
         )
 
     def _image_blocks(self, prefix: ImagePrefix, first: int, last: int) -> ImagePrefix:
-        """Run the plain blocks first to last - 1."""
+        """Run blocks first to last - 1 without fusion."""
         tokens, stages, sizes = prefix
         for number in range(first, last):
             tokens, stages = self.image.enter(number, tokens, stages)
@@ -356,20 +353,20 @@ class FiberBackbone(nn.Module):
         return ImagePrefix(tokens, stages, sizes)
 
     def _map_sizes(self, number: int, sizes: PictureSizes | None) -> MapSizes | None:
-        """Sizes of the pictures' own maps in tokens, at a block."""
+        """Convert valid regions in pixels to tokens at a block."""
         if sizes is None:
             return None
         stride = self.config.swin.patch_size * 2 ** self.image.places[number][0]
         return tuple((height // stride, width // stride) for height, width in sizes)
 
     def _text_layers(self, text: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
-        """Run the plain layers first to last - 1."""
+        """Run layers first to last - 1 without fusion."""
         for number in range(first, last):
             text = self._run(self.text.layers[number], text, mask)
         return text
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call, recomputing in the backward pass where gradient checkpointing is on."""
+        """Call a function, with gradient checkpointing if enabled."""
         if self.gradient_checkpointing and self.training:
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)

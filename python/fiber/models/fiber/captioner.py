@@ -1,9 +1,9 @@
-"""Writing captions with a coarse model that has the caption head: beam search and sampling.
+"""Caption generation with the caption head: beam search and sampling.
 
-Every text is read one token at a time: keys and values of earlier tokens are kept, those of a
-picture are computed once for all of its texts, and all texts of all pictures run in one pass.
+Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
+are cached; those of an image are shared by its texts.
 
-Letters: K beams, S samples, V vocabulary, n tokens after <s>.
+Dimensions: K beams, S samples, V vocabulary, n tokens after <s>.
 """
 
 from __future__ import annotations
@@ -18,70 +18,69 @@ from torch import Tensor
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.image_text import FiberImageText
 
-#: Ids of <s>, which every caption starts with, and </s>, which ends it.
+#: Ids of <s> and </s>.
 START_ID = 0
 END_ID = 2
 
-#: Logit of <mask>, which is no word of a caption, as published.
+#: Logit of <mask>, as published.
 _FORBIDDEN_LOGIT = -10000.0
 #: Added to lengths before dividing, as published.
 _LENGTH_EPS = 1e-9
 
 
 class Captions(NamedTuple):
-    """The caption of each picture."""
+    """One caption per image."""
 
-    #: (B, n) int64 without <s>; </s> where one was written, <pad> after it.
+    #: (B, n) int64 without <s>; <pad> after </s>.
     token_ids: Tensor
-    #: (B,) mean log probability of a token.
+    #: (B,) mean log probability per token.
     scores: Tensor
 
 
 class Samples(NamedTuple):
-    """Several captions of each picture, drawn at random."""
+    """Sampled captions, several per image."""
 
-    #: (B, S, n) int64 without <s>; </s> (or <pad>) where one was drawn, <pad> after it.
+    #: (B, S, n) int64 without <s>; <pad> after the first </s> or <pad>.
     token_ids: Tensor
-    #: (B, S, n) float32 log probability of each drawn token, 0 after the last one.
+    #: (B, S, n) float32 log probability of each sampled token, 0 after the end.
     log_probs: Tensor
 
 
 class NextTokens(Protocol):
-    """Texts about pictures that grow by a token at a time."""
+    """Incremental language model over several texts per image."""
 
     #: B.
     num_pictures: int
     device: torch.device
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Add a token to each of a picture's n texts, (B, n); at first to one empty text.
+        """Append a token to each text of an image, (B, n); in the first call n = 1.
 
         Returns:
-            (B, n, V) log probabilities of the token after it.
+            (B, n, V) log probabilities of the next token.
         """
         ...
 
     def select(self, sources: Tensor) -> None:
-        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
         ...
 
 
 class CaptionDecoder:
-    """The model as `NextTokens`."""
+    """`NextTokens` of a model, given the (B, H, W, C) last stage of `encode_image`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
-        """Args: the model; (B, H, W, C) last stage of `encode_image`."""
         self.num_pictures, self.device = len(image_tokens), image_tokens.device
         self._model = model
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Add a token to each text: (B, n) -> (B, n, V) of the token after it."""
+        """Append a token to each text: (B, n) -> (B, n, V) for the next token."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
     def select(self, sources: Tensor) -> None:
-        """Go on with other texts: (B, m) int64, the number of the text that each one continues."""
+        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
         self._decoding.select(sources)
 
 
@@ -89,19 +88,19 @@ class CaptionDecoder:
 def beam_search(
     model: FiberImageText, image_tokens: Tensor, *, num_beams: int, max_tokens: int
 ) -> Captions:
-    """Keep the K captions with the highest mean log probability, and return the best.
+    """Find the caption with the highest mean log probability by beam search.
 
-    As published, a beam that has ended competes once for every vocabulary entry with its unchanged
-    score, so one ended beam may fill several places; the search stops when all beams have ended.
+    As published, a finished beam competes once per vocabulary entry with its unchanged score, so it
+    may fill several beams. The search stops when all beams are finished.
 
     Args:
-        model: with the caption head.
+        model: model with the caption head.
         image_tokens: (B, H, W, C) last stage of `encode_image`.
-        num_beams: K; 1 takes the likeliest token each time.
-        max_tokens: longest caption, <s> and </s> included.
+        num_beams: K; 1 is greedy search.
+        max_tokens: maximum length, including <s> and </s>.
 
     Raises:
-        ValueError: if num_beams or max_tokens leave nothing to search.
+        ValueError: if num_beams or max_tokens is out of range.
     """
     vocab_size = model.config.roberta.vocab_size
     if not 1 <= num_beams <= vocab_size:
@@ -111,19 +110,19 @@ def beam_search(
 
 
 def search_beams(decoder: NextTokens, num_beams: int, max_tokens: int) -> Captions:
-    """Run `beam_search` on anything that says how likely the next tokens are."""
+    """Run `beam_search` on any `NextTokens`."""
     log_probs = decoder.log_probs(_start(decoder))[:, 0]
     vocab_size = log_probs.shape[-1]
     totals, token = log_probs.topk(num_beams)
     decoder.select(torch.zeros_like(token))
-    # (B, K, t) tokens after <s>; (B, K) whether a beam has ended, and its length in tokens
+    # beams (B, K, t) without <s>; lengths in tokens and ended (B, K)
     beams, lengths, ended = token[..., None], torch.ones_like(totals), _ends(token)
     for _ in range(2, max_tokens):
         if ended.all():
             break
         log_probs = decoder.log_probs(token).masked_fill(ended[..., None], 0.0)
         new_lengths = lengths + (~ended).to(lengths.dtype)
-        # (B, K, V) -> (B, K V): mean log probability of every continuation of every beam
+        # (B, K, V) -> (B, K V): mean log probability of each continuation of each beam
         sums = totals[..., None] + log_probs
         means = sums / (new_lengths[..., None] + _LENGTH_EPS)
         best = means.flatten(1).topk(num_beams).indices
@@ -150,30 +149,28 @@ def sample_captions(
     top_p: float = 1.0,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Samples:
-    """Draw captions token by token.
+    """Sample captions.
 
-    A sample ends with </s> or <pad>, as in the published search; <mask> is never drawn. The model's
-    mode is left as it is: published self-critical training samples with dropout on.
+    A sample ends with </s> or <pad>, as in the published search; <mask> is never sampled. The
+    model's mode is unchanged: published self-critical training samples with dropout.
 
     Args:
-        model: with the caption head.
+        model: model with the caption head.
         image_tokens: (B, H, W, C) last stage of `encode_image`.
         samples_per_image: S.
-        max_tokens: longest caption, <s> and </s> included.
-        temperature: what logits are divided by; below 1 likely tokens become likelier.
-        top_k: draw among this many of the likeliest tokens only.
-        top_p: draw among the likeliest tokens only, as few as reach this probability together
-            (of those that top_k left).
-        generator: on the model's device; one seed gives the same samples of the same batch. Or one
-            for each picture, whose samples then do not depend on the pictures beside it.
+        max_tokens: maximum length, including <s> and </s>.
+        temperature: divisor of the logits.
+        top_k: sample from the k most likely tokens.
+        top_p: nucleus sampling, after top_k.
+        generator: generator on the model's device, or one per image, which makes samples
+            independent of the other images.
 
     Returns:
-        The samples; their log probabilities are those of the model itself, whatever the
-        temperature, top_k and top_p were, as `caption_log_probs` computes them.
+        Samples with log probabilities of the model, without temperature, top_k and top_p, as
+        computed by `caption_log_probs`.
 
     Raises:
-        ValueError: if a setting leaves nothing to draw, or there are not as many generators as
-            pictures.
+        ValueError: if an option is out of range, or the number of generators is not B.
     """
     _check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
@@ -199,18 +196,18 @@ def sample_captions(
 
 
 def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
-    """Compute, with gradient, how likely the model writes given captions (self-critical training).
+    """Compute log probabilities of captions, with gradient (self-critical training).
 
     Args:
-        model: with the caption head.
+        model: model with the caption head.
         image_tokens: (B, H, W, C) last stage of `encode_image`.
-        token_ids: (B, S, n) int64 without <s>, as `sample_captions` returns them.
+        token_ids: (B, S, n) int64 without <s>, as from `sample_captions`.
 
     Returns:
-        (B, S, n) float32 log probability of each token up to the first </s> or <pad>, 0 after it.
+        (B, S, n) float32, up to and including the first </s> or <pad>, 0 after it.
 
     Raises:
-        ValueError: if the captions are not (B, S, n) with n of 1 or more.
+        ValueError: if the captions are not (B, S, n) with n >= 1.
     """
     if token_ids.ndim != 3 or token_ids.shape[0] != len(image_tokens) or not token_ids.shape[2]:
         raise ValueError(
@@ -227,32 +224,26 @@ def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Te
 
 
 def is_written(token_ids: Tensor) -> Tensor:
-    """Mark the tokens of captions without <s>: (..., n) -> (..., n) bool.
-
-    True up to the first </s> or <pad>, that included: where nothing before has ended the caption.
-    """
+    """Mark tokens up to and including the first </s> or <pad>: (..., n) -> (..., n) bool."""
     ends = _ends(token_ids)
     return (ends.cumsum(-1) - ends.long()) == 0
 
 
 def written_tokens(token_ids: Sequence[int]) -> list[int]:
-    """Cut one caption, without <s>, at the </s> or <pad> that ended it."""
+    """Truncate a caption before its first </s> or <pad>."""
     ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
     return list(token_ids[: next(ends, len(token_ids))])
 
 
 def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
-    """Log probabilities of a caption's next token, <mask> forbidden: (..., V) -> (..., V).
-
-    At least float32, whatever the logits are.
-    """
+    """Compute log probabilities without <mask>: (..., V) -> (..., V), at least float32."""
     forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
     logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def _start(decoder: NextTokens) -> Tensor:
-    """<s> for each picture: (B, 1)."""
+    """Return <s> for each image: (B, 1)."""
     return torch.full((decoder.num_pictures, 1), START_ID, device=decoder.device)
 
 
@@ -261,7 +252,7 @@ def _ends(token_ids: Tensor) -> Tensor:
 
 
 def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """Set the probabilities (..., V) of tokens that may not be drawn to 0."""
+    """Apply top_k and top_p: set the probabilities (..., V) of excluded tokens to 0."""
     if top_k is None and top_p == 1.0:
         return probabilities
     ordered, order = probabilities.sort(-1, descending=True)
@@ -275,7 +266,7 @@ def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor
 def _drawn(
     weights: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
-    """Draw a token for each text: (B, S, V) -> (B, S) int64."""
+    """Sample a token for each text: (B, S, V) -> (B, S) int64."""
     if isinstance(generator, Sequence):
         drawn = [
             torch.multinomial(own, 1, generator=source)

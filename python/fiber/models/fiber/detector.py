@@ -1,9 +1,9 @@
-"""The fine model: boxes for the words of a text.
+"""Fine model: text-conditioned object detector.
 
-Backbone, pyramid, dynamic head, and three predictions at every location: how well each token of
-the text fits, where the box is, and how central the location lies in it.
+Backbone, feature pyramid and dynamic head, with three predictions at each location: logits of all
+text tokens, box deltas and centerness.
 
-Letters: A = H_l W_l summed over the levels; otherwise as everywhere.
+Dimensions: A locations, H_l W_l summed over the levels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
 
-#: Share of tokens that a new model believes to fit, so that training does not start with a loss
-#: made of negatives.
+#: Initial token probability, so that the first losses are not dominated by negatives.
 PRIOR_PROBABILITY = 0.01
 #: Published bound of a token logit.
 MAX_TOKEN_LOGIT = 50000.0
@@ -31,25 +30,25 @@ MAX_TOKEN_LOGIT = 50000.0
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """Raw predictions; the lists go through the levels P3 to P7, finest first."""
+    """Raw predictions; lists have one entry per level, P3 to P7."""
 
-    #: (B, H_l * W_l, L) logits of every token at every location, rows of a map one by one.
+    #: (B, H_l * W_l, L), row-major locations.
     token_logits: list[Tensor]
-    #: (B, H_l * W_l, 4) deltas from the anchors; see `fiber.ops.boxes.decode_deltas`.
+    #: (B, H_l * W_l, 4) relative to the anchors; see `fiber.ops.boxes.decode_deltas`.
     box_deltas: list[Tensor]
-    #: (B, H_l * W_l) logits.
+    #: (B, H_l * W_l).
     centerness_logits: list[Tensor]
-    #: (H_l * W_l, 4) half-open boxes in pixels of the padded picture, float32.
+    #: (H_l * W_l, 4) half-open boxes in pixels of the padded image, float32.
     anchors: list[Tensor]
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: (B, A) bool, True = a location of the picture's own map, where pictures of several sizes
-    #: share the batch; elsewhere token logits are the lowest there are. None: every location.
+    #: (B, A) bool, True = valid location, for batches of several image sizes; others have the
+    #: lowest token logits. None: all valid.
     inside: Tensor | None = None
 
 
 class GroundingHead(nn.Module):
-    """Predictions from the head's features and the text's tokens."""
+    """Prediction layers on the features of the dynamic head and the text tokens."""
 
     def __init__(self, channels: int, text_width: int, num_levels: int, unused: int) -> None:
         super().__init__()
@@ -61,8 +60,8 @@ class GroundingHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -prior))
         self.log_temperature = nn.Parameter(torch.zeros(1))
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in range(num_levels))
-        # Nothing reads this layer: the published model has it, runs it and multiplies its loss
-        # by 0. It is kept so that published checkpoints load and save whole.
+        # Unused: the published model multiplies its loss by 0. Kept so that published checkpoints
+        # load and save completely.
         self.unused_classes = nn.Linear(channels, unused)
         for layer in (self.box_deltas, self.centerness, self.unused_classes):
             nn.init.normal_(layer.weight, std=0.01)
@@ -73,12 +72,12 @@ class GroundingHead(nn.Module):
     def forward(
         self, levels: list[Tensor], text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict for all levels at once.
+        """Predict for all levels.
 
         Args:
             levels: (B, C, H_l, W_l) of each level.
-            text: (B, L, D) tokens.
-            text_mask: (B, L) bool.
+            text: (B, L, D).
+            text_mask: (B, L) bool, True = real token.
 
         Returns:
             Token logits (B, A, L), box deltas (B, A, 4), centerness logits (B, A).
@@ -96,9 +95,9 @@ class GroundingHead(nn.Module):
         return self._token_logits(features, text, text_mask), deltas, centerness
 
     def _token_logits(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Dot products (B, A, L) of locations and tokens; a padded token counts as all zeros."""
+        """Compute dot products (B, A, L) of locations and tokens; padding tokens are zeroed."""
         unit = F.normalize(text * text_mask.unsqueeze(-1), dim=-1)
-        # The half is published.
+        # The factor 0.5 is as published.
         keys = self.text_projection(unit * 0.5)
         token_bias = unit @ self.text_bias + self.bias
         products = features @ keys.transpose(1, 2) / self.log_temperature.exp()
@@ -106,14 +105,13 @@ class GroundingHead(nn.Module):
 
 
 class FiberDetector(nn.Module):
-    """The fine model.
+    """Fine model.
 
     Args:
-        config: a config of the fine stage, as `FiberConfig.fine` or `preset(name, stage="fine")`
-            gives it.
+        config: fine config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
 
     Raises:
-        ValueError: for a config of another stage or strides that the towers cannot give.
+        ValueError: for a config of another stage, or strides that do not fit the patch size.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -124,7 +122,7 @@ class FiberDetector(nn.Module):
                 " config.fine() makes one"
             )
         detector = config.detector
-        # P3 is the second stage of the image tower: twice the patch.
+        # P3 is the second stage of the image tower, with twice the stride of a patch.
         expected = tuple(config.swin.patch_size * 2 ** (level + 1) for level in range(5))
         if tuple(detector.strides) != expected:
             raise ValueError(
@@ -151,20 +149,20 @@ class FiberDetector(nn.Module):
         text_mask: Tensor,
         image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
-        """Predict boxes and how well the tokens fit them.
+        """Predict token logits, box deltas and centerness.
 
         Args:
-            images: (B, 3, H, W) normalised pictures, H and W multiples of 8 patches (32 pixels).
+            images: (B, 3, H, W) normalized, H and W multiples of 8 patches (32 pixels).
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
-            image_sizes: (B, 2) int64 (height, width) of each picture in pixels, without padding.
-                Predictions for a picture are then those for it alone, whatever shares the batch.
-                None: padding is seen as a part of the picture, as published.
+            image_sizes: (B, 2) int64 (height, width) of each image in pixels, without padding.
+                Predictions do not depend on the rest of the batch then. None: padding is treated
+                as part of the image, as published.
 
         Raises:
-            ValueError: if the pictures' size does not fit.
+            ValueError: if the image size does not fit.
         """
-        # Nothing keeps a name, so that what has been read can be freed.
+        # No local variables, so that intermediate tensors can be freed.
         return self.predict(
             self.backbone.fuse(
                 self.image_prefix(images, image_sizes),
@@ -174,17 +172,9 @@ class FiberDetector(nn.Module):
         )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
-        """Run the part of the image tower that does not depend on a text.
+        """Run the unfused part of the image tower, for the backbone's `fuse` and then `predict`.
 
-        Args:
-            images: as `forward` takes them.
-            image_sizes: as `forward` takes them.
-
-        Returns:
-            What the backbone's `fuse` takes, and after it `predict`.
-
-        Raises:
-            ValueError: if the pictures' size does not fit.
+        Arguments and errors are those of `forward`.
         """
         divisor = self.config.swin.patch_size * 8
         height, width = images.shape[-2:]
@@ -197,14 +187,14 @@ class FiberDetector(nn.Module):
         if image_sizes is not None:
             images, sizes = _own_parts(images, image_sizes, divisor)
         prefix = self.backbone.image_prefix(images, sizes)
-        # The pyramid begins with the second stage.
+        # The pyramid starts at the second stage.
         return prefix._replace(stages=prefix.stages[1:])
 
     def predict(self, features: BackboneOutput) -> DetectorOutput:
-        """Predict from what the backbone's `encode_pair` or `fuse` gave.
+        """Predict from the output of the backbone's `encode_pair` or `fuse`.
 
         Raises:
-            ValueError: if it holds no text.
+            ValueError: if `features` has no text.
         """
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
@@ -216,7 +206,7 @@ class FiberDetector(nn.Module):
             del maps
             return self._predict(levels, text, text_mask)
         outputs = []
-        # Convolutions, group norms and pooling would see the padding of a shared map.
+        # Run each size alone: convolutions, group norms and pooling would see the padding.
         for own in dict.fromkeys(sizes):
             rows = torch.tensor([row for row, size in enumerate(sizes) if size == own])
             rows = rows.to(text.device)
@@ -229,7 +219,7 @@ class FiberDetector(nn.Module):
         return self._join(outputs, text_mask)
 
     def _predict(self, levels: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
-        """Predict for pictures of one size from the levels of their pyramid."""
+        """Predict for images of one size from their pyramid levels."""
         levels = self.tower(levels)
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         lengths = [height * width for height, width in sizes]
@@ -243,7 +233,7 @@ class FiberDetector(nn.Module):
         )
 
     def stage_maps(self, features: BackboneOutput) -> list[Tensor]:
-        """Normalise the last three stages: three (B, C_s, H_s, W_s), finest first."""
+        """Normalize the last three stages: three (B, C_s, H_s, W_s), finest first."""
         return [
             # (B, H, W, C) -> (B, C, H, W)
             norm(stage).permute(0, 3, 1, 2)
@@ -255,10 +245,10 @@ class FiberDetector(nn.Module):
         return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
 
     def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) of every level of a picture of whole patches of the last stage."""
+        """Return (height, width) of each level; the image is in whole patches of the last stage."""
         sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
         for _ in self.config.detector.strides[3:]:
-            # Each further level is half the one before, rounded up.
+            # Half of the previous level, rounded up.
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         return sizes
 
@@ -267,11 +257,10 @@ class FiberDetector(nn.Module):
         outputs: list[tuple[Tensor, list[tuple[int, int]], DetectorOutput]],
         text_mask: Tensor,
     ) -> DetectorOutput:
-        """Lay predictions for pictures of several sizes out on maps that hold all of them.
+        """Pad predictions of several image sizes to common maps.
 
         Args:
-            outputs: places of the pictures in the batch, sizes of their levels, and what was
-                predicted for them.
+            outputs: batch indices, level sizes and predictions of each image size.
             text_mask: (B, L) bool of the whole batch.
         """
         levels = range(len(self.config.detector.strides))
@@ -284,7 +273,7 @@ class FiberDetector(nn.Module):
         ]
 
         def laid_out(parts: Sequence[Tensor], level: int, fill: float | bool) -> Tensor:
-            """Lay (b, h w, ...) of each size out: (B, H_l W_l, ...)."""
+            """Pad (b, h w, ...) of each size to (B, H_l W_l, ...)."""
             whole = parts[0].new_full((len(text_mask), *sizes[level], *parts[0].shape[2:]), fill)
             for (rows, own, _), part in zip(outputs, parts, strict=True):
                 height, width = own[level]
@@ -318,19 +307,18 @@ class FiberDetector(nn.Module):
 def _own_parts(
     images: Tensor, image_sizes: Tensor, divisor: int
 ) -> tuple[Tensor, PictureSizes | None]:
-    """Give every picture the part of the tensor that it would fill alone.
+    """Compute the valid region of each image and crop padding that all images share.
 
     Args:
         images: (B, 3, H, W).
         image_sizes: (B, 2) (height, width) without padding.
-        divisor: a picture alone is padded to multiples of it.
+        divisor: valid regions are multiples of it, as for an image that is padded alone.
 
     Returns:
-        The pictures without what is padding for all of them, and the parts, None where all are
-        equal.
+        Cropped images, and their valid regions or None if all are equal.
 
     Raises:
-        ValueError: if a size does not lie in the tensor.
+        ValueError: if a size exceeds the tensor.
     """
     height, width = images.shape[-2:]
     sizes = []

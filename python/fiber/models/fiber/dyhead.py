@@ -1,6 +1,6 @@
-"""Dynamic head: attention over levels, places and channels, by deformable convolutions.
+"""Dynamic head: attention over levels, locations and channels.
 
-Source: Dai et al. 2021, "Dynamic Head", as the published model runs it.
+Source: Dai et al. 2021, "Dynamic Head", as in the published model.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fiber.ops.deform import TAPS, modulated_deform_conv
 
 
 def hard_sigmoid(logits: Tensor) -> Tensor:
-    """Clip a line to [0, 1]: relu6(x + 3) / 6."""
+    """Compute relu6(x + 3) / 6, in [0, 1]."""
     return F.relu6(logits + 3) / 6
 
 
 class ModulatedConv(nn.Module):
-    """3 x 3 modulated deformable convolution (v2) and GroupNorm; float32 under autocast too."""
+    """3 x 3 modulated deformable convolution (v2) and GroupNorm; float32 even under autocast."""
 
     def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -32,18 +32,18 @@ class ModulatedConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
-        """Convolve at shifted, weighted taps.
+        """Convolve.
 
         Args:
             features: (B, C, H, W).
-            offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap; h, w is the size
-                that comes out.
-            modulation: (B, 9, h, w) factors in [0, 1].
+            offsets: (B, 18, h, w), (y, x) of each tap in pixels of the map; (h, w) is the output
+                size.
+            modulation: (B, 9, h, w) in [0, 1].
 
         Returns:
             (B, C, h, w).
         """
-        # Double precision stays what it is.
+        # At least float32; float64 is kept.
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             out = modulated_deform_conv(
@@ -58,7 +58,7 @@ class ModulatedConv(nn.Module):
 
 
 class DynamicRelu(nn.Module):
-    """Greater of two lines whose slopes and offsets depend on the picture (DyReLU-B).
+    """Maximum of two linear functions with image-dependent slopes and offsets (DyReLU-B).
 
     Source: Chen et al. 2020, "Dynamic ReLU".
     """
@@ -80,7 +80,7 @@ class DynamicRelu(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """One block of the head; its weights are shared by all levels."""
+    """Block of the dynamic head; weights are shared by all levels."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -95,13 +95,10 @@ class DynamicBlock(nn.Module):
             nn.init.zeros_(self.scale_attention.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Mix every level with its neighbours.
+        """Mix each level with its neighbors; shapes are kept.
 
         Args:
-            levels: (B, C, H_l, W_l), finest first, each half the one before, rounded up.
-
-        Returns:
-            The same shapes.
+            levels: (B, C, H_l, W_l), finest first, each half the previous one, rounded up.
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 
@@ -128,17 +125,17 @@ class DynamicBlock(nn.Module):
         return mixed / len(branches)
 
     def _scale(self, branch: Tensor) -> Tensor:
-        """Weight of a branch, (B, 1, 1, 1) in [0.5, 1]."""
+        """Compute the weight of a branch, (B, 1, 1, 1) in [0.5, 1]."""
         pooled = branch.mean(dim=(2, 3), keepdim=True)
         return hard_sigmoid(F.relu(self.scale_attention(pooled)))
 
 
 def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
-    """Read the first h * w * K numbers of each sample's memory as a (K, h, w) map.
+    """Reinterpret the first K * h * w values of each sample: (B, K, H, W) -> (B, K, h, w).
 
-    The published model gives the coarser level's convolution the offsets of the finer level, whose
-    map is larger, and its CUDA kernel reads their memory as if it had the smaller map's shape. The
-    published weights are trained that way, so this is reproduced: (B, K, H, W) -> (B, K, h, w).
+    The published model passes offsets of the finer level to the convolution of the coarser level,
+    and its CUDA kernel reads their memory as if it had the smaller shape. The published weights
+    were trained this way, so it is reproduced.
     """
     batch, kinds = values.shape[:2]
     height, width = map_size
@@ -147,7 +144,7 @@ def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
 
 
 class DynamicHead(nn.Module):
-    """The blocks one after the other."""
+    """Sequence of dynamic blocks."""
 
     def __init__(self, channels: int, num_blocks: int, norm_groups: int) -> None:
         super().__init__()

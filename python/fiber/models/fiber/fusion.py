@@ -1,4 +1,4 @@
-"""The two gated cross-attentions that join the towers.
+"""Gated cross-attentions between the towers.
 
 Source: FIBER (Dou et al. 2022), fusion in the backbone.
 """
@@ -12,7 +12,7 @@ from fiber import kernels
 
 
 class ImageToTextAttention(nn.Module):
-    """Image queries read the text; gated, added to the image's self-attention output."""
+    """Cross-attention from image to text; gated, added to the image self-attention output."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class ImageToTextAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, attended: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Add what the picture reads in the text.
+        """Add the gated cross-attention output.
 
-        Every image token reads the whole text of its own sample, so windows play no part and keys
-        and values are computed once a sample.
+        Each image token attends to the whole text, so windows are not needed, and keys and values
+        are computed once per sample.
 
         Args:
             attended: (B, H, W, C) self-attention output of the image block.
@@ -63,7 +63,7 @@ class ImageToTextAttention(nn.Module):
 
 
 class TextToImageAttention(nn.Module):
-    """Text queries read the picture; gated, added to the text's self-attention output."""
+    """Cross-attention from text to image; gated, added to the text self-attention output."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class TextToImageAttention(nn.Module):
         image_tokens: Tensor,
         sizes: tuple[tuple[int, int], ...] | None = None,
     ) -> Tensor:
-        """Add what the text reads in the picture.
+        """Add the gated cross-attention output.
 
         Args:
             attended: (B, L, D) self-attention output of the text layer.
             image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
-            sizes: (height, width) of each sample's own map, where they differ: (B, H, W, C) is
-                needed then, and tokens outside are not read.
+            sizes: (height, width) of each sample's valid map, if they differ; needs (B, H, W, C).
+                Tokens outside are not attended to.
 
         Returns:
             (B, L, D).
@@ -114,7 +114,7 @@ class TextToImageAttention(nn.Module):
         )
 
     def keys_values(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what a picture is read by: (B, ..., C) -> keys and values, (B, T, h, d) each."""
+        """Compute image keys and values: (B, ..., C) -> (B, T, h, d) each."""
         key, value = (
             self.key_value(image_tokens.flatten(1, -2))
             .unflatten(-1, (2, self.num_heads, -1))
@@ -131,21 +131,21 @@ class TextToImageAttention(nn.Module):
         valid_sizes: Tensor | None = None,
         map_size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Add what the texts read in the pictures, of which each may have several texts.
+        """Add the gated cross-attention output, given image keys and values.
 
         Args:
-            attended: (B n, L, D) self-attention output of the text layer; the n texts of a picture
-                follow one another.
-            key: (B, T, h, d) of the pictures.
-            value: (B, T, h, d) of the pictures.
-            valid_sizes: (B, 2) int64 (height, width) of each picture's own map.
+            attended: (B n, L, D) self-attention output of the text layer; the n texts of an image
+                are contiguous.
+            key: (B, T, h, d).
+            value: (B, T, h, d).
+            valid_sizes: (B, 2) int64 (height, width) of each image's valid map.
             map_size: (H, W) with H * W = T; needed with valid_sizes.
 
         Returns:
             (B n, L, D).
         """
-        # (B n, L, D) -> (B, n L, h, d): tokens read the picture each by itself, so that the texts
-        # of a picture may stand behind one another and share its keys.
+        # (B n, L, D) -> (B, n L, h, d): queries are independent, so the texts of an image are
+        # concatenated to share its keys.
         texts_of_each = len(attended) // max(1, len(key))
         query = self.query(attended).reshape(
             len(key), texts_of_each * attended.shape[1], *key.shape[2:]
@@ -156,7 +156,7 @@ class TextToImageAttention(nn.Module):
         )
         read = read.reshape(attended.shape)
         if dropout_p:
-            # The dropout sits between the projection and the gate, so the two cannot be joined.
+            # Dropout is between projection and gate, so the fused kernel does not apply.
             return attended + self.gate * nn.functional.dropout(self.output(read), dropout_p)
         return kernels.gated_residual(
             attended, read, self.output.weight, self.output.bias, self.gate
@@ -164,7 +164,7 @@ class TextToImageAttention(nn.Module):
 
 
 class FusedPair(nn.Module):
-    """The cross-attentions of one pair of (image block, text layer)."""
+    """Cross-attentions of a pair of (image block, text layer)."""
 
     def __init__(
         self, image_to_text: ImageToTextAttention, text_to_image: TextToImageAttention

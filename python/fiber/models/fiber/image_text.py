@@ -1,4 +1,4 @@
-"""The coarse model: the backbone with image-text heads. Raw logits and vectors, no losses."""
+"""Coarse model: backbone with image-text heads. Raw logits and embeddings, no losses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
 from fiber.models.heads import Classifier, LanguageHead, Pooler, initialise_head
 from fiber.models.init import draw_by_fan_in
 
-#: Heads that read the pooled pair of picture and text.
+#: Heads on pooled (image, text) features.
 POOLED_HEADS = ("itm", "vqa", "nlvr2")
-#: Heads that give vocabulary logits; they share one language head.
+#: Heads with vocabulary logits; they share the language head.
 LANGUAGE_HEADS = ("mlm", "caption")
 
 
 class FiberImageText(nn.Module):
-    """Backbone and the heads that `config.image_text.heads` names.
+    """Backbone with the heads in `config.image_text.heads`.
 
-    A method whose head was not built raises AttributeError for the missing part; `config` says
-    which heads there are.
+    Methods of other heads raise AttributeError.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -37,7 +36,7 @@ class FiberImageText(nn.Module):
             return module
 
         if "itc" in heads:
-            # The last LayerNorm of the image tower is used by the contrastive mode alone.
+            # Only ITC uses the last LayerNorm of the image tower.
             self.itc_image_norm = nn.LayerNorm(channels[-1], eps=1e-5)
             self.itc_image_transform = build(nn.Linear(channels[-1], width))
             self.itc_text_transform = build(nn.Linear(width, width))
@@ -60,8 +59,8 @@ class FiberImageText(nn.Module):
         if "nlvr2" in heads:
             self.nlvr2_head = build(Classifier(4 * width, 2 * width, 2))
         if "caption" in heads:
-            # The text layers paired with stage 3 expect its channels, but captioning reads the
-            # last stage everywhere: one projection for each of those layers.
+            # Captioning attends to the last stage in all layers. Text layers paired with stage 3
+            # expect its channels, so each of them has a projection.
             stages = [place[0] for place in self.backbone.image.places]
             paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
             self.caption_projections = nn.ModuleList(
@@ -88,7 +87,7 @@ class FiberImageText(nn.Module):
             (B, 2), column 1 = true; "vqa" (B, answers); "mlm" and "caption" (B, L, vocabulary).
 
         Raises:
-            ValueError: if the model has no such head.
+            ValueError: if the model does not have the head.
         """
         if head not in self.config.image_text.heads:
             raise ValueError(
@@ -110,46 +109,46 @@ class FiberImageText(nn.Module):
         return self.itm_logits(pooled) if head == "itm" else self.vqa_logits(pooled)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed pictures for the contrastive mode: (B, 3, H, W) -> (B, D), unit length."""
+        """Embed images for ITC: (B, 3, H, W) -> (B, D), L2-normalized."""
         return self.image_vectors(self.backbone.encode_image(images))
 
     def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Embed texts for the contrastive mode: (B, L), (B, L) bool -> (B, D), unit length."""
+        """Embed texts for ITC: (B, L), (B, L) bool -> (B, D), L2-normalized."""
         prefix = self.backbone.text_prefix(token_ids, text_mask)
         return self.text_vectors(self.backbone.complete_text(prefix, text_mask, wanted="pooled"))
 
     def image_vectors(self, output: BackboneOutput) -> Tensor:
-        """Embed pictures from `encode_image`'s output: (B, D), unit length."""
+        """Embed images for ITC from the output of `encode_image`: (B, D), L2-normalized."""
         tokens = self.itc_image_norm(output.stages[-1])
-        # The mean of the transformed tokens is the transform of their mean.
+        # The transform is linear, so the mean is taken first.
         pooled = self.itc_image_pooler(self.itc_image_transform(tokens.mean((1, 2))))
         return F.normalize(pooled, dim=-1)
 
     def text_vectors(self, text: Tensor) -> Tensor:
-        """Embed texts from `encode_text`'s output, of which the first token is read: (B, D)."""
+        """Embed texts for ITC from the first token of `encode_text`: (B, D), L2-normalized."""
         return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
 
     def pooled(self, output: BackboneOutput) -> Tensor:
-        """Pool pairs: `encode_pair`'s output -> (B, 2 D), text before picture."""
+        """Pool the output of `encode_pair`: (B, 2 D), text before image."""
         assert output.text is not None
         text = self.text_pooler(self.text_transform(output.text[:, 0]))
-        # The mean of the transformed tokens is the transform of their mean.
+        # The transform is linear, so the mean is taken first.
         image = self.image_pooler(self.image_transform(output.stages[-1].mean((1, 2))))
         return torch.cat((text, image), -1)
 
     def itm_logits(self, pooled: Tensor) -> Tensor:
-        """(B, 2 D) -> (B, 2); column 1 says that picture and text belong together."""
+        """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
         return self.itm_head(pooled)
 
     def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Predict words.
+        """Compute vocabulary logits.
 
         Args:
-            text: (B, L, D) of `encode_pair` or `decode_text`.
-            positions: (B, L) bool, or (n,) int64 numbers into the B * L tokens: where to predict.
+            text: (B, L, D) from `encode_pair` or `decode_text`.
+            positions: (B, L) bool, or (n,) int64 indices into the B * L tokens; None: all.
 
         Returns:
-            (B, L, vocabulary), or (n, vocabulary) at the positions, sample by sample.
+            (B, L, vocabulary), or (n, vocabulary) at the positions.
         """
         if positions is not None:
             chosen = (
@@ -159,19 +158,19 @@ class FiberImageText(nn.Module):
         return self.language_head(self.text_transform(text))
 
     def caption_logits(self, text: Tensor) -> Tensor:
-        """Predict each position's next token: `decode_text`'s (B, L, D) -> (B, L, vocabulary)."""
+        """Compute next-token logits from `decode_text`: (B, L, D) -> (B, L, vocabulary)."""
         return self.mlm_logits(text)
 
     def vqa_logits(self, pooled: Tensor) -> Tensor:
-        """(B, 2 D) -> (B, answers)."""
+        """Compute VQA logits: (B, 2 D) -> (B, answers)."""
         return self.vqa_head(pooled)
 
     def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
-        """Pooled pairs of both pictures with the statement, (B, 2 D) each -> (B, 2); 1 = true."""
+        """Compute NLVR2 logits from pooled pairs, (B, 2 D) each -> (B, 2); column 1 = true."""
         return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
 
     def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Judge statements about image pairs (NLVR2); both images run in one forward pass.
+        """Compute NLVR2 logits of image pairs; both images run in one forward pass.
 
         Args:
             images: (B, 2, 3, H, W), left image first.
@@ -194,7 +193,7 @@ class FiberImageText(nn.Module):
         return self.nlvr2_logits(left, right)
 
     def next_token_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Predict each next token from the image and the tokens before it: (B, L, vocabulary)."""
+        """Compute next-token logits from the image and previous tokens: (B, L, vocabulary)."""
         tokens = self.backbone.encode_image(images).stages[-1]
         return self.caption_logits(self.decode_text(tokens, token_ids, text_mask))
 
@@ -203,7 +202,7 @@ class FiberImageText(nn.Module):
 
         Args:
             image_tokens: (B, H, W, C) last stage of `encode_image`.
-            token_ids: (B n, L) int64; the n texts of a picture follow one another.
+            token_ids: (B n, L) int64; the n texts of an image are contiguous.
             text_mask: (B n, L) bool, True = real token.
 
         Returns:
@@ -212,7 +211,7 @@ class FiberImageText(nn.Module):
         return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
 
     def start_decoding(self, image_tokens: Tensor) -> Decoding:
-        """Prepare to write captions token by token with the backbone's `decode_next`.
+        """Start incremental decoding with the backbone's `decode_next`.
 
         Args:
             image_tokens: (B, H, W, C) last stage of `encode_image`.
@@ -220,7 +219,7 @@ class FiberImageText(nn.Module):
         return self.backbone.start_decoding(self._for_decoder(image_tokens))
 
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
-        """Bring the last stage to the channels that each fused layer reads."""
+        """Project the last stage to the channels of each fused layer."""
         tokens = image_tokens.flatten(1, 2)
         projected = [projection(tokens) for projection in self.caption_projections]
         return projected + [tokens] * (len(self.backbone.fusion) - len(projected))

@@ -1,4 +1,4 @@
-"""Infer the config of published FIBER checkpoints from tensor names, shapes and stated configs."""
+"""Infer the config of published FIBER checkpoints from tensors and stored configs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fiber.config_io import from_dict, to_dict
 _FINE_IMAGE = "fusion_backbone.backbone.body."
 _FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 
-#: Width of an attention head in every published RoBERTa; no shape tells it, a config may.
+#: Width of an attention head in published RoBERTa models; not inferable from shapes.
 _TEXT_HEAD_WIDTH = 64
 
-#: What tells that a coarse checkpoint has a head; one name of it is enough, so that the rest is
-#: missed by name when the weights are loaded. Published files hold the projections of contrast
-#: whether it was trained last or not: what they give after another fine-tuning is left over.
+#: Key prefixes that indicate a head of a coarse checkpoint. One match is enough, so that other
+#: missing keys are reported by name on load. Published files always have the ITC projections, even
+#: if the last fine-tuning did not train them.
 _HEAD_NAMES: dict[str, tuple[str, ...]] = {
     "itc": tuple(
         f"cross_modal_{side}_{part}_itc."
@@ -43,24 +43,24 @@ _HEAD_NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("cross_modal_att_layers.",),
 }
 
-#: Longest texts in tokens of coarse pre-training, coarse fine-tuning and the fine stage.
+#: Maximum text tokens of coarse pre-training, coarse fine-tuning and the fine stage.
 _PRETRAINING_TOKENS, _FINETUNING_TOKENS, _FINE_TOKENS = 40, 50, 256
 
 
 def coarse_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> FiberConfig:
     """Infer the config of a published coarse checkpoint.
 
-    What shapes cannot tell is read from the file's own config, else it is as in the published code:
-    64 channels of a text attention head, and 40 tokens of the longest text with an MLM head and no
-    caption head (pre-training), 50 otherwise.
+    Values that shapes do not determine are read from the stored config. Defaults are the published
+    ones: text attention heads of width 64, and at most 40 text tokens with an MLM head but no
+    caption head (pre-training), else 50.
 
     Args:
-        state: tensors by published name.
-        stated: config in the file, by the names of the published code and `OWN`.
+        state: tensors by published key.
+        stated: stored config, by the names of the published code and `OWN`.
 
     Raises:
-        ValueError: if a size cannot be inferred, or the file's config contradicts its tensors or
-            itself, with both values.
+        ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
+            itself.
     """
     own = own_config(stated)
     heads = tuple(
@@ -73,9 +73,9 @@ def coarse_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Fib
     roberta = _roberta(state, "text_transformer.", num_heads)
     answers = {"num_answers": _shape(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
     config = FiberConfig(
-        # The published windows have image_size / 32 tokens, which is one window in the last stage.
-        # A file whose config has another image_size had its tables resized after that run; the
-        # published code, which resizes nothing to test, takes it at the size of the tables alone.
+        # Published windows have image_size / 32 tokens, one window in the last stage. If a stored
+        # image_size differs, the tables were resized after that run, and the published code can
+        # test the file only at the size of the tables.
         image_size=swin.window_size * swin.patch_size * 8,
         max_tokens=min(_coarse_max_tokens(state, stated, heads), roberta.max_tokens),
         swin=swin,
@@ -96,7 +96,7 @@ def coarse_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Fib
 def _coarse_max_tokens(
     state: Mapping[str, Tensor], stated: Mapping[str, Any], heads: tuple[str, ...]
 ) -> int:
-    """Longest text of the run: the queue of its texts tells, or its config, or its task."""
+    """Infer the maximum text length from the text queue, the stored config or the heads."""
     if "text_input_queue" in state:
         return state["text_input_queue"].shape[1]
     said = stated_number(stated, "max_text_len")
@@ -107,12 +107,10 @@ def _coarse_max_tokens(
 
 
 def fine_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> FiberConfig:
-    """Infer the config of a published fine checkpoint.
+    """Infer the config of a published fine checkpoint; arguments and errors as `coarse_config`.
 
-    What shapes cannot tell is as in the published code: 64 channels of a text attention head,
-    stochastic depth, and 256 tokens of the longest text.
-
-    Args, Raises: as `coarse_config`.
+    Values that shapes do not determine are the published ones: text attention heads of width 64,
+    stochastic depth 0.4 and at most 256 text tokens.
     """
     own = own_config(stated)
     swin = dataclasses.replace(_swin(state, _FINE_IMAGE), drop_path=0.4)
@@ -136,7 +134,7 @@ def fine_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Fiber
     config = config.fine(version=version, max_tokens=min(_FINE_TOKENS, roberta.max_tokens))
     if own is None:
         return config
-    # `shift_small_maps` may differ: our small presets set it to False, unlike the published code.
+    # Not `shift_small_maps`: our small presets set it to False, unlike the published code.
     fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
     check_settled(own, config, [*_SETTLED, *fields])
     check_names(stated, own, "its own config of the model")
@@ -144,7 +142,7 @@ def fine_config(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Fiber
 
 
 def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
-    """Sizes of the image tower, whose names start with a prefix."""
+    """Infer the sizes of the image tower with a key prefix."""
     embed_dim, _, patch_size, _ = _shape(state, f"{prefix}patch_embed.proj.weight")
     stages = [f"{prefix}layers.{stage}.blocks." for stage in range(4)]
     tables = [_shape(state, f"{stage}0.attn.relative_position_bias_table") for stage in stages]
@@ -161,7 +159,7 @@ def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
 
 
 def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
-    """Sizes of the text tower, whose names start with a prefix; None: the file names no heads."""
+    """Infer the sizes of the text tower with a key prefix; `num_heads` None: heads of width 64."""
     vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
     if num_heads is None and width % _TEXT_HEAD_WIDTH:
         raise ValueError(
@@ -185,12 +183,12 @@ def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) ->
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
-    """Pairs that read one another: blocks of the image tower with a gate."""
+    """Count fused pairs: image blocks with a gate."""
     return sum(name.endswith(".attn.alpha_i2t") for name in state)
 
 
 def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> float:
-    """Side of the square anchors as a multiple of the stride; the published corners include."""
+    """Infer the anchor side as a multiple of the stride; published corners are inclusive."""
     name = "rpn.anchor_generator.cell_anchors.0"
     if name not in state:
         return DetectorConfig().anchor_scale
@@ -201,7 +199,7 @@ def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> floa
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that stands at a place in the names."""
+    """Return one more than the largest number matched by group 1 in the keys."""
     numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
@@ -212,12 +210,12 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(state[name].shape)
 
 
-#: Our own name in that config: the whole `FiberConfig` of a file that we wrote. The published
-#: names have no place for most of it, such as a window other than image_size / 32.
+#: Field of the stored config with the complete `FiberConfig`, in files that we wrote. Published
+#: names do not cover most of it, such as a window other than image_size / 32.
 OWN = "fiber_model"
 
 
-#: Fields of both stages that tensors and the published code settle.
+#: Fields of both stages that are determined by tensors and the published code.
 _SETTLED = (
     *("stage", "channel_order", "fusion.num_fused_layers", "fusion.normalize_query"),
     *("fusion.normalize_last_text", "swin.patch_size", "swin.embed_dim", "swin.depths"),
@@ -227,12 +225,12 @@ _SETTLED = (
 
 
 def stated_config(config: FiberConfig) -> dict[str, Any]:
-    """Give what a file in the published form shall say of a model: plain values for JSON."""
+    """Return the config to store in a published file, as plain JSON values."""
     return published_names(config) | {OWN: to_dict(config)}
 
 
 def published_names(config: FiberConfig) -> dict[str, int]:
-    """Give the settings of the published coarse code that a model of ours has; none if fine."""
+    """Convert a config to settings of the published coarse code; empty for a fine config."""
     if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
@@ -248,10 +246,10 @@ def published_names(config: FiberConfig) -> dict[str, int]:
 
 
 def stated_number(stated: Mapping[str, Any], name: str) -> int | None:
-    """Look a whole number up in a file's config; None if the config does not say it.
+    """Look up an integer in a stored config; None if missing.
 
     Raises:
-        ValueError: if it is none above 0 (num_fuse_block: or 0).
+        ValueError: if it is not an integer >= 1 (num_fuse_block: >= 0).
     """
     value = stated.get(name)
     least = 0 if name == "num_fuse_block" else 1
@@ -263,10 +261,10 @@ def stated_number(stated: Mapping[str, Any], name: str) -> int | None:
 
 
 def own_config(stated: Mapping[str, Any]) -> FiberConfig | None:
-    """Read the config of a model of ours; None if the file does not hold one.
+    """Read the `OWN` field of a stored config; None if missing.
 
     Raises:
-        ValueError: if it is no config, with the field.
+        ValueError: naming an invalid field.
     """
     if OWN not in stated:
         return None
@@ -280,15 +278,15 @@ def own_config(stated: Mapping[str, Any]) -> FiberConfig | None:
 
 
 def check_names(stated: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check that the published names in a file's config say what is known of its model.
+    """Check the published names of a stored config against the model's config.
 
     Args:
-        stated: the file's config.
-        config: what is known.
-        source: of that knowledge, for the message.
+        stated: stored config.
+        config: config of the model.
+        source: origin of `config`, for the message.
 
     Raises:
-        ValueError: listing every name that says something else, with both values.
+        ValueError: listing all names that differ, with both values.
     """
     wrong = [
         f"{name} {said}, but {source} {value}"
@@ -305,10 +303,10 @@ def check_settled(
     fields: Sequence[str],
     differing_heads: Sequence[tuple[str, Any, Any]] = (),
 ) -> None:
-    """Check a config of ours against what the tensors and the published code determine.
+    """Check our stored config against the inferred one.
 
     Raises:
-        ValueError: listing every field that differs, with both values.
+        ValueError: listing all fields that differ, with both values.
     """
     differing = [
         (name, _field(own, name), _field(inferred, name))
@@ -325,7 +323,7 @@ def check_settled(
 
 def _differing_heads(own: FiberConfig, inferred: FiberConfig) -> list[tuple[str, Any, Any]]:
     heads, found = set(own.image_text.heads), inferred.image_text.heads
-    # A captioner has the tensors of the head for masked words.
+    # A caption model has the tensors of the MLM head.
     if "caption" in heads:
         heads.add("mlm")
     if heads != set(found):

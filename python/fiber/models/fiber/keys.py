@@ -1,6 +1,6 @@
-"""Published tensor names of both FIBER stages: key maps, ignored names, converted tensors.
+"""Published keys of both FIBER stages: key maps, ignored keys, converted tensors.
 
-Every published tensor is mapped, is ignored for a reason listed here, or raises when it is loaded.
+A published tensor is mapped, ignored for a reason listed here, or raises on load.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fiber.models.encoders.keys import KeyMap, roberta_keys, swin_keys, weight_a
 from fiber.ops.anchors import level_anchors
 from fiber.ops.boxes import to_inclusive
 
-#: Published coarse keys that hold nothing the model needs: pattern, and why it is left out.
+#: Ignored published coarse keys: pattern and reason.
 IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
     (r".*\.relative_position_index", "buffer that follows from the window size"),
     (r".*\.attn_mask", "buffer that follows from the map size"),
@@ -31,7 +31,7 @@ IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
     (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
 )
 
-#: Heads, and the published prefixes that a model has only if it has one of them.
+#: Heads, and published prefixes that only models with one of these heads have.
 _HEAD_PREFIXES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("itc",),
@@ -65,14 +65,14 @@ _PYRAMID = "fusion_backbone.backbone.fpn."
 _TEXT = "fusion_backbone.language_backbone.body.model."
 _HEAD = "rpn.head."
 
-#: Published buffers, which follow from the model's sizes: pattern, and what it holds.
+#: Ignored published fine keys, all buffers: pattern and reason.
 IGNORED_FINE_KEYS: tuple[tuple[str, str], ...] = (
     (r".*\.relative_position_index", "buffer that follows from the window size"),
     (r".*\.embeddings\.position_ids", "buffer that counts positions"),
     (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer that follows from the anchor sizes"),
 )
 
-#: Our layers that the published model writes as 1 x 1 convolutions, with (C_out, C, 1, 1) weights.
+#: Our linear layers that are 1 x 1 convolutions in the published model, (C_out, C, 1, 1) weights.
 _CONVOLUTIONS = {
     "box_deltas": "bbox_pred",
     "centerness": "centerness",
@@ -81,15 +81,15 @@ _CONVOLUTIONS = {
 
 
 def tower_keys(config: FiberConfig, *, image_prefix: str, text_prefix: str) -> KeyMap:
-    """Map the backbone, which both published stages name alike below a prefix.
+    """Map the backbone, whose published keys differ between the stages only in the prefix.
 
     Args:
-        config: which blocks and layers there are, and whether queries are normalised.
-        image_prefix: what the published image tower's names start with, up to its dot.
-        text_prefix: what the published text tower's names start with, up to its dot.
+        config: config of the model.
+        image_prefix: prefix of the published image tower, including the dot.
+        text_prefix: prefix of the published text tower, including the dot.
 
     Returns:
-        Names of a `FiberBackbone` -> published names.
+        Keys of a `FiberBackbone` -> published keys.
     """
     keys = swin_keys(config.swin, image_prefix) | roberta_keys(config.roberta, text_prefix)
     fused, layers = config.fusion.num_fused_layers, config.roberta.num_layers
@@ -129,7 +129,7 @@ def _text_to_image_keys(ours: str, theirs: str) -> KeyMap:
 
 
 def coarse_keys(config: FiberConfig) -> KeyMap:
-    """Map every tensor of the coarse model: names of a `FiberImageText` -> published names."""
+    """Map the coarse model: keys of a `FiberImageText` -> published keys."""
     towers = tower_keys(config, image_prefix="vit_model.", text_prefix="text_transformer.")
     keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
     heads = set(config.image_text.heads)
@@ -168,7 +168,7 @@ def coarse_keys(config: FiberConfig) -> KeyMap:
 
 
 def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
-    """Say why a published key outside `coarse_keys` may be left out; None: it may not."""
+    """Return the reason to ignore a published key outside `coarse_keys`; None if it is unknown."""
     for pattern, reason in IGNORED_COARSE_KEYS:
         if re.fullmatch(pattern, name):
             return reason
@@ -186,24 +186,24 @@ def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
 
 
 def _projected_text_layers(config: FiberConfig) -> range:
-    """Text layers whose image block has the channels of stage 3, which captioning projects to."""
+    """Return the text layers paired with stage 3, which have a caption projection."""
     fused = config.fusion.num_fused_layers
     first = config.roberta.num_layers - fused
     return range(first, first + max(fused - config.swin.depths[3], 0))
 
 
 def filled_in(config: FiberConfig, names: Container[str]) -> dict[str, float]:
-    """Tell what a published coarse file may lack, and what it is set to then.
+    """Return default values of tensors that a published coarse file may lack.
 
-    `temp` is there only if contrast (ITC) was among the objectives of its run, and not in the
-    released files, which an earlier implementation wrote; the projections of contrast always are.
+    `temp` is missing if ITC was not among the objectives of the run, and in the released files,
+    which were written by an earlier implementation. The ITC projections are always present.
 
     Args:
-        config: of the model that the file is to fill.
-        names: published names of the tensors in the file.
+        config: config of the model.
+        names: published keys in the file.
 
     Returns:
-        Our names of tensors that the file does not hold, each with its value.
+        Our keys of missing tensors, with values.
     """
     if "itc" in config.image_text.heads and "temp" not in names:
         return {"temperature": config.image_text.temperature}
@@ -211,7 +211,7 @@ def filled_in(config: FiberConfig, names: Container[str]) -> dict[str, float]:
 
 
 def fine_keys(config: FiberConfig) -> KeyMap:
-    """Map every tensor of the detector: names of a `FiberDetector` -> published names."""
+    """Map the detector: keys of a `FiberDetector` -> published keys."""
     towers = tower_keys(config, image_prefix=_IMAGE, text_prefix=_TEXT)
     keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
     for number in range(3):
@@ -234,7 +234,7 @@ def fine_keys(config: FiberConfig) -> KeyMap:
 
 
 def block_keys(ours: str, theirs: str) -> KeyMap:
-    """Map every tensor of a `DynamicBlock`, given its own and its published prefix."""
+    """Map a `DynamicBlock`, given our prefix and the published one."""
     keys = {
         **weight_and_bias(f"{ours}.offsets", f"{theirs}.offset"),
         **weight_and_bias(f"{ours}.scale_attention", f"{theirs}.AttnConv.1"),
@@ -248,17 +248,14 @@ def block_keys(ours: str, theirs: str) -> KeyMap:
 
 
 def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
-    """Say why a published key outside `fine_keys` may be left out; None: it may not."""
+    """Return the reason to ignore a published key outside `fine_keys`; None if it is unknown."""
     return next(
         (reason for pattern, reason in IGNORED_FINE_KEYS if re.fullmatch(pattern, name)), None
     )
 
 
 def from_published_fine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Prepare a published fine state dict for its key map.
-
-    A leading `module.` is dropped; 1 x 1 convolutions become linear layers.
-    """
+    """Strip a leading `module.` and convert 1 x 1 convolutions to linear layers."""
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for theirs in _CONVOLUTIONS.values():
         name = f"{_HEAD}{theirs}.weight"
@@ -269,10 +266,7 @@ def from_published_fine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[str, Tensor]:
-    """Complete a fine state dict under published names: 1 x 1 convolutions and buffers.
-
-    The inverse of `from_published_fine`; the published loader and ours read the result.
-    """
+    """Invert `from_published_fine` and add the published buffers."""
     state = dict(state)
     for theirs in _CONVOLUTIONS.values():
         name = f"{_HEAD}{theirs}.weight"
@@ -291,7 +285,7 @@ def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """Return the row of the bias table for every pair of tokens of a window, (N, N) int64."""
+    """Return the bias table row of each pair of tokens in a window, (N, N) int64."""
     place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
     place = place.flatten(1)
     distance = place[:, :, None] - place[:, None, :] + window - 1

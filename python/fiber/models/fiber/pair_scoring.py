@@ -1,10 +1,9 @@
-"""Scoring many pairs of pictures and texts: each one's part below the fusion is computed once.
+"""Score many (image, text) pairs; features below the fusion are computed once per image and text.
 
-Where the parts are kept is what decides the memory. A picture's is large (1.2 MB in float32 for
-`base` at 384 pixels), so it is used for all of the picture's pairs and then dropped. A text's is
-small without its padding (40 KB for 13 tokens), so all of them are kept, on the CPU. The pairs go
-through the fused layers some at a time, so that memory grows with pictures and with texts, and not
-with their product.
+Image features are large (1.2 MB in float32 for `base` at 384 pixels): they are used for all pairs
+of the image and then freed. Text features without padding are small (40 KB for 13 tokens): all are
+kept on the CPU. Pairs run through the fused layers in batches, so memory does not grow with the
+number of pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class TextFeatureStore:
-    """What the text tower computes of texts below the first fused layer; kept on the CPU."""
+    """Text features below the first fused layer, on the CPU."""
 
     def __init__(self) -> None:
         self._texts: list[Tensor] = []
@@ -29,21 +28,21 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Add texts behind the others.
+        """Append texts.
 
         Args:
-            prefix: (B, L, D) of the backbone's `text_prefix`.
+            prefix: (B, L, D) from the backbone's `text_prefix`.
             text_mask: (B, L) bool, True = real token; real tokens come first.
         """
-        # One block without padding, of which each text is a view.
+        # Each text is a view of one tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
     def length(self, number: int) -> int:
-        """Real tokens of a text."""
+        """Return the number of real tokens of a text."""
         return len(self._texts[number])
 
     def take(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Give texts by number: (n, L, D) padded to the longest of them, and (n, L) bool mask."""
+        """Return texts by index: (n, L, D) padded to the longest one, and (n, L) bool mask."""
         lengths = torch.tensor([self.length(number) for number in numbers])
         prefix = pad_sequence([self._texts[number] for number in numbers], batch_first=True)
         mask = torch.arange(prefix.shape[1]) < lengths[:, None]
@@ -62,12 +61,12 @@ def run_pairs(
     """Run a head on pairs.
 
     Args:
-        model: with the parts that pool a pair.
-        images: of pictures that are at hand.
-        texts: of all texts.
-        pairs: n of (row of `images`, number of a text).
-        head: from pooled pairs (B, 2 D) to (B, ...).
-        pairs_at_once: that go through the fused layers together.
+        model: model with a pooled head.
+        images: image features.
+        texts: text features.
+        pairs: n pairs (row of `images`, index of a text).
+        head: maps pooled pairs (B, 2 D) to (B, ...).
+        pairs_at_once: batch size in the fused layers.
 
     Returns:
         (n, ...) float32 on the CPU, in the order of the pairs.
@@ -75,7 +74,7 @@ def run_pairs(
     device = images.tokens.device
     if not pairs:
         return head(torch.zeros(0, 2 * model.config.roberta.width, device=device)).float().cpu()
-    # Texts of like length go together, and are hardly padded.
+    # Sort by text length to reduce padding.
     order = sorted(range(len(pairs)), key=lambda number: texts.length(pairs[number][1]))
     found = []
     for start in range(0, len(order), pairs_at_once):
@@ -91,11 +90,10 @@ def run_pairs(
 
 
 def match_log_odds(model: FiberImageText) -> Callable[[Tensor], Tensor]:
-    """Give the head that says how much likelier a pair belongs together than not: (B, 2 D) -> (B,).
+    """Return the head that computes the log odds of a match: (B, 2 D) -> (B,).
 
-    It orders pairs as their matching probability does, without that number's rounding to 1, and
-    runs in float32 at least, so that few pairs tie. (The published code orders by the logit of
-    "match" alone.)
+    Log odds rank pairs like the ITM probability, but do not round to 1; float32 or more avoids
+    ties. The published code ranks by the "match" logit alone.
     """
 
     def head(pooled: Tensor) -> Tensor:

@@ -8,19 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Published probability that a location of a map is dropped, and the side of the dropped squares.
+#: DropBlock probability of a location and side of the dropped squares, as published.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares of a map and scale up the rest, the same for all channels.
+    """Zero random squares, the same in all channels, and rescale by the kept share of the batch.
 
     Args:
         features: (B, C, H, W).
-
-    Returns:
-        (B, C, H, W); the sum of the kept share is scaled to the whole, over the batch.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
@@ -28,18 +25,18 @@ def drop_block(features: Tensor) -> Tensor:
     rate = DROP_PROBABILITY / DROP_BLOCK_SIZE**2
     seeds = (torch.rand(batch, 1, height, width, device=features.device) < rate).float()
     kept = 1 - F.max_pool2d(seeds, DROP_BLOCK_SIZE, stride=1, padding=DROP_BLOCK_SIZE // 2)
-    # A small map can be dropped whole; the sum is then 0, and so is the map.
+    # A small map can be dropped completely; avoid a division by 0.
     share = kept.mean().clamp(min=1.0 / kept.numel())
     return features * (kept / share).to(features.dtype)
 
 
 class FeaturePyramid(nn.Module):
-    """Merge three maps from coarse to fine, and add two coarser ones.
+    """Merge three maps from coarse to fine and add two coarser levels.
 
     Args:
-        in_channels: channels of the three incoming maps, finest first.
-        channels: channels of every level that comes out.
-        drop_block: drop squares of the two finest merged maps while training, as published.
+        in_channels: channels of the three input maps, finest first.
+        channels: channels of the output levels.
+        drop_block: apply DropBlock to the two finest merged maps in training, as published.
 
     Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
     """
@@ -63,11 +60,11 @@ class FeaturePyramid(nn.Module):
         """Build the levels.
 
         Args:
-            maps: three (B, C_s, H_s, W_s), each half the size of the one before.
+            maps: three (B, C_s, H_s, W_s), each half the size of the previous one.
 
         Returns:
-            Five (B, channels, H_l, W_l), P3 to P7: the sizes of the maps, then each half the
-            one before, rounded up.
+            Five (B, channels, H_l, W_l), P3 to P7; P6 and P7 are half the previous level, rounded
+            up.
         """
         merged = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
         for level in (1, 0):
