@@ -40,7 +40,7 @@ _DTYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
-#: Number of epochs that a call without an epoch chooses from.
+#: A call without an epoch samples one below this.
 _EPOCHS = 2**31
 
 
@@ -138,7 +138,7 @@ class Collator:
             record.key,
             epoch,
             index,
-            # Reads lazy images here, so that a fault is reported for this record.
+            # Lazy images are read here, so that errors name this record.
             tuple(record.images),
             record.text,
             record.image_id,
@@ -163,7 +163,7 @@ class Collator:
         return batch_class(keys=keys, statuses=statuses, skipped=skipped, **tensors)
 
     def _mirrored_answer(self, answer: str) -> int:
-        """Return the index of the answer that is right for the horizontally flipped image."""
+        """Return the index of the correct answer for the horizontally flipped image."""
         mirrored, _ = _core.mirror_words(answer)
         return self._answer_index.get(mirrored, self._answer_index[answer])
 

@@ -84,7 +84,7 @@ class Fingerprint:
         return self._digest.hexdigest()
 
     def _describe(self, images: Iterable[Any]) -> tuple[list[Any], list[bytes]]:
-        """Return what JSON holds of images, and the last bytes of those given as bytes."""
+        """Return JSON values of images, and the last bytes of those given as bytes."""
         described, tails = [], []
         for image in images:
             if isinstance(image, bytes):
@@ -117,8 +117,8 @@ def fingerprint_of(records: RecordSet) -> str:
     """Return a hash of all records in order.
 
     If a set has a string `fingerprint`, as packed folders do, that is hashed with the number of
-    records, the first and the last one. If records of a set that is not a list bring the bytes of
-    their images, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
+    records, the first and the last one. If the records of a set other than a list hold image bytes,
+    only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
     """
     out, count = Fingerprint(), len(records)
     out.add_fact(count)
@@ -139,11 +139,11 @@ def fingerprint_of(records: RecordSet) -> str:
 
 
 def _add_readable(out: Fingerprint, records: RecordSet, index: int) -> bool:
-    """Add a record, or that it cannot be read; return whether it has image bytes."""
+    """Add a record, or mark it as unreadable; return whether it has image bytes."""
     try:
         record = records[index]
     except (OSError, ValueError):
-        # `on_error` decides about it when the loader reads it.
+        # The loader handles it as `on_error` says.
         out.add_fact("unreadable")
         return False
     out.add(record)

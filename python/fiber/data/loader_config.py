@@ -102,7 +102,7 @@ class LoaderConfig(CollatorConfig):
     """Options of `DataLoader`: those of `CollatorConfig` and the following.
 
     Args:
-        threads: As above, with 0 (one per core) as the default.
+        threads: Worker threads; 0 (default) means one per core.
         batch_size: Samples per batch of this rank.
         shuffle: Reshuffle every epoch. Not supported for iterables.
         prefetch: Number of batches prepared ahead.

@@ -1,10 +1,10 @@
 """Whole-word masking for MLM, with a byte-level BPE.
 
-The loader picks single tokens, as published; a picked half of a word can then be guessed from its
-other half. Here a word is picked with all of its tokens. The published code cannot do that: it
-finds the parts of a word by BERT's `##`, which a byte-level BPE does not have.
+The loader picks single tokens, as published, so that a picked part of a word can be guessed from
+the rest. Here a word is picked with all of its tokens. The published code cannot do that: it finds
+the parts of a word by BERT's `##`, which a byte-level BPE does not have.
 
-The masking itself is in Rust (`rust/tokenizer/masking.rs`). Letters: B texts, L tokens.
+The masking itself is in Rust (`rust/tokenizer/masking.rs`). Dimensions: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class WholeWords:
     def mask(self, batch: ImageTextBatch, *, first_sample: int) -> ImageTextBatch:
         """Return the batch with new masked ids and labels.
 
-        Of the picked words' tokens 80 % become <mask>, 10 % a random token, 10 % are unchanged,
-        drawn for each token. Special tokens are never picked.
+        Of the tokens of picked words 80 % become <mask>, 10 % a random token, 10 % are unchanged,
+        sampled per token. Special tokens are never picked.
 
         Args:
             batch: texts to mask.

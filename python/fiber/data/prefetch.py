@@ -1,4 +1,4 @@
-"""Thread that reads records ahead of the Rust workers and replaces bad ones."""
+"""Thread that reads records ahead of the Rust workers, and replaces bad ones."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class TrueObjects:
     labels: tuple[int, ...] = ()
     #: Area of each object in square pixels.
     areas: tuple[float, ...] = ()
-    #: Whether each box is a crowd.
+    #: True for each box that is a crowd.
     crowd: tuple[bool, ...] = ()
     #: Indices into `Record.labels` of classes verified to be absent; None: all without a box.
     absent: frozenset[int] | None = None
@@ -123,7 +123,7 @@ class Record:
     answers: Mapping[str, float] | None = None
     #: Answer of each annotator, unchanged (VQAv2: ten), for the two published accuracies.
     human_answers: tuple[str, ...] = ()
-    #: Whether the statement is true of the images (NLVR2), or image and text match.
+    #: True if the statement is true of the images (NLVR2), or image and text match.
     truth: bool | None = None
     #: Group of the record in metrics, such as its question type.
     group: str = ""
@@ -184,12 +184,8 @@ class Record:
 def check_record(record: object, index: int) -> Record:
     """Check that an item of a data set is a `Record`; return it.
 
-    Args:
-        record: the item.
-        index: its index in the data set or the batch, for messages.
-
     Raises:
-        TypeError: with the index and the type.
+        TypeError: with `index`, the index in the data set or batch, and the type.
     """
     if not isinstance(record, Record):
         raise TypeError(

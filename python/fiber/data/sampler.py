@@ -1,4 +1,4 @@
-"""Which records each batch of a rank has, for map-style collections and for iterables.
+"""Samplers: the records in each batch of a rank, for map-style collections and for iterables.
 
 Step k of W ranks with batches of B covers positions [k * B * W, (k + 1) * B * W) of an epoch, and
 rank r takes the r-th slice of B. The remainder of an epoch is split evenly, so that a rank may have
@@ -36,7 +36,7 @@ class BatchIndices(NamedTuple):
     samples: list[SampleRef]
     #: Samples of the epoch consumed by all ranks.
     end: int
-    #: Whether the epoch ends here.
+    #: True if the epoch ends here.
     is_last: bool
     #: Hash of the samples consumed, for an iterable.
     fingerprint: str = ""

@@ -1,4 +1,4 @@
-"""Find texts that a model cannot read in full: empty ones, and ones that are truncated."""
+"""Find texts that are empty or truncated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
 
 
 class LengthTracker:
-    """Record set that notes which of its texts will be truncated, as records are read.
+    """Record set that records which of its texts will be truncated, as they are read.
 
     In a batch, a text of exactly `max_tokens` looks like a truncated one.
 
@@ -93,15 +93,9 @@ class TextCounts:
 
 
 def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Tokenize every text of a set once and describe what a model cannot read.
+    """Return warnings about texts without words and truncated texts, at most one line each.
 
-    Args:
-        records: the record set.
-        tokenizer: of the model.
-        max_tokens: maximum text length of the model.
-
-    Returns:
-        A line with the number of texts without words and one with that of long texts, if any.
+    Tokenizes every text of the set once.
     """
     wordless = longer = 0
     for index in range(len(records)):

@@ -1,4 +1,4 @@
-"""Shared by the readers of captions of named data sets.
+"""Shared code of the caption readers of named data sets.
 
 Each reader returns one record per caption, with those of an image together. Known defects of a
 download are skipped and counted: images without captions, empty captions, repeated captions of an

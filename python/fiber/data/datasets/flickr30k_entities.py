@@ -205,11 +205,7 @@ def _listed(folder: Path, split: str) -> Path:
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the folder of images.
-
-    Raises:
-        FileNotFoundError: if there is none, with the candidates.
-    """
+    """Find the folder of images; raise FileNotFoundError with the candidates if there is none."""
     tops = dict.fromkeys((folder, list_folder, list_folder.parent))
     candidates = [top / name.format(split=split) for name in IMAGE_FOLDERS for top in tops]
     if images is not None:

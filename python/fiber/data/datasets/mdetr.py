@@ -108,7 +108,7 @@ def mixed(
 
 
 def _bases(folder: AnyPath) -> list[Path]:
-    """Return the parents of image folders: annotations may be in a folder of their own."""
+    """Return the parents of image folders: the annotations may be in a subfolder."""
     return [Path(folder), Path(folder).parent]
 
 
@@ -201,19 +201,9 @@ def referring(
     Each has one label, the expression, and its boxes (one in the public data sets). Expressions
     without a valid box are skipped and counted.
 
-    Args:
-        folder: data folder.
-        split: such as "train".
-        annotations: annotation file; default: "refcoco_<split>.json" in the folder.
-        images: folder of images; default: "images" in the folder, or where the published code has
-            them.
-        whole_expression: spans cover the whole text; otherwise they are the file's
-            `tokens_positive`: its head phrase, "the star" of "the star left of the ring".
-        on_error: see `phrases`.
-
-    Raises:
-        FileNotFoundError: if the file or the folder of images is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+    Arguments and errors as in `phrases`; the file is "refcoco_<split>.json". If `whole_expression`,
+    spans cover the whole text; otherwise they are the file's `tokens_positive`: its head phrase,
+    "the star" of "the star left of the ring".
     """
     path = annotation_path(folder, split, "referring", annotations)
     file = read_json(path, "RefCOCO, MDETR's form")

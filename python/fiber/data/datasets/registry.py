@@ -36,7 +36,7 @@ class DatasetLayout(NamedTuple):
     kind: str
     #: The only split of the file; "": any, given by its name or content.
     split: str = ""
-    #: Used only if no other layout matches, since other files have such names too.
+    #: Used only if no other layout matches, since other files may have such names.
     is_fallback: bool = False
 
     def may_have(self, split: str) -> bool:
@@ -110,7 +110,7 @@ _OWN = "JSON lines, a JSON list or CSV"
 
 
 def _own(read: Reader) -> list[DatasetLayout]:
-    """Return layouts of a user's own files. NLVR2's original files are "{split}.json" too."""
+    """Return layouts of a user's own files. NLVR2's original files are also "{split}.json"."""
     return [
         DatasetLayout("{split}.jsonl", read, _OWN),
         DatasetLayout("{split}.csv", read, _OWN),

@@ -221,7 +221,7 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
     Raises:
         ValueError: if no file of the source has this extension.
     """
-    # COCO files are never lists, whatever their name.
+    # COCO files are never lists, under any name.
     is_own_list = source == "detection" and path.suffix == ".json" and line_reader.is_list(path)
     for layout in () if is_own_list else LAYOUTS[source]:
         name = Path(layout.pattern.format(split=split)).name
@@ -247,16 +247,12 @@ def _kind(source: str) -> str:
 Data = AnyPath | RecordSet | Mapping[str, RecordSet]
 
 
-#: For messages.
+#: Description of a record set, for messages.
 RECORD_SET = "a map-style set of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
-    """Check by its first record that something is a record set.
-
-    Raises:
-        TypeError: if it is not, with what was expected and given.
-    """
+    """Check by its first item that something is a record set; otherwise raise TypeError."""
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
         if not len(given) or isinstance(given[0], Record):
@@ -269,12 +265,7 @@ def check_records(given: Any, expected: str) -> None:
 
 
 class ChosenRecords:
-    """A subset of a record set.
-
-    Args:
-        records: the record set.
-        indices: indices of the chosen records.
-    """
+    """A subset of a record set, by indices."""
 
     def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
         self.records = records
@@ -292,11 +283,7 @@ class ChosenRecords:
 
 
 def existing_data(data: AnyPath) -> Path:
-    """Check that a data folder or file exists.
-
-    Raises:
-        FileNotFoundError: if it does not, with how to make a folder.
-    """
+    """Return the path of a data folder or file; raise FileNotFoundError, with help, if missing."""
     path = Path(data)
     if path.suffix and not path.exists():
         raise FileNotFoundError(f"data file {path} does not exist")

@@ -40,7 +40,7 @@ def char_spans(
 
 
 def has_box(file: AnnotationFile, entry: Mapping[str, Any]) -> bool:
-    """Check `bbox` (x, y, width, height); return whether it is larger than `EMPTY_BOX_PIXELS`."""
+    """Check `bbox` (x, y, width, height); return whether it exceeds `EMPTY_BOX_PIXELS`."""
     box = file.get(entry, "bbox", list)
     if len(box) != 4 or not all(map(is_number, box)):
         raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")

@@ -16,7 +16,7 @@ from fiber.data.record import AnyPath, Record
 # Number of images that are looked up to find their folder.
 _IMAGES_TO_FIND = 20
 
-# By the start of a kind; the first match counts.
+# By the prefix of a kind; the first match is used.
 _HOW_TO_GET = {
     "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its pictures from"
     " https://cocodataset.org",
@@ -38,7 +38,7 @@ _HOW_TO_GET = {
 
 #: How to get files that `fiber data` can generate, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
-# Kinds of files that it cannot.
+# Kinds of files that `fiber data` cannot generate.
 _NOT_GENERATED = {
     "COCO, Karpathy's splits",
     "Flickr30k, Karpathy's splits",
@@ -65,7 +65,7 @@ FILES = {
 
 
 class ReadReport:
-    """What a reader skipped or changed, and its notes; base class of what readers return."""
+    """Counts of what a reader skipped or changed, and its notes; base class of its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class AnnotationFile:
         self.path = path
         self.kind = kind
         self.data = data
-        #: Whether invalid boxes are skipped or clipped, and counted, instead of an error.
+        #: True to skip or clip invalid boxes and count them, instead of raising.
         self.skips_errors = False
         self._where = ""
         self._index: int | None = None
@@ -251,7 +251,7 @@ def read_json_lines(path: Path, kind: str) -> AnnotationFile:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a UTF-8 file; the error for a missing one tells where to get it."""
+    """Read a UTF-8 file; the error for a missing file names its origin."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

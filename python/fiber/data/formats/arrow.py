@@ -4,7 +4,7 @@ Supported columns are those of the published code's files (its write_*.py) and t
 public data sets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
 `path`; otherwise `image_path` or `file_name` is its path. Each text of a row becomes a record.
 
-Texts are read at once and images on access, so tables may be larger than memory. DataRow groups of
+Texts are read at once and images on access, so tables may be larger than memory. Row groups of
 Parquet are read as a whole: random access to large groups reads the file many times. `fiber data
 pack` makes shards without that cost.
 """

@@ -50,7 +50,6 @@ class Table(ABC):
     """A file with named columns.
 
     Args:
-        path: path of the file.
         columns: column names.
         metadata: schema metadata.
     """
@@ -125,9 +124,8 @@ def _names_in(features: Any, field: str) -> list[str]:
 class _ArrowTable(Table):
     """Record batches of a memory mapped file.
 
-    pyarrow does not check offsets and lengths on access. So a column of a batch is validated in
-    full, once, before its first value is used, and the file is checked for changes before every
-    read.
+    pyarrow does not check offsets and lengths on access, so a column of a batch is validated in
+    full before its first value is used, and the file is checked for changes before every read.
     """
 
     def __init__(self, file: PooledFile, schema: Any, batches: list[Any]) -> None:
@@ -186,7 +184,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column; return what is wrong or None."""
+    """Validate a column; return the problem, or None."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:
@@ -210,7 +208,7 @@ class _ParquetTable(Table):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Readers cannot be pickled: another process reopens the file and checks it for changes.
+        # Readers cannot be pickled: another process reopens the file and checks for changes.
         return _open_parquet, (self._file,)
 
     def values(self, column: str) -> list[Any]:
@@ -300,7 +298,7 @@ def _line(problem: BaseException) -> str:
 def _open_parquet(file: PooledFile) -> Table:
     file.check_now()
     parquet = importlib.import_module("pyarrow.parquet")
-    # Truncation of a mapped file crashes the process; of a file that is read, it raises.
+    # Truncation crashes the process for a mapped file; otherwise it raises.
     return _ParquetTable(file, parquet.ParquetFile(str(file.path), memory_map=False))
 
 

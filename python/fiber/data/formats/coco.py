@@ -82,16 +82,8 @@ def detection(
     names of the file. For training, `fiber.data.prompts.sampling.SampledPrompts` samples a prompt
     for each image.
 
-    Args:
-        folder: data folder.
-        split: such as "train".
-        annotations: annotation file; default: "instances_<split>.json" in the folder.
-        images: folder that file names are relative to; default: "images" in the folder.
-        objects: also set `Record.objects` to all boxes, for metrics.
-
-    Raises:
-        FileNotFoundError: if the file or the folder of images is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+    Arguments and errors as in `captions`; the file is "instances_<split>.json". With `objects`,
+    `Record.objects` is also set, to all boxes, for metrics.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")

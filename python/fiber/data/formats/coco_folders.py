@@ -35,7 +35,7 @@ from fiber.data.formats.annotation_file import (
 from fiber.data.record import AnyPath
 
 KIND = "COCO instances"
-#: Files of one split, by tool; the first match counts. `_SPLIT_ALIASES` has other names of splits.
+#: Files of one split, by tool; the first match is used. `_SPLIT_ALIASES` has aliases of splits.
 SPLIT_FILES = {
     "COCO, original files": (
         "annotations/instances_{split}.json",
@@ -86,7 +86,7 @@ class _Found(NamedTuple):
     """Annotation file of a split."""
 
     file: Path
-    #: Whether the file has both the training images and the held-out ones.
+    #: True if the file has both the training images and the held-out ones.
     is_divided: bool
 
 
@@ -183,10 +183,9 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop the category 0 that Roboflow writes: the supercategory of all others, without boxes.
+    """Drop the category 0 of Roboflow, the supercategory of all others; return whether it existed.
 
-    Returns:
-        Whether there was one.
+    It has no boxes.
     """
     categories = list(file.walk("categories"))
     first = next((entry for entry in categories if entry.get("id") == 0), None)
@@ -202,18 +201,14 @@ def _drop_placeholder(file: AnnotationFile) -> bool:
 
 
 def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
-    """Find the folder that the file names of images are relative to.
-
-    Raises:
-        FileNotFoundError: if no candidate folder has any of the images.
-    """
+    """Return the folder of the images; raise FileNotFoundError if no candidate has any."""
     names = [entry["file_name"] for entry in file.images()]
     parent = file.path.parent
     # "instances_train2017" -> "train2017"
     last = re.sub(r"^(instances|lvis_v1)_", "", file.path.stem)
     parts = dict.fromkeys([last, *_SPLIT_ALIASES.get(split, (split,))])
     roots = [parent, parent / "images", parent / "data"]
-    # For a file named alone, the data folder is the folder of the file.
+    # For a file named by the user, the data folder is the file's folder.
     bases = dict.fromkeys([folder, parent.parent])
     for base in bases:
         for part in parts:
@@ -236,7 +231,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
     """Keep the training or the held-out images of a file without splits; return a note.
 
     Raises:
-        ValueError: if the file has too few images to hold some out.
+        ValueError: if the file has too few images.
     """
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():

@@ -28,14 +28,14 @@ _EXPECTED = {
     ".csv": "a UTF-8 table with commas, field names in the first line and one text or answer per"
     " line",
 }
-# Fields that need a list, which CSV has not, and what to use instead.
+# List fields, which CSV lacks, and their alternatives.
 _LISTS = {
     "texts": "'text', one per line",
     "answers": "'answer', one per line",
     "boxes_xyxy": "a .jsonl or .json file",
     "labels": "a .jsonl or .json file",
 }
-# Names of fields in other formats that `nearest` would not find.
+# Field names of other formats that `nearest` would not find.
 _OTHER_NAMES = {
     "caption": "text",
     "captions": "texts",
@@ -228,6 +228,6 @@ def is_list(path: Path) -> bool:
                 if start.strip():
                     return start.lstrip().startswith("[")
     except (OSError, UnicodeDecodeError):
-        # The reader reports the error.
+        # The reader will report the error.
         pass
     return False

@@ -58,7 +58,7 @@ class RowRecords(ReadReport, RecordSequence):
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Add the location of a row to errors about it."""
+    """Prefix errors with the location of a row."""
     try:
         yield
     except (ValueError, TypeError, IndexError) as problem:
@@ -221,7 +221,7 @@ def _boxes(
 
 
 def _reversed(values: Mapping[str, Any], number: int, box: tuple[float, ...]) -> str:
-    """Return the error text for a reversed box, in the format of the row."""
+    """Return the error message for a reversed box, in the format of the row."""
     x0, y0, x1, y1 = box
     if "boxes_xyxy" in values:
         return f"has box {number}, {box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"

@@ -136,11 +136,7 @@ def _check_list(values: Any, name: str) -> None:
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
-    """Check that `values` is a list with one entry for each of the row's `questions`.
-
-    Raises:
-        ValueError: naming both.
-    """
+    """Raise ValueError unless `values` is a list with one entry for each of `questions`."""
     _check_list(questions, "questions")
     _check_list(values, name)
     if len(values) != len(questions):
@@ -151,11 +147,7 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Check the soft scores of answers.
-
-    Raises:
-        ValueError: for a score that is not a number in [0, 1].
-    """
+    """Check soft scores of answers; raise ValueError for one that is not a number in [0, 1]."""
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
             raise ValueError(

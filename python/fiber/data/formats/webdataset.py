@@ -52,11 +52,7 @@ class Sample(NamedTuple):
 
 
 def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
-    """Group the members of a shard.
-
-    Args:
-        file: the shard.
-        counts: updated with the number of members without an extension.
+    """Group the members of a shard; count those without an extension in `counts`.
 
     Raises:
         ValueError: for a duplicate member, or a sample in two places.
@@ -145,7 +141,7 @@ def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
     """Return the fields of a sample; .txt is the caption if the JSON has none.
 
     Raises:
-        ValueError: if its text is not UTF-8 or its JSON is invalid, with file and member.
+        ValueError: for text that is not UTF-8 or invalid JSON, with file and member.
     """
     values: dict[str, Any] = {}
     if "json" in sample.members:

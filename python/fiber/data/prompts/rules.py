@@ -30,7 +30,7 @@ class PromptRules:
     #: of a uniform number from 1 to the maximum. In this case, the fourth is the probability to
     #: also subsample the classes of the boxes, and drop the boxes of the others.
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
-    #: Whether classes are in random order; otherwise in order of the file.
+    #: Random order of classes; otherwise the order of the file.
     shuffle_classes: bool = True
 
     def __post_init__(self) -> None:

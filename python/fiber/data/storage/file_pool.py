@@ -41,7 +41,7 @@ class _Pool:
         self.lock = threading.Lock()
 
     def unlock(self) -> None:
-        """Replace the lock in a forked process, where its holder does not exist."""
+        """Replace the lock in a forked process, which does not have the thread that holds it."""
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
@@ -52,7 +52,7 @@ class _Pool:
             self.files.move_to_end(key)
         if pooled.is_same(os.fstat(opened.descriptor)):
             return opened
-        # It was overwritten while open; the file now under its name may be the right one.
+        # Overwritten while open; the file now at its path may be the right one.
         with self.lock:
             if self.files.get(key) is opened:
                 del self.files[key]
@@ -80,8 +80,8 @@ class PooledFile:
 
     Args:
         path: path of the file.
-        is_held: whether it is also mapped or open elsewhere; then a replacement with the same size
-            and modification time is a change as well.
+        is_held: True if it is also mapped or open elsewhere; then a replacement with the same size
+            and modification time counts as a change as well.
 
     Raises:
         FileNotFoundError: if it does not exist.

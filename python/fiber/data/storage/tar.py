@@ -83,7 +83,7 @@ class TarFile(PooledFile):
         return self.path.with_name(f"{self.path.name}.index")
 
     def _read_index(self) -> bool:
-        """Load the cached members; return False if there are none or they are out of date."""
+        """Load the cached members; return False if missing or outdated."""
         try:
             found = json.loads(self._index_path().read_text(encoding="ascii"))
             if [found[key] for key in ("version", "bytes", "changed_ns")] != [
@@ -102,7 +102,7 @@ class TarFile(PooledFile):
         return fits
 
     def _write_index(self) -> None:
-        """Cache the members; if the folder is read-only they are scanned again each time."""
+        """Cache the members, unless the folder is read-only."""
         content = {
             "version": _INDEX_VERSION,
             "bytes": self.bytes,
@@ -154,7 +154,7 @@ class TarFile(PooledFile):
         )
 
     def _add(self, info: tarfile.TarInfo) -> None:
-        """Add a member if it is a regular file; count it if it is of another kind.
+        """Add a regular file, or count a member of another kind.
 
         Raises:
             ValueError: if its name or size is invalid.
@@ -211,7 +211,7 @@ class TarFile(PooledFile):
 class _StrictTarInfo(tarfile.TarInfo):
     """Reject headers that `tarfile` accepts or repairs silently."""
 
-    #: Whether an extended header may have set the name.
+    #: True if an extended header may have set the name.
     is_extended = False
 
     @classmethod
@@ -232,7 +232,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         start = stream.tell()
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
         if self.type == tarfile.GNUTYPE_SPARSE:
-            # Skipped as a whole: its map is not needed.
+            # Skipped as a whole; its map is not needed.
             return self._proc_builtin(tar)  # pyright: ignore[reportAttributeAccessIssue]
         if self.type in (*_LONG_NAMES, *_PAX):
             if self.size > _MAX_EXTENDED_BYTES:
@@ -284,11 +284,7 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
 
 
 def as_json(text: str, where: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: if it is not one; the message begins with `where`.
-    """
+    """Parse a JSON object; raise ValueError that begins with `where` for anything else."""
     try:
         found = json.loads(text)
     except JSON_ERRORS as problem:

@@ -91,7 +91,7 @@ def parts_of(data: AnyPath) -> list[Part]:
 
 
 def _nothing(path: Path) -> str:
-    """Return the error text for data without a known source."""
+    """Return the error message for data without a known source."""
     if path.is_file():
         return _unknown(path)
     names = ", ".join(LAYOUTS[source][0].pattern.format(split="SPLIT") for source in SOURCES)
@@ -104,7 +104,7 @@ def _nothing(path: Path) -> str:
 
 
 def _unknown(path: Path) -> str:
-    """Return the error text for a file without a known source."""
+    """Return the error message for a file without a known source."""
     try:
         fields = list(_fields_there(path))
     except (ValueError, OSError) as problem:
@@ -174,7 +174,7 @@ def _candidates(source: str, folder: Path) -> Iterable[str]:
 
 
 def _is_ambiguous(file: Path) -> bool:
-    """Return whether files of several sources have such names: "train.json" may be anything."""
+    """Return whether files of several sources have such names, as "train.json"."""
     return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
         file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
     )

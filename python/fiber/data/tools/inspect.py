@@ -1,4 +1,4 @@
-"""Summarize data: counts, lengths and sizes, and what is broken."""
+"""Summarize data: counts, lengths, sizes and faults."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def pack(
     Raises:
         FileNotFoundError: if the source or an image is missing.
         FileExistsError: if the output exists and is not empty.
-        OSError: if a file cannot be written, with its name; no output is left behind.
+        OSError: if a file cannot be written, with its name; the output is not created then.
         ValueError: if the source is empty, lacks a split or cannot be read.
     """
     source, output = Path(source), Path(output)
