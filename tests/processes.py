@@ -87,6 +87,17 @@ def run_python(
     Raises:
         subprocess.TimeoutExpired: if it takes longer than `timeout` seconds.
     """
+    if environment and "TRITON_INTERPRET" in environment:
+        # Triton, which the server has imported, reads it when it is imported.
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
     with tempfile.TemporaryDirectory() as printed:
         output, errors = Path(printed, "out"), Path(printed, "err")
         process = start_python(

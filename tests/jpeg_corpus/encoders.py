@@ -98,8 +98,16 @@ def available() -> tuple[dict[str, Encode], list[str]]:
         except ImportError:
             absent.append(name)
     for name, (encode, command) in COMMANDS.items():
-        if shutil.which(command):
+        if shutil.which(command) and works(encode):
             found[name] = encode
         else:
             absent.append(name)
     return found, absent
+
+
+def works(encode: Encode) -> bool:
+    """Whether a command encodes a JPEG: another program may have its name."""
+    try:
+        return encode(np.zeros((8, 8, 3), np.uint8)).startswith(b"\xff\xd8")
+    except (OSError, RuntimeError):
+        return False
