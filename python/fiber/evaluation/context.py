@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from fiber.data import DataLoader, Tokenizer
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record, RecordSet
 from fiber.metrics.groups import by_group
-from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
@@ -185,15 +185,12 @@ class EvalContext:
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts: (n, L) int64 ids and (n, L) bool mask, padded to the longest."""
-        ids = [
-            self.tokenizer.encode(text, max_tokens=self.network.config.max_tokens)[0]
-            for text in texts
-        ]
-        length = max(map(len, ids))
-        padded = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in ids])
-        lengths = torch.tensor([len(row) for row in ids])
-        mask = torch.arange(length) < lengths[:, None]
-        return padded.to(self.device), mask.to(self.device)
+        arrays = self.tokenizer.encode_batch(texts, max_tokens=self.network.config.max_tokens)
+        token_ids, mask = np.asarray(arrays["token_ids"]), np.asarray(arrays["text_mask"])
+        return (
+            torch.from_numpy(token_ids).to(self.device),
+            torch.from_numpy(mask).to(self.device),
+        )
 
 
 #: Evaluates one task on all records.

@@ -37,8 +37,6 @@ Texts: TypeAlias = str | Sequence[str]
 
 #: Images decoded at once, and maximum batch size of the image tower.
 IMAGES_AT_ONCE = 16
-#: Id of <pad> in RoBERTa tokenizers.
-PAD_ID = 1
 
 
 def as_list(pictures: Any) -> tuple[list[Any], bool]:
@@ -232,25 +230,27 @@ class Inputs:
                 <s> and <pad>.
         """
         tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
-        encoded = [tokenizer.encode(text, max_tokens=limit) for text in texts]
-        for text, (ids, _) in zip(texts, encoded, strict=True):
-            if not has_words(ids, self.config.roberta.mask_id):
+        arrays = tokenizer.encode_batch(texts, max_tokens=limit, offsets=True)
+        token_ids, text_mask, offsets = (
+            np.asarray(arrays[name]) for name in ("token_ids", "text_mask", "offsets")
+        )
+        counts = text_mask.sum(1)
+        for text, ids, count in zip(texts, token_ids, counts, strict=True):
+            if not has_words(ids[:count].tolist(), self.config.roberta.mask_id):
                 raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
-            if tell_of_cuts and len(ids) == limit and len(tokenizer.encode(text)[0]) > limit:
+            if tell_of_cuts and count == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
                     f"the model reads the first {limit} tokens only of {text[:60]!r}...",
                     UserWarning,
                     stacklevel=2,
                 )
-        length = max((len(ids) for ids, _ in encoded), default=0)
-        token_ids = torch.full((len(texts), length), PAD_ID, dtype=torch.int64)
-        for row, (ids, _) in enumerate(encoded):
-            token_ids[row, : len(ids)] = torch.tensor(ids)
-        counts = torch.tensor([len(ids) for ids, _ in encoded]).reshape(-1, 1)
         return TextBatch(
-            token_ids=token_ids.to(self.device),
-            text_mask=(torch.arange(length) < counts).to(self.device),
-            offsets=[offsets for _, offsets in encoded],
+            token_ids=torch.from_numpy(token_ids).to(self.device),
+            text_mask=torch.from_numpy(text_mask).to(self.device),
+            offsets=[
+                [(start, end) for start, end in spans[:count].tolist()]
+                for spans, count in zip(offsets, counts, strict=True)
+            ],
         )
 
     def needed_tokenizer(self) -> Tokenizer:
