@@ -62,7 +62,9 @@ CHANGES = [
 
 # Each field once, at the first and the last record and some between.
 @pytest.mark.parametrize(
-    ("index", "changes"), zip(itertools.cycle([0, 1, 7, 498, 999]), CHANGES, strict=False), ids=str
+    ("index", "changes"),
+    list(zip(itertools.cycle([0, 1, 7, 498, 999]), CHANGES, strict=False)),
+    ids=str,
 )
 def test_every_field_of_every_record_counts(index, changes):
     assert fingerprint_of(changed(index, **changes)) != fingerprint_of(RECORDS)
