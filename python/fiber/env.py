@@ -51,7 +51,7 @@ def provenance() -> dict[str, str]:
     package = Path(__file__).parent
     root = package.parents[1]
     commit = ""
-    # A package installed inside somebody else's repository must not report that one's commit.
+    # Inside another repository, that repository's commit must not be reported.
     if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
         answer = (
             subprocess.run(

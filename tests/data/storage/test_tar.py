@@ -212,6 +212,9 @@ def test_names_that_are_not_utf8(tmp_path):
     whole = write_tar(path, CONTENT).read_bytes()
     path.write_bytes(header(whole, 1024, {0: b"\xe9"}))
     is_invalid(path, "b'\\xe9/a.txt' is not UTF-8")
+    # Nor may the name of an extended header be anything else, though no member gets it.
+    path.write_bytes(header(pax(record("path", "b.txt")) + whole, 0, {0: b"\xe9"}))
+    is_invalid(path, "b'\\xe9xtended' is not UTF-8")
     # The end of a name that is cut inside a character does not matter if a long name replaces it.
     name = "x" * 99 + "é.txt"
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):

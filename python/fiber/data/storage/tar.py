@@ -160,11 +160,7 @@ class TarFile(PooledFile):
             ValueError: if its name or size is invalid.
         """
         name, kind = info.name, info.type
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raw = name.encode("utf-8", "surrogateescape")
-            raise ValueError(f"the name of member {raw!r} is not UTF-8") from None
+        _check_utf8(name)
         parts = name.split("/")
         if ".." in parts or name.startswith("/") or "\0" in name or not name:
             raise ValueError(
@@ -235,6 +231,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             # Skipped as a whole; its map is not needed.
             return self._proc_builtin(tar)  # pyright: ignore[reportAttributeAccessIssue]
         if self.type in (*_LONG_NAMES, *_PAX):
+            _check_utf8(self.name)
             if self.size > _MAX_EXTENDED_BYTES:
                 raise tarfile.ReadError(
                     f"extended header of {self.size} bytes; expected {_MAX_EXTENDED_BYTES} at most"
@@ -253,6 +250,15 @@ class _StrictTarInfo(tarfile.TarInfo):
                 raise tarfile.ReadError(f"two extended headers for member {info.name!r}")
             info.is_extended = True
         return info
+
+
+def _check_utf8(name: str) -> None:
+    """Check that a name, decoded with surrogates, is UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "surrogateescape")
+        raise ValueError(f"the name of member {raw!r} is not UTF-8") from None
 
 
 def _check_size(name: str, size: int, available: int) -> None:
