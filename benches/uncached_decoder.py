@@ -15,7 +15,7 @@ class UncachedDecoder:
     """The model as `fiber.models.fiber.captioner.NextTokens`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
-        self.num_pictures, self.device = len(image_tokens), image_tokens.device
+        self.num_images, self.device = len(image_tokens), image_tokens.device
         self._model, self._image_tokens = model, image_tokens
         self._ids = torch.zeros(len(image_tokens), 1, 0, dtype=torch.int64, device=self.device)
 

@@ -20,7 +20,7 @@ from fiber.atomic_io import (
 from fiber.demo.report import DemoReport, write_html
 from fiber.evaluation.context import EvalResult
 from fiber.evaluation.tasks import write_predictions
-from fiber.postprocess.files import save_picture
+from fiber.postprocess.files import save_image
 
 
 def test_a_new_name_or_a_file_may_be_written(tmp_path):
@@ -72,7 +72,7 @@ def little_room(largest):
 
 def write_picture(path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    save_picture(lambda: Image.fromarray(noise), path)
+    save_image(lambda: Image.fromarray(noise), path)
 
 
 def write_answers(path):

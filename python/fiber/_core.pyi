@@ -532,7 +532,7 @@ class Loader:
         max_pixels: int = ...,
     ) -> Loader: ...
     @property
-    def picture_bytes(self) -> tuple[int, int]:
+    def image_bytes(self) -> tuple[int, int]:
         """Bytes held by the images of all batches: current and peak."""
     def open(self) -> Session:
         """Start a session."""

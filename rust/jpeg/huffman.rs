@@ -163,11 +163,11 @@ impl HuffmanTable {
         } else {
             (u32::from(symbol & 15), step(symbol), MOST_BITS)
         };
-        let is_told = length + size <= most && (size == 0 || free > 0);
+        let fits = length + size <= most && (size == 0 || free > 0);
         let first = (code as usize) << free;
         for (rest, at) in (first..first + (1 << free)).enumerate() {
             self.symbols[at] = found(length, symbol);
-            if is_told {
+            if fits {
                 // Values whose first bit is 0 are negative (figure F.12).
                 let is_negative = size > 0 && rest >> (free - 1) == 0;
                 self.fast[at] = Entry::new(code, length, size, step, is_negative);

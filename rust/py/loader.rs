@@ -122,7 +122,7 @@ impl Loader {
 
     /// Bytes of all batch buffers: current and peak.
     #[getter]
-    fn picture_bytes(&self) -> (usize, usize) {
+    fn image_bytes(&self) -> (usize, usize) {
         self.inner.image_bytes()
     }
 }

@@ -48,10 +48,10 @@ impl Tokenizer {
         if PromptCache::keeps(text) {
             return Ok(self.prompt(text)?.encoded(max_tokens));
         }
-        self.encode_anew(text, max_tokens)
+        self.encode_uncached(text, max_tokens)
     }
 
-    fn encode_anew(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
+    fn encode_uncached(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
         if let Some(fast) = &self.fast {
             let mut tokens = Tokens::default();
             let limit = max_tokens.unwrap_or(usize::MAX);
@@ -88,7 +88,7 @@ impl Tokenizer {
     /// Encode a text that is likely to recur and can be truncated afterwards.
     fn prompt(&self, text: &str) -> Result<Arc<EncodedPrompt>, Error> {
         self.prompt_cache.get_or_make(text, || {
-            let encoded = self.encode_anew(text, None)?;
+            let encoded = self.encode_uncached(text, None)?;
             Ok(EncodedPrompt::new(
                 encoded,
                 self.special_tokens.template.after.len(),

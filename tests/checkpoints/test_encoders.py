@@ -9,7 +9,7 @@ import torch
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, load_tower, tower_states
 from fiber.checkpoints.published import resize_bias_table
 from fiber.config import FiberConfig, RobertaConfig, SwinConfig, preset
-from fiber.models.encoders.keys import tower_layout
+from fiber.models.encoders.keys import encoder_layout
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 
@@ -276,6 +276,6 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(damage, message):
 
 
 def test_no_tower():
-    assert tower_layout(["conv1.weight"]) is None
+    assert encoder_layout(["conv1.weight"]) is None
     with pytest.raises(ValueError, match=r"image.*conv1"):
         load_tower(model(), {"conv1.weight": torch.zeros(1)})

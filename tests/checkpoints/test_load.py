@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fiber.checkpoints.export import write_published, write_towers
 from fiber.checkpoints.init_from import initialize
-from fiber.checkpoints.load import Towers, read_init, read_model
+from fiber.checkpoints.load import EncoderStates, read_init, read_model
 from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.checkpoints.torch_file import read_state
 from fiber.config import preset
@@ -262,7 +262,7 @@ def test_names_of_published_files(tmp_path):
         write_towers(build_model(preset("micro")), tmp_path / "file")
 
 
-class TestTowers:
+class TestEncoderStates:
     def test_from_a_folder_and_from_files(self, tmp_path):
         source = build_model(preset("micro"))
         write_towers(source, tmp_path / "towers", "timm")
@@ -270,8 +270,8 @@ class TestTowers:
             write_towers(source, tmp_path / "towers")
         whole = read_init(tmp_path / "towers")
         swin = read_init(tmp_path / "towers" / "swin.safetensors")
-        assert isinstance(whole, Towers)
-        assert isinstance(swin, Towers)
+        assert isinstance(whole, EncoderStates)
+        assert isinstance(swin, EncoderStates)
         model = build_model(preset("micro"))
         report = initialize(model, whole)
         own, given = model.state_dict(), source.state_dict()
@@ -287,7 +287,7 @@ class TestTowers:
         write_towers(build_model(preset("micro")), tmp_path)
         (tmp_path / "swin.safetensors").unlink()
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-        assert isinstance(read_init(tmp_path), Towers)
+        assert isinstance(read_init(tmp_path), EncoderStates)
 
     def test_the_same_tower_twice(self, tmp_path):
         write_towers(build_model(preset("micro")), tmp_path)

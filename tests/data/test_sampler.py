@@ -302,7 +302,7 @@ def test_memory_is_used_again_and_never_under_a_reader(tokenizer):
     del kept
     gc.collect()
     one = 2 * 3 * 16 * 16 * 4
-    held, peak = loader.picture_bytes
+    held, peak = loader.image_bytes
     assert one <= held <= 3 * (one + 128)
     # Those kept, those made ahead and the one in use; not all twelve.
     assert peak <= 8 * (one + 128)

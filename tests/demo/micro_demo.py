@@ -15,8 +15,8 @@ STEPS: Mapping[str, Any] = {
 }
 
 MICRO = Plan(
-    train_pictures=40,
-    held_out_pictures=20,
+    train_images=40,
+    held_out_images=20,
     coarse={"model": preset("micro"), **STEPS},
     fine={
         "model": preset("micro", stage="fine"),

@@ -60,6 +60,6 @@ def test_unknown_data():
 
 
 def test_a_wrong_field_is_named():
-    plan = Plan(train_pictures=1, coarse={"train.step": 3}, fine={}, records={})
+    plan = Plan(train_images=1, coarse={"train.step": 3}, fine={}, records={})
     with pytest.raises(ValueError, match=r"train\.steps"):
         plan.coarse_config(0)

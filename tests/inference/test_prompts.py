@@ -214,7 +214,7 @@ class TestBatches:
 
 def test_the_rule_of_thumb_is_told_once(fine, monkeypatch):
     monkeypatch.setattr(phrases_module, "english_parser", lambda: None)
-    phrases_module._tell_of_the_rule.cache_clear()
+    phrases_module._warn_rule_based.cache_clear()
     with pytest.warns(UserWarning, match="found by a rule of thumb") as told:
         grounding(fine, caption="a dog")
     assert len(told) == 1

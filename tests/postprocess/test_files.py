@@ -4,13 +4,13 @@ import os
 import pytest
 from PIL import Image
 
-from fiber.postprocess.files import save_picture
+from fiber.postprocess.files import save_image
 
 PICTURE = Image.new("RGB", (8, 6), (200, 10, 10))
 
 
 def save(path):
-    save_picture(lambda: PICTURE, path)
+    save_image(lambda: PICTURE, path)
 
 
 def never():
@@ -33,7 +33,7 @@ def test_unknown_ending(tmp_path, name, ending):
     with pytest.raises(
         ValueError, match=rf"{name}: unknown suffix {ending}; expected \.png, \.jpg"
     ):
-        save_picture(never, tmp_path / name)
+        save_image(never, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -41,16 +41,16 @@ def test_missing_folder_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=f"a.png: the directory {tmp_path / 'none'} does not"
     ):
-        save_picture(never, tmp_path / "none" / "a.png")
+        save_image(never, tmp_path / "none" / "a.png")
 
 
 def test_a_folder_or_a_pipe_is_not_replaced(tmp_path):
     (tmp_path / "a.png").mkdir()
     os.mkfifo(tmp_path / "b.png")
     with pytest.raises(IsADirectoryError, match=r"a\.png is a directory"):
-        save_picture(never, tmp_path / "a.png")
+        save_image(never, tmp_path / "a.png")
     with pytest.raises(FileExistsError, match=r"b\.png is a named pipe"):
-        save_picture(never, tmp_path / "b.png")
+        save_image(never, tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fiber.checkpoints.published import load_mapped, resize_bias_tables, sort_unmapped, unstack
 from fiber.config import FiberConfig
 from fiber.models.encoders.keys import (
+    EncoderLayout,
     KeyMap,
-    TowerLayout,
+    encoder_layout,
     roberta_keys,
     swin_keys,
-    tower_layout,
     weight_and_bias,
 )
 
@@ -43,7 +43,7 @@ FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 SwinLayout = Literal["microsoft", "timm"]
 
 
-def layout_keys(layout: TowerLayout, config: FiberConfig) -> KeyMap:
+def layout_keys(layout: EncoderLayout, config: FiberConfig) -> KeyMap:
     """Return the key map of an encoder: our keys -> keys of the layout."""
     if layout.tower == "roberta":
         keys = roberta_keys(config.roberta, layout.prefix)
@@ -73,7 +73,7 @@ def load_tower(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
     Raises:
         ValueError: naming missing keys, unknown keys and shape mismatches.
     """
-    layout = tower_layout(state)
+    layout = encoder_layout(state)
     if layout is None:
         raise ValueError(
             "neither an image tower (patch_embed.proj.weight) nor a text tower"
@@ -113,7 +113,7 @@ def tower_states(
     if config.channel_order == "bgr":
         own[FIRST_CONVOLUTION] = own[FIRST_CONVOLUTION].flip(1)
     layouts = {
-        "swin": TowerLayout(tower="swin", merging_in_next_stage=layout == "timm"),
-        "roberta": TowerLayout(tower="roberta"),
+        "swin": EncoderLayout(tower="swin", merging_in_next_stage=layout == "timm"),
+        "roberta": EncoderLayout(tower="roberta"),
     }
     return {tower: unstack(own, layout_keys(each, config)) for tower, each in layouts.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.checkpoints.encoders import FIRST_CONVOLUTION, load_tower
-from fiber.checkpoints.load import Towers
+from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.published import resize_bias_table
 from fiber.config import PRESETS, FiberConfig
@@ -30,7 +30,7 @@ _SIZES = {
 
 def initialize(
     model: Network,
-    start: StoredModel | Towers,
+    start: StoredModel | EncoderStates,
     answers: tuple[str, ...] = (),
 ) -> TransferReport:
     """Copy all shared tensors into a new model.
@@ -52,8 +52,8 @@ def initialize(
     Raises:
         ValueError: if shapes of a shared tensor other than the VQA output layer differ.
     """
-    if isinstance(start, Towers):
-        return _initialize_from_towers(model, start)
+    if isinstance(start, EncoderStates):
+        return _init_from_encoders(model, start)
     own = model.state_dict()
     given = {
         name: resize_bias_table(tensor, len(own[name]))
@@ -118,16 +118,16 @@ def _preset_of(config: FiberConfig) -> str:
     return ""
 
 
-def _initialize_from_towers(model: Network, towers: Towers) -> TransferReport:
+def _init_from_encoders(model: Network, encoders: EncoderStates) -> TransferReport:
     taken: list[str] = []
     dropped: list[str] = []
-    for path, state in towers.states.items():
+    for path, state in encoders.states.items():
         try:
             keys, ignored = load_tower(model, state)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if set(keys) & set(taken):
-            raise ValueError(f"{path} holds the same tower as another file of {towers.path}")
+            raise ValueError(f"{path} holds the same tower as another file of {encoders.path}")
         taken += keys
         dropped += ignored
     known = set(taken)

@@ -23,12 +23,12 @@ from fiber.checkpoints.torch_file import (
 )
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.data import Tokenizer
-from fiber.models.encoders.keys import tower_layout
+from fiber.models.encoders.keys import encoder_layout
 from fiber.models.registry import recognize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Towers:
+class EncoderStates:
     """Pretrained image and text encoders."""
 
     #: Directory or file that was read.
@@ -65,7 +65,7 @@ def read_model(
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
-def read_init(path: str | os.PathLike[str]) -> StoredModel | Towers:
+def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
     """Load initial weights for training.
 
     Args:
@@ -80,10 +80,10 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | Towers:
         files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
             return load_model(path)
-        return Towers(path=path, states={file: read_state(file) for file in files})
+        return EncoderStates(path=path, states={file: read_state(file) for file in files})
     checkpoint = read_checkpoint(path)
-    if tower_layout(checkpoint.state) is not None:
-        return Towers(path=path, states={path: checkpoint.state})
+    if encoder_layout(checkpoint.state) is not None:
+        return EncoderStates(path=path, states={path: checkpoint.state})
     return _published_model(path, checkpoint, "cpu", None)
 
 

@@ -50,12 +50,12 @@ def inspect(
     else:
         _print(report, source)
     if sheet is not None:
-        from fiber.postprocess.files import save_picture
+        from fiber.postprocess.files import save_image
 
         if drawn.is_empty:
             print(f"not saved: {sheet}: no record can be read (see the faults)", file=sys.stderr)
             return 1
-        save_picture(drawn.draw, sheet)
+        save_image(drawn.draw, sheet)
         # With --json only the JSON object goes to stdout.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0

@@ -382,9 +382,9 @@ class _Output:
             return
         from PIL import Image
 
-        from fiber.postprocess.files import save_picture
+        from fiber.postprocess.files import save_image
         from fiber.visualize import add_caption
 
         image, size = Image.fromarray(picture), max(12, picture.shape[1] // 30)
         captioned = add_caption(image, [(text, (0, 0, 0))], size=size)
-        save_picture(lambda: captioned, self.file_for(path))
+        save_image(lambda: captioned, self.file_for(path))

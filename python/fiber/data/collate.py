@@ -123,9 +123,9 @@ class Collator:
         self._core, self._process = None, -1
 
     @property
-    def picture_bytes(self) -> tuple[int, int]:
+    def image_bytes(self) -> tuple[int, int]:
         """Bytes of images in batches now alive, and their maximum so far."""
-        return (0, 0) if self._core is None else self._core.picture_bytes
+        return (0, 0) if self._core is None else self._core.image_bytes
 
     def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
         """Return the fields of a record that Rust takes, in its order."""

@@ -219,9 +219,9 @@ class DataLoader:
         return self._sampler.fingerprint(self._fingerprint)
 
     @property
-    def picture_bytes(self) -> tuple[int, int]:
+    def image_bytes(self) -> tuple[int, int]:
         """Bytes of images in batches now alive, and their maximum so far."""
-        return self._collator.picture_bytes
+        return self._collator.image_bytes
 
     def close(self) -> None:
         """Release the threads. A running iteration fails; the next one starts new threads."""

@@ -126,7 +126,7 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         f"fiber demo{options} --seed {seed} --output {here}",
         "",
         "# stage by stage",
-        f"fiber data {data} --output {here}/data --images {plan.train_pictures} --seed {seed}",
+        f"fiber data {data} --output {here}/data --images {plan.train_images} --seed {seed}",
         training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
         training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
         "",

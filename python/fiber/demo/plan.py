@@ -19,9 +19,9 @@ class Plan:
     """Sizes and lengths of one kind of demo."""
 
     #: Images of the training split.
-    train_pictures: int
+    train_images: int
     #: Images of each of the splits val and novel.
-    held_out_pictures: int = 500
+    held_out_images: int = 500
     #: Recipe of the coarse stage, and the fields that the demo changes.
     coarse_recipe: str = "scenes_coarse"
     coarse: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Plan:
     def lengths(self) -> dict[str, int]:
         """Training images and steps of each stage, on which recorded numbers depend."""
         return {
-            "train_pictures": self.train_pictures,
+            "train_images": self.train_images,
             "coarse_steps": self.coarse["train.steps"],
             "fine_steps": self.fine["train.steps"],
         }
@@ -102,7 +102,7 @@ _STAMPS_FINE = {"tasks.grounding.max_classes": 6, "tasks.grounding.shuffle_class
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
-        train_pictures=24_000,
+        train_images=24_000,
         coarse={"train.steps": 440, "train.checkpoint_every": 110},
         fine={"train.steps": 1080, "train.checkpoint_every": 180},
         records=_MANY_RECORDS,
@@ -116,7 +116,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
     ),
     ("scenes", "fast"): Plan(
-        train_pictures=5000,
+        train_images=5000,
         coarse=_FAST_COARSE,
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
@@ -131,7 +131,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
     ),
     ("stamps", "default"): Plan(
-        train_pictures=10_000,
+        train_images=10_000,
         coarse={**_STAMPS_COARSE, "train.steps": 400, "train.checkpoint_every": 50},
         fine={**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
         # Hundreds of classes need many texts, and each image is evaluated with every text.
@@ -146,7 +146,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
     ),
     ("stamps", "fast"): Plan(
-        train_pictures=2500,
+        train_images=2500,
         coarse={**_FAST_COARSE, **_STAMPS_COARSE},
         fine={**_FAST_FINE, **_STAMPS_FINE},
         records=_FEW_RECORDS | {"coco": 10},

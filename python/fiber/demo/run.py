@@ -100,8 +100,8 @@ class Demo:
         # Parameters of data and models; evaluation results have their own fingerprints.
         parameters = {
             **self.about,
-            "train_pictures": self.plan.train_pictures,
-            "held_out_pictures": self.plan.held_out_pictures,
+            "train_images": self.plan.train_images,
+            "held_out_images": self.plan.held_out_images,
             **{stage: to_dict(config) for stage, config in self.configs.items()},
         }
         self.folder = DemoFolder(output, parameters)
@@ -124,9 +124,9 @@ class Demo:
     def _make_data(self) -> None:
         began = time.monotonic()
         sizes = {
-            "train": self.plan.train_pictures,
-            "val": self.plan.held_out_pictures,
-            "novel": self.plan.held_out_pictures,
+            "train": self.plan.train_images,
+            "val": self.plan.held_out_images,
+            "novel": self.plan.held_out_images,
         }
         generator = importlib.import_module(f"fiber.synthetic.{self.about['data']}")
         generator.generate(

@@ -222,8 +222,8 @@ class Inputs:
                         pictures=list(arrays),
                     )
 
-    def texts(self, texts: Sequence[str], *, tell_of_cuts: bool = True) -> TextBatch:
-        """Tokenize texts and truncate long ones, with a warning if `tell_of_cuts` is True.
+    def texts(self, texts: Sequence[str], *, warn_truncated: bool = True) -> TextBatch:
+        """Tokenize texts and truncate long ones, with a warning if `warn_truncated` is True.
 
         Raises:
             ValueError: if the model has no tokenizer, or a text has only special tokens such as
@@ -238,7 +238,7 @@ class Inputs:
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), self.config.roberta.mask_id):
                 raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
-            if tell_of_cuts and count == limit and len(tokenizer.encode(text)[0]) > limit:
+            if warn_truncated and count == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
                     f"the model reads the first {limit} tokens only of {text[:60]!r}...",
                     UserWarning,

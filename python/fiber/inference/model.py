@@ -33,7 +33,7 @@ from fiber.inference.inputs import (
     one_for_each,
 )
 from fiber.inference.options import CaptionOptions, Classes, DetectOptions, GroundOptions, Phrases
-from fiber.inference.pairs import PAIRS_AT_ONCE, match_pictures, rank_pictures, score_pairs
+from fiber.inference.pairs import PAIRS_AT_ONCE, match_images, rank_images, score_pairs
 from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.results import Answer, Hit
 from fiber.inference.text_feature_cache import TextPrefixes
@@ -396,10 +396,10 @@ class Model:
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
         with self._running():
             if ranking.heads == ("itm",):
-                ranked = match_pictures(self._coarse, self._inputs, wanted, given)
+                ranked = match_images(self._coarse, self._inputs, wanted, given)
             else:
                 reranked = max(top_k, ranking.candidates) if ranking.candidates else 0
-                ranked = rank_pictures(self._coarse, self._inputs, wanted, given, reranked)
+                ranked = rank_images(self._coarse, self._inputs, wanted, given, reranked)
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:

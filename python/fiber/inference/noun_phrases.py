@@ -65,12 +65,12 @@ def caption_phrases(caption: str) -> list[CharSpan]:
     parser = english_parser()
     if parser is not None:
         return parser.noun_phrases(caption)
-    _tell_of_the_rule()
+    _warn_rule_based()
     return noun_phrases(caption)
 
 
 @functools.cache
-def _tell_of_the_rule() -> None:
+def _warn_rule_based() -> None:
     """Warn once per process that there is no parser."""
     warnings.warn(
         "the phrases of captions are found by a rule of thumb, since spaCy with an English pipeline"

@@ -65,7 +65,7 @@ def score_pairs(
     return torch.stack(results)
 
 
-def rank_pictures(
+def rank_images(
     network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any], reranked: int
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITC, then re-rank the best ones by ITM.
@@ -118,7 +118,7 @@ def rank_pictures(
     return _by_matching(list(zip(kept, log_odds.tolist(), strict=True)))
 
 
-def match_pictures(
+def match_images(
     network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any]
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITM.

@@ -85,7 +85,7 @@ def grounding_prompts(
         elif lists is not None:
             prompts.append(_phrase_prompts(lists[index]))
     for prompt in {prompt.text: prompt for each in prompts for prompt in each}.values():
-        _tell_of_cut(prompt, inputs)
+        _warn_truncated(prompt, inputs)
     return prompts
 
 
@@ -179,7 +179,7 @@ def _all_sequences(given: Sequence[Any]) -> bool:
     return all(isinstance(part, Sequence) and not isinstance(part, str) for part in given)
 
 
-def _tell_of_cut(prompt: Prompt, inputs: Inputs) -> None:
+def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
     """Warn if a prompt is truncated, with the phrases that are lost."""
     tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):

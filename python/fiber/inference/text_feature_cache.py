@@ -66,7 +66,7 @@ class TextPrefixes:
 
     def _add(self, texts: Sequence[str]) -> None:
         # Truncated prompts were reported when they were built.
-        batch = self._inputs.texts(texts, tell_of_cuts=False)
+        batch = self._inputs.texts(texts, warn_truncated=False)
         prefix = self._backbone.text_prefix(batch.token_ids, batch.text_mask)
         lengths = batch.text_mask.sum(1).tolist()
         for text, row, length, offsets in zip(texts, prefix, lengths, batch.offsets, strict=True):

@@ -101,7 +101,7 @@ class Classifier(nn.Module):
         return self.output(self.activation(self.norm(self.hidden(vectors))))
 
 
-def initialise_head(module: nn.Module) -> None:
+def init_head(module: nn.Module) -> None:
     """Initialize the linear layers of a head: weights N(0, 0.02), biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform
-from fiber.models.encoders.keys import KeyMap, tower_layout
+from fiber.models.encoders.keys import KeyMap, encoder_layout
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
@@ -121,7 +121,7 @@ def recognize(names: Iterable[str]) -> Architecture:
     for entry in ARCHITECTURES:
         if any(name.startswith(entry.published_prefix) for name in names):
             return entry
-    encoder = tower_layout(names)
+    encoder = encoder_layout(names)
     if encoder is not None:
         raise ValueError(
             f"it holds a {encoder.title} encoder alone, which has no heads; start the training of a"

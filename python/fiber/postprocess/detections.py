@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiber.postprocess.files import save_picture
+from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
 from fiber.visualize import draw_boxes
 
@@ -140,7 +140,7 @@ class Detections:
             ValueError: If the image is missing or has another size, or the suffix is unknown.
             OSError: If the file cannot be written; an existing file is unchanged.
         """
-        save_picture(self.draw, path)
+        save_image(self.draw, path)
 
     def _open(self) -> Image:
         from PIL import Image as PilImage

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def save_picture(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
+def save_image(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
     """Write an image atomically.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fiber.checkpoints.load import Towers, read_init
+from fiber.checkpoints.load import EncoderStates, read_init
 from fiber.checkpoints.model_dir import StoredModel, Vocabulary
 from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.config_io import replace_fields
@@ -127,7 +127,7 @@ class _Inputs:
     """Inputs of a run: of the run that is resumed, of the model it starts from, or named."""
 
     #: Weights to start from.
-    init: StoredModel | Towers | None
+    init: StoredModel | EncoderStates | None
     #: Vocabulary of the resumed run or of `init`.
     vocabulary: Vocabulary | None
     tokenizer: Tokenizer | str | os.PathLike[str] | None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.checkpoints.init_from import initialize
-from fiber.checkpoints.load import Towers
+from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.registry import build_model
 from fiber.progress import Progress, readable_seconds, say
@@ -79,7 +79,7 @@ class Trainer:
         folder: RunFolder,
         processes: Processes,
         *,
-        init: StoredModel | Towers | None = None,
+        init: StoredModel | EncoderStates | None = None,
         validation: Validation | None = None,
         threads: int = 0,
         quiet: bool = False,

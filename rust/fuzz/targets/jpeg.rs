@@ -36,7 +36,7 @@ fn decode(
 }
 
 /// Decode paired with the first half of the file, which is damaged in another way.
-fn decode_beside(
+fn decode_with_peer(
     decoder: &mut Decoder,
     bytes: &[u8],
     request: &Request,
@@ -79,7 +79,7 @@ fuzz_target!(|data: &[u8]| {
         }
         let beside = decoders
             .first_mut()
-            .map(|decoder| decode_beside(decoder, bytes, &request));
+            .map(|decoder| decode_with_peer(decoder, bytes, &request));
         assert!(first == beside, "beside another file it differs");
     });
 });

@@ -34,7 +34,7 @@ class Scripted:
 
     def __init__(self, script: dict[tuple[int, ...], dict[int, float]]) -> None:
         self.script = script
-        self.num_pictures, self.device = 1, torch.device("cpu")
+        self.num_images, self.device = 1, torch.device("cpu")
         self.texts: list[tuple[int, ...]] = [()]
         self.calls = 0
 

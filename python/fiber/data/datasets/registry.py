@@ -154,7 +154,7 @@ _CONCEPTUAL_CAPTIONS = [
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
 # Other files that a layout needs.
-BESIDE = {
+COMPANION_FILES = {
     FILES["questions"]: [FILES["answers"]],
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
 }

@@ -18,8 +18,8 @@ from typing import Any
 
 from fiber.config_io import nearest
 from fiber.data.datasets.registry import (
-    BESIDE,
     BY_SUFFIX,
+    COMPANION_FILES,
     LAYOUTS,
     PART_SUFFIXES,
     SPLIT_NAMES,
@@ -186,7 +186,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     kinds: dict[str, list[str]] = {}
     for layout in LAYOUTS[source]:
         if layout.may_have(split):
-            names = " with ".join([layout.pattern, *BESIDE.get(layout.pattern, ())])
+            names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
             kinds.setdefault(layout.kind, []).append(names.format(split=split))
     generated = {layout.kind for layout in LAYOUTS[source] if layout.pattern in FILES.values()}
     expected = []

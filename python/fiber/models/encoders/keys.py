@@ -11,7 +11,7 @@ from fiber.config import RobertaConfig, SwinConfig
 KeyMap = dict[str, tuple[str, ...]]
 
 
-class TowerLayout(NamedTuple):
+class EncoderLayout(NamedTuple):
     """Key layout of a published encoder."""
 
     tower: Literal["swin", "roberta"]
@@ -27,15 +27,15 @@ class TowerLayout(NamedTuple):
         return "Swin" if self.tower == "swin" else "RoBERTa"
 
 
-def tower_layout(names: Iterable[str]) -> TowerLayout | None:
+def encoder_layout(names: Iterable[str]) -> EncoderLayout | None:
     """Detect the layout of a standalone encoder from its keys; None if it is not one."""
     names = set(names)
     if "patch_embed.proj.weight" in names and any(name.startswith("layers.0.") for name in names):
         numbers = {name.split(".")[1] for name in names if ".downsample." in name}
-        return TowerLayout(tower="swin", merging_in_next_stage="0" not in numbers)
+        return EncoderLayout(tower="swin", merging_in_next_stage="0" not in numbers)
     for prefix in ("", "roberta."):
         if f"{prefix}embeddings.word_embeddings.weight" in names:
-            return TowerLayout(tower="roberta", prefix=prefix)
+            return EncoderLayout(tower="roberta", prefix=prefix)
     return None
 
 
@@ -45,7 +45,7 @@ def swin_keys(config: SwinConfig, prefix: str, *, merging_in_next_stage: bool = 
     Args:
         config: sizes of the tower.
         prefix: prefix of the published keys, including the dot.
-        merging_in_next_stage: as in `TowerLayout`.
+        merging_in_next_stage: as in `EncoderLayout`.
 
     Returns:
         Keys of a `FiberBackbone` -> published keys.

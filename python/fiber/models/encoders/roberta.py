@@ -162,7 +162,7 @@ class RobertaTower(nn.Module):
         super().__init__()
         self.embeddings = TextEmbeddings(config)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_layers))
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
@@ -184,7 +184,7 @@ def causal_attention_mask(text_mask: Tensor) -> Tensor:
     return text_mask[:, None, None, :] & causal
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     """Initialize as RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)

@@ -244,7 +244,7 @@ class SwinTower(nn.Module):
             last = stage == len(config.depths) - 1
             self.stages.append(SwinStage(blocks, None if last else PatchMerging(channels)))
             self.places += [(stage, block) for block in range(depth)]
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     def block(self, number: int) -> SwinBlock:
         """Return a block by its number."""
@@ -280,7 +280,7 @@ class SwinTower(nn.Module):
         return (*stages, tokens)
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     """Initialize linear layers as Swin; convolutions and norms keep PyTorch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -29,7 +29,7 @@ Wanted = Literal["all", "pooled", "text"]
 
 #: (height, width) in pixels of each image's valid region in a padded tensor, at the top left, in
 #: whole patches of the last stage.
-PictureSizes = tuple[tuple[int, int], ...]
+ImageSizes = tuple[tuple[int, int], ...]
 
 
 class BackboneOutput(NamedTuple):
@@ -43,7 +43,7 @@ class BackboneOutput(NamedTuple):
     #: (B, L) bool, True = real token.
     text_mask: Tensor | None = None
     #: Valid regions, if they differ.
-    sizes: PictureSizes | None = None
+    sizes: ImageSizes | None = None
 
 
 class ImagePrefix(NamedTuple):
@@ -54,7 +54,7 @@ class ImagePrefix(NamedTuple):
     #: Outputs of finished stages.
     stages: tuple[Tensor, ...] = ()
     #: Valid regions, if they differ.
-    sizes: PictureSizes | None = None
+    sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
         """Select samples.
@@ -134,7 +134,7 @@ class FiberBackbone(nn.Module):
         if config.weight_start == "fan_in":
             draw_by_fan_in(self)
 
-    def image_prefix(self, images: Tensor, sizes: PictureSizes | None = None) -> ImagePrefix:
+    def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
         """Run the image tower up to the first fused block.
 
         Args:
@@ -192,7 +192,7 @@ class FiberBackbone(nn.Module):
         token_ids: Tensor,
         text_mask: Tensor,
         *,
-        sizes: PictureSizes | None = None,
+        sizes: ImageSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
         """Encode pairs with fusion.
@@ -317,7 +317,7 @@ class FiberBackbone(nn.Module):
         text: Tensor,
         text_mask: Tensor,
         wanted: Wanted,
-        sizes: PictureSizes | None,
+        sizes: ImageSizes | None,
     ) -> tuple[Tensor | None, Tensor]:
         """Run the image block and text layer of a pair; each cross-attends to the other's input."""
         fusion = cast(FusedPair, self.fusion[pair])
@@ -352,7 +352,7 @@ class FiberBackbone(nn.Module):
             tokens = self._run(self.image.block(number), tokens, None, own)
         return ImagePrefix(tokens, stages, sizes)
 
-    def _map_sizes(self, number: int, sizes: PictureSizes | None) -> MapSizes | None:
+    def _map_sizes(self, number: int, sizes: ImageSizes | None) -> MapSizes | None:
         """Convert valid regions in pixels to tokens at a block."""
         if sizes is None:
             return None

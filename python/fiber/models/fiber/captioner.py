@@ -50,7 +50,7 @@ class NextTokens(Protocol):
     """Incremental language model over several texts per image."""
 
     #: B.
-    num_pictures: int
+    num_images: int
     device: torch.device
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class CaptionDecoder:
     """`NextTokens` of a model, given the (B, H, W, C) last stage of `encode_image`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
-        self.num_pictures, self.device = len(image_tokens), image_tokens.device
+        self.num_images, self.device = len(image_tokens), image_tokens.device
         self._model = model
         self._decoding = model.start_decoding(image_tokens)
 
@@ -244,7 +244,7 @@ def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
 
 def _start(decoder: NextTokens) -> Tensor:
     """Return <s> for each image: (B, 1)."""
-    return torch.full((decoder.num_pictures, 1), START_ID, device=decoder.device)
+    return torch.full((decoder.num_images, 1), START_ID, device=decoder.device)
 
 
 def _ends(token_ids: Tensor) -> Tensor:

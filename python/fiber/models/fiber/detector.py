@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.fiber.backbone import BackboneOutput, FiberBackbone, ImagePrefix, PictureSizes
+from fiber.models.fiber.backbone import BackboneOutput, FiberBackbone, ImagePrefix, ImageSizes
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
@@ -306,7 +306,7 @@ class FiberDetector(nn.Module):
 
 def _own_parts(
     images: Tensor, image_sizes: Tensor, divisor: int
-) -> tuple[Tensor, PictureSizes | None]:
+) -> tuple[Tensor, ImageSizes | None]:
     """Compute the valid region of each image and crop padding that all images share.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
-from fiber.models.heads import Classifier, LanguageHead, Pooler, initialise_head
+from fiber.models.heads import Classifier, LanguageHead, Pooler, init_head
 from fiber.models.init import draw_by_fan_in
 
 #: Heads on pooled (image, text) features.
@@ -71,7 +71,7 @@ class FiberImageText(nn.Module):
             if config.weight_start == "fan_in":
                 draw_by_fan_in(module)
             else:
-                initialise_head(module)
+                init_head(module)
 
     def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
         """Run the backbone and one head.
