@@ -44,7 +44,7 @@ class TestSample:
             (np.zeros((2, 3, 384, 384)), "are float64; expected float32"),
             (np.zeros((2, 3, 384, 380), np.float32), r"shape \(3, 384, 380\); expected"),
             (np.zeros((3, 384, 384), np.float32), r"shape \(384, 384\); expected"),
-            (np.full((1, 3, 384, 384), np.nan, np.float32), "not finite"),
+            (np.full((1, 3, 384, 384), np.nan, np.float32), "NaN or infinity"),
         ],
         ids=["type", "side", "dimensions", "nan"],
     )

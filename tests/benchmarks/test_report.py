@@ -63,7 +63,7 @@ class TestTable:
         ("value", "text"), [(0.0, "0"), (0.1234, "0.123"), (9.876, "9.88"), (1234.5, "1234")]
     )
     def test_three_digits(self, value, text):
-        assert report._three(value) == text
+        assert report._three_digits(value) == text
 
 
 class TestRows:

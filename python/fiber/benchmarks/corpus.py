@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 from fiber.atomic_io import write_file, write_json
 from fiber.benchmarks.photos import HOW_TO_GET
 
-#: Incremented if the same plan gives different files.
+#: Increment if the same plan gives different files.
 VERSION = 1
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 
@@ -54,19 +54,12 @@ class CorpusPlan:
     seed: str
 
 
-#: Shapes with about their frequency in COCO.
-_COCO_SHAPES = (
-    *[(640, 480)] * 11,
-    *[(480, 640)] * 4,
-    *[(640, 427)] * 3,
-    (427, 640),
-    (500, 375),
-)
 _COCO640 = CorpusPlan(
     name="coco640",
     count=512,
     quick_count=128,
-    shapes=_COCO_SHAPES,
+    # With about their frequency in COCO.
+    shapes=((640, 480),) * 11 + ((480, 640),) * 4 + ((640, 427),) * 3 + ((427, 640), (500, 375)),
     qualities=(94, 95, 96, 97),
     seed="coco",
 )
@@ -115,11 +108,9 @@ class Corpus:
 
     def first(self, count: int) -> Corpus:
         """Return a corpus of the first images."""
-        return (
-            self
-            if count >= len(self.files)
-            else _described(self.name, self.files[:count], self.source)
-        )
+        if count >= len(self.files):
+            return self
+        return _describe(self.name, self.files[:count], self.source)
 
     def __str__(self) -> str:
         return (
@@ -133,12 +124,8 @@ def make_corpus(
 ) -> Corpus:
     """Create the first `count` images of a corpus, or find them in the cache.
 
-    Args:
-        plan: of the corpus.
-        count: number of images.
-        photographs: files, in the order of `find_photographs`.
-        cache: directory; each corpus is a subdirectory named by its fingerprint.
-        threads: number of photographs decoded in parallel.
+    A corpus is a subdirectory of `cache` named by its fingerprint. `photographs` are files in the
+    order of `find_photographs`; `threads` of them are decoded in parallel.
 
     Raises:
         FileNotFoundError: if no photograph is large enough for the plan.
@@ -148,7 +135,7 @@ def make_corpus(
     if not usable:
         raise FileNotFoundError(
             f"none of {len(photographs)} photographs is large enough for the corpus {plan.name};"
-            f" expected a shorter side of {plan.least_side_pixels} pixels and an area of"
+            f" expected a shorter side of {plan.least_side_pixels} pixels or more and an area of"
             f" {plan.least_area_pixels} pixels or more; {HOW_TO_GET}"
         )
     folder = cache / f"{plan.name}-{_fingerprint(plan, usable)}"
@@ -159,29 +146,23 @@ def make_corpus(
         if not path.is_file():
             missing.setdefault(index % len(usable), []).append(index)
 
-    def cut(number: int) -> None:
-        with _opened(usable[number]) as photograph:
+    def crop_photograph(number: int) -> None:
+        with _open(usable[number]) as photograph:
             pixels = photograph.convert("RGB")
         for index in missing[number]:
-            data = _cut_image(plan, index, pixels)
+            data = _make_image(plan, index, pixels)
             write_file(files[index], lambda part, data=data: part.write_bytes(data))
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(cut, missing))
-    corpus = _described(plan.name, files, f"{plan.subsampling}, of {len(usable)} photographs")
-    write_json(
-        folder / "corpus.json",
-        {
-            "plan": asdict(plan),
-            "pillow": PIL.__version__,
-            "photographs": [path.name for path in usable],
-        },
-    )
-    return corpus
+        list(pool.map(crop_photograph, missing))
+    names = [path.name for path in usable]
+    about = {"plan": asdict(plan), "pillow": PIL.__version__, "photographs": names}
+    write_json(folder / "corpus.json", about)
+    return _describe(plan.name, files, f"{plan.subsampling}, of {len(usable)} photographs")
 
 
 def own_corpus(folder: Path, count: int) -> Corpus:
-    """Use the JPEG files of a directory as they are, sorted by name.
+    """Describe the first JPEG files of a directory, sorted by name.
 
     Raises:
         FileNotFoundError: if the directory is missing or has no file named .jpg or .jpeg.
@@ -192,13 +173,13 @@ def own_corpus(folder: Path, count: int) -> Corpus:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder}: no file named .jpg or .jpeg")
-    return _described("images", found[:count], f"the first of {len(found)} files of {folder}")
+    return _describe("images", found[:count], f"the first of {len(found)} files of {folder}")
 
 
-def _described(name: str, files: Sequence[Path], source: str) -> Corpus:
+def _describe(name: str, files: Sequence[Path], source: str) -> Corpus:
     sizes = []
     for path in files:
-        with _opened(path) as image:
+        with _open(path) as image:
             if image.format not in ("JPEG", "MPO"):
                 raise ValueError(f"{path} is a {image.format} file; expected JPEG")
             sizes.append(image.width * image.height)
@@ -211,7 +192,7 @@ def _described(name: str, files: Sequence[Path], source: str) -> Corpus:
     )
 
 
-def _opened(path: Path) -> Image.Image:
+def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.UnidentifiedImageError:
@@ -219,20 +200,20 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _is_large_enough(path: Path, plan: CorpusPlan) -> bool:
-    with _opened(path) as photograph:
+    with _open(path) as photograph:
         width, height = photograph.size
-    enough = min(width, height) >= plan.least_side_pixels
-    return enough and width * height >= plan.least_area_pixels
+    is_long_enough = min(width, height) >= plan.least_side_pixels
+    return is_long_enough and width * height >= plan.least_area_pixels
 
 
 def _fingerprint(plan: CorpusPlan, photographs: Sequence[Path]) -> str:
-    how = {key: value for key, value in asdict(plan).items() if "count" not in key}
+    settings = {key: value for key, value in asdict(plan).items() if "count" not in key}
     names = [(path.name, path.stat().st_size) for path in photographs]
-    text = json.dumps([VERSION, PIL.__version__, how, names])
+    text = json.dumps([VERSION, PIL.__version__, settings, names])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _cut_image(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
+def _make_image(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
     """Crop, downscale, sharpen and encode one image."""
     draw = random.Random(f"{plan.seed} {index}")
     shape = draw.choice(plan.shapes)
@@ -240,7 +221,7 @@ def _cut_image(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
     crops = [_crop(photograph, shape, plan.least_part, draw) for _ in range(tries)]
     if plan.sharpening:
         crops = [c.filter(ImageFilter.UnsharpMask(0.8, plan.sharpening, 0)) for c in crops]
-    # Always compared at one quality, so that corpora with the same seed keep the same crop.
+    # Compared at a fixed quality, so that corpora with the same seed keep the same crop.
     kept = max(crops, key=lambda c: len(_encoded(c, 95, "4:2:0"))) if tries > 1 else crops[0]
     quality = plan.qualities[int(draw.random() * len(plan.qualities))]
     return _encoded(kept, quality, plan.subsampling)
@@ -256,17 +237,13 @@ def _crop(
     photograph: Image.Image, shape: tuple[int, int], least_part: float, draw: random.Random
 ) -> Image.Image:
     width, height = shape
-    # A random part of the largest rectangle of this shape, still larger than the output.
+    # A random fraction of the largest rectangle of this shape, but larger than the output.
     full_width = min(photograph.width, photograph.height * width / height)
     part = min(1.0, max(draw.uniform(least_part, 1.0), 1.15 * width / full_width))
     crop_width, crop_height = full_width * part, full_width * part * height / width
     left = draw.uniform(0, photograph.width - crop_width)
     top = draw.uniform(0, max(0.0, photograph.height - crop_height))
-    box = (
-        left,
-        top,
-        min(left + crop_width, photograph.width),
-        min(top + crop_height, photograph.height),
-    )
+    right = min(left + crop_width, photograph.width)
+    box = (left, top, right, min(top + crop_height, photograph.height))
     image = photograph.resize(shape, Image.Resampling.LANCZOS, box=box)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else image

@@ -11,12 +11,12 @@ from typing import Any
 
 
 def today() -> str:
-    """Return the date of a row: today in UTC, as YYYY-MM-DD."""
+    """Return today's date in UTC, as YYYY-MM-DD."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def p20_p80(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 20th and the 80th percentile; of a single value, that value."""
+    """Return the 20th and 80th percentiles; a single value is both."""
     if len(values) < 2:
         return values[0], values[0]
     found = statistics.quantiles(values, n=5, method="inclusive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ from fiber import _core
 from fiber.benchmarks import report
 from fiber.benchmarks.corpus import PLANS, Corpus, make_corpus, own_corpus
 from fiber.benchmarks.csv_rows import append_rows, check_columns
-from fiber.benchmarks.measure import Result, load_average, measure_workload
+from fiber.benchmarks.measure import Result, measure_workload
 from fiber.benchmarks.peers import BY_NAME, OURS, PEERS, Peer
 from fiber.benchmarks.peers.task import Task
 from fiber.benchmarks.photos import find_photographs
-from fiber.benchmarks.processes import PeerError, installed
+from fiber.benchmarks.processes import PeerError, not_installed
 from fiber.benchmarks.texts import class_prompt, generate_boxes, generate_captions
 from fiber.benchmarks.workloads import (
     CORPORA,
@@ -84,39 +85,26 @@ class Options:
     check: bool = False
 
     def __post_init__(self) -> None:
-        _check_names("kind of work", self.kinds, KINDS)
-        _check_names("corpus", self.corpora, CORPORA)
-        _check_names("peer", self.peers, BY_NAME)
-        _check_names("peer", self.pythons, BY_NAME)
+        for what, names, known in (
+            ("kind of work", self.kinds, KINDS),
+            ("corpus", self.corpora, CORPORA),
+            ("peer", (*self.peers, *self.pythons), tuple(BY_NAME)),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
         for name, python in self.pythons.items():
             if shutil.which(python) is None:
                 raise FileNotFoundError(f"{python}: no such interpreter (--python {name}=...)")
         if self.images is not None and (self.corpora or self.photos):
             raise ValueError(
-                "--images uses own images as they are; expected no --corpora and no --photos"
+                "--images cannot be combined with --corpora or --photos: the images are not cropped"
             )
-
-    @property
-    def used_threads(self) -> int:
-        """Threads of each peer."""
-        return self.threads or usable_cores()
 
     @property
     def rows_file(self) -> Path:
         """CSV file that rows are appended to."""
         return self.rows or self.output / "data.csv"
-
-    @property
-    def used_rounds(self) -> int:
-        """Measured rounds."""
-        return self.rounds or (QUICK_ROUNDS if self.quick else ROUNDS)
-
-
-def _check_names(what: str, given: Sequence[str] | Mapping[str, str], known: object) -> None:
-    names = list(known)  # pyright: ignore[reportArgumentType]
-    for name in given:
-        if name not in names:
-            raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(names)}")
 
 
 def run(options: Options) -> int:
@@ -129,23 +117,23 @@ def run(options: Options) -> int:
     """
     if _core.build_profile != "release":
         raise ValueError(
-            f"the extension is a {_core.build_profile} build; expected a release build"
+            f"fiber._core is a {_core.build_profile} build; expected a release build"
             " (`maturin develop --release`)"
         )
     workloads = _workloads(options)
     if options.check and not any(gate.least is not None for gate in _gates(options)):
-        raise ValueError("--check: no required ratio belongs to the chosen work, corpora and peers")
+        raise ValueError("--check: the chosen work, corpora and peers have no required ratio")
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
     _report_unsupported(options, workloads)
     options.output.mkdir(parents=True, exist_ok=True)
     check_columns(options.rows_file, report.columns())
-    absent = installed(peers, options.pythons)
-    material = _Material(options)
+    absent = not_installed(peers, options.pythons)
+    inputs = _Inputs(options)
     print(_machine())
     results: list[Result] = []
     try:
         for workload in workloads:
-            results.append(_measured(workload, options, peers, absent, material))
+            results.append(_measure(workload, options, peers, absent, inputs))
             print(report.table(results[-1]), flush=True)
             append_rows(options.rows_file, report.columns(), report.rows(results[-1:]))
     except PeerError as error:
@@ -158,7 +146,7 @@ def list_all(options: Options) -> int:
     """Print workloads and peers, and how to install the missing ones."""
     for workload in WORKLOADS:
         print(f"{workload.name:<26} {workload.title}")
-    absent = installed((OURS, *PEERS), options.pythons)
+    absent = not_installed((OURS, *PEERS), options.pythons)
     print()
     for peer in (OURS, *PEERS):
         print(f"{peer.name:<22} {absent.get(peer.name, peer.title)}")
@@ -167,27 +155,20 @@ def list_all(options: Options) -> int:
 
 def _gates(options: Options) -> list[Gate]:
     """Select the gates of the chosen workloads and peers, measurable or not."""
-    workloads = {
-        (workload.kind, workload.corpus, workload.output) for workload in _workloads(options)
-    }
-    chosen = set(options.peers or BY_NAME)
-    return [
-        gate
-        for gate in GATES
-        if (gate.kind, gate.corpus, gate.output) in workloads and chosen.intersection(gate.rivals)
-    ]
+    keys = {workload.key for workload in _workloads(options)}
+    peers = set(options.peers or BY_NAME)
+    return [gate for gate in GATES if gate.key in keys and peers.intersection(gate.rivals)]
 
 
 def _workloads(options: Options) -> list[Workload]:
     """Select workloads; the user's own images replace the first corpus of a kind."""
-    workloads = [
-        workload for workload in WORKLOADS if not options.kinds or workload.kind in options.kinds
-    ]
+    workloads = [w for w in WORKLOADS if not options.kinds or w.kind in options.kinds]
+    # Work without images is kept if it was named.
+    without_images = [w for w in workloads if options.kinds and not w.corpus]
     if options.images is None:
         if options.corpora:
-            # Work without images is kept if it was named.
             kept = (*options.corpora, "") if options.kinds else options.corpora
-            workloads = [workload for workload in workloads if workload.corpus in kept]
+            workloads = [w for w in workloads if w.corpus in kept]
         if not workloads:
             raise ValueError(
                 f"no workload has kind {', '.join(options.kinds)} and corpus"
@@ -195,20 +176,19 @@ def _workloads(options: Options) -> list[Workload]:
             )
         return workloads
     own = [
-        replace(workload, corpus="images")
-        for workload in workloads
-        if workload.kind in OWN_KINDS and workload.corpus == CORPORA[0]
+        replace(w, corpus="images")
+        for w in workloads
+        if w.kind in OWN_KINDS and w.corpus == CORPORA[0]
     ]
     if not own:
         raise ValueError(
-            f"--images supports the work {', '.join(OWN_KINDS)}; got {', '.join(options.kinds)}"
+            f"--images: expected --work {', '.join(OWN_KINDS)}, got {', '.join(options.kinds)}"
         )
-    # Work without images is kept if it was named.
-    return own + [workload for workload in workloads if options.kinds and not workload.corpus]
+    return own + without_images
 
 
 def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None:
-    """Print chosen work that is not measured, and chosen peers that support none of the rest.
+    """Print chosen work and chosen peers that are not measured.
 
     Raises:
         ValueError: if no chosen peer supports any of it.
@@ -217,15 +197,13 @@ def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None
         if not any(workload.kind == kind for workload in workloads):
             where = "own images" if options.images is not None else ", ".join(options.corpora)
             print(f"not measured: {kind} on {where}", file=sys.stderr)
-    does = {
-        name: any(BY_NAME[name].can(workload.work, workload.output) for workload in workloads)
-        for name in options.peers
-    }
-    unable = [name for name, able in does.items() if not able]
-    if not unable:
-        return
+    unable = [
+        name
+        for name in dict.fromkeys(options.peers)
+        if not any(BY_NAME[name].can(workload.work, workload.output) for workload in workloads)
+    ]
     works = ", ".join(dict.fromkeys(workload.kind for workload in workloads))
-    if len(unable) == len(does):
+    if unable and len(unable) == len(set(options.peers)):
         raise ValueError(
             f"no chosen peer ({', '.join(unable)}) supports {works}; see `fiber bench data --list`"
         )
@@ -233,16 +211,16 @@ def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None
         print(f"not measured: {name} does not support {works}", file=sys.stderr)
 
 
-def _measured(
+def _measure(
     workload: Workload,
     options: Options,
     peers: Sequence[Peer],
     absent: Mapping[str, str],
-    material: _Material,
+    inputs: _Inputs,
 ) -> Result:
     print(f"{workload.name}: {workload.title}", file=sys.stderr)
     able = [peer for peer in peers if peer.can(workload.work, workload.output)]
-    task, described = material.task(workload)
+    task, description = inputs.task(workload)
     folder = options.output / "work" / workload.name.replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -250,27 +228,26 @@ def _measured(
             workload,
             task,
             [peer for peer in able if peer.name not in absent],
-            rounds=options.used_rounds,
+            rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
             turn_seconds=0.0 if options.quick else TURN_SECONDS,
             pythons=options.pythons,
             folder=folder,
         )
     finally:
-        # Large, and recreated by the next run.
+        # Large; the next run creates them again.
         shutil.rmtree(folder / "converted", ignore_errors=True)
     return Result(
         workload=workload,
-        material=described,
+        material=description,
         sides=tuple(sides),
         absent=tuple(peer.name for peer in able if peer.name in absent),
-        load=load_average(),
+        load=os.getloadavg()[0],
     )
 
 
 def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, str]) -> int:
     """Print missing peers and gate verdicts; write the table and the chart."""
-    asked = {peer.name for result in results for peer in PEERS if peer.name in result.absent}
-    for name in sorted(asked):
+    for name in sorted({name for result in results for name in result.absent} - {OURS.name}):
         print(f"\nnot measured: {name}: {absent[name]}", end="")
     verdicts = report.judge(results, _gates(options))
     print("\n")
@@ -280,13 +257,13 @@ def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, st
     (options.output / "data.txt").write_text(text + "\n", encoding="utf-8")
     saved = [options.rows_file, options.output / "data.txt"]
     if importlib.util.find_spec("matplotlib") is None:
-        print("no chart: pip install matplotlib", file=sys.stderr)
+        print("no chart: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
     else:
         report.draw_chart(options.output / "data.png", results)
         saved.append(options.output / "data.png")
     print(f"\nsaved: {', '.join(map(str, saved))}")
-    asked_for = [verdict for verdict in verdicts if verdict.gate.least is not None]
-    return int(options.check and not all(verdict.holds for verdict in asked_for))
+    passed = all(verdict.holds for verdict in verdicts if verdict.gate.least is not None)
+    return int(options.check and not passed)
 
 
 def _machine() -> str:
@@ -298,7 +275,7 @@ def _machine() -> str:
     )
 
 
-class _Material:
+class _Inputs:
     """Images, texts and boxes of the workloads, each created once."""
 
     def __init__(self, options: Options) -> None:
@@ -314,14 +291,14 @@ class _Material:
         self.tokenizer = self._tokenizer()
 
     def task(self, workload: Workload) -> tuple[Task, str]:
-        """Return the task of a workload, for all peers, and a description of its inputs."""
+        """Return a workload's task and a description of its inputs."""
         options = self.options
         task = Task(
             work=workload.work,
             output=workload.output,
             variant="",
             batch_size=workload.batch_size,
-            threads=options.used_threads,
+            threads=options.threads or usable_cores(),
             texts=tuple(self.captions),
             tokenizer=str(self.tokenizer),
             repeats=workload.repeats,
@@ -332,34 +309,31 @@ class _Material:
         if workload.work == "boxes":
             sizes = [(480, 640), (640, 480)] * (BOX_IMAGES // 2)
             boxes = generate_boxes(sizes, MANY_BOXES, MANY_BOXES)
-            return replace(task, sizes=tuple(sizes), boxes=tuple(boxes)), (
-                f"{len(sizes)} images of {MANY_BOXES} boxes"
-            )
+            task = replace(task, sizes=tuple(sizes), boxes=tuple(boxes))
+            return task, f"{len(sizes)} images of {MANY_BOXES} boxes"
         if workload.work == "prompt":
             text, spans = class_prompt(PROMPT_BOXES)
-            described = f"one prompt of {len(text)} characters, repeated"
-            return replace(task, texts=(text,), char_spans=(tuple(spans),)), described
+            task = replace(task, texts=(text,), char_spans=(tuple(spans),))
+            return task, f"one prompt of {len(text)} characters, repeated"
         distinct, total = len(set(self.captions)), len(self.captions)
         return task, f"{total} captions, {distinct} distinct, repeated"
 
     def corpus(self, name: str) -> Corpus:
         """Return a corpus, from the cache if it is there."""
-        if name not in self._corpora:
-            options = self.options
-            if options.images is not None:
-                most = options.pictures or OWN_IMAGES
-                self._corpora[name] = own_corpus(options.images, most)
-            else:
-                plan = PLANS[name]
-                usual = plan.quick_count if options.quick else plan.count
-                if self._photographs is None:
-                    self._photographs = find_photographs(options.photos)
-                count = min(options.pictures or usual, plan.count)
-                print(f"corpus {name}: {count} images", file=sys.stderr)
-                self._corpora[name] = make_corpus(
-                    plan, count, self._photographs, self.cache, usable_cores()
-                )
-        return self._corpora[name]
+        if name in self._corpora:
+            return self._corpora[name]
+        options = self.options
+        if options.images is not None:
+            corpus = own_corpus(options.images, options.pictures or OWN_IMAGES)
+        else:
+            plan = PLANS[name]
+            default = plan.quick_count if options.quick else plan.count
+            count = min(options.pictures or default, plan.count)
+            self._photographs = self._photographs or find_photographs(options.photos)
+            print(f"corpus {name}: {count} images", file=sys.stderr)
+            corpus = make_corpus(plan, count, self._photographs, self.cache, usable_cores())
+        self._corpora[name] = corpus
+        return corpus
 
     def _with_images(self, task: Task, workload: Workload) -> tuple[Task, str]:
         corpus = self.corpus(workload.corpus).first(workload.most)
@@ -371,9 +345,12 @@ class _Material:
             with Image.open(path) as image:
                 sizes.append((image.height, image.width))
         boxes = generate_boxes(sizes, 3, 20) if workload.work == "fine" else []
-        files = tuple(str(path.resolve()) for path in corpus.files)
         task = replace(
-            task, files=files, boxes=tuple(boxes), sizes=tuple(sizes), batch_size=batch_size
+            task,
+            files=tuple(str(path.resolve()) for path in corpus.files),
+            boxes=tuple(boxes),
+            sizes=tuple(sizes),
+            batch_size=batch_size,
         )
         return task, f"{corpus}, batches of {batch_size}"
 
@@ -387,7 +364,7 @@ class _Material:
             raise ValueError(f"{file}: not UTF-8 text: {error}") from None
         captions = [line.strip() for line in lines if line.strip()]
         if not captions:
-            raise ValueError(f"{file}: no captions; expected one per line")
+            raise ValueError(f"{file} has no captions; expected one per line")
         return captions
 
     def _tokenizer(self) -> Path:

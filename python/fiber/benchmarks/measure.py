@@ -1,8 +1,7 @@
-"""Measure one workload: start every peer, warm it up, and run them in turns."""
+"""Measure one workload: start every peer, warm up, and run the peers in turns."""
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -17,17 +16,8 @@ from PIL import Image
 
 import fiber
 from fiber.benchmarks.peers import OURS, Peer
-from fiber.benchmarks.peers.task import (
-    FINE_MEAN,
-    FINE_STD,
-    MAX_TOKENS,
-    MEAN,
-    PAD_ID,
-    SIZE,
-    STD,
-    Task,
-    fine_size,
-)
+from fiber.benchmarks.peers import task as tasks
+from fiber.benchmarks.peers.task import MAX_TOKENS, PAD_ID, SIZE, Task
 from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
 from fiber.benchmarks.workloads import Workload
 from fiber.data import Tokenizer
@@ -42,13 +32,13 @@ class Side:
     costs: list[float] = field(default_factory=list)
     #: Images or texts per second of wall time; one value per round.
     rates: list[float] = field(default_factory=list)
-    #: Sum of the peak resident sizes of its processes.
+    #: Sum of its processes' peak resident set sizes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     #: Mean distance of its first images from Pillow's, in levels of 255; None: not comparable.
     levels: float | None = None
     remark: str = ""
-    #: Why it was not measured; "" if it was.
+    #: Reason if it could not be measured, else "".
     failure: str = ""
 
     @property
@@ -67,7 +57,7 @@ class Result:
     sides: tuple[Side, ...]
     #: Peers that support this workload and are not installed.
     absent: tuple[str, ...] = ()
-    #: Load average of the last minute.
+    #: One-minute load average.
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
@@ -87,21 +77,16 @@ def measure_workload(
 ) -> list[Side]:
     """Run the peers in turns, after one warmup epoch each.
 
-    Args:
-        workload: to measure.
-        task: shared by all peers, except for variant and cache.
-        peers: to measure, including fiber.
-        rounds: turns of each peer.
-        turn_seconds: minimum duration of a turn, which is at least one epoch.
-        pythons: interpreter by peer; default: the current one.
-        folder: for samples, logs and converted files.
+    Each peer has `rounds` turns of one epoch or more that last at least `turn_seconds`. `pythons`
+    maps peers to interpreters other than the current one. Samples, logs and converted files are
+    written to `folder`.
 
     Raises:
         PeerError: if fiber fails or its images are wrong.
     """
     sides = [Side(peer=peer, remark=peer.remark(task.work)) for peer in peers]
     with ExitStack() as open_processes:
-        running = _warmed_up(sides, task, pythons, folder, open_processes)
+        running = _warm_up(sides, task, pythons, folder, open_processes)
         ours = next((side for side, _ in running if side.peer is OURS), None)
         if ours is not None and (ours.levels or 0) > workload.most_levels:
             raise PeerError(
@@ -109,15 +94,15 @@ def measure_workload(
                 f" expected {workload.most_levels:g} or less; no speed is reported"
             )
         for number in range(rounds):
-            # Rotate the order, so that no peer always follows the same one.
+            # Rotate the order, so that no peer always follows the same peer.
             turn = number % max(1, len(running))
             for side, process in [*running[turn:], *running[:turn]]:
                 if side.failure:
                     continue
                 try:
-                    cost = _turn(process, task, turn_seconds)
+                    cost = _run_turn(process, task, turn_seconds)
                 except PeerError as error:
-                    _failed(side, error)
+                    _record_failure(side, error)
                     continue
                 side.costs.append(cost.cpu_seconds / cost.count * workload.per_second)
                 side.rates.append(cost.count / cost.wall_seconds)
@@ -127,16 +112,16 @@ def measure_workload(
     return sides
 
 
-def _warmed_up(
+def _warm_up(
     sides: Sequence[Side],
     task: Task,
     pythons: Mapping[str, str],
     folder: Path,
     open_processes: ExitStack,
 ) -> list[tuple[Side, PeerProcess]]:
-    """Start the peers and run their warmup epoch, several at a time."""
+    """Start the peers and run their warmup epochs in parallel."""
 
-    def warm_up(side: Side) -> PeerProcess | None:
+    def start(side: Side) -> PeerProcess | None:
         peer = side.peer
         print(f"  {peer.name}: {peer.title}", file=sys.stderr)
         cache, sample = folder / "converted" / peer.name, folder / f"{peer.name}.npy"
@@ -151,34 +136,30 @@ def _warmed_up(
             check_sample(sample, task)
             side.levels = levels_from_pillow(sample, task)
         except PeerError as error:
-            _failed(side, error)
+            _record_failure(side, error)
             return None
-        side.versions = {**_own_version(peer), **process.versions}
+        # fiber's own version is not in the metadata if fiber is not installed.
+        own_version = {"fiber-vl": fiber.__version__} if peer is OURS else {}
+        side.versions = {**own_version, **process.versions}
         return process
 
     with ThreadPoolExecutor(task.threads) as pool:
-        opened = list(zip(sides, pool.map(warm_up, sides), strict=True))
+        opened = list(zip(sides, pool.map(start, sides), strict=True))
     return [(side, process) for side, process in opened if process is not None]
 
 
-def _turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
+def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
     """Run epochs for at least some seconds; return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
     while not costs or time.perf_counter() < end:
-        cost = process.epoch(process.epochs)
-        _check_count(cost, task)
-        costs.append(cost)
+        costs.append(process.epoch(process.epochs))
+        _check_count(costs[-1], task)
     return EpochCost(
         count=sum(cost.count for cost in costs),
         cpu_seconds=sum(cost.cpu_seconds for cost in costs),
         wall_seconds=sum(cost.wall_seconds for cost in costs),
     )
-
-
-def _own_version(peer: Peer) -> dict[str, str]:
-    """Return fiber's version, which is not in the metadata if fiber is not installed."""
-    return {"fiber-vl": fiber.__version__} if peer is OURS else {}
 
 
 def _check_count(cost: EpochCost, task: Task) -> None:
@@ -188,7 +169,7 @@ def _check_count(cost: EpochCost, task: Task) -> None:
         raise PeerError(f"an epoch yielded {cost.count} items; expected {expected}")
 
 
-def _failed(side: Side, error: PeerError) -> None:
+def _record_failure(side: Side, error: PeerError) -> None:
     if side.peer is OURS:
         raise PeerError(f"fiber itself failed: {error}") from error
     side.failure = str(error)
@@ -208,9 +189,9 @@ def check_sample(sample: Path, task: Task) -> None:
     if task.work in ("captions", "offsets"):
         tokenizer = Tokenizer.from_file(task.tokenizer)
         for text, ids in zip(task.texts, array.tolist(), strict=False):
-            wanted = tokenizer.encode(text, max_tokens=MAX_TOKENS)[0]
-            if ids != wanted + [PAD_ID] * (MAX_TOKENS - len(wanted)):
-                raise PeerError(f"tokens of {text!r} are {ids}; expected {wanted}")
+            expected = tokenizer.encode(text, max_tokens=MAX_TOKENS)[0]
+            if ids != expected + [PAD_ID] * (MAX_TOKENS - len(expected)):
+                raise PeerError(f"tokens of {text!r} are {ids}; expected {expected}")
         return
     if array.dtype != task.output:
         raise PeerError(f"images are {array.dtype}; expected {task.output}")
@@ -218,13 +199,13 @@ def check_sample(sample: Path, task: Task) -> None:
     if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
         raise PeerError(f"images have the shape {array.shape[1:]}; expected {sides}")
     if not np.isfinite(array).all():
-        raise PeerError("images contain values that are not finite")
+        raise PeerError("images contain NaN or infinity; expected finite values")
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
     """Return the mean distance of images from Pillow's antialiased resize, in levels of 255.
 
-    None for random crops, texts and boxes, which cannot be compared.
+    None for random crops, texts and boxes, which are not comparable.
     """
     if task.work not in ("squash", "fine"):
         return None
@@ -234,34 +215,25 @@ def levels_from_pillow(sample: Path, task: Task) -> float | None:
         # (B, H, W, 3) -> (B, 3, H, W)
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8:
-        mean = np.array(FINE_MEAN[::-1] if fine else MEAN).reshape(3, 1, 1)
-        std = np.array(FINE_STD[::-1] if fine else STD).reshape(3, 1, 1)
-        scale = 1 if fine else 255
-        images = (images * std + mean) * scale
-    return float(
-        np.mean(
-            [_distance(image, path, fine) for image, path in zip(images, task.files, strict=False)]
-        )
-    )
+        mean = np.array(tasks.FINE_MEAN[::-1] if fine else tasks.MEAN).reshape(3, 1, 1)
+        std = np.array(tasks.FINE_STD[::-1] if fine else tasks.STD).reshape(3, 1, 1)
+        images = (images * std + mean) * (1 if fine else 255)
+    pairs = zip(images, task.files, strict=False)
+    return float(np.mean([_distance(image, path, fine) for image, path in pairs]))
 
 
 def _distance(image: np.ndarray, path: str, fine: bool) -> float:
-    """Compare one (3, H, W) image of values in [0, 255]; `fine` images may be flipped."""
+    """Compare a (3, H, W) image of values in [0, 255]; `fine` images may be flipped."""
     stored = Image.open(path).convert("RGB")
     if not fine:
-        wanted = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
-        return float(np.abs(image - wanted.transpose(2, 0, 1)).mean())
-    height, width = fine_size(stored.height, stored.width)
-    wanted = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    wanted = wanted.transpose(2, 0, 1)[::-1]
+        expected = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+        return float(np.abs(image - expected.transpose(2, 0, 1)).mean())
+    height, width = tasks.fine_size(stored.height, stored.width)
+    expected = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    expected = expected.transpose(2, 0, 1)[::-1]
     # Peers may round a side differently, by one pixel.
     height, width = min(height, image.shape[1]), min(width, image.shape[2])
     return min(
         float(np.abs(image[:, :height, :width] - one[:, :height, :width]).mean())
-        for one in (wanted, wanted[:, :, ::-1])
+        for one in (expected, expected[:, :, ::-1])
     )
-
-
-def load_average() -> float:
-    """Return the load average of the last minute."""
-    return os.getloadavg()[0]

@@ -1,7 +1,6 @@
 """Find the photographs that corpora are cropped from: given, next to a checkout, or Debian's.
 
-A corpus can be reproduced on another machine only from the same photographs: their names and sizes
-are part of its fingerprint.
+Names and sizes of the photographs are part of a corpus's fingerprint.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
-#: Name of Debian's packages among directories; they are downloaded if missing.
+#: Source name of Debian's packages, which are downloaded if missing.
 DEBIAN = "debian"
 #: Photographs in Debian's packages, without drawings and smaller copies.
 DEBIAN_PHOTOGRAPHS = {
@@ -61,25 +60,22 @@ HOW_TO_GET = "name a directory with --photos DIR, or download Debian's with --ph
 def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
     """List photographs, in an order that does not depend on their location.
 
-    Args:
-        sources: directories, searched recursively; "debian" is Debian's packages, which are
-            downloaded into the user's cache. Empty: those on this machine, which are
-            `../shared/assets/photos` of a checkout, Debian's packages if they are installed or
-            downloaded, and the example images of Python packages.
+    `sources` are directories, searched recursively; "debian" is Debian's packages, which are
+    downloaded into the user's cache. By default: `../shared/assets/photos` of a checkout, Debian's
+    packages if installed or downloaded, and the example images of Python packages.
 
     Raises:
         FileNotFoundError: if a directory is missing or has no image, if Debian's packages cannot be
-            downloaded, or if `sources` is empty and none is found.
+            downloaded, or if nothing is found.
     """
     found: list[Path] = []
+    for source in sources:
+        found += _debian(fetch=True) if source == DEBIAN else _images_below(Path(source))
     if sources:
-        for source in sources:
-            found += _debian(fetch=True) if source == DEBIAN else _images_below(Path(source))
         return found
     folder = _next_to_checkout()
-    if folder is not None:
-        found += _images_below(folder)
-    found += _debian(fetch=False) + _of_python_packages()
+    found = _images_below(folder) if folder else []
+    found += _debian(fetch=False) + _package_examples()
     if not found:
         raise FileNotFoundError(f"no photographs to crop corpora from; {HOW_TO_GET}")
     return found
@@ -94,7 +90,7 @@ def _images_below(folder: Path) -> list[Path]:
     )
     if not found:
         kinds = ", ".join(sorted(_SUFFIXES))
-        raise FileNotFoundError(f"{folder}: no photograph; expected files named {kinds}")
+        raise FileNotFoundError(f"{folder}: no photograph found; expected files named {kinds}")
     return found
 
 
@@ -120,7 +116,7 @@ def _debian(*, fetch: bool) -> list[Path]:
     return found
 
 
-def _of_python_packages() -> list[Path]:
+def _package_examples() -> list[Path]:
     found = []
     for package, names in PACKAGE_PHOTOGRAPHS.items():
         # Located without importing the package.

@@ -1,7 +1,7 @@
-"""Run each peer in a process of its own, and measure it.
+"""Run each peer in its own process, and measure it.
 
-CPU time is that of the process and all its children, so that threads, workers and interprocess
-communication count alike. Linux only.
+CPU time includes all child processes, so that threads, workers and interprocess communication count
+alike. Linux only.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers.task import Task
 
 _WORKER = Path(__file__).with_name("peers") / "worker.py"
-#: A peer that uses less CPU time than this between two polls is idle.
-_QUIET_SECONDS = 0.0005
-_LOOK_SECONDS = 0.02
+#: A peer that uses less CPU time between two polls is idle.
+_IDLE_CPU_SECONDS = 0.0005
+_POLL_SECONDS = 0.02
 #: Maximum wait until a peer is idle after its last batch.
-_REST_SECONDS = 2.0
+_IDLE_TIMEOUT_SECONDS = 2.0
 #: Timeout of the start, including conversions, and of an epoch.
 TIMEOUT_SECONDS = 1800.0
-#: A peer that does not answer and uses less than this share of a core for so long is stuck.
+#: A peer that does not respond and uses less than this share of a core for so long is stuck.
 STUCK_SECONDS = 60.0
 _STUCK_SHARE = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class PeerError(RuntimeError):
-    """A peer does not load, failed or exited; the message has the reason in one line."""
+    """A peer failed to load or to run, or exited; the message is the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +56,18 @@ class EpochCost:
 class PeerProcess:
     """A running peer; leaving the context kills it and its children.
 
-    Args:
-        peer: to run.
-        task: of the peer.
-        python: interpreter.
-        log: file for its standard error.
-
-    Attributes:
-        versions: by distribution of the peer.
-        epochs: number of epochs that were run.
-
     Raises:
         PeerError: if it does not load.
     """
 
+    #: Version by distribution.
+    versions: dict[str, str]
+    #: Number of epochs that were run.
+    epochs: int = 0
+
     def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
-        self.peer = peer
+        """Run a peer with an interpreter; its standard error goes to the file `log`."""
         self.log = log
-        self.epochs = 0
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
                 [python, str(_WORKER)],
@@ -84,9 +78,9 @@ class PeerProcess:
                 # Its children are found by their session.
                 start_new_session=True,
             )
-        order = {"module": peer.module, "distributions": peer.distributions, "task": task.to_json()}
+        order = {"module": peer.module, "distributions": peer.distributions, "task": asdict(task)}
         try:
-            self.versions: dict[str, str] = self._ask(order)["versions"]
+            self.versions = self._request(order)["versions"]
         except BaseException:
             self.close()
             raise
@@ -98,25 +92,21 @@ class PeerProcess:
         self.close()
 
     def epoch(self, number: int, sample: Path | None = None) -> EpochCost:
-        """Run one epoch.
-
-        Args:
-            number: of the epoch.
-            sample: file for the first images of the first batch, in NumPy's format.
+        """Run one epoch; save the first images of the first batch to `sample` (.npy).
 
         Raises:
             PeerError: if it fails.
         """
         before, start = self.cpu_seconds(), time.perf_counter()
-        count = self._ask({"epoch": number, "sample": str(sample or "")})["count"]
+        count = self._request({"epoch": number, "sample": str(sample or "")})["count"]
         wall, cpu = time.perf_counter(), self.cpu_seconds()
         # Work ahead after the last batch counts for this epoch, since what was prepared before its
         # start counted for the previous one.
-        deadline, quiet = wall + _REST_SECONDS, 0
+        deadline, quiet = wall + _IDLE_TIMEOUT_SECONDS, 0
         while quiet < 2 and time.perf_counter() < deadline:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
             now = self.cpu_seconds()
-            quiet = quiet + 1 if now - cpu < _QUIET_SECONDS else 0
+            quiet = quiet + 1 if now - cpu < _IDLE_CPU_SECONDS else 0
             if not quiet:
                 wall = time.perf_counter()
             cpu = now
@@ -124,7 +114,7 @@ class PeerProcess:
         return EpochCost(count=count, cpu_seconds=cpu - before, wall_seconds=wall - start)
 
     def cpu_seconds(self) -> float:
-        """Return user and system time of the process and its children so far."""
+        """Return the user and system time of the process and its children so far."""
         return sum(_process_cpu_seconds(pid) for pid in self._members())
 
     def peak_bytes(self) -> int:
@@ -132,27 +122,24 @@ class PeerProcess:
         return sum(_peak_bytes(pid) for pid in self._members())
 
     def close(self) -> None:
-        """Kill it and its children."""
+        """Kill the process and its children."""
         members = self._members()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         for pid in members:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self._process.wait()
 
     def _members(self) -> list[int]:
         return members_of_session(self._process.pid)
 
-    def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _request(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        stdin = self._process.stdin
+        assert stdin is not None
         try:
-            stdin = _opened(self._process.stdin)
             stdin.write(json.dumps(order).encode() + b"\n")
             stdin.flush()
             line = self._line()
@@ -164,45 +151,41 @@ class PeerProcess:
                 self._process.wait(timeout=5)
             code = self._process.returncode
             raise PeerError(f"process exited with code {code}: {self._last_log_line()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise PeerError(" ".join(answer["error"].split()))
-        return answer
+        response = json.loads(line)
+        if "error" in response:
+            raise PeerError(" ".join(response["error"].split()))
+        return response
 
     def _line(self) -> bytes:
-        stdout = _opened(self._process.stdout)
+        stdout = self._process.stdout
+        assert stdout is not None
         now = time.monotonic()
-        deadline, looked, cpu = now + TIMEOUT_SECONDS, now, self.cpu_seconds()
+        deadline, polled, cpu = now + TIMEOUT_SECONDS, now, self.cpu_seconds()
         while not select.select([stdout], [], [], min(1.0, STUCK_SECONDS))[0]:
             # Children may hold the pipe open after it has exited.
             if self._process.poll() is not None:
                 return b""
             now = time.monotonic()
             if now > deadline:
-                raise PeerError(f"no answer in {TIMEOUT_SECONDS:.0f} seconds")
-            if now - looked >= STUCK_SECONDS:
+                raise PeerError(f"no response in {TIMEOUT_SECONDS:.0f} seconds")
+            if now - polled >= STUCK_SECONDS:
                 used = self.cpu_seconds() - cpu
-                if used < _STUCK_SHARE * (now - looked):
+                if used < _STUCK_SHARE * (now - polled):
                     raise PeerError(
-                        f"stuck: no answer, and {used:.2f} seconds of CPU time in the last"
-                        f" {now - looked:.0f} seconds; last log line: {self._last_log_line()}"
+                        f"stuck: no response, and {used:.2f} seconds of CPU time in the last"
+                        f" {now - polled:.0f} seconds; last log line: {self._last_log_line()}"
                     )
-                looked, cpu = now, cpu + used
+                polled, cpu = now, cpu + used
         return stdout.readline()
 
     def _last_log_line(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next(
-            (line.strip() for line in reversed(lines) if line.strip()), "nothing was logged"
-        )
+        return (self.log.read_text(errors="replace").strip() or "no output").split("\n")[-1].strip()
 
 
-def installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
-    """Return the reason by peer for every peer that is not installed.
+def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
+    """Return the reason for every peer that is not installed, by name.
 
-    Args:
-        peers: to look for.
-        pythons: interpreter by peer; default: the current one.
+    `pythons` maps peers to interpreters other than the current one.
     """
     reasons: dict[str, str] = {}
     by_python: dict[str, list[Peer]] = {}
@@ -248,7 +231,7 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def _process_cpu_seconds(pid: int) -> float:
-    """Return user and system time of a process and of its children that have exited."""
+    """Return the user and system time of a process and of its exited children."""
     fields = _stat_fields(pid)
     if not fields:
         return 0.0
@@ -272,10 +255,10 @@ def _peak_bytes(pid: int) -> int:
 def _environment(peer: Peer, python: str) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **peer.environment}
     if python != sys.executable:
-        # Only for the current interpreter.
+        # PYTHONPATH is for the current interpreter only.
         environment.pop("PYTHONPATH", None)
     elif peer is OURS:
-        # The package that is running, even if another one is installed.
+        # Import the running package, even if another one is installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if peer.preload:
@@ -284,11 +267,6 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
 
 
 def _library(name: str) -> str:
-    """Return the name that a shared library is loaded by; "" if it is not found."""
+    """Return the name to load a shared library by; "" if it is not found."""
     stem = name.removeprefix("lib").partition(".so")[0]
     return ctypes.util.find_library(stem) or ""
-
-
-def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None
-    return pipe

@@ -1,4 +1,4 @@
-"""Table, CSV rows, chart and gate verdicts of a benchmark run."""
+"""Benchmark reports: table, CSV rows, chart and gate verdicts."""
 
 from __future__ import annotations
 
@@ -12,35 +12,18 @@ from fiber.atomic_io import write_file
 from fiber.benchmarks.csv_rows import p20_p80, spread_columns, today
 from fiber.benchmarks.measure import Result, Side
 from fiber.benchmarks.peers import OURS
-from fiber.benchmarks.workloads import GATES, Gate, Workload
+from fiber.benchmarks.workloads import GATES, Gate
 from fiber.env import describe_machine
 
 #: Columns of the table: heading and width. The last one is not padded.
 _COLUMNS = (("peer", 21), ("CPU", 9), ("20-80 %", 15), ("ratio", 7), ("per second", 11))
 _COLUMNS += (("peak MB", 8), ("levels", 7), ("version", 10), ("remark", 0))
-
+_ROW_COLUMNS = """
+date line work material side output unit median p20 p80 rounds peer ratio_to_peer per_wall_second
+peak_megabytes levels_from_pillow load versions remark
+"""
 #: Columns of a CSV row, before those of the machine.
-ROW_COLUMNS = (
-    "date",
-    "line",
-    "work",
-    "material",
-    "side",
-    "output",
-    "unit",
-    "median",
-    "p20",
-    "p80",
-    "rounds",
-    "peer",
-    "ratio_to_peer",
-    "per_wall_second",
-    "peak_megabytes",
-    "levels_from_pillow",
-    "load",
-    "versions",
-    "remark",
-)
+ROW_COLUMNS = tuple(_ROW_COLUMNS.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +38,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the ratio is reached; None if it was not measured or nothing is required."""
+        """True if the ratio is reached; None if it was not measured or nothing is required."""
         if self.ratio is None or self.gate.least is None:
             return None
         return self.ratio >= self.gate.least
@@ -74,26 +57,19 @@ class Verdict:
         return f"{what}: {found}; {asked}"
 
 
-def _key(workload: Workload) -> tuple[str, str, str]:
-    return workload.kind, workload.corpus, workload.output
-
-
 def judge(results: Sequence[Result], gates: Iterable[Gate] = GATES) -> list[Verdict]:
     """Compare measured ratios with the required ones."""
     verdicts = []
     for gate in gates:
-        wanted = (gate.kind, gate.corpus, gate.output)
-        result = next(
-            (r for r in results if _key(r.workload) == wanted),
-            None,
-        )
+        result = next((r for r in results if r.workload.key == gate.key), None)
         ours = result.side(OURS.name) if result else None
         rivals = [s for name in gate.rivals if result and (s := result.side(name))]
-        if ours is None or not rivals:
+        best = min(rivals, key=lambda side: side.median, default=None)
+        if ours is None or best is None:
             verdicts.append(Verdict(gate=gate, rival="", ratio=None))
-            continue
-        best = min(rivals, key=lambda side: side.median)
-        verdicts.append(Verdict(gate=gate, rival=best.peer.name, ratio=best.median / ours.median))
+        else:
+            ratio = best.median / ours.median
+            verdicts.append(Verdict(gate=gate, rival=best.peer.name, ratio=ratio))
     return verdicts
 
 
@@ -123,22 +99,18 @@ def _cells(side: Side, ours: Side | None) -> list[str]:
     low, high = p20_p80(side.costs)
     return [
         side.peer.name,
-        _three(side.median),
-        f"{_three(low)}-{_three(high)}",
+        _three_digits(side.median),
+        f"{_three_digits(low)}-{_three_digits(high)}",
         f"{side.median / ours.median:.2f}x" if ours else "",
         f"{statistics.median(side.rates):,.0f}",
         f"{side.peak_bytes / 1e6:,.0f}",
         "" if side.levels is None else f"{side.levels:.2f}",
-        _version(side),
+        next(iter(side.versions.values()), ""),
         side.remark,
     ]
 
 
-def _version(side: Side) -> str:
-    return next(iter(side.versions.values()), "")
-
-
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     """Format with three significant digits, without rounding the integer part."""
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f}"
@@ -153,33 +125,30 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
         for side in result.sides:
             if not side.costs:
                 continue
-            levels = "" if side.levels is None else f"{side.levels:.3f}"
-            found.append(
-                {
-                    "date": today(),
-                    "line": workload.name,
-                    "work": workload.work,
-                    "material": result.material,
-                    "side": side.peer.name,
-                    "output": workload.output,
-                    "unit": f"CPU {workload.unit} per {workload.counted}",
-                    **spread_columns(side.costs),
-                    "peer": OURS.name,
-                    "ratio_to_peer": f"{side.median / ours.median:.4g}" if ours else "",
-                    "per_wall_second": f"{statistics.median(side.rates):.4g}",
-                    "peak_megabytes": f"{side.peak_bytes / 1e6:.0f}",
-                    "levels_from_pillow": levels,
-                    "load": f"{result.load:.1f}",
-                    "versions": " ".join(f"{k}={v}" for k, v in side.versions.items()),
-                    "remark": side.remark,
-                    **machine,
-                }
+            values = (
+                today(),
+                workload.name,
+                workload.work,
+                result.material,
+                side.peer.name,
+                workload.output,
+                f"CPU {workload.unit} per {workload.counted}",
+                *spread_columns(side.costs).values(),
+                OURS.name,
+                f"{side.median / ours.median:.4g}" if ours else "",
+                f"{statistics.median(side.rates):.4g}",
+                f"{side.peak_bytes / 1e6:.0f}",
+                "" if side.levels is None else f"{side.levels:.3f}",
+                f"{result.load:.1f}",
+                " ".join(f"{name}={version}" for name, version in side.versions.items()),
+                side.remark,
             )
+            found.append({**dict(zip(ROW_COLUMNS, values, strict=True)), **machine})
     return found
 
 
 def columns() -> list[str]:
-    """List the columns of a row: those of the measurement, then those of the machine."""
+    """List a row's columns: the measurement's, then the machine's."""
     return [*ROW_COLUMNS, *describe_machine()]
 
 
@@ -205,22 +174,17 @@ def draw_chart(file: Path, results: Sequence[Result]) -> None:
         colors = ["#c2410c" if side.peer is OURS else "#94a3b8" for side in sides]
         bars = panel.barh(names, [side.median for side in sides], color=colors)
         ours = result.side(OURS.name)
-        panel.bar_label(
-            bars,
-            [
-                _three(s.median) + (f" ({s.median / ours.median:.1f}x)" if ours else "")
-                for s in sides
-            ],
-            padding=3,
-            fontsize=8,
-        )
+        labels = [
+            _three_digits(s.median) + (f" ({s.median / ours.median:.1f}x)" if ours else "")
+            for s in sides
+        ]
+        panel.bar_label(bars, labels, padding=3, fontsize=8)
         panel.margins(x=0.15)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(f"{result.workload.title}; {result.workload.name}", fontsize=9, loc="left")
-        panel.set_xlabel(
-            f"CPU {result.workload.unit} per {result.workload.counted}, lower is better", fontsize=8
-        )
+        unit = f"CPU {result.workload.unit} per {result.workload.counted}"
+        panel.set_xlabel(f"{unit}, lower is better", fontsize=8)
     machine = describe_machine()
     figure.suptitle(
         f"{machine['processor']}, {machine['cores']} cores; fiber {machine['fiber']}"

@@ -15,8 +15,6 @@ chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote
 cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
 hair drier, toothbrush
 """
-#: The classes of COCO, in the order of its ids.
-COCO_CLASSES = tuple(" ".join(name.split()) for name in _CLASSES.split(","))
 _LOOKS = """
 small large young old red blue green white black brown wooden striped wet dusty colorful busy quiet
 empty modern rusty
@@ -24,42 +22,31 @@ empty modern rusty
 _PEOPLE = """
 man woman boy girl child skier surfer chef farmer tourist musician cyclist pedestrian toddler player
 """
-_DOING = (
-    "holding",
-    "standing next to",
-    "sitting beside",
-    "looking at",
-    "walking past",
-    "leaning on",
-    "reaching for",
-    "riding behind",
-    "playing with",
-    "taking a picture of",
-    "waiting near",
-    "carrying",
-)
-_PLACES = (
-    "on a crowded street",
-    "in a kitchen",
-    "at the beach",
-    "in a grassy field",
-    "under a bridge",
-    "near the window of a restaurant",
-    "in front of a brick building",
-    "on top of a snowy mountain",
-    "in the middle of a parking lot",
-    "by the side of a river",
-    "inside a living room",
-    "at a train station",
-    "during the afternoon",
-    "while people watch",
-)
+_ACTIONS = """
+holding, standing next to, sitting beside, looking at, walking past, leaning on, reaching for,
+riding behind, playing with, taking a picture of, waiting near, carrying
+"""
+_PLACES = """
+on a crowded street, in a kitchen, at the beach, in a grassy field, under a bridge,
+near the window of a restaurant, in front of a brick building, on top of a snowy mountain,
+in the middle of a parking lot, by the side of a river, inside a living room, at a train station,
+during the afternoon, while people watch
+"""
+
+
+def _phrases(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(phrase.split()) for phrase in text.split(","))
+
+
+#: The classes of COCO, in the order of its ids.
+COCO_CLASSES = _phrases(_CLASSES)
 
 
 def generate_captions(count: int) -> list[str]:
     """Generate captions with the length and the repetition of COCO's; deterministic."""
     draw = random.Random("captions")
     looks, people = _LOOKS.split(), _PEOPLE.split()
+    actions, places = _phrases(_ACTIONS), _phrases(_PLACES)
 
     def thing() -> str:
         name = draw.choice(COCO_CLASSES if draw.random() < 0.6 else people)
@@ -68,7 +55,7 @@ def generate_captions(count: int) -> list[str]:
 
     captions = []
     for _ in range(count):
-        text = f"{thing()} {draw.choice(_DOING)} {thing()} {draw.choice(_PLACES)}"
+        text = f"{thing()} {draw.choice(actions)} {thing()} {draw.choice(places)}"
         text = text[0].upper() + text[1:]
         captions.append(f"{text}." if draw.random() < 0.7 else text)
     return captions
@@ -92,11 +79,9 @@ def generate_boxes(
         draw = random.Random(f"boxes {index}")
         boxes = []
         for _ in range(draw.randint(fewest, most)):
-            box_width = draw.uniform(0.05, 0.6) * width
-            box_height = draw.uniform(0.05, 0.6) * height
-            left = draw.uniform(0, width - box_width)
-            top = draw.uniform(0, height - box_height)
-            box = (left, top, left + box_width, top + box_height)
+            w, h = draw.uniform(0.05, 0.6) * width, draw.uniform(0.05, 0.6) * height
+            left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)
+            box = (left, top, left + w, top + h)
             boxes.append(tuple(round(value, 2) for value in box))
         images.append(tuple(boxes))
     return images

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Workload:
     batch_size: int = 64
     #: Allow scaled JPEG decoding, as in training, for peers that support it.
     scaled: bool = False
-    #: Largest mean distance of fiber's images from Pillow's, in levels of 255. Above it, fail.
+    #: Maximum mean distance of fiber's images from Pillow's, in levels of 255; above it, fail.
     most_levels: float = 1.0
     #: What is counted, and the unit of its CPU time.
     counted: str = "image"
@@ -34,24 +34,36 @@ class Workload:
     repeats: int = 1
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Kind, corpus and output."""
+        return self.kind, self.corpus, self.output
+
+    @property
     def name(self) -> str:
         """Name in the `line` column of rows."""
-        return " ".join(part for part in (self.kind, self.corpus, self.output) if part)
+        return " ".join(filter(None, self.key))
 
 
 _SQUASH = "coarse: squash to 384 x 384"
 _CROP = "coarse: random resized crop to 384 x 384, flip"
 _FINE = "fine: shorter side 800, at most 1333, flip, padded, boxes"
+_MICROSECONDS: dict[str, Any] = {"unit": "us", "per_second": 1e6, "repeats": 10}
+_CAPTIONS: dict[str, Any] = {"counted": "caption", "output": "int64", **_MICROSECONDS}
 
 WORKLOADS = (
-    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco640"),
-    Workload(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco640"),
-    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="coco444"),
-    Workload(kind="squash", work="squash", output="uint8", title=_SQUASH, corpus="coco444"),
-    Workload(kind="squash", work="squash", output="float32", title=_SQUASH, corpus="det1333"),
-    Workload(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco640"),
-    Workload(kind="crop", work="crop", output="uint8", title=_CROP, corpus="coco640"),
-    Workload(kind="crop", work="crop", output="float32", title=_CROP, corpus="coco444"),
+    *(
+        Workload(kind=kind, work=kind, output=output, title=title, corpus=corpus)
+        for kind, title, corpus, output in (
+            ("squash", _SQUASH, "coco640", "float32"),
+            ("squash", _SQUASH, "coco640", "uint8"),
+            ("squash", _SQUASH, "coco444", "float32"),
+            ("squash", _SQUASH, "coco444", "uint8"),
+            ("squash", _SQUASH, "det1333", "float32"),
+            ("crop", _CROP, "coco640", "float32"),
+            ("crop", _CROP, "coco640", "uint8"),
+            ("crop", _CROP, "coco444", "float32"),
+        )
+    ),
     Workload(
         kind="large",
         work="squash",
@@ -72,24 +84,13 @@ WORKLOADS = (
         most=96,
     ),
     Workload(
-        kind="captions",
-        work="captions",
-        output="int64",
-        title="captions to padded ids and mask",
-        counted="caption",
-        unit="us",
-        per_second=1e6,
-        repeats=10,
+        kind="captions", work="captions", title="captions to padded ids and mask", **_CAPTIONS
     ),
     Workload(
         kind="offsets",
         work="offsets",
-        output="int64",
         title="captions to padded ids, mask and offsets",
-        counted="caption",
-        unit="us",
-        per_second=1e6,
-        repeats=10,
+        **_CAPTIONS,
     ),
     Workload(
         kind="prompt",
@@ -98,19 +99,14 @@ WORKLOADS = (
         title="prompt of 80 classes to ids and the positive map of 16 boxes",
         batch_size=1,
         counted="prompt",
-        unit="us",
-        per_second=1e6,
-        repeats=1000,
+        **{**_MICROSECONDS, "repeats": 1000},
     ),
     Workload(
         kind="boxes",
         work="boxes",
         output="float32",
         title="64 boxes of an image: clip, resize, flip",
-        counted="image",
-        unit="us",
-        per_second=1e6,
-        repeats=10,
+        **_MICROSECONDS,
     ),
 )
 KINDS = tuple(dict.fromkeys(workload.kind for workload in WORKLOADS))
@@ -119,69 +115,49 @@ CORPORA = tuple(dict.fromkeys(workload.corpus for workload in WORKLOADS if workl
 OWN_KINDS = ("squash", "crop", "fine")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gate:
     """Required ratio of a peer's CPU time to fiber's, for one workload."""
 
     kind: str
     corpus: str
     output: str
-    #: Peers. The fastest one counts.
+    #: Peers; the fastest one counts.
     rivals: tuple[str, ...]
     #: Required ratio; None: report only.
     least: float | None
-    #: Ratio that is aimed at.
+    #: Target ratio.
     target: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """`Workload.key`."""
+        return self.kind, self.corpus, self.output
 
 
 _THREADS = ("torchvision-threads", "torchvision-jemalloc")
 
-
-def _squash_gates(
-    corpus: str, gates: Sequence[float | None], aims: Sequence[float | None]
-) -> list[Gate]:
-    """Gates and targets against the published pipeline, DALI, torchvision, FFCV and threads."""
-    rivals = (("published",), ("dali",), ("torchvision-io",), ("ffcv-jpeg",), _THREADS)
-    outputs = ("float32", "float32", "float32", "float32", "uint8")
-    return [
-        Gate(kind="squash", corpus=corpus, output=output, rivals=some, least=least, target=aim)
-        for some, output, least, aim in zip(rivals, outputs, gates, aims, strict=True)
-    ]
-
-
 GATES = (
-    *_squash_gates("coco640", (5.0, 4.5, 2.7, 1.8, 1.3), (8, 7, 4, 3, 2)),
-    *_squash_gates("coco444", (4.0, 3.7, 2.5, None, 1.2), (None,) * 5),
-    *(
-        Gate(
-            kind="fine",
-            corpus="coco640",
-            output="float32",
-            rivals=rivals,
-            least=least,
-            target=aim,
-        )
-        for rivals, least, aim in (
-            (("published",), 9.0, 15),
-            (("dali",), 4.2, 7),
-            (("torchvision-v2",), 4.8, 8),
-            (_THREADS, None, None),
-        )
-    ),
-    *(
-        Gate(kind="crop", corpus="coco640", output=out, rivals=rivals, least=None, target=aim)
-        for rivals, out, aim in (
-            (("published",), "float32", 8),
-            (("dali",), "float32", 5),
-            (("torchvision-io",), "float32", 4),
-            (("ffcv-jpeg",), "float32", 3),
-            (_THREADS, "uint8", 2),
-        )
-    ),
-    *(
-        Gate(
-            kind="large", corpus="big12", output="float32", rivals=(rival,), least=None, target=aim
-        )
-        for rival, aim in (("published", 9), ("dali", 6), ("torchvision-io", 3.5))
-    ),
+    Gate("squash", "coco640", "float32", ("published",), 5.0, 8),
+    Gate("squash", "coco640", "float32", ("dali",), 4.5, 7),
+    Gate("squash", "coco640", "float32", ("torchvision-io",), 2.7, 4),
+    Gate("squash", "coco640", "float32", ("ffcv-jpeg",), 1.8, 3),
+    Gate("squash", "coco640", "uint8", _THREADS, 1.3, 2),
+    Gate("squash", "coco444", "float32", ("published",), 4.0),
+    Gate("squash", "coco444", "float32", ("dali",), 3.7),
+    Gate("squash", "coco444", "float32", ("torchvision-io",), 2.5),
+    Gate("squash", "coco444", "float32", ("ffcv-jpeg",), None),
+    Gate("squash", "coco444", "uint8", _THREADS, 1.2),
+    Gate("fine", "coco640", "float32", ("published",), 9.0, 15),
+    Gate("fine", "coco640", "float32", ("dali",), 4.2, 7),
+    Gate("fine", "coco640", "float32", ("torchvision-v2",), 4.8, 8),
+    Gate("fine", "coco640", "float32", _THREADS, None),
+    Gate("crop", "coco640", "float32", ("published",), None, 8),
+    Gate("crop", "coco640", "float32", ("dali",), None, 5),
+    Gate("crop", "coco640", "float32", ("torchvision-io",), None, 4),
+    Gate("crop", "coco640", "float32", ("ffcv-jpeg",), None, 3),
+    Gate("crop", "coco640", "uint8", _THREADS, None, 2),
+    Gate("large", "big12", "float32", ("published",), None, 9),
+    Gate("large", "big12", "float32", ("dali",), None, 6),
+    Gate("large", "big12", "float32", ("torchvision-io",), None, 3.5),
 )

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: (work, output) pairs.
 _COARSE = frozenset({("squash", "float32"), ("crop", "float32")})
 _COARSE_BYTES = frozenset({("squash", "uint8"), ("crop", "uint8")})
 _FINE = frozenset({("fine", "float32")})
-_TEXTS = frozenset({("captions", "int64"), ("offsets", "int64"), ("prompt", "int64")})
+_CAPTIONS = frozenset({("captions", "int64")})
+_OFFSETS = frozenset({("offsets", "int64")})
+_PROMPT = frozenset({("prompt", "int64")})
 _BOXES = frozenset({("boxes", "float32")})
 
-#: Settings of glibc that keep the memory of a freed image for the next one.
-_KEPT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483648",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 _TORCHVISION = "pip install torchvision"
+_FFCV: dict[str, Any] = {
+    "module": "ffcv_loader",
+    "does": _COARSE | _COARSE_BYTES,
+    "distributions": ("ffcv", "torch", "numba"),
+    "install": "apt-get install pkg-config libopencv-dev libturbojpeg0-dev;"
+    " pip install torchvision ffcv",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Peer:
     name: str
     #: One-line description.
     title: str
-    #: Module in this package, and the variant of it.
+    #: Module in this package, and its variant.
     module: str
     variant: str = ""
     #: Supported (work, output) pairs.
@@ -51,7 +55,7 @@ class Peer:
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Whether it supports this work and output."""
+        """Return True if it supports this work and output."""
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
@@ -63,7 +67,7 @@ OURS = Peer(
     name="fiber",
     title="fiber.data.DataLoader",
     module="fiber_loader",
-    does=_COARSE | _COARSE_BYTES | _FINE | _TEXTS,
+    does=_COARSE | _COARSE_BYTES | _FINE | _CAPTIONS | _OFFSETS | _PROMPT,
     distributions=("fiber-vl", "torch"),
     install="pip install fiber-vl",
     differs={
@@ -109,7 +113,12 @@ PEERS = (
         does=_COARSE | _COARSE_BYTES | _FINE,
         distributions=("torchvision", "torch"),
         install=_TORCHVISION,
-        environment=_KEPT_MEMORY,
+        # glibc keeps the memory of a freed image for the next one.
+        environment={
+            "MALLOC_MMAP_THRESHOLD_": "1073741824",
+            "MALLOC_TRIM_THRESHOLD_": "2147483648",
+            "MALLOC_TOP_PAD_": "67108864",
+        },
     ),
     Peer(
         name="torchvision-jemalloc",
@@ -158,30 +167,16 @@ PEERS = (
     Peer(
         name="ffcv-jpeg",
         title="FFCV, JPEG in its own format",
-        module="ffcv_loader",
         variant="jpg",
-        does=_COARSE | _COARSE_BYTES,
-        distributions=("ffcv", "torch", "numba"),
-        install="apt-get install pkg-config libopencv-dev libturbojpeg0-dev;"
-        " pip install torchvision ffcv",
-        differs={
-            "": "re-encoded; fast DCT; INTER_AREA",
-            "squash": "center crop instead of squash",
-        },
+        differs={"": "re-encoded; fast DCT; INTER_AREA", "squash": "center crop instead of squash"},
+        **_FFCV,
     ),
     Peer(
         name="ffcv-raw",
         title="FFCV, raw pixels in its own format",
-        module="ffcv_loader",
         variant="raw",
-        does=_COARSE | _COARSE_BYTES,
-        distributions=("ffcv", "torch", "numba"),
-        install="apt-get install pkg-config libopencv-dev libturbojpeg0-dev;"
-        " pip install torchvision ffcv",
-        differs={
-            "": "decodes nothing; INTER_AREA",
-            "squash": "center crop instead of squash",
-        },
+        differs={"": "decodes nothing; INTER_AREA", "squash": "center crop instead of squash"},
+        **_FFCV,
     ),
     Peer(
         name="spdl",
@@ -207,7 +202,7 @@ PEERS = (
         title="Hugging Face tokenizers, padded NumPy arrays",
         module="texts",
         variant="tokenizers",
-        does=_TEXTS,
+        does=_CAPTIONS | _OFFSETS | _PROMPT,
         distributions=("tokenizers", "numpy"),
         install="pip install tokenizers numpy",
     ),
@@ -216,7 +211,7 @@ PEERS = (
         title="Hugging Face transformers, fast tokenizer, tensors",
         module="texts",
         variant="transformers",
-        does=frozenset({("captions", "int64"), ("offsets", "int64")}),
+        does=_CAPTIONS | _OFFSETS,
         distributions=("transformers", "tokenizers", "torch"),
         install="pip install transformers",
     ),
@@ -225,7 +220,7 @@ PEERS = (
         title="gigatoken, padded arrays",
         module="texts",
         variant="gigatoken",
-        does=frozenset({("captions", "int64")}),
+        does=_CAPTIONS,
         distributions=("gigatoken", "numpy"),
         install="pip install gigatoken",
         differs={"captions": "lengths instead of a mask"},

@@ -27,16 +27,14 @@ from .task import (
 
 
 def open_peer(task: Task) -> Epoch:
-    """Build the pipeline of a work."""
-    graphs = {"squash": _squash, "crop": _crop, "fine": _fine}
-    make = pipeline_def(
+    """Build the pipeline of the task's work."""
+    pipeline = pipeline_def(
         batch_size=task.batch_size,
         num_threads=task.threads,
         device_id=None,
         prefetch_queue_depth=2,
         seed=1,
-    )(graphs[task.work])
-    pipeline = make(task)
+    )(_fine if task.work == "fine" else _coarse)(task)
     pipeline.build()
     batches = len(task.files) // task.batch_size
 
@@ -55,34 +53,23 @@ def _encoded(task: Task) -> Any:
     return encoded
 
 
-def _squash(task: Task) -> Any:
-    images = fn.decoders.image(_encoded(task), device="cpu", output_type=types.RGB)
-    return _written(task, _resized(images), mirror=0)
-
-
-def _crop(task: Task) -> Any:
-    # Decodes only the crop, which is DALI's fastest way.
-    images = fn.decoders.image_random_crop(
-        _encoded(task),
-        device="cpu",
-        output_type=types.RGB,
-        random_area=list(SCALE),
-        random_aspect_ratio=list(RATIO),
+def _coarse(task: Task) -> Any:
+    encoded, mirror = _encoded(task), 0
+    if task.work == "squash":
+        images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+    else:
+        # Decodes only the crop, which is DALI's fastest way.
+        images = fn.decoders.image_random_crop(
+            encoded,
+            device="cpu",
+            output_type=types.RGB,
+            random_area=list(SCALE),
+            random_aspect_ratio=list(RATIO),
+        )
+        mirror = fn.random.coin_flip(probability=0.5)
+    images = fn.resize(
+        images, resize_x=SIZE, resize_y=SIZE, interp_type=types.INTERP_CUBIC, antialias=True
     )
-    return _written(task, _resized(images), mirror=fn.random.coin_flip(probability=0.5))
-
-
-def _resized(images: Any) -> Any:
-    return fn.resize(
-        images,
-        resize_x=SIZE,
-        resize_y=SIZE,
-        interp_type=types.INTERP_CUBIC,
-        antialias=True,
-    )
-
-
-def _written(task: Task, images: Any, mirror: Any) -> Any:
     floats = task.output == "float32"
     return fn.crop_mirror_normalize(
         images,

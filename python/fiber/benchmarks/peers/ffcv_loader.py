@@ -17,13 +17,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
-from ffcv.transforms import (
-    NormalizeImage,
-    RandomHorizontalFlip,
-    Squeeze,
-    ToTensor,
-    ToTorchImage,
-)
+from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
@@ -75,16 +69,10 @@ def open_peer(task: Task) -> Epoch:
 def _page_size(task: Task) -> int:
     """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
-    An image that does not fit crashes a worker of the writer, and the writer hangs.
+    An image that does not fit crashes a writer's worker, and the writer hangs.
     """
-    largest = max(height * width * 3 for height, width in _sizes(task.files))
+    largest = max(height * width * 3 for height, width in task.sizes)
     return max(1 << 23, 1 << largest.bit_length())
-
-
-def _sizes(files: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    for file in files:
-        with Image.open(file) as image:
-            yield image.height, image.width
 
 
 def _operations(task: Task) -> list[Any]:

@@ -1,12 +1,12 @@
-"""fiber itself, through its public API: `fiber.data.DataLoader` and `Tokenizer`.
+"""fiber's public API: `fiber.data.DataLoader` and `Tokenizer`.
 
-Its batches contain more than those of a peer: tokenized captions or prompts, with MLM masks or
-positive maps.
+Its batches also have tokenized captions or prompts, with MLM masks or positive maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,17 +58,12 @@ def open_peer(task: Task) -> Epoch:
 
 def _record(task: Task, index: int) -> Record:
     text = task.texts[index % len(task.texts)]
+    record = Record(key=str(index), images=(task.files[index],), text=text)
     if task.work != "fine":
-        return Record(key=str(index), images=(task.files[index],), text=text)
-    boxes = task.boxes[index]
-    word = len(text.split()[0])
-    return Record(
-        key=str(index),
-        images=(task.files[index],),
-        text=text,
-        boxes_xyxy=tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes),
-        char_spans=(((0, word),),) * len(boxes),
-    )
+        return record
+    boxes = tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in task.boxes[index])
+    first_word = (0, len(text.split()[0]))
+    return replace(record, boxes_xyxy=boxes, char_spans=((first_word,),) * len(boxes))
 
 
 def _transform(work: str) -> ImageTransform:

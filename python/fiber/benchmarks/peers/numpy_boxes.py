@@ -20,8 +20,4 @@ def open_peer(task: Task) -> Epoch:
             (new_width - boxes[:, 2], boxes[:, 1], new_width - boxes[:, 0], boxes[:, 3]), axis=1
         )
 
-    def epoch(number: int):
-        for _ in range(task.repeats):
-            yield [moved(b, *size) for b, size in zip(images, task.sizes, strict=True)]
-
-    return epoch
+    return lambda number: [[moved(b, *size) for b, size in zip(images, task.sizes, strict=True)]]

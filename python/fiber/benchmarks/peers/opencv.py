@@ -1,4 +1,4 @@
-"""Hand-written OpenCV pipeline: no antialiasing, written into a reused batch."""
+"""Hand-written OpenCV pipeline: no antialiasing, reused batch buffer."""
 
 # pyright: reportMissingImports=false
 
@@ -30,7 +30,7 @@ from .task import (
 #: Mean and standard deviation of values in [0, 255], in channel order.
 _COARSE = ([m * 255 for m in MEAN], [s * 255 for s in STD])
 _FINE = (FINE_MEAN[::-1], FINE_STD[::-1])
-#: Reused buffer of each thread.
+#: Per-thread buffer.
 _kept = threading.local()
 
 

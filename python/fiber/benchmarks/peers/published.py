@@ -1,4 +1,4 @@
-"""Pipelines of the published FIBER code: Pillow, torchvision v1 transforms, DataLoader.
+"""Published FIBER pipelines: Pillow, torchvision v1 transforms, DataLoader.
 
 Source: FIBER (Dou et al. 2022): `albef` transforms of the coarse stage; the fine stage's transforms
 and BoxList, which come from maskrcnn-benchmark via GLIP.
@@ -24,7 +24,7 @@ from .torch_batches import pad_pairs, with_data_loader
 def open_peer(task: Task) -> Epoch:
     """Open the pipeline of the coarse or the fine stage."""
     if task.work == "boxes":
-        return _boxes_alone(task)
+        return _boxes_only(task)
     if task.work == "fine":
         return with_data_loader(lambda index: _fine(task, index), task, pad_pairs)
     transform = coarse_transform(task.work)
@@ -32,7 +32,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def read(path: str) -> Image.Image:
-    """Decode an image like the published code."""
+    """Decode an image to RGB, as the published code does."""
     return Image.open(path).convert("RGB")
 
 
@@ -86,18 +86,17 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.cat((width - x1 - 1, y0, width - x0 - 1, y1), dim=-1)
 
 
-def _boxes_alone(task: Task) -> Epoch:
+def _boxes_only(task: Task) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
     images = [torch.tensor(boxes) for boxes in task.boxes]
 
-    def epoch(number: int):
-        for _ in range(task.repeats):
-            found = []
-            for (height, width), boxes in zip(task.sizes, images, strict=True):
-                new = fine_size(height, width)
-                moved = resize(clip(boxes.clone(), height, width), (height, width), new)
-                found.append(mirror(moved, new[1]))
-            yield found
+    def epoch(number: int) -> list[list[Tensor]]:
+        found = []
+        for (height, width), boxes in zip(task.sizes, images, strict=True):
+            new = fine_size(height, width)
+            moved = resize(clip(boxes.clone(), height, width), (height, width), new)
+            found.append(mirror(moved, new[1]))
+        return [found]
 
     return epoch

@@ -1,14 +1,13 @@
-"""Task of a peer, and the constants of all pipelines.
+"""Peer task, and constants of all pipelines.
 
-This module and `worker` use the standard library only: the environment of a peer may have neither
-fiber nor torch nor NumPy.
+This module and `worker` use the standard library only: a peer's environment may have neither fiber
+nor torch nor NumPy.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 #: Side in pixels of a coarse-stage image.
@@ -36,13 +35,13 @@ Epoch = Callable[[int], Iterable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Work, data and options of a peer."""
+    """Work, data and options, the same for every peer except variant and cache."""
 
     #: "squash", "crop", "fine", "captions", "offsets", "prompt" or "boxes".
     work: str
     #: dtype: "float32" or "uint8" for images, "int64" for texts.
     output: str
-    #: Variant of the peer, if its module has several.
+    #: Variant of the peer's module.
     variant: str
     batch_size: int
     threads: int
@@ -63,15 +62,6 @@ class Task:
     repeats: int = 1
     #: Directory for files in a peer's own format.
     cache: str = ""
-
-    def to_json(self) -> str:
-        """Serialize to one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Task:
-        """Parse the output of `to_json`; tuples become lists."""
-        return Task(**json.loads(text))
 
 
 def fine_size(height: int, width: int) -> tuple[int, int]:

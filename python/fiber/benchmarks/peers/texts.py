@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .task import MAX_TOKENS, PAD_ID, Epoch, Task
@@ -15,11 +15,10 @@ Encode = Callable[[list[str]], Any]
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open a tokenizer.
+    """Open the tokenizer of the task's variant.
 
-    Args:
-        task: variant "tokenizers", "transformers" or "gigatoken"; work "captions" (ids), "offsets"
-            (ids and offsets) or "prompt" (one long text and the positive map of its boxes).
+    The work is "captions" (ids), "offsets" (ids and offsets) or "prompt" (one long text and the
+    positive map of its boxes).
     """
     # Read by the Rust libraries when they start their thread pools.
     os.environ["RAYON_NUM_THREADS"] = str(task.threads)
@@ -29,16 +28,10 @@ def open_peer(task: Task) -> Epoch:
 
 
 def batches_of_texts(task: Task, encode: Encode) -> Epoch:
-    """Encode all texts in batches, `task.repeats` times per epoch."""
+    """Encode all texts in batches."""
     starts = range(0, len(task.texts), task.batch_size)
     batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
-
-    def epoch(number: int) -> Iterator[Any]:
-        for _ in range(task.repeats):
-            for batch in batches:
-                yield encode(batch)
-
-    return epoch
+    return lambda number: map(encode, batches)
 
 
 def _tokenizers(task: Task) -> Encode:

@@ -1,4 +1,4 @@
-"""Batches of the torch peers: torch's DataLoader, or threads in one process."""
+"""Batching for torch peers: DataLoader, or threads in one process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from .task import Epoch, Task, padded_side
 
 
 class LoadedImages(Dataset):
-    """Map-style data set of a loading function."""
+    """Map-style data set over a loading function."""
 
     def __init__(self, load: Callable[[int], Any], count: int) -> None:
-        self.load = load
-        self.count = count
+        self.load, self.count = load, count
 
     def __len__(self) -> int:
         return self.count

@@ -31,42 +31,15 @@ from .torch_batches import pad_pairs, with_data_loader, with_threads
 def open_peer(task: Task) -> Epoch:
     """Open a pipeline.
 
-    Args:
-        task: variant "pil" decodes with Pillow and "io" with torchvision, both in DataLoader;
-            "threads" is "io" in threads of one process.
+    The task's variant "pil" decodes with Pillow and "io" with torchvision, both in DataLoader;
+    "threads" is "io" in threads of one process.
     """
     if task.work == "boxes":
-        return _boxes_alone(task)
+        return _boxes_only(task)
+    batches = with_threads if task.variant == "threads" else with_data_loader
     if task.work == "fine":
-        load = _fine(task)
-        if task.variant == "threads":
-            return with_threads(load, task, pad_pairs)
-        return with_data_loader(load, task, pad_pairs)
-    image = _from_pillow(task) if task.variant == "pil" else _from_decoder(task)
-    return (with_threads if task.variant == "threads" else with_data_loader)(image, task)
-
-
-def _geometry(work: str) -> list[Any]:
-    bicubic = InterpolationMode.BICUBIC
-    if work == "squash":
-        return [T.Resize((SIZE, SIZE), interpolation=bicubic, antialias=True)]
-    return [
-        T.RandomResizedCrop(SIZE, SCALE, RATIO, interpolation=bicubic, antialias=True),
-        T.RandomHorizontalFlip(),
-    ]
-
-
-def _values() -> list[Any]:
-    return [T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
-
-
-def _from_pillow(task: Task) -> Callable[[int], Any]:
-    transform = T.Compose([*_geometry(task.work), T.ToImage(), *_values()])
-
-    def load(index: int) -> Any:
-        return transform(Image.open(task.files[index]).convert("RGB"))
-
-    return load
+        return batches(_fine(task), task, pad_pairs)
+    return batches(_coarse(task), task)
 
 
 def decoded(path: str) -> Any:
@@ -74,12 +47,25 @@ def decoded(path: str) -> Any:
     return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
 
 
-def _from_decoder(task: Task) -> Callable[[int], Any]:
-    floats = task.output == "float32"
-    transform = T.Compose([*_geometry(task.work), *(_values() if floats else [])])
+def _coarse(task: Task) -> Callable[[int], Any]:
+    bicubic = InterpolationMode.BICUBIC
+    with_pillow = task.variant == "pil"
+    if task.work == "squash":
+        steps: list[Any] = [T.Resize((SIZE, SIZE), interpolation=bicubic, antialias=True)]
+    else:
+        steps = [
+            T.RandomResizedCrop(SIZE, SCALE, RATIO, interpolation=bicubic, antialias=True),
+            T.RandomHorizontalFlip(),
+        ]
+    if with_pillow:
+        steps.append(T.ToImage())
+    if with_pillow or task.output == "float32":
+        steps += [T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
+    transform = T.Compose(steps)
 
     def load(index: int) -> Any:
-        return transform(decoded(task.files[index]))
+        path = task.files[index]
+        return transform(Image.open(path).convert("RGB") if with_pillow else decoded(path))
 
     return load
 
@@ -115,20 +101,10 @@ def _boxes(boxes: Any, size: Sequence[int]) -> Any:
     )
 
 
-def _boxes_alone(task: Task) -> Epoch:
+def _boxes_only(task: Task) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
     images = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]
-    transform = T.Compose(
-        [
-            T.ClampBoundingBoxes(),
-            T.Resize(SHORTER, max_size=LONGEST),
-            T.RandomHorizontalFlip(p=1.0),
-        ]
-    )
-
-    def epoch(number: int):
-        for _ in range(task.repeats):
-            yield [transform(boxes) for boxes in images]
-
-    return epoch
+    resize, flip = T.Resize(SHORTER, max_size=LONGEST), T.RandomHorizontalFlip(p=1.0)
+    transform = T.Compose([T.ClampBoundingBoxes(), resize, flip])
+    return lambda number: [[transform(boxes) for boxes in images]]

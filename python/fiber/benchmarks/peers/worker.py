@@ -1,6 +1,6 @@
-"""Process of a peer: reads a task from standard input, then one request per epoch.
+"""Peer process: reads a task from standard input, then one request per epoch.
 
-It is run by its path, so that the interpreter needs only the packages of the peer. Responses are
+It is run by its path, so that the interpreter needs only the peer's packages. Responses are
 lines of JSON on standard output; what libraries print goes to standard error.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-#: Name of the package that the modules of peers are imported from.
+#: Package name that peer modules are imported under.
 PACKAGE = "fiber_bench_peers"
 #: Number of images of the first batch that are saved for comparison.
 SAMPLES = 4
@@ -39,12 +40,12 @@ def main() -> None:
     sys.modules[PACKAGE] = package
     try:
         order = json.loads(sys.stdin.readline())
-        task = importlib.import_module(f"{PACKAGE}.task").Task.from_json(order["task"])
+        task = importlib.import_module(f"{PACKAGE}.task").Task(**order["task"])
         epoch = importlib.import_module(f"{PACKAGE}.{order['module']}").open_peer(task)
         answer(versions=versions(order["distributions"]))
         for line in sys.stdin:
             order = json.loads(line)
-            answer(count=_run(epoch, order["epoch"], order["sample"]))
+            answer(count=_run(epoch, task.repeats, order["epoch"], order["sample"]))
     except Exception as error:
         traceback.print_exc()
         answer(error=f"{type(error).__name__}: {error}")
@@ -61,21 +62,17 @@ def versions(distributions: list[str]) -> dict[str, str]:
     return found
 
 
-def _run(epoch: Any, number: int, sample: str) -> int:
+def _run(epoch: Any, repeats: int, number: int, sample: str) -> int:
     """Run an epoch; return its number of images or texts."""
     count = 0
-    for batch in epoch(number):
+    for batch in itertools.chain.from_iterable(epoch(number) for _ in range(repeats)):
         first = batch[0] if isinstance(batch, tuple) else batch
         if sample and not count:
-            _save(sample, first)
+            import numpy as np
+
+            np.save(sample, np.ascontiguousarray(np.asarray(first[:SAMPLES])))
         count += len(first)
     return count
-
-
-def _save(path: str, batch: Any) -> None:
-    import numpy as np
-
-    np.save(path, np.ascontiguousarray(np.asarray(batch[:SAMPLES])))
 
 
 if __name__ == "__main__":
