@@ -134,7 +134,7 @@ class TestPack:
         printed = capsys.readouterr()
         assert printed.out == "packed\n"
         assert "fiber: train: " in printed.err and ", fingerprint " in printed.err
-        assert "fiber: 5 pictures in" in printed.err
+        assert "fiber: 5 images in" in printed.err
         assert main(command) == 2
         assert "packed exists; name a folder that does not exist" in error_line(capsys)
         assert main(["data", "inspect", "packed"]) == 0

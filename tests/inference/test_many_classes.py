@@ -35,7 +35,7 @@ def test_two_thousand_classes_on_a_line(tmp_path, capsys, monkeypatch):
     assert main(["detect", "low.png", "thin.png", "--model", "model", *asked]) == 0
     output = capsys.readouterr()
     took = re.search(
-        r"fiber: 2000 classes in (\d+) prompts, 2 images, 2 forward passes of the image trunk\n",
+        r"fiber: 2000 classes in (\d+) prompts, 2 images, 2 forward passes of the image encoder\n",
         output.err,
     )
     # Of names of one token and their points fifteen fit into 32, beside <s> and </s>.

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, pictures, runs, tune
+from fiber.cli import bench, convert, data, images, runs, tune
 from fiber.cli.arguments import CommandParser
 
 #: Errors that depend on the machine's state, not on the input: exit code 1.
@@ -33,12 +33,8 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    runs.add_commands(commands)
-    data.add_commands(commands)
-    pictures.add_commands(commands)
-    convert.add_commands(commands)
-    bench.add_commands(commands)
-    tune.add_commands(commands)
+    for module in (runs, data, images, convert, bench, tune):
+        module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"
     )
@@ -52,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: command-line arguments after `fiber` (default: the process's).
     """
-    # Waiting OpenMP threads of torch spin for milliseconds, which takes cores from other processes
-    # and from the loader's threads; sleeping at once makes small operations slow. Spin briefly,
-    # then sleep. GNU OpenMP reads this when torch is first imported; the user's setting wins.
+    # Idle OpenMP threads of torch spin for milliseconds, which takes cores from other processes and
+    # the loader's threads; sleeping at once makes small operations slow. Spin briefly, then sleep.
+    # GNU OpenMP reads this when torch is first imported; the user's setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = parser().parse_args(arguments)
@@ -76,20 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _complain(f"{package} is not installed; `fiber doctor` prints how to install it")
+        _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
         return 1
     except OSError as error:
-        _complain(_os_message(error))
+        _print_error(_os_message(error))
         return 1 if error.errno in _FAILURES else 2
-    except FloatingPointError as error:
-        _complain(str(error))
-        return 1
-    except MemoryError as error:
-        _complain(str(error) or "out of memory")
+    except (FloatingPointError, MemoryError) as error:
+        _print_error(str(error) or "out of memory")
         return 1
     except ValueError as error:
         # Including fiber.DecodeError and fiber.MissingHeadError.
-        _complain(str(error))
+        _print_error(str(error))
         return 2
 
 
@@ -104,7 +97,7 @@ def _warn(message: Warning | str, *where: object, **more: object) -> None:
     print(f"fiber: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"fiber: error: {' '.join(message.split())}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Parser class of all commands, and shared argument types.
+"""Parser class of all commands, shared options and argument types.
 
 A type raises `argparse.ArgumentTypeError` for invalid text.
 """
@@ -9,14 +9,21 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fiber.config_io import nearest
 
-#: Help of `--device`.
-DEVICE = "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
-
+#: `--device`, as an entry of `add_options`.
+DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"}
+#: Files that published checkpoints do not contain.
+VOCABULARIES = {
+    "--tokenizer DIR": "tokenizer.json or its directory, or a directory with vocab.json and"
+    " merges.txt (default: the model's)",
+    "--answers FILE": "JSON list of the VQA head's answers, in the order of its logits (default:"
+    " the model's)",
+}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -41,22 +48,6 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist; {nearest(str(value), choices)}"
             )
-
-
-def add_tokenizer_and_answers(command: argparse.ArgumentParser) -> None:
-    """Add `--tokenizer` and `--answers`, which published checkpoint files do not contain."""
-    command.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="tokenizer.json or its directory, or a directory with vocab.json and merges.txt"
-        " (default: the model's)",
-    )
-    command.add_argument(
-        "--answers",
-        metavar="FILE",
-        help="JSON list of the VQA head's answers, in the order of its logits (default: the"
-        " model's)",
-    )
 
 
 def positive_int(text: str) -> int:
@@ -129,3 +120,37 @@ def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str
             raise ValueError(f"{option} {pair!r}: expected KEY=VALUE, as in {example}")
         values[key] = value
     return values
+
+
+#: Type of a value by its metavar; others are strings.
+_TYPES = {"N": positive_int, "DIR": Path, "FILE": Path}
+
+
+def add_options(
+    command: argparse._ActionsContainer,
+    options: Mapping[str, str],
+    /,
+    **settings: Mapping[str, Any],
+) -> None:
+    """Add arguments to a command or a group from a table.
+
+    Args:
+        command: receives the arguments.
+        options: help by "--option METAVAR", "argument METAVAR" or "--flag". N is an integer of 1 or
+            more, DIR and FILE are paths.
+        settings: further arguments of `add_argument` by name.
+    """
+    for option, text in options.items():
+        name, _, metavar = option.partition(" ")
+        own = settings.get(name.lstrip("-").replace("-", "_"), {})
+        keywords: dict[str, Any] = {}
+        if metavar:
+            keywords = {"metavar": metavar, "type": _TYPES.get(metavar)}
+        elif not own:
+            keywords = {"action": "store_true"}
+        command.add_argument(name, help=text, **{**keywords, **own})
+
+
+def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return parsed options by name."""
+    return {name: getattr(options, name) for name in names}

@@ -8,13 +8,29 @@ import sys
 from pathlib import Path
 
 from fiber.atomic_io import write_json
-from fiber.cli.arguments import byte_count, positive_int
+from fiber.cli.arguments import add_options, byte_count
 from fiber.env import usable_cores
 
 _SOURCE = (
     "a data directory, or a file: annotations (.json, .jsonl, .csv), a table (.parquet, .arrow) or"
     " a tar shard"
 )
+_INSPECT = """
+Read all records of a directory or file, decode every image, and print statistics: records, text
+lengths, boxes, image sizes, broken files, and images whose size differs from the annotations. Exits
+with 1 if there are faults.
+"""
+_PACK = """
+Write all records of a directory or file as WebDataset shards, with an index for random access. The
+result can be used wherever the original data can.
+"""
+_ANSWERS = """
+Build the answer list of the published VQA head, for --answers, from VQAv2's
+v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or from the published
+vqav2_train.arrow and vqav2_val.arrow.
+"""
+_SCENES = "rendered shapes, with captions, questions and boxes"
+_STAMPS = "cut-out objects on photographs, with captions and boxes"
 #: Maximum number of skipped records listed by `pack`.
 _MAX_LISTED = 10
 
@@ -24,123 +40,94 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help="generate, inspect or pack a data set")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     # Defaults of `generate`, repeated here to keep imports light.
-    _add_generator(
-        kinds, "scenes", "rendered shapes, with captions, questions and boxes", "pairs", 20000
+    _add_generator(kinds, "scenes", _SCENES, "pairs of color and shape", 20000)
+    stamps = _add_generator(kinds, "stamps", _STAMPS, "nouns", 8000)
+    add_options(
+        stamps,
+        {
+            "--backgrounds DIR": "background photographs",
+            "--stamps DIR": "cut-outs: PNG files with captions in .txt files",
+        },
     )
-    stamps = _add_generator(
-        kinds, "stamps", "cut-out objects on photographs, with captions and boxes", "nouns", 8000
+    inspect = kinds.add_parser(
+        "inspect",
+        help="print statistics of a data set and find broken files",
+        description=_INSPECT,
     )
-    stamps.add_argument("--backgrounds", type=Path, metavar="DIR", help="background photographs")
-    stamps.add_argument(
-        "--stamps", type=Path, metavar="DIR", help="cut-outs: PNG files with captions in .txt files"
+    add_options(
+        inspect,
+        {
+            "source SOURCE": _SOURCE,
+            "--split S": "only these splits, as in train+val",
+            "--sheet FILE": "save a contact sheet with boxes and texts",
+            "--json": "print one JSON object",
+        },
+        source={"type": Path},
     )
-    _add_inspect(kinds)
-    _add_pack(kinds)
+    inspect.set_defaults(run=_inspect)
+    pack = kinds.add_parser(
+        "pack", help="write a data set as tar shards with an index", description=_PACK
+    )
+    add_options(
+        pack,
+        {
+            "source SOURCE": _SOURCE,
+            "--output DIR": "a new directory",
+            "--split S": "only these splits, as in train+val",
+            "--shard-size SIZE": "maximum size of a tar file (default: 256MB)",
+            "--on-error": "skip: skip and count records without their image and invalid boxes"
+            " (default: raise)",
+        },
+        source={"type": Path},
+        output={"required": True},
+        shard_size={"type": byte_count, "default": "256MB"},
+        on_error={"choices": ("raise", "skip"), "default": "raise"},
+    )
+    pack.set_defaults(run=_pack, when_stopped="the unfinished directory was deleted")
     answers = kinds.add_parser(
-        "answers",
-        help="build the answer list of the published VQA head",
-        description="Build the answer list of the published VQA head, for --answers, from VQAv2's"
-        " v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or from the"
-        " published vqav2_train.arrow and vqav2_val.arrow.",
+        "answers", help="build the answer list of the published VQA head", description=_ANSWERS
     )
-    answers.add_argument("source", type=Path, metavar="DIR", help="directory of the two files")
-    answers.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="JSON list to write"
+    add_options(
+        answers,
+        {"source DIR": "directory of the two files", "--output FILE": "JSON list to write"},
+        output={"required": True},
     )
     answers.set_defaults(run=_make_answers)
 
 
 def _add_generator(
-    kinds: argparse._SubParsersAction, kind: str, text: str, novel: str, images: int
+    kinds: argparse._SubParsersAction, kind: str, text: str, held_out: str, images: int
 ) -> argparse.ArgumentParser:
-    held_out = "pairs of color and shape" if novel == "pairs" else novel
     generator = kinds.add_parser(
         kind,
         help=text,
         description=f"Generate {text}. Besides the training split there are always 500 images of"
-        f" val, with the content of training, and 500 of novel, with {held_out} that training does"
-        " not show.",
+        " val, with the same content as training, and 500 of novel, with"
+        f" {held_out} that training does not have.",
     )
-    generator.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="directory; kept if it has this data set already",
-    )
-    generator.add_argument(
-        "--images",
-        type=positive_int,
-        default=None,
-        metavar="N",
-        help=f"images of the training split, 1 or more (default: {images})",
-    )
-    generator.add_argument(
-        "--seed", type=int, default=0, help="seed of every image and text (default: 0)"
-    )
-    generator.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="DIR",
-        help="tokenizer.json or its directory (default: one trained on the texts)",
+    add_options(
+        generator,
+        {
+            "--output DIR": "directory; kept if it already has this data set",
+            "--images N": f"images of the training split, 1 or more (default: {images})",
+            "--seed": "seed of every image and text (default: 0)",
+            "--tokenizer DIR": "tokenizer.json or its directory (default: one trained on the"
+            " texts)",
+        },
+        output={"required": True},
+        seed={"type": int, "default": 0},
     )
     generator.set_defaults(run=_make_data, when_stopped="the unfinished directory was deleted")
     return generator
-
-
-def _add_inspect(kinds: argparse._SubParsersAction) -> None:
-    inspect = kinds.add_parser(
-        "inspect",
-        help="print statistics of a data set and find broken files",
-        description="Read all records of a directory or file, decode every image, and print"
-        " statistics: records, text lengths, boxes, image sizes, broken files, and images whose"
-        " size differs from the annotations. Exits with 1 if there are faults.",
-    )
-    inspect.add_argument("source", type=Path, metavar="SOURCE", help=_SOURCE)
-    inspect.add_argument("--split", metavar="S", help="only these splits, as in train+val")
-    inspect.add_argument(
-        "--sheet", type=Path, metavar="FILE", help="save a contact sheet with boxes and texts"
-    )
-    inspect.add_argument("--json", action="store_true", help="print one JSON object")
-    inspect.set_defaults(run=_inspect)
-
-
-def _add_pack(kinds: argparse._SubParsersAction) -> None:
-    pack = kinds.add_parser(
-        "pack",
-        help="write a data set as tar shards with an index",
-        description="Write all records of a directory or file as WebDataset shards, with an index"
-        " for random access. The result can be used wherever the original data can.",
-    )
-    pack.add_argument("source", type=Path, metavar="SOURCE", help=_SOURCE)
-    pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new directory")
-    pack.add_argument("--split", metavar="S", help="only these splits, as in train+val")
-    pack.add_argument(
-        "--shard-size",
-        type=byte_count,
-        default="256MB",
-        metavar="SIZE",
-        help="maximum size of a tar file (default: 256MB)",
-    )
-    pack.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: skip and count records without their image and invalid boxes (default: raise)",
-    )
-    pack.set_defaults(run=_pack, when_stopped="the unfinished directory was deleted")
 
 
 def _make_data(options: argparse.Namespace) -> int:
     from fiber.progress import ImageProgress
 
     module = importlib.import_module(f"fiber.synthetic.{options.kind}")
-    settings = {
-        "train": options.images,
-        "tokenizer": options.tokenizer,
-        "backgrounds": getattr(options, "backgrounds", None),
-        "stamps": getattr(options, "stamps", None),
-    }
+    settings = {"train": options.images}
+    for name in ("tokenizer", "backgrounds", "stamps"):
+        settings[name] = getattr(options, name, None)
     given = {name: value for name, value in settings.items() if value is not None}
     folder = module.generate(
         options.output, seed=options.seed, workers=usable_cores(), progress=ImageProgress(), **given
@@ -154,13 +141,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
-    return inspect(
-        options.source,
-        splits,
-        sheet=options.sheet,
-        as_json=options.json,
-        progress=ImageProgress(),
-    )
+    return inspect(options.source, splits, options.sheet, options.json, ImageProgress())
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -186,12 +167,10 @@ def _pack(options: argparse.Namespace) -> int:
         found = [f"{part['records']} records of {part['source']}"]
         found += [counted(number, what) for what, number in part["counts"].items()]
         print(f"fiber: {part['split']}: {'; '.join(found)}", file=sys.stderr)
-    pictures = sum(shard["pictures"] for shard in packed["shards"])
-    print(
-        f"fiber: {counted(pictures, 'pictures')} in {counted(len(packed['shards']), 'shards')},"
-        f" fingerprint {packed['fingerprint'][:16]}",
-        file=sys.stderr,
-    )
+    images = counted(sum(shard["pictures"] for shard in packed["shards"]), "images")
+    shards = counted(len(packed["shards"]), "shards")
+    fingerprint = packed["fingerprint"][:16]
+    print(f"fiber: {images} in {shards}, fingerprint {fingerprint}", file=sys.stderr)
     print(options.output)
     return 0
 

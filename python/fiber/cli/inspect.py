@@ -23,28 +23,23 @@ _BAR_WIDTH = 30
 
 def inspect(
     source: Path,
-    splits: Sequence[str] = (),
-    *,
-    sheet: Path | None = None,
-    as_json: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    splits: Sequence[str],
+    sheet: Path | None,
+    as_json: bool,
+    progress: Callable[[int, int], None],
 ) -> int:
     """Print statistics of a data set; return the exit code: 1 if there are faults.
 
-    Args:
-        source: a directory or a file.
-        splits: splits to read; empty: all.
-        sheet: image file of a contact sheet to write.
-        as_json: print one JSON object instead of text.
-        progress: called with (images decoded, total images) of each split.
+    Reads all splits if `splits` is empty. `sheet` is the file of a contact sheet to write;
+    `progress` is called with (images decoded, total images) of each split.
 
     Raises:
         FileNotFoundError: if the directory or file does not exist.
-        ValueError: if it is in no known format.
+        ValueError: if its format is unknown.
         OSError: if the contact sheet cannot be written.
     """
-    drawn = ContactSheet()
-    report = look(source, splits, shown=drawn.add if sheet is not None else None, progress=progress)
+    tiles = ContactSheet()
+    report = look(source, splits, shown=tiles.add if sheet is not None else None, progress=progress)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
@@ -52,10 +47,10 @@ def inspect(
     if sheet is not None:
         from fiber.postprocess.files import save_image
 
-        if drawn.is_empty:
+        if tiles.is_empty:
             print(f"not saved: {sheet}: no record can be read (see the faults)", file=sys.stderr)
             return 1
-        save_image(drawn.draw, sheet)
+        save_image(tiles.draw, sheet)
         # With --json only the JSON object goes to stdout.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0
@@ -64,8 +59,8 @@ def inspect(
 def _print(report: DataReport, source: Path) -> None:
     description = source / "dataset.json"
     if description.is_file():
-        made = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
-        print(", ".join(f"{name} {value}" for name, value in made.items()))
+        parameters = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
+        print(", ".join(f"{name} {value}" for name, value in parameters.items()))
     for split in dict.fromkeys(part.split for part in report.parts):
         print(f"\n{split}")
         for part in (part for part in report.parts if part.split == split):
@@ -91,18 +86,13 @@ def _print_histograms(report: DataReport) -> None:
         _print_bars(f"words per text, {source}", histogram(counts))
     for source, lengths in sides.items():
         _print_bars(f"box size in pixels (square root of area), {source}", histogram(lengths))
-    shorter = [
-        min(size)
-        for images in report.images
-        for size, count in images.sizes.items()
-        for _ in range(count)
-    ]
+    shorter = [min(size) for images in report.images for size in images.sizes.elements()]
     _print_bars("shorter image side in pixels", histogram(shorter))
 
 
 def _print_bars(title: str, bars: list[Bar]) -> None:
     if len(bars) < 2:
-        # The summary above has the only value.
+        # The summary already has the only value.
         return
     most = max(bar.number for bar in bars)
     names = [f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}" for b in bars]
@@ -121,7 +111,7 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # Most frequent first, and the least frequent: classes without boxes are not learned.
+        # Most frequent first; the rarest is always listed: a class without boxes is not learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         if len(named) > _MAX_CLASSES:
@@ -142,12 +132,11 @@ def _summary(part: PartReport) -> str:
 
 
 def _images(images: ImageReport) -> str:
-    statuses = images.statuses
-    broken = statuses.total() - statuses["ok"]
+    statuses, total = images.statuses, images.statuses.total()
     kinds = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "ok")
-    text = f"{statuses.total()} images, {_sizes(images.sizes)}, {broken} broken"
+    text = f"{total} images, {_sizes(images.sizes)}, {total - statuses['ok']} broken"
     if images.other_sizes:
-        text += f", {len(images.other_sizes)} with a size other than annotated"
+        text += f", {len(images.other_sizes)} whose size differs from the annotation"
     if images.outside:
         text += f", {counted(len(images.outside), 'records')} with boxes outside the image"
     return f"{text} ({kinds})" if kinds else text

@@ -1,4 +1,4 @@
-"""Choose the default model of a command: the newest run with the right head."""
+"""Choose a command's default model: the newest run with the required head."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ RUNS = Path("runs")
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Return the named model, or the newest finished run that has one of the heads.
-
-    Args:
-        named: the value of `--model`, or None.
-        heads: the command needs one of them; names as in `FiberConfig.heads`.
+    """Return the value of `--model`, or by default the newest finished run with one of the heads.
 
     Raises:
         FileNotFoundError: if no finished run has any of the heads.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from fiber.cli.arguments import (
     DEVICE,
-    add_tokenizer_and_answers,
+    VOCABULARIES,
+    add_options,
     candidates,
     key_values,
     nonnegative_int,
-    positive_int,
+    pick,
 )
 from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
@@ -24,55 +24,38 @@ _DATA = (
     ' {"image": "1.jpg", "text": "a dog"} or'
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
+_DEMO = """
+Generate images, train a small FIBER on captions and then on boxes, evaluate it on unseen
+compositions, and write report.html. Running an interrupted demo again resumes it.
+"""
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the commands of this file to the table."""
-    _add_demo(commands)
-    _add_train(commands)
-    recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
-    recipes.add_argument(
-        "name",
-        nargs="?",
-        metavar="RECIPE",
-        help="print its command, data, hardware and expected metric",
-    )
-    recipes.set_defaults(run=_recipes)
-    _add_eval(commands)
-
-
-def _add_demo(commands: argparse._SubParsersAction) -> None:
+    """Add `demo`, `train`, `recipes` and `eval` to the table of commands."""
     demo = commands.add_parser(
-        "demo",
-        help="train and evaluate a small FIBER on this machine",
-        description="Generate images, train a small FIBER on captions and then on boxes, evaluate"
-        " it on unseen compositions, and write report.html. Running an interrupted demo again"
-        " resumes it.",
+        "demo", help="train and evaluate a small FIBER on this machine", description=_DEMO
     )
-    demo.add_argument(
-        "--data",
-        choices=("scenes", "stamps"),
-        default="scenes",
-        help="generated data set (default: scenes)",
-    )
-    demo.add_argument("--fast", action="store_true", help="two minutes instead of ten")
-    demo.add_argument(
-        "--ablations", action="store_true", help="also train without fusion and without captions"
-    )
-    demo.add_argument(
-        "--output",
-        type=Path,
-        default=None,
-        metavar="DIR",
-        help="(default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
-    )
-    demo.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    demo.add_argument(
-        "--permute-pictures",
-        action="store_true",
-        help="evaluate with shuffled images: every metric must miss its floor, exit code 1",
+    add_options(
+        demo,
+        {
+            "--data": "generated data set (default: scenes)",
+            "--fast": "two minutes instead of ten",
+            "--ablations": "also train without fusion and without captions",
+            "--output DIR": "(default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
+            "--seed": "(default: 0)",
+            "--permute-pictures": "evaluate with shuffled images: every metric must miss its"
+            " floor, exit code 1",
+        },
+        data={"choices": ("scenes", "stamps"), "default": "scenes"},
+        seed={"type": int, "default": 0},
     )
     demo.set_defaults(run=_demo, when_stopped="run the same command again to resume")
+    _add_train(commands)
+    recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
+    text = "print its command, data, hardware and expected metric"
+    add_options(recipes, {"name RECIPE": text}, name={"nargs": "?"})
+    recipes.set_defaults(run=_recipes)
+    _add_eval(commands)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -81,44 +64,31 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="train a model with a recipe",
         description="Train a model with a recipe and write it to a directory.",
     )
-    train.add_argument("recipe", metavar="RECIPE", help="a recipe name (see `fiber recipes`)")
-    train.add_argument("--data", required=True, metavar="DATA", help=_DATA)
-    train.add_argument(
-        "--validation",
-        metavar="DATA",
-        help="data to select the best checkpoint on, if the recipe selects one (default: the split"
-        " validation.split of --data)",
+    add_options(
+        train,
+        {
+            "recipe RECIPE": "a recipe name (see `fiber recipes`)",
+            "--data DATA": _DATA,
+            "--validation DATA": "data to select the best checkpoint on, if the recipe selects one"
+            " (default: the split validation.split of --data)",
+            "--init MODEL": "initial weights: a model directory, a published checkpoint, a Swin or"
+            " RoBERTa file, or a directory of such files",
+            "--tokenizer DIR": "tokenizer.json or its directory, a directory with vocab.json and"
+            " merges.txt, or `train` to train one on the texts (default: that of --init or of the"
+            " data)",
+            "--answers FILE": "JSON list of the VQA head's answers, in the order of its logits"
+            " (default: those of --init if the data have no others, else the most frequent answers"
+            " of the data)",
+            "--output DIR": "(default: runs/RECIPE)",
+            "--resume": "resume from the newest checkpoint in --output",
+            "--set KEY=VALUE": "override a field of the recipe, as in train.steps=500; repeatable",
+            **DEVICE,
+        },
+        data={"required": True},
+        tokenizer={"type": str},
+        answers={"type": str},
+        set={"action": "append", "default": []},
     )
-    train.add_argument(
-        "--init",
-        metavar="MODEL",
-        help="initial weights: a model directory, a published checkpoint, a Swin or RoBERTa file,"
-        " or a directory of such files",
-    )
-    train.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="tokenizer.json or its directory, a directory with vocab.json and merges.txt, or"
-        " `train` to train one on the texts (default: that of --init or of the data)",
-    )
-    train.add_argument(
-        "--answers",
-        metavar="FILE",
-        help="JSON list of the VQA head's answers, in the order of its logits (default: those of"
-        " --init if the data have no others, else the most frequent answers of the data)",
-    )
-    train.add_argument("--output", type=Path, metavar="DIR", help="(default: runs/RECIPE)")
-    train.add_argument(
-        "--resume", action="store_true", help="resume from the newest checkpoint in --output"
-    )
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a field of the recipe, as in train.steps=500; repeatable",
-    )
-    train.add_argument("--device", help=DEVICE)
     train.set_defaults(run=_train, when_stopped="add --resume to the same command to continue")
 
 
@@ -128,75 +98,47 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         help="evaluate a model on a task",
         description="Evaluate a model on a split of a data set and print the metrics.",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="model directory or checkpoint file")
-    add_tokenizer_and_answers(evaluate)
-    evaluate.add_argument("task", metavar="TASK", help=f"one of {', '.join(CHOSEN_BY)}, odinw")
-    evaluate.add_argument("--data", required=True, metavar="DATA", help=_DATA)
-    evaluate.add_argument(
-        "--split", default="val", help="(default: val; a file without splits is read whole)"
+    add_options(
+        evaluate,
+        {
+            "model MODEL": "model directory or checkpoint file",
+            **VOCABULARIES,
+            "task TASK": f"one of {', '.join(CHOSEN_BY)}, odinw",
+            "--data DATA": _DATA,
+            "--split SPLIT": "(default: val; a file without splits is read whole)",
+            "--output FILE": "file to write predictions to; a directory for odinw",
+            **DEVICE,
+            "--rerank N": "retrieval: rerank the N best candidates of each query by ITM; 0: off,"
+            " all: score every pair (default: 32; off without an ITM head, all without an ITC"
+            " head)",
+            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes in a prompt, 0:"
+            " as many as fit (default: 40 for lvis, as published, else 0)",
+            "--classes-file FILE": "coco, lvis: text of each class in a prompt, in the order of"
+            ' class ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix":'
+            ' " with orange beaks"}]; odinw: a directory with NAME.json for each data set (default:'
+            " the class names)",
+            "--batch-size N": "(default: 64)",
+            "--threads N": "image decoding threads (default: one per core)",
+            "--image-size N": "input height and width of a coarse model, in pixels (default: the"
+            " model's)",
+        },
+        tokenizer={"type": str},
+        answers={"type": str},
+        data={"required": True},
+        split={"default": "val"},
+        rerank={"type": candidates},
+        classes_per_prompt={"type": nonnegative_int},
+        batch_size={"default": 64},
+        threads={"default": 0},
     )
-    evaluate.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="file to write predictions to; a directory for odinw",
-    )
-    evaluate.add_argument("--device", help=DEVICE)
-    _add_eval_settings(evaluate)
     evaluate.set_defaults(run=_eval)
-
-
-def _add_eval_settings(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument(
-        "--rerank",
-        type=candidates,
-        metavar="N",
-        help="retrieval: rerank the N best candidates of each query by ITM; 0: off, all: score"
-        " every pair (default: 32; off without an ITM head, all without an ITC head)",
-    )
-    evaluate.add_argument(
-        "--classes-per-prompt",
-        type=nonnegative_int,
-        metavar="N",
-        help="coco, lvis, odinw: maximum number of classes in a prompt, 0: as many as fit (default:"
-        " 40 for lvis, as published, else 0)",
-    )
-    evaluate.add_argument(
-        "--classes-file",
-        type=Path,
-        metavar="FILE",
-        help="coco, lvis: text of each class in a prompt, in the order of class ids: one per line,"
-        ' or a JSON list such as ["fish", {"name": "puffin", "suffix": " with orange beaks"}];'
-        " odinw: a directory with NAME.json for each data set (default: the class names)",
-    )
-    evaluate.add_argument(
-        "--batch-size", type=positive_int, default=64, metavar="N", help="(default: 64)"
-    )
-    evaluate.add_argument(
-        "--threads",
-        type=positive_int,
-        default=0,
-        metavar="N",
-        help="image decoding threads (default: one per core)",
-    )
-    evaluate.add_argument(
-        "--image-size",
-        type=positive_int,
-        metavar="N",
-        help="input height and width of a coarse model, in pixels (default: the model's)",
-    )
 
 
 def _demo(options: argparse.Namespace) -> int:
     from fiber.demo import run
 
     return run.main(
-        data=options.data,
-        fast=options.fast,
-        ablations=options.ablations,
-        output=options.output,
-        seed=options.seed,
-        permute_pictures=options.permute_pictures,
+        **pick(options, "data", "fast", "ablations", "output", "seed", "permute_pictures")
     )
 
 
@@ -205,18 +147,10 @@ def _train(options: argparse.Namespace) -> int:
     output = options.output or RUNS / options.recipe
     import fiber
 
-    fiber.train(
-        options.recipe,
-        data=options.data,
-        output=output,
-        validation=options.validation,
-        set=changes,
-        init=options.init,
-        tokenizer=options.tokenizer,
-        answers=options.answers,
-        resume=options.resume,
-        device=options.device,
+    settings = pick(
+        options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
+    fiber.train(options.recipe, output=output, set=changes, **settings)
     print(output)
     return 0
 
@@ -244,24 +178,12 @@ def _eval(options: argparse.Namespace) -> int:
     import fiber
 
     model = fiber.load(
-        options.model,
-        options.tokenizer,
-        options.answers,
-        options.device,
-        image_size=options.image_size,
+        options.model, **pick(options, "tokenizer", "answers", "device", "image_size")
     )
-    metrics = fiber.evaluate(
-        model,
-        options.task,
-        data=options.data,
-        split=options.split,
-        output=options.output,
-        **settings,
-        classes_per_prompt=options.classes_per_prompt,
-        classes=options.classes_file,
-        batch_size=options.batch_size,
-        threads=options.threads,
+    settings |= pick(
+        options, "data", "split", "output", "classes_per_prompt", "batch_size", "threads"
     )
+    metrics = fiber.evaluate(model, options.task, classes=options.classes_file, **settings)
     if sys.stdout.isatty():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():

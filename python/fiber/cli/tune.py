@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from fiber.cli.arguments import positive_int, semicolon_list
+from fiber.cli.arguments import add_options, positive_int, semicolon_list
+
+_DESCRIPTION = """
+Time tile sizes of every attention kernel on this machine's GPU and write the fastest ones to a
+table. Kernels prefer it to the package's own table, on GPUs of the same architecture with the same
+Triton version. Takes a few minutes, most of them compiling. Other tile sizes change the order of
+summation, so the last bits of results may change. Lists are separated by semicolons.
+"""
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -14,33 +20,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     tune = commands.add_parser(
         "tune",
         help="tune the tile sizes of the attention kernels for this GPU",
-        description="Time tile sizes of every attention kernel on this machine's GPU and write the"
-        " fastest ones to a table. Kernels prefer it to the package's own table, on GPUs of the"
-        " same architecture with the same Triton version. Takes a few minutes, most of them"
-        " compiling. Other tile sizes change the order of summation, so the last bits of results"
-        " may change. Lists are separated by semicolons.",
+        description=_DESCRIPTION,
     )
-    tune.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="table to update; rows of other GPUs stay (default: the table that kernels read,"
-        " fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
-    )
-    tune.add_argument("--print", action="store_true", help="print the rows instead of writing them")
-    tune.add_argument(
-        "--windows",
-        type=_windows,
-        default=(),
-        metavar="SIDES",
-        help="window sizes in tokens (default: 12; 18)",
-    )
-    tune.add_argument(
-        "--dtypes",
-        type=semicolon_list,
-        default=("bfloat16",),
-        metavar="NAMES",
-        help="bfloat16, float16 or float32 (default: bfloat16)",
+    add_options(
+        tune,
+        {
+            "--output FILE": "table to update; rows of other GPUs are kept (default: the table that"
+            " kernels read, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
+            "--print": "print the rows instead of writing them",
+            "--windows SIDES": "window sizes in tokens (default: 12; 18)",
+            "--dtypes NAMES": "bfloat16, float16 or float32 (default: bfloat16)",
+        },
+        windows={"type": _windows, "default": ()},
+        dtypes={"type": semicolon_list, "default": ("bfloat16",)},
     )
     tune.set_defaults(run=_tune, when_stopped="the table is unchanged")
 

@@ -1,4 +1,4 @@
-"""Detect boxes for prompts; the image tower runs once per image for all of its prompts."""
+"""Detect boxes for prompts; the image encoder runs once per image for all prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Thresholds(NamedTuple):
 
     #: Minimum score, in [0, 1].
     score: float
-    #: IoU above which the lower of two boxes of a label is removed.
+    #: IoU of two boxes of a label above which the lower-scored box is removed.
     nms: float
     #: Maximum boxes per image.
     max_detections: int
@@ -32,28 +32,27 @@ class Thresholds(NamedTuple):
     boxes_per_phrase: int | None = None
 
     def check(self) -> None:
-        """Raise a TypeError or ValueError for a value of another type or out of range."""
+        """Raise TypeError or ValueError for a threshold of the wrong type or out of range."""
         for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
             if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name}: expected a number from 0 to 1, got {value!r:.60}")
+                raise TypeError(f"{name} must be a number from 0 to 1, got {value!r:.60}")
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, got {value}")
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
         counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
         for name, count in counts.items():
             if count is not None and not isinstance(count, numbers.Integral):
-                raise TypeError(f"{name}: expected a whole number, got {count!r:.60}")
+                raise TypeError(f"{name} must be an integer, got {count!r:.60}")
             if count is not None and count < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {count}")
+                raise ValueError(f"{name} must be 1 or more, got {count}")
 
 
 @dataclass
 class PassCounts:
-    """Counters of forward passes."""
+    """Forward pass counters."""
 
-    #: Images.
-    pictures: int = 0
-    #: Batches of images of one padded size in the image tower.
-    trunk_passes: int = 0
+    images: int = 0
+    #: Batches in the image encoder, each of images of one padded size.
+    encoder_passes: int = 0
     #: (image, prompt) pairs in the fused layers and the head.
     pairs: int = 0
 
@@ -62,49 +61,38 @@ def find_boxes(
     network: FiberDetector,
     inputs: Inputs,
     text_prefixes: TextPrefixes,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     prompts: Sequence[Sequence[Prompt]],
     thresholds: Thresholds,
     passes: PassCounts,
 ) -> list[Detections]:
-    """Find the boxes of the prompts of each image.
+    """Find boxes for the prompts of each image, best box first.
 
-    Args:
-        network: in evaluation mode.
-        inputs: preprocessing of the model.
-        text_prefixes: text feature cache of the model.
-        pictures: n images as `load_image` takes them.
-        prompts: n lists; labels are numbered across the prompts of a list.
-        thresholds: box selection.
-        passes: updated in place.
-
-    Returns:
-        n detections, best box first.
+    `prompts` has one list per image; labels are numbered across the prompts of a list. `passes` is
+    updated in place.
     """
-    found: list[Detections | None] = [None] * len(pictures)
-    for batch in inputs.images(pictures):
+    found: list[Detections | None] = [None] * len(images)
+    for batch in inputs.images(images):
         prefix = network.image_prefix(batch.images, batch.image_sizes)
         todo = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
-        passes.pictures += len(batch.indices)
-        passes.trunk_passes += 1
+        passes.images += len(batch.indices)
+        passes.encoder_passes += 1
         passes.pairs += len(todo)
         at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
         chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
         for start in range(0, len(todo), at_once):
-            rows = [row for row, _ in todo[start : start + at_once]]
-            texts = text_prefixes.batch(
-                [prompt.text for _, prompt in todo[start : start + at_once]]
+            some = todo[start : start + at_once]
+            rows = [row for row, _ in some]
+            texts = text_prefixes.batch([prompt.text for _, prompt in some])
+            row_prefixes = prefix.take(
+                torch.tensor(rows, device=prefix.tokens.device), with_stages=True
             )
             output = network.predict(
-                network.backbone.fuse(
-                    prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
-                    texts.prefix,
-                    texts.text_mask,
-                )
+                network.backbone.fuse(row_prefixes, texts.prefix, texts.text_mask)
             )
             maps = [
                 prompt.token_map(offsets)
-                for (_, prompt), offsets in zip(todo[start:], texts.offsets, strict=False)
+                for (_, prompt), offsets in zip(some, texts.offsets, strict=True)
             ]
             sizes = batch.image_sizes[rows], batch.original_sizes[rows]
             for row, boxes in zip(rows, _select(output, maps, *sizes, thresholds), strict=True):
@@ -118,7 +106,7 @@ def find_boxes(
                 ),
                 [label for prompt in prompts[index] for label in prompt.labels],
                 tuple(batch.original_sizes[row].tolist()),
-                batch.pictures[row],
+                batch.originals[row],
             )
     return [each for each in found if each is not None]
 
@@ -140,7 +128,7 @@ def _select(
             nms_threshold=thresholds.nms,
             max_detections=thresholds.max_detections,
         )
-        # As in grounding, the threshold applies to the final score, which includes centerness.
+        # As in grounding, threshold the final score, which includes centerness.
         return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
     return ground_phrases(
         output,

@@ -15,30 +15,26 @@ from fiber.models.fiber.image_text import FiberImageText
 def caption_writer(
     model: FiberImageText, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return a captioning function; arguments and errors are those of `Model.caption`.
+    """Return a function from (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
 
-    Returns:
-        Function from (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
+    Arguments and errors are those of `Model.caption`.
     """
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:
-            raise TypeError(f"caption: {name} is {value!r:.60}; expected {kind.__name__}")
+            raise TypeError(f"caption: {name} must be {kind.__name__}, got {value!r:.60}")
     if not 0 <= seed < 2**63:
-        raise ValueError(f"caption: seed is {seed}; expected 0 to 2**63 - 1")
+        raise ValueError(f"caption: seed must be from 0 to 2**63 - 1, got {seed}")
     if not sample:
         beams = CAPTION_BEAMS if num_beams is None else num_beams
         return lambda tokens: (
             beam_search(model, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
         )
     if num_beams is not None:
-        raise ValueError(
-            f"caption: num_beams is {num_beams}, but a drawn caption has no beams; expected"
-            " num_beams or sample"
-        )
+        raise ValueError(f"caption: num_beams={num_beams} cannot be combined with sample=True")
 
     def draw(tokens: Tensor) -> Tensor:
-        sources = [torch.Generator(tokens.device).manual_seed(seed) for _ in tokens]
-        found = sample_captions(model, tokens, max_tokens=max_tokens, generator=sources)
+        generators = [torch.Generator(tokens.device).manual_seed(seed) for _ in tokens]
+        found = sample_captions(model, tokens, max_tokens=max_tokens, generator=generators)
         return found.token_ids[:, 0]
 
     return draw

@@ -1,8 +1,4 @@
-"""Convert user inputs to model inputs.
-
-An image is a path, bytes, a PIL image or a uint8 array (H, W, 3). One image gives one result, a
-list gives a list.
-"""
+"""Convert user inputs to model inputs."""
 
 from __future__ import annotations
 
@@ -35,43 +31,40 @@ ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
 #: One text or several.
 Texts: TypeAlias = str | Sequence[str]
 
-#: Images decoded at once, and maximum batch size of the image tower.
+#: Images decoded at once, and maximum batch size of the image encoder.
 IMAGES_AT_ONCE = 16
 
 
-def as_list(pictures: Any) -> tuple[list[Any], bool]:
-    """Convert one image or several to a list.
-
-    Returns:
-        The list, and True for a single image.
+def as_list(images: Any) -> tuple[list[Any], bool]:
+    """Convert an image or several to a list; also return True for a single image.
 
     Raises:
         TypeError: if it is neither an image nor a list of images.
         ValueError: for an array of another shape.
     """
-    if isinstance(pictures, (str, os.PathLike, bytes, bytearray, memoryview)):
-        return [pictures], True
-    if isinstance(pictures, np.ndarray):
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return [images], True
+    if isinstance(images, np.ndarray):
         # An array of paths or of images of several sizes is a list.
-        if pictures.ndim in (3, 4) or pictures.dtype.kind in "OSU":
-            return ([pictures], True) if pictures.ndim == 3 else (list(pictures), False)
+        if images.ndim in (3, 4) or images.dtype.kind in "OSU":
+            return ([images], True) if images.ndim == 3 else (list(images), False)
         raise ValueError(
-            f"picture is an array of shape {pictures.shape} and dtype {pictures.dtype};"
-            " expected (H, W, 3) and uint8, or (n, H, W, 3) for n pictures"
+            f"image is an array of shape {images.shape} and dtype {images.dtype};"
+            " expected (H, W, 3) and uint8, or (n, H, W, 3) for n images"
         )
     # A PIL image, without importing PIL.
-    if hasattr(pictures, "convert") and hasattr(pictures, "size"):
-        return [pictures], True
-    if isinstance(pictures, Sequence) or hasattr(pictures, "__iter__"):
-        return list(pictures), False
+    if hasattr(images, "convert") and hasattr(images, "size"):
+        return [images], True
+    if isinstance(images, Sequence) or hasattr(images, "__iter__"):
+        return list(images), False
     raise TypeError(
-        "a picture is a path, bytes, a PIL image or a uint8 array (H, W, 3), or a list of these;"
-        f" got {type(pictures).__name__}"
+        "image must be a path, bytes, a PIL image or a uint8 array (H, W, 3), or a list of these;"
+        f" got {type(images).__name__}"
     )
 
 
 def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
-    """Convert one text or several to a list.
+    """Convert a text or several to a list.
 
     Raises:
         TypeError: if it is neither.
@@ -87,13 +80,13 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
 def check_top_k(top_k: int) -> None:
     """Raise a TypeError or ValueError unless `top_k` is an integer of 1 or more."""
     if not isinstance(top_k, (int, np.integer)):
-        raise TypeError(f"top_k must be a whole number, got the {type(top_k).__name__} {top_k!r}")
+        raise TypeError(f"top_k must be an integer, got the {type(top_k).__name__} {top_k!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
 
 
 def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
-    """Return one text per image, from one for all images or one for each.
+    """Return one text per image, given one for all images or one for each.
 
     Raises:
         ValueError: if the number differs, or a text is empty.
@@ -103,7 +96,7 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
         given = given * count
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} {what}s for {count} pictures; expected one, or one for each"
+            f"{len(given)} {what}s for {count} images; expected one, or one for each image"
         )
     return not_empty(given, what)
 
@@ -111,7 +104,7 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
 def one_list_for_each(
     texts: str | Sequence[str] | Sequence[Sequence[str]], count: int, what: str
 ) -> list[list[str]]:
-    """Return one list of texts per image, from one for all images or one for each.
+    """Return one list of texts per image, given one for all images or one for each.
 
     Raises:
         ValueError: if the number of lists differs, or a list is empty.
@@ -121,8 +114,8 @@ def one_list_for_each(
         given = [given] * count
     elif len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of texts for {count} pictures; expected one list of {what} names"
-            " for all pictures, or one list for each"
+            f"{len(given)} lists of texts for {count} images; expected one list of {what} names"
+            " for all images, or one list for each image"
         )
     for index, each in enumerate(given):
         if isinstance(each, str) or not isinstance(each, Collection) or not each:
@@ -133,7 +126,7 @@ def one_list_for_each(
 
 
 def not_empty(texts: Sequence[str], what: str) -> list[str]:
-    """Strip texts and check that none is empty.
+    """Strip texts; check that none is empty.
 
     Raises:
         TypeError: if an entry is not a str.
@@ -143,10 +136,10 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
         if not text.strip():
-            raise ValueError(f"{what} {index} is empty; expected words")
+            raise ValueError(f"{what} {index} is empty; expected a text with words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{what} {index} is {text!r:.60}; expected whole code points of Unicode"
+                f"{what} {index} has a lone surrogate: {text!r:.60}; expected valid Unicode"
             )
     return [text.strip() for text in texts]
 
@@ -164,7 +157,7 @@ class ImageBatch:
     #: (B, 2) int64 (height, width) of the original images, in pixels.
     original_sizes: Tensor
     #: Original images, (H, W, 3) uint8.
-    pictures: list[np.ndarray]
+    originals: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -196,20 +189,20 @@ class Inputs:
         self.tokenizer = tokenizer
         self.device = device
 
-    def images(self, pictures: Sequence[Any]) -> Iterator[ImageBatch]:
+    def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
 
-        The model sees padding. Only images of one padded size share a batch, so that results do not
-        depend on the other images.
+        The model attends to padding. Only images of one padded size share a batch, so that results
+        do not depend on the other images.
 
         Raises:
             FileNotFoundError, fiber.DecodeError: naming an image that cannot be read.
             ValueError: for an array of another shape or dtype, or without pixels.
         """
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-            for start in range(0, len(pictures), IMAGES_AT_ONCE):
+            for start in range(0, len(images), IMAGES_AT_ONCE):
                 by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
-                some = pictures[start : start + IMAGES_AT_ONCE]
+                some = images[start : start + IMAGES_AT_ONCE]
                 for index, prepared in enumerate(pool.map(self._prepare, some), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
                 for same in by_size.values():
@@ -219,11 +212,11 @@ class Inputs:
                         images=torch.stack(tensors).to(self.device),
                         image_sizes=torch.tensor(sizes),
                         original_sizes=torch.tensor([array.shape[:2] for array in arrays]),
-                        pictures=list(arrays),
+                        originals=list(arrays),
                     )
 
     def texts(self, texts: Sequence[str], *, warn_truncated: bool = True) -> TextBatch:
-        """Tokenize texts and truncate long ones, with a warning if `warn_truncated` is True.
+        """Tokenize texts and truncate long ones, by default with a warning.
 
         Raises:
             ValueError: if the model has no tokenizer, or a text has only special tokens such as
@@ -237,10 +230,10 @@ class Inputs:
         counts = text_mask.sum(1)
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), self.config.roberta.mask_id):
-                raise ValueError(f"text {text!r:.60} holds special tokens alone; expected words")
+                raise ValueError(f"text {text!r:.60} has only special tokens; expected words")
             if warn_truncated and count == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
-                    f"the model reads the first {limit} tokens only of {text[:60]!r}...",
+                    f"text {text[:60]!r}... is truncated to the model's maximum of {limit} tokens",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -263,13 +256,13 @@ class Inputs:
             raise ValueError(NO_TOKENIZER)
         return self.tokenizer
 
-    def _prepare(self, picture: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+    def _prepare(self, image: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Return the decoded image, its (3, H, W) tensor and (height, width) without padding."""
-        array = load_image(picture)
+        array = load_image(image)
         if not array.size:
             raise ValueError(
-                f"picture is an array of shape {array.shape}: it has 0 pixels; expected (H, W, 3)"
-                " with H and W of 1 or more"
+                f"image has shape {array.shape} and no pixels; expected (H, W, 3) with H and W of 1"
+                " or more"
             )
         pixels, _, size = _core.apply_transform(array, self.transform)
         return array, torch.from_numpy(np.asarray(pixels)), size

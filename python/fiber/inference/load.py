@@ -25,30 +25,30 @@ def load(
 ) -> Model:
     """Load a trained model.
 
-    The model of a published checkpoint is inferred from its tensor names, their shapes and, if the
-    file has one, the config of its run. Every other tensor of the file is ignored for a listed
-    reason or refused. The temperature of ITC, which only training reads, may be missing and is then
-    set to 0.07; `fiber convert` lists ignored and missing tensors. All published coarse files have
-    the ITC projections, so the model has that head even if the file's task did not train it. No
-    code in a file is run.
+    The architecture of a published checkpoint is inferred from its tensor names and shapes and, if
+    the file has one, the config of its run. Every other tensor is ignored for a listed reason or
+    refused. The ITC temperature, which only training reads, may be missing and is then set to 0.07;
+    `fiber convert` lists ignored and missing tensors. All published coarse files have the ITC
+    projections, so the model has that head even if the file's task did not train it. No code in a
+    file is run.
 
     Args:
-        path: folder of a run or of a saved model, or a published .ckpt, .pt, .pth or .safetensors
+        path: directory of a run or a saved model, or a published .ckpt, .pt, .pth or .safetensors
             file of either stage.
-        tokenizer: a tokenizer, a tokenizer.json, or a folder with it or with RoBERTa's vocab.json
-            and merges.txt; default: the folder's own.
+        tokenizer: a tokenizer, a tokenizer.json, or a directory with it or with RoBERTa's
+            vocab.json and merges.txt; default: the directory's own.
         answers: answers in the order of the VQA head's logits, or a JSON file with a list of them;
-            default: the folder's own.
+            default: the directory's own.
         device: default CUDA if available, else the CPU.
-        dtype: dtype of the computation; default bfloat16 on CUDA, float32 on the CPU.
-        image_size: side of the input images of a coarse model in pixels, if not its own; its
+        dtype: compute dtype; default bfloat16 on CUDA, float32 on the CPU.
+        image_size: height and width of a coarse model's input images in pixels, if not its own; its
             position bias tables are resized, as in the published training.
-        weights: of a file with both, the trained weights ("raw", as the published tools load) or
-            their moving average ("ema").
+        weights: trained weights ("raw", as the published tools load) or their moving average
+            ("ema"), if the file has both.
 
     Raises:
         FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if a file cannot be read, or parts do not fit each other, with the name of every
+        ValueError: if a file cannot be read, or its parts do not match, with the name of every
             tensor that is missing, unexpected or of another shape.
     """
     stored = load_stored(

@@ -1,4 +1,4 @@
-"""`Model`: a trained network with its tokenizer, and the methods to run it on images."""
+"""`Model`: a trained network with its tokenizer, and methods to run it on images."""
 
 from __future__ import annotations
 
@@ -44,20 +44,24 @@ from fiber.models.heads import need_head
 from fiber.models.registry import inference_transform
 from fiber.postprocess import Detections
 
-#: Default lowest score of a detected object.
+#: Default minimum score of a detected object.
 SCORE_THRESHOLD = 0.3
 
 
 class Model:
-    """A network with its tokenizer and vocabularies. One image gives one result, a list a list.
+    """A network with its tokenizer and vocabularies.
+
+    An image is a path, bytes, a PIL image or a uint8 array (H, W, 3). Methods return one result for
+    an image, and a list for a list of images.
 
     Args:
-        network: a network, which is set to evaluation mode and stays on its device.
-        tokenizer: needed by every method that takes a text; its special tokens have RoBERTa's ids.
-        answers: answers in the order of the VQA head's logits; needed by `answer`.
+        network: is set to evaluation mode and stays on its device.
+        tokenizer: required by every method that takes a text; its special tokens must have
+            RoBERTa's ids.
+        answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
-        dtype: dtype of the computation; the weights keep theirs.
-        trained_on: training data, if known; `fiber.evaluate` on them warns.
+        dtype: compute dtype; the weights keep theirs.
+        trained_on: training data, if known; `fiber.evaluate` on it warns.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Model:
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.trained_on = trained_on
-        #: Counts of `ground` and `detect` since the model was loaded.
+        #: Forward passes of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
         if isinstance(network, FiberDetector):
@@ -94,16 +98,16 @@ class Model:
 
     @overload
     def ground(
-        self, pictures: ImageInput, phrases: Phrases = None, **options: Unpack[GroundOptions]
+        self, images: ImageInput, phrases: Phrases = None, **options: Unpack[GroundOptions]
     ) -> Detections: ...
     @overload
     def ground(
-        self, pictures: Images, phrases: Phrases = None, **options: Unpack[GroundOptions]
+        self, images: Images, phrases: Phrases = None, **options: Unpack[GroundOptions]
     ) -> list[Detections]: ...
 
     def ground(
         self,
-        pictures: ImageInput | Images,
+        images: ImageInput | Images,
         phrases: Phrases = None,
         *,
         caption: Texts | None = None,
@@ -113,42 +117,42 @@ class Model:
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Find the best boxes of phrases, each by itself or, with a caption, in its sentence.
+        """Find the best boxes of phrases, each independently or in the context of a caption.
 
         Args:
-            pictures: one image or a list.
+            images: an image or a list.
             phrases: a phrase, a list of phrases for all images, or one list for each image; "the
                 star left of the ring" gives boxes of the star.
-            caption: sentence with the phrases, one for all images or one for each; without
-                `phrases`, those that `fiber.inference.noun_phrases` finds in it.
-            spans: in place of phrases, half-open ranges (start, end) of the caption's code points,
+            caption: sentence with the phrases, one for all images or one for each; by default its
+                phrases are found by `fiber.inference.noun_phrases`.
+            spans: instead of phrases, half-open ranges (start, end) of the caption's code points,
                 or lists of ranges for phrases in parts; one list for each caption.
-            boxes_per_phrase: most boxes of a phrase.
-            score_threshold: lowest score of a box, in [0, 1]; see `Detections`.
-            nms_threshold: of two boxes of a phrase with a larger IoU, the better one is kept.
-            max_detections: most boxes of an image.
+            boxes_per_phrase: maximum number of boxes of a phrase.
+            score_threshold: minimum score of a box, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU of two boxes of a phrase.
+            max_detections: maximum number of boxes of an image.
 
         Returns:
-            `Detections` of the image, best box first, or a list of them.
+            Detections of each image, best box first.
         """
         self.need_head("grounding", "ground")
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
         return self._boxes(given, single, prompts, limits)
 
     @overload
     def detect(
-        self, pictures: ImageInput, classes: Classes = None, **options: Unpack[DetectOptions]
+        self, images: ImageInput, classes: Classes = None, **options: Unpack[DetectOptions]
     ) -> Detections: ...
     @overload
     def detect(
-        self, pictures: Images, classes: Classes = None, **options: Unpack[DetectOptions]
+        self, images: Images, classes: Classes = None, **options: Unpack[DetectOptions]
     ) -> list[Detections]: ...
 
     def detect(
         self,
-        pictures: ImageInput | Images,
+        images: ImageInput | Images,
         classes: Classes = None,
         *,
         classes_per_prompt: int | None = None,
@@ -156,24 +160,24 @@ class Model:
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Find every object of some classes, which are joined into as few prompts as they fit.
+        """Detect all objects of the classes, which are joined into as few prompts as they fit.
 
         Args:
-            pictures: one image or a list.
+            images: an image or a list.
             classes: names for all images, or one list for each image; default: the classes that the
-                model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
-                words before and after a name. Duplicates are refused; case and added words count.
-            classes_per_prompt: most classes of a prompt (published for LVIS: 40); 0 or None: as
-                many as fit.
-            score_threshold: lowest score of a box, in [0, 1]; see `Detections`.
-            nms_threshold: of two boxes of a class with a larger IoU, the better one is kept.
-            max_detections: most boxes of an image.
+                model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds a
+                prefix and a suffix to a name. Duplicates are an error; names are case-sensitive.
+            classes_per_prompt: maximum number of classes in a prompt (published for LVIS: 40); 0 or
+                None: as many as fit.
+            score_threshold: minimum score of a box, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU of two boxes of a class.
+            max_detections: maximum number of boxes of an image.
 
         Returns:
-            `Detections` of the image, best box first, or a list of them.
+            Detections of each image, best box first.
         """
         self.need_head("grounding", "detect")
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         if classes is None:
             if not self.classes:
                 raise ValueError(NO_CLASSES)
@@ -183,38 +187,26 @@ class Model:
         return self._boxes(given, single, prompts, limits)
 
     @overload
-    def answer(self, pictures: ImageInput, questions: Texts, *, top_k: int = 1) -> list[Answer]: ...
+    def answer(self, images: ImageInput, questions: Texts, *, top_k: int = 1) -> list[Answer]: ...
     @overload
-    def answer(
-        self, pictures: Images, questions: Texts, *, top_k: int = 1
-    ) -> list[list[Answer]]: ...
+    def answer(self, images: Images, questions: Texts, *, top_k: int = 1) -> list[list[Answer]]: ...
 
     def answer(
-        self,
-        pictures: ImageInput | Images,
-        questions: Texts,
-        *,
-        top_k: int = 1,
+        self, images: ImageInput | Images, questions: Texts, *, top_k: int = 1
     ) -> list[Answer] | list[list[Answer]]:
-        """Answer questions.
-
-        Args:
-            pictures: one image or a list.
-            questions: one for all images, or one for each.
-            top_k: number of answers, best first.
+        """Answer one question for all images, or one for each.
 
         Returns:
-            A list of `Answer`, or a list of such lists.
+            The `top_k` best answers of each question, best first.
         """
         self.need_head("vqa", "answer")
         check_top_k(top_k)
         if not self.answers:
             raise ValueError(NO_ANSWERS)
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
-        network = self._coarse
-        scores = self._score(given, texts, pairs, network.vqa_logits).sigmoid()
+        scores = self._score(given, texts, pairs, self._coarse.vqa_logits).sigmoid()
         best = scores.topk(min(top_k, scores.shape[1]))
         found = [
             [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
@@ -223,13 +215,13 @@ class Model:
         return found[0] if single else found
 
     @overload
-    def caption(self, pictures: ImageInput, **options: Unpack[CaptionOptions]) -> str: ...
+    def caption(self, images: ImageInput, **options: Unpack[CaptionOptions]) -> str: ...
     @overload
-    def caption(self, pictures: Images, **options: Unpack[CaptionOptions]) -> list[str]: ...
+    def caption(self, images: Images, **options: Unpack[CaptionOptions]) -> list[str]: ...
 
     def caption(
         self,
-        pictures: ImageInput | Images,
+        images: ImageInput | Images,
         *,
         num_beams: int | None = None,
         max_tokens: int | None = None,
@@ -239,17 +231,14 @@ class Model:
         """Caption images.
 
         Args:
-            pictures: one image or a list.
-            num_beams: beams of the search, default 5; 1 is greedy.
-            max_tokens: longest caption; default the longest text of the model.
-            sample: sample tokens instead of a beam search.
-            seed: seed of every image's samples, 0 or more; captions do not depend on the batch.
-
-        Returns:
-            A str, or a list of them.
+            images: an image or a list.
+            num_beams: beams of beam search, default 5; 1 is greedy.
+            max_tokens: maximum length of a caption; default: the model's maximum.
+            sample: sample tokens instead of beam search.
+            seed: seed of each image's samples, 0 or more; captions do not depend on the batch.
 
         Raises:
-            TypeError: if `sample` is no bool, or `seed` no int.
+            TypeError: if `sample` is not a bool, or `seed` not an int.
             ValueError: if `num_beams` is given with `sample` or is below 1, or `seed` is out of
                 range.
         """
@@ -258,7 +247,7 @@ class Model:
             self._coarse, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
         )
         tokenizer = self._inputs.needed_tokenizer()
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         texts = [""] * len(given)
         with self._running():
             for batch in self._inputs.images(given):
@@ -268,26 +257,26 @@ class Model:
         return texts[0] if single else texts
 
     @overload
-    def match(self, pictures: ImageInput, texts: str) -> float: ...
+    def match(self, images: ImageInput, texts: str) -> float: ...
     @overload
-    def match(self, pictures: ImageInput, texts: list[str] | tuple[str, ...]) -> np.ndarray: ...
+    def match(self, images: ImageInput, texts: list[str] | tuple[str, ...]) -> np.ndarray: ...
     @overload
-    def match(self, pictures: Images, texts: Texts) -> np.ndarray: ...
+    def match(self, images: Images, texts: Texts) -> np.ndarray: ...
 
-    def match(self, pictures: ImageInput | Images, texts: Texts) -> float | np.ndarray:
+    def match(self, images: ImageInput | Images, texts: Texts) -> float | np.ndarray:
         """Compute the probability that each text matches each image (ITM).
 
         Returns:
-            (images, texts) float32 probabilities; a single image or text drops its dimension, and
-            both give a float.
+            (images, texts) float32 probabilities. A single image or text drops its dimension; both
+            give a float.
         """
         self.need_head("itm", "match")
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         one_text = isinstance(texts, str)
-        words = not_empty(as_texts(texts, "text"), "text")
-        pairs = [(i, j) for i in range(len(given)) for j in range(len(words))]
-        logits = self._score(given, words, pairs, self._coarse.itm_logits)
-        scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(words)).numpy()
+        given_texts = not_empty(as_texts(texts, "text"), "text")
+        pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
+        logits = self._score(given, given_texts, pairs, self._coarse.itm_logits)
+        scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
         scores = scores[:, 0] if one_text else scores
         scores = scores[0] if single else scores
         return float(scores) if single and one_text else scores
@@ -297,44 +286,35 @@ class Model:
     @overload
     def reason(self, pairs: list[ImagePair], statements: Texts) -> list[bool]: ...
 
-    def reason(
-        self,
-        pairs: ImagePair | list[ImagePair],
-        statements: Texts,
-    ) -> bool | list[bool]:
-        """Decide whether statements about image pairs are true (NLVR2).
+    def reason(self, pairs: ImagePair | list[ImagePair], statements: Texts) -> bool | list[bool]:
+        """Decide whether statements about image pairs (left, right) are true (NLVR2).
 
-        Args:
-            pairs: (left, right), or a list of such pairs.
-            statements: one for all pairs, or one for each.
-
-        Returns:
-            A bool, or a list of them.
+        `statements` is one for all pairs, or one for each.
         """
         self.need_head("nlvr2", "reason")
         single = isinstance(pairs, tuple)
         given = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
             if len(pair) != 2:
-                raise ValueError(f"pair {index} has {len(pair)} pictures; expected (left, right)")
+                raise ValueError(f"pair {index} has {len(pair)} images; expected (left, right)")
         texts = one_for_each(statements, len(given), "statement")
-        pictures = [picture for pair in given for picture in pair]
-        order = [(number, number // 2) for number in range(len(pictures))]
-        pooled = self._score(pictures, texts, order, lambda pooled: pooled)
+        images = [image for pair in given for image in pair]
+        order = [(number, number // 2) for number in range(len(images))]
+        pooled = self._score(images, texts, order, lambda pooled: pooled)
+        pooled = pooled.to(self.device)
         with self._running():
-            device = self.device
-            logits = self._coarse.nlvr2_logits(pooled[0::2].to(device), pooled[1::2].to(device))
+            logits = self._coarse.nlvr2_logits(pooled[0::2], pooled[1::2])
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
 
-    def embed_images(self, pictures: ImageInput | Images) -> np.ndarray:
+    def embed_images(self, images: ImageInput | Images) -> np.ndarray:
         """Embed images with the ITC head.
 
         Returns:
             (n, D) float32 unit vectors, or (D,) for one image.
         """
         self.need_head("itc", "embed_images")
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         vectors = torch.zeros(len(given), self.config.roberta.width)
         with self._running():
             for batch in self._inputs.images(given):
@@ -348,11 +328,11 @@ class Model:
             (n, D) float32 unit vectors, or (D,) for one text.
         """
         self.need_head("itc", "embed_texts")
-        words = not_empty(as_texts(texts, "text"), "text")
-        vectors = torch.zeros(len(words), self.config.roberta.width)
+        given_texts = not_empty(as_texts(texts, "text"), "text")
+        vectors = torch.zeros(len(given_texts), self.config.roberta.width)
         with self._running():
-            for start in range(0, len(words), PAIRS_AT_ONCE):
-                batch = self._inputs.texts(words[start : start + PAIRS_AT_ONCE])
+            for start in range(0, len(given_texts), PAIRS_AT_ONCE):
+                batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
                 found = self._coarse.embed_texts(batch.token_ids, batch.text_mask)
                 vectors[start : start + len(found)] = found.float().cpu()
         return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
@@ -360,38 +340,38 @@ class Model:
     def search(
         self,
         text: str,
-        pictures: Images,
+        images: Images,
         top_k: int = 10,
         *,
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the images that fit a text best: ITC ranks all, ITM re-ranks the best.
+        """Find the images that match a text best: ITC ranks all, ITM re-ranks the best.
 
-        A model with one of the two heads ranks by that one; a warning says so, unless ITC alone
-        ranks and re-ranking was not asked for.
+        A model with one of the two heads ranks by that one, with a warning unless this was
+        requested.
 
         Args:
             text: query.
-            pictures: list of images.
+            images: list of images.
             top_k: number of hits, best first.
-            rerank: re-rank with ITM: scores are matching probabilities then, else cosine
+            rerank: re-rank by ITM: scores are matching probabilities, otherwise cosine
                 similarities. Default: if the model has both heads.
-            candidates: images to re-rank, 1 or more, default 32; at least `top_k`.
+            candidates: number of images to re-rank, 1 or more, default 32; at least `top_k`.
 
         Raises:
             MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
-            TypeError: if `text` is no str, or `rerank` neither bool nor None.
-            ValueError: if the text is empty, or `pictures` is one image.
+            TypeError: if `text` is not a str, or `rerank` not a bool or None.
+            ValueError: if the text is empty, or `images` is one image.
         """
         if not isinstance(text, str):
             raise TypeError(
-                f"search: expected a str to look for, got the {type(text).__name__} {text!r:.60}"
+                f"search: text must be a str, got the {type(text).__name__} {text!r:.60}"
             )
         check_top_k(top_k)
-        given, single = as_list(pictures)
+        given, single = as_list(images)
         if single:
-            raise ValueError("search: expected a list of pictures, got one picture")
+            raise ValueError("search: expected a list of images, got a single image")
         wanted = not_empty([text], "text")[0]
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
         with self._running():
@@ -403,15 +383,16 @@ class Model:
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and the vocabularies to a new or empty folder.
+        """Write config.json, model.safetensors and the vocabularies to a directory.
 
         Raises:
-            NotADirectoryError, FileExistsError: if it is a file, or holds a part of either.
+            NotADirectoryError: if it is a file.
+            FileExistsError: if it already has one of the files.
         """
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError, naming the recipe that trains it, if the model lacks a head."""
+        """Raise MissingHeadError, with the recipe that trains it, if the model lacks a head."""
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:
@@ -420,7 +401,7 @@ class Model:
 
     @property
     def _coarse(self) -> FiberImageText:
-        """The network as an image-text model, as `need_head` has checked."""
+        """Image-text network; `need_head` has checked it."""
         return cast(FiberImageText, self.network)
 
     @contextmanager
@@ -429,22 +410,22 @@ class Model:
             yield
 
     def _boxes(
-        self, pictures: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
+        self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
     ) -> Detections | list[Detections]:
         thresholds.check()
         with self._running():
             network, features = cast(FiberDetector, self.network), self._text_prefixes
             found = find_boxes(
-                network, self._inputs, features, pictures, prompts, thresholds, self.passes
+                network, self._inputs, features, images, prompts, thresholds, self.passes
             )
         return found[0] if single else found
 
     def _score(
         self,
-        pictures: list[Any],
+        images: list[Any],
         texts: list[str],
         pairs: list[tuple[int, int]],
         head: Callable[..., Tensor],
     ) -> Tensor:
         with self._running():
-            return score_pairs(self._coarse, self._inputs, pictures, texts, pairs, head)
+            return score_pairs(self._coarse, self._inputs, images, texts, pairs, head)

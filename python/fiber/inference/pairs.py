@@ -20,37 +20,39 @@ PAIRS_AT_ONCE = 32
 def score_pairs(
     network: FiberImageText,
     inputs: Inputs,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     texts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
     head: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Run a head on pairs; features below the fusion are computed once per image and text.
+    """Run a head on (image index, text index) pairs.
+
+    Features below the fusion are computed once per image and text.
 
     Args:
         network: in evaluation mode.
         inputs: preprocessing of the model.
-        pictures: images as `load_image` takes them.
+        images: images as `load_image` takes them.
         texts: texts of the pairs.
-        pairs: (image index, text index).
+        pairs: n pairs.
         head: maps pooled pairs (B, 2 D) to (B, K).
 
     Returns:
-        (pairs, K) float32 on the CPU.
+        (n, K) float32 on the CPU.
     """
     backbone = network.backbone
     if not pairs:
         return head(torch.zeros(0, 2 * network.config.roberta.width, device=inputs.device)).cpu()
     pairs_of: dict[int, list[int]] = {}
-    for number, (picture, _) in enumerate(pairs):
-        pairs_of.setdefault(picture, []).append(number)
+    for number, (image, _) in enumerate(pairs):
+        pairs_of.setdefault(image, []).append(number)
     words, prefixes = inputs.texts(texts), TextFeatureStore()
     for ids, mask in zip(
         words.token_ids.split(PAIRS_AT_ONCE), words.text_mask.split(PAIRS_AT_ONCE), strict=True
     ):
         prefixes.add(backbone.text_prefix(ids, mask), mask)
     results = [torch.empty(0)] * len(pairs)
-    for batch in inputs.images(pictures):
+    for batch in inputs.images(images):
         todo = [(row, n) for row, index in enumerate(batch.indices) for n in pairs_of[index]]
         found = run_pairs(
             network,
@@ -66,41 +68,32 @@ def score_pairs(
 
 
 def rank_images(
-    network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any], reranked: int
+    network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any], reranked: int
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITC, then re-rank the best ones by ITM.
 
-    The image tower runs once per image: features below the fusion are kept for the best images.
-
-    Args:
-        network: in evaluation mode, with the ITC head; with the ITM head if `reranked` > 0.
-        inputs: preprocessing of the model.
-        text: query.
-        pictures: images as `load_image` takes them.
-        reranked: number of images that are re-ranked by ITM; the others are dropped. 0: rank all
-            images by ITC only.
+    The image encoder runs once per image: features below the fusion are kept for the best images.
+    The `reranked` best images are re-ranked and the others dropped; 0: rank all images by ITC only.
 
     Returns:
         (image index, score), best first: ITM probabilities, or ITC cosine similarities.
     """
     backbone, words = network.backbone, inputs.texts([text])
     prefix = backbone.text_prefix(words.token_ids, words.text_mask)
-    vector = network.text_vectors(backbone.complete_text(prefix, words.text_mask, wanted="pooled"))[
-        0
-    ]
-    vector = vector.float().cpu().numpy()
+    completed = backbone.complete_text(prefix, words.text_mask, wanted="pooled")
+    vector = network.text_vectors(completed)[0].float().cpu().numpy()
     cosines: list[tuple[int, float]] = []
     best: list[tuple[int, float]] = []
     kept: dict[int, Tensor] = {}
-    for batch in inputs.images(pictures):
-        images = backbone.image_prefix(batch.images)
-        vectors = network.image_vectors(backbone.complete_image(images)).float().cpu().numpy()
+    for batch in inputs.images(images):
+        features = backbone.image_prefix(batch.images)
+        vectors = network.image_vectors(backbone.complete_image(features)).float().cpu().numpy()
         found = list(zip(batch.indices, (vectors @ vector).tolist(), strict=True))
         cosines += found
         best = _best_first([*best, *found])[:reranked]
         rows = {index: row for row, index in enumerate(batch.indices)}
         kept = {
-            index: kept[index] if index in kept else images.tokens[rows[index]].clone()
+            index: kept[index] if index in kept else features.tokens[rows[index]].clone()
             for index, _ in best
         }
     if not kept:
@@ -119,31 +112,20 @@ def rank_images(
 
 
 def match_images(
-    network: FiberImageText, inputs: Inputs, text: str, pictures: Sequence[Any]
+    network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITM.
-
-    Args:
-        network: in evaluation mode, with the ITM head.
-        inputs: preprocessing of the model.
-        text: query.
-        pictures: images as `load_image` takes them.
-
-    Returns:
-        (image index, ITM probability), best first.
-    """
-    if not pictures:
+    """Rank images for a text by ITM: (image index, probability), best first."""
+    if not images:
         return []
-    pairs = [(number, 0) for number in range(len(pictures))]
+    pairs = [(number, 0) for number in range(len(images))]
     head = match_log_odds(network)
-    log_odds = score_pairs(network, inputs, pictures, [text], pairs, head)
+    log_odds = score_pairs(network, inputs, images, [text], pairs, head)
     return _by_matching(list(enumerate(log_odds.tolist())))
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Sort (index, log odds), then convert to probabilities, which may round to ties."""
-    ranked = _best_first(log_odds)
-    return [(index, torch.tensor(value).sigmoid().item()) for index, value in ranked]
+    return [(index, torch.tensor(value).sigmoid().item()) for index, value in _best_first(log_odds)]
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:

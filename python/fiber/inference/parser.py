@@ -1,4 +1,4 @@
-"""Noun phrases with spaCy, if it is installed with an English pipeline.
+"""Find noun phrases with spaCy, if it is installed with an English pipeline.
 
 `pip install 'fiber-vl[phrases]'` installs spaCy, `python -m spacy download en_core_web_sm` a
 pipeline. Any installed English pipeline with a parser works. Nothing is downloaded here.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fiber.data.char_spans import CharSpan
 
-#: spaCy's pipelines, most accurate first; preferred to others.
+#: Preferred spaCy pipelines, most accurate first.
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 #: Components that noun phrases do not need.
 _UNUSED = ("ner", "lemmatizer")
@@ -31,11 +31,7 @@ class Parser(NamedTuple):
     pipeline: Any
 
     def noun_phrases(self, caption: str) -> list[CharSpan]:
-        """Find the noun phrases of a caption, without pronouns and places.
-
-        Returns:
-            Half-open character spans, in order.
-        """
+        """Find a caption's noun phrases, without pronouns and places: half-open character spans."""
         spans = []
         for chunk in self.pipeline(caption).noun_chunks:
             is_pronoun = all(token.pos_ == "PRON" for token in chunk)

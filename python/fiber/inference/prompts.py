@@ -23,16 +23,10 @@ from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 def detection_prompts(
     classes: Any, count: int, inputs: Inputs, classes_per_prompt: int | None
 ) -> list[list[Prompt]]:
-    """Concatenate classes into prompts.
+    """Concatenate classes into the prompts of each of `count` images.
 
-    Args:
-        classes: one list for all images, or one for each.
-        count: number of images.
-        inputs: preprocessing of the model.
-        classes_per_prompt: maximum classes per prompt; 0 or None: as many as fit.
-
-    Returns:
-        Prompts of each image.
+    `classes` is one list for all images, or one for each; `classes_per_prompt` 0 or None: as many
+    as fit.
 
     Raises:
         TypeError, ValueError: for an empty list, or for an invalid, empty, too long or duplicate
@@ -45,13 +39,13 @@ def detection_prompts(
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of texts for {count} pictures; expected one list of class names"
-            " for all pictures, or one list for each"
+            f"{len(given)} lists of texts for {count} images; expected one list of class names"
+            " for all images, or one list for each image"
         )
     prompts = []
     for index, each in enumerate(given):
         if _is_class(each) or not each:
-            raise ValueError(f"class list {index} is {each!r}; expected a list of one or more")
+            raise ValueError(f"class list {index} is {each!r}; expected one or more classes")
         prompts.append(_class_prompts(list(each), inputs, classes_per_prompt))
     return prompts
 
@@ -61,16 +55,13 @@ def grounding_prompts(
 ) -> list[list[Prompt]]:
     """Build the prompts of each of `count` images; the other arguments are those of `Model.ground`.
 
-    Warns if a text is truncated, with the number of phrases that are lost.
+    Warns if a text is truncated, with the number of lost phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
-        raise ValueError(
-            "ground: spans say which characters of the caption name something; expected caption"
-            " with spans, or phrases without them"
-        )
+        raise ValueError("ground: spans must be given with a caption and without phrases")
     lists = None if phrases is None else one_list_for_each(phrases, count, "phrase")
     if caption is None and lists is None:
-        raise ValueError("ground: give phrases, a caption, or both")
+        raise ValueError("ground: expected phrases, a caption or both, got neither")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
         # Spans refer to captions that are not stripped.
@@ -97,18 +88,17 @@ def _class_prompts(
     classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
     """Concatenate classes into prompts; raise for duplicates (case-sensitive)."""
-    named, first = [], dict[ClassName, int]()
+    first: dict[ClassName, int] = {}
     for number, given in enumerate(classes):
         each = as_class(given.strip() if isinstance(given, str) else given, number)
         if each in first:
             raise ValueError(
-                f"class {number} ({each.name!r}) is class {first[each]} again; expected each class"
-                " once"
+                f"duplicate class {each.name!r} (classes {first[each]} and {number});"
+                " expected each class once"
             )
         first[each] = number
-        named.append(each)
     return class_prompts(
-        named,
+        list(first),
         inputs.needed_tokenizer(),
         inputs.config.max_tokens,
         max_classes=classes_per_prompt or None,
@@ -116,10 +106,10 @@ def _class_prompts(
 
 
 def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
-    """Make one prompt for each phrase, so that its boxes do not depend on the other phrases.
+    """Build one prompt per phrase, so that its boxes do not depend on the other phrases.
 
-    Boxes are scored by the tokens of the first noun phrase only, "the star" in "the star left of
-    the ring", as referring expressions are in training and evaluation.
+    As for referring expressions in training and evaluation, boxes are scored by the tokens of the
+    first noun phrase only, "the star" in "the star left of the ring".
     """
     prompts = []
     for number, phrase in enumerate(not_empty(phrases, "phrase")):
@@ -129,7 +119,7 @@ def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
 
 
 def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
-    """Make the prompt of a caption and its phrases; default: those of `caption_phrases`.
+    """Build the prompt of a caption and its phrases; default: those of `caption_phrases`.
 
     Raises:
         ValueError: for a caption without phrases, or a phrase that does not occur in it.
@@ -138,8 +128,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
         found = caption_phrases(caption)
         if not found:
             raise ValueError(
-                f"caption {caption[:60]!r} holds no phrase that names a thing; give phrases or"
-                " spans if it does"
+                f"no noun phrase found in caption {caption[:60]!r}; pass phrases or spans"
             )
         labels = tuple(caption[start:end] for start, end in found)
         return Prompt(caption, labels, tuple((span,) for span in found))
@@ -147,19 +136,19 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Return the spans of each image: one list for a single caption, else one for each."""
+    """Return each image's spans: the same list for a single caption, else one for each."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:
         size = len(spans) if isinstance(spans, Sequence) else f"a {type(spans).__name__}"
         raise ValueError(
-            f"spans: expected a list of spans for each of {count} captions, got {size}"
+            f"spans: expected one list of spans for each of {count} captions, got {size}"
         )
     return list(spans)
 
 
 def _marked_caption(caption: str, spans: Any) -> Prompt:
-    """Make the prompt of a caption and spans, each (start, end) or a list of these."""
+    """Build the prompt of a caption and spans, each (start, end) or a list of these."""
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
             f"spans of the caption {caption[:60]!r}: expected a list of one or more (start, end),"
@@ -180,29 +169,26 @@ def _all_sequences(given: Sequence[Any]) -> bool:
 
 
 def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
-    """Warn if a prompt is truncated, with the phrases that are lost."""
+    """Warn if a prompt is truncated, with the lost phrases."""
     tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):
         return
     whole = prompt.token_map(tokenizer.encode(prompt.text)[1])
     read = prompt.token_map(tokenizer.encode(prompt.text, max_tokens=limit)[1])
-    behind = [label for label, tokens in zip(prompt.labels, read, strict=True) if not tokens]
-    parted = [
-        label
-        for label, some, every in zip(prompt.labels, read, whole, strict=True)
-        if 0 < len(some) < len(every)
-    ]
-    costs = []
-    if behind:
-        costs.append(
-            f"{len(behind)} of its {len(prompt.labels)} phrases lie behind them and are not looked"
-            f" for, first {behind[0][:60]!r}"
+    phrases = list(zip(prompt.labels, read, whole, strict=True))
+    lost = [label for label, tokens, _ in phrases if not tokens]
+    cut = [label for label, tokens, every in phrases if 0 < len(tokens) < len(every)]
+    effects = []
+    if lost:
+        effects.append(
+            f"{len(lost)} of its {len(phrases)} phrases are dropped, first {lost[0][:60]!r}"
         )
-    if parted:
-        costs.append(f"of {parted[0][:60]!r} a part is read")
-    cost = "; ".join(costs) or "all of its phrases are read"
+    if cut:
+        effects.append(f"phrase {cut[0][:60]!r} is cut")
+    effect = "; ".join(effects) or "none of its phrases is cut"
     warnings.warn(
-        f"the model reads the first {limit} tokens only of {prompt.text[:60]!r}...: {cost}",
+        f"text {prompt.text[:60]!r}... is truncated to the model's maximum of {limit} tokens:"
+        f" {effect}",
         UserWarning,
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-"""Result types of question answering and image search."""
+"""Results of question answering and image search."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """Answer to a question with its score in [0, 1]; scores need not sum to 1."""
+    """Answer and its score in [0, 1]; scores need not sum to 1."""
 
     answer: str
     score: float

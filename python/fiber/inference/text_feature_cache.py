@@ -29,12 +29,7 @@ class TextPrefixBatch(NamedTuple):
 
 
 class TextPrefixes:
-    """LRU cache of prompt features; cleared when the text tower's weights change.
-
-    Args:
-        network: in evaluation mode.
-        inputs: preprocessing of the model.
-    """
+    """LRU cache of prompt features; cleared when the text encoder's weights change."""
 
     def __init__(self, network: FiberDetector, inputs: Inputs) -> None:
         self._backbone, self._inputs = network.backbone, inputs
@@ -74,7 +69,7 @@ class TextPrefixes:
             self._tokens += length
 
     def _fingerprint(self) -> tuple[int, torch.device, torch.dtype]:
-        """Return in-place version, device and dtype of the text tower's weights."""
+        """Return in-place version, device and dtype of the text encoder's weights."""
         parameters = list(self._backbone.text.parameters())
         # Inference tensors have no version counter.
         version = sum(each._version for each in parameters if not each.is_inference())

@@ -101,10 +101,10 @@ class TestPictureCommands:
         found = [json.loads(line)["detections"] for line in output.out.splitlines()]
         for some in found:
             assert {item["label"] for item in some} == {"circle", "star", "ring"}
-        line = "fiber: 3 classes in 2 prompts, 2 images, 1 forward pass of the image trunk"
+        line = "fiber: 3 classes in 2 prompts, 2 images, 1 forward pass of the image encoder"
         assert output.err.splitlines()[-1] == line
         assert main(["detect", "a.jpg", "--classes", "circle"]) == 0
-        line = "fiber: 1 class in 1 prompt, 1 image, 1 forward pass of the image trunk"
+        line = "fiber: 1 class in 1 prompt, 1 image, 1 forward pass of the image encoder"
         assert capsys.readouterr().err.splitlines()[-1] == line
 
     def test_detect_with_bad_classes(self, desk, capsys):
@@ -112,7 +112,7 @@ class TestPictureCommands:
         assert main(["detect", "a.jpg", "--classes-file", "classes.json"]) == 2
         assert "classes.json: class 1 has the keys 'title'" in error_line(capsys)
         assert main(["detect", "a.jpg", "--classes", "circle; star; circle"]) == 2
-        assert "class 2 ('circle') is class 0 again" in error_line(capsys)
+        assert "duplicate class 'circle' (classes 0 and 2)" in error_line(capsys)
 
     def test_a_folder_stands_for_pictures_at_any_depth(self, desk, capsys):
         for name in ("nested/val/000/b.jpg", "nested/val/000/a.JPG", "nested/c.png/d.jpg"):
@@ -279,11 +279,14 @@ class TestBadInput:
             (["detect", "blank", "--classes", "dog"], "blank: no .bmp, .gif"),
             (["answer", "a.jpg", ""], "question 0 is empty"),
             (["match", "a.jpg", " "], "text 0 is empty"),
-            (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' holds special tokens alone"),
+            (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' has only special tokens"),
             (["match", "corrupt.jpg", "dog"], "corrupt.jpg: "),
             (["caption", "a.jpg", "corrupt.jpg"], "corrupt.jpg: "),
             (["caption", "a.jpg", "--seed", "3"], "--seed 3: expected --sample"),
-            (["caption", "a.jpg", "--sample", "--seed", "-3"], "seed is -3; expected 0 to"),
+            (
+                ["caption", "a.jpg", "--sample", "--seed", "-3"],
+                "seed must be from 0 to 2**63 - 1, got -3",
+            ),
             (["match", "a.jpg", "dog", "--model", "cut.ckpt"], "cut.ckpt is cut off"),
             (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds no published"),
             (["search", "", "a.jpg"], "text 0 is empty"),
@@ -291,7 +294,10 @@ class TestBadInput:
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
             (["match", "a.jpg", "dog", "--device", "toaster"], "toaster"),
             (["ground", "a.jpg", "--phrases", "dog", "--threshold", "2"], "2.0"),
-            (["caption", "a.jpg", "--save", "b.jpg"], "--save b.jpg is a file; name a folder"),
+            (
+                ["caption", "a.jpg", "--save", "b.jpg"],
+                "--save b.jpg is a file; expected a directory",
+            ),
         ],
     )
     def test_message(self, desk, capsys, arguments, message):

@@ -1,0 +1,348 @@
+"""`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
+
+Each prints a table to a terminal and one JSON object per line otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiber.cli.arguments import (
+    DEVICE,
+    VOCABULARIES,
+    add_options,
+    char_spans,
+    nonnegative_int,
+    pick,
+    semicolon_list,
+)
+from fiber.cli.models import choose_model
+from fiber.data.image_file import ENDINGS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fiber.inference import Model
+    from fiber.inference.boxes import PassCounts
+
+_IMAGE = {"image IMAGE": "image file"}
+_IMAGES = {"images IMAGE": "image file, or a directory: all images in it, recursively"}
+_TEXT = {"text TEXT": 'such as "a red mug"'}
+_BOX_OPTIONS = {
+    "--threshold SCORE": "minimum score of a box, from 0 to 1 (default: 0.3 for detect, 0 for"
+    " ground)",
+    "--max-detections N": "maximum number of boxes per image (default: 100)",
+}
+_BOX_SETTINGS: dict[str, Any] = {
+    "images": {"nargs": "+"},
+    "threshold": {"type": float},
+    "max_detections": {"default": 100},
+}
+#: Images decoded and held at once.
+_BATCH = 16
+#: Maximum number of class names in a line.
+_MAX_LISTED = 12
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of this file to the table."""
+    ground = _command(commands, "ground", _ground, "find boxes for phrases or a caption")
+    add_options(
+        ground,
+        {
+            **_IMAGES,
+            "--phrases LIST": '"a red mug; the laptop": phrases, each grounded by itself',
+            "--caption CAPTION": '"a red mug next to the laptop": its noun phrases, or those of'
+            " --phrases in it",
+            "--spans LIST": "character spans of phrases in the caption, instead of --phrases:"
+            ' "2:12; 18:24", or "2:5,18:24" for a phrase in two parts; half-open, from 0',
+            "--boxes-per-phrase N": "maximum number of boxes of a phrase (default: 1)",
+            **_BOX_OPTIONS,
+        },
+        phrases={"type": semicolon_list},
+        spans={"type": char_spans},
+        boxes_per_phrase={"default": 1},
+        **_BOX_SETTINGS,
+    )
+
+    detect = _command(commands, "detect", _detect, "detect all objects of given classes")
+    add_options(detect, _IMAGES, images={"nargs": "+"})
+    add_options(
+        detect.add_mutually_exclusive_group(),
+        {
+            "--classes LIST": '"mug; traffic light" (default: the classes that the model was'
+            " trained on)",
+            "--classes-file FILE": "one class per line; or a .json list of names or of"
+            ' {"prefix", "name", "suffix"}',
+        },
+        classes={"type": semicolon_list},
+    )
+    add_options(
+        detect,
+        {
+            "--classes-per-prompt N": "maximum number of classes in a prompt, 0: as many as fit"
+            " (default: 0; published for LVIS: 40)",
+            **_BOX_OPTIONS,
+        },
+        classes_per_prompt={"type": nonnegative_int, "default": 0},
+        **_BOX_SETTINGS,
+    )
+
+    answer = _command(commands, "answer", _answer, "answer a question about an image")
+    question = {"question QUESTION": 'such as "what color is the mug?"'}
+    top_k = {"--top-k N": "number of answers (default: 3)"}
+    add_options(answer, {**_IMAGE, **question, **top_k}, top_k={"default": 3})
+
+    caption = _command(commands, "caption", _caption, "caption images")
+    add_options(caption, _IMAGES, images={"nargs": "+"})
+    add_options(
+        caption.add_mutually_exclusive_group(),
+        {
+            "--num-beams N": "beams of beam search (default: 5)",
+            "--sample": "sample tokens, without beam search",
+        },
+    )
+    add_options(caption, {"--seed N": "seed of --sample (default: 0)"}, seed={"type": int})
+
+    match = _command(commands, "match", _match, "score how well a text matches an image")
+    add_options(match, {**_IMAGE, **_TEXT})
+
+    search = _command(commands, "search", _search, "find the images that match a text best")
+    add_options(
+        search,
+        {
+            **_TEXT,
+            **_IMAGES,
+            "--top-k N": "number of images (default: 10)",
+            "--no-rerank": "rank by ITC alone, without reranking by ITM",
+        },
+        images={"nargs": "+"},
+        top_k={"default": 10},
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: Any, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    add_options(
+        command,
+        {
+            "--model MODEL": "model directory or checkpoint file (default: the newest model in"
+            " runs/ with the required head)",
+            **VOCABULARIES,
+            **DEVICE,
+            "--json": "print JSON on a terminal, too",
+            "--save DIR": "directory to save annotated images to",
+        },
+        tokenizer={"type": str},
+        answers={"type": str},
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _ground(options: argparse.Namespace) -> int:
+    if options.phrases is None and options.caption is None:
+        raise ValueError("ground: expected --phrases, --caption or both, got neither")
+    if options.spans is not None and (options.caption is None or options.phrases is not None):
+        raise ValueError("--spans: expected --caption and no --phrases")
+    asked = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
+    return _boxes(options, "ground", asked)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    if options.classes_file is not None:
+        from fiber.data.prompts.classes import read_classes
+
+        options.classes = list(read_classes(options.classes_file))
+    return _boxes(options, "detect", pick(options, "classes", "classes_per_prompt"))
+
+
+def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
+    paths = _paths(options.images)
+    model, name = _load(options, "grounding")
+    if method == "detect" and asked["classes"] is None and model.classes:
+        names, more = ", ".join(model.classes[:_MAX_LISTED]), len(model.classes) - _MAX_LISTED
+        names += f" and {more} others" if more > 0 else ""
+        print(f"fiber: classes: {names}", file=sys.stderr)
+    asked["max_detections"] = options.max_detections
+    if options.threshold is not None:
+        asked["score_threshold"] = options.threshold
+    output = _Output(options)
+    for some, images in _read(paths):
+        for path, found in zip(some, getattr(model, method)(images, **asked), strict=True):
+            result = found.to_dict(image=str(path), model=name)
+            rows = [
+                (
+                    f"{item['score']:.2f}",
+                    item["label"],
+                    " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"]),
+                )
+                for item in result["detections"]
+            ]
+            output.print(result, rows or [("nothing found",)])
+            if options.save:
+                found.save(output.file_for(path))
+    if method == "detect":
+        classes = model.classes if asked["classes"] is None else asked["classes"]
+        print(f"fiber: {_describe_cost(len(classes), model.passes)}", file=sys.stderr)
+    return 0
+
+
+def _describe_cost(classes: int, passes: PassCounts) -> str:
+    """Describe the cost of a detection: each prompt runs with each image in the fused layers."""
+    from fiber.data.skip_report import counted
+
+    return (
+        f"{counted(classes, 'classes')} in"
+        f" {counted(passes.pairs // max(passes.images, 1), 'prompts')},"
+        f" {counted(passes.images, 'images')},"
+        f" {counted(passes.encoder_passes, 'forward passes')} of the image encoder"
+    )
+
+
+def _answer(options: argparse.Namespace) -> int:
+    paths = _paths([options.image])
+    model, name = _load(options, "vqa")
+    output = _Output(options)
+    for (path,), (image,) in _read(paths):
+        answers = model.answer(image, options.question, top_k=options.top_k)
+        scored = [{"answer": text, "score": round(score, 4)} for text, score in answers]
+        result = {"question": options.question, "answers": scored}
+        rows = [(f"{score:.2f}", text) for text, score in answers]
+        output.print(_about(path, image, name) | result, rows)
+        output.save(path, image, f"{options.question}  {answers[0].answer}")
+    return 0
+
+
+def _caption(options: argparse.Namespace) -> int:
+    if options.seed is not None and not options.sample:
+        raise ValueError(f"--seed {options.seed}: expected --sample with it")
+    asked = {"sample": options.sample, "seed": options.seed or 0, "num_beams": options.num_beams}
+    paths = _paths(options.images)
+    model, name = _load(options, "caption")
+    output = _Output(options)
+    for some, images in _read(paths):
+        for path, image, text in zip(some, images, model.caption(images, **asked), strict=True):
+            output.print(_about(path, image, name) | {"caption": text}, [(text,)])
+            output.save(path, image, text)
+    return 0
+
+
+def _match(options: argparse.Namespace) -> int:
+    paths = _paths([options.image])
+    model, name = _load(options, "itm")
+    output = _Output(options)
+    for (path,), (image,) in _read(paths):
+        score = float(model.match([image], [options.text])[0, 0])
+        result = {"text": options.text, "score": round(score, 4)}
+        output.print(_about(path, image, name) | result, [(f"{score:.2f}", options.text)])
+        output.save(path, image, f"{score:.2f}  {options.text}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    paths = _paths(options.images)
+    model, name = _load(options, "itc", *([] if options.no_rerank else ["itm"]))
+    output = _Output(options)
+    files, rerank = [str(path) for path in paths], not options.no_rerank
+    for rank, hit in enumerate(model.search(options.text, files, options.top_k, rerank=rerank), 1):
+        path = paths[hit.index]
+        (_, (image,)), *_ = _read([path])
+        result = {"text": options.text, "rank": rank, "score": round(hit.score, 4)}
+        output.print(_about(path, image, name) | result, [(f"{rank}.", f"{hit.score:.3f}")])
+        output.save(path, image, f"{rank}. {options.text}")
+    return 0
+
+
+def _load(options: argparse.Namespace, *heads: str) -> tuple[Model, str]:
+    path = choose_model(options.model, *heads)
+    import fiber
+
+    return fiber.load(path, options.tokenizer, options.answers, options.device), path
+
+
+def _paths(images: Sequence[str]) -> list[Path]:
+    """List image files; directories are searched recursively, without following links."""
+    paths = []
+    for image in images:
+        path = Path(image)
+        if path.is_dir():
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
+            )
+            if not inside:
+                raise ValueError(f"{path}: no {', '.join(ENDINGS)} file in this directory or below")
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such image")
+    return paths
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
+    """Decode images in batches; each is (H, W, 3) uint8."""
+    from fiber.data import load_image
+
+    for start in range(0, len(paths), _BATCH):
+        some = paths[start : start + _BATCH]
+        yield some, [load_image(path) for path in some]
+
+
+def _about(path: Path, image: np.ndarray, model: str) -> dict[str, Any]:
+    height, width = image.shape[:2]
+    return {"image": str(path), "width": width, "height": height, "model": model}
+
+
+class _Output:
+    """Result output: JSON lines or a table to stdout, annotated images to a directory."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.as_json = options.json or not sys.stdout.isatty()
+        self.folder: Path | None = options.save
+        self.names: set[str] = set()
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise NotADirectoryError(
+                    f"--save {self.folder} is a file; expected a directory for annotated images"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def print(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
+        """Print one result as JSON, or as rows under the image's name."""
+        if self.as_json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+            return
+        print(f"{result['image']}  ({result['width']} x {result['height']} pixels)")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
+
+    def file_for(self, path: Path) -> Path:
+        """Return a unique path for an image's annotated copy."""
+        assert self.folder is not None
+        name, number = path.stem, 2
+        while name in self.names:
+            name, number = f"{path.stem}-{number}", number + 1
+        self.names.add(name)
+        return self.folder / f"{name}.png"
+
+    def save(self, path: Path, image: np.ndarray, text: str) -> None:
+        """Save an image with a text below it, if `--save` was given."""
+        if self.folder is None:
+            return
+        from PIL import Image
+
+        from fiber.postprocess.files import save_image
+        from fiber.visualize import add_caption
+
+        size = max(12, image.shape[1] // 30)
+        captioned = add_caption(Image.fromarray(image), [(text, (0, 0, 0))], size=size)
+        save_image(lambda: captioned, self.file_for(path))
