@@ -1,7 +1,7 @@
 """`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
 
-Works with nothing but fiber's own wheel: packages are looked up in the installed metadata, and
-imported only if present.
+Only fiber's own wheel is required: packages are looked up in the installed metadata, and imported
+only if present.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fiber
 from fiber import _core
@@ -26,7 +25,7 @@ EXTRAS = {
     "train": "progress bars and curves while training",
     "demo": "`fiber demo` and its report",
     "eval": "empty: evaluation needs no extra package",
-    "phrases": "noun phrases of captions by spaCy (needs a spaCy pipeline for English)",
+    "phrases": "noun phrases of captions by spaCy (requires a spaCy pipeline for English)",
     "hf": "comparison with the transformers library",
     "arrow": "Parquet and Arrow files",
     "bench": "loaders that `fiber bench` and `benches/` compare with",
@@ -36,7 +35,7 @@ EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One requirement of the installed metadata."""
+    """Requirement in the installed metadata."""
 
     #: Distribution name.
     name: str
@@ -46,7 +45,7 @@ class Requirement:
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Look up the installed version; return a text to print and whether it is recent enough."""
+        """Look up the installed version; return its description, and True if recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -68,13 +67,13 @@ def requirements() -> list[Requirement]:
         name = re.match(r"[A-Za-z0-9._-]+", requirement.strip())
         minimum = re.search(r">=\s*([0-9.]+)", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-        # An extra of fiber that refers to other extras adds no package.
-        if name and name.group() != "fiber-vl":
+        # An extra that refers to other extras of fiber adds no package.
+        if name and name[0] != "fiber-vl":
             found.append(
                 Requirement(
-                    name=name.group(),
-                    minimum=minimum.group(1) if minimum else "",
-                    extra=extra.group(1) if extra else "",
+                    name=name[0],
+                    minimum=minimum[1] if minimum else "",
+                    extra=extra[1] if extra else "",
                 )
             )
     return found
@@ -86,40 +85,42 @@ def main() -> int:
     states = {r.name: r.state() for r in required}
     problems = [f"{name}: {text}" for name, (text, fits) in states.items() if not fits]
 
-    _section("this machine")
+    print("this machine")
     _row("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
-    _row("cores", _cores())
+    total, usable = os.cpu_count() or 1, usable_cores()
+    all_usable = usable == total
+    _row("cores", str(total) if all_usable else f"{usable} of {total} usable by this process")
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     _row("free disk", f"{free_gib:.1f} GiB in {Path.cwd()}")
 
-    _section("fiber")
+    print("\nfiber")
     _row("version", f"{fiber.__version__} in {Path(fiber.__file__).parent}")
     profile = _core.build_profile
     _row("rust core", f"{profile} build" + (" (many times slower)" if profile == "debug" else ""))
 
-    _section("required packages")
+    print("\nrequired packages")
     for name, (text, fits) in states.items():
         _row(name, text, fits)
     if not required:
         problems.append("fiber-vl: no installed metadata; install it with pip")
 
-    _section("devices")
-    problem = _torch_rows() if "torch" in states and states["torch"][1] else None
-    if problem:
-        problems.append(problem)
-    elif "torch" not in states or not states["torch"][1]:
-        _row("torch", "not installed, so no model runs; data can still be read", False)
+    print("\ndevices")
+    if states.get("torch", ("", False))[1]:
+        problems += filter(None, [_torch_rows()])
+    else:
+        _row("torch", "not installed; data can be read, but no model runs", False)
 
-    _section("extras")
+    print("\nextras")
     _extra_rows()
 
-    _section("result")
+    print("\nresult")
     if not problems:
         _row("ok", "all requirements are met")
         return 0
     for text in problems:
         _row("missing", text, False)
-    _row("to install", "pip install --upgrade " + _quoted(required))
+    unmet = [f"'{r.name}>={r.minimum}'" for r in required if not states[r.name][1]]
+    _row("to install", "pip install --upgrade " + (" ".join(unmet) or "fiber-vl"))
     return 1
 
 
@@ -130,7 +131,7 @@ def _torch_rows() -> str | None:
         kernels = importlib.import_module("fiber.kernels")
         importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
-        # A torch that does not match its CUDA libraries or torchvision raises any of these.
+        # A torch that does not match its CUDA libraries or torchvision may raise any of these.
         _row("torch", f"fails to import: {error}", False)
         return f"torch or torchvision is installed but fails to import: {error}"
     cuda = torch.cuda.is_available()
@@ -148,13 +149,9 @@ def _torch_rows() -> str | None:
         _row("triton", importlib.metadata.version("triton"))
     except importlib.metadata.PackageNotFoundError:
         _row("triton", "not installed")
-    name, reason = kernels.active_backend(torch.zeros(1, device="cuda" if cuda else "cpu"))
+    device = torch.device("cuda" if cuda else "cpu")
+    name, reason = kernels.active_backend(torch.zeros(1, device=device))
     _row("kernels", f"{name}: {reason}")
-    return _tile_row(torch.device("cuda" if cuda else "cpu"))
-
-
-def _tile_row(device: Any) -> str | None:
-    """Print which tile size table the kernels use; return a problem, or None."""
     tiles = importlib.import_module("fiber.kernels.runtime.tiles")
     try:
         _row("tile sizes", tiles.describe_tables(device))
@@ -165,14 +162,10 @@ def _tile_row(device: Any) -> str | None:
 
 
 def _extra_rows() -> None:
-    by_extra: dict[str, list[Requirement]] = {}
-    for requirement in requirements():
-        if requirement.extra:
-            by_extra.setdefault(requirement.extra, []).append(requirement)
-    # `demo` is an alias of `train`.
-    by_extra.setdefault("demo", by_extra.get("train", []))
     for extra, purpose in EXTRAS.items():
-        missing = [r.name for r in by_extra.get(extra, []) if not r.state()[1]]
+        # `demo` is an alias of `train`.
+        own = {extra, "train"} if extra == "demo" else {extra}
+        missing = [r.name for r in requirements() if r.extra in own and not r.state()[1]]
         if not missing:
             _row(extra, f"complete ({purpose})")
         else:
@@ -180,29 +173,12 @@ def _extra_rows() -> None:
             _row("", f"pip install 'fiber-vl[{extra}]'")
 
 
-def _cores() -> str:
-    total = os.cpu_count() or 1
-    usable = usable_cores()
-    return str(total) if usable == total else f"{usable} of {total} usable by this process"
-
-
-def _quoted(required: list[Requirement]) -> str:
-    """Return the unmet requirements as arguments for pip."""
-    unfit = [r for r in required if not r.state()[1]]
-    return " ".join(f"'{r.name}>={r.minimum}'" for r in unfit) or "fiber-vl"
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     """Parse the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
-    match = re.match(r"[0-9.]*", version)
-    return tuple(int(part) for part in (match.group() if match else "").split(".") if part)
-
-
-def _section(title: str) -> None:
-    print(f"\n{title}" if title != "this machine" else title)
+    return tuple(map(int, re.findall(r"\d+", re.sub(r"[^0-9.].*", "", version))))
 
 
 def _row(name: str, text: str, fits: bool = True) -> None:
     print(f"  {'' if fits else '! '}{name:<{14 if fits else 12}} {text}")
-    # Show each line at once: importing torch takes seconds.
+    # Flush each line: importing torch takes seconds.
     sys.stdout.flush()

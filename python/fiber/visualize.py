@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -32,7 +33,7 @@ COLORS: tuple[Color, ...] = tuple(
         *(0x5A5AC8, 0x788200, 0x000080, 0x800000, 0xFFE119, 0x46E1F0, 0xFABED4, 0xAAFFC3),
     )
 )
-#: Fonts of Linux, macOS and Windows that have more characters than Pillow's own.
+#: Common fonts of Linux, macOS and Windows that have more characters than Pillow's own.
 _FONT_FILES = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -41,16 +42,14 @@ _FONT_FILES = (
     "Arial Unicode.ttf",
     "arial.ttf",
 )
-#: A character for private use, drawn as a missing one.
+#: A private-use character, drawn as a missing one.
 _MISSING = "\ue123"
 _GAP = 12
-
-# ---- text
 
 
 @functools.lru_cache(64)
 def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
-    """Load the fonts that are installed, and Pillow's own as the last one."""
+    """Load the installed fonts, with Pillow's own as the last one."""
     from PIL import ImageFont
 
     files: list[str] = [*_FONT_FILES]
@@ -59,10 +58,8 @@ def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
         files.append(str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
     fonts: list[FreeTypeFont | ImageFont] = []
     for file in files:
-        try:
+        with contextlib.suppress(OSError):
             fonts.append(ImageFont.truetype(file, size))
-        except OSError:
-            continue
     return (*fonts, ImageFont.load_default(size))
 
 
@@ -77,21 +74,18 @@ def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "no installed font has all characters of the texts to draw; others take their place:"
-        " install the DejaVu or Noto fonts",
+        "no installed font has all characters of the text, so some are replaced; install the DejaVu"
+        " or Noto fonts",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
-    """Choose a font of a size in pixels that has all characters of a text.
+    """Choose a font that has all characters of a text; return the text to draw and the font.
 
     If there is none, characters lose their accents ("é" to "e") or become "?", with one warning.
-    Line breaks become spaces.
-
-    Returns:
-        The text to draw, and the font.
+    Line breaks become spaces. `size` is in pixels.
     """
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     fonts = _fonts(size)
@@ -100,20 +94,20 @@ def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
         return text, font
     _warn_once()
     font = max(fonts, key=lambda font: sum(_has(font, c) for c in text))
-    return "".join(c if _has(font, c) else _plain(c, font) for c in text), font
 
+    def plain(character: str) -> str:
+        parts = unicodedata.normalize("NFKD", character)
+        return "".join(c for c in parts if not unicodedata.combining(c) and _has(font, c)) or "?"
 
-def _plain(character: str, font: FreeTypeFont | ImageFont) -> str:
-    parts = unicodedata.normalize("NFKD", character)
-    return "".join(c for c in parts if not unicodedata.combining(c) and _has(font, c)) or "?"
+    return "".join(c if _has(font, c) else plain(c) for c in text), font
 
 
 def wrap_text(
     text: str, font: FreeTypeFont | ImageFont, width: float, max_lines: int | None = None
 ) -> list[str]:
-    """Break a text into lines of at most `width` pixels, a longer word inside it.
+    """Break a text into lines of at most `width` pixels, between words if possible.
 
-    Of more than `max_lines` lines, the last one that is kept ends with an ellipsis.
+    Lines above `max_lines` are replaced by an ellipsis.
     """
     lines = [""]
     for word in text.split():
@@ -143,14 +137,10 @@ def add_caption(
     max_lines: int | None = None,
     above: bool = False,
 ) -> Image:
-    """Return an image with texts on a white band below or above it.
+    """Return a copy of an image with wrapped texts on a white band below or above it.
 
-    Args:
-        image: stays as it is.
-        texts: each with its color; wrapped at the width of the image.
-        size: of the font in pixels.
-        max_lines: number of lines that the band has room for; by default as many as needed.
-        above: put the band above the image.
+    The font size is in pixels. The band has room for `max_lines` lines, by default as many as
+    needed.
     """
     from PIL import Image as PilImage
     from PIL import ImageDraw
@@ -171,32 +161,27 @@ def add_caption(
     return captioned
 
 
-# ---- boxes
-
-
 def place_labels(
     boxes_xyxy: Sequence[Sequence[float]],
     label_sizes: Sequence[tuple[float, float]],
     image_size: tuple[int, int],
 ) -> np.ndarray:
-    """Find a position for the label of each box, so that no label covers another one.
+    """Place the labels of boxes greedily so that they overlap as little as possible.
 
-    Preferred is the position above the box, then below, then inside, then the nearest free one. In
-    an image without room for all labels, they overlap as little as possible. The first
-    label chooses first.
+    Preferred is the position above the box, then below, then inside, then the nearest free one.
 
     Args:
         boxes_xyxy: (n, 4), in pixels.
-        label_sizes: (n, 2), width and height of each label in pixels.
+        label_sizes: (n, 2), width and height in pixels.
         image_size: (height, width) in pixels.
 
     Returns:
-        (n, 4) rectangles of the labels, x0, y0, x1, y1 in pixels; inside the image if they fit.
+        (n, 4) label rectangles x0, y0, x1, y1 in pixels, inside the image if they fit.
     """
     image_height, image_width = image_size
     placed = np.zeros((0, 4))
     for (x0, y0, x1, y1), (width, height) in zip(boxes_xyxy, label_sizes, strict=True):
-        # Outside of the box first: inside, a label may hide a small object.
+        # Outside the box first: inside, a label may hide a small object.
         rows = [y0 - height] if y0 >= height else []
         rows += [y1] if y1 + height <= image_height else []
         corners = [(x, y) for y in (*rows, y0, y1 - height) for x in (x0, x1 - width)]
@@ -220,14 +205,14 @@ def draw_boxes(
     colors: Sequence[int],
     line_width: int | None = None,
 ) -> None:
-    """Draw boxes and their labels on an image, the first box on top.
+    """Draw boxes and their labels on an RGB image in place, the first box on top.
 
     Args:
-        image: RGB, is drawn on.
+        image: to draw on.
         boxes_xyxy: (n, 4), half-open, in pixels.
         labels: n texts; "" for a box without a label.
         colors: n indices into `COLORS`, modulo its length.
-        line_width: in pixels; by default it grows with the image.
+        line_width: in pixels; by default proportional to the image.
     """
     from PIL import ImageDraw
 
@@ -254,7 +239,7 @@ def draw_boxes(
         if not text:
             continue
         if x1 < box[0] - 2 or x0 > box[2] + 2 or y1 < box[1] - 2 or y0 > box[3] + 2:
-            # A label that does not touch its box is connected to it.
+            # Connect a label to its box if they do not touch.
             start = (min(max(box[0], x0), x1), min(max(box[1], y0), y1))
             draw.line((*start, box[0], box[1]), color, max(1, line_width // 2))
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
@@ -279,11 +264,8 @@ def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> N
             draw.line((x, y, x, min(y + dash - 1, bottom)), "white")
 
 
-# ---- sheets
-
-
 def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Arrange tiles of one width in rows on white; each row is as high as its highest tile."""
+    """Arrange tiles of one width in rows on white; a row is as high as its highest tile."""
     from PIL import Image as PilImage
 
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -299,9 +281,9 @@ def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
 
 
 class ContactSheet:
-    """Some images of a data set, with their boxes and texts: a row for each of its parts."""
+    """Sample images of a data set with their boxes and texts, one row per part."""
 
-    #: Images of a row, side of an image in pixels, lines of text below it, and rows at most.
+    #: Images per row, image side in pixels, lines of text per image, and maximum rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
     #: Sources of the first rows.
     ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
@@ -310,7 +292,7 @@ class ContactSheet:
         self._rows: list[tuple[str, str, list[Record]]] = []
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Choose records of a part at equal distances, those with boxes if there are any."""
+        """Sample records of a part at regular strides, those with boxes if there are any."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen
@@ -320,40 +302,35 @@ class ContactSheet:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record was added."""
+        """True if no record was added."""
         return not self._rows
 
     def draw(self) -> Image:
-        """Draw the sheet; an image that cannot be read is replaced by its error.
+        """Draw the sheet; an image that cannot be read is replaced by its error message.
 
         Raises:
             ValueError: if no record was added.
         """
         if self.is_empty:
-            raise ValueError("no record can be read; expected some to draw")
+            raise ValueError("no record can be read for the contact sheet")
         order = {source: place for place, source in enumerate(self.ORDER)}
         rows = sorted(self._rows, key=lambda row: order.get(row[0], len(order)))
-        drawn = []
+        black, drawn = (0, 0, 0), []
         for source, split, records in rows[: self.ROWS]:
-            tiles = [
-                add_caption(
-                    _record_image(record, self.SIDE),
-                    [(_record_text(record), (0, 0, 0))],
-                    size=12,
-                    max_lines=self.LINES,
-                )
-                for record in records
-            ]
+            tiles = []
+            for record in records:
+                image, texts = _record_image(record, self.SIDE), [(_record_text(record), black)]
+                tiles.append(add_caption(image, texts, size=12, max_lines=self.LINES))
             row = make_sheet(tiles, self.COLUMNS)
-            drawn.append(add_caption(row, [(f"{source}, {split}", (0, 0, 0))], size=16, above=True))
+            drawn.append(add_caption(row, [(f"{source}, {split}", black)], size=16, above=True))
         return make_sheet(drawn, 1)
 
 
 def _record_text(record: Record) -> str:
-    """Join the text of a record, its most frequent answer and its truth value."""
+    """Join a record's text, its most frequent answer and its truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
-        # Of a prompt with all classes, those of the image.
+        # Only the image's classes, for a prompt with all classes.
         own = dict.fromkeys(record.labels[label] for label in record.box_labels)
         text = text if len(record.labels) <= len(own) else ", ".join(own)
     answers = record.answers or {}
@@ -363,7 +340,7 @@ def _record_text(record: Record) -> str:
 
 
 def _record_image(record: Record, side: int) -> Image:
-    """Draw the images of a record next to each other in a gray square, with boxes on the first."""
+    """Draw a record's images next to each other in a gray square, with boxes on the first."""
     from PIL import Image as PilImage
     from PIL import ImageDraw
 

@@ -285,7 +285,7 @@ class TestBadInput:
             (["caption", "a.jpg", "--seed", "3"], "--seed 3: expected --sample"),
             (
                 ["caption", "a.jpg", "--sample", "--seed", "-3"],
-                "seed must be from 0 to 2**63 - 1, got -3",
+                "seed must be from 0 to",
             ),
             (["match", "a.jpg", "dog", "--model", "cut.ckpt"], "cut.ckpt is cut off"),
             (["match", "a.jpg", "dog", "--model", "other.pth"], "other.pth: it holds no published"),
@@ -296,7 +296,7 @@ class TestBadInput:
             (["ground", "a.jpg", "--phrases", "dog", "--threshold", "2"], "2.0"),
             (
                 ["caption", "a.jpg", "--save", "b.jpg"],
-                "--save b.jpg is a file; expected a directory",
+                "--save b.jpg is a file",
             ),
         ],
     )

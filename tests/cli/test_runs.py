@@ -131,9 +131,9 @@ class TestDemo:
         assert seen[0]["fast"] is True
         assert seen[0]["seed"] == 3
         assert seen[0]["output"] == Path("runs/x")
-        assert seen[0]["permute_pictures"] is False
+        assert seen[0]["permute_images"] is False
         assert main(["demo", "--permute-pictures"]) == 1
-        assert seen[1]["permute_pictures"] is True
+        assert seen[1]["permute_images"] is True
 
 
 class TestData:

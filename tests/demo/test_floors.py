@@ -86,7 +86,7 @@ class TestJudge:
             (0.6, "ok"),
             (0.7, "FELL"),
             (None, "not learned"),
-            (None, "not from the picture"),
+            (None, "not from the image"),
             (None, "no seeds recorded"),
         ]
 
@@ -150,8 +150,7 @@ class TestPermutedSurvivors:
     def test_named(self, permuted):
         found = permuted_survivors([*ENOUGH, row(split="novel", floor=0.5, permuted=permuted)])
         assert found == [
-            f"vqa/accuracy on novel: {permuted:.3f} with permuted pictures,"
-            " not below its floor 0.500"
+            f"vqa/accuracy on novel: {permuted:.3f} with permuted images, not below its floor 0.500"
         ]
 
 
@@ -168,7 +167,7 @@ class TestRecordedFile:
             folder.mkdir()
             entry = {"data": "scenes", "mode": mode, "seed": seed, "commit": "c", "machine": {}}
             entry["plan"] = {"coarse_steps": 1}
-            entry["rows"] = floors.rows_to_json([row(model=seed / 10, permuted=0.05)])
+            entry["rows"] = [dataclasses.asdict(row(model=seed / 10, permuted=0.05))]
             (folder / "rows.json").write_text(json.dumps(entry))
         return [str(tmp_path / str(seed)) for seed in range(4)]
 

@@ -113,4 +113,4 @@ class TestMeasures:
         first = opened().rows()[4]
         assert (first.metric, first.split) == ("matching/accuracy", "val")
         assert (first.model, first.no_fusion, first.permuted) == (0.5, 0.375, 0.25)
-        assert {row.model for row in opened().rows(permute_pictures=True)} == {0.25}
+        assert {row.model for row in opened().rows(permute_images=True)} == {0.25}

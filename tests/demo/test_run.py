@@ -168,11 +168,11 @@ class TestExitCode:
         learned["permuted"] = 0.85
         assert run.main(output=copy) == 1
         said = capsys.readouterr().err
-        assert "0.850 with permuted pictures, not below its floor" in said
+        assert "0.850 with permuted images, not below its floor" in said
         assert "fell below" not in said
 
     def test_permute_pictures(self, copy, learned, capsys):
-        assert run.main(output=copy, permute_pictures=True) == 1
+        assert run.main(output=copy, permute_images=True) == 1
         said = capsys.readouterr()
         assert said.out.count("FELL") == 16
         assert said.err.count("fell below its floor: 0.200 < 0.800") == 16
@@ -183,11 +183,11 @@ class TestExitCode:
 
     def test_permute_pictures_names_what_did_not_fall(self, copy, learned, capsys):
         learned["permuted"] = 0.85
-        assert run.main(output=copy, permute_pictures=True) == 1
+        assert run.main(output=copy, permute_images=True) == 1
         assert capsys.readouterr().err.count("not below its floor") == 16
 
     def test_permuted_pictures_really_go_through_the_model(self, finished, capsys):
-        run.main(output=finished, permute_pictures=True)
+        run.main(output=finished, permute_images=True)
         table = capsys.readouterr().out.splitlines()[2:]
         permuted = [f"{row['permuted']:.3f}" for row in rows_of(finished)]
         assert [re.split(r"  +", line)[2] for line in table] == permuted

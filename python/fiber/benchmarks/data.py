@@ -22,15 +22,7 @@ from fiber.benchmarks.peers.task import Task
 from fiber.benchmarks.photos import find_photographs
 from fiber.benchmarks.processes import PeerError, not_installed
 from fiber.benchmarks.texts import class_prompt, generate_boxes, generate_captions
-from fiber.benchmarks.workloads import (
-    CORPORA,
-    GATES,
-    KINDS,
-    OWN_KINDS,
-    WORKLOADS,
-    Gate,
-    Workload,
-)
+from fiber.benchmarks.workloads import CORPORA, GATES, KINDS, OWN_KINDS, WORKLOADS, Gate, Workload
 from fiber.checkpoints.vocabulary import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.env import describe_machine, usable_cores
@@ -53,35 +45,27 @@ TRAINED_TOKENS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `fiber bench data`."""
+    """Options of `fiber bench data`, as its arguments; empty or 0: the default."""
 
-    #: Directory of rows, table and chart.
     output: Path
-    #: CSV file that rows are appended to; None: data.csv in `output`.
+    #: Default: data.csv in `output`.
     rows: Path | None = None
-    #: Directory of corpora; None: in `output`.
+    #: Default: in `output`.
     cache: Path | None = None
-    #: Kinds of work, corpora and peers; empty: all.
     kinds: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
-    #: Directory of JPEG files to use instead of corpora.
     images: Path | None = None
-    #: Directories of photographs, or "debian"; empty: those found on this machine.
     photos: tuple[str, ...] = ()
-    #: Text file with one caption per line; None: generated captions.
     captions: Path | None = None
-    #: tokenizer.json, or a directory with one or with vocab.json and merges.txt.
     tokenizer: Path | None = None
-    #: Python interpreter by peer, for peers in another environment.
+    #: Python interpreter by peer.
     pythons: Mapping[str, str] = field(default_factory=dict)
-    #: Threads or worker processes of each peer; 0: one per core.
     threads: int = 0
-    #: Measured rounds, and maximum number of images per corpus; 0: the default.
     rounds: int = 0
+    #: Maximum number of images per corpus.
     pictures: int = 0
     quick: bool = False
-    #: Whether a missed gate sets the exit code.
     check: bool = False
 
     def __post_init__(self) -> None:

@@ -43,11 +43,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--ablations": "also train without fusion and without captions",
             "--output DIR": "(default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
             "--seed": "(default: 0)",
-            "--permute-pictures": "evaluate with shuffled images: every metric must miss its"
+            "--permute-pictures": "evaluate on permuted images: every metric must miss its"
             " floor, exit code 1",
         },
         data={"choices": ("scenes", "stamps"), "default": "scenes"},
         seed={"type": int, "default": 0},
+        permute_pictures={"action": "store_true", "dest": "permute_images"},
     )
     demo.set_defaults(run=_demo, when_stopped="run the same command again to resume")
     _add_train(commands)
@@ -138,7 +139,7 @@ def _demo(options: argparse.Namespace) -> int:
     from fiber.demo import run
 
     return run.main(
-        **pick(options, "data", "fast", "ablations", "output", "seed", "permute_pictures")
+        **pick(options, "data", "fast", "ablations", "output", "seed", "permute_images")
     )
 
 

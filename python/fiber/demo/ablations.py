@@ -1,7 +1,7 @@
 """Ablations of the demo: fine training from scratch, and training without fusion.
 
-`python -m fiber.demo.ablations RUN` records the numbers of a finished demo in `ablations.json` next
-to this file. The report of a demo without `--ablations` shows them.
+`python -m fiber.demo.ablations RUN` records a finished demo's numbers in `ablations.json`, for the
+reports of demos without `--ablations`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from fiber.training.config.run import RunConfig
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 
-#: Columns: the demo's own models and the two ablations.
-WHOLE, FROM_SCRATCH, UNFUSED = "the demo", "fine from scratch", "trained without fusion"
-
 #: Trains a run: configuration, output folder, initial model.
 TrainRun = Callable[[RunConfig, Path, Path | None], None]
+#: Runs of each column of the table, by stage.
+_RUNS = {
+    "fine from scratch": {"fine": "fine_from_scratch"},
+    "trained without fusion": {"coarse": "coarse_unfused", "fine": "fine_unfused"},
+}
 
 
 def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainRun) -> None:
     """Train the ablation runs with the demo's data, steps and seed."""
+    unfused = {"model__fusion__num_fused_layers": 0}
     for name, config, start in (
         ("fine_from_scratch", plan.fine_config(seed), None),
-        ("coarse_unfused", plan.coarse_config(seed, model__fusion__num_fused_layers=0), None),
-        (
-            "fine_unfused",
-            plan.fine_config(seed, model__fusion__num_fused_layers=0),
-            "coarse_unfused",
-        ),
+        ("coarse_unfused", plan.coarse_config(seed, **unfused), None),
+        ("fine_unfused", plan.fine_config(seed, **unfused), "coarse_unfused"),
     ):
         output = _run_folder(folder, name)
         if (output / "model.safetensors").is_file():
@@ -52,38 +51,28 @@ def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainR
 def measure_ablations(
     folder: DemoFolder, plan: Plan, rows: Sequence[MetricRow], about: Mapping[str, Any]
 ) -> None:
-    """Evaluate the ablation runs and write `ablations.json` into the demo's folder.
+    """Evaluate the ablation runs and write `ablations.json` to the demo's folder.
 
-    `rows` are those of the demo's own models; `about` has the kind of data, mode and seed.
+    `rows` are the demo's own; `about` has the kind of data, mode and seed.
     """
-    values = {WHOLE: {row.key: row.model for row in rows}}
-    for column, models in (
-        (FROM_SCRATCH, {"fine": _run_folder(folder, "fine_from_scratch")}),
-        (
-            UNFUSED,
-            {
-                "coarse": _run_folder(folder, "coarse_unfused"),
-                "fine": _run_folder(folder, "fine_unfused"),
-            },
-        ),
-    ):
+    values = {"the demo": {row.key: row.model for row in rows}}
+    for column, runs in _RUNS.items():
+        models = {stage: _run_folder(folder, name) for stage, name in runs.items()}
         measures = Measures(folder, plan, models, say, prefix=f"{column}: ")
         values[column] = {
-            f"{shown.metric}/{split}": measures.numbers(shown, split, "model")[shown.key]
+            f"{shown.metric}/{split}": measures.metrics(shown, split, "model")[shown.key]
             for split in SPLITS
             for shown in SHOWN
             if shown.stage in models
         }
-    write_json(
-        folder.path / "ablations.json",
-        {
-            **about,
-            "plan": plan.lengths,
-            "commit": provenance()["commit"],
-            "machine": describe_machine(),
-            "values": values,
-        },
-    )
+    entry = {
+        **about,
+        "plan": plan.lengths,
+        "commit": provenance()["commit"],
+        "machine": describe_machine(),
+        "values": values,
+    }
+    write_json(folder.path / "ablations.json", entry)
 
 
 def _run_folder(folder: DemoFolder, name: str) -> Path:
@@ -91,10 +80,9 @@ def _run_folder(folder: DemoFolder, name: str) -> Path:
 
 
 def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple[str, ...]], str]:
-    """Return this demo's ablation table, else the recorded one.
+    """Return this demo's ablation table, else the recorded one, and its source.
 
-    Returns:
-        Rows, the column names first, and their source; no rows if there is neither.
+    The first row has the column names; without either there are no rows.
     """
     own = folder.path / "ablations.json"
     if own.is_file():
@@ -112,18 +100,17 @@ def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple
 
 
 def _table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    columns = list(entry["values"])
-    lines: list[tuple[str, ...]] = [("metric", "split", *columns)]
+    rows: list[tuple[str, ...]] = [("metric", "split", *entry["values"])]
     for shown in SHOWN:
         for split in SPLITS:
-            numbers = [entry["values"][c].get(f"{shown.metric}/{split}") for c in columns]
+            numbers = [c.get(f"{shown.metric}/{split}") for c in entry["values"].values()]
             cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-            lines.append((shown.name, split, *cells))
-    return lines
+            rows.append((shown.name, split, *cells))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Put the numbers of a finished `fiber demo --ablations` into the recorded file."""
+    """Record the numbers of a finished `fiber demo --ablations`."""
     parser = argparse.ArgumentParser(
         prog="python -m fiber.demo.ablations", description=main.__doc__
     )

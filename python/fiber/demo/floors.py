@@ -1,13 +1,13 @@
-"""Floors of the demo's metrics: the minimum values for a run to count as having learned.
+"""Floors of the demo's metrics: minimum values for a run to pass.
 
 A floor is the larger of the run's best blind baseline and the worst of three or more seeds minus
-two standard deviations. The same seeds round differently on another kind of processor, so they
-count as separate runs. A metric has no floor if its worst seed does not beat the blind baseline
-("not learned"), or if a seed reaches the floor with permuted images ("not from the picture"), since
-it then does not show that the model uses the images. (An example is MLM of the fast demo: the model
-knows the sentences better than the neighbor counts of the blind baseline.) A model that ignores the
-images therefore falls below every floor. The values of the seeds are in `floors.json` next to this
-file; `python -m fiber.demo.floors` writes them from finished runs.
+two standard deviations. A metric has no floor if its worst seed does not beat the blind baseline
+("not learned"), or if a seed reaches the floor with permuted images ("not from the image"), such as
+MLM of the fast demo, whose model knows the sentences better than the neighbor counts of the blind
+baseline. A model that ignores the images therefore falls below every floor.
+
+Seeds on another kind of processor round differently and count as separate runs. Their values are in
+`floors.json`; `python -m fiber.demo.floors` writes them from finished runs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
 
-#: Verdict of a metric above the blind baseline that permuted images reach too.
-TEXT_ALONE = "not from the picture"
+#: Verdict of a metric whose floor permuted images reach, too.
+TEXT_ALONE = "not from the image"
 #: Verdict of a metric without recorded seeds.
 UNRECORDED = "no seeds recorded"
 
@@ -84,16 +84,14 @@ def floor_of(
 ) -> float | None:
     """Compute a metric's floor from its values on three or more seeds.
 
-    `permuted` holds the values on permuted images.
-
-    Returns:
-        The floor; None if the metric was not learned, or a permuted value reaches the floor.
+    `permuted` has the values on permuted images. The floor is None if the metric was not learned,
+    or if a permuted value reaches it.
 
     Raises:
         ValueError: unless there are at least three values.
     """
     if len(seed_values) < 3:
-        raise ValueError(f"a floor needs the values of three seeds, got {len(seed_values)}")
+        raise ValueError(f"a floor requires the values of three seeds, got {len(seed_values)}")
     worst = min(seed_values)
     if blind is not None and worst <= blind:
         return None
@@ -129,7 +127,7 @@ def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
         if row.verdict == "FELL" and row.floor is not None
     ]
     if rows and all(row.verdict == UNRECORDED for row in rows):
-        return ["no seeds are recorded for this kind of demo: it has no floors to pass"]
+        return ["no seeds are recorded for this kind of demo, so its metrics have no floors"]
     for group in REQUIRED[data, mode]:
         if not any(row.floor is not None and row.metric.split("/")[0] in group for row in rows):
             problems.append(f"no metric of {' or '.join(group)} has a floor: nothing was learned")
@@ -139,7 +137,7 @@ def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
 def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
     """List metrics that stay above their floor on permuted images."""
     return [
-        f"{row.name} on {row.split}: {row.permuted:.3f} with permuted pictures,"
+        f"{row.name} on {row.split}: {row.permuted:.3f} with permuted images,"
         f" not below its floor {row.floor:.3f}"
         for row in rows
         if row.floor is not None and row.permuted is not None and row.permuted >= row.floor
@@ -147,7 +145,7 @@ def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
 
 
 def load_floors(data: str, mode: str) -> dict[str, Seeds]:
-    """Read the seeds for a kind of data ("scenes", "stamps") and a mode; {} if none."""
+    """Read the recorded seeds of a kind of data ("scenes", "stamps") and a mode."""
     if not FLOORS_FILE.is_file():
         return {}
     entry = json.loads(FLOORS_FILE.read_text()).get(f"{data}/{mode}", {})
@@ -165,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="keep the recorded values beside the new ones: the same plan on another machine",
+        help="keep the recorded values, too: the same plan on another machine",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
@@ -178,27 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     recorded = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
     name = names.pop()
-    old = recorded.get(name, {}) if options.add else {}
-    entry: dict[str, Any] = {
-        key: old.get(key, empty) for key, empty in (("runs", []), ("values", {}), ("permuted", {}))
-    }
+    entry: dict[str, Any] = {"runs": [], "values": {}, "permuted": {}}
+    if options.add:
+        entry |= recorded.get(name, {})
     for run in runs:
         entry["runs"].append({key: run[key] for key in ("seed", "plan", "commit", "machine")})
         for row in run["rows"]:
-            for key in ("model", "permuted"):
-                if row[key] is not None:
-                    of_metric = entry["values" if key == "model" else key]
-                    metric = f"{row['metric']}/{row['split']}"
-                    of_metric.setdefault(metric, []).append(round(row[key], 6))
+            metric = f"{row['metric']}/{row['split']}"
+            for values, value in (("values", row["model"]), ("permuted", row["permuted"])):
+                if value is not None:
+                    entry[values].setdefault(metric, []).append(round(value, 6))
     recorded[name] = entry
     FLOORS_FILE.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     print(f"wrote {FLOORS_FILE}")
     return 0
-
-
-def rows_to_json(rows: Sequence[MetricRow]) -> list[dict[str, object]]:
-    """Convert rows to plain values for `rows.json`."""
-    return [asdict(row) for row in rows]
 
 
 if __name__ == "__main__":

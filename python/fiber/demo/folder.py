@@ -1,4 +1,4 @@
-"""Folder of the demo: parameters, stage times and evaluation results.
+"""Demo folder: parameters, stage times and evaluation results.
 
 runs/demo/
   demo.json            parameters; seconds of the data stage
@@ -24,9 +24,7 @@ class DemoFolder:
     """Files of one demo; a file under its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
-        """Open or create the folder.
-
-        `parameters` determine the result: plain values by name, nested or not.
+        """Open or create the folder; `parameters` are plain values that determine the result.
 
         Raises:
             ValueError: if the folder has a demo with other parameters, with the differences, or
@@ -36,57 +34,47 @@ class DemoFolder:
         self._own = path / "demo.json"
         wanted = json.loads(json.dumps(dict(parameters)))
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; name a folder with --output")
+            raise ValueError(f"{path} is a file; pass a directory with --output")
         if self._own.is_file():
             found = read_json(self._own)
             changed = _differences(found.get("parameters", {}), wanted)
             if changed:
                 raise ValueError(
-                    f"{path} holds another demo (there -> asked for): {'; '.join(changed)}."
-                    " Name another folder with --output, or delete this one"
+                    f"{path} has another demo (its value -> requested): {'; '.join(changed)}."
+                    " Pass another directory with --output, or delete this one"
                 )
             self._notes = found
         else:
             if path.is_dir() and any(path.iterdir()):
                 raise ValueError(
-                    f"{path} exists and holds no demo (it has no {self._own.name});"
-                    " name a folder that does not exist yet with --output"
+                    f"{path} exists and is not a demo (it has no {self._own.name}); pass a new"
+                    " directory with --output"
                 )
             path.mkdir(parents=True, exist_ok=True)
             self._notes = {"parameters": wanted}
             write_json(self._own, self._notes)
         remove_parts(path)
+        #: Directory of the data set.
+        self.data = path / "data"
         self._measured_file = path / "measured.json"
-        self._measured: dict[str, Any] = (
-            read_json(self._measured_file) if self._measured_file.is_file() else {}
-        )
-
-    @property
-    def data(self) -> Path:
-        """Folder of the data set."""
-        return self.path / "data"
+        found = read_json(self._measured_file) if self._measured_file.is_file() else {}
+        self._measured: dict[str, Any] = found
 
     def note(self, name: str, value: Any) -> None:
-        """Store a plain value about the run."""
+        """Store a plain value in demo.json."""
         self._notes[name] = value
         write_json(self._own, self._notes)
 
     def noted(self, name: str) -> Any:
-        """Return the value noted under a name; None if there is none."""
+        """Return a value stored by `note`, or None."""
         return self._notes.get(name)
 
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the stored values, or compute and store them if `made_from` has changed.
+        """Return stored values, or compute and store them if the fingerprint `made_from` changed.
 
-        Args:
-            name: key of the values.
-            made_from: fingerprint of everything that the values depend on.
-            measure: computes plain values.
-
-        Returns:
-            The values, and "seconds" of the computation.
+        Values are plain; "seconds" of the computation is added.
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:
@@ -98,7 +86,7 @@ class DemoFolder:
         return known
 
     def forget(self, name: str) -> None:
-        """Discard stored values, so that they are computed again."""
+        """Discard stored values."""
         self._measured.pop(name, None)
 
     def known(self, name: str) -> dict[str, Any]:
@@ -107,7 +95,7 @@ class DemoFolder:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash plain values; a Path is hashed by the content of its file."""
+    """Hash plain values and the contents of files, given as a Path."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else json.dumps(part).encode()

@@ -1,4 +1,4 @@
-"""Baselines of each demo task: chance, and blind ones counted on the training split."""
+"""Baselines of each demo task: chance, and blind baselines counted on the training split."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fiber.metrics.detection import TrueBoxes
 from fiber.models.registry import inference_transform
 
 Numbers = dict[str, float]
+#: Chance and blind baseline.
+Guesses = tuple[Numbers, Numbers]
 Records = Sequence[Record]
 #: Image, phrase, (g, 4) boxes in pixels.
 Phrase = tuple[str, str, np.ndarray]
@@ -35,19 +37,19 @@ class Guesser:
     """Baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Use the tokenizer and answers of `coarse`; `counted_captions` limits MLM counts."""
+        """Use the tokenizer and answers of `coarse`; `counted_captions` limits the MLM counts."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
-        # Boxes of all images are counted together, in units of the image side.
+        # Boxes are counted in units of the image side.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
 
     def guess(
         self, task: str, by_split: Mapping[str, Sequence[Record]]
     ) -> dict[str, dict[str, Numbers]]:
-        """Compute {"chance": ..., "blind": ...} for each split, with the metric's own names.
+        """Compute {"chance": ..., "blind": ...} for each split, by the metrics' names.
 
-        "blind" is the maximum of the baselines tried, for each number.
+        "blind" is each metric's maximum over the blind baselines.
         """
-        compute: Callable[..., tuple[Numbers, Numbers]] = {
+        compute: Callable[..., Guesses] = {
             "retrieval": self._retrieval,
             "matching": self._matching,
             "masked_words": self._masked_words,
@@ -65,25 +67,21 @@ class Guesser:
             guesses[split] = {"chance": chance, "blind": blind}
         return guesses
 
-    def _retrieval(
-        self, training: Records, records: Records, split: str
-    ) -> tuple[Numbers, Numbers]:
+    def _retrieval(self, training: Records, records: Records, split: str) -> Guesses:
         places = {image: i for i, image in enumerate(dict.fromkeys(r.image_id for r in records))}
         chance = baselines.retrieval_chance([places[r.image_id] for r in records], len(places))
-        # Without the images, blind retrieval is random.
+        # Blind retrieval is random.
         return chance, chance
 
-    def _matching(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
+    def _matching(self, training: Records, records: Records, split: str) -> Guesses:
         # One matching and one mismatched pair per caption, as in training.
         pairs = np.repeat([1, 0], len(records))
         return baselines.matching_chance(), baselines.matching_blind([1, 0], pairs)
 
-    def _masked_words(
-        self, training: Records, records: Records, split: str
-    ) -> tuple[Numbers, Numbers]:
+    def _masked_words(self, training: Records, records: Records, split: str) -> Guesses:
         tokenizer, config = self.coarse.tokenizer, self.coarse.config
         assert tokenizer is not None
-        # Same loader settings as the evaluation, so that the same tokens are masked.
+        # The evaluation's loader settings, so that the same tokens are masked.
         loader = DataLoader(
             records,
             "image_text",
@@ -106,7 +104,7 @@ class Guesser:
         )
         return baselines.masked_word_chance(tokenizer.vocab_size), blind
 
-    def _vqa(self, training: Records, records: Records, split: str) -> tuple[Numbers, Numbers]:
+    def _vqa(self, training: Records, records: Records, split: str) -> Guesses:
         scores = [r.answers or {} for r in records]
         blind = [
             baselines.vqa_blind(
@@ -120,9 +118,7 @@ class Guesser:
         ]
         return baselines.vqa_chance(self.coarse.answers, scores), _best(blind)
 
-    def _referring(
-        self, training: Records, records: Records, split: str
-    ) -> tuple[Numbers, Numbers]:
+    def _referring(self, training: Records, records: Records, split: str) -> Guesses:
         truths = np.array([r.boxes_xyxy[0] for r in records])
         objects = self._objects(split)
         blind = [
@@ -138,9 +134,7 @@ class Guesser:
         chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
         return chance, _best(blind)
 
-    def _phrases(
-        self, counted: list[Phrase], records: Records, split: str
-    ) -> tuple[Numbers, Numbers]:
+    def _phrases(self, counted: list[Phrase], records: Records, split: str) -> Guesses:
         own = _phrases(records)
         truths = [boxes for _, _, boxes in own]
         objects = self._objects(split)
@@ -160,9 +154,7 @@ class Guesser:
         )
         return chance, _best(blind)
 
-    def _detection(
-        self, training: Records, records: Records, split: str
-    ) -> tuple[Numbers, Numbers]:
+    def _detection(self, training: Records, records: Records, split: str) -> Guesses:
         chance = box_baselines.detection_chance(
             [TrueBoxes(r.boxes_xyxy, r.box_labels) for r in records]
         )
@@ -176,12 +168,12 @@ class Guesser:
         return TrueBoxes(boxes, record.box_labels)
 
     def _objects(self, split: str) -> dict[str, list]:
-        """Boxes of all objects by image."""
+        """Return the boxes of all objects by image."""
         return {r.image_id: list(r.boxes_xyxy) for r in sources.detection(self.data, split)}
 
 
 def _phrases(records: Sequence[Record]) -> list[Phrase]:
-    """List all phrases with boxes."""
+    """List all phrases that have boxes."""
     return [
         (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
         for record in records
@@ -191,5 +183,5 @@ def _phrases(records: Sequence[Record]) -> list[Phrase]:
 
 
 def _best(guesses: Sequence[Numbers]) -> Numbers:
-    """Take the maximum of each number."""
+    """Return the maximum of each metric."""
     return {name: max(guess[name] for guess in guesses) for name in guesses[0]}

@@ -1,16 +1,14 @@
-"""Evaluation of the demo: two models on two splits, with baselines and ablated inputs.
+"""Evaluate the demo's models on two splits, with baselines and ablated inputs.
 
-Results are stored in the demo's folder with a fingerprint of their inputs. They are computed again
-only when a model, the data or fiber itself has changed.
+Results are cached in the demo's folder by a fingerprint of the model, the data and fiber's version.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.data.record import Record, RecordSet
@@ -25,80 +23,41 @@ from fiber.evaluation.tasks import TASKS
 SPLITS = ("val", "novel")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shown:
+class Shown(NamedTuple):
     """One metric of the table."""
 
-    #: See `MetricRow.metric`.
-    metric: str
-    #: Display name.
-    name: str
+    #: Task name in `MetricRow.metric`.
+    group: str
     #: Task of `fiber.evaluation.evaluate`, and the key in its result.
     task: str
     key: str
+    #: Display name.
+    name: str
     #: Model to evaluate, "coarse" or "fine".
     stage: str
     #: Whether the prediction uses the fused layers.
     fused: bool = True
 
+    @property
+    def metric(self) -> str:
+        """`MetricRow.metric`."""
+        return f"{self.group}/{self.key}"
 
+
+_TEXT_TO_IMAGE, _IMAGE_TO_TEXT = "text_to_image_recall_at_10", "image_to_text_recall_at_10"
 SHOWN = (
-    Shown(
-        metric="retrieval/text_to_image_recall_at_10",
-        name="text finds picture, R@10",
-        task="retrieval",
-        key="text_to_image_recall_at_10",
-        stage="coarse",
-        fused=False,
-    ),
-    Shown(
-        metric="retrieval/image_to_text_recall_at_10",
-        name="picture finds text, R@10",
-        task="retrieval",
-        key="image_to_text_recall_at_10",
-        stage="coarse",
-        fused=False,
-    ),
-    Shown(
-        metric="matching/accuracy",
-        name="matching, accuracy",
-        task="matching",
-        key="accuracy",
-        stage="coarse",
-    ),
-    Shown(
-        metric="masked_words/accuracy",
-        name="masked words, accuracy",
-        task="masked_words",
-        key="accuracy",
-        stage="coarse",
-    ),
-    Shown(
-        metric="vqa/accuracy",
-        name="questions, accuracy",
-        task="vqa",
-        key="accuracy",
-        stage="coarse",
-    ),
-    Shown(
-        metric="referring/accuracy_at_1",
-        name="expressions, IoU 0.5",
-        task="refcoco",
-        key="accuracy_at_1",
-        stage="fine",
-    ),
-    Shown(
-        metric="phrases/any_recall_at_1",
-        name="phrases, R@1",
-        task="flickr",
-        key="any_recall_at_1",
-        stage="fine",
-    ),
-    Shown(metric="detection/ap50", name="detection, AP50", task="coco", key="ap50", stage="fine"),
+    Shown("retrieval", "retrieval", _TEXT_TO_IMAGE, "text to image, R@10", "coarse", fused=False),
+    Shown("retrieval", "retrieval", _IMAGE_TO_TEXT, "image to text, R@10", "coarse", fused=False),
+    Shown("matching", "matching", "accuracy", "matching, accuracy", "coarse"),
+    Shown("masked_words", "masked_words", "accuracy", "masked tokens, accuracy", "coarse"),
+    Shown("vqa", "vqa", "accuracy", "questions, accuracy", "coarse"),
+    Shown("referring", "refcoco", "accuracy_at_1", "expressions, IoU 0.5", "fine"),
+    Shown("phrases", "flickr", "any_recall_at_1", "phrases, R@1", "fine"),
+    Shown("detection", "coco", "ap50", "detection, AP50", "fine"),
 )
 
-#: Modes of evaluation, as arguments `permute_images` and `fusion` of `evaluate`.
-WAYS = {"model": (False, True), "no fusion": (False, False), "permuted": (True, True)}
+#: Evaluation modes, as arguments `permute_images` and `fusion` of `evaluate`.
+MODES = {"model": (False, True), "no fusion": (False, False), "permuted": (True, True)}
 
 
 class Measures:
@@ -113,59 +72,53 @@ class Measures:
         *,
         prefix: str = "",
     ) -> None:
-        """Prepare the evaluation.
+        """Prepare the evaluation of finished models, given by stage.
 
-        `models` are folders of finished models by stage; `say` logs progress; `prefix` goes before
-        the keys of stored results, to separate other models from the demo's own.
+        `prefix` goes before the keys of cached results, to separate other models from the demo's
+        own. Progress is logged by `say`.
         """
         self.folder, self.plan, self.models, self.say = folder, plan, models, say
         self._prefix = prefix
         self._prints = {
             stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
         }
-        # Results of another version of fiber are computed again.
+        # Results of another version of fiber are not used.
         self._source = fingerprint(folder.data / "dataset.json", provenance())
         self._loaded: dict[str, StoredModel] = {}
         self._records: dict[tuple[str, str], list[Record]] = {}
 
-    def rows(self, *, permute_pictures: bool = False) -> list[MetricRow]:
-        """Evaluate everything; `permute_pictures` permutes the images in the model's column."""
-        rows = []
-        for shown in SHOWN:
-            for split in SPLITS:
-                whole, unfused, permuted = (
-                    self.numbers(shown, split, way) if way in self.ways(shown, split) else None
-                    for way in WAYS
-                )
-                assert whole is not None and permuted is not None
-                guesses = self.guesses(shown)[split]
-                rows.append(
-                    MetricRow(
-                        metric=shown.metric,
-                        name=shown.name,
-                        split=split,
-                        model=(permuted if permute_pictures else whole)[shown.key],
-                        chance=guesses["chance"][shown.key],
-                        blind=guesses["blind"][shown.key],
-                        no_fusion=unfused[shown.key] if unfused else None,
-                        permuted=permuted[shown.key],
-                    )
-                )
-        return rows
+    def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
+        """Evaluate everything; `permute_images` permutes the images in the model's column."""
+        return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
-    def ways(self, shown: Shown, split: str) -> list[str]:
-        """Modes in which a metric is evaluated on a split."""
+    def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:
+        values = {
+            mode: self.metrics(shown, split, mode)[shown.key] for mode in self._modes(shown, split)
+        }
+        baselines = self._baselines(shown)[split]
+        return MetricRow(
+            metric=shown.metric,
+            name=shown.name,
+            split=split,
+            model=values["permuted" if permute_images else "model"],
+            chance=baselines["chance"][shown.key],
+            blind=baselines["blind"][shown.key],
+            no_fusion=values.get("no fusion"),
+            permuted=values["permuted"],
+        )
+
+    def _modes(self, shown: Shown, split: str) -> list[str]:
         unfused = shown.fused and split in self.plan.unfused_splits
-        return [way for way in WAYS if way != "no fusion" or unfused]
+        return [mode for mode in MODES if mode != "no fusion" or unfused]
 
-    def numbers(self, shown: Shown, split: str, way: str) -> dict[str, float]:
-        """Evaluate a model in one of `WAYS`."""
+    def metrics(self, shown: Shown, split: str, mode: str) -> dict[str, float]:
+        """Evaluate a model in one of `MODES`."""
 
-        def measure() -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
             records = self.records(shown.task, split)
-            if way == "model":
+            if mode == "model":
                 self.say(f"{self._prefix}{shown.task} on {split}: {len(records)} records")
-            permuted, fusion = WAYS[way]
+            permuted, fusion = MODES[mode]
             found = evaluate(
                 self.model(shown.stage),
                 shown.task,
@@ -176,36 +129,30 @@ class Measures:
             )
             return {"metrics": found, "records": len(records)}
 
-        known = self.folder.measured(
-            f"{self._prefix}{shown.task}/{split}/{way}",
-            fingerprint(self._prints[shown.stage], self._source, self.plan.records[shown.task]),
-            measure,
-        )
-        return known["metrics"]
+        inputs = (self._prints[shown.stage], self._source, self.plan.records[shown.task])
+        name = f"{self._prefix}{shown.task}/{split}/{mode}"
+        return self.folder.measured(name, fingerprint(*inputs), compute)["metrics"]
 
-    def guesses(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
+    def _baselines(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
         """Compute the baselines: {split: {"chance": ..., "blind": ...}}."""
 
-        def measure() -> dict[str, Any]:
-            self.say(f"{shown.task}: counting in the training split what guessing reaches")
+        def compute() -> dict[str, Any]:
+            self.say(f"{shown.task}: computing the blind baselines on the training split")
             guesser = Guesser(self.folder.data, self.model("coarse"), self.plan.counted_captions)
             return guesser.guess(
                 shown.task, {split: self.records(shown.task, split) for split in SPLITS}
             )
 
-        return self.folder.measured(
-            f"{shown.task}/guesses",
-            fingerprint(self._source, self.plan.records[shown.task], self.plan.counted_captions),
-            measure,
-        )
+        inputs = (self._source, self.plan.records[shown.task], self.plan.counted_captions)
+        return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
 
     def throughput(self) -> tuple[int, float]:
         """Return the number of records evaluated for the table, and the seconds."""
         known = [
-            self.folder.known(f"{shown.task}/{split}/{way}")
+            self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
             for split in SPLITS
-            for way in self.ways(shown, split)
+            for mode in self._modes(shown, split)
         ]
         return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 
@@ -216,7 +163,7 @@ class Measures:
         return self._loaded[stage]
 
     def records(self, task: str, split: str) -> list[Record]:
-        """Read the records of a split to evaluate."""
+        """Read the records of a split that are evaluated."""
         if (task, split) not in self._records:
             _, reader, _ = TASKS[task]
             everything = reader(self.folder.data, split)
@@ -225,9 +172,9 @@ class Measures:
 
 
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:
-    """Choose at most `limit` records, the same ones every time, in their order.
+    """Choose at most `limit` records with a fixed seed, in order.
 
-    The choice is random: regular strides could pick the same kind of question for every image.
+    Regular strides could pick the same kind of question for every image.
     """
     count = len(records)
     if count <= limit:

@@ -1,4 +1,4 @@
-"""Collect the content of the demo's report: verdict, throughput, figures and commands."""
+"""Content of the demo's report: verdict, throughput, figures and commands."""
 
 from __future__ import annotations
 
@@ -39,16 +39,13 @@ def make_report(
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)
-    if problems:
-        verdict = "It failed:"
-    else:
-        verdict = (
-            f"It passed: {learned} of {len(rows)} metrics have a floor and all of them are above"
-            " it; with the images permuted all of them are below it."
-        )
+    passed = (
+        f"It passed: {learned} of {len(rows)} metrics have a floor. All of them reach it, and none"
+        " of them on permuted images."
+    )
     return DemoReport(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
-        verdict=verdict,
+        verdict="It failed:" if problems else passed,
         problems=problems,
         rows=rows,
         throughput=_throughput(folder, evaluated),
@@ -69,9 +66,7 @@ def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
         if commit and commit != machine["commit"]:
             notes.append(f"The {stage} model was trained at commit {commit}.")
         if not (path / stage / "curves.png").is_file():
-            notes.append(
-                f"There are no curves of the {stage} training: matplotlib is not installed."
-            )
+            notes.append(f"{stage}: no training curves, since matplotlib is not installed.")
     return notes
 
 
@@ -79,18 +74,14 @@ def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throug
     speeds = []
     made = folder.noted("data_stage")
     if made:
-        speeds.append(Throughput(stage="data", pictures=made["pictures"], seconds=made["seconds"]))
+        speeds.append(Throughput("data", made["pictures"], made["seconds"]))
     for stage in ("coarse", "fine"):
         lines = read_metrics(RunFolder(path=folder.path / stage).metrics_file)
         if lines:
-            last = lines[-1]
             speeds.append(
-                Throughput(
-                    stage=f"{stage} training", pictures=last["images"], seconds=last["seconds"]
-                )
+                Throughput(f"{stage} training", lines[-1]["images"], lines[-1]["seconds"])
             )
-    records, seconds = evaluated
-    return [*speeds, Throughput(stage="evaluation, records", pictures=records, seconds=seconds)]
+    return [*speeds, Throughput("evaluation, records", *evaluated)]
 
 
 def _figures(path: Path) -> list[tuple[str, Path]]:
@@ -103,24 +94,25 @@ def _figures(path: Path) -> list[tuple[str, Path]]:
         ("Coarse training: captions and questions", path / "coarse" / "curves.png"),
         ("Fine training: boxes", path / "fine" / "curves.png"),
     ]
-    # Without matplotlib there are no curves.
+    # There are no curves without matplotlib.
     return [(caption, file) for caption, file in figures if file.is_file()]
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
-    """List the shell commands to reproduce the demo, as a whole and stage by stage."""
+    """List shell commands that reproduce the demo as a whole and by stage."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""
 
     def training(recipe: str, changes: Mapping[str, Any], more: str) -> str:
         fields = {**changes, "train.seed": seed}
-        settings = "".join(
-            f" --set {shlex.quote(f'{name}={_spelled(value)}')}" for name, value in fields.items()
-        )
+        settings = ""
+        for name, value in fields.items():
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            settings += f" --set {shlex.quote(f'{name}={text}')}"
         return f"fiber train {recipe} --data {here}/data{more} --device cpu{settings}"
 
-    asked = {shown.task: shown.stage for shown in SHOWN}
+    stages = {shown.task: shown.stage for shown in SHOWN}
     return [
         "# everything",
         f"fiber demo{options} --seed {seed} --output {here}",
@@ -130,14 +122,9 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
         training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
         "",
-        "# each task on all records of a split; the table is of a fixed random subset",
+        "# each task on all records of a split; the table uses a fixed random subset",
         *(
             f"fiber eval {here}/{stage} {task} --data {here}/data --split novel --device cpu"
-            for task, stage in asked.items()
+            for task, stage in stages.items()
         ),
     ]
-
-
-def _spelled(value: Any) -> str:
-    """Format a value for `--set`."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,7 @@
-"""Length of the demo: all counts, and the recipe fields that it changes.
+"""Plan of the demo: all counts, and the recipe fields that it changes.
 
-Steps and images are fixed numbers instead of a time budget, so that the same seed gives the same
-result on a slow machine too.
+Steps and images are fixed numbers rather than a time budget, so that a seed gives the same result
+on any machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fiber.training.config.run import RunConfig, load_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes and lengths of one kind of demo."""
+    """Counts of one kind of demo."""
 
     #: Images of the training split.
     train_images: int
-    #: Images of each of the splits val and novel.
+    #: Images of val, and of novel.
     held_out_images: int = 500
     #: Recipe of the coarse stage, and the fields that the demo changes.
     coarse_recipe: str = "scenes_coarse"
@@ -35,7 +35,7 @@ class Plan:
     unfused_splits: tuple[str, ...] = ("val", "novel")
     #: Maximum training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Seconds of each stage on two cores, to estimate the remaining time.
+    #: Duration of each stage on two cores in seconds, to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -48,7 +48,7 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the coarse run; `changes` override the plan, __ for dots in names."""
+        """Configure the coarse run; `changes` override the plan, with __ for dots in names."""
         return _config(self.coarse_recipe, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
@@ -65,7 +65,7 @@ _MANY_RECORDS = {
     "retrieval": 1000,
     "matching": 300,
     "masked_words": 400,
-    # All records: in minutes a model improves on the priors by a few hundredths only.
+    # All records: in minutes, a model beats the priors by only a few hundredths.
     "vqa": 1500,
     "refcoco": 400,
     "flickr": 250,
@@ -81,8 +81,8 @@ _FEW_RECORDS = {
     "coco": 80,
 }
 
-#: ITM is off: it needs a well-trained ITC first, which this length does not give. The other changes
-#: let ITC improve sooner, with a lower final result.
+#: ITM is off: it needs a well-trained ITC first. The other changes make ITC improve sooner, with a
+#: lower final result.
 _FAST_COARSE = {
     "train.steps": 204,
     "train.checkpoint_every": 68,
@@ -95,9 +95,15 @@ _FAST_COARSE = {
 }
 _FAST_FINE = {"train.steps": 190, "train.checkpoint_every": 95, "optim.warmup_fraction": 0.15}
 
-#: Stamps have hundreds of nouns, which are also answers. Only a few fit into one text as classes.
+#: Stamps have hundreds of nouns, which are also answers. Only a few fit into one prompt.
 _STAMPS_COARSE = {"model.image_text.num_answers": 512}
 _STAMPS_FINE = {"tasks.grounding.max_classes": 6, "tasks.grounding.shuffle_classes": True}
+
+
+def _seconds(*seconds: float) -> dict[str, float]:
+    stages = ("data", "coarse", "fine", "evaluation", "ablations", "page")
+    return dict(zip(stages, seconds, strict=True))
+
 
 #: By kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
@@ -106,14 +112,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         coarse={"train.steps": 440, "train.checkpoint_every": 110},
         fine={"train.steps": 1080, "train.checkpoint_every": 180},
         records=_MANY_RECORDS,
-        seconds={
-            "data": 15,
-            "coarse": 255,
-            "fine": 256,
-            "evaluation": 60,
-            "ablations": 750,
-            "page": 5,
-        },
+        seconds=_seconds(15, 255, 256, 60, 750, 5),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,
@@ -121,29 +120,15 @@ PLANS: dict[tuple[str, str], Plan] = {
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
         unfused_splits=("val",),
-        seconds={
-            "data": 4,
-            "coarse": 44,
-            "fine": 44,
-            "evaluation": 18,
-            "ablations": 130,
-            "page": 3,
-        },
+        seconds=_seconds(4, 44, 44, 18, 130, 3),
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,
         coarse={**_STAMPS_COARSE, "train.steps": 400, "train.checkpoint_every": 50},
         fine={**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
-        # Hundreds of classes need many texts, and each image is evaluated with every text.
+        # Hundreds of classes need many prompts, and each image is evaluated with every prompt.
         records=_MANY_RECORDS | {"coco": 25},
-        seconds={
-            "data": 45,
-            "coarse": 230,
-            "fine": 245,
-            "evaluation": 60,
-            "ablations": 750,
-            "page": 5,
-        },
+        seconds=_seconds(45, 230, 245, 60, 750, 5),
     ),
     ("stamps", "fast"): Plan(
         train_images=2500,
@@ -151,24 +136,15 @@ PLANS: dict[tuple[str, str], Plan] = {
         fine={**_FAST_FINE, **_STAMPS_FINE},
         records=_FEW_RECORDS | {"coco": 10},
         unfused_splits=("val",),
-        seconds={
-            "data": 11,
-            "coarse": 44,
-            "fine": 44,
-            "evaluation": 18,
-            "ablations": 130,
-            "page": 3,
-        },
+        seconds=_seconds(11, 44, 44, 18, 130, 3),
     ),
 }
 
 
 def find_plan(data: str, mode: str) -> Plan:
-    """Return the plan of a kind of data and mode.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Return the plan for a kind of data and a mode; raise a ValueError if there is none."""
     if (data, mode) not in PLANS:
-        raise ValueError(f"demo data {data!r}: {nearest(data, sorted({d for d, _ in PLANS}))}")
+        raise ValueError(
+            f"unknown demo data {data!r}; {nearest(data, sorted({d for d, _ in PLANS}))}"
+        )
     return PLANS[data, mode]

@@ -1,11 +1,12 @@
-"""The demo's report: a self-contained HTML page, and its table for the terminal."""
+"""Demo report: a self-contained HTML page, and its table for the terminal."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fiber.atomic_io import write_file
 from fiber.demo.floors import MetricRow
@@ -14,14 +15,13 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _COLUMNS = ("metric", "split", "model", "chance", "blind", "no fusion", "permuted", "floor", "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Throughput:
+class Throughput(NamedTuple):
     """Speed of one stage."""
 
     stage: str
     #: Number of images, counted each time they are processed.
-    pictures: int
-    #: Wall-clock time in seconds.
+    images: int
+    #: Wall-clock time.
     seconds: float
 
 
@@ -32,7 +32,7 @@ class DemoReport:
     title: str
     #: One sentence: passed or failed.
     verdict: str
-    #: Reasons of a failure.
+    #: Reasons for a failure.
     problems: Sequence[str]
     rows: Sequence[MetricRow]
     throughput: Sequence[Throughput]
@@ -46,11 +46,11 @@ class DemoReport:
     ablations: Sequence[Sequence[str]] = ()
     #: Source of the ablation rows.
     ablations_source: str = ""
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
 
 def format_table(rows: Sequence[MetricRow]) -> str:
-    """Format the metrics for a terminal, one line for each metric and split."""
+    """Format the metrics for a terminal, one line per metric and split."""
     lines = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
     text = []
@@ -66,24 +66,15 @@ def _cells(row: MetricRow) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    return (
-        row.name,
-        row.split,
-        number(row.model),
-        number(row.chance),
-        number(row.blind),
-        number(row.no_fusion),
-        number(row.permuted),
-        number(row.floor),
-        row.verdict,
-    )
+    numbers = (row.model, row.chance, row.blind, row.no_fusion, row.permuted, row.floor)
+    return (row.name, row.split, *map(number, numbers), row.verdict)
 
 
 def write_html(report: DemoReport, path: Path) -> None:
     """Write the page with embedded images, atomically.
 
     Raises:
-        OSError: if a figure cannot be read or the page cannot be written.
+        OSError: if a figure cannot be read, or the page not be written.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -100,15 +91,14 @@ def write_html(report: DemoReport, path: Path) -> None:
             for row in report.rows
             if row.no_fusion is not None and row.no_fusion >= row.model
         ],
-        figures=[(caption, _data_url(file)) for caption, file in report.figures],
+        figures=[
+            (caption, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode())
+            for caption, file in report.figures
+        ],
         throughput=[
-            (t.stage, t.pictures, f"{t.seconds:.1f}", f"{t.pictures / t.seconds:.0f}")
-            for t in report.throughput
-            if t.seconds > 0
+            (stage, images, f"{seconds:.1f}", f"{images / seconds:.0f}")
+            for stage, images, seconds in report.throughput
+            if seconds > 0
         ],
     )
     write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _data_url(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")

@@ -1,7 +1,7 @@
 """Run the demo: data, coarse run, fine run, evaluation and report.
 
 Each stage writes a complete result to the output folder and is skipped if it exists, so an
-interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same numbers.
+interrupted demo resumes. Everything runs on the CPU, where a seed gives the same numbers again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from fiber.atomic_io import write_json
 from fiber.config_io import to_dict
 from fiber.demo import floors
 from fiber.demo.ablations import measure_ablations, train_ablations
+from fiber.demo.contact_sheet import draw_sheet
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.measures import SPLITS, Measures
 from fiber.demo.page import make_report
-from fiber.demo.pictures import draw_sheet
-from fiber.demo.plan import Plan, find_plan
+from fiber.demo.plan import find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.env import describe_machine, provenance, usable_cores
 from fiber.progress import ImageProgress, readable_seconds, say
@@ -37,7 +38,7 @@ def main(
     ablations: bool = False,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    permute_pictures: bool = False,
+    permute_images: bool = False,
 ) -> int:
     """Run the demo, or the remaining stages of an interrupted one.
 
@@ -47,11 +48,11 @@ def main(
         ablations: also train from scratch and without fusion.
         output: the folder; default `default_output`.
         seed: seed of images, weights and every random draw.
-        permute_pictures: evaluate on permuted images; every floor must fall.
+        permute_images: evaluate on permuted images; every metric must miss its floor.
 
     Returns:
         0; 1 if a metric is below its floor, a required group of metrics has none, or a metric stays
-        above its floor on permuted images. Always 1 with `permute_pictures`.
+        above its floor on permuted images. Always 1 with `permute_images`.
 
     Raises:
         ValueError: if the folder has a demo with other parameters, or unrelated files.
@@ -59,22 +60,22 @@ def main(
     mode = "fast" if fast else "default"
     path = Path(output) if output is not None else default_output(data, mode)
     demo = Demo(data=data, mode=mode, seed=seed, output=path)
-    if permute_pictures:
+    if permute_images:
         demo.clock.expect("data", "coarse", "fine", "evaluation")
     elif not ablations:
         demo.clock.expect("data", "coarse", "fine", "evaluation", "page")
     demo.train()
-    rows = demo.measure(permute_pictures=permute_pictures)
+    rows = demo.measure(permute_images=permute_images)
     problems = floors.failures(rows, data, mode) + floors.permuted_survivors(rows)
-    if not permute_pictures:
+    if not permute_images:
         if ablations:
-            demo.ablate(rows)
-        demo.write_page(rows, problems)
+            demo.clock.run("ablations", lambda: demo.ablate(rows))
+        demo.clock.run("page", lambda: demo.write_page(rows, problems))
     print(format_table(rows), flush=True)
     for problem in problems:
         say(f"fiber: {problem}")
-    if permute_pictures:
-        say("The pictures were exchanged: the column of the model is what the texts alone reach.")
+    if permute_images:
+        say("Images were permuted: the model column shows what the text alone achieves.")
         return 1
     say(f"page: {path / 'report.html'}")
     return 1 if problems else 0
@@ -87,12 +88,11 @@ def default_output(data: str, mode: str) -> Path:
 
 
 class Demo:
-    """One demo with its plan, folder and clock."""
+    """One demo with its plan, folder and clock; arguments as in `main`."""
 
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
-        """Open or create the folder; arguments as in `main`."""
         self.about = {"data": data, "mode": mode, "seed": seed}
-        self.plan: Plan = find_plan(data, mode)
+        self.plan = find_plan(data, mode)
         self.configs = {
             "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
@@ -107,7 +107,6 @@ class Demo:
         self.folder = DemoFolder(output, parameters)
         self.models = {stage: output / stage for stage in self.configs}
         self.clock = Clock(self.plan.seconds)
-        self.measures: Measures | None = None
 
     def train(self) -> None:
         """Run stages 1 to 3: the data set, the coarse model, the fine model."""
@@ -122,12 +121,8 @@ class Demo:
             )
 
     def _make_data(self) -> None:
-        began = time.monotonic()
-        sizes = {
-            "train": self.plan.train_images,
-            "val": self.plan.held_out_images,
-            "novel": self.plan.held_out_images,
-        }
+        began, held_out = time.monotonic(), self.plan.held_out_images
+        sizes = {"train": self.plan.train_images, "val": held_out, "novel": held_out}
         generator = importlib.import_module(f"fiber.synthetic.{self.about['data']}")
         generator.generate(
             self.folder.data,
@@ -143,41 +138,38 @@ class Demo:
         """Train one run, resuming from its newest checkpoint."""
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
-    def measure(self, *, permute_pictures: bool) -> list[floors.MetricRow]:
-        """Run stage 4: the table, with the floor of every metric."""
+    def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
+        """Run stage 4: the table, with every metric's floor."""
         self.measures = Measures(self.folder, self.plan, self.models, say)
         rows: list[floors.MetricRow] = []
-
-        def work(measures: Measures) -> None:
-            rows.extend(measures.rows(permute_pictures=permute_pictures))
-
-        self.clock.run("evaluation", lambda m=self.measures: work(m))
+        self.clock.run(
+            "evaluation", lambda: rows.extend(self.measures.rows(permute_images=permute_images))
+        )
         return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
 
     def ablate(self, rows: list[floors.MetricRow]) -> None:
         """Train and evaluate the ablations for the report."""
-
-        def work() -> None:
-            train_ablations(self.folder, self.plan, self.about["seed"], self.train_run)
-            measure_ablations(self.folder, self.plan, rows, self.about)
-
-        self.clock.run("ablations", work)
+        train_ablations(self.folder, self.plan, self.about["seed"], self.train_run)
+        measure_ablations(self.folder, self.plan, rows, self.about)
 
     def write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
-        """Run the last stage: rows.json, contact_sheet.png and report.html."""
-        self.clock.run("page", lambda: self._write_page(rows, problems))
-
-    def _write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
+        """Write rows.json, contact_sheet.png and report.html."""
         machine = describe_machine()
         known = {
             **self.about,
             "plan": self.plan.lengths,
             "commit": provenance()["commit"],
             "machine": machine,
+            "rows": [asdict(row) for row in rows],
         }
-        write_json(self.folder.path / "rows.json", {**known, "rows": floors.rows_to_json(rows)})
-        assert self.measures is not None
-        self._draw_sheet(self.measures)
+        write_json(self.folder.path / "rows.json", known)
+        sheet = self.folder.path / "contact_sheet.png"
+        if not sheet.is_file():
+            self.folder.forget("contact sheet")
+        weights = [model / "model.safetensors" for model in self.models.values()]
+        self.folder.measured(
+            "contact sheet", fingerprint(*weights, provenance()), lambda: self._draw_sheet(sheet)
+        )
         report = make_report(
             self.folder,
             self.plan,
@@ -189,30 +181,17 @@ class Demo:
         )
         write_html(report, self.folder.path / "report.html")
 
-    def _draw_sheet(self, measures: Measures) -> None:
-        path = self.folder.path / "contact_sheet.png"
-        if not path.is_file():
-            self.folder.forget("contact sheet")
-
-        def draw() -> dict[str, Any]:
-            draw_sheet(
-                path,
-                self.folder.data,
-                coarse=measures.model("coarse"),
-                fine=measures.model("fine"),
-                splits=SPLITS,
-            )
-            return {}
-
-        weights = [model / "model.safetensors" for model in self.models.values()]
-        self.folder.measured("contact sheet", fingerprint(*weights, provenance()), draw)
+    def _draw_sheet(self, path: Path) -> dict[str, Any]:
+        coarse, fine = self.measures.model("coarse"), self.measures.model("fine")
+        draw_sheet(path, self.folder.data, coarse=coarse, fine=fine, splits=SPLITS)
+        return {}
 
 
 class Clock:
-    """Logs the current stage, its time and an estimate of the remaining time."""
+    """Logs the current stage, its duration and an estimate of the remaining time."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        """Take the seconds of each stage on two ordinary cores, in the order of the stages."""
+        """Take each stage's duration on two cores, in the order of the stages."""
         self.seconds = dict(seconds)
         self._took, self._planned = 0.0, 0.0
 
@@ -223,6 +202,7 @@ class Clock:
     def run(self, stage: str, work: Callable[[], None], *, finished: bool = False) -> None:
         """Run a stage, unless it is finished."""
         stages = list(self.seconds)
+        later = stages[stages.index(stage) + 1 :]
         number = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
         if finished:
             say(f"{number}: finished before")
@@ -233,10 +213,9 @@ class Clock:
         took = time.monotonic() - began
         self._took += took
         self._planned += self.seconds[stage]
-        later = stages[stages.index(stage) + 1 :]
         line = f"{number}: {readable_seconds(took)}"
         if later:
-            # Scaled by this machine's speed so far relative to the plan's.
+            # Scaled by this machine's speed so far, relative to the plan's.
             left = sum(self.seconds[name] for name in later) * self._took / self._planned
             line += f"; next: {later[0]}; about {readable_seconds(left)} left"
         say(line)

@@ -10,20 +10,8 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
-from .task import (
-    DIVISOR,
-    FINE_MEAN,
-    FINE_STD,
-    LONGEST,
-    MEAN,
-    RATIO,
-    SCALE,
-    SHORTER,
-    SIZE,
-    STD,
-    Epoch,
-    Task,
-)
+from . import task as tasks
+from .task import SIZE, Epoch, Task
 
 
 def open_peer(task: Task) -> Epoch:
@@ -63,8 +51,8 @@ def _coarse(task: Task) -> Any:
             encoded,
             device="cpu",
             output_type=types.RGB,
-            random_area=list(SCALE),
-            random_aspect_ratio=list(RATIO),
+            random_area=list(tasks.SCALE),
+            random_aspect_ratio=list(tasks.RATIO),
         )
         mirror = fn.random.coin_flip(probability=0.5)
     images = fn.resize(
@@ -75,8 +63,8 @@ def _coarse(task: Task) -> Any:
         images,
         dtype=types.FLOAT if floats else types.UINT8,
         output_layout="CHW",
-        mean=[m * 255 for m in MEAN] if floats else [0.0] * 3,
-        std=[s * 255 for s in STD] if floats else [1.0] * 3,
+        mean=[m * 255 for m in tasks.MEAN] if floats else [0.0] * 3,
+        std=[s * 255 for s in tasks.STD] if floats else [1.0] * 3,
         mirror=mirror,
     )
 
@@ -96,8 +84,8 @@ def _fine(task: Task) -> Any:
     images = fn.resize(
         images,
         mode="not_smaller",
-        size=SHORTER,
-        max_size=LONGEST,
+        size=tasks.SHORTER,
+        max_size=tasks.LONGEST,
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
@@ -105,11 +93,11 @@ def _fine(task: Task) -> Any:
         images,
         dtype=types.FLOAT,
         output_layout="CHW",
-        mean=list(FINE_MEAN[::-1]),
-        std=list(FINE_STD[::-1]),
+        mean=list(tasks.FINE_MEAN[::-1]),
+        std=list(tasks.FINE_STD[::-1]),
         mirror=mirror,
     )
-    images = fn.pad(images, axis_names="HW", align=[DIVISOR, DIVISOR], fill_value=0)
+    images = fn.pad(images, axis_names="HW", align=[tasks.DIVISOR, tasks.DIVISOR], fill_value=0)
     return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
 
 

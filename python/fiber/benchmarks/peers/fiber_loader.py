@@ -13,19 +13,8 @@ import torch
 
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 
-from .task import (
-    DIVISOR,
-    FINE_MEAN,
-    FINE_STD,
-    LONGEST,
-    MAX_TOKENS,
-    RATIO,
-    SCALE,
-    SHORTER,
-    SIZE,
-    Epoch,
-    Task,
-)
+from . import task as tasks
+from .task import SIZE, Epoch, Task
 from .texts import batches_of_texts
 
 _DTYPES = {"int64": torch.int64, "bool": torch.bool}
@@ -43,7 +32,7 @@ def open_peer(task: Task) -> Epoch:
         tokenizer=Tokenizer.from_file(task.tokenizer),
         transform=_transform(task.work),
         batch_size=task.batch_size,
-        max_tokens=MAX_TOKENS,
+        max_tokens=tasks.MAX_TOKENS,
         threads=task.threads,
         scaled_decoding=task.scaled,
         image_dtype="uint8" if task.output == "uint8" else "float32",
@@ -70,15 +59,15 @@ def _transform(work: str) -> ImageTransform:
     if work == "squash":
         return ImageTransform.squash(SIZE)
     if work == "crop":
-        return ImageTransform.random_resized_crop(SIZE, scale=SCALE, ratio=RATIO)
+        return ImageTransform.random_resized_crop(SIZE, scale=tasks.SCALE, ratio=tasks.RATIO)
     return ImageTransform.shorter_side(
-        [SHORTER],
-        LONGEST,
+        [tasks.SHORTER],
+        tasks.LONGEST,
         flip_probability=0.5,
-        divisor=DIVISOR,
+        divisor=tasks.DIVISOR,
         channel_order="bgr",
-        mean=[m / 255 for m in FINE_MEAN],
-        std=[s / 255 for s in FINE_STD],
+        mean=[m / 255 for m in tasks.FINE_MEAN],
+        std=[s / 255 for s in tasks.FINE_STD],
     )
 
 
@@ -93,7 +82,7 @@ def _texts(task: Task) -> Epoch:
 
     def encode(texts: list[str]) -> tuple[torch.Tensor, ...]:
         arrays = tokenizer.encode_batch(
-            texts, max_tokens=MAX_TOKENS, pad_to=MAX_TOKENS, offsets=offsets
+            texts, max_tokens=tasks.MAX_TOKENS, pad_to=tasks.MAX_TOKENS, offsets=offsets
         )
         return tuple(
             torch.frombuffer(array, dtype=_DTYPES[array.dtype]).view(array.shape)

@@ -13,23 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .task import (
-    FINE_MEAN,
-    FINE_STD,
-    LONGEST,
-    MEAN,
-    SCALE,
-    SIZE,
-    STD,
-    Epoch,
-    Task,
-    fine_size,
-    padded_side,
-)
+from . import task as tasks
+from .task import SIZE, Epoch, Task
 
 #: Mean and standard deviation of values in [0, 255], in channel order.
-_COARSE = ([m * 255 for m in MEAN], [s * 255 for s in STD])
-_FINE = (FINE_MEAN[::-1], FINE_STD[::-1])
+_COARSE = ([m * 255 for m in tasks.MEAN], [s * 255 for s in tasks.STD])
+_FINE = (tasks.FINE_MEAN[::-1], tasks.FINE_STD[::-1])
 #: Per-thread buffer.
 _kept = threading.local()
 
@@ -47,15 +36,15 @@ def open_peer(task: Task) -> Epoch:
             list(pool.map(_coarse, files, kept, [task.work] * len(files)))
             yield kept[: len(files)]
 
-    memory = np.empty(task.batch_size * 3 * padded_side(LONGEST) ** 2, np.float32)
+    memory = np.empty(task.batch_size * 3 * tasks.padded_side(tasks.LONGEST) ** 2, np.float32)
 
     def fine(number: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for start in starts:
             places = range(start, min(start + task.batch_size, len(task.files)))
             found = list(pool.map(lambda index: _fine_pixels(task, index), places))
             pixels = [pixels for pixels, _ in found]
-            height = padded_side(max(one.shape[0] for one in pixels))
-            width = padded_side(max(one.shape[1] for one in pixels))
+            height = tasks.padded_side(max(one.shape[0] for one in pixels))
+            width = tasks.padded_side(max(one.shape[1] for one in pixels))
             shape = (len(found), 3, height, width)
             batch = memory[: np.prod(shape)].reshape(shape)
             list(pool.map(_normalize, pixels, batch, [_FINE] * len(found)))
@@ -75,7 +64,7 @@ def _coarse(path: str, place: np.ndarray, work: str) -> None:
     pixels = _read(path)
     if work == "crop":
         height, width = pixels.shape[:2]
-        part = random.uniform(*SCALE) ** 0.5
+        part = random.uniform(*tasks.SCALE) ** 0.5
         rows, columns = int(height * part), int(width * part)
         top, left = random.randint(0, height - rows), random.randint(0, width - columns)
         pixels = pixels[top : top + rows, left : left + columns]
@@ -107,7 +96,7 @@ def _fine_pixels(task: Task, index: int) -> tuple[np.ndarray, np.ndarray]:
     pixels = _read(task.files[index], cv2.IMREAD_COLOR_BGR)
     boxes = np.asarray(task.boxes[index], np.float32)
     old_height, old_width = pixels.shape[:2]
-    height, width = fine_size(old_height, old_width)
+    height, width = tasks.fine_size(old_height, old_width)
     limit = np.array([old_width, old_height] * 2, np.float32)
     boxes = boxes.clip(0, limit) * (np.array([width, height] * 2, np.float32) / limit)
     pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)

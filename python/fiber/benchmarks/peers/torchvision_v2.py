@@ -12,19 +12,8 @@ from torch import Tensor
 from torchvision import io, tv_tensors
 from torchvision.transforms import InterpolationMode
 
-from .task import (
-    FINE_MEAN,
-    FINE_STD,
-    LONGEST,
-    MEAN,
-    RATIO,
-    SCALE,
-    SHORTER,
-    SIZE,
-    STD,
-    Epoch,
-    Task,
-)
+from . import task as tasks
+from .task import SIZE, Epoch, Task
 from .torch_batches import pad_pairs, with_data_loader, with_threads
 
 
@@ -54,13 +43,15 @@ def _coarse(task: Task) -> Callable[[int], Any]:
         steps: list[Any] = [T.Resize((SIZE, SIZE), interpolation=bicubic, antialias=True)]
     else:
         steps = [
-            T.RandomResizedCrop(SIZE, SCALE, RATIO, interpolation=bicubic, antialias=True),
+            T.RandomResizedCrop(
+                SIZE, tasks.SCALE, tasks.RATIO, interpolation=bicubic, antialias=True
+            ),
             T.RandomHorizontalFlip(),
         ]
     if with_pillow:
         steps.append(T.ToImage())
     if with_pillow or task.output == "float32":
-        steps += [T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
+        steps += [T.ToDtype(torch.float32, scale=True), T.Normalize(tasks.MEAN, tasks.STD)]
     transform = T.Compose(steps)
 
     def load(index: int) -> Any:
@@ -74,14 +65,16 @@ def _fine(task: Task) -> Callable[[int], tuple[Tensor, Tensor]]:
     geometry = T.Compose(
         [
             T.ClampBoundingBoxes(),
-            T.Resize(SHORTER, max_size=LONGEST, antialias=True),
+            T.Resize(tasks.SHORTER, max_size=tasks.LONGEST, antialias=True),
             T.RandomHorizontalFlip(),
         ]
     )
     values = T.Compose(
         [
             T.ToDtype(torch.float32, scale=True),
-            T.Normalize([m / 255 for m in FINE_MEAN[::-1]], [s / 255 for s in FINE_STD[::-1]]),
+            T.Normalize(
+                [m / 255 for m in tasks.FINE_MEAN[::-1]], [s / 255 for s in tasks.FINE_STD[::-1]]
+            ),
         ]
     )
 
@@ -105,6 +98,6 @@ def _boxes_only(task: Task) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
     images = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]
-    resize, flip = T.Resize(SHORTER, max_size=LONGEST), T.RandomHorizontalFlip(p=1.0)
+    resize, flip = T.Resize(tasks.SHORTER, max_size=tasks.LONGEST), T.RandomHorizontalFlip(p=1.0)
     transform = T.Compose([T.ClampBoundingBoxes(), resize, flip])
     return lambda number: [[transform(boxes) for boxes in images]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.demo.pictures import IMAGE_WIDTH, PredictedBox, Tile, draw_tile
+from fiber.demo.contact_sheet import IMAGE_WIDTH, PredictedBox, Tile, draw_tile
 from fiber.visualize import COLORS
 
 
@@ -24,7 +24,7 @@ def tile(tmp_path):
             "image": str(path),
             "split": "val",
             "caption": "",
-            "claims": [claim],
+            "boxes": [claim],
             "question": "what color is it?",
             "answer": "red",
             "truth": "red",
@@ -47,7 +47,7 @@ class TestClaim:
 
 class TestTile:
     def test_nothing_to_draw(self, tile):
-        pixels = np.asarray(draw_tile(tile(claims=[])))
+        pixels = np.asarray(draw_tile(tile(boxes=[])))
         assert pixels.shape[1] == IMAGE_WIDTH
         height = IMAGE_WIDTH // 2
         assert (pixels[:height] == 128).all()
@@ -55,7 +55,7 @@ class TestTile:
 
     def test_the_boxs_edge_is_where_the_box_is(self, tile):
         claim = PredictedBox(text="a", box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
-        pixels = np.asarray(draw_tile(tile(claims=[claim])))
+        pixels = np.asarray(draw_tile(tile(boxes=[claim])))
         # Enlarged three times; the predicted box is red, three pixels thick.
         assert (pixels[45, 30:33, 0] > 200).all()
         assert (pixels[45, 87:90, 0] > 200).all()
@@ -71,7 +71,7 @@ class TestTile:
             PredictedBox(text=text, box_xyxy=(10, 10, 30, 30), truths_xyxy=[(60, 20, 80, 40)])
             for text in ("a", "b", "c")
         ]
-        pixels = np.asarray(draw_tile(tile(claims=claims)))
+        pixels = np.asarray(draw_tile(tile(boxes=claims)))
         # Three lines side by side, each three pixels thick, in the colors of the texts.
         edges = [tuple(pixels[60, 30 + 3 * number].tolist()) for number in range(3)]
         assert edges == [tuple(color) for color in COLORS[:3]]
@@ -79,11 +79,11 @@ class TestTile:
 
     def test_a_box_that_leaves_the_picture(self, tile):
         claim = PredictedBox(text="a", box_xyxy=(-20, -5, 200, 90), truths_xyxy=[(0, 0, 96, 48)])
-        assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
+        assert draw_tile(tile(boxes=[claim])).width == IMAGE_WIDTH
 
     def test_an_empty_box(self, tile):
         claim = PredictedBox(text="a", box_xyxy=(5, 5, 5, 5), truths_xyxy=[(7, 7, 7, 7)])
-        assert draw_tile(tile(claims=[claim])).width == IMAGE_WIDTH
+        assert draw_tile(tile(boxes=[claim])).width == IMAGE_WIDTH
 
     def test_long_texts_make_it_higher(self, tile):
         short = draw_tile(tile())

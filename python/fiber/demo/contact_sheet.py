@@ -1,7 +1,7 @@
-"""The demo's contact sheet: images with predicted boxes and answers next to the ground truth.
+"""Contact sheet of the demo: images with predicted boxes and answers, and the ground truth.
 
 An image shows either the phrases of a caption or a referring expression. Predicted boxes have the
-color of their text below, ground-truth boxes are dashed.
+color of their text below the image; ground-truth boxes are dashed.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Tile:
 
     image: str
     split: str
-    #: Caption with the phrases of the claims; empty for a referring expression.
+    #: Caption that has the texts of the boxes; empty for a referring expression.
     caption: str
-    claims: Sequence[PredictedBox]
+    boxes: Sequence[PredictedBox]
     question: str
     answer: str
     #: Ground-truth answer.
@@ -73,24 +73,25 @@ def draw_sheet(
     coarse: StoredModel,
     fine: StoredModel,
     splits: Sequence[str],
-    pictures: int = 8,
+    count: int = 8,
 ) -> None:
-    """Run the models on some images of each split and save a PNG sheet of their predictions.
+    """Run the models on `count` images of each split and save a PNG sheet of their predictions.
 
-    `coarse` answers questions and `fine` predicts boxes. Rows are in the order of `splits`, with
-    `pictures` images each.
+    `coarse` answers questions and `fine` predicts boxes. Splits are drawn in order.
     """
     tiles = [
-        tile for split in splits for tile in ask(data, split, pictures, coarse=coarse, fine=fine)
+        draw_tile(tile)
+        for split in splits
+        for tile in _predict_tiles(data, split, count, coarse=coarse, fine=fine)
     ]
-    sheet = make_sheet([draw_tile(tile) for tile in tiles], COLUMNS)
+    sheet = make_sheet(tiles, COLUMNS)
     write_file(path, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
-def ask(
+def _predict_tiles(
     data: Path, split: str, count: int, *, coarse: StoredModel, fine: StoredModel
 ) -> list[Tile]:
-    """Run the models on `count` images of a split, at equal distances."""
+    """Run the models on `count` images of a split, at regular strides."""
     kinds = [
         _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
@@ -99,7 +100,7 @@ def ask(
     images = [images[i * len(images) // count] for i in range(min(count, len(images)))]
     if not images:
         return []
-    # Not the first record of each image: those are all of one kind.
+    # Not each image's first record: those are all of one kind.
     captions, expressions, questions = (
         [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
         for kind in kinds
@@ -107,32 +108,32 @@ def ask(
     captions, expressions = captions[::2], expressions[1::2]
     boxes: list[list[PredictedBox]] = [[] for _ in images]
     boxes[::2] = [
-        _phrase_claims(record, said)
-        for record, said in zip(captions, _predict(fine, "flickr", captions), strict=True)
+        _phrase_boxes(record, predicted)
+        for record, predicted in zip(captions, _predict(fine, "flickr", captions), strict=True)
     ]
-    boxes[1::2] = [
-        [PredictedBox(text=record.text, box_xyxy=said["box_xyxy"], truths_xyxy=record.boxes_xyxy)]
-        for record, said in zip(expressions, _predict(fine, "refcoco", expressions), strict=True)
-    ]
+    for place, predicted in enumerate(_predict(fine, "refcoco", expressions)):
+        record, box = expressions[place], predicted["box_xyxy"]
+        boxes[2 * place + 1] = [
+            PredictedBox(text=record.text, box_xyxy=box, truths_xyxy=record.boxes_xyxy)
+        ]
     tiles = []
-    for place, said in enumerate(_predict(coarse, "vqa", questions)):
-        right = questions[place].answers or {}
+    for place, predicted in enumerate(_predict(coarse, "vqa", questions)):
+        truths = questions[place].answers or {}
         tiles.append(
             Tile(
                 image=images[place],
                 split=split,
                 caption="" if place % 2 else captions[place // 2].text,
-                claims=boxes[place],
+                boxes=boxes[place],
                 question=questions[place].text,
-                answer=said["answer"],
-                truth=max(right, key=lambda answer: right[answer], default="?"),
+                answer=predicted["answer"],
+                truth=max(truths, key=lambda answer: truths[answer], default="?"),
             )
         )
     return tiles
 
 
 def _by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by image."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.image_id, []).append(record)
@@ -149,14 +150,14 @@ def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[A
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _phrase_claims(record: Record, said: dict[str, Any]) -> list[PredictedBox]:
+def _phrase_boxes(record: Record, predicted: dict[str, Any]) -> list[PredictedBox]:
     return [
         PredictedBox(
             text=found["phrase"],
             box_xyxy=found["boxes_xyxy"][0] if found["boxes_xyxy"] else None,
             truths_xyxy=[record.boxes_xyxy[box] for box in own],
         )
-        for found, own in zip(said["phrases"], sources.label_boxes(record), strict=True)
+        for found, own in zip(predicted["phrases"], sources.label_boxes(record), strict=True)
         if own
     ]
 
@@ -167,31 +168,29 @@ def draw_tile(tile: Tile) -> Image.Image:
         image = file.convert("RGB")
     scale = IMAGE_WIDTH / image.width
     image = image.resize((IMAGE_WIDTH, round(image.height * scale)), Image.Resampling.BICUBIC)
-    title = tile.caption or "find the one that is meant"
+    title = tile.caption or "referring expression"
     texts: list[tuple[str, Color]] = [(f"{tile.split}: {title}", _BLACK)]
     boxes: list[Sequence[float]] = []
-    colors = []
-    for number, claim in enumerate(tile.claims):
-        if claim.box_xyxy is not None:
-            boxes.append(claim.box_xyxy)
-            colors.append(number)
-        verdict = "found" if claim.iou >= FOUND_AT else "missed"
+    scaled, colors = [], []
+    for number, found in enumerate(tile.boxes):
+        verdict = "found" if found.iou >= FOUND_AT else "missed"
         color = COLORS[number % len(COLORS)]
-        texts.append((f"{claim.text}: {verdict}, IoU {claim.iou:.2f}", color))
-    scaled = []
-    for number, box in enumerate(boxes):
+        texts.append((f"{found.text}: {verdict}, IoU {found.iou:.2f}", color))
+        if found.box_xyxy is None:
+            continue
         # Inset, so that earlier boxes of the same object stay visible.
-        inset = _LINE_WIDTH * int((pairwise_iou([box], boxes[:number]) >= FOUND_AT).sum())
-        x0, y0, x1, y1 = (float(edge) * scale for edge in box)
+        inset = _LINE_WIDTH * int((pairwise_iou([found.box_xyxy], boxes) >= FOUND_AT).sum())
+        x0, y0, x1, y1 = (float(edge) * scale for edge in found.box_xyxy)
         x0, y0 = x0 + inset, y0 + inset
         scaled.append((x0, y0, max(x1 - inset, x0), max(y1 - inset, y0)))
+        boxes.append(found.box_xyxy)
+        colors.append(number)
     draw_boxes(image, scaled, [""] * len(scaled), colors, _LINE_WIDTH)
-    for claim in tile.claims:
-        for truth in claim.truths_xyxy:
-            draw_dashed_box(image, [float(edge) * scale for edge in truth])
+    for truth in (truth for found in tile.boxes for truth in found.truths_xyxy):
+        draw_dashed_box(image, [float(edge) * scale for edge in truth])
     texts.append((tile.question, _BLACK))
     if tile.answer == tile.truth:
-        texts.append((f"{tile.answer}, right", _GRAY))
+        texts.append((f"{tile.answer}, correct", _GRAY))
     else:
-        texts.append((f"{tile.answer}, wrong, it is {tile.truth}", _RED))
+        texts.append((f"{tile.answer}, wrong, correct: {tile.truth}", _RED))
     return add_caption(image, texts, size=_FONT_SIZE)
