@@ -49,7 +49,7 @@ _GAP = 12
 
 @functools.lru_cache(64)
 def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
-    """Load the installed fonts, with Pillow's own as the last one."""
+    """Load the installed fonts, Pillow's own last."""
     from PIL import ImageFont
 
     files: list[str] = [*_FONT_FILES]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import random
+import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -100,22 +101,21 @@ class Corpus:
 
     name: str
     files: tuple[Path, ...]
-    mean_bytes: float
-    #: Width times height.
-    mean_pixels: float
-    #: Where the images come from, for reports.
+    #: (height, width) of each image in pixels.
+    sizes: tuple[tuple[int, int], ...]
+    #: Description of the source, for reports.
     source: str
 
     def first(self, count: int) -> Corpus:
         """Return a corpus of the first images."""
-        if count >= len(self.files):
-            return self
-        return _describe(self.name, self.files[:count], self.source)
+        return replace(self, files=self.files[:count], sizes=self.sizes[:count])
 
     def __str__(self) -> str:
+        mean_bytes = statistics.fmean(path.stat().st_size for path in self.files)
+        mean_pixels = statistics.fmean(height * width for height, width in self.sizes)
         return (
-            f"{self.name}: {len(self.files)} images, mean {self.mean_bytes / 1000:.0f} KB,"
-            f" {self.mean_pixels / 1e6:.2f} megapixels, {self.source}"
+            f"{self.name}: {len(self.files)} images, mean {mean_bytes / 1000:.0f} KB,"
+            f" {mean_pixels / 1e6:.2f} megapixels, {self.source}"
         )
 
 
@@ -182,14 +182,8 @@ def _describe(name: str, files: Sequence[Path], source: str) -> Corpus:
         with _open(path) as image:
             if image.format not in ("JPEG", "MPO"):
                 raise ValueError(f"{path} is a {image.format} file; expected JPEG")
-            sizes.append(image.width * image.height)
-    return Corpus(
-        name=name,
-        files=tuple(files),
-        mean_bytes=sum(path.stat().st_size for path in files) / len(files),
-        mean_pixels=sum(sizes) / len(sizes),
-        source=source,
-    )
+            sizes.append((image.height, image.width))
+    return Corpus(name=name, files=tuple(files), sizes=tuple(sizes), source=source)
 
 
 def _open(path: Path) -> Image.Image:

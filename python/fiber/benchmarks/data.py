@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
 from fiber import _core
 from fiber.benchmarks import report
 from fiber.benchmarks.corpus import PLANS, Corpus, make_corpus, own_corpus
@@ -324,16 +322,12 @@ class _Inputs:
         # Only full batches: some peers drop or pad a short last one.
         batch_size = min(workload.batch_size, len(corpus.files))
         corpus = corpus.first(len(corpus.files) // batch_size * batch_size)
-        sizes = []
-        for path in corpus.files:
-            with Image.open(path) as image:
-                sizes.append((image.height, image.width))
-        boxes = generate_boxes(sizes, 3, 20) if workload.work == "fine" else []
+        boxes = generate_boxes(corpus.sizes, 3, 20) if workload.work == "fine" else []
         task = replace(
             task,
             files=tuple(str(path.resolve()) for path in corpus.files),
             boxes=tuple(boxes),
-            sizes=tuple(sizes),
+            sizes=corpus.sizes,
             batch_size=batch_size,
         )
         return task, f"{corpus}, batches of {batch_size}"

@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
         return 1
     except OSError as error:
-        _print_error(_os_message(error))
+        has_name = error.strerror and error.filename is not None
+        _print_error(f"{os.fspath(error.filename)}: {error.strerror}" if has_name else str(error))
         return 1 if error.errno in _FAILURES else 2
     except (FloatingPointError, MemoryError) as error:
         _print_error(str(error) or "out of memory")
@@ -99,9 +100,3 @@ def _warn(message: Warning | str, *where: object, **more: object) -> None:
 
 def _print_error(message: str) -> None:
     print(f"fiber: error: {' '.join(message.split())}", file=sys.stderr)
-
-
-def _os_message(error: OSError) -> str:
-    if error.strerror and error.filename is not None:
-        return f"{os.fspath(error.filename)}: {error.strerror}"
-    return str(error)

@@ -165,8 +165,8 @@ def _detect(options: argparse.Namespace) -> int:
 
 
 def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
-    paths = _paths(options.images)
-    model, name = _load(options, "grounding")
+    session = _Session(options, options.images, "grounding")
+    model = session.model
     if method == "detect" and asked["classes"] is None and model.classes:
         names, more = ", ".join(model.classes[:_MAX_LISTED]), len(model.classes) - _MAX_LISTED
         names += f" and {more} others" if more > 0 else ""
@@ -174,21 +174,16 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
     asked["max_detections"] = options.max_detections
     if options.threshold is not None:
         asked["score_threshold"] = options.threshold
-    output = _Output(options)
-    for some, images in _read(paths):
-        for path, found in zip(some, getattr(model, method)(images, **asked), strict=True):
-            result = found.to_dict(image=str(path), model=name)
-            rows = [
-                (
-                    f"{item['score']:.2f}",
-                    item["label"],
-                    " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"]),
-                )
-                for item in result["detections"]
-            ]
-            output.print(result, rows or [("nothing found",)])
+    for paths, images in session.read(session.paths):
+        for path, found in zip(paths, getattr(model, method)(images, **asked), strict=True):
+            result = found.to_dict(image=str(path), model=session.name)
+            rows = []
+            for item in result["detections"]:
+                box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
+                rows.append((f"{item['score']:.2f}", item["label"], box))
+            session.print(result, rows or [("nothing found",)])
             if options.save:
-                found.save(output.file_for(path))
+                found.save(session.file_for(path))
     if method == "detect":
         classes = model.classes if asked["classes"] is None else asked["classes"]
         print(f"fiber: {_describe_cost(len(classes), model.passes)}", file=sys.stderr)
@@ -208,16 +203,13 @@ def _describe_cost(classes: int, passes: PassCounts) -> str:
 
 
 def _answer(options: argparse.Namespace) -> int:
-    paths = _paths([options.image])
-    model, name = _load(options, "vqa")
-    output = _Output(options)
-    for (path,), (image,) in _read(paths):
-        answers = model.answer(image, options.question, top_k=options.top_k)
+    session = _Session(options, [options.image], "vqa")
+    for (path,), (image,) in session.read(session.paths):
+        answers = session.model.answer(image, options.question, top_k=options.top_k)
         scored = [{"answer": text, "score": round(score, 4)} for text, score in answers]
         result = {"question": options.question, "answers": scored}
         rows = [(f"{score:.2f}", text) for text, score in answers]
-        output.print(_about(path, image, name) | result, rows)
-        output.save(path, image, f"{options.question}  {answers[0].answer}")
+        session.show(path, image, result, rows, f"{options.question}  {answers[0].answer}")
     return 0
 
 
@@ -225,47 +217,37 @@ def _caption(options: argparse.Namespace) -> int:
     if options.seed is not None and not options.sample:
         raise ValueError(f"--seed {options.seed}: expected --sample with it")
     asked = {"sample": options.sample, "seed": options.seed or 0, "num_beams": options.num_beams}
-    paths = _paths(options.images)
-    model, name = _load(options, "caption")
-    output = _Output(options)
-    for some, images in _read(paths):
-        for path, image, text in zip(some, images, model.caption(images, **asked), strict=True):
-            output.print(_about(path, image, name) | {"caption": text}, [(text,)])
-            output.save(path, image, text)
+    session = _Session(options, options.images, "caption")
+    for paths, images in session.read(session.paths):
+        texts = session.model.caption(images, **asked)
+        for path, image, text in zip(paths, images, texts, strict=True):
+            session.show(path, image, {"caption": text}, [(text,)], text)
     return 0
 
 
 def _match(options: argparse.Namespace) -> int:
-    paths = _paths([options.image])
-    model, name = _load(options, "itm")
-    output = _Output(options)
-    for (path,), (image,) in _read(paths):
-        score = float(model.match([image], [options.text])[0, 0])
-        result = {"text": options.text, "score": round(score, 4)}
-        output.print(_about(path, image, name) | result, [(f"{score:.2f}", options.text)])
-        output.save(path, image, f"{score:.2f}  {options.text}")
+    session = _Session(options, [options.image], "itm")
+    for (path,), (image,) in session.read(session.paths):
+        score = float(session.model.match([image], [options.text])[0, 0])
+        result, row = (
+            {"text": options.text, "score": round(score, 4)},
+            (f"{score:.2f}", options.text),
+        )
+        session.show(path, image, result, [row], "  ".join(row))
     return 0
 
 
 def _search(options: argparse.Namespace) -> int:
-    paths = _paths(options.images)
-    model, name = _load(options, "itc", *([] if options.no_rerank else ["itm"]))
-    output = _Output(options)
-    files, rerank = [str(path) for path in paths], not options.no_rerank
-    for rank, hit in enumerate(model.search(options.text, files, options.top_k, rerank=rerank), 1):
-        path = paths[hit.index]
-        (_, (image,)), *_ = _read([path])
+    rerank = not options.no_rerank
+    session = _Session(options, options.images, "itc", *(["itm"] if rerank else []))
+    files = [str(path) for path in session.paths]
+    hits = session.model.search(options.text, files, options.top_k, rerank=rerank)
+    for rank, hit in enumerate(hits, start=1):
+        ((path,), (image,)), *_ = session.read([session.paths[hit.index]])
         result = {"text": options.text, "rank": rank, "score": round(hit.score, 4)}
-        output.print(_about(path, image, name) | result, [(f"{rank}.", f"{hit.score:.3f}")])
-        output.save(path, image, f"{rank}. {options.text}")
+        rows = [(f"{rank}.", f"{hit.score:.3f}")]
+        session.show(path, image, result, rows, f"{rank}. {options.text}")
     return 0
-
-
-def _load(options: argparse.Namespace, *heads: str) -> tuple[Model, str]:
-    path = choose_model(options.model, *heads)
-    import fiber
-
-    return fiber.load(path, options.tokenizer, options.answers, options.device), path
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
@@ -287,24 +269,19 @@ def _paths(images: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-    """Decode images in batches; each is (H, W, 3) uint8."""
-    from fiber.data import load_image
+class _Session:
+    """Images, model and output of a command.
 
-    for start in range(0, len(paths), _BATCH):
-        some = paths[start : start + _BATCH]
-        yield some, [load_image(path) for path in some]
+    Results are printed to stdout as JSON lines or a table; annotated images go to `--save`.
+    """
 
+    def __init__(self, options: argparse.Namespace, images: Sequence[str], *heads: str) -> None:
+        self.paths = _paths(images)
+        self.name = choose_model(options.model, *heads)
+        import fiber
 
-def _about(path: Path, image: np.ndarray, model: str) -> dict[str, Any]:
-    height, width = image.shape[:2]
-    return {"image": str(path), "width": width, "height": height, "model": model}
-
-
-class _Output:
-    """Result output: JSON lines or a table to stdout, annotated images to a directory."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
+        settings = pick(options, "tokenizer", "answers", "device")
+        self.model: Model = fiber.load(self.name, **settings)
         self.as_json = options.json or not sys.stdout.isatty()
         self.folder: Path | None = options.save
         self.names: set[str] = set()
@@ -314,6 +291,14 @@ class _Output:
                     f"--save {self.folder} is a file; expected a directory for annotated images"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
+        """Decode images in batches; each is (H, W, 3) uint8."""
+        from fiber.data import load_image
+
+        for start in range(0, len(paths), _BATCH):
+            some = paths[start : start + _BATCH]
+            yield some, [load_image(path) for path in some]
 
     def print(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
         """Print one result as JSON, or as rows under the image's name."""
@@ -334,8 +319,18 @@ class _Output:
         self.names.add(name)
         return self.folder / f"{name}.png"
 
-    def save(self, path: Path, image: np.ndarray, text: str) -> None:
-        """Save an image with a text below it, if `--save` was given."""
+    def show(
+        self,
+        path: Path,
+        image: np.ndarray,
+        result: dict[str, Any],
+        rows: Sequence[tuple[str, ...]],
+        text: str,
+    ) -> None:
+        """Print a result; save the image with a text below it, if `--save` was given."""
+        height, width = image.shape[:2]
+        about = {"image": str(path), "width": width, "height": height, "model": self.name}
+        self.print(about | result, rows)
         if self.folder is None:
             return
         from PIL import Image
@@ -343,6 +338,6 @@ class _Output:
         from fiber.postprocess.files import save_image
         from fiber.visualize import add_caption
 
-        size = max(12, image.shape[1] // 30)
+        size = max(12, width // 30)
         captioned = add_caption(Image.fromarray(image), [(text, (0, 0, 0))], size=size)
         save_image(lambda: captioned, self.file_for(path))

@@ -24,8 +24,8 @@ from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 from fiber.visualize import COLORS, Color, add_caption, draw_boxes, draw_dashed_box, make_sheet
 
-#: Width of an image on the sheet in pixels, and images in a row.
-IMAGE_WIDTH, COLUMNS = 288, 4
+#: Width of an image on the sheet in pixels, images per row, and images per split.
+IMAGE_WIDTH, COLUMNS, IMAGES = 288, 4, 8
 _FONT_SIZE, _LINE_WIDTH = 13, 3
 
 _BLACK: Color = (20, 20, 20)
@@ -73,31 +73,28 @@ def draw_sheet(
     coarse: StoredModel,
     fine: StoredModel,
     splits: Sequence[str],
-    count: int = 8,
 ) -> None:
-    """Run the models on `count` images of each split and save a PNG sheet of their predictions.
+    """Run the models on images of each split and save a PNG sheet of their predictions.
 
     `coarse` answers questions and `fine` predicts boxes. Splits are drawn in order.
     """
     tiles = [
         draw_tile(tile)
         for split in splits
-        for tile in _predict_tiles(data, split, count, coarse=coarse, fine=fine)
+        for tile in _predict_tiles(data, split, coarse=coarse, fine=fine)
     ]
     sheet = make_sheet(tiles, COLUMNS)
     write_file(path, lambda part: sheet.save(part, "PNG", optimize=True))
 
 
-def _predict_tiles(
-    data: Path, split: str, count: int, *, coarse: StoredModel, fine: StoredModel
-) -> list[Tile]:
-    """Run the models on `count` images of a split, at regular strides."""
+def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredModel) -> list[Tile]:
+    """Run the models on images of a split, at regular strides."""
     kinds = [
         _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
     ]
     images = [image for image in kinds[0] if all(image in kind for kind in kinds[1:])]
-    images = [images[i * len(images) // count] for i in range(min(count, len(images)))]
+    images = [images[i * len(images) // IMAGES] for i in range(min(IMAGES, len(images)))]
     if not images:
         return []
     # Not each image's first record: those are all of one kind.
@@ -141,7 +138,7 @@ def _by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[Any]:
-    """Predict with `evaluate`, as for the table of metrics."""
+    """Predict with `evaluate`, as for the metrics."""
     if not records:
         return []
     with tempfile.TemporaryDirectory() as folder:

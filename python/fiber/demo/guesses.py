@@ -168,12 +168,10 @@ class Guesser:
         return TrueBoxes(boxes, record.box_labels)
 
     def _objects(self, split: str) -> dict[str, list]:
-        """Return the boxes of all objects by image."""
         return {r.image_id: list(r.boxes_xyxy) for r in sources.detection(self.data, split)}
 
 
 def _phrases(records: Sequence[Record]) -> list[Phrase]:
-    """List all phrases that have boxes."""
     return [
         (record.image_id, phrase, np.array([record.boxes_xyxy[box] for box in own]))
         for record in records

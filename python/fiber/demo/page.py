@@ -12,7 +12,7 @@ from fiber.demo.ablations import ablation_table
 from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
-from fiber.demo.plan import Plan
+from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, Plan
 from fiber.demo.report import DemoReport, Throughput
 from fiber.training.run_dir import RunFolder, read_metrics
 
@@ -59,7 +59,6 @@ def make_report(
 
 
 def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
-    """List deviations: other commits, missing curves."""
     notes = []
     for stage in ("coarse", "fine"):
         commit = read_json(path / stage / "config.json").get("commit")
@@ -119,8 +118,8 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         "",
         "# stage by stage",
         f"fiber data {data} --output {here}/data --images {plan.train_images} --seed {seed}",
-        training(plan.coarse_recipe, plan.coarse, f" --output {here}/coarse"),
-        training(plan.fine_recipe, plan.fine, f" --init {here}/coarse --output {here}/fine"),
+        training(COARSE_RECIPE, plan.coarse, f" --output {here}/coarse"),
+        training(FINE_RECIPE, plan.fine, f" --init {here}/coarse --output {here}/fine"),
         "",
         "# each task on all records of a split; the table uses a fixed random subset",
         *(

@@ -13,6 +13,8 @@ from typing import Any
 from fiber.config_io import nearest, replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 
+COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -22,11 +24,8 @@ class Plan:
     train_images: int
     #: Images of val, and of novel.
     held_out_images: int = 500
-    #: Recipe of the coarse stage, and the fields that the demo changes.
-    coarse_recipe: str = "scenes_coarse"
+    #: Changed fields of the recipe of each stage.
     coarse: Mapping[str, Any]
-    #: The same for the fine stage.
-    fine_recipe: str = "scenes_fine"
     fine: Mapping[str, Any]
     #: Maximum records of a split for each task; a record is a caption, a question, an expression or
     #: (coco) an image with all classes.
@@ -49,11 +48,11 @@ class Plan:
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
         """Configure the coarse run; `changes` override the plan, with __ for dots in names."""
-        return _config(self.coarse_recipe, self.coarse, seed, changes)
+        return _config(COARSE_RECIPE, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
         """Configure the fine run; `changes` as in `coarse_config`."""
-        return _config(self.fine_recipe, self.fine, seed, changes)
+        return _config(FINE_RECIPE, self.fine, seed, changes)
 
 
 def _config(recipe: str, own: Mapping[str, Any], seed: int, changes: Mapping[str, Any]) -> Any:

@@ -114,7 +114,7 @@ def one_list_for_each(
         given = [given] * count
     elif len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of texts for {count} images; expected one list of {what} names"
+            f"{len(given)} lists of texts for {count} images; expected one list of {what}s"
             " for all images, or one list for each image"
         )
     for index, each in enumerate(given):

@@ -57,7 +57,6 @@ def caption_phrases(caption: str) -> list[CharSpan]:
 
 @functools.cache
 def _warn_heuristic() -> None:
-    """Warn once per process."""
     warnings.warn(
         "no spaCy pipeline for English is installed: the phrases of captions are found by a"
         " heuristic (pip install 'fiber-vl[phrases]', then python -m spacy download"
