@@ -62,7 +62,7 @@ class TestMeasures:
         models = {stage: tmp_path / stage for stage in ("coarse", "fine")}
         for stage, path in models.items():
             shutil.copytree(finished / stage, path)
-        return lambda: Measures(DemoFolder(folder.path, {}), MICRO, models, lambda line: None)
+        return lambda: Measures(DemoFolder(folder.path, {}), MICRO, models)
 
     def test_each_task_is_asked_once_in_every_way(self, opened, asked):
         opened().rows()

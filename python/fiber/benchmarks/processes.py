@@ -10,6 +10,7 @@ import contextlib
 import ctypes.util
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -211,23 +212,22 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
 
 def members_of_session(leader: int) -> list[int]:
     """List the live processes of a session, given its leader."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            fields = _stat_fields(int(folder.name))
-            if fields and int(fields[3]) == leader:
-                found.append(int(folder.name))
-    return found
+    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
+    return [pid for pid in pids if (fields := _stat_fields(pid)) and int(fields[3]) == leader]
+
+
+def _read_proc(pid: int, file: str) -> str:
+    """Read a file of /proc/PID; return "" if the process has exited."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _stat_fields(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the state on; none if the process has exited."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
     # The name before the state, in brackets, may contain anything.
-    return text.rpartition(")")[2].split()
+    return _read_proc(pid, "stat").rpartition(")")[2].split()
 
 
 def _process_cpu_seconds(pid: int) -> float:
@@ -244,12 +244,8 @@ def _process_cpu_seconds(pid: int) -> float:
 
 
 def _peak_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    peak = next((line for line in lines if line.startswith("VmHWM:")), "VmHWM: 0 kB")
-    return int(peak.split()[1]) * 1024
+    peak = re.search(r"^VmHWM:\s*(\d+) kB", _read_proc(pid, "status"), re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else 0
 
 
 def _environment(peer: Peer, python: str) -> dict[str, str]:

@@ -50,9 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         },
     )
     inspect = kinds.add_parser(
-        "inspect",
-        help="print statistics of a data set and find broken files",
-        description=_INSPECT,
+        "inspect", help="print statistics of a data set and find broken files", description=_INSPECT
     )
     add_options(
         inspect,

@@ -58,7 +58,7 @@ def measure_ablations(
     values = {"the demo": {row.key: row.model for row in rows}}
     for column, runs in _RUNS.items():
         models = {stage: _run_folder(folder, name) for stage, name in runs.items()}
-        measures = Measures(folder, plan, models, say, prefix=f"{column}: ")
+        measures = Measures(folder, plan, models, prefix=f"{column}: ")
         values[column] = {
             f"{shown.metric}/{split}": measures.metrics(shown, split, "model")[shown.key]
             for split in SPLITS

@@ -67,12 +67,7 @@ class Tile:
 
 
 def draw_sheet(
-    path: Path,
-    data: Path,
-    *,
-    coarse: StoredModel,
-    fine: StoredModel,
-    splits: Sequence[str],
+    path: Path, data: Path, *, coarse: StoredModel, fine: StoredModel, splits: Sequence[str]
 ) -> None:
     """Run the models on images of each split and save a PNG sheet of their predictions.
 

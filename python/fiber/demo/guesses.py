@@ -106,53 +106,35 @@ class Guesser:
 
     def _vqa(self, training: Records, records: Records, split: str) -> Guesses:
         scores = [r.answers or {} for r in records]
-        blind = [
-            baselines.vqa_blind(
-                [r.text for r in training],
-                [r.answers or {} for r in training],
-                [r.text for r in records],
-                scores,
-                per_question=per_question,
-            )
-            for per_question in (True, False)
-        ]
-        return baselines.vqa_chance(self.coarse.answers, scores), _best(blind)
+        counted = [r.text for r in training], [r.answers or {} for r in training]
+        asked = [r.text for r in records], scores
+        return baselines.vqa_chance(self.coarse.answers, scores), _best(
+            baselines.vqa_blind(*counted, *asked, per_question=True),
+            baselines.vqa_blind(*counted, *asked, per_question=False),
+        )
 
     def _referring(self, training: Records, records: Records, split: str) -> Guesses:
         truths = np.array([r.boxes_xyxy[0] for r in records])
         objects = self._objects(split)
-        blind = [
-            box_baselines.referring_blind(
-                [r.text for r in training],
-                np.array([r.boxes_xyxy[0] for r in training]) / self._side,
-                [r.text for r in records],
-                truths / self._side,
-                per_text=per_text,
-            )
-            for per_text in (True, False)
-        ]
+        boxes = np.array([r.boxes_xyxy[0] for r in training]) / self._side
+        counted = [r.text for r in training], boxes
+        asked = [r.text for r in records], truths / self._side
         chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
-        return chance, _best(blind)
-
-    def _phrases(self, counted: list[Phrase], records: Records, split: str) -> Guesses:
-        own = _phrases(records)
-        truths = [boxes for _, _, boxes in own]
-        objects = self._objects(split)
-        blind = [
-            box_baselines.phrase_blind(
-                [phrase for _, phrase, _ in counted],
-                [boxes / self._side for _, _, boxes in counted],
-                [phrase for _, phrase, _ in own],
-                [boxes / self._side for boxes in truths],
-                ks=(1,),
-                per_text=per_text,
-            )
-            for per_text in (True, False)
-        ]
-        chance = box_baselines.phrase_chance(
-            [objects[image] for image, _, _ in own], truths, ks=(1,)
+        return chance, _best(
+            box_baselines.referring_blind(*counted, *asked, per_text=True),
+            box_baselines.referring_blind(*counted, *asked, per_text=False),
         )
-        return chance, _best(blind)
+
+    def _phrases(self, training: list[Phrase], records: Records, split: str) -> Guesses:
+        own, objects = _phrases(records), self._objects(split)
+        truths = [boxes for _, _, boxes in own]
+        counted = [p for _, p, _ in training], [boxes / self._side for _, _, boxes in training]
+        asked = [p for _, p, _ in own], [boxes / self._side for boxes in truths]
+        near = [objects[image] for image, _, _ in own]
+        return box_baselines.phrase_chance(near, truths, ks=(1,)), _best(
+            box_baselines.phrase_blind(*counted, *asked, ks=(1,), per_text=True),
+            box_baselines.phrase_blind(*counted, *asked, ks=(1,), per_text=False),
+        )
 
     def _detection(self, training: Records, records: Records, split: str) -> Guesses:
         chance = box_baselines.detection_chance(
@@ -180,6 +162,6 @@ def _phrases(records: Sequence[Record]) -> list[Phrase]:
     ]
 
 
-def _best(guesses: Sequence[Numbers]) -> Numbers:
+def _best(*guesses: Numbers) -> Numbers:
     """Return the maximum of each metric."""
     return {name: max(guess[name] for guess in guesses) for name in guesses[0]}

@@ -6,7 +6,7 @@ Results are cached in the demo's folder by a fingerprint of the model, the data 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from fiber.demo.plan import Plan
 from fiber.env import provenance
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import TASKS
+from fiber.progress import say
 
 SPLITS = ("val", "novel")
 
@@ -68,16 +69,15 @@ class Measures:
         folder: DemoFolder,
         plan: Plan,
         models: dict[str, Path],
-        say: Callable[[str], None],
         *,
         prefix: str = "",
     ) -> None:
         """Prepare the evaluation of finished models, given by stage.
 
         `prefix` goes before the keys of cached results, to separate other models from the demo's
-        own. Progress is logged by `say`.
+        own.
         """
-        self.folder, self.plan, self.models, self.say = folder, plan, models, say
+        self.folder, self.plan, self.models = folder, plan, models
         self._prefix = prefix
         self._prints = {
             stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
@@ -117,7 +117,7 @@ class Measures:
         def compute() -> dict[str, Any]:
             records = self.records(shown.task, split)
             if mode == "model":
-                self.say(f"{self._prefix}{shown.task} on {split}: {len(records)} records")
+                say(f"{self._prefix}{shown.task} on {split}: {len(records)} records")
             permuted, fusion = MODES[mode]
             found = evaluate(
                 self.model(shown.stage),
@@ -137,7 +137,7 @@ class Measures:
         """Compute the baselines: {split: {"chance": ..., "blind": ...}}."""
 
         def compute() -> dict[str, Any]:
-            self.say(f"{shown.task}: computing the blind baselines on the training split")
+            say(f"{shown.task}: computing the blind baselines on the training split")
             guesser = Guesser(self.folder.data, self.model("coarse"), self.plan.counted_captions)
             return guesser.guess(
                 shown.task, {split: self.records(shown.task, split) for split in SPLITS}

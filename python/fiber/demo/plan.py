@@ -60,25 +60,19 @@ def _config(recipe: str, own: Mapping[str, Any], seed: int, changes: Mapping[str
     return replace_fields(load_recipe(recipe), {**own, "train.seed": seed, **more})
 
 
-_MANY_RECORDS = {
-    "retrieval": 1000,
-    "matching": 300,
-    "masked_words": 400,
+#: Maximum records of each task in a default and in a fast demo.
+_RECORDS = {
+    "retrieval": (1000, 500),
+    "matching": (300, 100),
+    "masked_words": (400, 100),
     # All records: in minutes, a model beats the priors by only a few hundredths.
-    "vqa": 1500,
-    "refcoco": 400,
-    "flickr": 250,
-    "coco": 150,
+    "vqa": (1500, 150),
+    "refcoco": (400, 150),
+    "flickr": (250, 100),
+    "coco": (150, 80),
 }
-_FEW_RECORDS = {
-    "retrieval": 500,
-    "matching": 100,
-    "masked_words": 100,
-    "vqa": 150,
-    "refcoco": 150,
-    "flickr": 100,
-    "coco": 80,
-}
+_MANY_RECORDS = {task: many for task, (many, _) in _RECORDS.items()}
+_FEW_RECORDS = {task: few for task, (_, few) in _RECORDS.items()}
 
 #: ITM is off: it needs a well-trained ITC first. The other changes make ITC improve sooner, with a
 #: lower final result.

@@ -140,7 +140,7 @@ class Demo:
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
         """Run stage 4: the table, with every metric's floor."""
-        self.measures = Measures(self.folder, self.plan, self.models, say)
+        self.measures = Measures(self.folder, self.plan, self.models)
         rows: list[floors.MetricRow] = []
         self.clock.run(
             "evaluation", lambda: rows.extend(self.measures.rows(permute_images=permute_images))

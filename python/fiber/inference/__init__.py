@@ -2,8 +2,7 @@
 
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference.load import load
-from fiber.inference.model import Model
-from fiber.inference.results import Answer, Hit
+from fiber.inference.model import Answer, Hit, Model
 from fiber.models.heads import MissingHeadError
 
 __all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]

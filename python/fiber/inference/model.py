@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Any, NamedTuple, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from fiber.inference.inputs import (
 from fiber.inference.options import CaptionOptions, Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.pairs import PAIRS_AT_ONCE, match_images, rank_images, score_pairs
 from fiber.inference.prompts import detection_prompts, grounding_prompts
-from fiber.inference.results import Answer, Hit
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.detector import FiberDetector
@@ -46,6 +45,23 @@ from fiber.postprocess import Detections
 
 #: Default minimum score of a detected object.
 SCORE_THRESHOLD = 0.3
+
+
+class Answer(NamedTuple):
+    """Answer and its score in [0, 1]; scores need not sum to 1."""
+
+    answer: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Image search result."""
+
+    #: Index into the searched images.
+    index: int
+    #: ITM probability, or ITC cosine similarity without re-ranking.
+    score: float
 
 
 class Model:
@@ -249,7 +265,7 @@ class Model:
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(images)
         texts = [""] * len(given)
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             for batch in self._inputs.images(given):
                 tokens = self._coarse.backbone.encode_image(batch.images).stages[-1]
                 for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
@@ -302,7 +318,7 @@ class Model:
         order = [(number, number // 2) for number in range(len(images))]
         pooled = self._score(images, texts, order, lambda pooled: pooled)
         pooled = pooled.to(self.device)
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             logits = self._coarse.nlvr2_logits(pooled[0::2], pooled[1::2])
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
@@ -316,7 +332,7 @@ class Model:
         self.need_head("itc", "embed_images")
         given, single = as_list(images)
         vectors = torch.zeros(len(given), self.config.roberta.width)
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             for batch in self._inputs.images(given):
                 vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
         return vectors[0].numpy() if single else vectors.numpy()
@@ -330,7 +346,7 @@ class Model:
         self.need_head("itc", "embed_texts")
         given_texts = not_empty(as_texts(texts, "text"), "text")
         vectors = torch.zeros(len(given_texts), self.config.roberta.width)
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             for start in range(0, len(given_texts), PAIRS_AT_ONCE):
                 batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
                 found = self._coarse.embed_texts(batch.token_ids, batch.text_mask)
@@ -374,7 +390,7 @@ class Model:
             raise ValueError("search: expected a list of images, got a single image")
         wanted = not_empty([text], "text")[0]
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             if ranking.heads == ("itm",):
                 ranked = match_images(self._coarse, self._inputs, wanted, given)
             else:
@@ -404,16 +420,11 @@ class Model:
         """Image-text network; `need_head` has checked it."""
         return cast(FiberImageText, self.network)
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        with torch.inference_mode(), self.arithmetic():
-            yield
-
     def _boxes(
         self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
     ) -> Detections | list[Detections]:
         thresholds.check()
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             network, features = cast(FiberDetector, self.network), self._text_prefixes
             found = find_boxes(
                 network, self._inputs, features, images, prompts, thresholds, self.passes
@@ -427,5 +438,5 @@ class Model:
         pairs: list[tuple[int, int]],
         head: Callable[..., Tensor],
     ) -> Tensor:
-        with self._running():
+        with torch.inference_mode(), self.arithmetic():
             return score_pairs(self._coarse, self._inputs, images, texts, pairs, head)

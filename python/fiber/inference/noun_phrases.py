@@ -1,13 +1,45 @@
-"""Find noun phrases of captions with spaCy, else by splitting at function words and verbs."""
+"""Find noun phrases of captions with spaCy, else by splitting at function words and verbs.
+
+`pip install 'fiber-vl[phrases]'` installs spaCy, `python -m spacy download en_core_web_sm` a
+pipeline. Any installed English pipeline with a parser works. Nothing is downloaded here.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import warnings
+from typing import Any
 
 from fiber.data.char_spans import CharSpan
-from fiber.inference.parser import english_parser
+
+#: Preferred spaCy pipelines, most accurate first.
+PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
+#: Components that noun phrases do not need.
+_UNUSED = ("ner", "lemmatizer")
+#: Places rather than objects, such as "the left" in "to the left of".
+_PLACE = re.compile(
+    r"(?:(?:the|its|his|her|their)\s+)?"
+    r"(?:left|right|front|back|top|bottom|middle|cent(?:er|re)|side|foreground|background)",
+    re.IGNORECASE,
+)
+
+
+@functools.cache
+def english_parser() -> Any:
+    """Load the best installed English spaCy pipeline with a parser; None if there is none."""
+    try:
+        import spacy  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    installed = {name for name in spacy.util.get_installed_models() if name.startswith("en_")}
+    known = [name for name in PIPELINES if name in installed]
+    for name in known + sorted(installed - set(known)):
+        pipeline = spacy.load(name, exclude=list(_UNUSED))
+        if "parser" in pipeline.pipe_names:
+            return pipeline
+    return None
+
 
 #: Separators of several words, which may contain words of a phrase.
 _SEPARATOR_PHRASES = """
@@ -45,14 +77,19 @@ _PARTICIPLE = re.compile(r"\w{3,}ed|seen|lit|made|full", re.IGNORECASE)
 def caption_phrases(caption: str) -> list[CharSpan]:
     """Find the noun phrases of a caption as half-open character spans, in order.
 
-    Uses spaCy if an English pipeline is installed, see `fiber.inference.parser`. Otherwise warns
+    Uses spaCy without pronouns and places, if an English pipeline is installed. Otherwise warns
     once and uses `noun_phrases`, which takes "a dog catches a frisbee" for one phrase.
     """
-    parser = english_parser()
-    if parser is not None:
-        return parser.noun_phrases(caption)
-    _warn_heuristic()
-    return noun_phrases(caption)
+    pipeline = english_parser()
+    if pipeline is None:
+        _warn_heuristic()
+        return noun_phrases(caption)
+    spans = []
+    for chunk in pipeline(caption).noun_chunks:
+        is_pronoun = all(token.pos_ == "PRON" for token in chunk)
+        if not is_pronoun and not _PLACE.fullmatch(chunk.text.strip()):
+            spans.append((chunk.start_char, chunk.end_char))
+    return spans
 
 
 @functools.cache

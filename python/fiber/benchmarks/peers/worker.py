@@ -6,6 +6,7 @@ lines of JSON on standard output; what libraries print goes to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import itertools
@@ -55,10 +56,8 @@ def versions(distributions: list[str]) -> dict[str, str]:
     """Return the versions of those distributions that are installed."""
     found = {}
     for name in distributions:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
