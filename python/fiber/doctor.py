@@ -13,8 +13,8 @@ import platform
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import fiber
 from fiber import _core
@@ -33,8 +33,7 @@ EXTRAS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Requirement:
+class Requirement(NamedTuple):
     """Requirement in the installed metadata."""
 
     #: Distribution name.
@@ -69,13 +68,8 @@ def requirements() -> list[Requirement]:
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
         # An extra that refers to other extras of fiber adds no package.
         if name and name[0] != "fiber-vl":
-            found.append(
-                Requirement(
-                    name=name[0],
-                    minimum=minimum[1] if minimum else "",
-                    extra=extra[1] if extra else "",
-                )
-            )
+            fields = (match[1] if match else "" for match in (minimum, extra))
+            found.append(Requirement(name[0], *fields))
     return found
 
 

@@ -205,13 +205,13 @@ def draw_boxes(
     colors: Sequence[int],
     line_width: int | None = None,
 ) -> None:
-    """Draw boxes and their labels on an RGB image in place, the first box on top.
+    """Draw n boxes and their labels on an RGB image in place, the first box on top.
 
     Args:
-        image: to draw on.
+        image: is modified.
         boxes_xyxy: (n, 4), half-open, in pixels.
-        labels: n texts; "" for a box without a label.
-        colors: n indices into `COLORS`, modulo its length.
+        labels: "" for a box without a label.
+        colors: indices into `COLORS`, modulo its length.
         line_width: in pixels; by default proportional to the image.
     """
     from PIL import ImageDraw

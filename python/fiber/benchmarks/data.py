@@ -61,8 +61,7 @@ class Options:
     pythons: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
     rounds: int = 0
-    #: Maximum number of images per corpus.
-    pictures: int = 0
+    max_images: int = 0
     quick: bool = False
     check: bool = False
 
@@ -115,7 +114,7 @@ def run(options: Options) -> int:
     results: list[Result] = []
     try:
         for workload in workloads:
-            results.append(_measure(workload, options, peers, absent, inputs))
+            results.append(_measure(workload, inputs, peers, absent))
             print(report.table(results[-1]), flush=True)
             append_rows(options.rows_file, report.columns(), report.rows(results[-1:]))
     except PeerError as error:
@@ -194,12 +193,9 @@ def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None
 
 
 def _measure(
-    workload: Workload,
-    options: Options,
-    peers: Sequence[Peer],
-    absent: Mapping[str, str],
-    inputs: _Inputs,
+    workload: Workload, inputs: _Inputs, peers: Sequence[Peer], absent: Mapping[str, str]
 ) -> Result:
+    options = inputs.options
     print(f"{workload.name}: {workload.title}", file=sys.stderr)
     able = [peer for peer in peers if peer.can(workload.work, workload.output)]
     task, description = inputs.task(workload)
@@ -306,11 +302,11 @@ class _Inputs:
             return self._corpora[name]
         options = self.options
         if options.images is not None:
-            corpus = own_corpus(options.images, options.pictures or OWN_IMAGES)
+            corpus = own_corpus(options.images, options.max_images or OWN_IMAGES)
         else:
             plan = PLANS[name]
             default = plan.quick_count if options.quick else plan.count
-            count = min(options.pictures or default, plan.count)
+            count = min(options.max_images or default, plan.count)
             self._photographs = self._photographs or find_photographs(options.photos)
             print(f"corpus {name}: {count} images", file=sys.stderr)
             corpus = make_corpus(plan, count, self._photographs, self.cache, usable_cores())

@@ -28,9 +28,9 @@ class Side:
     """Measurements of one peer on one workload."""
 
     peer: Peer
-    #: CPU time per image or text, in units of the workload; one value per round.
+    #: CPU time per image or text in the workload's unit, and images or texts per second of wall
+    #: time; one value per round.
     costs: list[float] = field(default_factory=list)
-    #: Images or texts per second of wall time; one value per round.
     rates: list[float] = field(default_factory=list)
     #: Sum of its processes' peak resident set sizes.
     peak_bytes: int = 0

@@ -202,11 +202,13 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
         )
         found = json.loads(done.stdout) if done.returncode == 0 else {}
         for peer in some:
+            first = peer.distributions[0]
+            install = peer.install or f"pip install {first}"
             # fiber runs from where this process imported it, installed or not.
-            if peer is not OURS and peer.distributions[0] not in found:
-                reasons[peer.name] = f"{peer.distributions[0]} is not installed: {peer.install}"
+            if peer is not OURS and first not in found:
+                reasons[peer.name] = f"{first} is not installed: {install}"
             elif peer.preload and not _library(peer.preload):
-                reasons[peer.name] = f"{peer.preload} is not installed: {peer.install}"
+                reasons[peer.name] = f"{peer.preload} is not installed: {install}"
     return reasons
 
 

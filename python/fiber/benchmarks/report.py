@@ -47,14 +47,14 @@ class Verdict:
         gate = self.gate
         what = f"{gate.kind} {gate.corpus} {gate.output} vs {' or '.join(gate.rivals)}"
         found = "not measured" if self.ratio is None else f"{self.ratio:.2f} ({self.rival})"
-        asked = "reported" if gate.least is None else f"gate {gate.least:g}"
+        bound = "reported" if gate.least is None else f"gate {gate.least:g}"
         if gate.least is not None and self.ratio is not None:
-            asked += " holds" if self.holds else " MISSED"
+            bound += " holds" if self.holds else " MISSED"
         if gate.target is not None:
-            asked += f", target {gate.target:g}"
+            bound += f", target {gate.target:g}"
             if self.ratio is not None:
-                asked += " met" if self.ratio >= gate.target else " missed"
-        return f"{what}: {found}; {asked}"
+                bound += " met" if self.ratio >= gate.target else " missed"
+        return f"{what}: {found}; {bound}"
 
 
 def judge(results: Sequence[Result], gates: Iterable[Gate] = GATES) -> list[Verdict]:

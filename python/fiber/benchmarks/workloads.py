@@ -46,7 +46,6 @@ class Workload:
 
 _SQUASH = "coarse: squash to 384 x 384"
 _CROP = "coarse: random resized crop to 384 x 384, flip"
-_FINE = "fine: shorter side 800, at most 1333, flip, padded, boxes"
 _MICROSECONDS: dict[str, Any] = {"unit": "us", "per_second": 1e6, "repeats": 10}
 _CAPTIONS: dict[str, Any] = {"counted": "caption", "output": "int64", **_MICROSECONDS}
 
@@ -78,7 +77,7 @@ WORKLOADS = (
         kind="fine",
         work="fine",
         output="float32",
-        title=_FINE,
+        title="fine: shorter side 800, at most 1333, flip, padded, boxes",
         corpus="coco640",
         batch_size=4,
         most=96,

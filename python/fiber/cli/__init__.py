@@ -43,11 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    Args:
-        arguments: command-line arguments after `fiber` (default: the process's).
-    """
+    """Run a command, by default with the process's arguments, and return its exit code."""
     # Idle OpenMP threads of torch spin for milliseconds, which takes cores from other processes and
     # the loader's threads; sleeping at once makes small operations slow. Spin briefly, then sleep.
     # GNU OpenMP reads this when torch is first imported; the user's setting takes precedence.

@@ -134,11 +134,8 @@ def add_options(
 ) -> None:
     """Add arguments to a command or a group from a table.
 
-    Args:
-        command: receives the arguments.
-        options: help by "--option METAVAR", "argument METAVAR" or "--flag". N is an integer of 1 or
-            more, DIR and FILE are paths.
-        settings: further arguments of `add_argument` by name.
+    `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to help; N is an integer of 1
+    or more, DIR and FILE are paths. `settings` has further arguments of `add_argument` by name.
     """
     for option, text in options.items():
         name, _, metavar = option.partition(" ")

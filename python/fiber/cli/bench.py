@@ -55,7 +55,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         python={"dest": "pythons", "action": "append", "default": []},
         threads=count,
         rounds=count,
-        pictures=count,
+        pictures={**count, "dest": "max_images"},
     )
     add_options(
         data.add_argument_group("inputs"),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from fiber.inference import Model
     from fiber.inference.boxes import PassCounts
 
+#: Cells of a table for the terminal.
+Rows = Sequence[tuple[str, ...]]
+
 _IMAGE = {"image IMAGE": "image file"}
 _IMAGES = {"images IMAGE": "image file, or a directory: all images in it, recursively"}
 _TEXT = {"text TEXT": 'such as "a red mug"'}
@@ -152,8 +155,8 @@ def _ground(options: argparse.Namespace) -> int:
         raise ValueError("ground: expected --phrases, --caption or both, got neither")
     if options.spans is not None and (options.caption is None or options.phrases is not None):
         raise ValueError("--spans: expected --caption and no --phrases")
-    asked = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
-    return _boxes(options, "ground", asked)
+    arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
+    return _boxes(options, "ground", arguments)
 
 
 def _detect(options: argparse.Namespace) -> int:
@@ -164,18 +167,18 @@ def _detect(options: argparse.Namespace) -> int:
     return _boxes(options, "detect", pick(options, "classes", "classes_per_prompt"))
 
 
-def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> int:
+def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) -> int:
     session = _Session(options, options.images, "grounding")
     model = session.model
-    if method == "detect" and asked["classes"] is None and model.classes:
+    if method == "detect" and arguments["classes"] is None and model.classes:
         names, more = ", ".join(model.classes[:_MAX_LISTED]), len(model.classes) - _MAX_LISTED
         names += f" and {more} others" if more > 0 else ""
         print(f"fiber: classes: {names}", file=sys.stderr)
-    asked["max_detections"] = options.max_detections
+    arguments["max_detections"] = options.max_detections
     if options.threshold is not None:
-        asked["score_threshold"] = options.threshold
+        arguments["score_threshold"] = options.threshold
     for paths, images in session.read(session.paths):
-        for path, found in zip(paths, getattr(model, method)(images, **asked), strict=True):
+        for path, found in zip(paths, getattr(model, method)(images, **arguments), strict=True):
             result = found.to_dict(image=str(path), model=session.name)
             rows = []
             for item in result["detections"]:
@@ -185,7 +188,7 @@ def _boxes(options: argparse.Namespace, method: str, asked: dict[str, Any]) -> i
             if options.save:
                 found.save(session.file_for(path))
     if method == "detect":
-        classes = model.classes if asked["classes"] is None else asked["classes"]
+        classes = model.classes if arguments["classes"] is None else arguments["classes"]
         print(f"fiber: {_describe_cost(len(classes), model.passes)}", file=sys.stderr)
     return 0
 
@@ -216,10 +219,14 @@ def _answer(options: argparse.Namespace) -> int:
 def _caption(options: argparse.Namespace) -> int:
     if options.seed is not None and not options.sample:
         raise ValueError(f"--seed {options.seed}: expected --sample with it")
-    asked = {"sample": options.sample, "seed": options.seed or 0, "num_beams": options.num_beams}
+    arguments = {
+        "sample": options.sample,
+        "seed": options.seed or 0,
+        "num_beams": options.num_beams,
+    }
     session = _Session(options, options.images, "caption")
     for paths, images in session.read(session.paths):
-        texts = session.model.caption(images, **asked)
+        texts = session.model.caption(images, **arguments)
         for path, image, text in zip(paths, images, texts, strict=True):
             session.show(path, image, {"caption": text}, [(text,)], text)
     return 0
@@ -300,7 +307,7 @@ class _Session:
             some = paths[start : start + _BATCH]
             yield some, [load_image(path) for path in some]
 
-    def print(self, result: dict[str, Any], rows: Sequence[tuple[str, ...]]) -> None:
+    def print(self, result: dict[str, Any], rows: Rows) -> None:
         """Print one result as JSON, or as rows under the image's name."""
         if self.as_json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
@@ -320,12 +327,7 @@ class _Session:
         return self.folder / f"{name}.png"
 
     def show(
-        self,
-        path: Path,
-        image: np.ndarray,
-        result: dict[str, Any],
-        rows: Sequence[tuple[str, ...]],
-        text: str,
+        self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
     ) -> None:
         """Print a result; save the image with a text below it, if `--save` was given."""
         height, width = image.shape[:2]

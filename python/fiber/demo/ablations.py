@@ -34,18 +34,18 @@ _RUNS = {
 
 def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainRun) -> None:
     """Train the ablation runs with the demo's data, steps and seed."""
-    unfused = {"model__fusion__num_fused_layers": 0}
+    unfused, runs = {"model__fusion__num_fused_layers": 0}, folder.path / "ablations"
     for name, config, start in (
         ("fine_from_scratch", plan.fine_config(seed), None),
         ("coarse_unfused", plan.coarse_config(seed, **unfused), None),
         ("fine_unfused", plan.fine_config(seed, **unfused), "coarse_unfused"),
     ):
-        output = _run_folder(folder, name)
+        output = runs / name
         if (output / "model.safetensors").is_file():
             say(f"{name}: finished before")
             continue
         say(f"{name} ...")
-        train_run(config, output, _run_folder(folder, start) if start else None)
+        train_run(config, output, runs / start if start else None)
 
 
 def measure_ablations(
@@ -57,7 +57,7 @@ def measure_ablations(
     """
     values = {"the demo": {row.key: row.model for row in rows}}
     for column, runs in _RUNS.items():
-        models = {stage: _run_folder(folder, name) for stage, name in runs.items()}
+        models = {stage: folder.path / "ablations" / name for stage, name in runs.items()}
         measures = Measures(folder, plan, models, prefix=f"{column}: ")
         values[column] = {
             f"{shown.metric}/{split}": measures.metrics(shown, split, "model")[shown.key]
@@ -73,10 +73,6 @@ def measure_ablations(
         "values": values,
     }
     write_json(folder.path / "ablations.json", entry)
-
-
-def _run_folder(folder: DemoFolder, name: str) -> Path:
-    return folder.path / "ablations" / name
 
 
 def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple[str, ...]], str]:

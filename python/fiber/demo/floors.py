@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
 
@@ -70,8 +70,7 @@ class MetricRow:
         return f"{self.metric}/{self.split}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seeds:
+class Seeds(NamedTuple):
     """Values of a metric for three or more seeds."""
 
     values: Sequence[float]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +24,6 @@ Records = Sequence[Record]
 Phrase = tuple[str, str, np.ndarray]
 
 
-#: Training source of each task's blind baseline.
-_COUNTED = {
-    "masked_words": sources.captions,
-    "vqa": sources.questions,
-    "refcoco": sources.referring,
-    "flickr": sources.phrases,
-    "coco": sources.detection,
-}
-
-
 class Guesser:
     """Baselines of every task."""
 
@@ -49,16 +40,18 @@ class Guesser:
 
         "blind" is each metric's maximum over the blind baselines.
         """
-        compute: Callable[..., Guesses] = {
-            "retrieval": self._retrieval,
-            "matching": self._matching,
-            "masked_words": self._masked_words,
-            "vqa": self._vqa,
-            "refcoco": self._referring,
-            "flickr": self._phrases,
-            "coco": self._detection,
-        }[task]
-        training = _COUNTED[task](self.data, "train") if task in _COUNTED else []
+        # With the training source of the blind baseline.
+        methods: dict[str, tuple[Callable[..., Guesses], Callable[..., Any] | None]] = {
+            "retrieval": (self._retrieval, None),
+            "matching": (self._matching, None),
+            "masked_words": (self._masked_words, sources.captions),
+            "vqa": (self._vqa, sources.questions),
+            "refcoco": (self._referring, sources.referring),
+            "flickr": (self._phrases, sources.phrases),
+            "coco": (self._detection, sources.detection),
+        }
+        compute, source = methods[task]
+        training = source(self.data, "train") if source else []
         if task == "flickr":
             training = _phrases(training)
         guesses = {}
@@ -107,10 +100,10 @@ class Guesser:
     def _vqa(self, training: Records, records: Records, split: str) -> Guesses:
         scores = [r.answers or {} for r in records]
         counted = [r.text for r in training], [r.answers or {} for r in training]
-        asked = [r.text for r in records], scores
+        queries = [r.text for r in records], scores
         return baselines.vqa_chance(self.coarse.answers, scores), _best(
-            baselines.vqa_blind(*counted, *asked, per_question=True),
-            baselines.vqa_blind(*counted, *asked, per_question=False),
+            baselines.vqa_blind(*counted, *queries, per_question=True),
+            baselines.vqa_blind(*counted, *queries, per_question=False),
         )
 
     def _referring(self, training: Records, records: Records, split: str) -> Guesses:
@@ -118,22 +111,22 @@ class Guesser:
         objects = self._objects(split)
         boxes = np.array([r.boxes_xyxy[0] for r in training]) / self._side
         counted = [r.text for r in training], boxes
-        asked = [r.text for r in records], truths / self._side
+        queries = [r.text for r in records], truths / self._side
         chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
         return chance, _best(
-            box_baselines.referring_blind(*counted, *asked, per_text=True),
-            box_baselines.referring_blind(*counted, *asked, per_text=False),
+            box_baselines.referring_blind(*counted, *queries, per_text=True),
+            box_baselines.referring_blind(*counted, *queries, per_text=False),
         )
 
     def _phrases(self, training: list[Phrase], records: Records, split: str) -> Guesses:
         own, objects = _phrases(records), self._objects(split)
         truths = [boxes for _, _, boxes in own]
         counted = [p for _, p, _ in training], [boxes / self._side for _, _, boxes in training]
-        asked = [p for _, p, _ in own], [boxes / self._side for boxes in truths]
+        queries = [p for _, p, _ in own], [boxes / self._side for boxes in truths]
         near = [objects[image] for image, _, _ in own]
         return box_baselines.phrase_chance(near, truths, ks=(1,)), _best(
-            box_baselines.phrase_blind(*counted, *asked, ks=(1,), per_text=True),
-            box_baselines.phrase_blind(*counted, *asked, ks=(1,), per_text=False),
+            box_baselines.phrase_blind(*counted, *queries, ks=(1,), per_text=True),
+            box_baselines.phrase_blind(*counted, *queries, ks=(1,), per_text=False),
         )
 
     def _detection(self, training: Records, records: Records, split: str) -> Guesses:

@@ -30,21 +30,18 @@ class DemoReport:
     """Content of the page."""
 
     title: str
-    #: One sentence: passed or failed.
     verdict: str
     #: Reasons for a failure.
     problems: Sequence[str]
     rows: Sequence[MetricRow]
     throughput: Sequence[Throughput]
-    #: Training curves and contact sheets: (caption, PNG file).
+    #: (caption, PNG file).
     figures: Sequence[tuple[str, Path]]
-    #: Shell commands to reproduce each stage.
+    #: Shell commands that reproduce the demo.
     commands: Sequence[str]
-    #: Hardware and versions.
     machine: dict[str, str]
-    #: Rows of the ablation table, the column names first.
+    #: Rows of the ablation table, the column names first, and their source.
     ablations: Sequence[Sequence[str]] = ()
-    #: Source of the ablation rows.
     ablations_source: str = ""
     notes: Sequence[str] = ()
 

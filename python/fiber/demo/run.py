@@ -40,15 +40,7 @@ def main(
     seed: int = 0,
     permute_images: bool = False,
 ) -> int:
-    """Run the demo, or the remaining stages of an interrupted one.
-
-    Args:
-        data: "scenes" or "stamps".
-        fast: use the short plan.
-        ablations: also train from scratch and without fusion.
-        output: the folder; default `default_output`.
-        seed: seed of images, weights and every random draw.
-        permute_images: evaluate on permuted images; every metric must miss its floor.
+    """Run the demo, or the remaining stages of an interrupted one; arguments as of `fiber demo`.
 
     Returns:
         0; 1 if a metric is below its floor, a required group of metrics has none, or a metric stays

@@ -25,17 +25,10 @@ def score_pairs(
     pairs: Sequence[tuple[int, int]],
     head: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Run a head on (image index, text index) pairs.
+    """Run a head on n (image index, text index) pairs.
 
-    Features below the fusion are computed once per image and text.
-
-    Args:
-        network: in evaluation mode.
-        inputs: preprocessing of the model.
-        images: images as `load_image` takes them.
-        texts: texts of the pairs.
-        pairs: n pairs.
-        head: maps pooled pairs (B, 2 D) to (B, K).
+    Features below the fusion are computed once per image and text. `head` maps pooled pairs
+    (B, 2 D) to (B, K).
 
     Returns:
         (n, K) float32 on the CPU.

@@ -20,7 +20,6 @@ _OFFSETS = frozenset({("offsets", "int64")})
 _PROMPT = frozenset({("prompt", "int64")})
 _BOXES = frozenset({("boxes", "float32")})
 
-_TORCHVISION = "pip install torchvision"
 _FFCV: dict[str, Any] = {
     "module": "ffcv_loader",
     "does": _COARSE | _COARSE_BYTES,
@@ -45,8 +44,8 @@ class Peer:
     does: frozenset[tuple[str, str]]
     #: Distributions whose versions are reported; the peer requires the first one.
     distributions: tuple[str, ...]
-    #: How to install it.
-    install: str
+    #: How to install it, if not with `pip install` of the first distribution.
+    install: str = ""
     #: How its result differs from the requested one, by work; "" for every work.
     differs: Mapping[str, str] = field(default_factory=dict)
     #: Added to the environment of its process.
@@ -69,7 +68,6 @@ OURS = Peer(
     module="fiber_loader",
     does=_COARSE | _COARSE_BYTES | _FINE | _CAPTIONS | _OFFSETS | _PROMPT,
     distributions=("fiber-vl", "torch"),
-    install="pip install fiber-vl",
     differs={
         "squash": "also tokenizes and masks captions",
         "crop": "also tokenizes and masks captions",
@@ -83,7 +81,6 @@ PEERS = (
         module="published",
         does=_COARSE | _FINE | _BOXES,
         distributions=("torchvision", "pillow", "torch"),
-        install=_TORCHVISION,
         differs={"boxes": "inclusive corners"},
     ),
     Peer(
@@ -93,7 +90,6 @@ PEERS = (
         variant="pil",
         does=_COARSE | _FINE | _BOXES,
         distributions=("torchvision", "pillow", "torch"),
-        install=_TORCHVISION,
         differs={"fine": "torchvision decoder"},
     ),
     Peer(
@@ -103,7 +99,6 @@ PEERS = (
         variant="io",
         does=_COARSE | _COARSE_BYTES,
         distributions=("torchvision", "torch"),
-        install=_TORCHVISION,
     ),
     Peer(
         name="torchvision-threads",
@@ -112,7 +107,6 @@ PEERS = (
         variant="threads",
         does=_COARSE | _COARSE_BYTES | _FINE,
         distributions=("torchvision", "torch"),
-        install=_TORCHVISION,
         # glibc keeps the memory of a freed image for the next one.
         environment={
             "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -127,7 +121,7 @@ PEERS = (
         variant="threads",
         does=_COARSE | _COARSE_BYTES | _FINE,
         distributions=("torchvision", "torch"),
-        install=f"{_TORCHVISION}; apt-get install libjemalloc2",
+        install="pip install torchvision; apt-get install libjemalloc2",
         environment={"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"},
         preload="libjemalloc.so.2",
     ),
@@ -137,7 +131,6 @@ PEERS = (
         module="timm_loader",
         does=_COARSE,
         distributions=("timm", "torchvision", "torch"),
-        install="pip install timm",
     ),
     Peer(
         name="webdataset",
@@ -145,7 +138,6 @@ PEERS = (
         module="webdataset_loader",
         does=_COARSE,
         distributions=("webdataset", "torchvision", "torch"),
-        install="pip install webdataset",
     ),
     Peer(
         name="opencv",
@@ -153,7 +145,6 @@ PEERS = (
         module="opencv",
         does=_COARSE | _FINE,
         distributions=("opencv-python-headless", "numpy"),
-        install="pip install opencv-python-headless",
         differs={"": "no antialiasing", "crop": "crops keep the aspect ratio"},
     ),
     Peer(
@@ -213,7 +204,6 @@ PEERS = (
         variant="transformers",
         does=_CAPTIONS | _OFFSETS,
         distributions=("transformers", "tokenizers", "torch"),
-        install="pip install transformers",
     ),
     Peer(
         name="gigatoken",
@@ -222,7 +212,6 @@ PEERS = (
         variant="gigatoken",
         does=_CAPTIONS,
         distributions=("gigatoken", "numpy"),
-        install="pip install gigatoken",
         differs={"captions": "lengths instead of a mask"},
     ),
     Peer(
@@ -231,7 +220,6 @@ PEERS = (
         module="numpy_boxes",
         does=_BOXES,
         distributions=("numpy",),
-        install="pip install numpy",
     ),
 )
 BY_NAME = {peer.name: peer for peer in (OURS, *PEERS)}

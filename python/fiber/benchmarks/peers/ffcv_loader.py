@@ -6,7 +6,6 @@ center crop, which reads fewer pixels, is used instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,7 @@ def open_peer(task: Task) -> Epoch:
         drop_last=True,
         pipelines={"image": _operations(task), "label": [IntDecoder(), ToTensor(), Squeeze()]},
     )
-
-    def epoch(number: int) -> Iterator[Any]:
-        for images, _ in loader:
-            yield images
-
-    return epoch
+    return lambda number: (images for images, _ in loader)
 
 
 def _page_size(task: Task) -> int:

@@ -5,9 +5,7 @@ Its batches also have tokenized captions or prompts, with MLM masks or positive 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -37,12 +35,9 @@ def open_peer(task: Task) -> Epoch:
         scaled_decoding=task.scaled,
         image_dtype="uint8" if task.output == "uint8" else "float32",
     )
-
-    def epoch(number: int) -> Iterator[Any]:
-        for batch in loader.epoch(number):
-            yield (batch.images, batch.boxes_xyxy) if fine else batch.images
-
-    return epoch
+    return lambda number: (
+        (batch.images, batch.boxes_xyxy) if fine else batch.images for batch in loader.epoch(number)
+    )
 
 
 def _record(task: Task, index: int) -> Record:

@@ -76,18 +76,9 @@ def _transformers(task: Task) -> Encode:
         tokenizer_file=task.tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
 
-    def encode(texts: list[str]) -> tuple[Any, ...]:
-        found = tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-            return_offsets_mapping=task.work == "offsets",
-        )
-        return tuple(found.values())
-
-    return encode
+    settings = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS}
+    settings |= {"return_tensors": "pt", "return_offsets_mapping": task.work == "offsets"}
+    return lambda texts: tuple(tokenizer(texts, **settings).values())
 
 
 def _gigatoken(task: Task) -> Encode:
@@ -95,18 +86,15 @@ def _gigatoken(task: Task) -> Encode:
 
     tokenizer = gigatoken.Tokenizer(task.tokenizer)
 
-    def encode(texts: list[str]) -> tuple[Any, Any]:
-        # The caller has to add <s> and </s>.
-        return tokenizer.encode_batch_padded(
-            texts,
-            PAD_ID,
-            MAX_TOKENS,
-            pad_to_max_length=True,
-            truncate=True,
-            prefix=[0],
-            suffix=[2],
-            # Waking threads costs more than encoding a batch of captions.
-            parallel=False,
-        )
-
-    return encode
+    return lambda texts: tokenizer.encode_batch_padded(
+        texts,
+        PAD_ID,
+        MAX_TOKENS,
+        pad_to_max_length=True,
+        truncate=True,
+        # It does not add <s> and </s> itself.
+        prefix=[0],
+        suffix=[2],
+        # Waking threads costs more than encoding a batch of captions.
+        parallel=False,
+    )

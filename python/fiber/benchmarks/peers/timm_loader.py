@@ -40,9 +40,4 @@ def open_peer(task: Task) -> Epoch:
     )
     mean = torch.tensor(MEAN).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD).view(1, 3, 1, 1) * 255
-
-    def epoch(number: int):
-        for images, _ in batches(number):
-            yield images.float().sub_(mean).div_(std)
-
-    return epoch
+    return lambda number: (images.float().sub_(mean).div_(std) for images, _ in batches(number))
