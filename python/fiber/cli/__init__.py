@@ -71,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
         return 1
     except OSError as error:
-        has_name = error.strerror and error.filename is not None
-        _print_error(f"{os.fspath(error.filename)}: {error.strerror}" if has_name else str(error))
+        message = str(error)
+        if error.strerror and error.filename is not None:
+            message = f"{os.fspath(error.filename)}: {error.strerror}"
+        _print_error(message)
         return 1 if error.errno in _FAILURES else 2
     except (FloatingPointError, MemoryError) as error:
         _print_error(str(error) or "out of memory")

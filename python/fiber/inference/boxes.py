@@ -84,11 +84,12 @@ def find_boxes(
             some = todo[start : start + at_once]
             rows = [row for row, _ in some]
             texts = text_prefixes.batch([prompt.text for _, prompt in some])
-            row_prefixes = prefix.take(
-                torch.tensor(rows, device=prefix.tokens.device), with_stages=True
-            )
             output = network.predict(
-                network.backbone.fuse(row_prefixes, texts.prefix, texts.text_mask)
+                network.backbone.fuse(
+                    prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
+                    texts.prefix,
+                    texts.text_mask,
+                )
             )
             maps = [
                 prompt.token_map(offsets)
