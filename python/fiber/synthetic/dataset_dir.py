@@ -1,4 +1,4 @@
-"""Files of a generated data folder apart from images and annotations.
+"""Files of a generated data folder other than images and annotations.
 
 `dataset.json` has the parameters that determine the data, so that a finished folder is reused.
 """
@@ -12,22 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fiber import _core
 from fiber.data.record import AnyPath
 
 IMAGES_PER_FOLDER = 1000
 _DESCRIPTION = "dataset.json"
 _TOKENIZER = "tokenizer.json"
-
-
-def check_arguments(counts: Mapping[str, int], image_size: int, max_objects: int) -> None:
-    """Check arguments of a generator; raise ValueError for one out of range, by name."""
-    for split, count in counts.items():
-        if not 0 <= count < 10**6:
-            raise ValueError(f"{split} is {count} images; expected 0 to 999,999")
-    if image_size < 48:
-        raise ValueError(f"image_size is {image_size}; expected 48 pixels or more")
-    if not 1 <= max_objects <= 9:
-        raise ValueError(f"max_objects is {max_objects}; expected 1 to 9")
 
 
 def file_name(split: str, index: int) -> str:
@@ -36,10 +26,10 @@ def file_name(split: str, index: int) -> str:
 
 
 def is_finished(folder: Path, parameters: Mapping[str, Any]) -> bool:
-    """Return whether a folder already has the data set of these parameters.
+    """Return whether a folder already has the data set with these parameters.
 
     Raises:
-        ValueError: if the folder has another data set, naming the differences, or other files.
+        ValueError: if the folder has another data set, with the differences, or other files.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -47,7 +37,7 @@ def is_finished(folder: Path, parameters: Mapping[str, Any]) -> bool:
     if not description.is_file():
         raise ValueError(
             f"{folder} exists and is not a data folder (it has no {_DESCRIPTION});"
-            " name a folder that does not exist yet"
+            " expected a folder that does not exist"
         )
     found = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
     wanted = json.loads(json.dumps(dict(parameters)))
@@ -59,7 +49,7 @@ def is_finished(folder: Path, parameters: Mapping[str, Any]) -> bool:
     if differences:
         raise ValueError(
             f"{folder} has another data set: {'; '.join(differences)}."
-            " Name another folder or delete this one"
+            " Use another folder or delete this one"
         )
     return True
 
@@ -77,29 +67,28 @@ def write_tokenizer(
 
     Args:
         folder: data folder.
-        source: a tokenizer.json, or a folder with one or with vocab.json and merges.txt; None
-            trains a byte-level BPE.
+        source: tokenizer.json, or a folder with it or with vocab.json and merges.txt; None trains a
+            byte-level BPE.
         texts: training texts.
-        vocab_size: size of a trained vocabulary.
+        vocab_size: maximum size of a trained vocabulary.
 
     Raises:
         FileNotFoundError: if the source has no tokenizer.
         ValueError: if models do not support it.
     """
-    from fiber import _core
-
     if source is None:
         _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
         return
     path = Path(source)
     found = path / _TOKENIZER if path.is_dir() else path
+    vocab, merges = path / "vocab.json", path / "merges.txt"
     if found.is_file():
-        # Fails early for a broken file, and for a tokenizer that no model can be trained with.
+        # Fail early for a broken file, and for a tokenizer that models do not support.
         _core.Tokenizer.from_file(str(found)).check_for_models()
         shutil.copyfile(found, folder / _TOKENIZER)
-    elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        files = (str(path / "vocab.json"), str(path / "merges.txt"))
-        _core.Tokenizer.from_vocabulary(*files).save(str(folder / _TOKENIZER))
+    elif vocab.is_file() and merges.is_file():
+        tokenizer = _core.Tokenizer.from_vocabulary(str(vocab), str(merges))
+        tokenizer.save(str(folder / _TOKENIZER))
     else:
         raise _no_tokenizer(path)
 

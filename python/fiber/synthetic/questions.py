@@ -8,6 +8,8 @@ symmetry of the scenes (see `scene_graph`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import permutations
 from typing import NamedTuple
 
 from fiber.data.rng import Rng
@@ -47,8 +49,8 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
         "shape": _ask_shape,
         "exists": _ask_exists,
         "relation": _ask_relation,
-        "size": _ask_size,
-        "material": _ask_material,
+        "size": partial(_ask_attribute, "size", "size"),
+        "material": partial(_ask_attribute, "material", "pattern"),
         "count": _ask_count,
     }
     left = dict(QUESTION_WEIGHTS)
@@ -91,30 +93,21 @@ def _ask_color(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 def _ask_shape(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if len(world.colors) == 1:
-        return None if novel else _ask_what(scene)
+        if novel or len(scene.things) != 1:
+            return None
+        return Question("what does the picture show?", scene.things[0].noun, "shape")
     found = _target(world, scene, rng, novel, ("color", "size", "material"))
     return found and Question(f"what shape is the {found[1]}?", found[0].noun, "shape")
 
 
-def _ask_what(scene: Scene) -> Question | None:
-    """Ask what an image with one thing shows."""
-    if len(scene.things) != 1:
-        return None
-    return Question("what does the picture show?", scene.things[0].noun, "shape")
-
-
-def _ask_size(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if len(world.sizes) == 1:
+def _ask_attribute(
+    kind: str, word: str, world: World, scene: Scene, rng: Rng, novel: bool
+) -> Question | None:
+    """Ask for the size or the material of a thing."""
+    if kind not in word_kinds(world):
         return None
     found = _target(world, scene, rng, novel, ("noun", "color"))
-    return found and Question(f"what size is the {found[1]}?", found[0].size, "size")
-
-
-def _ask_material(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if len(world.materials) == 1:
-        return None
-    found = _target(world, scene, rng, novel, ("noun", "color"))
-    return found and Question(f"what pattern is the {found[1]}?", found[0].material, "material")
+    return found and Question(f"what {word} is the {found[1]}?", getattr(found[0], kind), kind)
 
 
 def _ask_count(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
@@ -182,9 +175,8 @@ def _sample_truth(
 
 
 def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if rng.bernoulli():
-        return _ask_where(world, scene, rng, novel)
-    return _ask_neighbour(world, scene, rng, novel)
+    ask = _ask_where if rng.bernoulli() else _ask_neighbor
+    return ask(world, scene, rng, novel)
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
@@ -192,13 +184,17 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
-        return _ask_fact(scene, rng)
-    options = []
-    for thing in things:
-        for other in things:
-            found = relation(thing, other) if thing is not other else None
-            if found and (not novel or concerns_held_out(world, thing, found, other)):
-                options.append((thing, found, other))
+        noun, asked, other_noun = scene.asked_fact
+        nouns = [thing.noun for thing in things]
+        thing, other = things[nouns.index(noun)], things[nouns.index(other_noun)]
+        answer = "yes" if relation(thing, other) == asked else "no"
+        return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
+    options = [
+        (thing, found, other)
+        for thing, other in permutations(things, 2)
+        if (found := relation(thing, other))
+        and (not novel or concerns_held_out(world, thing, found, other))
+    ]
     if not options:
         return None
     thing, found, other = rng.choice(options)
@@ -216,17 +212,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
     return Question(text, "yes" if truth else "no", "relation")
 
 
-def _ask_fact(scene: Scene, rng: Rng) -> Question | None:
-    """Ask about the held-out fact of the scene."""
-    assert scene.asked_fact is not None
-    noun, asked, other_noun = scene.asked_fact
-    nouns = [thing.noun for thing in scene.things]
-    first, second = scene.things[nouns.index(noun)], scene.things[nouns.index(other_noun)]
-    answer = "yes" if relation(first, second) == asked else "no"
-    return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
-
-
-def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     """Ask "what shape is left of the ring?" if exactly one thing clearly is."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
@@ -237,14 +223,11 @@ def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Questio
             if where.count(asked) != 1 or None in where:
                 continue
             thing = next(t for t in things if t is not other and relation(t, other) == asked)
-            if thing.noun == other.noun:
-                continue
-            if novel and not concerns_held_out(world, thing, asked, other):
-                continue
-            if len(world.colors) == 1 and world.is_held_out(thing):
-                # Training answers never include held-out nouns.
-                continue
-            options.append((thing, asked, other))
+            # Training answers never include held-out nouns.
+            is_unknown = len(world.colors) == 1 and world.is_held_out(thing)
+            is_asked = not novel or concerns_held_out(world, thing, asked, other)
+            if thing.noun != other.noun and is_asked and not is_unknown:
+                options.append((thing, asked, other))
     if not options:
         return None
     thing, asked, other = rng.choice(options)
@@ -252,8 +235,8 @@ def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Questio
     if not words:
         return None
     what = "what" if len(world.colors) == 1 else "what shape"
-    text = f"{what} is {asked} the {describe(other, rng.choice(words))}?"
-    return Question(text, thing.noun, "relation")
+    landmark = describe(other, rng.choice(words))
+    return Question(f"{what} is {asked} the {landmark}?", thing.noun, "relation")
 
 
 class PairStatement(NamedTuple):

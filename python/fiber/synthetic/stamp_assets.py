@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from fiber.data.image_file import ENDINGS
+from fiber.synthetic.rendering import bounds
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 #: Packages with photographs, and the folder in each.
@@ -75,7 +77,7 @@ _FAMILIES = {
     "orca": "whale",
     "tepee": "tent",
 }
-#: Smaller cut-outs, in pixels, are icons; ones with fewer colors (of 4096) are line drawings.
+#: Smaller cut-outs, in pixels, are icons; those with fewer colors (of 4096) are line drawings.
 _MIN_SIDE, _MIN_COLORS = 40, 24
 
 
@@ -106,22 +108,20 @@ class StampCollection:
     @cached_property
     def by_noun(self) -> dict[str, list[int]]:
         """Indices of the cut-outs of each noun."""
-        found: dict[str, list[int]] = {noun: [] for noun in self.nouns}
-        for index, cutout in enumerate(self.cutouts):
-            found[cutout.noun].append(index)
-        return found
+        nouns = [cutout.noun for cutout in self.cutouts]
+        return {noun: [i for i, own in enumerate(nouns) if own == noun] for noun in self.nouns}
 
     def fingerprint(self) -> str:
-        """Return a short hash of names and sizes of all files."""
+        """Return a short hash of the names and sizes of all files."""
         paths = [cutout.path for cutout in self.cutouts] + list(self.backgrounds)
         lines = [f"{Path(path).name} {Path(path).stat().st_size}" for path in paths]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def noun_of(caption: str) -> str | None:
-    """Return the noun phrase of a caption: "A peacock (a male peafowl)." -> "peacock".
+    """Return a caption's noun phrase: "A peacock (a male peafowl)." -> "peacock".
 
-    Return None if the caption is not just "a" or "an" with up to four words.
+    Return None unless the caption is "a" or "an" with up to four words.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)
@@ -131,18 +131,9 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return the family of a noun, of nouns that may be confused: its last word."""
+    """Return the family of a noun, its last word; nouns of one family may be confused."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
-
-
-def opaque_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return (x0, y0, x1, y1) of (H, W) uint8 alpha above a half, or None if there is none."""
-    inside = alpha > 127
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollection:
@@ -157,47 +148,32 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
     """
     for folder in (stamps, *backgrounds):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; expected images in it")
-    cutouts: list[Cutout] = []
-    skipped: dict[str, int] = {}
-    for path in sorted(stamps.rglob("*.png")):
-        found = _read_cutout(path)
-        if isinstance(found, str):
-            skipped[found] = skipped.get(found, 0) + 1
-        else:
-            cutouts.append(found)
+            raise FileNotFoundError(f"{folder} is not a folder; expected a folder of images")
+    found = [_read_cutout(path) for path in sorted(stamps.rglob("*.png"))]
+    cutouts = tuple(cutout for cutout in found if isinstance(cutout, Cutout))
+    skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
             f"{stamps} has no usable stamp; expected PNG files with transparency, each with a"
-            f' .txt such as "A red mug." (skipped: {skipped or "nothing"})'
+            f' .txt such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
         )
-    found_photos = sorted(
-        str(path)
-        for folder in backgrounds
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-    )
-    photos = [path for path in found_photos if not path.endswith(_SHOWS_THINGS)]
-    if len(photos) < len(found_photos):
-        skipped["photograph shows things"] = len(found_photos) - len(photos)
+    files = (path for folder in backgrounds for path in folder.rglob("*"))
+    every = sorted(str(path) for path in files if path.suffix.lower() in ENDINGS)
+    photos = tuple(path for path in every if not path.endswith(_SHOWS_THINGS))
+    if len(photos) < len(every):
+        skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
             f"{', '.join(map(str, backgrounds))} has no photograph; expected {', '.join(ENDINGS)}"
         )
-    return StampCollection(tuple(cutouts), tuple(photos), tuple(sorted(skipped.items())))
+    return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
 
 def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
-    """Choose one cut-out of each of some kinds of things, for small experiments.
+    """Choose one cut-out of each of `kinds` families of nouns, largest first.
 
-    Args:
-        cutouts: candidates; the first of each family is used.
-        kinds: number of families.
-        seed: three times as many families are sampled, and those with the largest cut-outs, by
-            their shorter side, are used.
-
-    Returns:
-        The cut-outs, largest first.
+    The first cut-out of each family is a candidate. Three times as many families are sampled, and
+    those with the largest cut-outs, by their shorter side, are used.
 
     Raises:
         ValueError: if there are fewer families.
@@ -215,7 +191,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; return the reason as a string if it is unusable."""
+    """Read a stamp; return the reason if it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"
@@ -230,21 +206,21 @@ def _read_cutout(path: Path) -> Cutout | str:
             pixels = np.asarray(image.convert("RGBA"))
     except OSError:
         return "cannot be decoded"
-    box = opaque_box(pixels[:, :, 3])
+    opaque = pixels[:, :, 3] > 127
+    box = bounds(opaque)
     if box is None:
         return "empty"
     x0, y0, x1, y1 = box
     if max(x1 - x0, y1 - y0) < _MIN_SIDE:
         return "small"
-    colors = pixels[pixels[:, :, 3] > 127][:, :3] // 16
-    codes = colors.astype(np.int32) @ np.array([256, 16, 1])
-    if len(np.unique(codes)) < _MIN_COLORS:
+    colors = pixels[opaque][:, :3] // 16
+    if len(np.unique(colors.astype(np.int32) @ np.array([256, 16, 1]))) < _MIN_COLORS:
         return "few colours"
     return Cutout(str(path), noun, (y1 - y0, x1 - x0))
 
 
 def cache_folder() -> Path:
-    """Return the folder of unpacked packages: XDG_CACHE_HOME/fiber/debian, or in ~/.cache."""
+    """Return the folder of unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
@@ -264,7 +240,7 @@ def unpacked(package: str) -> Path:
     """Return the folder of a Debian package's files; download and unpack it if needed.
 
     Raises:
-        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with manual instructions.
+        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with instructions.
     """
     folder = cache_folder() / package
     if folder.is_dir():
