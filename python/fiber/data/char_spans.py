@@ -14,6 +14,12 @@ from typing import Any
 #: Half-open range [start, end) of code points in a text.
 CharSpan = tuple[int, int]
 
+# Hangul syllable types that may follow a type in one syllable.
+_NEXT_IN_SYLLABLE = {
+    "L": ("L", "V", "LV", "LVT"),
+    **dict.fromkeys(("LV", "V"), ("V", "T")),
+    **dict.fromkeys(("LVT", "T"), ("T",)),
+}
 _JOINER = "\u200d"
 #: Zero-width non-joiner and joiner: no marks in Unicode, but never the start of a character.
 _CONTINUING = {"\u200c", _JOINER}
@@ -48,17 +54,11 @@ def whole_characters(text: str, span: CharSpan) -> CharSpan:
 
 
 def check_span(text: str, given: Any, number: int) -> CharSpan:
-    """Check a span passed by a user.
-
-    Args:
-        text: the caption.
-        given: half-open, in code points.
-        number: index in the user's list, for messages.
+    """Check span `number` of a user: half-open, in code points of the caption `text`.
 
     Raises:
         TypeError: if it is not a pair of integers.
-        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character;
-            with the span and the caption.
+        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
@@ -95,20 +95,8 @@ def _flag_letters_before(text: str, place: int) -> int:
 
 
 def _in_syllable(before: str, after: str) -> bool:
-    """Return whether two letters belong to one Hangul syllable: L L, L V, V V, V T, T T."""
-    first, second = _hangul(before), _hangul(after)
-    return (first, second) in {
-        ("L", "L"),
-        ("L", "V"),
-        ("L", "LV"),
-        ("L", "LVT"),
-        ("LV", "V"),
-        ("LV", "T"),
-        ("V", "V"),
-        ("V", "T"),
-        ("LVT", "T"),
-        ("T", "T"),
-    }
+    """Return whether two letters belong to one Hangul syllable."""
+    return _hangul(after) in _NEXT_IN_SYLLABLE.get(_hangul(before), ())
 
 
 def _hangul(letter: str) -> str:

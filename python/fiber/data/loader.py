@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
@@ -23,17 +23,11 @@ from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, S
 from fiber.data.skip_report import warn_user
 
 #: Entries of a state and their types.
-_STATE = (
-    ("epoch", int),
-    ("sample", int),
-    ("seed", int),
-    ("shuffle", bool),
-    ("fingerprint", str),
-)
+_STATE = (("epoch", int), ("sample", int), ("seed", int), ("shuffle", bool), ("fingerprint", str))
 
 
 class DataLoader:
-    """Batches of records, prefetched on all cores without the GIL.
+    """Load batches of records, prefetched on all cores without the GIL.
 
         loader = DataLoader(records, "image_text", tokenizer=tokenizer, transform=transform,
                             batch_size=64, max_tokens=40, shuffle=True)
@@ -44,21 +38,20 @@ class DataLoader:
     memory is reused once no tensor refers to it, never before.
 
     Args:
-        records: Any map-style collection of `Record`; `EpochRecords` may change every epoch. Or an
-            iterable of them, torch's `IterableDataset` included: it is iterated once per epoch,
-            after a call of its `set_epoch` if it has one. Every rank iterates over all of it and
+        records: Map-style collection of `Record` (`EpochRecords` may change every epoch), or an
+            iterable, such as torch's `IterableDataset`. An iterable is iterated once per epoch,
+            after a call of its `set_epoch` if it has one; every rank iterates over all of it and
             keeps its share.
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
-        options: `tokenizer`, `transform`, `batch_size`, `max_tokens` (required) and the other
-            options of `LoaderConfig`, where all are described.
+        options: Fields of `LoaderConfig`; `tokenizer`, `transform`, `batch_size` and `max_tokens`
+            are required.
 
     Attributes:
         config: The checked options. Each one is also an attribute of the loader.
-        skipped: Every sample that was dropped or replaced. With "resample" a bad record is listed
-            once per epoch, however often it was sampled.
+        skipped: Every sample that was dropped or replaced; with "resample", once per epoch.
         statuses: Number of samples that were "ok", "truncated", "missing", "corrupt",
-            "unsupported" and "invalid" so far. With "resample" a bad record counts each time.
+            "unsupported" and "invalid" so far; with "resample", a bad record counts each time.
         truncated_boxes: Boxes dropped because truncation removed all tokens that name them.
         cropped_boxes: Boxes dropped because a crop left too little of them.
 
@@ -132,8 +125,8 @@ class DataLoader:
                 in_flight.append(batch)
                 yield batch.samples
 
-        # Empty batches included, since each one has its entry in `in_flight`.
-        for batch in self._run(batches(), keep_empty=True):
+        # Each empty batch has an entry in `in_flight`, too.
+        for batch in self._run(batches(), empty="yield"):
             done = in_flight.popleft()
             self._sample, self._fingerprint = done.end, done.fingerprint
             if done.is_last:
@@ -147,9 +140,7 @@ class DataLoader:
             self._set_position(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration.
-
-        It starts at the first sample, or at the position of `load_state_dict` in the same epoch.
+        """Choose the epoch of the next iteration; a position in the same epoch is kept.
 
         Raises:
             TypeError, ValueError: if `epoch` is not an integer of at least 0.
@@ -168,13 +159,8 @@ class DataLoader:
             "epoch", "sample" (samples of the epoch consumed by all ranks together), "seed",
             "shuffle", and "fingerprint" of the data (of an iterable: of the samples consumed).
         """
-        return {
-            "epoch": self._epoch,
-            "sample": self._sample,
-            "seed": self.config.seed,
-            "shuffle": self.config.shuffle,
-            "fingerprint": self.fingerprint,
-        }
+        position = {"epoch": self._epoch, "sample": self._sample, "seed": self.config.seed}
+        return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at the position of another loader with the same data, seed and order.
@@ -234,13 +220,10 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank once; the last batch may be smaller.
+        """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
 
         Ranks have contiguous shares, so that their concatenated results are in the order of the
         records (of the epoch's order, if shuffled).
-
-        Args:
-            number: Epoch that determines the order and the random numbers.
 
         Raises:
             TypeError: for an iterable and several ranks, since it has no contiguous shares.
@@ -249,28 +232,17 @@ class DataLoader:
         return self._run(self._sampler.contiguous(number))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
-        """Yield batches without end.
+        """Yield batches of the concatenated epochs without end.
 
-        Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the concatenated epochs,
-        and rank r takes the r-th slice of B: W ranks with batches of B see the samples of one
-        process with batches of W * B, in the same order.
-
-        Args:
-            start: Samples already consumed by all ranks together, to resume a run.
+        W ranks with batches of B see the samples of one process with batches of W * B, in the same
+        order. `start` samples were already consumed by all ranks together.
 
         Raises:
             ValueError: if there are no records, and later if no sample of a batch can be read,
                 which would desynchronize the ranks.
         """
         check_arguments(start=start)
-        return self._stream(self._sampler.stream(start))
-
-    def _stream(self, batches: Iterable[list[SampleRef]]) -> Generator[Any, None, None]:
-        """Yield batches; fail on an empty one."""
-        for batch in self._run(batches, keep_empty=True):
-            if not len(batch):
-                raise self._empty_batch()
-            yield batch
+        return self._run(self._sampler.stream(start), empty="raise")
 
     def _empty_batch(self) -> ValueError:
         """Return the error for an empty batch, after which ranks would be out of step."""
@@ -281,18 +253,17 @@ class DataLoader:
         )
 
     def _run(
-        self, batches: Iterable[list[SampleRef]], *, keep_empty: bool = False
+        self,
+        batches: Iterable[list[SampleRef]],
+        empty: Literal["omit", "yield", "raise"] = "omit",
     ) -> Generator[Any, None, None]:
-        """Start prefetching and yield batches; closing the generator stops all of it.
-
-        Args:
-            batches: samples of each batch.
-            keep_empty: also yield batches whose samples were all dropped.
-        """
+        """Load batches; closing the generator stops the prefetching."""
         prefetcher = Prefetcher(
             self._collator.open(),
             batches,
-            read=self._read,
+            read=lambda sample: self._collator.to_core(
+                self._sampler.record(sample), sample.epoch, sample.record_index
+            ),
             replacement=self._sampler.replacement,
             prefetch=self.config.prefetch,
             on_error=self.config.on_error,
@@ -304,8 +275,10 @@ class DataLoader:
                 while prefetcher.skipped:
                     self._skip(Skipped(*prefetcher.skipped.popleft()))
                 batch = self._finish(fields)
-                if len(batch) or keep_empty:
+                if len(batch) or empty == "yield":
                     yield batch
+                elif empty == "raise":
+                    raise self._empty_batch()
             if prefetcher.error is not None:
                 raise prefetcher.error
         finally:
@@ -336,20 +309,9 @@ class DataLoader:
             self._seen.add(bad)
         self.skipped.append(bad)
 
-    def _read(self, sample: SampleRef) -> tuple[Any, ...]:
-        """Read a record and return its fields for Rust."""
-        return self._collator.to_core(
-            self._sampler.record(sample), sample.epoch, sample.record_index
-        )
-
 
 def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
-    """Make the sampler of a map-style collection or of an iterable.
-
-    Raises:
-        TypeError: if the records are neither.
-        ValueError: if an option needs random access and the records are an iterable.
-    """
+    """Make the sampler of a map-style collection or of an iterable."""
     # torch's IterableDataset has a `__getitem__` that always raises.
     is_stream = isinstance(records, torch.utils.data.IterableDataset)
     if isinstance(records, RecordSet) and not is_stream and not isinstance(records, Mapping | str):

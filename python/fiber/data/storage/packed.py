@@ -5,9 +5,8 @@
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
     index/train-captions.jsonl    one record per line, in order; images by number
 
-A record read from the folder equals the one that was packed, except that its images are bytes and
-that an `image_id` that is a path is relative to the source folder. `fiber.data.tools.pack` writes
-such folders.
+`fiber.data.tools.pack` writes such folders. A record is equal to the one that was packed, except
+that its images are bytes and that an `image_id` that is a path is relative to the source folder.
 """
 
 from __future__ import annotations
@@ -29,16 +28,11 @@ DESCRIPTION = "pack.json"
 FORMAT, VERSION = "fiber pack", 1
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
-#: Names under which named data sets are packed.
+_KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
+#: Sources as which named data sets are packed.
 OTHER_NAMES = {
-    "coco_karpathy": "captions",
-    "flickr30k_karpathy": "captions",
-    "visual_genome": "captions",
-    "sbu": "captions",
-    "conceptual_captions": "captions",
-    "refcoco": "referring",
-    "refcocoplus": "referring",
-    "refcocog": "referring",
+    **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
+    **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
 }
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
@@ -73,17 +67,13 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def to_entry(record: Record) -> dict[str, Any]:
-    """Convert a record without its images to JSON, without fields that have their default."""
-    entry: dict[str, Any] = {}
-    for name, default in _DEFAULTS.items():
-        value = getattr(record, name)
-        if name == "images" or value == default:
-            continue
-        if isinstance(value, TrueObjects):
-            value = dataclasses.asdict(value)
-            for key in ("absent", "incomplete"):
-                value[key] = None if value[key] is None else sorted(value[key])
-        entry[name] = value
+    """Convert a record to JSON, without its images and without fields that have their default."""
+    values = {name: getattr(record, name) for name in _DEFAULTS if name != "images"}
+    entry = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    if record.objects is not None:
+        entry["objects"] = objects = dataclasses.asdict(record.objects)
+        for key in ("absent", "incomplete"):
+            objects[key] = None if objects[key] is None else sorted(objects[key])
     # Spans of boxes that equal those of their labels are omitted.
     if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
         del entry["char_spans"]
@@ -120,13 +110,13 @@ class PackedRecords(RecordSequence):
     """Records of one source and split of a packed folder, read on access.
 
     Args:
-        folder: the packed folder.
-        part: an entry of `parts` in its description.
+        folder: packed folder.
+        part: entry of `parts` in its description.
         objects: also set `Record.objects`, for metrics.
 
     Attributes:
-        fingerprint: of the whole folder; equal for equal records in the same order.
-        counts: what was skipped when the folder was packed.
+        fingerprint: fingerprint of the folder.
+        counts: number of entries skipped when the folder was packed, by kind.
         notes: notes of the reader at that time.
         classes: class names of boxes.
     """
@@ -157,9 +147,8 @@ class PackedRecords(RecordSequence):
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         try:
             entry = json.loads(self._index.read(start, end - start))
-            entry |= (
-                self._shared[shared] if (shared := entry.pop("shared", None)) is not None else {}
-            )
+            if (shared := entry.pop("shared", None)) is not None:
+                entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
         except (ValueError, KeyError, TypeError, IndexError) as problem:
             raise ValueError(f"{self._index.path}: line {index + 1}: {problem}") from None
@@ -208,7 +197,7 @@ def _image_locations(path: Path) -> np.ndarray:
 
 
 class _SelectedRecords(RecordSequence):
-    """Some records of a packed set, optionally with spans that cover the whole text."""
+    """Some records of a packed set; if `whole`, with spans that cover the whole text."""
 
     def __init__(self, records: PackedRecords, indices: Sequence[int], whole: bool) -> None:
         self.records, self._indices, self._whole = records, indices, whole
@@ -242,11 +231,11 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: as packed; "coco_karpathy" and the like also find "captions".
-        split: as packed.
+        source: source as packed; "coco_karpathy" and the like also find "captions".
+        split: split as packed.
         objects: also set `Record.objects`, for metrics.
-        shots: images per class, by ascending id; 0: all.
-        whole_expression: spans of referring expressions cover the whole text.
+        shots: number of images per class, by ascending id; 0: all.
+        whole_expression: let spans of referring expressions cover the whole text.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
@@ -273,11 +262,10 @@ def open_pack(
 def _choose_shots(records: PackedRecords, shots: int) -> list[int]:
     """Choose images for few-shot training, as `coco_folders` does."""
     counts: Counter[int] = Counter()
-    numbered = []
+    kept, numbered = [], []
     for index, record in enumerate(records):
         number = record.key.rpartition("/")[2]
         numbered.append((int(number) if number.isdecimal() else 0, index, set(record.box_labels)))
-    kept = []
     for _, index, shown in sorted(numbered, key=lambda one: one[:2]):
         if any(counts[label] < shots for label in shown):
             kept.append(index)

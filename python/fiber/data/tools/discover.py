@@ -29,15 +29,8 @@ from fiber.data.storage.tar import TarFile
 
 #: Sources to search; the others are named data sets of these.
 SOURCES = (
-    "captions",
-    "phrases",
-    "mixed",
-    "referring",
-    "questions",
-    "detection",
-    "objects365",
-    "reasoning",
-    "swapped",
+    *("captions", "phrases", "mixed", "referring", "questions"),
+    *("detection", "objects365", "reasoning", "swapped"),
 )
 #: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
@@ -164,17 +157,16 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
 def _candidates(source: str, folder: Path) -> Iterable[str]:
     splits = dict.fromkeys(("train", "restval", "val", "test"))
     if source == "detection":
-        own = LAYOUTS[source][0].pattern.replace("{split}", "*")
         # `coco_folders` knows the split names of other tools.
-        names = [path.name for path in folder.glob(own)]
-        splits |= dict.fromkeys(name.removeprefix("instances_")[:-5] for name in names)
+        own = folder.glob(LAYOUTS[source][0].pattern.replace("{split}", "*"))
+        splits |= dict.fromkeys(path.name.removeprefix("instances_")[:-5] for path in own)
     else:
         splits |= dict.fromkeys(splits_there(source, folder))
     return [split for split in splits if split not in _SPLIT_ALIASES]
 
 
 def _is_ambiguous(file: Path) -> bool:
-    """Return whether files of several sources have such names, as "train.json"."""
+    """Return whether files of several sources have such names, such as "train.json"."""
     return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
         file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
     )
@@ -219,15 +211,10 @@ def kinds_of(path: Path) -> set[str]:
         if path.suffix == ".json":
             return _kinds_of_json(read_json(path, "annotations").data, path.name)
     except (ValueError, OSError):
-        return _by_suffix(path.suffix)
-    return {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}.get(
-        path.suffix, set()
-    )
-
-
-def _by_suffix(suffix: str) -> set[str]:
-    """Return the likely source of a broken file, whose reader reports the error."""
-    return {".json": {"detection"}}.get(suffix, {"captions"})
+        # Opening reports the error.
+        return {"detection"} if path.suffix == ".json" else {"captions"}
+    by_suffix = {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}
+    return by_suffix.get(path.suffix, set())
 
 
 def _kinds_of_fields(fields: Iterable[str]) -> set[str]:

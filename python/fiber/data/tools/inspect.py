@@ -1,14 +1,16 @@
-"""Summarize data: counts, lengths, sizes and faults."""
+"""Statistics and faults of a data set."""
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from fiber.data.image_file import STATUSES, CheckedImage, check_image
@@ -210,10 +212,10 @@ def inspect(
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
-    """Read all records and decode all images.
+    """Read all records and decode all images of a folder or a file.
 
     Args:
-        data: a folder or a file.
+        data: folder or file.
         splits: splits to read; default: all.
         shown: called with each part that can be read and its records.
         progress: called with (images decoded, images in total) for each split.
@@ -231,7 +233,7 @@ def inspect(
     for split in have:
         if splits and split not in splits:
             continue
-        images = _SplitImages()
+        images: dict[Any, _Image] = {}
         for part in (part for part in found if part.split == split):
             one = PartReport(part.source, split)
             report.parts.append(one)
@@ -243,7 +245,7 @@ def inspect(
                 continue
             if shown is not None:
                 shown(part, records)
-        report.images.append(images.check(split, progress))
+        report.images.append(_check_images(split, list(images.values()), progress))
     return report
 
 
@@ -253,7 +255,7 @@ def _message(problem: Exception) -> str:
     return str(problem)
 
 
-def _count(out: PartReport, records: RecordSet, images: _SplitImages) -> None:
+def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> None:
     classes = getattr(records, "classes", ())
     class_counts: Counter[str] = Counter()
     for index in range(len(records)):
@@ -267,7 +269,7 @@ def _count(out: PartReport, records: RecordSet, images: _SplitImages) -> None:
             out.answers[max(answers, key=lambda answer: answers[answer])] += 1
         if record.truth is not None:
             out.truths[record.truth] += 1
-        images.add(record)
+        _add_images(images, record)
     out.records = len(records)
     out.classes = {name: class_counts[name] for name in classes}
     # After reading: some readers count while records are read.
@@ -286,54 +288,43 @@ class _Image(NamedTuple):
     bounds: dict[str, tuple[float, float, float, float]]
 
 
-class _SplitImages:
-    """The different images of a split."""
-
-    def __init__(self) -> None:
-        self._found: dict[Any, _Image] = {}
-
-    def add(self, record: Record) -> None:
-        """Add the images and annotations of a record."""
-        if not isinstance(record.images, tuple):
-            # Identified without reading them.
-            for place in range(len(record.images)):
-                self._add((record.images, place), record, place, f"of record {record.key!r}")
-            return
-        for place, image in enumerate(record.images):
-            name = f"of record {record.key!r}" if isinstance(image, bytes) else os.fspath(image)
-            key = image if isinstance(image, bytes) else name
-            self._add(key, record, place, name)
-
-    def _add(self, key: Any, record: Record, place: int, name: str) -> None:
-        if key not in self._found:
-            images = record.images
-            self._found[key] = _Image(name, lambda: images[place], set(), {})
-        image = self._found[key]
+def _add_images(images: dict[Any, _Image], record: Record) -> None:
+    """Add the images and annotations of a record."""
+    stored: Any = record.images
+    for place in range(len(stored)):
+        # Lazy images are identified without reading them.
+        key = stored[place] if isinstance(stored, tuple) else (stored, place)
+        name = f"of record {record.key!r}"
+        if isinstance(key, str | os.PathLike):
+            key = name = os.fspath(key)
+        if key not in images:
+            images[key] = _Image(name, partial(operator.getitem, stored, place), set(), {})
         if record.image_size:
-            image.annotated.add(record.image_size)
+            images[key].annotated.add(record.image_size)
         if record.boxes_xyxy:
             x0, y0, x1, y1 = zip(*record.boxes_xyxy, strict=True)
-            image.bounds[record.key] = (min(x0), min(y0), max(x1), max(y1))
+            images[key].bounds[record.key] = (min(x0), min(y0), max(x1), max(y1))
 
-    def check(self, split: str, progress: Callable[[int, int], None] | None = None) -> ImageReport:
-        """Decode all images."""
-        report, seen = ImageReport(split), set[bytes | str]()
-        done = enumerate(_in_threads(list(self._found.values())), 1)
-        for number, (image, identity, checked) in done:
-            if progress is not None:
-                progress(number, len(self._found))
-            # Sources in one file have the same images with different annotations.
-            is_new = identity is None or identity not in seen
-            if identity is not None:
-                seen.add(identity)
-            if is_new:
-                report.statuses[checked.status] += 1
-            if checked.size is not None:
-                report.sizes[checked.size] += is_new
-                _compare(report, image, checked.size)
-            elif is_new:
-                report.broken.append((image.name, checked.status, checked.reason))
-        return report
+
+def _check_images(
+    split: str, images: list[_Image], progress: Callable[[int, int], None] | None
+) -> ImageReport:
+    """Decode all images of a split."""
+    report, seen = ImageReport(split), set[bytes | str]()
+    for number, (image, identity, checked) in enumerate(_in_threads(images), 1):
+        if progress is not None:
+            progress(number, len(images))
+        # Sources in one file have the same images with different annotations.
+        is_new = identity is None or identity not in seen
+        if identity is not None:
+            seen.add(identity)
+        report.statuses[checked.status] += is_new
+        if checked.size is not None:
+            report.sizes[checked.size] += is_new
+            _compare(report, image, checked.size)
+        elif is_new:
+            report.broken.append((image.name, checked.status, checked.reason))
+    return report
 
 
 def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
@@ -347,9 +338,7 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
             report.outside.append((image.name, key, size, beyond))
 
 
-def _in_threads(
-    images: list[_Image],
-) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
+def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
     """Decode images on all cores, a bounded number at once; yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
