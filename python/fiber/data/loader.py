@@ -99,20 +99,18 @@ class DataLoader:
     def __iter__(self) -> Generator[Any, None, None]:
         """Yield the batches of an epoch, then advance to the next epoch.
 
-        An epoch that was interrupted restarts from its beginning unless `load_state_dict` sets a
-        position. With one process, a batch left empty by `on_error="skip"` is omitted.
+        An interrupted epoch restarts from its beginning unless `load_state_dict` sets a position.
+        With one process, a batch left empty by `on_error="skip"` is omitted.
 
         Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the epoch's order, and
         rank r takes the r-th slice of B. The remainder is split evenly, so that a rank may have one
-        batch less (`drop_last` drops it). The samples of a step are the same for any number of
-        ranks with the same B * W.
+        batch less (`drop_last` drops it).
 
         Raises:
             DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`,
                 and any exception of the records.
             ValueError: if a batch of one of several ranks is empty, which would desynchronize the
-                ranks; if an iterable differs from the one of `load_state_dict`, or can be iterated
-                only once.
+                ranks, or an iterable differs from that of `load_state_dict` or is exhausted.
         """
         epoch, start = self._epoch, self._resume
         fingerprint = self._fingerprint if start else ""
@@ -169,17 +167,14 @@ class DataLoader:
 
         Raises:
             TypeError: if `state` is not a mapping.
-            ValueError: if an entry is missing, or the data, seed or order differ, naming both.
+            ValueError: if an entry is missing or invalid, or the data, seed or order differ.
         """
+        expected = "expected the result of state_dict()"
         if not isinstance(state, Mapping):
-            raise TypeError(
-                f"state is of type {type(state).__name__}; expected the result of state_dict()"
-            )
+            raise TypeError(f"state is of type {type(state).__name__}; {expected}")
         for name, kind in _STATE:
             if not isinstance(found := state.get(name), kind):
-                raise ValueError(
-                    f"the state's {name} is {found!r:.40}; expected the result of state_dict()"
-                )
+                raise ValueError(f"the state's {name} is {found!r:.40}; {expected}")
         epoch, sample = state["epoch"], state["sample"]
         for name in ("seed", "shuffle"):
             if state[name] != (own := getattr(self.config, name)):

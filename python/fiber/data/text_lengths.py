@@ -38,7 +38,7 @@ class LengthTracker:
         return self._note(self.records[index])
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as of an epoch."""
+        """See `EpochRecords`."""
         return self._note(record_in_epoch(self.records, epoch, index))
 
     def _note(self, record: Record) -> Record:
@@ -71,15 +71,12 @@ class TextCounts:
 
     def lines(self) -> list[str]:
         """Return a line for each nonzero count."""
-        lines = []
-        if self.wordless:
-            lines.append(f"{self.wordless} of {self.read} texts had no words; they were used as is")
-        if self.truncated:
-            lines.append(
-                f"{self.truncated} of {self.read} texts were longer than the"
-                f" {self.records.max_tokens} tokens of model.max_tokens and were truncated"
-            )
-        return lines
+        longer = f"were longer than the {self.records.max_tokens} tokens of model.max_tokens"
+        kinds = {
+            "had no words; they were used as is": self.wordless,
+            f"{longer} and were truncated": self.truncated,
+        }
+        return [f"{count} of {self.read} texts {what}" for what, count in kinds.items() if count]
 
 
 def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
@@ -89,12 +86,8 @@ def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> 
         ids, _ = tokenizer.encode(records[index].text, max_tokens=max_tokens + 1)
         longer += len(ids) > max_tokens
         wordless += not has_words(ids, tokenizer.vocab_size - 1)
-    lines = []
-    if wordless:
-        lines.append(f"{wordless} of {len(records)} texts have no words; they are used as is")
-    if longer:
-        lines.append(
-            f"{longer} of {len(records)} texts are longer than the model's {max_tokens} tokens;"
-            " they are truncated"
-        )
-    return lines
+    kinds = {
+        "have no words; they are used as is": wordless,
+        f"are longer than the model's {max_tokens} tokens; they are truncated": longer,
+    }
+    return [f"{count} of {len(records)} texts {what}" for what, count in kinds.items() if count]

@@ -62,6 +62,8 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
+    #: (color, noun) that both images, or one, show if it is true; None if it names the sides.
+    pair: tuple[str, str] | None = None
     #: File names of another pair (left, right) with the opposite truth value. A statement without
     #: one is not written: its words alone would determine its truth.
     opposite: tuple[str, str] | None = None
@@ -152,7 +154,7 @@ def _add_image(out: _Entries, image: AnnotatedImage, split: str) -> None:
                 "answers": [{"answer": answer, "answer_id": i + 1} for i in range(_NUM_ANSWERS)],
             }
         )
-    for number, (text, truth, group, opposite) in enumerate(image.statements):
+    for number, (text, truth, group, _, opposite) in enumerate(image.statements):
         if opposite is None:
             continue
         pairs = ((image.partner, name, truth), (*opposite, not truth))

@@ -13,13 +13,7 @@ from fiber.data.rng import Rng
 from fiber.synthetic.annotations import AnnotatedImage, Statement
 from fiber.synthetic.captions import captions, expressions
 from fiber.synthetic.dataset_dir import file_name
-from fiber.synthetic.questions import (
-    PairStatement,
-    opposite_pair,
-    questions,
-    statements,
-    swapped_captions,
-)
+from fiber.synthetic.questions import opposite_pair, questions, statements, swapped_captions
 from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, World, stream
 
@@ -107,18 +101,19 @@ class Recipe(ABC):
             left = self.scene(split, index - 1)
             rng = Rng(self.seed, stream(split, _PAIRS), index)
             image.partner = file_name(split, index - 1)
-            pairs = statements(world, left, scene, rng, novel)
-            image.statements = [self._with_opposite(pair, split, index) for pair in pairs]
+            found = statements(world, left, scene, rng, novel)
+            image.statements = [self._with_opposite(each, split, index) for each in found]
             if scene.swap:
                 image.swapped_captions = swapped_captions(left, scene)
         return image
 
-    def _with_opposite(self, pair: PairStatement, split: str, index: int) -> Statement:
-        """Add images for which the opposite of a statement is true, if any are found."""
+    def _with_opposite(self, statement: Statement, split: str, index: int) -> Statement:
+        """Add images with the opposite truth of a statement, if any are found."""
         earlier = range(index - 2, max(-1, index - 2 - _LOOK_BACK), -1)
-        found = opposite_pair(self.world, pair, partial(self.scene, split), index, earlier)
+        scene_of = partial(self.scene, split)
+        found = opposite_pair(self.world, statement.pair, scene_of, index, earlier)
         names = found and (file_name(split, found[0]), file_name(split, found[1]))
-        return pair.statement._replace(opposite=names)
+        return statement._replace(opposite=names)
 
 
 # Cached, since statements search earlier images.

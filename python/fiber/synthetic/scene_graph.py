@@ -40,6 +40,10 @@ _SCENE, _HELD_OUT = 0, 255
 _CONE = 1.3
 
 
+#: (color, noun).
+Pair = tuple[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Thing:
     """One thing in an image. An empty attribute means that the data set does not use it."""
@@ -56,8 +60,8 @@ class Thing:
     cutout: int = -1
 
     @property
-    def pair(self) -> tuple[str, str]:
-        """(color, noun)."""
+    def pair(self) -> Pair:
+        """Color and noun."""
         return self.color, self.noun
 
 
@@ -82,13 +86,13 @@ class World:
     colors: tuple[str, ...] = ("",)
     sizes: tuple[str, ...] = ("",)
     materials: tuple[str, ...] = ("",)
-    held_out_pairs: frozenset[tuple[str, str]] = frozenset()
+    held_out_pairs: frozenset[Pair] = frozenset()
     held_out_facts: frozenset[tuple[str, str, str]] = frozenset()
     #: Family of each noun. Nouns of one family may apply to the same thing ("ball", "tennis ball"),
     #: so that with one shown, texts do not mention another. Default: the noun itself.
     families: Mapping[str, str] = field(default_factory=dict)
     #: All (color, noun) pairs that training may show, in a fixed order.
-    shown_pairs: tuple[tuple[str, str], ...] = field(init=False)
+    shown_pairs: tuple[Pair, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         pairs = [(color, noun) for noun in self.nouns for color in self.colors]
@@ -112,8 +116,8 @@ class World:
 def shapes_world(seed: int) -> World:
     """Return the world of colored shapes; the seed determines what is held out.
 
-    One of 8 pairs is held out: each color with one shape. Of the 112 facts (28 pairs of shapes,
-    four relations) 12 are held out, three for each shape.
+    Held out are one eighth of the pairs, each color with one shape, and 12 of 112 facts (28 pairs
+    of shapes, four relations), three for each shape.
     """
     rng = Rng(seed, _HELD_OUT, 0)
     nouns = rng.shuffled(SHAPES)
@@ -185,7 +189,7 @@ def sample_scene(
     """Sample the scene of an image, independently of other images.
 
     Images 2m and 2m + 1 form a pair. In every fourth pair the second image is the first one with
-    the colors of two things swapped, or with the two things swapped.
+    two things, or their colors, swapped.
     """
     novel, pair = split == "novel", index // 2
     twin = pair % TWIN_EVERY == 0 and max_objects >= 2
@@ -223,20 +227,13 @@ def _sample_count(rng: Rng, low: int, high: int) -> int:
     return rng.weighted_choice(counts, [min(count, 3) for count in counts])
 
 
-def _sample_thing(world: World, rng: Rng, pair: tuple[str, str]) -> Thing:
-    """Sample size and material; the radius is relative to the image's side until placed."""
-    color, noun = pair
-    size, material = rng.choice(world.sizes), rng.choice(world.materials)
-    return Thing(noun, color, size, material, radius=rng.uniform(*RADII[size]))
-
-
 def _sample_things(
     world: World,
     rng: Rng,
     count: int,
-    pairs: Sequence[tuple[str, str]],
-    fixed: Sequence[tuple[str, str]],
-    allowed: Callable[[tuple[str, str]], bool] = lambda pair: True,
+    pairs: Sequence[Pair],
+    fixed: Sequence[Pair],
+    allowed: Callable[[Pair], bool] = lambda pair: True,
 ) -> list[Thing]:
     """Sample different things; many share a color or a noun with another.
 
@@ -255,7 +252,10 @@ def _sample_things(
                 pair = rng.choice(alike or pairs)
             if not allowed(pair):
                 continue
-        thing = _sample_thing(world, rng, pair)
+        color, noun = pair
+        size, material = rng.choice(world.sizes), rng.choice(world.materials)
+        # Relative to the image's side until placed.
+        thing = Thing(noun, color, size, material, radius=rng.uniform(*RADII[size]))
         words = (thing.pair, thing.size, thing.material)
         if all(words != (o.pair, o.size, o.material) for o in things):
             things.append(thing)
@@ -289,7 +289,7 @@ def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
 
 
 def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> Scene:
-    """Sample a scene that is valid and has another description when two things are swapped."""
+    """Sample a scene that has another description when two things are swapped."""
     held_out = sorted(world.held_out_pairs)
     use_color = len(world.colors) > 1 and max_objects >= (3 if novel else 2)
     swap = "color" if use_color and rng.bernoulli() else "place"
@@ -323,7 +323,7 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
     return dataclasses.replace(scene, things=_place(world, things, side, rng, accept))
 
 
-def _apart(pair: tuple[str, str], others: Sequence[tuple[str, str]]) -> bool:
+def _apart(pair: Pair, others: Sequence[Pair]) -> bool:
     """Return whether no other pair has the same noun."""
     return all(pair[1] != other[1] for other in others)
 

@@ -1,8 +1,8 @@
 """Stamps (cut-outs with captions) and photographs, from Debian packages or given folders.
 
 Debian's tuxpaint-stamps-default has hundreds of RGBA cut-outs, each with a text file whose first
-line is an English caption, such as "A great blue heron.". Since releases differ, everything is
-derived from the files. Packages are unpacked into the user's cache without being installed.
+line is an English caption, such as "A great blue heron.". Packages are unpacked into the user's
+cache without being installed.
 """
 
 from __future__ import annotations
@@ -58,15 +58,10 @@ _NO_NOUN_WORDS = {"at", "being", "by", "called", "dancing", "for", "from", "hold
 _NO_NOUN_WORDS |= {"inside", "is", "made", "making", "of", "on", "pair", "playing", "that", "the"}
 _NO_NOUN_WORDS |= {"to", "used", "very", "which", "with"}
 # Families of nouns that do not share the last word.
+_GRAVES = ("gravestone", "headstone", "tombstone", "marker", "monument stone", "graveyard")
 _FAMILIES = {
-    "gravestone": "grave",
-    "headstone": "grave",
-    "tombstone": "grave",
-    "marker": "grave",
-    "monument stone": "grave",
-    "graveyard": "grave",
-    "hen": "chicken",
-    "rooster": "chicken",
+    **dict.fromkeys(_GRAVES, "grave"),
+    **dict.fromkeys(("hen", "rooster"), "chicken"),
     "bunny": "rabbit",
     "cep": "mushroom",
     "seagull": "gull",
@@ -255,19 +250,17 @@ def unpacked(package: str) -> Path:
 
 
 def _run_tool(command: list[str], work: str, package: str, folder: Path) -> None:
-    manually = (
-        f"On a Debian or Ubuntu system run: apt-get update; apt-get download {package};"
-        f" dpkg-deb -x {package}_*.deb {folder}. Elsewhere get the package {package} from"
-        f" https://packages.debian.org, unpack it, and put its files (usr/...) into {folder}"
-    )
     try:
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"cannot download Debian's {package}: {command[0]} is not installed. {manually}"
-        ) from None
-    if done.returncode != 0:
+        if done.returncode == 0:
+            return
         output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise FileNotFoundError(
-            f"cannot download Debian's {package}: {command[0]} failed: {output}. {manually}"
-        )
+        reason = f"failed: {output}"
+    except FileNotFoundError:
+        reason = "is not installed"
+    raise FileNotFoundError(
+        f"cannot download Debian's {package}: {command[0]} {reason}. On a Debian or Ubuntu system"
+        f" run: apt-get update; apt-get download {package}; dpkg-deb -x {package}_*.deb {folder}."
+        f" Elsewhere get the package {package} from https://packages.debian.org, unpack it, and"
+        f" put its files (usr/...) into {folder}"
+    )

@@ -57,11 +57,7 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `pack.json`.
-
-    Raises:
-        ValueError: if it does not describe a packed folder.
-    """
+    """Read `pack.json`; raise ValueError if it does not describe a packed folder."""
     path = folder / DESCRIPTION
     return _read_description(path, path.stat().st_mtime_ns)
 
@@ -160,8 +156,7 @@ class PackedRecords(RecordSequence):
         """Read an image by its number.
 
         Raises:
-            FileNotFoundError: if its shard is missing.
-            ValueError: if the shard has changed since it was packed.
+            FileNotFoundError, ValueError: if its shard is missing or has changed.
         """
         shard, start, size = (int(value) for value in self._locations[number])
         if shard not in self._files:
@@ -177,7 +172,7 @@ class PackedRecords(RecordSequence):
 
 
 def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
-    """Return the start of each line of an index, and its end."""
+    """Return the offset of each line of an index, and its end."""
     data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
@@ -239,7 +234,7 @@ def open_pack(
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
-        FileNotFoundError: if the folder has no such source and split, with those that it has.
+        FileNotFoundError: if the folder has no such source and split.
         ValueError: if a file has changed since it was packed.
     """
     parts = read_description(folder)["parts"]

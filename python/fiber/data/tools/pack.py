@@ -1,8 +1,8 @@
 """Pack a folder or a file into tar shards with an index; see `fiber.data.storage.packed`.
 
-The same data give the same bytes. Each image of a split is written once, however many records have
-it: .jpg (or its format), .json with captions, questions, boxes and so on in the fields of `rows`,
-and .txt with its first caption. `webdataset` can read the shards.
+The output is deterministic. Each image of a split is written once: .jpg (or another format), .json
+with captions, questions, boxes and so on in the fields of `rows`, and .txt with the first caption.
+`webdataset` can read the shards.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class _Packer:
                 if numbers is None:
                     skipped += 1
                     continue
-                entry = self._entry(record, numbers)
+                entry = {"images": numbers, **to_entry(record)}
+                if "image_id" in entry:
+                    entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
                 _add_fields(split, part.source, record, numbers, entry)
                 if part.source in ("detection", "objects365"):
                     _share(entry, shared)
@@ -184,7 +186,7 @@ class _Packer:
                 written += 1
             digest = file.hash.hexdigest()
         # Some readers count while records are read.
-        counts |= dict(getattr(records, "counts", {})) if not counts else {}
+        counts |= {} if counts else getattr(records, "counts", {})
         for own in (counts, counts_of_objects):
             own |= {_UNREADABLE: skipped} if skipped else {}
         self.parts.append(
@@ -201,12 +203,6 @@ class _Packer:
                 "shared": [json.loads(text) for text in shared],
             }
         )
-
-    def _entry(self, record: Record, numbers: list[int]) -> dict[str, Any]:
-        entry = to_entry(record)
-        if "image_id" in entry:
-            entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
-        return {"images": numbers, **entry}
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
         """Return the numbers of a record's images, or None if one is missing and skipped."""
