@@ -55,37 +55,27 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Check `value` against a type; convert lists to tuples and dicts to dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, dict):
-            return from_dict(hint, value, where=where + ".")
-    elif origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value, where=where + ".")
+    if origin in (typing.Union, types.UnionType):
         for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where)
-                except ValueError:
-                    continue
+            with contextlib.suppress(ValueError):
+                return _convert(option, value, where)
     elif origin is Literal:
         if value in arguments:
             return value
         raise ValueError(
             f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}"
         )
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            any_length = len(arguments) == 2 and arguments[1] is Ellipsis
-            item_hints = arguments[:1] * len(value) if any_length else arguments
-            if len(item_hints) == len(value):
-                items = enumerate(zip(item_hints, value, strict=True))
-                return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
-    elif origin is dict:
-        if isinstance(value, dict):
-            kind = arguments[1]
-            return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        any_length = len(arguments) == 2 and arguments[1] is Ellipsis
+        item_hints = arguments[:1] * len(value) if any_length else arguments
+        if len(item_hints) == len(value):
+            items = enumerate(zip(item_hints, value, strict=True))
+            return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
+    elif origin is dict and isinstance(value, dict):
+        kind = arguments[1]
+        return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int, but True is not a count.

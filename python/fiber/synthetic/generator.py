@@ -1,26 +1,26 @@
-"""Generate a data set from a recipe: shared by `scenes` and `stamps`."""
+"""Generate a data set from a recipe: shared by `scenes` and `stamps`.
+
+`dataset.json` has the parameters that determine the data, so that a finished folder is reused.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
+from typing import Any
 
+from fiber import _core
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.record import AnyPath
 from fiber.synthetic.annotations import encode, write_split
-from fiber.synthetic.dataset_dir import (
-    IMAGES_PER_FOLDER,
-    file_name,
-    is_finished,
-    tokenizer_fingerprint,
-    write_description,
-    write_tokenizer,
-)
-from fiber.synthetic.recipe import Recipe
+from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name
 from fiber.synthetic.rendering import save_jpeg
 
 #: Called with (images done, images in total).
@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 _Job = tuple[str, range]
 
 _IMAGES_PER_JOB = 200
+_DESCRIPTION = "dataset.json"
+_TOKENIZER = "tokenizer.json"
 
 
 def generate_dataset(
@@ -70,17 +72,82 @@ def generate_dataset(
         "image_size": recipe.image_size,
         "max_objects": recipe.max_objects,
         **recipe.parameters(),
-        "tokenizer": tokenizer_fingerprint(tokenizer, recipe.vocab_size),
+        "tokenizer": _tokenizer_fingerprint(tokenizer, recipe.vocab_size),
     }
-    if is_finished(folder, parameters):
+    if _is_finished(folder, parameters):
         return folder
     with explain_write_errors(folder, DISK_FULL), new_directory(folder) as partial_folder:
         images = (recipe.describe("train", index) for index in range(recipe.tokenizer_images))
         texts = [text for image in images for text in image.texts]
-        write_tokenizer(partial_folder, tokenizer, texts, recipe.vocab_size)
+        _write_tokenizer(partial_folder, tokenizer, texts, recipe.vocab_size)
         _write_images(partial_folder, recipe, counts, workers, progress)
-        write_description(partial_folder, parameters, **recipe.facts())
+        text = json.dumps({"parameters": parameters, **recipe.facts()}, indent=1)
+        (partial_folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
+    """Return whether a folder has the data set; raise ValueError if it has anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    description = folder / _DESCRIPTION
+    if not description.is_file():
+        raise ValueError(
+            f"{folder} exists and is not a data folder (it has no {_DESCRIPTION});"
+            " expected a folder that does not exist"
+        )
+    found = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
+    wanted = json.loads(json.dumps(parameters))
+    differences = [
+        f"{name} is {found.get(name)!r}, requested {wanted.get(name)!r}"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} has another data set: {'; '.join(differences)}."
+            " Use another folder or delete this one"
+        )
+    return True
+
+
+def _tokenizer_fingerprint(source: AnyPath | None, vocab_size: int) -> str:
+    """Return the entry of `dataset.json` for the tokenizer."""
+    if source is None:
+        return f"trained, at most {vocab_size} tokens"
+    path = Path(source)
+    names = (_TOKENIZER, "vocab.json", "merges.txt")
+    files = [path] if path.is_file() else [path / n for n in names if (path / n).is_file()]
+    if not files:
+        raise _no_tokenizer(path)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _write_tokenizer(
+    folder: Path, source: AnyPath | None, texts: list[str], vocab_size: int
+) -> None:
+    """Write `tokenizer.json`: a copy of a tokenizer, or a byte-level BPE trained on the texts."""
+    if source is None:
+        _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
+        return
+    path = Path(source)
+    found = path / _TOKENIZER if path.is_dir() else path
+    vocab, merges = path / "vocab.json", path / "merges.txt"
+    if found.is_file():
+        # Fail early for a broken file, and for a tokenizer that models do not support.
+        _core.Tokenizer.from_file(str(found)).check_for_models()
+        shutil.copyfile(found, folder / _TOKENIZER)
+    elif vocab.is_file() and merges.is_file():
+        tokenizer = _core.Tokenizer.from_vocabulary(str(vocab), str(merges))
+        tokenizer.save(str(folder / _TOKENIZER))
+    else:
+        raise _no_tokenizer(path)
+
+
+def _no_tokenizer(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{path} has no tokenizer; expected {_TOKENIZER}, or vocab.json and merges.txt"
+    )
 
 
 def _write_images(

@@ -12,16 +12,21 @@ import numpy as np
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import AnnotatedImage, Statement
 from fiber.synthetic.captions import captions, expressions
-from fiber.synthetic.dataset_dir import file_name
 from fiber.synthetic.questions import opposite_pair, questions, statements, swapped_captions
 from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, World, stream
 
+IMAGES_PER_FOLDER = 1000
 #: Stream of the random numbers of pixels.
 PIXELS = 1
 _TEXTS, _PAIRS = 2, 3
 #: Number of earlier images that are searched for the opposite pair of a statement.
 _LOOK_BACK = 64
+
+
+def file_name(split: str, index: int) -> str:
+    """Return the path of an image, relative to the folder of images."""
+    return f"{split}/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.jpg"
 
 
 @dataclass(frozen=True)
