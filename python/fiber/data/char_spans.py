@@ -20,6 +20,7 @@ _NEXT_IN_SYLLABLE = {
     **dict.fromkeys(("LV", "V"), ("V", "T")),
     **dict.fromkeys(("LVT", "T"), ("T",)),
 }
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _JOINER = "\u200d"
 #: Zero-width non-joiner and joiner: no marks in Unicode, but never the start of a character.
 _CONTINUING = {"\u200c", _JOINER}
@@ -38,8 +39,8 @@ def splits_character(text: str, place: int) -> bool:
         or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
         or "\U000e0020" <= after <= "\U000e007f"  # tags of regional flags
         or (before == _JOINER and unicodedata.category(after) == "So")
-        or (_is_flag_letter(after) and _flag_letters_before(text, place) % 2 == 1)
-        or _in_syllable(before, after)
+        or (after in _FLAG_LETTERS and _flag_letters_before(text, place) % 2 == 1)
+        or _hangul(after) in _NEXT_IN_SYLLABLE.get(_hangul(before), ())
     )
 
 
@@ -82,21 +83,9 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
     return start, end
 
 
-def _is_flag_letter(letter: str) -> bool:
-    return "\U0001f1e6" <= letter <= "\U0001f1ff"
-
-
 def _flag_letters_before(text: str, place: int) -> int:
     """Count the consecutive flag letters before a position."""
-    count = 0
-    while count < place and _is_flag_letter(text[place - 1 - count]):
-        count += 1
-    return count
-
-
-def _in_syllable(before: str, after: str) -> bool:
-    """Return whether two letters belong to one Hangul syllable."""
-    return _hangul(after) in _NEXT_IN_SYLLABLE.get(_hangul(before), ())
+    return place - len(text[:place].rstrip(_FLAG_LETTERS))
 
 
 def _hangul(letter: str) -> str:

@@ -58,10 +58,6 @@ class Collator:
 
     Attributes:
         config: The checked options.
-
-    Raises:
-        TypeError: for an argument of the wrong type, by name.
-        ValueError: for an argument out of range, by name.
     """
 
     def __init__(
@@ -73,7 +69,11 @@ class Collator:
         core: dict[str, Any] = {**vars(config), "keep": keep}
         core["dtype"] = core.pop("image_dtype")
         core["layout"] = "hwc" if core.pop("channels_last") else "chw"
-        core["mirrored_answers"] = [self._mirrored_answer(a) for a in core.pop("answers")]
+        # Index of the correct answer for the horizontally flipped image.
+        core["mirrored_answers"] = [
+            self._answer_index.get(_core.mirror_words(answer)[0], index)
+            for index, answer in enumerate(core.pop("answers"))
+        ]
         self._core_options = core
         self._core, self._process = _core.Loader(**self._core_options), os.getpid()
 
@@ -148,11 +148,6 @@ class Collator:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         batch_class = _BATCH_CLASSES[self.config.batch_type]
         return batch_class(keys=keys, statuses=statuses, skipped=skipped, **tensors)
-
-    def _mirrored_answer(self, answer: str) -> int:
-        """Return the index of the correct answer for the horizontally flipped image."""
-        mirrored, _ = _core.mirror_words(answer)
-        return self._answer_index.get(mirrored, self._answer_index[answer])
 
 
 def _to_tensor(buffer: _core.Buffer) -> Tensor:

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from fiber.data.batch import Batch, Skipped
 from fiber.data.collate import Collator
-from fiber.data.loader_config import BatchType, LoaderConfig, LoaderOptions, check_arguments
+from fiber.data.loader_config import (
+    BatchType,
+    CollatorConfig,
+    LoaderConfig,
+    LoaderOptions,
+    check_arguments,
+)
 from fiber.data.prefetch import Prefetcher
 from fiber.data.record import Record, RecordSet
 from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, StreamSampler
@@ -35,7 +42,7 @@ class DataLoader:
             ...
 
     Iteration yields the epoch chosen by `set_epoch`, from the position of `load_state_dict`. Image
-    memory is reused once no tensor refers to it, never before.
+    memory is reused only when no tensor refers to it.
 
     Args:
         records: Map-style collection of `Record` (`EpochRecords` may change every epoch), or an
@@ -74,7 +81,8 @@ class DataLoader:
         self.truncated_boxes = 0
         self.cropped_boxes = 0
         # Memory for the prefetched batches, the one in use and the next one.
-        self._collator = Collator(**config.collator_options(), keep=config.prefetch + 2)
+        shared = {f.name: getattr(config, f.name) for f in fields(CollatorConfig)}
+        self._collator = Collator(**shared, keep=config.prefetch + 2)
         self._pin_memory = config.pin_memory and torch.cuda.is_available()
         self._sampler = _make_sampler(records, config)
         #: Bad samples of this epoch.
@@ -205,7 +213,7 @@ class DataLoader:
         return self._collator.image_bytes
 
     def close(self) -> None:
-        """Release the threads. A running iteration fails; the next one starts new threads."""
+        """Stop the threads; a running iteration fails, the next one starts new threads."""
         self._collator.close()
 
     def __enter__(self) -> Self:
@@ -269,7 +277,12 @@ class DataLoader:
             while (fields := prefetcher.next()) is not None:
                 while prefetcher.skipped:
                     self._skip(Skipped(*prefetcher.skipped.popleft()))
-                batch = self._finish(fields)
+                self.truncated_boxes += fields.pop("truncated_boxes")
+                self.cropped_boxes += fields.pop("cropped_boxes")
+                batch: Batch = self._collator.finish(fields, pin_memory=self._pin_memory)
+                for bad in batch.skipped:
+                    self._skip(bad)
+                self.statuses.update(batch.statuses)
                 if len(batch) or empty == "yield":
                     yield batch
                 elif empty == "raise":
@@ -279,22 +292,13 @@ class DataLoader:
         finally:
             prefetcher.stop()
 
-    def _finish(self, fields: dict[str, Any]) -> Batch:
-        self.truncated_boxes += fields.pop("truncated_boxes")
-        self.cropped_boxes += fields.pop("cropped_boxes")
-        batch = self._collator.finish(fields, pin_memory=self._pin_memory)
-        for bad in batch.skipped:
-            self._skip(bad)
-        self.statuses.update(batch.statuses)
-        return batch
-
     def _skip(self, bad: Skipped) -> None:
         on_error = self.config.on_error
         if not self.skipped:
             action = "skipped" if on_error == "skip" else "replaced"
             warn_user(
-                f"{action} record {bad.key!r}: {bad.reason} (DataLoader.skipped lists all; no"
-                " further warnings)"
+                f"{action} record {bad.key!r}: {bad.reason} (further ones are not reported;"
+                " DataLoader.skipped lists all)"
             )
         self.statuses[bad.status] += 1
         if on_error == "resample":

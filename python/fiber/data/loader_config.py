@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDict
 
 import numpy as np
@@ -103,10 +103,6 @@ class LoaderConfig(CollatorConfig):
         drop_last: Drop the last batch of an epoch unless it is full on every rank. Applies to
             iteration; `DataLoader.epoch` returns every record.
         pin_memory: Return tensors in page-locked memory if CUDA is available.
-
-    Raises:
-        TypeError: for an argument of the wrong type, by name.
-        ValueError: for an argument out of range, by name.
     """
 
     threads: int = 0
@@ -124,10 +120,6 @@ class LoaderConfig(CollatorConfig):
             raise ValueError(
                 f"rank is {self.rank}; expected less than world_size {self.world_size}"
             )
-
-    def collator_options(self) -> dict[str, Any]:
-        """Return the options that `Collator` takes, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(CollatorConfig)}
 
 
 class CollatorOptions(TypedDict, total=False):

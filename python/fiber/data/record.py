@@ -36,13 +36,7 @@ class LazyImages(Sequence[StoredImage]):
     def __len__(self) -> int:
         return len(self.locations)
 
-    @overload
-    def __getitem__(self, index: int) -> StoredImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[StoredImage]: ...
-
-    def __getitem__(self, index: int | slice) -> StoredImage | Sequence[StoredImage]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return LazyImages(self._read, self.locations[index])
         return self._read(self.locations[index])

@@ -1,8 +1,6 @@
 """Samplers: the records of each batch of a rank, for map-style collections and for iterables.
 
-Step k of W ranks with batches of B covers positions [k * B * W, (k + 1) * B * W) of an epoch, and
-rank r takes the r-th slice of B. The remainder of an epoch is split evenly, so that a rank may have
-one batch less (`drop_last` drops it).
+`DataLoader.__iter__` describes the split between ranks.
 """
 
 from __future__ import annotations

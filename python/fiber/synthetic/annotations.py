@@ -19,20 +19,13 @@ from fiber.data.formats.annotation_file import FILES
 _NUM_ANSWERS = 10
 # Ids are multiples of the image id, so that they do not depend on other images.
 _PER_IMAGE = 100
-_SECTIONS = (
-    "captions.images",
-    "captions.annotations",
-    "phrases.images",
-    "phrases.annotations",
-    "referring.images",
-    "referring.annotations",
-    "questions.questions",
-    "answers.annotations",
-    "detection.images",
-    "detection.annotations",
-    "reasoning",
-    "swapped",
-)
+#: Lists of each JSON file; the other files are JSON lines.
+_LISTS = {
+    **dict.fromkeys(("captions", "phrases", "referring", "detection"), ("images", "annotations")),
+    "questions": ("questions",),
+    "answers": ("annotations",),
+}
+_SECTIONS = [f"{kind}.{name}" for kind, names in _LISTS.items() for name in names]
 #: JSON objects of each list of each file, by section.
 _Entries = dict[str, list[dict[str, Any]]]
 
@@ -119,7 +112,7 @@ def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]
     Returns:
         JSON objects of each list of each file, such as "captions.annotations", in order.
     """
-    out: _Entries = {section: [] for section in _SECTIONS}
+    out: _Entries = {section: [] for section in (*_SECTIONS, "reasoning", "swapped")}
     for image in images:
         _add_image(out, image, split)
     return {section: [json.dumps(entry) for entry in entries] for section, entries in out.items()}
@@ -253,12 +246,11 @@ def write_split(
     }
     for source, name in FILES.items():
         with (folder / name.format(split=split)).open("w", encoding="utf-8") as file:
-            if source not in heads:
+            if source not in _LISTS:
                 file.writelines(line + "\n" for line in sections[source])
                 continue
             file.write(json.dumps(heads[source])[:-1])
-            for section, entries in sections.items():
-                if section.startswith(source + "."):
-                    file.write(f', "{section.split(".")[1]}": [\n')
-                    file.write(",\n".join(entries) + "\n]")
+            for key in _LISTS[source]:
+                entries = ",\n".join(sections[f"{source}.{key}"])
+                file.write(f', "{key}": [\n{entries}\n]')
             file.write("}\n")

@@ -7,7 +7,7 @@ thing with the same words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, permutations
 
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Phrased, join_pieces
@@ -145,9 +145,8 @@ def _relation_caption(
     alone = [index for index, pair in enumerate(pairs) if pairs.count(pair) == 1]
     options = [
         (first, found, second)
-        for first in alone
-        for second in alone
-        if first != second and (found := relation(things[first], things[second]))
+        for first, second in permutations(alone, 2)
+        if (found := relation(things[first], things[second]))
     ]
     if novel:
         options = [o for o in options if concerns_held_out(world, things[o[0]], o[1], things[o[2]])]
@@ -165,11 +164,8 @@ def _relation_caption(
 
 def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
     """Return whether a spatial fact, or one of its things, is held out."""
-    return (
-        world.is_held_out(thing)
-        or world.is_held_out(other)
-        or world.is_held_out_fact(thing.noun, found, other.noun)
-    )
+    is_new = world.is_held_out(thing) or world.is_held_out(other)
+    return is_new or world.is_held_out_fact(thing.noun, found, other.noun)
 
 
 def expressions(
@@ -192,11 +188,10 @@ def expressions(
         index = rng.weighted_choice(targets, weights)
         targets.remove(index)
         named = rng.bernoulli(0.7)
-        expression = _expression(world, things, index, rng, named) or _expression(
-            world, things, index, rng, not named
-        )
-        if expression is not None:
-            out.append(expression)
+        for by_noun in (named, not named):
+            if found := _expression(world, things, index, rng, by_noun):
+                out.append(found)
+                break
     return out
 
 

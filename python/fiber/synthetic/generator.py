@@ -151,11 +151,7 @@ def _no_tokenizer(path: Path) -> FileNotFoundError:
 
 
 def _write_images(
-    folder: Path,
-    recipe: Recipe,
-    counts: Mapping[str, int],
-    workers: int,
-    progress: Progress | None,
+    folder: Path, recipe: Recipe, counts: Mapping[str, int], workers: int, progress: Progress | None
 ) -> None:
     """Write the images and annotation files of all splits."""
     root = folder / "images"

@@ -24,40 +24,20 @@ from fiber.synthetic.captions import (
 )
 from fiber.synthetic.scene_graph import RELATIONS, Pair, Scene, Thing, World, relation
 
-#: Probability weights of the kinds of questions.
-QUESTION_WEIGHTS = {
-    "color": 5.0,
-    "shape": 4.0,
-    "exists": 4.0,
-    "relation": 5.0,
-    "size": 2.0,
-    "material": 2.0,
-    "count": 12.0,
-}
-
 
 def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
     """Return up to `count` questions of different kinds, their `group`.
 
     Those of `novel` images are only about held-out things and facts.
     """
-    makers = {
-        "color": _ask_color,
-        "shape": _ask_shape,
-        "exists": _ask_exists,
-        "relation": _ask_relation,
-        "size": partial(_ask_attribute, "size", "size"),
-        "material": partial(_ask_attribute, "material", "pattern"),
-        "count": _ask_count,
-    }
-    left = dict(QUESTION_WEIGHTS)
+    left = {kind: weight for kind, (weight, _) in _QUESTIONS.items()}
     if scene.counted is None:
         del left["count"]
     out: list[Question] = []
     while left and len(out) < count:
         kind = rng.weighted_choice(list(left), list(left.values()))
         del left[kind]
-        question = makers[kind](world, scene, rng, novel)
+        question = _QUESTIONS[kind][1](world, scene, rng, novel)
         if question is not None:
             out.append(question)
     return out
@@ -171,8 +151,7 @@ def _sample_truth(
 
 
 def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    ask = _ask_where if rng.bernoulli() else _ask_neighbor
-    return ask(world, scene, rng, novel)
+    return (_ask_where if rng.bernoulli() else _ask_neighbor)(world, scene, rng, novel)
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
@@ -233,6 +212,18 @@ def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question
     what = "what" if len(world.colors) == 1 else "what shape"
     landmark = describe(other, rng.choice(words))
     return Question(f"{what} is {asked} the {landmark}?", thing.noun, "relation")
+
+
+#: Probability weight and function of each kind of questions.
+_QUESTIONS: dict[str, tuple[float, Callable[[World, Scene, Rng, bool], Question | None]]] = {
+    "color": (5.0, _ask_color),
+    "shape": (4.0, _ask_shape),
+    "exists": (4.0, _ask_exists),
+    "relation": (5.0, _ask_relation),
+    "size": (2.0, partial(_ask_attribute, "size", "size")),
+    "material": (2.0, partial(_ask_attribute, "material", "pattern")),
+    "count": (12.0, _ask_count),
+}
 
 
 def opposite_pair(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -76,8 +77,7 @@ _FAMILIES = {
 _MIN_SIDE, _MIN_COLORS = 40, 24
 
 
-@dataclass(frozen=True)
-class Cutout:
+class Cutout(NamedTuple):
     """One stamp: its file and noun."""
 
     path: str
@@ -242,14 +242,15 @@ def unpacked(package: str) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{package}.") as work:
-        _run_tool(["apt-get", "download", package], work, package, folder)
+        _run_tool(["apt-get", "download", package], work, folder)
         files = [str(path) for path in Path(work).glob("*.deb")]
-        _run_tool(["dpkg-deb", "-x", *files, "files"], work, package, folder)
+        _run_tool(["dpkg-deb", "-x", *files, "files"], work, folder)
         shutil.move(Path(work) / "files", folder)
     return folder
 
 
-def _run_tool(command: list[str], work: str, package: str, folder: Path) -> None:
+def _run_tool(command: list[str], work: str, folder: Path) -> None:
+    package = folder.name
     try:
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode == 0:

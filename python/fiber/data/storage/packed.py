@@ -109,6 +109,7 @@ class PackedRecords(RecordSequence):
         folder: packed folder.
         part: entry of `parts` in its description.
         objects: also set `Record.objects`, for metrics.
+        whole: let spans cover the whole text.
 
     Attributes:
         fingerprint: fingerprint of the folder.
@@ -117,17 +118,21 @@ class PackedRecords(RecordSequence):
         classes: class names of boxes.
     """
 
-    def __init__(self, folder: Path, part: dict[str, Any], *, objects: bool = False) -> None:
+    def __init__(
+        self, folder: Path, part: dict[str, Any], *, objects: bool = False, whole: bool = False
+    ) -> None:
         description = read_description(folder)
         split = part["split"]
         self.fingerprint: str = description["fingerprint"]
         self.counts: dict[str, int] = dict(part["counts_of_objects" if objects else "counts"])
         self.notes: list[str] = list(part["notes"])
         self.classes: tuple[str, ...] = tuple(part["classes"])
-        self._objects = objects
+        self._objects, self._whole = objects, whole
         self._shared: list[dict[str, Any]] = part["shared"]
         self._index = PooledFile(folder / part["file"])
         self._starts = _line_starts(self._index, part["records"])
+        #: Line of each record.
+        self.lines: Sequence[int] = range(part["records"])
         self._shards = [
             (folder / shard["file"], shard["bytes"])
             for shard in description["shards"]
@@ -137,20 +142,26 @@ class PackedRecords(RecordSequence):
         self._locations = _image_locations(folder / f"index/{split}-pictures.json")
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.lines)
 
     def _record(self, index: int) -> Record:
-        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        line = self.lines[index]
+        start, end = int(self._starts[line]), int(self._starts[line + 1])
         try:
             entry = json.loads(self._index.read(start, end - start))
             if (shared := entry.pop("shared", None)) is not None:
                 entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
         except (ValueError, KeyError, TypeError, IndexError) as problem:
-            raise ValueError(f"{self._index.path}: line {index + 1}: {problem}") from None
+            raise ValueError(f"{self._index.path}: line {line + 1}: {problem}") from None
         if not self._objects:
             entry.pop("objects", None)
-        return from_entry(entry, LazyImages(self.image, numbers))
+        record = from_entry(entry, LazyImages(self.image, numbers))
+        if not self._whole:
+            return record
+        spans = ((0, len(record.text)),)
+        char_spans = (spans,) * len(record.boxes_xyxy)
+        return dataclasses.replace(record, char_spans=char_spans, label_spans=(spans,))
 
     def image(self, number: int) -> bytes:
         """Read an image by its number.
@@ -191,27 +202,6 @@ def _image_locations(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a list of image locations ({problem})") from None
 
 
-class _SelectedRecords(RecordSequence):
-    """Some records of a packed set; if `whole`, with spans that cover the whole text."""
-
-    def __init__(self, records: PackedRecords, indices: Sequence[int], whole: bool) -> None:
-        self.records, self._indices, self._whole = records, indices, whole
-        self.counts, self.notes = records.counts, list(records.notes)
-        self.classes, self.fingerprint = records.classes, records.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _record(self, index: int) -> Record:
-        record = self.records[self._indices[index]]
-        if not self._whole:
-            return record
-        spans = ((0, len(record.text)),)
-        return dataclasses.replace(
-            record, char_spans=(spans,) * len(record.boxes_xyxy), label_spans=(spans,)
-        )
-
-
 def open_pack(
     folder: Path,
     source: str,
@@ -247,11 +237,10 @@ def open_pack(
         raise FileNotFoundError(
             f"{folder} is packed and has no {source} of split {split!r}; it has {have}"
         )
-    records = PackedRecords(folder, found[0], objects=objects)
-    if not shots and not whole_expression:
-        return records
-    indices = _choose_shots(records, shots) if shots else range(len(records))
-    return _SelectedRecords(records, indices, whole_expression)
+    records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
+    if shots:
+        records.lines = _choose_shots(records, shots)
+    return records
 
 
 def _choose_shots(records: PackedRecords, shots: int) -> list[int]:

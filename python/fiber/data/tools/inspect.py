@@ -37,16 +37,14 @@ class Bar(NamedTuple):
 
 def histogram(values: Iterable[float]) -> list[Bar]:
     """Count values, rounded down, in up to eight ranges of equal width."""
-    counts = Counter(int(value) for value in values)
-    if not counts:
+    whole = [int(value) for value in values]
+    if not whole:
         return []
-    least, most = min(counts), max(counts)
+    least, most = min(whole), max(whole)
     # Round widths: 1, 2 or 5 times a power of ten.
     widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
     width = next(w for w in widths if most // w - least // w < _BARS)
-    bars = Counter[int]()
-    for value, count in counts.items():
-        bars[value // width] += count
+    bars = Counter(value // width for value in whole)
     return [
         Bar(place * width, place * width + width - 1, bars[place])
         for place in range(least // width, most // width + 1)
@@ -133,12 +131,12 @@ class ImageReport:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     #: Frequency of each of `STATUSES`.
     statuses: Counter[str] = field(default_factory=Counter)
-    #: (image, status, reason) of those that are not "ok".
-    broken: list[tuple[str, str, str]] = field(default_factory=list)
-    #: (image, its (height, width), annotated (height, width)) if they differ.
-    other_sizes: list[tuple[str, tuple[int, int], tuple[int, int]]] = field(default_factory=list)
-    #: (image, record, its (height, width), pixels) of boxes that exceed their image by `pixels`.
-    outside: list[tuple[str, str, tuple[int, int], float]] = field(default_factory=list)
+    #: "picture", "status" and "reason" of those that are not "ok".
+    broken: list[dict[str, Any]] = field(default_factory=list)
+    #: "picture", "size" and "annotated" size, both (height, width), if they differ.
+    other_sizes: list[dict[str, Any]] = field(default_factory=list)
+    #: "picture", "record", "size" and "pixels" by which boxes exceed the image.
+    outside: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics for JSON; sizes are (height, width)."""
@@ -151,18 +149,9 @@ class ImageReport:
             "statuses": {status: self.statuses[status] for status in STATUSES},
             "sizes": [[*size, count] for size, count in self.sizes.most_common()],
             "shorter_side_pixels": [bar._asdict() for bar in histogram(sides.elements())],
-            "broken": [
-                {"picture": name, "status": status, "reason": reason}
-                for name, status, reason in self.broken
-            ],
-            "other_sizes": [
-                {"picture": name, "size": list(size), "annotated": list(annotated)}
-                for name, size, annotated in self.other_sizes
-            ],
-            "boxes_outside": [
-                {"picture": name, "record": key, "size": list(size), "pixels": round(pixels, 2)}
-                for name, key, size, pixels in self.outside
-            ],
+            "broken": self.broken,
+            "other_sizes": self.other_sizes,
+            "boxes_outside": [{**box, "pixels": round(box["pixels"], 2)} for box in self.outside],
         }
 
 
@@ -179,18 +168,18 @@ class DataReport:
         """Errors, as sentences."""
         found = [part.fault for part in self.parts if part.fault]
         for images in self.images:
-            for name, status, reason in images.broken:
+            for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
                 found.append(f"image {name} {fault}")
-            for name, size, annotated in images.other_sizes:
-                rotated = ", its transpose" if size == annotated[::-1] else ""
+            for name, (height, width), annotated in map(dict.values, images.other_sizes):
+                rotated = ", its transpose" if [width, height] == annotated else ""
                 found.append(
-                    f"image {name} is {size[1]} x {size[0]} pixels, but its annotation says"
+                    f"image {name} is {width} x {height} pixels, but its annotation says"
                     f" {annotated[1]} x {annotated[0]}{rotated}; its boxes are for another size"
                 )
-            for _, key, size, pixels in images.outside:
+            for _, key, (height, width), pixels in map(dict.values, images.outside):
                 found.append(
-                    f"record {key!r}: a box exceeds its image of {size[1]} x {size[0]} pixels by"
+                    f"record {key!r}: a box exceeds its image of {width} x {height} pixels by"
                     f" {pixels:.6g} pixels; expected at most {SLACK_PIXELS}"
                 )
         return found
@@ -224,15 +213,8 @@ def inspect(
         FileNotFoundError: if the folder or file does not exist.
         ValueError: if it has no known data, or lacks a split.
     """
-    found = parts_of(data)
-    have = list(dict.fromkeys(part.split for part in found))
-    missing = [split for split in splits if split not in have]
-    if missing:
-        raise ValueError(f"{data} has no split {', '.join(missing)}; it has {', '.join(have)}")
-    report = DataReport(str(data))
-    for split in have:
-        if splits and split not in splits:
-            continue
+    found, report = parts_of(data, splits), DataReport(str(data))
+    for split in dict.fromkeys(part.split for part in found):
         images: dict[Any, _Image] = {}
         for part in (part for part in found if part.split == split):
             one = PartReport(part.source, split)
@@ -323,19 +305,22 @@ def _check_images(
             report.sizes[checked.size] += is_new
             _compare(report, image, checked.size)
         elif is_new:
-            report.broken.append((image.name, checked.status, checked.reason))
+            broken = {"picture": image.name, "status": checked.status, "reason": checked.reason}
+            report.broken.append(broken)
     return report
 
 
 def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
     """Compare the annotations of an image to its size."""
+    entry = {"picture": image.name, "size": list(size)}
     others = sorted(image.annotated - {size})
-    report.other_sizes.extend((image.name, size, annotated) for annotated in others)
+    report.other_sizes += [{**entry, "annotated": list(annotated)} for annotated in others]
     for key, (x0, y0, x1, y1) in image.bounds.items():
         beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
         # A wrong size is reported already.
         if beyond > SLACK_PIXELS and not others:
-            report.outside.append((image.name, key, size, beyond))
+            box = {"picture": image.name, "record": key, "size": list(size), "pixels": beyond}
+            report.outside.append(box)
 
 
 def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:

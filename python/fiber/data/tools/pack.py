@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.image_file import extension_of
@@ -59,19 +59,6 @@ class _Hashed:
         return self.file.tell()
 
 
-@contextmanager
-def _writing(path: Path, final: Path) -> Iterator[_Hashed]:
-    """Open a temporary file for writing; errors name the final path."""
-    try:
-        with path.open("wb") as file:
-            yield _Hashed(file)
-    except OSError as problem:
-        # Errors with a file name are about an image that cannot be read.
-        if problem.errno is not None and problem.filename is None:
-            raise OSError(problem.errno, problem.strerror or str(problem), str(final)) from problem
-        raise
-
-
 def pack(
     source: AnyPath,
     output: AnyPath,
@@ -104,16 +91,14 @@ def pack(
         raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists; name a folder that does not exist yet")
-    found = parts_of(source)
-    missing = set(splits) - {part.split for part in found}
-    if missing:
-        have = ", ".join(dict.fromkeys(part.split for part in found))
-        raise ValueError(f"{source} has no split {', '.join(sorted(missing))}; it has {have}")
-    chosen = [part for part in found if not splits or part.split in splits]
+    found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, on_error, tell, progress)
-        for name in dict.fromkeys(part.split for part in chosen):
-            packer.add_split(name, [part for part in chosen if part.split == name])
+        for name in dict.fromkeys(part.split for part in found):
+            split = _Split(name)
+            for part in (part for part in found if part.split == name):
+                packer.add_part(split, part)
+            packer.write_shards(split)
         return packer.finish()
 
 
@@ -135,13 +120,6 @@ class _Packer:
         self._base = self.source if self.source.is_dir() else self.source.parent
         (self.folder / "index").mkdir()
 
-    def add_split(self, name: str, parts: list[Part]) -> None:
-        """Write the index and the shards of a split."""
-        split = _Split(name)
-        for part in parts:
-            self._add_part(split, part)
-        self._write_shards(split)
-
     def finish(self) -> dict[str, Any]:
         """Write the description, and copy the tokenizer of the data if there is one."""
         if (tokenizer := self._base / "tokenizer.json").is_file():
@@ -154,10 +132,21 @@ class _Packer:
             file.write(data.encode())
         return content
 
-    def _file(self, name: str) -> Any:
-        return _writing(self.folder / name, self.output / name)
+    @contextmanager
+    def _file(self, name: str) -> Iterator[_Hashed]:
+        """Open a file of the folder for writing; errors name the final path."""
+        try:
+            with (self.folder / name).open("wb") as file:
+                yield _Hashed(file)
+        except OSError as problem:
+            # Errors with a file name are about an image that cannot be read.
+            if problem.errno is None or problem.filename is not None:
+                raise
+            path = str(self.output / name)
+            raise OSError(problem.errno, problem.strerror or str(problem), path) from problem
 
-    def _add_part(self, split: _Split, part: Part) -> None:
+    def add_part(self, split: _Split, part: Part) -> None:
+        """Write the index of a part, and add its images to the split."""
         options = {"on_error": self.on_error} if part.source in SKIPPING else {}
         records = part.open(**options)
         counts = dict(getattr(records, "counts", {}))
@@ -235,7 +224,7 @@ class _Packer:
         split.last = (record.images, numbers)
         return numbers
 
-    def _write_shards(self, split: _Split) -> None:
+    def write_shards(self, split: _Split) -> None:
         """Write the samples of a split into shards."""
         places: list[tuple[int, int, int]] = []
         samples = _members(split)
@@ -243,7 +232,9 @@ class _Packer:
         while sample is not None:
             name, first = f"{split.name}-{shard:06d}.tar", len(places)
             with self._file(name) as file:
-                tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+                tar = tarfile.TarFile(
+                    fileobj=cast(IO[bytes], file), mode="w", format=tarfile.USTAR_FORMAT
+                )
                 while sample is not None:
                     size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
                     if len(places) > first and tar.offset + size > self.shard_bytes:
