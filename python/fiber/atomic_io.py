@@ -1,6 +1,6 @@
 """Atomic file and directory writes, and reading of JSON.
 
-Output is written under a temporary name and renamed once complete, so that a crash, a full disk or
+Output is written under a temporary name and renamed when complete, so that a crash, a full disk or
 Ctrl-C never leaves a partial file under the final name.
 """
 
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-#: Prefix of the temporary name of an unfinished file or directory.
+#: Prefix of temporary names.
 PART = ".part-"
 
 #: Error numbers for a full disk.

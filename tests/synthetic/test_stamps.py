@@ -55,9 +55,7 @@ def world(recipe):
 @pytest.fixture(scope="module")
 def described(recipe):
     return {
-        split: [
-            (recipe.describe(split, i), recipe.scene(split, i)) for i in range(NUM_PICTURES)
-        ]
+        split: [(recipe.describe(split, i), recipe.scene(split, i)) for i in range(NUM_PICTURES)]
         for split in SPLITS
     }
 

@@ -201,7 +201,7 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all records in order, computed on first use (see `fiber.data.fingerprint`).
+        """Hash of all records (see `fiber.data.fingerprint`), computed on first use.
 
         For an iterable, of the samples consumed in this epoch.
         """
@@ -225,8 +225,7 @@ class DataLoader:
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
         """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
 
-        Ranks have contiguous shares, so that their concatenated results are in the order of the
-        records (of the epoch's order, if shuffled).
+        Ranks have contiguous shares: their concatenated results are in the order of the epoch.
 
         Raises:
             TypeError: for an iterable and several ranks, since it has no contiguous shares.

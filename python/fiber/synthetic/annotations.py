@@ -222,14 +222,10 @@ def _add_phrased(
 def write_split(
     folder: Path, split: str, sections: dict[str, list[str]], class_names: Sequence[str], info: str
 ) -> None:
-    """Write the annotation files of one split.
+    """Write the annotation files of one split to a data folder.
 
-    Args:
-        folder: data folder.
-        split: name of the split, part of the file names.
-        sections: JSON objects of all images from `encode`, in order.
-        class_names: names of the classes 1, 2, ...
-        info: origin of the data, one line.
+    `sections` has the JSON objects of all images from `encode`, in order; `class_names` the names
+    of the classes 1, 2, ...; `info` is the origin of the data in one line.
     """
     head = {"info": {"description": info}}
     phrases = {**head, "categories": [{"id": 1, "name": "object"}]}

@@ -42,7 +42,7 @@ def generate_dataset(
     tokenizer: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Generate a data set, or keep an existing one with the same parameters.
+    """Generate a data set, or keep an existing one with the same parameters; return its folder.
 
     Args:
         output: folder; written atomically.
@@ -52,9 +52,6 @@ def generate_dataset(
         workers: number of processes; 0 generates in this one. The files are the same.
         tokenizer: tokenizer to copy (file or folder); None trains one on the texts.
         progress: called with (images done, images in total) after each job.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: if a count is out of range, or the folder has another data set.

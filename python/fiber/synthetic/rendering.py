@@ -1,8 +1,7 @@
 """Render scenes: antialiased shapes with materials on textured backgrounds.
 
-Each thing is drawn on a small patch from a signed distance in pixels (negative inside), so that an
-image of 96 x 96 pixels takes a fraction of a millisecond. Dimensions: H W pixels of the image, P Q
-pixels of a patch.
+Each thing is drawn on a small patch from a signed distance in pixels (negative inside).
+Dimensions: H W pixels of the image, P Q pixels of a patch.
 """
 
 from __future__ import annotations

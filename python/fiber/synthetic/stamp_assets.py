@@ -132,11 +132,7 @@ def family_of(noun: str) -> str:
 
 
 def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollection:
-    """Find usable stamps and photographs.
-
-    Args:
-        stamps: folder with PNG files, each with a .txt with its caption.
-        backgrounds: folders with photographs.
+    """Find usable stamps, PNG files each with a .txt with its caption, and photographs in folders.
 
     Raises:
         FileNotFoundError: if a folder does not exist or has no usable files.

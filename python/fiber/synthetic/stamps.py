@@ -127,8 +127,7 @@ def generate(
 def stamps_world(collection: StampCollection, seed: int) -> World:
     """Return the world of a collection's nouns; an eighth of their families is held out.
 
-    Raises:
-        ValueError: if there are fewer than four families of nouns.
+    Raises ValueError for fewer than four families.
     """
     families = {noun: family_of(noun) for noun in collection.nouns}
     names = sorted(set(families.values()))

@@ -393,12 +393,8 @@ def test_a_file_that_is_put_back_is_read_again(tmp_path):
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(file_pool, "OPEN_FILES", 3)
     file_pool._POOL.files.clear()
-    files = [
-        TarFile(
-            write_tar(tmp_path / f"{n}.tar", [(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)])
-        )
-        for n in range(8)
-    ]
+    content = [[(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)] for n in range(8)]
+    files = [TarFile(write_tar(tmp_path / f"{n}.tar", own)) for n, own in enumerate(content)]
     wrong, most = [], []
 
     def read(seed):

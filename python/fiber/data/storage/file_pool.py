@@ -97,12 +97,7 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from offset `start`.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ChangedFileError: if it has changed since it was opened.
-        """
+        """Read `size` bytes from offset `start`; errors as in `check_now`."""
         file = _POOL.get(self)
         parts, done = [], 0
         while done < size:

@@ -1,7 +1,7 @@
 """Random access to the members of a tar archive.
 
-`tarfile` scans the headers once. The offsets are cached next to the archive in "<name>.index", if
-that can be written, and reused while the archive's size and modification time stay the same.
+`tarfile` scans the headers once. The offsets are cached in "<name>.index" next to the archive, if
+writable, and reused while the archive's size and modification time stay the same.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class TarFile(PooledFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._index_path = path.with_name(f"{path.name}.index")
         self.members: list[Member] = []
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []
@@ -71,13 +72,10 @@ class TarFile(PooledFile):
                 f"{self.path}: member {member.name!r} is not UTF-8 text ({problem})"
             ) from None
 
-    def _index_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.index")
-
     def _read_index(self) -> bool:
         """Load the cached members; return False if missing or outdated."""
         try:
-            found = json.loads(self._index_path().read_text(encoding="ascii"))
+            found = json.loads(self._index_path.read_text(encoding="ascii"))
             stamp = (found["version"], found["bytes"], found["changed_ns"])
             if stamp != (_INDEX_VERSION, self.bytes, self.changed):
                 return False
@@ -97,11 +95,7 @@ class TarFile(PooledFile):
         text = json.dumps(content)
         with contextlib.suppress(OSError):
             # Shared: several processes may scan the archive at the same time.
-            write_file(
-                self._index_path(),
-                lambda part: part.write_text(text, encoding="ascii"),
-                shared=True,
-            )
+            write_file(self._index_path, lambda part: part.write_text(text, "ascii"), shared=True)
 
     def _scan(self) -> None:
         if self.bytes == 0:
@@ -109,13 +103,7 @@ class TarFile(PooledFile):
         with self.path.open("rb") as stream:
             self.check(os.fstat(stream.fileno()))
             try:
-                with tarfile.open(
-                    fileobj=stream,
-                    mode="r:",
-                    tarinfo=_StrictTarInfo,
-                    encoding="utf-8",
-                    errors="surrogateescape",
-                ) as tar:
+                with tarfile.open(fileobj=stream, mode="r:", **_OPTIONS) as tar:
                     for info in tar:
                         self._add(info)
                         # `tarfile` would keep every header in memory.
@@ -228,6 +216,9 @@ class _StrictTarInfo(tarfile.TarInfo):
                 raise tarfile.ReadError(f"two extended headers for member {info.name!r}")
             info.is_extended = True
         return info
+
+
+_OPTIONS: Any = {"tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def _check_utf8(name: str) -> None:
