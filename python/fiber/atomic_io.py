@@ -1,6 +1,6 @@
 """Atomic file and directory writes, and reading of JSON.
 
-Output is written under a temporary name and renamed once complete, so that a crash, a full disk or
+Output is written under a temporary name and renamed when complete, so that a crash, a full disk or
 Ctrl-C never leaves a partial file under the final name.
 """
 
@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-#: Prefix of the temporary name of an unfinished file or directory.
+#: Prefix of temporary names.
 PART = ".part-"
 
-#: Errors of the operating system that mean "no room left".
+#: Error numbers for a full disk.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: What `json.loads` raises for invalid JSON, and for hostile JSON: thousands of nested brackets, a
-#: number with thousands of digits.
+#: Errors of `json.loads` for invalid JSON, thousands of nested brackets, or thousands of digits.
 JSON_ERRORS = (ValueError, RecursionError)
 
 _SPECIAL_FILES = {
@@ -36,14 +35,13 @@ _SPECIAL_FILES = {
 
 
 def check_target(path: Path) -> None:
-    """Check that `path` can be written: it does not exist, or is a regular file.
+    """Check that `path` does not exist or is a regular file.
 
-    Renaming a temporary file onto `path` would replace anything there, even a device.
+    Renaming a temporary file to `path` would replace anything there, even a device.
 
     Raises:
         IsADirectoryError: if it is a directory.
-        FileExistsError: if it is a pipe, a device, a socket or an open file of a process
-            (/dev/stdout).
+        FileExistsError: if it is a pipe, device, socket or an open file of a process (/dev/stdout).
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; expected the name of a file")
@@ -63,12 +61,11 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
     Args:
         path: final name; an existing regular file is replaced.
         write: called with the temporary path; writes the content.
-        shared: use a temporary name of its own for each process and thread, for files that several
-            may write at once. A killed process leaves such a name behind.
+        shared: use a temporary name per process and thread, for files that several may write at
+            once. A killed process does not delete it.
 
     Raises:
-        OSError: if `path` is not a regular file or cannot be written. Nothing is left of the new
-            file then, and an old one is unchanged.
+        OSError: if `path` is not a regular file or cannot be written; it is unchanged then.
     """
     check_target(path)
     own = f"{os.getpid()}-{threading.get_ident()}-" if shared else ""
@@ -86,11 +83,10 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
 def new_directory(path: Path) -> Iterator[Path]:
     """Create a directory atomically: yield a temporary one, rename it if the block succeeds.
 
-    On any error or interruption the temporary directory is deleted. `path` must not exist, or be an
-    empty directory.
+    On any error or interruption the temporary directory is deleted.
 
     Raises:
-        OSError: if the directory cannot be created, or `path` is not empty.
+        OSError: if the directory cannot be created, or `path` exists and is not empty.
     """
     part = path.with_name(PART + path.name)
     # Left by a killed process.
@@ -110,9 +106,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
     """Re-raise an OSError of the block with the name of the file or directory being written.
 
-    Args:
-        path: what is being written.
-        only: error numbers to handle; None: all. `DISK_FULL` where the block also reads files.
+    Only errors with a number in `only` (None: all); use `DISK_FULL` if the block also reads files.
     """
     try:
         yield
@@ -139,11 +133,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: if it is not valid JSON.
-    """
+    """Read a JSON file; raise ValueError if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except JSON_ERRORS as error:

@@ -1,13 +1,15 @@
 """Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-JSON files and the command line are read through this module, so that a wrong name gets the nearest
-field names and a wrong value the expected type.
+Used for JSON files and the command line. Errors suggest the nearest field names for an unknown one,
+and name the expected type of a value.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return a hint for error messages: the known names nearest to `name`, or all of them."""
+    """Return a hint for error messages: the nearest known names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
@@ -31,17 +33,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to dicts, lists, numbers and strings, for JSON."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return value
-
-    return plain(config)
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") -> ConfigT:
@@ -63,42 +55,27 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Check `value` against a type; convert lists to tuples and dicts to dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, dict):
-            return from_dict(hint, value, where=where + ".")
-    elif origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value, where=where + ".")
+    if origin in (typing.Union, types.UnionType):
         for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where)
-                except ValueError:
-                    continue
+            with contextlib.suppress(ValueError):
+                return _convert(option, value, where)
     elif origin is Literal:
         if value in arguments:
             return value
         raise ValueError(
             f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}"
         )
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            if len(arguments) == 2 and arguments[1] is Ellipsis:
-                item_hints = [arguments[0]] * len(value)
-            else:
-                item_hints = list(arguments)
-            if len(item_hints) == len(value):
-                return tuple(
-                    _convert(item_hint, item, f"{where}[{index}]")
-                    for index, (item_hint, item) in enumerate(zip(item_hints, value, strict=True))
-                )
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {
-                key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()
-            }
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        any_length = len(arguments) == 2 and arguments[1] is Ellipsis
+        item_hints = arguments[:1] * len(value) if any_length else arguments
+        if len(item_hints) == len(value):
+            items = enumerate(zip(item_hints, value, strict=True))
+            return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
+    elif origin is dict and isinstance(value, dict):
+        kind = arguments[1]
+        return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int, but True is not a count.
@@ -116,12 +93,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
     """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
     Strings are parsed as the field's type ("0.1", "true", "1,2,3"). All changes are applied
-    together, so checks across fields see the result only and the order does not matter.
-
-    Args:
-        config: a dataclass.
-        changes: new values by dotted name.
-        where: dotted name of `config` itself with a final dot, for error messages.
+    together, so checks across fields see only the result. `where` is a prefix of names in errors.
 
     Raises:
         ValueError: for an unknown name (with the nearest names) or an invalid value.
@@ -171,10 +143,7 @@ def _parse(hint: Any, text: str) -> Any:
         return [_parse(arguments[0], item) for item in items]
     if hint is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for number in (int, float):
-        if hint is number:
-            try:
-                return number(text)
-            except ValueError:
-                return text
+    if hint in (int, float):
+        with contextlib.suppress(ValueError):
+            return hint(text)
     return text

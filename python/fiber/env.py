@@ -1,4 +1,4 @@
-"""Describe the machine: processor, cores, versions."""
+"""Description of the machine: processor, cores, versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fiber
 
 
 def describe_machine() -> dict[str, str]:
-    """Describe the CPU, torch's settings on it, and the versions in use."""
+    """Return the CPU, torch's settings on it, and the versions in use."""
     import torch
 
     own = provenance()
@@ -47,21 +47,13 @@ def _processor() -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Name fiber's version, and its commit where it runs from a clone."""
-    package = Path(__file__).parent
-    root = package.parents[1]
-    commit = ""
+    """Return fiber's version, and its commit if it runs from a clone."""
+    root = Path(__file__).parents[2]
     # Inside another repository, that repository's commit must not be reported.
-    if (root / "rust").is_dir() and (root / "python" / "fiber").exists():
-        answer = (
-            subprocess.run(
-                ["git", "-C", str(root), "rev-parse", "HEAD"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if shutil.which("git")
-            else None
-        )
-        commit = answer.stdout.strip() if answer and answer.returncode == 0 else ""
+    is_clone = (root / "rust").is_dir() and (root / "python" / "fiber").exists()
+    commit = ""
+    if is_clone and shutil.which("git"):
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit = answer.stdout.strip() if answer.returncode == 0 else ""
     return {"fiber_version": fiber.__version__, "commit": commit}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -24,14 +23,9 @@ class _Bar(tqdm):
 
     def __init__(self, *, total: int, initial: int = 0, quiet: bool = False, unit: str) -> None:
         # None: disabled unless standard error is a terminal.
-        super().__init__(
-            total=total,
-            initial=initial,
-            disable=True if quiet else None,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            unit=unit,
-        )
+        disable = True if quiet else None
+        options = {"file": sys.stderr, "dynamic_ncols": True, "unit": unit}
+        super().__init__(total=total, initial=initial, disable=disable, **options)
 
 
 def say(message: str) -> None:
@@ -55,12 +49,9 @@ def readable_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a training run.
+    """Progress of a training run of `steps` steps that starts or resumes at `start`.
 
-    Args:
-        steps: of the whole run.
-        start: step at which the run starts or resumes.
-        quiet: print nothing, as on all ranks but the first.
+    With `quiet`, as on all ranks but the first, nothing is printed.
     """
 
     def __init__(self, *, steps: int, start: int, quiet: bool) -> None:
@@ -71,12 +62,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def advance(self) -> None:
@@ -109,7 +95,7 @@ class Progress:
 class ImageProgress:
     """Callback for the `progress` argument of functions that process images.
 
-    It may be used for several totals in turn, such as those of the splits of a data set.
+    It can be reused for several totals in turn, such as those of the splits of a data set.
     """
 
     def __init__(self) -> None:
@@ -130,7 +116,7 @@ class ImageProgress:
             self.close()
 
     def close(self) -> None:
-        """Leave the bar as it is and continue below it."""
+        """Close the bar and leave it on the screen."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -15,9 +15,10 @@ from PIL import Image
 
 from fiber.data import sources
 from fiber.data.rng import Rng
-from fiber.synthetic import generator, stamps
+from fiber.synthetic import generator
 from fiber.synthetic.captions import plural, with_article
-from fiber.synthetic.scene_graph import SPLITS, relation
+from fiber.synthetic.rendering import bounds
+from fiber.synthetic.scene_graph import SPLITS, Scene, relation
 from fiber.synthetic.stamp_assets import (
     STAMPS_PACKAGE,
     Cutout,
@@ -25,7 +26,6 @@ from fiber.synthetic.stamp_assets import (
     family_of,
     noun_of,
     one_of_each,
-    opaque_box,
     read_collection,
     unpacked,
 )
@@ -44,20 +44,18 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(pictures):
-    return StampRecipe(0, 96, 4, pictures["stamps"], (pictures["backgrounds"],))
+    return StampRecipe(0, 96, 4, pictures["stamps"], pictures["backgrounds"])
 
 
 @pytest.fixture(scope="module")
 def world(recipe):
-    return stamps_world(read_collection(recipe.stamps, recipe.backgrounds), 0)
+    return stamps_world(recipe.collection, 0)
 
 
 @pytest.fixture(scope="module")
 def described(recipe):
     return {
-        split: [
-            (recipe.describe(split, i), recipe.stamp_scene(split, i)) for i in range(NUM_PICTURES)
-        ]
+        split: [(recipe.describe(split, i), recipe.scene(split, i)) for i in range(NUM_PICTURES)]
         for split in SPLITS
     }
 
@@ -296,12 +294,11 @@ def test_a_folder_of_other_pictures_is_not_reused(folder, pictures, tmp_path):
 
 @pytest.mark.parametrize("image_size", [48, 75, 160])
 def test_boxes_are_the_bounds_of_what_was_pasted(image_size, pictures):
-    recipe = StampRecipe(3, image_size, 4, pictures["stamps"], (pictures["backgrounds"],))
+    recipe = StampRecipe(3, image_size, 4, pictures["stamps"], pictures["backgrounds"])
     for index in range(12):
-        shown = recipe.stamp_scene("train", index)
+        shown = recipe.scene("train", index)
         with_stamps, boxes = draw_stamps(recipe, shown, Rng(3, 1, index))
-        empty = stamps.StampScene(stamps.Scene(()), ())
-        without, none = draw_stamps(recipe, empty, Rng(3, 1, index))
+        without, none = draw_stamps(recipe, Scene(()), Rng(3, 1, index))
         assert none == [] and with_stamps.shape == (image_size, image_size, 3)
         changed = (with_stamps != without).any(2)
         inside = np.zeros_like(changed)
@@ -321,10 +318,10 @@ def test_boxes_are_the_bounds_of_what_was_pasted(image_size, pictures):
 
 def test_the_opaque_box():
     alpha = np.zeros((5, 7), dtype=np.uint8)
-    assert opaque_box(alpha) is None
+    assert bounds(alpha > 127) is None
     alpha[1, 6] = 128
     alpha[3, 2] = 127
-    assert opaque_box(alpha) == (6, 1, 7, 2)
+    assert bounds(alpha > 127) == (6, 1, 7, 2)
 
 
 # ---- what is shown and said
@@ -341,11 +338,11 @@ def test_held_out_nouns_are_in_novel_pictures_only(described, world):
     pattern = re.compile("|".join(rf"\b({noun}|{plural(noun)})\b" for noun in held_out))
     for split in ("train", "val"):
         for picture, shown in described[split]:
-            assert not held_out & {thing.noun for thing in shown.scene.things}
+            assert not held_out & {thing.noun for thing in shown.things}
             assert not any(pattern.search(text) for text in texts_of(picture))
             assert not any(question.answer in held_out for question in picture.questions)
     for picture, shown in described["novel"]:
-        assert held_out & {thing.noun for thing in shown.scene.things}
+        assert held_out & {thing.noun for thing in shown.things}
         assert all(pattern.search(caption.text) for caption in picture.captions)
         assert all(pattern.search(question.text) for question in picture.questions)
         # Nobody can know a held-out noun as an answer.
@@ -355,16 +352,16 @@ def test_held_out_nouns_are_in_novel_pictures_only(described, world):
 def test_no_two_nouns_of_one_family_are_shown_together(described):
     for split in SPLITS:
         for _, shown in described[split]:
-            nouns = {thing.noun for thing in shown.scene.things}
+            nouns = {thing.noun for thing in shown.things}
             assert len({family_of(noun) for noun in nouns}) == len(nouns)
 
 
 def test_cutouts_show_what_the_things_are_called(described, recipe):
-    collection = read_collection(recipe.stamps, recipe.backgrounds)
+    collection = recipe.collection
     for split in SPLITS:
         for _, shown in described[split]:
-            names = [collection.cutouts[index].noun for index in shown.cutouts]
-            assert names == [thing.noun for thing in shown.scene.things]
+            names = [collection.cutouts[thing.cutout].noun for thing in shown.things]
+            assert names == [thing.noun for thing in shown.things]
 
 
 def answer(things, question):
@@ -398,7 +395,7 @@ def test_answers_are_right_and_balanced(described):
             for question in picture.questions:
                 groups[question.group] += 1
                 replies[question.answer] += 1
-                found = answer(shown.scene.things, question.text)
+                found = answer(shown.things, question.text)
                 assert question.answer == found, (question, shown)
     assert all(groups[kind] > 20 for kind in ("exists", "relation", "count", "shape")), groups
     assert 0.8 < replies["yes"] / replies["no"] < 1.25
@@ -408,7 +405,7 @@ def test_expressions_and_captions_are_true(described):
     relations = 0
     for split in SPLITS:
         for picture, shown in described[split]:
-            things = shown.scene.things
+            things = shown.things
             for expression in picture.expressions:
                 head, *rest = RELATION.split(expression.text)
                 found = [t for t in things if f"the {t.noun}" == head]
@@ -439,8 +436,8 @@ def test_swapped_pairs_show_the_same_things_the_other_way_round(described):
         pairs += 1
         first, second, _ = picture.swapped_captions
         assert first != second and sorted(first.split()) == sorted(second.split())
-        before = described["train"][number - 1][1].scene.things
-        for caption, things in ((first, before), (second, shown.scene.things)):
+        before = described["train"][number - 1][1].things
+        for caption, things in ((first, before), (second, shown.things)):
             one, found, two = RELATION.split(caption)
             assert (one, two) == tuple(with_article(t.noun) for t in things[:2])
             assert relation(things[0], things[1]) == found

@@ -4,13 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fiber._core import (
-        ColorJitter,
-        ImageTransform,
-        RandAugment,
-        Tokenizer,
-        apply_transform,
-    )
+    from fiber._core import ColorJitter, ImageTransform, RandAugment, Tokenizer, apply_transform
     from fiber.data.batch import (
         Batch,
         GroundingBatch,
@@ -51,24 +45,13 @@ __all__ = [
 ]
 
 # Module of each public name, imported on first use: records and transforms do not need torch.
-_HOMES = {
-    "Batch": "fiber.data.batch",
+_CORE = ("ColorJitter", "ImageTransform", "RandAugment", "Tokenizer", "apply_transform")
+_HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
+    **dict.fromkeys(_CORE, "fiber._core"),
+    **dict.fromkeys(("ConcatRecords", "Record", "RecordSet"), "fiber.data.record"),
     "ClassName": "fiber.data.prompts.classes",
     "Collator": "fiber.data.collate",
-    "ColorJitter": "fiber._core",
-    "ConcatRecords": "fiber.data.record",
     "DataLoader": "fiber.data.loader",
-    "GroundingBatch": "fiber.data.batch",
-    "ImageTextBatch": "fiber.data.batch",
-    "ImageTransform": "fiber._core",
-    "QuestionBatch": "fiber.data.batch",
-    "RandAugment": "fiber._core",
-    "ReasoningBatch": "fiber.data.batch",
-    "Record": "fiber.data.record",
-    "RecordSet": "fiber.data.record",
-    "Skipped": "fiber.data.batch",
-    "Tokenizer": "fiber._core",
-    "apply_transform": "fiber._core",
     "load_image": "fiber.data.image",
     "open_source": "fiber.data.datasets.resolve",
     "pack": "fiber.data.tools.pack",

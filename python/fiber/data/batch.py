@@ -50,12 +50,11 @@ class Batch:
 
     def __post_init__(self) -> None:
         size = len(self.keys)
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor) and f.name not in _RAGGED and value.shape[0] != size:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name not in _RAGGED and value.shape[0] != size:
                 raise ValueError(
-                    f"{type(self).__name__}.{f.name} has shape {tuple(value.shape)};"
-                    f" expected {size} samples first"
+                    f"{type(self).__name__}.{name} has shape {tuple(value.shape)}; expected {size}"
+                    " samples in the first dimension"
                 )
 
     def __len__(self) -> int:
@@ -63,21 +62,17 @@ class Batch:
 
     def __repr__(self) -> str:
         parts = []
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                parts.append(f"{f.name}={str(value.dtype)[6:]}{tuple(value.shape)}")
+                parts.append(f"{name}={str(value.dtype)[6:]}{tuple(value.shape)}")
             elif value:
-                parts.append(f"{f.name}=<{len(value)}>")
+                parts.append(f"{name}=<{len(value)}>")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def to(self: BatchT, device: torch.device | str, non_blocking: bool = True) -> BatchT:
         """Move all tensors to a device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
+        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+        moved = {name: each.to(device, non_blocking=non_blocking) for name, each in tensors.items()}
         return dataclasses.replace(self, **moved)
 
 

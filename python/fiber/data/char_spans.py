@@ -14,6 +14,13 @@ from typing import Any
 #: Half-open range [start, end) of code points in a text.
 CharSpan = tuple[int, int]
 
+# Hangul syllable types that may follow a type in one syllable.
+_NEXT_IN_SYLLABLE = {
+    "L": ("L", "V", "LV", "LVT"),
+    **dict.fromkeys(("LV", "V"), ("V", "T")),
+    **dict.fromkeys(("LVT", "T"), ("T",)),
+}
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _JOINER = "\u200d"
 #: Zero-width non-joiner and joiner: no marks in Unicode, but never the start of a character.
 _CONTINUING = {"\u200c", _JOINER}
@@ -32,8 +39,8 @@ def splits_character(text: str, place: int) -> bool:
         or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
         or "\U000e0020" <= after <= "\U000e007f"  # tags of regional flags
         or (before == _JOINER and unicodedata.category(after) == "So")
-        or (_is_flag_letter(after) and _flag_letters_before(text, place) % 2 == 1)
-        or _in_syllable(before, after)
+        or (after in _FLAG_LETTERS and _flag_letters_before(text, place) % 2 == 1)
+        or _hangul(after) in _NEXT_IN_SYLLABLE.get(_hangul(before), ())
     )
 
 
@@ -48,17 +55,11 @@ def whole_characters(text: str, span: CharSpan) -> CharSpan:
 
 
 def check_span(text: str, given: Any, number: int) -> CharSpan:
-    """Check a span passed by a user.
-
-    Args:
-        text: the caption.
-        given: half-open, in code points.
-        number: index in the user's list, for messages.
+    """Check span `number` of a user: half-open, in code points of the caption `text`.
 
     Raises:
         TypeError: if it is not a pair of integers.
-        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character;
-            with the span and the caption.
+        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
@@ -82,33 +83,9 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
     return start, end
 
 
-def _is_flag_letter(letter: str) -> bool:
-    return "\U0001f1e6" <= letter <= "\U0001f1ff"
-
-
 def _flag_letters_before(text: str, place: int) -> int:
     """Count the consecutive flag letters before a position."""
-    count = 0
-    while count < place and _is_flag_letter(text[place - 1 - count]):
-        count += 1
-    return count
-
-
-def _in_syllable(before: str, after: str) -> bool:
-    """Return whether two letters belong to one Hangul syllable: L L, L V, V V, V T, T T."""
-    first, second = _hangul(before), _hangul(after)
-    return (first, second) in {
-        ("L", "L"),
-        ("L", "V"),
-        ("L", "LV"),
-        ("L", "LVT"),
-        ("LV", "V"),
-        ("LV", "T"),
-        ("V", "V"),
-        ("V", "T"),
-        ("LVT", "T"),
-        ("T", "T"),
-    }
+    return place - len(text[:place].rstrip(_FLAG_LETTERS))
 
 
 def _hangul(letter: str) -> str:

@@ -58,10 +58,6 @@ class Collator:
 
     Attributes:
         config: The checked options.
-
-    Raises:
-        TypeError: for an argument of the wrong type, by name.
-        ValueError: for an argument out of range, by name.
     """
 
     def __init__(
@@ -69,33 +65,25 @@ class Collator:
     ) -> None:
         check_arguments(keep=keep)
         self.config = config = CollatorConfig(batch_type=batch_type, **options)
-        self.batch_type, self.answers = config.batch_type, config.answers
         self._answer_index = {answer: index for index, answer in enumerate(config.answers)}
-        shared = {
-            name: value
-            for name, value in vars(config).items()
-            if name not in ("answers", "image_dtype", "channels_last")
-        }
-        self._core_options: dict[str, Any] = {
-            **shared,
-            "mirrored_answers": [self._mirrored_answer(answer) for answer in config.answers],
-            "keep": keep,
-            "dtype": config.image_dtype,
-            "layout": "hwc" if config.channels_last else "chw",
-        }
+        core: dict[str, Any] = {**vars(config), "keep": keep}
+        core["dtype"] = core.pop("image_dtype")
+        core["layout"] = "hwc" if core.pop("channels_last") else "chw"
+        # Index of the correct answer for the horizontally flipped image.
+        core["mirrored_answers"] = [
+            self._answer_index.get(_core.mirror_words(answer)[0], index)
+            for index, answer in enumerate(core.pop("answers"))
+        ]
+        self._core_options = core
         self._core, self._process = _core.Loader(**self._core_options), os.getpid()
 
     def __call__(self, records: Sequence[Record], *, epoch: int | None = None) -> Batch:
-        """Make a batch.
-
-        Args:
-            records: Samples of the batch, in order.
-            epoch: Part of the key of the random numbers, with the seed and the position.
+        """Collate records.
 
         Raises:
             DecodeError, FileNotFoundError, ValueError: for the first bad record, with its key, if
                 `on_error` is "raise".
-            MemoryError: if the batch does not fit into memory, for any `on_error`.
+            MemoryError: if the batch does not fit in memory, for any `on_error`.
         """
         if epoch is None:
             epoch = int(torch.randint(_EPOCHS, ()))
@@ -112,7 +100,7 @@ class Collator:
         return {**self.__dict__, "_core": None, "_process": -1}
 
     def open(self) -> _core.Session:
-        """Start a session; start threads first if this process has none."""
+        """Start a session, and the threads if this process has none."""
         if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = _core.Loader(**self._core_options), os.getpid()
@@ -128,12 +116,11 @@ class Collator:
         return (0, 0) if self._core is None else self._core.image_bytes
 
     def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
-        """Return the fields of a record that Rust takes, in its order."""
+        """Return the fields of a record in the order that Rust takes them."""
         check_record(record, index)
-        answers = None
-        if record.answers is not None:
-            known = self._answer_index
-            answers = [(known[a], score) for a, score in record.answers.items() if a in known]
+        known, answers = self._answer_index, record.answers
+        if answers is not None:
+            answers = [(known[a], score) for a, score in answers.items() if a in known]
         return (
             record.key,
             epoch,
@@ -150,7 +137,7 @@ class Collator:
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
-        """Make a batch of the buffers that a session returned, without its counters."""
+        """Make a batch of the buffers of a session, without its counters."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
@@ -159,13 +146,8 @@ class Collator:
             tensors["images"] = tensors["images"].movedim(-1, -3)
         if pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        batch_class = _BATCH_CLASSES[self.batch_type]
+        batch_class = _BATCH_CLASSES[self.config.batch_type]
         return batch_class(keys=keys, statuses=statuses, skipped=skipped, **tensors)
-
-    def _mirrored_answer(self, answer: str) -> int:
-        """Return the index of the correct answer for the horizontally flipped image."""
-        mirrored, _ = _core.mirror_words(answer)
-        return self._answer_index.get(mirrored, self._answer_index[answer])
 
 
 def _to_tensor(buffer: _core.Buffer) -> Tensor:
@@ -179,10 +161,9 @@ def _to_tensor(buffer: _core.Buffer) -> Tensor:
 def _to_transform(settings: dict[str, Any]) -> ImageTransform:
     """Inverse of `ImageTransform.describe`."""
     settings = dict(settings)
-    if settings["color_jitter"] is not None:
-        settings["color_jitter"] = _to_color_jitter(settings["color_jitter"])
-    if settings["rand_augment"] is not None:
-        settings["rand_augment"] = _to_rand_augment(settings["rand_augment"])
+    for name, make in (("color_jitter", _to_color_jitter), ("rand_augment", _to_rand_augment)):
+        if settings[name] is not None:
+            settings[name] = make(settings[name])
     if "crop_scale" in settings:
         settings["crop_scale"] = tuple(settings["crop_scale"])
     kind = settings.pop("kind")

@@ -1,8 +1,8 @@
 """Fingerprints of records: hashes by which a loader recognizes its data.
 
-All fields of a record count, except `objects`, which only metrics use. Images are not read: a file
-or a location in a shard counts by its path, relative to the folder of the first image, so that a
-data folder may be moved; image bytes count by their length and the last `TAIL_BYTES`.
+All fields of a record are hashed, except `objects`, which only metrics use. Images are not read: of
+a file or a location in a shard the path relative to the folder of the first image is hashed, so
+that a data folder may be moved; of image bytes the length and the last `TAIL_BYTES`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 from fiber.data.record import ConcatRecords, LazyImages, Record, RecordSet
 
-#: Length of a fingerprint in characters.
-FINGERPRINT_LENGTH = 16
+# Length of a fingerprint in bytes.
+_DIGEST_BYTES = 8
 #: Bytes at the end of an image that are hashed; they differ between images.
 TAIL_BYTES = 4096
 #: Number of records hashed, evenly spaced, if access to a record reads its images.
@@ -29,7 +28,7 @@ class Fingerprint:
     """Incremental hash of records."""
 
     def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=FINGERPRINT_LENGTH // 2)
+        self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         # Not repr, whose escapes depend on the Unicode version of Python.
         self._encode = json.JSONEncoder(
             check_circular=False, separators=(",", ":"), default=_plain
@@ -46,19 +45,17 @@ class Fingerprint:
         # Shared tuples compare by identity first, so that thousands of names cost nothing.
         is_known = labels == self._labels
         self._labels = labels
-        images = record.images
+        images: Any = record.images
         stored = images.locations if isinstance(images, LazyImages) else images
-        described, tails = self._describe(stored)
+        first = stored[0]
         # Readers of annotation files use the path of the image as its id.
-        is_path = isinstance(stored[0], str | os.PathLike) and record.image_id == os.fspath(
-            stored[0]
-        )
+        is_path = isinstance(first, str | os.PathLike) and record.image_id == os.fspath(first)
         # Each line has the lengths of the binary data after it.
         line = (
             record.key,
             record.text,
             None if is_path else record.image_id,
-            described,
+            [self._describe(image) for image in stored],
             record.image_size,
             len(record.boxes_xyxy),
             record.char_spans,
@@ -70,8 +67,9 @@ class Fingerprint:
             record.group,
         )
         self._digest.update(self._encode(line).encode() + b"\n")
-        for tail in tails:
-            self._digest.update(tail)
+        for image in stored:
+            if isinstance(image, bytes):
+                self._digest.update(image[-TAIL_BYTES:])
         if record.boxes_xyxy:
             self._digest.update(array("d", chain.from_iterable(record.boxes_xyxy)).tobytes())
 
@@ -83,22 +81,13 @@ class Fingerprint:
         """Return the fingerprint of all that was added."""
         return self._digest.hexdigest()
 
-    def _describe(self, images: Iterable[Any]) -> tuple[list[Any], list[bytes]]:
-        """Return JSON values of images, and the last bytes of those given as bytes."""
-        described, tails = [], []
-        for image in images:
-            if isinstance(image, bytes):
-                described.append(len(image))
-                tails.append(image[-TAIL_BYTES:])
-            elif isinstance(image, str | os.PathLike):
-                described.append(self._relative(os.fspath(image)))
-            else:
-                described.append(image)
-        return described, tails
-
-    def _relative(self, path: Any) -> Any:
-        """Return [folder relative to the first one, file name]."""
-        folder, _, name = os.fsdecode(path).rpartition("/")
+    def _describe(self, image: Any) -> Any:
+        """Return a JSON value: the length of bytes, or [folder relative to the first one, name]."""
+        if isinstance(image, bytes):
+            return len(image)
+        if not isinstance(image, str | os.PathLike):
+            return image
+        folder, _, name = os.fsdecode(image).rpartition("/")
         relative = self._folders.get(folder)
         if relative is None:
             if self._first_folder is None:
@@ -116,9 +105,9 @@ def _plain(value: Any) -> Any:
 def fingerprint_of(records: RecordSet) -> str:
     """Return a hash of all records in order.
 
-    If a set has a string `fingerprint`, as packed folders do, that is hashed with the number of
-    records, the first and the last one. If the records of a set other than a list hold image bytes,
-    only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
+    For a set with a string `fingerprint`, such as a packed folder, only that, the number of
+    records, and the first and last record are hashed. If records of a set other than a list have
+    image bytes, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
     """
     out, count = Fingerprint(), len(records)
     out.add_fact(count)

@@ -12,36 +12,36 @@ from fiber import _core
 from fiber.data.loader_config import check_arguments
 
 
-def load_image(picture: Any, *, background: Sequence[int] | None = None) -> np.ndarray:
+def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.ndarray:
     """Load an image as a uint8 array (H, W, 3), RGB.
 
     Args:
-        picture: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
+        image: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
         background: RGB color, 0 to 255, that a transparent file is composited on; None drops alpha,
             as Pillow's `convert("RGB")` does.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        DecodeError: if the image cannot be decoded, with the file's name.
-        ValueError: for an array of another shape or dtype, with both.
+        DecodeError: if the image cannot be decoded.
+        ValueError: for an array of another shape or dtype.
         TypeError: for any other type, or an invalid background.
     """
     check_arguments(background=background)
-    over = None if background is None else (background[0], background[1], background[2])
-    if isinstance(picture, (str, os.PathLike)):
-        return np.asarray(_core.read_image(picture, background=over))
-    if isinstance(picture, bytes):
-        return np.asarray(_core.decode_image(picture, background=over))
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    over: Any = None if background is None else tuple(background)
+    if isinstance(image, (str, os.PathLike)):
+        return np.asarray(_core.read_image(image, background=over))
+    if isinstance(image, bytes):
+        return np.asarray(_core.decode_image(image, background=over))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"picture is an array of shape {picture.shape} and dtype {picture.dtype};"
+                f"image is an array of shape {image.shape} and dtype {image.dtype};"
                 " expected (H, W, 3) and uint8"
             )
-        return picture
-    if hasattr(picture, "convert"):
-        return np.asarray(picture.convert("RGB"))
+        return image
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("RGB"))
     raise TypeError(
-        f"picture is a {type(picture).__name__}; expected a path, bytes, a PIL image or a uint8"
+        f"image is a {type(image).__name__}; expected a path, bytes, a PIL image or a uint8"
         " array (H, W, 3)"
     )

@@ -8,10 +8,8 @@ from typing import NamedTuple
 from fiber import _core
 from fiber.data.record import StoredImage
 
-#: Decoding status of an image.
+#: Decoding statuses of an image.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
-#: Extensions of the formats that can be decoded.
-DECODED = ("jpg", "png", "webp", "gif", "bmp", "tif")
 
 # Magic numbers and extensions of formats.
 _MAGIC = (
@@ -52,8 +50,7 @@ def extension_of(data: bytes) -> str:
 def check_image(stored: StoredImage) -> CheckedImage:
     """Decode an image and return the status that the loader would report.
 
-    "truncated" is a JPEG with missing or damaged data, which the loader accepts with
-    `accept_truncated`.
+    "truncated" is a JPEG with missing or damaged data, which `accept_truncated` accepts.
     """
     try:
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
@@ -61,24 +58,20 @@ def check_image(stored: StoredImage) -> CheckedImage:
         return CheckedImage("missing", "does not exist")
     except OSError as problem:
         return CheckedImage("missing", f"cannot be read: {problem.strerror or problem}")
-    extension = extension_of(data)
+    extension, filled = extension_of(data), None
     try:
         if extension == "jpg":
             image, filled = _core.decode_jpeg(data)
-            if filled is not None:
-                return CheckedImage("truncated", filled)
         else:
             image = _core.decode_image(data)
     except _core.DecodeError as problem:
-        cut = "; the end of the file is missing" if _lacks_end(data, extension) else ""
+        lacks_end = {
+            "jpg": b"\xff\xd9" not in data[-4096:],
+            "png": b"IEND" not in data[-64:],
+            "webp": int.from_bytes(data[4:8], "little") + 8 > len(data),
+        }
+        cut = "; the end of the file is missing" if lacks_end.get(extension) else ""
         return CheckedImage(problem.status, f"{problem}{cut}")
+    if filled is not None:
+        return CheckedImage("truncated", filled)
     return CheckedImage("ok", "", image.shape[:2])  # type: ignore[arg-type]
-
-
-def _lacks_end(data: bytes, extension: str) -> bool:
-    """Return whether the end marker of a file is missing."""
-    if extension == "jpg":
-        return b"\xff\xd9" not in data[-4096:]
-    if extension == "png":
-        return b"IEND" not in data[-64:]
-    return extension == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)

@@ -10,30 +10,31 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from fiber.data.batch import Batch, Skipped
 from fiber.data.collate import Collator
-from fiber.data.loader_config import BatchType, LoaderConfig, LoaderOptions, check_arguments
+from fiber.data.loader_config import (
+    BatchType,
+    CollatorConfig,
+    LoaderConfig,
+    LoaderOptions,
+    check_arguments,
+)
 from fiber.data.prefetch import Prefetcher
 from fiber.data.record import Record, RecordSet
 from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, StreamSampler
 from fiber.data.skip_report import warn_user
 
 #: Entries of a state and their types.
-_STATE = (
-    ("epoch", int),
-    ("sample", int),
-    ("seed", int),
-    ("shuffle", bool),
-    ("fingerprint", str),
-)
+_STATE = (("epoch", int), ("sample", int), ("seed", int), ("shuffle", bool), ("fingerprint", str))
 
 
 class DataLoader:
-    """Batches of records, prefetched on all cores without the GIL.
+    """Load batches of records, prefetched on all cores without the GIL.
 
         loader = DataLoader(records, "image_text", tokenizer=tokenizer, transform=transform,
                             batch_size=64, max_tokens=40, shuffle=True)
@@ -41,24 +42,23 @@ class DataLoader:
             ...
 
     Iteration yields the epoch chosen by `set_epoch`, from the position of `load_state_dict`. Image
-    memory is reused once no tensor refers to it, never before.
+    memory is reused only when no tensor refers to it.
 
     Args:
-        records: Any map-style collection of `Record`; `EpochRecords` may change every epoch. Or an
-            iterable of them, torch's `IterableDataset` included: it is iterated once per epoch,
-            after a call of its `set_epoch` if it has one. Every rank iterates over all of it and
+        records: Map-style collection of `Record` (`EpochRecords` may change every epoch), or an
+            iterable, such as torch's `IterableDataset`. An iterable is iterated once per epoch,
+            after a call of its `set_epoch` if it has one; every rank iterates over all of it and
             keeps its share.
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
-        options: `tokenizer`, `transform`, `batch_size`, `max_tokens` (required) and the other
-            options of `LoaderConfig`, where all are described.
+        options: Fields of `LoaderConfig`; `tokenizer`, `transform`, `batch_size` and `max_tokens`
+            are required.
 
     Attributes:
         config: The checked options. Each one is also an attribute of the loader.
-        skipped: Every sample that was dropped or replaced. With "resample" a bad record is listed
-            once per epoch, however often it was sampled.
+        skipped: Every sample that was dropped or replaced; with "resample", once per epoch.
         statuses: Number of samples that were "ok", "truncated", "missing", "corrupt",
-            "unsupported" and "invalid" so far. With "resample" a bad record counts each time.
+            "unsupported" and "invalid" so far; with "resample", a bad record counts each time.
         truncated_boxes: Boxes dropped because truncation removed all tokens that name them.
         cropped_boxes: Boxes dropped because a crop left too little of them.
 
@@ -81,7 +81,8 @@ class DataLoader:
         self.truncated_boxes = 0
         self.cropped_boxes = 0
         # Memory for the prefetched batches, the one in use and the next one.
-        self._collator = Collator(**config.collator_options(), keep=config.prefetch + 2)
+        shared = {f.name: getattr(config, f.name) for f in fields(CollatorConfig)}
+        self._collator = Collator(**shared, keep=config.prefetch + 2)
         self._pin_memory = config.pin_memory and torch.cuda.is_available()
         self._sampler = _make_sampler(records, config)
         #: Bad samples of this epoch.
@@ -106,20 +107,18 @@ class DataLoader:
     def __iter__(self) -> Generator[Any, None, None]:
         """Yield the batches of an epoch, then advance to the next epoch.
 
-        An epoch that was interrupted restarts from its beginning unless `load_state_dict` sets a
-        position. With one process, a batch left empty by `on_error="skip"` is omitted.
+        An interrupted epoch restarts from its beginning unless `load_state_dict` sets a position.
+        With one process, a batch left empty by `on_error="skip"` is omitted.
 
         Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the epoch's order, and
         rank r takes the r-th slice of B. The remainder is split evenly, so that a rank may have one
-        batch less (`drop_last` drops it). The samples of a step are the same for any number of
-        ranks with the same B * W.
+        batch less (`drop_last` drops it).
 
         Raises:
             DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`,
                 and any exception of the records.
             ValueError: if a batch of one of several ranks is empty, which would desynchronize the
-                ranks; if an iterable differs from the one of `load_state_dict`, or can be iterated
-                only once.
+                ranks, or an iterable differs from that of `load_state_dict` or is exhausted.
         """
         epoch, start = self._epoch, self._resume
         fingerprint = self._fingerprint if start else ""
@@ -132,8 +131,8 @@ class DataLoader:
                 in_flight.append(batch)
                 yield batch.samples
 
-        # Empty batches included, since each one has its entry in `in_flight`.
-        for batch in self._run(batches(), keep_empty=True):
+        # Each empty batch has an entry in `in_flight`, too.
+        for batch in self._run(batches(), empty="yield"):
             done = in_flight.popleft()
             self._sample, self._fingerprint = done.end, done.fingerprint
             if done.is_last:
@@ -147,9 +146,7 @@ class DataLoader:
             self._set_position(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration.
-
-        It starts at the first sample, or at the position of `load_state_dict` in the same epoch.
+        """Choose the epoch of the next iteration; a position in the same epoch is kept.
 
         Raises:
             TypeError, ValueError: if `epoch` is not an integer of at least 0.
@@ -168,13 +165,8 @@ class DataLoader:
             "epoch", "sample" (samples of the epoch consumed by all ranks together), "seed",
             "shuffle", and "fingerprint" of the data (of an iterable: of the samples consumed).
         """
-        return {
-            "epoch": self._epoch,
-            "sample": self._sample,
-            "seed": self.config.seed,
-            "shuffle": self.config.shuffle,
-            "fingerprint": self.fingerprint,
-        }
+        position = {"epoch": self._epoch, "sample": self._sample, "seed": self.config.seed}
+        return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at the position of another loader with the same data, seed and order.
@@ -183,17 +175,14 @@ class DataLoader:
 
         Raises:
             TypeError: if `state` is not a mapping.
-            ValueError: if an entry is missing, or the data, seed or order differ, naming both.
+            ValueError: if an entry is missing or invalid, or the data, seed or order differ.
         """
+        expected = "expected the result of state_dict()"
         if not isinstance(state, Mapping):
-            raise TypeError(
-                f"state is of type {type(state).__name__}; expected the result of state_dict()"
-            )
+            raise TypeError(f"state is of type {type(state).__name__}; {expected}")
         for name, kind in _STATE:
             if not isinstance(found := state.get(name), kind):
-                raise ValueError(
-                    f"the state's {name} is {found!r:.40}; expected the result of state_dict()"
-                )
+                raise ValueError(f"the state's {name} is {found!r:.40}; {expected}")
         epoch, sample = state["epoch"], state["sample"]
         for name in ("seed", "shuffle"):
             if state[name] != (own := getattr(self.config, name)):
@@ -212,7 +201,7 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all records in order, computed on first use (see `fiber.data.fingerprint`).
+        """Hash of all records (see `fiber.data.fingerprint`), computed on first use.
 
         For an iterable, of the samples consumed in this epoch.
         """
@@ -224,7 +213,7 @@ class DataLoader:
         return self._collator.image_bytes
 
     def close(self) -> None:
-        """Release the threads. A running iteration fails; the next one starts new threads."""
+        """Stop the threads; a running iteration fails, the next one starts new threads."""
         self._collator.close()
 
     def __enter__(self) -> Self:
@@ -234,13 +223,9 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank once; the last batch may be smaller.
+        """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
 
-        Ranks have contiguous shares, so that their concatenated results are in the order of the
-        records (of the epoch's order, if shuffled).
-
-        Args:
-            number: Epoch that determines the order and the random numbers.
+        Ranks have contiguous shares: their concatenated results are in the order of the epoch.
 
         Raises:
             TypeError: for an iterable and several ranks, since it has no contiguous shares.
@@ -249,28 +234,17 @@ class DataLoader:
         return self._run(self._sampler.contiguous(number))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
-        """Yield batches without end.
+        """Yield batches of the concatenated epochs without end.
 
-        Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the concatenated epochs,
-        and rank r takes the r-th slice of B: W ranks with batches of B see the samples of one
-        process with batches of W * B, in the same order.
-
-        Args:
-            start: Samples already consumed by all ranks together, to resume a run.
+        W ranks with batches of B see the samples of one process with batches of W * B, in the same
+        order. `start` samples were already consumed by all ranks together.
 
         Raises:
             ValueError: if there are no records, and later if no sample of a batch can be read,
                 which would desynchronize the ranks.
         """
         check_arguments(start=start)
-        return self._stream(self._sampler.stream(start))
-
-    def _stream(self, batches: Iterable[list[SampleRef]]) -> Generator[Any, None, None]:
-        """Yield batches; fail on an empty one."""
-        for batch in self._run(batches, keep_empty=True):
-            if not len(batch):
-                raise self._empty_batch()
-            yield batch
+        return self._run(self._sampler.stream(start), empty="raise")
 
     def _empty_batch(self) -> ValueError:
         """Return the error for an empty batch, after which ranks would be out of step."""
@@ -281,18 +255,17 @@ class DataLoader:
         )
 
     def _run(
-        self, batches: Iterable[list[SampleRef]], *, keep_empty: bool = False
+        self,
+        batches: Iterable[list[SampleRef]],
+        empty: Literal["omit", "yield", "raise"] = "omit",
     ) -> Generator[Any, None, None]:
-        """Start prefetching and yield batches; closing the generator stops all of it.
-
-        Args:
-            batches: samples of each batch.
-            keep_empty: also yield batches whose samples were all dropped.
-        """
+        """Load batches; closing the generator stops the prefetching."""
         prefetcher = Prefetcher(
             self._collator.open(),
             batches,
-            read=self._read,
+            read=lambda sample: self._collator.to_core(
+                self._sampler.record(sample), sample.epoch, sample.record_index
+            ),
             replacement=self._sampler.replacement,
             prefetch=self.config.prefetch,
             on_error=self.config.on_error,
@@ -303,30 +276,28 @@ class DataLoader:
             while (fields := prefetcher.next()) is not None:
                 while prefetcher.skipped:
                     self._skip(Skipped(*prefetcher.skipped.popleft()))
-                batch = self._finish(fields)
-                if len(batch) or keep_empty:
+                self.truncated_boxes += fields.pop("truncated_boxes")
+                self.cropped_boxes += fields.pop("cropped_boxes")
+                batch: Batch = self._collator.finish(fields, pin_memory=self._pin_memory)
+                for bad in batch.skipped:
+                    self._skip(bad)
+                self.statuses.update(batch.statuses)
+                if len(batch) or empty == "yield":
                     yield batch
+                elif empty == "raise":
+                    raise self._empty_batch()
             if prefetcher.error is not None:
                 raise prefetcher.error
         finally:
             prefetcher.stop()
-
-    def _finish(self, fields: dict[str, Any]) -> Batch:
-        self.truncated_boxes += fields.pop("truncated_boxes")
-        self.cropped_boxes += fields.pop("cropped_boxes")
-        batch = self._collator.finish(fields, pin_memory=self._pin_memory)
-        for bad in batch.skipped:
-            self._skip(bad)
-        self.statuses.update(batch.statuses)
-        return batch
 
     def _skip(self, bad: Skipped) -> None:
         on_error = self.config.on_error
         if not self.skipped:
             action = "skipped" if on_error == "skip" else "replaced"
             warn_user(
-                f"{action} record {bad.key!r}: {bad.reason} (DataLoader.skipped lists all; no"
-                " further warnings)"
+                f"{action} record {bad.key!r}: {bad.reason} (further ones are not reported;"
+                " DataLoader.skipped lists all)"
             )
         self.statuses[bad.status] += 1
         if on_error == "resample":
@@ -336,20 +307,9 @@ class DataLoader:
             self._seen.add(bad)
         self.skipped.append(bad)
 
-    def _read(self, sample: SampleRef) -> tuple[Any, ...]:
-        """Read a record and return its fields for Rust."""
-        return self._collator.to_core(
-            self._sampler.record(sample), sample.epoch, sample.record_index
-        )
-
 
 def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
-    """Make the sampler of a map-style collection or of an iterable.
-
-    Raises:
-        TypeError: if the records are neither.
-        ValueError: if an option needs random access and the records are an iterable.
-    """
+    """Make the sampler of a map-style collection or of an iterable."""
     # torch's IterableDataset has a `__getitem__` that always raises.
     is_stream = isinstance(records, torch.utils.data.IterableDataset)
     if isinstance(records, RecordSet) and not is_stream and not isinstance(records, Mapping | str):

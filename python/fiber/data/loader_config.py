@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields
-from typing import (
-    Any,
-    Literal,
-    NamedTuple,
-    Required,
-    SupportsFloat,
-    SupportsIndex,
-    TypedDict,
-)
+from dataclasses import dataclass
+from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDict
 
 import numpy as np
 
@@ -27,16 +19,16 @@ _DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
 @dataclass(frozen=True, kw_only=True)
 class CollatorConfig:
-    """How records become one batch: options of `Collator`, shared with `DataLoader`.
+    """Options of `Collator`, shared with `DataLoader`.
 
     Args:
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
         tokenizer: Any tokenizer described in docs/loader.md.
-        transform: Applied to images and boxes. When it flips an image horizontally, "left" and
-            "right" are swapped in the text (not in statements about two images).
-        max_tokens: Maximum text length in tokens, special tokens (<s> and </s>) included. Longer
-            texts are truncated.
+        transform: Transform of images and boxes. A horizontal flip also swaps "left" and "right" in
+            the text (not in statements about two images).
+        max_tokens: Maximum text length in tokens, <s> and </s> included; longer texts are
+            truncated.
         answers: Answer vocabulary of "question"; empty for batches without targets.
         seed: Seed of all random numbers.
         mlm_probability: Fraction of words that "image_text" selects for masking. Must be 0 for a
@@ -44,7 +36,7 @@ class CollatorConfig:
         threads: Worker threads; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
             "resample" (`DataLoader` only, not for iterables) also replaces it by another record,
-            chosen from (seed, epoch, index), so that batches keep their size.
+            chosen by (seed, epoch, index), so that batches keep their size.
         accept_truncated: Accept JPEGs with missing or damaged data, filled in as libjpeg does and
             reported in `statuses`. Otherwise they are bad samples.
         scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
@@ -111,10 +103,6 @@ class LoaderConfig(CollatorConfig):
         drop_last: Drop the last batch of an epoch unless it is full on every rank. Applies to
             iteration; `DataLoader.epoch` returns every record.
         pin_memory: Return tensors in page-locked memory if CUDA is available.
-
-    Raises:
-        TypeError: for an argument of the wrong type, by name.
-        ValueError: for an argument out of range, by name.
     """
 
     threads: int = 0
@@ -132,10 +120,6 @@ class LoaderConfig(CollatorConfig):
             raise ValueError(
                 f"rank is {self.rank}; expected less than world_size {self.world_size}"
             )
-
-    def collator_options(self) -> dict[str, Any]:
-        """Return the options that `Collator` takes, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(CollatorConfig)}
 
 
 class CollatorOptions(TypedDict, total=False):
@@ -169,30 +153,23 @@ class LoaderOptions(CollatorOptions, total=False):
     pin_memory: bool
 
 
-class _Kind(NamedTuple):
-    #: For messages.
-    expected: str
-    fits: Callable[[Any], bool]
-    #: Lower bound of an integer.
-    least: int | None = None
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool | np.bool_)
+def _is_a(*types: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, types)
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, SupportsIndex) and not _is_bool(value)
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool | np.bool_)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, SupportsFloat | SupportsIndex) and not _is_bool(value)
+    return isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(
+        value, bool | np.bool_
+    )
 
 
 def _are_strings(value: Any) -> bool:
-    if not isinstance(value, Collection) or isinstance(value, str | bytes):
-        return False
-    return all(isinstance(each, str) for each in value)
+    is_collection = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    return is_collection and all(isinstance(each, str) for each in value)
 
 
 def _is_color(value: Any) -> bool:
@@ -203,47 +180,42 @@ def _is_color(value: Any) -> bool:
     return all(_is_integer(each) and 0 <= each <= 255 for each in value)
 
 
-def _integer(least: int) -> _Kind:
-    return _Kind("an integer", _is_integer, least)
-
-
-def _instance(of: type, expected: str) -> _Kind:
-    return _Kind(expected, lambda value: isinstance(value, of))
-
-
-_BOOL = _Kind("True or False", _is_bool)
-_KINDS = {
-    "batch_type": _instance(str, "the name of a batch class, such as 'image_text'"),
-    "tokenizer": _instance(Tokenizer, "a fiber.data.Tokenizer"),
-    "transform": _instance(ImageTransform, "a fiber.data.ImageTransform"),
-    "answers": _Kind("a sequence of strings", _are_strings),
-    "image_dtype": _instance(str, f"one of {', '.join(map(repr, _DTYPES))}"),
-    "mlm_probability": _Kind("a number from 0 to 1", _is_number),
-    "background": _Kind("None or three integers (red, green, blue) from 0 to 255", _is_color),
-    **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), _integer(1)),
-    **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), _integer(0)),
-    **dict.fromkeys(("accept_truncated", "apply_orientation", "channels_last"), _BOOL),
-    **dict.fromkeys(("drop_last", "pin_memory", "scaled_decoding", "shuffle"), _BOOL),
+#: Lower bound of each integer.
+_LEAST = {
+    **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), 1),
+    **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), 0),
+}
+_FLAGS = ("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory")
+#: Expected value of each argument, and its check.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "batch_type": ("the name of a batch class, such as 'image_text'", _is_a(str)),
+    "tokenizer": ("a fiber.data.Tokenizer", _is_a(Tokenizer)),
+    "transform": ("a fiber.data.ImageTransform", _is_a(ImageTransform)),
+    "answers": ("a sequence of strings", _are_strings),
+    "image_dtype": (f"one of {', '.join(map(repr, _DTYPES))}", _is_a(str)),
+    "mlm_probability": ("a number from 0 to 1", _is_number),
+    "background": ("None or three integers (red, green, blue) from 0 to 255", _is_color),
+    **dict.fromkeys(_LEAST, ("an integer", _is_integer)),
+    **dict.fromkeys(
+        (*_FLAGS, "scaled_decoding", "shuffle"), ("True or False", _is_a(bool, np.bool_))
+    ),
 }
 
 
 def check_arguments(**values: Any) -> None:
     """Check types of arguments and bounds of integers.
 
-    Args:
-        values: arguments by name, each a key of `_KINDS`.
-
     Raises:
         TypeError, ValueError: naming the argument, its value and what is expected.
     """
     for name, value in values.items():
-        expected, fits, least = _KINDS[name]
+        expected, fits = _KINDS[name]
         if not fits(value):
             raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
-        if least is not None and value < least:
-            raise ValueError(f"{name} is {value}; expected {least} or more")
+        if name in _LEAST and value < _LEAST[name]:
+            raise ValueError(f"{name} is {value}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch"):
         if values.get(name, 0) >= 1 << 64:
             raise ValueError(f"{name} is {values[name]}; expected less than 2^64")
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
-        raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'].expected}")
+        raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'][0]}")

@@ -1,10 +1,8 @@
-"""Whole-word masking for MLM, with a byte-level BPE.
+"""Whole-word masking for MLM with a byte-level BPE, implemented in `rust/tokenizer/masking.rs`.
 
-The loader picks single tokens, as published, so that a picked part of a word can be guessed from
-the rest. Here a word is picked with all of its tokens. The published code cannot do that: it finds
-the parts of a word by BERT's `##`, which a byte-level BPE does not have.
-
-The masking itself is in Rust (`rust/tokenizer/masking.rs`). Dimensions: B texts, L tokens.
+The loader masks single tokens, as published, so that part of a word can be guessed from the rest.
+Here a word is masked with all of its tokens. The published code detects the parts of a word by
+BERT's `##`, which a byte-level BPE does not have. Dimensions: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -21,16 +19,11 @@ from fiber.data.batch import ImageTextBatch
 
 
 class WholeWords:
-    """Pick whole words of a batch and mask them.
-
-    Args:
-        tokenizer: byte-level BPE of fiber's models (`Tokenizer.check_for_models`).
-        probability: of a word to be picked.
-        seed: of the random numbers, 0 <= seed < 2 ** 64.
+    """Select whole words of a batch with a probability, and mask them.
 
     Raises:
-        ValueError: if `probability` is not in [0, 1], `seed` is out of range, or the tokenizer is
-            of another kind.
+        ValueError: if `probability` is not in [0, 1], `seed` not in [0, 2 ** 64), or
+            `Tokenizer.check_for_models` rejects the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, probability: float, seed: int) -> None:
@@ -39,13 +32,10 @@ class WholeWords:
         self._masking = _core.WholeWordMasking(tokenizer, probability=probability, seed=seed)
 
     def word_numbers(self, token_ids: Tensor) -> Tensor:
-        """Number the words of each text.
-
-        Args:
-            token_ids: (B, L) int64.
+        """Number the words of (B, L) int64 token ids.
 
         Returns:
-            (B, L) int64: tokens with equal numbers are one word, -1 at special tokens. Numbers
+            (B, L) int64: equal numbers for the tokens of a word, -1 for special tokens. Numbers
             start at 0 and have gaps.
 
         Raises:
@@ -56,13 +46,9 @@ class WholeWords:
     def mask(self, batch: ImageTextBatch, *, first_sample: int) -> ImageTextBatch:
         """Return the batch with new masked ids and labels.
 
-        Of the tokens of picked words 80 % become <mask>, 10 % a random token, 10 % are unchanged,
-        sampled per token. Special tokens are never picked.
-
-        Args:
-            batch: texts to mask.
-            first_sample: index of the batch's first text in the run; with the seed it determines
-                the random numbers.
+        Of the tokens of selected words 80 % become <mask>, 10 % a random token, 10 % are unchanged,
+        sampled per token. Special tokens are never selected. `first_sample`, the index of the first
+        text in the run, and the seed determine the random numbers.
 
         Raises:
             ValueError: for an id outside the vocabulary.

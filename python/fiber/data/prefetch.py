@@ -1,4 +1,4 @@
-"""Thread that reads records ahead of the Rust workers, and replaces bad ones."""
+"""Thread that reads records ahead of the Rust workers and replaces bad ones."""
 
 from __future__ import annotations
 
@@ -77,12 +77,10 @@ class Prefetcher:
         bad: list[BadSample] = []
         while isinstance(found := self.session.next(), list):
             bad += [(key, status, reason) for _, key, status, reason in found]
-            replacements = []
             samples, attempts = self._in_flight[0]
-            for position, *_ in found:
-                replaced = self._replace(samples[position], attempts, position, bad)
-                replacements.append((position, replaced))
-            self.session.replace(replacements)
+            self.session.replace(
+                [(p, self._replace(samples[p], attempts, p, bad)) for p, *_ in found]
+            )
         if found is not None:
             self._in_flight.popleft()
             self._slots.put(None)
@@ -115,9 +113,8 @@ class Prefetcher:
                     return
                 samples, records, attempts = [], [], dict[int, int]()
                 for position, sample in enumerate(batch):
-                    record = self._read(sample, attempts, position)
-                    if record is not None:
-                        # Drops the record of an iterable: from here on Rust owns its memory.
+                    if (record := self._read(sample, attempts, position)) is not None:
+                        # Drop the record of an iterable: from here on Rust owns its memory.
                         samples.append(sample._replace(record=None))
                         records.append(record)
                 self._in_flight.append((samples, attempts))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from math import isfinite
 from os import PathLike
 from typing import Any, Protocol, overload, runtime_checkable
@@ -23,11 +25,8 @@ StoredImage = AnyPath | bytes
 class LazyImages(Sequence[StoredImage]):
     """Images of a record that are read on access, so that texts can be read without them.
 
-    Two are equal if they use the same function and the same locations.
-
-    Args:
-        read: returns the image at a location; must be thread-safe.
-        locations: one for each image.
+    `read` returns the image at a location; it must be thread-safe. Instances with the same function
+    and locations are equal.
     """
 
     def __init__(self, read: Callable[[Any], StoredImage], locations: tuple[Hashable, ...]) -> None:
@@ -37,13 +36,7 @@ class LazyImages(Sequence[StoredImage]):
     def __len__(self) -> int:
         return len(self.locations)
 
-    @overload
-    def __getitem__(self, index: int) -> StoredImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[StoredImage]: ...
-
-    def __getitem__(self, index: int | slice) -> StoredImage | Sequence[StoredImage]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return LazyImages(self._read, self.locations[index])
         return self._read(self.locations[index])
@@ -86,8 +79,8 @@ class TrueObjects:
 class Record:
     """One or two images with a text and their annotations.
 
-    Only `key`, `images` and `text` are always required; a task reports by name any other field that
-    it needs.
+    Only `key`, `images` and `text` are always required; a task reports the other fields that it
+    needs.
 
     Raises:
         TypeError, ValueError: for an invalid field, with the key.
@@ -129,56 +122,72 @@ class Record:
     group: str = ""
 
     def __post_init__(self) -> None:
-        _check_images(self.key, self.images)
+        self._check_images()
         for name in ("key", "text", "image_id"):
             if not isinstance(found := getattr(self, name), str):
-                raise TypeError(
-                    f"record {self.key!r}: {name} is {found!r:.40}, of type"
-                    f" {type(found).__name__}; expected str"
+                raise self._error(
+                    f"{name} is {found!r:.40}, of type {type(found).__name__}; expected str",
+                    TypeError,
                 )
-        if (size := self.image_size) is not None and (
-            not isinstance(size, Collection) or len(size) != 2
-        ):
-            raise ValueError(
-                f"record {self.key!r}: image_size is {size!r:.40}; expected (height, width) in"
-                " pixels"
-            )
-        if not self.text.isascii():
-            _check_characters(self.key, self.text)
+        size, text = self.image_size, self.text
+        if size is not None and (not isinstance(size, Collection) or len(size) != 2):
+            raise self._error(f"image_size is {size!r:.40}; expected (height, width) in pixels")
+        if not (is_plain := text.isascii()):
+            # JSON can contain lone surrogates, UTF-8 cannot.
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise self._error(
+                    f"its text has the lone surrogate {text[error.start]!r}, at {error.start};"
+                    " expected whole characters"
+                ) from None
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
-            raise ValueError(
-                f"record {self.key!r} has {len(self.boxes_xyxy)} boxes and {len(self.char_spans)}"
-                " entries of char_spans; expected one entry for each box"
+            raise self._error(
+                f"{len(self.boxes_xyxy)} boxes and {len(self.char_spans)} entries of"
+                " char_spans; expected one entry for each box"
             )
         for index, box in enumerate(self.boxes_xyxy):
             if len(box) != 4 or not all(map(isfinite, box)):
-                raise ValueError(
-                    f"record {self.key!r}: box {index} is {tuple(box)!r:.80}; expected four finite"
-                    " numbers (x0, y0, x1, y1) in pixels"
+                raise self._error(
+                    f"box {index} is {tuple(box)!r:.80}; expected four finite numbers"
+                    " (x0, y0, x1, y1) in pixels"
                 )
             x0, y0, x1, y1 = box
             if x0 > x1 or y0 > y1:
-                raise ValueError(
-                    f"record {self.key!r}: box {index} is ({x0}, {y0}, {x1}, {y1});"
-                    " expected x0 <= x1 and y0 <= y1 in pixels"
+                raise self._error(
+                    f"box {index} is ({x0}, {y0}, {x1}, {y1}); expected x0 <= x1 and y0 <= y1"
+                    " in pixels"
                 )
-        is_plain = self.text.isascii()
-        for spans in (*self.char_spans, *self.label_spans):
-            for span in spans:
-                start, end = span
-                if not 0 <= start < end <= len(self.text):
-                    raise ValueError(
-                        f"record {self.key!r}: span [{start}, {end}) is outside its text of"
-                        f" {len(self.text)} characters"
-                    )
-                if not is_plain and (whole := whole_characters(self.text, (start, end))) != span:
-                    raise ValueError(
-                        f"record {self.key!r}: span [{start}, {end}) splits a character of"
-                        " several code points; expected"
-                        f" [{whole[0]}, {whole[1]}), {self.text[slice(*whole)]!r:.60}"
-                    )
+        for span in chain.from_iterable((*self.char_spans, *self.label_spans)):
+            start, end = span
+            if not 0 <= start < end <= len(text):
+                raise self._error(
+                    f"span [{start}, {end}) is outside its text of {len(text)} characters"
+                )
+            if not is_plain and (whole := whole_characters(text, (start, end))) != span:
+                raise self._error(
+                    f"span [{start}, {end}) splits a character of several code points; expected"
+                    f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
+                )
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
+
+    def _error(self, problem: str, kind: type[Exception] = ValueError) -> Exception:
+        return kind(f"record {self.key!r}: {problem}")
+
+    def _check_images(self) -> None:
+        images: Any = self.images
+        if isinstance(images, str | bytes):
+            kind = type(images).__name__
+            raise self._error(f"images is one {kind}; expected a tuple of images", TypeError)
+        if not images:
+            raise self._error("no image; expected 1 or more")
+        for number, image in enumerate(() if isinstance(images, LazyImages) else images):
+            if not isinstance(image, str | bytes | PathLike):
+                raise self._error(
+                    f"image {number} is of type {type(image).__name__}; expected a path or bytes",
+                    TypeError,
+                )
 
 
 def check_record(record: object, index: int) -> Record:
@@ -193,34 +202,6 @@ def check_record(record: object, index: int) -> Record:
             " Record(key='1', images=('1.jpg',), text='a dog')"
         )
     return record
-
-
-def _check_images(key: str, images: Any) -> None:
-    if isinstance(images, str | bytes):
-        raise TypeError(
-            f"record {key!r}: images is one {type(images).__name__}; expected a tuple of images"
-        )
-    if not images:
-        raise ValueError(f"record {key!r} has no image; expected 1 or more")
-    if isinstance(images, LazyImages):
-        return
-    for number, image in enumerate(images):
-        if not isinstance(image, str | bytes | PathLike):
-            raise TypeError(
-                f"record {key!r}: image {number} is of type {type(image).__name__}; expected a"
-                " path or bytes"
-            )
-
-
-def _check_characters(key: str, text: str) -> None:
-    """Check for lone surrogates, which JSON can contain but UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"record {key!r}: its text has the lone surrogate {text[error.start]!r}, at"
-            f" {error.start}; expected whole characters"
-        ) from None
 
 
 @runtime_checkable
@@ -279,9 +260,7 @@ class ConcatRecords(RecordSequence):
 
     def __init__(self, parts: Sequence[RecordSet]) -> None:
         self.parts = list(parts)
-        self._starts = [0]
-        for part in self.parts:
-            self._starts.append(self._starts[-1] + len(part))
+        self._starts = list(accumulate(map(len, self.parts), initial=0))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -296,6 +275,6 @@ class ConcatRecords(RecordSequence):
         return record_in_epoch(self.parts[part], epoch, place)
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Return the part that contains a record, and the index in it."""
-        part = next(i for i, start in enumerate(self._starts[1:]) if index < start)
+        """Return the part with a record, and the index in it."""
+        part = bisect_right(self._starts, index) - 1
         return part, index - self._starts[part]

@@ -15,22 +15,21 @@ import numpy as np
 ItemT = TypeVar("ItemT")
 
 _BLOCK = 64
-_STREAM_BITS = 48
 
 
 class Rng:
     """Random numbers of one sample.
 
     Args:
-        seed: an integer in [0, 2 ** 64).
-        stream: purpose of the numbers; different streams are independent.
-        index: of the sample, below 2 ** 48.
+        seed: integer in [0, 2 ** 64).
+        stream: purpose of the numbers; streams are independent.
+        index: index of the sample, below 2 ** 48.
     """
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; expected 0 <= seed < 2 ** 64")
-        self._bits = np.random.Philox(key=seed << 64 | stream << _STREAM_BITS | index)
+        self._bits = np.random.Philox(key=seed << 64 | stream << 48 | index)
         self._block: list[float] = []
 
     def random(self) -> float:

@@ -1,8 +1,6 @@
-"""Samplers: the records in each batch of a rank, for map-style collections and for iterables.
+"""Samplers: the records of each batch of a rank, for map-style collections and for iterables.
 
-Step k of W ranks with batches of B covers positions [k * B * W, (k + 1) * B * W) of an epoch, and
-rank r takes the r-th slice of B. The remainder of an epoch is split evenly, so that a rank may have
-one batch less (`drop_last` drops it).
+`DataLoader.__iter__` describes the split between ranks.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ class BatchIndices(NamedTuple):
 
 
 class RankSplit:
-    """Split of samples between ranks."""
+    """Split of samples between ranks; base class of the samplers."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self.batch_size, self.drop_last = config.batch_size, config.drop_last
@@ -62,27 +60,27 @@ class RankSplit:
         return steps + (not self.drop_last and len(self.own(rest)) > 0)
 
 
-class IndexSampler:
+class IndexSampler(RankSplit):
     """Order of a map-style collection, and access to its records."""
 
     def __init__(self, records: RecordSet, config: LoaderConfig) -> None:
-        self._records, self._split = records, RankSplit(config)
+        super().__init__(config)
+        self._records = records
         self._shuffle, self._seed = config.shuffle, config.seed
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
-        return self._split.num_batches(len(self._records))
+        return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
         """Yield the batches of an epoch from sample `start`, where its hash was `fingerprint`."""
-        count, split, order = len(self._records), self._split, self._order(epoch)
-        for number in range(split.num_batches(count, start)):
-            first = start + number * split.global_batch_size
-            size = min(split.global_batch_size, count - first)
-            indices = [int(order[first + position]) for position in split.own(size)]
-            end = first + size
-            yield BatchIndices([SampleRef(epoch, index) for index in indices], end, end == count)
+        count, order = len(self._records), self._order(epoch)
+        for number in range(self.num_batches(count, start)):
+            first = start + number * self.global_batch_size
+            size = min(self.global_batch_size, count - first)
+            samples = [SampleRef(epoch, int(order[first + at])) for at in self.own(size)]
+            yield BatchIndices(samples, first + size, first + size == count)
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
         """Yield batches of the concatenated epochs without end, from sample `start`.
@@ -95,24 +93,21 @@ class IndexSampler:
         return self._stream(start)
 
     def _stream(self, start: int) -> Iterator[list[SampleRef]]:
-        count, split = len(self._records), self._split
-        position = start + split.rank * split.batch_size
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        while True:
+        count, epoch, order = len(self._records), -1, np.empty(0, dtype=np.int64)
+        for first in itertools.count(start + self.rank * self.batch_size, self.global_batch_size):
             batch = []
-            for p in range(position, position + split.batch_size):
-                if p // count != epoch:
-                    epoch = p // count
+            for position in range(first, first + self.batch_size):
+                if position // count != epoch:
+                    epoch = position // count
                     order = self._order(epoch)
-                batch.append(SampleRef(epoch, int(order[p % count])))
+                batch.append(SampleRef(epoch, int(order[position % count])))
             yield batch
-            position += split.global_batch_size
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
         """Yield this rank's contiguous share of an epoch."""
-        order, own = self._order(epoch), self._split.own(len(self._records))
-        for start in range(own.start, own.stop, self._split.batch_size):
-            stop = min(start + self._split.batch_size, own.stop)
+        order, own = self._order(epoch), self.own(len(self._records))
+        for start in own[:: self.batch_size]:
+            stop = min(start + self.batch_size, own.stop)
             yield [SampleRef(epoch, int(index)) for index in order[start:stop]]
 
     def record(self, sample: SampleRef) -> Record:
@@ -122,8 +117,8 @@ class IndexSampler:
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
         """Return another random sample in place of a bad one."""
         epoch, index, _ = sample
-        other = _core.draw_below(len(self._records), self._seed, epoch, index, attempt)
-        return SampleRef(epoch, other)
+        count = len(self._records)
+        return SampleRef(epoch, _core.draw_below(count, self._seed, epoch, index, attempt))
 
     def fingerprint(self, consumed: str) -> str:
         """Return a hash of the data; `consumed` is that of the last `BatchIndices`."""
@@ -132,11 +127,7 @@ class IndexSampler:
         return self._fingerprint
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """Check that a saved position fits these records.
-
-        Raises:
-            ValueError: naming the position and what is expected.
-        """
+        """Raise ValueError unless a saved position fits these records."""
         if fingerprint != (own := self.fingerprint("")):
             raise _other_data(fingerprint, f"this loader's is {own!r}")
         if sample > len(self._records):
@@ -152,23 +143,23 @@ class IndexSampler:
         return np.asarray(_core.permutation(count, self._seed, epoch))
 
 
-class StreamSampler:
-    """The interface of `IndexSampler` for an iterable: every rank iterates over all of it."""
+class StreamSampler(RankSplit):
+    """`IndexSampler` for an iterable: every rank iterates over all of it."""
 
     def __init__(self, records: Iterable[Record], config: LoaderConfig) -> None:
-        self._records, self._split = records, RankSplit(config)
+        super().__init__(config)
+        self._records = records
         self._is_exhausted = False
 
     def __len__(self) -> int:
         if not isinstance(self._records, Sized):
             kind = type(self._records).__name__
             raise TypeError(f"the records are an iterable of type {kind}, which has no len()")
-        return self._split.num_batches(len(self._records))
+        return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
         """See `IndexSampler`; samples before `start` are read and must have the same hash."""
-        records, consumed = self._iterate(epoch), Fingerprint()
-        index = 0
+        records, consumed, index, is_last = self._iterate(epoch), Fingerprint(), 0, False
         for record in islice(records, start):
             consumed.add(record)
             index += 1
@@ -179,31 +170,29 @@ class StreamSampler:
             )
         if start and fingerprint != (own := consumed.text()):
             raise _other_data(fingerprint, f"the first {start} records give {own!r}")
-        split, is_last = self._split, False
         while not is_last:
-            # Does not look ahead, since the next record may take long. So a full step is not last.
-            step = list(islice(records, split.global_batch_size))
-            is_last = len(step) < split.global_batch_size
-            if is_last and split.drop_last:
+            # Do not look ahead, since the next record may take long: a full step is never last.
+            step = list(islice(records, self.global_batch_size))
+            is_last = len(step) < self.global_batch_size
+            if is_last and self.drop_last:
                 return
             for record in step:
                 consumed.add(record)
-            samples = [SampleRef(epoch, index + at, step[at]) for at in split.own(len(step))]
+            samples = [SampleRef(epoch, index + at, step[at]) for at in self.own(len(step))]
             index += len(step)
             if samples:
                 yield BatchIndices(samples, index, is_last, consumed.text())
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
         """See `IndexSampler`; samples before `start` are read."""
-        split = self._split
         samples = islice(self._samples(), start, None)
         while True:
-            step = list(islice(samples, split.global_batch_size))
-            yield [step[at] for at in split.own(split.global_batch_size)]
+            step = list(islice(samples, self.global_batch_size))
+            yield [step[at] for at in self.own(self.global_batch_size)]
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
         """See `IndexSampler`; for one rank only: the number of records is unknown."""
-        if self._split.world_size > 1:
+        if self.world_size > 1:
             raise TypeError(
                 "epoch() of several ranks needs the number of records, but they are an iterable;"
                 " iterate over the loader, or pass a list"
@@ -212,13 +201,12 @@ class StreamSampler:
 
     def record(self, sample: SampleRef) -> Record:
         """See `IndexSampler`; the sample has its record."""
-        if sample.record is None:
-            raise _no_random_access(f"record {sample.record_index}")
+        assert sample.record is not None
         return sample.record
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """See `IndexSampler`; never called, since the loader rejects "resample" for iterables."""
-        raise _no_random_access(f"a replacement of record {sample.record_index}")
+        """Raise TypeError; the loader rejects "resample" for iterables."""
+        raise TypeError(f"an iterable has no replacement of record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
         """See `IndexSampler`; of the samples consumed in the epoch."""
@@ -229,14 +217,12 @@ class StreamSampler:
 
     def _samples(self) -> Iterator[SampleRef]:
         """Yield the samples of all epochs, one after the other."""
-        epoch = 0
-        while True:
+        for epoch in itertools.count():
             index = -1
             for index, record in enumerate(self._iterate(epoch)):
                 yield SampleRef(epoch, index, record)
             if index < 0:
                 raise ValueError(f"epoch {epoch} has no records; expected 1 or more")
-            epoch += 1
 
     def _iterate(self, epoch: int) -> Iterator[Record]:
         """Start an epoch; calls `set_epoch` of the iterable if it has one."""
@@ -254,10 +240,6 @@ class StreamSampler:
 
 
 Sampler = IndexSampler | StreamSampler
-
-
-def _no_random_access(what: str) -> TypeError:
-    return TypeError(f"{what} was requested from an iterable, which has no random access")
 
 
 def _other_data(fingerprint: object, own: str) -> ValueError:

@@ -20,9 +20,7 @@ _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
     """Return the notes of readers, then "3 empty captions were skipped or changed", one per kind.
 
-    Args:
-        records: from any readers.
-        while_reading: only sets that count while their records are read, instead of the others.
+    With `while_reading`, of the sets that count while their records are read; else of the others.
     """
     parts = [
         part
@@ -44,13 +42,13 @@ def skip_counts(records: RecordSet) -> dict[str, int]:
 
 
 def classes_of(records: RecordSet) -> tuple[str, ...]:
-    """Return the different class names of box annotations; () if there are none."""
+    """Return the distinct class names of box annotations."""
     found = (name for part in _parts(records) for name in getattr(part, "classes", ()))
     return tuple(dict.fromkeys(found))
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """Return the record sets of the readers that `records` is made of."""
+    """Return the readers' record sets that `records` is made of."""
     if isinstance(records, SampledPrompts):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
@@ -61,9 +59,7 @@ def _parts(records: RecordSet) -> list[RecordSet]:
 def counted(count: int, what: str) -> str:
     """Return a count with its noun: 1, "boxes that are cut" -> "1 box that is cut".
 
-    Args:
-        count: number of things.
-        what: a plural, whose first word that ends in "s" is the noun.
+    The noun is the first word of the plural `what` that ends in "s".
     """
     if count == 1:
         what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)

@@ -1,7 +1,7 @@
 """Readers of annotation files, one function per task; each returns a list of records.
 
-They read the folders that `fiber data` writes and the original data sets. For the former,
-`(folder, split)` suffices; for an original data set, name the file and the image folder:
+For a folder written by `fiber data`, `(folder, split)` suffices; for an original data set, pass the
+file and the image folder, too:
 
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
@@ -10,8 +10,7 @@ They read the folders that `fiber data` writes and the original data sets. For t
 
 Unknown keys are ignored. A missing key, a file of another format and a box outside its image raise
 errors with the file, the entry and the key. Images are not opened. `image_id` is the path of the
-image, so that records of different files with the same image share it. Record keys are
-"<file name>/<id of the entry>".
+image, which records of different files share. Record keys are "<file name>/<id of the entry>".
 """
 
 from __future__ import annotations

@@ -14,19 +14,14 @@ LAST_SPECIAL_ID = 3
 
 
 def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
-    """Return whether a text has any token that is not special."""
+    """Return whether any token of a text is not special."""
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 
 class LengthTracker:
-    """Record set that records which of its texts will be truncated, as they are read.
+    """Record set that tracks which of its texts are longer than `max_tokens`, as they are read.
 
     In a batch, a text of exactly `max_tokens` looks like a truncated one.
-
-    Args:
-        records: the record set; returned unchanged.
-        tokenizer: of the model.
-        max_tokens: maximum text length of the model.
 
     Attributes:
         longer: keys of the records read so far whose text is too long.
@@ -43,7 +38,7 @@ class LengthTracker:
         return self._note(self.records[index])
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as of an epoch."""
+        """See `EpochRecords`."""
         return self._note(record_in_epoch(self.records, epoch, index))
 
     def _note(self, record: Record) -> Record:
@@ -61,12 +56,7 @@ def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
 
 
 class TextCounts:
-    """Counts of empty and truncated texts over the batches of a task.
-
-    Args:
-        mask_id: id of <mask>.
-        records: records of the batches.
-    """
+    """Counts of empty and truncated texts in the batches of a task."""
 
     def __init__(self, mask_id: int, records: LengthTracker) -> None:
         self.mask_id, self.records = mask_id, records
@@ -81,33 +71,23 @@ class TextCounts:
 
     def lines(self) -> list[str]:
         """Return a line for each nonzero count."""
-        lines = []
-        if self.wordless:
-            lines.append(f"{self.wordless} of {self.read} texts had no words; they were used as is")
-        if self.truncated:
-            lines.append(
-                f"{self.truncated} of {self.read} texts were longer than the"
-                f" {self.records.max_tokens} tokens of model.max_tokens and were truncated"
-            )
-        return lines
+        longer = f"were longer than the {self.records.max_tokens} tokens of model.max_tokens"
+        kinds = {
+            "had no words; they were used as is": self.wordless,
+            f"{longer} and were truncated": self.truncated,
+        }
+        return [f"{count} of {self.read} texts {what}" for what, count in kinds.items() if count]
 
 
 def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Return warnings about texts without words and truncated texts, at most one line each.
-
-    Tokenizes every text of the set once.
-    """
+    """Tokenize every text; return a warning each for texts without words and truncated texts."""
     wordless = longer = 0
     for index in range(len(records)):
         ids, _ = tokenizer.encode(records[index].text, max_tokens=max_tokens + 1)
         longer += len(ids) > max_tokens
         wordless += not has_words(ids, tokenizer.vocab_size - 1)
-    lines = []
-    if wordless:
-        lines.append(f"{wordless} of {len(records)} texts have no words; they are used as is")
-    if longer:
-        lines.append(
-            f"{longer} of {len(records)} texts are longer than the model's {max_tokens} tokens;"
-            " they are truncated"
-        )
-    return lines
+    kinds = {
+        "have no words; they are used as is": wordless,
+        f"are longer than the model's {max_tokens} tokens; they are truncated": longer,
+    }
+    return [f"{count} of {len(records)} texts {what}" for what, count in kinds.items() if count]

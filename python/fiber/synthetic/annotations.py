@@ -1,4 +1,4 @@
-"""Annotations of a generated image, and the files that they are written to.
+"""Annotations of generated images, and the files that they are written to.
 
 The files have the formats of public data sets (COCO, Flickr30k Entities and RefCOCO in MDETR's
 format, VQAv2, NLVR2, Winoground), so that `fiber.data.sources` reads both.
@@ -15,10 +15,19 @@ from typing import Any, NamedTuple
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_file import FILES
 
-#: Number of annotators of a VQAv2 question.
-NUM_ANSWERS = 10
+# Annotators of a VQAv2 question.
+_NUM_ANSWERS = 10
 # Ids are multiples of the image id, so that they do not depend on other images.
 _PER_IMAGE = 100
+#: Lists of each JSON file; the other files are JSON lines.
+_LISTS = {
+    **dict.fromkeys(("captions", "phrases", "referring", "detection"), ("images", "annotations")),
+    "questions": ("questions",),
+    "answers": ("annotations",),
+}
+_SECTIONS = [f"{kind}.{name}" for kind, names in _LISTS.items() for name in names]
+#: JSON objects of each list of each file, by section.
+_Entries = dict[str, list[dict[str, Any]]]
 
 
 class Phrased(NamedTuple):
@@ -46,6 +55,8 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
+    #: (color, noun) that both images, or one, show if it is true; None if it names the sides.
+    pair: tuple[str, str] | None = None
     #: File names of another pair (left, right) with the opposite truth value. A statement without
     #: one is not written: its words alone would determine its truth.
     opposite: tuple[str, str] | None = None
@@ -96,90 +107,67 @@ def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str 
 
 
 def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]:
-    """Encode the annotations of some images as JSON objects.
+    """Encode annotations as JSON.
 
     Returns:
         JSON objects of each list of each file, such as "captions.annotations", in order.
     """
-    out: dict[str, list[dict[str, Any]]] = {section: [] for section in _SECTIONS}
+    out: _Entries = {section: [] for section in (*_SECTIONS, "reasoning", "swapped")}
     for image in images:
-        height, width = image.image_size
-        entry = {
-            "id": image.image_id,
-            "file_name": image.file_name,
-            "height": height,
-            "width": width,
-        }
-        first_id = image.image_id * _PER_IMAGE
-        out["captions.images"].append(entry)
-        out["detection.images"].append(entry)
-        for number, (box, category) in enumerate(
-            zip(image.boxes_xyxy, image.category_ids, strict=True)
-        ):
-            out["detection.annotations"].append(
-                _box_entry(first_id + number, image.image_id, box, category)
-            )
-        for number, caption in enumerate(image.captions):
-            out["captions.annotations"].append(
-                {
-                    "id": first_id + number,
-                    "image_id": image.image_id,
-                    "caption": caption.text,
-                    "group": caption.group,
-                }
-            )
-            _add_phrased(out, "phrases", image, entry, number, caption, len(caption.spans))
-        for number, expression in enumerate(image.expressions):
-            _add_phrased(out, "referring", image, entry, number, expression, 1)
-        for number, question in enumerate(image.questions):
-            _add_question(out, image, first_id + number, question)
-        identifier = f"{split}-{image.image_id // 2}"
-        for number, statement in enumerate(image.statements):
-            if statement.opposite is None:
-                continue
-            own = (image.partner, image.file_name)
-            pairs = ((own, statement.truth), (statement.opposite, not statement.truth))
-            for pair, ((left, right), truth) in enumerate(pairs):
-                out["reasoning"].append(
-                    {
-                        # As in NLVR2: split, set, pair of images, sentence.
-                        "identifier": f"{identifier}-{pair}-{number}",
-                        "left_image": left,
-                        "right_image": right,
-                        "sentence": statement.text,
-                        "label": str(truth),
-                        "group": statement.group,
-                    }
-                )
-        if image.swapped_captions is not None:
-            caption_0, caption_1, group = image.swapped_captions
-            out["swapped"].append(
-                {
-                    "id": image.image_id // 2,
-                    "image_0": image.partner,
-                    "image_1": image.file_name,
-                    "caption_0": caption_0,
-                    "caption_1": caption_1,
-                    "tag": group,
-                }
-            )
+        _add_image(out, image, split)
     return {section: [json.dumps(entry) for entry in entries] for section, entries in out.items()}
 
 
-_SECTIONS = (
-    "captions.images",
-    "captions.annotations",
-    "phrases.images",
-    "phrases.annotations",
-    "referring.images",
-    "referring.annotations",
-    "questions.questions",
-    "answers.annotations",
-    "detection.images",
-    "detection.annotations",
-    "reasoning",
-    "swapped",
-)
+def _add_image(out: _Entries, image: AnnotatedImage, split: str) -> None:
+    image_id, name, (height, width) = image.image_id, image.file_name, image.image_size
+    first_id, pair_id = image_id * _PER_IMAGE, image_id // 2
+    entry = {"id": image_id, "file_name": name, "height": height, "width": width}
+    out["captions.images"].append(entry)
+    out["detection.images"].append(entry)
+    boxes = zip(image.boxes_xyxy, image.category_ids, strict=True)
+    out["detection.annotations"] += [
+        _box_entry(first_id + number, image_id, box, category)
+        for number, (box, category) in enumerate(boxes)
+    ]
+    for number, (text, _, _, group) in enumerate(image.captions):
+        caption = {"id": first_id + number, "image_id": image_id, "caption": text, "group": group}
+        out["captions.annotations"].append(caption)
+        _add_phrased(out, "phrases", image, entry, number, image.captions[number])
+    for number, expression in enumerate(image.expressions):
+        _add_phrased(out, "referring", image, entry, number, expression)
+    for number, (text, answer, group) in enumerate(image.questions):
+        ids = {"question_id": first_id + number, "image_id": image_id}
+        out["questions.questions"].append({**ids, "image": name, "question": text})
+        out["answers.annotations"].append(
+            {
+                **ids,
+                "question_type": group,
+                "answer_type": "yes/no" if answer in ("yes", "no") else "other",
+                "multiple_choice_answer": answer,
+                "answers": [{"answer": answer, "answer_id": i + 1} for i in range(_NUM_ANSWERS)],
+            }
+        )
+    for number, (text, truth, group, _, opposite) in enumerate(image.statements):
+        if opposite is None:
+            continue
+        pairs = ((image.partner, name, truth), (*opposite, not truth))
+        for pair, (left, right, label) in enumerate(pairs):
+            out["reasoning"].append(
+                {
+                    # As in NLVR2: split, set, pair of images, sentence.
+                    "identifier": f"{split}-{pair_id}-{pair}-{number}",
+                    "left_image": left,
+                    "right_image": right,
+                    "sentence": text,
+                    "label": str(label),
+                    "group": group,
+                }
+            )
+    if image.swapped_captions is not None:
+        caption_0, caption_1, tag = image.swapped_captions
+        names = {"id": pair_id, "image_0": image.partner, "image_1": name}
+        texts = {"caption_0": caption_0, "caption_1": caption_1, "tag": tag}
+        out["swapped"].append({**names, **texts})
 
 
 def _box_entry(
@@ -197,17 +185,18 @@ def _box_entry(
 
 
 def _add_phrased(
-    out: dict[str, list[dict[str, Any]]],
+    out: _Entries,
     kind: str,
     image: AnnotatedImage,
     image_entry: dict[str, Any],
     number: int,
     phrased: Phrased,
-    num_phrases: int,
 ) -> None:
     """Add an image entry for a text, and an annotation for each (phrase, thing)."""
     text_id = image.image_id * _PER_IMAGE + number
-    spans = [[list(span)] for span in phrased.spans[:num_phrases]]
+    spans = [[list(span)] for span in phrased.spans]
+    if kind == "referring":
+        spans = spans[:1]
     out[f"{kind}.images"].append(
         {
             **image_entry,
@@ -219,77 +208,45 @@ def _add_phrased(
             "group": phrased.group,
         }
     )
-    box_number = 0
-    for span, things in zip(spans, phrased.things, strict=False):
-        for thing in things:
-            box = image.boxes_xyxy[thing]
-            entry = _box_entry(text_id * _PER_IMAGE + box_number, text_id, box, 1)
-            entry["tokens_positive"] = span
-            out[f"{kind}.annotations"].append(entry)
-            box_number += 1
-
-
-def _add_question(
-    out: dict[str, list[dict[str, Any]]],
-    image: AnnotatedImage,
-    question_id: int,
-    question: Question,
-) -> None:
-    out["questions.questions"].append(
-        {
-            "question_id": question_id,
-            "image_id": image.image_id,
-            "image": image.file_name,
-            "question": question.text,
-        }
-    )
-    out["answers.annotations"].append(
-        {
-            "question_id": question_id,
-            "image_id": image.image_id,
-            "question_type": question.group,
-            "answer_type": "yes/no" if question.answer in ("yes", "no") else "other",
-            "multiple_choice_answer": question.answer,
-            "answers": [
-                {"answer": question.answer, "answer_id": i + 1} for i in range(NUM_ANSWERS)
-            ],
-        }
-    )
+    named = [
+        (span, thing)
+        for span, things in zip(spans, phrased.things, strict=False)
+        for thing in things
+    ]
+    for box_number, (span, thing) in enumerate(named):
+        box = image.boxes_xyxy[thing]
+        entry = _box_entry(text_id * _PER_IMAGE + box_number, text_id, box, 1)
+        out[f"{kind}.annotations"].append({**entry, "tokens_positive": span})
 
 
 def write_split(
     folder: Path, split: str, sections: dict[str, list[str]], class_names: Sequence[str], info: str
 ) -> None:
-    """Write the annotation files of one split.
+    """Write the annotation files of one split to a data folder.
 
-    Args:
-        folder: data folder.
-        split: name of the split, part of the file names.
-        sections: the JSON objects of `encode` for all images, in order.
-        class_names: names of the classes 1, 2, ...
-        info: origin of the data, one line.
+    `sections` has the JSON objects of all images from `encode`, in order; `class_names` the names
+    of the classes 1, 2, ...; `info` is the origin of the data in one line.
     """
     head = {"info": {"description": info}}
+    phrases = {**head, "categories": [{"id": 1, "name": "object"}]}
+    kind = {"task_type": "Open-Ended", "data_type": "generated", "data_subtype": split}
+    questions = {**head, **kind}
     classes = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
-    phrase = [{"id": 1, "name": "object"}]
-    questions = {"task_type": "Open-Ended", "data_type": "generated", "data_subtype": split}
-    extra = {
+    heads = {
         "captions": head,
-        "phrases": {**head, "categories": phrase},
-        "referring": {**head, "categories": phrase},
-        "questions": {**head, **questions},
-        "answers": {**head, **questions},
+        "phrases": phrases,
+        "referring": phrases,
+        "questions": questions,
+        "answers": questions,
         "detection": {**head, "categories": classes},
     }
-    for kind, name in FILES.items():
+    for source, name in FILES.items():
         with (folder / name.format(split=split)).open("w", encoding="utf-8") as file:
-            if kind not in extra:
-                file.writelines(line + "\n" for line in sections[kind])
+            if source not in _LISTS:
+                file.writelines(line + "\n" for line in sections[source])
                 continue
-            file.write(json.dumps(extra[kind])[:-1])
-            for section, entries in sections.items():
-                if section.startswith(kind + "."):
-                    file.write(f', "{section.split(".")[1]}": [\n')
-                    file.write(",\n".join(entries))
-                    file.write("\n]")
+            file.write(json.dumps(heads[source])[:-1])
+            for key in _LISTS[source]:
+                entries = ",\n".join(sections[f"{source}.{key}"])
+                file.write(f', "{key}": [\n{entries}\n]')
             file.write("}\n")

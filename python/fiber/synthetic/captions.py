@@ -7,7 +7,7 @@ thing with the same words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations, permutations
 
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Phrased, join_pieces
@@ -22,6 +22,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 # Nouns whose first letter does not determine the article.
 _A_BEFORE_VOWEL = ("uni", "us ", "uku", "eu", "ewe", "one")
 _AN_BEFORE_CONSONANT = ("hour", "x-ray")
+_UNCHANGED = ("sheep", "fish", "deer", "shrimp", "bison", "salmon", "trout", "squash")
 _PLURAL_ENDINGS = {
     "mouse": "mice",
     "goose": "geese",
@@ -29,14 +30,6 @@ _PLURAL_ENDINGS = {
     "foot": "feet",
     "man": "men",
     "child": "children",
-    "sheep": "sheep",
-    "fish": "fish",
-    "deer": "deer",
-    "shrimp": "shrimp",
-    "bison": "bison",
-    "salmon": "salmon",
-    "trout": "trout",
-    "squash": "squash",
     "lf": "lves",
     "leaf": "leaves",
     "knife": "knives",
@@ -47,10 +40,12 @@ _PLURAL_ENDINGS = {
 }
 
 Description = tuple[str, ...]
+#: Text, or a phrase with the indices of the things that it names.
+_Piece = str | tuple[str, tuple[int, ...]]
 
 
 def with_article(phrase: str) -> str:
-    """Return "a phrase" or "an phrase", depending on the first sound."""
+    """Prepend "a" or "an", depending on the first sound."""
     if phrase.startswith(_AN_BEFORE_CONSONANT):
         return f"an {phrase}"
     vowel = phrase[0].lower() in "aeiou" and not phrase.startswith(_A_BEFORE_VOWEL)
@@ -59,6 +54,8 @@ def with_article(phrase: str) -> str:
 
 def plural(noun: str) -> str:
     """Return the plural of a noun: "stars", "crosses", "yellow pansies", "firemen"."""
+    if noun.endswith(_UNCHANGED):
+        return noun
     for ending, many in _PLURAL_ENDINGS.items():
         if noun.endswith(ending):
             return noun.removesuffix(ending) + many
@@ -68,7 +65,7 @@ def plural(noun: str) -> str:
 
 
 def describe(thing: Thing, description: Description) -> str:
-    """Return the words of a thing, such as "small red star" or "red object"."""
+    """Describe a thing, as in "small red star" or "red object"."""
     words = [getattr(thing, kind) for kind in WORD_KINDS[:-1] if kind in description]
     words.append(thing.noun if "noun" in description else ANY_NOUN)
     return " ".join(words)
@@ -88,45 +85,29 @@ def word_kinds(world: World) -> Description:
 def minimal_descriptions(
     things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
 ) -> list[Description]:
-    """Return every minimal description that fits the target only.
+    """Return every minimal description that fits only the target.
 
-    Args:
-        things: all things of the image.
-        target: one of them.
-        kinds: kinds of words that may be used.
-        always: kinds that are always used; without them a description has at least one of `kinds`.
+    A description has any of `kinds` and all of `always`, and at least one word.
     """
     found: list[Description] = []
-    for description in _descriptions(kinds, always, shortest=0 if always else 1):
-        if any(set(shorter) <= set(description) for shorter in found):
+    for description in _descriptions(kinds, always):
+        if not description or any(set(shorter) <= set(description) for shorter in found):
             continue
         if sum(fits(thing, target, description) for thing in things) == 1:
             found.append(description)
     return found
 
 
-def _descriptions(kinds: Description, always: Description, shortest: int) -> list[Description]:
+def _descriptions(kinds: Description, always: Description) -> list[Description]:
     """Return all subsets of the kinds, short ones first, each with `always`."""
-    return [
-        (*chosen, *always)
-        for length in range(shortest, len(kinds) + 1)
-        for chosen in combinations(kinds, length)
-    ]
+    subsets = (combinations(kinds, length) for length in range(len(kinds) + 1))
+    return [(*chosen, *always) for chosen in chain.from_iterable(subsets)]
 
 
 def captions(world: World, things: Sequence[Thing], rng: Rng, novel: bool) -> list[Phrased]:
     """Return a caption that names all things and, if one is true, one with a relation."""
-    out = [_list_caption(world, things, rng)]
-    related = _relation_caption(world, things, rng, novel)
-    if related is not None:
-        out.append(related)
-    return out
-
-
-def _adjectives(world: World, rng: Rng, probability: float) -> Description:
-    """Sample whether a phrase has the size or the material; at most one of them."""
-    kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
-    return (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
+    found = _list_caption(world, things, rng), _relation_caption(world, things, rng, novel)
+    return [caption for caption in found if caption is not None]
 
 
 def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
@@ -134,7 +115,7 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
     groups: dict[tuple[str, str], list[int]] = {}
     for index in rng.shuffled(range(len(things))):
         groups.setdefault(things[index].pair, []).append(index)
-    pieces: list[str | tuple[str, tuple[int, ...]]] = []
+    pieces: list[_Piece] = []
     for number, ((color, noun), indices) in enumerate(groups.items()):
         if number:
             pieces.append(" and " if number == len(groups) - 1 else ", ")
@@ -142,68 +123,59 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
             words = f"{_NUMBERS[len(indices)]} {color} {plural(noun)}"
             pieces.append((" ".join(words.split()), tuple(sorted(indices))))
         else:
-            extra = _adjectives(world, rng, 0.5 if len(groups) < 3 else 0.3)
-            words = describe(things[indices[0]], _with_pair(world, extra))
-            pieces.append((with_article(words), (indices[0],)))
+            pieces.append(_name(world, things, indices[0], rng, 0.5 if len(groups) < 3 else 0.3))
     return join_pieces(pieces, "list")
 
 
-def _with_pair(world: World, extra: Description) -> Description:
-    """Return a description with color (if the world has any) and noun."""
-    return (*extra, "color", "noun") if len(world.colors) > 1 else (*extra, "noun")
+def _name(
+    world: World, things: Sequence[Thing], index: int, rng: Rng, probability: float
+) -> tuple[str, tuple[int, ...]]:
+    """Name a thing by color and noun, and with the probability by its size or material."""
+    kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
+    extra = (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
+    colors = ("color",) if len(world.colors) > 1 else ()
+    return with_article(describe(things[index], (*extra, *colors, "noun"))), (index,)
 
 
 def _relation_caption(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool
 ) -> Phrased | None:
     """Relate two things whose color and noun no third thing has."""
-    alone = [
-        index
-        for index, thing in enumerate(things)
-        if sum(thing.pair == other.pair for other in things) == 1
-    ]
+    pairs = [thing.pair for thing in things]
+    alone = [index for index, pair in enumerate(pairs) if pairs.count(pair) == 1]
     options = [
         (first, found, second)
-        for first in alone
-        for second in alone
-        if first != second and (found := relation(things[first], things[second]))
+        for first, second in permutations(alone, 2)
+        if (found := relation(things[first], things[second]))
     ]
     if novel:
         options = [o for o in options if concerns_held_out(world, things[o[0]], o[1], things[o[2]])]
     if not options:
         return None
     first, found, second = rng.choice(options)
-    pieces: list[str | tuple[str, tuple[int, ...]]] = []
+    pieces: list[_Piece] = []
     others = [index for index in alone if index not in (first, second)]
     if others and rng.bernoulli():
-        index = rng.choice(others)
-        words = describe(things[index], _with_pair(world, _adjectives(world, rng, 0.3)))
-        pieces += [(with_article(words), (index,)), ", and "]
-    for index in (first, second):
-        words = describe(things[index], _with_pair(world, _adjectives(world, rng, 0.3)))
-        pieces.append((with_article(words), (index,)))
-        if index == first:
-            pieces.append(f" {found} ")
+        pieces += [_name(world, things, rng.choice(others), rng, 0.3), ", and "]
+    pieces += [_name(world, things, first, rng, 0.3), f" {found} "]
+    pieces.append(_name(world, things, second, rng, 0.3))
     return join_pieces(pieces, "relation")
 
 
 def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
     """Return whether a spatial fact, or one of its things, is held out."""
-    return (
-        world.is_held_out(thing)
-        or world.is_held_out(other)
-        or world.is_held_out_fact(thing.noun, found, other.noun)
-    )
+    is_new = world.is_held_out(thing) or world.is_held_out(other)
+    return is_new or world.is_held_out_fact(thing.noun, found, other.noun)
 
 
 def expressions(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions: texts that each fit one thing, without redundant adjectives.
+    """Return referring expressions, each of which fits one thing and has no redundant adjective.
 
-    Most name the thing ("the small star"), some do not ("the red object"). Their groups: "simple"
-    (one word), "composed" (two or more), "relation" (to another thing). The first span of each is
-    its head phrase, such as "the star" of "the star left of the ring".
+    Most have the noun ("the small star"), some do not ("the red object"). Groups: "simple" (one
+    word), "composed" (two or more), "relation" (to another thing). The first span of each is its
+    head phrase, as "the star" in "the star left of the ring".
     """
     if len(things) < 2:
         return []
@@ -216,11 +188,10 @@ def expressions(
         index = rng.weighted_choice(targets, weights)
         targets.remove(index)
         named = rng.bernoulli(0.7)
-        expression = _expression(world, things, index, rng, named) or _expression(
-            world, things, index, rng, not named
-        )
-        if expression is not None:
-            out.append(expression)
+        for by_noun in (named, not named):
+            if found := _expression(world, things, index, rng, by_noun):
+                out.append(found)
+                break
     return out
 
 
@@ -253,7 +224,7 @@ def _related_expressions(
             continue
         rivals = [t for i, t in enumerate(things) if i not in (index, other_index)]
         used: list[Description] = []
-        for description in _descriptions(adjectives, always, shortest=0):
+        for description in _descriptions(adjectives, always):
             if any(set(shorter) <= set(description) for shorter in used):
                 continue
             alike = [rival for rival in rivals if fits(rival, target, description)]

@@ -1,14 +1,15 @@
 """Questions about a scene, statements about two scenes, and captions with swapped words.
 
-True and false texts are equally frequent: the truth value is sampled first, then a text with this
-value, and only if the scene has texts with both. Answers to other questions are balanced by the
-symmetry of the scenes (see `scene_graph`).
+True and false texts are equally frequent: the truth value is sampled first, then a text with it,
+and only if the scene has texts with both. Other answers are balanced by the symmetry of the scenes
+(see `scene_graph`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from itertools import permutations
 
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Question, Statement
@@ -21,44 +22,22 @@ from fiber.synthetic.captions import (
     with_article,
     word_kinds,
 )
-from fiber.synthetic.scene_graph import RELATIONS, Scene, Thing, World, relation
-
-#: Probability weights of the kinds of questions.
-QUESTION_WEIGHTS = {
-    "color": 5.0,
-    "shape": 4.0,
-    "exists": 4.0,
-    "relation": 5.0,
-    "size": 2.0,
-    "material": 2.0,
-    "count": 12.0,
-}
-
-Pair = tuple[str, str]
+from fiber.synthetic.scene_graph import RELATIONS, Pair, Scene, Thing, World, relation
 
 
 def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
-    """Return up to `count` questions of different kinds; their `group` is the kind.
+    """Return up to `count` questions of different kinds, their `group`.
 
-    For `novel` images they are about held-out things and facts only.
+    Those of `novel` images are only about held-out things and facts.
     """
-    makers = {
-        "color": _ask_color,
-        "shape": _ask_shape,
-        "exists": _ask_exists,
-        "relation": _ask_relation,
-        "size": _ask_size,
-        "material": _ask_material,
-        "count": _ask_count,
-    }
-    left = dict(QUESTION_WEIGHTS)
+    left = {kind: weight for kind, (weight, _) in _QUESTIONS.items()}
     if scene.counted is None:
         del left["count"]
     out: list[Question] = []
     while left and len(out) < count:
         kind = rng.weighted_choice(list(left), list(left.values()))
         del left[kind]
-        question = makers[kind](world, scene, rng, novel)
+        question = _QUESTIONS[kind][1](world, scene, rng, novel)
         if question is not None:
             out.append(question)
     return out
@@ -67,10 +46,7 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
 def _target(
     world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Sample a thing and a phrase with words of some kinds that only this thing fits.
-
-    A phrase with only a word of the first kind is preferred.
-    """
+    """Sample a thing and a phrase that only this thing fits, preferably of the first kind alone."""
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
     thing = rng.choice(things)
@@ -91,30 +67,21 @@ def _ask_color(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 def _ask_shape(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     if len(world.colors) == 1:
-        return None if novel else _ask_what(scene)
+        if novel or len(scene.things) != 1:
+            return None
+        return Question("what does the picture show?", scene.things[0].noun, "shape")
     found = _target(world, scene, rng, novel, ("color", "size", "material"))
     return found and Question(f"what shape is the {found[1]}?", found[0].noun, "shape")
 
 
-def _ask_what(scene: Scene) -> Question | None:
-    """Ask what an image with one thing shows."""
-    if len(scene.things) != 1:
-        return None
-    return Question("what does the picture show?", scene.things[0].noun, "shape")
-
-
-def _ask_size(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if len(world.sizes) == 1:
+def _ask_attribute(
+    kind: str, word: str, world: World, scene: Scene, rng: Rng, novel: bool
+) -> Question | None:
+    """Ask for the size or the material of a thing."""
+    if kind not in word_kinds(world):
         return None
     found = _target(world, scene, rng, novel, ("noun", "color"))
-    return found and Question(f"what size is the {found[1]}?", found[0].size, "size")
-
-
-def _ask_material(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if len(world.materials) == 1:
-        return None
-    found = _target(world, scene, rng, novel, ("noun", "color"))
-    return found and Question(f"what pattern is the {found[1]}?", found[0].material, "material")
+    return found and Question(f"what {word} is the {found[1]}?", getattr(found[0], kind), kind)
 
 
 def _ask_count(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
@@ -136,10 +103,11 @@ def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question |
         present = [pair for pair in pairs if pair in shown]
         absent = _near_pairs(world, pairs, shown, rng)
     else:
-        words, part = (world.nouns, 1) if level == "noun" else (world.colors, 0)
-        there = {pair[part] for pair in shown}
-        present = [_with_word(word, part) for word in words if word in there]
-        absent = [_with_word(word, part) for word in words if word not in there]
+        words = world.nouns if level == "noun" else world.colors
+        pairs = [_with_word((word, word), level) for word in words]
+        there = {_with_word(pair, level) for pair in shown}
+        present = [pair for pair in pairs if pair in there]
+        absent = [pair for pair in pairs if pair not in there]
     chosen = _sample_truth(present, absent, rng)
     if chosen is None:
         return None
@@ -162,12 +130,13 @@ def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair
     return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in families]
 
 
-def _with_word(word: str, part: int) -> Pair:
-    return (word, ANY_NOUN) if part == 0 else ("", word)
+def _with_word(pair: Pair, level: str) -> Pair:
+    """Return a pair with the color or the noun only."""
+    return (pair[0], ANY_NOUN) if level == "color" else ("", pair[1])
 
 
 def pair_phrase(pair: Pair) -> str:
-    """Return "a red star" of ("red", "star"), "a star" of ("", "star")."""
+    """Return "a red star" for ("red", "star"), "a star" for ("", "star")."""
     return with_article(" ".join(pair).strip())
 
 
@@ -182,9 +151,7 @@ def _sample_truth(
 
 
 def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    if rng.bernoulli():
-        return _ask_where(world, scene, rng, novel)
-    return _ask_neighbour(world, scene, rng, novel)
+    return (_ask_where if rng.bernoulli() else _ask_neighbor)(world, scene, rng, novel)
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
@@ -192,13 +159,17 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
-        return _ask_fact(scene, rng)
-    options = []
-    for thing in things:
-        for other in things:
-            found = relation(thing, other) if thing is not other else None
-            if found and (not novel or concerns_held_out(world, thing, found, other)):
-                options.append((thing, found, other))
+        noun, asked, other_noun = scene.asked_fact
+        nouns = [thing.noun for thing in things]
+        thing, other = things[nouns.index(noun)], things[nouns.index(other_noun)]
+        answer = "yes" if relation(thing, other) == asked else "no"
+        return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
+    options = [
+        (thing, found, other)
+        for thing, other in permutations(things, 2)
+        if (found := relation(thing, other))
+        and (not novel or concerns_held_out(world, thing, found, other))
+    ]
     if not options:
         return None
     thing, found, other = rng.choice(options)
@@ -216,17 +187,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
     return Question(text, "yes" if truth else "no", "relation")
 
 
-def _ask_fact(scene: Scene, rng: Rng) -> Question | None:
-    """Ask about the held-out fact of the scene."""
-    assert scene.asked_fact is not None
-    noun, asked, other_noun = scene.asked_fact
-    nouns = [thing.noun for thing in scene.things]
-    first, second = scene.things[nouns.index(noun)], scene.things[nouns.index(other_noun)]
-    answer = "yes" if relation(first, second) == asked else "no"
-    return Question(f"is the {noun} {asked} the {other_noun}?", answer, "relation")
-
-
-def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
+def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
     """Ask "what shape is left of the ring?" if exactly one thing clearly is."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
@@ -237,14 +198,11 @@ def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Questio
             if where.count(asked) != 1 or None in where:
                 continue
             thing = next(t for t in things if t is not other and relation(t, other) == asked)
-            if thing.noun == other.noun:
-                continue
-            if novel and not concerns_held_out(world, thing, asked, other):
-                continue
-            if len(world.colors) == 1 and world.is_held_out(thing):
-                # Training answers never include held-out nouns.
-                continue
-            options.append((thing, asked, other))
+            # Training answers never include held-out nouns.
+            is_unknown = len(world.colors) == 1 and world.is_held_out(thing)
+            is_asked = not novel or concerns_held_out(world, thing, asked, other)
+            if thing.noun != other.noun and is_asked and not is_unknown:
+                options.append((thing, asked, other))
     if not options:
         return None
     thing, asked, other = rng.choice(options)
@@ -252,89 +210,87 @@ def _ask_neighbour(world: World, scene: Scene, rng: Rng, novel: bool) -> Questio
     if not words:
         return None
     what = "what" if len(world.colors) == 1 else "what shape"
-    text = f"{what} is {asked} the {describe(other, rng.choice(words))}?"
-    return Question(text, thing.noun, "relation")
+    landmark = describe(other, rng.choice(words))
+    return Question(f"{what} is {asked} the {landmark}?", thing.noun, "relation")
 
 
-class PairStatement(NamedTuple):
-    """A statement about two images, with the data to find a pair with the opposite truth value."""
-
-    statement: Statement
-    #: The pair that both images, or one, show according to the statement; None if it names sides.
-    pair: Pair | None = None
+#: Probability weight and function of each kind of questions.
+_QUESTIONS: dict[str, tuple[float, Callable[[World, Scene, Rng, bool], Question | None]]] = {
+    "color": (5.0, _ask_color),
+    "shape": (4.0, _ask_shape),
+    "exists": (4.0, _ask_exists),
+    "relation": (5.0, _ask_relation),
+    "size": (2.0, partial(_ask_attribute, "size", "size")),
+    "material": (2.0, partial(_ask_attribute, "material", "pattern")),
+    "count": (12.0, _ask_count),
+}
 
 
 def opposite_pair(
     world: World,
-    claim: PairStatement,
+    pair: Pair | None,
     scene_of: Callable[[int], Scene],
     index: int,
     others: Iterable[int],
 ) -> tuple[int, int] | None:
-    """Find two images for which the opposite of a statement about the pair of `index` is true.
+    """Find two images with the opposite truth of a statement about the images of `index`.
 
     A statement that names the sides is reversed by swapping them. For one about what both images
     show, an image that shows it keeps its side, and the other one is replaced by the first of
     `others` that changes whether they agree.
     """
-    if claim.pair is None:
+    if pair is None:
         return index, index - 1
-    own = (index - 1, index)
-    shows = [claim.pair in _every_pair(scene_of(number)) for number in own]
-    wanted = not all(shows)
+    left, right = (pair in _every_pair(scene_of(number)) for number in (index - 1, index))
     for other in others:
         pairs = _every_pair(scene_of(other))
-        agrees = claim.pair in pairs if wanted else bool(_without(world, [claim.pair], pairs))
-        if agrees:
-            return (own[0], other) if shows[0] else (other, own[1])
+        if _without(world, [pair], pairs) if left and right else pair in pairs:
+            return (index - 1, other) if left else (other, index)
     return None
 
 
 def _every_pair(scene: Scene) -> set[Pair]:
     """Return the pairs shown, each also with its color or its noun alone."""
     pairs = {thing.pair for thing in scene.things}
-    return pairs | {_with_word(pair[part], part) for pair in pairs for part in (0, 1)}
+    return pairs | {_with_word(pair, level) for pair in pairs for level in ("color", "noun")}
 
 
 def statements(
     world: World, left: Scene, right: Scene, rng: Rng, novel: bool, count: int = 2
-) -> list[PairStatement]:
+) -> list[Statement]:
     """Return up to `count` statements about two images, of different kinds."""
-    out: list[PairStatement] = []
+    out: list[Statement] = []
     for kind in rng.shuffled(("both", "one", "side", "each", "more")):
         if len(out) == count:
             break
         if kind == "more":
-            claim = None if novel else _state_more(left, right, rng)
+            found = None if novel else _state_more(left, right, rng)
         else:
-            claim = _state_shown(world, kind, left, right, rng, novel)
-        if claim is not None:
-            out.append(claim)
+            found = _state_shown(world, kind, left, right, rng, novel)
+        if found is not None:
+            out.append(found)
     return out
 
 
-def _state_more(left: Scene, right: Scene, rng: Rng) -> PairStatement | None:
+def _state_more(left: Scene, right: Scene, rng: Rng) -> Statement | None:
     difference = len(left.things) - len(right.things)
     if difference == 0:
         return None
     says_left = rng.bernoulli()
     sides = ("left", "right") if says_left else ("right", "left")
     text = f"the {sides[0]} picture shows more objects than the {sides[1]} picture"
-    return PairStatement(Statement(text, (difference > 0) == says_left, "more"))
+    return Statement(text, (difference > 0) == says_left, "more")
 
 
 def _state_shown(
     world: World, kind: str, left: Scene, right: Scene, rng: Rng, novel: bool
-) -> PairStatement | None:
+) -> Statement | None:
     """State which of the images shows something."""
     level = "pair" if novel or len(world.colors) == 1 else rng.choice(("pair", "noun", "color"))
     shown = []
     for scene in (left, right):
         pairs = {t.pair for t in scene.things if not novel or world.is_held_out(t)}
-        if level != "pair":
-            part = 1 if level == "noun" else 0
-            pairs = {_with_word(pair[part], part) for pair in pairs}
-        shown.append(pairs)
+        shown.append(pairs if level == "pair" else {_with_word(pair, level) for pair in pairs})
     both = sorted(shown[0] & shown[1])
     only_left = sorted(_without(world, shown[0], shown[1]))
     only_right = sorted(_without(world, shown[1], shown[0]))
@@ -345,32 +301,27 @@ def _state_shown(
         if chosen is None:
             return None
         pair, truth = chosen
-        return PairStatement(Statement(f"{start} {pair_phrase(pair)}", truth, kind), pair)
+        return Statement(f"{start} {pair_phrase(pair)}", truth, kind, pair)
     if not only_left or not only_right:
         return None
     if kind == "side":
         says_left, truth = rng.bernoulli(), rng.bernoulli()
         pair = rng.choice(only_left if says_left == truth else only_right)
         side = "left" if says_left else "right"
-        text = f"the {side} picture shows {pair_phrase(pair)}"
-        return PairStatement(Statement(text, truth, kind))
+        return Statement(f"the {side} picture shows {pair_phrase(pair)}", truth, kind)
     first, second = pair_phrase(rng.choice(only_left)), pair_phrase(rng.choice(only_right))
     truth = rng.bernoulli()
     if not truth:
         first, second = second, first
     text = f"the left picture shows {first} and the right picture shows {second}"
-    return PairStatement(Statement(text, truth, kind))
+    return Statement(text, truth, kind)
 
 
 def swapped_captions(scene: Scene, other: Scene) -> tuple[str, str, str]:
     """Return captions of the two images of a pair, with the same words, and the kind of swap."""
-    out = []
-    for things in (scene.things, other.things):
-        if scene.swap == "color":
-            # Nouns keep their order, so that only colors are swapped.
-            first, second = things[0], things[1]
-            out.append(f"{pair_phrase(first.pair)} and {pair_phrase(second.pair)}")
-        else:
-            found = relation(things[0], things[1])
-            out.append(f"{pair_phrase(things[0].pair)} {found} {pair_phrase(things[1].pair)}")
-    return out[0], out[1], scene.swap
+    texts = []
+    for first, second in (scene.things[:2], other.things[:2]):
+        # Nouns keep their order, so that only colors are swapped.
+        word = "and" if scene.swap == "color" else relation(first, second)
+        texts.append(f"{pair_phrase(first.pair)} {word} {pair_phrase(second.pair)}")
+    return texts[0], texts[1], scene.swap

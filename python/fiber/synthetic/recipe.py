@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,53 +12,66 @@ import numpy as np
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import AnnotatedImage, Statement
 from fiber.synthetic.captions import captions, expressions
-from fiber.synthetic.dataset_dir import file_name
-from fiber.synthetic.questions import (
-    PairStatement,
-    opposite_pair,
-    questions,
-    statements,
-    swapped_captions,
-)
+from fiber.synthetic.questions import opposite_pair, questions, statements, swapped_captions
 from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, World, stream
 
+IMAGES_PER_FOLDER = 1000
+#: Stream of the random numbers of pixels.
+PIXELS = 1
 _TEXTS, _PAIRS = 2, 3
 #: Number of earlier images that are searched for the opposite pair of a statement.
 _LOOK_BACK = 64
+
+
+def file_name(split: str, index: int) -> str:
+    """Return the path of an image, relative to the folder of images."""
+    return f"{split}/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.jpg"
 
 
 @dataclass(frozen=True)
 class Recipe(ABC):
     """Parameters that determine the images of a data set; pickled for worker processes.
 
-    Image i of a split depends on the recipe, the split and i only.
+    Image i of a split depends only on the recipe, the split and i.
+
+    Raises:
+        ValueError: if `image_size` or `max_objects` is out of range.
     """
 
+    #: Determines everything, including what is held out.
     seed: int
-    #: Side of the images in pixels.
+    #: Side of the images in pixels, at least 48.
     image_size: int
+    #: Maximum number of objects in an image, 1 to 9.
     max_objects: int
 
     #: Name of the generator.
     name: ClassVar[str]
-    #: Increases when the same recipe gives other data.
+    #: Incremented when the same recipe gives different data.
     version: ClassVar[int]
     #: Number of training images whose texts a new tokenizer is trained on.
     tokenizer_images: ClassVar[int]
+    #: Maximum vocabulary size of a new tokenizer.
+    vocab_size: ClassVar[int]
 
-    @property
+    def __post_init__(self) -> None:
+        if self.image_size < 48:
+            raise ValueError(f"image_size must be at least 48 pixels, got {self.image_size}")
+        if not 1 <= self.max_objects <= 9:
+            raise ValueError(f"max_objects must be in [1, 9], got {self.max_objects}")
+
+    @cached_property
     @abstractmethod
     def world(self) -> World:
         """Vocabulary of the data set, and what is held out."""
 
     @abstractmethod
-    def scene(self, split: str, index: int) -> Scene:
-        """Return the objects of an image."""
+    def _sample_scene(self, split: str, index: int) -> Scene: ...
 
     @abstractmethod
     def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
-        """Return the pixels of an image, (H, W, 3) uint8 RGB, and the box of each object."""
+        """Return an image's pixels, (H, W, 3) uint8 RGB, and the box of each object."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -67,6 +80,10 @@ class Recipe(ABC):
     def parameters(self) -> dict[str, Any]:
         """Return further parameters that determine the data, for `dataset.json`."""
         return {}
+
+    def scene(self, split: str, index: int) -> Scene:
+        """Return the scene of an image."""
+        return _scene(self, split, index)
 
     def describe(self, split: str, index: int) -> AnnotatedImage:
         """Return an image with all its texts and without boxes.
@@ -89,15 +106,22 @@ class Recipe(ABC):
             left = self.scene(split, index - 1)
             rng = Rng(self.seed, stream(split, _PAIRS), index)
             image.partner = file_name(split, index - 1)
-            pairs = statements(world, left, scene, rng, novel)
-            image.statements = [self._with_opposite(pair, split, index) for pair in pairs]
+            found = statements(world, left, scene, rng, novel)
+            image.statements = [self._with_opposite(each, split, index) for each in found]
             if scene.swap:
                 image.swapped_captions = swapped_captions(left, scene)
         return image
 
-    def _with_opposite(self, pair: PairStatement, split: str, index: int) -> Statement:
-        """Add images for which the opposite of a statement is true, if any are found."""
+    def _with_opposite(self, statement: Statement, split: str, index: int) -> Statement:
+        """Add images with the opposite truth of a statement, if any are found."""
         earlier = range(index - 2, max(-1, index - 2 - _LOOK_BACK), -1)
-        found = opposite_pair(self.world, pair, partial(self.scene, split), index, earlier)
+        scene_of = partial(self.scene, split)
+        found = opposite_pair(self.world, statement.pair, scene_of, index, earlier)
         names = found and (file_name(split, found[0]), file_name(split, found[1]))
-        return pair.statement._replace(opposite=names)
+        return statement._replace(opposite=names)
+
+
+# Cached, since statements search earlier images.
+@lru_cache(maxsize=256)
+def _scene(recipe: Recipe, split: str, index: int) -> Scene:
+    return recipe._sample_scene(split, index)

@@ -1,8 +1,7 @@
 """Render scenes: antialiased shapes with materials on textured backgrounds.
 
-Each thing is drawn on a small patch from a signed distance in pixels (negative inside), so that an
-image of 96 x 96 pixels takes a fraction of a millisecond. Dimensions: H W pixels of the image, P Q
-pixels of a patch.
+Each thing is drawn on a small patch from a signed distance in pixels (negative inside).
+Dimensions: H W pixels of the image, P Q pixels of a patch.
 """
 
 from __future__ import annotations
@@ -29,18 +28,13 @@ RGB = {
     "white": (244, 244, 244),
     "black": (22, 22, 22),
 }
-# Stripes and dots are a multiple of the color plus a gray: lighter on dark colors.
+# Stripes and dots are a multiple of the color plus a gray, lighter on dark colors.
 _MARKS = {"blue": (0.45, 140), "purple": (0.45, 140), "black": (1.0, 185), "white": (0.22, 0)}
 _DARKER = (0.4, 0)
 
 
 def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Draw a scene.
-
-    Args:
-        scene: things with positions and radii in pixels.
-        image_size: side of the image in pixels.
-        rng: for the background and small variations of the things.
+    """Draw a scene whose positions and radii are in pixels; `image_size` is the image's side.
 
     Returns:
         (H, W, 3) uint8 RGB, and the box of each thing: the bounds of its pixels with alpha > 0.5.
@@ -53,8 +47,8 @@ def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, lis
 
 def background(side: int, rng: Rng) -> np.ndarray:
     """Return a grayish (side, side, 3) float32 image: a gradient, soft clouds and grain."""
-    grey = rng.uniform(95, 165)
-    tint = np.array([grey + rng.uniform(-16, 16) for _ in range(3)], dtype=np.float32)
+    gray = rng.uniform(95, 165)
+    tint = np.array([gray + rng.uniform(-16, 16) for _ in range(3)], dtype=np.float32)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 20)
     light = (ramp * (slope * math.sin(angle)))[:, None] + ramp * (slope * math.cos(angle))
@@ -68,7 +62,7 @@ def background(side: int, rng: Rng) -> np.ndarray:
 
 
 def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
-    """Draw a thing into an (H, W, 3) float32 image; return the box of alpha > 0.5."""
+    """Draw a thing on an (H, W, 3) float32 image; return the box of alpha > 0.5."""
     height, width = image.shape[:2]
     reach = thing.radius + 2
     top, left = max(int(thing.y - reach), 0), max(int(thing.x - reach), 0)
@@ -83,24 +77,27 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
     colors = _material(thing, u, v, rng)
     patch = image[top:bottom, left:right]
     patch += (colors - patch) * alpha[:, :, None]
-    inside = alpha > 0.5
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    return (
-        left + int(columns[0]),
-        top + int(rows[0]),
-        left + int(columns[-1]) + 1,
-        top + int(rows[-1]) + 1,
-    )
+    box = bounds(alpha > 0.5)
+    assert box is not None
+    return left + box[0], top + box[1], left + box[2], top + box[3]
+
+
+def bounds(mask: np.ndarray) -> PixelBox | None:
+    """Return the bounding box of an (H, W) bool mask, or None if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Return the signed distance of points to the outline of a shape, negative inside.
+    """Return the signed distance of points to a shape's outline, negative inside.
 
     Args:
         shape: one of `scene_graph.SHAPES`.
-        u: (P, Q) pixels to the right of the shape's center.
-        v: (P, Q) pixels below it.
-        radius: half of the shape's extent in pixels.
+        u: (P, Q) pixels to the right of the center.
+        v: (P, Q) pixels below the center.
+        radius: half of the extent in pixels.
     """
     if shape == "circle":
         return np.hypot(u, v) - 0.94 * radius
@@ -115,31 +112,25 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         return (a / wide + b / high - 1) * (wide * high / math.hypot(wide, high))
     if shape == "cross":
         long, short = 0.96 * radius, 0.32 * radius
-        upright = np.maximum(a - short, b - long)
-        return np.minimum(upright, np.maximum(a - long, b - short))
+        return np.minimum(np.maximum(a - short, b - long), np.maximum(a - long, b - short))
     if shape == "triangle":
-        # The three sides of an equilateral triangle with a horizontal base.
-        sides = a * 0.8660254 - v * 0.5 - 0.52 * radius
-        return np.maximum(sides, v - 0.62 * radius)
+        # Equilateral, with a horizontal base.
+        return np.maximum(a * 0.8660254 - v * 0.5 - 0.52 * radius, v - 0.62 * radius)
     if shape == "star":
         # One of ten equal wedges: the outline is the line from a tip to the next notch.
         turn = 2 * math.pi / 5
         wedge = np.abs((np.arctan2(u, -v) + turn / 2) % turn - turn / 2)
-        distance = np.hypot(u, v)
-        tip, notch = radius, 0.44 * radius
-        notch_x, notch_y = notch * math.cos(turn / 2), notch * math.sin(turn / 2)
-        edge_x, edge_y = notch_x - tip, notch_y
-        length = math.hypot(edge_x, edge_y)
-        along, across = distance * np.cos(wedge) - tip, distance * np.sin(wedge)
-        return (across * -edge_x + along * edge_y) / length
+        distance, notch = np.hypot(u, v), 0.44 * radius
+        edge_x, edge_y = notch * math.cos(turn / 2) - radius, notch * math.sin(turn / 2)
+        along, across = distance * np.cos(wedge) - radius, distance * np.sin(wedge)
+        return (across * -edge_x + along * edge_y) / math.hypot(edge_x, edge_y)
     if shape == "heart":
         # A square on its corner with two half-discs on its upper sides.
         side = 1.06 * radius
         lowered = v - 0.16 * radius
         square = (np.maximum(np.abs(u + lowered), np.abs(u - lowered)) / math.sqrt(2)) - side / 2
         middle = side / (2 * math.sqrt(2))
-        lobes = np.hypot(a - middle, lowered + middle) - side / 2
-        return np.minimum(square, lobes)
+        return np.minimum(square, np.hypot(a - middle, lowered + middle) - side / 2)
     raise ValueError(f"unknown shape {shape!r}")
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from fiber.data.rng import Rng
 
@@ -30,12 +31,17 @@ MATERIALS = ("plain", "striped", "dotted", "glossy")
 #: Radius of a thing relative to the image's side: 14-17 and 24-29 pixels in diameter at 96.
 RADII = {"small": (0.076, 0.090), "large": (0.128, 0.152)}
 
+#: Every fourth pair of images (2m, 2m + 1) is the same scene with two words swapped.
+TWIN_EVERY = 4
+
 # Streams of random numbers.
 _SCENE, _HELD_OUT = 0, 255
-# A quarter of the pairs of images (2m, 2m + 1) are the same scene with two words swapped.
-_TWIN_EVERY = 4
 # One axis must exceed the other by this factor for a relation such as "left of".
 _CONE = 1.3
+
+
+#: (color, noun).
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,12 @@ class Thing:
     x: float = 0.0
     y: float = 0.0
     radius: float = 0.0
+    #: Index of the stamp in `StampCollection.cutouts`.
+    cutout: int = -1
 
     @property
-    def pair(self) -> tuple[str, str]:
-        """(color, noun)."""
+    def pair(self) -> Pair:
+        """Color and noun."""
         return self.color, self.noun
 
 
@@ -78,13 +86,13 @@ class World:
     colors: tuple[str, ...] = ("",)
     sizes: tuple[str, ...] = ("",)
     materials: tuple[str, ...] = ("",)
-    held_out_pairs: frozenset[tuple[str, str]] = frozenset()
+    held_out_pairs: frozenset[Pair] = frozenset()
     held_out_facts: frozenset[tuple[str, str, str]] = frozenset()
     #: Family of each noun. Nouns of one family may apply to the same thing ("ball", "tennis ball"),
     #: so that with one shown, texts do not mention another. Default: the noun itself.
     families: Mapping[str, str] = field(default_factory=dict)
     #: All (color, noun) pairs that training may show, in a fixed order.
-    shown_pairs: tuple[tuple[str, str], ...] = field(init=False)
+    shown_pairs: tuple[Pair, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         pairs = [(color, noun) for noun in self.nouns for color in self.colors]
@@ -108,8 +116,8 @@ class World:
 def shapes_world(seed: int) -> World:
     """Return the world of colored shapes; the seed determines what is held out.
 
-    One of 8 pairs is held out: each color with one shape. Of the 112 facts (28 pairs of shapes,
-    four relations) 12 are held out, three for each shape.
+    Held out are one eighth of the pairs, each color with one shape, and 12 of 112 facts (28 pairs
+    of shapes, four relations), three for each shape.
     """
     rng = Rng(seed, _HELD_OUT, 0)
     nouns = rng.shuffled(SHAPES)
@@ -138,32 +146,22 @@ def relation(thing: Thing, other: Thing) -> str | None:
 
 def shows_held_out_fact(world: World, things: Sequence[Thing]) -> bool:
     """Return whether any two of the things are in a held-out relation."""
-    for index, thing in enumerate(things):
-        for other in things[:index]:
-            found = relation(thing, other)
-            if found and world.is_held_out_fact(thing.noun, found, other.noun):
-                return True
-    return False
+    return any(
+        (found := relation(thing, other)) and world.is_held_out_fact(thing.noun, found, other.noun)
+        for other, thing in combinations(things, 2)
+    )
 
 
 def place(
-    things: Sequence[Thing],
-    image_size: tuple[int, int],
-    rng: Rng,
-    accept: Callable[[Sequence[Thing]], bool],
+    things: Sequence[Thing], side: int, rng: Rng, accept: Callable[[Sequence[Thing]], bool]
 ) -> tuple[Thing, ...]:
-    """Place things so that they neither overlap nor leave the image.
+    """Place things in an image of side x side pixels, without overlap.
 
-    Args:
-        things: with their radii, which shrink a little after every 60 failures.
-        image_size: (height, width) in pixels.
-        rng: source of the positions.
-        accept: returns whether an arrangement is acceptable.
+    Their radii shrink a little after every 60 failures. `accept` rejects arrangements.
 
     Raises:
         ValueError: if even much smaller things do not fit.
     """
-    height, width = image_size
     shrink = 1.0
     for tries in range(1, 2000):
         placed: list[Thing] = []
@@ -171,8 +169,8 @@ def place(
             radius = thing.radius * shrink
             # Placed things are not moved, so that more random positions would rarely help.
             for _ in range(12):
-                x = rng.uniform(radius + 1, width - radius - 1)
-                y = rng.uniform(radius + 1, height - radius - 1)
+                x = rng.uniform(radius + 1, side - radius - 1)
+                y = rng.uniform(radius + 1, side - radius - 1)
                 if all(math.hypot(x - o.x, y - o.y) > radius + o.radius + 1 for o in placed):
                     placed.append(dataclasses.replace(thing, x=x, y=y, radius=radius))
                     break
@@ -182,24 +180,23 @@ def place(
             return tuple(placed)
         if tries % 60 == 0:
             shrink *= 0.95
-    raise ValueError(f"no room for {len(things)} things in an image of {height} x {width} pixels")
+    raise ValueError(f"no room for {len(things)} things in an image of {side} x {side} pixels")
 
 
 def sample_scene(
     world: World, seed: int, split: str, index: int, *, image_size: int = 96, max_objects: int = 4
 ) -> Scene:
-    """Sample the scene of an image. It does not depend on other images.
+    """Sample the scene of an image, independently of other images.
 
     Images 2m and 2m + 1 form a pair. In every fourth pair the second image is the first one with
-    the colors of two things swapped, or with the two things swapped.
+    two things, or their colors, swapped.
     """
-    novel = split == "novel"
-    pair = index // 2
-    if pair % _TWIN_EVERY == 0 and max_objects >= 2:
-        base = Rng(seed, stream(split, _SCENE), pair * 2)
-        scene = _twin(world, base, novel, image_size, max_objects)
+    novel, pair = split == "novel", index // 2
+    twin = pair % TWIN_EVERY == 0 and max_objects >= 2
+    rng = Rng(seed, stream(split, _SCENE), pair * 2 if twin else index)
+    if twin:
+        scene = _twin(world, rng, novel, image_size, max_objects)
         return scene if index % 2 == 0 else swapped(scene)
-    rng = Rng(seed, stream(split, _SCENE), index)
     if novel:
         return _novel(world, rng, image_size, max_objects)
     if rng.bernoulli(0.25) and len(world.colors) > 1:
@@ -216,13 +213,12 @@ def stream(split: str, purpose: int) -> int:
 def swapped(scene: Scene) -> Scene:
     """Return the other scene of a pair: things 0 and 1 swapped according to `swap`."""
     first, second, *others = scene.things
-    if scene.swap == "color":
-        new_first = dataclasses.replace(first, color=second.color)
-        new_second = dataclasses.replace(second, color=first.color)
-    else:
-        new_first = dataclasses.replace(first, color=second.color, noun=second.noun)
-        new_second = dataclasses.replace(second, color=first.color, noun=first.noun)
-    return dataclasses.replace(scene, things=(new_first, new_second, *others))
+    names = ("color",) if scene.swap == "color" else ("color", "noun", "cutout")
+    things = (
+        dataclasses.replace(thing, **{name: getattr(other, name) for name in names})
+        for thing, other in ((first, second), (second, first))
+    )
+    return dataclasses.replace(scene, things=(*things, *others))
 
 
 def _sample_count(rng: Rng, low: int, high: int) -> int:
@@ -231,25 +227,13 @@ def _sample_count(rng: Rng, low: int, high: int) -> int:
     return rng.weighted_choice(counts, [min(count, 3) for count in counts])
 
 
-def _sample_thing(world: World, rng: Rng, pair: tuple[str, str]) -> Thing:
-    """Sample size and material; the radius is relative to the image's side until placed."""
-    size = rng.choice(world.sizes)
-    return Thing(
-        noun=pair[1],
-        color=pair[0],
-        size=size,
-        material=rng.choice(world.materials),
-        radius=rng.uniform(*RADII[size]),
-    )
-
-
 def _sample_things(
     world: World,
     rng: Rng,
     count: int,
-    pairs: Sequence[tuple[str, str]],
-    fixed: Sequence[tuple[str, str]],
-    allowed: Callable[[tuple[str, str]], bool] = lambda pair: True,
+    pairs: Sequence[Pair],
+    fixed: Sequence[Pair],
+    allowed: Callable[[Pair], bool] = lambda pair: True,
 ) -> list[Thing]:
     """Sample different things; many share a color or a noun with another.
 
@@ -268,7 +252,10 @@ def _sample_things(
                 pair = rng.choice(alike or pairs)
             if not allowed(pair):
                 continue
-        thing = _sample_thing(world, rng, pair)
+        color, noun = pair
+        size, material = rng.choice(world.sizes), rng.choice(world.materials)
+        # Relative to the image's side until placed.
+        thing = Thing(noun, color, size, material, radius=rng.uniform(*RADII[size]))
         words = (thing.pair, thing.size, thing.material)
         if all(words != (o.pair, o.size, o.material) for o in things):
             things.append(thing)
@@ -284,12 +271,8 @@ def _place(
 ) -> tuple[Thing, ...]:
     """Scale things to the image and place them; by default without a held-out fact."""
     scaled = [dataclasses.replace(thing, radius=thing.radius * side) for thing in things]
-    return place(
-        scaled,
-        (side, side),
-        rng,
-        accept or (lambda placed: not shows_held_out_fact(world, placed)),
-    )
+    accept = accept or (lambda placed: not shows_held_out_fact(world, placed))
+    return place(scaled, side, rng, accept)
 
 
 def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
@@ -300,14 +283,13 @@ def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
     count = answer + rng.integer(max_objects - answer + 1)
     having = [pair for pair in world.shown_pairs if pair[shared] == word]
     fixed = [rng.choice(having) for _ in range(answer)]
-    things = _sample_things(
-        world, rng, count, world.shown_pairs, fixed, lambda pair: pair[shared] != word
-    )
+    pairs = world.shown_pairs
+    things = _sample_things(world, rng, count, pairs, fixed, lambda pair: pair[shared] != word)
     return Scene(_place(world, things, side, rng), counted=(kind, word))
 
 
 def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> Scene:
-    """Sample a scene that is valid and has another description when two things are swapped."""
+    """Sample a scene that has another description when two things are swapped."""
     held_out = sorted(world.held_out_pairs)
     use_color = len(world.colors) > 1 and max_objects >= (3 if novel else 2)
     swap = "color" if use_color and rng.bernoulli() else "place"
@@ -320,15 +302,12 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
         (color, noun), (other_color, other_noun) = fixed[:2]
         if noun == other_noun or (color == other_color and len(world.colors) > 1):
             continue
-        if not novel and swap == "color":
-            crossed = {(color, other_noun), (other_color, noun)}
-            if crossed & world.held_out_pairs:
-                continue
-        # No third thing may make the caption of the other image true.
-        alone = [pair for pair in fixed[2:] if _apart(pair, fixed[:2])]
-        if len(alone) < len(fixed) - 2:
+        crossed = {(color, other_noun), (other_color, noun)}
+        if not novel and swap == "color" and crossed & world.held_out_pairs:
             continue
-        break
+        # No third thing may make the caption of the other image true.
+        if all(_apart(pair, fixed[:2]) for pair in fixed[2:]):
+            break
     pairs = tuple(held_out) + world.shown_pairs if novel else world.shown_pairs
     things = _sample_things(world, rng, count, pairs, fixed, lambda pair: _apart(pair, fixed[:2]))
     scene = Scene(tuple(things), swap=swap)
@@ -344,7 +323,7 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
     return dataclasses.replace(scene, things=_place(world, things, side, rng, accept))
 
 
-def _apart(pair: tuple[str, str], others: Sequence[tuple[str, str]]) -> bool:
+def _apart(pair: Pair, others: Sequence[Pair]) -> bool:
     """Return whether no other pair has the same noun."""
     return all(pair[1] != other[1] for other in others)
 

@@ -1,8 +1,8 @@
 """Stamps (cut-outs with captions) and photographs, from Debian packages or given folders.
 
 Debian's tuxpaint-stamps-default has hundreds of RGBA cut-outs, each with a text file whose first
-line is an English caption, such as "A great blue heron.". Since releases differ, everything is
-derived from the files. Packages are unpacked into the user's cache without being installed.
+line is an English caption, such as "A great blue heron.". Packages are unpacked into the user's
+cache without being installed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from fiber.data.image_file import ENDINGS
+from fiber.synthetic.rendering import bounds
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 #: Packages with photographs, and the folder in each.
@@ -56,15 +59,10 @@ _NO_NOUN_WORDS = {"at", "being", "by", "called", "dancing", "for", "from", "hold
 _NO_NOUN_WORDS |= {"inside", "is", "made", "making", "of", "on", "pair", "playing", "that", "the"}
 _NO_NOUN_WORDS |= {"to", "used", "very", "which", "with"}
 # Families of nouns that do not share the last word.
+_GRAVES = ("gravestone", "headstone", "tombstone", "marker", "monument stone", "graveyard")
 _FAMILIES = {
-    "gravestone": "grave",
-    "headstone": "grave",
-    "tombstone": "grave",
-    "marker": "grave",
-    "monument stone": "grave",
-    "graveyard": "grave",
-    "hen": "chicken",
-    "rooster": "chicken",
+    **dict.fromkeys(_GRAVES, "grave"),
+    **dict.fromkeys(("hen", "rooster"), "chicken"),
     "bunny": "rabbit",
     "cep": "mushroom",
     "seagull": "gull",
@@ -75,12 +73,11 @@ _FAMILIES = {
     "orca": "whale",
     "tepee": "tent",
 }
-#: Smaller cut-outs, in pixels, are icons; ones with fewer colors (of 4096) are line drawings.
+#: Smaller cut-outs, in pixels, are icons; those with fewer colors (of 4096) are line drawings.
 _MIN_SIDE, _MIN_COLORS = 40, 24
 
 
-@dataclass(frozen=True)
-class Cutout:
+class Cutout(NamedTuple):
     """One stamp: its file and noun."""
 
     path: str
@@ -106,22 +103,20 @@ class StampCollection:
     @cached_property
     def by_noun(self) -> dict[str, list[int]]:
         """Indices of the cut-outs of each noun."""
-        found: dict[str, list[int]] = {noun: [] for noun in self.nouns}
-        for index, cutout in enumerate(self.cutouts):
-            found[cutout.noun].append(index)
-        return found
+        nouns = [cutout.noun for cutout in self.cutouts]
+        return {noun: [i for i, own in enumerate(nouns) if own == noun] for noun in self.nouns}
 
     def fingerprint(self) -> str:
-        """Return a short hash of names and sizes of all files."""
+        """Return a short hash of the names and sizes of all files."""
         paths = [cutout.path for cutout in self.cutouts] + list(self.backgrounds)
         lines = [f"{Path(path).name} {Path(path).stat().st_size}" for path in paths]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def noun_of(caption: str) -> str | None:
-    """Return the noun phrase of a caption: "A peacock (a male peafowl)." -> "peacock".
+    """Return a caption's noun phrase: "A peacock (a male peafowl)." -> "peacock".
 
-    Return None if the caption is not just "a" or "an" with up to four words.
+    Return None unless the caption is "a" or "an" with up to four words.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)
@@ -131,73 +126,45 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return the family of a noun, of nouns that may be confused: its last word."""
+    """Return the family of a noun, its last word; nouns of one family may be confused."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
 
-def opaque_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return (x0, y0, x1, y1) of (H, W) uint8 alpha above a half, or None if there is none."""
-    inside = alpha > 127
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollection:
-    """Find usable stamps and photographs.
-
-    Args:
-        stamps: folder with PNG files, each with a .txt with its caption.
-        backgrounds: folders with photographs.
+    """Find usable stamps, PNG files each with a .txt with its caption, and photographs in folders.
 
     Raises:
         FileNotFoundError: if a folder does not exist or has no usable files.
     """
     for folder in (stamps, *backgrounds):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; expected images in it")
-    cutouts: list[Cutout] = []
-    skipped: dict[str, int] = {}
-    for path in sorted(stamps.rglob("*.png")):
-        found = _read_cutout(path)
-        if isinstance(found, str):
-            skipped[found] = skipped.get(found, 0) + 1
-        else:
-            cutouts.append(found)
+            raise FileNotFoundError(f"{folder} is not a folder; expected a folder of images")
+    found = [_read_cutout(path) for path in sorted(stamps.rglob("*.png"))]
+    cutouts = tuple(cutout for cutout in found if isinstance(cutout, Cutout))
+    skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
             f"{stamps} has no usable stamp; expected PNG files with transparency, each with a"
-            f' .txt such as "A red mug." (skipped: {skipped or "nothing"})'
+            f' .txt such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
         )
-    found_photos = sorted(
-        str(path)
-        for folder in backgrounds
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-    )
-    photos = [path for path in found_photos if not path.endswith(_SHOWS_THINGS)]
-    if len(photos) < len(found_photos):
-        skipped["photograph shows things"] = len(found_photos) - len(photos)
+    files = (path for folder in backgrounds for path in folder.rglob("*"))
+    every = sorted(str(path) for path in files if path.suffix.lower() in ENDINGS)
+    photos = tuple(path for path in every if not path.endswith(_SHOWS_THINGS))
+    if len(photos) < len(every):
+        skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
             f"{', '.join(map(str, backgrounds))} has no photograph; expected {', '.join(ENDINGS)}"
         )
-    return StampCollection(tuple(cutouts), tuple(photos), tuple(sorted(skipped.items())))
+    return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
 
 def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
-    """Choose one cut-out of each of some kinds of things, for small experiments.
+    """Choose one cut-out of each of `kinds` families of nouns, largest first.
 
-    Args:
-        cutouts: candidates; the first of each family is used.
-        kinds: number of families.
-        seed: three times as many families are sampled, and those with the largest cut-outs, by
-            their shorter side, are used.
-
-    Returns:
-        The cut-outs, largest first.
+    The first cut-out of each family is a candidate. Three times as many families are sampled, and
+    those with the largest cut-outs, by their shorter side, are used.
 
     Raises:
         ValueError: if there are fewer families.
@@ -215,7 +182,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; return the reason as a string if it is unusable."""
+    """Read a stamp; return the reason if it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"
@@ -230,21 +197,21 @@ def _read_cutout(path: Path) -> Cutout | str:
             pixels = np.asarray(image.convert("RGBA"))
     except OSError:
         return "cannot be decoded"
-    box = opaque_box(pixels[:, :, 3])
+    opaque = pixels[:, :, 3] > 127
+    box = bounds(opaque)
     if box is None:
         return "empty"
     x0, y0, x1, y1 = box
     if max(x1 - x0, y1 - y0) < _MIN_SIDE:
         return "small"
-    colors = pixels[pixels[:, :, 3] > 127][:, :3] // 16
-    codes = colors.astype(np.int32) @ np.array([256, 16, 1])
-    if len(np.unique(codes)) < _MIN_COLORS:
+    colors = pixels[opaque][:, :3] // 16
+    if len(np.unique(colors.astype(np.int32) @ np.array([256, 16, 1]))) < _MIN_COLORS:
         return "few colours"
     return Cutout(str(path), noun, (y1 - y0, x1 - x0))
 
 
 def cache_folder() -> Path:
-    """Return the folder of unpacked packages: XDG_CACHE_HOME/fiber/debian, or in ~/.cache."""
+    """Return the folder of unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
@@ -264,34 +231,33 @@ def unpacked(package: str) -> Path:
     """Return the folder of a Debian package's files; download and unpack it if needed.
 
     Raises:
-        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with manual instructions.
+        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with instructions.
     """
     folder = cache_folder() / package
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{package}.") as work:
-        _run_tool(["apt-get", "download", package], work, package, folder)
+        _run_tool(["apt-get", "download", package], work, folder)
         files = [str(path) for path in Path(work).glob("*.deb")]
-        _run_tool(["dpkg-deb", "-x", *files, "files"], work, package, folder)
+        _run_tool(["dpkg-deb", "-x", *files, "files"], work, folder)
         shutil.move(Path(work) / "files", folder)
     return folder
 
 
-def _run_tool(command: list[str], work: str, package: str, folder: Path) -> None:
-    manually = (
-        f"On a Debian or Ubuntu system run: apt-get update; apt-get download {package};"
-        f" dpkg-deb -x {package}_*.deb {folder}. Elsewhere get the package {package} from"
-        f" https://packages.debian.org, unpack it, and put its files (usr/...) into {folder}"
-    )
+def _run_tool(command: list[str], work: str, folder: Path) -> None:
+    package = folder.name
     try:
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"cannot download Debian's {package}: {command[0]} is not installed. {manually}"
-        ) from None
-    if done.returncode != 0:
+        if done.returncode == 0:
+            return
         output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise FileNotFoundError(
-            f"cannot download Debian's {package}: {command[0]} failed: {output}. {manually}"
-        )
+        reason = f"failed: {output}"
+    except FileNotFoundError:
+        reason = "is not installed"
+    raise FileNotFoundError(
+        f"cannot download Debian's {package}: {command[0]} {reason}. On a Debian or Ubuntu system"
+        f" run: apt-get update; apt-get download {package}; dpkg-deb -x {package}_*.deb {folder}."
+        f" Elsewhere get the package {package} from https://packages.debian.org, unpack it, and"
+        f" put its files (usr/...) into {folder}"
+    )

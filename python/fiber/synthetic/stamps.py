@@ -8,10 +8,9 @@ of the cut-outs. One eighth of the families of nouns is held out: only images of
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +19,69 @@ from PIL import Image
 
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
-from fiber.synthetic.dataset_dir import check_arguments
-from fiber.synthetic.generator import Progress, generate_dataset
-from fiber.synthetic.recipe import Recipe
-from fiber.synthetic.rendering import PixelBox
-from fiber.synthetic.scene_graph import Scene, Thing, World, place, relation, stream
+from fiber.synthetic.generator import generate_dataset
+from fiber.synthetic.recipe import PIXELS, Recipe
+from fiber.synthetic.rendering import PixelBox, bounds
+from fiber.synthetic.scene_graph import (
+    TWIN_EVERY,
+    Scene,
+    Thing,
+    World,
+    place,
+    relation,
+    stream,
+    swapped,
+)
 from fiber.synthetic.stamp_assets import (
     StampCollection,
     debian_backgrounds,
     debian_stamps,
     family_of,
-    opaque_box,
     read_collection,
 )
 
 #: Half of a stamp's longer side, relative to the image's side.
 RADII = (0.14, 0.24)
 
-_SCENE, _PIXELS, _HELD_OUT = 0, 1, 254
-# Every fourth pair of images is the same scene with two things swapped.
-_TWIN_EVERY = 4
+_SCENE, _HELD_OUT = 0, 254
 # Maximum magnification of a stamp, and maximum size of a cached photograph relative to the image.
 _MAX_MAGNIFICATION, _PHOTO_FACTOR = 1.5, 4
-
-
-@dataclass(frozen=True)
-class StampScene:
-    """A scene with the cut-out of each of its things, as indices of `StampCollection.cutouts`."""
-
-    scene: Scene
-    cutouts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class StampRecipe(Recipe):
     """Recipe of stamps on photographs."""
 
-    stamps: Path
-    backgrounds: tuple[Path, ...]
+    #: Folder of RGBA PNG files, each with a .txt with its caption; None: Debian's
+    #: tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
+    stamps: AnyPath | None = None
+    #: Folder of photographs; None: those of two Debian packages.
+    backgrounds: AnyPath | None = None
 
     name = "stamps"
     version = 2
     tokenizer_images = 2000
+    vocab_size = 1500
 
-    @property
+    @cached_property
     def collection(self) -> StampCollection:
-        """Stamps and photographs, read once per process."""
-        return _open(self)[0]
+        """Stamps and photographs."""
+        stamps = debian_stamps() if self.stamps is None else Path(self.stamps)
+        photos = debian_backgrounds() if self.backgrounds is None else [Path(self.backgrounds)]
+        return read_collection(stamps, photos)
 
-    @property
+    @cached_property
     def world(self) -> World:
         """See `Recipe`."""
-        return _open(self)[1]
+        return stamps_world(self.collection, self.seed)
 
-    def scene(self, split: str, index: int) -> Scene:
-        """See `Recipe`."""
-        return self.stamp_scene(split, index).scene
-
-    def stamp_scene(self, split: str, index: int) -> StampScene:
-        """Return the objects of an image and their cut-outs."""
-        return _stamp_scene(self, split, index)
+    def _sample_scene(self, split: str, index: int) -> Scene:
+        return sample_stamp_scene(self, split, index)
 
     def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
         """See `Recipe`."""
-        rng = Rng(self.seed, stream(split, _PIXELS), index)
-        return draw_stamps(self, self.stamp_scene(split, index), rng)
+        rng = Rng(self.seed, stream(split, PIXELS), index)
+        return draw_stamps(self, self.scene(split, index), rng)
 
     def parameters(self) -> dict[str, Any]:
         """See `Recipe`."""
@@ -115,63 +112,22 @@ def generate(
     backgrounds: AnyPath | None = None,
     stamps: AnyPath | None = None,
     seed: int = 0,
-    workers: int = 0,
-    tokenizer: AnyPath | None = None,
-    vocab_size: int = 1500,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> Path:
-    """Generate a data folder of stamps on photographs, or keep the one that is there.
+    """Generate a data set of stamps on photographs; return its folder.
 
-    Args:
-        output: the folder; written atomically.
-        train: number of training images.
-        val: number of validation images, with the same nouns.
-        novel: number of images with a held-out noun.
-        image_size: side of the images in pixels, 48 or more.
-        max_objects: maximum number of objects in an image, 1 to 9.
-        backgrounds: folder of photographs; default: those of two Debian packages.
-        stamps: folder of RGBA PNG files, each with a .txt with its caption; default: Debian's
-            tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
-        seed: determines everything, including the held-out nouns.
-        workers: number of processes; 0 renders in this one. The files are the same.
-        tokenizer: tokenizer to copy (file or folder); None trains one on the texts.
-        vocab_size: maximum size of a trained vocabulary.
-        progress: called with (images done, images in total).
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: if an argument is out of range, the folder has another data set, or there are
-            too few nouns.
-        FileNotFoundError: if stamps or photographs are missing and cannot be downloaded, with how
-            to get them.
+    Arguments and errors are those of `StampRecipe` and `generate_dataset`. Images of `novel` have a
+    held-out noun.
     """
     counts = {"train": train, "val": val, "novel": novel}
-    check_arguments(counts, image_size, max_objects)
-    recipe = StampRecipe(
-        seed,
-        image_size,
-        max_objects,
-        stamps=debian_stamps() if stamps is None else Path(stamps),
-        backgrounds=tuple(debian_backgrounds() if backgrounds is None else [Path(backgrounds)]),
-    )
-    return generate_dataset(
-        output,
-        recipe,
-        counts,
-        workers=workers,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        progress=progress,
-    )
+    recipe = StampRecipe(seed, image_size, max_objects, stamps, backgrounds)
+    return generate_dataset(output, recipe, counts, **options)
 
 
 def stamps_world(collection: StampCollection, seed: int) -> World:
     """Return the world of a collection's nouns; an eighth of their families is held out.
 
-    Raises:
-        ValueError: if there are fewer than four families of nouns.
+    Raises ValueError for fewer than four families.
     """
     families = {noun: family_of(noun) for noun in collection.nouns}
     names = sorted(set(families.values()))
@@ -184,47 +140,37 @@ def stamps_world(collection: StampCollection, seed: int) -> World:
     return World(collection.nouns, held_out_pairs=held_out, families=families)
 
 
-def sample_stamp_scene(
-    recipe: StampRecipe, collection: StampCollection, world: World, split: str, index: int
-) -> StampScene:
-    """Sample the scene of an image. It does not depend on other images."""
-    pair, twin = index // 2, index // 2 % _TWIN_EVERY == 0 and recipe.max_objects >= 2
+def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
+    """Sample the scene of an image, independently of other images."""
+    pair, most = index // 2, recipe.max_objects
+    twin = pair % TWIN_EVERY == 0 and most >= 2
     rng = Rng(recipe.seed, stream(split, _SCENE), pair * 2 if twin else index)
-    novel, most = split == "novel", recipe.max_objects
     counted = not twin and rng.bernoulli(0.2)
     copies = 1 + rng.integer(most) if counted else 1
     low = max(copies, 2 if twin else 1)
     count = low + rng.integer(most - low + 1)
-    nouns = _sample_nouns(world, rng, count - copies + 1, novel)
+    nouns = _sample_nouns(recipe.world, rng, count - copies + 1, split == "novel")
     if not counted and not twin and count > 2 and rng.bernoulli(0.4):
         # Two of a kind, distinguished by a relation only.
         nouns[-1] = nouns[0]
     nouns = [nouns[0]] * (copies - 1) + nouns
-    cutouts = tuple(rng.choice(collection.by_noun[noun]) for noun in nouns)
+    collection = recipe.collection
+    cutouts = [rng.choice(collection.by_noun[noun]) for noun in nouns]
     things = []
     for noun, cutout in zip(nouns, cutouts, strict=True):
         native = max(collection.cutouts[cutout].size) / 2 * _MAX_MAGNIFICATION
         radius = min(rng.uniform(*RADII) * recipe.image_size, native)
-        things.append(Thing(noun, radius=radius))
-    side = (recipe.image_size, recipe.image_size)
+        things.append(Thing(noun, radius=radius, cutout=cutout))
 
     def accept(placed: Sequence[Thing]) -> bool:
         return not twin or relation(placed[0], placed[1]) is not None
 
     scene = Scene(
-        place(things, side, rng, accept),
+        place(things, recipe.image_size, rng, accept),
         counted=("noun", nouns[0]) if counted else None,
         swap="place" if twin else "",
     )
-    if twin and index % 2 == 1:
-        first, second, *others = scene.things
-        swapped = (
-            dataclasses.replace(first, noun=second.noun),
-            dataclasses.replace(second, noun=first.noun),
-        )
-        scene = dataclasses.replace(scene, things=(*swapped, *others))
-        cutouts = (cutouts[1], cutouts[0], *cutouts[2:])
-    return StampScene(scene, cutouts)
+    return swapped(scene) if twin and index % 2 == 1 else scene
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
@@ -237,14 +183,12 @@ def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
         seen = {world.family(noun) for noun in nouns}
         free = [noun for noun in pool if world.family(noun) not in seen]
         free = free or [noun for noun in shown if world.family(noun) not in seen]
-        # With very few kinds of things, one is repeated.
+        # With very few families, a noun is repeated.
         nouns.append(rng.choice(free or nouns))
     return nouns
 
 
-def draw_stamps(
-    recipe: StampRecipe, scene: StampScene, rng: Rng
-) -> tuple[np.ndarray, list[PixelBox]]:
+def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
     """Paste the cut-outs of a scene on a crop of a photograph.
 
     Returns:
@@ -260,19 +204,25 @@ def draw_stamps(
         (side, side), Image.Resampling.BILINEAR, (left, top, left + part, top + part), 2.0
     )
     boxes = []
-    for thing, index in zip(scene.scene.things, scene.cutouts, strict=True):
-        stamp = _stamp(collection.cutouts[index].path, side)
-        scale = 2 * thing.radius / max(stamp.size)
-        size = (max(1, round(stamp.width * scale)), max(1, round(stamp.height * scale)))
-        stamp = stamp.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    for thing in scene.things:
+        stamp = _stamp(collection.cutouts[thing.cutout].path, side)
+        stamp = _resize(stamp, 2 * thing.radius / max(stamp.size), Image.Resampling.BICUBIC)
         if rng.bernoulli():
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        corner = (round(thing.x - size[0] / 2), round(thing.y - size[1] / 2))
+        x, y = round(thing.x - stamp.width / 2), round(thing.y - stamp.height / 2)
         alpha = stamp.getchannel("A")
-        image.paste(stamp, corner, alpha)
-        x0, y0, x1, y1 = opaque_box(np.asarray(alpha)) or (0, 0, *size)
-        boxes.append((corner[0] + x0, corner[1] + y0, corner[0] + x1, corner[1] + y1))
+        image.paste(stamp, (x, y), alpha)
+        x0, y0, x1, y1 = bounds(np.asarray(alpha) > 127) or (0, 0, *stamp.size)
+        boxes.append((x + x0, y + y0, x + x1, y + y1))
     return np.asarray(image), boxes
+
+
+def _resize(
+    image: Image.Image, scale: float, resampling: Image.Resampling, least: int = 1
+) -> Image.Image:
+    """Resize an image to sides of at least `least` pixels."""
+    size = max(least, round(image.width * scale)), max(least, round(image.height * scale))
+    return image.resize(size, resampling, reducing_gap=2.0)
 
 
 @lru_cache(maxsize=64)
@@ -282,10 +232,7 @@ def _photo(path: str, side: int) -> Image.Image:
         file.draft("RGB", (side, side))
         photo = file.convert("RGB")
     scale = side / min(photo.size)
-    if scale < 1:
-        size = (max(side, round(photo.width * scale)), max(side, round(photo.height * scale)))
-        photo = photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return photo
+    return _resize(photo, scale, Image.Resampling.BICUBIC, side) if scale < 1 else photo
 
 
 @lru_cache(maxsize=1024)
@@ -293,23 +240,6 @@ def _stamp(path: str, side: int) -> Image.Image:
     """Read the opaque part of a cut-out, downscaled to a longer side of at most `side` pixels."""
     with Image.open(path) as file:
         stamp = file.convert("RGBA")
-    box = opaque_box(np.asarray(stamp.getchannel("A")))
-    assert box is not None
-    stamp = stamp.crop(box)
+    stamp = stamp.crop(bounds(np.asarray(stamp.getchannel("A")) > 127))
     scale = side / max(stamp.size)
-    if scale < 1:
-        size = (max(1, round(stamp.width * scale)), max(1, round(stamp.height * scale)))
-        stamp = stamp.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return stamp
-
-
-# Statements search previous images.
-@lru_cache(maxsize=256)
-def _stamp_scene(recipe: StampRecipe, split: str, index: int) -> StampScene:
-    return sample_stamp_scene(recipe, *_open(recipe), split, index)
-
-
-@lru_cache(maxsize=4)
-def _open(recipe: StampRecipe) -> tuple[StampCollection, World]:
-    collection = read_collection(recipe.stamps, recipe.backgrounds)
-    return collection, stamps_world(collection, recipe.seed)
+    return _resize(stamp, scale, Image.Resampling.LANCZOS) if scale < 1 else stamp

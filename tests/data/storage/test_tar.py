@@ -339,7 +339,7 @@ def test_an_index_of_an_older_version_is_read(tmp_path):
 def test_a_file_that_changes_while_it_is_used(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     file = TarFile(path)
-    file_pool.forget_open_files()
+    file_pool._POOL.files.clear()
     write_tar(path, CONTENT * 9)
     with pytest.raises(ValueError, match=r"a\.tar.*changed"):
         file.read(512, 3)
@@ -392,13 +392,9 @@ def test_a_file_that_is_put_back_is_read_again(tmp_path):
 
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(file_pool, "OPEN_FILES", 3)
-    file_pool.forget_open_files()
-    files = [
-        TarFile(
-            write_tar(tmp_path / f"{n}.tar", [(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)])
-        )
-        for n in range(8)
-    ]
+    file_pool._POOL.files.clear()
+    content = [[(f"{i}.bin", bytes([n, i]) * 900) for i in range(9)] for n in range(8)]
+    files = [TarFile(write_tar(tmp_path / f"{n}.tar", own)) for n, own in enumerate(content)]
     wrong, most = [], []
 
     def read(seed):

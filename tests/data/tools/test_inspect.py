@@ -106,7 +106,7 @@ def test_sizes_that_annotations_tell_wrongly(boxes):
     (pictures,) = report.images
     assert pictures.statuses == {"ok": 3}
     name = f"{boxes.images}/2.png"
-    assert pictures.other_sizes == [(name, (40, 30), (30, 40))]
+    assert pictures.other_sizes == [{"picture": name, "size": [40, 30], "annotated": [30, 40]}]
     assert report.faults == [
         f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30, its transpose; its"
         " boxes are for another size"

@@ -34,14 +34,14 @@ class _OpenFile:
 
 
 class _Pool:
-    """Open files, the most recently used one last."""
+    """LRU cache of open files."""
 
     def __init__(self) -> None:
         self.files: OrderedDict[_Key, _OpenFile] = OrderedDict()
-        self.lock = threading.Lock()
+        self.unlock()
 
     def unlock(self) -> None:
-        """Replace the lock in a forked process, which does not have the thread that holds it."""
+        """Replace the lock, in a forked process without the thread that holds it."""
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
@@ -76,12 +76,8 @@ class PooledFile:
     """A file that must not change while it is used.
 
     Reads are positioned (pread), so that threads share one descriptor. At most `OPEN_FILES` are
-    open.
-
-    Args:
-        path: path of the file.
-        is_held: True if it is also mapped or open elsewhere; then a replacement with the same size
-            and modification time counts as a change as well.
+    open. If the file `is_held`, mapped or open elsewhere, a replacement with the same size and
+    modification time counts as a change, too.
 
     Raises:
         FileNotFoundError: if it does not exist.
@@ -101,12 +97,7 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from offset `start`.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ChangedFileError: if it has changed since it was opened.
-        """
+        """Read `size` bytes from offset `start`; errors as in `check_now`."""
         file = _POOL.get(self)
         parts, done = [], 0
         while done < size:
@@ -121,12 +112,7 @@ class PooledFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_now(self) -> None:
-        """Check that the file has not changed, before it is read by other means.
-
-        Raises:
-            OSError: if the file cannot be opened.
-            ChangedFileError: if it has changed since it was opened.
-        """
+        """Raise `ChangedFileError` if the file has changed, OSError if it cannot be opened."""
         _POOL.get(self)
 
     def _stamp_of(self, found: os.stat_result) -> tuple[int, ...]:
@@ -138,11 +124,7 @@ class PooledFile:
         return self._stamp_of(found) == self.stamp
 
     def check(self, found: os.stat_result) -> None:
-        """Check that the file is the one that was opened.
-
-        Raises:
-            ChangedFileError: if its size or modification time differs, or its inode if it is held.
-        """
+        """Raise `ChangedFileError` unless the file is the one that was opened."""
         if self.is_same(found):
             return
         if found.st_size != self.bytes:
@@ -157,8 +139,3 @@ class PooledFile:
         raise ChangedFileError(
             f"{self.path} has changed since it was opened: {change}; open the data again"
         )
-
-
-def forget_open_files() -> None:
-    """Close every file of the pool that is not being read."""
-    _POOL.files.clear()

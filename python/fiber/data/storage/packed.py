@@ -5,9 +5,8 @@
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
     index/train-captions.jsonl    one record per line, in order; images by number
 
-A record read from the folder equals the one that was packed, except that its images are bytes and
-that an `image_id` that is a path is relative to the source folder. `fiber.data.tools.pack` writes
-such folders.
+`fiber.data.tools.pack` writes such folders. A record is equal to the one that was packed, except
+that its images are bytes and that an `image_id` that is a path is relative to the source folder.
 """
 
 from __future__ import annotations
@@ -29,16 +28,11 @@ DESCRIPTION = "pack.json"
 FORMAT, VERSION = "fiber pack", 1
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
-#: Names under which named data sets are packed.
+_KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
+#: Sources as which named data sets are packed.
 OTHER_NAMES = {
-    "coco_karpathy": "captions",
-    "flickr30k_karpathy": "captions",
-    "visual_genome": "captions",
-    "sbu": "captions",
-    "conceptual_captions": "captions",
-    "refcoco": "referring",
-    "refcocoplus": "referring",
-    "refcocog": "referring",
+    **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
+    **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
 }
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
@@ -63,27 +57,19 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `pack.json`.
-
-    Raises:
-        ValueError: if it does not describe a packed folder.
-    """
+    """Read `pack.json`; raise ValueError if it does not describe a packed folder."""
     path = folder / DESCRIPTION
     return _read_description(path, path.stat().st_mtime_ns)
 
 
 def to_entry(record: Record) -> dict[str, Any]:
-    """Convert a record without its images to JSON, without fields that have their default."""
-    entry: dict[str, Any] = {}
-    for name, default in _DEFAULTS.items():
-        value = getattr(record, name)
-        if name == "images" or value == default:
-            continue
-        if isinstance(value, TrueObjects):
-            value = dataclasses.asdict(value)
-            for key in ("absent", "incomplete"):
-                value[key] = None if value[key] is None else sorted(value[key])
-        entry[name] = value
+    """Convert a record to JSON, without its images and without fields that have their default."""
+    values = {name: getattr(record, name) for name in _DEFAULTS if name != "images"}
+    entry = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    if record.objects is not None:
+        entry["objects"] = objects = dataclasses.asdict(record.objects)
+        for key in ("absent", "incomplete"):
+            objects[key] = None if objects[key] is None else sorted(objects[key])
     # Spans of boxes that equal those of their labels are omitted.
     if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
         del entry["char_spans"]
@@ -120,28 +106,33 @@ class PackedRecords(RecordSequence):
     """Records of one source and split of a packed folder, read on access.
 
     Args:
-        folder: the packed folder.
-        part: an entry of `parts` in its description.
+        folder: packed folder.
+        part: entry of `parts` in its description.
         objects: also set `Record.objects`, for metrics.
+        whole: let spans cover the whole text.
 
     Attributes:
-        fingerprint: of the whole folder; equal for equal records in the same order.
-        counts: what was skipped when the folder was packed.
+        fingerprint: fingerprint of the folder.
+        counts: number of entries skipped when the folder was packed, by kind.
         notes: notes of the reader at that time.
         classes: class names of boxes.
     """
 
-    def __init__(self, folder: Path, part: dict[str, Any], *, objects: bool = False) -> None:
+    def __init__(
+        self, folder: Path, part: dict[str, Any], *, objects: bool = False, whole: bool = False
+    ) -> None:
         description = read_description(folder)
         split = part["split"]
         self.fingerprint: str = description["fingerprint"]
         self.counts: dict[str, int] = dict(part["counts_of_objects" if objects else "counts"])
         self.notes: list[str] = list(part["notes"])
         self.classes: tuple[str, ...] = tuple(part["classes"])
-        self._objects = objects
+        self._objects, self._whole = objects, whole
         self._shared: list[dict[str, Any]] = part["shared"]
         self._index = PooledFile(folder / part["file"])
         self._starts = _line_starts(self._index, part["records"])
+        #: Line of each record.
+        self.lines: Sequence[int] = range(part["records"])
         self._shards = [
             (folder / shard["file"], shard["bytes"])
             for shard in description["shards"]
@@ -151,28 +142,32 @@ class PackedRecords(RecordSequence):
         self._locations = _image_locations(folder / f"index/{split}-pictures.json")
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.lines)
 
     def _record(self, index: int) -> Record:
-        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        line = self.lines[index]
+        start, end = int(self._starts[line]), int(self._starts[line + 1])
         try:
             entry = json.loads(self._index.read(start, end - start))
-            entry |= (
-                self._shared[shared] if (shared := entry.pop("shared", None)) is not None else {}
-            )
+            if (shared := entry.pop("shared", None)) is not None:
+                entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
         except (ValueError, KeyError, TypeError, IndexError) as problem:
-            raise ValueError(f"{self._index.path}: line {index + 1}: {problem}") from None
+            raise ValueError(f"{self._index.path}: line {line + 1}: {problem}") from None
         if not self._objects:
             entry.pop("objects", None)
-        return from_entry(entry, LazyImages(self.image, numbers))
+        record = from_entry(entry, LazyImages(self.image, numbers))
+        if not self._whole:
+            return record
+        spans = ((0, len(record.text)),)
+        char_spans = (spans,) * len(record.boxes_xyxy)
+        return dataclasses.replace(record, char_spans=char_spans, label_spans=(spans,))
 
     def image(self, number: int) -> bytes:
         """Read an image by its number.
 
         Raises:
-            FileNotFoundError: if its shard is missing.
-            ValueError: if the shard has changed since it was packed.
+            FileNotFoundError, ValueError: if its shard is missing or has changed.
         """
         shard, start, size = (int(value) for value in self._locations[number])
         if shard not in self._files:
@@ -188,7 +183,7 @@ class PackedRecords(RecordSequence):
 
 
 def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
-    """Return the start of each line of an index, and its end."""
+    """Return the offset of each line of an index, and its end."""
     data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
@@ -207,27 +202,6 @@ def _image_locations(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a list of image locations ({problem})") from None
 
 
-class _SelectedRecords(RecordSequence):
-    """Some records of a packed set, optionally with spans that cover the whole text."""
-
-    def __init__(self, records: PackedRecords, indices: Sequence[int], whole: bool) -> None:
-        self.records, self._indices, self._whole = records, indices, whole
-        self.counts, self.notes = records.counts, list(records.notes)
-        self.classes, self.fingerprint = records.classes, records.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _record(self, index: int) -> Record:
-        record = self.records[self._indices[index]]
-        if not self._whole:
-            return record
-        spans = ((0, len(record.text)),)
-        return dataclasses.replace(
-            record, char_spans=(spans,) * len(record.boxes_xyxy), label_spans=(spans,)
-        )
-
-
 def open_pack(
     folder: Path,
     source: str,
@@ -242,15 +216,15 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: as packed; "coco_karpathy" and the like also find "captions".
-        split: as packed.
+        source: source as packed; "coco_karpathy" and the like also find "captions".
+        split: split as packed.
         objects: also set `Record.objects`, for metrics.
-        shots: images per class, by ascending id; 0: all.
-        whole_expression: spans of referring expressions cover the whole text.
+        shots: number of images per class, by ascending id; 0: all.
+        whole_expression: let spans of referring expressions cover the whole text.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
-        FileNotFoundError: if the folder has no such source and split, with those that it has.
+        FileNotFoundError: if the folder has no such source and split.
         ValueError: if a file has changed since it was packed.
     """
     parts = read_description(folder)["parts"]
@@ -263,21 +237,19 @@ def open_pack(
         raise FileNotFoundError(
             f"{folder} is packed and has no {source} of split {split!r}; it has {have}"
         )
-    records = PackedRecords(folder, found[0], objects=objects)
-    if not shots and not whole_expression:
-        return records
-    indices = _choose_shots(records, shots) if shots else range(len(records))
-    return _SelectedRecords(records, indices, whole_expression)
+    records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
+    if shots:
+        records.lines = _choose_shots(records, shots)
+    return records
 
 
 def _choose_shots(records: PackedRecords, shots: int) -> list[int]:
     """Choose images for few-shot training, as `coco_folders` does."""
     counts: Counter[int] = Counter()
-    numbered = []
+    kept, numbered = [], []
     for index, record in enumerate(records):
         number = record.key.rpartition("/")[2]
         numbered.append((int(number) if number.isdecimal() else 0, index, set(record.box_labels)))
-    kept = []
     for _, index, shown in sorted(numbered, key=lambda one: one[:2]):
         if any(counts[label] < shots for label in shown):
             kept.append(index)

@@ -1,7 +1,7 @@
 """Random access to the members of a tar archive.
 
-`tarfile` scans the headers once. The offsets are cached next to the archive in "<name>.index", if
-that can be written, and reused while the archive's size and modification time stay the same.
+`tarfile` scans the headers once. The offsets are cached in "<name>.index" next to the archive, if
+writable, and reused while the archive's size and modification time stay the same.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import json
 import os
 import re
 import tarfile
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.atomic_io import JSON_ERRORS, PART
+from fiber.atomic_io import JSON_ERRORS, write_file
 from fiber.data.storage.file_pool import PooledFile
 
 #: Largest extended header (long name or pax records), in bytes.
@@ -41,24 +40,22 @@ class Member(NamedTuple):
 
 
 class TarFile(PooledFile):
-    """A tar archive and its members, in archive order.
-
-    Args:
-        path: of the archive.
+    """A tar archive and its members.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: if it is not a valid, uncompressed and complete tar archive, or if the name of
-            a member would be extracted outside of the target directory.
+        ValueError: if it is not a valid, uncompressed and complete tar archive, or a member would
+            be extracted outside of the target directory.
 
     Attributes:
-        members: the regular files.
+        members: regular files, in archive order.
         counts: number of skipped members, by kind.
         notes: warnings about the archive.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._index_path = path.with_name(f"{path.name}.index")
         self.members: list[Member] = []
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []
@@ -67,11 +64,7 @@ class TarFile(PooledFile):
             self._write_index()
 
     def text(self, member: Member) -> str:
-        """Read a text member.
-
-        Raises:
-            ValueError: if it is not UTF-8.
-        """
+        """Read a text member; raise ValueError if it is not UTF-8."""
         try:
             return self.read(member.start, member.size).decode("utf-8")
         except UnicodeDecodeError as problem:
@@ -79,18 +72,12 @@ class TarFile(PooledFile):
                 f"{self.path}: member {member.name!r} is not UTF-8 text ({problem})"
             ) from None
 
-    def _index_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.index")
-
     def _read_index(self) -> bool:
         """Load the cached members; return False if missing or outdated."""
         try:
-            found = json.loads(self._index_path().read_text(encoding="ascii"))
-            if [found[key] for key in ("version", "bytes", "changed_ns")] != [
-                _INDEX_VERSION,
-                self.bytes,
-                self.changed,
-            ]:
+            found = json.loads(self._index_path.read_text(encoding="ascii"))
+            stamp = (found["version"], found["bytes"], found["changed_ns"])
+            if stamp != (_INDEX_VERSION, self.bytes, self.changed):
                 return False
             members = [Member(str(name), start, size) for name, start, size in found["members"]]
             counts, notes = dict(found["counts"]), list(found["notes"])
@@ -103,23 +90,12 @@ class TarFile(PooledFile):
 
     def _write_index(self) -> None:
         """Cache the members, unless the folder is read-only."""
-        content = {
-            "version": _INDEX_VERSION,
-            "bytes": self.bytes,
-            "changed_ns": self.changed,
-            "counts": self.counts,
-            "notes": self.notes,
-            "members": self.members,
-        }
-        path = self._index_path()
-        # Several processes may scan the archive at the same time.
-        part = path.with_name(f"{PART}{os.getpid()}-{threading.get_ident()}-{path.name}")
-        try:
-            part.write_text(json.dumps(content), encoding="ascii")
-            part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        stamp = {"version": _INDEX_VERSION, "bytes": self.bytes, "changed_ns": self.changed}
+        content = {**stamp, "counts": self.counts, "notes": self.notes, "members": self.members}
+        text = json.dumps(content)
+        with contextlib.suppress(OSError):
+            # Shared: several processes may scan the archive at the same time.
+            write_file(self._index_path, lambda part: part.write_text(text, "ascii"), shared=True)
 
     def _scan(self) -> None:
         if self.bytes == 0:
@@ -127,13 +103,7 @@ class TarFile(PooledFile):
         with self.path.open("rb") as stream:
             self.check(os.fstat(stream.fileno()))
             try:
-                with tarfile.open(
-                    fileobj=stream,
-                    mode="r:",
-                    tarinfo=_StrictTarInfo,
-                    encoding="utf-8",
-                    errors="surrogateescape",
-                ) as tar:
+                with tarfile.open(fileobj=stream, mode="r:", **_OPTIONS) as tar:
                     for info in tar:
                         self._add(info)
                         # `tarfile` would keep every header in memory.
@@ -154,18 +124,14 @@ class TarFile(PooledFile):
         )
 
     def _add(self, info: tarfile.TarInfo) -> None:
-        """Add a regular file, or count a member of another kind.
-
-        Raises:
-            ValueError: if its name or size is invalid.
-        """
+        """Add a regular file or count a member of another kind; raise ValueError if invalid."""
         name, kind = info.name, info.type
         _check_utf8(name)
         parts = name.split("/")
         if ".." in parts or name.startswith("/") or "\0" in name or not name:
             raise ValueError(
-                f"member {name!r} would be extracted outside of the target directory; nothing of"
-                " this file is read"
+                f"member {name!r} would be extracted outside of the target directory; the archive"
+                " is not read"
             )
         if kind in _EMPTY and info.size:
             raise ValueError(f"member {name!r} of type {kind!r} has {info.size} bytes; expected 0")
@@ -181,9 +147,9 @@ class TarFile(PooledFile):
                 self.counts[what] = self.counts.get(what, 0) + 1
 
     def _check_end(self, position: int) -> None:
-        """Check that the archive ends where `tarfile` stopped: at zeros or at the end of the file.
+        """Check that `tarfile` stopped at the end of the archive: at zeros or at the end of file.
 
-        `tarfile` also stops without an error at an invalid or truncated header.
+        It also stops without an error at an invalid or truncated header.
         """
         if position >= self.bytes:
             self.notes.append(
@@ -223,7 +189,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        """Process the header; the method that `tarfile` documents as the one to override."""
+        """Process the header; `tarfile` documents that this method may be overridden."""
         stream: Any = tar.fileobj
         start = stream.tell()
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
@@ -252,6 +218,9 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
 
+_OPTIONS: Any = {"tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surrogateescape"}
+
+
 def _check_utf8(name: str) -> None:
     """Check that a name, decoded with surrogates, is UTF-8."""
     try:
@@ -270,11 +239,9 @@ def _check_size(name: str, size: int, available: int) -> None:
 
 
 def _check_pax(data: bytes, *, is_global: bool) -> None:
-    """Check pax records: `tarfile` stops at an invalid one and takes an invalid size for 0.
+    """Raise ValueError for pax records that are invalid, not UTF-8, or global path or size records.
 
-    Raises:
-        ValueError: for a record that is invalid, not UTF-8, or global and sets the name or the size
-            of a member.
+    `tarfile` stops at an invalid record and reads an invalid size as 0.
     """
     while data:
         match = re.match(rb"([0-9]{1,9}) ([^=]+)=", data)

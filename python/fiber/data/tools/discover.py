@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,14 +65,14 @@ class Part(NamedTuple):
         return open_source(self.source, self.data, self.split, **options)
 
 
-def parts_of(data: AnyPath) -> list[Part]:
+def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     """Find the sources and splits of a folder or a file; "train" first, then by name.
 
     A file is read as a whole only if it is named, or if its name fits files of several kinds.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if it has no known data.
+        ValueError: if it has no known data, or lacks one of `splits` (default: all).
     """
     path = Path(data)
     if packed.is_pack(path):
@@ -87,7 +87,11 @@ def parts_of(data: AnyPath) -> list[Part]:
     if not found:
         raise ValueError(f"{path}: {_nothing(path)}")
     order = {source: index for index, source in enumerate(LAYOUTS)}
-    return sorted(found, key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
+    found.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
+    have = list(dict.fromkeys(part.split for part in found))
+    if missing := [split for split in splits if split not in have]:
+        raise ValueError(f"{path} has no split {', '.join(missing)}; it has {', '.join(have)}")
+    return [part for part in found if not splits or part.split in splits]
 
 
 def _nothing(path: Path) -> str:
@@ -164,17 +168,16 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
 def _candidates(source: str, folder: Path) -> Iterable[str]:
     splits = dict.fromkeys(("train", "restval", "val", "test"))
     if source == "detection":
-        own = LAYOUTS[source][0].pattern.replace("{split}", "*")
         # `coco_folders` knows the split names of other tools.
-        names = [path.name for path in folder.glob(own)]
-        splits |= dict.fromkeys(name.removeprefix("instances_")[:-5] for name in names)
+        own = folder.glob(LAYOUTS[source][0].pattern.replace("{split}", "*"))
+        splits |= dict.fromkeys(path.name.removeprefix("instances_")[:-5] for path in own)
     else:
         splits |= dict.fromkeys(splits_there(source, folder))
     return [split for split in splits if split not in _SPLIT_ALIASES]
 
 
 def _is_ambiguous(file: Path) -> bool:
-    """Return whether files of several sources have such names, as "train.json"."""
+    """Return whether files of several sources have such names, such as "train.json"."""
     return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
         file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
     )
@@ -213,26 +216,19 @@ def kinds_of(path: Path) -> set[str]:
     """Return the sources that a file may have, by its content; for a broken file a likely one."""
     try:
         if path.suffix in (".tar", *_TABLES):
-            return _kinds_of_fields(_fields_there(path))
+            fields = set(_fields_there(path))
+            if "image_0" in fields:
+                return {"reasoning"}
+            return {source for source, names in _FIELDS.items() if fields.intersection(names)}
         if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
             return jsonl.kinds_in(path)
         if path.suffix == ".json":
             return _kinds_of_json(read_json(path, "annotations").data, path.name)
     except (ValueError, OSError):
-        return _by_suffix(path.suffix)
-    return {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}.get(
-        path.suffix, set()
-    )
-
-
-def _by_suffix(suffix: str) -> set[str]:
-    """Return the likely source of a broken file, whose reader reports the error."""
-    return {".json": {"detection"}}.get(suffix, {"captions"})
-
-
-def _kinds_of_fields(fields: Iterable[str]) -> set[str]:
-    found = {source for source, names in _FIELDS.items() if not set(names).isdisjoint(fields)}
-    return {"reasoning"} if "image_0" in fields else found
+        # Opening reports the error.
+        return {"detection"} if path.suffix == ".json" else {"captions"}
+    by_suffix = {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}
+    return by_suffix.get(path.suffix, set())
 
 
 def _kinds_of_json(data: dict[str, Any], name: str) -> set[str]:

@@ -1,14 +1,16 @@
-"""Summarize data: counts, lengths, sizes and faults."""
+"""Statistics and faults of a data set."""
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from fiber.data.image_file import STATUSES, CheckedImage, check_image
@@ -35,16 +37,14 @@ class Bar(NamedTuple):
 
 def histogram(values: Iterable[float]) -> list[Bar]:
     """Count values, rounded down, in up to eight ranges of equal width."""
-    counts = Counter(int(value) for value in values)
-    if not counts:
+    whole = [int(value) for value in values]
+    if not whole:
         return []
-    least, most = min(counts), max(counts)
+    least, most = min(whole), max(whole)
     # Round widths: 1, 2 or 5 times a power of ten.
     widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
     width = next(w for w in widths if most // w - least // w < _BARS)
-    bars = Counter[int]()
-    for value, count in counts.items():
-        bars[value // width] += count
+    bars = Counter(value // width for value in whole)
     return [
         Bar(place * width, place * width + width - 1, bars[place])
         for place in range(least // width, most // width + 1)
@@ -131,12 +131,12 @@ class ImageReport:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     #: Frequency of each of `STATUSES`.
     statuses: Counter[str] = field(default_factory=Counter)
-    #: (image, status, reason) of those that are not "ok".
-    broken: list[tuple[str, str, str]] = field(default_factory=list)
-    #: (image, its (height, width), annotated (height, width)) if they differ.
-    other_sizes: list[tuple[str, tuple[int, int], tuple[int, int]]] = field(default_factory=list)
-    #: (image, record, its (height, width), pixels) of boxes that exceed their image by `pixels`.
-    outside: list[tuple[str, str, tuple[int, int], float]] = field(default_factory=list)
+    #: "picture", "status" and "reason" of those that are not "ok".
+    broken: list[dict[str, Any]] = field(default_factory=list)
+    #: "picture", "size" and "annotated" size, both (height, width), if they differ.
+    other_sizes: list[dict[str, Any]] = field(default_factory=list)
+    #: "picture", "record", "size" and "pixels" by which boxes exceed the image.
+    outside: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics for JSON; sizes are (height, width)."""
@@ -149,18 +149,9 @@ class ImageReport:
             "statuses": {status: self.statuses[status] for status in STATUSES},
             "sizes": [[*size, count] for size, count in self.sizes.most_common()],
             "shorter_side_pixels": [bar._asdict() for bar in histogram(sides.elements())],
-            "broken": [
-                {"picture": name, "status": status, "reason": reason}
-                for name, status, reason in self.broken
-            ],
-            "other_sizes": [
-                {"picture": name, "size": list(size), "annotated": list(annotated)}
-                for name, size, annotated in self.other_sizes
-            ],
-            "boxes_outside": [
-                {"picture": name, "record": key, "size": list(size), "pixels": round(pixels, 2)}
-                for name, key, size, pixels in self.outside
-            ],
+            "broken": self.broken,
+            "other_sizes": self.other_sizes,
+            "boxes_outside": [{**box, "pixels": round(box["pixels"], 2)} for box in self.outside],
         }
 
 
@@ -177,18 +168,18 @@ class DataReport:
         """Errors, as sentences."""
         found = [part.fault for part in self.parts if part.fault]
         for images in self.images:
-            for name, status, reason in images.broken:
+            for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
                 found.append(f"image {name} {fault}")
-            for name, size, annotated in images.other_sizes:
-                rotated = ", its transpose" if size == annotated[::-1] else ""
+            for name, (height, width), annotated in map(dict.values, images.other_sizes):
+                rotated = ", its transpose" if [width, height] == annotated else ""
                 found.append(
-                    f"image {name} is {size[1]} x {size[0]} pixels, but its annotation says"
+                    f"image {name} is {width} x {height} pixels, but its annotation says"
                     f" {annotated[1]} x {annotated[0]}{rotated}; its boxes are for another size"
                 )
-            for _, key, size, pixels in images.outside:
+            for _, key, (height, width), pixels in map(dict.values, images.outside):
                 found.append(
-                    f"record {key!r}: a box exceeds its image of {size[1]} x {size[0]} pixels by"
+                    f"record {key!r}: a box exceeds its image of {width} x {height} pixels by"
                     f" {pixels:.6g} pixels; expected at most {SLACK_PIXELS}"
                 )
         return found
@@ -210,10 +201,10 @@ def inspect(
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
-    """Read all records and decode all images.
+    """Read all records and decode all images of a folder or a file.
 
     Args:
-        data: a folder or a file.
+        data: folder or file.
         splits: splits to read; default: all.
         shown: called with each part that can be read and its records.
         progress: called with (images decoded, images in total) for each split.
@@ -222,16 +213,9 @@ def inspect(
         FileNotFoundError: if the folder or file does not exist.
         ValueError: if it has no known data, or lacks a split.
     """
-    found = parts_of(data)
-    have = list(dict.fromkeys(part.split for part in found))
-    missing = [split for split in splits if split not in have]
-    if missing:
-        raise ValueError(f"{data} has no split {', '.join(missing)}; it has {', '.join(have)}")
-    report = DataReport(str(data))
-    for split in have:
-        if splits and split not in splits:
-            continue
-        images = _SplitImages()
+    found, report = parts_of(data, splits), DataReport(str(data))
+    for split in dict.fromkeys(part.split for part in found):
+        images: dict[Any, _Image] = {}
         for part in (part for part in found if part.split == split):
             one = PartReport(part.source, split)
             report.parts.append(one)
@@ -243,7 +227,7 @@ def inspect(
                 continue
             if shown is not None:
                 shown(part, records)
-        report.images.append(images.check(split, progress))
+        report.images.append(_check_images(split, list(images.values()), progress))
     return report
 
 
@@ -253,7 +237,7 @@ def _message(problem: Exception) -> str:
     return str(problem)
 
 
-def _count(out: PartReport, records: RecordSet, images: _SplitImages) -> None:
+def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> None:
     classes = getattr(records, "classes", ())
     class_counts: Counter[str] = Counter()
     for index in range(len(records)):
@@ -267,7 +251,7 @@ def _count(out: PartReport, records: RecordSet, images: _SplitImages) -> None:
             out.answers[max(answers, key=lambda answer: answers[answer])] += 1
         if record.truth is not None:
             out.truths[record.truth] += 1
-        images.add(record)
+        _add_images(images, record)
     out.records = len(records)
     out.classes = {name: class_counts[name] for name in classes}
     # After reading: some readers count while records are read.
@@ -286,70 +270,60 @@ class _Image(NamedTuple):
     bounds: dict[str, tuple[float, float, float, float]]
 
 
-class _SplitImages:
-    """The different images of a split."""
-
-    def __init__(self) -> None:
-        self._found: dict[Any, _Image] = {}
-
-    def add(self, record: Record) -> None:
-        """Add the images and annotations of a record."""
-        if not isinstance(record.images, tuple):
-            # Identified without reading them.
-            for place in range(len(record.images)):
-                self._add((record.images, place), record, place, f"of record {record.key!r}")
-            return
-        for place, image in enumerate(record.images):
-            name = f"of record {record.key!r}" if isinstance(image, bytes) else os.fspath(image)
-            key = image if isinstance(image, bytes) else name
-            self._add(key, record, place, name)
-
-    def _add(self, key: Any, record: Record, place: int, name: str) -> None:
-        if key not in self._found:
-            images = record.images
-            self._found[key] = _Image(name, lambda: images[place], set(), {})
-        image = self._found[key]
+def _add_images(images: dict[Any, _Image], record: Record) -> None:
+    """Add the images and annotations of a record."""
+    stored: Any = record.images
+    for place in range(len(stored)):
+        # Lazy images are identified without reading them.
+        key = stored[place] if isinstance(stored, tuple) else (stored, place)
+        name = f"of record {record.key!r}"
+        if isinstance(key, str | os.PathLike):
+            key = name = os.fspath(key)
+        if key not in images:
+            images[key] = _Image(name, partial(operator.getitem, stored, place), set(), {})
         if record.image_size:
-            image.annotated.add(record.image_size)
+            images[key].annotated.add(record.image_size)
         if record.boxes_xyxy:
             x0, y0, x1, y1 = zip(*record.boxes_xyxy, strict=True)
-            image.bounds[record.key] = (min(x0), min(y0), max(x1), max(y1))
+            images[key].bounds[record.key] = (min(x0), min(y0), max(x1), max(y1))
 
-    def check(self, split: str, progress: Callable[[int, int], None] | None = None) -> ImageReport:
-        """Decode all images."""
-        report, seen = ImageReport(split), set[bytes | str]()
-        done = enumerate(_in_threads(list(self._found.values())), 1)
-        for number, (image, identity, checked) in done:
-            if progress is not None:
-                progress(number, len(self._found))
-            # Sources in one file have the same images with different annotations.
-            is_new = identity is None or identity not in seen
-            if identity is not None:
-                seen.add(identity)
-            if is_new:
-                report.statuses[checked.status] += 1
-            if checked.size is not None:
-                report.sizes[checked.size] += is_new
-                _compare(report, image, checked.size)
-            elif is_new:
-                report.broken.append((image.name, checked.status, checked.reason))
-        return report
+
+def _check_images(
+    split: str, images: list[_Image], progress: Callable[[int, int], None] | None
+) -> ImageReport:
+    """Decode all images of a split."""
+    report, seen = ImageReport(split), set[bytes | str]()
+    for number, (image, identity, checked) in enumerate(_in_threads(images), 1):
+        if progress is not None:
+            progress(number, len(images))
+        # Sources in one file have the same images with different annotations.
+        is_new = identity is None or identity not in seen
+        if identity is not None:
+            seen.add(identity)
+        report.statuses[checked.status] += is_new
+        if checked.size is not None:
+            report.sizes[checked.size] += is_new
+            _compare(report, image, checked.size)
+        elif is_new:
+            broken = {"picture": image.name, "status": checked.status, "reason": checked.reason}
+            report.broken.append(broken)
+    return report
 
 
 def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
     """Compare the annotations of an image to its size."""
+    entry = {"picture": image.name, "size": list(size)}
     others = sorted(image.annotated - {size})
-    report.other_sizes.extend((image.name, size, annotated) for annotated in others)
+    report.other_sizes += [{**entry, "annotated": list(annotated)} for annotated in others]
     for key, (x0, y0, x1, y1) in image.bounds.items():
         beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
         # A wrong size is reported already.
         if beyond > SLACK_PIXELS and not others:
-            report.outside.append((image.name, key, size, beyond))
+            box = {"picture": image.name, "record": key, "size": list(size), "pixels": beyond}
+            report.outside.append(box)
 
 
-def _in_threads(
-    images: list[_Image],
-) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
+def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
     """Decode images on all cores, a bounded number at once; yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:

@@ -1,8 +1,8 @@
 """Pack a folder or a file into tar shards with an index; see `fiber.data.storage.packed`.
 
-The same data give the same bytes. Each image of a split is written once, however many records have
-it: .jpg (or its format), .json with captions, questions, boxes and so on in the fields of `rows`,
-and .txt with its first caption. `webdataset` can read the shards.
+The output is deterministic. Each image of a split is written once: .jpg (or another format), .json
+with captions, questions, boxes and so on in the fields of `rows`, and .txt with the first caption.
+`webdataset` can read the shards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.image_file import extension_of
@@ -33,22 +33,15 @@ _UNREADABLE = "records whose pictures are missing"
 
 
 @dataclass
-class _Sample:
-    """An image of a split with its fields."""
-
-    #: Path, or a function that reads it.
-    image: str | Callable[[], StoredImage]
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class _Split:
-    """The samples of a split, and their numbers by the identity of the image."""
+    """The images of a split with their fields, and their numbers by identity."""
 
     name: str
     numbers: dict[Any, int] = field(default_factory=dict)
-    samples: list[_Sample] = field(default_factory=list)
-    # Images of the previous record and their numbers, since texts of an image are adjacent.
+    #: Path of each image, or a function that reads it.
+    images: list[str | Callable[[], StoredImage]] = field(default_factory=list)
+    fields: list[dict[str, Any]] = field(default_factory=list)
+    #: Images of the previous record and their numbers, since texts of an image are adjacent.
     last: tuple[Any, list[int]] | None = None
 
 
@@ -66,19 +59,6 @@ class _Hashed:
         return self.file.tell()
 
 
-@contextmanager
-def _writing(path: Path, final: Path) -> Iterator[_Hashed]:
-    """Open a temporary file for writing; errors name the final path."""
-    try:
-        with path.open("wb") as file:
-            yield _Hashed(file)
-    except OSError as problem:
-        # Errors with a file name are about an image that cannot be read.
-        if problem.errno is not None and problem.filename is None:
-            raise OSError(problem.errno, problem.strerror or str(problem), str(final)) from problem
-        raise
-
-
 def pack(
     source: AnyPath,
     output: AnyPath,
@@ -89,25 +69,21 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Pack a folder or a file.
+    """Pack a folder or a file; return the content of `pack.json`.
 
     Args:
-        source: any folder or file that `open_source` reads.
-        output: a folder that does not exist or is empty; written atomically.
+        source: folder or file that `open_source` reads.
+        output: folder that does not exist or is empty; written atomically.
         splits: splits to pack; default: all.
-        shard_bytes: maximum size of a shard; a single larger sample has its own.
-        on_error: "raise", or "skip": skip and count records whose images are missing, and invalid
-            boxes as the readers do.
+        shard_bytes: maximum size of a shard; a larger sample has its own.
+        on_error: "raise", or "skip": skip and count records with missing images, and invalid boxes.
         progress: called with (images done, images in total).
-        tell: called with a line for each skipped record: its key and the reason.
-
-    Returns:
-        The content of `pack.json`.
+        tell: called with the key of each skipped record and the reason, in one line.
 
     Raises:
         FileNotFoundError: if the source or an image is missing.
         FileExistsError: if the output exists and is not empty.
-        OSError: if a file cannot be written, with its name; the output is not created then.
+        OSError: if a file cannot be written; the output is not created then.
         ValueError: if the source is empty, lacks a split or cannot be read.
     """
     source, output = Path(source), Path(output)
@@ -115,53 +91,39 @@ def pack(
         raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists; name a folder that does not exist yet")
-    found = parts_of(source)
-    missing = set(splits) - {part.split for part in found}
-    if missing:
-        have = ", ".join(dict.fromkeys(part.split for part in found))
-        raise ValueError(f"{source} has no split {', '.join(sorted(missing))}; it has {have}")
-    chosen = [part for part in found if not splits or part.split in splits]
+    found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
-        packer = _Packer(source, folder, output, shard_bytes, on_error, tell)
-        for name in dict.fromkeys(part.split for part in chosen):
-            packer.add_split(name, [part for part in chosen if part.split == name], progress)
+        packer = _Packer(source, folder, output, shard_bytes, on_error, tell, progress)
+        for name in dict.fromkeys(part.split for part in found):
+            split = _Split(name)
+            for part in (part for part in found if part.split == name):
+                packer.add_part(split, part)
+            packer.write_shards(split)
         return packer.finish()
 
 
+@dataclass
 class _Packer:
     """Writer of the shards and the index of a folder."""
 
-    def __init__(
-        self,
-        source: Path,
-        folder: Path,
-        output: Path,
-        shard_bytes: int,
-        on_error: str,
-        tell: Callable[[str], None] | None,
-    ) -> None:
-        self.source, self.folder, self.output = source, folder, output
-        self.shard_bytes, self.on_error, self.tell = shard_bytes, on_error, tell
-        self.parts: list[dict[str, Any]] = []
-        self.shards: list[dict[str, Any]] = []
-        base = source if source.is_dir() else source.parent
-        self._base = f"{base}/"
-        (folder / "index").mkdir()
+    source: Path
+    folder: Path
+    output: Path
+    shard_bytes: int
+    on_error: str
+    tell: Callable[[str], None] | None
+    progress: Callable[[int, int], None] | None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_split(
-        self, name: str, parts: list[Part], progress: Callable[[int, int], None] | None
-    ) -> None:
-        """Write the index and the shards of a split."""
-        split = _Split(name)
-        for part in parts:
-            self._add_part(split, part)
-        self._write_shards(split, progress)
+    def __post_init__(self) -> None:
+        self._base = self.source if self.source.is_dir() else self.source.parent
+        (self.folder / "index").mkdir()
 
     def finish(self) -> dict[str, Any]:
         """Write the description, and copy the tokenizer of the data if there is one."""
-        base = Path(self._base)
-        if (base / "tokenizer.json").is_file():
-            shutil.copyfile(base / "tokenizer.json", self.folder / "tokenizer.json")
+        if (tokenizer := self._base / "tokenizer.json").is_file():
+            shutil.copyfile(tokenizer, self.folder / "tokenizer.json")
         content = {"format": FORMAT, "version": VERSION, "shards": self.shards, "parts": self.parts}
         hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         content = {"fingerprint": hashed.hexdigest(), **content}
@@ -170,10 +132,21 @@ class _Packer:
             file.write(data.encode())
         return content
 
-    def _file(self, name: str) -> Any:
-        return _writing(self.folder / name, self.output / name)
+    @contextmanager
+    def _file(self, name: str) -> Iterator[_Hashed]:
+        """Open a file of the folder for writing; errors name the final path."""
+        try:
+            with (self.folder / name).open("wb") as file:
+                yield _Hashed(file)
+        except OSError as problem:
+            # Errors with a file name are about an image that cannot be read.
+            if problem.errno is None or problem.filename is not None:
+                raise
+            path = str(self.output / name)
+            raise OSError(problem.errno, problem.strerror or str(problem), path) from problem
 
-    def _add_part(self, split: _Split, part: Part) -> None:
+    def add_part(self, split: _Split, part: Part) -> None:
+        """Write the index of a part, and add its images to the split."""
         options = {"on_error": self.on_error} if part.source in SKIPPING else {}
         records = part.open(**options)
         counts = dict(getattr(records, "counts", {}))
@@ -191,7 +164,9 @@ class _Packer:
                 if numbers is None:
                     skipped += 1
                     continue
-                entry = self._entry(record, numbers)
+                entry = {"images": numbers, **to_entry(record)}
+                if "image_id" in entry:
+                    entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
                 _add_fields(split, part.source, record, numbers, entry)
                 if part.source in ("detection", "objects365"):
                     _share(entry, shared)
@@ -200,7 +175,7 @@ class _Packer:
                 written += 1
             digest = file.hash.hexdigest()
         # Some readers count while records are read.
-        counts |= dict(getattr(records, "counts", {})) if not counts else {}
+        counts |= {} if counts else getattr(records, "counts", {})
         for own in (counts, counts_of_objects):
             own |= {_UNREADABLE: skipped} if skipped else {}
         self.parts.append(
@@ -218,39 +193,48 @@ class _Packer:
             }
         )
 
-    def _entry(self, record: Record, numbers: list[int]) -> dict[str, Any]:
-        entry = to_entry(record)
-        image_id = entry.get("image_id", "")
-        if image_id.startswith(self._base):
-            entry["image_id"] = image_id[len(self._base) :]
-        return {"images": numbers, **entry}
-
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
         """Return the numbers of a record's images, or None if one is missing and skipped."""
         if split.last is not None and record.images == split.last[0]:
             return split.last[1]
         numbers = []
         for place in range(len(record.images)):
+            image: Any
             try:
-                numbers.append(_number(split, record, place))
+                stored = record.images[place]
+                if isinstance(stored, bytes):
+                    identity = hashlib.sha256(stored).digest()
+                    image = partial(operator.getitem, record.images, place)
+                else:
+                    identity = image = os.fspath(stored)
+                    if image not in split.numbers and not Path(image).is_file():
+                        raise FileNotFoundError(f"image {image} does not exist")
             except FileNotFoundError as problem:
-                if self.on_error == "skip":
-                    if self.tell is not None:
-                        self.tell(f"record {record.key!r}: {problem}")
-                    return None
-                raise FileNotFoundError(f"record {record.key!r}: {problem}") from None
+                message = f"record {record.key!r}: {problem}"
+                if self.on_error != "skip":
+                    raise FileNotFoundError(message) from None
+                if self.tell is not None:
+                    self.tell(message)
+                return None
+            if identity not in split.numbers:
+                split.numbers[identity] = len(split.images)
+                split.images.append(image)
+                split.fields.append({})
+            numbers.append(split.numbers[identity])
         split.last = (record.images, numbers)
         return numbers
 
-    def _write_shards(self, split: _Split, progress: Callable[[int, int], None] | None) -> None:
+    def write_shards(self, split: _Split) -> None:
         """Write the samples of a split into shards."""
         places: list[tuple[int, int, int]] = []
-        samples = self._members(split)
+        samples = _members(split)
         sample, shard = next(samples, None), 0
         while sample is not None:
             name, first = f"{split.name}-{shard:06d}.tar", len(places)
             with self._file(name) as file:
-                tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+                tar = tarfile.TarFile(
+                    fileobj=cast(IO[bytes], file), mode="w", format=tarfile.USTAR_FORMAT
+                )
                 while sample is not None:
                     size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
                     if len(places) > first and tar.offset + size > self.shard_bytes:
@@ -260,8 +244,8 @@ class _Packer:
                         info = tarfile.TarInfo(member)
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
-                    if progress is not None:
-                        progress(len(places), len(split.samples))
+                    if self.progress is not None:
+                        self.progress(len(places), len(split.images))
                     sample = next(samples, None)
                 tar.close()
                 self.shards.append(
@@ -277,36 +261,18 @@ class _Packer:
         with self._file(f"index/{split.name}-pictures.json") as file:
             file.write(json.dumps(places, separators=(",", ":")).encode())
 
-    def _members(self, split: _Split) -> Iterator[list[tuple[str, bytes]]]:
-        """Yield the members of each sample, the image first."""
-        for number, sample in enumerate(split.samples):
-            stored = sample.image if isinstance(sample.image, str) else sample.image()
-            data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
-            name = f"{number:09d}"
-            fields = sample.fields
-            members = [(f"{name}.{extension_of(data)}", data)]
-            if captions := fields.get("captions"):
-                members.append((f"{name}.txt", captions[0].encode()))
-            members.append((f"{name}.json", json.dumps(fields, ensure_ascii=False).encode()))
-            yield members
 
-
-def _number(split: _Split, record: Record, place: int) -> int:
-    """Return the number of a record's image; images given as bytes are identified by their hash."""
-    stored = record.images[place]
-    identity: Any
-    reader: str | Callable[[], StoredImage]
-    if isinstance(stored, bytes):
-        identity = hashlib.sha256(stored).digest()
-        reader = partial(operator.getitem, record.images, place)
-    else:
-        identity = reader = os.fspath(stored)
-        if identity not in split.numbers and not Path(identity).is_file():
-            raise FileNotFoundError(f"image {identity} does not exist")
-    if identity not in split.numbers:
-        split.numbers[identity] = len(split.samples)
-        split.samples.append(_Sample(reader))
-    return split.numbers[identity]
+def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield the members of each sample, the image first."""
+    for number, (image, fields) in enumerate(zip(split.images, split.fields, strict=True)):
+        stored = image if isinstance(image, str) else image()
+        data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
+        name = f"{number:09d}"
+        members = [(f"{name}.{extension_of(data)}", data)]
+        if captions := fields.get("captions"):
+            members.append((f"{name}.txt", captions[0].encode()))
+        members.append((f"{name}.json", json.dumps(fields, ensure_ascii=False).encode()))
+        yield members
 
 
 def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
@@ -320,24 +286,29 @@ def _add_fields(
     split: _Split, source: str, record: Record, numbers: list[int], entry: dict[str, Any]
 ) -> None:
     """Add the fields of a record to the sample of its first image."""
-    fields = split.samples[numbers[0]].fields
+    fields = split.fields[numbers[0]]
     fields.setdefault("image_id", entry.get("image_id", record.key))
     if record.image_size is not None:
         fields["height"], fields["width"] = record.image_size
     if source == "questions":
-        fields.setdefault("questions", []).append(record.text)
-        fields.setdefault("question_id", []).append(record.key.rpartition("/")[2])
         answers = record.answers or {}
-        fields.setdefault("answers", []).append(list(answers))
-        fields.setdefault("answer_scores", []).append(list(answers.values()))
+        lists = {
+            "questions": record.text,
+            "question_id": record.key.rpartition("/")[2],
+            "answers": list(answers),
+            "answer_scores": list(answers.values()),
+        }
     elif source in ("detection", "objects365"):
         fields["boxes_xyxy"] = record.boxes_xyxy
         fields["labels"] = [record.labels[label] for label in record.box_labels]
+        lists = {}
     elif source in ("phrases", "mixed", "referring", "reasoning", "swapped"):
         excluded = ("image_id", "image_size", "images", "label_spans", "box_labels")
         own = {name: value for name, value in entry.items() if name not in excluded}
         if len(numbers) > 1 or source == "swapped":
             own["images"] = [f"{number:09d}" for number in numbers]
-        fields.setdefault(source, []).append(own)
+        lists = {source: own}
     else:
-        fields.setdefault("captions", []).append(record.text)
+        lists = {"captions": record.text}
+    for name, value in lists.items():
+        fields.setdefault(name, []).append(value)
