@@ -155,7 +155,7 @@ class TextLayer(nn.Module):
         return self.output_norm(hidden) if normalize_output else hidden
 
 
-class RobertaTower(nn.Module):
+class RobertaEncoder(nn.Module):
     """RoBERTa encoder."""
 
     def __init__(self, config: RobertaConfig) -> None:

@@ -8,7 +8,8 @@ Source: Swin Transformer (Liu et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -216,7 +217,7 @@ class SwinStage(nn.Module):
         self.merging = merging
 
 
-class SwinTower(nn.Module):
+class SwinEncoder(nn.Module):
     """Swin encoder of four stages; blocks are numbered across stages."""
 
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
@@ -286,3 +287,26 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
+    """Resize the relative position bias tables of a state dict, with our or published keys."""
+    rows = (2 * window_size - 1) ** 2
+    return {
+        name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor
+        for name, tensor in state.items()
+    }
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Resize a bias table by bicubic interpolation, as published: (r, h) -> (rows, h).
+
+    A window of side w has r = (2 w - 1) ** 2. Returns `table` itself if it has the size.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    # (old ** 2, h) -> (1, h, old, old)
+    square = table.T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)

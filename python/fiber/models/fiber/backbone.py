@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from fiber.config import FiberConfig
 from fiber.models.encoders.roberta import (
     KeyValueCache,
-    RobertaTower,
+    RobertaEncoder,
     causal_attention_mask,
     key_attention_mask,
 )
-from fiber.models.encoders.swin import MapSizes, SwinTower
+from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import draw_by_fan_in
 
@@ -105,8 +105,8 @@ class FiberBackbone(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         fusion, swin, roberta = config.fusion, config.swin, config.roberta
-        self.image = SwinTower(swin, shift_small_maps=fusion.shift_small_maps)
-        self.text = RobertaTower(roberta)
+        self.image = SwinEncoder(swin, shift_small_maps=fusion.shift_small_maps)
+        self.text = RobertaEncoder(roberta)
         #: Indices of the first fused image block and text layer.
         self.first_fused_block = len(self.image.places) - fusion.num_fused_layers
         self.first_fused_layer = roberta.num_layers - fusion.num_fused_layers
