@@ -40,12 +40,7 @@ class MissingHeadError(ValueError):
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has a head.
-
-    Args:
-        config: config of the model.
-        head: name of the head.
-        asked: subject of the message, such as a method or a task.
+    """Check that a model has a head that `asked`, such as a method or a task, needs.
 
     Raises:
         MissingHeadError: naming the model's heads and the recipe of the missing one.

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
-#: Standard deviation of the published init, and width of the published text tower.
+#: Standard deviation of the published init, and width of the published text encoder.
 PUBLISHED_STD = 0.02
 PUBLISHED_WIDTH = 768
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return the std with which outputs have the variance of the published init at width 768."""
+    """Return the std that gives outputs the variance of the published init at width 768."""
     return PUBLISHED_STD * (PUBLISHED_WIDTH / inputs) ** 0.5
 
 
 def draw_by_fan_in(module: nn.Module) -> None:
     """Initialize all linear layers: weights with `fan_in_std`, biases 0.
 
-    With the published N(0, 0.02) a tower of width 128 barely changes its tokens. With variance
+    With the published N(0, 0.02), an encoder of width 128 barely changes its tokens. With variance
     1 / inputs, about twice this std, attention averages the tokens of a text until they are equal,
-    since the text tower normalizes after each residual.
+    since the text encoder normalizes after each residual.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
