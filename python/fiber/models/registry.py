@@ -130,11 +130,8 @@ ARCHITECTURES = (
 
 def architecture_of(config: FiberConfig) -> Architecture:
     """Return the registry entry of a config."""
-    return next(
-        entry
-        for entry in ARCHITECTURES
-        if isinstance(config, entry.config_class) and entry.stage in (None, config.stage)
-    )
+    entries = [entry for entry in ARCHITECTURES if isinstance(config, entry.config_class)]
+    return next(entry for entry in entries if entry.stage is None or entry.stage == config.stage)
 
 
 def build_model(config: FiberConfig) -> Network:

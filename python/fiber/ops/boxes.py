@@ -49,23 +49,14 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
     return intersection / union - (enclosing - union) / enclosing
 
 
-def encode_deltas(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Encode boxes of positive size relative to their anchors.
+def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
+    """Decode predicted deltas (..., 4) to boxes (..., 4), not clipped to the image.
 
-    Returns:
-        (..., 4) deltas: center offsets over anchor sizes, times 10; log size ratios, times 5.
+    Deltas are center offsets over anchor sizes, times 10, and log size ratios, times 5, which are
+    clamped to log(1000 / 16). Anchors are broadcast against the deltas.
 
     Source: Faster R-CNN (Ren et al. 2015), weights as published by FIBER.
     """
-    anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
-    sizes = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    offsets = (centers(boxes_xyxy) - centers(anchors_xyxy)) / anchor_sizes
-    deltas = torch.cat([offsets, torch.log(sizes / anchor_sizes)], dim=-1)
-    return deltas * deltas.new_tensor(DELTA_WEIGHTS)
-
-
-def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Invert `encode_deltas`, with log size ratios clamped to log(1000 / 16); does not clip."""
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     middles = centers(anchors_xyxy) + deltas[..., :2] * anchor_sizes
