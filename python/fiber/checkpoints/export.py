@@ -21,13 +21,9 @@ from fiber.models.registry import Network, architecture_of
 def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint for the published code, including the config.
 
-    The config is stored under Lightning's key, with published and our own field names. The file
-    loads as an equal model up to the order of input channels, which is the published one.
-
-    Args:
-        model: model of any registered architecture.
-        path: .safetensors file, or torch.save file with the tensors under "state_dict" (coarse)
-            or "model" (fine).
+    The suffix selects safetensors or torch.save. The config is stored under Lightning's key, with
+    published and our own field names. The file loads as an equal model up to the order of input
+    channels, which is the published one.
 
     Returns:
         Written tensors by published key.
@@ -61,12 +57,7 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
 def write_encoders(
     model: Network, folder: Path, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Write one safetensors file per encoder, such as swin and roberta, with the published keys.
-
-    Args:
-        model: model whose encoders are written, without fusion and heads.
-        folder: created if missing.
-        layout: key layout of the Swin file.
+    """Write one safetensors file per encoder with the keys of other libraries.
 
     Returns:
         Written state dict of each file, by stem.

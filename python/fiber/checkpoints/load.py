@@ -37,13 +37,9 @@ def read_model(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model directory or a published checkpoint in evaluation mode.
+    """Load a model directory, a finished run or a published checkpoint in evaluation mode.
 
-    Args:
-        path: directory of a run or a saved model, or published coarse or fine file.
-        device: device of the model.
-        image_size: new input size of a coarse model in pixels. Default: unchanged.
-        weights: "raw" or "ema" (moving average), for files that have both.
+    `image_size` is a new input size in pixels. `weights` "ema" reads the moving average of a file.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
@@ -58,10 +54,7 @@ def read_model(
 
 
 def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
-    """Load initial weights for training.
-
-    Args:
-        path: as in `read_model`, or a Swin or RoBERTa file, or a directory of such files.
+    """Load initial weights: a model, a standalone encoder, or a directory of encoder files.
 
     Raises:
         FileNotFoundError: if the file does not exist.

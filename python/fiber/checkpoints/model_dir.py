@@ -132,12 +132,7 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model directory in evaluation mode.
-
-    Args:
-        folder: written by `save_model`, or a finished run.
-        device: device of the model.
-        image_size: new input size of a coarse model in pixels. Default: unchanged.
+    """Load a model directory or a finished run in evaluation mode; `image_size` resizes its input.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
@@ -175,12 +170,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json with RoBERTa's special token ids.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: for other special tokens.
-    """
+    """Read a tokenizer.json; raises ValueError unless it has RoBERTa's special token ids."""
     tokenizer = Tokenizer.from_file(path)
     try:
         tokenizer.check_for_models()
@@ -211,12 +201,7 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
-    """Load a safetensors file strictly.
-
-    Args:
-        model: receives the tensors.
-        path: safetensors file.
-        resize: resize tensors to the model's image size.
+    """Load a safetensors file strictly, with tensors resized to the model's image size if asked.
 
     Raises:
         ValueError: naming all missing and unexpected keys and shape mismatches.
@@ -239,11 +224,7 @@ def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        ValueError: if it is damaged or truncated.
-    """
+    """Read a safetensors file; raises ValueError if it is damaged or truncated."""
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

@@ -39,11 +39,9 @@ def choose_answers(
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Load a tokenizer; a `Tokenizer` is checked and returned.
+    """Load a tokenizer.json, or a directory with it or with RoBERTa's vocab.json and merges.txt.
 
-    Args:
-        tokenizer: tokenizer.json, or a directory with it or with RoBERTa's vocab.json and
-            merges.txt.
+    A `Tokenizer` is checked and returned.
 
     Raises:
         ValueError: for None, or if the special tokens do not have RoBERTa's ids.

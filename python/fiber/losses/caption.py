@@ -37,17 +37,10 @@ def gold_loss(
     With p_t the frozen model's probability of token t and q_t the mean of p from t to the end of
     the caption, the weight of a token is max(p_t q_t, 0.1).
 
-    Args:
-        logits: (B, L, V).
-        reference_logits: (B, L, V) of the frozen model for the same captions; no gradient.
-        token_ids: (B, L).
-        text_mask: (B, L).
-        divisor: "tokens": divide the sum of a caption by its number of targets. "padding": by its
-            number of positions without a target, as in the published code, where short captions
-            have less weight and one that fills all L tokens a billion times more.
-
-    Returns:
-        The mean over the captions of all ranks that have a target.
+    The logits of both models are (B, L, V). The loss is the mean over all captions with a target.
+    The sum of a caption is divided by its number of targets, or with `divisor` "padding" by its
+    number of positions without a target, as in the published code, where short captions have less
+    weight and one that fills all L tokens a billion times more.
 
     Raises:
         ValueError: if the shapes do not match, or for another divisor.

@@ -95,27 +95,25 @@ class PairQueue:
             raise ValueError(
                 f"a text of {longest} tokens does not fit into a queue of {self.token_ids.shape[1]}"
             )
-        missing = self.token_ids.shape[1] - token_ids.shape[1]
-        values = {
-            "image_vectors": image_vectors.to(self.image_vectors.dtype),
-            "text_vectors": text_vectors.to(self.text_vectors.dtype),
-            "images": images.to(self.images.dtype),
-            "token_ids": F.pad(token_ids, [0, missing], value=PAD_ID),
-            "text_mask": F.pad(text_mask, [0, missing]),
-            "image_ids": image_ids,
-            "text_ids": text_ids,
-        }
+        token_ids, text_mask = self.pad_texts(token_ids, text_mask)
+        values = image_vectors, text_vectors, images, token_ids, text_mask, image_ids, text_ids
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
                 f"a whole batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
             )
         places = (torch.arange(sum(counts)) + self.pointer) % len(self)
-        for name, value in values.items():
+        for name, value in zip(self.TENSORS, values, strict=True):
             kept: Tensor = getattr(self, name)
-            kept[places.to(kept.device)] = gather_rows(value.contiguous(), counts).to(kept.device)
+            rows = gather_rows(value.to(kept.dtype).contiguous(), counts)
+            kept[places.to(kept.device)] = rows.to(kept.device)
         self.pointer = (self.pointer + sum(counts)) % len(self)
         self.total += sum(counts)
+
+    def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad texts to L tokens."""
+        missing = [0, self.token_ids.shape[1] - token_ids.shape[1]]
+        return F.pad(token_ids, missing, value=PAD_ID), F.pad(text_mask, missing)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors to save in a checkpoint."""
@@ -209,9 +207,7 @@ def queued_negatives(
     Returns:
         (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.
     """
-    missing = queue.token_ids.shape[1] - token_ids.shape[1]
-    own_ids = F.pad(token_ids, [0, missing], value=PAD_ID)
-    own_mask = F.pad(text_mask, [0, missing])
+    own_ids, own_mask = queue.pad_texts(token_ids, text_mask)
     return (
         _rows(images, queue.images, negatives.image_index),
         _rows(own_ids, queue.token_ids, negatives.text_index),

@@ -86,14 +86,12 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
     numbers = np.arange(first, first + rows)
     exists = similarities.is_negative.any(1)
     own = torch.arange(rows, device=exists.device) + similarities.first_candidate
-    drawn = []
+    sampled = []
     for stream, logits in enumerate((similarities.image_to_text, similarities.text_to_image)):
         uniforms = counter_uniforms(seed, step, stream, numbers)
-        index = _draw(logits, similarities.is_negative, torch.from_numpy(uniforms))
-        drawn.append(torch.where(exists, index, own))
-    return HardNegatives(
-        text_index=drawn[0], image_index=drawn[1], exists=exists, counts=similarities.counts
-    )
+        index = _sample_columns(logits, similarities.is_negative, torch.from_numpy(uniforms))
+        sampled.append(torch.where(exists, index, own))
+    return HardNegatives(*sampled, exists=exists, counts=similarities.counts)
 
 
 def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
@@ -123,7 +121,7 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     is_true = is_true[first : first + rows].to(image_ids.device)
     is_other = image_ids[:, None] != gather_rows(image_ids, counts)[None]
     uniforms = counter_uniforms(seed, step, 3, np.arange(first, first + rows))
-    others = _draw(
+    others = _sample_columns(
         torch.zeros_like(is_other, dtype=torch.float32), is_other, torch.tensor(uniforms)
     )
     exists = is_other.any(1)
@@ -264,7 +262,7 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def _draw(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
+def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
     """Sample one column per row by inverting its cumulative distribution: (B,) int64."""
     if not logits.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=logits.device)

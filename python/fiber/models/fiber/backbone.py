@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.config import FiberConfig
 from fiber.models.encoders.roberta import (
+    Branch,
     KeyValueCache,
     RobertaEncoder,
     causal_attention_mask,
@@ -72,8 +73,8 @@ class ImagePrefix(NamedTuple):
 class Decoding:
     """State of incremental decoding with `decode_next`."""
 
-    #: Image keys and values of each fused layer, (B, T, h, d) each.
-    images: list[tuple[Tensor, Tensor]]
+    #: Cross-attention of each fused layer, with the keys and values of the image.
+    branches: list[Branch]
     #: Cache of each text layer, over the tokens of all texts of an image.
     caches: list[KeyValueCache]
     #: (B, n, tokens) bool, True = the cached token belongs to this text.
@@ -231,11 +232,12 @@ class FiberBackbone(nn.Module):
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
         """Compute the image keys and values for `decode_next`; arguments of `decode_text`."""
-        images = [
-            cast(FusedPair, pair).text_to_image.keys_values(tokens)
-            for pair, tokens in zip(self.fusion, image_tokens, strict=True)
-        ]
-        return Decoding(images, [KeyValueCache() for _ in self.text.layers])
+        branches: list[Branch] = []
+        for pair, tokens in zip(self.fusion, image_tokens, strict=True):
+            attention = cast(FusedPair, pair).text_to_image
+            key, value = attention.keys_values(tokens)
+            branches.append(partial(attention.read, key=key, value=value))
+        return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
         """Process the next token of each text: (B, n) -> (B, n, D), the last of `decode_text`.
@@ -245,8 +247,7 @@ class FiberBackbone(nn.Module):
         `decode_text` for gradients.
         """
         batch, texts = token_ids.shape
-        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device)
-        newest = newest.expand(batch, -1, -1)
+        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
         past = decoding.own_tokens
         own_tokens = newest if past is None else torch.cat((past, newest), 2)
         # (B, n) -> (B n, 1, D) -> (B, n, D): the position of a token is that in its own text
@@ -255,16 +256,11 @@ class FiberBackbone(nn.Module):
         for number, (layer, cache) in enumerate(
             zip(self.text.layers, decoding.caches, strict=True), -self.first_fused_layer
         ):
-            branch = None if number < 0 else self._reader(number, decoding.images[number])
+            branch = None if number < 0 else decoding.branches[number]
             text = layer(text, own_tokens[:, None], branch, cache=cache)
         decoding.own_tokens = own_tokens
         decoding.length += 1
         return text
-
-    def _reader(self, pair: int, image: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Bind the text-to-image attention of a pair to image keys and values."""
-        fusion = cast(FusedPair, self.fusion[pair])
-        return lambda attended: fusion.text_to_image.read(attended, *image)
 
     def _pair(
         self,

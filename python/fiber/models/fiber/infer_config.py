@@ -56,13 +56,9 @@ _DETERMINED = (
 def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> FiberConfig:
     """Infer the config of a published coarse checkpoint.
 
-    Values that shapes do not determine are read from the stored config. Defaults are the published
-    ones: text attention heads of width 64, and at most 40 text tokens with an MLM head but no
-    caption head (pre-training), else 50.
-
-    Args:
-        state: tensors by published key.
-        stored: stored config, by the names of the published code and `OWN`.
+    Values that shapes do not determine are read from the config that the file stores, by the names
+    of the published code and `OWN`. Defaults are the published ones: text attention heads of width
+    64, and at most 40 text tokens with an MLM head but no caption head (pre-training), else 50.
 
     Raises:
         ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or

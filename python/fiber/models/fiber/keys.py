@@ -57,53 +57,40 @@ _IGNORED_FINE: IgnoredKeys = (
     (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer that follows from the anchor sizes"),
 )
 
-#: Heads that need some layers, and our layer -> published layer; a tuple is the key of a tensor.
-_HEAD_LAYERS: tuple[tuple[tuple[str, ...], dict[str, str | tuple[str, ...]]], ...] = (
-    (
-        ("itc",),
-        {
-            "temperature": ("temp",),
-            "itc_image_norm": "vit_model.norm",
-            "itc_image_transform": "cross_modal_image_transform_itc",
-            "itc_image_pooler.linear": "cross_modal_image_pooler_itc.dense",
-            "itc_text_transform": "cross_modal_text_transform_itc",
-            "itc_text_pooler.linear": "cross_modal_text_pooler_itc.dense",
-        },
-    ),
-    (
-        ("itm", "mlm", "vqa", "nlvr2", "caption"),
-        {"text_transform": "cross_modal_text_transform"},
-    ),
-    (
-        ("itm", "vqa", "nlvr2"),
-        {
-            "image_transform": "cross_modal_image_transform",
-            "image_pooler.linear": "cross_modal_image_pooler.dense",
-            "text_pooler.linear": "cross_modal_text_pooler.dense",
-        },
-    ),
-    (
-        ("mlm", "caption"),
-        {
-            "language_head.transform": "mlm_score.transform.dense",
-            "language_head.norm": "mlm_score.transform.LayerNorm",
-            "language_head.decoder.weight": ("mlm_score.decoder.weight",),
-            "language_head.decoder.bias": ("mlm_score.bias",),
-        },
-    ),
-    (("itm",), {"itm_head": "itm_score.fc"}),
-    *(
-        (
-            (head,),
-            {
-                f"{head}_head.hidden": f"{head}_classifier.0",
-                f"{head}_head.norm": f"{head}_classifier.1",
-                f"{head}_head.output": f"{head}_classifier.3",
-            },
-        )
-        for head in ("vqa", "nlvr2")
-    ),
-)
+#: Heads that need some layers -> our layer -> published layer; a tuple is the key of a tensor.
+_HEAD_LAYERS: dict[tuple[str, ...], dict[str, str | tuple[str, ...]]] = {
+    ("itc",): {
+        "temperature": ("temp",),
+        "itc_image_norm": "vit_model.norm",
+        "itc_image_transform": "cross_modal_image_transform_itc",
+        "itc_image_pooler.linear": "cross_modal_image_pooler_itc.dense",
+        "itc_text_transform": "cross_modal_text_transform_itc",
+        "itc_text_pooler.linear": "cross_modal_text_pooler_itc.dense",
+    },
+    ("itm", "mlm", "vqa", "nlvr2", "caption"): {"text_transform": "cross_modal_text_transform"},
+    ("itm", "vqa", "nlvr2"): {
+        "image_transform": "cross_modal_image_transform",
+        "image_pooler.linear": "cross_modal_image_pooler.dense",
+        "text_pooler.linear": "cross_modal_text_pooler.dense",
+    },
+    ("mlm", "caption"): {
+        "language_head.transform": "mlm_score.transform.dense",
+        "language_head.norm": "mlm_score.transform.LayerNorm",
+        "language_head.decoder.weight": ("mlm_score.decoder.weight",),
+        "language_head.decoder.bias": ("mlm_score.bias",),
+    },
+    ("itm",): {"itm_head": "itm_score.fc"},
+    ("vqa",): {
+        "vqa_head.hidden": "vqa_classifier.0",
+        "vqa_head.norm": "vqa_classifier.1",
+        "vqa_head.output": "vqa_classifier.3",
+    },
+    ("nlvr2",): {
+        "nlvr2_head.hidden": "nlvr2_classifier.0",
+        "nlvr2_head.norm": "nlvr2_classifier.1",
+        "nlvr2_head.output": "nlvr2_classifier.3",
+    },
+}
 
 #: Our linear layers that are 1 x 1 convolutions in the published model, (C_out, C, 1, 1) weights.
 _CONVOLUTIONS = {
@@ -167,25 +154,25 @@ def _backbone_keys(config: FiberConfig, image_prefix: str, text_prefix: str) -> 
     return keys
 
 
-def _head_keys(config: FiberConfig) -> list[tuple[tuple[str, ...], KeyMap]]:
-    """List the key maps of all coarse heads, each with the heads that need it."""
+def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
+    """Map all coarse heads: heads that need some tensors -> their key map."""
     caption = {
         f"caption_projections.{number}": f"cross_modal_att_layers.{layer}"
         for number, layer in enumerate(_projected_text_layers(config))
     }
-    maps = []
-    for heads, layers in (*_HEAD_LAYERS, (("caption",), caption)):
-        keys: KeyMap = {}
+    maps: dict[tuple[str, ...], KeyMap] = {}
+    for heads, layers in (_HEAD_LAYERS | {("caption",): caption}).items():
+        maps[heads] = {}
         for ours, theirs in layers.items():
-            keys |= {ours: theirs} if isinstance(theirs, tuple) else weight_and_bias(ours, theirs)
-        maps.append((heads, keys))
+            is_tensor = isinstance(theirs, tuple)
+            maps[heads] |= {ours: theirs} if is_tensor else weight_and_bias(ours, theirs)
     return maps
 
 
 def coarse_keys(config: FiberConfig) -> KeyMap:
     """Map the coarse model: keys of a `FiberImageText` -> published keys."""
     keys = _backbone_keys(config, COARSE_IMAGE, COARSE_TEXT)
-    for heads, head_keys in _head_keys(config):
+    for heads, head_keys in _head_keys(config).items():
         if set(heads) & set(config.heads):
             keys |= head_keys
     return keys
@@ -203,7 +190,7 @@ def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
     layer = re.fullmatch(r"cross_modal_att_layers\.(\d+)\.(weight|bias)", name)
     if layer and int(layer[1]) not in _projected_text_layers(config):
         return "projection for a text layer that needs none"
-    for heads, head_keys in _head_keys(config):
+    for heads, head_keys in _head_keys(config).items():
         if (name,) in head_keys.values() and not set(heads) & set(config.heads):
             return f"the model was built without a head that needs it ({' or '.join(heads)})"
     return None
