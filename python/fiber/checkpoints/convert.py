@@ -52,7 +52,7 @@ def convert(
     if to == "published" and path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a file with suffix {suffixes} for format published")
     if to != "published" and path.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{path}: expected a directory for format {to}, not a suffix of a file")
+        raise ValueError(f"{path}: expected a directory for format {to}, got a file name")
     stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
     description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""

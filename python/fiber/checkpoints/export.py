@@ -33,7 +33,7 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
         OSError: if the file cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a suffix of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: expected a file with suffix {', '.join(SUFFIXES)}")
     config, architecture = model.config, architecture_of(model.config)
     state, order = published_state(model), architecture.published_channel_order
     if config.channel_order != order:

@@ -66,7 +66,7 @@ def initialize(
     architecture = architecture_of(model.config)
     if type(model.config) is not type(start.config):
         raise ValueError(
-            f"{start.path or 'the initial model'} is of {architecture_of(start.config).title},"
+            f"{start.path or 'the initial model'} is a {architecture_of(start.config).title} model,"
             f" expected {architecture.title}"
         )
     own, given = model.state_dict(), start.network.state_dict()

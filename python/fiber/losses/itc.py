@@ -76,7 +76,7 @@ def itc_loss(
     whole = sum(counts)
     if whole < 2:
         raise ValueError(
-            f"ITC needs at least 2 pairs for negatives, got a whole batch of {whole} over"
+            f"ITC needs at least 2 pairs for negatives, got a global batch of {whole} over"
             f" {world_size()} ranks"
         )
     with torch.no_grad():
@@ -109,7 +109,7 @@ def itc_loss(
 def retrieval_loss(
     image_to_text: Tensor, text_to_image: Tensor, masked: Tensor, targets: Tensor, whole: int
 ) -> Tensor:
-    """Average the cross entropy of both directions over the `whole` global batch.
+    """Average the cross entropy of both directions over a global batch of `whole` pairs.
 
     `masked` is (B, K) bool, columns outside the softmax; `targets` is (B,) int64.
     """

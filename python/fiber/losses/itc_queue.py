@@ -100,7 +100,7 @@ class PairQueue:
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
-                f"a whole batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
+                f"a global batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
             )
         places = (torch.arange(sum(counts)) + self.pointer) % len(self)
         for name, value in zip(self.TENSORS, values, strict=True):
@@ -166,7 +166,7 @@ def queue_itc_loss(
     batch, used = len(image_ids), queue.written if only_written else len(queue)
     if sum(counts) + used < 2:
         raise ValueError(
-            "ITC needs at least 2 pairs for negatives, got a whole batch of"
+            "ITC needs at least 2 pairs for negatives, got a global batch of"
             f" {sum(counts)} and an empty queue"
         )
     with torch.no_grad():

@@ -111,7 +111,7 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     whole, rows = sum(counts), len(image_ids)
     if whole < 2:
         raise ValueError(
-            "ITM with random images needs at least 2 pairs for negatives, got a whole batch of"
+            "ITM with random images needs at least 2 pairs for negatives, got a global batch of"
             f" {whole} over {world_size()} ranks"
         )
     first = sum(counts[: rank()])

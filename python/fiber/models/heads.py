@@ -94,11 +94,3 @@ class Classifier(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Compute logits (B, width_in) -> (B, classes)."""
         return self.output(self.activation(self.norm(self.hidden(vectors))))
-
-
-def init_head(module: nn.Module) -> None:
-    """Initialize the linear layers of a head: weights N(0, 0.02), biases 0."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=0.02)
-            nn.init.zeros_(part.bias)

@@ -61,9 +61,7 @@ class Architecture:
     #: Converts published tensors before `keys` is applied.
     from_published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
     #: Inverse of `from_published`; adds published buffers.
-    to_published: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, config: (
-        state
-    )
+    to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
     #: Encoders that are loaded from, and written to, files of their own.
     encoders: tuple[EncoderFormat, ...]
     #: Resizes tensors, by our or published keys, that depend on the image size.
@@ -183,8 +181,9 @@ def recognize(names: Collection[str]) -> Architecture:
             "the file contains the weights of a model of this package without its config.json; pass"
             " the directory that contains both"
         )
+    titles = " or ".join(entry.title for entry in ARCHITECTURES)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     raise ValueError(
-        "the file contains no published model: expected keys of"
-        f" {' or '.join(entry.title for entry in ARCHITECTURES)}, got {len(names)} keys:"
-        f" {', '.join(sorted(names)[:4])}, ..."
+        f"the file contains no published model: expected keys of {titles}, got"
+        f" {', '.join(sorted(names)[:4])}{more}"
     )

@@ -25,7 +25,7 @@ from fiber.models.encoders.roberta import (
 )
 from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
-from fiber.models.init import draw_by_fan_in
+from fiber.models.init import init_linear
 
 #: Required outputs: "all"; "pooled", the image and the first text token; or "text". The last fused
 #: pair skips the others.
@@ -130,7 +130,7 @@ class FiberBackbone(nn.Module):
                 )
             )
         if config.weight_start == "fan_in":
-            draw_by_fan_in(self)
+            init_linear(self, fan_in=True)
 
     def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
         """Run the image encoder up to the first fused block.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
-from fiber.models.heads import Classifier, LanguageHead, Pooler, init_head
-from fiber.models.init import draw_by_fan_in
+from fiber.models.heads import Classifier, LanguageHead, Pooler
+from fiber.models.init import init_linear
 
 #: Heads on pooled (image, text) features.
 POOLED_HEADS = ("itm", "vqa", "nlvr2")
@@ -71,10 +71,7 @@ class FiberImageText(nn.Module):
             )
             build(self.caption_projections)
         for module in built:
-            if config.weight_start == "fan_in":
-                draw_by_fan_in(module)
-            else:
-                init_head(module)
+            init_linear(module, fan_in=config.weight_start == "fan_in")
 
     def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
         """Run the backbone and one head; images are (B, 2, 3, H, W) for "nlvr2", left image first.
