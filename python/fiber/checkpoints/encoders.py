@@ -42,8 +42,8 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
     keys = encoder.keys(config, layout)
     state = dict(architecture.resize(state, config))
     if config.channel_order == "bgr":
-        for name in keys.get(architecture.first_convolution, ()):
-            state[name] = state[name].flip(1)
+        first = keys.get(architecture.first_convolution, ())
+        state |= {name: state[name].flip(1) for name in first if name in state}
 
     def ignored_reason(name: str) -> str | None:
         return next((why for pattern, why in encoder.ignored if re.fullmatch(pattern, name)), None)
